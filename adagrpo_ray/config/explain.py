@@ -1,0 +1,38 @@
+"""The settings told to a person: every key with its default and one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+
+from adagrpo_ray.config.tree import Config
+
+
+def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key, default, description) of every setting; entries of lists have `[]` in their key."""
+    for name, field in section.model_fields.items():
+        key, annotation = f"{prefix}{name}", field.annotation
+        inner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        if inner is not None:
+            yield from settings(inner, f"{key}.")
+            continue
+        yield key, "required" if field.is_required() else _shown(field.default), field.description or ""
+        for entry in get_args(annotation):
+            if isinstance(entry, type) and issubclass(entry, BaseModel):
+                yield from settings(entry, f"{key}[].")
+
+
+def as_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = [v.model_dump() if isinstance(v, BaseModel) else v for v in value]
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("\n...").strip()

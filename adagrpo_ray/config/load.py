@@ -1,0 +1,117 @@
+"""Reading a configuration: YAML file, then dotted overrides, then one clear error or the tree."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import ConfigError
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in the YAML file at `path`, changed by `overrides` ("learner.learning_rate=1e-4").
+
+    An override's value is YAML; list entries are reached by number ("algorithm.triggers.0.from_step=5").
+    Raises ConfigError that names every bad key, its value and the nearest valid name.
+    """
+    tree = _read(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}; give --config a YAML file") from None
+    tree = _parse(text, f"the configuration {path}")
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"the configuration {path} holds a {type(tree).__name__}; it must be a mapping of sections")
+    return tree
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{what} is not valid YAML{line}: {problem}; mend that line") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one "dotted.key=value" in the raw tree, making mappings on the way."""
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4")
+    value = _parse(text, f"the value of {key}")
+    node: Any = tree
+    for depth, name in enumerate(names):
+        last = depth == len(names) - 1
+        if isinstance(node, list):
+            if not name.isdigit() or int(name) >= len(node):
+                raise ConfigError(
+                    f"{override!r}: {'.'.join(names[:depth])} is a list of {len(node)}; "
+                    f"{name!r} is none of its numbers 0 to {len(node) - 1}"
+                )
+            index: Any = int(name)
+        elif isinstance(node, dict):
+            index = int(name) if name.isdigit() else name
+        else:
+            raise ConfigError(f"{override!r}: {'.'.join(names[:depth])} is the value {node!r} and has no {name!r}")
+        if last:
+            node[index] = value
+        else:
+            if isinstance(node, dict) and node.get(index) is None:
+                node[index] = {}
+            node = node[index]
+
+
+def _explain(error: Any) -> str:
+    """One line for one of pydantic's errors: key, value, what to do."""
+    place, value = tuple(error["loc"]), error["input"]
+    key = ".".join(str(part) for part in place)
+    if error["type"] == "extra_forbidden":
+        valid = _valid_names(place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*map(str, place[:-1]), near[0]])!r}?" if near else f"valid: {', '.join(valid)}"
+        return f"unknown key {key!r} (value {value!r}); {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if not place:
+        return message
+    if error["type"] == "missing":
+        return f"{key} is missing; set it"
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(value), [w.strip("'") for w in error["ctx"]["expected"].split(" or ")], n=1)
+        message += f"; did you mean {near[0]!r}?" if near else ""
+    return f"{key}={value!r}: {message}"
+
+
+def _valid_names(place: tuple[Any, ...]) -> list[str]:
+    """Names of the settings in the section at `place`."""
+    section: type[BaseModel] = Config
+    for part in place:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((s for s in map(_section_of, get_args(annotation)) if s is not None), None)

@@ -1,0 +1,297 @@
+"""One pydantic tree for every setting. Each field's description is its line of documentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from adagrpo_ray.types import SamplingParams
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are refused, values cannot change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class SamplingSettings(Section):
+    """Sampling parameters of one attempt."""
+
+    temperature: float = Field(1.0, ge=0.0, le=10.0, description="softmax temperature; 0 is greedy decoding")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="keep the likeliest tokens up to this probability mass")
+    top_k: int = Field(0, ge=0, description="keep the k likeliest tokens; 0 keeps all")
+    min_p: Share = Field(0.0, description="drop tokens less likely than this share of the likeliest; 0 keeps all")
+    repetition_penalty: float = Field(1.0, gt=0.0, le=2.0, description="above 1.0 makes repeated tokens less likely")
+
+    def params(self) -> SamplingParams:
+        """The same as the frozen dataclass that flows through a step."""
+        return SamplingParams(**self.model_dump(include=set(SamplingSettings.model_fields)))
+
+
+class RungSettings(SamplingSettings):
+    """One kind of resample, used `times` times in a row before the next rung."""
+
+    times: PositiveInt = Field(1, description="how many resamples in a row use these parameters")
+
+
+class TriggerSettings(Section):
+    """From a step on, the ladder of resamples that a failing group may climb."""
+
+    from_step: PositiveInt = Field(..., description="first step (counted from 1) at which this ladder is in force")
+    rungs: tuple[RungSettings, ...] = Field(..., description="the resamples in order; [] switches resampling off")
+
+    def ladder(self) -> tuple[SamplingParams, ...]:
+        """The parameters of each resample, one entry a resample."""
+        return tuple(rung.params() for rung in self.rungs for _ in range(rung.times))
+
+
+class RunSettings(Section):
+    """The run itself."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run; null: config name and time"
+    )
+    folder: str = Field("runs", min_length=1, description="where run folders are made")
+    steps: PositiveInt = Field(100, description="training steps")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of data order, sampling and initial LoRA weights")
+    ray_address: str | None = Field(
+        None, description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else a local one"
+    )
+
+
+class LoraSettings(Section):
+    """The adapter that is trained."""
+
+    r: Literal[1, 8, 16, 32, 64, 128, 256] = Field(16, description="rank of the adapter; vLLM serves these ranks")
+    alpha: float = Field(32.0, gt=0.0, description="scale of the adapter is alpha / r")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the adapter while training")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of the linear layers that get an adapter",
+    )
+
+
+class ModelSettings(Section):
+    """The base model and its adapter."""
+
+    path: str = Field("tiny", min_length=1, description="'tiny' (built on first use), a folder, or a Hub name")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of the base weights, everywhere")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    adapter: str | None = Field(None, description="PEFT adapter folder to continue from; null: a new adapter")
+    lora: LoraSettings = Field(LoraSettings(), description="the adapter that is trained")
+
+
+class ArithmeticSettings(Section):
+    """The embedded task: additions of two numbers, one difficulty class for each number of digits.
+
+    The tiny base model learned them from examples that keep the carry with the probability given here
+    and drop it otherwise: that is its success rate on the class.
+    """
+
+    keep_carry: dict[PositiveInt, Share] = Field(
+        {2: 0.75, 3: 0.35, 4: 0.12, 5: 0.04},
+        min_length=1,
+        description="digits of the summands: share of the base model's training examples that are right",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the problems and of the tiny base model")
+
+
+class ColumnSettings(Section):
+    """Which columns of the data set are what; a dot reaches into a nested value."""
+
+    prompt: str = Field("prompt", min_length=1, description="the problem: text, or a list of chat messages")
+    answer: str = Field("solution", min_length=1, description="ground truth for the reward functions")
+    level: str | None = Field(None, description="difficulty class for the reports")
+
+
+class FormatSettings(Section):
+    """The markers that the prompt asks for and the reward functions look for."""
+
+    think_end: str = Field("</think>", min_length=1, description="marks the end of thinking")
+    answer_start: str = Field("SOLUTION_START_FLAG", min_length=1, description="goes before the answer")
+    answer_end: str = Field("SOLUTION_END_FLAG", min_length=1, description="goes after the answer")
+
+
+class DataSettings(Section):
+    """Prompts to train on, and prompts kept aside to measure on."""
+
+    source: str = Field(
+        "arithmetic", min_length=1, description="'arithmetic' (generated), a .jsonl or .parquet file, or a Hub name"
+    )
+    subset: str | None = Field(None, description="configuration of a Hub data set")
+    split: str = Field("train", min_length=1, description="split of a Hub data set")
+    columns: ColumnSettings = Field(ColumnSettings(), description="which columns are what")
+    format: FormatSettings = Field(FormatSettings(), description="markers of the answer format")
+    system_prompt: str | None = Field(
+        "Think between <think> and {think_end}, then put the final number between {answer_start} and {answer_end}.",
+        description="system message, with the markers' names in braces; null: none, or the data's own",
+    )
+    train_prompts: PositiveInt | None = Field(None, description="how many prompts to train on; null: all there are")
+    held_out_prompts: int = Field(128, ge=0, description="how many prompts to keep aside to measure accuracy on")
+    length_quantile: float = Field(1.0, gt=0.0, le=1.0, description="drop prompts longer than this quantile of lengths")
+    shuffle: bool = Field(True, description="new order of the prompts for each pass over them")
+
+
+class RewardSettings(Section):
+    """One reward function; a completion's reward is the weighted sum over all of them."""
+
+    function: str = Field(..., min_length=1, description="a built-in name, or your own as 'module:function'")
+    weight: float = Field(1.0, description="its factor in the sum")
+
+
+class RewardsSettings(Section):
+    """How completions are scored."""
+
+    functions: tuple[RewardSettings, ...] = Field(
+        (RewardSettings(function="exact"),), min_length=1, description="the reward functions"
+    )
+    correct_by: str | None = Field(
+        None, description="the function whose score says that a completion is right; null: the last one"
+    )
+    correct_above: float = Field(0.0, description="a completion is right where that score is above this")
+    workers: PositiveInt = Field(1, description="processes that score, outside the learner's")
+    timeout_s: float = Field(30.0, gt=0.0, description="seconds that scoring one group may take")
+
+
+class CriterionSettings(Section):
+    """When a group has taught enough and is not sampled again."""
+
+    kind: str = Field(
+        "any_correct", description="any_correct, any_above, spread, or your own as 'module:function'"
+    )
+    threshold: float = Field(0.0, description="any_above: a total reward above this satisfies; spread: std above it")
+
+
+class LossSettings(Section):
+    """The policy loss."""
+
+    kind: Literal["grpo", "bnpo", "dr_grpo"] = Field(
+        "bnpo", description="normalisation: grpo by sequence, bnpo by tokens of the batch, dr_grpo by a constant"
+    )
+    epsilon: float = Field(0.2, gt=0.0, lt=1.0, description="clip range of the probability ratio")
+    beta: float = Field(0.04, ge=0.0, description="weight of the KL term against the base model; 0 skips that pass")
+
+
+class AlgorithmSettings(Section):
+    """Adaptive GRPO."""
+
+    prompts_per_step: PositiveInt = Field(8, description="groups sampled a step")
+    group_size: int = Field(8, ge=2, description="completions of a group in one attempt")
+    sampling: SamplingSettings = Field(SamplingSettings(), description="parameters of every first attempt")
+    criterion: CriterionSettings = Field(CriterionSettings(), description="when a group is not sampled again")
+    triggers: tuple[TriggerSettings, ...] = Field((), description="ladders of resamples by step; []: plain GRPO")
+    resample: Literal["immediate", "deferred"] = Field(
+        "immediate", description="a failed group's next attempt: at once, or among the next step's requests"
+    )
+    budget: PositiveInt | None = Field(
+        None, description="most completions generated a step; groups that it cuts off wait; null: no limit"
+    )
+    max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is given up")
+    on_exhausted: Literal["train", "drop"] = Field(
+        "train", description="a group that fails on the last rung: train on it all the same, or drop it"
+    )
+    advantage_epsilon: float = Field(1e-4, gt=0.0, description="added to the standard deviation")
+    advantage_bound: float = Field(10.0, gt=0.0, description="advantages are clipped to plus and minus this")
+    loss: LossSettings = Field(LossSettings(), description="the policy loss")
+
+
+class RolloutSettings(Section):
+    """The vLLM rollout actors."""
+
+    actors: PositiveInt = Field(1, description="rollout actors")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs of one rollout actor")
+    cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for one rollout actor")
+    max_new_tokens: PositiveInt = Field(256, description="most tokens of a completion")
+    max_model_len: PositiveInt | None = Field(None, description="most tokens of prompt and completion; null: as needed")
+    max_sequences: PositiveInt = Field(128, description="sequences that one actor decodes at a time")
+    kv_cache_gib: float | None = Field(None, gt=0.0, description="size of the KV cache; null: by gpu_memory_share")
+    gpu_memory_share: float = Field(0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take")
+    eager: bool = Field(False, description="no compilation: starts faster, generates slower")
+    sync: Literal["adapter", "merged"] = Field(
+        "adapter", description="LoRA served by vLLM's LoRA kernels, or merged into the base weights"
+    )
+    start_timeout_s: float = Field(600.0, gt=0.0, description="seconds that a rollout actor may take to start")
+    request_timeout_s: float = Field(1800.0, gt=0.0, description="seconds that one request may take")
+
+
+class LearnerSettings(Section):
+    """The DeepSpeed learner."""
+
+    ranks: PositiveInt = Field(1, description="learner actors, one a rank")
+    cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for one rank")
+    threads: PositiveInt | None = Field(None, description="torch threads of one rank; null: torch's own choice")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what DeepSpeed shards over the ranks")
+    learning_rate: float = Field(1e-5, gt=0.0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW's moment decays")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up")
+    warmup: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
+    gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
+    micro_batch_tokens: PositiveInt = Field(16384, description="most tokens, padding included, of a micro-batch")
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+
+
+class EvaluationSettings(Section):
+    """Accuracy on the held-out prompts."""
+
+    samples: PositiveInt = Field(1, description="completions of each held-out prompt")
+    sampling: SamplingSettings = Field(SamplingSettings(), description="their sampling parameters")
+    every: int = Field(0, ge=0, description="steps between measurements while training; 0: only before and after")
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    run: RunSettings = Field(RunSettings(), description="the run itself")
+    model: ModelSettings = Field(ModelSettings(), description="base model and adapter")
+    arithmetic: ArithmeticSettings = Field(ArithmeticSettings(), description="the embedded task and tiny model")
+    data: DataSettings = Field(DataSettings(), description="prompts")
+    rewards: RewardsSettings = Field(RewardsSettings(), description="scoring")
+    algorithm: AlgorithmSettings = Field(AlgorithmSettings(), description="adaptive GRPO")
+    rollout: RolloutSettings = Field(RolloutSettings(), description="vLLM rollout actors")
+    learner: LearnerSettings = Field(LearnerSettings(), description="DeepSpeed learner")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="held-out accuracy")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        """Refuse sizes that are each fine and do not fit together."""
+        a, r = self.algorithm, self.rollout
+        problems = []
+        if a.budget is not None and a.budget < a.group_size:
+            problems.append(
+                f"algorithm.budget={a.budget} is smaller than algorithm.group_size={a.group_size}, so no group can "
+                "ever be sampled; raise the budget or make the groups smaller"
+            )
+        if r.max_model_len is not None and r.max_model_len <= r.max_new_tokens:
+            problems.append(
+                f"rollout.max_model_len={r.max_model_len} leaves no room for a prompt beside "
+                f"rollout.max_new_tokens={r.max_new_tokens}; raise the first or lower the second"
+            )
+        steps = [t.from_step for t in a.triggers]
+        if steps != sorted(set(steps)):
+            problems.append(f"algorithm.triggers have from_step {steps}; order them by step, each step once")
+        names = [f.function for f in self.rewards.functions]
+        if len(set(names)) != len(names):
+            problems.append(f"rewards.functions names a function twice: {names}; give each one weight")
+        if self.rewards.correct_by is not None and self.rewards.correct_by not in names:
+            problems.append(
+                f"rewards.correct_by={self.rewards.correct_by!r} is none of rewards.functions {names}; name one of them"
+            )
+        if a.sampling.temperature == 0.0 or any(s.temperature == 0.0 for t in a.triggers for s in t.ladder()):
+            problems.append(
+                "algorithm: a temperature of 0 in training draws the same completion G times, which teaches nothing; "
+                "use a temperature above 0"
+            )
+        if self.evaluation.samples > 1 and self.evaluation.sampling.temperature == 0.0:
+            problems.append(
+                f"evaluation.samples={self.evaluation.samples} with temperature 0 draws the same completion again; "
+                "use samples=1 or a temperature above 0"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,46 @@
+"""Every exception that this library raises on purpose.
+
+AdaGRPOError
+├── ConfigError      a setting is unknown, has a bad value, or does not fit another one
+├── DataError        a data set cannot be read, or a row or column is not what was promised
+├── ModelError       a model, tokenizer or adapter cannot be loaded
+├── RewardError      a reward function cannot be imported, or broke its contract
+├── ResourceError    the machine or cluster cannot hold what the configuration asks for
+├── RolloutError     a rollout actor could not serve a request
+└── SyncError        a rollout actor does not hold the weights that the learner sent
+
+Messages are one sentence that names the key or file, the value, and what to do. They take a single
+string, so that Ray can carry them between processes.
+"""
+
+
+class AdaGRPOError(Exception):
+    """Base of all errors of this library."""
+
+
+class ConfigError(AdaGRPOError, ValueError):
+    """A setting is unknown, has a bad value, or does not fit another one."""
+
+
+class DataError(AdaGRPOError, ValueError):
+    """A data set cannot be read, or a row or column is not what was promised."""
+
+
+class ModelError(AdaGRPOError, ValueError):
+    """A model, tokenizer or adapter cannot be loaded."""
+
+
+class RewardError(AdaGRPOError, ValueError):
+    """A reward function cannot be imported, or broke its contract."""
+
+
+class ResourceError(AdaGRPOError, RuntimeError):
+    """The machine or cluster cannot hold what the configuration asks for."""
+
+
+class RolloutError(AdaGRPOError, RuntimeError):
+    """A rollout actor could not serve a request."""
+
+
+class SyncError(AdaGRPOError, RuntimeError):
+    """A rollout actor does not hold the weights that the learner sent."""
