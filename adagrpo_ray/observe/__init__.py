@@ -1,0 +1,23 @@
+"""What a run shows of itself: records of its steps, the run folder that keeps them, and the terminal.
+
+`records` says what is measured, `observer` how the trainer hands it over. `writer` puts it into the run
+folder (JSON lines, TensorBoard by the tags of `scalars`); `console` onto the terminal, with `progress`
+while it runs and `report` at its end, all words by `figures`.
+"""
+
+from adagrpo_ray.observe.console import Console
+from adagrpo_ray.observe.observer import Observer, Observers
+from adagrpo_ray.observe.records import EvaluationRecord, Interval, StepRecord, Summary, summarize
+from adagrpo_ray.observe.writer import RunWriter
+
+__all__ = [
+    "Console",
+    "EvaluationRecord",
+    "Interval",
+    "Observer",
+    "Observers",
+    "RunWriter",
+    "StepRecord",
+    "Summary",
+    "summarize",
+]

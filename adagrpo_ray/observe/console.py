@@ -1,0 +1,113 @@
+"""A run on the terminal of whoever started it, or in the log that stands in for a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TextIO, cast
+
+from rich.console import Console as RichConsole
+
+from adagrpo_ray.observe.figures import evaluation_line, printable
+from adagrpo_ray.observe.observer import Observer
+from adagrpo_ray.observe.progress import Bar, Clock, Lines, Progress
+from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.observe.report import report
+
+
+class Console(Observer):
+    """Shows a run of `steps` steps on `stream`: a live display on a terminal, else plain lines.
+
+    `terminal` and `width` overrule what the stream is found to be. Use it as a context manager: a live
+    display left behind takes the cursor with it.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        stream: TextIO | None = None,
+        *,
+        terminal: bool | None = None,
+        width: int | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        stream = stream or sys.stdout
+        live = _is_terminal(stream) if terminal is None else terminal
+        self._clock = clock
+        self._began = clock()
+        self._rich = RichConsole(
+            # A cast, because rich asks less of a stream than its types do.
+            file=cast(TextIO, _Encodable(stream)),
+            # Said outright: rich would also take variables like FORCE_COLOR for a terminal, and fill logs
+            # with control characters.
+            force_terminal=live,
+            force_interactive=live,
+            color_system="auto" if live else None,
+            width=width,
+            # Names from data sets are shown as they are.
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+        kind = Bar if live else Lines
+        self._progress: Progress = kind(steps, self._rich, clock)
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def phase(self, text: str) -> None:
+        """Say what begins, and how long the run has been going."""
+        self._progress.start()
+        self._line(f"[{self._clock() - self._began:7.1f} s] {printable(text)}")
+
+    def step(self, record: StepRecord) -> None:
+        """Show the step."""
+        self._progress.step(record)
+
+    def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        """Say what was measured on the held-out prompts."""
+        self._line(evaluation_line(label, record))
+
+    def summary(self, summary: Summary) -> None:
+        """End the progress display and print the report."""
+        self.close()
+        self._line("")
+        for part in report(summary):
+            if isinstance(part, str):
+                self._line(part)
+            else:
+                self._rich.print(part)
+
+    def close(self) -> None:
+        """End the progress display. Closing twice is fine."""
+        self._progress.close()
+
+    def _line(self, text: str) -> None:
+        # A path that the terminal wraps by itself can still be copied in one piece.
+        self._rich.print(text, soft_wrap=True)
+
+
+class _Encodable:
+    """A stream that puts '?' for characters that its encoding lacks, instead of ending the run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding or "utf-8"
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether lines can be redrawn in place."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")

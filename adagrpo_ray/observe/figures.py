@@ -1,0 +1,65 @@
+"""Figures and names in the words of the terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
+
+
+def number(value: float) -> str:
+    """Three decimals, or '-' for what was not measured."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def change(before: float, after: float) -> str:
+    """The signed difference, or '-' where one side was not measured."""
+    return "-" if math.isnan(after - before) else f"{after - before:+.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: '0:38', '1:02:03'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def rungs(counts: Iterable[int]) -> str:
+    """Resamples by rung, the first rung first: '8+4', and '0' where there is no ladder."""
+    return "+".join(str(count) for count in counts) or "0"
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal: names of levels come from data sets of others."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def levels(names: Iterable[str]) -> list[str]:
+    """Each level once, without the nameless one, numbers in the order of their size."""
+
+    def key(name: str) -> list[tuple[int, str]]:
+        return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
+
+    return sorted({name for name in names if name}, key=key)
+
+
+def step_figures(record: StepRecord) -> list[str]:
+    """What one wants to see of a step at once, next to its pace."""
+    return [
+        f"reward {number(record.reward_mean)}",
+        f"accuracy {number(record.accuracy)}",
+        f"resamples {rungs(record.resamples)}",
+        f"groups {record.groups_ready} ready {record.groups_waiting} waiting",
+    ]
+
+
+def evaluation_line(label: str, record: EvaluationRecord) -> str:
+    """A measurement on the held-out prompts in one line."""
+    by_level = [
+        f"{printable(level)}: {number(record.accuracy_by_level[level])}"
+        for level in levels(record.accuracy_by_level)
+    ]
+    about = f"({record.samples} samples, {record.seconds:.1f} s)"
+    return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *by_level, about])

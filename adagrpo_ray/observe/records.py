@@ -1,0 +1,175 @@
+"""What is measured, as frozen dataclasses, and the sum of a run.
+
+A figure that was not measured is NaN, and null in JSON. A level of "" holds the prompts that have none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import zip_longest
+from numbers import Integral, Real
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Record:
+    """Base of all records: its fields, in their order, are the keys of its JSON."""
+
+    def to_dict(self) -> dict[str, object]:
+        """The record in JSON's own types."""
+        return {field.name: _jsonable(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class StepRecord(Record):
+    """One training step.
+
+    `accuracy` and `accuracy_by_level` count first attempts only: resampling until one completion is right
+    would bias them upwards. `resamples` holds one count a rung. `flat_before` is the share of groups whose
+    first attempt has no spread of rewards, `flat_after` the same after all of their attempts.
+    `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
+    the tokens were drawn with.
+    """
+
+    step: int
+    seconds: float
+    reward_mean: float
+    reward_by_function: Mapping[str, float]
+    accuracy: float
+    groups_ready: int
+    groups_waiting: int
+    groups_exhausted: int
+    groups_dropped: int
+    resamples: tuple[int, ...]
+    resamples_by_level: Mapping[str, int]
+    accuracy_by_level: Mapping[str, float]
+    flat_before: float
+    flat_after: float
+    generated_tokens: int
+    trained_tokens: int
+    completion_length: float
+    loss: float
+    kl: float
+    grad_norm: float
+    learning_rate: float
+    clip_share: float
+    behaviour_gap: float
+    weight_version: int
+    sync_bytes: int
+    seconds_by_phase: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class EvaluationRecord(Record):
+    """Accuracy on the held-out prompts after `step` training steps; `mean_length` is in tokens."""
+
+    step: int
+    accuracy: float
+    accuracy_by_level: Mapping[str, float]
+    samples: int
+    mean_length: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Interval(Record):
+    """Some steps in a row, `first` to `last`: their resamples over all rungs and their mean reward."""
+
+    first: int
+    last: int
+    resamples: int
+    reward_mean: float
+
+    def to_dict(self) -> dict[str, object]:
+        """The interval with `from` and `to` as its keys, which Python cannot have as names of fields."""
+        return {
+            "from": self.first,
+            "to": self.last,
+            "resamples": self.resamples,
+            "reward_mean": _jsonable(self.reward_mean),
+        }
+
+
+@dataclass(frozen=True)
+class Summary(Record):
+    """A whole run. `seconds` is the time of its steps, without start-up and measurements."""
+
+    accuracy_before: float
+    accuracy_after: float
+    steps: int
+    generated_tokens: int
+    trained_tokens: int
+    resamples: tuple[int, ...]
+    seconds: float
+    accuracy_by_level_before: Mapping[str, float]
+    accuracy_by_level_after: Mapping[str, float]
+    resamples_by_interval: tuple[Interval, ...]
+    name: str
+    folder: Path
+    adapter: Path
+
+
+def summarize(
+    records: Sequence[StepRecord],
+    before: EvaluationRecord | None,
+    after: EvaluationRecord | None,
+    *,
+    name: str,
+    folder: Path,
+    adapter: Path,
+) -> Summary:
+    """The sum of a run's steps, in at most ten intervals; accuracies that were not measured are NaN."""
+    length = max(1, math.ceil(len(records) / 10))
+    return Summary(
+        accuracy_before=before.accuracy if before else math.nan,
+        accuracy_after=after.accuracy if after else math.nan,
+        steps=len(records),
+        generated_tokens=sum(r.generated_tokens for r in records),
+        trained_tokens=sum(r.trained_tokens for r in records),
+        # A later trigger may have a longer ladder than the first steps had.
+        resamples=tuple(sum(rung) for rung in zip_longest(*(r.resamples for r in records), fillvalue=0)),
+        seconds=math.fsum(r.seconds for r in records),
+        accuracy_by_level_before=before.accuracy_by_level if before else {},
+        accuracy_by_level_after=after.accuracy_by_level if after else {},
+        resamples_by_interval=tuple(
+            _interval(records[start : start + length]) for start in range(0, len(records), length)
+        ),
+        name=name,
+        folder=folder,
+        adapter=adapter,
+    )
+
+
+def _interval(records: Sequence[StepRecord]) -> Interval:
+    return Interval(
+        first=records[0].step,
+        last=records[-1].step,
+        resamples=sum(sum(r.resamples) for r in records),
+        reward_mean=_mean(r.reward_mean for r in records),
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Mean of the values that were measured."""
+    measured = [v for v in values if not math.isnan(v)]
+    return math.fsum(measured) / len(measured) if measured else math.nan
+
+
+def _jsonable(value: object) -> object:
+    """`value` in JSON's own types. JSON has no infinity either, so that becomes null too."""
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    # numpy's scalars are of these two as well, and json would refuse them.
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    return value

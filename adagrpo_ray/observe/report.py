@@ -1,0 +1,63 @@
+"""The end report of a run, as text for a terminal or a log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from adagrpo_ray.observe.figures import change, levels, number, printable, rungs
+from adagrpo_ray.observe.records import Interval, Summary
+
+
+def report(summary: Summary) -> Iterator[RenderableType]:
+    """The parts of the report, from top to bottom."""
+    yield f"run {summary.name}: {summary.steps} steps in {summary.seconds:.1f} s"
+    yield ""
+    if math.isnan(summary.accuracy_before) and math.isnan(summary.accuracy_after):
+        yield "held-out accuracy: not measured"
+    else:
+        yield (
+            f"held-out accuracy: {number(summary.accuracy_before)} -> {number(summary.accuracy_after)} "
+            f"({change(summary.accuracy_before, summary.accuracy_after)})"
+        )
+    names = levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after])
+    if names:
+        yield _accuracy_by_level(summary, names)
+    yield ""
+    yield f"resamples: {sum(summary.resamples)} (by rung {rungs(summary.resamples)})"
+    if summary.resamples_by_interval:
+        yield _intervals(summary.resamples_by_interval)
+    yield ""
+    yield f"tokens: {summary.generated_tokens:,} generated, {summary.trained_tokens:,} trained"
+    yield f"adapter: {printable(str(summary.adapter))}"
+    yield f"run folder: {printable(str(summary.folder))}"
+
+
+def _accuracy_by_level(summary: Summary, names: list[str]) -> Table:
+    table = _table("class", "before", "after", "change")
+    for name in names:
+        before = summary.accuracy_by_level_before.get(name, math.nan)
+        after = summary.accuracy_by_level_after.get(name, math.nan)
+        table.add_row(printable(name), number(before), number(after), change(before, after))
+    return table
+
+
+def _intervals(intervals: tuple[Interval, ...]) -> Table:
+    table = _table("steps", "resamples", "mean reward")
+    for interval in intervals:
+        table.add_row(
+            f"{interval.first}-{interval.last}", str(interval.resamples), number(interval.reward_mean)
+        )
+    return table
+
+
+def _table(name: str, *figures: str) -> Table:
+    """A table without lines, so that it looks the same in every encoding; names left, figures right."""
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    table.add_column(name, overflow="fold")
+    for figure in figures:
+        table.add_column(figure, justify="right", overflow="fold")
+    return table

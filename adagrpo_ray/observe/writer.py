@@ -1,0 +1,113 @@
+"""The run folder: what is measured, kept on disk as it happens."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+
+from adagrpo_ray.errors import ConfigError, ResourceError
+from adagrpo_ray.observe.observer import Observer
+from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
+
+
+class RunWriter(Observer):
+    """Makes the folder of a new run and writes into it.
+
+    `config.yaml` (the text given), `metrics.jsonl` (a line a step), `evaluations.jsonl` (a line a
+    measurement on the held-out prompts), `summary.json`, and `tensorboard/`. A run that dies leaves all
+    of its finished steps behind.
+    """
+
+    def __init__(self, folder: Path, config: str) -> None:
+        """Make `folder`; ConfigError where it holds something, ResourceError where it cannot be written."""
+        self.folder = folder
+        with _writing(folder):
+            if folder.exists() and not (folder.is_dir() and _is_empty(folder)):
+                raise _taken(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                # Exclusive: of two runs that start under one name at the same time, one is refused.
+                with (folder / "config.yaml").open("x", encoding="utf-8") as file:
+                    file.write(config)
+            except FileExistsError:
+                raise _taken(folder) from None
+            (folder / "metrics.jsonl").touch()
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), flush_secs=5)
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def phase(self, text: str) -> None:
+        """Nothing: phases are for people who wait."""
+
+    def step(self, record: StepRecord) -> None:
+        """Append the step to `metrics.jsonl` and to TensorBoard."""
+        self._append("metrics.jsonl", record.to_dict())
+        self._add_scalars(step_scalars(record), record.step)
+
+    def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        """Append the measurement and its label to `evaluations.jsonl` and to TensorBoard."""
+        self._append("evaluations.jsonl", {"label": label, **record.to_dict()})
+        self._add_scalars(evaluation_scalars(record), record.step)
+
+    def summary(self, summary: Summary) -> None:
+        """Write `summary.json`, whole or not at all."""
+        path = self.folder / "summary.json"
+        aside = self.folder / "summary.json.part"
+        with _writing(path):
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(summary.to_dict(), indent=2, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds. Closing twice is fine."""
+        with _writing(self.folder / "tensorboard"):
+            self._tensorboard.close()
+
+    def _append(self, name: str, record: Mapping[str, object]) -> None:
+        path = self.folder / name
+        # Opened for each line: nothing is left in a buffer when the run dies.
+        with _writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def _add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
+        with _writing(self.folder / "tensorboard"):
+            for tag, value in scalars.items():
+                self._tensorboard.add_scalar(tag, value, step)
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
+def _taken(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"run.name={folder.name!r}: {folder} is there already and not empty; "
+        "choose another run.name, or move that folder away"
+    )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which path could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {path} ({error.strerror or error}); "
+            "free or unlock that place, or set run.folder to another"
+        ) from error
