@@ -152,7 +152,10 @@ class TrainSample:
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    """What one rank trains on in one step; `samples` may be empty, on all ranks together."""
+    """What one rank trains on in one step, cut into micro-batches.
+
+    Every rank has the same number of micro-batches; none at all where the step has nothing to train on.
+    """
 
     step: int
-    samples: tuple[TrainSample, ...]
+    micro_batches: tuple[tuple[TrainSample, ...], ...]

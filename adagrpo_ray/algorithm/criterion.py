@@ -6,23 +6,34 @@ A criterion is a function of the group. It sees all attempts, and is asked after
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from adagrpo_ray.config.tree import CriterionSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extension import load_function
 from adagrpo_ray.types import Group
 
 Criterion = Callable[[Group], bool]
 
-
-def any_correct(threshold: float) -> Criterion:
-    """Some completion of the last attempt is right (the original's rule); takes no threshold."""
-    return lambda group: bool(group.last.correct.any())
+BUILT_IN = ("any_correct", "any_above", "spread")
 
 
-def any_above(threshold: float) -> Criterion:
-    """Some completion of the last attempt has a total reward above `threshold`."""
-    return lambda group: bool((group.last.rewards > threshold).any())
+def any_correct(group: Group) -> bool:
+    """Some completion of the last attempt is right."""
+    return bool(group.last.correct.any())
+
+
+def any_above(threshold: float, column: int | None) -> Criterion:
+    """Some completion of the last attempt scores above `threshold`: in total, or by one reward function.
+
+    The original's rule is a positive score of the answer's reward function, the last one of the list.
+    """
+
+    def satisfied(group: Group) -> bool:
+        rewards = group.last.rewards if column is None else group.last.rewards_by_function[:, column]
+        return bool((rewards > threshold).any())  # NaN, where the function does not apply, is above nothing
+
+    return satisfied
 
 
 def spread(threshold: float) -> Criterion:
@@ -30,22 +41,23 @@ def spread(threshold: float) -> Criterion:
     return lambda group: group.statistics.std > threshold
 
 
-CRITERIA: dict[str, Callable[[float], Criterion]] = {
-    "any_correct": any_correct,
-    "any_above": any_above,
-    "spread": spread,
-}
+def make_criterion(settings: CriterionSettings, functions: Sequence[str]) -> Criterion:
+    """The criterion that the settings name; `functions` are the reward functions' names, in order.
 
-
-def make_criterion(kind: str, threshold: float) -> Criterion:
-    """The criterion of that name, or the user's own function of a Group where `kind` is 'module:function'.
-
-    Raises ConfigError for a name that is neither.
+    A kind 'module:function' is the user's own function of a Group. Raises ConfigError for a kind that is
+    neither that nor built in.
     """
-    if kind in CRITERIA:
-        return CRITERIA[kind](threshold)
-    if ":" in kind:
-        return load_function(kind, "algorithm.criterion.kind")
-    near = difflib.get_close_matches(kind, CRITERIA, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(CRITERIA)}, or 'module:function'"
-    raise ConfigError(f"algorithm.criterion.kind={kind!r} is no criterion; {hint}")
+    match settings.kind:
+        case "any_correct":
+            return any_correct
+        case "any_above":
+            return any_above(
+                settings.threshold, functions.index(settings.reward) if settings.reward is not None else None
+            )
+        case "spread":
+            return spread(settings.threshold)
+    if ":" in settings.kind:
+        return load_function(settings.kind, "algorithm.criterion.kind")
+    near = difflib.get_close_matches(settings.kind, BUILT_IN, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(BUILT_IN)}, or 'module:function'"
+    raise ConfigError(f"algorithm.criterion.kind={settings.kind!r} is no criterion; {hint}")

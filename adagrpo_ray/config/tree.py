@@ -161,10 +161,9 @@ class RewardsSettings(Section):
 class CriterionSettings(Section):
     """When a group has taught enough and is not sampled again."""
 
-    kind: str = Field(
-        "any_correct", description="any_correct, any_above, spread, or your own as 'module:function'"
-    )
-    threshold: float = Field(0.0, description="any_above: a total reward above this satisfies; spread: std above it")
+    kind: str = Field("any_correct", description="any_correct, any_above, spread, or your own as 'module:function'")
+    reward: str | None = Field(None, description="any_above: the reward function that counts; null: the total reward")
+    threshold: float = Field(0.0, description="any_above: a reward above this satisfies; spread: std above it")
 
 
 class LossSettings(Section):
@@ -278,10 +277,12 @@ class Config(Section):
         names = [f.function for f in self.rewards.functions]
         if len(set(names)) != len(names):
             problems.append(f"rewards.functions names a function twice: {names}; give each one weight")
-        if self.rewards.correct_by is not None and self.rewards.correct_by not in names:
-            problems.append(
-                f"rewards.correct_by={self.rewards.correct_by!r} is none of rewards.functions {names}; name one of them"
-            )
+        for key, name in (
+            ("rewards.correct_by", self.rewards.correct_by),
+            ("algorithm.criterion.reward", a.criterion.reward),
+        ):
+            if name is not None and name not in names:
+                problems.append(f"{key}={name!r} is none of rewards.functions {names}; name one of them")
         if a.sampling.temperature == 0.0 or any(s.temperature == 0.0 for t in a.triggers for s in t.ladder()):
             problems.append(
                 "algorithm: a temperature of 0 in training draws the same completion G times, which teaches nothing; "

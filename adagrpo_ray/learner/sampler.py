@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from adagrpo_ray.algorithm.ladder import Ladder, request_seed
 from adagrpo_ray.config.tree import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.rewards.registry import Scores
-from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt
+from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, SamplingParams
 
 Generate = Callable[[GenerationRequest], Awaitable[tuple[Completion, ...]]]
 Score = Callable[[Prompt, Sequence[Completion]], Awaitable[tuple[Scores, NDArray[np.bool_]]]]
@@ -55,6 +56,15 @@ class Budget:
         return True
 
 
+@dataclass(frozen=True, eq=False)
+class _Visit:
+    """How a group's part in one step ended, and the group as it was after each attempt of the step."""
+
+    group: Group
+    state: Literal["ready", "exhausted", "waiting"]
+    history: list[Group]
+
+
 class AdaptiveSampler:
     """Holds the cache: the groups that wait for a resample, each with the statistics of its attempts."""
 
@@ -88,47 +98,54 @@ class AdaptiveSampler:
         slots = self._settings.prompts_per_step
         resumed = queue[: slots // 2]
         new = [Group(prompt, visit, born=step) for prompt, visit in self._prompts.take(slots - len(resumed))]
-        budget, attempts = Budget(self._settings.budget), list[Group]()
+        budget = Budget(self._settings.budget)
         try:
             async with asyncio.TaskGroup() as tasks:
-                visits = [tasks.create_task(self._visit(g, step, budget, attempts)) for g in (*resumed, *new)]
+                visits = [tasks.create_task(self._visit(g, step, budget)) for g in (*resumed, *new)]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        groups = [visit.result() for visit in visits]
-        ready = tuple(g for g in groups if g.attempts and self._criterion(g))
-        failed = [g for g in groups if not (g.attempts and self._criterion(g))]
-        exhausted = tuple(g for g in failed if self._ladder.params(step, len(g.attempts)) is None)
-        waiting = tuple(g for g in failed if self._ladder.params(step, len(g.attempts)) is not None)
-        self._waiting = [*queue[len(resumed) :], *waiting]
-        return Collection(ready, exhausted, tuple(self._waiting), aged, tuple(attempts))
+        ended = [visit.result() for visit in visits]  # in the order of the slots, whoever ended first
+        self._waiting = [*queue[len(resumed) :], *(v.group for v in ended if v.state == "waiting")]
+        return Collection(
+            ready=tuple(v.group for v in ended if v.state == "ready"),
+            exhausted=tuple(v.group for v in ended if v.state == "exhausted"),
+            waiting=tuple(self._waiting),
+            aged=aged,
+            attempts=tuple(g for v in ended for g in v.history),
+        )
 
-    async def _visit(self, group: Group, step: int, budget: Budget, attempts: list[Group]) -> Group:
-        """The group after this step's attempts."""
+    async def _visit(self, group: Group, step: int, budget: Budget) -> _Visit:
+        """Sample one group until it meets the criterion, has to wait, or has used up its ladder."""
+        history: list[Group] = []
         while True:
             sampling = self._ladder.params(step, len(group.attempts))
-            if sampling is None or not budget.take(self._settings.group_size):
-                return group
-            completions = await self._generate(
-                GenerationRequest(
-                    prompt_id=group.prompt.id,
-                    prompt_token_ids=group.prompt.token_ids,
-                    n=self._settings.group_size,
-                    sampling=sampling,
-                    max_new_tokens=self._max_new_tokens,
-                    seed=request_seed(self._seed, group.prompt.id, group.visit, len(group.attempts)),
-                )
+            if sampling is None:
+                return _Visit(group, "exhausted", history)
+            if (history and self._settings.resample == "deferred") or not budget.take(self._settings.group_size):
+                return _Visit(group, "waiting", history)
+            group = group.with_attempt(await self._attempt(group, sampling))
+            history.append(group)
+            if self._criterion(group):
+                return _Visit(group, "ready", history)
+
+    async def _attempt(self, group: Group, sampling: SamplingParams) -> Attempt:
+        number = len(group.attempts)
+        completions = await self._generate(
+            GenerationRequest(
+                prompt_id=group.prompt.id,
+                prompt_token_ids=group.prompt.token_ids,
+                n=self._settings.group_size,
+                sampling=sampling,
+                max_new_tokens=self._max_new_tokens,
+                seed=request_seed(self._seed, group.prompt.id, group.visit, number),
             )
-            scores, correct = await self._score(group.prompt, completions)
-            group = group.with_attempt(
-                Attempt(
-                    rung=len(group.attempts) - 1,
-                    sampling=sampling,
-                    completions=completions,
-                    rewards=scores.rewards,
-                    rewards_by_function=scores.by_function,
-                    correct=correct,
-                )
-            )
-            attempts.append(group)
-            if self._settings.resample == "deferred" or self._criterion(group):
-                return group
+        )
+        scores, correct = await self._score(group.prompt, completions)
+        return Attempt(
+            rung=number - 1,
+            sampling=sampling,
+            completions=completions,
+            rewards=scores.rewards,
+            rewards_by_function=scores.by_function,
+            correct=correct,
+        )

@@ -1,0 +1,31 @@
+# The two commands: `make train` and `make test`. Both set up .venv on first use.
+PY := .venv/bin/python
+CONFIG ?= launch/configs/tiny-cpu.yaml
+
+.PHONY: help train test lint bench setup setup-dev clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup:  ## install the pinned CPU set into .venv
+	@requirements/install.sh
+
+setup-dev: setup  ## the same with the tools for tests and lint
+	@requirements/install.sh dev
+
+train: setup  ## train; CONFIG=... and ARGS="key=value ..." change what
+	$(PY) launch/train.py --config $(CONFIG) $(ARGS)
+
+test: setup-dev  ## run the tests; ARGS="-k name" picks some
+	$(PY) -m pytest $(ARGS)
+
+lint: setup-dev  ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: setup  ## tokens per second of rollout and learner, alone and together
+	$(PY) tests/benchmarks/throughput.py $(ARGS)
+
+clean:  ## remove .venv and caches; runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,78 @@
+"""LoRA weights as they travel from the learner to the rollout actors, and their proof."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterWeights:
+    """One version of the adapter, as one buffer that Ray's object store shares without copies.
+
+    `data` is a safetensors file in memory, keyed as in PEFT's own files. `digest` is that of the tensors in
+    the form that a rollout actor holds (see `digest_of`); every actor must read back the same.
+    """
+
+    version: int
+    data: NDArray[np.uint8]
+    r: int
+    alpha: float
+    digest: str
+
+    @property
+    def scaling(self) -> float:
+        """Factor of B A in the forward pass."""
+        return self.alpha / self.r
+
+
+def pack(version: int, tensors: Mapping[str, torch.Tensor], r: int, alpha: float, dtype: torch.dtype) -> AdapterWeights:
+    """The adapter for the object store, from PEFT's state dict; `dtype` is what the engines compute in."""
+    on_host = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    return AdapterWeights(
+        version=version,
+        data=np.frombuffer(save(on_host), dtype=np.uint8),
+        r=r,
+        alpha=alpha,
+        digest=digest_of(as_pairs(on_host), alpha / r),
+    )
+
+
+def unpack(data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors in `AdapterWeights.data`, keyed as in PEFT's files."""
+    return load(data)
+
+
+def as_pairs(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Module name of the base model -> (A [r, in], B [out, r])."""
+    pairs = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
+            pairs[module] = (tensor, tensors[name.replace(".lora_A.weight", ".lora_B.weight")])
+    if 2 * len(pairs) != len(tensors):
+        raise ValueError(f"the adapter holds more than pairs of lora_A and lora_B: {sorted(tensors)[:4]} ...")
+    return pairs
+
+
+def digest_of(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scaling: float) -> str:
+    """SHA-256 over module names, A and scaling x B, in order of the names.
+
+    The scale is part of it because an adapter served with the wrong one is as wrong as with wrong weights.
+    The multiplication is elementwise in the tensors' own type, so that every machine gets the same bytes.
+    """
+    sha = hashlib.sha256()
+    for module in sorted(pairs):
+        a, b = pairs[module]
+        sha.update(module.encode())
+        for tensor in (a, b if scaling == 1.0 else b * scaling):
+            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,167 @@
+"""The Ray actor of one learner rank; rank 0 also samples, scores, and sends the adapter out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from adagrpo_ray.adapter import pack
+from adagrpo_ray.algorithm.criterion import make_criterion
+from adagrpo_ray.algorithm.ladder import Ladder, request_seed
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.learner.batch import training_samples
+from adagrpo_ray.learner.engine import LearnerEngine, TrainReport
+from adagrpo_ray.learner.figures import SamplingFigures, sampling_figures
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.sampler import AdaptiveSampler
+from adagrpo_ray.observe.records import EvaluationRecord
+from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.types import GenerationRequest, Prompt
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A step's batches, one object reference a rank, and what to report of their sampling."""
+
+    batches: tuple[Any, ...]
+    trained_tokens: int
+    figures: SamplingFigures
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """One version sent to all rollout actors: its size, and the time until all had proved it."""
+
+    version: int
+    sent_bytes: int
+    seconds: float
+
+
+@ray.remote
+class LearnerActor:
+    """One rank. `collect`, `evaluate` and the rest of sampling run on rank 0 alone, the others on all ranks."""
+
+    def __init__(self, config: Config, rank: int) -> None:
+        self._config, self._rank = config, rank
+
+    def address(self) -> tuple[str, int]:
+        """An address and free port of this actor's node, for rank 0 to gather the others at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+    def start(self, model_path: str, master: tuple[str, int]) -> None:
+        """Load the model and join the other ranks at `master`; returns when all are there."""
+        self._engine = LearnerEngine(model_path, self._config, self._rank, self._config.learner.ranks, master)
+
+    def attach(self, prompts: PromptSets, rollout_actors: Sequence[Any]) -> None:
+        """Rank 0 gets its prompts and the rollout actors."""
+        config, algorithm = self._config, self._config.algorithm
+        self._held_out = prompts.held_out
+        self._pool = RolloutPool(rollout_actors, config.rollout.request_timeout_s)
+        self._scorer = RewardScorer(config.rewards, config.data.format)
+        self._ladder = Ladder(
+            algorithm.sampling.params(), tuple((t.from_step, t.ladder()) for t in algorithm.triggers)
+        )
+        self._sampler = AdaptiveSampler(
+            algorithm,
+            self._ladder,
+            make_criterion(algorithm.criterion, [f.function for f in config.rewards.functions]),
+            PromptOrder(prompts.train, config.run.seed, config.data.shuffle),
+            self._pool.generate,
+            self._scorer.score,
+            max_new_tokens=config.rollout.max_new_tokens,
+            seed=config.run.seed,
+        )
+
+    def collect(self, step: int) -> Collected:
+        """Sample the groups of a step, resampling those that fail, and cut them into each rank's batch."""
+        config = self._config
+        drop = config.algorithm.on_exhausted == "drop"
+        collection = asyncio.run(self._sampler.collect(step))
+        groups = [*collection.ready, *(() if drop else collection.exhausted)]
+        samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
+        batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens)
+        return Collected(
+            batches=tuple(ray.put(batch) for batch in batches),
+            trained_tokens=sum(len(s.token_ids) for s in samples),
+            figures=sampling_figures(
+                collection,
+                [f.function for f in config.rewards.functions],
+                self._ladder.height,
+                exhausted_dropped=drop,
+            ),
+        )
+
+    def train(self, batch: Any) -> TrainReport:
+        """One optimizer step, on all ranks together."""
+        return self._engine.train(batch)
+
+    def sync(self, version: int) -> SyncReport | None:
+        """Send the adapter to all rollout actors as `version`; every rank helps to gather it, rank 0 sends."""
+        began = time.perf_counter()
+        tensors = self._engine.adapter()
+        if self._rank != 0:
+            return None
+        import torch
+
+        lora, dtype = self._config.model.lora, getattr(torch, self._config.model.dtype)
+        weights = pack(version, tensors, lora.r, lora.alpha, dtype)
+        asyncio.run(self._pool.apply(weights))
+        return SyncReport(version, weights.data.nbytes, time.perf_counter() - began)
+
+    def evaluate(self, step: int) -> EvaluationRecord:
+        """Accuracy on the held-out prompts, with the same seeds every time so that two measurements compare."""
+        began = time.perf_counter()
+        return replace(asyncio.run(self._evaluate(step)), seconds=time.perf_counter() - began)
+
+    async def _evaluate(self, step: int) -> EvaluationRecord:
+        settings = self._config.evaluation
+
+        async def measure(prompt: Prompt) -> tuple[str, float, float]:
+            completions = await self._pool.generate(
+                GenerationRequest(
+                    prompt_id=prompt.id,
+                    prompt_token_ids=prompt.token_ids,
+                    n=settings.samples,
+                    sampling=settings.sampling.params(),
+                    max_new_tokens=self._config.rollout.max_new_tokens,
+                    seed=request_seed(self._config.run.seed, prompt.id, -1, 0),
+                )
+            )
+            _, correct = await self._scorer.score(prompt, completions)
+            return prompt.level, float(correct.mean()), float(np.mean([len(c.token_ids) for c in completions]))
+
+        results = await asyncio.gather(*(measure(prompt) for prompt in self._held_out))
+        levels = sorted({level for level, _, _ in results})
+        return EvaluationRecord(
+            step=step,
+            accuracy=float(np.mean([accuracy for _, accuracy, _ in results])),
+            accuracy_by_level={
+                level: float(np.mean([accuracy for name, accuracy, _ in results if name == level])) for level in levels
+            },
+            samples=len(results) * settings.samples,
+            mean_length=float(np.mean([length for _, _, length in results])),
+            seconds=0.0,
+        )
+
+    def save_adapter(self, folder: str) -> None:
+        """Write the adapter in PEFT's layout; every rank helps to gather it, rank 0 writes."""
+        tensors = self._engine.adapter()
+        if self._rank == 0:
+            self._engine.save_adapter(folder, tensors)
+
+    def stop(self) -> None:
+        """End the scoring processes."""
+        if hasattr(self, "_scorer"):
+            self._scorer.close()

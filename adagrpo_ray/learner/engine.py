@@ -1,0 +1,151 @@
+"""DeepSpeed around the policy: one optimizer step on a batch, and the adapter taken out of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from adagrpo_ray.algorithm.loss import policy_loss
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.learner.policy import Padded, Policy, pad
+from adagrpo_ray.model.load import load_policy
+from adagrpo_ray.types import TrainBatch, TrainSample
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What one rank says of one optimizer step; sums are weighted so that ranks add up to the batch."""
+
+    loss: float
+    kl: float
+    clip_share: float
+    behaviour_gap: float
+    grad_norm: float
+    learning_rate: float
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """DeepSpeed's own configuration for these settings."""
+    s, steps = config.learner, config.run.steps
+    warmup = round(s.warmup * steps)
+    optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, "torch_adam": True}
+    rise = {"warmup_num_steps": max(warmup, 1), "warmup_type": "linear"}
+    schedule = {
+        "constant": {"type": "WarmupLR", "params": {**rise, "warmup_min_lr": 0.0, "warmup_max_lr": s.learning_rate}},
+        "linear": {
+            "type": "WarmupDecayLR",
+            "params": {**rise, "warmup_max_lr": s.learning_rate, "warmup_min_lr": 0.0, "total_num_steps": steps + 1},
+        },
+        "cosine": {"type": "WarmupCosineLR", "params": {**rise, "total_num_steps": steps + 1}},
+    }[s.schedule]
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the engine is told where a batch ends, since batches differ in size
+        "optimizer": {"type": "AdamW", "params": optimizer},
+        "scheduler": schedule,
+        "gradient_clipping": s.gradient_clip,
+        "zero_optimization": {"stage": s.zero_stage},
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+
+
+class LearnerEngine:
+    """The policy of one rank. With several ranks, every method is called on all of them together."""
+
+    def __init__(self, model_path: str, config: Config, rank: int, world_size: int, master: tuple[str, int]) -> None:
+        """Join the process group at `master` (address, port), load the model, and hand it to DeepSpeed."""
+        cuda = torch.cuda.is_available()
+        if not cuda:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ.update(
+            MASTER_ADDR=master[0],
+            MASTER_PORT=str(master[1]),
+            RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_RANK="0",  # Ray shows each actor its own device only
+        )
+        if config.learner.threads is not None:
+            torch.set_num_threads(config.learner.threads)
+        import deepspeed
+
+        torch.manual_seed(config.run.seed)
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        peft_model = load_policy(model_path, config)
+        if config.learner.gradient_checkpointing:
+            peft_model.enable_input_require_grads()
+            peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._config, self._world_size = config, world_size
+        self._device = torch.device("cuda" if cuda else "cpu")
+        self._policy = Policy(peft_model)
+        trainable = [p for p in self._policy.parameters() if p.requires_grad]
+        self._engine, *_ = deepspeed.initialize(
+            model=self._policy, model_parameters=trainable, config=deepspeed_config(config)
+        )
+
+    def train(self, batch: TrainBatch) -> TrainReport:
+        """One optimizer step on the batch, whose token weights hold the loss's normalisation."""
+        loss = self._config.algorithm.loss
+        self._engine.train()
+        sums = torch.zeros(4, dtype=torch.float64)
+        learning_rate = float(self._engine.get_lr()[0])
+        for number, samples in enumerate(batch.micro_batches, start=1):
+            padded = pad(samples, self._device)
+            logprobs = self._engine(padded)
+            part = policy_loss(
+                logprobs,
+                logprobs.detach(),  # one update a batch: the policy before it is the policy itself
+                self._flat([s.behaviour_logprobs for s in samples]),
+                self._reference(padded) if loss.beta > 0 else None,
+                self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
+                self._flat([s.token_weights for s in samples]),
+                loss.epsilon,
+                loss.beta,
+            )
+            # DeepSpeed averages gradients over the ranks; the loss is a sum over them.
+            self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
+            self._engine.backward(part.loss * self._world_size)
+            self._engine.step()
+            sums += torch.stack([part.loss.detach(), part.kl, part.clipped, part.gap]).double().cpu()
+        norm = self._engine.get_global_grad_norm()
+        return TrainReport(*sums.tolist(), grad_norm=float(norm or 0.0), learning_rate=learning_rate)
+
+    def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
+        """Log-probabilities [T] of each sample's completion under the policy as it is now."""
+        self._engine.eval()
+        with torch.no_grad():
+            flat = self._engine(pad(samples, self._device)).cpu()
+        return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors on the host, float32, keyed as in PEFT's files; whole under ZeRO-3 too."""
+        import deepspeed
+
+        named = {n: p for n, p in self._policy.peft_model.named_parameters() if p.requires_grad}
+        with deepspeed.zero.GatheredParameters(list(named.values()), enabled=self._config.learner.zero_stage == 3):
+            return {
+                name.replace(".default.", "."): p.detach().to("cpu", torch.float32, copy=True)
+                for name, p in named.items()
+            }
+
+    def save_adapter(self, folder: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Write `tensors` of `adapter` in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
+        from safetensors.torch import save_file
+
+        os.makedirs(folder, exist_ok=True)
+        save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+        peft_config = self._policy.peft_model.peft_config["default"]
+        peft_config.inference_mode = True
+        peft_config.save_pretrained(folder)
+        peft_config.inference_mode = False
+
+    def _reference(self, padded: Padded) -> torch.Tensor:
+        with self._policy.reference():
+            return self._policy(padded)
+
+    def _flat(self, arrays: list[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(self._device)

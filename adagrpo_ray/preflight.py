@@ -1,0 +1,49 @@
+"""Everything that can be found wrong before an actor starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adagrpo_ray.algorithm.criterion import make_criterion
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.prompts import PromptSets, load_prompts
+from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.rewards import load_reward
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run needs, checked: where the model is, its prompts, and the longest sequence in tokens."""
+
+    model_path: str
+    prompts: PromptSets
+    max_model_len: int
+
+
+def check(config: Config) -> Inputs:
+    """Load and check model, rewards, criterion and data; raises an AdaGRPOError that says what to mend."""
+    for function in config.rewards.functions:
+        load_reward(function.function)
+    make_criterion(config.algorithm.criterion, [f.function for f in config.rewards.functions])
+    model_path = resolve_model(config)
+    prompts = load_prompts(config, load_tokenizer(model_path, config))
+    return Inputs(model_path, prompts, _max_model_len(config, model_path, prompts))
+
+
+def _max_model_len(config: Config, model_path: str, prompts: PromptSets) -> int:
+    from transformers import AutoConfig
+
+    longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out))
+    needed = longest + config.rollout.max_new_tokens
+    model: Any = AutoConfig.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
+    limit = getattr(model.get_text_config(), "max_position_embeddings", None)
+    wanted = config.rollout.max_model_len or needed
+    if limit is not None and wanted > limit:
+        raise ConfigError(
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
+            f"{wanted} positions, {config.model.path} has {limit}; lower rollout.max_new_tokens or "
+            "data.length_quantile"
+        )
+    return wanted

@@ -1,0 +1,31 @@
+"""The Ray actor around one vLLM engine."""
+
+from __future__ import annotations
+
+import ray
+
+from adagrpo_ray.adapter import AdapterWeights
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
+from adagrpo_ray.types import Completion, GenerationRequest
+
+
+@ray.remote(max_concurrency=4096)
+class RolloutActor:
+    """One vLLM engine. All methods are asynchronous, so that requests join the engine's running batch."""
+
+    async def start(self, model_path: str, max_model_len: int, config: Config) -> None:
+        """Load the engine and generate once, so that what is compiled late is compiled now."""
+        self._engine = await RolloutEngine.start(model_path, max_model_len, config)
+
+    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        """The request's n completions."""
+        return await self._engine.generate(request)
+
+    async def apply(self, weights: AdapterWeights) -> SyncReceipt:
+        """Put a LoRA version into effect; Ray hands over the object that `weights` refers to."""
+        return await self._engine.apply(weights)
+
+    async def stop(self) -> None:
+        """End the engine's processes."""
+        await self._engine.stop()

@@ -1,0 +1,189 @@
+"""vLLM's async engine: one request per group, and LoRA versions put into effect in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adagrpo_ray.adapter import AdapterWeights
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import RolloutError, SyncError
+from adagrpo_ray.types import Completion, GenerationRequest
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
+KEPT_VERSIONS = 2  # the newest, and the one that requests in flight may still use
+
+
+@dataclass(frozen=True)
+class SyncReceipt:
+    """What a rollout actor says after it applied a version: the digest of what it holds now."""
+
+    version: int
+    digest: str
+    seconds: float
+
+
+class RolloutEngine:
+    """One vLLM engine. Make it with `start`; all methods are coroutines of one event loop."""
+
+    def __init__(self, engine: Any, tokenizer: Any, config: Config) -> None:
+        self._engine, self._tokenizer, self._config = engine, tokenizer, config
+        self._version = -1
+        self._lora: LoRARequest | None = None
+        self._requests = 0
+        self._in_flight = 0
+        self._updating = asyncio.Condition()
+        self._closed = False
+
+    @classmethod
+    async def start(cls, model_path: str, max_model_len: int, config: Config) -> RolloutEngine:
+        """Load the base model; the engine serves version -1, the base, until `apply`."""
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        r = config.rollout
+        if current_platform.is_cpu():
+            # Two engines that each bind to all cores spin against one another.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        adapter = r.sync == "adapter"
+        args = AsyncEngineArgs(
+            model=model_path,
+            dtype=config.model.dtype,
+            trust_remote_code=config.model.trust_remote_code,
+            seed=config.run.seed,
+            max_model_len=max_model_len,
+            max_num_seqs=r.max_sequences,
+            # A seeded request whose prefill is cut in two ends vLLM's CPU engine, so none is ever cut there.
+            enable_chunked_prefill=False if current_platform.is_cpu() else None,
+            max_num_batched_tokens=max(max_model_len, 8192) if current_platform.is_cpu() else None,
+            tensor_parallel_size=r.tensor_parallel,
+            enforce_eager=r.eager,
+            kv_cache_memory_bytes=int(r.kv_cache_gib * 2**30) if r.kv_cache_gib is not None else None,
+            gpu_memory_utilization=r.gpu_memory_share,
+            enable_lora=adapter,
+            max_loras=KEPT_VERSIONS if adapter else 1,
+            max_cpu_loras=KEPT_VERSIONS + 1 if adapter else None,
+            max_lora_rank=config.model.lora.r if adapter else 16,
+            # The log-probabilities of the distribution really sampled from, after temperature and filters.
+            logprobs_mode="processed_logprobs",
+            worker_extension_cls="adagrpo_ray.rollout.worker.AdapterWorker",
+            disable_log_stats=True,
+        )
+        engine = AsyncLLM.from_engine_args(args)
+        return cls(engine, engine.get_tokenizer(), config)
+
+    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        """The request's n completions, all under the version in force when it came in."""
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        s = request.sampling
+        params = SamplingParams(
+            n=request.n,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            top_k=s.top_k,
+            min_p=s.min_p,
+            repetition_penalty=s.repetition_penalty,
+            seed=request.seed,
+            max_tokens=request.max_new_tokens,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = tokens_input(request.prompt_token_ids.tolist())
+        final = None
+        async with self._admitted():
+            self._requests += 1
+            version, lora = self._version, self._lora
+            async for output in self._engine.generate(prompt, params, str(self._requests), lora_request=lora):
+                final = output
+        if final is None or len(final.outputs) != request.n:
+            raise RolloutError(f"vLLM gave no {request.n} completions for prompt {request.prompt_id}")
+        texts = self._tokenizer.batch_decode([list(o.token_ids) for o in final.outputs], skip_special_tokens=True)
+        return tuple(
+            Completion(
+                token_ids=np.asarray(output.token_ids, dtype=np.int32),
+                logprobs=_sampled_logprobs(output),
+                text=text,
+                finish_reason=str(output.finish_reason),
+                weight_version=version,
+            )
+            for output, text in zip(final.outputs, texts, strict=True)
+        )
+
+    async def apply(self, weights: AdapterWeights) -> SyncReceipt:
+        """Put a version into effect for all requests that come after; SyncError where it did not arrive whole.
+
+        In mode `adapter`, requests in flight end under the version that they began with. In mode `merged`
+        they end first, and the prefix cache, which belongs to the old weights, is emptied.
+        """
+        began, data = time.perf_counter(), weights.data.tobytes()
+        if self._config.rollout.sync == "adapter":
+            lora_id = weights.version + 1  # vLLM's ids start at 1
+            digests = await self._engine.collective_rpc(
+                "install_adapter", args=(lora_id, data, weights.r, weights.alpha, KEPT_VERSIONS)
+            )
+            from vllm.lora.request import LoRARequest
+
+            # Name and id are new for every version: adapters of one name share prefix-cache blocks.
+            self._lora = LoRARequest(f"version-{weights.version}", lora_id, lora_path="in-memory")
+        else:
+            async with self._drained():
+                digests = await self._engine.collective_rpc("merge_adapter", args=(data, weights.r, weights.alpha))
+                await self._engine.reset_prefix_cache()
+        if any(digest != weights.digest for digest in digests):
+            raise SyncError(
+                f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker holds {digests[0][:12]}"
+            )
+        self._version = weights.version
+        return SyncReceipt(weights.version, digests[0], time.perf_counter() - began)
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        """A request's stay in the engine; it waits outside while merged weights are exchanged."""
+        async with self._updating:
+            await self._updating.wait_for(lambda: not self._closed)
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            async with self._updating:
+                self._in_flight -= 1
+                self._updating.notify_all()
+
+    @asynccontextmanager
+    async def _drained(self) -> AsyncIterator[None]:
+        """No request in the engine: those in flight end first, new ones wait."""
+        async with self._updating:
+            self._closed = True
+            await self._updating.wait_for(lambda: self._in_flight == 0)
+        try:
+            yield
+        finally:
+            async with self._updating:
+                self._closed = False
+                self._updating.notify_all()
+
+    async def stop(self) -> None:
+        """End the engine's processes."""
+        self._engine.shutdown()
+
+
+def _sampled_logprobs(output: Any) -> Any:
+    """Log-probabilities [T] of the sampled tokens, out of vLLM's flat container."""
+    return np.asarray(output.logprobs.logprobs, dtype=np.float32)

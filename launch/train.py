@@ -1,0 +1,81 @@
+"""Train a model with adaptive GRPO: python launch/train.py --config launch/configs/tiny-cpu.yaml [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.explain import as_yaml, settings
+from adagrpo_ray.errors import AdaGRPOError
+
+DEFAULT = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    lines = [f"  {key}  (default: {default})\n      {text}" for key, default, text in settings()]
+    parser = argparse.ArgumentParser(
+        prog="launch/train.py",
+        description="Train a language model with adaptive GRPO.",
+        epilog="settings, as overrides or in the YAML file:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default=str(DEFAULT), help="YAML file of settings (default: tiny-cpu.yaml)")
+    parser.add_argument("--dry-run", action="store_true", help="show settings and placement, start nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
+    return parser.parse_args(arguments)
+
+
+def dry_run(config: Config) -> None:
+    from adagrpo_ray.cluster import address, local_hardware
+    from adagrpo_ray.placement import place
+
+    print(as_yaml(config), end="")
+    joined, hardware = address(config), local_hardware()
+    if joined is not None:
+        print(f"# placement: on the Ray cluster at {joined}, whose resources are known once it is joined")
+        return
+    print(f"# this machine: {hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs; placement on a Ray of its own:")
+    print("\n".join(f"#   {line}" for line in place(config, hardware, ours=True).describe().splitlines()))
+
+
+def run(config: Config, name: str) -> None:
+    from adagrpo_ray.observe import Console, Observers, RunWriter
+    from adagrpo_ray.preflight import check
+    from adagrpo_ray.trainer import train
+
+    with Console(config.run.steps) as console:
+        console.phase("checking model, data and rewards")
+        inputs = check(config)
+        folder = Path(config.run.folder) / (config.run.name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        writer = RunWriter(folder, as_yaml(config))
+        try:
+            train(config, inputs, folder, Observers(writer, console))
+        finally:
+            writer.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.dry_run:
+            dry_run(config)
+        else:
+            run(config, Path(options.config).stem)
+    except AdaGRPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
