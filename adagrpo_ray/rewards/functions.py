@@ -1,0 +1,122 @@
+"""The built-in reward functions over plain text and numbers.
+
+A reward function, built-in or your own, is called once per group:
+
+    def f(completions: list[str], answer: str, **context) -> list[float | None]
+
+`answer` is the ground truth; the context holds `prompt` (the problem's text), `format` (the markers
+`think_end`, `answer_start`, `answer_end`), `level`, and the prompt's other columns. It returns one score a
+completion; None or NaN says "does not apply here" and is left out of the sum.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from adagrpo_ray.rewards.extract import (
+    after_thought,
+    exact_answer,
+    marked_answer,
+    number_after_start,
+    parse_number,
+    same_answer,
+)
+
+if TYPE_CHECKING:
+    from adagrpo_ray.config.tree import FormatSettings
+
+
+def format_approximate(completions: list[str], *, format: FormatSettings, **context: object) -> list[float]:
+    """Pay for each marker that occurs exactly once.
+
+    | for each of think end, answer start, answer end | score |
+    | --- | --- |
+    | occurs exactly once | +0.5 |
+    | else | -1.0 |
+    """
+    markers = (format.think_end, format.answer_start, format.answer_end)
+    return [sum(0.5 if text.count(marker) == 1 else -1.0 for marker in markers) for text in completions]
+
+
+def format_exact(completions: list[str], *, format: FormatSettings, **context: object) -> list[float]:
+    """Pay for the format that the prompt asks for.
+
+    | the whole completion | score |
+    | --- | --- |
+    | thought, think end, anything, answer start, answer, answer end, end of text (or white space) | +3.0 |
+    | else | 0.0 |
+    """
+    return [0.0 if exact_answer(text, format) is None else 3.0 for text in completions]
+
+
+def answer(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
+    """Pay for the answer of a completion that keeps the exact format, nearness included.
+
+    | the answer between the markers | score |
+    | --- | --- |
+    | is not there, or the format is not exact | -2.0 |
+    | equals the ground truth | +5.0 |
+    | equals it but for white space around it | +3.5 |
+    | is a number within 10 % of it | +2.0 |
+    | is a number within 20 % of it | +1.5 |
+    | is another number | -2.5 |
+    | is not a number, or the ground truth is none | -4.5 |
+    """
+    return [_answer_score(exact_answer(text, format), answer) for text in completions]
+
+
+def _answer_score(guess: str | None, truth: str) -> float:
+    if guess is None:
+        return -2.0
+    if guess == truth:
+        return 5.0
+    if guess.strip() == truth.strip():
+        return 3.5
+    guess_number, truth_number = parse_number(guess), parse_number(truth)
+    if guess_number is None or truth_number is None:
+        return -4.5
+    # Multiplied out instead of a ratio: a ground truth of zero divides nothing.
+    error, scale = abs(guess_number - truth_number), abs(truth_number)
+    if error <= scale * Fraction(1, 10):
+        return 2.0
+    return 1.5 if error <= scale * Fraction(1, 5) else -2.5
+
+
+def number(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
+    """Pay for the right number behind an answer start, whatever else the completion does.
+
+    | the first number after the first answer start | score |
+    | --- | --- |
+    | is not there | -2.5 |
+    | equals the ground truth | +3.5 |
+    | is another number | -1.5 |
+    | either one: and the first number after the first answer start behind the last think end is the same | +0.5 more |
+    | is malformed ("1.2.3"), or the ground truth is not a number | 0.0 |
+    """
+    truth = parse_number(answer)
+    return [_number_score(text, truth, format) for text in completions]
+
+
+def _number_score(text: str, truth: Fraction | None, format: FormatSettings) -> float:
+    found = number_after_start(text, format)
+    if found is None:
+        return -2.5
+    guess = parse_number(found)
+    if guess is None or truth is None:
+        return 0.0
+    found_after = number_after_start(after_thought(text, format) or "", format)
+    same = found_after is not None and parse_number(found_after) == guess
+    return (3.5 if guess == truth else -1.5) + (0.5 if same else 0.0)
+
+
+def exact(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
+    """Pay for the right answer between the markers, and for nothing else.
+
+    | the text in the last pair of answer markers (after the think end, where there is one) | score |
+    | --- | --- |
+    | is the ground truth, as a number ("1,000.0" is "1000") or as a text without white space around it | 1.0 |
+    | else | 0.0 |
+    """
+    guesses = (marked_answer(text, format) for text in completions)
+    return [1.0 if guess is not None and same_answer(guess, answer) else 0.0 for guess in guesses]

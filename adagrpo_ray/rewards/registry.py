@@ -1,0 +1,176 @@
+"""From a name in the configuration to a reward function, and from reward functions to a group's scores."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import numbers
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adagrpo_ray.errors import RewardError
+from adagrpo_ray.rewards import functions as built_in
+from adagrpo_ray.rewards.latex import latex
+from adagrpo_ray.types import Floats
+
+if TYPE_CHECKING:
+    from adagrpo_ray.config.tree import FormatSettings
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+BUILTIN: Mapping[str, RewardFunction] = {
+    "answer": built_in.answer,
+    "exact": built_in.exact,
+    "format_approximate": built_in.format_approximate,
+    "format_exact": built_in.format_exact,
+    "latex": latex,
+    "number": built_in.number,
+}
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What one group scored: `rewards` [G] weighted totals, `by_function` [G, F] raw, NaN where not applicable."""
+
+    rewards: Floats
+    by_function: Floats
+
+
+def load_reward(name: str) -> RewardFunction:
+    """The reward function of a built-in name or of 'module:function'; RewardError where there is none.
+
+    Modules are looked for in the current directory too.
+    """
+    if name in BUILTIN:
+        return BUILTIN[name]
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise RewardError(
+            f"rewards.functions: {name!r} is no built-in reward function{_nearest(name)}; use one of "
+            f"{', '.join(BUILTIN)}, or your own as 'module:function'"
+        )
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and _within(error.name, module_name):
+            raise RewardError(
+                f"rewards.functions: the module of {name!r} is not there (no {error.name!r} in {os.getcwd()} or on "
+                f"the Python path){_nearest(attribute)}; run where its file lies, or put its folder on PYTHONPATH"
+            ) from error
+        raise RewardError(
+            f"rewards.functions: importing the module of {name!r} raised {_short(error)}; "
+            f"mend it until `python -c 'import {module_name}'` works"
+        ) from error
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        raise RewardError(
+            f"rewards.functions: {module_name} ({getattr(module, '__file__', None)}) has no {attribute!r}, which "
+            f"{name!r} asks for" + (f"; did you mean '{module_name}:{near[0]}'?" if near else _nearest(attribute))
+        )
+    function = getattr(module, attribute)
+    if not callable(function):
+        raise RewardError(
+            f"rewards.functions: {name!r} is {_short(function)}, which cannot be called; "
+            "name a function that takes completions, answer and **context"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def score_group(
+    functions: Sequence[tuple[RewardFunction, float]],
+    *,
+    completions: Sequence[str],
+    answer: str,
+    prompt: str,
+    format: FormatSettings,
+    level: str = "",
+    columns: Mapping[str, object] | None = None,
+) -> Scores:
+    """Call each (function, weight) on the group and add up; RewardError where one breaks the contract.
+
+    A completion's reward is the weighted sum of the scores that apply to it, 0.0 where none does.
+    Worked example: scores [3.0, NaN] with weights [0.5, 1.0] make 1.5.
+    """
+    # Last come our own words: a column must not take their place.
+    context = {**(columns or {}), "answer": answer, "prompt": prompt, "format": format, "level": level}
+    raw = np.empty((len(completions), len(functions)), dtype=np.float32)
+    totals = np.zeros(len(completions))
+    for column, (function, weight) in enumerate(functions):
+        # A list of its own, so that a function that edits it harms nobody else.
+        scores = _call(function, {**context, "completions": list(completions)}, len(completions))
+        raw[:, column] = scores
+        totals += [0.0 if math.isnan(score) else weight * score for score in scores]
+    return Scores(rewards=totals.astype(np.float32), by_function=raw)
+
+
+def _call(function: RewardFunction, arguments: dict[str, object], wanted: int) -> list[float]:
+    """One function's `wanted` scores, NaN for None, its contract checked."""
+    name = _name(function)
+    try:
+        scores: object = function(**arguments)
+    except (Exception, SystemExit) as error:
+        raise RewardError(
+            f"reward function {name} raised {_short(error)}; "
+            "it must take completions, answer and **context, and score any text"
+        ) from error
+    if isinstance(scores, np.ndarray):
+        scores = scores.tolist()
+    if isinstance(scores, str | bytes) or not isinstance(scores, Sequence):
+        raise RewardError(f"reward function {name} returned {_short(scores)}; return a list, one score a completion")
+    if len(scores) != wanted:
+        raise RewardError(
+            f"reward function {name} returned {len(scores)} scores for {wanted} completions; "
+            "return one score a completion, None where it does not apply"
+        )
+    return [_number(score, name) for score in scores]
+
+
+def _number(score: object, name: str) -> float:
+    """A score as a float that float32 can hold, NaN for None."""
+    if score is None:
+        return math.nan
+    if isinstance(score, numbers.Real | np.bool_):
+        try:
+            value = float(score)
+        except OverflowError:
+            value = math.inf
+        if math.isnan(value) or abs(value) <= _LARGEST:
+            return value
+    raise RewardError(
+        f"reward function {name} returned the score {_short(score)}; "
+        "return finite numbers, None where it does not apply"
+    )
+
+
+def _name(function: RewardFunction) -> str:
+    """What the configuration calls the function."""
+    for name, known in BUILTIN.items():
+        if known is function:
+            return repr(name)
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return repr(f"{kind.__module__}:{kind.__qualname__}")
+
+
+def _nearest(name: str) -> str:
+    """A hint at the built-in name that is spelled most like this one."""
+    near = difflib.get_close_matches(name, BUILTIN, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _within(missing: str, module_name: str) -> bool:
+    """Whether the missing module is the wanted one or a package that it lies in."""
+    return module_name == missing or module_name.startswith(missing + ".")
+
+
+def _short(value: object) -> str:
+    return f"{value!r:.300}"
