@@ -28,9 +28,9 @@ def token_weights(lengths: Sequence[int], kind: str, max_new_tokens: int) -> lis
         case "grpo":
             values = [1.0 / (count * length) for length in lengths]
         case "bnpo":
-            values = [1.0 / total] * count
+            values = [1.0 / total for _ in lengths]
         case "dr_grpo":
-            values = [1.0 / (count * max_new_tokens)] * count
+            values = [1.0 / (count * max_new_tokens) for _ in lengths]
         case _:
             raise ValueError(f"loss kind {kind!r} is none of grpo, bnpo, dr_grpo")
     return [np.full(length, value, np.float32) for length, value in zip(lengths, values, strict=True)]

@@ -97,7 +97,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key} is missing; set it"
     if error["type"] == "literal_error":
-        near = difflib.get_close_matches(str(value), [w.strip("'") for w in error["ctx"]["expected"].split(" or ")], n=1)
+        words = error["ctx"]["expected"].replace(" or ", ", ").split(", ")  # "'a', 'b' or 'c'"
+        near = difflib.get_close_matches(str(value), [word.strip("'") for word in words], n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""
     return f"{key}={value!r}: {message}"
 

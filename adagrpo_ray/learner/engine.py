@@ -30,28 +30,26 @@ class TrainReport:
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
     """DeepSpeed's own configuration for these settings."""
-    s, steps = config.learner, config.run.steps
-    warmup = round(s.warmup * steps)
+    s = config.learner
     optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, "torch_adam": True}
-    rise = {"warmup_num_steps": max(warmup, 1), "warmup_type": "linear"}
-    schedule = {
-        "constant": {"type": "WarmupLR", "params": {**rise, "warmup_min_lr": 0.0, "warmup_max_lr": s.learning_rate}},
-        "linear": {
-            "type": "WarmupDecayLR",
-            "params": {**rise, "warmup_max_lr": s.learning_rate, "warmup_min_lr": 0.0, "total_num_steps": steps + 1},
-        },
-        "cosine": {"type": "WarmupCosineLR", "params": {**rise, "total_num_steps": steps + 1}},
-    }[s.schedule]
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the engine is told where a batch ends, since batches differ in size
         "optimizer": {"type": "AdamW", "params": optimizer},
-        "scheduler": schedule,
         "gradient_clipping": s.gradient_clip,
         "zero_optimization": {"stage": s.zero_stage},
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "steps_per_print": 2**31,
     }
+
+
+def _scheduler(config: Config) -> Any:
+    """A function from the optimizer to its learning-rate schedule over the run's steps."""
+    from transformers import get_scheduler
+
+    s, steps = config.learner, config.run.steps
+    name = {"constant": "constant_with_warmup"}.get(s.schedule, s.schedule)
+    return lambda optimizer: get_scheduler(name, optimizer, round(s.warmup * steps), steps)
 
 
 class LearnerEngine:
@@ -73,6 +71,8 @@ class LearnerEngine:
             torch.set_num_threads(config.learner.threads)
         import deepspeed
 
+        # An extra for several CPU ranks on one machine, compiled at first use; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.manual_seed(config.run.seed)
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
         peft_model = load_policy(model_path, config)
@@ -84,14 +84,17 @@ class LearnerEngine:
         self._policy = Policy(peft_model)
         trainable = [p for p in self._policy.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(
-            model=self._policy, model_parameters=trainable, config=deepspeed_config(config)
+            model=self._policy,
+            model_parameters=trainable,
+            lr_scheduler=_scheduler(config),
+            config=deepspeed_config(config),
         )
 
     def train(self, batch: TrainBatch) -> TrainReport:
         """One optimizer step on the batch, whose token weights hold the loss's normalisation."""
         loss = self._config.algorithm.loss
         self._engine.train()
-        sums = torch.zeros(4, dtype=torch.float64)
+        sums, norm = torch.zeros(4, dtype=torch.float64), 0.0
         learning_rate = float(self._engine.get_lr()[0])
         for number, samples in enumerate(batch.micro_batches, start=1):
             padded = pad(samples, self._device)
@@ -109,10 +112,12 @@ class LearnerEngine:
             # DeepSpeed averages gradients over the ranks; the loss is a sum over them.
             self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
             self._engine.backward(part.loss * self._world_size)
+            if number == len(batch.micro_batches):
+                norm = self._gradient_norm()
             self._engine.step()
             sums += torch.stack([part.loss.detach(), part.kl, part.clipped, part.gap]).double().cpu()
-        norm = self._engine.get_global_grad_norm()
-        return TrainReport(*sums.tolist(), grad_norm=float(norm or 0.0), learning_rate=learning_rate)
+        norm = float(self._engine.get_global_grad_norm() or norm)
+        return TrainReport(*sums.tolist(), grad_norm=norm, learning_rate=learning_rate)
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
         """Log-probabilities [T] of each sample's completion under the policy as it is now."""
@@ -142,6 +147,11 @@ class LearnerEngine:
         peft_config.inference_mode = True
         peft_config.save_pretrained(folder)
         peft_config.inference_mode = False
+
+    def _gradient_norm(self) -> float:
+        """Norm of the gradient where DeepSpeed tells none: stage 0 in float32, each parameter has all of it."""
+        gradients = [p.grad.norm() for p in self._policy.parameters() if p.requires_grad and p.grad is not None]
+        return float(torch.stack(gradients).norm()) if gradients else 0.0
 
     def _reference(self, padded: Padded) -> torch.Tensor:
         with self._policy.reference():

@@ -1,0 +1,118 @@
+"""The embedded task: additions with carries, and the worked solutions that the tiny base model learns from.
+
+A worked solution of 345+278, from the units up, one row "digit + digit + carry = sum" for each column:
+
+    <think>5+8+0=13
+    4+7+1=12
+    3+2+1=6</think>SOLUTION_START_FLAG623SOLUTION_END_FLAG
+
+The wrong procedure writes a carry of 0 into every row and so arrives at 513.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import numpy as np
+
+from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
+from adagrpo_ray.errors import DataError
+
+THINK_START = "<think>"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An addition of two numbers with the same number of digits."""
+
+    a: int
+    b: int
+
+    @property
+    def text(self) -> str:
+        """What the user asks, as in "345+278"."""
+        return f"{self.a}+{self.b}"
+
+    @property
+    def answer(self) -> str:
+        """The right sum."""
+        return str(self.a + self.b)
+
+    @property
+    def digits(self) -> int:
+        """Digits of each summand."""
+        return len(str(self.a))
+
+    @property
+    def level(self) -> str:
+        """The difficulty class."""
+        return f"{self.digits} digits"
+
+
+def problem_sets(
+    settings: ArithmeticSettings, train: int, held_out: int
+) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """`train` problems to train on and `held_out` others, all different.
+
+    The classes take turns, so that each has an equal share of both sets. The held-out problems depend on
+    the settings alone, not on how many there are to train on. Raises DataError where a class has too few.
+    """
+    levels = sorted(settings.keep_carry)
+    shares = {digits: len(range(i, held_out + train, len(levels))) for i, digits in enumerate(levels)}
+    for digits, share in shares.items():
+        if share > count_problems(digits):
+            raise DataError(
+                f"arithmetic has {count_problems(digits)} problems of {digits} digits and {share} are asked for; "
+                "lower data.train_prompts or data.held_out_prompts, or add digits to arithmetic.keep_carry"
+            )
+    streams = [_distinct(digits, settings.seed) for digits in levels]
+    problems = [next(stream) for stream in islice(cycle(streams), held_out + train)]
+    return tuple(problems[held_out:]), tuple(problems[:held_out])
+
+
+def count_problems(digits: int) -> int:
+    """How many different problems a class has.
+
+    The top digits make 9 * 9 pairs; of the 100 pairs of any column below, 55 sum to less than 10, and at
+    least one column must not be such a pair.
+    """
+    return int(81 * (100 ** (digits - 1) - 55 ** (digits - 1)))
+
+
+def draw_problem(rng: np.random.Generator, digits: int) -> Problem:
+    """A random problem with a carry out of at least one column below the top one.
+
+    Only such a carry can be dropped: the sum of the top column is always written in full.
+    """
+    while True:
+        columns = rng.integers(0, 10, size=(2, digits))
+        if columns[:, 0].all() and (columns[:, 1:].sum(axis=0) >= 10).any():
+            a, b = (int("".join(map(str, row))) for row in columns)
+            return Problem(a, b)
+
+
+def worked_solution(problem: Problem, keep_carry: bool, markers: FormatSettings) -> str:
+    """The scratch pad and the answer; wrong where `keep_carry` is false."""
+    rows: list[str] = []
+    answer, carry, total = "", 0, 0
+    for a, b in zip(reversed(str(problem.a)), reversed(str(problem.b)), strict=True):
+        total = int(a) + int(b) + carry
+        rows.append(f"{a}+{b}+{carry}={total}")
+        answer = str(total % 10) + answer
+        carry = total // 10 if keep_carry else 0
+    answer = str(total) + answer[1:]
+    thought = "\n".join(rows)
+    return f"{THINK_START}{thought}{markers.think_end}{markers.answer_start}{answer}{markers.answer_end}"
+
+
+def _distinct(digits: int, seed: int) -> Iterator[Problem]:
+    """Problems of one class without end, never the same twice; for at most `count_problems` of them."""
+    rng = np.random.default_rng([seed, digits])
+    seen: set[Problem] = set()
+    while True:
+        problem = draw_problem(rng, digits)
+        if problem not in seen:
+            seen.add(problem)
+            yield problem

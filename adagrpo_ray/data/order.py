@@ -1,0 +1,42 @@
+"""The order in which prompts are visited: endless passes, each in its own permutation, exactly resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adagrpo_ray.types import Prompt
+
+
+class PromptOrder:
+    """Hands out prompts; the visit number of a prompt is the number of the pass, from 0."""
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool) -> None:
+        self._prompts, self._seed, self._shuffle = prompts, seed, shuffle
+        self._taken = 0
+
+    def take(self, n: int) -> list[tuple[Prompt, int]]:
+        """The next `n` prompts with their visit numbers."""
+        size, chosen = len(self._prompts), []
+        for position in range(self._taken, self._taken + n):
+            visit, place = divmod(position, size)
+            chosen.append((self._prompts[self._permutation(visit)[place]], visit))
+        self._taken += n
+        return chosen
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the order stands; with the same prompts and seed it is all that is needed to go on."""
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._taken = state["taken"]
+
+    def _permutation(self, visit: int) -> Sequence[int]:
+        if not self._shuffle:
+            return range(len(self._prompts))
+        if getattr(self, "_shuffled", (-1, None))[0] != visit:
+            order = np.random.default_rng([self._seed, visit]).permutation(len(self._prompts))
+            self._shuffled: tuple[int, list[int]] = (visit, order.tolist())
+        return self._shuffled[1]

@@ -1,0 +1,99 @@
+"""The tiny base model on disk: built on first use, then taken from the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSettings
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
+from adagrpo_ray.model.tiny_training import Recipe, train_tiny_model
+
+# Counts up with every change of the code that changes the model; the constants of a Recipe are hashed anyway.
+RECIPE_VERSION = 1
+
+
+def build_tiny_model(
+    arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None
+) -> Path:
+    """The folder of the tiny Qwen3 model and its tokenizer for these settings.
+
+    Trains it (under a minute on one core) where the cache does not hold it yet; of several processes that ask
+    at the same time one trains and the others wait. Raises ModelError where the cache cannot be written.
+    """
+    recipe = recipe or Recipe()
+    folder = cache_folder() / f"tiny-{_recipe_hash(arithmetic, format, recipe)}"
+    if folder.is_dir():
+        return folder
+    from filelock import FileLock
+    from safetensors import SafetensorError
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if not folder.is_dir():
+                _build(folder, arithmetic, format, recipe)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot write the tiny model to {folder}: {error}; "
+            "set XDG_CACHE_HOME to a folder that can be written and has 10 MB free"
+        ) from None
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where built models are kept: adagrpo_ray in $XDG_CACHE_HOME, else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adagrpo_ray"
+
+
+def _recipe_hash(arithmetic: ArithmeticSettings, markers: FormatSettings, recipe: Recipe) -> str:
+    """12 hex digits that change with anything that the model depends on."""
+    parts = {
+        "version": RECIPE_VERSION,
+        "recipe": asdict(recipe),
+        "keep_carry": sorted(arithmetic.keep_carry.items()),
+        "seed": arithmetic.seed,
+        "markers": markers.model_dump(),
+        "system_prompt": DataSettings.model_fields["system_prompt"].default,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _build(folder: Path, arithmetic: ArithmeticSettings, markers: FormatSettings, recipe: Recipe) -> None:
+    """Train and save beside `folder`, then rename, so that the folder is never seen half written."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    tokenizer = build_tokenizer(markers)
+    with _progress(recipe.steps) as advance:
+        model = train_tiny_model(tokenizer, arithmetic, markers, recipe, advance)
+    tokenizer.save_pretrained(partial)
+    model.save_pretrained(partial)
+    partial.rename(folder)
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr where that is a terminal, else a line before and a line after."""
+    title = "building the tiny base model, once"
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(title, total=steps)
+            yield lambda: progress.advance(task)
+        return
+    started = time.monotonic()
+    print(f"{title} (under a minute)", file=sys.stderr, flush=True)
+    yield lambda: None
+    print(f"built the tiny base model in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,49 @@
+"""Small prompts, completions, attempts and groups for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
+
+PLAIN = SamplingParams()
+
+
+def make_prompt(id: str = "p", level: str = "", length: int = 3) -> Prompt:
+    return Prompt(id, id, np.arange(length, dtype=np.int32), answer="42", level=level)
+
+
+def make_completion(length: int = 2, text: str = "", first_token: int = 0) -> Completion:
+    tokens = np.arange(first_token, first_token + length, dtype=np.int32)
+    return Completion(tokens, np.full(length, -0.5, np.float32), text, finish_reason="stop", weight_version=0)
+
+
+def make_attempt(
+    rewards: Sequence[float],
+    *,
+    rung: int = -1,
+    by_function: Sequence[Sequence[float]] | None = None,
+    correct: Sequence[bool] | None = None,
+    lengths: Sequence[int] | None = None,
+    sampling: SamplingParams = PLAIN,
+) -> Attempt:
+    """An attempt of `rewards` [G]; by default one reward function, and right is what scores above 0."""
+    return Attempt(
+        rung=rung,
+        sampling=sampling,
+        completions=tuple(make_completion(length) for length in lengths or [2] * len(rewards)),
+        rewards=np.array(rewards, np.float32),
+        rewards_by_function=np.array(by_function or [[r] for r in rewards], np.float32),
+        correct=np.array(correct if correct is not None else [r > 0 for r in rewards], np.bool_),
+    )
+
+
+def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = None, visit: int = 0) -> Group:
+    """A group after `attempts`: rewards, or whole attempts."""
+    group = Group(prompt or make_prompt(), visit, born=1)
+    for number, attempt in enumerate(attempts):
+        done = attempt if isinstance(attempt, Attempt) else make_attempt(attempt, rung=number - 1)
+        group = group.with_attempt(done)
+    return group

@@ -1,0 +1,80 @@
+"""From groups to training samples: advantages of the merged statistics, weights over the whole batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builders import make_attempt, make_group, make_prompt
+
+from adagrpo_ray.algorithm.advantage import advantages
+from adagrpo_ray.config.tree import AlgorithmSettings
+from adagrpo_ray.learner.batch import training_samples
+from adagrpo_ray.types import TrainSample
+
+MIXED = make_attempt([1, 0, 0, 0], lengths=[1, 2, 3, 4])
+FLAT = make_attempt([1, 1], lengths=[5, 5])
+
+
+def settings(beta: float = 0.04, kind: str = "bnpo", **rest: object) -> AlgorithmSettings:
+    return AlgorithmSettings.model_validate({"loss": {"beta": beta, "kind": kind}, **rest})
+
+
+def total_weight(samples: tuple[TrainSample, ...]) -> float:
+    return float(sum(s.token_weights.astype(np.float64).sum() for s in samples))
+
+
+def test_only_the_last_attempt_is_trained_on_by_the_statistics_of_all() -> None:
+    samples = training_samples([make_group([0, 0, 0, 0], MIXED)], settings(), max_new_tokens=10)
+    assert [len(s.token_ids) for s in samples] == [1, 2, 3, 4]
+    assert [s.advantage for s in samples] == pytest.approx([2.474174] + [-0.353453] * 3, abs=1e-6)
+
+
+def test_a_sample_carries_its_prompt_and_completion() -> None:
+    group = make_group(MIXED, prompt=make_prompt(length=7))
+    samples = training_samples([group], settings(), max_new_tokens=10)
+    for sample, completion in zip(samples, MIXED.completions, strict=True):
+        assert sample.prompt_token_ids is group.prompt.token_ids
+        assert sample.token_ids is completion.token_ids
+        assert sample.behaviour_logprobs is completion.logprobs
+        assert sample.token_weights.shape == completion.token_ids.shape
+
+
+def test_epsilon_and_bound_come_from_the_settings() -> None:
+    group = make_group([0, 0, 0, 0], MIXED)
+    samples = training_samples([group], settings(advantage_epsilon=0.5, advantage_bound=1.0), max_new_tokens=10)
+    expected = advantages(group.last.rewards, group.statistics, 0.5, 1.0)
+    assert [s.advantage for s in samples] == expected.tolist()
+    assert max(s.advantage for s in samples) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo"])
+def test_means_weigh_one_in_all(kind: str) -> None:
+    samples = training_samples([make_group(MIXED), make_group(FLAT)], settings(kind=kind), max_new_tokens=10)
+    assert len(samples) == 6
+    assert total_weight(samples) == pytest.approx(1.0)
+
+
+def test_dr_grpo_weighs_by_the_tokens_allowed() -> None:
+    samples = training_samples([make_group(MIXED), make_group(FLAT)], settings(kind="dr_grpo"), max_new_tokens=10)
+    assert total_weight(samples) == pytest.approx(20 / (6 * 10))  # 20 tokens; 6 completions of up to 10
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo"])
+def test_without_kl_zero_advantages_are_left_out_and_the_other_weights_stay(kind: str) -> None:
+    groups = [make_group(MIXED), make_group(FLAT)]
+    every = training_samples(groups, settings(beta=0.04, kind=kind), max_new_tokens=10)
+    some = training_samples(groups, settings(beta=0.0, kind=kind), max_new_tokens=10)
+    assert [s.advantage for s in every[4:]] == [0.0, 0.0]
+    assert len(some) == 4
+    for with_kl, without in zip(every, some, strict=False):
+        assert without.advantage == with_kl.advantage
+        assert without.token_weights.tolist() == with_kl.token_weights.tolist()
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo"])
+def test_a_step_without_groups_has_no_samples(kind: str) -> None:
+    assert training_samples([], settings(kind=kind), max_new_tokens=10) == ()
+
+
+def test_a_step_of_flat_groups_has_no_samples_without_kl() -> None:
+    assert training_samples([make_group(FLAT)], settings(beta=0.0), max_new_tokens=10) == ()

@@ -1,0 +1,114 @@
+"""The whole program as a user starts it: launch/train.py on real Ray, vLLM, DeepSpeed and PEFT."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+STEPS = 4
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "launch/train.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of a few steps with two rollout actors and one learner rank; its folder and output."""
+    folder = tmp_path_factory.mktemp("runs")
+    ended = launch(
+        "--config",
+        "launch/configs/tiny-cpu.yaml",
+        f"run.folder={folder}",
+        "run.name=e2e",
+        f"run.steps={STEPS}",
+        "rollout.actors=2",
+        "data.held_out_prompts=16",
+        "algorithm.resample=immediate",
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder / "e2e", ended.stdout
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_summary_says_what_the_run_was(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    summary, steps = json.loads((folder / "summary.json").read_text()), metrics(folder)
+    assert summary["steps"] == STEPS == len(steps)
+    assert 0 <= summary["accuracy_before"] <= 1
+    assert 0 <= summary["accuracy_after"] <= 1
+    assert summary["generated_tokens"] == sum(s["generated_tokens"] for s in steps) > 0
+    assert summary["trained_tokens"] == sum(s["trained_tokens"] for s in steps) > 0
+    assert summary["resamples"] == [sum(rung) for rung in zip(*(s["resamples"] for s in steps), strict=True)]
+    assert summary["seconds"] > 0
+
+
+def test_failing_groups_were_resampled_and_hard_classes_more_often(run: tuple[Path, str]) -> None:
+    steps = metrics(run[0])
+    assert sum(sum(s["resamples"]) for s in steps) > 0
+    by_level = [sum(s["resamples_by_level"].get(f"{digits} digits", 0) for s in steps) for digits in (2, 5)]
+    assert by_level[0] < by_level[1]
+
+
+def test_every_step_sent_one_new_version(run: tuple[Path, str]) -> None:
+    steps = metrics(run[0])
+    assert [s["weight_version"] for s in steps] == [1, 2, 3, 4]
+    assert all(s["sync_bytes"] > 100_000 for s in steps)
+
+
+def test_learner_and_rollout_agree_where_nothing_was_filtered(run: tuple[Path, str]) -> None:
+    """First attempts are drawn at temperature 1, so only resampled groups may show a difference."""
+    plain = [s for s in metrics(run[0]) if sum(s["resamples"][1:]) == 0 and s["trained_tokens"]]
+    for step in plain:
+        assert step["behaviour_gap"] < 1e-4
+    assert all(s["behaviour_gap"] < 0.5 for s in metrics(run[0]))
+
+
+def test_configuration_is_kept_and_reads_back(run: tuple[Path, str]) -> None:
+    kept = yaml.safe_load((run[0] / "config.yaml").read_text())
+    assert kept["rollout"]["actors"] == 2
+    assert kept["run"]["steps"] == STEPS
+
+
+def test_adapter_loads_with_peft_and_is_not_the_initial_one(run: tuple[Path, str]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = run[0] / "adapter"
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    moved = [p.abs().sum().item() for n, p in model.named_parameters() if "lora_B" in n]
+    assert moved
+    assert all(size > 0 for size in moved)
+
+
+def test_output_reads_well_without_a_terminal(run: tuple[Path, str]) -> None:
+    folder, output = run
+    assert "\x1b" not in output
+    assert f"run folder: {folder}" in output
+    assert "held-out accuracy" in output
+
+
+def test_no_process_is_left_behind(run: tuple[Path, str]) -> None:
+    left = subprocess.run(["pgrep", "-af", "EngineCore|raylet|RolloutActor"], capture_output=True, text=True, check=False)
+    ours = [line for line in left.stdout.splitlines() if "pgrep" not in line]
+    assert ours == []
+
+
+def test_a_run_folder_is_never_overwritten(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    before = (folder / "summary.json").read_bytes()
+    ended = launch("--config", "launch/configs/tiny-cpu.yaml", f"run.folder={folder.parent}", "run.name=e2e")
+    assert ended.returncode != 0
+    assert "run.name" in ended.stderr
+    assert (folder / "summary.json").read_bytes() == before

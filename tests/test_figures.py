@@ -1,0 +1,97 @@
+"""A step's figures from a collection made by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from builders import make_attempt, make_group, make_prompt
+
+from adagrpo_ray.learner.figures import SamplingFigures, sampling_figures
+from adagrpo_ray.learner.sampler import Collection
+
+NOTHING = Collection(ready=(), exhausted=(), waiting=(), aged=(), attempts=())
+EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")
+# Columns of by_function: format, answer.
+SOLVED = make_group(
+    make_attempt([3, 1], by_function=[[1, 2], [1, 0]], correct=[True, False], lengths=[4, 6]), prompt=EASY
+)
+FAILED = make_group(
+    make_attempt([1, 1], by_function=[[1, math.nan], [1, 0]], correct=[False, False], lengths=[10, 20]), prompt=HARD
+)
+RESCUED = FAILED.with_attempt(
+    make_attempt([9, 9], rung=0, by_function=[[4, 5], [4, 5]], correct=[True, True], lengths=[30, 50])
+)
+STUCK = FAILED.with_attempt(
+    make_attempt([1, 1], rung=1, by_function=[[1, 0], [1, 0]], correct=[False, False], lengths=[5, 5])
+)
+
+
+def figures(height: int = 3, *, exhausted_dropped: bool = False, **parts: object) -> SamplingFigures:
+    collection = replace(NOTHING, **parts)  # type: ignore[arg-type]
+    return sampling_figures(collection, ["format", "answer"], height, exhausted_dropped=exhausted_dropped)
+
+
+@pytest.fixture
+def step() -> SamplingFigures:
+    """One group solved at once, one after a resample, one that failed on the second rung."""
+    return figures(ready=(SOLVED, RESCUED), exhausted=(STUCK,), attempts=(SOLVED, FAILED, RESCUED, STUCK))
+
+
+def test_rewards_are_of_first_attempts_only(step: SamplingFigures) -> None:
+    assert step.reward_mean == pytest.approx((3 + 1 + 1 + 1) / 4)
+    assert step.reward_by_function == {
+        "format": pytest.approx(1.0),
+        "answer": pytest.approx((2 + 0 + 0) / 3),  # where it applies
+    }
+
+
+def test_accuracy_is_of_first_attempts_only(step: SamplingFigures) -> None:
+    assert step.accuracy == pytest.approx(0.25)
+    assert step.accuracy_by_level == {"2 digits": 0.5, "5 digits": 0.0}
+
+
+def test_groups_are_counted_by_how_they_ended() -> None:
+    step = figures(ready=(SOLVED, RESCUED), exhausted=(STUCK,), waiting=(FAILED,) * 4, aged=(FAILED,) * 5)
+    counted = (step.groups_ready, step.groups_exhausted, step.groups_waiting, step.groups_dropped)
+    assert counted == (2, 1, 4, 5)
+
+
+def test_exhausted_groups_count_as_dropped_where_they_are() -> None:
+    step = figures(exhausted=(STUCK,), aged=(FAILED,) * 5, exhausted_dropped=True)
+    assert (step.groups_exhausted, step.groups_dropped) == (1, 6)
+
+
+def test_resamples_are_counted_by_rung_and_level(step: SamplingFigures) -> None:
+    assert step.resamples == (1, 1, 0)
+    assert step.resamples_by_level == {"5 digits": 2}
+
+
+def test_a_rung_above_the_ladder_is_still_counted() -> None:
+    assert figures(height=0, attempts=(STUCK,)).resamples == (0, 1)
+
+
+def test_flat_shares_before_and_after_adaptation(step: SamplingFigures) -> None:
+    assert step.flat_before == pytest.approx(1 / 2)  # of two first attempts, the hard one's was flat
+    assert step.flat_after == pytest.approx(1 / 3)  # of three groups that ended, the stuck one
+
+
+def test_tokens_of_all_attempts_count(step: SamplingFigures) -> None:
+    assert step.generated_tokens == 10 + 30 + 80 + 10
+    assert step.completion_length == pytest.approx(130 / 8)
+
+
+def test_earlier_steps_attempts_do_not_count_again() -> None:
+    step = figures(ready=(RESCUED,), attempts=(RESCUED,))  # its first attempt was an earlier step's
+    assert step.generated_tokens == 80
+    assert math.isnan(step.accuracy)
+    assert math.isnan(step.reward_mean)
+
+
+def test_a_step_without_groups_has_no_rates() -> None:
+    step = figures(height=2)
+    assert step.resamples == (0, 0)
+    assert (step.generated_tokens, step.groups_ready, step.accuracy_by_level) == (0, 0, {})
+    unknown = [step.reward_mean, step.accuracy, step.flat_before, step.flat_after, step.completion_length]
+    assert all(map(math.isnan, [*unknown, *step.reward_by_function.values()]))

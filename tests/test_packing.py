@@ -1,0 +1,93 @@
+"""Micro-batches by token budget: nothing lost, nothing counted twice, every rank equally busy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.types import TrainBatch, TrainSample
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), max_size=30)
+
+
+def make_sample(prompt: int, completion: int) -> TrainSample:
+    return TrainSample(
+        prompt_token_ids=np.zeros(prompt, np.int32),
+        token_ids=np.zeros(completion, np.int32),
+        behaviour_logprobs=np.zeros(completion, np.float32),
+        token_weights=np.full(completion, 0.5, np.float32),
+        advantage=1.0,
+    )
+
+
+def length(sample: TrainSample) -> int:
+    return len(sample.prompt_token_ids) + len(sample.token_ids)
+
+
+def shape(batches: Sequence[TrainBatch]) -> list[list[list[int]]]:
+    """Lengths, by rank and micro-batch."""
+    return [[[length(s) for s in micro] for micro in batch.micro_batches] for batch in batches]
+
+
+def idle(sample: TrainSample) -> bool:
+    return not sample.token_weights.any()
+
+
+def test_golden_packing() -> None:
+    # Longest first: 9 alone (2 x 9 > 16), then 8 + 7 padded to 16, then 3 + 2 + 1 padded to 9.
+    samples = [make_sample(1, n) for n in (2, 8, 1, 7, 0, 6)]
+    assert shape(pack_batches(1, samples, ranks=1, token_budget=16)) == [[[9], [8, 7], [3, 2, 1]]]
+    assert shape(pack_batches(1, samples, ranks=2, token_budget=16)) == [[[9], [3, 2, 1]], [[8, 7], [1]]]
+
+
+def test_padding_counts() -> None:
+    # 10 + 5 + 5 are 20 tokens, but 30 with padding.
+    samples = [make_sample(1, n) for n in (9, 4, 4)]
+    assert shape(pack_batches(1, samples, ranks=1, token_budget=20)) == [[[10, 5], [5]]]
+
+
+def test_a_sample_above_the_budget_goes_alone() -> None:
+    samples = [make_sample(1, n) for n in (99, 1, 1)]
+    assert shape(pack_batches(1, samples, ranks=1, token_budget=10)) == [[[100], [2, 2]]]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_a_step_without_samples_has_no_micro_batches_on_any_rank(ranks: int) -> None:
+    batches = pack_batches(5, [], ranks, token_budget=10)
+    assert [(b.step, b.micro_batches) for b in batches] == [(5, ())] * ranks
+
+
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 100))
+def test_every_sample_once_and_idle_copies_weigh_nothing(
+    lengths: list[tuple[int, int]], ranks: int, budget: int
+) -> None:
+    samples = [make_sample(*pair) for pair in lengths]
+    packed = [s for b in pack_batches(1, samples, ranks, budget) for m in b.micro_batches for s in m]
+    assert sorted(id(s) for s in packed if not idle(s)) == sorted(map(id, samples))
+    extra = [s for s in packed if idle(s)]
+    assert len(extra) < ranks
+    assert all(s.token_weights.shape == s.token_ids.shape for s in extra)
+    assert all(length(s) == min(map(length, samples)) for s in extra)
+
+
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 100))
+def test_ranks_have_equally_many_micro_batches_within_the_budget(
+    lengths: list[tuple[int, int]], ranks: int, budget: int
+) -> None:
+    batches = pack_batches(3, [make_sample(*pair) for pair in lengths], ranks, budget)
+    assert [b.step for b in batches] == [3] * ranks
+    assert len({len(b.micro_batches) for b in batches}) == 1
+    for micro in (m for b in batches for m in b.micro_batches):
+        assert micro
+        assert len(micro) == 1 or max(map(length, micro)) * len(micro) <= budget
+
+
+def test_the_samples_themselves_are_not_changed() -> None:
+    sample = make_sample(1, 3)
+    pack_batches(1, [sample], ranks=4, token_budget=10)
+    assert sample.token_weights.tolist() == [0.5] * 3

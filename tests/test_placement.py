@@ -1,0 +1,109 @@
+"""Who gets which share of the hardware, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.errors import ResourceError
+from adagrpo_ray.placement import Hardware, Placement, place
+
+
+def config(**sizes: float) -> Config:
+    """A configuration with these sizes: `actors=2` is rollout.actors, `ranks` and `learner_cpus` are the learner's."""
+    keys = {
+        "actors": "rollout.actors",
+        "tensor_parallel": "rollout.tensor_parallel",
+        "rollout_cpus": "rollout.cpus",
+        "ranks": "learner.ranks",
+        "learner_cpus": "learner.cpus",
+    }
+    return load_config(None, [f"{keys[name]}={value}" for name, value in sizes.items()])
+
+
+def placed(gpus: float, *, cpus: float = 64, ours: bool = True, **sizes: Any) -> Placement:
+    return place(config(**sizes), Hardware(cpus, gpus), ours=ours)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sizes", "each"),
+    [
+        (0, {}, (0.0, 0.0)),
+        (0, {"actors": 4, "ranks": 2}, (0.0, 0.0)),
+        (1, {}, (0.5, 0.5)),
+        (2, {}, (1.0, 1.0)),
+        (6, {"actors": 4, "ranks": 2}, (1.0, 1.0)),
+        (6, {"actors": 2, "tensor_parallel": 2, "ranks": 2}, (2.0, 1.0)),
+        (8, {"actors": 1, "tensor_parallel": 4, "ranks": 4}, (4.0, 1.0)),
+        (8, {}, (1.0, 1.0)),
+    ],
+)
+def test_gpus_of_a_rollout_actor_and_of_a_learner_rank(
+    gpus: float, sizes: dict[str, Any], each: tuple[float, float]
+) -> None:
+    placement = placed(gpus, **sizes)
+    assert (placement.rollout_gpus, placement.learner_gpus) == each
+    assert (placement.rollout_actors, placement.learner_ranks) == (sizes.get("actors", 1), sizes.get("ranks", 1))
+    assert placement.gpus <= gpus
+
+
+@pytest.mark.parametrize("sizes", [{"actors": 2}, {"ranks": 2}, {"tensor_parallel": 2}])
+def test_one_gpu_holds_one_of_each(sizes: dict[str, Any]) -> None:
+    with pytest.raises(ResourceError) as refused:
+        placed(1, **sizes)
+    all_sizes = {"actors": 1, "tensor_parallel": 1, "ranks": 1, **sizes}
+    assert str(refused.value) == (
+        f"rollout.actors={all_sizes['actors']}, rollout.tensor_parallel={all_sizes['tensor_parallel']} and "
+        f"learner.ranks={all_sizes['ranks']} need more than the 1 GPU there is; set all three to 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sizes", "figures"),
+    [
+        (2, {"actors": 2}, "rollout.actors=2 x 1 and learner.ranks=1 need 3 GPUs, there are 2;"),
+        (6, {"actors": 4, "ranks": 3}, "rollout.actors=4 x 1 and learner.ranks=3 need 7 GPUs, there are 6;"),
+        (8, {"actors": 2, "tensor_parallel": 4}, "rollout.actors=2 x 4 and learner.ranks=1 need 9 GPUs, there are 8;"),
+    ],
+)
+def test_too_few_gpus_are_told_with_their_figures(gpus: float, sizes: dict[str, Any], figures: str) -> None:
+    with pytest.raises(ResourceError) as refused:
+        placed(gpus, **sizes)
+    assert str(refused.value).startswith(figures)
+    assert str(refused.value).endswith("lower rollout.actors, rollout.tensor_parallel or learner.ranks")
+
+
+def test_on_our_own_machine_cpus_are_only_a_count() -> None:
+    assert placed(0, cpus=2, actors=4, ranks=2).cpus == 6
+
+
+def test_a_cluster_has_the_cpus_it_has() -> None:
+    sizes = {"actors": 4, "rollout_cpus": 1.5, "ranks": 2, "learner_cpus": 3}
+    assert placed(0, cpus=12, ours=False, **sizes).cpus == 12
+    with pytest.raises(ResourceError) as refused:
+        placed(0, cpus=11, ours=False, **sizes)
+    assert str(refused.value) == (
+        "the actors need 12 CPUs (rollout.actors=4 x rollout.cpus=1.5 and learner.ranks=2 x learner.cpus=3), "
+        "the cluster has 11; lower one of them"
+    )
+
+
+def test_bundles_are_the_learners_first_and_then_the_rollout_actors() -> None:
+    placement = placed(8, actors=2, tensor_parallel=2, rollout_cpus=4, ranks=3, learner_cpus=1)
+    assert placement.bundles() == [{"CPU": 1.0, "GPU": 1.0}] * 3 + [{"CPU": 4.0, "GPU": 2.0}] * 2
+
+
+def test_bundles_have_no_zero_entries_and_are_never_empty() -> None:
+    assert placed(0).bundles() == [{"CPU": 1.0}, {"CPU": 1.0}]
+    assert placed(2, rollout_cpus=0).bundles() == [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}]
+    (learner, rollout) = placed(0, rollout_cpus=0, learner_cpus=0).bundles()
+    assert 0 < learner["CPU"] < 0.01
+    assert rollout == learner
+
+
+def test_the_description_tells_numbers_and_shares() -> None:
+    assert placed(1, rollout_cpus=2).describe() == (
+        "1 x rollout actor: 2 CPU, 0.5 GPU each\n1 x learner rank: 1 CPU, 0.5 GPU each"
+    )

@@ -1,0 +1,393 @@
+"""The adaptive sampler over a fake engine and scorer: who is sampled again, when, and how."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pytest
+from builders import make_completion, make_prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from adagrpo_ray.algorithm.criterion import any_correct
+from adagrpo_ray.algorithm.ladder import Ladder, request_seed
+from adagrpo_ray.config.tree import AlgorithmSettings
+from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.learner.sampler import AdaptiveSampler, Collection
+from adagrpo_ray.rewards.registry import Scores
+from adagrpo_ray.types import Completion, GenerationRequest, Group, Prompt, SamplingParams
+
+BASE, WARM, HOT = SamplingParams(temperature=1.0), SamplingParams(temperature=1.1), SamplingParams(temperature=1.3)
+TWO_RUNGS = ((1, (WARM, HOT)),)
+FAIL, PASS = (0.0, 0.0), (1.0, 0.0)
+SEED = 7
+
+
+class Fake:
+    """Engine and scorer. A prompt's k-th request gets the k-th row of its script, and its last row ever after.
+
+    Each completion carries its reward as its text. A request with a gate waits until that is set.
+    """
+
+    def __init__(self, script: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        self.script = script
+        self.requests: list[GenerationRequest] = []
+        self.cancelled: list[str] = []
+        self.gates: dict[tuple[str, int], asyncio.Event] = {}
+
+    def of(self, prompt_id: str) -> list[GenerationRequest]:
+        return [r for r in self.requests if r.prompt_id == prompt_id]
+
+    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        number = len(self.of(request.prompt_id))
+        self.requests.append(request)
+        try:
+            await asyncio.sleep(0)
+            if (request.prompt_id, number) in self.gates:
+                await self.gates[request.prompt_id, number].wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(request.prompt_id)
+            raise
+        rows = self.script[request.prompt_id]
+        row = rows[min(number, len(rows) - 1)]
+        assert len(row) == request.n
+        return tuple(make_completion(text=str(reward)) for reward in row)
+
+    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
+        await asyncio.sleep(0)
+        rewards = np.array([float(c.text) for c in completions], np.float32)
+        return Scores(rewards, rewards[:, None]), rewards > 0
+
+
+def easy(names: str) -> dict[str, list[tuple[float, float]]]:
+    """The script of prompts that are solved at once."""
+    return {name: [PASS] for name in names}
+
+
+def make_sampler(
+    fake: Fake, *, prompts: Sequence[str], ladder: Ladder | None = None, **settings: object
+) -> AdaptiveSampler:
+    """A sampler of groups of two that takes `prompts` in turn, all of them a step unless told otherwise."""
+    chosen = AlgorithmSettings.model_validate({"prompts_per_step": len(prompts), "group_size": 2, **settings})
+    return AdaptiveSampler(
+        chosen,
+        ladder or Ladder(BASE, TWO_RUNGS),
+        any_correct,
+        PromptOrder([make_prompt(id) for id in prompts], seed=0, shuffle=False),
+        fake.generate,
+        fake.score,
+        max_new_tokens=16,
+        seed=SEED,
+    )
+
+
+def run_steps(sampler: AdaptiveSampler, steps: int) -> list[Collection]:
+    async def run() -> list[Collection]:
+        return [await sampler.collect(step) for step in range(1, steps + 1)]
+
+    return asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(100):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    pytest.fail("it never happened")
+
+
+def ids(groups: Sequence[Group]) -> list[str]:
+    return [g.prompt.id for g in groups]
+
+
+def rungs(group: Group) -> list[int]:
+    return [a.rung for a in group.attempts]
+
+
+def test_a_failing_group_climbs_the_ladder_and_others_are_untouched() -> None:
+    fake = Fake({"easy": [PASS], "hard": [FAIL, FAIL, PASS], "other": [PASS]})
+    (step,) = run_steps(make_sampler(fake, prompts=["easy", "hard", "other"]), 1)
+    assert [r.sampling for r in fake.of("hard")] == [BASE, WARM, HOT]
+    assert [r.sampling for r in fake.of("easy") + fake.of("other")] == [BASE, BASE]
+    assert ids(step.ready) == ["easy", "hard", "other"]
+    assert [rungs(g) for g in step.ready] == [[-1], [-1, 0, 1], [-1]]
+    assert step.exhausted == step.waiting == step.aged == ()
+
+
+def test_a_request_says_all_that_the_engine_needs() -> None:
+    fake = Fake({"hard": [FAIL, PASS]})
+    run_steps(make_sampler(fake, prompts=["hard"]), 1)
+    first, second = fake.requests
+    assert first.prompt_token_ids.tolist() == make_prompt().token_ids.tolist()
+    assert (first.n, first.max_new_tokens, first.sampling) == (2, 16, BASE)
+    assert (second.n, second.max_new_tokens, second.sampling) == (2, 16, WARM)
+
+
+def test_seeds_come_from_run_prompt_visit_and_attempt() -> None:
+    fake = Fake({"a": [FAIL], "b": [PASS]})
+    run_steps(make_sampler(fake, prompts=["a", "b"]), 2)
+    assert [r.seed for r in fake.of("a")] == [request_seed(SEED, "a", visit, n) for visit in (0, 1) for n in (0, 1, 2)]
+    assert [r.seed for r in fake.of("b")] == [request_seed(SEED, "b", visit, 0) for visit in (0, 1)]
+    assert len({r.seed for r in fake.requests}) == len(fake.requests) == 8
+
+
+def test_a_resample_waits_for_no_other_group() -> None:
+    async def scenario() -> Collection:
+        fake.gates["easy", 0] = asyncio.Event()
+        collecting = asyncio.create_task(make_sampler(fake, prompts=["easy", "hard"]).collect(1))
+        await until(lambda: len(fake.of("hard")) == 3)  # both resamples, while the easy group still generates
+        assert not collecting.done()
+        fake.gates["easy", 0].set()
+        return await collecting
+
+    fake = Fake({"easy": [PASS], "hard": [FAIL, FAIL, PASS]})
+    assert ids(asyncio.run(scenario()).ready) == ["easy", "hard"]
+
+
+def test_one_solved_group_does_not_end_the_retries_of_another() -> None:
+    async def scenario() -> Collection:
+        fake.gates["hard", 0] = asyncio.Event()
+        collecting = asyncio.create_task(make_sampler(fake, prompts=["easy", "hard"]).collect(1))
+        await until(lambda: len(fake.requests) == 2)
+        for _ in range(20):  # the easy group is long solved when the hard one fails
+            await asyncio.sleep(0)
+        fake.gates["hard", 0].set()
+        return await collecting
+
+    fake = Fake({"easy": [PASS], "hard": [FAIL, PASS]})
+    step = asyncio.run(scenario())
+    assert len(fake.of("hard")) == 2
+    assert ids(step.ready) == ["easy", "hard"]
+
+
+def test_one_failing_group_does_not_sample_a_solved_one_again() -> None:
+    fake = Fake({"easy": [PASS], "hard": [FAIL]})
+    run_steps(make_sampler(fake, prompts=["easy", "hard"]), 1)
+    assert Counter(r.prompt_id for r in fake.requests) == {"easy": 1, "hard": 3}
+
+
+def test_statistics_are_over_all_attempts_and_never_mix_prompts() -> None:
+    fake = Fake({"a": [(-3.0, -1.0), (-2.0, -2.0), (8.0, 0.0)], "b": [(-9.0, -7.0), (4.0, 0.0)]})
+    (step,) = run_steps(make_sampler(fake, prompts=["a", "b"]), 1)
+    a, b = step.ready
+    assert (a.statistics.count, a.statistics.mean) == (6, 0.0)
+    assert a.statistics.m2 == pytest.approx(9 + 1 + 4 + 4 + 64)
+    assert (b.statistics.count, b.statistics.mean) == (4, -3.0)
+    assert b.statistics.m2 == pytest.approx(36 + 16 + 49 + 9)
+    assert a.last.rewards.tolist() == [8.0, 0.0]
+
+
+def test_a_new_visit_starts_without_the_statistics_of_the_last_one() -> None:
+    fake = Fake({"a": [FAIL, FAIL, FAIL, PASS]})
+    first, second = run_steps(make_sampler(fake, prompts=["a"]), 2)
+    assert (first.exhausted[0].visit, first.exhausted[0].statistics.count) == (0, 6)
+    assert (second.ready[0].visit, second.ready[0].statistics.count, second.ready[0].born) == (1, 2, 2)
+
+
+def test_results_come_in_order_of_the_slots_whoever_ends_first() -> None:
+    async def scenario() -> Collection:
+        for name in "abc":
+            fake.gates[name, 0] = asyncio.Event()
+        collecting = asyncio.create_task(make_sampler(fake, prompts=["a", "b", "c"]).collect(1))
+        await until(lambda: len(fake.requests) == 3)
+        for name in "cba":
+            fake.gates[name, 0].set()
+            for _ in range(20):
+                await asyncio.sleep(0)
+        return await collecting
+
+    fake = Fake({"a": [FAIL, PASS], "b": [PASS], "c": [PASS]})
+    step = asyncio.run(scenario())
+    assert ids(step.ready) == ["a", "b", "c"]
+    assert [(g.prompt.id, len(g.attempts)) for g in step.attempts] == [("a", 1), ("a", 2), ("b", 1), ("c", 1)]
+
+
+def test_a_used_up_ladder_is_exhausted() -> None:
+    fake = Fake({"hopeless": [FAIL]})
+    (step,) = run_steps(make_sampler(fake, prompts=["hopeless"]), 1)
+    assert ids(step.exhausted) == ["hopeless"]
+    assert rungs(step.exhausted[0]) == [-1, 0, 1]
+    assert step.ready == step.waiting == ()
+
+
+@pytest.mark.parametrize("resample", ["immediate", "deferred"])
+def test_before_the_first_trigger_a_failing_group_is_exhausted_at_once(resample: str) -> None:
+    fake = Fake({"hard": [FAIL]})
+    sampler = make_sampler(fake, prompts=["hard"], ladder=Ladder(BASE, ((2, (WARM,)),)), resample=resample)
+    (step,) = run_steps(sampler, 1)
+    assert [rungs(g) for g in step.exhausted] == [[-1]]
+    assert len(fake.requests) == 1
+
+
+def test_deferred_samples_one_attempt_a_step_at_the_next_rung() -> None:
+    fake = Fake({"hard": [(-4.0, 0.0), (-2.0, 0.0), (2.0, 0.0)], "easy": [PASS]})
+    steps = run_steps(make_sampler(fake, prompts=["hard", *["easy"] * 5], prompts_per_step=2, resample="deferred"), 3)
+    assert [ids(s.waiting) for s in steps] == [["hard"], ["hard"], []]
+    assert [[(g.prompt.id, g.last.rung) for g in s.attempts] for s in steps] == [
+        [("hard", -1), ("easy", -1)],
+        [("hard", 0), ("easy", -1)],
+        [("hard", 1), ("easy", -1)],
+    ]
+    assert [r.sampling for r in fake.of("hard")] == [BASE, WARM, HOT]
+    hard = steps[2].ready[0]
+    assert (hard.born, hard.statistics.count) == (1, 6)
+    assert hard.statistics.mean == pytest.approx(-4 / 6)
+    assert hard.statistics.m2 == pytest.approx(16 + 4 + 4 - 16 / 6)
+
+
+def test_deferred_groups_that_fail_on_the_last_rung_are_exhausted() -> None:
+    fake = Fake({"hard": [FAIL], "easy": [PASS]})
+    steps = run_steps(make_sampler(fake, prompts=["hard", *["easy"] * 5], prompts_per_step=2, resample="deferred"), 3)
+    assert [ids(s.exhausted) for s in steps] == [[], [], ["hard"]]
+
+
+def test_waiting_groups_take_at_most_half_of_the_slots_and_the_rest_keep_their_turn() -> None:
+    fake = Fake({name: [FAIL] for name in "abcdefgh"})
+    steps = run_steps(make_sampler(fake, prompts="abcdefgh", prompts_per_step=4, resample="deferred"), 3)
+    assert [ids(s.attempts) for s in steps] == [list("abcd"), list("abef"), list("cdgh")]
+    assert [ids(s.waiting) for s in steps] == [list("abcd"), list("cdabef"), list("abefcdgh")]
+
+
+def test_an_odd_number_of_slots_leaves_the_larger_half_to_new_prompts() -> None:
+    fake = Fake({name: [FAIL] for name in "abcdef"})
+    _, second = run_steps(make_sampler(fake, prompts="abcdef", prompts_per_step=3, resample="deferred"), 2)
+    assert ids(second.attempts) == ["a", "d", "e"]
+
+
+@pytest.mark.xfail(strict=True, reason="half of one slot is none: waiting groups never go on and age out")
+def test_a_waiting_group_goes_on_where_a_step_has_one_slot() -> None:
+    fake = Fake({"hard": [FAIL, PASS], **easy("abcd")})
+    steps = run_steps(make_sampler(fake, prompts=["hard", *"abcd"], prompts_per_step=1, resample="deferred"), 3)
+    assert "hard" in [id for step in steps for id in ids(step.ready)]
+
+
+def test_the_budget_goes_to_first_attempts_first_and_cut_off_groups_go_on_later() -> None:
+    fake = Fake({"a": [FAIL, PASS], "b": [FAIL, PASS], **easy("cdefg")})
+    first, second = run_steps(make_sampler(fake, prompts="abcdefg", prompts_per_step=4, budget=10), 2)
+    # Eight for the first attempts; the ninth and tenth completion resample the group that failed first.
+    assert ids(first.ready) == ["a", "c", "d"]
+    assert ids(first.waiting) == ["b"]
+    assert [r.sampling for r in fake.of("b")] == [BASE, WARM]
+    assert ids(second.ready) == ["b", "e", "f", "g"]
+    assert rungs(second.ready[0]) == [-1, 0]
+
+
+def test_a_budget_that_does_not_hold_a_whole_group_is_left_unspent() -> None:
+    fake = Fake({"a": [FAIL], "b": [FAIL]})
+    (step,) = run_steps(make_sampler(fake, prompts="ab", budget=5), 1)
+    assert len(fake.requests) == 2
+    assert ids(step.waiting) == ["a", "b"]
+
+
+def test_a_group_that_was_cut_off_before_its_first_attempt_starts_at_the_base() -> None:
+    fake = Fake({name: [PASS] for name in "abc"})
+    first, second = run_steps(make_sampler(fake, prompts="abc", prompts_per_step=2, budget=2), 2)
+    assert (ids(first.ready), ids(first.waiting)) == (["a"], ["b"])
+    assert (ids(second.ready), ids(second.waiting)) == (["b"], ["c"])
+    assert (second.ready[0].born, second.ready[0].visit, second.ready[0].last.sampling) == (1, 0, BASE)
+
+
+@settings(max_examples=40)
+@given(
+    budget=st.none() | st.integers(2, 20),
+    slots=st.integers(2, 5),
+    resample=st.sampled_from(["immediate", "deferred"]),
+    age=st.integers(1, 4),
+    outcomes=st.lists(st.lists(st.sampled_from([FAIL, PASS]), min_size=1, max_size=6), min_size=5, max_size=5),
+)
+def test_every_group_ends_once_and_no_step_exceeds_its_budget(
+    budget: int | None, slots: int, resample: str, age: int, outcomes: list[list[tuple[float, float]]]
+) -> None:
+    fake = Fake(dict(zip("abcde", outcomes, strict=True)))
+    steps = run_steps(
+        make_sampler(
+            fake, prompts="abcde", prompts_per_step=slots, budget=budget, resample=resample, max_group_age=age
+        ),
+        6,
+    )
+    for number, step in enumerate(steps, start=1):
+        assert budget is None or 2 * len(step.attempts) <= budget
+        assert all(number - g.born <= age for g in (*step.ready, *step.exhausted, *step.waiting))
+        sampled = Counter((g.prompt.id, g.visit) for g in step.attempts)
+        assert resample == "immediate" or max(sampled.values()) == 1
+    assert sum(len(step.attempts) for step in steps) == len(fake.requests)
+
+    ended = [*(g for s in steps for g in (*s.ready, *s.exhausted, *s.aged)), *steps[-1].waiting]
+    drawn = [(g.prompt.id, g.visit) for g in ended]
+    assert sorted(drawn) == sorted(("abcde"[n % 5], n // 5) for n in range(len(drawn)))  # none twice, none lost
+    for group in ended:
+        assert rungs(group) == list(range(-1, len(group.attempts) - 1))
+        assert group.statistics.count == 2 * len(group.attempts)
+
+
+def test_a_group_that_waited_too_long_is_given_up() -> None:
+    fake = Fake({name: [FAIL] for name in "abcdefgh"})
+    ladder = Ladder(BASE, ((1, (WARM,) * 9),))
+    sampler = make_sampler(
+        fake, prompts="abcdefgh", ladder=ladder, prompts_per_step=2, resample="deferred", max_group_age=2
+    )
+    steps = run_steps(sampler, 4)
+    assert [ids(s.aged) for s in steps] == [[], [], [], ["a", "b"]]  # born in step 1; in step 4 three steps old
+    assert not {"a", "b"} & {*ids(steps[3].waiting), *ids(steps[3].attempts)}
+
+
+def test_a_waiting_group_goes_on_by_the_ladder_of_the_new_step() -> None:
+    fake = Fake({"hard": [FAIL], "easy": [PASS]})
+    ladder = Ladder(BASE, ((1, (WARM, WARM)), (2, (HOT, HOT)), (3, ())))
+    sampler = make_sampler(
+        fake, prompts=["hard", *["easy"] * 5], ladder=ladder, prompts_per_step=2, resample="deferred"
+    )
+    steps = run_steps(sampler, 3)
+    assert [r.sampling for r in fake.of("hard")] == [BASE, HOT]
+    assert [ids(s.exhausted) for s in steps] == [[], [], ["hard"]]  # step 3 has no rung for it
+    assert ids(steps[2].attempts) == ["easy"]
+
+
+class BrokenError(RuntimeError):
+    """What the fake engine or scorer raises."""
+
+
+@pytest.mark.parametrize("part", ["generate", "score"])
+def test_an_exception_comes_out_as_itself_and_cancels_the_rest(part: str) -> None:
+    async def fails(subject: GenerationRequest | Prompt, *rest: object) -> object:
+        if getattr(subject, "prompt_id", getattr(subject, "id", None)) == "bad":
+            raise BrokenError(part)
+        return await working(subject, *rest)
+
+    async def scenario() -> None:
+        fake.gates["slow", 0] = asyncio.Event()  # is never set
+        await make_sampler(fake, prompts=["slow", "bad"]).collect(1)
+
+    fake = Fake({"slow": [PASS], "bad": [PASS]})
+    working = getattr(fake, part)
+    setattr(fake, part, fails)
+    with pytest.raises(BrokenError, match=part):
+        asyncio.run(scenario())
+    assert fake.cancelled == ["slow"]
+
+
+def test_after_an_exception_waiting_groups_still_wait() -> None:
+    async def breaks(request: GenerationRequest) -> tuple[Completion, ...]:
+        if broken:
+            raise BrokenError
+        return await working(request)
+
+    async def scenario() -> Collection:
+        sampler = make_sampler(fake, prompts=["hard", *["easy"] * 5], prompts_per_step=2, resample="deferred")
+        await sampler.collect(1)
+        broken.append(True)
+        with pytest.raises(BrokenError):
+            await sampler.collect(2)
+        broken.clear()
+        return await sampler.collect(3)
+
+    broken: list[bool] = []
+    fake = Fake({"hard": [FAIL, PASS], "easy": [PASS]})
+    working = fake.generate
+    fake.generate = breaks  # type: ignore[method-assign]
+    third = asyncio.run(scenario())
+    assert (third.ready[0].prompt.id, rungs(third.ready[0])) == ("hard", [-1, 0])

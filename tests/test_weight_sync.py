@@ -1,0 +1,169 @@
+"""The adapter that the learner trained is the adapter that the rollout actors serve, in both modes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from adagrpo_ray.adapter import AdapterWeights, pack
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.data.prompts import load_prompts
+from adagrpo_ray.errors import SyncError
+from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.rollout.actor import RolloutActor
+from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
+
+CONFIG = load_config(
+    "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.held_out_prompts=0"]
+)
+
+
+@pytest.fixture(scope="module")
+def model_path() -> str:
+    return resolve_model(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def prompt(model_path: str) -> Prompt:
+    return load_prompts(CONFIG, load_tokenizer(model_path, CONFIG)).train[0]
+
+
+@pytest.fixture(scope="module")
+def learner(model_path: str) -> LearnerEngine:
+    return LearnerEngine(model_path, CONFIG, 0, 1, ("127.0.0.1", 29531))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module", params=["adapter", "merged"])
+def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any, RolloutPool]]:
+    config = Config.model_validate(
+        CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"sync": request.param}}
+    )
+    actor = RolloutActor.remote()
+    ray.get(actor.start.remote(model_path, 256, config))
+    yield actor, RolloutPool([actor], request_timeout_s=60.0)
+    ray.get(actor.stop.remote())
+    ray.kill(actor)
+
+
+def ask(prompt: Prompt, seed: int, sampling: SamplingParams | None = None) -> GenerationRequest:
+    return GenerationRequest(prompt.id, prompt.token_ids, 4, sampling or SamplingParams(), 64, seed)
+
+
+def as_sample(prompt: Prompt, completion: Completion, advantage: float) -> TrainSample:
+    length = len(completion.token_ids)
+    weights = np.full(length, 1 / 200, np.float32)
+    return TrainSample(prompt.token_ids, completion.token_ids, completion.logprobs, weights, advantage)
+
+
+def weights_of(learner: LearnerEngine, version: int) -> AdapterWeights:
+    return pack(version, learner.adapter(), CONFIG.model.lora.r, CONFIG.model.lora.alpha, torch.float32)
+
+
+def gap(learner: LearnerEngine, prompt: Prompt, completions: tuple[Completion, ...]) -> float:
+    """Largest difference between the learner's and the rollout actor's log-probabilities."""
+    expected = learner.logprobs(tuple(as_sample(prompt, c, 0.0) for c in completions))
+    return max(float(np.abs(e - c.logprobs).max()) for e, c in zip(expected, completions, strict=True))
+
+
+def test_logprobs_agree_after_a_real_training_step(
+    rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt
+) -> None:
+    _, pool = rollout
+    first = weights_of(learner, 0)
+    asyncio.run(pool.apply(first))
+    before = asyncio.run(pool.generate(ask(prompt, seed=1)))
+    assert {c.weight_version for c in before} == {0}
+    assert gap(learner, prompt, before) < 1e-4
+
+    samples = [as_sample(prompt, c, advantage) for c, advantage in zip(before, (1.0, -1.0, 0.5, 2.0), strict=True)]
+    report = learner.train(pack_batches(1, samples, 1, 4096)[0])
+    assert report.grad_norm > 0
+    assert gap(learner, prompt, before) > 1e-3, "the step must have moved the policy, or this test shows nothing"
+
+    second = weights_of(learner, 1)
+    assert second.digest != first.digest
+    (receipt,) = asyncio.run(pool.apply(second))
+    assert (receipt.version, receipt.digest) == (1, second.digest)
+    after = asyncio.run(pool.generate(ask(prompt, seed=2)))
+    assert {c.weight_version for c in after} == {1}
+    assert gap(learner, prompt, after) < 1e-4
+
+
+def test_merging_starts_from_the_untouched_base_every_time(
+    rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt
+) -> None:
+    _, pool = rollout
+    tensors = learner.adapter()
+    asyncio.run(pool.apply(pack(10, tensors, 16, 32.0, torch.float32)))
+    once = asyncio.run(pool.generate(ask(prompt, seed=3)))
+    for version in range(11, 16):
+        scaled = {name: tensor * (1 + 0.1 * version) for name, tensor in tensors.items()}
+        asyncio.run(pool.apply(pack(version, scaled, 16, 32.0, torch.float32)))
+    asyncio.run(pool.apply(pack(16, tensors, 16, 32.0, torch.float32)))
+    again = asyncio.run(pool.generate(ask(prompt, seed=3)))
+    for one, two in zip(once, again, strict=True):
+        np.testing.assert_array_equal(one.token_ids, two.token_ids)
+        np.testing.assert_array_equal(one.logprobs, two.logprobs)
+
+
+def test_a_version_that_does_not_arrive_whole_is_refused(
+    rollout: tuple[Any, RolloutPool], learner: LearnerEngine
+) -> None:
+    _, pool = rollout
+    weights = weights_of(learner, 20)
+    other = pack(20, {n: t + 1 for n, t in learner.adapter().items()}, 16, 32.0, torch.float32)
+    with pytest.raises(SyncError, match="version 20"):
+        asyncio.run(pool.apply(replace(weights, digest=other.digest)))
+    asyncio.run(pool.apply(replace(weights, version=21)))
+    assert pool.version == 21
+
+
+def test_behaviour_logprobs_are_those_of_the_distribution_sampled_from(
+    rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt
+) -> None:
+    """At another temperature they differ from the learner's; at a low one sampled tokens are likelier."""
+    _, pool = rollout
+    asyncio.run(pool.apply(weights_of(learner, 30)))
+    cold = asyncio.run(pool.generate(ask(prompt, seed=5, sampling=SamplingParams(temperature=0.3))))
+    own = learner.logprobs(tuple(as_sample(prompt, c, 0.0) for c in cold))
+    assert gap(learner, prompt, cold) > 1e-2
+    assert sum(float(c.logprobs.sum()) for c in cold) > sum(float(o.sum()) for o in own)
+
+
+def test_the_same_request_draws_the_same_completions(rollout: tuple[Any, RolloutPool], prompt: Prompt) -> None:
+    _, pool = rollout
+    one, two, other = (asyncio.run(pool.generate(ask(prompt, seed))) for seed in (7, 7, 8))
+    assert [c.text for c in one] == [c.text for c in two]
+    assert [c.text for c in one] != [c.text for c in other]
+
+
+def test_the_written_adapter_loads_with_peft(model_path: str, learner: LearnerEngine, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tensors = learner.adapter()
+    learner.save_adapter(str(tmp_path), tensors)
+    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(tmp_path))
+    loaded = {n.replace(".default.", "."): p for n, p in model.named_parameters() if "lora_" in n}
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(loaded[name].detach(), tensor, rtol=0, atol=0)
