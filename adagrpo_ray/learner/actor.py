@@ -6,27 +6,26 @@ import asyncio
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 
 from adagrpo_ray.adapter import pack
 from adagrpo_ray.algorithm.criterion import make_criterion
-from adagrpo_ray.algorithm.ladder import Ladder, request_seed
+from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.learner.batch import training_samples
 from adagrpo_ray.learner.engine import LearnerEngine, TrainReport
+from adagrpo_ray.learner.evaluation import evaluate
 from adagrpo_ray.learner.figures import SamplingFigures, sampling_figures
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler
 from adagrpo_ray.observe.records import EvaluationRecord
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.pool import RolloutPool
-from adagrpo_ray.types import GenerationRequest, Prompt
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,10 @@ class SyncReport:
 
 @ray.remote
 class LearnerActor:
-    """One rank. `collect`, `evaluate` and the rest of sampling run on rank 0 alone, the others on all ranks."""
+    """One rank. `collect`, `evaluate` and the rest of sampling run on rank 0 alone, the others on all ranks.
+
+    It has no coroutine of its own, since one would make Ray run every method in an event loop.
+    """
 
     def __init__(self, config: Config, rank: int) -> None:
         self._config, self._rank = config, rank
@@ -121,38 +123,17 @@ class LearnerActor:
         return SyncReport(version, weights.data.nbytes, time.perf_counter() - began)
 
     def evaluate(self, step: int) -> EvaluationRecord:
-        """Accuracy on the held-out prompts, with the same seeds every time so that two measurements compare."""
-        began = time.perf_counter()
-        return replace(asyncio.run(self._evaluate(step)), seconds=time.perf_counter() - began)
-
-    async def _evaluate(self, step: int) -> EvaluationRecord:
-        settings = self._config.evaluation
-
-        async def measure(prompt: Prompt) -> tuple[str, float, float]:
-            completions = await self._pool.generate(
-                GenerationRequest(
-                    prompt_id=prompt.id,
-                    prompt_token_ids=prompt.token_ids,
-                    n=settings.samples,
-                    sampling=settings.sampling.params(),
-                    max_new_tokens=self._config.rollout.max_new_tokens,
-                    seed=request_seed(self._config.run.seed, prompt.id, -1, 0),
-                )
+        """Accuracy on the held-out prompts."""
+        return asyncio.run(
+            evaluate(
+                self._held_out,
+                self._config.evaluation,
+                self._pool.generate,
+                self._scorer.score,
+                step=step,
+                max_new_tokens=self._config.rollout.max_new_tokens,
+                seed=self._config.run.seed,
             )
-            _, correct = await self._scorer.score(prompt, completions)
-            return prompt.level, float(correct.mean()), float(np.mean([len(c.token_ids) for c in completions]))
-
-        results = await asyncio.gather(*(measure(prompt) for prompt in self._held_out))
-        levels = sorted({level for level, _, _ in results})
-        return EvaluationRecord(
-            step=step,
-            accuracy=float(np.mean([accuracy for _, accuracy, _ in results])),
-            accuracy_by_level={
-                level: float(np.mean([accuracy for name, accuracy, _ in results if name == level])) for level in levels
-            },
-            samples=len(results) * settings.samples,
-            mean_length=float(np.mean([length for _, _, length in results])),
-            seconds=0.0,
         )
 
     def save_adapter(self, folder: str) -> None:

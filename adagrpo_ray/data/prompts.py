@@ -1,0 +1,134 @@
+"""From rows to prompts: chat template, what is dropped and why, and what is kept aside to measure on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.arithmetic import Problem, problem_sets
+from adagrpo_ray.data.chat import chat_messages, system_message
+from adagrpo_ray.data.source import Row, column, load_rows
+from adagrpo_ray.errors import DataError
+from adagrpo_ray.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ARITHMETIC = "arithmetic"
+ARITHMETIC_PROMPTS = 2000
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Prompts to train on, prompts kept aside, and how many rows were dropped for each reason."""
+
+    train: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    dropped: Mapping[str, int]
+
+
+def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> PromptSets:
+    """The prompts of `config.data`, rendered and filtered; the split depends on `run.seed` alone.
+
+    Raises DataError where a column is missing, or where fewer prompts are left than a step needs.
+    """
+    data = config.data
+    dropped: Counter[str] = Counter()
+    if data.source == ARITHMETIC:
+        train, held_out = problem_sets(
+            config.arithmetic, data.train_prompts or ARITHMETIC_PROMPTS, data.held_out_prompts
+        )
+        sets = [_render(map(_arithmetic_row, problems), config, tokenizer, dropped) for problems in (train, held_out)]
+        kept = [_fitting(prompts, config, dropped) for prompts in sets]
+    else:
+        prompts = _fitting(_render(map(_reader(config), load_rows(data)), config, tokenizer, dropped), config, dropped)
+        order = np.random.default_rng(config.run.seed).permutation(len(prompts)).tolist()
+        aside = sorted(order[: data.held_out_prompts])
+        rest = sorted(order[data.held_out_prompts :][: data.train_prompts])
+        kept = [[prompts[i] for i in rest], [prompts[i] for i in aside]]
+    needed = config.algorithm.prompts_per_step
+    if len(kept[0]) < needed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+        raise DataError(
+            f"data.source={data.source!r} leaves {len(kept[0])} prompts to train on beside {len(kept[1])} held out "
+            f"(dropped: {reasons}), a step needs algorithm.prompts_per_step={needed}; "
+            "give more data, or lower that or data.held_out_prompts"
+        )
+    return PromptSets(tuple(kept[0]), tuple(kept[1]), dict(dropped))
+
+
+def _arithmetic_row(problem: Problem) -> tuple[Any, Any, str, Row]:
+    return problem.text, problem.answer, problem.level, {}
+
+
+def _reader(config: Config) -> Any:
+    """A function from a row to (prompt, answer, level, the other columns)."""
+    names = config.data.columns
+
+    def read(row: Row) -> tuple[Any, Any, str, Row]:
+        level = "" if names.level is None else str(column(row, names.level, "data.columns.level"))
+        used = {name.partition(".")[0] for name in (names.prompt, names.answer, names.level or "")}
+        others = {key: value for key, value in row.items() if key not in used}
+        prompt, answer = column(row, names.prompt, "data.columns.prompt"), column(row, names.answer, "data.columns.answer")
+        return prompt, answer, level, others
+
+    return read
+
+
+def _render(rows: Iterator[Any], config: Config, tokenizer: Any, dropped: Counter[str]) -> list[Prompt]:
+    """Prompts of the rows, each rendering and answer once; rows without a prompt or an answer are dropped."""
+    system, prompts = system_message(config.data), dict[str, Prompt]()
+    for prompt, answer, level, others in rows:
+        messages = _messages(prompt, system)
+        if not messages:
+            dropped["without a prompt"] += 1
+            continue
+        if not isinstance(answer, str | int | float) or isinstance(answer, bool) or not str(answer).strip():
+            dropped["without an answer"] += 1
+            continue
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        name = hashlib.sha256(f"{rendered}\0{answer}".encode(errors="replace")).hexdigest()[:16]
+        if name in prompts:
+            dropped["double"] += 1
+            continue
+        ids = tokenizer.encode(rendered, add_special_tokens=False)
+        text = next(m["content"] for m in reversed(messages) if m["role"] == "user")
+        prompts[name] = Prompt(name, text, np.asarray(ids, np.int32), str(answer), level, others)
+    return list(prompts.values())
+
+
+def _messages(prompt: Any, system: str | None) -> list[dict[str, str]]:
+    """The chat messages of a prompt column: its text, or its own messages; [] where it is neither."""
+    if isinstance(prompt, str):
+        return chat_messages(prompt, system) if prompt.strip() else []
+    if not isinstance(prompt, Sequence) or not all(_is_message(m) for m in prompt):
+        return []
+    messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
+    if not any(m["role"] == "user" and m["content"].strip() for m in messages):
+        return []
+    if system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def _fitting(prompts: list[Prompt], config: Config, dropped: Counter[str]) -> list[Prompt]:
+    """The prompts that are not longer than the quantile of lengths, and leave room for a completion."""
+    if not prompts:
+        return prompts
+    longest = float(np.quantile([len(p.token_ids) for p in prompts], config.data.length_quantile, method="higher"))
+    if config.rollout.max_model_len is not None:
+        longest = min(longest, config.rollout.max_model_len - config.rollout.max_new_tokens)
+    kept = [p for p in prompts if len(p.token_ids) <= longest]
+    if len(kept) < len(prompts):
+        dropped["too long"] += len(prompts) - len(kept)
+    return kept

@@ -1,0 +1,60 @@
+"""Accuracy on held-out prompts, over the same `generate` and `score` that the sampler uses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from adagrpo_ray.algorithm.ladder import request_seed
+from adagrpo_ray.config.tree import EvaluationSettings
+from adagrpo_ray.learner.sampler import Generate, Score
+from adagrpo_ray.observe.records import EvaluationRecord
+from adagrpo_ray.types import GenerationRequest, Prompt
+
+
+async def evaluate(
+    prompts: Sequence[Prompt],
+    settings: EvaluationSettings,
+    generate: Generate,
+    score: Score,
+    *,
+    step: int,
+    max_new_tokens: int,
+    seed: int,
+) -> EvaluationRecord:
+    """Share of right completions (avg@k for k = `settings.samples`), all prompts and by level.
+
+    The seeds are the same every time, so that two measurements of a run compare.
+    """
+    began = time.perf_counter()
+
+    async def measure(prompt: Prompt) -> tuple[str, float, float]:
+        completions = await generate(
+            GenerationRequest(
+                prompt_id=prompt.id,
+                prompt_token_ids=prompt.token_ids,
+                n=settings.samples,
+                sampling=settings.sampling.params(),
+                max_new_tokens=max_new_tokens,
+                seed=request_seed(seed, prompt.id, -1, 0),
+            )
+        )
+        _, correct = await score(prompt, completions)
+        return prompt.level, float(correct.mean()), float(np.mean([len(c.token_ids) for c in completions]))
+
+    results = await asyncio.gather(*(measure(prompt) for prompt in prompts))
+    by_level = {
+        level: float(np.mean([accuracy for name, accuracy, _ in results if name == level]))
+        for level in sorted({name for name, _, _ in results})
+    }
+    return EvaluationRecord(
+        step=step,
+        accuracy=float(np.mean([accuracy for _, accuracy, _ in results])),
+        accuracy_by_level=by_level,
+        samples=len(results) * settings.samples,
+        mean_length=float(np.mean([length for _, _, length in results])),
+        seconds=time.perf_counter() - began,
+    )
