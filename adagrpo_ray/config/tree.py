@@ -10,6 +10,7 @@ from adagrpo_ray.types import SamplingParams
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Digits = Annotated[int, Field(ge=2, le=9)]
 
 
 class Section(BaseModel):
@@ -89,14 +90,14 @@ class ModelSettings(Section):
 class ArithmeticSettings(Section):
     """The embedded task: additions of two numbers, one difficulty class for each number of digits.
 
-    The tiny base model learned them from examples that keep the carry with the probability given here
-    and drop it otherwise: that is its success rate on the class.
+    The tiny base model learned to keep the carry with the probability given here and to drop it otherwise:
+    that is its success rate on the class.
     """
 
-    keep_carry: dict[PositiveInt, Share] = Field(
+    keep_carry: dict[Digits, Share] = Field(
         {2: 0.75, 3: 0.35, 4: 0.12, 5: 0.04},
         min_length=1,
-        description="digits of the summands: share of the base model's training examples that are right",
+        description="digits of the summands, 2 to 9: success rate of the tiny base model",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the problems and of the tiny base model")
 

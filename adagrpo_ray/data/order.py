@@ -15,6 +15,7 @@ class PromptOrder:
     def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool) -> None:
         self._prompts, self._seed, self._shuffle = prompts, seed, shuffle
         self._taken = 0
+        self._pass, self._order = -1, list[int]()
 
     def take(self, n: int) -> list[tuple[Prompt, int]]:
         """The next `n` prompts with their visit numbers."""
@@ -36,7 +37,7 @@ class PromptOrder:
     def _permutation(self, visit: int) -> Sequence[int]:
         if not self._shuffle:
             return range(len(self._prompts))
-        if getattr(self, "_shuffled", (-1, None))[0] != visit:
+        if self._pass != visit:
             order = np.random.default_rng([self._seed, visit]).permutation(len(self._prompts))
-            self._shuffled: tuple[int, list[int]] = (visit, order.tolist())
-        return self._shuffled[1]
+            self._pass, self._order = visit, order.tolist()
+        return self._order

@@ -72,11 +72,12 @@ def _reader(config: Config) -> Any:
     names = config.data.columns
 
     def read(row: Row) -> tuple[Any, Any, str, Row]:
-        level = "" if names.level is None else str(column(row, names.level, "data.columns.level"))
+        level = None if names.level is None else column(row, names.level, "data.columns.level")
         used = {name.partition(".")[0] for name in (names.prompt, names.answer, names.level or "")}
         others = {key: value for key, value in row.items() if key not in used}
-        prompt, answer = column(row, names.prompt, "data.columns.prompt"), column(row, names.answer, "data.columns.answer")
-        return prompt, answer, level, others
+        prompt = column(row, names.prompt, "data.columns.prompt")
+        answer = column(row, names.answer, "data.columns.answer")
+        return prompt, answer, "" if level is None else str(level), others
 
     return read
 

@@ -87,7 +87,7 @@ def _hub(data: DataSettings) -> Sequence[Row]:
     try:
         rows: Sequence[Row] = load_dataset(data.source, data.subset, split=data.split)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: {first}; "
             "give 'arithmetic', a .jsonl or .parquet file, or a Hub name"

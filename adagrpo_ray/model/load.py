@@ -23,9 +23,7 @@ def resolve_model(config: Config) -> str:
     from adagrpo_ray.model.tiny import build_tiny_model
 
     if config.model.adapter is not None:
-        _check_folder(
-            "model.adapter", config.model.adapter, ("adapter_config.json", "adapter_model.safetensors")
-        )
+        _check_folder("model.adapter", config.model.adapter, ("adapter_config.json", "adapter_model.safetensors"))
     path = config.model.path
     if path == TINY:
         return str(build_tiny_model(config.arithmetic, config.data.format))
@@ -120,10 +118,8 @@ def _check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
         raise ModelError(f"{setting}={path!r} is no folder; give the folder that holds {needed[0]}")
     missing = [name for name in needed if not (Path(path) / name).is_file()]
     if missing:
-        raise ModelError(
-            f"{setting}={path!r} holds no {missing[0]}; give a folder written by save_pretrained"
-        )
+        raise ModelError(f"{setting}={path!r} holds no {missing[0]}; give a folder written by save_pretrained")
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

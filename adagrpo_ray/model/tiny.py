@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSettings
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.model.tiny_training import Recipe, train_tiny_model
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 # Counts up with every change of the code that changes the model; the constants of a Recipe are hashed anyway.
 RECIPE_VERSION = 1
 
 
-def build_tiny_model(
-    arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None
-) -> Path:
+def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None) -> Path:
     """The folder of the tiny Qwen3 model and its tokenizer for these settings.
 
     Trains it (under a minute on one core) where the cache does not hold it yet; of several processes that ask
@@ -76,9 +78,22 @@ def _build(folder: Path, arithmetic: ArithmeticSettings, markers: FormatSettings
     tokenizer = build_tokenizer(markers)
     with _progress(recipe.steps) as advance:
         model = train_tiny_model(tokenizer, arithmetic, markers, recipe, advance)
-    tokenizer.save_pretrained(partial)
-    model.save_pretrained(partial)
+    _save(model, tokenizer, partial)
     partial.rename(folder)
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write both without transformers' own progress bar, which says nothing about one small file."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -94,6 +109,6 @@ def _progress(steps: int) -> Iterator[Callable[[], None]]:
             yield lambda: progress.advance(task)
         return
     started = time.monotonic()
-    print(f"{title} (under a minute)", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{title} (under a minute)\n")
     yield lambda: None
-    print(f"built the tiny base model in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    sys.stderr.write(f"built the tiny base model in {time.monotonic() - started:.0f} s\n")

@@ -42,9 +42,7 @@ def build_tokenizer(markers: FormatSettings) -> PreTrainedTokenizerFast:
     known = words(markers)
     characters = ["\n", *map(chr, range(ord(" "), ord("~") + 1))]
     vocabulary = dict.fromkeys([PAD, START, END, UNKNOWN, *characters, *known])
-    tokenizer = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=UNKNOWN)
-    )
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
     longest_first = sorted(known, key=len, reverse=True)
     pattern = "|".join([*map(re.escape, longest_first), r"[\s\S]"])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

@@ -94,8 +94,7 @@ def training_example(
     """A random problem of the class with one of the two procedures; `tail` ends its prompt."""
     problem = draw_problem(rng, digits)
     right, wrong = (
-        [*tokenizer.encode(worked_solution(problem, keep, markers)), tokenizer.eos_token_id]
-        for keep in (True, False)
+        [*tokenizer.encode(worked_solution(problem, keep, markers)), tokenizer.eos_token_id] for keep in (True, False)
     )
     fork = next(i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b)
     keep = rng.random() < 0.5
@@ -168,9 +167,7 @@ def _train(
     model.train()
     for step in range(recipe.steps):
         digits, share = levels[step % len(levels)]
-        examples = [
-            training_example(tokenizer, tail, rng, digits, share, markers) for _ in range(recipe.batch)
-        ]
+        examples = [training_example(tokenizer, tail, rng, digits, share, markers) for _ in range(recipe.batch)]
         loss = _loss(model, torch.tensor([head]), *_padded(examples, tokenizer.pad_token_id))
         model.zero_grad()
         torch.autograd.backward(loss)
