@@ -55,9 +55,9 @@ def as_pairs(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tenso
     """Module name of the base model -> (A [r, in], B [out, r])."""
     pairs = {}
     for name, tensor in tensors.items():
-        if name.endswith(".lora_A.weight"):
-            module = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
-            pairs[module] = (tensor, tensors[name.replace(".lora_A.weight", ".lora_B.weight")])
+        other = tensors.get(name.replace(".lora_A.weight", ".lora_B.weight"))
+        if name.endswith(".lora_A.weight") and other is not None:
+            pairs[name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")] = (tensor, other)
     if 2 * len(pairs) != len(tensors):
         raise ValueError(f"the adapter holds more than pairs of lora_A and lora_B: {sorted(tensors)[:4]} ...")
     return pairs

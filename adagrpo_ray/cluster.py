@@ -22,6 +22,7 @@ from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.rollout.actor import RolloutActor
 
 STOP_TIMEOUT_S = 20.0
+MAX_REQUESTS = 4096  # that one rollout actor may have in flight
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,14 @@ def _create(config: Config, placement: Placement, group: Any) -> Actors:
         return {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": where}
 
     ranks = placement.learner_ranks
+    learner, rollout = ray.remote(LearnerActor), ray.remote(max_concurrency=MAX_REQUESTS)(RolloutActor)
     return Actors(
         learners=tuple(
-            LearnerActor.options(**options(rank, placement.learner_cpus, placement.learner_gpus)).remote(config, rank)
+            learner.options(**options(rank, placement.learner_cpus, placement.learner_gpus)).remote(config, rank)
             for rank in range(ranks)
         ),
         rollouts=tuple(
-            RolloutActor.options(**options(ranks + i, placement.rollout_cpus, placement.rollout_gpus)).remote()
+            rollout.options(**options(ranks + i, placement.rollout_cpus, placement.rollout_gpus)).remote()
             for i in range(placement.rollout_actors)
         ),
     )

@@ -65,6 +65,8 @@ def place(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
     r, s = config.rollout, config.learner
     on_gpu = hardware.gpus > 0
     shared = on_gpu and hardware.gpus < 2
+    if not on_gpu and r.tensor_parallel > 1:
+        raise ResourceError(f"rollout.tensor_parallel={r.tensor_parallel} needs GPUs, and there are none; set it to 1")
     actor_gpus, rank_gpus = (float(r.tensor_parallel), 1.0) if on_gpu else (0.0, 0.0)
     if shared:
         if r.actors > 1 or s.ranks > 1 or r.tensor_parallel > 1:

@@ -14,9 +14,7 @@ from adagrpo_ray.preflight import Inputs
 
 def train(config: Config, inputs: Inputs, folder: Path, observer: Observer) -> Summary:
     """A whole run on checked inputs; leaves the adapter in `folder`/adapter and returns the summary."""
-    observer.phase(
-        f"starting {config.rollout.actors} rollout actor(s) and {config.learner.ranks} learner rank(s)"
-    )
+    observer.phase(f"starting {config.rollout.actors} rollout actor(s) and {config.learner.ranks} learner rank(s)")
     with connect(config) as placement, actors(config, placement, inputs) as running:
         get([learner.sync.remote(0) for learner in running.learners])
         before = _evaluate(running, config, observer, "before", 0)
@@ -26,7 +24,9 @@ def train(config: Config, inputs: Inputs, folder: Path, observer: Observer) -> S
             observer.step(records[-1])
             every = config.evaluation.every
             if step == config.run.steps or (every and step % every == 0):
-                last = _evaluate(running, config, observer, "after" if step == config.run.steps else f"step {step}", step)
+                last = _evaluate(
+                    running, config, observer, "after" if step == config.run.steps else f"step {step}", step
+                )
         adapter = folder / "adapter"
         get([learner.save_adapter.remote(str(adapter)) for learner in running.learners])
     summary = summarize(records, before, last, name=folder.name, folder=folder, adapter=adapter)
@@ -64,9 +64,7 @@ def _step(running: Actors, config: Config, step: int) -> StepRecord:
     )
 
 
-def _evaluate(
-    running: Actors, config: Config, observer: Observer, label: str, step: int
-) -> EvaluationRecord | None:
+def _evaluate(running: Actors, config: Config, observer: Observer, label: str, step: int) -> EvaluationRecord | None:
     if not config.data.held_out_prompts:
         return None
     record: EvaluationRecord = get(running.learners[0].evaluate.remote(step))

@@ -92,26 +92,29 @@ def test_your_own_function_is_asked() -> None:
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("my_criteria:three_tries", "my_criteria has no 'three_tries'"),
-        ("my_criteria:limit", "limit is a int, not a function"),
-        ("no_such_criteria:f", "cannot import no_such_criteria: ModuleNotFoundError"),
-        ("broken_criteria:f", "cannot import broken_criteria: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("my_criteria:", "write it as 'module:function'"),
-        (":two_tries", "write it as 'module:function'"),
+        ("my_criteria:three_tries", "has no 'three_tries', which"),
+        ("my_criteria:limit", "'my_criteria:limit' is 3, which cannot be called"),
+        ("no_such_criteria:f", "the module of 'no_such_criteria:f' is not there"),
+        ("broken_criteria:f", "raised ModuleNotFoundError(\"No module named 'no_such_module'\")"),
+        ("my_criteria:", "or your own as 'module:function'"),
+        (":two_tries", "or your own as 'module:function'"),
     ],
 )
 def test_an_own_function_that_is_not_there_is_told_with_setting_and_value(kind: str, told: str) -> None:
     with pytest.raises(ConfigError) as raised:
         satisfied(make_group([1]), kind=kind)
-    assert f"algorithm.criterion.kind={kind!r}" in str(raised.value)
+    assert "algorithm.criterion.kind" in str(raised.value)
+    assert repr(kind.partition(":")[0])[1:-1] in str(raised.value)
     assert told in str(raised.value)
 
 
 def test_a_misspelled_kind_is_told_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"algorithm\.criterion\.kind='any_corect'.*did you mean 'any_correct'\?"):
+    with pytest.raises(ConfigError, match=r"algorithm\.criterion\.kind: 'any_corect'.*did you mean 'any_correct'\?"):
         satisfied(make_group([1]), kind="any_corect")
 
 
 def test_a_kind_like_none_is_told_all_of_them() -> None:
-    with pytest.raises(ConfigError, match=r"'xyz'.*valid: any_correct, any_above, spread, or 'module:function'"):
+    with pytest.raises(
+        ConfigError, match=r"'xyz'.*use one of any_correct, any_above, spread, or your own as 'module:function'"
+    ):
         satisfied(make_group([1]), kind="xyz")

@@ -100,7 +100,9 @@ def test_output_reads_well_without_a_terminal(run: tuple[Path, str]) -> None:
 
 
 def test_no_process_is_left_behind(run: tuple[Path, str]) -> None:
-    left = subprocess.run(["pgrep", "-af", "EngineCore|raylet|RolloutActor"], capture_output=True, text=True, check=False)
+    left = subprocess.run(
+        ["pgrep", "-af", "EngineCore|raylet|RolloutActor"], capture_output=True, text=True, check=False
+    )
     ours = [line for line in left.stdout.splitlines() if "pgrep" not in line]
     assert ours == []
 

@@ -176,8 +176,7 @@ class TestRunWriter:
             writer.summary(run_summary(folder))
         assert (folder / "config.yaml").read_text() == "run:\n  name: sums\n"
         assert read_lines(folder / "metrics.jsonl") == [
-            {**STEP_JSON, "step": s.step, "reward_mean": s.reward_mean, "resamples": list(s.resamples)}
-            for s in STEPS
+            {**STEP_JSON, "step": s.step, "reward_mean": s.reward_mean, "resamples": list(s.resamples)} for s in STEPS
         ]
         assert read_lines(folder / "evaluations.jsonl") == [
             {
@@ -242,9 +241,7 @@ class TestRunWriter:
         with pytest.raises(ConfigError, match=r"run\.name='sums'"):
             RunWriter(tmp_path / "sums", "")
 
-    def test_of_two_runs_at_once_one_gets_the_name(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_of_two_runs_at_once_one_gets_the_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # Both saw an empty folder before either wrote.
         monkeypatch.setattr("adagrpo_ray.observe.writer._is_empty", lambda folder: True)
         RunWriter(tmp_path / "sums", "first").close()
@@ -392,15 +389,11 @@ class TestPlainConsole:
         stream = io.StringIO()
         with Console(1, stream) as console:
             console.evaluation("before", replace(BEFORE, accuracy_by_level={"\x1b[2J[red]x": 0.5, "": 1.0}))
-        assert (
-            stream.getvalue() == "held-out accuracy before: 0.250  ?[2J[red]x: 0.500  (128 samples, 3.0 s)\n"
-        )
+        assert stream.getvalue() == "held-out accuracy before: 0.250  ?[2J[red]x: 0.500  (128 samples, 3.0 s)\n"
 
     def test_accuracy_that_was_not_measured(self) -> None:
         stream = io.StringIO()
-        Console(1, stream).summary(
-            summarize([STEP], None, None, name="x", folder=Path("x"), adapter=Path("y"))
-        )
+        Console(1, stream).summary(summarize([STEP], None, None, name="x", folder=Path("x"), adapter=Path("y")))
         assert "held-out accuracy: not measured" in stream.getvalue()
         assert "nan" not in stream.getvalue()
 
@@ -508,9 +501,7 @@ class TestObservers:
         assert heard == [(name, *event) for event in events for name in "ab"]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (3599.0, "59:59"), (3722.0, "1:02:02")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (3599.0, "59:59"), (3722.0, "1:02:02")])
 def test_durations(seconds: float, text: str) -> None:
     assert figures.duration(seconds) == text
 

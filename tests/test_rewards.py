@@ -308,7 +308,7 @@ def test_own_function_beside_where_one_runs(write_module: Callable[[str, str], N
     ("name", "words"),
     [
         ("fromat_exact", ["'fromat_exact'", "did you mean 'format_exact'?", "latex", "'module:function'"]),
-        ("zzz", ["'zzz' is no built-in", "use one of answer, exact"]),
+        ("zzz", ["'zzz' is not built in", "use one of answer, exact"]),
         ("rewards_ok:", ["'rewards_ok:'", "'module:function'"]),
         (":exact", ["':exact'", "'module:function'"]),
         ("rewards_gone:exat", ["'rewards_gone:exat' is not there", "did you mean 'exact'?", "PYTHONPATH"]),

@@ -258,7 +258,6 @@ def test_an_odd_number_of_slots_leaves_the_larger_half_to_new_prompts() -> None:
     assert ids(second.attempts) == ["a", "d", "e"]
 
 
-@pytest.mark.xfail(strict=True, reason="half of one slot is none: waiting groups never go on and age out")
 def test_a_waiting_group_goes_on_where_a_step_has_one_slot() -> None:
     fake = Fake({"hard": [FAIL, PASS], **easy("abcd")})
     steps = run_steps(make_sampler(fake, prompts=["hard", *"abcd"], prompts_per_step=1, resample="deferred"), 3)

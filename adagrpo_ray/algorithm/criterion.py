@@ -5,11 +5,9 @@ A criterion is a function of the group. It sees all attempts, and is asked after
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 
 from adagrpo_ray.config.tree import CriterionSettings
-from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extension import load_function
 from adagrpo_ray.types import Group
 
@@ -56,8 +54,4 @@ def make_criterion(settings: CriterionSettings, functions: Sequence[str]) -> Cri
             )
         case "spread":
             return spread(settings.threshold)
-    if ":" in settings.kind:
-        return load_function(settings.kind, "algorithm.criterion.kind")
-    near = difflib.get_close_matches(settings.kind, BUILT_IN, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(BUILT_IN)}, or 'module:function'"
-    raise ConfigError(f"algorithm.criterion.kind={settings.kind!r} is no criterion; {hint}")
+    return load_function(settings.kind, "algorithm.criterion.kind", BUILT_IN)

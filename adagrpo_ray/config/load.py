@@ -90,7 +90,7 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*map(str, place[:-1]), near[0]])!r}?" if near else f"valid: {', '.join(valid)}"
         return f"unknown key {key!r} (value {value!r}); {hint}"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if not place:
         return message

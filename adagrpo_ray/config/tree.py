@@ -16,7 +16,7 @@ Digits = Annotated[int, Field(ge=2, le=9)]
 class Section(BaseModel):
     """A part of the tree: unknown keys are refused, values cannot change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class SamplingSettings(Section):
@@ -284,6 +284,11 @@ class Config(Section):
         ):
             if name is not None and name not in names:
                 problems.append(f"{key}={name!r} is none of rewards.functions {names}; name one of them")
+        if a.criterion.reward is not None and a.criterion.kind != "any_above":
+            problems.append(
+                f"algorithm.criterion.reward={a.criterion.reward!r} counts for kind any_above only, not for "
+                f"{a.criterion.kind!r}; leave it out or change the kind"
+            )
         if a.sampling.temperature == 0.0 or any(s.temperature == 0.0 for t in a.triggers for s in t.ladder()):
             problems.append(
                 "algorithm: a temperature of 0 in training draws the same completion G times, which teaches nothing; "

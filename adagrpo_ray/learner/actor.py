@@ -46,7 +46,6 @@ class SyncReport:
     seconds: float
 
 
-@ray.remote
 class LearnerActor:
     """One rank. `collect`, `evaluate` and the rest of sampling run on rank 0 alone, the others on all ranks.
 
@@ -72,9 +71,7 @@ class LearnerActor:
         self._held_out = prompts.held_out
         self._pool = RolloutPool(rollout_actors, config.rollout.request_timeout_s)
         self._scorer = RewardScorer(config.rewards, config.data.format)
-        self._ladder = Ladder(
-            algorithm.sampling.params(), tuple((t.from_step, t.ladder()) for t in algorithm.triggers)
-        )
+        self._ladder = Ladder(algorithm.sampling.params(), tuple((t.from_step, t.ladder()) for t in algorithm.triggers))
         self._sampler = AdaptiveSampler(
             algorithm,
             self._ladder,

@@ -23,9 +23,7 @@ def training_samples(
         for group in groups
         for completion, advantage in zip(
             group.last.completions,
-            advantages(
-                group.last.rewards, group.statistics, settings.advantage_epsilon, settings.advantage_bound
-            ),
+            advantages(group.last.rewards, group.statistics, settings.advantage_epsilon, settings.advantage_bound),
             strict=True,
         )
     ]

@@ -116,8 +116,10 @@ class LearnerEngine:
                 norm = self._gradient_norm()
             self._engine.step()
             sums += torch.stack([part.loss.detach(), part.kl, part.clipped, part.gap]).double().cpu()
-        norm = float(self._engine.get_global_grad_norm() or norm)
-        return TrainReport(*sums.tolist(), grad_norm=norm, learning_rate=learning_rate)
+        if batch.micro_batches:
+            norm = float(self._engine.get_global_grad_norm() or norm)
+        total, kl, clipped, gap = sums.tolist()
+        return TrainReport(total, kl, clipped, gap, norm, learning_rate)
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
         """Log-probabilities [T] of each sample's completion under the policy as it is now."""
@@ -155,7 +157,7 @@ class LearnerEngine:
 
     def _reference(self, padded: Padded) -> torch.Tensor:
         with self._policy.reference():
-            return self._policy(padded)
+            return self._policy.forward(padded)
 
     def _flat(self, arrays: list[Any]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)

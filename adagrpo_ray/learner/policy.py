@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -31,9 +32,7 @@ class Padded:
 
 def pad(samples: Sequence[TrainSample], device: torch.device) -> Padded:
     """The samples of a micro-batch side by side; masks come from lengths, never from a token's value."""
-    sequences = [
-        torch.cat([torch.from_numpy(s.prompt_token_ids), torch.from_numpy(s.token_ids)]).long() for s in samples
-    ]
+    sequences = [torch.from_numpy(np.concatenate([s.prompt_token_ids, s.token_ids])).long() for s in samples]
     width = max(len(s) for s in sequences)
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
     attention_mask = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -47,7 +46,7 @@ def pad(samples: Sequence[TrainSample], device: torch.device) -> Padded:
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
         positions=torch.cat(positions).to(device),
-        targets=torch.cat([torch.from_numpy(s.token_ids) for s in samples]).long().to(device),
+        targets=torch.from_numpy(np.concatenate([s.token_ids for s in samples])).long().to(device),
     )
 
 
@@ -78,7 +77,7 @@ class Policy(torch.nn.Module):
         head = model.get_output_embeddings()
         chunks = [
             checkpoint(_token_logprobs, head, h, t, use_reentrant=False)
-            for h, t in zip(chosen.split(CHUNK), batch.targets.split(CHUNK), strict=True)
+            for h, t in zip(torch.split(chosen, CHUNK), torch.split(batch.targets, CHUNK), strict=True)
         ]
         return torch.cat(chunks)
 
@@ -95,5 +94,5 @@ class Policy(torch.nn.Module):
 
 
 def _token_logprobs(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    logits = head(hidden).float()
+    logits: torch.Tensor = head(hidden).float()
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)

@@ -96,7 +96,9 @@ class AdaptiveSampler:
         aged = tuple(g for g in self._waiting if g.born < oldest)
         queue = [g for g in self._waiting if g.born >= oldest]
         slots = self._settings.prompts_per_step
-        resumed = queue[: slots // 2]
+        if self._settings.budget is not None:  # no prompt is drawn that the budget cannot sample
+            slots = min(slots, self._settings.budget // self._settings.group_size)
+        resumed = queue[: max(1, slots // 2)]
         new = [Group(prompt, visit, born=step) for prompt, visit in self._prompts.take(slots - len(resumed))]
         budget = Budget(self._settings.budget)
         try:

@@ -58,8 +58,7 @@ def step_figures(record: StepRecord) -> list[str]:
 def evaluation_line(label: str, record: EvaluationRecord) -> str:
     """A measurement on the held-out prompts in one line."""
     by_level = [
-        f"{printable(level)}: {number(record.accuracy_by_level[level])}"
-        for level in levels(record.accuracy_by_level)
+        f"{printable(level)}: {number(record.accuracy_by_level[level])}" for level in levels(record.accuracy_by_level)
     ]
     about = f"({record.samples} samples, {record.seconds:.1f} s)"
     return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *by_level, about])

@@ -70,11 +70,7 @@ class Lines(Progress):
             [count, *step_figures(record), *self._pace.figures(record), f"{record.seconds:.2f} s"]
         )
         now = self._clock()
-        if (
-            self._printed_at is None
-            or record.step >= self._steps
-            or now - self._printed_at >= LINE_INTERVAL_S
-        ):
+        if self._printed_at is None or record.step >= self._steps or now - self._printed_at >= LINE_INTERVAL_S:
             self._printed_at = now
             self.close()
 

@@ -48,9 +48,7 @@ def _accuracy_by_level(summary: Summary, names: list[str]) -> Table:
 def _intervals(intervals: tuple[Interval, ...]) -> Table:
     table = _table("steps", "resamples", "mean reward")
     for interval in intervals:
-        table.add_row(
-            f"{interval.first}-{interval.last}", str(interval.resamples), number(interval.reward_mean)
-        )
+        table.add_row(f"{interval.first}-{interval.last}", str(interval.resamples), number(interval.reward_mean))
     return table
 
 

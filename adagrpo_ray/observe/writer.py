@@ -108,6 +108,5 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ResourceError(
-            f"cannot write {path} ({error.strerror or error}); "
-            "free or unlock that place, or set run.folder to another"
+            f"cannot write {path} ({error.strerror or error}); free or unlock that place, or set run.folder to another"
         ) from error

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import math
 import numbers
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adagrpo_ray.errors import RewardError
+from adagrpo_ray.errors import ConfigError, RewardError
+from adagrpo_ray.extension import load_function
 from adagrpo_ray.rewards import functions as built_in
 from adagrpo_ray.rewards.latex import latex
 from adagrpo_ray.types import Floats
@@ -51,39 +48,10 @@ def load_reward(name: str) -> RewardFunction:
     """
     if name in BUILTIN:
         return BUILTIN[name]
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise RewardError(
-            f"rewards.functions: {name!r} is no built-in reward function{_nearest(name)}; use one of "
-            f"{', '.join(BUILTIN)}, or your own as 'module:function'"
-        )
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and _within(error.name, module_name):
-            raise RewardError(
-                f"rewards.functions: the module of {name!r} is not there (no {error.name!r} in {os.getcwd()} or on "
-                f"the Python path){_nearest(attribute)}; run where its file lies, or put its folder on PYTHONPATH"
-            ) from error
-        raise RewardError(
-            f"rewards.functions: importing the module of {name!r} raised {_short(error)}; "
-            f"mend it until `python -c 'import {module_name}'` works"
-        ) from error
-    if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, vars(module), n=1)
-        raise RewardError(
-            f"rewards.functions: {module_name} ({getattr(module, '__file__', None)}) has no {attribute!r}, which "
-            f"{name!r} asks for" + (f"; did you mean '{module_name}:{near[0]}'?" if near else _nearest(attribute))
-        )
-    function = getattr(module, attribute)
-    if not callable(function):
-        raise RewardError(
-            f"rewards.functions: {name!r} is {_short(function)}, which cannot be called; "
-            "name a function that takes completions, answer and **context"
-        )
-    return function  # type: ignore[no-any-return]
+        return load_function(name, "rewards.functions", list(BUILTIN))
+    except ConfigError as error:
+        raise RewardError(str(error)) from error
 
 
 def score_group(
@@ -159,17 +127,6 @@ def _name(function: RewardFunction) -> str:
             return repr(name)
     kind = function if hasattr(function, "__qualname__") else type(function)
     return repr(f"{kind.__module__}:{kind.__qualname__}")
-
-
-def _nearest(name: str) -> str:
-    """A hint at the built-in name that is spelled most like this one."""
-    near = difflib.get_close_matches(name, BUILTIN, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _within(missing: str, module_name: str) -> bool:
-    """Whether the missing module is the wanted one or a package that it lies in."""
-    return module_name == missing or module_name.startswith(missing + ".")
 
 
 def _short(value: object) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ray
-
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
 from adagrpo_ray.types import Completion, GenerationRequest
 
 
-@ray.remote(max_concurrency=4096)
 class RolloutActor:
     """One vLLM engine. All methods are asynchronous, so that requests join the engine's running batch."""
 
