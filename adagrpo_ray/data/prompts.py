@@ -93,7 +93,7 @@ def _render(rows: Iterator[Any], config: Config, tokenizer: Any, dropped: Counte
         if not isinstance(answer, str | int | float) or isinstance(answer, bool) or not str(answer).strip():
             dropped["without an answer"] += 1
             continue
-        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        rendered = _rendered(messages, tokenizer)
         name = hashlib.sha256(f"{rendered}\0{answer}".encode(errors="replace")).hexdigest()[:16]
         if name in prompts:
             dropped["double"] += 1
@@ -102,6 +102,19 @@ def _render(rows: Iterator[Any], config: Config, tokenizer: Any, dropped: Counte
         text = next(m["content"] for m in reversed(messages) if m["role"] == "user")
         prompts[name] = Prompt(name, text, np.asarray(ids, np.int32), str(answer), level, others)
     return list(prompts.values())
+
+
+def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:
+        roles = ", ".join(m["role"] for m in messages)
+        raise DataError(
+            f"the model's chat template refuses messages of the roles {roles}: {error}; "
+            "where it knows no system message, set data.system_prompt to null"
+        ) from None
 
 
 def _messages(prompt: Any, system: str | None) -> list[dict[str, str]]:
@@ -126,7 +139,7 @@ def _fitting(prompts: list[Prompt], config: Config, dropped: Counter[str]) -> li
     """The prompts that are not longer than the quantile of lengths, and leave room for a completion."""
     if not prompts:
         return prompts
-    longest = float(np.quantile([len(p.token_ids) for p in prompts], config.data.length_quantile, method="higher"))
+    longest = float(np.quantile([len(p.token_ids) for p in prompts], config.data.length_quantile, method="inverted_cdf"))
     if config.rollout.max_model_len is not None:
         longest = min(longest, config.rollout.max_model_len - config.rollout.max_new_tokens)
     kept = [p for p in prompts if len(p.token_ids) <= longest]

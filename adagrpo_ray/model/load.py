@@ -76,15 +76,23 @@ def load_policy(path: str, config: Config) -> Any:
     from transformers import AutoModelForCausalLM
 
     settings = config.model
-    base = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=getattr(torch, settings.dtype),
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={settings.path!r} cannot be loaded: {_first_line(error)}") from None
     if settings.adapter is not None:
-        model = PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
+        try:
+            model = PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"model.adapter={settings.adapter!r} does not fit model.path={settings.path!r}: {_first_line(error)}"
+            ) from None
         kept = model.peft_config["default"]
         if (kept.r, float(kept.lora_alpha)) != (settings.lora.r, settings.lora.alpha):
             raise ModelError(
