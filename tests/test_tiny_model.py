@@ -220,7 +220,7 @@ def test_success_rates_are_those_of_the_settings(folder: Path, tokenizer: Any):
     _, problems = problem_sets(SETTINGS, 0, 200 * len(SETTINGS.keep_carry))
     well_formed = []
     for digits, share in SETTINGS.keep_carry.items():
-        texts = {p: t for p, t in sampled(model, tokenizer, [p for p in problems if p.digits == digits]).items()}
+        texts = sampled(model, tokenizer, [p for p in problems if p.digits == digits])
         ends = {p: f"</think>SOLUTION_START_FLAG{p.answer}SOLUTION_END_FLAG" for p in texts}
         rate = np.mean([text.endswith(ends[p]) for p, text in texts.items()])
         assert rate == pytest.approx(share, abs=0.1)

@@ -139,7 +139,9 @@ def _fitting(prompts: list[Prompt], config: Config, dropped: Counter[str]) -> li
     """The prompts that are not longer than the quantile of lengths, and leave room for a completion."""
     if not prompts:
         return prompts
-    longest = float(np.quantile([len(p.token_ids) for p in prompts], config.data.length_quantile, method="inverted_cdf"))
+    longest = float(
+        np.quantile([len(p.token_ids) for p in prompts], config.data.length_quantile, method="inverted_cdf")
+    )
     if config.rollout.max_model_len is not None:
         longest = min(longest, config.rollout.max_model_len - config.rollout.max_new_tokens)
     kept = [p for p in prompts if len(p.token_ids) <= longest]
