@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, ResourceError
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.placement import Hardware, Placement, place
+from adagrpo_ray.placement import Hardware, Placement, address, local_hardware, place
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.rollout.actor import RolloutActor
 
@@ -31,18 +30,6 @@ class Actors:
 
     learners: tuple[Any, ...]
     rollouts: tuple[Any, ...]
-
-
-def address(config: Config) -> str | None:
-    """The cluster to join; None where we start our own."""
-    return config.run.ray_address or os.environ.get("RAY_ADDRESS")
-
-
-def local_hardware() -> Hardware:
-    """This machine's CPUs and GPUs."""
-    import torch
-
-    return Hardware(float(os.cpu_count() or 1), float(torch.cuda.device_count()))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from adagrpo_ray.config.tree import Config
@@ -87,3 +88,15 @@ def place(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
             f"learner.ranks={s.ranks} x learner.cpus={s.cpus:g}), the cluster has {hardware.cpus:g}; lower one of them"
         )
     return placement
+
+
+def address(config: Config) -> str | None:
+    """The cluster to join; None where we start our own."""
+    return config.run.ray_address or os.environ.get("RAY_ADDRESS")
+
+
+def local_hardware() -> Hardware:
+    """This machine's CPUs and GPUs."""
+    import torch
+
+    return Hardware(float(os.cpu_count() or 1), float(torch.cuda.device_count()))

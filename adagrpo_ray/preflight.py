@@ -10,6 +10,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
 
 
@@ -27,6 +28,8 @@ def check(config: Config) -> Inputs:
     for function in config.rewards.functions:
         load_reward(function.function)
     make_criterion(config.algorithm.criterion, [f.function for f in config.rewards.functions])
+    if address(config) is None:
+        place(config, local_hardware(), ours=True)
     model_path = resolve_model(config)
     prompts = load_prompts(config, load_tokenizer(model_path, config))
     return Inputs(model_path, prompts, _max_model_len(config, model_path, prompts))

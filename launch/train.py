@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -32,16 +33,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def dry_run(config: Config) -> None:
-    from adagrpo_ray.cluster import address, local_hardware
-    from adagrpo_ray.placement import place
+    from adagrpo_ray.placement import Hardware, address, local_hardware, place
 
     print(as_yaml(config), end="")
-    joined, hardware = address(config), local_hardware()
-    if joined is not None:
-        print(f"# placement: on the Ray cluster at {joined}, whose resources are known once it is joined")
-        return
-    print(f"# this machine: {hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs; placement on a Ray of its own:")
-    print("\n".join(f"#   {line}" for line in place(config, hardware, ours=True).describe().splitlines()))
+    joined = address(config)
+    if joined is None:
+        hardware = local_hardware()
+        placement = place(config, hardware, ours=True)
+        print(f"# placement on this machine ({hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs), in a Ray of its own:")
+    else:
+        placement = place(config, Hardware(math.inf, math.inf), ours=False)
+        print(f"# placement on the Ray cluster at {joined}, where its nodes have GPUs:")
+    print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
 
 
 def run(config: Config, name: str) -> None:

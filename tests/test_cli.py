@@ -1,0 +1,137 @@
+"""launch/train.py before anything starts: help, dry run, and one clear error for every kind of bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import ray
+import yaml
+
+CONFIGS = Path("launch/configs").resolve()
+TINY = str(CONFIGS / "tiny-cpu.yaml")
+
+
+@pytest.fixture(scope="module")
+def launch() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("launch_train", "launch/train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def refused(
+    launch: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Run with bad input in an empty folder: the one error; nothing was started and nothing written."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*overrides: str, config: str = TINY) -> str:
+        there = set(tmp_path.rglob("*"))
+        code = launch.main(["--config", config, f"run.folder={tmp_path / 'runs'}", *overrides])
+        captured = capsys.readouterr()
+        assert code == 2
+        assert captured.err.startswith("error: ")
+        assert "Traceback" not in captured.err + captured.out
+        assert not ray.is_initialized()
+        assert set(tmp_path.rglob("*")) == there
+        return captured.err.strip()
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def rows(folder: Path, *rows: dict[str, object]) -> str:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_help_lists_every_setting(launch: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch.main(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    for key, _, text in launch.settings():
+        assert key in told
+        assert text in told
+
+
+@pytest.mark.parametrize("name", ["tiny-cpu", "cluster"])
+def test_dry_run_prints_configuration_and_placement_and_starts_nothing(
+    launch: ModuleType, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert launch.main(["--config", str(CONFIGS / f"{name}.yaml"), "--dry-run", "run.steps=7"]) == 0
+    told = capsys.readouterr().out
+    assert yaml.safe_load(told)["run"]["steps"] == 7
+    assert "rollout actor: 1 CPU" in told
+    assert "learner rank: 1 CPU" in told
+    assert not ray.is_initialized()
+
+
+def test_unknown_model_path(refused: Callable[..., str]) -> None:
+    assert "model.path='no/such-model'" in refused("model.path=no/such-model")
+
+
+def test_model_folder_without_weights(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refused("model.path=empty")
+
+
+def test_missing_data_file(refused: Callable[..., str]) -> None:
+    assert "data.source='nothing.jsonl'" in refused("data.source=nothing.jsonl")
+
+
+def test_empty_data_set(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "empty" in refused(f"data.source={rows(tmp_path)}")
+
+
+def test_missing_column(refused: Callable[..., str], tmp_path: Path) -> None:
+    told = refused(f"data.source={rows(tmp_path, {'question': '1+1', 'solution': '2'})}")
+    assert "data.columns.prompt='prompt'" in told
+    assert "question" in told
+
+
+def test_fewer_prompts_than_a_step_needs(refused: Callable[..., str], tmp_path: Path) -> None:
+    told = refused(f"data.source={rows(tmp_path, {'prompt': '1+1', 'solution': '2'})}", "data.held_out_prompts=0")
+    assert "algorithm.prompts_per_step=16" in told
+
+
+def test_unparsable_yaml(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("run:\n  steps: [1\n")
+    assert "bad.yaml is not valid YAML at line" in refused(config="bad.yaml")
+
+
+def test_reward_that_cannot_be_imported(refused: Callable[..., str]) -> None:
+    assert "no_such_module:f" in refused("rewards.functions=[{function: 'no_such_module:f'}]")
+
+
+def test_criterion_that_cannot_be_imported(refused: Callable[..., str]) -> None:
+    assert "algorithm.criterion.kind" in refused("algorithm.criterion.kind=no_such_module:f")
+
+
+def test_sizes_that_do_not_fit_the_model(refused: Callable[..., str]) -> None:
+    told = refused("rollout.max_new_tokens=500")
+    assert "rollout.max_new_tokens=500" in told
+    assert "512" in told
+
+
+def test_sizes_that_do_not_fit_each_other(refused: Callable[..., str]) -> None:
+    assert "algorithm.budget=3" in refused("algorithm.budget=3")
+
+
+def test_unknown_key_is_told_the_nearest(refused: Callable[..., str]) -> None:
+    told = refused("learner.learnin_rate=1")
+    assert "'learner.learnin_rate' (value 1)" in told
+    assert "did you mean 'learner.learning_rate'?" in told
+
+
+def test_more_gpus_than_there_are(refused: Callable[..., str]) -> None:
+    assert "rollout.tensor_parallel=2" in refused("rollout.tensor_parallel=2")
