@@ -124,7 +124,7 @@ def get(references: Any, timeout_s: float | None = None) -> Any:
         cause = error.cause
         if isinstance(cause, AdaGRPOError):
             raise cause from None
-        raise AdaGRPOError(f"an actor failed: {type(cause).__name__}: {cause}") from error
+        raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # holds the actor's traceback
     except RayActorError as error:
         raise AdaGRPOError(f"an actor died: {error}") from error
     except GetTimeoutError:

@@ -130,6 +130,7 @@ class TestRecords:
             "seconds": 6.0,
             "accuracy_by_level_before": {"10": 0.0, "2": 0.5},
             "accuracy_by_level_after": {"10": 0.5, "2": 1.0},
+            "resamples_by_level": {"2": 12, "5": 36},
             # ceil(12 / 10) = 2 steps an interval.
             "resamples_by_interval": [
                 {"from": 1, "to": 2, "resamples": 3, "reward_mean": 1.5 / 16},
@@ -329,9 +330,10 @@ class TestPlainConsole:
             "run sums: 12 steps in 6.0 s",
             "",
             "held-out accuracy: 0.250 -> 0.750 (+0.500)",
-            "  class  before  after  change",
-            "  2       0.500  1.000  +0.500",
-            "  10      0.000  0.500  +0.500",
+            "  class  before  after  change  resamples",
+            "  2       0.500  1.000  +0.500         12",
+            "  5           -      -       -         36",
+            "  10      0.000  0.500  +0.500          0",
             "",
             "resamples: 84 (by rung 78+6)",
             "  steps  resamples  mean reward",

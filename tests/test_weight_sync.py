@@ -21,6 +21,7 @@ from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.model.load import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
+from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
 
@@ -168,3 +169,19 @@ def test_the_written_adapter_loads_with_peft(model_path: str, learner: LearnerEn
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         torch.testing.assert_close(loaded[name].detach(), tensor, rtol=0, atol=0)
+
+
+def test_the_written_adapter_loads_with_vllm(
+    model_path: str, learner: LearnerEngine, prompt: Prompt, tmp_path: Path
+) -> None:
+    """From its files, as anyone would serve it, and not through our sync."""
+    from vllm.lora.request import LoRARequest
+
+    learner.save_adapter(str(tmp_path), learner.adapter())
+    config = Config.model_validate(CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"sync": "adapter"}})
+    with asyncio.Runner() as loop:
+        engine = loop.run(RolloutEngine.start(model_path, 256, config))
+        engine._lora = LoRARequest("from-disk", 1, str(tmp_path))
+        completions = loop.run(engine.generate(ask(prompt, seed=1)))
+        loop.run(engine.stop())
+    assert gap(learner, prompt, completions) < 1e-4

@@ -6,6 +6,7 @@ A figure that was not measured is NaN, and null in JSON. A level of "" holds the
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
@@ -105,6 +106,7 @@ class Summary(Record):
     seconds: float
     accuracy_by_level_before: Mapping[str, float]
     accuracy_by_level_after: Mapping[str, float]
+    resamples_by_level: Mapping[str, int]
     resamples_by_interval: tuple[Interval, ...]
     name: str
     folder: Path
@@ -133,6 +135,7 @@ def summarize(
         seconds=math.fsum(r.seconds for r in records),
         accuracy_by_level_before=before.accuracy_by_level if before else {},
         accuracy_by_level_after=after.accuracy_by_level if after else {},
+        resamples_by_level=dict(sum((Counter(r.resamples_by_level) for r in records), Counter())),
         resamples_by_interval=tuple(
             _interval(records[start : start + length]) for start in range(0, len(records), length)
         ),

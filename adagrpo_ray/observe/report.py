@@ -23,9 +23,9 @@ def report(summary: Summary) -> Iterator[RenderableType]:
             f"held-out accuracy: {number(summary.accuracy_before)} -> {number(summary.accuracy_after)} "
             f"({change(summary.accuracy_before, summary.accuracy_after)})"
         )
-    names = levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after])
+    names = levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after, *summary.resamples_by_level])
     if names:
-        yield _accuracy_by_level(summary, names)
+        yield _by_level(summary, names)
     yield ""
     yield f"resamples: {sum(summary.resamples)} (by rung {rungs(summary.resamples)})"
     if summary.resamples_by_interval:
@@ -36,12 +36,13 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     yield f"run folder: {printable(str(summary.folder))}"
 
 
-def _accuracy_by_level(summary: Summary, names: list[str]) -> Table:
-    table = _table("class", "before", "after", "change")
+def _by_level(summary: Summary, names: list[str]) -> Table:
+    table = _table("class", "before", "after", "change", "resamples")
     for name in names:
         before = summary.accuracy_by_level_before.get(name, math.nan)
         after = summary.accuracy_by_level_after.get(name, math.nan)
-        table.add_row(printable(name), number(before), number(after), change(before, after))
+        resamples = str(summary.resamples_by_level.get(name, 0))
+        table.add_row(printable(name), number(before), number(after), change(before, after), resamples)
     return table
 
 

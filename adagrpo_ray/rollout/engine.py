@@ -182,6 +182,7 @@ class RolloutEngine:
     async def stop(self) -> None:
         """End the engine's processes."""
         self._engine.shutdown()
+        self._engine = None  # its own finalizer would shut down once more
 
 
 def _sampled_logprobs(output: Any) -> Any:
