@@ -56,6 +56,8 @@ def _step(running: Actors, config: Config, step: int) -> StepRecord:
         kl=sum(r.kl for r in reports),
         clip_share=sum(r.clip_share for r in reports),
         behaviour_gap=sum(r.behaviour_gap for r in reports),
+        correction_mean=sum(r.correction_mean for r in reports),
+        capped_share=sum(r.capped_share for r in reports),
         grad_norm=reports[0].grad_norm if reports else 0.0,
         learning_rate=reports[0].learning_rate if reports else 0.0,
         weight_version=sync.version,

@@ -78,3 +78,37 @@ def test_a_step_without_groups_has_no_samples(kind: str) -> None:
 
 def test_a_step_of_flat_groups_has_no_samples_without_kl() -> None:
     assert training_samples([make_group(FLAT)], settings(beta=0.0), max_new_tokens=10) == ()
+
+
+def picked(*attempts: list[float], train_on: str) -> list[float]:
+    """Advantages of what is trained on, of attempts of rewards 0 and 1."""
+    return [s.advantage for s in training_samples([make_group(*attempts)], settings(train_on=train_on), 10)]
+
+
+def test_all_attempts_are_trained_on_newest_first_with_the_same_statistics() -> None:
+    # Mean 1/8 and sample std 0.353553 over the eight rewards.
+    high, low = pytest.approx(2.474174, abs=1e-6), pytest.approx(-0.353453, abs=1e-6)
+    assert picked([0, 0, 0, 0], [1, 0, 0, 0], train_on="all") == [high, low, low, low, low, low, low, low]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "right"),
+    [
+        (([0, 0, 0, 0], [1, 0, 0, 0]), 1),  # as many as there are
+        (([0, 0, 0, 0], [1, 1, 0, 1]), 2),  # up to half
+        (([1, 1, 1, 1], [1, 1, 0, 1]), 3),  # one wrong one is all there is
+        (([0, 0, 0, 0], [0, 0, 0, 0]), 0),
+    ],
+)
+def test_balanced_takes_right_ones_up_to_half_of_one_attempts_size(
+    attempts: tuple[list[float], ...], right: int
+) -> None:
+    samples = training_samples([make_group(*attempts)], settings(train_on="balanced"), 10)
+    assert len(samples) == 4
+    assert sum(s.advantage > 0 for s in samples) == right
+
+
+def test_balanced_prefers_the_newest_failures() -> None:
+    old, new = make_attempt([0, 0], lengths=[1, 1]), make_attempt([1, 0], rung=0, lengths=[5, 6])
+    samples = training_samples([make_group(old, new)], settings(train_on="balanced"), 10)
+    assert [len(s.token_ids) for s in samples] == [5, 6]

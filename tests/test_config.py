@@ -129,8 +129,9 @@ def test_an_unknown_key_is_told_the_nearest_at_any_depth(tmp_path: Path, overrid
             "learner.schedule='linar': input should be 'constant', 'linear' or 'cosine'; did you mean 'linear'?",
         ),
         (
-            "algorithm.loss.kind=gpro",
-            "algorithm.loss.kind='gpro': input should be 'grpo', 'bnpo' or 'dr_grpo'; did you mean 'grpo'?",
+            "algorithm.loss.kind=dr_gpro",
+            "algorithm.loss.kind='dr_gpro': input should be 'grpo', 'gspo', 'bnpo', 'dapo', 'cispo' or 'dr_grpo'; "
+            "did you mean 'dr_grpo'?",
         ),
         ("model.lora.r=7", "model.lora.r=7: input should be 1, 8, 16, 32, 64, 128 or 256"),
     ],

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adagrpo_ray.algorithm.loss import LossSums, policy_loss, token_weights
+from adagrpo_ray.algorithm.loss import LossSums, Tokens, correction_weights, kl_estimate, policy_loss, token_weights
+from adagrpo_ray.config.tree import LossSettings
 
-EPSILON = 0.2
+SETTINGS = LossSettings(kind="bnpo", epsilon=0.2, beta=0.04, correction="none")
 TOKENS = st.tuples(st.floats(0.1, 3), st.floats(-5, 5), st.floats(0.1, 3), st.floats(0, 1))
 
 
@@ -28,13 +29,31 @@ def loss_of(
     weights: Sequence[float],
     *,
     reference_ratios: Sequence[float] | None = None,
-    beta: float = 0.0,
+    lengths: Sequence[int] | None = None,
+    **settings: object,
 ) -> LossSums:
     """The loss of tokens by their `ratios` policy / old and `reference_ratios` reference / policy."""
     policy = torch.full((len(ratios),), math.log(0.5), dtype=torch.float64)
     reference = None if reference_ratios is None else policy + tensor(reference_ratios).log()
     old = policy - tensor(ratios).log()
-    return policy_loss(policy, old, old, reference, tensor(advantages), tensor(weights), EPSILON, beta)
+    return policy_loss(
+        tokens_of(policy, old, old, reference, tensor(advantages), tensor(weights), lengths),
+        SETTINGS.model_copy(update=settings),
+    )
+
+
+def tokens_of(
+    policy: torch.Tensor,
+    old: torch.Tensor,
+    behaviour: torch.Tensor,
+    reference: torch.Tensor | None,
+    advantages: torch.Tensor,
+    weights: torch.Tensor,
+    lengths: Sequence[int] | None = None,
+) -> Tokens:
+    """By default every token is a completion of its own."""
+    sequence = torch.repeat_interleave(torch.tensor(lengths or [1] * len(policy)))
+    return Tokens(policy, old, behaviour, reference, advantages, weights, sequence)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +77,7 @@ def test_no_completions_have_no_weights(kind: str) -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="'gppo' is none of grpo, bnpo, dr_grpo"):
+    with pytest.raises(ValueError, match="'gppo' is none of grpo, gspo, bnpo"):
         token_weights([1], "gppo", 10)
 
 
@@ -102,7 +121,7 @@ def test_kl_is_added_with_beta() -> None:
 
 def test_gap_is_to_the_behaviour_policy_and_changes_no_loss() -> None:
     policy, ones = tensor([-1.0, -2.0]), torch.ones(2, dtype=torch.float64)
-    sums = policy_loss(policy, policy, tensor([-1.5, -1.0]), None, ones, tensor([0.5, 0.25]), EPSILON, 0.0)
+    sums = policy_loss(tokens_of(policy, policy, tensor([-1.5, -1.0]), None, ones, tensor([0.5, 0.25])), SETTINGS)
     assert sums.gap.item() == pytest.approx(0.5 * 0.5 + 1.0 * 0.25)
     assert sums.loss.item() == pytest.approx(-0.75)
 
@@ -113,7 +132,7 @@ def test_gradient_agrees_with_finite_differences() -> None:
     old, reference = start - ratios.log(), start + tensor([0.3, -0.2, 0.1, -0.4, 0.0, 0.5])
 
     def loss(policy: torch.Tensor) -> torch.Tensor:
-        return policy_loss(policy, old, old, reference, advantages, weights, EPSILON, 0.04).loss
+        return policy_loss(tokens_of(policy, old, old, reference, advantages, weights), SETTINGS).loss
 
     policy = start.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(policy), policy)
@@ -126,7 +145,7 @@ def test_held_tokens_have_no_gradient_and_on_policy_ones_the_policy_gradient() -
     policy = tensor([-1.0, -1.0, -1.0, -1.0]).requires_grad_()
     old = policy.detach() - tensor([1.5, 0.5, 1.0, 1.0]).log()
     advantages, weights = tensor([1.0, -1.0, 2.0, -3.0]), tensor([0.25] * 4)
-    loss = policy_loss(policy, old, old, None, advantages, weights, EPSILON, 0.0).loss
+    loss = policy_loss(tokens_of(policy, old, old, None, advantages, weights), SETTINGS).loss
     (gradient,) = torch.autograd.grad(loss, policy)
     assert gradient.tolist() == pytest.approx([0.0, 0.0, -0.5, 0.75])
 
@@ -145,3 +164,78 @@ def test_the_same_however_tokens_are_cut(tokens: list[tuple[float, float, float,
     parts = [tokens[a:b] for a, b in itertools.pairwise(edges) if a < b]
     total = torch.stack([sums(part) for part in parts]).sum(0)
     assert total.tolist() == pytest.approx(sums(tokens).tolist(), rel=1e-9, abs=1e-12)
+
+
+def test_clip_higher_bounds_the_upper_side_alone() -> None:
+    assert loss_of([1.5], [2.0], [1.0], epsilon_high=0.4).loss.item() == pytest.approx(-2.8)  # held at 1.4
+    assert loss_of([0.5], [-2.0], [1.0], epsilon_high=0.4).loss.item() == pytest.approx(1.6)  # held at 0.8
+
+
+def test_gspo_uses_the_geometric_mean_of_a_sequences_ratios() -> None:
+    # sqrt(1.5 x 0.96) = 1.2 exactly at the bound; sqrt(2 x 2) = 2, held at 1.2; advantages 1 and 3, weights 1/4:
+    # (1.2 x 1) x 2/4 + (1.2 x 3) x 2/4 = 2.4.
+    sums = loss_of([1.5, 0.96, 2, 2], [1, 1, 3, 3], [0.25] * 4, lengths=[2, 2], kind="gspo")
+    assert sums.loss.item() == pytest.approx(-2.4)
+    assert sums.clipped.item() == pytest.approx(0.5)
+
+
+def test_gspo_gradient_is_shared_by_the_sequence() -> None:
+    policy = tensor([-1.0, -2.0, -3.0]).requires_grad_()
+    tokens = tokens_of(
+        policy, policy.detach(), policy.detach(), None, tensor([2, 2, 5]), tensor([0.25, 0.25, 0.5]), [2, 1]
+    )
+    (gradient,) = torch.autograd.grad(policy_loss(tokens, SETTINGS.model_copy(update={"kind": "gspo"})).loss, policy)
+    # d/dlogp of s A summed with the weights: A x (sum of weights of the sequence) / T.
+    assert gradient.tolist() == pytest.approx([-2 * 0.5 / 2, -2 * 0.5 / 2, -5 * 0.5])
+
+
+def test_cispo_keeps_the_gradient_of_every_token() -> None:
+    policy = tensor([-1.0, -1.0, -1.0]).requires_grad_()
+    old = policy.detach() - tensor([3.0, 0.5, 1.1]).log()
+    tokens = tokens_of(policy, old, old, None, tensor([2.0, 2.0, -1.0]), tensor([0.5, 0.25, 0.25]))
+    sums = policy_loss(tokens, SETTINGS.model_copy(update={"kind": "cispo"}))
+    # sg(min(r, 1.2)) A log policy: 1.2 x 2 x -1, 0.5 x 2 x -1, 1.1 x -1 x -1.
+    assert sums.loss.item() == pytest.approx(2.4 * 0.5 + 1.0 * 0.25 - 1.1 * 0.25)
+    (gradient,) = torch.autograd.grad(sums.loss, policy)
+    assert gradient.tolist() == pytest.approx([-2.4 * 0.5, -1.0 * 0.25, 1.1 * 0.25])
+    assert sums.clipped.item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("k1", [math.log(2), -math.log(2)]), ("k2", [0.240227] * 2), ("k3", [0.193147, 0.306853])]
+)
+def test_kl_estimators(kind: str, expected: list[float]) -> None:
+    """Policy / reference 2 and 1/2."""
+    reference = tensor([-1.0, -2.0])
+    estimate = kl_estimate(reference + tensor([2.0, 0.5]).log(), reference, kind)
+    assert estimate.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("correction", "weights", "capped"),
+    [
+        ("none", [1, 1, 1, 1], [0, 0, 0, 0]),
+        ("token", [1.5, 2.0, 0.5, 0.25], [0, 1, 0, 0]),  # 3 is cut to 2
+        ("sequence", [2.0, 2.0, 0.125, 0.125], [1, 1, 0, 0]),  # 1.5 x 3 = 4.5, cut to 2; 0.5 x 0.25
+    ],
+)
+def test_importance_weights_are_truncated(correction: str, weights: list[float], capped: list[float]) -> None:
+    old = tensor([-1.0, -1.0, -1.0, -1.0])
+    behaviour = old - tensor([1.5, 3.0, 0.5, 0.25]).log()
+    ones = torch.ones_like(old)
+    tokens = tokens_of(old, old, behaviour, None, ones, ones / 4, [2, 2])
+    settings = SETTINGS.model_copy(update={"correction": correction, "correction_cap": 2.0})
+    got, met = correction_weights(tokens, settings)
+    assert got.tolist() == pytest.approx(weights)
+    assert met.tolist() == capped
+    sums = policy_loss(tokens, settings)
+    assert sums.loss.item() == pytest.approx(-sum(weights) / 4)  # ratio and advantage are 1
+    assert sums.correction.item() == pytest.approx(sum(weights) / 4)
+    assert sums.capped.item() == pytest.approx(sum(capped) / 4)
+
+
+def test_the_correction_leaves_the_kl_term_alone() -> None:
+    old = tensor([-1.0])
+    tokens = tokens_of(old, old, old - math.log(0.5), old + math.log(2), tensor([0.0]), tensor([1.0]))
+    sums = policy_loss(tokens, SETTINGS.model_copy(update={"correction": "token"}))
+    assert sums.loss.item() == pytest.approx(0.04 * (2 - math.log(2) - 1))

@@ -170,11 +170,17 @@ class CriterionSettings(Section):
 class LossSettings(Section):
     """The policy loss."""
 
-    kind: Literal["grpo", "bnpo", "dr_grpo"] = Field(
-        "bnpo", description="normalisation: grpo by sequence, bnpo by tokens of the batch, dr_grpo by a constant"
+    kind: Literal["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"] = Field(
+        "bnpo", description="surrogate and normalisation; grpo, gspo by sequence, dr_grpo by a constant, else by token"
     )
     epsilon: float = Field(0.2, gt=0.0, lt=1.0, description="clip range of the probability ratio")
+    epsilon_high: float | None = Field(None, gt=0.0, description="its upper bound (clip-higher); null: epsilon")
     beta: float = Field(0.04, ge=0.0, description="weight of the KL term against the base model; 0 skips that pass")
+    kl: Literal["k1", "k2", "k3"] = Field("k3", description="estimator of the KL term")
+    correction: Literal["none", "token", "sequence"] = Field(
+        "token", description="importance weights from the sampling distribution to the policy, by token or sequence"
+    )
+    correction_cap: float = Field(2.0, ge=1.0, description="largest importance weight")
 
 
 class AlgorithmSettings(Section):
@@ -192,6 +198,10 @@ class AlgorithmSettings(Section):
         None, description="most completions generated a step; groups that it cuts off wait; null: no limit"
     )
     max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is given up")
+    train_on: Literal["last", "all", "balanced"] = Field(
+        "last",
+        description="completions trained on: the last attempt's, all, or as many right as wrong ones out of all",
+    )
     on_exhausted: Literal["train", "drop"] = Field(
         "train", description="a group that fails on the last rung: train on it all the same, or drop it"
     )

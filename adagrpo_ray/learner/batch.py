@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.loss import token_weights
 from adagrpo_ray.config.tree import AlgorithmSettings
-from adagrpo_ray.types import Group, TrainSample
+from adagrpo_ray.types import Completion, Group, TrainSample
 
 
 def training_samples(
     groups: Sequence[Group], settings: AlgorithmSettings, max_new_tokens: int
 ) -> tuple[TrainSample, ...]:
-    """The completions of each group's last attempt, with their advantages and token weights.
+    """The completions that `settings.train_on` picks, with their advantages and token weights.
 
-    Cached attempts lend their statistics only. Completions whose advantage is zero count in the weights, but
-    are left out where no KL term gives them a gradient: the loss is the same without them.
+    Advantages come from the statistics over all attempts whatever is picked. Completions whose advantage is
+    zero count in the weights, but are left out where no KL term gives them a gradient: the loss is the same
+    without them.
     """
-    pairs = [
+    picked = [
         (group.prompt, completion, float(advantage))
         for group in groups
-        for completion, advantage in zip(
-            group.last.completions,
-            advantages(group.last.rewards, group.statistics, settings.advantage_epsilon, settings.advantage_bound),
-            strict=True,
-        )
+        for completion, advantage in _picked(group, settings)
     ]
-    weights = token_weights([len(c.token_ids) for _, c, _ in pairs], settings.loss.kind, max_new_tokens)
+    weights = token_weights([len(c.token_ids) for _, c, _ in picked], settings.loss.kind, max_new_tokens)
     return tuple(
         TrainSample(
             prompt_token_ids=prompt.token_ids,
@@ -36,6 +33,32 @@ def training_samples(
             token_weights=weight,
             advantage=advantage,
         )
-        for (prompt, completion, advantage), weight in zip(pairs, weights, strict=True)
+        for (prompt, completion, advantage), weight in zip(picked, weights, strict=True)
         if advantage != 0.0 or settings.loss.beta > 0.0
     )
+
+
+def _picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:
+    """Completions of one group to train on, each with its advantage; newest attempts first.
+
+    `balanced` picks as many as one attempt has: right ones up to half, else wrong ones, else more right ones
+    (arXiv 2510.04996, section 3), so that one success among many failures is not drowned by them.
+    """
+    attempts = (group.last,) if settings.train_on == "last" else group.attempts[::-1]
+    pool = [
+        (completion, float(advantage), bool(correct))
+        for attempt in attempts
+        for completion, advantage, correct in zip(
+            attempt.completions,
+            advantages(attempt.rewards, group.statistics, settings.advantage_epsilon, settings.advantage_bound),
+            attempt.correct,
+            strict=True,
+        )
+    ]
+    if settings.train_on == "balanced":
+        size = len(group.last.completions)
+        right, wrong = [p for p in pool if p[2]], [p for p in pool if not p[2]]
+        kept = min(len(right), max(size // 2, size - len(wrong)))
+        pool = [*right[:kept], *wrong[: size - kept]]
+    for completion, advantage, _ in pool:
+        yield completion, advantage

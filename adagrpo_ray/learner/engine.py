@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adagrpo_ray.algorithm.loss import policy_loss
+from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.policy import Padded, Policy, pad
 from adagrpo_ray.model.load import load_policy
@@ -24,6 +24,8 @@ class TrainReport:
     kl: float
     clip_share: float
     behaviour_gap: float
+    correction_mean: float
+    capped_share: float
     grad_norm: float
     learning_rate: float
 
@@ -94,32 +96,33 @@ class LearnerEngine:
         """One optimizer step on the batch, whose token weights hold the loss's normalisation."""
         loss = self._config.algorithm.loss
         self._engine.train()
-        sums, norm = torch.zeros(4, dtype=torch.float64), 0.0
+        sums, norm = torch.zeros(6, dtype=torch.float64), 0.0
         learning_rate = float(self._engine.get_lr()[0])
         for number, samples in enumerate(batch.micro_batches, start=1):
             padded = pad(samples, self._device)
             logprobs = self._engine(padded)
-            part = policy_loss(
-                logprobs,
-                logprobs.detach(),  # one update a batch: the policy before it is the policy itself
-                self._flat([s.behaviour_logprobs for s in samples]),
-                self._reference(padded) if loss.beta > 0 else None,
-                self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
-                self._flat([s.token_weights for s in samples]),
-                loss.epsilon,
-                loss.beta,
+            tokens = Tokens(
+                policy=logprobs,
+                old=logprobs.detach(),  # one update a batch: the policy before it is the policy itself
+                behaviour=self._flat([s.behaviour_logprobs for s in samples]),
+                reference=self._reference(padded) if loss.beta > 0 else None,
+                advantages=self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
+                weights=self._flat([s.token_weights for s in samples]),
+                sequence=self._flat([np.full(len(s.token_ids), i) for i, s in enumerate(samples)]),
             )
+            part = policy_loss(tokens, loss)
             # DeepSpeed averages gradients over the ranks; the loss is a sum over them.
             self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
             self._engine.backward(part.loss * self._world_size)
             if number == len(batch.micro_batches):
                 norm = self._gradient_norm()
             self._engine.step()
-            sums += torch.stack([part.loss.detach(), part.kl, part.clipped, part.gap]).double().cpu()
+            parts = [part.loss.detach(), part.kl, part.clipped, part.gap, part.correction, part.capped]
+            sums += torch.stack(parts).double().cpu()
         if batch.micro_batches:
             norm = float(self._engine.get_global_grad_norm() or norm)
-        total, kl, clipped, gap = sums.tolist()
-        return TrainReport(total, kl, clipped, gap, norm, learning_rate)
+        total, kl, clipped, gap, correction, capped = sums.tolist()
+        return TrainReport(total, kl, clipped, gap, correction, capped, norm, learning_rate)
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
         """Log-probabilities [T] of each sample's completion under the policy as it is now."""

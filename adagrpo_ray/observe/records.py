@@ -31,7 +31,8 @@ class StepRecord(Record):
     would bias them upwards. `resamples` holds one count a rung. `flat_before` is the share of groups whose
     first attempt has no spread of rewards, `flat_after` the same after all of their attempts.
     `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
-    the tokens were drawn with.
+    the tokens were drawn with; `correction_mean` the mean importance weight that makes up for it, and
+    `capped_share` the share of tokens whose weight met its cap.
     """
 
     step: int
@@ -57,6 +58,8 @@ class StepRecord(Record):
     learning_rate: float
     clip_share: float
     behaviour_gap: float
+    correction_mean: float
+    capped_share: float
     weight_version: int
     sync_bytes: int
     seconds_by_phase: Mapping[str, float]

@@ -30,6 +30,8 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             "policy/learning_rate": record.learning_rate,
             "policy/clip_share": record.clip_share,
             "policy/behaviour_gap": record.behaviour_gap,
+            "policy/correction_mean": record.correction_mean,
+            "policy/capped_share": record.capped_share,
             "tokens/generated": record.generated_tokens,
             "tokens/trained": record.trained_tokens,
             "tokens/completion_length": record.completion_length,
