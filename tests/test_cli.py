@@ -12,6 +12,9 @@ import pytest
 import ray
 import yaml
 
+from adagrpo_ray.config import load_config
+from adagrpo_ray.model.load import resolve_model
+
 CONFIGS = Path("launch/configs").resolve()
 TINY = str(CONFIGS / "tiny-cpu.yaml")
 
@@ -26,9 +29,19 @@ def launch() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def tiny_model() -> None:
+    """Built beforehand, so that no test sees it being built."""
+    resolve_model(load_config(TINY))
+
+
 @pytest.fixture
 def refused(
-    launch: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launch: ModuleType,
+    tiny_model: None,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., str]:
     """Run with bad input in an empty folder: the one error; nothing was started and nothing written."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
