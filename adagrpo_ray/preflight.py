@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adagrpo_ray.algorithm.criterion import make_criterion
+from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
@@ -27,7 +27,7 @@ def check(config: Config) -> Inputs:
     """Load and check model, rewards, criterion and data; raises an AdaGRPOError that says what to mend."""
     for function in config.rewards.functions:
         load_reward(function.function)
-    make_criterion(config.algorithm.criterion, [f.function for f in config.rewards.functions])
+    make_method(config.algorithm, [f.function for f in config.rewards.functions])
     if address(config) is None:
         place(config, local_hardware(), ours=True)
     model_path = resolve_model(config)

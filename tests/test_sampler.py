@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.criterion import any_correct
 from adagrpo_ray.algorithm.ladder import Ladder, request_seed
+from adagrpo_ray.algorithm.methods import Method, make_method
 from adagrpo_ray.config.tree import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.sampler import AdaptiveSampler, Collection
@@ -69,14 +70,18 @@ def easy(names: str) -> dict[str, list[tuple[float, float]]]:
 
 
 def make_sampler(
-    fake: Fake, *, prompts: Sequence[str], ladder: Ladder | None = None, **settings: object
+    fake: Fake,
+    *,
+    prompts: Sequence[str],
+    ladder: Ladder | None = None,
+    method: Method | None = None,
+    **settings: object,
 ) -> AdaptiveSampler:
     """A sampler of groups of two that takes `prompts` in turn, all of them a step unless told otherwise."""
     chosen = AlgorithmSettings.model_validate({"prompts_per_step": len(prompts), "group_size": 2, **settings})
     return AdaptiveSampler(
         chosen,
-        ladder or Ladder(BASE, TWO_RUNGS),
-        any_correct,
+        method or Method(any_correct, ladder or Ladder(BASE, TWO_RUNGS), refill=False, drop_exhausted=False),
         PromptOrder([make_prompt(id) for id in prompts], seed=0, shuffle=False),
         fake.generate,
         fake.score,
@@ -389,3 +394,45 @@ def test_after_an_exception_waiting_groups_still_wait() -> None:
     fake.generate = breaks  # type: ignore[method-assign]
     third = asyncio.run(scenario())
     assert (third.ready[0].prompt.id, rungs(third.ready[0])) == ("hard", [-1, 0])
+
+
+def named(name: str) -> Method:
+    return make_method(AlgorithmSettings.model_validate({"name": name}), ["exact"])
+
+
+def test_grpo_trains_on_every_group_after_one_attempt() -> None:
+    fake = Fake({"a": [FAIL], "b": [PASS], "c": [(1.0, 1.0)]})
+    (step,) = run_steps(make_sampler(fake, prompts="abc", method=named("grpo")), 1)
+    assert ids(step.ready) == ["a", "b", "c"]
+    assert len(fake.requests) == 3
+
+
+def test_dapo_replaces_groups_without_spread_until_the_step_is_full() -> None:
+    fake = Fake({"a": [FAIL], "b": [PASS], "c": [(1.0, 1.0)], "d": [PASS], "e": [FAIL], "f": [PASS], "g": [PASS]})
+    (step,) = run_steps(make_sampler(fake, prompts="abcdefg", prompts_per_step=3, method=named("dapo")), 1)
+    assert ids(step.ready) == ["b", "d", "f"]
+    assert ids(step.exhausted) == ["a", "c", "e"]
+    assert [r.prompt_id for r in fake.requests] == list("abcdef")  # two for a and c, then one for e
+    assert step.waiting == ()
+
+
+def test_dapo_trains_on_fewer_groups_where_its_budget_ends() -> None:
+    fake = Fake({name: [FAIL] for name in "abcdef"} | {"b": [PASS]})
+    (step,) = run_steps(make_sampler(fake, prompts="abcdef", prompts_per_step=3, budget=9, method=named("dapo")), 1)
+    assert len(fake.requests) == 4  # of two completions each; the ninth is left unspent
+    assert ids(step.ready) == ["b"]
+
+
+def test_dapo_gives_up_after_ten_rounds_where_nothing_has_spread() -> None:
+    fake = Fake({"a": [FAIL]})
+    (step,) = run_steps(make_sampler(fake, prompts="a", method=named("dapo")), 1)
+    assert len(fake.requests) == 10
+    assert step.ready == ()
+
+
+def test_the_overlong_penalty_is_part_of_the_rewards() -> None:
+    fake = Fake({"a": [PASS]})
+    sampler = make_sampler(fake, prompts="a", overlong_buffer=16)  # completions have 2 of 16 tokens
+    (step,) = run_steps(sampler, 1)
+    assert step.ready[0].last.rewards.tolist() == pytest.approx([1 - 2 / 16, -2 / 16])
+    assert step.ready[0].last.rewards_by_function.tolist() == [[1.0], [0.0]]

@@ -184,13 +184,17 @@ class LossSettings(Section):
 
 
 class AlgorithmSettings(Section):
-    """Adaptive GRPO."""
+    """How groups are sampled and trained on."""
 
+    name: Literal["grpo", "dapo", "adagrpo"] = Field(
+        "adagrpo",
+        description="grpo trains on every group; dapo replaces groups without spread; adagrpo resamples failing ones",
+    )
     prompts_per_step: PositiveInt = Field(8, description="groups sampled a step")
     group_size: int = Field(8, ge=2, description="completions of a group in one attempt")
     sampling: SamplingSettings = Field(SamplingSettings(), description="parameters of every first attempt")
-    criterion: CriterionSettings = Field(CriterionSettings(), description="when a group is not sampled again")
-    triggers: tuple[TriggerSettings, ...] = Field((), description="ladders of resamples by step; []: plain GRPO")
+    criterion: CriterionSettings = Field(CriterionSettings(), description="adagrpo: when a group is not sampled again")
+    triggers: tuple[TriggerSettings, ...] = Field((), description="adagrpo: ladders of resamples by step; []: none")
     resample: Literal["immediate", "deferred"] = Field(
         "immediate", description="a failed group's next attempt: at once, or among the next step's requests"
     )
@@ -203,7 +207,10 @@ class AlgorithmSettings(Section):
         description="completions trained on: the last attempt's, all, or as many right as wrong ones out of all",
     )
     on_exhausted: Literal["train", "drop"] = Field(
-        "train", description="a group that fails on the last rung: train on it all the same, or drop it"
+        "train", description="adagrpo: a group that fails on the last rung: train on it all the same, or drop it"
+    )
+    overlong_buffer: PositiveInt | None = Field(
+        None, description="tokens before the limit over which a penalty grows from 0 to 1; null: no penalty"
     )
     advantage_epsilon: float = Field(1e-4, gt=0.0, description="added to the standard deviation")
     advantage_bound: float = Field(10.0, gt=0.0, description="advantages are clipped to plus and minus this")
@@ -281,6 +288,11 @@ class Config(Section):
             problems.append(
                 f"rollout.max_model_len={r.max_model_len} leaves no room for a prompt beside "
                 f"rollout.max_new_tokens={r.max_new_tokens}; raise the first or lower the second"
+            )
+        if a.overlong_buffer is not None and a.overlong_buffer > r.max_new_tokens:
+            problems.append(
+                f"algorithm.overlong_buffer={a.overlong_buffer} is more than rollout.max_new_tokens="
+                f"{r.max_new_tokens}, so that every completion would be penalised; lower it"
             )
         steps = [t.from_step for t in a.triggers]
         if steps != sorted(set(steps)):

@@ -12,8 +12,7 @@ from typing import Any
 import ray
 
 from adagrpo_ray.adapter import pack
-from adagrpo_ray.algorithm.criterion import make_criterion
-from adagrpo_ray.algorithm.ladder import Ladder
+from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
@@ -71,11 +70,11 @@ class LearnerActor:
         self._held_out = prompts.held_out
         self._pool = RolloutPool(rollout_actors, config.rollout.request_timeout_s)
         self._scorer = RewardScorer(config.rewards, config.data.format)
-        self._ladder = Ladder(algorithm.sampling.params(), tuple((t.from_step, t.ladder()) for t in algorithm.triggers))
+        self._functions = [f.function for f in config.rewards.functions]
+        self._method = make_method(algorithm, self._functions)
         self._sampler = AdaptiveSampler(
             algorithm,
-            self._ladder,
-            make_criterion(algorithm.criterion, [f.function for f in config.rewards.functions]),
+            self._method,
             PromptOrder(prompts.train, config.run.seed, config.data.shuffle),
             self._pool.generate,
             self._scorer.score,
@@ -86,7 +85,7 @@ class LearnerActor:
     def collect(self, step: int) -> Collected:
         """Sample the groups of a step, resampling those that fail, and cut them into each rank's batch."""
         config = self._config
-        drop = config.algorithm.on_exhausted == "drop"
+        drop = self._method.drop_exhausted
         collection = asyncio.run(self._sampler.collect(step))
         groups = [*collection.ready, *(() if drop else collection.exhausted)]
         samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
@@ -94,12 +93,7 @@ class LearnerActor:
         return Collected(
             batches=tuple(ray.put(batch) for batch in batches),
             trained_tokens=sum(len(s.token_ids) for s in samples),
-            figures=sampling_figures(
-                collection,
-                [f.function for f in config.rewards.functions],
-                self._ladder.height,
-                exhausted_dropped=drop,
-            ),
+            figures=sampling_figures(collection, self._functions, self._method.ladder.height, exhausted_dropped=drop),
         )
 
     def train(self, batch: Any) -> TrainReport:

@@ -41,7 +41,7 @@ def sampling_figures(
     """Figures of one step; `height` is the ladder's number of rungs, `functions` the reward functions' names."""
     first = [g for g in collection.attempts if len(g.attempts) == 1]
     resampled = [g for g in collection.attempts if len(g.attempts) > 1]
-    ended = [*collection.ready, *collection.exhausted]
+    trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
     rungs = Counter(g.last.rung for g in resampled)
     correct_by_level: dict[str, list[float]] = defaultdict(list)
     for group in first:
@@ -60,7 +60,7 @@ def sampling_figures(
         resamples=tuple(rungs[i] for i in range(max(height, max(rungs, default=-1) + 1))),
         resamples_by_level=dict(Counter(g.prompt.level for g in resampled)),
         flat_before=_mean(float(np.ptp(g.attempts[0].rewards) == 0.0) for g in first),
-        flat_after=_mean(float(g.statistics.std == 0.0) for g in ended),
+        flat_after=_mean(float(g.statistics.std == 0.0) for g in trained),
         generated_tokens=sum(len(c.token_ids) for c in completions),
         completion_length=_mean(float(len(c.token_ids)) for c in completions),
     )

@@ -6,6 +6,7 @@ A plain object over two callables, `generate` and `score`, so that it is tested 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.algorithm.criterion import Criterion
-from adagrpo_ray.algorithm.ladder import Ladder, request_seed
+from adagrpo_ray.algorithm.ladder import request_seed
+from adagrpo_ray.algorithm.methods import Method
+from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.config.tree import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.rewards.registry import Scores
@@ -40,20 +42,25 @@ class Collection:
     attempts: tuple[Group, ...]
 
 
+MAX_ROUNDS = 10  # of new prompts that a step may draw to fill up, where no budget ends it before
+
+
 class Budget:
     """Completions that may still be generated in a step; None: any number."""
 
     def __init__(self, completions: int | None) -> None:
-        self._left = completions
+        self._left = math.inf if completions is None else completions
 
     def take(self, n: int) -> bool:
         """Take `n` completions; False, and nothing taken, where fewer are left."""
-        if self._left is None:
-            return True
         if self._left < n:
             return False
         self._left -= n
         return True
+
+    def groups(self, size: int, wanted: int) -> int:
+        """How many groups of `size` completions fit, at most `wanted`."""
+        return min(wanted, int(min(self._left, wanted * size)) // size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +78,7 @@ class AdaptiveSampler:
     def __init__(
         self,
         settings: AlgorithmSettings,
-        ladder: Ladder,
-        criterion: Criterion,
+        method: Method,
         prompts: PromptOrder,
         generate: Generate,
         score: Score,
@@ -80,7 +86,7 @@ class AdaptiveSampler:
         max_new_tokens: int,
         seed: int,
     ) -> None:
-        self._settings, self._ladder, self._criterion = settings, ladder, criterion
+        self._settings, self._method = settings, method
         self._prompts, self._generate, self._score = prompts, generate, score
         self._max_new_tokens, self._seed = max_new_tokens, seed
         self._waiting: list[Group] = []
@@ -89,25 +95,23 @@ class AdaptiveSampler:
         """Sample the groups of `step` (counted from 1): waiting ones in up to half of the slots, then new prompts.
 
         Each group runs on its own: it is generated, scored and judged, and asks for its next attempt while
-        others still generate. Raises what `generate` or `score` raises; the step's other groups are then
+        others still generate. Where the method refills, groups that failed for good make room for new prompts
+        until the step is full. Raises what `generate` or `score` raises; the step's other groups are then
         cancelled.
         """
         oldest = step - self._settings.max_group_age
         aged = tuple(g for g in self._waiting if g.born < oldest)
         queue = [g for g in self._waiting if g.born >= oldest]
-        slots = self._settings.prompts_per_step
-        if self._settings.budget is not None:  # no prompt is drawn that the budget cannot sample
-            slots = min(slots, self._settings.budget // self._settings.group_size)
-        resumed = queue[: max(1, slots // 2)]
-        new = [Group(prompt, visit, born=step) for prompt, visit in self._prompts.take(slots - len(resumed))]
-        budget = Budget(self._settings.budget)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                visits = [tasks.create_task(self._visit(g, step, budget)) for g in (*resumed, *new)]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        ended = [visit.result() for visit in visits]  # in the order of the slots, whoever ended first
-        self._waiting = [*queue[len(resumed) :], *(v.group for v in ended if v.state == "waiting")]
+        budget, size = Budget(self._settings.budget), self._settings.group_size
+        slots = budget.groups(size, self._settings.prompts_per_step)  # no prompt is drawn that cannot be sampled
+        resumed, queue = queue[: max(1, slots // 2)], queue[max(1, slots // 2) :]
+        ended = await self._round([*resumed, *self._draw(slots - len(resumed), step)], step, budget)
+        for _ in range(MAX_ROUNDS - 1 if self._method.refill else 0):
+            missing = budget.groups(size, slots - sum(v.state == "ready" for v in ended))
+            if not missing:
+                break
+            ended += await self._round(self._draw(missing, step), step, budget)
+        self._waiting = [*queue, *(v.group for v in ended if v.state == "waiting")]
         return Collection(
             ready=tuple(v.group for v in ended if v.state == "ready"),
             exhausted=tuple(v.group for v in ended if v.state == "exhausted"),
@@ -116,18 +120,30 @@ class AdaptiveSampler:
             attempts=tuple(g for v in ended for g in v.history),
         )
 
+    def _draw(self, n: int, step: int) -> list[Group]:
+        return [Group(prompt, visit, born=step) for prompt, visit in self._prompts.take(n)]
+
+    async def _round(self, groups: Sequence[Group], step: int, budget: Budget) -> list[_Visit]:
+        """All these groups side by side; the results are in their order, whoever ends first."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                visits = [tasks.create_task(self._visit(group, step, budget)) for group in groups]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [visit.result() for visit in visits]
+
     async def _visit(self, group: Group, step: int, budget: Budget) -> _Visit:
         """Sample one group until it meets the criterion, has to wait, or has used up its ladder."""
         history: list[Group] = []
         while True:
-            sampling = self._ladder.params(step, len(group.attempts))
+            sampling = self._method.ladder.params(step, len(group.attempts))
             if sampling is None:
                 return _Visit(group, "exhausted", history)
             if (history and self._settings.resample == "deferred") or not budget.take(self._settings.group_size):
                 return _Visit(group, "waiting", history)
             group = group.with_attempt(await self._attempt(group, sampling))
             history.append(group)
-            if self._criterion(group):
+            if self._method.criterion(group):
                 return _Visit(group, "ready", history)
 
     async def _attempt(self, group: Group, sampling: SamplingParams) -> Attempt:
@@ -143,11 +159,15 @@ class AdaptiveSampler:
             )
         )
         scores, correct = await self._score(group.prompt, completions)
+        rewards, buffer = scores.rewards, self._settings.overlong_buffer
+        if buffer is not None:
+            lengths = [len(c.token_ids) for c in completions]
+            rewards = rewards + overlong_penalty(lengths, self._max_new_tokens, buffer)
         return Attempt(
             rung=number - 1,
             sampling=sampling,
             completions=completions,
-            rewards=scores.rewards,
+            rewards=rewards,
             rewards_by_function=scores.by_function,
             correct=correct,
         )

@@ -1,0 +1,46 @@
+"""GRPO, DAPO and adaptive GRPO as the same sampling with different answers to a group that teaches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adagrpo_ray.algorithm.criterion import Criterion, make_criterion, spread
+from adagrpo_ray.algorithm.ladder import Ladder
+from adagrpo_ray.config.tree import AlgorithmSettings
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the sampler does with a group: when it is ready, what a failing one may still try, and what then.
+
+    `refill`: a group that failed for good makes room for a new prompt of the same step. `drop_exhausted`: it
+    is not trained on.
+    """
+
+    criterion: Criterion
+    ladder: Ladder
+    refill: bool
+    drop_exhausted: bool
+
+
+def make_method(settings: AlgorithmSettings, functions: Sequence[str]) -> Method:
+    """The method that `settings.name` names; `functions` are the reward functions' names.
+
+    `grpo`: every group is trained on as it is (arXiv 2402.03300). `dapo`: groups without spread of rewards
+    are dropped and other prompts sampled until the step is full (dynamic sampling, arXiv 2503.14476, section
+    3.2). `adagrpo`: failing groups climb the ladder of the triggers. Raises ConfigError for a bad criterion.
+    """
+    base = settings.sampling.params()
+    match settings.name:
+        case "grpo":
+            return Method(lambda group: True, Ladder(base), refill=False, drop_exhausted=False)
+        case "dapo":
+            return Method(spread(0.0), Ladder(base), refill=True, drop_exhausted=True)
+        case "adagrpo":
+            return Method(
+                make_criterion(settings.criterion, functions),
+                Ladder(base, tuple((t.from_step, t.ladder()) for t in settings.triggers)),
+                refill=False,
+                drop_exhausted=settings.on_exhausted == "drop",
+            )
