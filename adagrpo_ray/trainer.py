@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
+from adagrpo_ray.algorithm.loss import LossSums
 from adagrpo_ray.cluster import Actors, actors, connect, get
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary, summarize
@@ -47,17 +49,19 @@ def _step(running: Actors, config: Config, step: int) -> StepRecord:
     trained = time.perf_counter()
     sync, *_ = get([learner.sync.remote(step) for learner in running.learners])
     ended = time.perf_counter()
+    sums = {field.name: sum(r.sums[field.name] for r in reports) for field in fields(LossSums)}
+    weight = sums["weight"] or math.nan  # nan: nothing was trained on
     return StepRecord(
         step=step,
         seconds=ended - began,
         **asdict(collected.figures),
         trained_tokens=collected.trained_tokens,
-        loss=sum(r.loss for r in reports),
-        kl=sum(r.kl for r in reports),
-        clip_share=sum(r.clip_share for r in reports),
-        behaviour_gap=sum(r.behaviour_gap for r in reports),
-        correction_mean=sum(r.correction_mean for r in reports),
-        capped_share=sum(r.capped_share for r in reports),
+        loss=sums["loss"],
+        kl=sums["kl"] / weight,
+        clip_share=sums["clipped"] / weight,
+        behaviour_gap=sums["gap"] / weight,
+        correction_mean=sums["correction"] / weight,
+        capped_share=sums["capped"] / weight,
         grad_norm=reports[0].grad_norm if reports else 0.0,
         learning_rate=reports[0].learning_rate if reports else 0.0,
         weight_version=sync.version,

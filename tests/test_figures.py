@@ -95,3 +95,14 @@ def test_a_step_without_groups_has_no_rates() -> None:
     assert (step.generated_tokens, step.groups_ready, step.accuracy_by_level) == (0, 0, {})
     unknown = [step.reward_mean, step.accuracy, step.flat_before, step.flat_after, step.completion_length]
     assert all(map(math.isnan, [*unknown, *step.reward_by_function.values()]))
+
+
+def test_retry_economics(step: SamplingFigures) -> None:
+    assert step.rescued == (1, 0, 0)
+    assert step.extra_tokens == 80 + 10
+    assert step.informative_groups == 2
+
+
+def test_flat_shares_by_level(step: SamplingFigures) -> None:
+    assert step.flat_before_by_level == {"2 digits": 0.0, "5 digits": 1.0}
+    assert step.flat_after_by_level == {"2 digits": 0.0, "5 digits": 0.5}

@@ -60,7 +60,8 @@ class LossSums:
     """The loss of some tokens and the sums behind the reported figures; all are scalars weighted like the loss.
 
     `kl` to the reference policy; `clipped` tokens whose ratio stopped counting; `gap` is |old - behaviour|
-    log-probability; `correction` the importance weight, `capped` the tokens whose weight met its cap.
+    log-probability; `correction` the importance weight, `capped` the tokens whose weight met its cap; `weight`
+    is what to divide these by for a mean.
     """
 
     loss: torch.Tensor
@@ -69,6 +70,7 @@ class LossSums:
     gap: torch.Tensor
     correction: torch.Tensor
     capped: torch.Tensor
+    weight: torch.Tensor
 
 
 def policy_loss(tokens: Tokens, settings: LossSettings) -> LossSums:
@@ -108,6 +110,7 @@ def policy_loss(tokens: Tokens, settings: LossSettings) -> LossSums:
         gap=((t.old - t.behaviour).abs() * weights).sum(),
         correction=(correction * weights).sum(),
         capped=(capped * weights).sum(),
+        weight=weights.sum(),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
-from adagrpo_ray.algorithm.loss import Tokens, policy_loss
+from adagrpo_ray.algorithm.loss import LossSums, Tokens, policy_loss
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.policy import Padded, Policy, pad
 from adagrpo_ray.model.load import load_policy
@@ -18,14 +18,9 @@ from adagrpo_ray.types import TrainBatch, TrainSample
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What one rank says of one optimizer step; sums are weighted so that ranks add up to the batch."""
+    """What one rank says of one optimizer step; `sums` of the ranks add up to those of the batch."""
 
-    loss: float
-    kl: float
-    clip_share: float
-    behaviour_gap: float
-    correction_mean: float
-    capped_share: float
+    sums: dict[str, float]  # the fields of LossSums
     grad_norm: float
     learning_rate: float
 
@@ -96,7 +91,7 @@ class LearnerEngine:
         """One optimizer step on the batch, whose token weights hold the loss's normalisation."""
         loss = self._config.algorithm.loss
         self._engine.train()
-        sums, norm = torch.zeros(6, dtype=torch.float64), 0.0
+        sums, norm = dict.fromkeys((f.name for f in fields(LossSums)), 0.0), 0.0
         learning_rate = float(self._engine.get_lr()[0])
         for number, samples in enumerate(batch.micro_batches, start=1):
             padded = pad(samples, self._device)
@@ -117,12 +112,11 @@ class LearnerEngine:
             if number == len(batch.micro_batches):
                 norm = self._gradient_norm()
             self._engine.step()
-            parts = [part.loss.detach(), part.kl, part.clipped, part.gap, part.correction, part.capped]
-            sums += torch.stack(parts).double().cpu()
+            for name in sums:
+                sums[name] += float(getattr(part, name))
         if batch.micro_batches:
             norm = float(self._engine.get_global_grad_norm() or norm)
-        total, kl, clipped, gap, correction, capped = sums.tolist()
-        return TrainReport(total, kl, clipped, gap, correction, capped, norm, learning_rate)
+        return TrainReport(sums, norm, learning_rate)
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
         """Log-probabilities [T] of each sample's completion under the policy as it is now."""

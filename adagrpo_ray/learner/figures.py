@@ -16,7 +16,10 @@ from adagrpo_ray.learner.sampler import Collection
 class SamplingFigures:
     """The part of a step's record that the sampler knows; see `StepRecord` for each field.
 
-    Rewards and accuracy are those of first attempts only, since stopping at a success biases the rest.
+    `flat_*` are shares of groups without spread of rewards: first attempts, and groups trained on, of which the
+    others are `informative_groups`. `rescued` counts the groups that met the criterion on each rung,
+    `extra_tokens` what resamples cost. Rewards and accuracy are those of first attempts only, since stopping at
+    a success biases the rest.
     """
 
     reward_mean: float
@@ -29,8 +32,13 @@ class SamplingFigures:
     groups_dropped: int
     resamples: tuple[int, ...]
     resamples_by_level: Mapping[str, int]
+    rescued: tuple[int, ...]
     flat_before: float
     flat_after: float
+    flat_before_by_level: Mapping[str, float]
+    flat_after_by_level: Mapping[str, float]
+    informative_groups: int
+    extra_tokens: int
     generated_tokens: int
     completion_length: float
 
@@ -42,28 +50,41 @@ def sampling_figures(
     first = [g for g in collection.attempts if len(g.attempts) == 1]
     resampled = [g for g in collection.attempts if len(g.attempts) > 1]
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
-    rungs = Counter(g.last.rung for g in resampled)
-    correct_by_level: dict[str, list[float]] = defaultdict(list)
-    for group in first:
-        correct_by_level[group.prompt.level].append(float(group.last.correct.mean()))
+    resamples = Counter(g.last.rung for g in resampled)
+    rescued = Counter(g.last.rung for g in collection.ready if g.last.rung >= 0)
+    rungs = range(max(height, max(resamples, default=-1) + 1))
+    correct = [(g.prompt.level, float(g.last.correct.mean())) for g in first]
+    flat_before = [(g.prompt.level, float(np.ptp(g.last.rewards) == 0.0)) for g in first]
+    flat_after = [(g.prompt.level, float(g.statistics.std == 0.0)) for g in trained]
     scores = np.concatenate([g.last.rewards_by_function for g in first]) if first else np.empty((0, len(functions)))
-    completions = [c for g in collection.attempts for c in g.last.completions]
     return SamplingFigures(
         reward_mean=_mean(float(r) for g in first for r in g.last.rewards),
         reward_by_function={name: _mean(scores[:, i].tolist()) for i, name in enumerate(functions)},
-        accuracy=_mean(v for values in correct_by_level.values() for v in values),
-        accuracy_by_level={level: _mean(values) for level, values in sorted(correct_by_level.items())},
+        accuracy=_mean(value for _, value in correct),
+        accuracy_by_level=_by_level(correct),
         groups_ready=len(collection.ready),
         groups_waiting=len(collection.waiting),
         groups_exhausted=len(collection.exhausted),
         groups_dropped=len(collection.aged) + (len(collection.exhausted) if exhausted_dropped else 0),
-        resamples=tuple(rungs[i] for i in range(max(height, max(rungs, default=-1) + 1))),
+        resamples=tuple(resamples[rung] for rung in rungs),
         resamples_by_level=dict(Counter(g.prompt.level for g in resampled)),
-        flat_before=_mean(float(np.ptp(g.attempts[0].rewards) == 0.0) for g in first),
-        flat_after=_mean(float(g.statistics.std == 0.0) for g in trained),
-        generated_tokens=sum(len(c.token_ids) for c in completions),
-        completion_length=_mean(float(len(c.token_ids)) for c in completions),
+        rescued=tuple(rescued[rung] for rung in rungs),
+        flat_before=_mean(value for _, value in flat_before),
+        flat_after=_mean(value for _, value in flat_after),
+        flat_before_by_level=_by_level(flat_before),
+        flat_after_by_level=_by_level(flat_after),
+        informative_groups=sum(not value for _, value in flat_after),
+        generated_tokens=sum(g.last.generated_tokens for g in collection.attempts),
+        extra_tokens=sum(g.last.generated_tokens for g in resampled),
+        completion_length=_mean(float(len(c.token_ids)) for g in collection.attempts for c in g.last.completions),
     )
+
+
+def _by_level(values: Sequence[tuple[str, float]]) -> dict[str, float]:
+    levels: dict[str, list[float]] = defaultdict(list)
+    for level, value in values:
+        levels[level].append(value)
+    return {level: _mean(levels[level]) for level in sorted(levels)}
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -28,8 +28,9 @@ class StepRecord(Record):
     """One training step.
 
     `accuracy` and `accuracy_by_level` count first attempts only: resampling until one completion is right
-    would bias them upwards. `resamples` holds one count a rung. `flat_before` is the share of groups whose
-    first attempt has no spread of rewards, `flat_after` the same after all of their attempts.
+    would bias them upwards. `resamples` holds one count a rung, `rescued` how many of them met the criterion,
+    `extra_tokens` what they cost. `flat_before` is the share of first attempts without spread of rewards,
+    `flat_after` that of the groups trained on; `informative_groups` are the others of these.
     `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
     the tokens were drawn with; `correction_mean` the mean importance weight that makes up for it, and
     `capped_share` the share of tokens whose weight met its cap.
@@ -47,9 +48,14 @@ class StepRecord(Record):
     resamples: tuple[int, ...]
     resamples_by_level: Mapping[str, int]
     accuracy_by_level: Mapping[str, float]
+    rescued: tuple[int, ...]
     flat_before: float
     flat_after: float
+    flat_before_by_level: Mapping[str, float]
+    flat_after_by_level: Mapping[str, float]
+    informative_groups: int
     generated_tokens: int
+    extra_tokens: int
     trained_tokens: int
     completion_length: float
     loss: float
@@ -107,6 +113,10 @@ class Summary(Record):
     trained_tokens: int
     resamples: tuple[int, ...]
     seconds: float
+    rescued: tuple[int, ...]
+    extra_tokens: int
+    tokens_per_informative_group: float
+    groups_exhausted: int
     accuracy_by_level_before: Mapping[str, float]
     accuracy_by_level_after: Mapping[str, float]
     resamples_by_level: Mapping[str, int]
@@ -127,15 +137,20 @@ def summarize(
 ) -> Summary:
     """The sum of a run's steps, in at most ten intervals; accuracies that were not measured are NaN."""
     length = max(1, math.ceil(len(records) / 10))
+    generated = sum(r.generated_tokens for r in records)
+    informative = sum(r.informative_groups for r in records)
     return Summary(
         accuracy_before=before.accuracy if before else math.nan,
         accuracy_after=after.accuracy if after else math.nan,
         steps=len(records),
-        generated_tokens=sum(r.generated_tokens for r in records),
+        generated_tokens=generated,
         trained_tokens=sum(r.trained_tokens for r in records),
-        # A later trigger may have a longer ladder than the first steps had.
-        resamples=tuple(sum(rung) for rung in zip_longest(*(r.resamples for r in records), fillvalue=0)),
+        resamples=_by_rung(r.resamples for r in records),
         seconds=math.fsum(r.seconds for r in records),
+        rescued=_by_rung(r.rescued for r in records),
+        extra_tokens=sum(r.extra_tokens for r in records),
+        tokens_per_informative_group=generated / informative if informative else math.nan,
+        groups_exhausted=sum(r.groups_exhausted for r in records),
         accuracy_by_level_before=before.accuracy_by_level if before else {},
         accuracy_by_level_after=after.accuracy_by_level if after else {},
         resamples_by_level=dict(sum((Counter(r.resamples_by_level) for r in records), Counter())),
@@ -146,6 +161,11 @@ def summarize(
         folder=folder,
         adapter=adapter,
     )
+
+
+def _by_rung(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Sums for each rung; a later trigger may have a longer ladder than the first steps had."""
+    return tuple(sum(rung) for rung in zip_longest(*counts, fillvalue=0))
 
 
 def _interval(records: Sequence[StepRecord]) -> Interval:

@@ -27,11 +27,18 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     if names:
         yield _by_level(summary, names)
     yield ""
-    yield f"resamples: {sum(summary.resamples)} (by rung {rungs(summary.resamples)})"
+    yield (
+        f"resamples: {sum(summary.resamples)} (by rung {rungs(summary.resamples)}), of which "
+        f"{sum(summary.rescued)} met the criterion ({rungs(summary.rescued)}); "
+        f"{summary.groups_exhausted} groups never did"
+    )
     if summary.resamples_by_interval:
         yield _intervals(summary.resamples_by_interval)
     yield ""
-    yield f"tokens: {summary.generated_tokens:,} generated, {summary.trained_tokens:,} trained"
+    yield (
+        f"tokens: {summary.generated_tokens:,} generated ({summary.extra_tokens:,} by resamples), "
+        f"{summary.trained_tokens:,} trained"
+    )
     yield f"adapter: {printable(str(summary.adapter))}"
     yield f"run folder: {printable(str(summary.folder))}"
 
