@@ -19,7 +19,8 @@ from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import SyncError
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.learner.policy import Policy, pad
+from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.pool import RolloutPool
@@ -185,3 +186,44 @@ def test_the_written_adapter_loads_with_vllm(
         completions = loop.run(engine.generate(ask(prompt, seed=1)))
         loop.run(engine.stop())
     assert gap(learner, prompt, completions) < 1e-4
+
+
+@pytest.mark.parametrize("rollout", ["merged"], indirect=True)
+def test_the_correction_is_unbiased_for_an_aggressive_rung(
+    rollout: tuple[Any, RolloutPool], learner: LearnerEngine, model_path: str
+) -> None:
+    """Drawn at T=1.3 and top_p=0.97, importance weights have mean one and give the plain success rate.
+
+    Over whole sequences and without a cap, E[w f(completion)] over the rung's distribution is E[f] over the
+    policy's own, up to what top_p never draws.
+    """
+    _, pool = rollout
+    fresh = load_policy(model_path, CONFIG)  # the untouched base: an adapter that changes nothing yet
+    tensors = {n.replace(".default.", "."): p.detach() for n, p in fresh.named_parameters() if p.requires_grad}
+    asyncio.run(pool.apply(pack(40, tensors, 16, 32.0, torch.float32)))
+    prompts = load_prompts(CONFIG, load_tokenizer(model_path, CONFIG)).train
+
+    async def draw(sampling: SamplingParams, seed: int) -> list[tuple[Prompt, Completion]]:
+        requests = [GenerationRequest(p.id, p.token_ids, 64, sampling, 96, seed + i) for i, p in enumerate(prompts)]
+        groups = await asyncio.gather(*(pool.generate(request) for request in requests))
+        return [(p, c) for p, group in zip(prompts, groups, strict=True) for c in group]
+
+    def right(prompt: Prompt, completion: Completion) -> float:
+        return float(f"SOLUTION_START_FLAG{prompt.answer}SOLUTION_END_FLAG" in completion.text)
+
+    policy = Policy(fresh).eval()
+    plain = np.array([right(p, c) for p, c in asyncio.run(draw(SamplingParams(), 100))])
+    hot = asyncio.run(draw(SamplingParams(temperature=1.3, top_p=0.97), 200))
+    samples = [as_sample(p, c, 0.0) for p, c in hot]
+    with torch.no_grad():
+        flat = torch.cat([policy(pad(samples[i : i + 64], torch.device("cpu"))) for i in range(0, len(samples), 64)])
+    own = [float(part.sum()) for part in flat.split([len(s.token_ids) for s in samples])]
+    weights = np.exp([o - float(c.logprobs.sum()) for o, (_, c) in zip(own, hot, strict=True)])
+    weighted = weights * np.array([right(p, c) for p, c in hot])
+
+    def error(values: Any) -> float:
+        return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+    assert weights.mean() == pytest.approx(1.0, abs=4 * error(weights) + 0.02)
+    assert weights.std() > 0.1, "the rung must differ from the policy, or this test shows nothing"
+    assert weighted.mean() == pytest.approx(plain.mean(), abs=4 * (error(weighted) + error(plain)))
