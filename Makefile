@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CONFIG ?= launch/configs/tiny-cpu.yaml
 
-.PHONY: help train test lint bench setup setup-dev clean
+.PHONY: help train test lint bench bench-algorithm setup setup-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ lint: setup-dev  ## ruff and mypy
 
 bench: setup  ## tokens per second of rollout and learner, alone and together
 	$(PY) tests/benchmarks/throughput.py $(ARGS)
+
+bench-algorithm: setup  ## GRPO, DAPO and adaptive variants at equal cost on the embedded task (hours)
+	$(PY) tests/benchmarks/algorithm.py $(ARGS)
 
 clean:  ## remove .venv and caches; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
