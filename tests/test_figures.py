@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from builders import make_attempt, make_group, make_prompt
 
-from adagrpo_ray.learner.figures import SamplingFigures, sampling_figures
+from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.sampler import Collection
+from adagrpo_ray.observe.records import SamplingFigures
 
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), aged=(), attempts=())
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")

@@ -19,10 +19,10 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.learner.batch import training_samples
 from adagrpo_ray.learner.engine import LearnerEngine, TrainReport
 from adagrpo_ray.learner.evaluation import evaluate
-from adagrpo_ray.learner.figures import SamplingFigures, sampling_figures
+from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler
-from adagrpo_ray.observe.records import EvaluationRecord
+from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.pool import RolloutPool
 

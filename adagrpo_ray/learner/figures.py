@@ -4,43 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from adagrpo_ray.learner.sampler import Collection
-
-
-@dataclass(frozen=True)
-class SamplingFigures:
-    """The part of a step's record that the sampler knows; see `StepRecord` for each field.
-
-    `flat_*` are shares of groups without spread of rewards: first attempts, and groups trained on, of which the
-    others are `informative_groups`. `rescued` counts the groups that met the criterion on each rung,
-    `extra_tokens` what resamples cost. Rewards and accuracy are those of first attempts only, since stopping at
-    a success biases the rest.
-    """
-
-    reward_mean: float
-    reward_by_function: Mapping[str, float]
-    accuracy: float
-    accuracy_by_level: Mapping[str, float]
-    groups_ready: int
-    groups_waiting: int
-    groups_exhausted: int
-    groups_dropped: int
-    resamples: tuple[int, ...]
-    resamples_by_level: Mapping[str, int]
-    rescued: tuple[int, ...]
-    flat_before: float
-    flat_after: float
-    flat_before_by_level: Mapping[str, float]
-    flat_after_by_level: Mapping[str, float]
-    informative_groups: int
-    extra_tokens: int
-    generated_tokens: int
-    completion_length: float
+from adagrpo_ray.observe.records import SamplingFigures
 
 
 def sampling_figures(

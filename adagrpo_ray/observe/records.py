@@ -24,30 +24,25 @@ class Record:
 
 
 @dataclass(frozen=True)
-class StepRecord(Record):
-    """One training step.
+class SamplingFigures(Record):
+    """What the sampler knows of a step.
 
-    `accuracy` and `accuracy_by_level` count first attempts only: resampling until one completion is right
-    would bias them upwards. `resamples` holds one count a rung, `rescued` how many of them met the criterion,
-    `extra_tokens` what they cost. `flat_before` is the share of first attempts without spread of rewards,
-    `flat_after` that of the groups trained on; `informative_groups` are the others of these.
-    `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
-    the tokens were drawn with; `correction_mean` the mean importance weight that makes up for it, and
-    `capped_share` the share of tokens whose weight met its cap.
+    Rewards and accuracy count first attempts only: resampling until one completion is right would bias them
+    upwards. `resamples` holds one count a rung, `rescued` how many of them met the criterion, `extra_tokens`
+    what they cost. `flat_before` is the share of first attempts without spread of rewards, `flat_after` that of
+    the groups trained on; `informative_groups` are the others of these.
     """
 
-    step: int
-    seconds: float
     reward_mean: float
     reward_by_function: Mapping[str, float]
     accuracy: float
+    accuracy_by_level: Mapping[str, float]
     groups_ready: int
     groups_waiting: int
     groups_exhausted: int
     groups_dropped: int
     resamples: tuple[int, ...]
     resamples_by_level: Mapping[str, int]
-    accuracy_by_level: Mapping[str, float]
     rescued: tuple[int, ...]
     flat_before: float
     flat_after: float
@@ -56,8 +51,21 @@ class StepRecord(Record):
     informative_groups: int
     generated_tokens: int
     extra_tokens: int
-    trained_tokens: int
     completion_length: float
+
+
+@dataclass(frozen=True)
+class StepRecord(SamplingFigures):
+    """One training step.
+
+    `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
+    the tokens were drawn with; `correction_mean` the mean importance weight that makes up for it, and
+    `capped_share` the share of tokens whose weight met its cap.
+    """
+
+    step: int
+    seconds: float
+    trained_tokens: int
     loss: float
     kl: float
     grad_norm: float
