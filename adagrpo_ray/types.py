@@ -105,7 +105,8 @@ class Attempt:
 class Group:
     """One visit of a prompt: its attempts so far and the statistics of all their rewards.
 
-    `visit` counts how often the prompt was drawn from the data, from 0; `born` is the step that drew it.
+    `visit` counts how often the prompt was drawn from the data, from 0; `born` is the step that drew it; `size`
+    is G, the completions of each attempt; `start` is how many rungs above the base the first attempt stands.
     Worked example: four completions score [0, 0, 0, 0], nobody is correct, so the group is resampled and
     scores [1, 0, 0, 0]: two attempts, statistics over all eight rewards.
     """
@@ -113,6 +114,8 @@ class Group:
     prompt: Prompt
     visit: int
     born: int
+    size: int
+    start: int = 0
     attempts: tuple[Attempt, ...] = ()
     statistics: RewardStatistics = field(default_factory=RewardStatistics)
 

@@ -42,7 +42,7 @@ def make_attempt(
 
 def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = None, visit: int = 0) -> Group:
     """A group after `attempts`: rewards, or whole attempts."""
-    group = Group(prompt or make_prompt(), visit, born=1)
+    group = Group(prompt or make_prompt(), visit, born=1, size=2)
     for number, attempt in enumerate(attempts):
         done = attempt if isinstance(attempt, Attempt) else make_attempt(attempt, rung=number - 1)
         group = group.with_attempt(done)

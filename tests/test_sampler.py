@@ -55,8 +55,7 @@ class Fake:
             raise
         rows = self.script[request.prompt_id]
         row = rows[min(number, len(rows) - 1)]
-        assert len(row) == request.n
-        return tuple(make_completion(text=str(reward)) for reward in row)
+        return tuple(make_completion(text=str(reward)) for reward in (*row, *row)[: request.n])
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
         await asyncio.sleep(0)
@@ -436,3 +435,34 @@ def test_the_overlong_penalty_is_part_of_the_rewards() -> None:
     (step,) = run_steps(sampler, 1)
     assert step.ready[0].last.rewards.tolist() == pytest.approx([1 - 2 / 16, -2 / 16])
     assert step.ready[0].last.rewards_by_function.tolist() == [[1.0], [0.0]]
+
+
+ALLOCATION = {"enabled": True, "min_group": 2, "max_group": 4, "discount": 1.0, "hard_below": 0.3, "solved_above": 0.7}
+
+
+def test_allocation_sizes_a_group_by_its_prompts_earlier_visits() -> None:
+    fake = Fake({"mixed": [PASS], "hard": [FAIL, FAIL, FAIL, (0.0,) * 4]})
+    sampler = make_sampler(fake, prompts=["mixed", "hard"], allocation=ALLOCATION | {"informative": 0.6})
+    first, second = run_steps(sampler, 2)
+    assert [r.n for r in fake.requests[:2]] == [2, 2]
+    # mixed: Beta(2, 2) of mean 1/2 needs 3; hard: its first attempt alone counts, Beta(1, 3) of mean 1/4 needs 4.
+    assert [(g.size, g.start) for g in (*second.ready, *second.exhausted)] == [(3, 0), (4, 1)]
+    assert fake.of("hard")[3].sampling == WARM
+    assert second.exhausted[0].attempts[0].rung == 0
+    assert first.exhausted[0].attempts[0].rung == -1
+
+
+def test_allocation_leaves_out_solved_prompts_but_never_everything() -> None:
+    both = (1.0, 1.0)
+    fake = Fake({"solved": [both], "other": [FAIL, FAIL, FAIL, (0.0,) * 4]})
+    sampler = make_sampler(fake, prompts=["solved", "other"], prompts_per_step=1, allocation=ALLOCATION)
+    steps = run_steps(sampler, 3)
+    assert [ids(s.attempts)[0] for s in steps] == ["solved", "other", "other"]
+    alone = make_sampler(Fake({"solved": [both]}), prompts=["solved"], allocation=ALLOCATION)
+    assert [ids(s.ready) for s in run_steps(alone, 3)] == [["solved"]] * 3
+
+
+def test_a_start_above_a_ladder_of_no_rungs_is_the_base() -> None:
+    fake = Fake({"hard": [FAIL, (0.0,) * 4]})
+    run_steps(make_sampler(fake, prompts=["hard"], ladder=Ladder(BASE), allocation=ALLOCATION), 2)
+    assert [r.sampling for r in fake.requests] == [BASE, BASE]

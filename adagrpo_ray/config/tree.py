@@ -183,6 +183,19 @@ class LossSettings(Section):
     correction_cap: float = Field(2.0, ge=1.0, description="largest importance weight")
 
 
+class AllocationSettings(Section):
+    """How a prompt's earlier visits decide what it gets at the next one."""
+
+    enabled: bool = Field(False, description="size groups by a posterior of each prompt's success rate")
+    min_group: int = Field(4, ge=2, description="fewest completions of a group")
+    max_group: int = Field(16, ge=2, description="most completions of a group")
+    informative: Share = Field(0.9, description="wanted probability that a group holds right and wrong completions")
+    discount: Share = Field(0.7, description="weight of a visit's results one visit later")
+    hard_below: Share = Field(0.05, description="prompts with a success rate below this start on the first rung")
+    solved_above: Share = Field(0.95, description="prompts with a success rate above this are visited less often")
+    solved_every: PositiveInt = Field(4, description="of so many visits of a solved prompt one takes place")
+
+
 class AlgorithmSettings(Section):
     """How groups are sampled and trained on."""
 
@@ -202,6 +215,7 @@ class AlgorithmSettings(Section):
         None, description="most completions generated a step; groups that it cuts off wait; null: no limit"
     )
     max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is given up")
+    allocation: AllocationSettings = Field(AllocationSettings(), description="who gets how much of the budget")
     train_on: Literal["last", "all", "balanced"] = Field(
         "last",
         description="completions trained on: the last attempt's, all, or as many right as wrong ones out of all",
@@ -288,6 +302,16 @@ class Config(Section):
             problems.append(
                 f"rollout.max_model_len={r.max_model_len} leaves no room for a prompt beside "
                 f"rollout.max_new_tokens={r.max_new_tokens}; raise the first or lower the second"
+            )
+        if a.allocation.min_group > a.allocation.max_group:
+            problems.append(
+                f"algorithm.allocation.min_group={a.allocation.min_group} is more than max_group="
+                f"{a.allocation.max_group}; lower the first or raise the second"
+            )
+        if a.budget is not None and a.allocation.enabled and a.budget < a.allocation.max_group:
+            problems.append(
+                f"algorithm.budget={a.budget} is smaller than algorithm.allocation.max_group={a.allocation.max_group}"
+                ", so such a group can never be sampled; raise the budget or lower max_group"
             )
         if a.overlong_buffer is not None and a.overlong_buffer > r.max_new_tokens:
             problems.append(

@@ -17,6 +17,10 @@ class PromptOrder:
         self._taken = 0
         self._pass, self._order = -1, list[int]()
 
+    def __len__(self) -> int:
+        """How many prompts a pass has."""
+        return len(self._prompts)
+
     def take(self, n: int) -> list[tuple[Prompt, int]]:
         """The next `n` prompts with their visit numbers."""
         size, chosen = len(self._prompts), []

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from adagrpo_ray.algorithm.allocation import Posterior, Share, allocate
 from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.algorithm.overlong import overlong_penalty
@@ -90,6 +91,7 @@ class AdaptiveSampler:
         self._prompts, self._generate, self._score = prompts, generate, score
         self._max_new_tokens, self._seed = max_new_tokens, seed
         self._waiting: list[Group] = []
+        self._posteriors: dict[str, Posterior] = {}
 
     async def collect(self, step: int) -> Collection:
         """Sample the groups of `step` (counted from 1): waiting ones in up to half of the slots, then new prompts.
@@ -102,7 +104,8 @@ class AdaptiveSampler:
         oldest = step - self._settings.max_group_age
         aged = tuple(g for g in self._waiting if g.born < oldest)
         queue = [g for g in self._waiting if g.born >= oldest]
-        budget, size = Budget(self._settings.budget), self._settings.group_size
+        budget, allocation = Budget(self._settings.budget), self._settings.allocation
+        size = max(self._settings.group_size, allocation.max_group if allocation.enabled else 0)
         slots = budget.groups(size, self._settings.prompts_per_step)  # no prompt is drawn that cannot be sampled
         resumed, queue = queue[: max(1, slots // 2)], queue[max(1, slots // 2) :]
         ended = await self._round([*resumed, *self._draw(slots - len(resumed), step)], step, budget)
@@ -112,6 +115,7 @@ class AdaptiveSampler:
                 break
             ended += await self._round(self._draw(missing, step), step, budget)
         self._waiting = [*queue, *(v.group for v in ended if v.state == "waiting")]
+        self._learn([g for v in ended for g in v.history if len(g.attempts) == 1])
         return Collection(
             ready=tuple(v.group for v in ended if v.state == "ready"),
             exhausted=tuple(v.group for v in ended if v.state == "exhausted"),
@@ -121,7 +125,28 @@ class AdaptiveSampler:
         )
 
     def _draw(self, n: int, step: int) -> list[Group]:
-        return [Group(prompt, visit, born=step) for prompt, visit in self._prompts.take(n)]
+        """The next `n` prompts as new groups, without those that the allocation leaves out."""
+        groups: list[Group] = []
+        passed_over = 0
+        while len(groups) < n:
+            ((prompt, visit),) = self._prompts.take(1)
+            share: Share | None = Share(self._settings.group_size, 0)
+            # Where whole passes are left out everything is solved, and one may as well go on training on it.
+            if self._settings.allocation.enabled and passed_over < len(self._prompts):
+                posterior = self._posteriors.get(prompt.id)
+                share = allocate(posterior, visit, self._settings.allocation, self._settings.group_size)
+            if share is None:
+                passed_over += 1
+            else:
+                groups.append(Group(prompt, visit, born=step, size=share.size, start=share.start))
+        return groups
+
+    def _learn(self, first_attempts: Sequence[Group]) -> None:
+        """Update the posteriors, by first attempts alone, since stopping at a success biases the rest."""
+        for group in first_attempts if self._settings.allocation.enabled else ():
+            right, discount = int(group.last.correct.sum()), self._settings.allocation.discount
+            before = self._posteriors.get(group.prompt.id, Posterior())
+            self._posteriors[group.prompt.id] = before.after(right, group.size - right, discount)
 
     async def _round(self, groups: Sequence[Group], step: int, budget: Budget) -> list[_Visit]:
         """All these groups side by side; the results are in their order, whoever ends first."""
@@ -136,10 +161,12 @@ class AdaptiveSampler:
         """Sample one group until it meets the criterion, has to wait, or has used up its ladder."""
         history: list[Group] = []
         while True:
-            sampling = self._method.ladder.params(step, len(group.attempts))
+            sampling = self._method.ladder.params(step, len(group.attempts) + group.start)
+            if sampling is None and not group.attempts:  # it was to start on a rung that is not there
+                sampling = self._method.ladder.base
             if sampling is None:
                 return _Visit(group, "exhausted", history)
-            if (history and self._settings.resample == "deferred") or not budget.take(self._settings.group_size):
+            if (history and self._settings.resample == "deferred") or not budget.take(group.size):
                 return _Visit(group, "waiting", history)
             group = group.with_attempt(await self._attempt(group, sampling))
             history.append(group)
@@ -152,7 +179,7 @@ class AdaptiveSampler:
             GenerationRequest(
                 prompt_id=group.prompt.id,
                 prompt_token_ids=group.prompt.token_ids,
-                n=self._settings.group_size,
+                n=group.size,
                 sampling=sampling,
                 max_new_tokens=self._max_new_tokens,
                 seed=request_seed(self._seed, group.prompt.id, group.visit, number),
@@ -164,7 +191,7 @@ class AdaptiveSampler:
             lengths = [len(c.token_ids) for c in completions]
             rewards = rewards + overlong_penalty(lengths, self._max_new_tokens, buffer)
         return Attempt(
-            rung=number - 1,
+            rung=number + group.start - 1,
             sampling=sampling,
             completions=completions,
             rewards=rewards,

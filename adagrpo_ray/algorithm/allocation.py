@@ -1,0 +1,51 @@
+"""Who gets how much of the budget: a posterior of each prompt's success rate decides at its next visit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adagrpo_ray.config.tree import AllocationSettings
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Beta(1 + right, 1 + wrong) over a prompt's success rate, from the discounted counts of its visits."""
+
+    right: float = 0.0
+    wrong: float = 0.0
+
+    def after(self, right: int, wrong: int, discount: float) -> Posterior:
+        """The posterior after one more visit; older ones count `discount` as much, since the policy has moved."""
+        return Posterior(discount * self.right + right, discount * self.wrong + wrong)
+
+    @property
+    def mean(self) -> float:
+        """Expected success rate."""
+        return (1 + self.right) / (2 + self.right + self.wrong)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a prompt gets at a visit: completions of its group, and how many rungs it starts above the base."""
+
+    size: int
+    start: int
+
+
+def allocate(posterior: Posterior | None, visit: int, settings: AllocationSettings, default: int) -> Share | None:
+    """The share of a prompt at its `visit`-th visit (from 0); None: not this time, it is solved.
+
+    A prompt that was never seen gets `default` completions. Else its group is the smallest that holds right
+    and wrong completions with probability `settings.informative`, which for success rate p and n completions is
+    1 - p^n - (1 - p)^n, within `min_group` and `max_group`. Worked example: p = 0.5 asks for 5 completions to
+    reach 0.9 (1 - 2 / 32 = 0.94), p = 0.1 for 22. A prompt below `hard_below` starts on the first rung.
+    """
+    if posterior is None:
+        return Share(default, 0)
+    p = posterior.mean
+    if p > settings.solved_above and visit % settings.solved_every:
+        return None
+    size = settings.min_group
+    while size < settings.max_group and 1 - p**size - (1 - p) ** size < settings.informative:
+        size += 1
+    return Share(size, int(p < settings.hard_below))

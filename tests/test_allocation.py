@@ -1,0 +1,51 @@
+"""The posterior of a prompt's success rate, and what it decides."""
+
+from __future__ import annotations
+
+import pytest
+
+from adagrpo_ray.algorithm.allocation import Posterior, Share, allocate
+from adagrpo_ray.config.tree import AllocationSettings
+
+SETTINGS = AllocationSettings(enabled=True, min_group=2, max_group=16, informative=0.9)
+
+
+def posterior(mean: float, count: float = 1000.0) -> Posterior:
+    right = mean * (count + 2) - 1
+    return Posterior(right, count - right)
+
+
+def test_posterior_by_hand() -> None:
+    assert Posterior().mean == 0.5
+    one = Posterior().after(1, 7, discount=0.5)
+    assert one.mean == pytest.approx(2 / 10)
+    two = one.after(4, 4, discount=0.5)
+    assert (two.right, two.wrong) == (4.5, 7.5)
+    assert two.mean == pytest.approx(5.5 / 14)
+
+
+@pytest.mark.parametrize(
+    ("mean", "size"),
+    [
+        (0.5, 5),  # 1 - 2 x 0.5^4 = 0.875, 1 - 2 x 0.5^5 = 0.9375
+        (0.3, 7),  # 1 - 0.3^7 - 0.7^7 = 0.917; with 6 it is 0.882
+        (0.7, 7),
+        (0.1, 16),  # would want 22
+        (0.9, 16),
+    ],
+)
+def test_groups_are_as_large_as_signal_needs(mean: float, size: int) -> None:
+    assert allocate(posterior(mean), 1, SETTINGS, default=8) == Share(size, 0)
+
+
+def test_a_prompt_never_seen_gets_the_default() -> None:
+    assert allocate(None, 0, SETTINGS, default=8) == Share(8, 0)
+
+
+def test_hard_prompts_start_on_the_first_rung() -> None:
+    assert allocate(posterior(0.02), 1, SETTINGS, default=8) == Share(16, 1)
+
+
+def test_solved_prompts_are_visited_less_often() -> None:
+    visits = [allocate(posterior(0.99), visit, SETTINGS, default=8) is not None for visit in range(1, 9)]
+    assert visits == [False, False, False, True, False, False, False, True]
