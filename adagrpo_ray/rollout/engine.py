@@ -57,6 +57,8 @@ class RolloutEngine:
         if current_platform.is_cpu():
             # Two engines that each bind to all cores spin against one another.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            if r.eager:  # vLLM compiles some of its sampler even then, which needs a C++ compiler
+                os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         adapter = r.sync == "adapter"
         args = AsyncEngineArgs(
             model=model_path,
