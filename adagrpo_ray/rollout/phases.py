@@ -1,0 +1,298 @@
+"""Phase-dependent sampling on vLLM: one set of sampling parameters for the thought, another for the answer.
+
+A completion is in the thought until a marker, a sequence of token ids such as those of `</think>`, has been
+generated; from the next token on it is in the answer, to its end. This file needs vLLM and nothing else:
+
+    from vllm import LLM, SamplingParams
+    from adagrpo_ray.rollout.phases import PhaseLogitsProcessor, phase_args
+
+    llm = LLM(model, logits_processors=[PhaseLogitsProcessor], logprobs_mode="processed_logprobs")
+    marker = llm.get_tokenizer().encode("</think>", add_special_tokens=False)
+    phases = phase_args(marker, thought={"temperature": 1.2, "min_p": 0.02}, answer={"temperature": 0.0})
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=512, logprobs=0, extra_args=phases))
+
+The request's own parameters stay neutral: the processor applies those of the phase, so that vLLM's processed
+log-probabilities are those of the distribution that each token was drawn from. Requests without phases are
+left alone. The processor is written for vLLM's model runner V1, the one for CPUs; on a GPU, where vLLM takes V2
+and its other interface, set VLLM_USE_V2_MODEL_RUNNER=0.
+
+Axis names: R batch rows that have phases, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
+
+KEY = "phases"  # of a request's extra_args
+GREEDY_BELOW = 1e-5  # the temperature under which vLLM, too, takes the likeliest token
+NEUTRAL = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Sampling parameters of one phase. `top_k` 0 and `min_p` 0.0 switch those filters off; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def parse(cls, name: str, values: Any) -> Phase:
+        """A phase from a mapping of its parameters; ValueError, beginning with `name`, where one does not fit."""
+        known = [f.name for f in fields(cls)]
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{name}={values!r} is no mapping; give it some of {', '.join(known)}")
+        for key, value in values.items():
+            if key not in known:
+                raise ValueError(f"{name}.{key}={value!r} is not known; use {', '.join(known)}")
+            fits, wanted = {
+                "temperature": (_number(value) and value >= 0, "a number from 0 (greedy) up"),
+                "top_p": (_number(value) and 0 < value <= 1, "a number above 0 and up to 1 (off)"),
+                "top_k": (_number(value) and isinstance(value, int) and value >= 0, "a whole number from 0 (off) up"),
+                "min_p": (_number(value) and 0 <= value <= 1, "a number from 0 (off) to 1"),
+                "repetition_penalty": (_number(value) and value > 0, "a number above 0; 1 is off"),
+            }[key]
+            if not fits:
+                raise ValueError(f"{name}.{key}={value!r} does not fit; give {wanted}")
+        return cls(**values)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def phase_args(marker: Sequence[int], thought: Any, answer: Any) -> dict[str, Any]:
+    """A request's `extra_args`.
+
+    `thought` and `answer` are mappings or anything that has Phase's attributes; what is left out is neutral.
+    `marker` must be the ids that the model itself writes: where the marker is no special token, its last
+    characters may melt into one token with what follows.
+    """
+    phases = {"marker": [int(token) for token in marker], "thought": _mapping(thought), "answer": _mapping(answer)}
+    _parse(phases)
+    return {KEY: phases}
+
+
+def _mapping(values: Any) -> dict[str, Any]:
+    if isinstance(values, Mapping):
+        return dict(values)
+    return {f.name: getattr(values, f.name) for f in fields(Phase) if hasattr(values, f.name)}
+
+
+def _parse(phases: Any) -> tuple[list[int], Phase, Phase]:
+    """Marker, thought and answer out of what stands under `KEY`; ValueError where something does not fit."""
+    wanted = {"marker", "thought", "answer"}
+    if not isinstance(phases, Mapping) or set(phases) != wanted:
+        raise ValueError(f"extra_args[{KEY!r}]={phases!r} must hold marker, thought and answer; use phase_args")
+    marker = phases["marker"]
+    if not isinstance(marker, list | tuple) or not marker or not all(type(t) is int and t >= 0 for t in marker):
+        raise ValueError(f"{KEY}.marker={marker!r} must be a list of at least one token id")
+    thought, answer = (Phase.parse(f"{KEY}.{name}", phases[name]) for name in ("thought", "answer"))
+    return list(marker), thought, answer
+
+
+class MarkerWatch:
+    """Whether the marker has occurred in a growing list of ids; looks at each id once (Knuth-Morris-Pratt)."""
+
+    def __init__(self, marker: Sequence[int]) -> None:
+        self._marker = tuple(marker)
+        # After `n` matched ids and a wrong one, as many may still count as the longest border of those n has.
+        self._border = [0] + [
+            max(k for k in range(n) if self._marker[:k] == self._marker[n - k : n]) for n in range(1, len(marker))
+        ]
+        self._matched = 0
+        self.read = 0
+        self.seen = False
+
+    def update(self, ids: Sequence[int]) -> bool:
+        """Read what is new in `ids`, the whole list so far; returns whether the marker is in it."""
+        while self.read < len(ids):
+            token = ids[self.read]
+            self.read += 1
+            if self.seen:
+                continue
+            while self._matched and self._marker[self._matched] != token:
+                self._matched = self._border[self._matched]
+            self._matched += self._marker[self._matched] == token
+            self.seen = self._matched == len(self._marker)
+        return self.seen
+
+
+def penalise_repetition(logits: torch.Tensor, used: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Logits [R, V]: of `used` tokens [R, V], positive ones divided and others multiplied by `penalty` [R]."""
+    penalty = penalty[:, None]
+    return torch.where(used, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def apply_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Logits [R, V] divided by `temperature` [R]; of a greedy row only the likeliest token is left, with logit 0."""
+    greedy = temperature < GREEDY_BELOW
+    scaled = logits / temperature.masked_fill(greedy, 1.0)[:, None]
+    likeliest = torch.full_like(logits, -torch.inf).scatter_(1, logits.argmax(dim=1, keepdim=True), 0.0)
+    return torch.where(greedy[:, None], likeliest, scaled)
+
+
+def filter_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    """Logits [R, V] without the tokens less probable than `min_p` [R] times the likeliest one."""
+    probabilities = logits.softmax(dim=1)
+    least = probabilities.amax(dim=1, keepdim=True) * min_p[:, None]
+    return logits.masked_fill(probabilities < least, -torch.inf)
+
+
+@dataclass(frozen=True)
+class PhaseTensors:
+    """The parameters of R rows; a filter that no row uses is None.
+
+    `temperature`, `top_p`, `top_k`, `min_p` and `penalty` are [R]; `used` [R, V] says which tokens are in a
+    row's prompt or output.
+    """
+
+    temperature: torch.Tensor
+    min_p: torch.Tensor | None
+    top_k: torch.Tensor | None
+    top_p: torch.Tensor | None
+    penalty: torch.Tensor | None
+    used: torch.Tensor | None
+
+    @classmethod
+    def of(cls, phases: Sequence[Phase], texts: Sequence[Sequence[int]], logits: torch.Tensor) -> PhaseTensors:
+        """For rows in these phases with these token ids (prompt and output), sized and placed like `logits` [., V]."""
+        size, device = logits.shape[1], logits.device
+
+        def column(values: Sequence[float], off: float, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
+            return None if all(v == off for v in values) else torch.tensor(values, dtype=dtype, device=device)
+
+        penalty = column([p.repetition_penalty for p in phases], 1.0)
+        used = None
+        if penalty is not None:
+            used = torch.zeros(len(phases), size, dtype=torch.bool, device=device)
+            for row, (phase, text) in enumerate(zip(phases, texts, strict=True)):
+                if phase.repetition_penalty != 1.0:
+                    used[row, torch.tensor(text, dtype=torch.long, device=device)] = True
+        return cls(
+            temperature=torch.tensor([p.temperature for p in phases], dtype=torch.float32, device=device),
+            min_p=column([p.min_p for p in phases], 0.0),
+            # vLLM's words for "off": the whole vocabulary.
+            top_k=column([min(p.top_k or size, size) for p in phases], size, torch.int32),
+            top_p=column([p.top_p for p in phases], 1.0),
+            penalty=penalty,
+            used=used,
+        )
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """The rows' logits [R, V], in float32, as they are sampled from; vLLM's own order of steps."""
+        if self.penalty is not None and self.used is not None:
+            logits = penalise_repetition(logits, self.used, self.penalty)
+        logits = apply_temperature(logits, self.temperature)
+        if self.min_p is not None:
+            logits = filter_min_p(logits, self.min_p)
+        # vLLM's own, since a sort of the vocabulary at each step would cost as much as a small model.
+        filtered: torch.Tensor = apply_top_k_top_p(logits, self.top_k, self.top_p)
+        return filtered
+
+
+class _Row:
+    """A request that has phases. `output` is vLLM's own list and grows."""
+
+    def __init__(self, phases: Any, prompt: Sequence[int] | None, output: Sequence[int]) -> None:
+        marker, self._thought, self._answer = _parse(phases)
+        self._watch = MarkerWatch(marker)
+        self._prompt, self._output = prompt or (), output
+
+    @property
+    def phase(self) -> Phase:
+        return self._answer if self._watch.seen else self._thought
+
+    @property
+    def text(self) -> list[int]:
+        return [*self._prompt, *self._output]
+
+    def advance(self) -> tuple[Sequence[int], bool]:
+        """The output ids that came since the last call, and whether they ended the thought."""
+        read, seen = self._watch.read, self._watch.seen
+        return self._output[read:], self._watch.update(self._output) != seen
+
+
+class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM comes without types here
+    """Samples requests that have `extra_args["phases"]` with the parameters of the phase they are in."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self._rows: dict[int, _Row] = {}  # by place in the batch
+        self._index: torch.Tensor | None = None  # [R] places of `_rows`; None: to be laid out anew
+        self._tensors: PhaseTensors | None = None
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """ValueError where a request's phases do not fit, or it has other sampling parameters beside them."""
+        phases = (sampling_params.extra_args or {}).get(KEY)
+        if phases is None:
+            return
+        _parse(phases)
+        for key, neutral in NEUTRAL.items():
+            value = getattr(sampling_params, key)
+            if value != neutral and not (key == "top_k" and value == -1):
+                raise ValueError(
+                    f"{key}={value!r} beside extra_args[{KEY!r}]; leave it at {neutral} and set the phases'"
+                )
+
+    def is_argmax_invariant(self) -> bool:
+        """No: a repetition penalty may change which token is the likeliest."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the rows of the batch, in the order that vLLM demands: removed, added, moved."""
+        if batch_update is None:
+            return
+        self._index = None
+        for index in batch_update.removed:
+            self._rows.pop(index, None)
+        for index, params, prompt, output in batch_update.added:
+            phases = (params.extra_args or {}).get(KEY)
+            self._put(index, _Row(phases, prompt, output) if phases is not None else None)
+        for a, b, direction in batch_update.moved:
+            row_a, row_b = self._rows.pop(a, None), self._rows.pop(b, None)
+            self._put(b, row_a)
+            self._put(a, row_b if direction == MoveDirectionality.SWAP else None)
+
+    def _put(self, index: int, row: _Row | None) -> None:
+        self._rows.pop(index, None)
+        if row is not None:
+            self._rows[index] = row
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, V], changed in the rows that have phases."""
+        if not self._rows:
+            return logits
+        # Here and not in update_state: under async scheduling the newest output ids are placeholders until now.
+        news = [row.advance() for row in self._rows.values()]
+        if self._index is None or self._tensors is None or any(turned for _, turned in news):
+            self._index = torch.tensor(list(self._rows), device=logits.device)
+            rows = self._rows.values()
+            self._tensors = PhaseTensors.of([row.phase for row in rows], [row.text for row in rows], logits)
+        elif self._tensors.used is not None:
+            at = [(place, token) for place, (new, _) in enumerate(news) for token in new]
+            self._tensors.used[[place for place, _ in at], [token for _, token in at]] = True
+        logits[self._index] = self._tensors.apply(logits[self._index])
+        return logits
