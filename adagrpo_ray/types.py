@@ -22,7 +22,8 @@ Floats = NDArray[np.float32]
 class SamplingParams:
     """How tokens are drawn, in no engine's own words.
 
-    `top_k` 0 and `min_p` 0.0 switch those filters off. A temperature of 0 is greedy decoding.
+    `top_k` 0 and `min_p` 0.0 switch those filters off. A temperature of 0 is greedy decoding. Where `answer` is
+    given it takes over after the marker of the thought's end; its own `answer` is None.
     """
 
     temperature: float = 1.0
@@ -30,6 +31,7 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    answer: SamplingParams | None = None
 
 
 @dataclass(frozen=True, eq=False)

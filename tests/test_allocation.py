@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adagrpo_ray.algorithm.allocation import Posterior, Share, allocate
-from adagrpo_ray.config.tree import AllocationSettings
+from adagrpo_ray.config.algorithm import AllocationSettings
 
 SETTINGS = AllocationSettings(enabled=True, min_group=2, max_group=16, informative=0.9)
 

@@ -10,7 +10,7 @@ import pytest
 from builders import make_attempt, make_group
 
 from adagrpo_ray.algorithm.criterion import make_criterion
-from adagrpo_ray.config.tree import CriterionSettings
+from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.types import Group
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.algorithm.loss import LossSums, Tokens, correction_weights, kl_estimate, policy_loss, token_weights
-from adagrpo_ray.config.tree import LossSettings
+from adagrpo_ray.config.algorithm import LossSettings
 
 SETTINGS = LossSettings(kind="bnpo", epsilon=0.2, beta=0.04, correction="none")
 TOKENS = st.tuples(st.floats(0.1, 3), st.floats(-5, 5), st.floats(0.1, 3), st.floats(0, 1))

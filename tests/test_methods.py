@@ -7,7 +7,7 @@ from builders import make_group
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.algorithm.overlong import overlong_penalty
-from adagrpo_ray.config.tree import AlgorithmSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 
 TRIGGERS = [{"from_step": 1, "rungs": [{"temperature": 1.2}]}]
 

@@ -271,7 +271,7 @@ def test_phase_args_takes_mappings_and_objects() -> None:
         "phases": {"marker": [1, 2], "thought": {"top_p": 0.9}, "answer": expected}
     }
     assert phase_args([1], Phase(), SamplingParams(temperature=0.5, top_k=3))["phases"]["answer"] == expected
-    assert {name: type(value) for name, value in vars(ours).items()} == {n: type(v) for n, v in vars(Phase()).items()}
+    assert vars(Phase()).items() <= vars(adagrpo_ray.types.SamplingParams()).items()
 
 
 GOOD: dict[str, Any] = {"marker": [1], "thought": {}, "answer": {}}

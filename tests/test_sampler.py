@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from adagrpo_ray.algorithm.criterion import any_correct
 from adagrpo_ray.algorithm.ladder import Ladder, request_seed
 from adagrpo_ray.algorithm.methods import Method, make_method
-from adagrpo_ray.config.tree import AlgorithmSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.sampler import AdaptiveSampler, Collection
 from adagrpo_ray.rewards.registry import Scores

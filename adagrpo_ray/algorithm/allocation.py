@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adagrpo_ray.config.tree import AllocationSettings
+from adagrpo_ray.config.algorithm import AllocationSettings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from adagrpo_ray.config.tree import CriterionSettings
+from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.extension import load_function
 from adagrpo_ray.types import Group
 

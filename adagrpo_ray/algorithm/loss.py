@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from adagrpo_ray.config.tree import LossSettings
+from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.types import Floats
 
 

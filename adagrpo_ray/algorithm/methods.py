@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from adagrpo_ray.algorithm.criterion import Criterion, make_criterion, spread
 from adagrpo_ray.algorithm.ladder import Ladder
-from adagrpo_ray.config.tree import AlgorithmSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 
 
 @dataclass(frozen=True)

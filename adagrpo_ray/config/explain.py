@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -22,7 +22,7 @@ def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tu
         yield key, "required" if field.is_required() else _shown(field.default), field.description or ""
         for entry in get_args(annotation):
             if isinstance(entry, type) and issubclass(entry, BaseModel):
-                yield from settings(entry, f"{key}[].")
+                yield from settings(entry, f"{key}[]." if get_origin(annotation) is tuple else f"{key}.")
 
 
 def as_yaml(config: Config) -> str:

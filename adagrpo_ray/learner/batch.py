@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.loss import token_weights
-from adagrpo_ray.config.tree import AlgorithmSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.types import Completion, Group, TrainSample
 
 

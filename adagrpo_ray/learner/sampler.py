@@ -18,7 +18,7 @@ from adagrpo_ray.algorithm.allocation import Posterior, Share, allocate
 from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.algorithm.overlong import overlong_penalty
-from adagrpo_ray.config.tree import AlgorithmSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, SamplingParams

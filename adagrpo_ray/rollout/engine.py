@@ -16,10 +16,12 @@ from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import RolloutError, SyncError
 from adagrpo_ray.types import Completion, GenerationRequest
+from adagrpo_ray.types import SamplingParams as OurParams
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
+PHASES = "adagrpo_ray.rollout.phases:PhaseLogitsProcessor"
 KEPT_VERSIONS = 2  # the newest, and the one that requests in flight may still use
 
 
@@ -37,6 +39,7 @@ class RolloutEngine:
 
     def __init__(self, engine: Any, tokenizer: Any, config: Config) -> None:
         self._engine, self._tokenizer, self._config = engine, tokenizer, config
+        self._marker = tokenizer.encode(config.data.format.think_end, add_special_tokens=False)
         self._version = -1
         self._lora: LoRARequest | None = None
         self._requests = 0
@@ -80,6 +83,7 @@ class RolloutEngine:
             max_lora_rank=config.model.lora.r if adapter else 16,
             # The log-probabilities of the distribution really sampled from, after temperature and filters.
             logprobs_mode="processed_logprobs",
+            logits_processors=[PHASES] if config.uses_phases else None,
             worker_extension_cls="adagrpo_ray.rollout.worker.AdapterWorker",
             disable_log_stats=True,
         )
@@ -92,20 +96,25 @@ class RolloutEngine:
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        from adagrpo_ray.rollout.phases import phase_args
+
         s = request.sampling
+        # With phases the request's own parameters stay neutral; the logits processor applies those of the phase.
+        own = OurParams() if s.answer is not None else s
         params = SamplingParams(
             n=request.n,
-            temperature=s.temperature,
-            top_p=s.top_p,
-            top_k=s.top_k,
-            min_p=s.min_p,
-            repetition_penalty=s.repetition_penalty,
+            temperature=own.temperature,
+            top_p=own.top_p,
+            top_k=own.top_k,
+            min_p=own.min_p,
+            repetition_penalty=own.repetition_penalty,
             seed=request.seed,
             max_tokens=request.max_new_tokens,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=phase_args(self._marker, s, s.answer) if s.answer is not None else None,
         )
         prompt = tokens_input(request.prompt_token_ids.tolist())
         final = None

@@ -1,0 +1,123 @@
+"""The settings of sampling, resampling and the loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+
+from adagrpo_ray.config.section import PositiveInt, Section, Share
+from adagrpo_ray.types import SamplingParams
+
+
+class PhaseSettings(Section):
+    """Sampling parameters of one phase of a completion."""
+
+    temperature: float = Field(1.0, ge=0.0, le=10.0, description="softmax temperature; 0 is greedy decoding")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="keep the likeliest tokens up to this probability mass")
+    top_k: int = Field(0, ge=0, description="keep the k likeliest tokens; 0 keeps all")
+    min_p: Share = Field(0.0, description="drop tokens less likely than this share of the likeliest; 0 keeps all")
+    repetition_penalty: float = Field(1.0, gt=0.0, le=2.0, description="above 1.0 makes repeated tokens less likely")
+
+
+class SamplingSettings(PhaseSettings):
+    """Sampling parameters of one attempt; `answer` takes over where the thought ends."""
+
+    answer: PhaseSettings | None = Field(
+        None, description="parameters from data.format.think_end on, the others then being the thought's; null: one set"
+    )
+
+    def params(self) -> SamplingParams:
+        """The same as the frozen dataclass that flows through a step."""
+        own = SamplingParams(**self.model_dump(include=set(PhaseSettings.model_fields)))
+        return own if self.answer is None else replace(own, answer=SamplingParams(**self.answer.model_dump()))
+
+
+class RungSettings(SamplingSettings):
+    """One kind of resample, used `times` times in a row before the next rung."""
+
+    times: PositiveInt = Field(1, description="how many resamples in a row use these parameters")
+
+
+class TriggerSettings(Section):
+    """From a step on, the ladder of resamples that a failing group may climb."""
+
+    from_step: PositiveInt = Field(..., description="first step (counted from 1) at which this ladder is in force")
+    rungs: tuple[RungSettings, ...] = Field(..., description="the resamples in order; [] switches resampling off")
+
+    def ladder(self) -> tuple[SamplingParams, ...]:
+        """The parameters of each resample, one entry a resample."""
+        return tuple(rung.params() for rung in self.rungs for _ in range(rung.times))
+
+
+class CriterionSettings(Section):
+    """When a group has taught enough and is not sampled again."""
+
+    kind: str = Field("any_correct", description="any_correct, any_above, spread, or your own as 'module:function'")
+    reward: str | None = Field(None, description="any_above: the reward function that counts; null: the total reward")
+    threshold: float = Field(0.0, description="any_above: a reward above this satisfies; spread: std above it")
+
+
+class LossSettings(Section):
+    """The policy loss."""
+
+    kind: Literal["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"] = Field(
+        "bnpo", description="surrogate and normalisation; grpo, gspo by sequence, dr_grpo by a constant, else by token"
+    )
+    epsilon: float = Field(0.2, gt=0.0, lt=1.0, description="clip range of the probability ratio")
+    epsilon_high: float | None = Field(None, gt=0.0, description="its upper bound (clip-higher); null: epsilon")
+    beta: float = Field(0.04, ge=0.0, description="weight of the KL term against the base model; 0 skips that pass")
+    kl: Literal["k1", "k2", "k3"] = Field("k3", description="estimator of the KL term")
+    correction: Literal["none", "token", "sequence"] = Field(
+        "token", description="importance weights from the sampling distribution to the policy, by token or sequence"
+    )
+    correction_cap: float = Field(2.0, ge=1.0, description="largest importance weight")
+
+
+class AllocationSettings(Section):
+    """How a prompt's earlier visits decide what it gets at the next one."""
+
+    enabled: bool = Field(False, description="size groups by a posterior of each prompt's success rate")
+    min_group: int = Field(4, ge=2, description="fewest completions of a group")
+    max_group: int = Field(16, ge=2, description="most completions of a group")
+    informative: Share = Field(0.9, description="wanted probability that a group holds right and wrong completions")
+    discount: Share = Field(0.7, description="weight of a visit's results one visit later")
+    hard_below: Share = Field(0.05, description="prompts with a success rate below this start on the first rung")
+    solved_above: Share = Field(0.95, description="prompts with a success rate above this are visited less often")
+    solved_every: PositiveInt = Field(4, description="of so many visits of a solved prompt one takes place")
+
+
+class AlgorithmSettings(Section):
+    """How groups are sampled and trained on."""
+
+    name: Literal["grpo", "dapo", "adagrpo"] = Field(
+        "adagrpo",
+        description="grpo trains on every group; dapo replaces groups without spread; adagrpo resamples failing ones",
+    )
+    prompts_per_step: PositiveInt = Field(8, description="groups sampled a step")
+    group_size: int = Field(8, ge=2, description="completions of a group in one attempt")
+    sampling: SamplingSettings = Field(SamplingSettings(), description="parameters of every first attempt")
+    criterion: CriterionSettings = Field(CriterionSettings(), description="adagrpo: when a group is not sampled again")
+    triggers: tuple[TriggerSettings, ...] = Field((), description="adagrpo: ladders of resamples by step; []: none")
+    resample: Literal["immediate", "deferred"] = Field(
+        "immediate", description="a failed group's next attempt: at once, or among the next step's requests"
+    )
+    budget: PositiveInt | None = Field(
+        None, description="most completions generated a step; groups that it cuts off wait; null: no limit"
+    )
+    max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is given up")
+    allocation: AllocationSettings = Field(AllocationSettings(), description="who gets how much of the budget")
+    train_on: Literal["last", "all", "balanced"] = Field(
+        "last",
+        description="completions trained on: the last attempt's, all, or as many right as wrong ones out of all",
+    )
+    on_exhausted: Literal["train", "drop"] = Field(
+        "train", description="adagrpo: a group that fails on the last rung: train on it all the same, or drop it"
+    )
+    overlong_buffer: PositiveInt | None = Field(
+        None, description="tokens before the limit over which a penalty grows from 0 to 1; null: no penalty"
+    )
+    advantage_epsilon: float = Field(1e-4, gt=0.0, description="added to the standard deviation")
+    advantage_bound: float = Field(10.0, gt=0.0, description="advantages are clipped to plus and minus this")
+    loss: LossSettings = Field(LossSettings(), description="the policy loss")
