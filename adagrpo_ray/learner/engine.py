@@ -113,7 +113,7 @@ class LearnerEngine:
                 norm = self._gradient_norm()
             self._engine.step()
             for name in sums:
-                sums[name] += float(getattr(part, name))
+                sums[name] += float(getattr(part, name).detach())
         if batch.micro_batches:
             norm = float(self._engine.get_global_grad_norm() or norm)
         return TrainReport(sums, norm, learning_rate)

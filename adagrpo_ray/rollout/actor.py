@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
-from adagrpo_ray.types import Completion, GenerationRequest
+from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 
 
 class RolloutActor:
@@ -14,6 +16,8 @@ class RolloutActor:
     async def start(self, model_path: str, max_model_len: int, config: Config) -> None:
         """Load the engine and generate once, so that what is compiled late is compiled now."""
         self._engine = await RolloutEngine.start(model_path, max_model_len, config)
+        some_tokens = np.zeros(4, np.int32)
+        await self._engine.generate(GenerationRequest("warm-up", some_tokens, 2, SamplingParams(), 2, seed=0))
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's n completions."""

@@ -62,6 +62,8 @@ class RolloutEngine:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             if r.eager:  # vLLM compiles some of its sampler even then, which needs a C++ compiler
                 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        elif config.uses_phases:  # vLLM's second model runner does not take logits processors of this interface
+            os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         adapter = r.sync == "adapter"
         args = AsyncEngineArgs(
             model=model_path,
