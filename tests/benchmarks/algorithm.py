@@ -58,7 +58,7 @@ def run(folder: Path, rate: str, method: str, seed: int, learning_rate: str, ste
             f"learner.learning_rate={learning_rate}",
             "algorithm.prompts_per_step=8",
             "algorithm.group_size=8",
-            "evaluation.every=5",
+            "evaluation.every=2",
             "evaluation.samples=2",
             "data.held_out_prompts=64",
             *METHODS[method],
