@@ -287,7 +287,7 @@ def test_sizes_that_do_not_fit_are_refused(overrides: list[str], told: list[str]
     ],
 )
 def test_sizes_that_just_fit_are_taken(overrides: list[str]) -> None:
-    load_config(None, overrides)
+    assert load_config(None, overrides) != Config()
 
 
 def test_all_that_does_not_fit_is_told_together() -> None:

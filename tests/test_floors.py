@@ -126,10 +126,12 @@ def test_the_library_knows_no_launch_script_and_no_test() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
+    circle: list[str] = []
     try:
         TopologicalSorter({module: imports_on_load(module) for module in MODULES}).prepare()
     except CycleError as error:
-        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+        circle = error.args[1]
+    assert not circle
 
 
 def test_no_file_is_longer_than_350_lines() -> None:

@@ -455,7 +455,9 @@ class TestTerminalConsole:
 
     @pytest.mark.parametrize("width", [1, 2, 5, 10, 20])
     def test_no_window_is_too_small(self, width: int) -> None:
-        self.run(io.StringIO(), width)
+        stream = io.StringIO()
+        self.run(stream, width)
+        assert stream.getvalue().endswith("\n")
 
     def test_a_terminal_without_utf8(self) -> None:
         raw = io.BytesIO()
