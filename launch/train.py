@@ -55,6 +55,9 @@ def run(config: Config, name: str) -> None:
     with Console(config.run.steps) as console:
         console.phase("checking model, data and rewards")
         inputs = check(config)
+        prompts = inputs.prompts
+        dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
+        console.phase(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
         folder = Path(config.run.folder) / (config.run.name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         writer = RunWriter(folder, as_yaml(config))
         try:

@@ -96,6 +96,7 @@ def test_output_reads_well_without_a_terminal(run: tuple[Path, str]) -> None:
     folder, output = run
     assert "\x1b" not in output
     assert f"run folder: {folder}" in output
+    assert "2000 prompts to train on, 16 held out" in output
     assert "held-out accuracy" in output
 
 
