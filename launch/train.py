@@ -59,11 +59,8 @@ def run(config: Config, name: str) -> None:
         dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
         console.phase(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
         folder = Path(config.run.folder) / (config.run.name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        writer = RunWriter(folder, as_yaml(config))
-        try:
+        with RunWriter(folder, as_yaml(config)) as writer:
             train(config, inputs, folder, Observers(writer, console))
-        finally:
-            writer.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

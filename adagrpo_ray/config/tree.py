@@ -143,7 +143,6 @@ class LearnerSettings(Section):
 
     ranks: PositiveInt = Field(1, description="learner actors, one a rank")
     cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for one rank")
-    threads: PositiveInt | None = Field(None, description="torch threads of one rank; null: torch's own choice")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what DeepSpeed shards over the ranks")
     learning_rate: float = Field(1e-5, gt=0.0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +37,10 @@ class Collected:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """One version sent to all rollout actors: its size, and the time until all had proved it."""
+    """One version that all rollout actors have proved to hold, and its size."""
 
     version: int
     sent_bytes: int
-    seconds: float
 
 
 class LearnerActor:
@@ -102,7 +100,6 @@ class LearnerActor:
 
     def sync(self, version: int) -> SyncReport | None:
         """Send the adapter to all rollout actors as `version`; every rank helps to gather it, rank 0 sends."""
-        began = time.perf_counter()
         tensors = self._engine.adapter()
         if self._rank != 0:
             return None
@@ -111,7 +108,7 @@ class LearnerActor:
         lora, dtype = self._config.model.lora, getattr(torch, self._config.model.dtype)
         weights = pack(version, tensors, lora.r, lora.alpha, dtype)
         asyncio.run(self._pool.apply(weights))
-        return SyncReport(version, weights.data.nbytes, time.perf_counter() - began)
+        return SyncReport(version, weights.data.nbytes)
 
     def evaluate(self, step: int) -> EvaluationRecord:
         """Accuracy on the held-out prompts."""

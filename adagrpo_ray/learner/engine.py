@@ -64,8 +64,6 @@ class LearnerEngine:
             WORLD_SIZE=str(world_size),
             LOCAL_RANK="0",  # Ray shows each actor its own device only
         )
-        if config.learner.threads is not None:
-            torch.set_num_threads(config.learner.threads)
         import deepspeed
 
         # An extra for several CPU ranks on one machine, compiled at first use; gloo does without.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ class SyncReceipt:
 
     version: int
     digest: str
-    seconds: float
 
 
 class RolloutEngine:
@@ -145,7 +143,7 @@ class RolloutEngine:
         In mode `adapter`, requests in flight end under the version that they began with. In mode `merged`
         they end first, and the prefix cache, which belongs to the old weights, is emptied.
         """
-        began, data = time.perf_counter(), weights.data.tobytes()
+        data = weights.data.tobytes()
         if self._config.rollout.sync == "adapter":
             lora_id = weights.version + 1  # vLLM's ids start at 1
             digests = await self._engine.collective_rpc(
@@ -164,7 +162,7 @@ class RolloutEngine:
                 f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker holds {digests[0][:12]}"
             )
         self._version = weights.version
-        return SyncReceipt(weights.version, digests[0], time.perf_counter() - began)
+        return SyncReceipt(weights.version, digests[0])
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[None]:
