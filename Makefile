@@ -27,7 +27,7 @@ lint: setup-dev  ## ruff and mypy
 bench: setup  ## tokens per second of rollout and learner, alone and together
 	$(PY) tests/benchmarks/throughput.py $(ARGS)
 
-bench-algorithm: setup  ## GRPO, DAPO and adaptive variants at equal cost on the embedded task (hours)
+bench-algorithm: setup-dev  ## GRPO, DAPO and adaptive variants at equal cost on the embedded task (an hour)
 	$(PY) tests/benchmarks/algorithm.py $(ARGS)
 
 clean:  ## remove .venv and caches; runs stay

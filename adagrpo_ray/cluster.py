@@ -72,7 +72,7 @@ def actors(config: Config, placement: Placement, inputs: Inputs) -> Iterator[Act
                 f"the cluster did not free {placement.cpus:g} CPUs and {placement.gpus:g} GPUs within "
                 f"rollout.start_timeout_s={config.rollout.start_timeout_s:g}; wait for other jobs to end"
             )
-        running = _create(config, placement, group)
+        running = _create(placement, group)
         _start(config, running, inputs)
         yield running
     finally:
@@ -80,7 +80,7 @@ def actors(config: Config, placement: Placement, inputs: Inputs) -> Iterator[Act
         remove_placement_group(group)
 
 
-def _create(config: Config, placement: Placement, group: Any) -> Actors:
+def _create(placement: Placement, group: Any) -> Actors:
     def options(bundle: int, cpus: float, gpus: float) -> dict[str, Any]:
         where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         return {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": where}
@@ -89,7 +89,7 @@ def _create(config: Config, placement: Placement, group: Any) -> Actors:
     learner, rollout = ray.remote(LearnerActor), ray.remote(max_concurrency=MAX_REQUESTS)(RolloutActor)
     return Actors(
         learners=tuple(
-            learner.options(**options(rank, placement.learner_cpus, placement.learner_gpus)).remote(config, rank)
+            learner.options(**options(rank, placement.learner_cpus, placement.learner_gpus)).remote()
             for rank in range(ranks)
         ),
         rollouts=tuple(
@@ -102,9 +102,17 @@ def _create(config: Config, placement: Placement, group: Any) -> Actors:
 def _start(config: Config, running: Actors, inputs: Inputs) -> None:
     """Start everything side by side: engines load while the ranks find each other."""
     rollouts = [actor.start.remote(inputs.model_path, inputs.max_model_len, config) for actor in running.rollouts]
+    begin(config, running, inputs)
+    get(rollouts, timeout_s=config.rollout.start_timeout_s)
+
+
+def begin(config: Config, running: Actors, inputs: Inputs) -> None:
+    """A run from its start on the learners, on actors that may have done another one of the same base model."""
     master = get(running.learners[0].address.remote())
-    learners = [actor.start.remote(inputs.model_path, master) for actor in running.learners]
-    get([*rollouts, *learners], timeout_s=config.rollout.start_timeout_s)
+    learners = [
+        actor.start.remote(config, rank, inputs.model_path, master) for rank, actor in enumerate(running.learners)
+    ]
+    get(learners, timeout_s=config.rollout.start_timeout_s)
     get(running.learners[0].attach.remote(inputs.prompts, running.rollouts))
 
 

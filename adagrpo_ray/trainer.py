@@ -18,19 +18,22 @@ def train(config: Config, inputs: Inputs, folder: Path, observer: Observer) -> S
     """A whole run on checked inputs; leaves the adapter in `folder`/adapter and returns the summary."""
     observer.phase(f"starting {config.rollout.actors} rollout actor(s) and {config.learner.ranks} learner rank(s)")
     with connect(config) as placement, actors(config, placement, inputs) as running:
-        get([learner.sync.remote(0) for learner in running.learners])
-        before = _evaluate(running, config, observer, "before", 0)
-        records, last = [], before
-        for step in range(1, config.run.steps + 1):
-            records.append(_step(running, config, step))
-            observer.step(records[-1])
-            every = config.evaluation.every
-            if step == config.run.steps or (every and step % every == 0):
-                last = _evaluate(
-                    running, config, observer, "after" if step == config.run.steps else f"step {step}", step
-                )
-        adapter = folder / "adapter"
-        get([learner.save_adapter.remote(str(adapter)) for learner in running.learners])
+        return train_on(running, config, folder, observer)
+
+
+def train_on(running: Actors, config: Config, folder: Path, observer: Observer) -> Summary:
+    """The steps and measurements of `train`, on actors that are ready to begin."""
+    get([learner.sync.remote(0) for learner in running.learners])
+    before = _evaluate(running, config, observer, "before", 0)
+    records, last = [], before
+    for step in range(1, config.run.steps + 1):
+        records.append(_step(running, config, step))
+        observer.step(records[-1])
+        every = config.evaluation.every
+        if step == config.run.steps or (every and step % every == 0):
+            last = _evaluate(running, config, observer, "after" if step == config.run.steps else f"step {step}", step)
+    adapter = folder / "adapter"
+    get([learner.save_adapter.remote(str(adapter)) for learner in running.learners])
     summary = summarize(records, before, last, name=folder.name, folder=folder, adapter=adapter)
     observer.summary(summary)
     return summary

@@ -7,7 +7,7 @@ import pytest
 from adagrpo_ray.algorithm.allocation import Posterior, Share, allocate
 from adagrpo_ray.config.algorithm import AllocationSettings
 
-SETTINGS = AllocationSettings(enabled=True, min_group=2, max_group=16, informative=0.9)
+SETTINGS = AllocationSettings(enabled=True, min_group=2, max_group=16, informative=0.9, hard_below=0.05)
 
 
 def posterior(mean: float, count: float = 1000.0) -> Posterior:
@@ -49,3 +49,9 @@ def test_hard_prompts_start_on_the_first_rung() -> None:
 def test_solved_prompts_are_visited_less_often() -> None:
     visits = [allocate(posterior(0.99), visit, SETTINGS, default=8) is not None for visit in range(1, 9)]
     assert visits == [False, False, False, True, False, False, False, True]
+
+
+def test_sizes_not_given_are_half_of_the_group_and_all_of_it() -> None:
+    assert AllocationSettings().sizes(8) == (4, 8)
+    assert AllocationSettings().sizes(2) == (2, 2)
+    assert AllocationSettings(min_group=3, max_group=12).sizes(8) == (3, 12)

@@ -232,7 +232,15 @@ def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
     [
         (
             ["algorithm.budget=7", "algorithm.group_size=8"],
-            ["algorithm.budget=7 is smaller than algorithm.group_size=8", "raise the budget"],
+            ["algorithm.budget=7 completions is smaller than the 8", "algorithm.group_size=8", "raise the budget"],
+        ),
+        (
+            ["algorithm.budget=800", "algorithm.budget_unit=tokens", "algorithm.allocation.max_group=10"],
+            ["algorithm.budget=800 tokens is smaller than the 2560 that one group may take", "max_group=10"],
+        ),
+        (
+            ["algorithm.allocation.min_group=9"],
+            ["algorithm.allocation.min_group=9 is more than max_group=8", "null: half of group_size"],
         ),
         (
             ["rollout.max_model_len=256", "rollout.max_new_tokens=256"],

@@ -88,9 +88,9 @@ def cluster() -> Iterator[None]:
 @pytest.mark.usefixtures("cluster")
 def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: int) -> None:
     config = configure("learner.ranks=2", f"learner.zero_stage={stage}")
-    ranks = [ray.remote(LearnerActor).remote(config, rank) for rank in range(2)]
+    ranks = [ray.remote(LearnerActor).remote() for _ in range(2)]
     master = ray.get(ranks[0].address.remote())
-    ray.get([rank.start.remote(model_path, master) for rank in ranks])
+    ray.get([actor.start.remote(config, rank, model_path, master) for rank, actor in enumerate(ranks)])
     batches = pack_batches(1, make_samples(), 2, 120)
     for one in expected:
         reports = ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])

@@ -78,9 +78,10 @@ def make_sampler(
 ) -> AdaptiveSampler:
     """A sampler of groups of two that takes `prompts` in turn, all of them a step unless told otherwise."""
     chosen = AlgorithmSettings.model_validate({"prompts_per_step": len(prompts), "group_size": 2, **settings})
+    allocation = chosen.allocation if "allocation" in settings else None
     return AdaptiveSampler(
         chosen,
-        method or Method(any_correct, ladder or Ladder(BASE, TWO_RUNGS), refill=False, drop_exhausted=False),
+        method or Method(any_correct, ladder or Ladder(BASE, TWO_RUNGS), False, False, allocation=allocation),
         PromptOrder([make_prompt(id) for id in prompts], seed=0, shuffle=False),
         fake.generate,
         fake.score,

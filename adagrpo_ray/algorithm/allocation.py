@@ -35,9 +35,9 @@ class Share:
 def allocate(posterior: Posterior | None, visit: int, settings: AllocationSettings, default: int) -> Share | None:
     """The share of a prompt at its `visit`-th visit (from 0); None: not this time, it is solved.
 
-    A prompt that was never seen gets `default` completions. Else its group is the smallest that holds right
-    and wrong completions with probability `settings.informative`, which for success rate p and n completions is
-    1 - p^n - (1 - p)^n, within `min_group` and `max_group`. Worked example: p = 0.5 asks for 5 completions to
+    Without a posterior it gets `default` completions. Else its group is the smallest that holds right and wrong
+    completions with probability `settings.informative`, which for success rate p and n completions is
+    1 - p^n - (1 - p)^n, within `settings.sizes(default)`. Worked example: p = 0.5 asks for 5 completions to
     reach 0.9 (1 - 2 / 32 = 0.94), p = 0.1 for 22. A prompt below `hard_below` starts on the first rung.
     """
     if posterior is None:
@@ -45,7 +45,7 @@ def allocate(posterior: Posterior | None, visit: int, settings: AllocationSettin
     p = posterior.mean
     if p > settings.solved_above and visit % settings.solved_every:
         return None
-    size = settings.min_group
-    while size < settings.max_group and 1 - p**size - (1 - p) ** size < settings.informative:
+    size, most = settings.sizes(default)
+    while size < most and 1 - p**size - (1 - p) ** size < settings.informative:
         size += 1
     return Share(size, int(p < settings.hard_below))

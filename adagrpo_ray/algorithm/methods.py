@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from adagrpo_ray.algorithm.criterion import Criterion, make_criterion, spread
 from adagrpo_ray.algorithm.ladder import Ladder
-from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings, AllocationSettings
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,14 @@ class Method:
     """What the sampler does with a group: when it is ready, what a failing one may still try, and what then.
 
     `refill`: a group that failed for good makes room for a new prompt of the same step. `drop_exhausted`: it
-    is not trained on.
+    is not trained on. `allocation`: who gets how much; None: every prompt the same.
     """
 
     criterion: Criterion
     ladder: Ladder
     refill: bool
     drop_exhausted: bool
+    allocation: AllocationSettings | None = None
 
 
 def make_method(settings: AlgorithmSettings, functions: Sequence[str]) -> Method:
@@ -29,7 +30,8 @@ def make_method(settings: AlgorithmSettings, functions: Sequence[str]) -> Method
 
     `grpo`: every group is trained on as it is (arXiv 2402.03300). `dapo`: groups without spread of rewards
     are dropped and other prompts sampled until the step is full (dynamic sampling, arXiv 2503.14476, section
-    3.2). `adagrpo`: failing groups climb the ladder of the triggers. Raises ConfigError for a bad criterion.
+    3.2). `adagrpo`: failing groups climb the ladder of the triggers, and
+    earlier results size the groups. Raises ConfigError for a bad criterion.
     """
     base = settings.sampling.params()
     match settings.name:
@@ -43,4 +45,5 @@ def make_method(settings: AlgorithmSettings, functions: Sequence[str]) -> Method
                 Ladder(base, tuple((t.from_step, t.ladder()) for t in settings.triggers)),
                 refill=False,
                 drop_exhausted=settings.on_exhausted == "drop",
+                allocation=settings.allocation if settings.allocation.enabled else None,
             )

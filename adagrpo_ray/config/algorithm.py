@@ -14,7 +14,7 @@ from adagrpo_ray.types import SamplingParams
 class PhaseSettings(Section):
     """Sampling parameters of one phase of a completion."""
 
-    temperature: float = Field(1.0, ge=0.0, le=10.0, description="softmax temperature; 0 is greedy decoding")
+    temperature: float = Field(1.0, ge=0.0, le=2.0, description="softmax temperature, at most 2; 0 is greedy decoding")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="keep the likeliest tokens up to this probability mass")
     top_k: int = Field(0, ge=0, description="keep the k likeliest tokens; 0 keeps all")
     min_p: Share = Field(0.0, description="drop tokens less likely than this share of the likeliest; 0 keeps all")
@@ -76,16 +76,21 @@ class LossSettings(Section):
 
 
 class AllocationSettings(Section):
-    """How a prompt's earlier visits decide what it gets at the next one."""
+    """How earlier results decide what a prompt gets; a prompt never seen goes by its difficulty class."""
 
-    enabled: bool = Field(False, description="size groups by a posterior of each prompt's success rate")
-    min_group: int = Field(4, ge=2, description="fewest completions of a group")
-    max_group: int = Field(16, ge=2, description="most completions of a group")
-    informative: Share = Field(0.9, description="wanted probability that a group holds right and wrong completions")
+    enabled: bool = Field(True, description="adagrpo: size groups by a posterior of each prompt's success rate")
+    min_group: int | None = Field(None, ge=2, description="fewest completions of a group; null: half of group_size")
+    max_group: int | None = Field(None, ge=2, description="most completions of a group; null: group_size")
+    informative: Share = Field(0.8, description="wanted probability that a group holds right and wrong completions")
     discount: Share = Field(0.7, description="weight of a visit's results one visit later")
-    hard_below: Share = Field(0.05, description="prompts with a success rate below this start on the first rung")
+    hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
     solved_above: Share = Field(0.95, description="prompts with a success rate above this are visited less often")
     solved_every: PositiveInt = Field(4, description="of so many visits of a solved prompt one takes place")
+
+    def sizes(self, group_size: int) -> tuple[int, int]:
+        """Fewest and most completions of a group, where `group_size` is the usual number."""
+        fewest = max(2, group_size // 2) if self.min_group is None else self.min_group
+        return fewest, group_size if self.max_group is None else self.max_group
 
 
 class AlgorithmSettings(Section):
@@ -99,13 +104,17 @@ class AlgorithmSettings(Section):
     group_size: int = Field(8, ge=2, description="completions of a group in one attempt")
     sampling: SamplingSettings = Field(SamplingSettings(), description="parameters of every first attempt")
     criterion: CriterionSettings = Field(CriterionSettings(), description="adagrpo: when a group is not sampled again")
-    triggers: tuple[TriggerSettings, ...] = Field((), description="adagrpo: ladders of resamples by step; []: none")
+    triggers: tuple[TriggerSettings, ...] = Field(
+        (TriggerSettings(from_step=1, rungs=(RungSettings(temperature=2.0, min_p=0.1),)),),
+        description="adagrpo: ladders of resamples by step; []: none",
+    )
     resample: Literal["immediate", "deferred"] = Field(
         "immediate", description="a failed group's next attempt: at once, or among the next step's requests"
     )
     budget: PositiveInt | None = Field(
-        None, description="most completions generated a step; groups that it cuts off wait; null: no limit"
+        None, description="most that a step generates, in budget_unit; groups that it cuts off wait; null: no limit"
     )
+    budget_unit: Literal["completions", "tokens"] = Field("completions", description="what the budget counts")
     max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is given up")
     allocation: AllocationSettings = Field(AllocationSettings(), description="who gets how much of the budget")
     train_on: Literal["last", "all", "balanced"] = Field(
@@ -115,9 +124,17 @@ class AlgorithmSettings(Section):
     on_exhausted: Literal["train", "drop"] = Field(
         "train", description="adagrpo: a group that fails on the last rung: train on it all the same, or drop it"
     )
+    updates: PositiveInt | None = Field(
+        None, description="optimizer steps on a step's batch; null: 3 for adagrpo, 1 for grpo and dapo"
+    )
     overlong_buffer: PositiveInt | None = Field(
         None, description="tokens before the limit over which a penalty grows from 0 to 1; null: no penalty"
     )
     advantage_epsilon: float = Field(1e-4, gt=0.0, description="added to the standard deviation")
     advantage_bound: float = Field(10.0, gt=0.0, description="advantages are clipped to plus and minus this")
     loss: LossSettings = Field(LossSettings(), description="the policy loss")
+
+    @property
+    def updates_per_batch(self) -> int:
+        """`updates`, or what the method does by itself: more than one pays where informative groups are rare."""
+        return self.updates if self.updates is not None else 3 if self.name == "adagrpo" else 1

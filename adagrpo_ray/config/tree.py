@@ -187,25 +187,24 @@ class Config(Section):
         """Refuse sizes that are each fine and do not fit together."""
         a, r = self.algorithm, self.rollout
         problems = []
-        if a.budget is not None and a.budget < a.group_size:
+        fewest, most = a.allocation.sizes(a.group_size) if a.allocation.enabled else (a.group_size, a.group_size)
+        if fewest > most:
             problems.append(
-                f"algorithm.budget={a.budget} is smaller than algorithm.group_size={a.group_size}, so no group can "
-                "ever be sampled; raise the budget or make the groups smaller"
+                f"algorithm.allocation.min_group={fewest} is more than max_group={most}; lower the first or raise "
+                "the second (null: half of group_size, and group_size)"
+            )
+        cost = max(most, a.group_size) * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
+        if a.budget is not None and a.budget < cost:
+            problems.append(
+                f"algorithm.budget={a.budget} {a.budget_unit} is smaller than the {cost} that one group may take "
+                f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={most}, "
+                f"rollout.max_new_tokens={r.max_new_tokens}), so such a group can never be sampled; raise the budget "
+                "or make the groups smaller"
             )
         if r.max_model_len is not None and r.max_model_len <= r.max_new_tokens:
             problems.append(
                 f"rollout.max_model_len={r.max_model_len} leaves no room for a prompt beside "
                 f"rollout.max_new_tokens={r.max_new_tokens}; raise the first or lower the second"
-            )
-        if a.allocation.min_group > a.allocation.max_group:
-            problems.append(
-                f"algorithm.allocation.min_group={a.allocation.min_group} is more than max_group="
-                f"{a.allocation.max_group}; lower the first or raise the second"
-            )
-        if a.budget is not None and a.allocation.enabled and a.budget < a.allocation.max_group:
-            problems.append(
-                f"algorithm.budget={a.budget} is smaller than algorithm.allocation.max_group={a.allocation.max_group}"
-                ", so such a group can never be sampled; raise the budget or lower max_group"
             )
         if a.overlong_buffer is not None and a.overlong_buffer > r.max_new_tokens:
             problems.append(

@@ -46,11 +46,9 @@ class SyncReport:
 class LearnerActor:
     """One rank. `collect`, `evaluate` and the rest of sampling run on rank 0 alone, the others on all ranks.
 
-    It has no coroutine of its own, since one would make Ray run every method in an event loop.
+    `start` and `attach` begin a run; called again they begin another one in the same process. It has no coroutine
+    of its own, since one would make Ray run every method in an event loop.
     """
-
-    def __init__(self, config: Config, rank: int) -> None:
-        self._config, self._rank = config, rank
 
     def address(self) -> tuple[str, int]:
         """An address and free port of this actor's node, for rank 0 to gather the others at."""
@@ -58,13 +56,15 @@ class LearnerActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
 
-    def start(self, model_path: str, master: tuple[str, int]) -> None:
+    def start(self, config: Config, rank: int, model_path: str, master: tuple[str, int]) -> None:
         """Load the model and join the other ranks at `master`; returns when all are there."""
-        self._engine = LearnerEngine(model_path, self._config, self._rank, self._config.learner.ranks, master)
+        self._config, self._rank = config, rank
+        self._engine = LearnerEngine(model_path, config, rank, config.learner.ranks, master)
 
     def attach(self, prompts: PromptSets, rollout_actors: Sequence[Any]) -> None:
         """Rank 0 gets its prompts and the rollout actors."""
         config, algorithm = self._config, self._config.algorithm
+        self.stop()
         self._held_out = prompts.held_out
         self._pool = RolloutPool(rollout_actors, config.rollout.request_timeout_s)
         self._scorer = RewardScorer(config.rewards, config.data.format)

@@ -41,10 +41,10 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 
 def _scheduler(config: Config) -> Any:
-    """A function from the optimizer to its learning-rate schedule over the run's steps."""
+    """A function from the optimizer to its learning-rate schedule over the run's updates."""
     from transformers import get_scheduler
 
-    s, steps = config.learner, config.run.steps
+    s, steps = config.learner, config.run.steps * config.algorithm.updates_per_batch
     name = {"constant": "constant_with_warmup"}.get(s.schedule, s.schedule)
     return lambda optimizer: get_scheduler(name, optimizer, round(s.warmup * steps), steps)
 
@@ -86,17 +86,31 @@ class LearnerEngine:
         )
 
     def train(self, batch: TrainBatch) -> TrainReport:
-        """One optimizer step on the batch, whose token weights hold the loss's normalisation."""
-        loss = self._config.algorithm.loss
+        """The optimizer steps on a batch, whose token weights hold the loss's normalisation.
+
+        The report is of the last one. The old policy is the one before the first, so that the clip range
+        bounds how far all of them together may go.
+        """
         self._engine.train()
+        old: list[torch.Tensor] = []
+        report = TrainReport(dict.fromkeys((f.name for f in fields(LossSums)), 0.0), 0.0, self._learning_rate)
+        for _ in range(self._config.algorithm.updates_per_batch if batch.micro_batches else 0):
+            report = self._update(batch, old)
+        return report
+
+    def _update(self, batch: TrainBatch, old: list[torch.Tensor]) -> TrainReport:
+        """One optimizer step; fills `old`, one tensor a micro-batch, where it is the first on this batch."""
+        loss = self._config.algorithm.loss
         sums, norm = dict.fromkeys((f.name for f in fields(LossSums)), 0.0), 0.0
-        learning_rate = float(self._engine.get_lr()[0])
+        learning_rate = self._learning_rate
         for number, samples in enumerate(batch.micro_batches, start=1):
             padded = pad(samples, self._device)
             logprobs = self._engine(padded)
+            if len(old) < number:
+                old.append(logprobs.detach())
             tokens = Tokens(
                 policy=logprobs,
-                old=logprobs.detach(),  # one update a batch: the policy before it is the policy itself
+                old=old[number - 1],
                 behaviour=self._flat([s.behaviour_logprobs for s in samples]),
                 reference=self._reference(padded) if loss.beta > 0 else None,
                 advantages=self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
@@ -112,9 +126,7 @@ class LearnerEngine:
             self._engine.step()
             for name in sums:
                 sums[name] += float(getattr(part, name).detach())
-        if batch.micro_batches:
-            norm = float(self._engine.get_global_grad_norm() or norm)
-        return TrainReport(sums, norm, learning_rate)
+        return TrainReport(sums, float(self._engine.get_global_grad_norm() or norm), learning_rate)
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
         """Log-probabilities [T] of each sample's completion under the policy as it is now."""
@@ -144,6 +156,10 @@ class LearnerEngine:
         peft_config.inference_mode = True
         peft_config.save_pretrained(folder)
         peft_config.inference_mode = False
+
+    @property
+    def _learning_rate(self) -> float:
+        return float(self._engine.get_lr()[0])
 
     def _gradient_norm(self) -> float:
         """Norm of the gradient where DeepSpeed tells none: stage 0 in float32, each parameter has all of it."""

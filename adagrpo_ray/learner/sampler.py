@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,25 +43,34 @@ class Collection:
     attempts: tuple[Group, ...]
 
 
-MAX_ROUNDS = 10  # of new prompts that a step may draw to fill up, where no budget ends it before
+MAX_ROUNDS = 10  # of groups that a step may sample to fill up, where no budget ends it before
 
 
 class Budget:
-    """Completions that may still be generated in a step; None: any number."""
+    """What may still be generated in a step, in completions, or in tokens where `price` is those of the longest.
 
-    def __init__(self, completions: int | None) -> None:
-        self._left = math.inf if completions is None else completions
+    A completion is paid for before it is sampled, at its highest price, and what it did not need comes back
+    after it: so the limit holds whatever lengths turn out. `limit` None: any amount.
+    """
+
+    def __init__(self, limit: int | None, price: int = 1) -> None:
+        self._left = math.inf if limit is None else limit
+        self._price = price
 
     def take(self, n: int) -> bool:
-        """Take `n` completions; False, and nothing taken, where fewer are left."""
-        if self._left < n:
+        """Pay for `n` completions; False, and nothing paid, where fewer are left."""
+        if self._left < n * self._price:
             return False
-        self._left -= n
+        self._left -= n * self._price
         return True
+
+    def give_back(self, amount: int) -> None:
+        """Return what was paid and not used."""
+        self._left += amount
 
     def groups(self, size: int, wanted: int) -> int:
         """How many groups of `size` completions fit, at most `wanted`."""
-        return min(wanted, int(min(self._left, wanted * size)) // size)
+        return min(wanted, int(min(self._left, wanted * size * self._price)) // (size * self._price))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,29 +100,36 @@ class AdaptiveSampler:
         self._prompts, self._generate, self._score = prompts, generate, score
         self._max_new_tokens, self._seed = max_new_tokens, seed
         self._waiting: list[Group] = []
-        self._posteriors: dict[str, Posterior] = {}
+        self._posteriors: dict[str, Posterior] = {}  # by prompt
+        self._levels: dict[str, Posterior] = {}  # by difficulty class, for prompts that were never seen
 
     async def collect(self, step: int) -> Collection:
         """Sample the groups of `step` (counted from 1): waiting ones in up to half of the slots, then new prompts.
 
         Each group runs on its own: it is generated, scored and judged, and asks for its next attempt while
         others still generate. Where the method refills, groups that failed for good make room for new prompts
-        until the step is full. Raises what `generate` or `score` raises; the step's other groups are then
+        until the step is full; where completions cost less of the budget than they might have, it samples as many
+        more groups as then fit. Raises what `generate` or `score` raises; the step's other groups are then
         cancelled.
         """
         oldest = step - self._settings.max_group_age
         aged = tuple(g for g in self._waiting if g.born < oldest)
         queue = [g for g in self._waiting if g.born >= oldest]
-        budget, allocation = Budget(self._settings.budget), self._settings.allocation
-        size = max(self._settings.group_size, allocation.max_group if allocation.enabled else 0)
-        slots = budget.groups(size, self._settings.prompts_per_step)  # no prompt is drawn that cannot be sampled
-        resumed, queue = queue[: max(1, slots // 2)], queue[max(1, slots // 2) :]
-        ended = await self._round([*resumed, *self._draw(slots - len(resumed), step)], step, budget)
-        for _ in range(MAX_ROUNDS - 1 if self._method.refill else 0):
-            missing = budget.groups(size, slots - sum(v.state == "ready" for v in ended))
-            if not missing:
+        in_tokens, allocation = self._settings.budget_unit == "tokens", self._method.allocation
+        budget = Budget(self._settings.budget, self._max_new_tokens if in_tokens else 1)
+        size = self._settings.group_size
+        size = size if allocation is None else max(size, allocation.sizes(size)[1])
+        wanted = self._settings.prompts_per_step
+        half = max(1, budget.groups(size, wanted) // 2)
+        resumed, queue = queue[:half], queue[half:]
+        ended: list[_Visit] = []
+        for _ in range(MAX_ROUNDS):
+            done = sum(v.state == "ready" for v in ended) if self._method.refill else len(ended)
+            slots = budget.groups(size, wanted - done)  # no prompt is drawn that cannot be sampled
+            if not slots:
                 break
-            ended += await self._round(self._draw(missing, step), step, budget)
+            ended += await self._round([*resumed, *self._draw(slots - len(resumed), step)], step, budget)
+            resumed = []
         self._waiting = [*queue, *(v.group for v in ended if v.state == "waiting")]
         self._learn([g for v in ended for g in v.history if len(g.attempts) == 1])
         return Collection(
@@ -124,6 +140,21 @@ class AdaptiveSampler:
             attempts=tuple(g for v in ended for g in v.history),
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on, as plain data and frozen dataclasses; exact between steps."""
+        return {
+            "prompts": self._prompts.state_dict(),
+            "waiting": list(self._waiting),
+            "posteriors": dict(self._posteriors),
+            "levels": dict(self._levels),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with the same prompts, settings and seed."""
+        self._prompts.load_state_dict(state["prompts"])
+        self._waiting = list(state["waiting"])
+        self._posteriors, self._levels = dict(state["posteriors"]), dict(state["levels"])
+
     def _draw(self, n: int, step: int) -> list[Group]:
         """The next `n` prompts as new groups, without those that the allocation leaves out."""
         groups: list[Group] = []
@@ -132,9 +163,9 @@ class AdaptiveSampler:
             ((prompt, visit),) = self._prompts.take(1)
             share: Share | None = Share(self._settings.group_size, 0)
             # Where whole passes are left out everything is solved, and one may as well go on training on it.
-            if self._settings.allocation.enabled and passed_over < len(self._prompts):
-                posterior = self._posteriors.get(prompt.id)
-                share = allocate(posterior, visit, self._settings.allocation, self._settings.group_size)
+            if self._method.allocation is not None and passed_over < len(self._prompts):
+                posterior = self._posteriors.get(prompt.id) or self._levels.get(prompt.level)
+                share = allocate(posterior, visit, self._method.allocation, self._settings.group_size)
             if share is None:
                 passed_over += 1
             else:
@@ -143,10 +174,20 @@ class AdaptiveSampler:
 
     def _learn(self, first_attempts: Sequence[Group]) -> None:
         """Update the posteriors, by first attempts alone, since stopping at a success biases the rest."""
-        for group in first_attempts if self._settings.allocation.enabled else ():
-            right, discount = int(group.last.correct.sum()), self._settings.allocation.discount
-            before = self._posteriors.get(group.prompt.id, Posterior())
-            self._posteriors[group.prompt.id] = before.after(right, group.size - right, discount)
+        if self._method.allocation is None:
+            return
+        levels: dict[str, NDArray[np.bool_]] = {}
+        for group in first_attempts:
+            self._update(self._posteriors, group.prompt.id, group.last.correct)
+            before = levels.get(group.prompt.level, np.empty(0, np.bool_))
+            levels[group.prompt.level] = np.concatenate([before, group.last.correct])
+        for level, correct in levels.items():
+            self._update(self._levels, level, correct)
+
+    def _update(self, posteriors: dict[str, Posterior], key: str, correct: NDArray[np.bool_]) -> None:
+        assert self._method.allocation is not None
+        right, before = int(correct.sum()), posteriors.get(key, Posterior())
+        posteriors[key] = before.after(right, len(correct) - right, self._method.allocation.discount)
 
     async def _round(self, groups: Sequence[Group], step: int, budget: Budget) -> list[_Visit]:
         """All these groups side by side; the results are in their order, whoever ends first."""
@@ -169,6 +210,8 @@ class AdaptiveSampler:
             if (history and self._settings.resample == "deferred") or not budget.take(group.size):
                 return _Visit(group, "waiting", history)
             group = group.with_attempt(await self._attempt(group, sampling))
+            if self._settings.budget_unit == "tokens":
+                budget.give_back(group.size * self._max_new_tokens - group.last.generated_tokens)
             history.append(group)
             if self._method.criterion(group):
                 return _Visit(group, "ready", history)

@@ -1,8 +1,10 @@
 """GRPO, DAPO and adaptive variants at equal cost on the embedded task: make bench-algorithm.
 
-Runs launch/train.py for every success rate of the base model, method and seed, and reads from the run folders
-after how many generated tokens and seconds each reached the target accuracy. A run that is there already is not
-done again, so that it may be interrupted. Learning rates are tuned for each method on seeds of their own.
+For every success rate of the base model, method and seed it trains until the steps are over, and notes after
+how many generated tokens and seconds the held-out accuracy first reached TARGET. The learning rate of each method
+is the one that needed the fewest tokens at one success rate, on seeds of their own. All runs of one base model
+share the rollout actors; each starts from a new adapter. A run that is noted already is not done again, so that it
+may be interrupted. What came out is written by algorithm_report.py.
 """
 
 from __future__ import annotations
@@ -10,136 +12,159 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
-import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-DIGITS = (3, 4)
-RUNGS = "[{from_step: 1, rungs: [{temperature: 1.0}, {temperature: 1.1, top_p: 0.99}]}]"
+from algorithm_report import write_report
+
+from adagrpo_ray.cluster import Actors, actors, begin, connect
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary
+from adagrpo_ray.preflight import check
+from adagrpo_ray.trainer import train_on
+
 METHODS = {
     "grpo": ["algorithm.name=grpo"],
     "dapo": ["algorithm.name=dapo", "algorithm.loss.kind=dapo", "algorithm.loss.epsilon_high=0.28"],
-    "adagrpo": [f"algorithm.triggers={RUNGS}"],
-    "adagrpo-immediate": [f"algorithm.triggers={RUNGS}", "algorithm.resample=immediate"],
-    "adagrpo-balanced": [f"algorithm.triggers={RUNGS}", "algorithm.train_on=balanced"],
-    "adagrpo-drop": [f"algorithm.triggers={RUNGS}", "algorithm.on_exhausted=drop"],
+    "adagrpo": [],
+    "adagrpo-deferred": ["algorithm.resample=deferred"],
+    "adagrpo-uniform": ["algorithm.allocation.enabled=false"],
+    "adagrpo-one-update": ["algorithm.updates=1"],
+    "grpo-three-updates": ["algorithm.name=grpo", "algorithm.updates=3"],
 }
-TARGET = 0.5
-TUNING_SEEDS = (100, 101)
+STEPS = {"0.01": 32, "0.04": 24, "0.20": 20}  # of a run, by success rate of the base model
+DIGITS = (3, 4)
+TARGET = 0.8
+TUNING_RATE = "0.04"
+TUNING_SEEDS = (100, 101, 102)
+LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one run needed to reach TARGET (None: never did) and where it ended."""
+class Point:
+    """A measurement: steps, generated tokens and seconds of training before it, and the held-out accuracy."""
 
-    tokens: float | None
-    seconds: float | None
-    final: float
+    step: int
+    tokens: int
+    seconds: float
+    accuracy: float
 
 
-def run(folder: Path, rate: str, method: str, seed: int, learning_rate: str, steps: int) -> Outcome:
-    """The outcome of one run, done now where `folder` does not hold it yet."""
-    name = f"{method}-p{rate}-lr{learning_rate}-s{seed}"
-    if not (folder / name / "summary.json").exists():
-        keep = ", ".join(f"{digits}: {rate}" for digits in DIGITS)
-        command = [
-            sys.executable,
-            "launch/train.py",
-            "--config",
-            "launch/configs/tiny-cpu.yaml",
-            f"run.folder={folder}",
-            f"run.name={name}",
+class Reached(Exception):  # noqa: N818 - no error, the end of a tuning run
+    """The target accuracy was measured."""
+
+
+class Curve(Observer):
+    """Notes the points of a run, without start-up and measurements in their seconds."""
+
+    def __init__(self, until: float) -> None:
+        self.points: list[Point] = []
+        self._tokens, self._seconds, self._until = 0, 0.0, until
+
+    def phase(self, text: str) -> None: ...
+
+    def step(self, record: StepRecord) -> None:
+        self._tokens += record.generated_tokens
+        self._seconds += record.seconds
+
+    def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        self.points.append(Point(record.step, self._tokens, round(self._seconds, 3), record.accuracy))
+        if record.accuracy >= self._until:
+            raise Reached
+
+    def summary(self, summary: Summary) -> None: ...
+
+
+def reached(points: list[Point]) -> Point | None:
+    """The first measurement at or above the target."""
+    return next((p for p in points if p.accuracy >= TARGET), None)
+
+
+def configure(rate: str, method: str, seed: int, learning_rate: str) -> Config:
+    keep = ", ".join(f"{digits}: {rate}" for digits in DIGITS)
+    return load_config(
+        "launch/configs/tiny-cpu.yaml",
+        [
             f"run.seed={seed}",
-            f"run.steps={steps}",
+            f"run.steps={STEPS[rate]}",
             f"arithmetic.keep_carry={{{keep}}}",
             f"learner.learning_rate={learning_rate}",
-            "algorithm.prompts_per_step=8",
+            "algorithm.prompts_per_step=2",
             "algorithm.group_size=8",
-            "evaluation.every=2",
-            "evaluation.samples=2",
+            "evaluation.every=1",
+            "evaluation.samples=1",
             "data.held_out_prompts=64",
             *METHODS[method],
-        ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return read(folder / name)
-
-
-def read(folder: Path) -> Outcome:
-    """Tokens and seconds of training, without start-up and measurements, until TARGET was first measured."""
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    measured = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    reached = next((e["step"] for e in measured if e["accuracy"] >= TARGET), None)
-    until = [] if reached is None else steps[:reached]
-    return Outcome(
-        tokens=None if reached is None else sum(s["generated_tokens"] for s in until),
-        seconds=None if reached is None else sum(s["seconds"] for s in until),
-        final=measured[-1]["accuracy"],
+        ],
     )
 
 
-def tune(folder: Path, rate: str, method: str, rates: list[str], steps: int) -> str:
-    """The learning rate with the fewest tokens to TARGET on the tuning seeds; one is returned as it is."""
+class Bench:
+    """The runs of one base model, on actors that stay."""
 
-    def cost(learning_rate: str) -> tuple[float, float]:
-        outcomes = [run(folder, rate, method, seed, learning_rate, steps) for seed in TUNING_SEEDS]
-        tokens = [math.inf if o.tokens is None else o.tokens for o in outcomes]
-        return statistics.median(tokens), -statistics.median(o.final for o in outcomes)
+    def __init__(self, running: Actors, rate: str, folder: Path) -> None:
+        self._running, self._rate, self._folder = running, rate, folder
 
-    return rates[0] if len(rates) == 1 else min(rates, key=cost)
+    def points(self, method: str, seed: int, learning_rate: str, *, tuning: bool = False) -> list[Point]:
+        """The curve of one run, done now where it is not noted yet; a tuning run ends at the target."""
+        note = self._folder / f"{self._rate}-{method}-{learning_rate}-{seed}.json"
+        if not note.exists():
+            config = configure(self._rate, method, seed, learning_rate)
+            begin(config, self._running, check(config))
+            curve = Curve(TARGET if tuning else math.inf)
+            with suppress(Reached):
+                train_on(self._running, config, self._folder / "last", curve)
+            part = note.with_suffix(".part")
+            part.write_text(json.dumps([asdict(p) for p in curve.points]))
+            os.replace(part, note)
+        return [Point(**p) for p in json.loads(note.read_text())]
+
+    def tune(self, method: str) -> str:
+        """The learning rate with the fewest tokens to the target, by the median over the tuning seeds."""
+
+        def cost(learning_rate: str) -> tuple[float, float]:
+            curves = [self.points(method, seed, learning_rate, tuning=True) for seed in TUNING_SEEDS]
+            ends = [reached(points) for points in curves]
+            tokens = [math.inf if end is None else end.tokens for end in ends]
+            return statistics.median(tokens), -statistics.median(points[-1].accuracy for points in curves)
+
+        return min(LEARNING_RATES, key=cost)
 
 
-def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """A Markdown table of medians, with ratios to GRPO."""
-    lines = ["| success rate | method | reached | tokens | ratio | seconds | ratio | final accuracy |"]
-    lines.append("| --- " * 8 + "|")
-
-    def median(values: list[float | None]) -> float:
-        return statistics.median(math.inf if v is None else v for v in values)
-
-    for setting, methods in results.items():
-        base = {key: median(methods["grpo"][key]) for key in ("tokens_to_target", "seconds_to_target")}
-        for method, r in methods.items():
-            tokens, seconds = median(r["tokens_to_target"]), median(r["seconds_to_target"])
-            final = r["final_accuracy"]
-            lines.append(
-                f"| {setting} | {method} | {sum(t is not None for t in r['tokens_to_target'])}/{len(final)} "
-                f"| {tokens:,.0f} | {tokens / base['tokens_to_target']:.2f} "
-                f"| {seconds:.1f} | {seconds / base['seconds_to_target']:.2f} "
-                f"| {statistics.median(final):.2f} ({min(final):.2f} to {max(final):.2f}) |"
-            )
-    return "\n".join(lines)
+@contextmanager
+def bench(rate: str, folder: Path) -> Iterator[Bench]:
+    config = configure(rate, "grpo", 0, LEARNING_RATES[0])
+    inputs = check(config)
+    with connect(config) as placement, actors(config, placement, inputs) as running:
+        yield Bench(running, rate, folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", default=["0.01", "0.04", "0.20"])
+    parser.add_argument("--settings", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--learning-rates", nargs="+", default=["1e-4", "3e-4", "1e-3"])
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench-algorithm"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench-algorithm"), help="where runs are noted")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table, plot and results are written")
     options = parser.parse_args()
-    results: dict[str, dict[str, dict[str, Any]]] = {}
-    for setting in options.settings:
-        for method in options.methods:
-            learning_rate = tune(options.folder, setting, method, options.learning_rates, options.steps)
-            outcomes = [
-                run(options.folder, setting, method, seed, learning_rate, options.steps)
-                for seed in range(options.seeds)
-            ]
-            results.setdefault(setting, {})[method] = {
-                "tokens_to_target": [o.tokens for o in outcomes],
-                "seconds_to_target": [o.seconds for o in outcomes],
-                "final_accuracy": [o.final for o in outcomes],
-                "learning_rate": learning_rate,
-            }
-            print(setting, method, results[setting][method], flush=True)
-    (options.folder / "algorithm.json").write_text(json.dumps(results, indent=2) + "\n")
-    if "grpo" in options.methods:
-        print(table(results))
+    options.folder.mkdir(parents=True, exist_ok=True)
+    curves: dict[str, dict[str, list[list[Point]]]] = {setting: {} for setting in options.settings}
+    # The tuning's base model first, so that no model is loaded twice.
+    order = sorted(options.settings, key=lambda setting: setting != TUNING_RATE)
+    rates: dict[str, str] = {}
+    for setting in order if order[0] == TUNING_RATE else [TUNING_RATE, *order]:
+        with bench(setting, options.folder) as runs:
+            if setting == TUNING_RATE:
+                rates = {method: runs.tune(method) for method in options.methods}
+                print("learning rates:", rates, flush=True)
+            for method in options.methods if setting in curves else []:
+                curves[setting][method] = [runs.points(method, seed, rates[method]) for seed in range(options.seeds)]
+                print(setting, method, [reached(points) for points in curves[setting][method]], flush=True)
+    write_report(options.docs, curves, rates, TARGET)
 
 
 if __name__ == "__main__":
