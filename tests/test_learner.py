@@ -25,7 +25,13 @@ STEPS = 3
 def configure(*overrides: str) -> Config:
     return load_config(
         "launch/configs/tiny-cpu.yaml",
-        ["learner.learning_rate=1e-4", "algorithm.loss.beta=0.04", f"run.steps={STEPS}", *overrides],
+        [
+            "learner.learning_rate=1e-4",
+            "algorithm.loss.beta=0.04",
+            "algorithm.updates=1",
+            f"run.steps={STEPS}",
+            *overrides,
+        ],
     )
 
 
@@ -75,6 +81,20 @@ def test_stages_and_micro_batches_change_nothing(model_path: str, expected: list
         other = engine.train(batch)
         assert other.sums == pytest.approx(one.sums, abs=1e-5)
         assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize(("updates", "clipped"), [(1, False), (3, True)])
+def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, updates: int, clipped: bool) -> None:
+    """The old policy is the one before the first update: only against that one can a ratio leave the range."""
+    config = configure(f"algorithm.updates={updates}", "learner.learning_rate=0.01", "learner.schedule=linear")
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29541))
+    batch = pack_batches(1, make_samples(), 1, 200)[0]
+    report = engine.train(batch)
+    assert (report.sums["clipped"] > 0) is clipped
+    # The schedule counts updates: of 3 x STEPS the last one of this batch is the third.
+    assert report.learning_rate == pytest.approx(0.01 * (1 - (updates - 1) / (updates * STEPS)))
+    nothing = engine.train(replace(batch, micro_batches=()))
+    assert nothing.sums == dict.fromkeys(report.sums, 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,16 @@ def test_what_each_method_does(
     assert method.criterion(make_group([0, 1])) is True
 
 
+@pytest.mark.parametrize(
+    ("name", "updates", "allocates"), [("grpo", 1, False), ("dapo", 1, False), ("adagrpo", 3, True)]
+)
+def test_what_each_method_does_by_itself(name: str, updates: int, allocates: bool) -> None:
+    assert settings(name).updates_per_batch == updates
+    assert settings(name, updates=2).updates_per_batch == 2
+    assert (make_method(settings(name), ["exact"]).allocation is not None) is allocates
+    assert make_method(settings(name, allocation={"enabled": False}), ["exact"]).allocation is None
+
+
 def test_adagrpo_drops_exhausted_groups_where_told() -> None:
     assert make_method(settings("adagrpo", on_exhausted="drop"), ["exact"]).drop_exhausted
 

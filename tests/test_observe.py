@@ -149,6 +149,8 @@ class TestRecords:
             "accuracy_by_level_before": {"10": 0.0, "2": 0.5},
             "accuracy_by_level_after": {"10": 0.5, "2": 1.0},
             "resamples_by_level": {"2": 12, "5": 36},
+            "flat_before_by_level": {"5": 1.0},
+            "flat_after_by_level": {"5": 0.25},
             # ceil(12 / 10) = 2 steps an interval.
             "resamples_by_interval": [
                 {"from": 1, "to": 2, "resamples": 3, "reward_mean": 1.5 / 16},
@@ -348,10 +350,10 @@ class TestPlainConsole:
             "run sums: 12 steps in 6.0 s",
             "",
             "held-out accuracy: 0.250 -> 0.750 (+0.500)",
-            "  class  before  after  change  resamples",
-            "  2       0.500  1.000  +0.500         12",
-            "  5           -      -       -         36",
-            "  10      0.000  0.500  +0.500          0",
+            "  class  before  after  change  resamples  no spread: first  trained",
+            "  2       0.500  1.000  +0.500         12                 -        -",
+            "  5           -      -       -         36             1.000    0.250",
+            "  10      0.000  0.500  +0.500          0                 -        -",
             "",
             "resamples: 84 (by rung 78+6), of which 24 met the criterion (24+0); 12 groups never did",
             "  steps  resamples  mean reward",
@@ -362,7 +364,7 @@ class TestPlainConsole:
             "  9-10          21        0.594",
             "  11-12         25        0.719",
             "",
-            "tokens: 48,000 generated (12,000 by resamples), 38,400 trained",
+            "tokens: 48,000 generated (12,000 by resamples), 38,400 trained; 800 for each group with spread",
             "adapter: runs/sums/adapter",
             "run folder: runs/sums",
         ]

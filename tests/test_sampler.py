@@ -39,6 +39,9 @@ class Fake:
         self.requests: list[GenerationRequest] = []
         self.cancelled: list[str] = []
         self.gates: dict[tuple[str, int], asyncio.Event] = {}
+        self.length = 2  # of every completion
+        self.longest = 0  # tokens that might have been generated at worst, seen whenever a request came in
+        self._spent = self._at_work = 0
 
     def of(self, prompt_id: str) -> list[GenerationRequest]:
         return [r for r in self.requests if r.prompt_id == prompt_id]
@@ -46,6 +49,8 @@ class Fake:
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         number = len(self.of(request.prompt_id))
         self.requests.append(request)
+        self._at_work += request.n * request.max_new_tokens
+        self.longest = max(self.longest, self._spent + self._at_work)
         try:
             await asyncio.sleep(0)
             if (request.prompt_id, number) in self.gates:
@@ -55,7 +60,9 @@ class Fake:
             raise
         rows = self.script[request.prompt_id]
         row = rows[min(number, len(rows) - 1)]
-        return tuple(make_completion(text=str(reward)) for reward in (*row, *row)[: request.n])
+        self._at_work -= request.n * request.max_new_tokens
+        self._spent += request.n * self.length
+        return tuple(make_completion(self.length, text=str(reward)) for reward in (*row, *row)[: request.n])
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
         await asyncio.sleep(0)
@@ -74,6 +81,7 @@ def make_sampler(
     prompts: Sequence[str],
     ladder: Ladder | None = None,
     method: Method | None = None,
+    levels: Mapping[str, str] | None = None,
     **settings: object,
 ) -> AdaptiveSampler:
     """A sampler of groups of two that takes `prompts` in turn, all of them a step unless told otherwise."""
@@ -82,7 +90,7 @@ def make_sampler(
     return AdaptiveSampler(
         chosen,
         method or Method(any_correct, ladder or Ladder(BASE, TWO_RUNGS), False, False, allocation=allocation),
-        PromptOrder([make_prompt(id) for id in prompts], seed=0, shuffle=False),
+        PromptOrder([make_prompt(id, level=(levels or {}).get(id, "")) for id in prompts], seed=0, shuffle=False),
         fake.generate,
         fake.score,
         max_new_tokens=16,
@@ -327,6 +335,34 @@ def test_every_group_ends_once_and_no_step_exceeds_its_budget(
         assert group.statistics.count == 2 * len(group.attempts)
 
 
+@settings(max_examples=40)
+@given(
+    budget=st.integers(32, 200),
+    length=st.integers(1, 16),
+    resample=st.sampled_from(["immediate", "deferred"]),
+    outcomes=st.lists(st.lists(st.sampled_from([FAIL, PASS]), min_size=1, max_size=3), min_size=5, max_size=5),
+)
+def test_a_budget_in_tokens_holds_whatever_lengths_turn_out(
+    budget: int, length: int, resample: str, outcomes: list[list[tuple[float, float]]]
+) -> None:
+    fake = Fake(dict(zip("abcde", outcomes, strict=True)))
+    fake.length = length
+    sampler = make_sampler(fake, prompts="abcde", budget=budget, budget_unit="tokens", resample=resample)
+    (step,) = run_steps(sampler, 1)
+    assert fake.longest <= budget
+    assert sum(g.last.generated_tokens for g in step.attempts) <= budget
+
+
+def test_tokens_that_were_not_needed_go_to_more_groups() -> None:
+    """A group of two may take 32 tokens and takes 4: of 64 tokens there is room for two, then one at a time."""
+    fake = Fake(easy("abcde"))
+    (step,) = run_steps(make_sampler(fake, prompts="abcde", budget=64, budget_unit="tokens"), 1)
+    assert ids(step.ready) == list("abcde")
+    fake.length, fake.requests = 16, []
+    (step,) = run_steps(make_sampler(fake, prompts="abcde", budget=64, budget_unit="tokens"), 1)
+    assert ids(step.ready) == list("ab")
+
+
 def test_a_group_that_waited_too_long_is_given_up() -> None:
     fake = Fake({name: [FAIL] for name in "abcdefgh"})
     ladder = Ladder(BASE, ((1, (WARM,) * 9),))
@@ -467,3 +503,43 @@ def test_a_start_above_a_ladder_of_no_rungs_is_the_base() -> None:
     fake = Fake({"hard": [FAIL, (0.0,) * 4]})
     run_steps(make_sampler(fake, prompts=["hard"], ladder=Ladder(BASE), allocation=ALLOCATION), 2)
     assert [r.sampling for r in fake.requests] == [BASE, BASE]
+
+
+def test_a_prompt_never_seen_goes_by_its_difficulty_class() -> None:
+    levels = {"a": "hard", "b": "hard", "c": "easy", "d": "easy"}
+    fake = Fake({"a": [FAIL], "b": [(0.0,) * 4], "c": [PASS], "d": [PASS]})
+    sampler = make_sampler(
+        fake, prompts="acbd", levels=levels, prompts_per_step=2, ladder=Ladder(BASE, ((1, (WARM,)),)),
+        allocation=ALLOCATION | {"informative": 0.5},
+    )  # fmt: skip
+    _, second = run_steps(sampler, 2)
+    # hard: Beta(1, 3) of mean 1/4, so it starts on the rung; easy: Beta(2, 2), which two completions are enough for.
+    assert [(g.prompt.id, g.size, g.start) for g in (*second.exhausted, *second.ready)] == [("b", 3, 1), ("d", 2, 0)]
+
+
+@pytest.mark.parametrize("resample", ["immediate", "deferred"])
+def test_a_restored_sampler_goes_on_as_the_other_would_have(resample: str) -> None:
+    def make() -> tuple[Fake, AdaptiveSampler]:
+        fake = Fake({"a": [FAIL, FAIL, PASS, (0.0,) * 4], "b": [PASS, (1.0,) * 4], "c": [FAIL, (1.0, 0.0, 0.0, 0.0)]})
+        settings = {"budget": 8, "prompts_per_step": 2, "resample": resample, "allocation": ALLOCATION}
+        return fake, make_sampler(fake, prompts="abc", **settings)
+
+    async def run(sampler: AdaptiveSampler, first: int, last: int) -> list[Collection]:
+        return [await sampler.collect(step) for step in range(first, last + 1)]
+
+    fake, sampler = make()
+    asyncio.run(run(sampler, 1, 2))
+    state, before = sampler.state_dict(), len(fake.requests)
+    assert state["posteriors"]
+    assert state["waiting"], "the budget cuts off the second resample, or it is deferred"
+    other_fake, other = make()
+    other_fake.requests = list(fake.requests)  # so that its script goes on where the other one's does
+    other.load_state_dict(state)
+    ends, other_ends = asyncio.run(run(sampler, 3, 6)), asyncio.run(run(other, 3, 6))
+    assert len(fake.requests) > before
+
+    def asked(requests: Sequence[GenerationRequest]) -> list[object]:
+        return [(r.prompt_id, r.n, r.sampling, r.seed) for r in requests]
+
+    assert asked(fake.requests) == asked(other_fake.requests)
+    assert [[g.statistics for g in c.ready] for c in ends] == [[g.statistics for g in c.ready] for c in other_ends]

@@ -14,7 +14,9 @@ import ray
 import torch
 
 from adagrpo_ray.adapter import AdapterWeights, pack
+from adagrpo_ray.algorithm.loss import Tokens, correction_weights, policy_loss
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import SyncError
 from adagrpo_ray.learner.engine import LearnerEngine
@@ -29,6 +31,8 @@ from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingPar
 CONFIG = load_config(
     "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.held_out_prompts=0"]
 )
+
+HOT = SamplingParams(temperature=1.3, top_p=0.97)
 
 
 @pytest.fixture(scope="module")
@@ -189,41 +193,80 @@ def test_the_written_adapter_loads_with_vllm(
 
 
 @pytest.mark.parametrize("rollout", ["merged"], indirect=True)
-def test_the_correction_is_unbiased_for_an_aggressive_rung(
-    rollout: tuple[Any, RolloutPool], learner: LearnerEngine, model_path: str
-) -> None:
-    """Drawn at T=1.3 and top_p=0.97, importance weights have mean one and give the plain success rate.
+def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, RolloutPool], model_path: str) -> None:
+    """Drawn at T=1.3 and top_p=0.97, weighted completions give the plain mean weight, success rate and gradient.
 
     Over whole sequences and without a cap, E[w f(completion)] over the rung's distribution is E[f] over the
-    policy's own, up to what top_p never draws.
+    policy's own, up to what top_p never draws. The gradient is measured along one direction, that of the plain
+    gradient of other draws, so that each completion has its own share of it and the sampling error is known.
     """
     _, pool = rollout
     fresh = load_policy(model_path, CONFIG)  # the untouched base: an adapter that changes nothing yet
     tensors = {n.replace(".default.", "."): p.detach() for n, p in fresh.named_parameters() if p.requires_grad}
     asyncio.run(pool.apply(pack(40, tensors, 16, 32.0, torch.float32)))
     prompts = load_prompts(CONFIG, load_tokenizer(model_path, CONFIG)).train
+    policy = Policy(fresh).eval()
+    parameters = [p for p in policy.parameters() if p.requires_grad]
 
     async def draw(sampling: SamplingParams, seed: int) -> list[tuple[Prompt, Completion]]:
         requests = [GenerationRequest(p.id, p.token_ids, 64, sampling, 96, seed + i) for i, p in enumerate(prompts)]
         groups = await asyncio.gather(*(pool.generate(request) for request in requests))
         return [(p, c) for p, group in zip(prompts, groups, strict=True) for c in group]
 
-    def right(prompt: Prompt, completion: Completion) -> float:
-        return float(f"SOLUTION_START_FLAG{prompt.answer}SOLUTION_END_FLAG" in completion.text)
+    def tokens_of(drawn: list[tuple[Prompt, Completion]]) -> Tokens:
+        """All that the loss needs, with the success as the advantage and the mean over completions as weights."""
+        samples = [as_sample(p, c, 0.0) for p, c in drawn]
+        logprobs = torch.cat([policy(pad(samples[i : i + 64], torch.device("cpu"))) for i in range(0, len(drawn), 64)])
+        lengths = torch.tensor([len(c.token_ids) for _, c in drawn])
+        success = torch.tensor([f"FLAG{p.answer}SOLUTION" in c.text for p, c in drawn], dtype=torch.float32)
+        return Tokens(
+            policy=logprobs,
+            old=logprobs.detach(),
+            behaviour=torch.from_numpy(np.concatenate([c.logprobs for _, c in drawn])),
+            reference=None,
+            advantages=success.repeat_interleave(lengths),
+            weights=torch.full((int(lengths.sum()),), 1 / len(drawn)),
+            sequence=torch.arange(len(drawn)).repeat_interleave(lengths),
+        )
 
-    policy = Policy(fresh).eval()
-    plain = np.array([right(p, c) for p, c in asyncio.run(draw(SamplingParams(), 100))])
-    hot = asyncio.run(draw(SamplingParams(temperature=1.3, top_p=0.97), 200))
-    samples = [as_sample(p, c, 0.0) for p, c in hot]
-    with torch.no_grad():
-        flat = torch.cat([policy(pad(samples[i : i + 64], torch.device("cpu"))) for i in range(0, len(samples), 64)])
-    own = [float(part.sum()) for part in flat.split([len(s.token_ids) for s in samples])]
-    weights = np.exp([o - float(c.logprobs.sum()) for o, (_, c) in zip(own, hot, strict=True)])
-    weighted = weights * np.array([right(p, c) for p, c in hot])
+    def by_completion(tokens: Tokens, values: torch.Tensor, *, mean: bool = False) -> Any:
+        sums = torch.zeros(int(tokens.sequence[-1]) + 1).index_add(0, tokens.sequence, values)
+        return (sums / torch.bincount(tokens.sequence) if mean else sums).detach().numpy().astype(np.float64)
+
+    settings = LossSettings(correction="sequence", correction_cap=1e9, epsilon=0.2)
+
+    def gradient(tokens: Tokens, settings: LossSettings) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(-policy_loss(tokens, settings).loss, parameters))
+
+    direction = gradient(tokens_of(asyncio.run(draw(SamplingParams(), 900))), LossSettings(correction="none"))
+    scale = torch.stack([d.norm() for d in direction]).norm()
+
+    def shares(drawn: list[tuple[Prompt, Completion]]) -> Any:
+        """Derivative of each completion's log-probability along the direction, by a central difference."""
+        moved = []
+        with torch.no_grad():
+            for step in (1e-2, -2e-2, 1e-2):  # there, to the other side, and back
+                for parameter, d in zip(parameters, direction, strict=True):
+                    parameter.add_(step * d / scale)
+                tokens = tokens_of(drawn)
+                moved.append(by_completion(tokens, tokens.policy))
+        return (moved[0] - moved[1]) / 2e-2
+
+    plain, hot = (asyncio.run(draw(s, seed)) for s, seed in ((SamplingParams(), 100), (HOT, 200)))
+    of_plain, of_hot = tokens_of(plain), tokens_of(hot)
+    weights = by_completion(of_hot, correction_weights(of_hot, settings)[0], mean=True)
+    right_plain, right_hot = (by_completion(t, t.advantages, mean=True) for t in (of_plain, of_hot))
+    plain_gradient, hot_gradient = right_plain * shares(plain), right_hot * shares(hot)
 
     def error(values: Any) -> float:
         return float(values.std(ddof=1) / np.sqrt(len(values)))
 
     assert weights.mean() == pytest.approx(1.0, abs=4 * error(weights) + 0.02)
     assert weights.std() > 0.1, "the rung must differ from the policy, or this test shows nothing"
-    assert weighted.mean() == pytest.approx(plain.mean(), abs=4 * (error(weighted) + error(plain)))
+    for own, drawn in ((right_plain, right_hot), (plain_gradient, hot_gradient)):
+        weighted = weights * drawn
+        assert weighted.mean() == pytest.approx(own.mean(), abs=4 * np.hypot(error(weighted), error(own)))
+        assert own.mean() > 4 * error(own), "it must stand out from the sampling error, or this test shows nothing"
+    # The loss itself, and not only its weights, has that gradient.
+    along = sum(float((g * d).sum()) for g, d in zip(gradient(of_hot, settings), direction, strict=True)) / float(scale)
+    assert along == pytest.approx((weights * hot_gradient).mean(), rel=0.02)

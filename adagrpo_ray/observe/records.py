@@ -112,7 +112,10 @@ class Interval(Record):
 
 @dataclass(frozen=True)
 class Summary(Record):
-    """A whole run. `seconds` is the time of its steps, without start-up and measurements."""
+    """A whole run. `seconds` is the time of its steps, without start-up and measurements.
+
+    `flat_before_by_level` and `flat_after_by_level` are means over the steps that had groups of the level.
+    """
 
     accuracy_before: float
     accuracy_after: float
@@ -128,6 +131,8 @@ class Summary(Record):
     accuracy_by_level_before: Mapping[str, float]
     accuracy_by_level_after: Mapping[str, float]
     resamples_by_level: Mapping[str, int]
+    flat_before_by_level: Mapping[str, float]
+    flat_after_by_level: Mapping[str, float]
     resamples_by_interval: tuple[Interval, ...]
     name: str
     folder: Path
@@ -162,6 +167,8 @@ def summarize(
         accuracy_by_level_before=before.accuracy_by_level if before else {},
         accuracy_by_level_after=after.accuracy_by_level if after else {},
         resamples_by_level=dict(sum((Counter(r.resamples_by_level) for r in records), Counter())),
+        flat_before_by_level=_by_level(r.flat_before_by_level for r in records),
+        flat_after_by_level=_by_level(r.flat_after_by_level for r in records),
         resamples_by_interval=tuple(
             _interval(records[start : start + length]) for start in range(0, len(records), length)
         ),
@@ -174,6 +181,12 @@ def summarize(
 def _by_rung(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     """Sums for each rung; a later trigger may have a longer ladder than the first steps had."""
     return tuple(sum(rung) for rung in zip_longest(*counts, fillvalue=0))
+
+
+def _by_level(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Mean share of each level over the steps that had it."""
+    steps = list(shares)
+    return {level: _mean(s[level] for s in steps if level in s) for level in sorted({key for s in steps for key in s})}
 
 
 def _interval(records: Sequence[StepRecord]) -> Interval:

@@ -37,19 +37,23 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     yield ""
     yield (
         f"tokens: {summary.generated_tokens:,} generated ({summary.extra_tokens:,} by resamples), "
-        f"{summary.trained_tokens:,} trained"
+        f"{summary.trained_tokens:,} trained; "
+        f"{_tokens(summary.tokens_per_informative_group)} for each group with spread"
     )
     yield f"adapter: {printable(str(summary.adapter))}"
     yield f"run folder: {printable(str(summary.folder))}"
 
 
 def _by_level(summary: Summary, names: list[str]) -> Table:
-    table = _table("class", "before", "after", "change", "resamples")
+    table = _table("class", "before", "after", "change", "resamples", "no spread: first", "trained")
     for name in names:
         before = summary.accuracy_by_level_before.get(name, math.nan)
         after = summary.accuracy_by_level_after.get(name, math.nan)
         resamples = str(summary.resamples_by_level.get(name, 0))
-        table.add_row(printable(name), number(before), number(after), change(before, after), resamples)
+        flat = (m.get(name, math.nan) for m in (summary.flat_before_by_level, summary.flat_after_by_level))
+        table.add_row(
+            printable(name), number(before), number(after), change(before, after), resamples, *map(number, flat)
+        )
     return table
 
 
@@ -58,6 +62,10 @@ def _intervals(intervals: tuple[Interval, ...]) -> Table:
     for interval in intervals:
         table.add_row(f"{interval.first}-{interval.last}", str(interval.resamples), number(interval.reward_mean))
     return table
+
+
+def _tokens(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.0f}"
 
 
 def _table(name: str, *figures: str) -> Table:
