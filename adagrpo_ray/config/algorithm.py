@@ -109,7 +109,7 @@ class AlgorithmSettings(Section):
         description="adagrpo: ladders of resamples by step; []: none",
     )
     resample: Literal["immediate", "deferred"] = Field(
-        "immediate", description="a failed group's next attempt: at once, or among the next step's requests"
+        "deferred", description="a failed group's next attempt: at once, or among the next step's requests"
     )
     budget: PositiveInt | None = Field(
         None, description="most that a step generates, in budget_unit; groups that it cuts off wait; null: no limit"

@@ -31,16 +31,15 @@ METHODS = {
     "grpo": ["algorithm.name=grpo"],
     "dapo": ["algorithm.name=dapo", "algorithm.loss.kind=dapo", "algorithm.loss.epsilon_high=0.28"],
     "adagrpo": [],
-    "adagrpo-deferred": ["algorithm.resample=deferred"],
-    "adagrpo-uniform": ["algorithm.allocation.enabled=false"],
+    "adagrpo-immediate": ["algorithm.resample=immediate"],
     "adagrpo-one-update": ["algorithm.updates=1"],
     "grpo-three-updates": ["algorithm.name=grpo", "algorithm.updates=3"],
 }
-STEPS = {"0.01": 32, "0.04": 24, "0.20": 20}  # of a run, by success rate of the base model
+STEPS = {"0.01": 16, "0.04": 12, "0.20": 10}  # of a run, by success rate of the base model
 DIGITS = (3, 4)
-TARGET = 0.8
+TARGET = 0.85
 TUNING_RATE = "0.04"
-TUNING_SEEDS = (100, 101, 102)
+TUNING_SEEDS = (100, 101)
 LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
 
 
@@ -93,7 +92,7 @@ def configure(rate: str, method: str, seed: int, learning_rate: str) -> Config:
             f"run.steps={STEPS[rate]}",
             f"arithmetic.keep_carry={{{keep}}}",
             f"learner.learning_rate={learning_rate}",
-            "algorithm.prompts_per_step=2",
+            "algorithm.prompts_per_step=8",
             "algorithm.group_size=8",
             "evaluation.every=1",
             "evaluation.samples=1",

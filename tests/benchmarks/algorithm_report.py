@@ -26,6 +26,7 @@ class Point(Protocol):
 
 Runs = dict[str, dict[str, list[list[Any]]]]  # curves of Points by setting, method and seed
 BASE = "grpo"
+OTHER_TARGETS = (0.5, 0.7, 0.8, 0.9)
 
 
 def results(curves: Runs, target: float) -> dict[str, dict[str, dict[str, list[float | None]]]]:
@@ -87,6 +88,22 @@ def table(found: dict[str, dict[str, dict[str, list[float | None]]]]) -> str:
     return "\n".join(lines)
 
 
+def sensitivity(curves: Runs) -> str:
+    """A Markdown table of the ratios of medians to GRPO's, tokens and seconds, for other target accuracies."""
+    lines = ["| success rate | method | " + " | ".join(f"at {target:g}" for target in OTHER_TARGETS) + " |"]
+    lines.append("| --- " * (2 + len(OTHER_TARGETS)) + "|")
+    by_target = [results(curves, target) for target in OTHER_TARGETS]
+    for setting, methods in curves.items():
+        for method in methods if BASE in methods else []:
+            cells = []
+            for found in by_target:
+                own, base = found[setting][method], found[setting][BASE]
+                pair = [median(own[key]) / median(base[key]) for key in ("tokens_to_target", "seconds_to_target")]
+                cells.append(" / ".join(f"{quotient:.2f}" if math.isfinite(quotient) else "-" for quotient in pair))
+            lines.append("| " + " | ".join([setting, method, *cells]) + " |")
+    return "\n".join(lines)
+
+
 def plot(curves: Runs, target: float, path: Path) -> None:
     """Median held-out accuracy over the seeds against generated tokens and against seconds, one row a setting."""
     import matplotlib
@@ -139,6 +156,11 @@ the seconds.
 {table(found)}
 
 Learning rates, tuned on other seeds: {chosen}.
+
+How much that depends on the target: ratios of medians to GRPO's, tokens / seconds, for other accuracies ("-": one of
+the two did not get there in half of its runs).
+
+{sensitivity(curves)}
 
 ![accuracy against generated tokens and seconds](algorithm.svg)
 """
