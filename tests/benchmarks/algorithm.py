@@ -92,6 +92,7 @@ def configure(rate: str, method: str, seed: int, learning_rate: str) -> Config:
             f"run.steps={STEPS[rate]}",
             f"arithmetic.keep_carry={{{keep}}}",
             f"learner.learning_rate={learning_rate}",
+            "learner.cpus=2",  # it and the rollout actor take turns, so that both cores are its own meanwhile
             "algorithm.prompts_per_step=8",
             "algorithm.group_size=8",
             "evaluation.every=1",
