@@ -7,7 +7,8 @@ AdaGRPOError
 ├── RewardError      a reward function cannot be imported, or broke its contract
 ├── ResourceError    the machine or cluster cannot hold what the configuration asks for
 ├── RolloutError     a rollout actor could not serve a request
-└── SyncError        a rollout actor does not hold the weights that the learner sent
+├── SyncError        a rollout actor does not hold the weights that the learner sent
+└── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
 
 Messages are one sentence that names the key or file, the value, and what to do. They take a single
 string, so that Ray can carry them between processes.
@@ -44,3 +45,7 @@ class RolloutError(AdaGRPOError, RuntimeError):
 
 class SyncError(AdaGRPOError, RuntimeError):
     """A rollout actor does not hold the weights that the learner sent."""
+
+
+class CheckpointError(AdaGRPOError, RuntimeError):
+    """A checkpoint cannot be written, is damaged, or does not fit the run."""

@@ -12,31 +12,51 @@ from adagrpo_ray.cluster import Actors, actors, connect, get
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary, summarize
 from adagrpo_ray.preflight import Inputs
+from adagrpo_ray.resume import FOLDER, Past, progress_of
 
 
-def train(config: Config, inputs: Inputs, folder: Path, observer: Observer) -> Summary:
-    """A whole run on checked inputs; leaves the adapter in `folder`/adapter and returns the summary."""
+def train(config: Config, inputs: Inputs, folder: Path, observer: Observer, past: Past | None = None) -> Summary:
+    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `folder`/adapter."""
     observer.phase(f"starting {config.rollout.actors} rollout actor(s) and {config.learner.ranks} learner rank(s)")
     with connect(config) as placement, actors(config, placement, inputs) as running:
-        return train_on(running, config, folder, observer)
+        return train_on(running, config, folder, observer, past)
 
 
-def train_on(running: Actors, config: Config, folder: Path, observer: Observer) -> Summary:
+def train_on(running: Actors, config: Config, folder: Path, observer: Observer, past: Past | None = None) -> Summary:
     """The steps and measurements of `train`, on actors that are ready to begin."""
-    get([learner.sync.remote(0) for learner in running.learners])
-    before = _evaluate(running, config, observer, "before", 0)
-    records, last = [], before
-    for step in range(1, config.run.steps + 1):
+    records, before, last = _begin(running, config, observer, past)
+    for step in range(len(records) + 1, config.run.steps + 1):
         records.append(_step(running, config, step))
         observer.step(records[-1])
-        every = config.evaluation.every
-        if step == config.run.steps or (every and step % every == 0):
-            last = _evaluate(running, config, observer, "after" if step == config.run.steps else f"step {step}", step)
+        ends = step == config.run.steps
+        if ends or _due(config.evaluation.every, step):
+            last = _evaluate(running, config, observer, "after" if ends else f"step {step}", step)
+        if ends or _due(config.checkpoint.every, step):
+            progress = progress_of(config, folder, records)
+            get([learner.save_checkpoint.remote(str(folder / FOLDER), progress) for learner in running.learners])
     adapter = folder / "adapter"
     get([learner.save_adapter.remote(str(adapter)) for learner in running.learners])
     summary = summarize(records, before, last, name=folder.name, folder=folder, adapter=adapter)
     observer.summary(summary)
     return summary
+
+
+def _begin(
+    running: Actors, config: Config, observer: Observer, past: Past | None
+) -> tuple[list[StepRecord], EvaluationRecord | None, EvaluationRecord | None]:
+    """Bring all actors to where the run begins or goes on; its records so far, first and last measurement."""
+    if past is None or past.checkpoint is None:
+        get([learner.sync.remote(0) for learner in running.learners])
+        before = _evaluate(running, config, observer, "before", 0)
+        return [], before, before
+    get([learner.load_checkpoint.remote(str(past.checkpoint)) for learner in running.learners])
+    get([learner.sync.remote(past.mark.step) for learner in running.learners])
+    measured = past.evaluations or (None,)
+    return list(past.records), measured[0], measured[-1]
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _step(running: Actors, config: Config, step: int) -> StepRecord:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml, settings
-from adagrpo_ray.errors import AdaGRPOError
+from adagrpo_ray.errors import AdaGRPOError, ModelError
 
 DEFAULT = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
 
@@ -28,39 +28,56 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", default=str(DEFAULT), help="YAML file of settings (default: tiny-cpu.yaml)")
     parser.add_argument("--dry-run", action="store_true", help="show settings and placement, start nothing")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        help="go on from the newest good checkpoint of run.name ('auto'; from the start where there is none), "
+        "of a run folder, or from one checkpoint's folder",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
     return parser.parse_args(arguments)
 
 
 def dry_run(config: Config) -> None:
+    from adagrpo_ray.memory import describe, device_memory, read_shape
     from adagrpo_ray.placement import Hardware, address, local_hardware, place
 
     print(as_yaml(config), end="")
     joined = address(config)
+    memory: int | None = None  # of a cluster's nodes nothing is known before it is joined
     if joined is None:
         hardware = local_hardware()
         placement = place(config, hardware, ours=True)
+        memory = device_memory(hardware)
         print(f"# placement on this machine ({hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs), in a Ray of its own:")
     else:
         placement = place(config, Hardware(math.inf, math.inf), ours=False)
         print(f"# placement on the Ray cluster at {joined}, where its nodes have GPUs:")
     print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
+    try:
+        lines = describe(read_shape(config), config, placement, memory)
+    except ModelError as error:
+        lines = [f"not estimated: {error}"]
+    print("# memory that this takes, estimated:")
+    print("\n".join(f"#   {line}" for line in lines))
 
 
-def run(config: Config, name: str) -> None:
+def run(config: Config, name: str, resume: str | None) -> None:
     from adagrpo_ray.observe import Console, Observers, RunWriter
     from adagrpo_ray.preflight import check
+    from adagrpo_ray.resume import find_past
     from adagrpo_ray.trainer import train
 
     with Console(config.run.steps) as console:
+        past = None if resume is None else find_past(resume, config, console.phase)
         console.phase("checking model, data and rewards")
         inputs = check(config)
         prompts = inputs.prompts
         dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
         console.phase(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
         folder = Path(config.run.folder) / (config.run.name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        with RunWriter(folder, as_yaml(config)) as writer:
-            train(config, inputs, folder, Observers(writer, console))
+        with past.writer(config) if past else RunWriter(folder, as_yaml(config)) as writer:
+            train(config, inputs, writer.folder, Observers(writer, console), past)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             dry_run(config)
         else:
-            run(config, Path(options.config).stem)
+            run(config, Path(options.config).stem, options.resume)
     except AdaGRPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -148,3 +148,28 @@ def test_unknown_key_is_told_the_nearest(refused: Callable[..., str]) -> None:
 
 def test_more_gpus_than_there_are(refused: Callable[..., str]) -> None:
     assert "rollout.tensor_parallel=2" in refused("rollout.tensor_parallel=2")
+
+
+def test_dry_run_estimates_memory_from_a_config_alone(
+    launch: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 100, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **sizes, **heads}))
+    assert launch.main(["--config", TINY, "--dry-run", f"model.path={tmp_path}", "run.ray_address=auto"]) == 0
+    told = capsys.readouterr().out
+    assert yaml.safe_load(told)["model"]["path"] == str(tmp_path)
+    # A token: key and value in 2 layers, 2 heads of 16 numbers of 4 bytes; the cache is of 0.5 GiB.
+    assert "#   KV cache: 512 bytes a token, room for 1048576 tokens, or 10922 sequences of 96 at a time" in told
+    assert "fits in" not in told  # nothing is known of a cluster's memory
+    assert launch.main(["--config", TINY, "--dry-run", f"model.path={tmp_path}"]) == 0
+    assert "GiB fits in" in capsys.readouterr().out
+
+
+def test_dry_run_says_why_it_estimates_nothing(
+    launch: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert launch.main(["--config", TINY, "--dry-run"]) == 0
+    assert "#   not estimated: the tiny model is built on first use" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from builders import make_prompt
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
-from adagrpo_ray.errors import ConfigError, DataError
+from adagrpo_ray.errors import CheckpointError, ConfigError, DataError
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(Config().data.format)
@@ -298,3 +298,8 @@ def test_order_resumes_exactly(taken: int):
     resumed.take(2)
     resumed.load_state_dict(state)
     assert visits(resumed, 30) == visits(order, 30)
+
+
+def test_the_state_of_an_order_of_other_prompts_is_refused():
+    with pytest.raises(CheckpointError, match=r"data\.source: the 7 prompts to train on are not those"):
+        order_of(7).load_state_dict(order_of(8).state_dict())

@@ -85,7 +85,9 @@ def make_sampler(
     **settings: object,
 ) -> AdaptiveSampler:
     """A sampler of groups of two that takes `prompts` in turn, all of them a step unless told otherwise."""
-    chosen = AlgorithmSettings.model_validate({"prompts_per_step": len(prompts), "group_size": 2, **settings})
+    chosen = AlgorithmSettings.model_validate(
+        {"prompts_per_step": len(prompts), "group_size": 2, "resample": "immediate", **settings}
+    )
     allocation = chosen.allocation if "allocation" in settings else None
     return AdaptiveSampler(
         chosen,

@@ -162,6 +162,13 @@ class EvaluationSettings(Section):
     every: int = Field(0, ge=0, description="steps between measurements while training; 0: only before and after")
 
 
+class CheckpointSettings(Section):
+    """What a run keeps to go on from."""
+
+    every: int = Field(0, ge=0, description="steps between checkpoints; 0: one, after the last step")
+    keep_last: PositiveInt = Field(2, description="how many checkpoints stay, the newest ones")
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -174,6 +181,7 @@ class Config(Section):
     rollout: RolloutSettings = Field(RolloutSettings(), description="vLLM rollout actors")
     learner: LearnerSettings = Field(LearnerSettings(), description="DeepSpeed learner")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="held-out accuracy")
+    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="what a run keeps to go on from")
 
     @property
     def uses_phases(self) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.types import Prompt
 
 
@@ -30,13 +33,21 @@ class PromptOrder:
         self._taken += n
         return chosen
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the order stands; with the same prompts and seed it is all that is needed to go on."""
-        return {"taken": self._taken}
+        return {"taken": self._taken, "prompts": self._digest()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; CheckpointError where the prompts are others, or in another order."""
+        if state["prompts"] != self._digest():
+            raise CheckpointError(
+                f"data.source: the {len(self)} prompts to train on are not those that the run began with; "
+                "bring that data back, or start a new run"
+            )
         self._taken = state["taken"]
+
+    def _digest(self) -> str:
+        return hashlib.sha256("\n".join(prompt.id for prompt in self._prompts).encode()).hexdigest()
 
     def _permutation(self, visit: int) -> Sequence[int]:
         if not self._shuffle:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,12 +16,14 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.learner import checkpoint
 from adagrpo_ray.learner.batch import training_samples
-from adagrpo_ray.learner.engine import LearnerEngine, TrainReport
+from adagrpo_ray.learner.engine import EngineState, LearnerEngine, TrainReport
 from adagrpo_ray.learner.evaluation import evaluate
 from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler
+from adagrpo_ray.learner.snapshot import from_plain, to_plain
 from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.pool import RolloutPool
@@ -65,7 +68,7 @@ class LearnerActor:
         """Rank 0 gets its prompts and the rollout actors."""
         config, algorithm = self._config, self._config.algorithm
         self.stop()
-        self._held_out = prompts.held_out
+        self._prompts = prompts
         self._pool = RolloutPool(rollout_actors, config.rollout.request_timeout_s)
         self._scorer = RewardScorer(config.rewards, config.data.format)
         self._functions = [f.function for f in config.rewards.functions]
@@ -114,7 +117,7 @@ class LearnerActor:
         """Accuracy on the held-out prompts."""
         return asyncio.run(
             evaluate(
-                self._held_out,
+                self._prompts.held_out,
                 self._config.evaluation,
                 self._pool.generate,
                 self._scorer.score,
@@ -129,6 +132,40 @@ class LearnerActor:
         tensors = self._engine.adapter()
         if self._rank == 0:
             self._engine.save_adapter(folder, tensors)
+
+    def save_checkpoint(self, folder: str, progress: checkpoint.Progress) -> None:
+        """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes."""
+        engine = self._engine.snapshot()
+        if engine is None:
+            return
+        sampler, arrays = to_plain(self._sampler.state_dict())
+        state = {**asdict(progress), "optimizer_steps": engine.optimizer_steps, "schedule": engine.schedule}
+        contents = {
+            "adapter.safetensors": engine.weights,
+            "optimizer.safetensors": engine.moments,
+            "random.safetensors": engine.random,
+            "sampler.safetensors": arrays,
+            "sampler.json": sampler,
+            checkpoint.STATE: state,
+        }
+        checkpoint.save(Path(folder), progress.step, contents, self._config.checkpoint.keep_last)
+
+    def load_checkpoint(self, path: str) -> None:
+        """Go on from the checkpoint at `path`, which every rank reads."""
+        files = checkpoint.load(Path(path))
+        state = files[checkpoint.STATE]
+        self._engine.restore(
+            EngineState(
+                weights=files["adapter.safetensors"],
+                moments=files["optimizer.safetensors"],
+                random=files["random.safetensors"],
+                optimizer_steps=state["optimizer_steps"],
+                schedule=state["schedule"],
+            )
+        )
+        if self._rank == 0:
+            prompts = {prompt.id: prompt for prompt in self._prompts.train}
+            self._sampler.load_state_dict(from_plain(files["sampler.json"], files["sampler.safetensors"], prompts))
 
     def stop(self) -> None:
         """End the scoring processes."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.loss import LossSums, Tokens, policy_loss
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Padded, Policy, pad
 from adagrpo_ray.model.load import load_policy
 from adagrpo_ray.types import TrainBatch, TrainSample
@@ -23,6 +25,20 @@ class TrainReport:
     sums: dict[str, float]  # the fields of LossSums
     grad_norm: float
     learning_rate: float
+
+
+@dataclass(frozen=True, eq=False)
+class EngineState:
+    """All that the next optimizer step depends on beside the batch; see `Masters.read` for weights and moments.
+
+    `random` holds the states of torch's generators, as "cpu.RANK" and "cuda.RANK".
+    """
+
+    weights: dict[str, NDArray[Any]]
+    moments: dict[str, NDArray[Any]]
+    random: dict[str, NDArray[Any]]
+    optimizer_steps: int
+    schedule: dict[str, Any]
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
@@ -74,7 +90,7 @@ class LearnerEngine:
         if config.learner.gradient_checkpointing:
             peft_model.enable_input_require_grads()
             peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._config, self._world_size = config, world_size
+        self._config, self._rank, self._world_size = config, rank, world_size
         self._device = torch.device("cuda" if cuda else "cpu")
         self._policy = Policy(peft_model)
         trainable = [p for p in self._policy.parameters() if p.requires_grad]
@@ -139,12 +155,37 @@ class LearnerEngine:
         """The adapter's tensors on the host, float32, keyed as in PEFT's files; whole under ZeRO-3 too."""
         import deepspeed
 
-        named = {n: p for n, p in self._policy.peft_model.named_parameters() if p.requires_grad}
+        named = self._named()
         with deepspeed.zero.GatheredParameters(list(named.values()), enabled=self._config.learner.zero_stage == 3):
-            return {
-                name.replace(".default.", "."): p.detach().to("cpu", torch.float32, copy=True)
-                for name, p in named.items()
-            }
+            return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in named.items()}
+
+    def snapshot(self) -> EngineState | None:
+        """The engine's state between two steps, on rank 0; None on the others."""
+        weights, moments, steps = self._masters().read()
+        own = {f"cpu.{self._rank}": torch.get_rng_state().numpy()}
+        if self._device.type == "cuda":
+            own[f"cuda.{self._rank}"] = torch.cuda.get_rng_state().numpy()
+        every: list[Any] = [None] * self._world_size
+        torch.distributed.all_gather_object(every, own)
+        if self._rank != 0:
+            return None
+        schedule = self._engine.lr_scheduler.state_dict()
+        return EngineState(weights, moments, {k: v for one in every for k, v in one.items()}, steps, schedule)
+
+    def restore(self, state: EngineState) -> None:
+        """Go on where `state` was taken, on any number of ranks; a rank that was not there keeps its generators."""
+        self._masters().write(state.weights, state.moments, state.optimizer_steps)
+        scheduler = self._engine.lr_scheduler
+        scheduler.load_state_dict(dict(state.schedule))
+        # The scheduler sets the rate after a step only; and with another run.steps it is another one by now.
+        groups = self._engine.basic_optimizer.param_groups
+        for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(scheduler.last_epoch)
+        cpu, cuda = (state.random.get(f"{kind}.{self._rank}") for kind in ("cpu", "cuda"))
+        if cpu is not None:
+            torch.set_rng_state(torch.tensor(cpu))
+        if cuda is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(torch.tensor(cuda))
 
     def save_adapter(self, folder: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write `tensors` of `adapter` in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
@@ -156,6 +197,14 @@ class LearnerEngine:
         peft_config.inference_mode = True
         peft_config.save_pretrained(folder)
         peft_config.inference_mode = False
+
+    def _named(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's parameters, by their names in PEFT's files."""
+        named = self._policy.peft_model.named_parameters()
+        return {name.replace(".default.", "."): p for name, p in named if p.requires_grad}
+
+    def _masters(self) -> Masters:
+        return Masters(self._engine, self._named(), self._rank, self._world_size)
 
     @property
     def _learning_rate(self) -> float:

@@ -33,7 +33,7 @@ def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, rec
     at the same time one trains and the others wait. Raises ModelError where the cache cannot be written.
     """
     recipe = recipe or Recipe()
-    folder = cache_folder() / f"tiny-{_recipe_hash(arithmetic, format, recipe)}"
+    folder = tiny_folder(arithmetic, format, recipe)
     if folder.is_dir():
         return folder
     from filelock import FileLock
@@ -50,6 +50,11 @@ def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, rec
             "set XDG_CACHE_HOME to a folder that can be written and has 10 MB free"
         ) from None
     return folder
+
+
+def tiny_folder(arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None) -> Path:
+    """Where the tiny model for these settings is, or would be."""
+    return cache_folder() / f"tiny-{_recipe_hash(arithmetic, format, recipe or Recipe())}"
 
 
 def cache_folder() -> Path:

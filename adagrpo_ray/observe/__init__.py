@@ -1,13 +1,13 @@
 """What a run shows of itself: records of its steps, the run folder that keeps them, and the terminal.
 
 `records` says what is measured, `observer` how the trainer hands it over. `writer` puts it into the run
-folder (JSON lines, TensorBoard by the tags of `scalars`); `console` onto the terminal, with `progress`
-while it runs and `report` at its end, all words by `figures`.
+folder (JSON lines, TensorBoard by the tags of `scalars`), from where `history` reads it back; `console` onto
+the terminal, with `progress` while it runs and `report` at its end, all words by `figures`.
 """
 
 from adagrpo_ray.observe.console import Console
 from adagrpo_ray.observe.observer import Observer, Observers
-from adagrpo_ray.observe.records import EvaluationRecord, Interval, StepRecord, Summary, summarize
+from adagrpo_ray.observe.records import EvaluationRecord, Interval, StepRecord, Summary, retries, summarize
 from adagrpo_ray.observe.writer import RunWriter
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "RunWriter",
     "StepRecord",
     "Summary",
+    "retries",
     "summarize",
 ]

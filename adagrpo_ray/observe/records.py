@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Record:
     def to_dict(self) -> dict[str, object]:
         """The record in JSON's own types."""
         return {field.name: _jsonable(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The record whose `to_dict` gave `values`, null being NaN again; KeyError where one is missing."""
+        return cls(**{field.name: _recorded(values[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,16 @@ class Interval(Record):
 
 
 @dataclass(frozen=True)
+class Retries(Record):
+    """What resampling has cost and brought over some steps; `rescued` is by rung."""
+
+    rescued: tuple[int, ...]
+    extra_tokens: int
+    tokens_per_informative_group: float
+    groups_exhausted: int
+
+
+@dataclass(frozen=True)
 class Summary(Record):
     """A whole run. `seconds` is the time of its steps, without start-up and measurements.
 
@@ -150,20 +166,15 @@ def summarize(
 ) -> Summary:
     """The sum of a run's steps, in at most ten intervals; accuracies that were not measured are NaN."""
     length = max(1, math.ceil(len(records) / 10))
-    generated = sum(r.generated_tokens for r in records)
-    informative = sum(r.informative_groups for r in records)
     return Summary(
         accuracy_before=before.accuracy if before else math.nan,
         accuracy_after=after.accuracy if after else math.nan,
         steps=len(records),
-        generated_tokens=generated,
+        generated_tokens=sum(r.generated_tokens for r in records),
         trained_tokens=sum(r.trained_tokens for r in records),
         resamples=_by_rung(r.resamples for r in records),
         seconds=math.fsum(r.seconds for r in records),
-        rescued=_by_rung(r.rescued for r in records),
-        extra_tokens=sum(r.extra_tokens for r in records),
-        tokens_per_informative_group=generated / informative if informative else math.nan,
-        groups_exhausted=sum(r.groups_exhausted for r in records),
+        **asdict(retries(records)),
         accuracy_by_level_before=before.accuracy_by_level if before else {},
         accuracy_by_level_after=after.accuracy_by_level if after else {},
         resamples_by_level=dict(sum((Counter(r.resamples_by_level) for r in records), Counter())),
@@ -175,6 +186,18 @@ def summarize(
         name=name,
         folder=folder,
         adapter=adapter,
+    )
+
+
+def retries(records: Sequence[StepRecord]) -> Retries:
+    """What resampling has cost and brought over `records`."""
+    generated = sum(r.generated_tokens for r in records)
+    informative = sum(r.informative_groups for r in records)
+    return Retries(
+        rescued=_by_rung(r.rescued for r in records),
+        extra_tokens=sum(r.extra_tokens for r in records),
+        tokens_per_informative_group=generated / informative if informative else math.nan,
+        groups_exhausted=sum(r.groups_exhausted for r in records),
     )
 
 
@@ -220,3 +243,12 @@ def _jsonable(value: object) -> object:
     if isinstance(value, Real):
         return float(value) if math.isfinite(value) else None
     return value
+
+
+def _recorded(value: Any) -> Any:
+    """`value` out of JSON, as records have it."""
+    if isinstance(value, Mapping):
+        return {key: _recorded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_recorded(item) for item in value)
+    return math.nan if value is None else value

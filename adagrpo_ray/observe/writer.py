@@ -12,34 +12,36 @@ from types import TracebackType
 from torch.utils.tensorboard import SummaryWriter
 
 from adagrpo_ray.errors import ConfigError, ResourceError
+from adagrpo_ray.observe.history import EVALUATIONS, METRICS, Mark
 from adagrpo_ray.observe.observer import Observer
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
 
 
 class RunWriter(Observer):
-    """Makes the folder of a new run and writes into it.
+    """Makes the folder of a new run, or goes on with that of an earlier one, and writes into it.
 
     `config.yaml` (the text given), `metrics.jsonl` (a line a step), `evaluations.jsonl` (a line a
     measurement on the held-out prompts), `summary.json`, and `tensorboard/`. A run that dies leaves all
     of its finished steps behind.
     """
 
-    def __init__(self, folder: Path, config: str) -> None:
-        """Make `folder`; ConfigError where it holds something, ResourceError where it cannot be written."""
+    def __init__(self, folder: Path, config: str, mark: Mark | None = None) -> None:
+        """Make `folder`, or take it back to `mark` and go on from there.
+
+        ConfigError where a new one holds something already, ResourceError where it cannot be written.
+        """
         self.folder = folder
         with _writing(folder):
-            if folder.exists() and not (folder.is_dir() and _is_empty(folder)):
-                raise _taken(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                # Exclusive: of two runs that start under one name at the same time, one is refused.
-                with (folder / "config.yaml").open("x", encoding="utf-8") as file:
-                    file.write(config)
-            except FileExistsError:
-                raise _taken(folder) from None
-            (folder / "metrics.jsonl").touch()
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), flush_secs=5)
+            if mark is None:
+                self._begin(config)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "config.yaml").write_text(config, encoding="utf-8")
+                mark.cut(folder)
+            (folder / METRICS).touch()
+            purge = None if mark is None else mark.step + 1  # TensorBoard hides what it holds from that step on
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, flush_secs=5)
 
     def __enter__(self) -> RunWriter:
         return self
@@ -54,12 +56,12 @@ class RunWriter(Observer):
 
     def step(self, record: StepRecord) -> None:
         """Append the step to `metrics.jsonl` and to TensorBoard."""
-        self._append("metrics.jsonl", record.to_dict())
+        self._append(METRICS, record.to_dict())
         self._add_scalars(step_scalars(record), record.step)
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
         """Append the measurement and its label to `evaluations.jsonl` and to TensorBoard."""
-        self._append("evaluations.jsonl", {"label": label, **record.to_dict()})
+        self._append(EVALUATIONS, {"label": label, **record.to_dict()})
         self._add_scalars(evaluation_scalars(record), record.step)
 
     def summary(self, summary: Summary) -> None:
@@ -77,6 +79,17 @@ class RunWriter(Observer):
         """Write out what TensorBoard still holds. Closing twice is fine."""
         with _writing(self.folder / "tensorboard"):
             self._tensorboard.close()
+
+    def _begin(self, config: str) -> None:
+        if self.folder.exists() and not (self.folder.is_dir() and _is_empty(self.folder)):
+            raise _taken(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # Exclusive: of two runs that start under one name at the same time, one is refused.
+            with (self.folder / "config.yaml").open("x", encoding="utf-8") as file:
+                file.write(config)
+        except FileExistsError:
+            raise _taken(self.folder) from None
 
     def _append(self, name: str, record: Mapping[str, object]) -> None:
         path = self.folder / name

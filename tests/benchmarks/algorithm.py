@@ -149,8 +149,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-algorithm"), help="where runs are noted")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table, plot and results are written")
+    parser.add_argument("--docs", type=Path, help="where results are written (default: docs; of a part, --folder)")
     options = parser.parse_args()
+    whole = options.settings == list(STEPS) and options.methods == list(METHODS) and options.seeds >= 5
+    docs = options.docs or (Path("docs") if whole else options.folder)
     options.folder.mkdir(parents=True, exist_ok=True)
     curves: dict[str, dict[str, list[list[Point]]]] = {setting: {} for setting in options.settings}
     # The tuning's base model first, so that no model is loaded twice.
@@ -164,7 +166,7 @@ def main() -> None:
             for method in options.methods if setting in curves else []:
                 curves[setting][method] = [runs.points(method, seed, rates[method]) for seed in range(options.seeds)]
                 print(setting, method, [reached(points) for points in curves[setting][method]], flush=True)
-    write_report(options.docs, curves, rates, TARGET)
+    write_report(docs, curves, rates, TARGET)
 
 
 if __name__ == "__main__":

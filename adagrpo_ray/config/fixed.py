@@ -1,0 +1,45 @@
+"""The settings that a run keeps when it goes on from a checkpoint: all that change its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import ConfigError
+
+FREE = {
+    *("run.steps", "run.folder", "run.name", "run.ray_address", "evaluation.every"),
+    *("checkpoint.every", "checkpoint.keep_last"),
+    *("rollout.actors", "rollout.tensor_parallel", "rollout.cpus", "learner.ranks", "learner.cpus"),
+    *("rollout.start_timeout_s", "rollout.request_timeout_s"),
+}
+"""Keys of the settings that may change."""
+
+
+def fixed_settings(config: Config) -> dict[str, Any]:
+    """The settings that must not change, by dotted key, as JSON values."""
+    return {key: value for key, value in _flat(json.loads(config.model_dump_json())) if key not in FREE}
+
+
+def check_fixed(config: Config, before: Mapping[str, Any]) -> None:
+    """ConfigError that names every setting which is not as in `before`, given by `fixed_settings`."""
+    now, absent = fixed_settings(config), "nothing"
+    changed = [
+        f"{key} was {before.get(key, absent)!r} and is {now.get(key, absent)!r}"
+        for key in {**before, **now}
+        if before.get(key, absent) != now.get(key, absent)
+    ]
+    if changed:
+        raise ConfigError(
+            f"settings differ from those of the checkpoint: {'; '.join(changed)}; set them back, or start a new run"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,194 @@
+"""A learner that is restored trains on as if it had never stopped, whatever DeepSpeed shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.learner.actor import LearnerActor
+from adagrpo_ray.learner.checkpoint import load, save
+from adagrpo_ray.learner.engine import EngineState, LearnerEngine
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.model.load import resolve_model
+from adagrpo_ray.types import TrainBatch, TrainSample
+
+STEPS = 4
+
+
+def configure(*overrides: str) -> Config:
+    """Dropout, so that torch's generator counts; a schedule that moves at every step."""
+    settings = [
+        f"run.steps={STEPS}",
+        "model.lora.dropout=0.1",
+        "learner.learning_rate=1e-3",
+        "learner.weight_decay=0.01",
+        "learner.schedule=cosine",
+        "learner.warmup=0.5",
+        "algorithm.updates=1",
+    ]
+    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+
+
+@pytest.fixture(scope="module")
+def model_path() -> str:
+    return resolve_model(configure())
+
+
+def make_engine(model_path: str, *overrides: str) -> LearnerEngine:
+    return LearnerEngine(model_path, configure(*overrides), 0, 1, ("127.0.0.1", 29551))
+
+
+def make_samples(count: int = 6) -> tuple[TrainSample, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(
+        TrainSample(
+            prompt_token_ids=rng.integers(0, 100, 5).astype(np.int32),
+            token_ids=rng.integers(0, 100, 12).astype(np.int32),
+            behaviour_logprobs=np.full(12, -4.0, np.float32),
+            token_weights=np.full(12, 1 / (12 * count), np.float32),
+            advantage=float(rng.normal()),
+        )
+        for _ in range(count)
+    )
+
+
+def make_batch(ranks: int = 1) -> tuple[TrainBatch, ...]:
+    return tuple(pack_batches(1, make_samples(), ranks, 80))
+
+
+def through_disk(state: EngineState | None, folder: Path) -> EngineState:
+    """What a checkpoint makes of it."""
+    assert state is not None
+    arrays = {"weights": state.weights, "moments": state.moments, "random": state.random}
+    contents = {**{f"{k}.safetensors": v for k, v in arrays.items()}, "state.json": {"schedule": state.schedule}}
+    save(folder, 1, contents, 1)
+    files = load(folder / "step-000001")
+    return replace(state, **{k: files[f"{k}.safetensors"] for k in arrays}, schedule=files["state.json"]["schedule"])
+
+
+def same(one: EngineState | None, other: EngineState | None) -> bool:
+    assert one is not None
+    assert other is not None
+    pairs = [(one.weights, other.weights), (one.moments, other.moments), (one.random, other.random)]
+    return all(
+        a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+        for a, b in pairs
+    ) and (one.optimizer_steps, one.schedule) == (other.optimizer_steps, other.schedule)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_training_goes_on_as_if_it_had_not_stopped(model_path: str, tmp_path: Path, stage: int, dtype: str) -> None:
+    settings = (f"learner.zero_stage={stage}", f"model.dtype={dtype}")
+    (batch,) = make_batch()
+    engine = make_engine(model_path, *settings)
+    for _ in range(STEPS // 2):
+        engine.train(batch)
+    state = through_disk(engine.snapshot(), tmp_path)
+    expected = [engine.train(batch) for _ in range(STEPS // 2)]
+    end = engine.snapshot()
+
+    other = make_engine(model_path, *settings)
+    other.restore(state)
+    assert same(other.snapshot(), state)
+    assert [other.train(batch) for _ in range(STEPS // 2)] == expected
+    assert same(other.snapshot(), end)
+    assert not same(state, end)
+    assert expected[0].learning_rate != expected[1].learning_rate
+
+
+def test_taking_a_snapshot_changes_nothing(model_path: str) -> None:
+    (batch,) = make_batch()
+    engine = make_engine(model_path, "learner.zero_stage=2")
+    expected = [engine.train(batch) for _ in range(2)]
+    other = make_engine(model_path, "learner.zero_stage=2")
+    before = other.snapshot()  # before Adam has any state
+    assert before is not None
+    assert before.optimizer_steps == 0
+    assert not any(moment.any() for moment in before.moments.values())
+    first = other.train(batch)
+    other.snapshot()
+    assert [first, other.train(batch)] == expected
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_state_fits_every_stage(model_path: str, stage: int) -> None:
+    (batch,) = make_batch()
+    engine = make_engine(model_path)
+    for _ in range(2):  # the first step's learning rate is 0
+        engine.train(batch)
+    state = engine.snapshot()
+    assert state is not None
+    other = make_engine(model_path, f"learner.zero_stage={stage}")
+    other.restore(state)
+    assert same(other.snapshot(), state)
+    assert all(torch.equal(a, b) for a, b in zip(engine.adapter().values(), other.adapter().values(), strict=True))
+
+
+def test_weights_are_kept_finer_than_the_model_has_them(model_path: str) -> None:
+    engine = make_engine(model_path, "model.dtype=bfloat16")
+    (batch,) = make_batch()
+    for _ in range(2):  # the first step's learning rate is 0
+        engine.train(batch)
+    state = engine.snapshot()
+    assert state is not None
+    served = engine.adapter()
+    assert state.weights.keys() == served.keys()
+    assert all(torch.equal(torch.tensor(w).bfloat16().float(), served[n]) for n, w in state.weights.items())
+    assert any(not torch.equal(torch.tensor(w), served[n]) for n, w in state.weights.items())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.usefixtures("cluster")
+def test_two_ranks_go_on_as_if_they_had_not_stopped(model_path: str, tmp_path: Path, stage: int) -> None:
+    class Rank(LearnerActor):
+        def snapshot(self) -> EngineState | None:
+            return self._engine.snapshot()
+
+        def restore(self, state: EngineState) -> None:
+            self._engine.restore(state)
+
+    def start() -> list[Any]:
+        ranks = [ray.remote(Rank).remote() for _ in range(2)]
+        master = ray.get(ranks[0].address.remote())
+        config = configure("learner.ranks=2", f"learner.zero_stage={stage}")
+        ray.get([actor.start.remote(config, rank, model_path, master) for rank, actor in enumerate(ranks)])
+        return ranks
+
+    def train(ranks: list[Any]) -> list[Any]:
+        return ray.get([r.train.remote(batch) for r, batch in zip(ranks, make_batch(2), strict=True)])  # type: ignore[no-any-return]
+
+    def snapshot(ranks: list[Any]) -> EngineState:
+        state, nothing = ray.get([rank.snapshot.remote() for rank in ranks])
+        assert nothing is None
+        return state  # type: ignore[no-any-return]
+
+    ranks = start()
+    train(ranks)
+    state = through_disk(snapshot(ranks), tmp_path)
+    assert {"cpu.0", "cpu.1"} <= state.random.keys()
+    expected, end = train(ranks), snapshot(ranks)
+    for rank in ranks:
+        ray.kill(rank)
+    ranks = start()
+    ray.get([rank.restore.remote(state) for rank in ranks])
+    assert same(snapshot(ranks), state)
+    assert train(ranks) == expected
+    assert same(snapshot(ranks), end)
+    for rank in ranks:
+        ray.kill(rank)

@@ -1,0 +1,276 @@
+"""The memory estimate, against numbers worked out by hand for Qwen3-1.7B."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from transformers import GPT2Config, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.learner.policy import CHUNK
+from adagrpo_ray.memory import LOGITS_CHUNK, Shape, describe, device_memory, estimate, read_shape, shape_of
+from adagrpo_ray.placement import Hardware, place
+
+GIB = 2**30
+SHAPE = Shape(
+    hidden=2048,
+    layers=28,
+    intermediate=6144,
+    heads=16,
+    kv_heads=8,
+    head_dim=128,
+    vocabulary=151936,
+    tied=True,
+)
+# A layer: q and o 2048 x 2048 each, k and v 2048 x 1024 each, three times 2048 x 6144: 50,331,648. 28 of them and
+# the embeddings, 151,936 x 2048 = 311,164,928:
+PARAMETERS = 1_720_451_072
+# A layer's inputs + outputs: q 4096, k 3072, v 3072, o 4096, gate, up and down 8192 each: 38,912. x 16 x 28:
+ADAPTER = 17_432_576
+
+
+def qwen3() -> Qwen3Config:
+    return Qwen3Config(
+        hidden_size=2048,
+        num_hidden_layers=28,
+        intermediate_size=6144,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    )
+
+
+def config(*overrides: str) -> Config:
+    return load_config(None, ["rollout.max_new_tokens=8192", *overrides])
+
+
+def described(gpus: int, memory: float | None, *overrides: str) -> list[str]:
+    settings = config(*overrides)
+    placement = place(settings, Hardware(8, gpus), ours=True)
+    return describe(SHAPE, settings, placement, None if memory is None else int(memory * GIB))
+
+
+def test_shape_and_parameters_of_a_config() -> None:
+    shape = shape_of(qwen3())
+    assert shape == SHAPE
+    assert shape.parameters == PARAMETERS
+
+
+def test_untied_embeddings_count_twice() -> None:
+    untied = qwen3()
+    untied.tie_word_embeddings = False
+    assert shape_of(untied).parameters == PARAMETERS + 311_164_928
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (GPT2Config(), "the config of gpt2 has no intermediate_size"),
+        (Qwen3MoeConfig(), "the shape of a mixture of experts (qwen3_moe) is not known"),
+    ],
+)
+def test_shapes_that_are_not_known(model: PreTrainedConfig, told: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        shape_of(model)
+    assert str(refused.value) == told
+
+
+def test_parameters_of_the_adapter() -> None:
+    assert SHAPE.adapter_parameters(16, tuple(SHAPE.linear)) == ADAPTER
+    assert SHAPE.adapter_parameters(1, ("q_proj", "v_proj")) == 28 * (4096 + 3072)
+    with pytest.raises(ModelError, match=r"model\.lora\.targets 'c_attn'"):
+        SHAPE.adapter_parameters(16, ("c_attn",))
+
+
+@pytest.mark.parametrize(
+    ("tensor_parallel", "expected"),
+    [
+        (1, 114_688),  # 2 x 28 layers x 8 heads x 128 x 2 bytes
+        (4, 28_672),
+        (16, 14_336),  # eight heads on sixteen GPUs: one on each
+    ],
+)
+def test_kv_bytes_of_a_token(tensor_parallel: int, expected: int) -> None:
+    assert SHAPE.kv_token(2, tensor_parallel) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stage", "weights", "optimizer"),
+    [
+        # bfloat16: 2 + 2 bytes for weight and gradient, 4 for the float32 copy and 8 for the moments; buffer 1e9
+        ("bfloat16", 0, 2 * PARAMETERS, 16 * ADAPTER),
+        ("bfloat16", 1, 2 * PARAMETERS, 4 * ADAPTER + 12 * ADAPTER // 4 + 10**9),
+        ("bfloat16", 2, 2 * PARAMETERS, 2 * ADAPTER + 14 * ADAPTER // 4 + 10**9),
+        ("bfloat16", 3, 2 * PARAMETERS // 4 + 2 * 10**9, 16 * ADAPTER // 4 + 10**9),
+        # float32: 4 + 4 bytes, and a copy from stage 1 on only; buffer 2e9
+        ("float32", 0, 4 * PARAMETERS, 16 * ADAPTER),
+        ("float32", 1, 4 * PARAMETERS, 8 * ADAPTER + 12 * ADAPTER // 4 + 2 * 10**9),
+    ],
+)
+def test_zero_stages_divide_over_four_ranks(dtype: str, stage: int, weights: int, optimizer: int) -> None:
+    e = estimate(SHAPE, config("learner.ranks=4", f"learner.zero_stage={stage}", f"model.dtype={dtype}"))
+    assert e.learner_weights == weights
+    assert e.optimizer == optimizer
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # A layer and token: inputs of LoRA 2 x 2048 + 2048 + 6144, attention 4 x 2048 and MLP 3 x 6144, two bytes
+        # each: 77,824; norms 2 x 2048 + 3072, four bytes each: 28,672. Together 106,496.
+        ([], 16384 * 28 * 106_496),
+        (["learner.gradient_checkpointing=true"], 16384 * (28 * 2048 * 2 + 106_496)),
+        (["learner.micro_batch_tokens=100"], 8192 * 28 * 106_496),  # one sample alone is longer
+        # Seven inputs of their own, 5 x 2048 + 2048 + 6144, of 2 + 1 bytes: 55,296; and 53,248 + 28,672 as before.
+        (["model.lora.dropout=0.1"], 16384 * 28 * 137_216),
+        (["model.lora.dropout=0.1", "model.lora.targets=[q_proj]"], 16384 * 28 * (2048 * 3 + 53_248 + 28_672)),
+    ],
+)
+def test_activations(settings: list[str], expected: int) -> None:
+    assert estimate(SHAPE, config(*settings)).activations == expected
+
+
+def test_logits_are_those_of_a_chunk() -> None:
+    assert LOGITS_CHUNK == CHUNK
+    assert estimate(SHAPE, config()).logits == 2048 * 151_936 * 4 * 4
+    short = estimate(SHAPE, config("learner.micro_batch_tokens=100", "rollout.max_new_tokens=90"))
+    assert short.logits == 100 * 151_936 * 4 * 4
+
+
+def test_kv_cache_by_size_and_by_share() -> None:
+    assert estimate(SHAPE, config("rollout.kv_cache_gib=2")).kv_cache == 2 * GIB
+    assert estimate(SHAPE, config()).kv_cache is None
+    half = estimate(SHAPE, config("rollout.gpu_memory_share=0.5", "rollout.tensor_parallel=2"), 16 * GIB)
+    assert half.rollout_weights == PARAMETERS  # two bytes a number, on two GPUs
+    assert half.kv_cache == 8 * GIB - PARAMETERS - GIB
+    assert estimate(SHAPE, config(), 4 * GIB).kv_cache == 0
+
+
+def test_lines_for_a_shared_gpu() -> None:
+    assert described(1, 24, "learner.gradient_checkpointing=true") == [
+        "a learner rank: weights 3.2 + adapter and optimizer 0.3 + activations 3.4 + logits 4.6 + process 1.0 "
+        "= 12.5 GiB",
+        "a GPU of a rollout actor: weights 3.2 + process 1.0 + KV cache 6.6 = 10.8 GiB",
+        "KV cache: 114688 bytes a token, room for 61748 tokens, or 7 sequences of 8192 at a time",
+        "both, on one GPU of this machine: 23.3 GiB fits in 24.0 GiB",
+    ]
+
+
+def test_lines_where_the_memory_is_not_known() -> None:
+    lines = described(2, None)
+    assert len(lines) == 3
+    assert lines[1:] == [
+        "a GPU of a rollout actor: weights 3.2 + process 1.0 = 4.2 GiB",
+        "KV cache: 114688 bytes a token, in what rollout.gpu_memory_share=0.45 leaves of a GPU",
+    ]
+
+
+def test_all_actors_share_a_machine_without_gpus() -> None:
+    lines = described(
+        0, 100, "learner.ranks=2", "rollout.actors=3", "rollout.kv_cache_gib=2", "learner.gradient_checkpointing=true"
+    )
+    assert lines[1].startswith("a rollout actor: ")
+    assert lines[3:] == ["all actors, on this machine: 43.6 GiB fits in 100.0 GiB"]  # 2 x 12.48 + 3 x 6.20
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory", "settings", "told"),
+    [
+        (
+            1,
+            16,
+            ["learner.gradient_checkpointing=true"],
+            "both, on one GPU of this machine: 19.7 GiB does not fit in 16.0 GiB: lower learner.micro_batch_tokens",
+        ),
+        (
+            1,
+            8,
+            ["learner.gradient_checkpointing=true"],
+            "both, on one GPU of this machine: 16.7 GiB does not fit in 8.0 GiB: take a smaller model.path",
+        ),
+        (
+            2,
+            48,
+            [],
+            "a learner rank's GPU: 54.6 GiB does not fit in 48.0 GiB: "
+            "lower learner.micro_batch_tokens or set learner.gradient_checkpointing=true",
+        ),
+        (
+            2,
+            10,
+            ["learner.gradient_checkpointing=true", "learner.micro_batch_tokens=4096"],
+            "a learner rank's GPU: 10.8 GiB does not fit in 10.0 GiB: lower rollout.max_new_tokens",
+        ),
+        (
+            2,
+            80,
+            ["rollout.kv_cache_gib=100"],
+            "a rollout actor's GPU: 104.2 GiB does not fit in 80.0 GiB: lower rollout.kv_cache_gib",
+        ),
+        (
+            1,
+            24,
+            ["learner.gradient_checkpointing=true", "rollout.gpu_memory_share=0.9"],
+            "both, on one GPU of this machine: 34.1 GiB does not fit in 24.0 GiB: lower rollout.gpu_memory_share",
+        ),
+        (
+            2,
+            80,
+            ["rollout.gpu_memory_share=0.05"],
+            "a rollout actor's GPU: no sequence fits in the KV cache: "
+            "lower rollout.max_new_tokens or raise rollout.gpu_memory_share",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_to_do(gpus: int, memory: float, settings: list[str], told: str) -> None:
+    assert told in described(gpus, memory, *settings)
+
+
+def test_each_actor_with_a_gpu_of_its_own_is_told_of() -> None:
+    assert described(2, 80)[3:] == [
+        "a learner rank's GPU: 54.6 GiB fits in 80.0 GiB",
+        "a rollout actor's GPU: 36.0 GiB fits in 80.0 GiB",
+    ]
+
+
+def test_memory_of_this_machine() -> None:
+    assert device_memory(Hardware(2, 0)) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_shape_comes_from_a_folder(tmp_path: Path) -> None:
+    qwen3().save_pretrained(tmp_path)
+    assert read_shape(config(f"model.path={tmp_path}")) == SHAPE
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_folder_without_a_config_that_can_be_read(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError) as refused:
+        read_shape(config(f"model.path={tmp_path}"))
+    assert str(refused.value) == f"{tmp_path} has no config.json that can be read"
+
+
+def test_a_hub_name_is_looked_up_in_the_cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises(ModelError) as refused:
+        read_shape(config("model.path=no/such-model"))
+    assert str(refused.value) == "no/such-model is not on this machine yet"
+
+
+def test_the_tiny_model_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ModelError) as refused:
+        read_shape(config("model.path=tiny"))
+    assert str(refused.value) == "the tiny model is built on first use"
+    assert not list(tmp_path.iterdir())
