@@ -32,6 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "rollout.actors=2",
         "data.held_out_prompts=16",
         "algorithm.resample=immediate",
+        # The first rung draws as first attempts do, so that only the second one filters anything.
+        "algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.0}, {temperature: 1.1, top_p: 0.99}]}]",
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder / "e2e", ended.stdout

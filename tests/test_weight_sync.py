@@ -268,5 +268,7 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
         assert weighted.mean() == pytest.approx(own.mean(), abs=4 * np.hypot(error(weighted), error(own)))
         assert own.mean() > 4 * error(own), "it must stand out from the sampling error, or this test shows nothing"
     # The loss itself, and not only its weights, has that gradient.
-    along = sum(float((g * d).sum()) for g, d in zip(gradient(of_hot, settings), direction, strict=True)) / float(scale)
+    along = sum(
+        float((g * d).sum()) for g, d in zip(gradient(tokens_of(hot), settings), direction, strict=True)
+    ) / float(scale)
     assert along == pytest.approx((weights * hot_gradient).mean(), rel=0.02)

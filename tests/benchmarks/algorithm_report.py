@@ -53,6 +53,11 @@ def median(values: Sequence[float | None]) -> float:
     return statistics.median(math.inf if value is None else value for value in values)
 
 
+def _ratio(value: float, base: float) -> str:
+    """The quotient, or "-" where one of the two medians was never reached."""
+    return f"{value / base:.2f}" if math.isfinite(value) and math.isfinite(base) else "-"
+
+
 def table(found: dict[str, dict[str, dict[str, list[float | None]]]]) -> str:
     """A Markdown table: medians with their spread over the seeds, and ratios of medians to GRPO's."""
 
@@ -63,8 +68,7 @@ def table(found: dict[str, dict[str, dict[str, list[float | None]]]]) -> str:
         return f"{shown} ({format(min(known), form)} to {format(max(known), form)})" if known else shown
 
     def ratio(values: Sequence[float | None], base: Sequence[float | None]) -> str:
-        quotient = median(values) / median(base)
-        return f"{quotient:.2f}" if math.isfinite(quotient) else "-"
+        return _ratio(median(values), median(base))
 
     lines = [
         "| success rate | method | reached | generated tokens | to GRPO | seconds | to GRPO | final accuracy |",
@@ -98,8 +102,8 @@ def sensitivity(curves: Runs) -> str:
             cells = []
             for found in by_target:
                 own, base = found[setting][method], found[setting][BASE]
-                pair = [median(own[key]) / median(base[key]) for key in ("tokens_to_target", "seconds_to_target")]
-                cells.append(" / ".join(f"{quotient:.2f}" if math.isfinite(quotient) else "-" for quotient in pair))
+                keys = ("tokens_to_target", "seconds_to_target")
+                cells.append(" / ".join(_ratio(median(own[key]), median(base[key])) for key in keys))
             lines.append("| " + " | ".join([setting, method, *cells]) + " |")
     return "\n".join(lines)
 
