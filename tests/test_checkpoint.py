@@ -178,6 +178,7 @@ class TestSettings:
     def test_the_same_settings_fit(self) -> None:
         kept = json.loads(json.dumps(fixed_settings(load_config(TINY))))
         check_fixed(load_config(TINY), kept)
+        assert kept == fixed_settings(load_config(TINY))
 
     def test_what_may_change_is_there_and_changes(self) -> None:
         changes = ["run.steps=7", "run.name=x", "rollout.actors=3", "learner.ranks=2", "checkpoint.every=5"]
