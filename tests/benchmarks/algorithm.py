@@ -32,6 +32,7 @@ METHODS = {
     "dapo": ["algorithm.name=dapo", "algorithm.loss.kind=dapo", "algorithm.loss.epsilon_high=0.28"],
     "adagrpo": [],
     "adagrpo-immediate": ["algorithm.resample=immediate"],
+    "adagrpo-uniform": ["algorithm.allocation.enabled=false"],
     "adagrpo-one-update": ["algorithm.updates=1"],
     "grpo-three-updates": ["algorithm.name=grpo", "algorithm.updates=3"],
 }
