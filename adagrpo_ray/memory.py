@@ -6,23 +6,20 @@ Parts are summed as if all were at their largest at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.learner.buffers import REDUCE_BUCKET, chunk_tokens
 from adagrpo_ray.model.load import TINY
 from adagrpo_ray.placement import Hardware, Placement
 
 SIZES = {"float32": 4, "bfloat16": 2}  # bytes a number
-LOGITS_CHUNK = 2048  # tokens whose logits exist at a time: learner.policy.CHUNK, whose module needs torch
 # Backward of logsumexp holds the logits, their difference to the result, its exponential, and the gradient.
 LOGITS_COPIES = 4
-# DeepSpeed's own defaults: numbers in the buffer that gradients are reduced in (stages 1 to 3), however small
-# the adapter is, and the most parameters that stage 3 holds whole at a time.
-REDUCE_BUCKET = 500_000_000
-MAX_LIVE_PARAMETERS = 1_000_000_000
+MAX_LIVE_PARAMETERS = 1_000_000_000  # that stage 3 holds whole at a time: DeepSpeed's own default
 PROCESS = 2**30  # bytes of one process beside its tensors: libraries, a CUDA context, the communicators
 
 
@@ -82,6 +79,7 @@ class Estimate:
 
     learner_weights: int
     optimizer: int  # the adapter, its gradient, float32 copy and Adam moments, and DeepSpeed's buffer
+    offloaded: int  # of host memory, where the copy and the moments are there, with a gradient and buffer of their own
     activations: int
     logits: int
     rollout_weights: int
@@ -147,12 +145,16 @@ def read_shape(config: Config) -> Shape:
     return shape_of(found)
 
 
-def estimate(shape: Shape, config: Config, memory: int | None = None) -> Estimate:
-    """What one learner rank and one rollout GPU of `memory` bytes take; ModelError for an unknown LoRA target."""
+def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: bool = False) -> Estimate:
+    """What one learner rank and one rollout GPU of `memory` bytes take; ModelError for an unknown LoRA target.
+
+    `flash` says whether flash-attention runs there.
+    """
     s, r, lora = config.learner, config.rollout, config.model.lora
     size, stage = SIZES[config.model.dtype], s.zero_stage
     adapter = shape.adapter_parameters(lora.r, lora.targets)
-    tokens = max(s.micro_batch_tokens, _longest(config))  # a longer sample is a micro-batch of its own
+    budget, longest = s.micro_batch_tokens, _longest(config)
+    tokens = max(budget, longest)  # a longer sample is a micro-batch of its own
 
     def part(whole: int, from_stage: int) -> int:
         """What one rank has of `whole`, which is divided from this ZeRO stage on."""
@@ -161,9 +163,14 @@ def estimate(shape: Shape, config: Config, memory: int | None = None) -> Estimat
     gathered = min(shape.parameters, MAX_LIVE_PARAMETERS) if stage == 3 else 0  # for the layers that run
     # Stage 0 steps on float32 weights themselves; all else steps on a float32 copy. Adam has two moments.
     master = 0 if stage == 0 and size == 4 else 4
-    optimizer = part(adapter * size, 3) + part(adapter * size, 2) + part(adapter * (master + 8), 1)
+    optimizer = part(adapter * size, 3) + part(adapter * size, 2)
     optimizer += REDUCE_BUCKET * size if stage > 0 else 0
-    layer = tokens * shape.layer_activations(size, lora.targets if lora.dropout > 0 else ())
+    optimizer += 0 if s.offload_optimizer else part(adapter * (master + 8), 1)
+    # Samples that share a micro-batch need a mask, a byte for each pair of tokens of a row: of two padded rows or
+    # more, or of the packed row, which flash-attention does without. Each layer makes numbers to add of it.
+    packed = s.packed(flash)
+    mask = 0 if packed and flash else budget * (budget if packed else min(longest, budget // 2))
+    layer = tokens * shape.layer_activations(size, lora.targets if lora.dropout > 0 else ()) + mask * size
     # Checkpointing keeps each layer's input, and all of the one layer that is computed again.
     kept = tokens * shape.layers * shape.hidden * size + layer if s.gradient_checkpointing else shape.layers * layer
     served = shape.parameters * size // r.tensor_parallel
@@ -172,26 +179,32 @@ def estimate(shape: Shape, config: Config, memory: int | None = None) -> Estimat
     return Estimate(
         learner_weights=part(shape.parameters * size, 3) + gathered * size,
         optimizer=optimizer,
-        activations=kept,
-        logits=min(tokens, LOGITS_CHUNK) * shape.vocabulary * 4 * LOGITS_COPIES,
+        offloaded=part(adapter * (master + 4 + 8 + size), 1) if s.offload_optimizer else 0,
+        activations=kept + mask,
+        logits=min(tokens, chunk_tokens(shape.vocabulary)) * shape.vocabulary * 4 * LOGITS_COPIES,
         rollout_weights=served,
         kv_cache=left if r.kv_cache_gib is None else int(r.kv_cache_gib * 2**30),
         kv_token=shape.kv_token(size, r.tensor_parallel),
     )
 
 
-def describe(shape: Shape, config: Config, placement: Placement, memory: int | None = None) -> list[str]:
+def describe(
+    shape: Shape, config: Config, placement: Placement, memory: int | None = None, *, flash: bool = False
+) -> list[str]:
     """Lines on what a learner rank and a rollout actor take and, where `memory` (bytes) is known, whether it fits.
 
     `memory` is that of each GPU, or of the machine that all share where there are none. ModelError as `estimate`.
     """
-    e, longest, on_gpu = estimate(shape, config, memory), _longest(config), placement.gpus > 0
+    e, longest, on_gpu = estimate(shape, config, memory, flash=flash), _longest(config), placement.gpus > 0
+    if not on_gpu:  # host memory is all there is
+        e = replace(e, optimizer=e.optimizer + e.offloaded, offloaded=0)
     room = f"in what rollout.gpu_memory_share={config.rollout.gpu_memory_share:g} leaves of a GPU"
     if e.kv_cache is not None:
         tokens = e.kv_cache // e.kv_token
         room = f"room for {tokens} tokens, or {tokens // longest} sequences of {longest} at a time"
+    host = f", and {_gib(e.offloaded)} GiB of host memory" if e.offloaded else ""
     lines = [
-        f"a learner rank: {_sum(e.learner)}",
+        f"a learner rank: {_sum(e.learner)}{host}",
         f"{'a GPU of a rollout actor' if on_gpu else 'a rollout actor'}: {_sum(e.rollout)}",
         f"KV cache: {e.kv_token} bytes a token, {room}",
     ]

@@ -40,6 +40,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def dry_run(config: Config) -> None:
     from adagrpo_ray.memory import describe, device_memory, read_shape
+    from adagrpo_ray.model.load import flash_attention
     from adagrpo_ray.placement import Hardware, address, local_hardware, place
 
     print(as_yaml(config), end="")
@@ -55,7 +56,7 @@ def dry_run(config: Config) -> None:
         print(f"# placement on the Ray cluster at {joined}, where its nodes have GPUs:")
     print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
     try:
-        lines = describe(read_shape(config), config, placement, memory)
+        lines = describe(read_shape(config), config, placement, memory, flash=flash_attention(config))
     except ModelError as error:
         lines = [f"not estimated: {error}"]
     print("# memory that this takes, estimated:")

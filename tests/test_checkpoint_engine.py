@@ -87,7 +87,16 @@ def same(one: EngineState | None, other: EngineState | None) -> bool:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_training_goes_on_as_if_it_had_not_stopped(model_path: str, tmp_path: Path, stage: int, dtype: str) -> None:
-    settings = (f"learner.zero_stage={stage}", f"model.dtype={dtype}")
+    goes_on(model_path, tmp_path, f"learner.zero_stage={stage}", f"model.dtype={dtype}")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_so_does_training_with_an_offloaded_optimizer(model_path: str, tmp_path: Path, stage: int) -> None:
+    settings = (f"learner.zero_stage={stage}", "learner.offload_optimizer=true", "model.dtype=bfloat16")
+    goes_on(model_path, tmp_path, *settings)
+
+
+def goes_on(model_path: str, tmp_path: Path, *settings: str) -> None:
     (batch,) = make_batch()
     engine = make_engine(model_path, *settings)
     for _ in range(STEPS // 2):
@@ -119,15 +128,16 @@ def test_taking_a_snapshot_changes_nothing(model_path: str) -> None:
     assert [first, other.train(batch)] == expected
 
 
+@pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_state_fits_every_stage(model_path: str, stage: int) -> None:
+def test_a_state_fits_every_stage(model_path: str, stage: int, offload: bool) -> None:
     (batch,) = make_batch()
     engine = make_engine(model_path)
     for _ in range(2):  # the first step's learning rate is 0
         engine.train(batch)
     state = engine.snapshot()
     assert state is not None
-    other = make_engine(model_path, f"learner.zero_stage={stage}")
+    other = make_engine(model_path, f"learner.zero_stage={stage}", f"learner.offload_optimizer={offload}")
     other.restore(state)
     assert same(other.snapshot(), state)
     assert all(torch.equal(a, b) for a, b in zip(engine.adapter().values(), other.adapter().values(), strict=True))

@@ -247,6 +247,10 @@ def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
             ["rollout.max_model_len=256 leaves no room", "rollout.max_new_tokens=256", "raise the first"],
         ),
         (
+            ["learner.offload_optimizer=true"],
+            ["learner.offload_optimizer=true is a part of ZeRO", "learner.zero_stage=0", "1, 2 or 3"],
+        ),
+        (
             ["algorithm.triggers=[{from_step: 5, rungs: []}, {from_step: 1, rungs: []}]"],
             ["algorithm.triggers have from_step [5, 1]", "order them by step"],
         ),
@@ -288,6 +292,7 @@ def test_sizes_that_do_not_fit_are_refused(overrides: list[str], told: list[str]
     [
         ["algorithm.budget=8", "algorithm.group_size=8"],
         ["rollout.max_model_len=257", "rollout.max_new_tokens=256"],
+        ["learner.offload_optimizer=true", "learner.zero_stage=1"],
         ["algorithm.triggers=[{from_step: 1, rungs: []}, {from_step: 5, rungs: []}]"],
         ["rewards.functions=[{function: exact}, {function: answer}]", "rewards.correct_by=answer"],
         ["algorithm.criterion={kind: any_above, reward: exact}"],
@@ -351,6 +356,16 @@ def test_listed_defaults_are_those_of_the_configuration() -> None:
 def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, path: Path | None) -> None:
     config = load_config(path)
     assert load_config(written(tmp_path, as_yaml(config))) == config
+
+
+def test_samples_are_packed_where_flash_attention_runs_or_it_is_asked_for() -> None:
+    layouts = {name: load_config(None, [f"learner.layout={name}"]).learner for name in ("null", "padded", "packed")}
+    assert {name: (s.packed(False), s.packed(True)) for name, s in layouts.items()} == {
+        "null": (False, True),
+        "padded": (False, False),
+        "packed": (True, True),
+    }
+    assert load_config(None).learner == layouts["null"]
 
 
 def test_phases_are_known_to_be_used_wherever_they_are_asked_for() -> None:

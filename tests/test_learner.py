@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import ray
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.learner.policy import Policy, pad
+from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.model.load import load_policy, resolve_model
 from adagrpo_ray.types import TrainSample
 
 STEPS = 3
+VOCABULARY = 139  # of the tiny model
+CPU = torch.device("cpu")
 
 
 def configure(*overrides: str) -> Config:
@@ -72,10 +79,26 @@ def test_the_steps_train(expected: list[Any]) -> None:
     assert expected[0].sums["kl"] == 0.0 < expected[-1].sums["kl"]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_stages_and_micro_batches_change_nothing(model_path: str, expected: list[Any], stage: int) -> None:
-    engine = LearnerEngine(model_path, configure(f"learner.zero_stage={stage}"), 0, 1, ("127.0.0.1", 29541))
-    batch = pack_batches(1, make_samples(), 1, 120)[0]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *[[f"zero_stage={stage}"] for stage in range(4)],
+        *[[f"zero_stage={stage}", "offload_optimizer=true"] for stage in (1, 2, 3)],
+        ["layout=packed"],
+        ["layout=packed", "zero_stage=3"],
+        ["gradient_checkpointing=true"],
+        ["layout=packed", "gradient_checkpointing=true", "zero_stage=2", "offload_optimizer=true"],
+    ],
+    ids=",".join,
+)
+def test_how_the_work_is_cut_and_kept_changes_nothing(
+    model_path: str, expected: list[Any], settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "LOGITS", VOCABULARY * 7)  # many chunks
+    config = configure(*[f"learner.{setting}" for setting in settings])
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29541))
+    assert engine.padded is ("layout=packed" not in settings)
+    batch = pack_batches(1, make_samples(), 1, 120, engine.padded)[0]
     assert len(batch.micro_batches) > 3
     for one in expected:
         other = engine.train(batch)
@@ -107,11 +130,20 @@ def cluster() -> Iterator[None]:
 @pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.usefixtures("cluster")
 def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: int) -> None:
+    class Rank(LearnerActor):
+        """Logits of 7 tokens at a time, so that one rank has more chunks than the other."""
+
+        def start(self, *args: Any) -> None:
+            buffers.LOGITS = VOCABULARY * 7
+            super().start(*args)
+
     config = configure("learner.ranks=2", f"learner.zero_stage={stage}")
-    ranks = [ray.remote(LearnerActor).remote() for _ in range(2)]
+    ranks = [ray.remote(Rank).remote() for _ in range(2)]
     master = ray.get(ranks[0].address.remote())
     ray.get([actor.start.remote(config, rank, model_path, master) for rank, actor in enumerate(ranks)])
     batches = pack_batches(1, make_samples(), 2, 120)
+    tokens = [[sum(len(s.token_ids) for s in micro) for micro in batch.micro_batches] for batch in batches]
+    assert any(-(-one // 7) != -(-other // 7) for one, other in zip(*tokens, strict=True))
     for one in expected:
         reports = ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])
         assert sum(r.sums["loss"] for r in reports) == pytest.approx(one.sums["loss"], abs=1e-4)
@@ -120,12 +152,13 @@ def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: i
         ray.kill(rank)
 
 
-def test_logprobs_are_those_of_a_plain_forward_pass(model_path: str) -> None:
+@pytest.mark.parametrize("lay_out", [pad, join])
+def test_logprobs_are_those_of_a_plain_forward_pass(model_path: str, lay_out: Callable[..., Rows]) -> None:
     """Against Transformers' own logits, one sequence at a time, without padding."""
     policy = Policy(load_policy(model_path, configure())).eval()
     samples = make_samples(5)
     with torch.no_grad():
-        together = policy(pad(samples, torch.device("cpu")))
+        together = policy(lay_out(samples, CPU))
         alone = []
         for sample in samples:
             ids = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.token_ids])).long()
@@ -135,17 +168,126 @@ def test_logprobs_are_those_of_a_plain_forward_pass(model_path: str) -> None:
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
 
 
+def moved_policy(model_path: str) -> Policy:
+    """With an adapter that does something, so that both of its matrices have gradients."""
+    policy = Policy(load_policy(model_path, configure()))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02, generator=generator)
+    return policy
+
+
+def test_a_packed_row_gives_what_padded_rows_give(model_path: str) -> None:
+    policy = moved_policy(model_path)
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    samples = make_samples(7)
+    weights = torch.randn(sum(len(s.token_ids) for s in samples), generator=torch.Generator().manual_seed(0))
+    padded, packed = (policy(lay_out(samples, CPU)) for lay_out in (pad, join))
+    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
+    gradients = [torch.autograd.grad((weights * logprobs).sum(), parameters) for logprobs in (padded, packed)]
+    assert all(gradient.abs().max() > 1e-3 for gradient in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+
+
+def test_neighbours_in_the_row_are_not_seen(model_path: str) -> None:
+    policy = moved_policy(model_path)
+    _, sample, *others = make_samples(5)
+    with torch.no_grad():
+        alone = policy(join([sample], CPU))
+        for before in range(4):
+            row = [*others[:before], sample, *others[before:]]
+            start = sum(len(s.token_ids) for s in row[:before])
+            beside = policy(join(row, CPU))[start : start + len(sample.token_ids)]
+            torch.testing.assert_close(beside, alone, rtol=0, atol=1e-5)
+
+
+class LargestLogits(TorchDispatchMode):
+    """The most rows of any tensor of [rows x vocabulary] that an operation gave; the weights themselves are none."""
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        super().__init__()
+        self.rows, self._weights = 0, weights.untyped_storage().data_ptr()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            logits = isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (VOCABULARY,)
+            if logits and tensor.untyped_storage().data_ptr() != self._weights:
+                self.rows = max(self.rows, tensor.numel() // VOCABULARY)
+        return result
+
+
+@pytest.mark.parametrize("lay_out", [pad, join])
+def test_logits_never_exist_for_more_tokens_than_a_chunk(
+    model_path: str, lay_out: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "LOGITS", VOCABULARY * 8 - 1)
+    policy = moved_policy(model_path)
+    rows = lay_out(make_samples(7), CPU)
+    assert len(rows.targets) > 50
+    head = policy.peft_model.get_base_model().get_output_embeddings().weight
+    with LargestLogits(head) as forward:
+        logprobs = policy(rows)
+    with LargestLogits(head) as backward:
+        logprobs.sum().backward()
+    with LargestLogits(head) as reference, policy.reference():
+        policy(rows)
+    assert forward.rows == backward.rows == reference.rows == 7
+
+
+def test_one_tokens_logits_exist_however_large_the_vocabulary() -> None:
+    assert (buffers.chunk_tokens(2**26 + 1), buffers.chunk_tokens(2**26), buffers.chunk_tokens(2**25)) == (1, 1, 2)
+
+
+def test_a_sample_without_tokens_has_no_logprobs(model_path: str) -> None:
+    empty = replace(make_samples(1)[0], token_ids=np.zeros(0, np.int32))
+    for lay_out in (pad, join):
+        assert moved_policy(model_path)(lay_out([empty], CPU)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "attention"),
+    [
+        (["model.dtype=bfloat16"], "flash_attention_2"),
+        (["model.dtype=bfloat16", "learner.layout=packed"], "flash_attention_2"),
+        (["model.dtype=bfloat16", "learner.layout=padded"], "sdpa"),
+        (["model.dtype=float32", "learner.layout=packed"], "sdpa"),  # flash-attention is for 16 bits
+    ],
+)
+def test_flash_attention_does_packed_rows_where_it_runs(
+    model_path: str, settings: list[str], attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, attn_implementation: str, **__: Any) -> NoReturn:
+        raise ValueError(f"asked for {attn_implementation}")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    for cuda, asked in ((True, attention), (False, "sdpa")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda cuda=cuda: cuda)
+        with pytest.raises(ModelError, match=rf"asked for {asked}$"):
+            load_policy(model_path, configure(*settings))
+
+
+def test_a_model_whose_layers_have_a_state_is_not_packed(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.Qwen3ForCausalLM._is_stateful", True)
+    load_policy(model_path, configure())
+    with pytest.raises(ModelError, match=r"\(qwen3\) has layers with a state.*set learner\.layout=padded"):
+        load_policy(model_path, configure("learner.layout=packed"))
+
+
 def test_the_reference_is_the_model_without_its_adapter(model_path: str) -> None:
     policy = Policy(load_policy(model_path, configure()))
-    padded = pad(make_samples(2), torch.device("cpu"))
+    rows = pad(make_samples(2), CPU)
     with torch.no_grad():
-        base = policy(padded)
+        base = policy(rows)
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1)
-        moved = policy(padded)
+        moved = policy(rows)
     with policy.reference():
-        reference = policy(padded)
+        reference = policy(rows)
     assert (moved - base).abs().max() > 1e-3
     torch.testing.assert_close(reference, base)
     assert policy.training

@@ -12,8 +12,7 @@ from transformers import GPT2Config, PreTrainedConfig, Qwen3Config, Qwen3MoeConf
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.learner.policy import CHUNK
-from adagrpo_ray.memory import LOGITS_CHUNK, Shape, describe, device_memory, estimate, read_shape, shape_of
+from adagrpo_ray.memory import Shape, describe, device_memory, estimate, read_shape, shape_of
 from adagrpo_ray.placement import Hardware, place
 
 GIB = 2**30
@@ -32,6 +31,8 @@ SHAPE = Shape(
 PARAMETERS = 1_720_451_072
 # A layer's inputs + outputs: q 4096, k 3072, v 3072, o 4096, gate, up and down 8192 each: 38,912. x 16 x 28:
 ADAPTER = 17_432_576
+# Bytes of the attention mask of two rows of 8192 tokens; each of 28 layers makes two bytes of one: 57 in all.
+MASK = 2 * 8192 * 8192
 
 
 def qwen3() -> Qwen3Config:
@@ -104,20 +105,36 @@ def test_kv_bytes_of_a_token(tensor_parallel: int, expected: int) -> None:
 @pytest.mark.parametrize(
     ("dtype", "stage", "weights", "optimizer"),
     [
-        # bfloat16: 2 + 2 bytes for weight and gradient, 4 for the float32 copy and 8 for the moments; buffer 1e9
+        # bfloat16: 2 + 2 bytes for weight and gradient, 4 for the float32 copy and 8 for the moments; buffer 4e7
         ("bfloat16", 0, 2 * PARAMETERS, 16 * ADAPTER),
-        ("bfloat16", 1, 2 * PARAMETERS, 4 * ADAPTER + 12 * ADAPTER // 4 + 10**9),
-        ("bfloat16", 2, 2 * PARAMETERS, 2 * ADAPTER + 14 * ADAPTER // 4 + 10**9),
-        ("bfloat16", 3, 2 * PARAMETERS // 4 + 2 * 10**9, 16 * ADAPTER // 4 + 10**9),
-        # float32: 4 + 4 bytes, and a copy from stage 1 on only; buffer 2e9
+        ("bfloat16", 1, 2 * PARAMETERS, 4 * ADAPTER + 12 * ADAPTER // 4 + 40_000_000),
+        ("bfloat16", 2, 2 * PARAMETERS, 2 * ADAPTER + 14 * ADAPTER // 4 + 40_000_000),
+        ("bfloat16", 3, 2 * PARAMETERS // 4 + 2 * 10**9, 16 * ADAPTER // 4 + 40_000_000),
+        # float32: 4 + 4 bytes, and a copy from stage 1 on only; buffer 8e7
         ("float32", 0, 4 * PARAMETERS, 16 * ADAPTER),
-        ("float32", 1, 4 * PARAMETERS, 8 * ADAPTER + 12 * ADAPTER // 4 + 2 * 10**9),
+        ("float32", 1, 4 * PARAMETERS, 8 * ADAPTER + 12 * ADAPTER // 4 + 80_000_000),
     ],
 )
 def test_zero_stages_divide_over_four_ranks(dtype: str, stage: int, weights: int, optimizer: int) -> None:
     e = estimate(SHAPE, config("learner.ranks=4", f"learner.zero_stage={stage}", f"model.dtype={dtype}"))
     assert e.learner_weights == weights
-    assert e.optimizer == optimizer
+    assert (e.optimizer, e.offloaded) == (optimizer, 0)
+
+
+def test_an_offloaded_optimizer_is_in_host_memory() -> None:
+    settings = ["learner.ranks=4", "learner.zero_stage=2", "learner.offload_optimizer=true"]
+    e = estimate(SHAPE, config(*settings))
+    assert e.optimizer == 2 * ADAPTER + 2 * ADAPTER // 4 + 40_000_000
+    # The float32 copy, its gradient, 8 bytes for the moments, and 2 for the buffer in which weights go back.
+    assert e.offloaded == 18 * ADAPTER // 4
+    assert described(5, 80, *settings)[0].endswith(" GiB, and 0.1 GiB of host memory")
+
+
+def test_without_gpus_an_offloaded_optimizer_is_where_all_else_is() -> None:
+    settings = ["learner.zero_stage=1", "learner.offload_optimizer=true"]
+    line = described(0, 100, *settings)[0]
+    assert "adapter and optimizer 0.4 + " in line  # 4 + 18 bytes and the buffer: 0.39 GiB
+    assert "host memory" not in line
 
 
 @pytest.mark.parametrize(
@@ -125,21 +142,33 @@ def test_zero_stages_divide_over_four_ranks(dtype: str, stage: int, weights: int
     [
         # A layer and token: inputs of LoRA 2 x 2048 + 2048 + 6144, attention 4 x 2048 and MLP 3 x 6144, two bytes
         # each: 77,824; norms 2 x 2048 + 3072, four bytes each: 28,672. Together 106,496.
-        ([], 16384 * 28 * 106_496),
-        (["learner.gradient_checkpointing=true"], 16384 * (28 * 2048 * 2 + 106_496)),
-        (["learner.micro_batch_tokens=100"], 8192 * 28 * 106_496),  # one sample alone is longer
+        ([], 16384 * 28 * 106_496 + 57 * MASK),
+        (["learner.gradient_checkpointing=true"], 16384 * (28 * 2048 * 2 + 106_496) + 3 * MASK),
+        # One sample alone is longer; those that share a micro-batch have 50 tokens at most.
+        (["learner.micro_batch_tokens=100"], 8192 * 28 * 106_496 + 57 * 100 * 50),
         # Seven inputs of their own, 5 x 2048 + 2048 + 6144, of 2 + 1 bytes: 55,296; and 53,248 + 28,672 as before.
-        (["model.lora.dropout=0.1"], 16384 * 28 * 137_216),
-        (["model.lora.dropout=0.1", "model.lora.targets=[q_proj]"], 16384 * 28 * (2048 * 3 + 53_248 + 28_672)),
+        (["model.lora.dropout=0.1"], 16384 * 28 * 137_216 + 57 * MASK),
+        (
+            ["model.lora.dropout=0.1", "model.lora.targets=[q_proj]"],
+            16384 * 28 * (2048 * 3 + 53_248 + 28_672) + 57 * MASK,
+        ),
+        # Each token of a packed row sees all of the row through its mask, not only its own 8192.
+        (["learner.layout=packed"], 16384 * 28 * 106_496 + 57 * 2 * MASK),
     ],
 )
 def test_activations(settings: list[str], expected: int) -> None:
     assert estimate(SHAPE, config(*settings)).activations == expected
 
 
+def test_flash_attention_needs_no_mask_of_a_packed_row() -> None:
+    plain = 16384 * 28 * 106_496
+    assert estimate(SHAPE, config(), flash=True).activations == plain
+    assert estimate(SHAPE, config("learner.layout=packed"), flash=True).activations == plain
+    assert estimate(SHAPE, config("learner.layout=padded"), flash=True).activations == plain + 57 * MASK
+
+
 def test_logits_are_those_of_a_chunk() -> None:
-    assert LOGITS_CHUNK == CHUNK
-    assert estimate(SHAPE, config()).logits == 2048 * 151_936 * 4 * 4
+    assert estimate(SHAPE, config()).logits == 441 * 151_936 * 4 * 4  # 2**26 / 151,936 is 441.7
     short = estimate(SHAPE, config("learner.micro_batch_tokens=100", "rollout.max_new_tokens=90"))
     assert short.logits == 100 * 151_936 * 4 * 4
 
@@ -155,11 +184,11 @@ def test_kv_cache_by_size_and_by_share() -> None:
 
 def test_lines_for_a_shared_gpu() -> None:
     assert described(1, 24, "learner.gradient_checkpointing=true") == [
-        "a learner rank: weights 3.2 + adapter and optimizer 0.3 + activations 3.4 + logits 4.6 + process 1.0 "
-        "= 12.5 GiB",
+        "a learner rank: weights 3.2 + adapter and optimizer 0.3 + activations 3.8 + logits 1.0 + process 1.0 "
+        "= 9.2 GiB",
         "a GPU of a rollout actor: weights 3.2 + process 1.0 + KV cache 6.6 = 10.8 GiB",
         "KV cache: 114688 bytes a token, room for 61748 tokens, or 7 sequences of 8192 at a time",
-        "both, on one GPU of this machine: 23.3 GiB fits in 24.0 GiB",
+        "both, on one GPU of this machine: 20.0 GiB fits in 24.0 GiB",
     ]
 
 
@@ -177,7 +206,7 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
         0, 100, "learner.ranks=2", "rollout.actors=3", "rollout.kv_cache_gib=2", "learner.gradient_checkpointing=true"
     )
     assert lines[1].startswith("a rollout actor: ")
-    assert lines[3:] == ["all actors, on this machine: 43.6 GiB fits in 100.0 GiB"]  # 2 x 12.48 + 3 x 6.20
+    assert lines[3:] == ["all actors, on this machine: 37.0 GiB fits in 100.0 GiB"]  # 2 x 9.21 + 3 x 6.20
 
 
 @pytest.mark.parametrize(
@@ -187,26 +216,26 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
             1,
             16,
             ["learner.gradient_checkpointing=true"],
-            "both, on one GPU of this machine: 19.7 GiB does not fit in 16.0 GiB: lower learner.micro_batch_tokens",
+            "both, on one GPU of this machine: 16.4 GiB does not fit in 16.0 GiB: lower learner.micro_batch_tokens",
         ),
         (
             1,
             8,
             ["learner.gradient_checkpointing=true"],
-            "both, on one GPU of this machine: 16.7 GiB does not fit in 8.0 GiB: take a smaller model.path",
+            "both, on one GPU of this machine: 13.4 GiB does not fit in 8.0 GiB: take a smaller model.path",
         ),
         (
             2,
             48,
             [],
-            "a learner rank's GPU: 54.6 GiB does not fit in 48.0 GiB: "
+            "a learner rank's GPU: 58.1 GiB does not fit in 48.0 GiB: "
             "lower learner.micro_batch_tokens or set learner.gradient_checkpointing=true",
         ),
         (
             2,
-            10,
+            7,
             ["learner.gradient_checkpointing=true", "learner.micro_batch_tokens=4096"],
-            "a learner rank's GPU: 10.8 GiB does not fit in 10.0 GiB: lower rollout.max_new_tokens",
+            "a learner rank's GPU: 7.2 GiB does not fit in 7.0 GiB: lower rollout.max_new_tokens",
         ),
         (
             2,
@@ -218,7 +247,7 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
             1,
             24,
             ["learner.gradient_checkpointing=true", "rollout.gpu_memory_share=0.9"],
-            "both, on one GPU of this machine: 34.1 GiB does not fit in 24.0 GiB: lower rollout.gpu_memory_share",
+            "both, on one GPU of this machine: 30.8 GiB does not fit in 24.0 GiB: lower rollout.gpu_memory_share",
         ),
         (
             2,
@@ -235,7 +264,7 @@ def test_what_does_not_fit_is_told_with_what_to_do(gpus: int, memory: float, set
 
 def test_each_actor_with_a_gpu_of_its_own_is_told_of() -> None:
     assert described(2, 80)[3:] == [
-        "a learner rank's GPU: 54.6 GiB fits in 80.0 GiB",
+        "a learner rank's GPU: 58.1 GiB fits in 80.0 GiB",
         "a rollout actor's GPU: 36.0 GiB fits in 80.0 GiB",
     ]
 

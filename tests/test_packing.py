@@ -51,6 +51,13 @@ def test_padding_counts() -> None:
     assert shape(pack_batches(1, samples, ranks=1, token_budget=20)) == [[[10, 5], [5]]]
 
 
+def test_a_packed_row_has_no_padding() -> None:
+    samples = [make_sample(1, n) for n in (9, 4, 4)]
+    assert shape(pack_batches(1, samples, ranks=1, token_budget=20, padded=False)) == [[[10, 5, 5]]]
+    assert shape(pack_batches(1, samples, ranks=1, token_budget=19, padded=False)) == [[[10, 5], [5]]]
+    assert shape(pack_batches(1, samples, ranks=3, token_budget=15, padded=False)) == [[[10, 5]], [[5]], [[5]]]
+
+
 def test_a_sample_above_the_budget_goes_alone() -> None:
     samples = [make_sample(1, n) for n in (99, 1, 1)]
     assert shape(pack_batches(1, samples, ranks=1, token_budget=10)) == [[[100], [2, 2]]]
@@ -62,12 +69,12 @@ def test_a_step_without_samples_has_no_micro_batches_on_any_rank(ranks: int) -> 
     assert [(b.step, b.micro_batches) for b in batches] == [(5, ())] * ranks
 
 
-@given(LENGTHS, st.integers(1, 4), st.integers(1, 100))
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 100), st.booleans())
 def test_every_sample_once_and_idle_copies_weigh_nothing(
-    lengths: list[tuple[int, int]], ranks: int, budget: int
+    lengths: list[tuple[int, int]], ranks: int, budget: int, padded: bool
 ) -> None:
     samples = [make_sample(*pair) for pair in lengths]
-    packed = [s for b in pack_batches(1, samples, ranks, budget) for m in b.micro_batches for s in m]
+    packed = [s for b in pack_batches(1, samples, ranks, budget, padded) for m in b.micro_batches for s in m]
     assert sorted(id(s) for s in packed if not idle(s)) == sorted(map(id, samples))
     extra = [s for s in packed if idle(s)]
     assert len(extra) < ranks
@@ -75,16 +82,17 @@ def test_every_sample_once_and_idle_copies_weigh_nothing(
     assert all(length(s) == min(map(length, samples)) for s in extra)
 
 
-@given(LENGTHS, st.integers(1, 4), st.integers(1, 100))
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 100), st.booleans())
 def test_ranks_have_equally_many_micro_batches_within_the_budget(
-    lengths: list[tuple[int, int]], ranks: int, budget: int
+    lengths: list[tuple[int, int]], ranks: int, budget: int, padded: bool
 ) -> None:
-    batches = pack_batches(3, [make_sample(*pair) for pair in lengths], ranks, budget)
+    batches = pack_batches(3, [make_sample(*pair) for pair in lengths], ranks, budget, padded)
     assert [b.step for b in batches] == [3] * ranks
     assert len({len(b.micro_batches) for b in batches}) == 1
     for micro in (m for b in batches for m in b.micro_batches):
         assert micro
-        assert len(micro) == 1 or max(map(length, micro)) * len(micro) <= budget
+        tokens = max(map(length, micro)) * len(micro) if padded else sum(map(length, micro))
+        assert len(micro) == 1 or tokens <= budget
 
 
 def test_the_samples_themselves_are_not_changed() -> None:

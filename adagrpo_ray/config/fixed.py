@@ -13,6 +13,7 @@ FREE = {
     *("run.steps", "run.folder", "run.name", "run.ray_address", "evaluation.every"),
     *("checkpoint.every", "checkpoint.keep_last"),
     *("rollout.actors", "rollout.tensor_parallel", "rollout.cpus", "learner.ranks", "learner.cpus"),
+    *("learner.layout", "learner.offload_optimizer"),
     *("rollout.start_timeout_s", "rollout.request_timeout_s"),
 }
 """Keys of the settings that may change."""

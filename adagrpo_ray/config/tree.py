@@ -151,7 +151,18 @@ class LearnerSettings(Section):
     warmup: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     micro_batch_tokens: PositiveInt = Field(16384, description="most tokens, padding included, of a micro-batch")
+    layout: Literal["padded", "packed"] | None = Field(
+        None, description="samples of a micro-batch in padded rows, or in one row; null: packed with flash-attention"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    offload_optimizer: bool = Field(False, description="keep optimizer states and float32 weights in host memory")
+
+    def packed(self, flash: bool) -> bool:
+        """Whether the samples of a micro-batch lie in one row, given whether flash-attention runs here.
+
+        Without it such a row takes a mask of [S x S], and attends in vain from each sample to the others.
+        """
+        return flash if self.layout is None else self.layout == "packed"
 
 
 class EvaluationSettings(Section):
@@ -218,6 +229,11 @@ class Config(Section):
             problems.append(
                 f"algorithm.overlong_buffer={a.overlong_buffer} is more than rollout.max_new_tokens="
                 f"{r.max_new_tokens}, so that every completion would be penalised; lower it"
+            )
+        if self.learner.offload_optimizer and self.learner.zero_stage == 0:
+            problems.append(
+                "learner.offload_optimizer=true is a part of ZeRO, which learner.zero_stage=0 turns off; set "
+                "learner.zero_stage to 1, 2 or 3, or leave the optimizer where it is"
             )
         steps = [t.from_step for t in a.triggers]
         if steps != sorted(set(steps)):

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.loss import LossSums, Tokens, policy_loss
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.learner.buffers import REDUCE_BUCKET
+from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.learner.masters import Masters
-from adagrpo_ray.learner.policy import Padded, Policy, pad
-from adagrpo_ray.model.load import load_policy
+from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.model.load import flash_attention, load_policy
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 
@@ -45,12 +47,15 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     """DeepSpeed's own configuration for these settings."""
     s = config.learner
     optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, "torch_adam": True}
+    zero: dict[str, Any] = {"stage": s.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
+    if s.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the engine is told where a batch ends, since batches differ in size
         "optimizer": {"type": "AdamW", "params": optimizer},
         "gradient_clipping": s.gradient_clip,
-        "zero_optimization": {"stage": s.zero_stage},
+        "zero_optimization": zero,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "steps_per_print": 2**31,
     }
@@ -92,7 +97,11 @@ class LearnerEngine:
             peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._config, self._rank, self._world_size = config, rank, world_size
         self._device = torch.device("cuda" if cuda else "cpu")
-        self._policy = Policy(peft_model)
+        self.padded = not config.learner.packed(flash_attention(config))  # which `pack_batches` must know
+        self._lay_out = pad if self.padded else join
+        # Under stage 3 each use of a layer gathers its weights from all ranks: they must use the head equally often.
+        together = config.learner.zero_stage == 3 and world_size > 1
+        self._policy = Policy(peft_model, self._most) if together else Policy(peft_model)
         trainable = [p for p in self._policy.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(
             model=self._policy,
@@ -120,15 +129,15 @@ class LearnerEngine:
         sums, norm = dict.fromkeys((f.name for f in fields(LossSums)), 0.0), 0.0
         learning_rate = self._learning_rate
         for number, samples in enumerate(batch.micro_batches, start=1):
-            padded = pad(samples, self._device)
-            logprobs = self._engine(padded)
+            rows = self._lay_out(samples, self._device)
+            logprobs = self._engine(rows)
             if len(old) < number:
                 old.append(logprobs.detach())
             tokens = Tokens(
                 policy=logprobs,
                 old=old[number - 1],
                 behaviour=self._flat([s.behaviour_logprobs for s in samples]),
-                reference=self._reference(padded) if loss.beta > 0 else None,
+                reference=self._reference(rows) if loss.beta > 0 else None,
                 advantages=self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
                 weights=self._flat([s.token_weights for s in samples]),
                 sequence=self._flat([np.full(len(s.token_ids), i) for i, s in enumerate(samples)]),
@@ -148,7 +157,7 @@ class LearnerEngine:
         """Log-probabilities [T] of each sample's completion under the policy as it is now."""
         self._engine.eval()
         with torch.no_grad():
-            flat = self._engine(pad(samples, self._device)).cpu()
+            flat = self._engine(self._lay_out(samples, self._device)).cpu()
         return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
 
     def adapter(self) -> dict[str, torch.Tensor]:
@@ -215,9 +224,15 @@ class LearnerEngine:
         gradients = [p.grad.norm() for p in self._policy.parameters() if p.requires_grad and p.grad is not None]
         return float(torch.stack(gradients).norm()) if gradients else 0.0
 
-    def _reference(self, padded: Padded) -> torch.Tensor:
+    def _reference(self, rows: Rows) -> torch.Tensor:
         with self._policy.reference():
-            return self._policy.forward(padded)
+            return self._policy.forward(rows)
+
+    def _most(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        numbers = torch.tensor(number, device=self._device)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+        return int(numbers)
 
     def _flat(self, arrays: list[Any]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)

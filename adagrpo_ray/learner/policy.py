@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.types import TrainSample
-
-CHUNK = 2048  # tokens whose logits exist at a time: 2048 x 150,000 words x 4 bytes = 1.2 GB
-
-
-@dataclass(frozen=True)
-class Padded:
-    """A micro-batch as tensors. B samples padded on the right to S tokens, n completion tokens in all.
-
-    `positions` [n] index the flattened [B x S] hidden states that predict `targets` [n].
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    positions: torch.Tensor
-    targets: torch.Tensor
-
-
-def pad(samples: Sequence[TrainSample], device: torch.device) -> Padded:
-    """The samples of a micro-batch side by side; masks come from lengths, never from a token's value."""
-    sequences = [torch.from_numpy(np.concatenate([s.prompt_token_ids, s.token_ids])).long() for s in samples]
-    width = max(len(s) for s in sequences)
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(sequences), width, dtype=torch.long)
-    positions = []
-    for row, (sample, sequence) in enumerate(zip(samples, sequences, strict=True)):
-        input_ids[row, : len(sequence)] = sequence
-        attention_mask[row, : len(sequence)] = 1
-        first = row * width + len(sample.prompt_token_ids) - 1  # the last prompt token predicts the first sampled one
-        positions.append(torch.arange(first, first + len(sample.token_ids)))
-    return Padded(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        positions=torch.cat(positions).to(device),
-        targets=torch.from_numpy(np.concatenate([s.token_ids for s in samples])).long().to(device),
-    )
+from adagrpo_ray.learner.buffers import chunk_tokens
+from adagrpo_ray.learner.layout import Rows
 
 
 class Policy(torch.nn.Module):
     """A PEFT model seen as a function from token ids to log-probabilities of the sampled tokens."""
 
-    def __init__(self, peft_model: Any) -> None:
+    def __init__(self, peft_model: Any, most: Callable[[int], int] = lambda number: number) -> None:
+        """`most` gives the largest of the numbers that the ranks call it with, where they must do equally much."""
         super().__init__()
         self.peft_model = peft_model
+        self._most = most
         config = peft_model.get_base_model().config
+        self._vocabulary: int = config.get_text_config().vocab_size
         for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(config, key, None) not in (None, 1, 1.0):
                 raise ModelError(
@@ -64,22 +32,23 @@ class Policy(torch.nn.Module):
                     "use a model without it"
                 )
 
-    def forward(self, batch: Padded) -> torch.Tensor:
-        """Log-probabilities [n] of `batch.targets` at temperature 1, in float32.
+    def forward(self, rows: Rows) -> torch.Tensor:
+        """Log-probabilities [n] of `rows.targets` at temperature 1, in float32.
 
-        Logits exist for CHUNK tokens at a time only and are computed again in the backward pass.
+        Logits exist for a chunk of the tokens at a time only (`chunk_tokens`) and are computed again in the backward
+        pass.
         """
         model = self.peft_model.get_base_model()
-        hidden = model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
-        chosen = hidden.flatten(0, 1)[batch.positions]
+        hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
+        chosen = hidden.flatten(0, 1)[rows.before]
         head = model.get_output_embeddings()
-        chunks = [
-            checkpoint(_token_logprobs, head, h, t, use_reentrant=False)
-            for h, t in zip(torch.split(chosen, CHUNK), torch.split(batch.targets, CHUNK), strict=True)
-        ]
-        return torch.cat(chunks)
+        chunks = self._most(max(1, math.ceil(len(chosen) / chunk_tokens(self._vocabulary))))
+        return torch.cat(
+            [
+                checkpoint(_token_logprobs, head, h, t, use_reentrant=False)
+                for h, t in zip(chosen.tensor_split(chunks), rows.targets.tensor_split(chunks), strict=True)
+            ]
+        )
 
     @contextmanager
     def reference(self) -> Iterator[None]:

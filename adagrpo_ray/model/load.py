@@ -65,27 +65,41 @@ def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def flash_attention(config: Config) -> bool:
+    """Whether flash-attention runs here: it is installed, there is a CUDA device, and the model is in bfloat16."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    return config.model.dtype == "bfloat16" and torch.cuda.is_available() and bool(is_flash_attn_2_available())
+
+
 def load_policy(path: str, config: Config) -> Any:
     """The base model with a trainable adapter (a PeftModel): a new one, or `model.adapter` to continue.
 
     A new adapter's A is drawn from `run.seed` and B is zero, so that it changes nothing yet. Raises
-    ModelError where the model has none of `model.lora.targets`.
+    ModelError where the model has none of `model.lora.targets`, or cannot keep the samples of a packed row apart.
     """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    settings = config.model
+    settings, flash = config.model, flash_attention(config)
+    packed = config.learner.packed(flash)
     try:
         base = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation="sdpa",
+            attn_implementation="flash_attention_2" if flash and packed else "sdpa",
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path={settings.path!r} cannot be loaded: {_first_line(error)}") from None
+    if packed and base._is_stateful:
+        raise ModelError(
+            f"model.path={settings.path!r} ({base.config.model_type}) has layers with a state, which would go from one "
+            "sample of a packed row to the next; set learner.layout=padded"
+        )
     if settings.adapter is not None:
         try:
             model = PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)

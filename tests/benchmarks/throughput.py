@@ -68,7 +68,7 @@ def learner_alone(config: Config, inputs: Inputs, answers: list[tuple[Completion
         for c in group
     ]
     engine = LearnerEngine(inputs.model_path, config, 0, 1, ("127.0.0.1", 29551))
-    batch = pack_batches(1, samples, 1, config.learner.micro_batch_tokens)[0]
+    batch = pack_batches(1, samples, 1, config.learner.micro_batch_tokens, engine.padded)[0]
     return tokens / median_seconds(lambda: engine.train(batch) and None)
 
 

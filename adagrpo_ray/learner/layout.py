@@ -1,0 +1,69 @@
+"""How the samples of a micro-batch lie in the model's input: padded rows, or all in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adagrpo_ray.types import TrainSample
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch as tensors: B rows of S tokens, of which n are completion tokens.
+
+    `inputs` are what the model is called with: input_ids [B x S], and what keeps the samples apart. `before` [n]
+    index the flattened [B x S] hidden states that predict `targets` [n]; they go sample by sample.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    before: torch.Tensor
+    targets: torch.Tensor
+
+
+def pad(samples: Sequence[TrainSample], device: torch.device) -> Rows:
+    """Each sample in a row of its own, filled up on the right; masks come from lengths, never from a token's value."""
+    sequences = [_tokens(sample) for sample in samples]
+    width = max(map(len, sequences))
+    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = sequence
+        attention_mask[row, : len(sequence)] = 1
+    starts = range(0, len(sequences) * width, width)
+    return _rows({"input_ids": input_ids, "attention_mask": attention_mask}, samples, starts, device)
+
+
+def join(samples: Sequence[TrainSample], device: torch.device) -> Rows:
+    """All samples one after the other in one row, each with positions from 0.
+
+    From these Transformers sees where a sample begins, given one row, no mask and no cache: flash-attention gets the
+    lengths, sdpa a block-diagonal mask (`_is_packed_sequence` in its modeling_flash_attention_utils,
+    `find_packed_sequence_indices` in its masking_utils).
+    """
+    sequences = [_tokens(sample) for sample in samples]
+    position_ids = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
+    starts = np.cumsum([0, *map(len, sequences)]).tolist()[:-1]
+    inputs = {"input_ids": torch.cat(sequences)[None], "position_ids": position_ids[None]}
+    return _rows(inputs, samples, starts, device)
+
+
+def _rows(
+    inputs: dict[str, torch.Tensor], samples: Sequence[TrainSample], starts: Sequence[int], device: torch.device
+) -> Rows:
+    """The rows of `samples`, which begin at `starts` of the flattened input."""
+    # The last prompt token predicts the first sampled one.
+    first = [start + len(sample.prompt_token_ids) - 1 for start, sample in zip(starts, samples, strict=True)]
+    before = [torch.arange(f, f + len(s.token_ids)) for f, s in zip(first, samples, strict=True)]
+    return Rows(
+        inputs={name: tensor.to(device) for name, tensor in inputs.items()},
+        before=torch.cat(before).to(device),
+        targets=torch.from_numpy(np.concatenate([s.token_ids for s in samples])).long().to(device),
+    )
+
+
+def _tokens(sample: TrainSample) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.token_ids])).long()
