@@ -59,10 +59,16 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _ahead(config: Config, step: int) -> int:
+    """The last step whose rollouts may begin with those of `step`; none is in flight where a checkpoint is due."""
+    every = config.checkpoint.every or config.run.steps
+    return min(step + config.algorithm.max_staleness, math.ceil(step / every) * every, config.run.steps)
+
+
 def _step(running: Actors, config: Config, step: int) -> StepRecord:
     """One step: sample and resample groups, one optimizer step on all ranks, the new adapter to all rollouts."""
     began = time.perf_counter()
-    collected = get(running.learners[0].collect.remote(step))
+    collected = get(running.learners[0].collect.remote(step, _ahead(config, step)))
     sampled = time.perf_counter()
     reports = []
     if collected.trained_tokens:

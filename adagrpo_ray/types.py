@@ -71,7 +71,8 @@ class Completion:
     `token_ids` [T] ends with the end-of-text token where `finish_reason` is "stop"; it may hold pad tokens,
     which are sampled tokens like any other. `logprobs` [T] are those of the behaviour policy: the
     distribution that the tokens were really drawn from, after temperature and filters.
-    `weight_version` is the LoRA version that drew all of them.
+    `weight_version` is the LoRA version in force when the request came in. It drew all of them, but where weights
+    are merged and rollouts run ahead of training: there a later version may have drawn the last ones.
     """
 
     token_ids: TokenIds
@@ -108,7 +109,8 @@ class Group:
     """One visit of a prompt: its attempts so far and the statistics of all their rewards.
 
     `visit` counts how often the prompt was drawn from the data, from 0; `born` is the step that drew it; `size`
-    is G, the completions of each attempt; `start` is how many rungs above the base the first attempt stands.
+    is G, the completions of each attempt; `start` is how many rungs above the base the first attempt stands; `late`
+    says that an earlier step ended without it.
     Worked example: four completions score [0, 0, 0, 0], nobody is correct, so the group is resampled and
     scores [1, 0, 0, 0]: two attempts, statistics over all eight rewards.
     """
@@ -118,6 +120,7 @@ class Group:
     born: int
     size: int
     start: int = 0
+    late: bool = False
     attempts: tuple[Attempt, ...] = ()
     statistics: RewardStatistics = field(default_factory=RewardStatistics)
 

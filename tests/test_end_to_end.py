@@ -19,9 +19,18 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of a few steps with two rollout actors and one learner rank; its folder and output."""
+MODES: dict[str, tuple[str, ...]] = {
+    "in turn": (),
+    "ahead": ("algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2"),
+}
+
+
+@pytest.fixture(scope="module", params=list(MODES))
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of a few steps with two rollout actors; its folder and output.
+
+    In turn on one learner rank, or with two of them and rollouts that run a step ahead.
+    """
     folder = tmp_path_factory.mktemp("runs")
     ended = launch(
         "--config",
@@ -32,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "rollout.actors=2",
         "data.held_out_prompts=16",
         "algorithm.resample=immediate",
+        *MODES[request.param],
         # The first rung draws as first attempts do, so that only the second one filters anything.
         "algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.0}, {temperature: 1.1, top_p: 0.99}]}]",
     )
@@ -70,10 +80,40 @@ def test_every_step_sent_one_new_version(run: tuple[Path, str]) -> None:
 
 def test_learner_and_rollout_agree_where_nothing_was_filtered(run: tuple[Path, str]) -> None:
     """First attempts are drawn at temperature 1, so only resampled groups may show a difference."""
-    plain = [s for s in metrics(run[0]) if sum(s["resamples"][1:]) == 0 and s["trained_tokens"]]
+    steps = metrics(run[0])
+    plain = [s for s in steps if sum(s["resamples"][1:]) == 0 and s["trained_tokens"] and not s["staleness"]]
     for step in plain:
         assert step["behaviour_gap"] < 1e-4
     assert all(s["behaviour_gap"] < 0.5 for s in metrics(run[0]))
+
+
+def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    most = yaml.safe_load((folder / "config.yaml").read_text())["algorithm"]["max_staleness"]
+    ages = [s["staleness"] for s in metrics(folder)]
+    assert ages[0] == 0
+    assert all((0 < age <= most) if most else age == 0 for age in ages[1:])
+
+
+def test_steps_without_a_single_group_do_not_stop_a_run_that_samples_ahead(tmp_path: Path) -> None:
+    ended = launch(
+        "--config",
+        "launch/configs/tiny-cpu.yaml",
+        *MODES["ahead"],
+        f"run.folder={tmp_path}",
+        "run.name=nothing",
+        "run.steps=3",
+        "data.held_out_prompts=0",
+        "algorithm.prompts_per_step=4",
+        "algorithm.criterion={kind: any_above, threshold: 99}",
+        "algorithm.triggers=[]",
+        "algorithm.on_exhausted=drop",
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    steps = metrics(tmp_path / "nothing")
+    assert [s["groups_dropped"] for s in steps] == [4, 4, 4]
+    assert [s["trained_tokens"] for s in steps] == [0, 0, 0]
+    assert [s["weight_version"] for s in steps] == [1, 2, 3]
 
 
 def test_configuration_is_kept_and_reads_back(run: tuple[Path, str]) -> None:

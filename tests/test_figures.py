@@ -12,7 +12,7 @@ from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.sampler import Collection
 from adagrpo_ray.observe.records import SamplingFigures
 
-NOTHING = Collection(ready=(), exhausted=(), waiting=(), aged=(), attempts=())
+NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), attempts=())
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")
 # Columns of by_function: format, answer.
 SOLVED = make_group(
@@ -31,7 +31,7 @@ STUCK = FAILED.with_attempt(
 
 def figures(height: int = 3, *, exhausted_dropped: bool = False, **parts: object) -> SamplingFigures:
     collection = replace(NOTHING, **parts)  # type: ignore[arg-type]
-    return sampling_figures(collection, ["format", "answer"], height, exhausted_dropped=exhausted_dropped)
+    return sampling_figures(2, collection, ["format", "answer"], height, exhausted_dropped=exhausted_dropped)
 
 
 @pytest.fixture

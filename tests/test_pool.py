@@ -30,13 +30,21 @@ class FakeActor:
         self.open.pop(0).set_result((replace(make_completion(), weight_version=version),))
 
 
+@pytest.fixture
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The requests that the pool gave up, which are no references of Ray's here."""
+    given_up: list[object] = []
+    monkeypatch.setattr("ray.cancel", given_up.append)
+    return given_up
+
+
 def ask(n: int = 1) -> GenerationRequest:
     return GenerationRequest("p", np.arange(3, dtype=np.int32), n, SamplingParams(), 10, 0)
 
 
 def make_pool(actors: list[FakeActor], timeout: float = 5.0) -> RolloutPool:
     pool = RolloutPool(actors, timeout)
-    pool.version = 0
+    pool.version = pool._newest = 0
     return pool
 
 
@@ -76,6 +84,39 @@ def test_an_answer_under_another_version_is_refused() -> None:
         asyncio.run(scenario())
 
 
-def test_an_actor_that_never_answers_is_an_error_and_no_hang() -> None:
+def test_a_request_may_end_under_any_version_in_effect_since_it_was_sent() -> None:
+    async def scenario(answered: int) -> None:
+        actor = FakeActor()
+        pool = make_pool([actor])
+        pool.version = pool._newest = 2
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        pool._newest = 3  # a sync that not all actors have answered yet
+        actor.answer(version=answered)
+        await waiting
+
+    for version in (2, 3):
+        asyncio.run(scenario(version))
+    for version in (1, 4):
+        with pytest.raises(SyncError, match=rf"version .{version}."):
+            asyncio.run(scenario(version))
+
+
+def test_an_actor_that_never_answers_is_an_error_and_no_hang(cancelled: list[object]) -> None:
     with pytest.raises(RolloutError, match=r"no answer for prompt p.*request_timeout_s"):
         asyncio.run(make_pool([FakeActor()], timeout=0.05).generate(ask()))
+    assert len(cancelled) == 1
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_cancelled_on_its_actor(cancelled: list[object]) -> None:
+    async def scenario() -> list[int]:
+        actor = FakeActor()
+        pool = make_pool([actor])
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return pool._outstanding
+
+    assert asyncio.run(scenario()) == [0]
+    assert len(cancelled) == 1

@@ -434,6 +434,68 @@ def test_after_an_exception_waiting_groups_still_wait() -> None:
     assert (third.ready[0].prompt.id, rungs(third.ready[0])) == ("hard", [-1, 0])
 
 
+def test_a_step_that_over_samples_ends_without_the_last_and_the_next_one_waits_for_it() -> None:
+    async def scenario() -> tuple[Collection, Collection, list[bool]]:
+        fake.gates["b", 0], fake.gates["b", 1] = asyncio.Event(), asyncio.Event()  # the second is never opened...
+        first = await sampler.collect(1)
+        second = asyncio.create_task(sampler.collect(2))
+        await until(lambda: len(fake.requests) == 6)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waited = [not second.done()]
+        fake.gates["b", 1].set()  # ... before the others of its step have long ended
+        return first, await second, waited
+
+    fake = Fake(easy("abcdef"))
+    sampler = make_sampler(fake, prompts="abcdef", prompts_per_step=2, over_sample=0.5)
+    first, second, waited = asyncio.run(scenario())
+    assert (ids(first.ready), ids(first.late), ids(first.waiting)) == (["a", "c"], ["b"], ["b"])
+    assert fake.cancelled == ["b"]
+    assert waited == [True]
+    assert (ids(second.ready), ids(second.late)) == (["b", "d", "e"], [])
+    assert not any(g.late for g in second.waiting)
+    assert fake.of("b")[0] == fake.of("b")[1], "a group that was cut off asks for the same completions again"
+
+
+def test_a_late_group_keeps_the_attempts_that_it_has() -> None:
+    async def scenario() -> tuple[Collection, Collection]:
+        fake.gates["hard", 1] = asyncio.Event()
+        first = await sampler.collect(1)
+        fake.gates.clear()
+        return first, await sampler.collect(2)
+
+    fake = Fake({"hard": [(-4.0, -2.0), FAIL, PASS], **easy("abcdefgh")})
+    sampler = make_sampler(fake, prompts=["hard", *"abcdefgh"], prompts_per_step=2, over_sample=0.5)
+    first, second = asyncio.run(scenario())
+    assert ids(first.late) == ["hard"]
+    (hard,) = [g for g in second.ready if g.prompt.id == "hard"]
+    assert (rungs(hard), hard.statistics.count, hard.born) == ([-1, 0], 4, 1)
+
+
+def test_over_sampling_stays_within_the_budget() -> None:
+    fake = Fake(easy("abcdef"))
+    (step,) = run_steps(make_sampler(fake, prompts="abcdef", prompts_per_step=2, over_sample=1.0, budget=6), 1)
+    assert len(fake.requests) == 3
+    assert len(step.ready) + len(step.late) == 3
+
+
+def test_steps_collected_at_once_share_no_group() -> None:
+    async def scenario() -> list[Collection]:
+        await sampler.collect(1)
+        fake.gates["b", 0] = asyncio.Event()
+        steps = [asyncio.create_task(sampler.collect(step)) for step in (2, 3)]
+        await until(steps[1].done)  # the later one ends first
+        fake.gates["b", 0].set()
+        return [await step for step in steps]
+
+    fake = Fake({"hard": [FAIL, PASS], **easy("abcdefgh")})
+    sampler = make_sampler(fake, prompts=["hard", "a", *"bcdefgh"], prompts_per_step=2, resample="deferred")
+    fake.script = {**fake.script, "b": [FAIL], "c": [FAIL]}
+    second, third = asyncio.run(scenario())
+    assert (ids(second.attempts), ids(third.attempts)) == (["hard", "b"], ["c", "d"])
+    assert set(ids(sampler.state_dict()["waiting"])) == {"b", "c"}
+
+
 def named(name: str) -> Method:
     return make_method(AlgorithmSettings.model_validate({"name": name}), ["exact"])
 

@@ -20,8 +20,9 @@ from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import SyncError
 from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.layout import pad
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.learner.policy import Policy, pad
+from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import RolloutEngine
@@ -62,7 +63,12 @@ def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any,
     config = Config.model_validate(
         CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"sync": request.param}}
     )
-    actor = ray.remote(RolloutActor).remote()
+
+    class Watched(RolloutActor):  # here, so that Ray sends the class itself
+        async def unfinished(self) -> int:
+            return int(self._engine._engine.output_processor.get_num_unfinished_requests())
+
+    actor = ray.remote(Watched).remote()
     ray.get(actor.start.remote(model_path, 256, config))
     yield actor, RolloutPool([actor], request_timeout_s=60.0)
     ray.get(actor.stop.remote())
@@ -152,6 +158,70 @@ def test_behaviour_logprobs_are_those_of_the_distribution_sampled_from(
     own = learner.logprobs(tuple(as_sample(prompt, c, 0.0) for c in cold))
     assert gap(learner, prompt, cold) > 1e-2
     assert sum(float(c.logprobs.sum()) for c in cold) > sum(float(o.sum()) for o in own)
+
+
+def test_a_version_that_comes_while_requests_are_in_flight(
+    rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt, model_path: str, request: Any
+) -> None:
+    """As an adapter it leaves them alone; merged it draws their later tokens, as if it had read the earlier ones."""
+    _, pool = rollout
+    merged = request.node.callspec.params["rollout"] == "merged"
+    old = learner.adapter()
+    noise = torch.Generator().manual_seed(0)
+    new = {name: t + 0.02 * torch.randn(t.shape, generator=noise) for name, t in old.items()}
+
+    def expected(tensors: dict[str, torch.Tensor], completions: tuple[Completion, ...]) -> list[Any]:
+        model = load_policy(model_path, CONFIG)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(tensors[name.replace(".default.", ".")])
+        samples = [as_sample(prompt, c, 0.0) for c in completions]
+        with torch.no_grad():
+            flat = Policy(model).eval()(pad(samples, torch.device("cpu")))
+        return [part.numpy() for part in flat.split([len(c.token_ids) for c in completions])]
+
+    async def overtake(version: int, wait: float) -> tuple[Completion, ...]:
+        await pool.apply(pack(version, old, 16, 32.0, torch.float32))
+        request = asyncio.create_task(pool.generate(replace(ask(prompt, seed=version), n=16)))
+        await asyncio.sleep(wait)
+        await pool.apply(pack(version + 1, new, 16, 32.0, torch.float32))
+        return await request
+
+    switched = 0
+    for number in range(8):  # so that one of them at least is overtaken between its first and last token
+        completions = asyncio.run(overtake(100 + 2 * number, 0.05 + 0.03 * number))
+        assert {c.weight_version for c in completions} == {100 + 2 * number}
+        for c, before, after in zip(completions, expected(old, completions), expected(new, completions), strict=True):
+            by_old, by_new = np.abs(c.logprobs - before) < 1e-4, np.abs(c.logprobs - after) < 1e-4
+            if not merged:
+                assert by_old.all()
+                continue
+            places = [t for t in range(len(c.token_ids) + 1) if by_old[:t].all() and by_new[t:].all()]
+            assert places, "some token was drawn by neither version, or by the old one after the new"
+            switched += places[0] > 0 and places[-1] < len(c.token_ids)
+    assert not merged or switched
+    ended = asyncio.run(pool.generate(ask(prompt, seed=1)))
+    np.testing.assert_allclose(ended[0].logprobs, expected(new, ended)[0], atol=1e-4)
+
+
+def test_a_cancelled_request_is_aborted_in_the_engine(rollout: tuple[Any, RolloutPool], prompt: Prompt) -> None:
+    actor, pool = rollout
+
+    async def scenario() -> tuple[int, int]:
+        request = asyncio.create_task(pool.generate(replace(ask(prompt, seed=1), n=64, max_new_tokens=128)))
+        while not (before := await actor.unfinished.remote()):
+            await asyncio.sleep(0.01)
+        request.cancel()
+        for _ in range(100):
+            if not (after := await actor.unfinished.remote()):
+                break
+            await asyncio.sleep(0.001)
+        return before, after
+
+    before, after = asyncio.run(scenario())
+    assert before > 0
+    assert after == 0
+    assert len(asyncio.run(pool.generate(ask(prompt, seed=1)))) == 4  # and it goes on with others
 
 
 def test_the_same_request_draws_the_same_completions(rollout: tuple[Any, RolloutPool], prompt: Prompt) -> None:

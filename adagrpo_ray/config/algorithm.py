@@ -115,6 +115,14 @@ class AlgorithmSettings(Section):
         None, description="most that a step generates, in budget_unit; groups that it cuts off wait; null: no limit"
     )
     budget_unit: Literal["completions", "tokens"] = Field("completions", description="what the budget counts")
+    max_staleness: int = Field(
+        0, ge=0, description="steps that rollouts may run ahead of training; 0: none, every step is on-policy"
+    )
+    over_sample: Share = Field(
+        0.0,
+        description="share of groups sampled beyond what a step needs; those that end last are cut off and go first "
+        "in the next step, which waits for them; 0: every step waits for all its groups",
+    )
     max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is given up")
     allocation: AllocationSettings = Field(AllocationSettings(), description="who gets how much of the budget")
     train_on: Literal["last", "all", "balanced"] = Field(

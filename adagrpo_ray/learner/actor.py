@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.learner import checkpoint
+from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.batch import training_samples
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine, TrainReport
 from adagrpo_ray.learner.evaluation import evaluate
 from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.learner.sampler import AdaptiveSampler
+from adagrpo_ray.learner.sampler import AdaptiveSampler, Collection
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
 from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
 from adagrpo_ray.rewards.scorer import RewardScorer
@@ -50,7 +51,8 @@ class LearnerActor:
     """One rank. `collect`, `evaluate` and the rest of sampling run on rank 0 alone, the others on all ranks.
 
     `start` and `attach` begin a run; called again they begin another one in the same process. It has no coroutine
-    of its own, since one would make Ray run every method in an event loop.
+    of its own, since one would make Ray run every method in an event loop; what rank 0 awaits runs in a thread
+    beside, where the sampling of coming steps goes on while this one trains.
     """
 
     def address(self) -> tuple[str, int]:
@@ -68,6 +70,8 @@ class LearnerActor:
         """Rank 0 gets its prompts and the rollout actors."""
         config, algorithm = self._config, self._config.algorithm
         self.stop()
+        self._background = Background()
+        self._collections: dict[int, Future[Collection]] = {}  # of the steps that have begun, by step
         self._prompts = prompts
         self._pool = RolloutPool(rollout_actors, config.rollout.request_timeout_s)
         self._scorer = RewardScorer(config.rewards, config.data.format)
@@ -83,18 +87,28 @@ class LearnerActor:
             seed=config.run.seed,
         )
 
-    def collect(self, step: int) -> Collected:
-        """Sample the groups of a step, resampling those that fail, and cut them into each rank's batch."""
+    def collect(self, step: int, last: int) -> Collected:
+        """Sample the groups of a step, resampling those that fail, and cut them into each rank's batch.
+
+        The sampling of the coming steps up to `last` begins too, and goes on after the return.
+        """
         config = self._config
         drop = self._method.drop_exhausted
-        collection = asyncio.run(self._sampler.collect(step))
+        for begun in range(step, last + 1):
+            if begun not in self._collections:
+                self._collections[begun] = self._background.start(self._sampler.collect(begun))
+        collection = self._collections.pop(step).result()
         groups = [*collection.ready, *(() if drop else collection.exhausted)]
         samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
-        batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens)
+        batches = pack_batches(
+            step, samples, config.learner.ranks, config.learner.micro_batch_tokens, self._engine.padded
+        )
         return Collected(
             batches=tuple(ray.put(batch) for batch in batches),
             trained_tokens=sum(len(s.token_ids) for s in samples),
-            figures=sampling_figures(collection, self._functions, self._method.ladder.height, exhausted_dropped=drop),
+            figures=sampling_figures(
+                step, collection, self._functions, self._method.ladder.height, exhausted_dropped=drop
+            ),
         )
 
     def train(self, batch: Any) -> TrainReport:
@@ -110,12 +124,12 @@ class LearnerActor:
 
         lora, dtype = self._config.model.lora, getattr(torch, self._config.model.dtype)
         weights = pack(version, tensors, lora.r, lora.alpha, dtype)
-        asyncio.run(self._pool.apply(weights))
+        self._background.run(self._pool.apply(weights))
         return SyncReport(version, weights.data.nbytes)
 
     def evaluate(self, step: int) -> EvaluationRecord:
         """Accuracy on the held-out prompts."""
-        return asyncio.run(
+        return self._background.run(
             evaluate(
                 self._prompts.held_out,
                 self._config.evaluation,
@@ -168,6 +182,7 @@ class LearnerActor:
             self._sampler.load_state_dict(from_plain(files["sampler.json"], files["sampler.safetensors"], prompts))
 
     def stop(self) -> None:
-        """End the scoring processes."""
+        """Give up what is being sampled, and end the scoring processes."""
         if hasattr(self, "_scorer"):
+            self._background.close()
             self._scorer.close()

@@ -13,9 +13,9 @@ from adagrpo_ray.observe.records import SamplingFigures
 
 
 def sampling_figures(
-    collection: Collection, functions: Sequence[str], height: int, *, exhausted_dropped: bool
+    step: int, collection: Collection, functions: Sequence[str], height: int, *, exhausted_dropped: bool
 ) -> SamplingFigures:
-    """Figures of one step; `height` is the ladder's number of rungs, `functions` the reward functions' names."""
+    """Figures of `step`; `height` is the ladder's number of rungs, `functions` the reward functions' names."""
     first = [g for g in collection.attempts if len(g.attempts) == 1]
     resampled = [g for g in collection.attempts if len(g.attempts) > 1]
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
@@ -33,6 +33,7 @@ def sampling_figures(
         accuracy_by_level=_by_level(correct),
         groups_ready=len(collection.ready),
         groups_waiting=len(collection.waiting),
+        groups_late=len(collection.late),
         groups_exhausted=len(collection.exhausted),
         groups_dropped=len(collection.aged) + (len(collection.exhausted) if exhausted_dropped else 0),
         resamples=tuple(resamples[rung] for rung in rungs),
@@ -45,6 +46,8 @@ def sampling_figures(
         informative_groups=sum(not value for _, value in flat_after),
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts),
         extra_tokens=sum(g.last.generated_tokens for g in resampled),
+        # The step before this one made the version that this one trains.
+        staleness=_mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
         completion_length=_mean(float(len(c.token_ids)) for g in collection.attempts for c in g.last.completions),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,13 +32,14 @@ class Collection:
     """What a step's sampling brought in.
 
     `ready` groups met the criterion; `exhausted` ones failed on the last rung; `waiting` ones go on in a
-    later step; `aged` ones were given up because they waited too long. `attempts` are all that this step
-    sampled, with the group as it was after each.
+    later step, `late` ones of this step's among them, which it ended without; `aged` ones were given up because
+    they waited too long. `attempts` are all that this step sampled, with the group as it was after each.
     """
 
     ready: tuple[Group, ...]
     exhausted: tuple[Group, ...]
     waiting: tuple[Group, ...]
+    late: tuple[Group, ...]
     aged: tuple[Group, ...]
     attempts: tuple[Group, ...]
 
@@ -73,13 +74,13 @@ class Budget:
         return min(wanted, int(min(self._left, wanted * size * self._price)) // (size * self._price))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Visit:
-    """How a group's part in one step ended, and the group as it was after each attempt of the step."""
+    """A group's part in one step: where it stands, and the group as it was after each attempt of the step."""
 
     group: Group
-    state: Literal["ready", "exhausted", "waiting"]
-    history: list[Group]
+    state: Literal["late", "ready", "exhausted", "waiting"] = "late"  # until it ends
+    history: list[Group] = field(default_factory=list)
 
 
 class AdaptiveSampler:
@@ -109,35 +110,46 @@ class AdaptiveSampler:
         Each group runs on its own: it is generated, scored and judged, and asks for its next attempt while
         others still generate. Where the method refills, groups that failed for good make room for new prompts
         until the step is full; where completions cost less of the budget than they might have, it samples as many
-        more groups as then fit. Raises what `generate` or `score` raises; the step's other groups are then
-        cancelled.
+        more groups as then fit. Where it samples more groups than it needs, it ends without the last ones, but
+        for those that an earlier step ended without. Several steps may be collected at once; each takes what waits
+        when it begins. Raises what `generate` or `score` raises; the step's other groups are then cancelled, and
+        what waited waits again.
         """
         oldest = step - self._settings.max_group_age
         aged = tuple(g for g in self._waiting if g.born < oldest)
-        queue = [g for g in self._waiting if g.born >= oldest]
+        queue = sorted((g for g in self._waiting if g.born >= oldest), key=lambda g: not g.late)
         in_tokens, allocation = self._settings.budget_unit == "tokens", self._method.allocation
         budget = Budget(self._settings.budget, self._max_new_tokens if in_tokens else 1)
         size = self._settings.group_size
         size = size if allocation is None else max(size, allocation.sizes(size)[1])
         wanted = self._settings.prompts_per_step
         half = max(1, budget.groups(size, wanted) // 2)
-        resumed, queue = queue[:half], queue[half:]
-        ended: list[_Visit] = []
-        for _ in range(MAX_ROUNDS):
-            done = sum(v.state == "ready" for v in ended) if self._method.refill else len(ended)
-            slots = budget.groups(size, wanted - done)  # no prompt is drawn that cannot be sampled
-            if not slots:
-                break
-            ended += await self._round([*resumed, *self._draw(slots - len(resumed), step)], step, budget)
-            resumed = []
-        self._waiting = [*queue, *(v.group for v in ended if v.state == "waiting")]
-        self._learn([g for v in ended for g in v.history if len(g.attempts) == 1])
+        resumed, self._waiting = queue[:half], queue[half:]
+        visits: list[_Visit] = []
+        try:
+            for number in range(MAX_ROUNDS):
+                slots = budget.groups(size, wanted - self._counted(visits))  # no prompt is drawn that cannot be sampled
+                if not slots:
+                    break
+                groups = [] if number else resumed
+                extra = budget.groups(size, slots + math.ceil(self._settings.over_sample * slots)) - slots
+                groups = [*groups, *self._draw(slots + extra - len(groups), step)]
+                visits += await self._round(groups, step, budget, slots)
+        except BaseException:
+            self._waiting += resumed
+            raise
+        late = tuple(replace(v.group, late=True) for v in visits if v.state == "late")
+        # Who has had an attempt in this step waits like any other.
+        waits = [replace(v.group, late=v.group.late and not v.history) for v in visits if v.state == "waiting"]
+        self._waiting += [*late, *waits]
+        self._learn([g for v in visits for g in v.history if len(g.attempts) == 1])
         return Collection(
-            ready=tuple(v.group for v in ended if v.state == "ready"),
-            exhausted=tuple(v.group for v in ended if v.state == "exhausted"),
+            ready=tuple(v.group for v in visits if v.state == "ready"),
+            exhausted=tuple(v.group for v in visits if v.state == "exhausted"),
             waiting=tuple(self._waiting),
+            late=late,
             aged=aged,
-            attempts=tuple(g for v in ended for g in v.history),
+            attempts=tuple(g for v in visits for g in v.history),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,32 +201,47 @@ class AdaptiveSampler:
         right, before = int(correct.sum()), posteriors.get(key, Posterior())
         posteriors[key] = before.after(right, len(correct) - right, self._method.allocation.discount)
 
-    async def _round(self, groups: Sequence[Group], step: int, budget: Budget) -> list[_Visit]:
-        """All these groups side by side; the results are in their order, whoever ends first."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                visits = [tasks.create_task(self._visit(group, step, budget)) for group in groups]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [visit.result() for visit in visits]
+    def _counted(self, visits: Sequence[_Visit]) -> int:
+        """How many of the visits a step need not make again: all that ended, or where it refills all ready ones."""
+        return sum(v.state == "ready" if self._method.refill else v.state != "late" for v in visits)
 
-    async def _visit(self, group: Group, step: int, budget: Budget) -> _Visit:
+    async def _round(self, groups: Sequence[Group], step: int, budget: Budget, enough: int) -> list[_Visit]:
+        """All these groups side by side, until `enough` of them count; in their order, whoever ends first."""
+        visits = [_Visit(group) for group in groups]
+        first = {id(visit) for visit in visits if visit.group.late}  # that the step waits for
+        tasks = [asyncio.create_task(self._visit(visit, step, budget)) for visit in visits]
+        try:
+            for next_to_end in asyncio.as_completed(tasks):
+                visit = await next_to_end  # raises what it raised
+                first.discard(id(visit))
+                enough -= self._counted([visit])
+                if enough <= 0 and not first:
+                    break
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return visits
+
+    async def _visit(self, visit: _Visit, step: int, budget: Budget) -> _Visit:
         """Sample one group until it meets the criterion, has to wait, or has used up its ladder."""
-        history: list[Group] = []
-        while True:
+        while visit.state == "late":
+            group = visit.group
             sampling = self._method.ladder.params(step, len(group.attempts) + group.start)
             if sampling is None and not group.attempts:  # it was to start on a rung that is not there
                 sampling = self._method.ladder.base
             if sampling is None:
-                return _Visit(group, "exhausted", history)
-            if (history and self._settings.resample == "deferred") or not budget.take(group.size):
-                return _Visit(group, "waiting", history)
-            group = group.with_attempt(await self._attempt(group, sampling))
-            if self._settings.budget_unit == "tokens":
-                budget.give_back(group.size * self._max_new_tokens - group.last.generated_tokens)
-            history.append(group)
-            if self._method.criterion(group):
-                return _Visit(group, "ready", history)
+                visit.state = "exhausted"
+            elif (visit.history and self._settings.resample == "deferred") or not budget.take(group.size):
+                visit.state = "waiting"
+            else:
+                visit.group = group = group.with_attempt(await self._attempt(group, sampling))
+                if self._settings.budget_unit == "tokens":
+                    budget.give_back(group.size * self._max_new_tokens - group.last.generated_tokens)
+                visit.history.append(group)
+                if self._method.criterion(group):
+                    visit.state = "ready"
+        return visit
 
     async def _attempt(self, group: Group, sampling: SamplingParams) -> Attempt:
         number = len(group.attempts)

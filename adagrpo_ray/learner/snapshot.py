@@ -56,6 +56,7 @@ def _plain_group(group: Group, place: str, arrays: Arrays) -> dict[str, Any]:
         "born": group.born,
         "size": group.size,
         "start": group.start,
+        "late": group.late,
         "attempts": [_plain_attempt(a, f"{place}.{number}", arrays) for number, a in enumerate(group.attempts)],
         "statistics": asdict(group.statistics),
     }
@@ -93,6 +94,7 @@ def _group(plain: Mapping[str, Any], place: str, arrays: Arrays, prompts: Mappin
         born=plain["born"],
         size=plain["size"],
         start=plain["start"],
+        late=plain["late"],
         attempts=attempts,
         statistics=RewardStatistics(**plain["statistics"]),
     )

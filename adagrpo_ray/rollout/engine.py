@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +18,13 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 PHASES = "adagrpo_ray.rollout.phases:PhaseLogitsProcessor"
-KEPT_VERSIONS = 2  # the newest, and the one that requests in flight may still use
+# By itself vLLM gives the model a process of its own on CPUs, and the engine spins a whole core while it waits.
+IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
+def kept_versions(config: Config) -> int:
+    """Versions that an engine holds in mode `adapter`: the newest, those of steps in flight, and one more."""
+    return config.algorithm.max_staleness + 2
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,6 @@ class RolloutEngine:
         self._version = -1
         self._lora: LoRARequest | None = None
         self._requests = 0
-        self._in_flight = 0
-        self._updating = asyncio.Condition()
-        self._closed = False
 
     @classmethod
     async def start(cls, model_path: str, max_model_len: int, config: Config) -> RolloutEngine:
@@ -62,7 +62,7 @@ class RolloutEngine:
                 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         elif config.uses_phases:  # vLLM's second model runner does not take logits processors of this interface
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-        adapter = r.sync == "adapter"
+        adapter, kept = r.sync == "adapter", kept_versions(config)
         args = AsyncEngineArgs(
             model=model_path,
             dtype=config.model.dtype,
@@ -75,11 +75,12 @@ class RolloutEngine:
             max_num_batched_tokens=max(max_model_len, 8192) if current_platform.is_cpu() else None,
             tensor_parallel_size=r.tensor_parallel,
             enforce_eager=r.eager,
+            distributed_executor_backend=IN_PROCESS if current_platform.is_cpu() else None,
             kv_cache_memory_bytes=int(r.kv_cache_gib * 2**30) if r.kv_cache_gib is not None else None,
             gpu_memory_utilization=r.gpu_memory_share,
             enable_lora=adapter,
-            max_loras=KEPT_VERSIONS if adapter else 1,
-            max_cpu_loras=KEPT_VERSIONS + 1 if adapter else None,
+            max_loras=kept if adapter else 1,
+            max_cpu_loras=kept + 1 if adapter else None,
             max_lora_rank=config.model.lora.r if adapter else 16,
             # The log-probabilities of the distribution really sampled from, after temperature and filters.
             logprobs_mode="processed_logprobs",
@@ -91,7 +92,7 @@ class RolloutEngine:
         return cls(engine, engine.get_tokenizer(), config)
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """The request's n completions, all under the version in force when it came in."""
+        """The request's n completions, under the version in force when it came in; see `apply` for mode `merged`."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -118,11 +119,11 @@ class RolloutEngine:
         )
         prompt = tokens_input(request.prompt_token_ids.tolist())
         final = None
-        async with self._admitted():
-            self._requests += 1
-            version, lora = self._version, self._lora
-            async for output in self._engine.generate(prompt, params, str(self._requests), lora_request=lora):
-                final = output
+        self._requests += 1
+        version = self._version
+        # Where the caller is cancelled, vLLM aborts the request.
+        async for output in self._engine.generate(prompt, params, str(self._requests), lora_request=self._lora):
+            final = output
         if final is None or len(final.outputs) != request.n:
             raise RolloutError(f"vLLM gave no {request.n} completions for prompt {request.prompt_id}")
         texts = self._tokenizer.batch_decode([list(o.token_ids) for o in final.outputs], skip_special_tokens=True)
@@ -140,55 +141,33 @@ class RolloutEngine:
     async def apply(self, weights: AdapterWeights) -> SyncReceipt:
         """Put a version into effect for all requests that come after; SyncError where it did not arrive whole.
 
-        In mode `adapter`, requests in flight end under the version that they began with. In mode `merged`
-        they end first, and the prefix cache, which belongs to the old weights, is emptied.
+        In mode `adapter`, requests in flight end under the version that they began with. In mode `merged` the engine
+        pauses between two decoding steps, and they go on under the new weights: what the cache holds of them and
+        of all prefixes belongs to the old weights, so it is dropped and computed again.
         """
         data = weights.data.tobytes()
         if self._config.rollout.sync == "adapter":
             lora_id = weights.version + 1  # vLLM's ids start at 1
             digests = await self._engine.collective_rpc(
-                "install_adapter", args=(lora_id, data, weights.r, weights.alpha, KEPT_VERSIONS)
+                "install_adapter", args=(lora_id, data, weights.r, weights.alpha, kept_versions(self._config))
             )
             from vllm.lora.request import LoRARequest
 
             # Name and id are new for every version: adapters of one name share prefix-cache blocks.
             self._lora = LoRARequest(f"version-{weights.version}", lora_id, lora_path="in-memory")
         else:
-            async with self._drained():
+            # What the engine's own `pause_generation` does, without the 20 ms that it sleeps.
+            await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+            try:
                 digests = await self._engine.collective_rpc("merge_adapter", args=(data, weights.r, weights.alpha))
-                await self._engine.reset_prefix_cache()
+            finally:
+                await self._engine.resume_generation()
         if any(digest != weights.digest for digest in digests):
             raise SyncError(
                 f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker holds {digests[0][:12]}"
             )
         self._version = weights.version
         return SyncReceipt(weights.version, digests[0])
-
-    @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
-        """A request's stay in the engine; it waits outside while merged weights are exchanged."""
-        async with self._updating:
-            await self._updating.wait_for(lambda: not self._closed)
-            self._in_flight += 1
-        try:
-            yield
-        finally:
-            async with self._updating:
-                self._in_flight -= 1
-                self._updating.notify_all()
-
-    @asynccontextmanager
-    async def _drained(self) -> AsyncIterator[None]:
-        """No request in the engine: those in flight end first, new ones wait."""
-        async with self._updating:
-            self._closed = True
-            await self._updating.wait_for(lambda: self._in_flight == 0)
-        try:
-            yield
-        finally:
-            async with self._updating:
-                self._closed = False
-                self._updating.notify_all()
 
     async def stop(self) -> None:
         """End the engine's processes."""

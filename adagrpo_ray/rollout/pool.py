@@ -22,22 +22,27 @@ class RolloutPool:
         self._actors = list(actors)
         self._outstanding = [0] * len(self._actors)  # tokens that each actor may still have to generate
         self._timeout = request_timeout_s
-        self.version = -1
+        self.version = -1  # in effect on all actors
+        self._newest = -1  # in effect on some, while it is being applied
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's completions, from the actor with the fewest outstanding tokens.
 
-        Raises RolloutError where the actor died, failed, took too long, or answered under another version
-        than the pool's.
+        Where the caller is cancelled or the request takes too long, the actor gives it up too. Raises RolloutError
+        where the actor died, failed or took too long, SyncError where it answered under a version that was not in
+        effect meanwhile.
         """
         index = min(range(len(self._actors)), key=self._outstanding.__getitem__)
-        tokens = request.n * request.max_new_tokens
+        tokens, oldest = request.n * request.max_new_tokens, self.version
         self._outstanding[index] += tokens
+        answer = self._actors[index].generate.remote(request)
         try:
-            completions: tuple[Completion, ...] = await asyncio.wait_for(
-                self._actors[index].generate.remote(request), self._timeout
-            )
+            completions: tuple[Completion, ...] = await asyncio.wait_for(answer, self._timeout)
+        except asyncio.CancelledError:
+            ray.cancel(answer)  # the actor aborts it, so that nothing is generated that nobody needs
+            raise
         except TimeoutError:
+            ray.cancel(answer)
             raise RolloutError(
                 f"rollout actor {index} gave no answer for prompt {request.prompt_id} in {self._timeout:g} s; "
                 "raise rollout.request_timeout_s, or lower rollout.max_new_tokens"
@@ -46,9 +51,9 @@ class RolloutPool:
             raise _as_ours(error, f"rollout actor {index} failed on prompt {request.prompt_id}") from error
         finally:
             self._outstanding[index] -= tokens
-        stale = {c.weight_version for c in completions} - {self.version}
-        if stale:
-            raise SyncError(f"rollout actor {index} answered under version {stale}, the pool is at {self.version}")
+        wrong = {c.weight_version for c in completions if not oldest <= c.weight_version <= self._newest}
+        if wrong:
+            raise SyncError(f"rollout actor {index} answered under version {wrong}, the pool is at {self.version}")
         return completions
 
     async def apply(self, weights: AdapterWeights) -> list[SyncReceipt]:
@@ -56,7 +61,7 @@ class RolloutPool:
 
         Returns only when every actor has read back the learner's digest; raises SyncError otherwise.
         """
-        reference = ray.put(weights)
+        reference, self._newest = ray.put(weights), weights.version
         try:
             receipts: list[SyncReceipt] = await asyncio.gather(*(a.apply.remote(reference) for a in self._actors))
         except (RayActorError, RayTaskError) as error:

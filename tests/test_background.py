@@ -1,0 +1,52 @@
+"""Coroutines in a thread beside."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import CancelledError
+
+import pytest
+
+from adagrpo_ray.learner.background import Background
+
+
+def test_what_was_started_goes_on_while_its_owner_does_something_else() -> None:
+    async def work(started: list[int], number: int) -> int:
+        started.append(number)
+        await asyncio.sleep(0)
+        return number
+
+    background, started = Background(), list[int]()
+    futures = [background.start(work(started, number)) for number in range(5)]
+    assert [future.result() for future in futures] == [0, 1, 2, 3, 4]
+    assert started == [0, 1, 2, 3, 4], "they begin in their order"
+    background.close()
+
+
+def test_an_error_reaches_who_waits_for_it() -> None:
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    background = Background()
+    with pytest.raises(ValueError, match="broken"):
+        background.run(fail())
+    background.close()
+
+
+def test_closing_cancels_what_still_runs_and_lets_it_clean_up() -> None:
+    cleaned = []
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    background = Background()
+    future = background.start(forever())
+    background.run(asyncio.sleep(0))
+    background.close()
+    assert cleaned == [True]
+    with pytest.raises(CancelledError):
+        future.result()
