@@ -1,0 +1,172 @@
+"""TRL's GRPOTrainer on the benchmark's work: trl_baseline.py OUT.json [--variant NAME] [key=value ...].
+
+Same settings, base model, prompts in the same order, reward and adapter; plain GRPO with one update a batch. Without
+--variant, every one of trl_variants.py runs in a process of its own, one after the other, and OUT.json holds
+{"fastest": name, "variants": {name: figures}}; with it, OUT.json holds that variant's figures. One that cannot run
+has an "error" in their place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl_variants import VARIANTS, Variant, common
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.model.load import load_tokenizer
+from adagrpo_ray.preflight import check
+from adagrpo_ray.rewards.registry import load_reward, score_group
+from adagrpo_ray.types import Prompt
+
+ROUNDS, WARM_UP = 20, 3  # steps, and how many of them are not counted
+TIMEOUT_S = 1800.0  # that one variant may take
+
+
+class Meter(TrainerCallback):
+    """Scores as the configuration says, and notes each step's end, generated tokens and mean reward."""
+
+    def __init__(self, config: Config, prompts: Sequence[Prompt]) -> None:
+        self._config, self._prompts = config, prompts
+        self._functions = [(load_reward(f.function), f.weight) for f in config.rewards.functions]
+        self.ended: list[float] = []  # seconds, of perf_counter
+        self.tokens: list[int] = []
+        self.rewards: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ended.append(time.perf_counter())
+
+    def reward(self, completions: list[str], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
+        """TRL's form of a reward function; a group's completions come one after the other."""
+        size, rewards = self._config.algorithm.group_size, list[float]()
+        for start in range(0, len(completions), size):
+            prompt = self._prompts[row[start]]
+            scores = score_group(
+                self._functions,
+                completions=completions[start : start + size],
+                answer=prompt.answer,
+                prompt=prompt.text,
+                format=self._config.data.format,
+                level=prompt.level,
+                columns=prompt.columns,
+            )
+            rewards += scores.rewards.tolist()
+        self.tokens.append(sum(map(len, completion_ids)))
+        self.rewards.append(statistics.mean(rewards))
+        return rewards
+
+    def figures(self) -> dict[str, Any]:
+        """Of the steps after the warm-up: tokens are generated completion tokens, memory is the largest ever."""
+        a, tokens = self._config.algorithm, self.tokens[WARM_UP:]
+        seconds = [after - before for before, after in pairwise(self.ended[WARM_UP - 1 :])]
+        # Linux gives KiB; of the children it is the largest one that has ended.
+        peaks = [resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return {
+            "tokens_per_s": sum(tokens) / sum(seconds),
+            "seconds_per_step": statistics.median(seconds),
+            "seconds": seconds,
+            "peak_memory_mib": sum(peaks) / 1024,
+            "mean_completion_length": sum(tokens) / (len(tokens) * a.prompts_per_step * a.group_size),
+            "final_reward": statistics.mean(self.rewards[-5:]),
+            "rewards": self.rewards,
+        }
+
+
+def run(variant: Variant, config: Config) -> dict[str, Any]:
+    """Train with this variant, in this process, and measure."""
+    inputs = check(config)
+    with tempfile.TemporaryDirectory() as output:
+        arguments = common(config, output) | variant(config, inputs)
+        from datasets import Dataset
+        from peft import LoraConfig
+        from transformers import AutoModelForCausalLM
+        from trl import GRPOConfig, GRPOTrainer
+
+        order = PromptOrder(inputs.prompts.train, config.run.seed, config.data.shuffle)
+        prompts = [p for p, _ in order.take(config.run.steps * config.algorithm.prompts_per_step)]
+        tokenizer = load_tokenizer(inputs.model_path, config)
+        texts = tokenizer.batch_decode([p.token_ids for p in prompts])
+        again = tokenizer(text=texts)["input_ids"]
+        if any(ids != p.token_ids.tolist() for ids, p in zip(again, prompts, strict=True)):
+            raise ValueError("TRL would tokenize the prompts to something else than ours")
+        lora, meter = config.model.lora, Meter(config, prompts)
+        dtype = getattr(torch, config.model.dtype)
+        GRPOTrainer(
+            model=AutoModelForCausalLM.from_pretrained(inputs.model_path, dtype=dtype, attn_implementation="sdpa"),
+            reward_funcs=meter.reward,
+            args=GRPOConfig(**arguments),
+            train_dataset=Dataset.from_list([{"prompt": text, "row": row} for row, text in enumerate(texts)]),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                task_type="CAUSAL_LM",
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=list(lora.targets),
+            ),
+            callbacks=[meter],
+        ).train()
+        return meter.figures()
+
+
+def run_apart(variant: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The variant's figures from a process of its own, so that none sees what another one left behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "figures.json")
+        command = [sys.executable, __file__, str(out), "--variant", variant, *overrides]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return {"error": f"not done after {TIMEOUT_S:g} s"}
+        if out.is_file():
+            figures: dict[str, Any] = json.loads(out.read_text())
+            return figures
+        return {"error": last_line(done.stderr) or f"exit code {done.returncode}"}
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="JSON file to write")
+    parser.add_argument("--variant", choices=VARIANTS, help="run this one only, in this process")
+    parser.add_argument("overrides", nargs="*", help="key=value changes of launch/configs/tiny-cpu.yaml")
+    given = parser.parse_intermixed_args()
+    overrides = [f"run.steps={ROUNDS}", "data.held_out_prompts=0", "algorithm.name=grpo", *given.overrides]
+    config = load_config("launch/configs/tiny-cpu.yaml", overrides)
+    figures: dict[str, Any]
+    if given.variant:
+        try:
+            figures = run(VARIANTS[given.variant], config)
+        except Exception as error:
+            figures = {"error": f"{type(error).__name__}: {last_line(str(error))}"}
+        print(given.variant, json.dumps(figures))
+    else:
+        variants = {}
+        for name in VARIANTS:
+            variants[name] = run_apart(name, given.overrides)
+            told = variants[name].get("error") or f"{variants[name]['tokens_per_s']:10,.1f} tokens/s"
+            print(f"{name:24} {told}", flush=True)
+        speed = {name: v["tokens_per_s"] for name, v in variants.items() if "tokens_per_s" in v}
+        figures = {"fastest": max(speed, key=speed.__getitem__, default=None), "variants": variants}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
