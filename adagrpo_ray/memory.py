@@ -6,6 +6,7 @@ Parts are summed as if all were at their largest at once.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET, chunk_tokens
-from adagrpo_ray.model.load import TINY
-from adagrpo_ray.placement import Hardware, Placement
+from adagrpo_ray.model.load import TINY, flash_attention
+from adagrpo_ray.placement import Hardware, Placement, address
 
 SIZES = {"float32": 4, "bfloat16": 2}  # bytes a number
 # Backward of logsumexp holds the logits, their difference to the result, its exponential, and the gradient.
@@ -211,12 +212,36 @@ def describe(
     if memory is None:
         return lines
     if not on_gpu:
-        devices = [("all actors, on this machine", placement.learner_ranks, placement.rollout_actors)]
-    elif placement.learner_gpus < 1:
-        devices = [("both, on one GPU of this machine", 1, 1)]
+        devices = [("all actors, on this machine", e, placement.learner_ranks, placement.rollout_actors)]
+    elif takes_turns(config, placement, shape, memory, flash=flash):
+        devices = [
+            ("both, on one GPU of this machine, while vLLM generates", replace(e, activations=0, logits=0), 1, 1),
+            ("the same while the learner trains and vLLM sleeps", replace(e, rollout_weights=0, kv_cache=0), 1, 1),
+        ]
+    elif placement.shared:
+        devices = [("both, on one GPU of this machine", e, 1, 1)]
     else:
-        devices = [("a learner rank's GPU", 1, 0), ("a rollout actor's GPU", 0, 1)]
-    return lines + [_verdict(where, e, config, memory, ranks, actors) for where, ranks, actors in devices]
+        devices = [("a learner rank's GPU", e, 1, 0), ("a rollout actor's GPU", e, 0, 1)]
+    return lines + [_verdict(where, parts, config, memory, ranks, actors) for where, parts, ranks, actors in devices]
+
+
+def takes_turns(config: Config, placement: Placement, shape: Shape, memory: int, *, flash: bool = False) -> bool:
+    """Whether vLLM sleeps while the learner trains: as `rollout.sleep` says, or where both do not fit on one GPU."""
+    if config.rollout.sleep is not None:
+        return config.rollout.sleep
+    e = estimate(shape, config, memory, flash=flash)
+    too_much = sum(e.learner.values()) + sum(e.rollout.values()) > memory
+    return placement.shared and config.algorithm.max_staleness == 0 and too_much
+
+
+def settled(config: Config, placement: Placement) -> Config:
+    """The settings with `rollout.sleep` decided by this machine's GPU; false where it or the model is not known."""
+    asleep = config.rollout.sleep
+    if asleep is None and placement.shared and address(config) is None:
+        with suppress(ModelError):
+            shape, memory = read_shape(config), device_memory(Hardware(0.0, 1.0))
+            asleep = takes_turns(config, placement, shape, memory, flash=flash_attention(config))
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"sleep": bool(asleep)})})
 
 
 def device_memory(hardware: Hardware) -> int:
@@ -231,7 +256,7 @@ def device_memory(hardware: Hardware) -> int:
 def _verdict(where: str, e: Estimate, config: Config, memory: int, ranks: int, actors: int) -> str:
     """Whether so many learner ranks and rollout actors fit in the `memory` bytes there, and what to do if not."""
     s, cache, longest = config.learner, e.kv_cache or 0, _longest(config)
-    sequence = e.kv_token * longest  # vLLM refuses a cache without room for one
+    sequence = e.kv_token * longest if e.rollout_weights else 0  # vLLM refuses a cache without room for one
     cache_key = "rollout.gpu_memory_share" if config.rollout.kv_cache_gib is None else "rollout.kv_cache_gib"
     total = ranks * sum(e.learner.values()) + actors * sum(e.rollout.values())
     if total <= memory:

@@ -38,6 +38,11 @@ class Placement:
         """GPUs of all actors together."""
         return self.rollout_actors * self.rollout_gpus + self.learner_ranks * self.learner_gpus
 
+    @property
+    def shared(self) -> bool:
+        """Whether a rollout actor and a learner rank are on one GPU."""
+        return 0 < self.learner_gpus < 1
+
     def bundles(self) -> list[dict[str, float]]:
         """The placement group's bundles: learner ranks first, then rollout actors."""
         learner = {"CPU": self.learner_cpus, "GPU": self.learner_gpus}
@@ -77,6 +82,11 @@ def place(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
             )
         actor_gpus = rank_gpus = 0.5
     placement = Placement(r.actors, r.cpus, actor_gpus, s.ranks, s.cpus, rank_gpus)
+    if r.sleep and not shared:
+        raise ResourceError(
+            "rollout.sleep=true makes room on a GPU that a rollout actor and a learner rank share, and here "
+            f"{'each has its own' if on_gpu else 'there is none'}; leave it at null"
+        )
     if placement.gpus > hardware.gpus:
         raise ResourceError(
             f"rollout.actors={r.actors} x {actor_gpus:g} and learner.ranks={s.ranks} need {placement.gpus:g} GPUs, "

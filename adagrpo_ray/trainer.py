@@ -10,16 +10,26 @@ from pathlib import Path
 from adagrpo_ray.algorithm.loss import LossSums
 from adagrpo_ray.cluster import Actors, actors, connect, get
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.memory import settled
 from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary, summarize
+from adagrpo_ray.placement import Placement
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
 
 
 def train(config: Config, inputs: Inputs, folder: Path, observer: Observer, past: Past | None = None) -> Summary:
     """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `folder`/adapter."""
-    observer.phase(f"starting {config.rollout.actors} rollout actor(s) and {config.learner.ranks} learner rank(s)")
-    with connect(config) as placement, actors(config, placement, inputs) as running:
-        return train_on(running, config, folder, observer, past)
+    with connect(config) as placement:
+        config = settled(config, placement)
+        observer.phase(f"starting {_where(config, placement)}")
+        with actors(config, placement, inputs) as running:
+            return train_on(running, config, folder, observer, past)
+
+
+def _where(config: Config, placement: Placement) -> str:
+    """The placement in one line."""
+    turns = "both stay there" if not config.rollout.sleep else "vLLM sleeps while the learner trains"
+    return ", ".join([*placement.describe().splitlines(), *([turns] if placement.shared else [])])
 
 
 def train_on(running: Actors, config: Config, folder: Path, observer: Observer, past: Past | None = None) -> Summary:

@@ -247,6 +247,10 @@ def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
             ["rollout.max_model_len=256 leaves no room", "rollout.max_new_tokens=256", "raise the first"],
         ),
         (
+            ["rollout.sleep=true", "algorithm.max_staleness=1"],
+            ["rollout.sleep=true stops all rollouts", "algorithm.max_staleness=1", "set it to 0"],
+        ),
+        (
             ["learner.offload_optimizer=true"],
             ["learner.offload_optimizer=true is a part of ZeRO", "learner.zero_stage=0", "1, 2 or 3"],
         ),

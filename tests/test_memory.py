@@ -12,7 +12,7 @@ from transformers import GPT2Config, PreTrainedConfig, Qwen3Config, Qwen3MoeConf
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.memory import Shape, describe, device_memory, estimate, read_shape, shape_of
+from adagrpo_ray.memory import Shape, describe, device_memory, estimate, read_shape, settled, shape_of, takes_turns
 from adagrpo_ray.placement import Hardware, place
 
 GIB = 2**30
@@ -215,13 +215,13 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
         (
             1,
             16,
-            ["learner.gradient_checkpointing=true"],
+            ["learner.gradient_checkpointing=true", "rollout.sleep=false"],
             "both, on one GPU of this machine: 16.4 GiB does not fit in 16.0 GiB: lower learner.micro_batch_tokens",
         ),
         (
             1,
             8,
-            ["learner.gradient_checkpointing=true"],
+            ["learner.gradient_checkpointing=true", "rollout.sleep=false"],
             "both, on one GPU of this machine: 13.4 GiB does not fit in 8.0 GiB: take a smaller model.path",
         ),
         (
@@ -246,7 +246,7 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
         (
             1,
             24,
-            ["learner.gradient_checkpointing=true", "rollout.gpu_memory_share=0.9"],
+            ["learner.gradient_checkpointing=true", "rollout.gpu_memory_share=0.9", "rollout.sleep=false"],
             "both, on one GPU of this machine: 30.8 GiB does not fit in 24.0 GiB: lower rollout.gpu_memory_share",
         ),
         (
@@ -260,6 +260,40 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
 )
 def test_what_does_not_fit_is_told_with_what_to_do(gpus: int, memory: float, settings: list[str], told: str) -> None:
     assert told in described(gpus, memory, *settings)
+
+
+def turns(gpus: int, memory: float, *overrides: str) -> bool:
+    settings = config("learner.gradient_checkpointing=true", *overrides)
+    return takes_turns(settings, place(settings, Hardware(8, gpus), ours=True), SHAPE, int(memory * GIB))
+
+
+def test_vllm_sleeps_where_both_do_not_fit_on_one_gpu() -> None:
+    assert turns(1, 16)  # 16.4 GiB together
+    assert not turns(1, 24)
+    assert not turns(2, 16)
+
+
+def test_the_setting_decides_whether_vllm_sleeps() -> None:
+    assert turns(1, 24, "rollout.sleep=true")
+    assert not turns(1, 16, "rollout.sleep=false")
+
+
+def test_rollouts_that_run_ahead_never_sleep() -> None:
+    assert not turns(1, 16, "algorithm.max_staleness=1")
+
+
+def test_taking_turns_each_needs_room_for_itself_alone() -> None:
+    # While vLLM generates the learner keeps its weights, optimizer and process, 4.5 GiB beside vLLM's 7.2; while it
+    # trains vLLM keeps only a process, 1.0 GiB beside 9.2.
+    assert described(1, 16, "learner.gradient_checkpointing=true")[3:] == [
+        "both, on one GPU of this machine, while vLLM generates: 11.7 GiB fits in 16.0 GiB",
+        "the same while the learner trains and vLLM sleeps: 10.2 GiB fits in 16.0 GiB",
+    ]
+
+
+def test_without_a_gpu_nothing_sleeps() -> None:
+    settings = config()
+    assert settled(settings, place(settings, Hardware(8, 0), ours=True)).rollout.sleep is False
 
 
 def test_each_actor_with_a_gpu_of_its_own_is_told_of() -> None:

@@ -49,6 +49,14 @@ def test_gpus_of_a_rollout_actor_and_of_a_learner_rank(
     assert placement.gpus <= gpus
 
 
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_sleep_makes_room_on_a_shared_gpu_only(gpus: int) -> None:
+    settings = load_config(None, ["rollout.sleep=true"])
+    assert place(settings, Hardware(8, 1), ours=True).shared
+    with pytest.raises(ResourceError, match=r"rollout\.sleep=true"):
+        place(settings, Hardware(8, gpus), ours=True)
+
+
 @pytest.mark.parametrize("sizes", [{"actors": 2}, {"ranks": 2}, {"tensor_parallel": 2}])
 def test_one_gpu_holds_one_of_each(sizes: dict[str, Any]) -> None:
     with pytest.raises(ResourceError) as refused:

@@ -120,3 +120,20 @@ def test_a_request_that_nobody_waits_for_any_more_is_cancelled_on_its_actor(canc
 
     assert asyncio.run(scenario()) == [0]
     assert len(cancelled) == 1
+
+
+def test_after_a_wake_no_answer_counts_before_a_version_is_applied() -> None:
+    async def scenario() -> None:
+        actor = FakeActor()
+        for method in ("sleep", "wake"):
+            setattr(actor, method, SimpleNamespace(remote=lambda: asyncio.sleep(0)))
+        pool = make_pool([actor])
+        await pool.sleep()
+        await pool.wake()
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        actor.answer(version=0)
+        await waiting
+
+    with pytest.raises(SyncError, match="version"):
+        asyncio.run(scenario())

@@ -12,7 +12,7 @@ from adagrpo_ray.errors import ConfigError
 FREE = {
     *("run.steps", "run.folder", "run.name", "run.ray_address", "evaluation.every"),
     *("checkpoint.every", "checkpoint.keep_last"),
-    *("rollout.actors", "rollout.tensor_parallel", "rollout.cpus", "learner.ranks", "learner.cpus"),
+    *("rollout.actors", "rollout.tensor_parallel", "rollout.cpus", "rollout.sleep", "learner.ranks", "learner.cpus"),
     *("learner.layout", "learner.offload_optimizer"),
     *("rollout.start_timeout_s", "rollout.request_timeout_s"),
 }

@@ -130,6 +130,9 @@ class RolloutSettings(Section):
     max_sequences: PositiveInt = Field(128, description="sequences that one actor decodes at a time")
     kv_cache_gib: float | None = Field(None, gt=0.0, description="size of the KV cache; null: by gpu_memory_share")
     gpu_memory_share: float = Field(0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take")
+    sleep: bool | None = Field(
+        None, description="on one shared GPU, vLLM leaves it while the learner trains; null: where both do not fit"
+    )
     eager: bool = Field(False, description="no compilation: starts faster, generates slower")
     sync: Literal["adapter", "merged"] = Field(
         "adapter", description="LoRA served by vLLM's LoRA kernels, or merged into the base weights"
@@ -234,6 +237,11 @@ class Config(Section):
             problems.append(
                 "learner.offload_optimizer=true is a part of ZeRO, which learner.zero_stage=0 turns off; set "
                 "learner.zero_stage to 1, 2 or 3, or leave the optimizer where it is"
+            )
+        if r.sleep and a.max_staleness > 0:
+            problems.append(
+                f"rollout.sleep=true stops all rollouts while the learner trains, and algorithm.max_staleness="
+                f"{a.max_staleness} is there to run them meanwhile; set it to 0 or rollout.sleep to false"
             )
         steps = [t.from_step for t in a.triggers]
         if steps != sorted(set(steps)):

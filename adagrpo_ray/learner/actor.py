@@ -112,8 +112,18 @@ class LearnerActor:
         )
 
     def train(self, batch: Any) -> TrainReport:
-        """One optimizer step, on all ranks together."""
-        return self._engine.train(batch)
+        """The optimizer steps on a batch, on all ranks together; with `rollout.sleep` the rollout actor makes room.
+
+        It is awake again afterwards, and needs a `sync`.
+        """
+        if not self._config.rollout.sleep:
+            return self._engine.train(batch)
+        self._background.run(self._pool.sleep())
+        try:
+            return self._engine.train(batch)
+        finally:
+            self._engine.release()
+            self._background.run(self._pool.wake())
 
     def sync(self, version: int) -> SyncReport | None:
         """Send the adapter to all rollout actors as `version`; every rank helps to gather it, rank 0 sends."""

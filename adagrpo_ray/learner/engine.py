@@ -160,6 +160,11 @@ class LearnerEngine:
             flat = self._engine(self._lay_out(samples, self._device)).cpu()
         return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
 
+    def release(self) -> None:
+        """Give the memory back that torch keeps for the next step, for another process on the same GPU."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def adapter(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors on the host, float32, keyed as in PEFT's files; whole under ZeRO-3 too."""
         import deepspeed

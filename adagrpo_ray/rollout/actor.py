@@ -27,6 +27,14 @@ class RolloutActor:
         """Put a LoRA version into effect; Ray hands over the object that `weights` refers to."""
         return await self._engine.apply(weights)
 
+    async def sleep(self) -> None:
+        """Leave the GPU until `wake`."""
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        """Be ready for `apply`, and after it for requests."""
+        await self._engine.wake()
+
     async def stop(self) -> None:
         """End the engine's processes."""
         await self._engine.stop()

@@ -78,6 +78,7 @@ class RolloutEngine:
             distributed_executor_backend=IN_PROCESS if current_platform.is_cpu() else None,
             kv_cache_memory_bytes=int(r.kv_cache_gib * 2**30) if r.kv_cache_gib is not None else None,
             gpu_memory_utilization=r.gpu_memory_share,
+            enable_sleep_mode=bool(r.sleep),
             enable_lora=adapter,
             max_loras=kept if adapter else 1,
             max_cpu_loras=kept + 1 if adapter else None,
@@ -168,6 +169,14 @@ class RolloutEngine:
             )
         self._version = weights.version
         return SyncReceipt(weights.version, digests[0])
+
+    async def sleep(self) -> None:
+        """Leave the GPU: weights go to host memory, the cache is dropped. No request may be in flight."""
+        await self._engine.sleep(level=1)
+
+    async def wake(self) -> None:
+        """Come back to the GPU. The adapter may be lost (vLLM issues 39934, 53888) until the next `apply`."""
+        await self._engine.wake_up()
 
     async def stop(self) -> None:
         """End the engine's processes."""

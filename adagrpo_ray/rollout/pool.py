@@ -75,6 +75,21 @@ class RolloutPool:
         self.version = weights.version
         return receipts
 
+    async def sleep(self) -> None:
+        """Have all actors leave their GPUs; nothing may be in flight."""
+        await self._on_all("sleep")
+
+    async def wake(self) -> None:
+        """Have them come back; a version has to be applied before they generate again."""
+        await self._on_all("wake")
+        self.version = self._newest = -1  # so that no answer counts before
+
+    async def _on_all(self, method: str) -> None:
+        try:
+            await asyncio.gather(*(getattr(actor, method).remote() for actor in self._actors))
+        except (RayActorError, RayTaskError) as error:
+            raise _as_ours(error, f"the rollout actors could not {method}") from error
+
 
 def _as_ours(error: Exception, what: str) -> AdaGRPOError:
     """The actor's own AdaGRPOError where it raised one, else a RolloutError that says what failed."""
