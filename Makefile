@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CONFIG ?= launch/configs/tiny-cpu.yaml
 
-.PHONY: help train test lint bench bench-algorithm setup setup-dev clean
+.PHONY: help train test lint bench bench-sync bench-algorithm setup setup-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,11 @@ lint: setup-dev  ## ruff and mypy
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: setup  ## tokens per second of rollout and learner, alone and together
-	$(PY) tests/benchmarks/throughput.py $(ARGS)
+bench: setup-dev  ## tokens per second against TRL and against the limits; up to 256 actors simulated (15 minutes)
+	$(PY) tests/benchmarks/bench.py $(ARGS)
+
+bench-sync: setup  ## bytes and seconds of a sync for the adapter of a 1.7 B model
+	$(PY) tests/benchmarks/sync.py $(ARGS)
 
 bench-algorithm: setup-dev  ## GRPO, DAPO and adaptive variants at equal cost on the embedded task (an hour)
 	$(PY) tests/benchmarks/algorithm.py $(ARGS)

@@ -1,35 +1,119 @@
-"""Tokens per second of the rollout alone, the learner alone, and the whole program: make bench.
+"""The halves of a step and the whole of it, for bench.py: throughput.py limits|program OUT.json [key=value ...].
 
-One run on one machine: vLLM generates a step's requests, the learner trains on what they gave, then the program
-does both for real. Prints the figures and writes runs/bench/bench.json. ARGS="key=value ..." changes settings.
+`limits`: vLLM generates the requests of step after step, as many steps at once as `algorithm.max_staleness` allows,
+and the learner trains on what one of these steps brought; each alone, then side by side without waiting for each
+other. `program`: a real run. Tokens are generated ones everywhere; a rate of the learner counts the tokens of the
+step that it trains on, also those of completions without an advantage, which it may leave out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.learner.batch import training_samples
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.observe import Observers
 from adagrpo_ray.preflight import Inputs, check
+from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.trainer import train
-from adagrpo_ray.types import Completion, GenerationRequest, TrainSample
+from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, TrainBatch, TrainSample
 
-ROUNDS, WARM_UP = 20, 3
+ROUNDS, WARM_UP = 20, 3  # of an update, and how many of them are not counted
+WINDOW_S = 8.0  # that the limits are measured for, each
+Answers = list[tuple[Prompt, tuple[Completion, ...]]]
 
 
-def median_seconds(step: Callable[[], None]) -> float:
+class Rollouts:
+    """One engine in this process that generates steps of `config`, in the order of a run."""
+
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        self._config, self._inputs = config, inputs
+        self._order = PromptOrder(inputs.prompts.train, config.run.seed, config.data.shuffle)
+
+    async def start(self) -> None:
+        self._engine = await RolloutEngine.start(self._inputs.model_path, self._inputs.max_model_len, self._config)
+
+    async def stop(self) -> None:
+        await self._engine.stop()
+
+    async def step(self) -> Answers:
+        """The first attempts of the next step."""
+        config, a = self._config, self._config.algorithm
+        drawn = self._order.take(a.prompts_per_step)
+        requests = [
+            GenerationRequest(
+                prompt_id=prompt.id,
+                prompt_token_ids=prompt.token_ids,
+                n=a.group_size,
+                sampling=a.sampling.params(),
+                max_new_tokens=config.rollout.max_new_tokens,
+                seed=request_seed(config.run.seed, prompt.id, visit, 0),
+            )
+            for prompt, visit in drawn
+        ]
+        answers = await asyncio.gather(*(self._engine.generate(request) for request in requests))
+        return [(prompt, answer) for (prompt, _), answer in zip(drawn, answers, strict=True)]
+
+    async def tokens_per_s(self) -> float:
+        """With as many steps in flight as the program may have."""
+        began, tokens = time.perf_counter(), 0
+
+        async def lane() -> None:
+            nonlocal tokens
+            while time.perf_counter() - began < WINDOW_S:
+                count = tokens_of(await self.step())
+                tokens += count
+
+        await asyncio.gather(*(lane() for _ in range(self._config.algorithm.max_staleness + 1)))
+        return tokens / (time.perf_counter() - began)
+
+
+def tokens_of(answers: Answers) -> int:
+    """Generated tokens."""
+    return sum(len(c.token_ids) for _, group in answers for c in group)
+
+
+def batch_of(config: Config, answers: Answers) -> TrainBatch:
+    """What one rank trains on after these answers, which are scored here."""
+    functions = [(load_reward(f.function), f.weight) for f in config.rewards.functions]
+    groups = []
+    for prompt, completions in answers:
+        scores = score_group(
+            functions,
+            completions=[c.text for c in completions],
+            answer=prompt.answer,
+            prompt=prompt.text,
+            format=config.data.format,
+            level=prompt.level,
+            columns=prompt.columns,
+        )
+        correct = scores.by_function[:, -1] > config.rewards.correct_above
+        sampling = config.algorithm.sampling.params()
+        attempt = Attempt(-1, sampling, completions, scores.rewards, scores.by_function, correct)
+        groups.append(Group(prompt, visit=0, born=1, size=len(completions)).with_attempt(attempt))
+    samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
+    return pack_batches(1, samples, 1, config.learner.micro_batch_tokens)[0]
+
+
+def median_seconds(step: Callable[[], Any]) -> float:
+    """Of `ROUNDS` calls without the first ones."""
     seconds = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -38,27 +122,8 @@ def median_seconds(step: Callable[[], None]) -> float:
     return statistics.median(seconds[WARM_UP:])
 
 
-def rollout_alone(config: Config, inputs: Inputs) -> tuple[float, list[tuple[Completion, ...]]]:
-    """Tokens per second on the first attempts of one step, and the completions."""
-    a = config.algorithm
-    requests = [
-        GenerationRequest(p.id, p.token_ids, a.group_size, a.sampling.params(), config.rollout.max_new_tokens, seed)
-        for seed, p in enumerate(inputs.prompts.train[: a.prompts_per_step])
-    ]
-    answers: list[tuple[Completion, ...]] = []
-
-    async def every() -> None:
-        answers[:] = await asyncio.gather(*(engine.generate(request) for request in requests))
-
-    with asyncio.Runner() as loop:
-        engine = loop.run(RolloutEngine.start(inputs.model_path, inputs.max_model_len, config))
-        seconds = median_seconds(lambda: loop.run(every()))
-        loop.run(engine.stop())
-    return sum(len(c.token_ids) for group in answers for c in group) / seconds, answers
-
-
-def learner_alone(config: Config, inputs: Inputs, answers: list[tuple[Completion, ...]]) -> float:
-    """Tokens per second of optimizer steps on all of these completions."""
+def learner_alone(config: Config, inputs: Inputs, answers: Sequence[tuple[Completion, ...]]) -> float:
+    """Tokens per second of updates on all of these completions, with advantages out of the air."""
     rng, tokens = np.random.default_rng(0), sum(len(c.token_ids) for group in answers for c in group)
     samples = [
         TrainSample(
@@ -69,45 +134,83 @@ def learner_alone(config: Config, inputs: Inputs, answers: list[tuple[Completion
     ]
     engine = LearnerEngine(inputs.model_path, config, 0, 1, ("127.0.0.1", 29551))
     batch = pack_batches(1, samples, 1, config.learner.micro_batch_tokens, engine.padded)[0]
-    return tokens / median_seconds(lambda: engine.train(batch) and None)
+    return tokens / median_seconds(lambda: engine.train(batch))
 
 
-def program(config: Config, inputs: Inputs) -> tuple[float, float]:
-    """Generated tokens per second of the whole program, and its share of time spent on sync."""
-    folder = Path(tempfile.mkdtemp())
-    seen: list[dict[str, object]] = []
+def updates(config: Config, model_path: str, batch: TrainBatch, pipe: Any) -> None:
+    """A process that trains on `batch` again and again while the pipe says so; it answers with updates a second."""
+    torch.set_num_threads(max(1, int(config.learner.cpus)))
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29552))
+    for _ in range(WARM_UP):
+        engine.train(batch)
+    pipe.send("ready")
+    while pipe.recv() == "train":
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < WINDOW_S:
+            engine.train(batch)
+            count += 1
+        pipe.send(count / (time.perf_counter() - began))
+
+
+def limits(config: Config) -> dict[str, float]:
+    """Tokens per second of both halves, alone and side by side."""
+    inputs = check(config)
+    with asyncio.Runner() as loop:
+        rollouts = Rollouts(config, inputs)
+        loop.run(rollouts.start())
+        for _ in range(WARM_UP):
+            answers = loop.run(rollouts.step())
+        spawn, tokens = multiprocessing.get_context("spawn"), tokens_of(answers)
+        ours, theirs = spawn.Pipe()
+        learner = spawn.Process(target=updates, args=(config, inputs.model_path, batch_of(config, answers), theirs))
+        learner.start()
+        ours.recv()
+        rollout_alone = loop.run(rollouts.tokens_per_s())
+        ours.send("train")
+        learner_only = tokens * ours.recv()
+        ours.send("train")
+        beside = loop.run(rollouts.tokens_per_s())
+        learner_beside = tokens * ours.recv()
+        ours.send("stop")
+        learner.join()
+        loop.run(rollouts.stop())
+    return {
+        "rollout_alone_tokens_per_s": rollout_alone,
+        "learner_alone_tokens_per_s": learner_only,
+        "rollout_beside_tokens_per_s": beside,
+        "learner_beside_tokens_per_s": learner_beside,
+    }
+
+
+def program(config: Config) -> dict[str, Any]:
+    """A run: its tokens per second, seconds a step, and where they go, without the first quarter of the steps."""
+    seen: list[Any] = []
 
     class Keep(Observers):
-        def step(self, record: object) -> None:
-            seen.append(record.to_dict())  # type: ignore[attr-defined]
+        def step(self, record: Any) -> None:
+            seen.append(record)
 
-    train(config, inputs, folder, Keep())
-    steps = seen[WARM_UP:]
-    seconds = sum(s["seconds"] for s in steps)  # type: ignore[misc]
-    sync = sum(s["seconds_by_phase"]["sync"] for s in steps)  # type: ignore[index]
-    return sum(s["generated_tokens"] for s in steps) / seconds, sync / seconds  # type: ignore[misc]
+    train(config, check(config), Path(tempfile.mkdtemp()), Keep())
+    steps = seen[len(seen) // 4 :]
+    seconds = sum(s.seconds for s in steps)
+    return {
+        "tokens_per_s": sum(s.generated_tokens for s in steps) / seconds,
+        "seconds_per_step": statistics.median(s.seconds for s in steps),
+        "seconds_by_phase": {
+            phase: sum(s.seconds_by_phase[phase] for s in steps) / len(steps) for phase in steps[0].seconds_by_phase
+        },
+        "sync_bytes": steps[-1].sync_bytes,
+        "mean_completion_length": statistics.mean(s.completion_length for s in steps),
+        "trained_share": sum(s.trained_tokens for s in steps) / sum(s.generated_tokens for s in steps),
+        "final_reward": statistics.mean(s.reward_mean for s in seen[-5:]),
+    }
 
 
 def main() -> None:
-    overrides = [f"run.steps={ROUNDS}", "data.held_out_prompts=0", "algorithm.triggers=[]", *sys.argv[1:]]
+    part, out, *overrides = sys.argv[1:]
     config = load_config("launch/configs/tiny-cpu.yaml", overrides)
-    inputs = check(config)
-    rollout, answers = rollout_alone(config, inputs)
-    learner = learner_alone(config, inputs, answers)
-    ours, sync = program(config, inputs)
-    in_turn = 1 / (1 / rollout + 1 / learner)
-    figures = {
-        "rollout_tokens_per_s": rollout,
-        "learner_tokens_per_s": learner,
-        "ours_tokens_per_s": ours,
-        "share_of_rollout_and_learner_in_turn": ours / in_turn,
-        "share_of_time_in_sync": sync,
-    }
-    for name, value in figures.items():
-        print(f"{name:40} {value:12,.2f}")
-    out = Path("runs/bench/bench.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = {"limits": limits, "program": program}[part](config)
+    Path(out).write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

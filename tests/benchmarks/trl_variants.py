@@ -1,13 +1,13 @@
-"""The ways in which TRL can generate, for trl_baseline.py: each gives its GRPOConfig arguments beside `common`."""
+"""The ways in which TRL can generate, for trl_baseline.py: each gives its GRPOConfig arguments beside `common`.
+
+Not among them: vLLM in a server, for which TRL's trainer has to be on a CUDA device (`VLLMClient.init_communicator`
+raises NotImplementedError elsewhere), and Liger's kernels, which are Triton's.
+"""
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -97,11 +97,6 @@ def continuous_batching(config: Config, inputs: Inputs) -> Common:
     return {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": cache}
 
 
-def liger(config: Config, inputs: Inputs) -> Common:
-    """Liger's layer kernels, which are Triton's and need a GPU; TRL 1.16 has no Liger loss any more."""
-    return {"use_liger_kernel": True}
-
-
 def vllm_colocate(config: Config, inputs: Inputs) -> Common:
     """vLLM in the trainer's process.
 
@@ -125,27 +120,6 @@ def vllm_colocate_unpacked(config: Config, inputs: Inputs) -> Common:
     return vllm_colocate(config, inputs)
 
 
-def vllm_server(config: Config, inputs: Inputs) -> Common:
-    """vLLM in a server beside the trainer, started as TRL's guide says.
-
-    TRL sends weights to it over vLLM's NCCL engine alone: `VLLMClient.init_communicator` raises NotImplementedError
-    for a trainer that is not on a CUDA device.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    cache = str(math.ceil(config.rollout.kv_cache_gib or 1))
-    command = ["timeout", "600", sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", inputs.model_path]
-    command += ["--port", str(port), "--max-model-len", str(inputs.max_model_len), "--enforce-eager"]
-    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"]
-    command += ["--weight-transfer-config", '{"backend": "nccl"}']
-    server = subprocess.Popen(command, env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": cache, "VLLM_SERVER_DEV_MODE": "1"})
-    atexit.register(server.wait, 60)
-    atexit.register(server.terminate)  # handlers run last to first
-    url = f"http://127.0.0.1:{port}"
-    return with_vllm(config, inputs) | {"vllm_mode": "server", "vllm_server_base_url": url}
-
-
 Variant = Callable[[Config, Inputs], Common]
 VARIANTS: dict[str, Variant] = {
     f.__name__: f
@@ -153,9 +127,7 @@ VARIANTS: dict[str, Variant] = {
         generate_1_thread,
         generate_2_threads,
         continuous_batching,
-        liger,
         vllm_colocate,
         vllm_colocate_unpacked,
-        vllm_server,
     )
 }
