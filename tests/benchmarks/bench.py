@@ -160,7 +160,7 @@ def main() -> None:
     everything = {**figures, "programs": programs, "baselines": baselines, "limits": limits, "scaled": scaled}
     OUT.write_text(json.dumps(everything, indent=2) + "\n")
     print(f"\nup to 256 rollout actors, simulated (also in {OUT.with_name('simulation.json')})", flush=True)
-    subprocess.run([sys.executable, str(HERE / "simulation.py"), *overrides], check=True)
+    subprocess.run([sys.executable, str(HERE / "simulation.py"), *WORK, *overrides], check=True)
 
 
 if __name__ == "__main__":
