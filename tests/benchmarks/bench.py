@@ -86,7 +86,7 @@ def trl(overrides: Sequence[str]) -> dict[str, Any]:
     """Every variant of TRL's, and the fastest one in the other type of weights too."""
 
     def run(variant: str, *more: str) -> dict[str, Any]:
-        figures = part("trl_baseline.py", "--variant", variant, *overrides, *more)
+        figures = part("trl_baseline.py", "--variant", variant, f"run.steps={STEPS}", *overrides, *more)
         told = figures.get("error") or f"{figures['tokens_per_s']:8,.0f} tokens/s"
         print(f"  {' '.join([variant, *more]):44} {told}", flush=True)
         return figures
