@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adagrpo_ray.adapter import AdapterWeights, pack
 from adagrpo_ray.algorithm.loss import Tokens, correction_weights, policy_loss
@@ -260,6 +262,37 @@ def test_the_written_adapter_loads_with_vllm(
         completions = loop.run(engine.generate(ask(prompt, seed=1)))
         loop.run(engine.stop())
     assert gap(learner, prompt, completions) < 1e-4
+
+
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_an_engine_of_two_workers_serves_the_whole_adapter(
+    cluster: None, model_path: str, learner: LearnerEngine, prompt: Prompt, sync: str
+) -> None:
+    """Each holds a shard of every layer; the digest is of the tensors that the shards make up.
+
+    The actor is in a placement group, as in a run, and its workers are not: the group has room for one.
+    """
+    overrides = {"sync": sync, "tensor_parallel": 2}
+    config = Config.model_validate(CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | overrides})
+    noise = torch.Generator().manual_seed(0)
+    tensors = {name: t + 0.02 * torch.randn(t.shape, generator=noise) for name, t in learner.adapter().items()}
+    model = load_policy(model_path, CONFIG)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(tensors[name.replace(".default.", ".")])
+    group = placement_group([{"CPU": 1}])
+    actor = ray.remote(RolloutActor).options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
+    ray.get(actor.start.remote(model_path, 256, config))
+    pool = RolloutPool([actor], request_timeout_s=60.0)
+    asyncio.run(pool.apply(pack(1, tensors, 16, 32.0, torch.float32)))
+    completions = asyncio.run(pool.generate(ask(prompt, seed=1)))
+    ray.get(actor.stop.remote())
+    ray.kill(actor)
+    remove_placement_group(group)
+    with torch.no_grad():
+        samples = [as_sample(prompt, c, 0.0) for c in completions]
+        expected = Policy(model).eval()(pad(samples, torch.device("cpu")))
+    np.testing.assert_allclose(np.concatenate([c.logprobs for c in completions]), expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("rollout", ["merged"], indirect=True)

@@ -54,8 +54,8 @@ class RolloutEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        r = config.rollout
-        if current_platform.is_cpu():
+        r, on_cpu = config.rollout, current_platform.is_cpu()
+        if on_cpu:
             # Two engines that each bind to all cores spin against one another.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             if r.eager:  # vLLM compiles some of its sampler even then, which needs a C++ compiler
@@ -71,11 +71,12 @@ class RolloutEngine:
             max_model_len=max_model_len,
             max_num_seqs=r.max_sequences,
             # A seeded request whose prefill is cut in two ends vLLM's CPU engine, so none is ever cut there.
-            enable_chunked_prefill=False if current_platform.is_cpu() else None,
-            max_num_batched_tokens=max(max_model_len, 8192) if current_platform.is_cpu() else None,
+            enable_chunked_prefill=False if on_cpu else None,
+            max_num_batched_tokens=max(max_model_len, 8192) if on_cpu else None,
             tensor_parallel_size=r.tensor_parallel,
             enforce_eager=r.eager,
-            distributed_executor_backend=IN_PROCESS if current_platform.is_cpu() else None,
+            # By itself vLLM would put several workers into our own placement group, where there is no room for them.
+            distributed_executor_backend="mp" if r.tensor_parallel > 1 else IN_PROCESS if on_cpu else None,
             kv_cache_memory_bytes=int(r.kv_cache_gib * 2**30) if r.kv_cache_gib is not None else None,
             gpu_memory_utilization=r.gpu_memory_share,
             enable_sleep_mode=bool(r.sleep),

@@ -52,7 +52,7 @@ class AdapterWorker:
 
     @staticmethod
     def _slots(manager: Any, lora_id: int, modules: Any, r: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Module name -> (A, scaled B) as they lie in the kernels' slots."""
+        """Module name -> (A, scaled B) as they lie in the kernels' slots, whole again where workers have shards."""
         slot = manager.lora_index_to_id.index(lora_id)
         held = {}
         for name, layer in manager.modules.items():
@@ -62,8 +62,8 @@ class AdapterWorker:
                 if module in modules:
                     a, b = modules[module]
                     held[module] = (
-                        layer.lora_a_stacked[index][slot, 0, : a.shape[0], : a.shape[1]],
-                        layer.lora_b_stacked[index][slot, 0, : b.shape[0], :r],
+                        _whole(layer.lora_a_stacked[index][slot, 0, : a.shape[0], : a.shape[1]], a, dim=1),
+                        _whole(layer.lora_b_stacked[index][slot, 0, : b.shape[0], :r], b, dim=0),
                     )
         return held
 
@@ -125,3 +125,18 @@ class AdapterWorker:
             error = ((got - expected).norm() / expected.norm()).item()
             if not error < PROBE_TOLERANCE[weight.dtype]:
                 raise RuntimeError(f"layer {name} computes something else than its merged weights (error {error:.2g})")
+
+
+def _whole(shard: torch.Tensor, whole: torch.Tensor, dim: int) -> torch.Tensor:
+    """The tensor like `whole` whose shards along `dim` the tensor-parallel workers hold; all of them call this.
+
+    Where there are fewer heads than workers, several hold the same shard, one after the other.
+    """
+    if shard.shape == whole.shape:
+        return shard
+    from vllm.distributed import get_tp_group
+
+    group = get_tp_group()
+    shards = group.all_gather(shard.contiguous(), dim=0).chunk(group.world_size)
+    copies = group.world_size * shard.shape[dim] // whole.shape[dim]
+    return torch.cat(shards[::copies], dim)
