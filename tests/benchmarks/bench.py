@@ -87,8 +87,7 @@ def trl(overrides: Sequence[str]) -> dict[str, Any]:
 
     def run(variant: str, *more: str) -> dict[str, Any]:
         figures = part("trl_baseline.py", "--variant", variant, f"run.steps={STEPS}", *overrides, *more)
-        told = figures.get("error") or f"{figures['tokens_per_s']:8,.0f} tokens/s"
-        print(f"  {' '.join([variant, *more]):44} {told}", flush=True)
+        tell(" ".join([variant, *more]), figures)
         return figures
 
     variants = {name: run(name) for name in VARIANTS}
@@ -100,12 +99,17 @@ def trl(overrides: Sequence[str]) -> dict[str, Any]:
 def ours(overrides: Sequence[str], name: str, *more: str) -> dict[str, Any]:
     """A run of this system."""
     figures = part("throughput.py", *WORK, f"run.steps={STEPS}", *FAST, *overrides, *more, before=["program"])
+    tell(name, figures)
+    return figures
+
+
+def tell(name: str, figures: dict[str, Any]) -> None:
+    """One line of a run: what it reached, or why it could not."""
     told = figures.get("error") or (
         f"{figures['tokens_per_s']:8,.0f} tokens/s  {figures['seconds_per_step']:.3f} s a step  "
         f"{figures['peak_memory_mib']:6,.0f} MiB"
     )
     print(f"  {name:44} {told}", flush=True)
-    return figures
 
 
 def fastest_of(runs: dict[str, dict[str, Any]]) -> str:
