@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 import ray
@@ -14,22 +17,22 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import AdaGRPOError, ResourceError
+from adagrpo_ray.errors import AdaGRPOError, ResourceError, StoppedError
 from adagrpo_ray.learner.actor import LearnerActor
+from adagrpo_ray.model.files import ModelFiles
+from adagrpo_ray.model.load import TINY
 from adagrpo_ray.placement import Hardware, Placement, address, local_hardware, place
 from adagrpo_ray.preflight import Inputs
-from adagrpo_ray.rollout.actor import RolloutActor
 
 STOP_TIMEOUT_S = 20.0
-MAX_REQUESTS = 4096  # that one rollout actor may have in flight
 
 
 @dataclass(frozen=True)
 class Actors:
-    """Handles of everything that runs; `learners` by rank."""
+    """Handles of the learner ranks, in their order; rank 0 has the rollout actors. `model` refers to ModelFiles."""
 
     learners: tuple[Any, ...]
-    rollouts: tuple[Any, ...]
+    model: Any
 
 
 @contextmanager
@@ -39,104 +42,135 @@ def connect(config: Config) -> Iterator[Placement]:
     if joined is None:
         hardware = local_hardware()
         placement = place(config, hardware, ours=True)
-        ray.init(
+        _init(
             # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
             num_cpus=max(int(hardware.cpus), math.ceil(placement.cpus)),
             num_gpus=int(hardware.gpus),
+            resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
         )
     else:
         try:
-            ray.init(address=joined, log_to_driver=False, logging_level="ERROR")
+            _init(address=joined)
         except ConnectionError as error:
             raise ResourceError(f"no Ray cluster at {joined!r} (run.ray_address or RAY_ADDRESS): {error}") from None
     try:
         if joined is not None:
-            total = ray.cluster_resources()
-            placement = place(config, Hardware(total.get("CPU", 0.0), total.get("GPU", 0.0)), ours=False)
+            placement = place(config, cluster_hardware(), ours=False)
         yield placement
     finally:
         ray.shutdown()
 
 
+def _init(**options: Any) -> None:
+    """`ray.init`, less its own handler of SIGTERM, which would end the program at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def cluster_hardware() -> Hardware:
+    """What the joined cluster has, and what its autoscaler, where there is one, may still add."""
+    from ray._private.state import state  # where Ray's own libraries look, too: there is no public way
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    total = dict(ray.cluster_resources())
+    scaled = state.get_cluster_config()
+    for group in scaled.node_group_configs if scaled is not None else ():
+        nodes.append(dict(group.resources))
+        most = group.max_count if group.max_count >= 0 else math.inf
+        for name, amount in group.resources.items():
+            total[name] = max(total.get(name, 0.0), amount * most)
+    return Hardware(total.get("CPU", 0.0), total.get("GPU", 0.0), total, tuple(nodes))
+
+
 @contextmanager
-def actors(config: Config, placement: Placement, inputs: Inputs) -> Iterator[Actors]:
-    """Started actors that hold the same base model; all of them are gone after the block."""
+def actors(config: Config, placement: Placement, inputs: Inputs, stop: Event | None = None) -> Iterator[Actors]:
+    """Started actors that hold the same base model; all of them are gone after the block.
+
+    Raises StoppedError where `stop` is set while they start.
+    """
     group = placement_group(placement.bundles())
-    running = Actors((), ())
+    running = Actors((), None)
     try:
         if not group.wait(config.rollout.start_timeout_s):
             raise ResourceError(
-                f"the cluster did not free {placement.cpus:g} CPUs and {placement.gpus:g} GPUs within "
-                f"rollout.start_timeout_s={config.rollout.start_timeout_s:g}; wait for other jobs to end"
+                f"the cluster did not free {placement.learner_ranks} x {placement.learner} for the learner ranks within"
+                f" rollout.start_timeout_s={config.rollout.start_timeout_s:g}; wait for other jobs to end"
             )
-        running = _create(placement, group)
-        _start(config, running, inputs)
+        running = _create(config, placement, inputs, group)
+        _start(config, placement, running, inputs, stop)
         yield running
     finally:
         _stop(running)
         remove_placement_group(group)
 
 
-def _create(placement: Placement, group: Any) -> Actors:
-    def options(bundle: int, cpus: float, gpus: float) -> dict[str, Any]:
-        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-        return {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": where}
-
-    ranks = placement.learner_ranks
-    learner, rollout = ray.remote(LearnerActor), ray.remote(max_concurrency=MAX_REQUESTS)(RolloutActor)
+def _create(config: Config, placement: Placement, inputs: Inputs, group: Any) -> Actors:
+    path, learner = inputs.model_path, ray.remote(LearnerActor)
     return Actors(
         learners=tuple(
-            learner.options(**options(rank, placement.learner_cpus, placement.learner_gpus)).remote()
-            for rank in range(ranks)
+            learner.options(
+                num_cpus=placement.learner_cpus,
+                num_gpus=placement.learner_gpus,
+                resources=dict(placement.learner_resources),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            ).remote()
+            for rank in range(placement.learner_ranks)
         ),
-        rollouts=tuple(
-            rollout.options(**options(ranks + i, placement.rollout_cpus, placement.rollout_gpus)).remote()
-            for i in range(placement.rollout_actors)
-        ),
+        model=ray.put(ModelFiles.carry(path) if config.model.path == TINY else ModelFiles(path)),
     )
 
 
-def _start(config: Config, running: Actors, inputs: Inputs) -> None:
+def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Event | None) -> None:
     """Start everything side by side: engines load while the ranks find each other."""
-    rollouts = [actor.start.remote(inputs.model_path, inputs.max_model_len, config) for actor in running.rollouts]
-    begin(config, running, inputs)
-    get(rollouts, timeout_s=config.rollout.start_timeout_s)
+    rank0 = running.learners[0]
+    get(rank0.open.remote(config, placement, [running.model], inputs.max_model_len))
+    if placement.shared:  # vLLM takes its share of the GPU by what is free there, so nobody else may load meanwhile
+        get(rank0.ready.remote(), stop=stop)
+    begin(config, running, inputs, stop)
+    get(rank0.ready.remote(), stop=stop)
 
 
-def begin(config: Config, running: Actors, inputs: Inputs) -> None:
+def begin(config: Config, running: Actors, inputs: Inputs, stop: Event | None = None) -> None:
     """A run from its start on the learners, on actors that may have done another one of the same base model."""
     master = get(running.learners[0].address.remote())
-    learners = [
-        actor.start.remote(config, rank, inputs.model_path, master) for rank, actor in enumerate(running.learners)
-    ]
-    get(learners, timeout_s=config.rollout.start_timeout_s)
-    get(running.learners[0].attach.remote(inputs.prompts, running.rollouts))
+    learners = [actor.start.remote(config, rank, running.model, master) for rank, actor in enumerate(running.learners)]
+    get(learners, timeout_s=config.rollout.start_timeout_s, stop=stop)
+    get(running.learners[0].attach.remote(inputs.prompts))
 
 
 def _stop(running: Actors) -> None:
     """Let every actor end its own processes, then end the actors."""
-    farewells = [actor.stop.remote() for actor in (*running.learners, *running.rollouts)]
+    farewells = [actor.stop.remote() for actor in running.learners]
     ray.wait(farewells, num_returns=len(farewells), timeout=STOP_TIMEOUT_S) if farewells else None
-    for actor in (*running.learners, *running.rollouts):
+    for actor in running.learners:
         ray.kill(actor)
 
 
-def get(references: Any, timeout_s: float | None = None) -> Any:
-    """`ray.get`, with errors of this library as themselves and everything else as an AdaGRPOError."""
-    try:
-        return ray.get(references, timeout=timeout_s)
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, AdaGRPOError):
-            raise cause from None
-        raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # holds the actor's traceback
-    except RayActorError as error:
-        raise AdaGRPOError(f"an actor died: {error}") from error
-    except GetTimeoutError:
-        raise ResourceError(
-            f"the actors did not start within rollout.start_timeout_s={timeout_s:g} s; raise it, or look into "
-            "Ray's session folder for their logs"
-        ) from None
+def get(references: Any, timeout_s: float = math.inf, stop: Event | None = None) -> Any:
+    """`ray.get`, with errors of this library as themselves and everything else as an AdaGRPOError.
+
+    Raises StoppedError where `stop` is set meanwhile.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            left = deadline - time.monotonic()
+            return ray.get(references, timeout=None if stop is None and left == math.inf else max(0, min(left, 1.0)))
+        except GetTimeoutError:
+            if stop is not None and stop.is_set():
+                raise StoppedError("stopped as asked, before the first step") from None
+            if time.monotonic() >= deadline:
+                raise ResourceError(
+                    f"the actors did not start within rollout.start_timeout_s={timeout_s:g} s; raise it, or look into "
+                    "Ray's session folder for their logs"
+                ) from None
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, AdaGRPOError):
+                raise cause from None
+            raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # holds the actor's traceback
+        except RayActorError as error:
+            raise AdaGRPOError(f"an actor died: {error}") from error

@@ -7,8 +7,10 @@ AdaGRPOError
 ├── RewardError      a reward function cannot be imported, or broke its contract
 ├── ResourceError    the machine or cluster cannot hold what the configuration asks for
 ├── RolloutError     a rollout actor could not serve a request
+│   └── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
-└── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
+├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
+└── StoppedError     the run was asked to stop, and did
 
 Messages are one sentence that names the key or file, the value, and what to do. They take a single
 string, so that Ray can carry them between processes.
@@ -43,9 +45,17 @@ class RolloutError(AdaGRPOError, RuntimeError):
     """A rollout actor could not serve a request."""
 
 
+class ActorLostError(RolloutError):
+    """A rollout actor or its engine is gone; another one can serve the request."""
+
+
 class SyncError(AdaGRPOError, RuntimeError):
     """A rollout actor does not hold the weights that the learner sent."""
 
 
 class CheckpointError(AdaGRPOError, RuntimeError):
     """A checkpoint cannot be written, is damaged, or does not fit the run."""
+
+
+class StoppedError(AdaGRPOError):
+    """The run was asked to stop, and did."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ResourceError
@@ -11,10 +12,15 @@ from adagrpo_ray.errors import ResourceError
 
 @dataclass(frozen=True)
 class Hardware:
-    """CPUs and GPUs of one machine or a whole cluster."""
+    """CPUs, GPUs and custom Ray resources of one machine or a whole cluster.
+
+    `nodes` are what a cluster's nodes have, one mapping a kind of node, by Ray's names; none where that is not known.
+    """
 
     cpus: float
     gpus: float
+    resources: Mapping[str, float] = field(default_factory=dict)
+    nodes: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -27,37 +33,50 @@ class Placement:
     learner_ranks: int
     learner_cpus: float
     learner_gpus: float
+    rollout_resources: Mapping[str, float] = field(default_factory=dict)
+    learner_resources: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def cpus(self) -> float:
         """CPUs of all actors together."""
-        return self.rollout_actors * self.rollout_cpus + self.learner_ranks * self.learner_cpus
+        return self.total("CPU")
 
     @property
     def gpus(self) -> float:
         """GPUs of all actors together."""
-        return self.rollout_actors * self.rollout_gpus + self.learner_ranks * self.learner_gpus
+        return self.total("GPU")
 
     @property
     def shared(self) -> bool:
         """Whether a rollout actor and a learner rank are on one GPU."""
         return 0 < self.learner_gpus < 1
 
+    @property
+    def rollout(self) -> dict[str, float]:
+        """What one rollout actor takes, by Ray's names."""
+        return {"CPU": self.rollout_cpus, "GPU": self.rollout_gpus, **self.rollout_resources}
+
+    @property
+    def learner(self) -> dict[str, float]:
+        """What one learner rank takes, by Ray's names."""
+        return {"CPU": self.learner_cpus, "GPU": self.learner_gpus, **self.learner_resources}
+
     def bundles(self) -> list[dict[str, float]]:
-        """The placement group's bundles: learner ranks first, then rollout actors."""
-        learner = {"CPU": self.learner_cpus, "GPU": self.learner_gpus}
-        rollout = {"CPU": self.rollout_cpus, "GPU": self.rollout_gpus}
-        wanted = [learner] * self.learner_ranks + [rollout] * self.rollout_actors
+        """The placement group's bundles, one a learner rank."""
         # Ray refuses empty bundles, and an entry of 0 asks for nothing.
-        return [{k: v for k, v in b.items() if v > 0} or {"CPU": 0.001} for b in wanted]
+        return [{k: v for k, v in self.learner.items() if v > 0} or {"CPU": 0.001}] * self.learner_ranks
+
+    def total(self, resource: str) -> float:
+        """How much of a resource all actors take together."""
+        return self.rollout_actors * self.rollout.get(resource, 0) + self.learner_ranks * self.learner.get(resource, 0)
 
     def describe(self) -> str:
         """One line a kind of actor."""
         return "\n".join(
-            f"{count} x {kind}: {cpus:g} CPU, {gpus:g} GPU each"
-            for count, kind, cpus, gpus in (
-                (self.rollout_actors, "rollout actor", self.rollout_cpus, self.rollout_gpus),
-                (self.learner_ranks, "learner rank", self.learner_cpus, self.learner_gpus),
+            f"{count} x {kind}: {', '.join(f'{amount:g} {name}' for name, amount in takes.items())} each"
+            for count, kind, takes in (
+                (self.rollout_actors, "rollout actor", self.rollout),
+                (self.learner_ranks, "learner rank", self.learner),
             )
         )
 
@@ -81,7 +100,9 @@ def place(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
                 f"learner.ranks={s.ranks} need more than the 1 GPU there is; set all three to 1"
             )
         actor_gpus = rank_gpus = 0.5
-    placement = Placement(r.actors, r.cpus, actor_gpus, s.ranks, s.cpus, rank_gpus)
+    placement = Placement(
+        r.actors, r.cpus, actor_gpus, s.ranks, s.cpus, rank_gpus, dict(r.resources), dict(s.resources)
+    )
     if r.sleep and not shared:
         raise ResourceError(
             "rollout.sleep=true makes room on a GPU that a rollout actor and a learner rank share, and here "
@@ -97,6 +118,23 @@ def place(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
             f"the actors need {placement.cpus:g} CPUs (rollout.actors={r.actors} x rollout.cpus={r.cpus:g} and "
             f"learner.ranks={s.ranks} x learner.cpus={s.cpus:g}), the cluster has {hardware.cpus:g}; lower one of them"
         )
+    for name in {**r.resources, **s.resources} if not ours else ():
+        if placement.total(name) > hardware.resources.get(name, 0.0):
+            raise ResourceError(
+                f"the actors need {placement.total(name):g} of the custom resource {name!r} ("
+                f"rollout.resources={r.resources} x rollout.actors={r.actors}, "
+                f"learner.resources={s.resources} x learner.ranks={s.ranks}), "
+                f"the cluster has {hardware.resources.get(name, 0.0):g}; start nodes with ray start "
+                f"--resources='{{\"{name}\": 1}}', or mend the setting"
+            )
+    for kind, takes in (("rollout actor", placement.rollout), ("learner rank", placement.learner)):
+        if hardware.nodes and not any(all(node.get(k, 0.0) >= v for k, v in takes.items()) for node in hardware.nodes):
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in takes.items() if amount)
+            raise ResourceError(
+                f"no node of the cluster has what one {kind} takes ({wanted}), and it cannot be split; lower "
+                f"{'rollout.cpus or rollout.tensor_parallel' if kind == 'rollout actor' else 'learner.cpus'}, or add "
+                "larger nodes"
+            )
     return placement
 
 

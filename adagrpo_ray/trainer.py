@@ -6,10 +6,14 @@ import math
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 from adagrpo_ray.algorithm.loss import LossSums
 from adagrpo_ray.cluster import Actors, actors, connect, get
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import RolloutError, StoppedError
+from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.memory import settled
 from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary, summarize
 from adagrpo_ray.placement import Placement
@@ -17,13 +21,23 @@ from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
 
 
-def train(config: Config, inputs: Inputs, folder: Path, observer: Observer, past: Past | None = None) -> Summary:
-    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `folder`/adapter."""
+def train(
+    config: Config,
+    inputs: Inputs,
+    folder: Path,
+    observer: Observer,
+    past: Past | None = None,
+    stop: Event | None = None,
+) -> Summary:
+    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `folder`/adapter.
+
+    Raises StoppedError soon after `stop` is set, with a checkpoint of the last finished step.
+    """
     with connect(config) as placement:
         config = settled(config, placement)
         observer.phase(f"starting {_where(config, placement)}")
-        with actors(config, placement, inputs) as running:
-            return train_on(running, config, folder, observer, past)
+        with actors(config, placement, inputs, stop) as running:
+            return train_on(running, config, folder, observer, past, stop)
 
 
 def _where(config: Config, placement: Placement) -> str:
@@ -32,37 +46,130 @@ def _where(config: Config, placement: Placement) -> str:
     return ", ".join([*placement.describe().splitlines(), *([turns] if placement.shared else [])])
 
 
-def train_on(running: Actors, config: Config, folder: Path, observer: Observer, past: Past | None = None) -> Summary:
+def train_on(
+    running: Actors,
+    config: Config,
+    folder: Path,
+    observer: Observer,
+    past: Past | None = None,
+    stop: Event | None = None,
+) -> Summary:
     """The steps and measurements of `train`, on actors that are ready to begin."""
-    records, before, last = _begin(running, config, observer, past)
-    for step in range(len(records) + 1, config.run.steps + 1):
-        records.append(_step(running, config, step))
-        observer.step(records[-1])
-        ends = step == config.run.steps
-        if ends or _due(config.evaluation.every, step):
-            last = _evaluate(running, config, observer, "after" if ends else f"step {step}", step)
-        if ends or _due(config.checkpoint.every, step):
-            progress = progress_of(config, folder, records)
-            get([learner.save_checkpoint.remote(str(folder / FOLDER), progress) for learner in running.learners])
-    adapter = folder / "adapter"
-    get([learner.save_adapter.remote(str(adapter)) for learner in running.learners])
-    summary = summarize(records, before, last, name=folder.name, folder=folder, adapter=adapter)
-    observer.summary(summary)
-    return summary
+    run = _Run(running, config, folder, observer, stop or Event())
+    try:
+        return run.finish(past)
+    except (StoppedError, RolloutError) as error:
+        kept = run.keep()
+        raise type(error)(f"{error}; {kept}") from error
 
 
-def _begin(
-    running: Actors, config: Config, observer: Observer, past: Past | None
-) -> tuple[list[StepRecord], EvaluationRecord | None, EvaluationRecord | None]:
-    """Bring all actors to where the run begins or goes on; its records so far, first and last measurement."""
-    if past is None or past.checkpoint is None:
-        get([learner.sync.remote(0) for learner in running.learners])
-        before = _evaluate(running, config, observer, "before", 0)
-        return [], before, before
-    get([learner.load_checkpoint.remote(str(past.checkpoint)) for learner in running.learners])
-    get([learner.sync.remote(past.mark.step) for learner in running.learners])
-    measured = past.evaluations or (None,)
-    return list(past.records), measured[0], measured[-1]
+class _Run:
+    """One run on its actors, with what it has measured so far."""
+
+    def __init__(self, running: Actors, config: Config, folder: Path, observer: Observer, stop: Event) -> None:
+        self._learners, self._config, self._folder = running.learners, config, folder
+        self._observer, self._stop = observer, stop
+        self._records: list[StepRecord] = []
+        self._saved = 0  # the step of the newest checkpoint
+
+    def finish(self, past: Past | None) -> Summary:
+        """All steps that are left, measured, kept and summed up."""
+        config, observer = self._config, self._observer
+        before, last = self._begin(past)
+        for step in range(len(self._records) + 1, config.run.steps + 1):
+            self._records.append(self._step(step))
+            observer.step(self._records[-1])
+            ends = step == config.run.steps
+            if ends or _due(config.evaluation.every, step):
+                last = self._evaluate("after" if ends else f"step {step}", step)
+            if ends or _due(config.checkpoint.every, step):
+                self._save_checkpoint()
+        adapter = self._folder / "adapter"
+        self._on_all("save_adapter", str(adapter))
+        summary = summarize(self._records, before, last, name=self._folder.name, folder=self._folder, adapter=adapter)
+        observer.summary(summary)
+        return summary
+
+    def keep(self) -> str:
+        """A checkpoint of the last finished step, where there is none yet; what to say of it."""
+        get(self._learners[0].abandon.remote())
+        if not self._records:
+            return "no step was finished, so there is nothing to keep"
+        if self._saved < self._records[-1].step:
+            self._save_checkpoint()
+        return f"step {self._saved} is in {self._folder / FOLDER}: go on with --resume {self._folder}"
+
+    def _begin(self, past: Past | None) -> tuple[EvaluationRecord | None, EvaluationRecord | None]:
+        """Bring all actors to where the run begins or goes on; its first and last measurement so far."""
+        if past is None or past.checkpoint is None:
+            self._on_all("sync", 0)
+            before = self._evaluate("before", 0)
+            return before, before
+        self._on_all("load_checkpoint", str(past.checkpoint))
+        self._on_all("sync", past.mark.step)
+        self._records, self._saved = list(past.records), past.mark.step
+        measured = past.evaluations or (None,)
+        return measured[0], measured[-1]
+
+    def _step(self, step: int) -> StepRecord:
+        """One step: sample and resample groups, one optimizer step on all ranks, the new adapter to all rollouts."""
+        began = time.perf_counter()
+        collected: Collected = self._patiently("collect", step, _ahead(self._config, step))
+        sampled = time.perf_counter()
+        reports = []
+        if collected.trained_tokens:
+            batches = zip(self._learners, collected.batches, strict=True)
+            reports = get([learner.train.remote(batch) for learner, batch in batches])
+        trained = time.perf_counter()
+        sync, *_ = self._on_all("sync", step)
+        ended = time.perf_counter()
+        sums = {field.name: sum(r.sums[field.name] for r in reports) for field in fields(LossSums)}
+        weight = sums["weight"] or math.nan  # nan: nothing was trained on
+        return StepRecord(
+            step=step,
+            seconds=ended - began,
+            **asdict(collected.figures),
+            trained_tokens=collected.trained_tokens,
+            loss=sums["loss"],
+            kl=sums["kl"] / weight,
+            clip_share=sums["clipped"] / weight,
+            behaviour_gap=sums["gap"] / weight,
+            correction_mean=sums["correction"] / weight,
+            capped_share=sums["capped"] / weight,
+            grad_norm=reports[0].grad_norm if reports else 0.0,
+            learning_rate=reports[0].learning_rate if reports else 0.0,
+            weight_version=sync.version,
+            sync_bytes=sync.sent_bytes,
+            rollout_actors=collected.rollout_actors,
+            rollout_restarts=collected.rollout_restarts,
+            seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
+        )
+
+    def _evaluate(self, label: str, step: int) -> EvaluationRecord | None:
+        if not self._config.data.held_out_prompts:
+            return None
+        record: EvaluationRecord = self._patiently("evaluate", step)
+        self._observer.evaluation(label, record)
+        return record
+
+    def _save_checkpoint(self) -> None:
+        progress = progress_of(self._config, self._folder, self._records)
+        self._on_all("save_checkpoint", str(self._folder / FOLDER), progress)
+        self._saved = progress.step
+
+    def _on_all(self, method: str, *arguments: Any) -> Any:
+        """The answers of all learner ranks, which work together on it."""
+        return get([getattr(learner, method).remote(*arguments) for learner in self._learners])
+
+    def _patiently(self, method: str, *arguments: Any) -> Any:
+        """Rank 0's answer to what may take long; StoppedError where the user does not want to wait for it."""
+        while not self._stop.is_set():
+            answer = get(getattr(self._learners[0], method).remote(*arguments))
+            for notice in getattr(answer, "notices", ()):
+                self._observer.phase(notice)
+            if not isinstance(answer, Pending):
+                return answer
+        raise StoppedError("stopped as asked")
 
 
 def _due(every: int, step: int) -> bool:
@@ -73,45 +180,3 @@ def _ahead(config: Config, step: int) -> int:
     """The last step whose rollouts may begin with those of `step`; none is in flight where a checkpoint is due."""
     every = config.checkpoint.every or config.run.steps
     return min(step + config.algorithm.max_staleness, math.ceil(step / every) * every, config.run.steps)
-
-
-def _step(running: Actors, config: Config, step: int) -> StepRecord:
-    """One step: sample and resample groups, one optimizer step on all ranks, the new adapter to all rollouts."""
-    began = time.perf_counter()
-    collected = get(running.learners[0].collect.remote(step, _ahead(config, step)))
-    sampled = time.perf_counter()
-    reports = []
-    if collected.trained_tokens:
-        reports = get(
-            [learner.train.remote(batch) for learner, batch in zip(running.learners, collected.batches, strict=True)]
-        )
-    trained = time.perf_counter()
-    sync, *_ = get([learner.sync.remote(step) for learner in running.learners])
-    ended = time.perf_counter()
-    sums = {field.name: sum(r.sums[field.name] for r in reports) for field in fields(LossSums)}
-    weight = sums["weight"] or math.nan  # nan: nothing was trained on
-    return StepRecord(
-        step=step,
-        seconds=ended - began,
-        **asdict(collected.figures),
-        trained_tokens=collected.trained_tokens,
-        loss=sums["loss"],
-        kl=sums["kl"] / weight,
-        clip_share=sums["clipped"] / weight,
-        behaviour_gap=sums["gap"] / weight,
-        correction_mean=sums["correction"] / weight,
-        capped_share=sums["capped"] / weight,
-        grad_norm=reports[0].grad_norm if reports else 0.0,
-        learning_rate=reports[0].learning_rate if reports else 0.0,
-        weight_version=sync.version,
-        sync_bytes=sync.sent_bytes,
-        seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
-    )
-
-
-def _evaluate(running: Actors, config: Config, observer: Observer, label: str, step: int) -> EvaluationRecord | None:
-    if not config.data.held_out_prompts:
-        return None
-    record: EvaluationRecord = get(running.learners[0].evaluate.remote(step))
-    observer.evaluation(label, record)
-    return record

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
+from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml, settings
-from adagrpo_ray.errors import AdaGRPOError, ModelError
+from adagrpo_ray.errors import AdaGRPOError, ModelError, StoppedError
 
 DEFAULT = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
 
@@ -63,7 +68,30 @@ def dry_run(config: Config) -> None:
     print("\n".join(f"#   {line}" for line in lines))
 
 
-def run(config: Config, name: str, resume: str | None) -> None:
+class Stop(Event):
+    """Set by SIGINT or SIGTERM, whose number it keeps; a second one leaves at once."""
+
+    number = 0
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set():
+            os._exit(128 + number)
+        self.number = number
+        self.set()
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"stopping: the step is given up or ended, then kept; once more to leave at once\n")
+
+
+def run(config: Config, name: str, resume: str | None, stop: Stop) -> None:
     from adagrpo_ray.observe import Console, Observers, RunWriter
     from adagrpo_ray.preflight import check
     from adagrpo_ray.resume import find_past
@@ -77,24 +105,28 @@ def run(config: Config, name: str, resume: str | None) -> None:
         dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
         console.phase(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
         folder = Path(config.run.folder) / (config.run.name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        with past.writer(config) if past else RunWriter(folder, as_yaml(config)) as writer:
-            train(config, inputs, writer.folder, Observers(writer, console), past)
+        with past.writer(config) if past else RunWriter(folder, as_yaml(config)) as writer, stop.on_signals():
+            train(config, inputs, writer.folder, Observers(writer, console), past, stop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    stop = Stop()
     try:
         config = load_config(options.config, options.overrides)
         if options.dry_run:
             dry_run(config)
         else:
-            run(config, Path(options.config).stem, options.resume)
+            run(config, Path(options.config).stem, options.resume, stop)
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        print("interrupted before anything was started", file=sys.stderr)
+        return 130
     except AdaGRPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     return 0
 
 

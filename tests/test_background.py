@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import CancelledError
 
 import pytest
 
@@ -17,8 +16,9 @@ def test_what_was_started_goes_on_while_its_owner_does_something_else() -> None:
         return number
 
     background, started = Background(), list[int]()
-    futures = [background.start(work(started, number)) for number in range(5)]
-    assert [future.result() for future in futures] == [0, 1, 2, 3, 4]
+    tasks = [background.start(work(started, number)) for number in range(5)]
+    assert all(background.wait(task, timeout_s=5.0) for task in tasks)
+    assert [task.result() for task in tasks] == [0, 1, 2, 3, 4]
     assert started == [0, 1, 2, 3, 4], "they begin in their order"
     background.close()
 
@@ -44,9 +44,25 @@ def test_closing_cancels_what_still_runs_and_lets_it_clean_up() -> None:
             cleaned.append(True)
 
     background = Background()
-    future = background.start(forever())
-    background.run(asyncio.sleep(0))
+    task = background.start(forever())
+    assert not background.wait(task, timeout_s=0.01)
     background.close()
     assert cleaned == [True]
-    with pytest.raises(CancelledError):
-        future.result()
+    assert task.cancelled()
+
+
+def test_some_are_cancelled_and_the_others_go_on() -> None:
+    async def forever(ended: list[str], name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(name)
+
+    background, ended = Background(), list[str]()
+    first, second = background.start(forever(ended, "first")), background.start(forever(ended, "second"))
+    background.run(asyncio.sleep(0))
+    background.cancel([first])
+    assert ended == ["first"]
+    assert not background.wait(second, timeout_s=0.0)
+    background.close()

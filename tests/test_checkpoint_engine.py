@@ -17,6 +17,7 @@ from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.checkpoint import load, save
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import resolve_model
 from adagrpo_ray.types import TrainBatch, TrainSample
 
@@ -177,7 +178,7 @@ def test_two_ranks_go_on_as_if_they_had_not_stopped(model_path: str, tmp_path: P
         ranks = [ray.remote(Rank).remote() for _ in range(2)]
         master = ray.get(ranks[0].address.remote())
         config = configure("learner.ranks=2", f"learner.zero_stage={stage}")
-        ray.get([actor.start.remote(config, rank, model_path, master) for rank, actor in enumerate(ranks)])
+        ray.get([actor.start.remote(config, rank, ModelFiles(model_path), master) for rank, actor in enumerate(ranks)])
         return ranks
 
     def train(ranks: list[Any]) -> list[Any]:

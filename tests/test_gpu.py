@@ -21,6 +21,7 @@ from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.pool import RolloutPool
@@ -96,7 +97,7 @@ def as_samples(prompt: Prompt, completions: tuple[Completion, ...]) -> list[Trai
 def start(config: Config) -> tuple[Any, RolloutPool, str]:
     path = resolve_model(config)
     actor = ray.remote(num_gpus=0.5)(RolloutActor).remote()
-    ray.get(actor.start.remote(path, 512, config))
+    ray.get(actor.start.remote(ModelFiles(path), 512, config))
     return actor, RolloutPool([actor], request_timeout_s=120.0), path
 
 
@@ -218,7 +219,7 @@ def test_an_actor_of_a_rank_uses_the_gpu(cluster: None) -> None:
     config = configure("model.dtype=bfloat16")
     actor = ray.remote(num_gpus=0.5)(LearnerActor).remote()
     free, _ = torch.cuda.mem_get_info()
-    ray.get(actor.start.remote(config, 0, resolve_model(config), ray.get(actor.address.remote())))
+    ray.get(actor.start.remote(config, 0, ModelFiles(resolve_model(config)), ray.get(actor.address.remote())))
     left, _ = torch.cuda.mem_get_info()
     ray.kill(actor)
     assert left < free

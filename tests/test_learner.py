@@ -21,6 +21,7 @@ from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import load_policy, resolve_model
 from adagrpo_ray.types import TrainSample
 
@@ -140,7 +141,7 @@ def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: i
     config = configure("learner.ranks=2", f"learner.zero_stage={stage}")
     ranks = [ray.remote(Rank).remote() for _ in range(2)]
     master = ray.get(ranks[0].address.remote())
-    ray.get([actor.start.remote(config, rank, model_path, master) for rank, actor in enumerate(ranks)])
+    ray.get([actor.start.remote(config, rank, ModelFiles(model_path), master) for rank, actor in enumerate(ranks)])
     batches = pack_batches(1, make_samples(), 2, 120)
     tokens = [[sum(len(s.token_ids) for s in micro) for micro in batch.micro_batches] for batch in batches]
     assert any(-(-one // 7) != -(-other // 7) for one, other in zip(*tokens, strict=True))

@@ -33,7 +33,7 @@ def make_actor(events: list[str], *, sleep: bool, fails: bool = False) -> Learne
     actor._config = load_config(None, [f"rollout.sleep={str(sleep).lower()}"])
     actor._background = Background()
     actor._engine = SimpleNamespace(train=train, release=lambda: events.append("release"))  # type: ignore[assignment]
-    actor._pool = Pool(events)  # type: ignore[assignment]
+    actor._fleet = SimpleNamespace(pool=Pool(events))  # type: ignore[assignment]
     return actor
 
 

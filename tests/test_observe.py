@@ -62,6 +62,8 @@ STEP = StepRecord(
     capped_share=0.0,
     weight_version=1,
     sync_bytes=1024,
+    rollout_actors=2,
+    rollout_restarts=0,
     seconds_by_phase={"rollout": 0.3, "train": 0.15, "sync": 0.05},
 )
 
@@ -100,6 +102,8 @@ STEP_JSON = {
     "capped_share": 0.0,
     "weight_version": 1,
     "sync_bytes": 1024,
+    "rollout_actors": 2,
+    "rollout_restarts": 0,
     "seconds_by_phase": {"rollout": 0.3, "train": 0.15, "sync": 0.05},
 }
 

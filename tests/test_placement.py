@@ -98,20 +98,39 @@ def test_a_cluster_has_the_cpus_it_has() -> None:
     )
 
 
-def test_bundles_are_the_learners_first_and_then_the_rollout_actors() -> None:
+def test_bundles_are_those_of_the_learner_ranks_and_rollout_actors_have_none() -> None:
     placement = placed(8, actors=2, tensor_parallel=2, rollout_cpus=4, ranks=3, learner_cpus=1)
-    assert placement.bundles() == [{"CPU": 1.0, "GPU": 1.0}] * 3 + [{"CPU": 4.0, "GPU": 2.0}] * 2
+    assert placement.bundles() == [{"CPU": 1.0, "GPU": 1.0}] * 3
+    assert placement.rollout == {"CPU": 4.0, "GPU": 2.0}
 
 
 def test_bundles_have_no_zero_entries_and_are_never_empty() -> None:
-    assert placed(0).bundles() == [{"CPU": 1.0}, {"CPU": 1.0}]
-    assert placed(2, rollout_cpus=0).bundles() == [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}]
-    (learner, rollout) = placed(0, rollout_cpus=0, learner_cpus=0).bundles()
+    assert placed(0).bundles() == [{"CPU": 1.0}]
+    assert placed(2, learner_cpus=0).bundles() == [{"GPU": 1.0}]
+    (learner,) = placed(0, learner_cpus=0).bundles()
     assert 0 < learner["CPU"] < 0.01
-    assert rollout == learner
 
 
 def test_the_description_tells_numbers_and_shares() -> None:
     assert placed(1, rollout_cpus=2).describe() == (
         "1 x rollout actor: 2 CPU, 0.5 GPU each\n1 x learner rank: 1 CPU, 0.5 GPU each"
     )
+
+
+CLUSTER = Hardware(8.0, 0.0, {"rollout": 2.0}, ({"CPU": 2.0, "rollout": 1.0}, {"CPU": 4.0}))
+
+
+def test_custom_resources_count_for_each_actor() -> None:
+    settings = load_config(None, ["rollout.actors=2", "rollout.resources={rollout: 1}"])
+    placement = place(settings, CLUSTER, ours=False)
+    assert placement.rollout == {"CPU": 1.0, "GPU": 0.0, "rollout": 1.0}
+    assert placement.total("rollout") == 2
+    assert "2 x rollout actor: 1 CPU, 0 GPU, 1 rollout each" in placement.describe()
+    more = load_config(None, ["rollout.actors=3", "rollout.resources={rollout: 1}"])
+    with pytest.raises(ResourceError, match=r"need 3 of the custom resource 'rollout'.*the cluster has 2; start nodes"):
+        place(more, CLUSTER, ours=False)
+
+
+def test_what_no_node_can_hold_is_refused_though_all_together_could() -> None:
+    with pytest.raises(ResourceError, match=r"no node .* one learner rank takes \(6 CPU\).*lower learner\.cpus"):
+        place(load_config(None, ["learner.cpus=6"]), CLUSTER, ours=False)

@@ -116,7 +116,7 @@ def test_a_request_that_nobody_waits_for_any_more_is_cancelled_on_its_actor(canc
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        return pool._outstanding
+        return [member.outstanding for member in pool.members]
 
     assert asyncio.run(scenario()) == [0]
     assert len(cancelled) == 1

@@ -25,6 +25,7 @@ from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import RolloutEngine
@@ -71,7 +72,7 @@ def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any,
             return int(self._engine._engine.output_processor.get_num_unfinished_requests())
 
     actor = ray.remote(Watched).remote()
-    ray.get(actor.start.remote(model_path, 256, config))
+    ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
     yield actor, RolloutPool([actor], request_timeout_s=60.0)
     ray.get(actor.stop.remote())
     ray.kill(actor)
@@ -282,7 +283,7 @@ def test_an_engine_of_two_workers_serves_the_whole_adapter(
             parameter.data.copy_(tensors[name.replace(".default.", ".")])
     group = placement_group([{"CPU": 1}])
     actor = ray.remote(RolloutActor).options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
-    ray.get(actor.start.remote(model_path, 256, config))
+    ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
     pool = RolloutPool([actor], request_timeout_s=60.0)
     asyncio.run(pool.apply(pack(1, tensors, 16, 32.0, torch.float32)))
     completions = asyncio.run(pool.generate(ask(prompt, seed=1)))

@@ -12,7 +12,8 @@ from adagrpo_ray.errors import ConfigError
 FREE = {
     *("run.steps", "run.folder", "run.name", "run.ray_address", "evaluation.every"),
     *("checkpoint.every", "checkpoint.keep_last"),
-    *("rollout.actors", "rollout.tensor_parallel", "rollout.cpus", "rollout.sleep", "learner.ranks", "learner.cpus"),
+    *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel", "rollout.sleep"),
+    *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
     *("learner.layout", "learner.offload_optimizer"),
     *("rollout.start_timeout_s", "rollout.request_timeout_s"),
 }
@@ -21,7 +22,7 @@ FREE = {
 
 def fixed_settings(config: Config) -> dict[str, Any]:
     """The settings that must not change, by dotted key, as JSON values."""
-    return {key: value for key, value in _flat(json.loads(config.model_dump_json())) if key not in FREE}
+    return {key: value for key, value in _flat(json.loads(config.model_dump_json())) if not _free(key)}
 
 
 def check_fixed(config: Config, before: Mapping[str, Any]) -> None:
@@ -36,6 +37,10 @@ def check_fixed(config: Config, before: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"settings differ from those of the checkpoint: {'; '.join(changed)}; set them back, or start a new run"
         )
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings, SamplingSettings
-from adagrpo_ray.config.section import Digits, PositiveInt, Section, Share
+from adagrpo_ray.config.section import Digits, PositiveInt, Resources, Section, Share
 
 
 class RunSettings(Section):
@@ -122,9 +122,14 @@ class RewardsSettings(Section):
 class RolloutSettings(Section):
     """The vLLM rollout actors."""
 
-    actors: PositiveInt = Field(1, description="rollout actors")
+    actors: PositiveInt = Field(1, description="rollout actors that a run begins with")
+    max_actors: PositiveInt | None = Field(
+        None, description="rollout actors that a run may grow to as nodes join the cluster; null: rollout.actors"
+    )
+    max_restarts: int = Field(10, ge=0, description="rollout actors that a run replaces when they die or hang")
     tensor_parallel: PositiveInt = Field(1, description="GPUs of one rollout actor")
     cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for one rollout actor")
+    resources: Resources = Field({}, description="custom Ray resources of one rollout actor: names of its nodes' kind")
     max_new_tokens: PositiveInt = Field(256, description="most tokens of a completion")
     max_model_len: PositiveInt | None = Field(None, description="most tokens of prompt and completion; null: as needed")
     max_sequences: PositiveInt = Field(128, description="sequences that one actor decodes at a time")
@@ -146,6 +151,7 @@ class LearnerSettings(Section):
 
     ranks: PositiveInt = Field(1, description="learner actors, one a rank")
     cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for one rank")
+    resources: Resources = Field({}, description="custom Ray resources of one rank: names of its nodes' kind")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what DeepSpeed shards over the ranks")
     learning_rate: float = Field(1e-5, gt=0.0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay")
@@ -222,6 +228,14 @@ class Config(Section):
                 f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={most}, "
                 f"rollout.max_new_tokens={r.max_new_tokens}), so such a group can never be sampled; raise the budget "
                 "or make the groups smaller"
+            )
+        for key, named in (("rollout.resources", r.resources), ("learner.resources", self.learner.resources)):
+            if taken := {"memory", "object_store_memory"} & set(named):
+                problems.append(f"{key} names Ray's own resource {taken.pop()!r}; give custom ones, as rollout: 1")
+        if r.max_actors is not None and r.max_actors < r.actors:
+            problems.append(
+                f"rollout.max_actors={r.max_actors} is less than the rollout.actors={r.actors} that a run begins with; "
+                "raise the first or lower the second"
             )
         if r.max_model_len is not None and r.max_model_len <= r.max_new_tokens:
             problems.append(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,36 @@ from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler, Collection
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
+from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
+from adagrpo_ray.placement import Placement
 from adagrpo_ray.rewards.scorer import RewardScorer
-from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.rollout.fleet import Fleet
+
+POLL_S = 1.0
+"""How long `collect` and `evaluate` keep their caller waiting: so often can it tell that it wants to stop."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """It is not done yet: ask again. `notices` are what happened to rollout actors since the last answer."""
+
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Collected:
-    """A step's batches, one object reference a rank, and what to report of their sampling."""
+    """A step's batches, one object reference a rank, and what to report of their sampling.
+
+    `rollout_actors` are at work, `rollout_restarts` were replaced in this run; `notices` as in `Pending`.
+    """
 
     batches: tuple[Any, ...]
     trained_tokens: int
     figures: SamplingFigures
+    rollout_actors: int
+    rollout_restarts: int
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,8 +67,9 @@ class SyncReport:
 class LearnerActor:
     """One rank. `collect`, `evaluate` and the rest of sampling run on rank 0 alone, the others on all ranks.
 
-    `start` and `attach` begin a run; called again they begin another one in the same process. It has no coroutine
-    of its own, since one would make Ray run every method in an event loop; what rank 0 awaits runs in a thread
+    `open` comes first, on rank 0: the rollout actors are its own, so that they end with it. `start` and `attach` begin
+    a run; called again they begin another one in the same process. There is no coroutine method,
+    since one would make Ray run every method in an event loop; what rank 0 awaits runs in a thread
     beside, where the sampling of coming steps goes on while this one trains.
     """
 
@@ -61,19 +79,28 @@ class LearnerActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
 
-    def start(self, config: Config, rank: int, model_path: str, master: tuple[str, int]) -> None:
+    def open(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
+        """Rank 0 asks for the rollout actors; `model` is a list of the reference to ModelFiles. Returns at once."""
+        self._background = Background()
+        self._fleet = Fleet(config, placement, model[0], max_model_len)
+        self._background.run(self._fleet.open())
+
+    def ready(self) -> None:
+        """Wait until the rollout actors that a run begins with are at work; raises what they raised."""
+        self._background.run(self._fleet.ready())
+
+    def start(self, config: Config, rank: int, model: ModelFiles, master: tuple[str, int]) -> None:
         """Load the model and join the other ranks at `master`; returns when all are there."""
         self._config, self._rank = config, rank
-        self._engine = LearnerEngine(model_path, config, rank, config.learner.ranks, master)
+        self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
 
-    def attach(self, prompts: PromptSets, rollout_actors: Sequence[Any]) -> None:
-        """Rank 0 gets its prompts and the rollout actors."""
+    def attach(self, prompts: PromptSets) -> None:
+        """Rank 0 gets its prompts."""
         config, algorithm = self._config, self._config.algorithm
-        self.stop()
-        self._background = Background()
-        self._collections: dict[int, Future[Collection]] = {}  # of the steps that have begun, by step
+        self._end_run()
+        self._collections: dict[int, asyncio.Task[Collection]] = {}  # of the steps that have begun, by step
+        self._evaluation: asyncio.Task[EvaluationRecord] | None = None
         self._prompts = prompts
-        self._pool = RolloutPool(rollout_actors, config.rollout.request_timeout_s)
         self._scorer = RewardScorer(config.rewards, config.data.format)
         self._functions = [f.function for f in config.rewards.functions]
         self._method = make_method(algorithm, self._functions)
@@ -81,13 +108,13 @@ class LearnerActor:
             algorithm,
             self._method,
             PromptOrder(prompts.train, config.run.seed, config.data.shuffle),
-            self._pool.generate,
+            self._fleet.pool.generate,
             self._scorer.score,
             max_new_tokens=config.rollout.max_new_tokens,
             seed=config.run.seed,
         )
 
-    def collect(self, step: int, last: int) -> Collected:
+    def collect(self, step: int, last: int) -> Collected | Pending:
         """Sample the groups of a step, resampling those that fail, and cut them into each rank's batch.
 
         The sampling of the coming steps up to `last` begins too, and goes on after the return.
@@ -97,6 +124,8 @@ class LearnerActor:
         for begun in range(step, last + 1):
             if begun not in self._collections:
                 self._collections[begun] = self._background.start(self._sampler.collect(begun))
+        if not self._background.wait(self._collections[step], POLL_S):
+            return Pending(self._fleet.notices())
         collection = self._collections.pop(step).result()
         groups = [*collection.ready, *(() if drop else collection.exhausted)]
         samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
@@ -109,7 +138,16 @@ class LearnerActor:
             figures=sampling_figures(
                 step, collection, self._functions, self._method.ladder.height, exhausted_dropped=drop
             ),
+            rollout_actors=len(self._fleet.pool.members),
+            rollout_restarts=self._fleet.restarts,
+            notices=self._fleet.notices(),
         )
+
+    def abandon(self) -> None:
+        """Give up what is being sampled. The next step, and a checkpoint, find the sampler as if it had not begun."""
+        running = [*self._collections.values(), *([self._evaluation] if self._evaluation else [])]
+        self._background.cancel(running)
+        self._collections, self._evaluation = {}, None
 
     def train(self, batch: Any) -> TrainReport:
         """The optimizer steps on a batch, on all ranks together; with `rollout.sleep` the rollout actor makes room.
@@ -118,12 +156,12 @@ class LearnerActor:
         """
         if not self._config.rollout.sleep:
             return self._engine.train(batch)
-        self._background.run(self._pool.sleep())
+        self._background.run(self._fleet.pool.sleep())
         try:
             return self._engine.train(batch)
         finally:
             self._engine.release()
-            self._background.run(self._pool.wake())
+            self._background.run(self._fleet.pool.wake())
 
     def sync(self, version: int) -> SyncReport | None:
         """Send the adapter to all rollout actors as `version`; every rank helps to gather it, rank 0 sends."""
@@ -134,22 +172,27 @@ class LearnerActor:
 
         lora, dtype = self._config.model.lora, getattr(torch, self._config.model.dtype)
         weights = pack(version, tensors, lora.r, lora.alpha, dtype)
-        self._background.run(self._pool.apply(weights))
+        self._background.run(self._fleet.pool.apply(weights))
         return SyncReport(version, weights.data.nbytes)
 
-    def evaluate(self, step: int) -> EvaluationRecord:
-        """Accuracy on the held-out prompts."""
-        return self._background.run(
-            evaluate(
-                self._prompts.held_out,
-                self._config.evaluation,
-                self._pool.generate,
-                self._scorer.score,
-                step=step,
-                max_new_tokens=self._config.rollout.max_new_tokens,
-                seed=self._config.run.seed,
+    def evaluate(self, step: int) -> EvaluationRecord | Pending:
+        """Accuracy on the held-out prompts after `step`."""
+        if self._evaluation is None:
+            self._evaluation = self._background.start(
+                evaluate(
+                    self._prompts.held_out,
+                    self._config.evaluation,
+                    self._fleet.pool.generate,
+                    self._scorer.score,
+                    step=step,
+                    max_new_tokens=self._config.rollout.max_new_tokens,
+                    seed=self._config.run.seed,
+                )
             )
-        )
+        if not self._background.wait(self._evaluation, POLL_S):
+            return Pending(self._fleet.notices())
+        ended, self._evaluation = self._evaluation, None
+        return ended.result()
 
     def save_adapter(self, folder: str) -> None:
         """Write the adapter in PEFT's layout; every rank helps to gather it, rank 0 writes."""
@@ -192,7 +235,13 @@ class LearnerActor:
             self._sampler.load_state_dict(from_plain(files["sampler.json"], files["sampler.safetensors"], prompts))
 
     def stop(self) -> None:
-        """Give up what is being sampled, and end the scoring processes."""
-        if hasattr(self, "_scorer"):
+        """Give up what is being sampled, and end the rollout actors and the scoring processes."""
+        self._end_run()
+        if hasattr(self, "_fleet"):
+            self._background.run(self._fleet.close())
             self._background.close()
+
+    def _end_run(self) -> None:
+        if hasattr(self, "_scorer"):
+            self.abandon()
             self._scorer.close()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections.abc import Coroutine, Iterable
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -19,23 +18,41 @@ class Background:
         self._thread = Thread(target=self._loop.run_forever, name="background", daemon=True)
         self._thread.start()
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin it; the future has its result, or what it raised."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin it. Its task may be asked for the result once `wait` says that it is done."""
+
+        async def begin() -> asyncio.Task[T]:
+            return asyncio.get_running_loop().create_task(coroutine)
+
+        return self.run(begin())
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Begin it and wait for it; raises what it raises."""
-        return self.start(coroutine).result()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def wait(self, task: asyncio.Task[Any], timeout_s: float) -> bool:
+        """Whether the task is done, after at most so many seconds."""
+        self.run(asyncio.wait({task}, timeout=timeout_s))
+        return task.done()
+
+    def cancel(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
+        """Cancel these and let them end; what they raise meanwhile is dropped."""
+        self.run(_cancel(tuple(tasks)))
 
     def close(self) -> None:
         """Cancel all that still runs, let it end, and stop the thread."""
-        self.run(self._cancel())
+
+        async def cancel_all() -> None:
+            await _cancel(asyncio.all_tasks() - {asyncio.current_task()})
+
+        self.run(cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _cancel(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
+    present = [task for task in tasks if task is not None]
+    for task in present:
+        task.cancel()
+    await asyncio.gather(*present, return_exceptions=True)

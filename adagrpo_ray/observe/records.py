@@ -70,7 +70,8 @@ class StepRecord(SamplingFigures):
 
     `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
     the tokens were drawn with; `correction_mean` the mean importance weight that makes up for it, and
-    `capped_share` the share of tokens whose weight met its cap.
+    `capped_share` the share of tokens whose weight met its cap. `rollout_actors` were at work when it was sampled,
+    `rollout_restarts` had been replaced until then since the program started.
     """
 
     step: int
@@ -86,6 +87,8 @@ class StepRecord(SamplingFigures):
     capped_share: float
     weight_version: int
     sync_bytes: int
+    rollout_actors: int
+    rollout_restarts: int
     seconds_by_phase: Mapping[str, float]
 
 

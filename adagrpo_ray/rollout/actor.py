@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import ray
 
 from adagrpo_ray.adapter import AdapterWeights
+from adagrpo_ray.children import ChildGuard
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 
@@ -13,9 +16,14 @@ from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 class RolloutActor:
     """One vLLM engine. All methods are asynchronous, so that requests join the engine's running batch."""
 
-    async def start(self, model_path: str, max_model_len: int, config: Config) -> None:
+    async def node(self) -> str:
+        """The id of the node that Ray found for it."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    async def start(self, model: ModelFiles, max_model_len: int, config: Config) -> None:
         """Load the engine and generate once, so that what is compiled late is compiled now."""
-        self._engine = await RolloutEngine.start(model_path, max_model_len, config)
+        self._engine = await RolloutEngine.start(model.here(), max_model_len, config)
+        self._guard = ChildGuard()
         some_tokens = np.zeros(4, np.int32)
         await self._engine.generate(GenerationRequest("warm-up", some_tokens, 2, SamplingParams(), 2, seed=0))
 
@@ -38,3 +46,4 @@ class RolloutActor:
     async def stop(self) -> None:
         """End the engine's processes."""
         await self._engine.stop()
+        self._guard.dismiss()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import RolloutError, SyncError
+from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
 
@@ -124,8 +126,9 @@ class RolloutEngine:
         self._requests += 1
         version = self._version
         # Where the caller is cancelled, vLLM aborts the request.
-        async for output in self._engine.generate(prompt, params, str(self._requests), lora_request=self._lora):
-            final = output
+        with _engine_alive():
+            async for output in self._engine.generate(prompt, params, str(self._requests), lora_request=self._lora):
+                final = output
         if final is None or len(final.outputs) != request.n:
             raise RolloutError(f"vLLM gave no {request.n} completions for prompt {request.prompt_id}")
         texts = self._tokenizer.batch_decode([list(o.token_ids) for o in final.outputs], skip_special_tokens=True)
@@ -147,6 +150,19 @@ class RolloutEngine:
         pauses between two decoding steps, and they go on under the new weights: what the cache holds of them and
         of all prefixes belongs to the old weights, so it is dropped and computed again.
         """
+        with _engine_alive():
+            digests = await self._install(weights)
+        wrong = next((digest for digest in digests if digest != weights.digest), None)
+        if wrong is not None:
+            raise SyncError(
+                f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker holds {wrong[:12]}"
+            )
+        self._version = weights.version
+        return SyncReceipt(weights.version, digests[0])
+
+    async def _install(self, weights: AdapterWeights) -> list[str]:
+        """Hand the tensors to all workers; the digest of what each one holds."""
+        digests: list[str]
         data = weights.data.tobytes()
         if self._config.rollout.sync == "adapter":
             lora_id = weights.version + 1  # vLLM's ids start at 1
@@ -164,12 +180,7 @@ class RolloutEngine:
                 digests = await self._engine.collective_rpc("merge_adapter", args=(data, weights.r, weights.alpha))
             finally:
                 await self._engine.resume_generation()
-        if any(digest != weights.digest for digest in digests):
-            raise SyncError(
-                f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker holds {digests[0][:12]}"
-            )
-        self._version = weights.version
-        return SyncReceipt(weights.version, digests[0])
+        return digests
 
     async def sleep(self) -> None:
         """Leave the GPU: weights go to host memory, the cache is dropped. No request may be in flight."""
@@ -183,6 +194,17 @@ class RolloutEngine:
         """End the engine's processes."""
         self._engine.shutdown()
         self._engine = None  # its own finalizer would shut down once more
+
+
+@contextmanager
+def _engine_alive() -> Iterator[None]:
+    """ActorLostError where vLLM's engine process is gone."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise ActorLostError(f"its vLLM engine died ({str(error).strip().splitlines()[0]})") from error
 
 
 def _sampled_logprobs(output: Any) -> Any:

@@ -1,99 +1,195 @@
-"""Several rollout actors behind one `generate`: the least loaded gets the next request."""
+"""Several rollout actors behind one `generate`: the least loaded gets the next request, a lost one's go to others."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
 from adagrpo_ray.adapter import AdapterWeights
-from adagrpo_ray.errors import AdaGRPOError, RolloutError, SyncError
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.types import Completion, GenerationRequest
 
 
-class RolloutPool:
-    """Handles of running `RolloutActor`s. Lives in the process that samples; not shared between threads."""
+@dataclass(eq=False)
+class Member:
+    """A rollout actor that takes requests; `outstanding` is in tokens that it may still have to generate."""
 
-    def __init__(self, actors: Sequence[Any], request_timeout_s: float) -> None:
-        self._actors = list(actors)
-        self._outstanding = [0] * len(self._actors)  # tokens that each actor may still have to generate
+    actor: Any
+    name: str
+    node: str = ""
+    outstanding: int = 0
+
+
+Lost = Callable[[Member, str], None]
+
+
+class RolloutPool:
+    """Routes requests over its members. Lives in the process that samples; not shared between threads.
+
+    A member that dies, hangs or whose engine dies leaves the pool, `lost` is told, and its requests are sent to others
+    with the same seeds. Where there is no member, requests wait for one to be added; but where nobody adds any,
+    as with `lost` None, or after `close`, they raise.
+    """
+
+    def __init__(self, actors: Iterable[Any], request_timeout_s: float, lost: Lost | None = None) -> None:
+        self._members = [Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)]
         self._timeout = request_timeout_s
-        self.version = -1  # in effect on all actors
+        self._lost = lost
+        self._closed: str | None = None if lost else "there is no rollout actor"  # why nobody will join any more
+        self._changed = asyncio.Condition()
+        self._sent: tuple[Any, AdapterWeights] | None = None  # the newest version: a reference to it, and itself
+        self.version = -1  # in effect on all members
         self._newest = -1  # in effect on some, while it is being applied
 
-    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """The request's completions, from the actor with the fewest outstanding tokens.
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Those that take requests."""
+        return tuple(self._members)
 
-        Where the caller is cancelled or the request takes too long, the actor gives it up too. Raises RolloutError
-        where the actor died, failed or took too long, SyncError where it answered under a version that was not in
-        effect meanwhile.
+    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        """The request's completions, from the member with the fewest outstanding tokens, or from another in its place.
+
+        Where the caller is cancelled, the actor gives the request up too. Raises RolloutError where no member is left
+        to send it to, SyncError where one answered under a version that was not in effect meanwhile, and what else an
+        engine raises for this request.
         """
-        index = min(range(len(self._actors)), key=self._outstanding.__getitem__)
-        tokens, oldest = request.n * request.max_new_tokens, self.version
-        self._outstanding[index] += tokens
-        answer = self._actors[index].generate.remote(request)
-        try:
-            completions: tuple[Completion, ...] = await asyncio.wait_for(answer, self._timeout)
-        except asyncio.CancelledError:
-            ray.cancel(answer)  # the actor aborts it, so that nothing is generated that nobody needs
-            raise
-        except TimeoutError:
-            ray.cancel(answer)
-            raise RolloutError(
-                f"rollout actor {index} gave no answer for prompt {request.prompt_id} in {self._timeout:g} s; "
-                "raise rollout.request_timeout_s, or lower rollout.max_new_tokens"
-            ) from None
-        except (RayActorError, RayTaskError) as error:
-            raise _as_ours(error, f"rollout actor {index} failed on prompt {request.prompt_id}") from error
-        finally:
-            self._outstanding[index] -= tokens
-        wrong = {c.weight_version for c in completions if not oldest <= c.weight_version <= self._newest}
-        if wrong:
-            raise SyncError(f"rollout actor {index} answered under version {wrong}, the pool is at {self.version}")
-        return completions
+        while True:
+            member, oldest = await self._least_loaded(), self.version
+            try:
+                completions = await self._ask(member, request)
+            except ActorLostError as error:
+                self._remove(member, str(error))
+                continue
+            wrong = {c.weight_version for c in completions if not oldest <= c.weight_version <= self._newest}
+            if wrong:
+                raise SyncError(f"{member.name} answered under version {wrong}, the pool is at {self.version}")
+            return completions
+
+    async def add(self, member: Member) -> None:
+        """Bring it to the newest version, then send requests to it; ActorLostError where it is lost meanwhile."""
+        held = None
+        while held is not self._sent:
+            held = self._sent
+            if held is not None:
+                await self._bring(member, *held)
+        self._members.append(member)
+        await self._notify()
+
+    async def drain(self, member: Member) -> None:
+        """Send it nothing any more; returns when it has nothing left to do."""
+        if member in self._members:
+            self._members.remove(member)
+        async with self._changed:
+            await self._changed.wait_for(lambda: member.outstanding == 0)
+
+    async def close(self, reason: str) -> None:
+        """No member will come any more: where there is none, requests raise a RolloutError with this reason."""
+        self._closed = reason
+        await self._notify()
 
     async def apply(self, weights: AdapterWeights) -> list[SyncReceipt]:
-        """Put a version into effect on all actors; the tensors are put into the object store once.
+        """Put a version into effect on all members; the tensors are put into the object store once.
 
-        Returns only when every actor has read back the learner's digest; raises SyncError otherwise.
+        Returns only when every one has read back the learner's digest; raises SyncError otherwise. A member that is
+        lost meanwhile leaves the pool.
         """
         reference, self._newest = ray.put(weights), weights.version
-        try:
-            receipts: list[SyncReceipt] = await asyncio.gather(*(a.apply.remote(reference) for a in self._actors))
-        except (RayActorError, RayTaskError) as error:
-            raise _as_ours(error, f"version {weights.version} could not be put into effect") from error
-        for index, receipt in enumerate(receipts):
-            if (receipt.version, receipt.digest) != (weights.version, weights.digest):
-                raise SyncError(
-                    f"rollout actor {index} holds version {receipt.version} with digest {receipt.digest[:12]}; "
-                    f"the learner sent version {weights.version} with {weights.digest[:12]}"
-                )
+        self._sent = (reference, weights)
+        members = self.members
+        results = await asyncio.gather(*(self._bring(m, reference, weights) for m in members), return_exceptions=True)
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, ActorLostError):
+                self._remove(member, str(result))
+            elif isinstance(result, BaseException):
+                raise result
         self.version = weights.version
-        return receipts
+        return [result for result in results if not isinstance(result, BaseException)]
 
     async def sleep(self) -> None:
-        """Have all actors leave their GPUs; nothing may be in flight."""
-        await self._on_all("sleep")
+        """Have all members leave their GPUs; nothing may be in flight."""
+        await asyncio.gather(*(answer(m, m.actor.sleep.remote()) for m in self._members))
 
     async def wake(self) -> None:
         """Have them come back; a version has to be applied before they generate again."""
-        await self._on_all("wake")
+        await asyncio.gather(*(answer(m, m.actor.wake.remote()) for m in self._members))
         self.version = self._newest = -1  # so that no answer counts before
+        self._sent = None
 
-    async def _on_all(self, method: str) -> None:
+    async def _least_loaded(self) -> Member:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._members or self._closed is not None)
+        if not self._members:
+            raise RolloutError(str(self._closed))
+        return min(self._members, key=lambda member: member.outstanding)
+
+    async def _ask(self, member: Member, request: GenerationRequest) -> tuple[Completion, ...]:
+        tokens = request.n * request.max_new_tokens
+        member.outstanding += tokens
+        reference = member.actor.generate.remote(request)
         try:
-            await asyncio.gather(*(getattr(actor, method).remote() for actor in self._actors))
-        except (RayActorError, RayTaskError) as error:
-            raise _as_ours(error, f"the rollout actors could not {method}") from error
+            async with asyncio.timeout(self._timeout):
+                completions: tuple[Completion, ...] = await answer(member, reference)
+            return completions
+        except asyncio.CancelledError:
+            ray.cancel(reference)  # the actor aborts it, so that nothing is generated that nobody needs
+            raise
+        except TimeoutError:
+            ray.cancel(reference)
+            raise ActorLostError(
+                f"{member.name} gave no answer for prompt {request.prompt_id} in {self._timeout:g} s; "
+                "raise rollout.request_timeout_s, or lower rollout.max_new_tokens"
+            ) from None
+        finally:
+            member.outstanding -= tokens
+            if member not in self._members:  # somebody waits for it to end
+                await self._notify()
+
+    async def _bring(self, member: Member, reference: Any, weights: AdapterWeights) -> SyncReceipt:
+        """Have a member put a version into effect, and compare what it holds then."""
+        receipt: SyncReceipt = await answer(member, member.actor.apply.remote(reference))
+        if (receipt.version, receipt.digest) != (weights.version, weights.digest):
+            raise SyncError(
+                f"{member.name} holds version {receipt.version} with digest {receipt.digest[:12]}; "
+                f"the learner sent version {weights.version} with {weights.digest[:12]}"
+            )
+        return receipt
+
+    def _remove(self, member: Member, reason: str) -> None:
+        """Take it out, once, whoever notices first."""
+        if member not in self._members:
+            return
+        self._members.remove(member)
+        if self._lost is not None:
+            self._lost(member, reason)
+        elif not self._members:
+            self._closed = reason
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
 
-def _as_ours(error: Exception, what: str) -> AdaGRPOError:
-    """The actor's own AdaGRPOError where it raised one, else a RolloutError that says what failed."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, AdaGRPOError):
-        return cause
-    return RolloutError(f"{what}: {str(error).strip().splitlines()[-1]}")
+async def answer(member: Member, reference: Any) -> Any:
+    """What the actor answers; ActorLostError where it or its engine is gone, its own error where it raised one."""
+    try:
+        return await reference
+    except TaskCancelledError as error:
+        raise ActorLostError(f"{member.name} gave the request up") from error
+    except RayTaskError as error:
+        if isinstance(error.cause, ActorLostError):
+            raise ActorLostError(f"{member.name}: {error.cause}") from None
+        if isinstance(error.cause, AdaGRPOError):
+            raise error.cause from None
+        raise RolloutError(f"{member.name} failed: {_last_line(error)}") from error
+    except RayActorError as error:
+        raise ActorLostError(f"{member.name} died: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

@@ -21,6 +21,7 @@ import torch
 from adagrpo_ray.adapter import PEFT_PREFIX, AdapterWeights, pack
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.memory import Shape, shape_of
+from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import SyncReceipt
@@ -103,7 +104,7 @@ def measure(config: Config, shape: Shape, actors: int, versions: int) -> dict[st
     handles = [remote.remote() for _ in range(actors)]
     seconds: dict[str, list[float]] = {"pack": [], "put": [], "apply": [], "whole": []}
     try:
-        starts = [actor.start.remote(config.model.path, MAX_MODEL_LEN, config) for actor in handles]
+        starts = [actor.start.remote(ModelFiles(config.model.path), MAX_MODEL_LEN, config) for actor in handles]
         ray.get(starts, timeout=config.rollout.start_timeout_s)
         pool = RolloutPool(handles, config.rollout.request_timeout_s)
         for version in range(versions):

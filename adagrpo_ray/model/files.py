@@ -1,0 +1,64 @@
+"""The base model as other nodes find it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.tiny import cache_folder
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A base model: `path` is a Hub name or a folder; `files` are its contents, where no other node can have them.
+
+    The tiny model was trained on the machine that started the run, so it travels.
+    """
+
+    path: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def carry(cls, folder: str) -> ModelFiles:
+        """The model in `folder`, with its files."""
+        return cls(folder, {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()})
+
+    def here(self) -> str:
+        """The name or folder to load it from on this node; ModelError where it has no such folder."""
+        path = Path(self.path)
+        if path.is_dir():
+            return self.path
+        if self.files:
+            return str(self._unpacked())
+        if path.is_absolute() or self.path.startswith("."):
+            raise ModelError(
+                f"model.path={self.path!r} is no folder on node {socket.gethostname()}; put the model on storage that "
+                "all nodes share, or give a Hub name"
+            )
+        return self.path
+
+    def _unpacked(self) -> Path:
+        """A folder of this node's cache with the files, whole or not at all."""
+        digest = hashlib.sha256()
+        for name, data in sorted(self.files.items()):
+            digest.update(name.encode() + len(data).to_bytes(8, "big") + data)
+        folder = cache_folder() / f"carried-{digest.hexdigest()[:16]}"
+        if folder.is_dir():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix="carried-", dir=folder.parent))
+        for name, data in self.files.items():
+            (aside / name).write_bytes(data)
+        try:
+            os.replace(aside, folder)
+        except OSError:  # another actor of this node was faster
+            for name in self.files:
+                (aside / name).unlink()
+            aside.rmdir()
+        return folder
