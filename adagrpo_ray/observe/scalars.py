@@ -44,6 +44,8 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             "tokens/completion_length": record.completion_length,
             "sync/weight_version": record.weight_version,
             "sync/bytes": record.sync_bytes,
+            "rollout/actors": record.rollout_actors,
+            "rollout/restarts": record.rollout_restarts,
             "time/step": record.seconds,
             **_tags("time", record.seconds_by_phase),
         }
