@@ -164,9 +164,10 @@ class RolloutEngine:
                 digests = await self._engine.collective_rpc("merge_adapter", args=(data, weights.r, weights.alpha))
             finally:
                 await self._engine.resume_generation()
-        if any(digest != weights.digest for digest in digests):
+        wrong = next((digest for digest in digests if digest != weights.digest), None)
+        if wrong is not None:
             raise SyncError(
-                f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker holds {digests[0][:12]}"
+                f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker holds {wrong[:12]}"
             )
         self._version = weights.version
         return SyncReceipt(weights.version, digests[0])
