@@ -6,13 +6,15 @@ Parts are summed as if all were at their largest at once.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ModelError
+from adagrpo_ray.errors import ModelError, ResourceError
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET, chunk_tokens
 from adagrpo_ray.model.load import TINY, flash_attention
 from adagrpo_ray.placement import Hardware, Placement, address
@@ -235,22 +237,34 @@ def takes_turns(config: Config, placement: Placement, shape: Shape, memory: int,
 
 
 def settled(config: Config, placement: Placement) -> Config:
-    """The settings with `rollout.sleep` decided by this machine's GPU; false where it or the model is not known."""
+    """The settings with `rollout.sleep` decided by this machine's GPU; false where it or the model is not known.
+
+    On a cluster the GPU is another machine's, so it is false there. Raises as `gpu_memory`.
+    """
     asleep = config.rollout.sleep
     if asleep is None and placement.shared and address(config) is None:
         with suppress(ModelError):
-            shape, memory = read_shape(config), device_memory(Hardware(0.0, 1.0))
+            shape, memory = read_shape(config), gpu_memory()
             asleep = takes_turns(config, placement, shape, memory, flash=flash_attention(config))
     return config.model_copy(update={"rollout": config.rollout.model_copy(update={"sleep": bool(asleep)})})
 
 
 def device_memory(hardware: Hardware) -> int:
-    """Bytes of one of this machine's GPUs, or of the machine where it has none."""
+    """Bytes of one of this machine's GPUs, or of the machine where it has none; raises as `gpu_memory`."""
     if hardware.gpus > 0:
-        import torch
-
-        return int(torch.cuda.mem_get_info()[1])
+        return gpu_memory()
     return int(Path("/proc/meminfo").read_text().split()[1]) * 1024  # its first line is "MemTotal: N kB"
+
+
+def gpu_memory() -> int:
+    """Bytes of this machine's first GPU; ResourceError where CUDA does not tell."""
+    # In a process of its own: the CUDA context that this takes would stay in the driver for the whole run.
+    ask = [sys.executable, "-c", "import torch; print(torch.cuda.mem_get_info()[1])"]
+    told = subprocess.run(ask, capture_output=True, text=True, check=False)
+    if told.returncode:
+        why = (told.stderr.strip().splitlines() or [f"exit code {told.returncode}"])[-1]
+        raise ResourceError(f"CUDA does not tell the memory of this machine's GPU ({why}); look at it with nvidia-smi")
+    return int(told.stdout.split()[-1])
 
 
 def _verdict(where: str, e: Estimate, config: Config, memory: int, ranks: int, actors: int) -> str:

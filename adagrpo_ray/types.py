@@ -71,7 +71,7 @@ class Completion:
     `token_ids` [T] ends with the end-of-text token where `finish_reason` is "stop"; it may hold pad tokens,
     which are sampled tokens like any other. `logprobs` [T] are those of the behaviour policy: the
     distribution that the tokens were really drawn from, after temperature and filters.
-    `weight_version` is the LoRA version in force when the request came in. It drew all of them, but where weights
+    `weight_version` is the LoRA version in force when the request came in. It drew all of them, except where weights
     are merged and rollouts run ahead of training: there a later version may have drawn the last ones.
     """
 

@@ -88,7 +88,9 @@ def under(*names: str) -> list[str]:
 
 
 GROUND = under("algorithm", "types", "config", "errors", "extension", "placement")
-PURE_LEARNER = under("learner.sampler", "learner.packing", "learner.batch", "learner.figures", "learner.buffers")
+PURE_LEARNER = under(
+    "learner.sampler", "learner.packing", "learner.batch", "learner.figures", "learner.buffers", "learner.budget"
+)
 
 
 def test_there_is_a_library_to_look_at() -> None:

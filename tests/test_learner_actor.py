@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,14 @@ class Pool:
         self._events.append("wake")
 
 
-def make_actor(events: list[str], *, sleep: bool, fails: bool = False) -> LearnerActor:
+@pytest.fixture
+def background() -> Iterator[Background]:
+    background = Background()
+    yield background
+    background.close()
+
+
+def make_actor(events: list[str], background: Background, *, sleep: bool, fails: bool = False) -> LearnerActor:
     def train(batch: object) -> str:
         events.append("train")
         if fails:
@@ -31,26 +39,26 @@ def make_actor(events: list[str], *, sleep: bool, fails: bool = False) -> Learne
 
     actor = LearnerActor()
     actor._config = load_config(None, [f"rollout.sleep={str(sleep).lower()}"])
-    actor._background = Background()
+    actor._background = background
     actor._engine = SimpleNamespace(train=train, release=lambda: events.append("release"))  # type: ignore[assignment]
     actor._fleet = SimpleNamespace(pool=Pool(events))  # type: ignore[assignment]
     return actor
 
 
-def test_vllm_sleeps_while_the_learner_trains_and_wakes_when_its_memory_is_free() -> None:
+def test_vllm_sleeps_while_the_learner_trains_and_wakes_when_its_memory_is_free(background: Background) -> None:
     events: list[str] = []
-    assert make_actor(events, sleep=True).train("batch") == "report"
+    assert make_actor(events, background, sleep=True).train("batch") == "report"
     assert events == ["sleep", "train", "release", "wake"]
 
 
-def test_vllm_wakes_where_training_fails() -> None:
+def test_vllm_wakes_where_training_fails(background: Background) -> None:
     events: list[str] = []
     with pytest.raises(RuntimeError, match="out of memory"):
-        make_actor(events, sleep=True, fails=True).train("batch")
+        make_actor(events, background, sleep=True, fails=True).train("batch")
     assert events == ["sleep", "train", "release", "wake"]
 
 
-def test_both_stay_where_nothing_needs_to_sleep() -> None:
+def test_both_stay_where_nothing_needs_to_sleep(background: Background) -> None:
     events: list[str] = []
-    make_actor(events, sleep=False).train("batch")
+    make_actor(events, background, sleep=False).train("batch")
     assert events == ["train"]

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 from transformers import GPT2Config, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
 
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.errors import ModelError
-from adagrpo_ray.memory import Shape, describe, device_memory, estimate, read_shape, settled, shape_of, takes_turns
+from adagrpo_ray.errors import ModelError, ResourceError
+from adagrpo_ray.memory import (
+    Shape,
+    describe,
+    device_memory,
+    estimate,
+    gpu_memory,
+    read_shape,
+    settled,
+    shape_of,
+    takes_turns,
+)
 from adagrpo_ray.placement import Hardware, place
 
 GIB = 2**30
@@ -305,6 +318,17 @@ def test_each_actor_with_a_gpu_of_its_own_is_told_of() -> None:
 
 def test_memory_of_this_machine() -> None:
     assert device_memory(Hardware(2, 0)) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_of_a_gpu_is_asked_in_another_process() -> None:
+    if torch.cuda.is_available():
+        code = "import torch; from adagrpo_ray import memory; print(memory.gpu_memory(), torch.cuda.is_initialized())"
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        assert int(told[0]) >= GIB
+        assert told[1] == "False"
+    else:
+        with pytest.raises(ResourceError, match="CUDA does not tell"):
+            gpu_memory()
 
 
 def test_the_shape_comes_from_a_folder(tmp_path: Path) -> None:

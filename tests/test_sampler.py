@@ -40,6 +40,7 @@ class Fake:
         self.cancelled: list[str] = []
         self.gates: dict[tuple[str, int], asyncio.Event] = {}
         self.length = 2  # of every completion
+        self.score_gates: dict[str, asyncio.Event] = {}  # by prompt
         self.longest = 0  # tokens that might have been generated at worst, seen whenever a request came in
         self._spent = self._at_work = 0
 
@@ -66,6 +67,8 @@ class Fake:
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
         await asyncio.sleep(0)
+        if prompt.id in self.score_gates:
+            await self.score_gates[prompt.id].wait()
         rewards = np.array([float(c.text) for c in completions], np.float32)
         return Scores(rewards, rewards[:, None]), rewards > 0
 
@@ -472,6 +475,46 @@ def test_a_late_group_keeps_the_attempts_that_it_has() -> None:
     assert (rungs(hard), hard.statistics.count, hard.born) == ([-1, 0], 4, 1)
 
 
+def test_late_groups_take_no_place_from_failed_ones() -> None:
+    """Of two places beyond two late groups, one goes to a failed group and one to a new prompt."""
+
+    async def scenario() -> Collection:
+        for name in "bc":
+            fake.gates[name, 0] = asyncio.Event()
+        await sampler.collect(1)  # ends without b and c, and a has failed
+        return await sampler.collect(2)
+
+    fake = Fake({"a": [FAIL, PASS], **easy("bcdefgh")})
+    sampler = make_sampler(fake, prompts="abcdefgh", prompts_per_step=2, over_sample=1.0, resample="deferred")
+    second = asyncio.run(scenario())
+    assert ids(second.attempts) == ["b", "c", "a", "e"]
+
+
+def test_a_step_that_ends_early_scores_what_is_generated_in_full() -> None:
+    async def scenario() -> tuple[Collection, list[bool]]:
+        fake.gates["slow", 0] = asyncio.Event()  # is never set
+        fake.score_gates = {name: asyncio.Event() for name in ("scored", "failed")}
+        collecting = asyncio.create_task(sampler.collect(1))
+        await until(lambda: len(fake.requests) == 6)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waited = [not collecting.done()]
+        for gate in fake.score_gates.values():
+            gate.set()
+        return await collecting, waited
+
+    names = ["slow", "scored", "failed", "a", "b", "c"]
+    fake = Fake({name: [FAIL if name == "failed" else PASS] for name in names})
+    sampler = make_sampler(fake, prompts=names, prompts_per_step=3, over_sample=1.0)
+    step, waited = asyncio.run(scenario())
+    assert waited == [True]
+    assert fake.cancelled == ["slow"]
+    assert ids(step.ready) == ["scored", "a", "b", "c"]
+    assert ids(step.late) == ["slow", "failed"]
+    assert len(fake.of("failed")) == 1, "the step has ended, so nothing is sampled for it again"
+    assert [len(g.attempts) for g in step.late] == [0, 1]
+
+
 def test_over_sampling_stays_within_the_budget() -> None:
     fake = Fake(easy("abcdef"))
     (step,) = run_steps(make_sampler(fake, prompts="abcdef", prompts_per_step=2, over_sample=1.0, budget=6), 1)
@@ -494,6 +537,73 @@ def test_steps_collected_at_once_share_no_group() -> None:
     second, third = asyncio.run(scenario())
     assert (ids(second.attempts), ids(third.attempts)) == (["hard", "b"], ["c", "d"])
     assert set(ids(sampler.state_dict()["waiting"])) == {"b", "c"}
+
+
+def asked(requests: Sequence[GenerationRequest]) -> list[object]:
+    return [(r.prompt_id, r.n, r.sampling, r.seed) for r in requests]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+@pytest.mark.parametrize("resample", ["immediate", "deferred"])
+def test_a_collection_that_does_not_end_leaves_the_sampler_as_it_was(end: str, resample: str) -> None:
+    def make() -> tuple[Fake, AdaptiveSampler]:
+        hopeless, script = [(0.0,) * 4], {"a": [(0.0,) * 4], "d": [(0.0,) * 4, (1.0,) * 4]}
+        fake = Fake({name: hopeless if name in "be" else [(1.0, 0.0, 0.0, 0.0)] for name in "abcdefgh"} | script)
+        options = {"prompts_per_step": 3, "resample": resample, "max_group_age": 1, "budget": 14}
+        return fake, make_sampler(fake, prompts="abcdefgh", allocation=ALLOCATION, **options)
+
+    async def scenario(disturbed: bool) -> Collection:
+        for step in (1, 2):
+            await sampler.collect(step)
+        state, fake.requests = sampler.state_dict(), []
+        assert state["waiting"]
+        assert state["posteriors"]
+        if disturbed:
+            collecting = asyncio.create_task(sampler.collect(3))
+            await until(lambda: len(fake.requests) >= 3)
+            if end == "failed":
+                fake.script = {}  # a KeyError for whoever generates now
+            else:
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                assert not collecting.done()
+                collecting.cancel()
+            with pytest.raises((KeyError, asyncio.CancelledError)):
+                await collecting
+            assert sampler.state_dict() == state
+            fake.script, fake.requests = script, []
+        return await sampler.collect(3)
+
+    ends = []
+    for disturbed in (False, True):
+        fake, sampler = make()
+        script = fake.script
+        collection = asyncio.run(scenario(disturbed))
+        ends.append((asked(fake.requests), ids(collection.aged), ids(collection.ready), ids(collection.waiting)))
+    assert ends[0] == ends[1]
+    assert ends[0][0]
+
+
+def test_a_collection_that_does_not_end_beside_another_leaves_its_groups_to_the_next() -> None:
+    async def scenario() -> tuple[Collection, Collection]:
+        await sampler.collect(1)  # hard waits
+        fake.gates["a", 0] = fake.gates["b", 0] = asyncio.Event()
+        steps = [asyncio.create_task(sampler.collect(step)) for step in (2, 3)]
+        await until(lambda: len(fake.requests) == 6)
+        steps[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await steps[0]
+        waiting = sampler.state_dict()["waiting"]
+        assert [(g.prompt.id, g.late, len(g.attempts)) for g in waiting] == [("hard", False, 1), ("a", True, 0)]
+        fake.gates["a", 0].set()
+        return await steps[1], await sampler.collect(2)
+
+    fake = Fake({"hard": [FAIL, PASS], **easy("xabcdefg")})
+    sampler = make_sampler(fake, prompts=["hard", *"xabcdefg"], prompts_per_step=2, resample="deferred")
+    third, second = asyncio.run(scenario())
+    assert ids(third.attempts) == ["b", "c"]
+    assert ids(second.attempts) == ["a", "hard"]
+    assert not second.late
 
 
 def named(name: str) -> Method:
@@ -601,9 +711,6 @@ def test_a_restored_sampler_goes_on_as_the_other_would_have(resample: str) -> No
     other.load_state_dict(state)
     ends, other_ends = asyncio.run(run(sampler, 3, 6)), asyncio.run(run(other, 3, 6))
     assert len(fake.requests) > before
-
-    def asked(requests: Sequence[GenerationRequest]) -> list[object]:
-        return [(r.prompt_id, r.n, r.sampling, r.seed) for r in requests]
 
     assert asked(fake.requests) == asked(other_fake.requests)
     assert [[g.statistics for g in c.ready] for c in ends] == [[g.statistics for g in c.ready] for c in other_ends]

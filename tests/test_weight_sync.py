@@ -282,14 +282,18 @@ def test_an_engine_of_two_workers_serves_the_whole_adapter(
         if parameter.requires_grad:
             parameter.data.copy_(tensors[name.replace(".default.", ".")])
     group = placement_group([{"CPU": 1}])
-    actor = ray.remote(RolloutActor).options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
-    ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
-    pool = RolloutPool([actor], request_timeout_s=60.0)
-    asyncio.run(pool.apply(pack(1, tensors, 16, 32.0, torch.float32)))
-    completions = asyncio.run(pool.generate(ask(prompt, seed=1)))
-    ray.get(actor.stop.remote())
-    ray.kill(actor)
-    remove_placement_group(group)
+    try:
+        actor = ray.remote(RolloutActor).options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
+        try:
+            ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
+            pool = RolloutPool([actor], request_timeout_s=60.0)
+            asyncio.run(pool.apply(pack(1, tensors, 16, 32.0, torch.float32)))
+            completions = asyncio.run(pool.generate(ask(prompt, seed=1)))
+            ray.get(actor.stop.remote())
+        finally:
+            ray.kill(actor)
+    finally:
+        remove_placement_group(group)
     with torch.no_grad():
         samples = [as_sample(prompt, c, 0.0) for c in completions]
         expected = Policy(model).eval()(pad(samples, torch.device("cpu")))

@@ -116,12 +116,14 @@ class AlgorithmSettings(Section):
     )
     budget_unit: Literal["completions", "tokens"] = Field("completions", description="what the budget counts")
     max_staleness: int = Field(
-        0, ge=0, description="steps that rollouts may run ahead of training; 0: none, every step is on-policy"
+        0,
+        ge=0,
+        description="steps that rollouts may run ahead of training, though not past a checkpoint; 0: they never do",
     )
     over_sample: Share = Field(
         0.0,
         description="share of groups sampled beyond what a step needs; those that end last are cut off and go first "
-        "in the next step, which waits for them; 0: every step waits for all its groups",
+        "in the next step that begins, which waits for them; 0: every step waits for all its groups",
     )
     max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is given up")
     allocation: AllocationSettings = Field(AllocationSettings(), description="who gets how much of the budget")

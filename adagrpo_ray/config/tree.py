@@ -136,7 +136,9 @@ class RolloutSettings(Section):
     kv_cache_gib: float | None = Field(None, gt=0.0, description="size of the KV cache; null: by gpu_memory_share")
     gpu_memory_share: float = Field(0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take")
     sleep: bool | None = Field(
-        None, description="on one shared GPU, vLLM leaves it while the learner trains; null: where both do not fit"
+        None,
+        description="on one shared GPU, vLLM leaves it while the learner trains; null: where both do not fit, "
+        "on a Ray of our own",
     )
     eager: bool = Field(False, description="no compilation: starts faster, generates slower")
     sync: Literal["adapter", "merged"] = Field(
@@ -185,7 +187,7 @@ class EvaluationSettings(Section):
 class CheckpointSettings(Section):
     """What a run keeps to go on from."""
 
-    every: int = Field(0, ge=0, description="steps between checkpoints; 0: one, after the last step")
+    every: int = Field(0, ge=0, description="steps between checkpoints, which wait for all rollouts; 0: one at the end")
     keep_last: PositiveInt = Field(2, description="how many checkpoints stay, the newest ones")
 
 

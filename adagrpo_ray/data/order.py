@@ -17,7 +17,7 @@ class PromptOrder:
 
     def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool) -> None:
         self._prompts, self._seed, self._shuffle = prompts, seed, shuffle
-        self._taken = 0
+        self.taken = 0  # of all passes; set back, the order goes on from there again
         self._pass, self._order = -1, list[int]()
 
     def __len__(self) -> int:
@@ -27,15 +27,15 @@ class PromptOrder:
     def take(self, n: int) -> list[tuple[Prompt, int]]:
         """The next `n` prompts with their visit numbers."""
         size, chosen = len(self._prompts), []
-        for position in range(self._taken, self._taken + n):
+        for position in range(self.taken, self.taken + n):
             visit, place = divmod(position, size)
             chosen.append((self._prompts[self._permutation(visit)[place]], visit))
-        self._taken += n
+        self.taken += n
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
         """Where the order stands; with the same prompts and seed it is all that is needed to go on."""
-        return {"taken": self._taken, "prompts": self._digest()}
+        return {"taken": self.taken, "prompts": self._digest()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; CheckpointError where the prompts are others, or in another order."""
@@ -44,7 +44,7 @@ class PromptOrder:
                 f"data.source: the {len(self)} prompts to train on are not those that the run began with; "
                 "bring that data back, or start a new run"
             )
-        self._taken = state["taken"]
+        self.taken = state["taken"]
 
     def _digest(self) -> str:
         return hashlib.sha256("\n".join(prompt.id for prompt in self._prompts).encode()).hexdigest()

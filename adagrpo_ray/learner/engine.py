@@ -101,7 +101,7 @@ class LearnerEngine:
         self._lay_out = pad if self.padded else join
         # Under stage 3 each use of a layer gathers its weights from all ranks: they must use the head equally often.
         together = config.learner.zero_stage == 3 and world_size > 1
-        self._policy = Policy(peft_model, self._most) if together else Policy(peft_model)
+        self._policy = Policy(peft_model, self._max_over_ranks) if together else Policy(peft_model)
         trainable = [p for p in self._policy.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(
             model=self._policy,
@@ -233,8 +233,8 @@ class LearnerEngine:
         with self._policy.reference():
             return self._policy.forward(rows)
 
-    def _most(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
+    def _max_over_ranks(self, number: int) -> int:
+        """The largest of the ranks' numbers, which all of them call this for."""
         numbers = torch.tensor(number, device=self._device)
         torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
         return int(numbers)

@@ -15,12 +15,12 @@ from adagrpo_ray.types import TrainSample
 class Rows:
     """A micro-batch as tensors: B rows of S tokens, of which n are completion tokens.
 
-    `inputs` are what the model is called with: input_ids [B x S], and what keeps the samples apart. `before` [n]
+    `inputs` are what the model is called with: input_ids [B x S], and what keeps the samples apart. `predicting` [n]
     index the flattened [B x S] hidden states that predict `targets` [n]; they go sample by sample.
     """
 
     inputs: dict[str, torch.Tensor]
-    before: torch.Tensor
+    predicting: torch.Tensor
     targets: torch.Tensor
 
 
@@ -57,10 +57,10 @@ def _rows(
     """The rows of `samples`, which begin at `starts` of the flattened input."""
     # The last prompt token predicts the first sampled one.
     first = [start + len(sample.prompt_token_ids) - 1 for start, sample in zip(starts, samples, strict=True)]
-    before = [torch.arange(f, f + len(s.token_ids)) for f, s in zip(first, samples, strict=True)]
+    predicting = [torch.arange(f, f + len(s.token_ids)) for f, s in zip(first, samples, strict=True)]
     return Rows(
         inputs={name: tensor.to(device) for name, tensor in inputs.items()},
-        before=torch.cat(before).to(device),
+        predicting=torch.cat(predicting).to(device),
         targets=torch.from_numpy(np.concatenate([s.token_ids for s in samples])).long().to(device),
     )
 

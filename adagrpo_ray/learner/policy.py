@@ -18,11 +18,15 @@ from adagrpo_ray.learner.layout import Rows
 class Policy(torch.nn.Module):
     """A PEFT model seen as a function from token ids to log-probabilities of the sampled tokens."""
 
-    def __init__(self, peft_model: Any, most: Callable[[int], int] = lambda number: number) -> None:
-        """`most` gives the largest of the numbers that the ranks call it with, where they must do equally much."""
+    def __init__(self, peft_model: Any, max_over_ranks: Callable[[int], int] = lambda number: number) -> None:
+        """`max_over_ranks` gives the largest of the numbers that the ranks call it with: an all-reduce MAX.
+
+        It is needed where a rank holds a part of each weight only (ZeRO stage 3): each chunk of tokens gathers the
+        head's weight from all ranks, so that all have to go over equally many chunks.
+        """
         super().__init__()
         self.peft_model = peft_model
-        self._most = most
+        self._max_over_ranks = max_over_ranks
         config = peft_model.get_base_model().config
         self._vocabulary: int = config.get_text_config().vocab_size
         for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
@@ -40,9 +44,9 @@ class Policy(torch.nn.Module):
         """
         model = self.peft_model.get_base_model()
         hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
-        chosen = hidden.flatten(0, 1)[rows.before]
+        chosen = hidden.flatten(0, 1)[rows.predicting]
         head = model.get_output_embeddings()
-        chunks = self._most(max(1, math.ceil(len(chosen) / chunk_tokens(self._vocabulary))))
+        chunks = self._max_over_ranks(max(1, math.ceil(len(chosen) / chunk_tokens(self._vocabulary))))
         return torch.cat(
             [
                 checkpoint(_token_logprobs, head, h, t, use_reentrant=False)

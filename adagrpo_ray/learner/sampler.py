@@ -20,6 +20,7 @@ from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.learner.budget import Budget
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, SamplingParams
 
@@ -47,39 +48,14 @@ class Collection:
 MAX_ROUNDS = 10  # of groups that a step may sample to fill up, where no budget ends it before
 
 
-class Budget:
-    """What may still be generated in a step, in completions, or in tokens where `price` is those of the longest.
-
-    A completion is paid for before it is sampled, at its highest price, and what it did not need comes back
-    after it: so the limit holds whatever lengths turn out. `limit` None: any amount.
-    """
-
-    def __init__(self, limit: int | None, price: int = 1) -> None:
-        self._left = math.inf if limit is None else limit
-        self._price = price
-
-    def take(self, n: int) -> bool:
-        """Pay for `n` completions; False, and nothing paid, where fewer are left."""
-        if self._left < n * self._price:
-            return False
-        self._left -= n * self._price
-        return True
-
-    def give_back(self, amount: int) -> None:
-        """Return what was paid and not used."""
-        self._left += amount
-
-    def groups(self, size: int, wanted: int) -> int:
-        """How many groups of `size` completions fit, at most `wanted`."""
-        return min(wanted, int(min(self._left, wanted * size * self._price)) // (size * self._price))
-
-
 @dataclass(eq=False)
 class _Visit:
     """A group's part in one step: where it stands, and the group as it was after each attempt of the step."""
 
     group: Group
     state: Literal["late", "ready", "exhausted", "waiting"] = "late"  # until it ends
+    scoring: bool = False  # its newest completions are there, and not their rewards yet
+    cut: bool = False  # the step has ended without it: no further attempt
     history: list[Group] = field(default_factory=list)
 
 
@@ -101,43 +77,62 @@ class AdaptiveSampler:
         self._prompts, self._generate, self._score = prompts, generate, score
         self._max_new_tokens, self._seed = max_new_tokens, seed
         self._waiting: list[Group] = []
+        self._begun = self._in_flight = 0  # collections
         self._posteriors: dict[str, Posterior] = {}  # by prompt
         self._levels: dict[str, Posterior] = {}  # by difficulty class, for prompts that were never seen
 
     async def collect(self, step: int) -> Collection:
-        """Sample the groups of `step` (counted from 1): waiting ones in up to half of the slots, then new prompts.
+        """Sample the groups of `step` (counted from 1): waiting ones, then new prompts.
 
+        All groups that an earlier step ended without go first, then failed ones in up to half of the places left.
         Each group runs on its own: it is generated, scored and judged, and asks for its next attempt while
         others still generate. Where the method refills, groups that failed for good make room for new prompts
         until the step is full; where completions cost less of the budget than they might have, it samples as many
-        more groups as then fit. Where it samples more groups than it needs, it ends without the last ones, but
-        for those that an earlier step ended without. Several steps may be collected at once; each takes what waits
-        when it begins. Raises what `generate` or `score` raises; the step's other groups are then cancelled, and
-        what waited waits again.
+        more groups as then fit. Where it samples more groups than it needs, it ends without those that still
+        generate, but for those that an earlier step ended without. Several steps may be collected at once; each takes
+        what waits when it begins.
+
+        Raises what `generate` or `score` raises; the step's other groups are then cancelled, as all are where the
+        caller is. Either way it is as if the collection had never begun, and begun again it asks for the same. Where
+        others ran beside it, its groups wait instead, as they were before it, the new ones to go first.
         """
+        alone = not self._in_flight
+        self._begun += 1
+        begun, taken, waiting = self._begun, self._prompts.taken, self._waiting
         oldest = step - self._settings.max_group_age
         aged = tuple(g for g in self._waiting if g.born < oldest)
-        queue = sorted((g for g in self._waiting if g.born >= oldest), key=lambda g: not g.late)
+        queue = [g for g in self._waiting if g.born >= oldest]
         in_tokens, allocation = self._settings.budget_unit == "tokens", self._method.allocation
         budget = Budget(self._settings.budget, self._max_new_tokens if in_tokens else 1)
         size = self._settings.group_size
         size = size if allocation is None else max(size, allocation.sizes(size)[1])
         wanted = self._settings.prompts_per_step
-        half = max(1, budget.groups(size, wanted) // 2)
-        resumed, self._waiting = queue[:half], queue[half:]
+
+        def places(slots: int) -> int:
+            return budget.groups(size, slots + math.ceil(self._settings.over_sample * slots))
+
+        slots = budget.groups(size, wanted)
+        resumed, self._waiting = self._resume(queue, slots, places(slots))
+        drawn: list[Group] = []
         visits: list[_Visit] = []
+        self._in_flight += 1
         try:
             for number in range(MAX_ROUNDS):
+                first = resumed if number == 0 else []
                 slots = budget.groups(size, wanted - self._counted(visits))  # no prompt is drawn that cannot be sampled
-                if not slots:
+                if slots <= 0:
                     break
-                groups = [] if number else resumed
-                extra = budget.groups(size, slots + math.ceil(self._settings.over_sample * slots)) - slots
-                groups = [*groups, *self._draw(slots + extra - len(groups), step)]
-                visits += await self._round(groups, step, budget, slots)
+                new = self._draw(places(slots) - len(first), step)
+                drawn += new
+                visits += await self._round([*first, *new], step, budget, slots)
         except BaseException:
-            self._waiting += resumed
+            if alone and self._begun == begun:
+                self._prompts.taken, self._waiting = taken, waiting
+            else:
+                self._waiting += [*aged, *resumed, *(replace(g, late=True) for g in drawn)]
             raise
+        finally:
+            self._in_flight -= 1
         late = tuple(replace(v.group, late=True) for v in visits if v.state == "late")
         # Who has had an attempt in this step waits like any other.
         waits = [replace(v.group, late=v.group.late and not v.history) for v in visits if v.state == "waiting"]
@@ -166,6 +161,17 @@ class AdaptiveSampler:
         self._prompts.load_state_dict(state["prompts"])
         self._waiting = list(state["waiting"])
         self._posteriors, self._levels = dict(state["posteriors"]), dict(state["levels"])
+
+    @staticmethod
+    def _resume(queue: Sequence[Group], slots: int, places: int) -> tuple[list[Group], list[Group]]:
+        """The groups that go on in a step of so many slots and places, which over-sampling adds to; and the rest.
+
+        All late ones, as far as there are slots; of the places left, failed ones get half, or one where it is one.
+        """
+        late, failed = [g for g in queue if g.late], [g for g in queue if not g.late]
+        left = places - min(slots, len(late))
+        half = min(left, max(1, left // 2))
+        return [*late[:slots], *failed[:half]], [*late[slots:], *failed[half:]]
 
     def _draw(self, n: int, step: int) -> list[Group]:
         """The next `n` prompts as new groups, without those that the allocation leaves out."""
@@ -206,7 +212,10 @@ class AdaptiveSampler:
         return sum(v.state == "ready" if self._method.refill else v.state != "late" for v in visits)
 
     async def _round(self, groups: Sequence[Group], step: int, budget: Budget, enough: int) -> list[_Visit]:
-        """All these groups side by side, until `enough` of them count; in their order, whoever ends first."""
+        """All these groups side by side, until `enough` of them count; in their order, whoever ends first.
+
+        What then still generates is cancelled; what is generated in full is scored and counts.
+        """
         visits = [_Visit(group) for group in groups]
         first = {id(visit) for visit in visits if visit.group.late}  # that the step waits for
         tasks = [asyncio.create_task(self._visit(visit, step, budget)) for visit in visits]
@@ -217,6 +226,11 @@ class AdaptiveSampler:
                 enough -= self._counted([visit])
                 if enough <= 0 and not first:
                     break
+            for visit, task in zip(visits, tasks, strict=True):
+                visit.cut = True
+                if not visit.scoring:
+                    task.cancel()
+            await asyncio.gather(*(task for visit, task in zip(visits, tasks, strict=True) if visit.scoring))
         finally:
             for task in tasks:
                 task.cancel()
@@ -232,10 +246,14 @@ class AdaptiveSampler:
                 sampling = self._method.ladder.base
             if sampling is None:
                 visit.state = "exhausted"
-            elif (visit.history and self._settings.resample == "deferred") or not budget.take(group.size):
+            elif visit.history and self._settings.resample == "deferred":
+                visit.state = "waiting"
+            elif visit.cut:
+                break
+            elif not budget.take(group.size):
                 visit.state = "waiting"
             else:
-                visit.group = group = group.with_attempt(await self._attempt(group, sampling))
+                visit.group = group = group.with_attempt(await self._attempt(visit, sampling))
                 if self._settings.budget_unit == "tokens":
                     budget.give_back(group.size * self._max_new_tokens - group.last.generated_tokens)
                 visit.history.append(group)
@@ -243,8 +261,8 @@ class AdaptiveSampler:
                     visit.state = "ready"
         return visit
 
-    async def _attempt(self, group: Group, sampling: SamplingParams) -> Attempt:
-        number = len(group.attempts)
+    async def _attempt(self, visit: _Visit, sampling: SamplingParams) -> Attempt:
+        group, number = visit.group, len(visit.group.attempts)
         completions = await self._generate(
             GenerationRequest(
                 prompt_id=group.prompt.id,
@@ -255,7 +273,9 @@ class AdaptiveSampler:
                 seed=request_seed(self._seed, group.prompt.id, group.visit, number),
             )
         )
+        visit.scoring = True
         scores, correct = await self._score(group.prompt, completions)
+        visit.scoring = False
         rewards, buffer = scores.rewards, self._settings.overlong_buffer
         if buffer is not None:
             lengths = [len(c.token_ids) for c in completions]

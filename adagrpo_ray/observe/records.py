@@ -34,11 +34,11 @@ class SamplingFigures(Record):
     """What the sampler knows of a step.
 
     Rewards and accuracy count first attempts only: resampling until one completion is right would bias them
-    upwards. The step ended without `groups_late`. `resamples` holds one count a rung, `rescued` how many of them
-    met the criterion, `extra_tokens` what they cost. `flat_before` is the share of first attempts without spread of
-    rewards, `flat_after` that of the groups trained on; `informative_groups` are the others of these. `staleness` is
-    by how many versions what the step trains on is older than the weights that it trains: a mean over the newest
-    attempts.
+    upwards. The step ended without `groups_late`. `resamples` holds one count a rung, `rescued` how many of them met the
+    criterion, `extra_tokens` what they cost. Tokens are without what aborted requests had generated. `flat_before` is
+    the share of first attempts without spread of rewards, `flat_after` that of the groups trained on;
+    `informative_groups` are the others of these. `staleness` is by how many versions what the step trains on is older
+    than the weights that it trains: a mean over the newest attempts.
     """
 
     reward_mean: float

@@ -72,7 +72,8 @@ class AdapterWorker:
 
         Merges always start from the base weights as they are on disk, kept in host memory. Afterwards each
         changed layer is run on a probe and compared with its merged weight, since vLLM may pack weights
-        into a form that cannot be read; RuntimeError where they differ.
+        into a form that cannot be read; RuntimeError where they differ. With `tensor_parallel` above 1 there is no
+        probe, since a worker holds shards only: there the digest alone is compared, and it is of what arrived.
         """
         pairs = as_pairs(unpack(data))
         base = self._base_weights()

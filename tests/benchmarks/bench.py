@@ -9,7 +9,8 @@ with one update a batch. Each part is a process of its own, whose memory is meas
 2. 1 and 2 rollout actors, 1 and 2 learner ranks.
 3. The simulation of up to 256 rollout actors (simulation.py).
 
-Prints the figures and writes runs/bench/bench.json. ARGS="key=value ..." changes settings on both sides.
+Prints the figures and writes runs/bench/bench.json after each section; a part that fails or hangs leaves its error
+there, and the ratios that need it are left out. ARGS="key=value ..." changes settings on both sides.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,14 @@ from trl_variants import VARIANTS
 HERE = Path(__file__).parent
 OUT = Path("runs/bench/bench.json")
 STEPS = 40
+TIMEOUT_S = 1200.0  # that one part may take
 WORK = ("data.held_out_prompts=0", "algorithm.name=grpo")
 FAST = ("rollout.eager=false",)
 TYPES, AHEAD = ("float32", "bfloat16"), (0, 1, 2)
+Figures = dict[str, Any]  # of one part; with an "error" in their place where it failed
 
 
-def part(script: str, *arguments: str, before: Sequence[str] = (), threads: int | None = None) -> dict[str, Any]:
+def part(script: str, *arguments: str, before: Sequence[str] = (), threads: int | None = None) -> Figures:
     """What `script` writes to the file that it is told after the arguments in `before`; with its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "figures.json")
@@ -44,13 +48,29 @@ def part(script: str, *arguments: str, before: Sequence[str] = (), threads: int 
         with open(Path(folder, "log"), "w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
             memory = Peak(process.pid)
-            process.wait()
+            try:
+                process.wait(timeout=TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                return {"error": f"not done after {TIMEOUT_S:g} s"}
+            finally:
+                kill(process)
+                peak = memory.mib()
             log.seek(0)
             tail = log.read().strip().splitlines()[-1:]
         if process.returncode or not out.is_file():
             return {"error": (tail or [f"exit code {process.returncode}"])[0]}
-        figures: dict[str, Any] = json.loads(out.read_text())
-        return {"peak_memory_mib": memory.mib(), **{k: v for k, v in figures.items() if k != "peak_memory_mib"}}
+        return {"peak_memory_mib": peak, **json.loads(out.read_text())}
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End it with all its descendants, where it still runs."""
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            with suppress(psutil.Error):  # it has ended meanwhile
+                child.kill()
+        process.wait()
 
 
 class Peak:
@@ -82,28 +102,29 @@ class Peak:
         return self._most / 2**20
 
 
-def trl(overrides: Sequence[str]) -> dict[str, Any]:
+def trl(overrides: Sequence[str]) -> dict[str, Figures]:
     """Every variant of TRL's, and the fastest one in the other type of weights too."""
 
-    def run(variant: str, *more: str) -> dict[str, Any]:
+    def run(variant: str, *more: str) -> Figures:
         figures = part("trl_baseline.py", "--variant", variant, f"run.steps={STEPS}", *overrides, *more)
         tell(" ".join([variant, *more]), figures)
         return figures
 
     variants = {name: run(name) for name in VARIANTS}
-    fastest = max(variants, key=lambda name: variants[name].get("tokens_per_s", 0.0))
-    variants[f"{fastest}, bfloat16"] = run(fastest, "model.dtype=bfloat16")
+    fastest = fastest_of(variants)
+    if fastest is not None:
+        variants[f"{fastest}, bfloat16"] = run(fastest, "model.dtype=bfloat16")
     return variants
 
 
-def ours(overrides: Sequence[str], name: str, *more: str) -> dict[str, Any]:
+def ours(overrides: Sequence[str], name: str, *more: str) -> Figures:
     """A run of this system."""
     figures = part("throughput.py", *WORK, f"run.steps={STEPS}", *FAST, *overrides, *more, before=["program"])
     tell(name, figures)
     return figures
 
 
-def tell(name: str, figures: dict[str, Any]) -> None:
+def tell(name: str, figures: Figures) -> None:
     """One line of a run: what it reached, or why it could not."""
     told = figures.get("error") or (
         f"{figures['tokens_per_s']:8,.0f} tokens/s  {figures['seconds_per_step']:.3f} s a step  "
@@ -112,59 +133,76 @@ def tell(name: str, figures: dict[str, Any]) -> None:
     print(f"  {name:44} {told}", flush=True)
 
 
-def fastest_of(runs: dict[str, dict[str, Any]]) -> str:
-    return max(runs, key=lambda name: runs[name].get("tokens_per_s", 0.0))
+def tell_limits(limits: Figures) -> None:
+    """A line for each of the halves' rates, or why there are none."""
+    if "error" in limits:
+        print(f"  {limits['error']}", flush=True)
+    for name, value in limits.items():
+        if name.endswith("_tokens_per_s"):
+            print(f"  {name.removesuffix('_tokens_per_s'):44} {value:8,.0f} tokens/s", flush=True)
+
+
+def fastest_of(runs: dict[str, Figures]) -> str | None:
+    """The name of the fastest one; None where all have failed."""
+    speeds = {name: run["tokens_per_s"] for name, run in runs.items() if "error" not in run}
+    return max(speeds, key=speeds.__getitem__, default=None)
+
+
+def ratios(sections: dict[str, Any]) -> Figures:
+    """What the sections so far come to, without what a failed part left out."""
+    programs, baselines = sections.get("programs", {}), sections.get("baselines", {})
+    best, base, limits = fastest_of(programs), fastest_of(baselines), sections.get("limits", {})
+    found: Figures = {}
+    if best is not None:
+        found |= {"ours": best, "ours_tokens_per_s": programs[best]["tokens_per_s"]}
+    if base is not None:
+        found |= {"trl": base, "trl_tokens_per_s": baselines[base]["tokens_per_s"]}
+    if best is not None and base is not None:
+        found["ratio_to_trl"] = found["ours_tokens_per_s"] / found["trl_tokens_per_s"]
+    if best is not None and limits and "error" not in limits:
+        for name, way in (("pipeline_share", "beside"), ("pipeline_share_of_halves_alone", "alone")):
+            slower = min(limits[f"{half}_{way}_tokens_per_s"] for half in ("rollout", "learner"))
+            found[name] = found["ours_tokens_per_s"] / slower
+    return found
+
+
+def write(sections: dict[str, Any]) -> None:
+    """All that there is so far, so that a later part that fails takes nothing with it."""
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps({**ratios(sections), **sections}, indent=2) + "\n")
 
 
 def main() -> None:
-    overrides = sys.argv[1:]
+    overrides, sections = sys.argv[1:], dict[str, Any]()
     print("TRL's GRPOTrainer")
-    baselines = trl(overrides)
+    sections["baselines"] = trl(overrides)
+    write(sections)
     print("this system")
-    programs = {
-        f"max_staleness {n}, {dtype}": ours(
-            overrides, f"max_staleness {n}, {dtype}", f"algorithm.max_staleness={n}", f"model.dtype={dtype}"
-        )
+    settings = {
+        f"max_staleness {n}, {dtype}": [f"algorithm.max_staleness={n}", f"model.dtype={dtype}"]
         for dtype in TYPES
         for n in AHEAD
     }
-    best, base = fastest_of(programs), fastest_of(baselines)
-    ahead = [f"algorithm.max_staleness={best.split()[1].rstrip(',')}", f"model.dtype={best.split()[-1]}"]
-    print("limits, with the settings of the fastest one")
-    limits = part("throughput.py", *WORK, *FAST, *overrides, *ahead, before=["limits"], threads=1)
-    for name, value in limits.items():
-        print(f"  {name:44} {value:8,.0f}")
+    sections["programs"] = {name: ours(overrides, name, *more) for name, more in settings.items()}
+    write(sections)
+    best = settings[fastest_of(sections["programs"]) or next(iter(settings))]
+    print(f"limits, with {' '.join(best)}")
+    sections["limits"] = part("throughput.py", *WORK, *FAST, *overrides, *best, before=["limits"], threads=1)
+    tell_limits(sections["limits"])
+    write(sections)
     print("rollout actors and learner ranks, with the same settings")
-    scaled = {
-        f"actors {actors}, ranks {ranks}": ours(
-            overrides,
-            f"actors {actors}, ranks {ranks}",
-            f"rollout.actors={actors}",
-            f"learner.ranks={ranks}",
-            *ahead,
-        )
+    sections["scaled"] = {
+        name: ours(overrides, name, f"rollout.actors={actors}", f"learner.ranks={ranks}", *best)
         for actors, ranks in ((1, 1), (2, 1), (1, 2), (2, 2))
+        for name in [f"actors {actors}, ranks {ranks}"]
     }
-    speed, slower = programs[best]["tokens_per_s"], baselines[base]["tokens_per_s"]
-    both = min(limits["rollout_beside_tokens_per_s"], limits["learner_beside_tokens_per_s"])
-    alone = min(limits["rollout_alone_tokens_per_s"], limits["learner_alone_tokens_per_s"])
-    figures = {
-        "ours_tokens_per_s": speed,
-        "trl_tokens_per_s": slower,
-        "ratio_to_trl": speed / slower,
-        "pipeline_share": speed / both,
-        "pipeline_share_of_halves_alone": speed / alone,
-        "ours": best,
-        "trl": base,
-    }
+    write(sections)
     print()
-    for name, value in figures.items():
+    for name, value in ratios(sections).items():
         print(f"{name:34} {value if isinstance(value, str) else format(value, ',.2f')}")
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    everything = {**figures, "programs": programs, "baselines": baselines, "limits": limits, "scaled": scaled}
-    OUT.write_text(json.dumps(everything, indent=2) + "\n")
     print(f"\nup to 256 rollout actors, simulated (also in {OUT.with_name('simulation.json')})", flush=True)
-    subprocess.run([sys.executable, str(HERE / "simulation.py"), *WORK, *overrides], check=True)
+    command = [sys.executable, str(HERE / "simulation.py"), *WORK, *overrides]
+    subprocess.run(command, check=True, timeout=TIMEOUT_S)
 
 
 if __name__ == "__main__":

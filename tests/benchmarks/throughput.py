@@ -183,15 +183,24 @@ def limits(config: Config) -> dict[str, float]:
 
 
 def program(config: Config) -> dict[str, Any]:
-    """A run: its tokens per second, seconds a step, and where they go, without the first quarter of the steps."""
+    """A run: its tokens per second, seconds a step, and where they go, without the first quarter of `run.steps`.
+
+    Where rollouts run ahead, those of `max_staleness` steps are begun before the window of these steps opens. So the
+    run goes on for as many steps after it: as many then begin within the window for steps that it does not count,
+    and the last steps of all, which train while the engine has nothing left to do, are outside.
+    """
     seen: list[Any] = []
 
     class Keep(Observers):
         def step(self, record: Any) -> None:
             seen.append(record)
 
-    train(config, check(config), Path(tempfile.mkdtemp()), Keep())
-    steps = seen[len(seen) // 4 :]
+    counted = config.run.steps
+    longer = config.run.model_copy(update={"steps": counted + config.algorithm.max_staleness})
+    config = config.model_copy(update={"run": longer})
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, check(config), Path(folder), Keep())
+    steps = seen[counted // 4 : counted]
     seconds = sum(s.seconds for s in steps)
     return {
         "tokens_per_s": sum(s.generated_tokens for s in steps) / seconds,
@@ -202,7 +211,7 @@ def program(config: Config) -> dict[str, Any]:
         "sync_bytes": steps[-1].sync_bytes,
         "mean_completion_length": statistics.mean(s.completion_length for s in steps),
         "trained_share": sum(s.trained_tokens for s in steps) / sum(s.generated_tokens for s in steps),
-        "final_reward": statistics.mean(s.reward_mean for s in seen[-5:]),
+        "final_reward": statistics.mean(s.reward_mean for s in steps[-5:]),
     }
 
 

@@ -1,19 +1,14 @@
-"""TRL's GRPOTrainer on the benchmark's work: trl_baseline.py OUT.json [--variant NAME] [key=value ...].
+"""TRL's GRPOTrainer on the benchmark's work: trl_baseline.py OUT.json --variant NAME [key=value ...].
 
-Same settings, base model, prompts in the same order, reward and adapter; plain GRPO with one update a batch. Without
---variant, every one of trl_variants.py runs in a process of its own, one after the other, and OUT.json holds
-{"fastest": name, "variants": {name: figures}}; with it, OUT.json holds that variant's figures. One that cannot run
-has an "error" in their place.
+Same settings, base model, prompts in the same order, reward and adapter; plain GRPO with one update a batch. The
+variants are those of trl_variants.py; OUT.json holds the figures of one, or its "error" where it cannot run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,7 +28,6 @@ from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.types import Prompt
 
 ROUNDS, WARM_UP = 20, 3  # steps, and how many of them are not counted
-TIMEOUT_S = 1800.0  # that one variant may take
 
 
 class Meter(TrainerCallback):
@@ -69,16 +63,13 @@ class Meter(TrainerCallback):
         return rewards
 
     def figures(self) -> dict[str, Any]:
-        """Of the steps after the warm-up: tokens are generated completion tokens, memory is the largest ever."""
+        """Of the steps after the warm-up; tokens are generated completion tokens."""
         a, tokens = self._config.algorithm, self.tokens[WARM_UP:]
         seconds = [after - before for before, after in pairwise(self.ended[WARM_UP - 1 :])]
-        # Linux gives KiB; of the children it is the largest one that has ended.
-        peaks = [resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return {
             "tokens_per_s": sum(tokens) / sum(seconds),
             "seconds_per_step": statistics.median(seconds),
             "seconds": seconds,
-            "peak_memory_mib": sum(peaks) / 1024,
             "mean_completion_length": sum(tokens) / (len(tokens) * a.prompts_per_step * a.group_size),
             "final_reward": statistics.mean(self.rewards[-5:]),
             "rewards": self.rewards,
@@ -122,21 +113,6 @@ def run(variant: Variant, config: Config) -> dict[str, Any]:
         return meter.figures()
 
 
-def run_apart(variant: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The variant's figures from a process of its own, so that none sees what another one left behind."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "figures.json")
-        command = [sys.executable, __file__, str(out), "--variant", variant, *overrides]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return {"error": f"not done after {TIMEOUT_S:g} s"}
-        if out.is_file():
-            figures: dict[str, Any] = json.loads(out.read_text())
-            return figures
-        return {"error": last_line(done.stderr) or f"exit code {done.returncode}"}
-
-
 def last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
 
@@ -144,26 +120,17 @@ def last_line(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="JSON file to write")
-    parser.add_argument("--variant", choices=VARIANTS, help="run this one only, in this process")
+    parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("overrides", nargs="*", help="key=value changes of launch/configs/tiny-cpu.yaml")
     given = parser.parse_intermixed_args()
     overrides = [f"run.steps={ROUNDS}", "data.held_out_prompts=0", "algorithm.name=grpo", *given.overrides]
     config = load_config("launch/configs/tiny-cpu.yaml", overrides)
     figures: dict[str, Any]
-    if given.variant:
-        try:
-            figures = run(VARIANTS[given.variant], config)
-        except Exception as error:
-            figures = {"error": f"{type(error).__name__}: {last_line(str(error))}"}
-        print(given.variant, json.dumps(figures))
-    else:
-        variants = {}
-        for name in VARIANTS:
-            variants[name] = run_apart(name, given.overrides)
-            told = variants[name].get("error") or f"{variants[name]['tokens_per_s']:10,.1f} tokens/s"
-            print(f"{name:24} {told}", flush=True)
-        speed = {name: v["tokens_per_s"] for name, v in variants.items() if "tokens_per_s" in v}
-        figures = {"fastest": max(speed, key=speed.__getitem__, default=None), "variants": variants}
+    try:
+        figures = run(VARIANTS[given.variant], config)
+    except Exception as error:
+        figures = {"error": f"{type(error).__name__}: {last_line(str(error))}"}
+    print(given.variant, json.dumps(figures))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(figures, indent=2) + "\n")
 
