@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
 
 from adagrpo_ray.errors import RolloutError, SyncError
-from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.rollout.pool import Member, RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.builders import make_completion
 
@@ -137,3 +140,71 @@ def test_after_a_wake_no_answer_counts_before_a_version_is_applied() -> None:
 
     with pytest.raises(SyncError, match="version"):
         asyncio.run(scenario())
+
+
+class Dead:
+    """A reference to the answer of an actor that died."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from asyncio.sleep(0).__await__()
+        raise RayActorError
+
+
+def test_what_a_dead_actor_was_asked_is_asked_of_another_one() -> None:
+    async def scenario() -> list[str]:
+        dead, alive, lost = FakeActor(), FakeActor(), list[str]()
+        dead.generate = SimpleNamespace(remote=lambda request: Dead())
+        pool = RolloutPool([dead, alive], 5.0, lambda member, reason: lost.append(f"{member.name}: {reason}"))
+        pool.version = pool._newest = 0
+        waiting = [asyncio.create_task(pool.generate(ask())) for _ in range(2)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert [m.name for m in pool.members] == ["rollout actor 1"]
+        assert [len(actor.open) for actor in (dead, alive)] == [0, 2]
+        alive.answer()
+        alive.answer()
+        await asyncio.gather(*waiting)
+        return lost
+
+    (lost,) = asyncio.run(scenario())
+    assert lost.startswith("rollout actor 0: rollout actor 0 died")
+
+
+def test_requests_wait_for_a_member_where_one_may_come_and_raise_where_none_will() -> None:
+    async def scenario() -> None:
+        pool, actor = RolloutPool([], 5.0, lambda member, reason: None), FakeActor()
+        pool.version = pool._newest = 0
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        await pool.add(Member(actor, "a new one"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        actor.answer()
+        await waiting
+        await pool.drain(pool.members[0])
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        await pool.close("the cluster is gone")
+        with pytest.raises(RolloutError, match="the cluster is gone"):
+            await waiting
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_is_drained_ends_what_it_has_and_gets_no_more() -> None:
+    async def scenario() -> None:
+        pool, actor = RolloutPool([], 5.0, lambda member, reason: None), FakeActor()
+        pool.version = pool._newest = 0
+        member = Member(actor, "a member")
+        await pool.add(member)
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0.01)
+        draining = asyncio.create_task(pool.drain(member))
+        await asyncio.sleep(0.01)
+        assert not draining.done()
+        assert pool.members == ()
+        actor.answer()
+        await waiting
+        await draining
+
+    asyncio.run(scenario())

@@ -186,10 +186,8 @@ async def answer(member: Member, reference: Any) -> Any:
             raise ActorLostError(f"{member.name}: {error.cause}") from None
         if isinstance(error.cause, AdaGRPOError):
             raise error.cause from None
-        raise RolloutError(f"{member.name} failed: {_last_line(error)}") from error
+        raise RolloutError(f"{member.name} failed: {str(error).strip().splitlines()[-1]}") from error
     except RayActorError as error:
-        raise ActorLostError(f"{member.name} died: {_last_line(error)}") from error
+        # The first line says how it ended; many more say what may have been the cause.
+        raise ActorLostError(f"{member.name} died: {str(error).strip().splitlines()[0]}") from error
 
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

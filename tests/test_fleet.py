@@ -1,0 +1,209 @@
+"""Rollout actors with real engines that die, leave and join while requests are in flight, on a Ray cluster of nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from adagrpo_ray.adapter import AdapterWeights, pack
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.data.prompts import load_prompts
+from adagrpo_ray.errors import ModelError, ResourceError, RolloutError
+from adagrpo_ray.model.files import ModelFiles
+from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.placement import Hardware, place
+from adagrpo_ray.rollout.fleet import Fleet
+from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
+
+SETTINGS = [
+    "data.train_prompts=16",
+    "data.held_out_prompts=0",
+    "rollout.resources={rollout: 1}",
+    "rollout.start_timeout_s=120",
+]
+
+
+def configure(*overrides: str) -> Config:
+    return load_config("launch/configs/tiny-cpu.yaml", [*SETTINGS, *overrides])
+
+
+@pytest.fixture(scope="module")
+def model_path() -> str:
+    return resolve_model(configure())
+
+
+@pytest.fixture(scope="module")
+def requests(model_path: str) -> list[GenerationRequest]:
+    prompts = load_prompts(configure(), load_tokenizer(model_path, configure())).train
+    return [GenerationRequest(p.id, p.token_ids, 8, SamplingParams(), 96, seed) for seed, p in enumerate(prompts)]
+
+
+@pytest.fixture(scope="module")
+def weights(model_path: str) -> Callable[[int], AdapterWeights]:
+    """A version with noise of its own, so that an actor with another one draws other tokens."""
+    parameters = load_policy(model_path, configure()).named_parameters()
+    names = {n.replace(".default.", "."): p.shape for n, p in parameters if p.requires_grad}
+
+    def make(version: int) -> AdapterWeights:
+        noise = torch.Generator().manual_seed(version)
+        tensors = {name: 0.05 * torch.randn(shape, generator=noise) for name, shape in names.items()}
+        return pack(version, tensors, 16, 32.0, torch.float32)
+
+    return make
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head and one node for two rollout actors; no more than one node is added by a test."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=2, resources={"rollout": 2})
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@asynccontextmanager
+async def running(config: Config, model_path: str) -> AsyncIterator[Fleet]:
+    placement = place(config, Hardware(3, 0), ours=True)
+    fleet = Fleet(config, placement, ModelFiles(model_path), 256)
+    await fleet.open()
+    try:
+        yield fleet
+    finally:
+        await fleet.close()
+
+
+async def draw(fleet: Fleet, requests: list[GenerationRequest]) -> list[list[int]]:
+    """The tokens of all requests' completions, in order."""
+
+    def tokens(completions: tuple[Completion, ...]) -> list[int]:
+        return [int(t) for c in completions for t in c.token_ids]
+
+    return [tokens(c) for c in await asyncio.gather(*(fleet.pool.generate(request) for request in requests))]
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(120):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+def engines() -> list[psutil.Process]:
+    """vLLM's engine processes that rollout actors of this process's cluster have."""
+    actors = [p for p in psutil.process_iter(["cmdline"]) if "RolloutActor" in " ".join(p.info["cmdline"] or [])]
+    mine = [p for p in actors if os.getpid() in {ancestor.pid for ancestor in p.parents()}]
+    return [child for actor in mine for child in actor.children() if "EngineCore" in " ".join(child.cmdline())]
+
+
+def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
+    cluster: Cluster,
+    model_path: str,
+    requests: list[GenerationRequest],
+    weights: Callable[[int], AdapterWeights],
+) -> None:
+    async def scenario() -> None:
+        async with running(configure("rollout.actors=2"), model_path) as fleet:
+            await fleet.ready()
+            await fleet.pool.apply(weights(1))
+            expected = await draw(fleet, requests)
+
+            drawing = asyncio.create_task(draw(fleet, requests))  # an engine's process is killed
+            await until(lambda: any(m.outstanding for m in fleet.pool.members))
+            engines()[0].send_signal(signal.SIGKILL)
+            assert await drawing == expected
+            assert fleet.restarts == 1
+            await until(lambda: len(fleet.pool.members) == 2)
+            assert await draw(fleet, requests) == expected, "the new one has version 1 too"
+
+            await fleet.pool.apply(weights(2))
+            other = await draw(fleet, requests)
+            assert other != expected
+            drawing = asyncio.create_task(draw(fleet, requests))  # an actor's process is killed
+            await until(lambda: any(m.outstanding for m in fleet.pool.members))
+            engine = engines()[0]
+            engine.parent().send_signal(signal.SIGKILL)
+            assert await drawing == other
+            assert fleet.restarts == 2
+            await until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+            assert [notice for notice in fleet.notices() if "another one starts" in notice][1].startswith("rollout actor")
+        assert engines() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
+    cluster: Cluster,
+    model_path: str,
+    requests: list[GenerationRequest],
+    weights: Callable[[int], AdapterWeights],
+) -> None:
+    async def scenario() -> None:
+        async with running(configure("rollout.actors=1", "rollout.max_actors=3"), model_path) as fleet:
+            await fleet.ready()
+            await fleet.pool.apply(weights(1))
+            expected = await draw(fleet, requests)
+            await until(lambda: len(fleet.pool.members) == 2)  # as many as there is room for
+            first = {m.name for m in fleet.pool.members}
+            added = cluster.add_node(num_cpus=1, resources={"rollout": 1})
+            await until(lambda: len(fleet.pool.members) == 3)
+            (newcomer,) = [m for m in fleet.pool.members if m.name not in first]
+            assert newcomer.node == added.node_id
+            assert await draw(fleet, requests) == expected
+
+            drawing = asyncio.create_task(draw(fleet, requests))
+            await until(lambda: newcomer.outstanding)
+            drain(cluster, added.node_id)
+            await until(lambda: newcomer not in fleet.pool.members)
+            assert await drawing == expected
+            cluster.remove_node(added)
+            assert await draw(fleet, requests) == expected
+            assert fleet.restarts == 0, "who leaves with a node is not one that died"
+            assert any("drains" in notice for notice in fleet.notices())
+
+    asyncio.run(scenario())
+
+
+def drain(cluster: Cluster, node_id: str) -> None:
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    accepted, why = GcsClient(address=cluster.address).drain_node(node_id, reason, "a test", 0)
+    assert accepted, why
+
+
+def test_when_nobody_is_left_a_request_raises_and_says_why(
+    cluster: Cluster, model_path: str, requests: list[GenerationRequest]
+) -> None:
+    async def scenario() -> None:
+        async with running(configure("rollout.actors=1", "rollout.max_restarts=0"), model_path) as fleet:
+            await fleet.ready()
+            drawing = asyncio.create_task(draw(fleet, requests))
+            await until(lambda: any(m.outstanding for m in fleet.pool.members))
+            engines()[0].send_signal(signal.SIGKILL)
+            with pytest.raises(RolloutError, match=r"engine died.*rollout\.max_restarts=0 are used up"):
+                await drawing
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_start_says_why_at_once(cluster: Cluster) -> None:
+    async def scenario(folder: str, *overrides: str) -> None:
+        async with running(configure(*overrides), folder) as fleet:
+            await fleet.ready()
+
+    with pytest.raises(ModelError, match=r"model\.path='/no/such/model' is no folder on node"):
+        asyncio.run(scenario("/no/such/model"))
+    with pytest.raises(ResourceError, match=r"0 of rollout\.actors=1 .* 1 found no node with room"):
+        asyncio.run(scenario("/no/such/model", "rollout.resources={other: 1}", "rollout.start_timeout_s=1"))
