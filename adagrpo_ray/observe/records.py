@@ -33,8 +33,8 @@ class Record:
 class SamplingFigures(Record):
     """What the sampler knows of a step.
 
-    Rewards and accuracy count first attempts only: resampling until one completion is right would bias them
-    upwards. The step ended without `groups_late`. `resamples` holds one count a rung, `rescued` how many of them met the
+    Rewards and accuracy count first attempts only: resampling until one completion is right would bias them upwards.
+    The step ended without `groups_late`. `resamples` holds one count a rung, `rescued` how many of them met the
     criterion, `extra_tokens` what they cost. Tokens are without what aborted requests had generated. `flat_before` is
     the share of first attempts without spread of rewards, `flat_after` that of the groups trained on;
     `informative_groups` are the others of these. `staleness` is by how many versions what the step trains on is older
