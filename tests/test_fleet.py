@@ -28,7 +28,6 @@ from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 SETTINGS = [
     "data.train_prompts=16",
     "data.held_out_prompts=0",
-    "rollout.resources={rollout: 1}",
     "rollout.start_timeout_s=120",
 ]
 
@@ -62,11 +61,11 @@ def weights(model_path: str) -> Callable[[int], AdapterWeights]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head and one node for two rollout actors; no more than one node is added by a test."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=2, resources={"rollout": 2})
+    """A head, and one node for one rollout actor; tests add others and take them away again."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    made.add_node(num_cpus=1, resources={"spot": 1})
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
@@ -101,9 +100,8 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def engines() -> list[psutil.Process]:
     """vLLM's engine processes that rollout actors of this process's cluster have."""
-    actors = [p for p in psutil.process_iter(["cmdline"]) if "RolloutActor" in " ".join(p.info["cmdline"] or [])]
-    mine = [p for p in actors if os.getpid() in {ancestor.pid for ancestor in p.parents()}]
-    return [child for actor in mine for child in actor.children() if "EngineCore" in " ".join(child.cmdline())]
+    mine = psutil.Process(os.getpid()).children(recursive=True)
+    return [p for p in mine if p.status() != psutil.STATUS_ZOMBIE and "EngineCore" in " ".join(p.cmdline())]
 
 
 def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
@@ -113,7 +111,7 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
     weights: Callable[[int], AdapterWeights],
 ) -> None:
     async def scenario() -> None:
-        async with running(configure("rollout.actors=2"), model_path) as fleet:
+        async with running(configure("rollout.actors=2", "rollout.max_restarts=2"), model_path) as fleet:
             await fleet.ready()
             await fleet.pool.apply(weights(1))
             expected = await draw(fleet, requests)
@@ -135,8 +133,15 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             engine.parent().send_signal(signal.SIGKILL)
             assert await drawing == other
             assert fleet.restarts == 2
-            await until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
-            assert [notice for notice in fleet.notices() if "another one starts" in notice][1].startswith("rollout actor")
+            await until(lambda: engine not in engines())
+            assert sum("another one starts" in notice for notice in fleet.notices()) == 2
+
+            drawing = asyncio.create_task(draw(fleet, requests))  # and all that are left, when no more may start
+            await until(lambda: any(m.outstanding for m in fleet.pool.members))
+            for engine in engines():
+                engine.send_signal(signal.SIGKILL)
+            with pytest.raises(RolloutError, match=r"engine died.*rollout\.max_restarts=2 are used up"):
+                await drawing
         assert engines() == []
 
     asyncio.run(scenario())
@@ -149,15 +154,15 @@ def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
     weights: Callable[[int], AdapterWeights],
 ) -> None:
     async def scenario() -> None:
-        async with running(configure("rollout.actors=1", "rollout.max_actors=3"), model_path) as fleet:
+        config = configure("rollout.actors=1", "rollout.max_actors=2", "rollout.resources={spot: 1}")
+        async with running(config, model_path) as fleet:
             await fleet.ready()
             await fleet.pool.apply(weights(1))
             expected = await draw(fleet, requests)
-            await until(lambda: len(fleet.pool.members) == 2)  # as many as there is room for
-            first = {m.name for m in fleet.pool.members}
-            added = cluster.add_node(num_cpus=1, resources={"rollout": 1})
-            await until(lambda: len(fleet.pool.members) == 3)
-            (newcomer,) = [m for m in fleet.pool.members if m.name not in first]
+            (first,) = fleet.pool.members
+            added = cluster.add_node(num_cpus=1, resources={"spot": 1})
+            await until(lambda: len(fleet.pool.members) == 2)
+            (newcomer,) = set(fleet.pool.members) - {first}
             assert newcomer.node == added.node_id
             assert await draw(fleet, requests) == expected
 
@@ -181,21 +186,6 @@ def drain(cluster: Cluster, node_id: str) -> None:
     reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
     accepted, why = GcsClient(address=cluster.address).drain_node(node_id, reason, "a test", 0)
     assert accepted, why
-
-
-def test_when_nobody_is_left_a_request_raises_and_says_why(
-    cluster: Cluster, model_path: str, requests: list[GenerationRequest]
-) -> None:
-    async def scenario() -> None:
-        async with running(configure("rollout.actors=1", "rollout.max_restarts=0"), model_path) as fleet:
-            await fleet.ready()
-            drawing = asyncio.create_task(draw(fleet, requests))
-            await until(lambda: any(m.outstanding for m in fleet.pool.members))
-            engines()[0].send_signal(signal.SIGKILL)
-            with pytest.raises(RolloutError, match=r"engine died.*rollout\.max_restarts=0 are used up"):
-                await drawing
-
-    asyncio.run(scenario())
 
 
 def test_what_cannot_start_says_why_at_once(cluster: Cluster) -> None:

@@ -190,4 +190,3 @@ async def answer(member: Member, reference: Any) -> Any:
     except RayActorError as error:
         # The first line says how it ended; many more say what may have been the cause.
         raise ActorLostError(f"{member.name} died: {str(error).strip().splitlines()[0]}") from error
-
