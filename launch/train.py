@@ -92,19 +92,21 @@ class Stop(Event):
 
 
 def run(config: Config, name: str, resume: str | None, stop: Stop) -> None:
+    from adagrpo_ray.jobs import check_job_folder, job_id
     from adagrpo_ray.observe import Console, Observers, RunWriter
     from adagrpo_ray.preflight import check
     from adagrpo_ray.resume import find_past
     from adagrpo_ray.trainer import train
 
     with Console(config.run.steps) as console:
+        config = check_job_folder(config, console.phase)
         past = None if resume is None else find_past(resume, config, console.phase)
         console.phase("checking model, data and rewards")
         inputs = check(config)
         prompts = inputs.prompts
         dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
         console.phase(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
-        folder = Path(config.run.folder) / (config.run.name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = Path(config.run.folder) / (config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         with past.writer(config) if past else RunWriter(folder, as_yaml(config)) as writer, stop.on_signals():
             train(config, inputs, writer.folder, Observers(writer, console), past, stop)
 

@@ -1,0 +1,89 @@
+"""Bringing the results of a finished job to this machine."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import shlex
+import shutil
+import tarfile
+import time
+from pathlib import Path
+
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from adagrpo_ray.errors import ResourceError
+
+LEFT_OUT = ("checkpoints", "tensorboard")
+"""Parts of a run folder that stay where they are: large, or of use only there."""
+BEGIN, END = "== files ==", "== end of files =="
+
+
+def fetch(client: JobSubmissionClient, job: JobDetails, source: str, into: Path) -> str:
+    """Copy the run folder `source` of a job, without LEFT_OUT, into the folder `into`; how it came here.
+
+    Raises ResourceError where there is nothing to be had.
+    """
+    try:
+        if "://" in source:
+            _from_url(source, into)
+            return "from its URL"
+        if _visible(Path(source), job):
+            shutil.copytree(source, into, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            return "from the same folder, seen here"
+    except (OSError, ImportError, ValueError) as error:
+        raise ResourceError(f"cannot copy {source} to {into}: {error}; copy it by hand") from None
+    over_cluster(client, job, source, into)
+    return "through the cluster"
+
+
+def _visible(source: Path, job: JobDetails) -> bool:
+    """Whether `source` is here what it is on the cluster, rather than an older folder of the same name."""
+    summary = source / "summary.json"
+    return summary.is_file() and summary.stat().st_mtime * 1000 >= (job.start_time or 0)
+
+
+def _from_url(source: str, into: Path) -> None:
+    from fsspec.core import url_to_fs
+
+    files, root = url_to_fs(source)
+    for path in files.find(root):
+        place = Path(path).relative_to(root)
+        if place.parts[0] not in LEFT_OUT:
+            (into / place).parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(path, str(into / place))
+
+
+def over_cluster(client: JobSubmissionClient, job: JobDetails, source: str, into: Path) -> None:
+    """The same through the dashboard alone: a second job, on the node of the first one, logs the files as text.
+
+    Raises ResourceError where that node does not have the folder with its adapter.
+    """
+    left_out = "".join(f" --exclude=./{name}" for name in LEFT_OUT)
+    # Ray may still be writing its own first line into the log when the command begins; hence the second of sleep.
+    packing = f"tar -C {shlex.quote(source)}{left_out} -czf - . 2>/dev/null | base64"
+    command = f"sleep 1; echo; echo '{BEGIN}'; {packing}; echo '{END}'"
+    node = {"ray.io/node-id": job.driver_node_id} if job.driver_node_id else None
+    second = client.submit_job(
+        entrypoint=command, submission_id=f"{job.submission_id}-fetch-{time.time_ns()}", entrypoint_label_selector=node
+    )
+    while not client.get_job_status(second).is_terminal():
+        time.sleep(0.5)
+    log, status = client.get_job_logs(second), client.get_job_status(second)
+    try:
+        if status != JobStatus.SUCCEEDED:
+            raise ValueError(f"job {second}: {status.value}")
+        packed = base64.b64decode(log.rpartition(f"\n{BEGIN}\n")[2].partition(END)[0])
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
+            archive.extractall(into, filter="data")
+    except (binascii.Error, ValueError, tarfile.TarError, EOFError) as error:
+        raise ResourceError(
+            f"the node of job {job.submission_id} does not give out {source} ({error}); let run.folder be a folder "
+            "that all nodes share, or a URL"
+        ) from None
+    if not (into / "adapter").is_dir():
+        raise ResourceError(
+            f"{source} has no adapter on the node of job {job.submission_id}: the learner wrote it on another one; "
+            "let run.folder be a folder that all nodes share, or a URL"
+        )

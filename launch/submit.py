@@ -1,0 +1,305 @@
+"""Train on a running Ray cluster: python launch/submit.py -- --config launch/configs/cluster.yaml [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+"""What is uploaded, without what .rayignore and .gitignore name."""
+sys.path[:0] = [str(ROOT), str(ROOT / "launch")]  # so that it runs from a plain checkout, wherever it is started
+
+from train import DEFAULT  # noqa: E402
+from train import parse as parse_training  # noqa: E402
+
+from adagrpo_ray.config import load_config  # noqa: E402
+from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError  # noqa: E402
+from adagrpo_ray.jobs import is_lasting  # noqa: E402
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+LOCAL = "http://127.0.0.1:8265"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Read by the process that watches over the program of a job: Ray's own 3 s are too few for a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is submitted: Ray's submission id, the command line, and where the run folder will be."""
+
+    id: str
+    entrypoint: str
+    run_folder: str
+    env: dict[str, str]
+    metadata: dict[str, str]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="launch/submit.py",
+        description="Submit a training run as a job to a running Ray cluster, show its log, end with its exit status.",
+        usage="%(prog)s [options] -- [--config FILE] [key=value ...]",
+        epilog="What follows -- is for launch/train.py. The token of the cluster is taken as Ray takes it: "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.",
+    )
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS", LOCAL),
+        help=f"the cluster's dashboard (default: RAY_API_SERVER_ADDRESS if set, else {LOCAL})",
+    )
+    parser.add_argument("--name", help="begin of the submission id (default: run.name, else the name of the config)")
+    parser.add_argument(
+        "--entrypoint-cpus",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="CPUs that launch/train.py itself takes; with 0, the default, Ray puts it on the head node",
+    )
+    parser.add_argument(
+        "--entrypoint-resources",
+        default="{}",
+        metavar="JSON",
+        help="custom resources that say which node launch/train.py runs on, as in '{\"driver\": 1}'",
+    )
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="KEY[=VALUE]",
+        help="an environment variable for the job; without a value that of this shell, which is never shown here",
+    )
+    parser.add_argument("--no-wait", action="store_true", help="only submit: neither the log nor the exit status")
+    parser.add_argument("--fetch", type=Path, metavar="DIR", help="after success copy adapter and reports into DIR")
+    parser.add_argument(
+        "--stop-wait",
+        type=int,
+        default=120,
+        metavar="SECONDS",
+        help="after a stop the job has this long for a last checkpoint before Ray kills it (default: 120)",
+    )
+    parser.add_argument("training", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.fetch and options.no_wait:
+        parser.error("--fetch needs the end of the job, which --no-wait does not wait for")
+    return options
+
+
+def prepare(options: argparse.Namespace) -> Job:
+    """The job that the options ask for; ConfigError for whatever can be found wrong without a cluster."""
+    training = parse_training(options.training)
+    given = Path(training.config)
+    if given != DEFAULT and (given.is_absolute() or not (ROOT / given).resolve().is_relative_to(ROOT)):
+        raise ConfigError(f"--config {given} must be relative to {ROOT}, since that folder is uploaded; copy it there")
+    config = load_config(ROOT / given, training.overrides)
+    if not is_lasting(config.run.folder):
+        raise ConfigError(
+            f"run.folder={config.run.folder!r} is relative, and Ray deletes a job's working directory; "
+            "add run.folder=/a/folder/that/all/nodes/share or a URL"
+        )
+    if any(PASSWORD.search(override) for override in training.overrides):
+        raise ConfigError("an override holds a URL with a password, which the dashboard would show; hand it by --env")
+    if training.resume == "auto" and config.run.name is None:
+        raise ConfigError("--resume auto goes on with the run of run.name, which is not set; set it, or give a folder")
+    name = options.name or config.run.name or given.stem
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"--name {name!r} may hold letters, digits, dots, dashes and underscores")
+    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    metadata = {
+        "job_name": name,
+        "config": given.name,
+        "overrides": shlex.join(training.overrides),
+        "commit": _commit(),
+        "user": getpass.getuser(),
+    }
+    return Job(
+        id=job,
+        entrypoint=shlex.join(["python", "launch/train.py", *options.training]),
+        run_folder=f"{config.run.folder.rstrip('/')}/{config.run.name or job}",
+        env={STOP_WAIT: str(options.stop_wait), **dict(_variable(text) for text in options.env)},
+        metadata=metadata,
+    )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals and key not in os.environ:
+        raise ConfigError(f"--env {key} is not set here; export it, or give --env {key}=VALUE")
+    return key, value if equals else os.environ[key]
+
+
+def _commit() -> str:
+    """The commit that is uploaded, with "-dirty" where files differ from it; "unknown" without git."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def resources(text: str) -> dict[str, float]:
+    """The resources in a JSON object of numbers."""
+    try:
+        found = json.loads(text)
+        return {str(key): float(value) for key, value in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ConfigError(
+            f"--entrypoint-resources {text!r} is no JSON object of numbers; write '{{\"driver\": 1}}'"
+        ) from None
+
+
+@contextmanager
+def cluster_errors(address: str) -> Iterator[None]:
+    """Whatever a cluster answers with, as one error of one sentence."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AdaGRPOError:
+        raise
+    except AuthenticationError as error:
+        reason = str(error).splitlines()[0].split(". Ensure")[0]
+        raise ResourceError(
+            f"the cluster at {address} takes no request without its token ({reason}); set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN to the token or RAY_AUTH_TOKEN_PATH to a file with it"
+        ) from None
+    except OSError as error:  # all errors of requests and aiohttp about connections are
+        raise ResourceError(
+            f"no answer from {address} ({_first_line(error)}); --address must be a dashboard's"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise ResourceError(f"the cluster at {address} refused: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+
+
+def connect(address: str) -> JobSubmissionClient:
+    from ray.job_submission import JobSubmissionClient
+
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(f"--address {address!r} must begin with http:// or https://, as in {LOCAL}")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS of this shell overrules what was asked for
+    return JobSubmissionClient(address)
+
+
+async def follow(client: JobSubmissionClient, job: str) -> JobDetails:
+    """Show the log until the job has ended; the first Ctrl-C stops the job, the second cancels this task."""
+    loop, task, asked = asyncio.get_running_loop(), asyncio.current_task(), False
+
+    def interrupted() -> None:
+        nonlocal asked
+        if asked and task:
+            task.cancel()
+            return
+        asked = True
+        try:
+            client.stop_job(job)
+        except (RuntimeError, OSError) as error:
+            say(f"cannot ask the cluster to stop the job ({_first_line(error)}); Ctrl-C again leaves it running")
+        else:
+            say("asked the cluster to stop the job, which may write a checkpoint first; Ctrl-C again leaves it to that")
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    waiting_for, shown = None, 0
+    while (info := client.get_job_info(job)).status == "PENDING":
+        if info.message != waiting_for:
+            waiting_for = info.message
+            say(f"pending: {waiting_for}")
+        await asyncio.sleep(0.5)
+    while True:
+        shown = await _show_log(client, job, shown)
+        info = client.get_job_info(job)
+        if info.status.is_terminal():
+            return info
+        await asyncio.sleep(1)  # the connection broke, not the job
+
+
+async def _show_log(client: JobSubmissionClient, job: str, shown: int) -> int:
+    """Print the log after its first `shown` characters, for as long as the connection holds; how many now are."""
+    seen = 0
+    try:
+        async for text in client.tail_job_logs(job):
+            print(text[max(0, shown - seen) :], end="", flush=True)
+            seen += len(text)
+            shown = max(shown, seen)
+    except (RuntimeError, OSError):
+        pass
+    return shown
+
+
+def say(text: str) -> None:
+    print(f"submit: {text}", flush=True)
+
+
+def submit(options: argparse.Namespace) -> int:
+    job = prepare(options)
+    named = resources(options.entrypoint_resources)
+    logging.disable(logging.WARNING)  # of what Ray says on the way, nothing is of use here
+    with cluster_errors(options.address):
+        client = connect(options.address)
+        runtime_env: dict[str, Any] = {"working_dir": str(ROOT), "env_vars": job.env}
+        client.submit_job(
+            entrypoint=job.entrypoint,
+            submission_id=job.id,
+            runtime_env=runtime_env,
+            metadata=job.metadata,
+            entrypoint_num_cpus=options.entrypoint_cpus,
+            entrypoint_resources=named or None,
+        )
+        say(f"job {job.id}, run folder {job.run_folder}")
+        say(f"dashboard: {options.address.rstrip('/')}/#/jobs/{job.id}")
+        say(f"to stop it: ray job stop --address {options.address} {job.id}")
+        if options.no_wait:
+            return 0
+        try:
+            ended = asyncio.run(follow(client, job.id))
+        except asyncio.CancelledError:
+            say(f"left job {job.id} to the cluster, with what was asked of it")
+            return 130
+        say(f"job {job.id}: {ended.status.value}")
+        if ended.status == "STOPPED":
+            return 130
+        if ended.status == "FAILED":
+            if ended.driver_exit_code is None:  # its program never began
+                raise ResourceError(f"the cluster did not start job {job.id}: {ended.message}")
+            return ended.driver_exit_code if 0 < ended.driver_exit_code < 256 else 1
+        if options.fetch:
+            from fetch import fetch
+
+            say(f"{options.fetch} has the results, {fetch(client, ended, job.run_folder, options.fetch)}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return submit(options)
+    except AdaGRPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
