@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from test_end_to_end import launch
 
 TIMES = ("seconds", "seconds_by_phase")
 
 
-def train(folder: Path, name: str, steps: int, *options: str) -> str:
-    """A run that leaves groups waiting between its steps; its output.
+def settings(folder: Path, steps: int) -> list[str]:
+    """Of a run that leaves groups waiting between its steps.
 
     Sequences are decoded one at a time, since what is decoded beside a sequence changes its last bits.
     """
-    ended = launch(
-        "--config",
-        "launch/configs/tiny-cpu.yaml",
-        *options,
+    return [
         f"run.folder={folder}",
-        f"run.name={name}",
+        "run.name=run",
         f"run.steps={steps}",
         "data.held_out_prompts=4",
         "evaluation.samples=1",
         "algorithm.prompts_per_step=8",
         "algorithm.resample=deferred",
         "rollout.max_sequences=1",
-        "checkpoint.every=1",
-    )
+    ]
+
+
+def train(folder: Path, steps: int, *options: str) -> str:
+    """A run to its end; its output."""
+    config = ("--config", "launch/configs/tiny-cpu.yaml")
+    ended = launch(*config, *options, *settings(folder, steps), "checkpoint.every=1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
@@ -46,7 +54,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps."""
     folder = tmp_path_factory.mktemp("whole")
-    train(folder, "run", 4)
+    train(folder, 4)
     return folder / "run"
 
 
@@ -54,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     folder = tmp_path_factory.mktemp("half")
-    train(folder, "run", 2)
+    train(folder, 2)
     return folder / "run"
 
 
@@ -69,7 +77,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(whole: Path, half: Path, t
     came_from = "step-000001" if damaged else "step-000002"
     assert json.loads((folder / "checkpoints" / came_from / "sampler.json").read_text())["waiting"]
 
-    output = train(tmp_path, "run", 4, "--resume", "auto")
+    output = train(tmp_path, 4, "--resume", "auto")
 
     assert ("step-000002 is damaged" in output) == damaged
     assert f"going on after step {1 if damaged else 2}, from {folder}/checkpoints/{came_from}" in output
@@ -82,3 +90,40 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(whole: Path, half: Path, t
         assert summaries[0][key] == summaries[1][key]
     assert {p.suffix for p in (folder / "checkpoints" / "step-000004").iterdir()} == {".json", ".safetensors"}
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step-000003", "step-000004"]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_nothing_behind(
+    whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It comes in the middle of a step, whose groups are given up and sampled again by the run that goes on."""
+    command = [sys.executable, "launch/train.py", *settings(tmp_path, 4)]
+    # A session of its own, as a terminal gives: Ctrl-C goes to every process of it.
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    steps = tmp_path / "run" / "metrics.jsonl"
+    while not steps.exists() or len(steps.read_text().splitlines()) < 2:
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+    started = psutil.Process(running.pid).children(recursive=True)
+    assert any("EngineCore" in title(process) for process in started)
+    os.killpg(running.pid, number) if number == signal.SIGINT else running.send_signal(number)
+    output, errors = running.communicate(timeout=120)
+
+    assert running.returncode == 128 + number, output + errors
+    step = int((tmp_path / "run" / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
+    assert 2 <= step < 4
+    assert f"step {step} is in {tmp_path}/run/checkpoints: go on with --resume {tmp_path}/run" in errors
+    _, left = psutil.wait_procs(started, timeout=20)
+    assert [title(process) for process in left] == []
+    if number == signal.SIGTERM:
+        train(tmp_path, 4, "--resume", "auto")
+        assert metrics(tmp_path / "run") == metrics(whole)
+        adapter = "adapter/adapter_model.safetensors"
+        assert (tmp_path / "run" / adapter).read_bytes() == (whole / adapter).read_bytes()
+
+
+def title(process: psutil.Process) -> str:
+    return " ".join(process.cmdline()) or process.name()
