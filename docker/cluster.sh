@@ -15,7 +15,7 @@ set_of() { # the value of a setting: the environment's, else that of .env
 }
 
 up() {
-    local runs token=secrets/ray_token expected deadline=$((SECONDS + 300)) joined=0
+    local runs token=secrets/ray_token expected deadline joined=0
     runs=$(set_of RUNS)
     mkdir -p secrets "$runs"
     [ -s $token ] || (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >$token)
@@ -26,6 +26,7 @@ up() {
     "${compose[@]}" build head
     "${compose[@]}" up -d
     echo "waiting for $expected nodes"
+    deadline=$((SECONDS + 300))
     while [ "$joined" -lt "$expected" ]; do
         if [ $SECONDS -gt $deadline ]; then
             echo "error: $joined of $expected nodes joined in 300 s; see ${compose[*]} -f docker/docker-compose.yml logs" >&2
@@ -33,7 +34,7 @@ up() {
         fi
         sleep 2
         joined=$("${compose[@]}" exec -T head ray list nodes --filter state=ALIVE --format json 2>/dev/null |
-            grep -c '"node_id"' || true)
+            grep -o '"node_id"' | wc -l || true)
     done
     "${compose[@]}" exec -T head ray status
     echo "dashboard: http://127.0.0.1:8265   tensorboard: http://127.0.0.1:6006   token: docker/$token"
