@@ -2,10 +2,10 @@
 PY := .venv/bin/python
 CONFIG ?= launch/configs/tiny-cpu.yaml
 
-.PHONY: help train test lint bench bench-sync bench-algorithm setup setup-dev clean
+.PHONY: help train test lint bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup:  ## install the pinned CPU set into .venv
 	@requirements/install.sh
@@ -32,6 +32,17 @@ bench-sync: setup  ## bytes and seconds of a sync for the adapter of a 1.7 B mod
 
 bench-algorithm: setup-dev  ## GRPO, DAPO and adaptive variants at equal cost on the embedded task (an hour)
 	$(PY) tests/benchmarks/algorithm.py $(ARGS)
+
+cluster-up:  ## a Ray cluster in containers: a head, rollout workers, a learner; settings are in docker/.env
+	@docker/cluster.sh up
+
+cluster-train: setup  ## the same as train, as a job on that cluster
+	RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token .venv/bin/ray job submit \
+		--address http://127.0.0.1:8265 --working-dir . -- python launch/train.py --config $(CONFIG) \
+		run.folder=/runs run.ray_address=auto rollout.actors=2 $(ARGS)
+
+cluster-down:  ## stop that cluster; runs stay
+	@docker/cluster.sh down
 
 clean:  ## remove .venv and caches; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,32 +1,34 @@
 #!/usr/bin/env bash
 # Sets up .venv for CPUs: requirements/install.sh [dev]. A second run with the same pins installs nothing.
+# VENV names another folder; without the code beside it (docker/Dockerfile), only what the code needs is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 sets=(cpu ${1:+"$1"})
-bin=.venv/bin
+venv=${VENV:-.venv}
+bin=$venv/bin
 torch=$(sed -n 's/^cpu = \["\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-[ -x $bin/pip ] || "${PYTHON:-python3}" -m venv .venv
+[ -x "$bin/pip" ] || "${PYTHON:-python3}" -m venv "$venv"
 
 install_torch() {
     # The CPU build: from where pip is configured to look, else from PyTorch's own index, which uv knows.
-    $bin/pip install -q --no-deps "$torch+cpu" 2>/dev/null && return
-    $bin/pip install -q uv
-    VIRTUAL_ENV=.venv $bin/uv pip install -q --no-deps --torch-backend=cpu "$torch"
+    "$bin/pip" install -q --no-deps "$torch+cpu" 2>/dev/null && return
+    "$bin/pip" install -q uv
+    VIRTUAL_ENV=$venv "$bin/uv" pip install -q --no-deps --torch-backend=cpu "$torch"
 }
 
 for set in "${sets[@]}"; do
-    stamp=.venv/installed-$set
+    stamp=$venv/installed-$set
     wanted=$(cat pyproject.toml requirements/"$set".txt | sha256sum)
     [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && continue
-    echo "installing the $set set into .venv"
+    echo "installing the $set set into $venv"
     if [ "$set" = cpu ]; then
         install_torch
         # The list is complete, so pip need not resolve it; resolving would bring torchvision back.
-        $bin/pip install -q --no-deps -r requirements/cpu.txt
-        $bin/pip install -q --no-deps --no-build-isolation -e .
+        "$bin/pip" install -q --no-deps -r requirements/cpu.txt
+        [ ! -d adagrpo_ray ] || "$bin/pip" install -q --no-deps --no-build-isolation -e .
     else
-        $bin/pip install -q --no-deps -r requirements/"$set".txt
+        "$bin/pip" install -q --no-deps -r requirements/"$set".txt
     fi
     echo "$wanted" >"$stamp"
 done

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# The cluster of docker-compose.yml: docker/cluster.sh up|down. `up` ends when all workers have joined.
+set -euo pipefail
+cd "$(dirname "$0")"
+compose=(docker compose)
+docker compose version >/dev/null 2>&1 || compose=(docker-compose)
+
+# Files of runs belong to who starts the cluster. No container runs as root: for root they belong to user 1000.
+CLUSTER_UID=${CLUSTER_UID:-$(id -u)} CLUSTER_GID=${CLUSTER_GID:-$(id -g)}
+[ "$CLUSTER_UID" != 0 ] || CLUSTER_UID=1000 CLUSTER_GID=1000
+export CLUSTER_UID CLUSTER_GID
+
+set_of() { # the value of a setting: the environment's, else that of .env
+    echo "${!1:-$(sed -n "s/^$1=//p" .env)}"
+}
+
+up() {
+    local runs token=secrets/ray_token expected deadline joined=0
+    runs=$(set_of RUNS)
+    mkdir -p secrets "$runs"
+    [ -s $token ] || (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >$token)
+    chown "$CLUSTER_UID:$CLUSTER_GID" $token "$runs"
+    expected=3 # with the head: on GPUs one worker of each role
+    [ "$(set_of COMPOSE_PROFILES)" = gpu ] || expected=$((1 + $(set_of ROLLOUTS) + $(set_of LEARNERS)))
+
+    "${compose[@]}" build head
+    "${compose[@]}" up -d
+    echo "waiting for $expected nodes"
+    deadline=$((SECONDS + 300))
+    while [ "$joined" -lt "$expected" ]; do
+        if [ $SECONDS -gt $deadline ]; then
+            echo "error: $joined of $expected nodes joined in 300 s; see ${compose[*]} -f docker/docker-compose.yml logs" >&2
+            exit 1
+        fi
+        sleep 2
+        joined=$("${compose[@]}" exec -T head ray list nodes --filter state=ALIVE --format json 2>/dev/null |
+            grep -o '"node_id"' | wc -l || true)
+    done
+    "${compose[@]}" exec -T head ray status
+    echo "dashboard: http://127.0.0.1:8265   tensorboard: http://127.0.0.1:6006   token: docker/$token"
+}
+
+case ${1:-} in
+up) up ;;
+down) "${compose[@]}" down --volumes --remove-orphans ;;
+*) echo "usage: $0 up|down" >&2 && exit 2 ;;
+esac
