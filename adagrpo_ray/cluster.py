@@ -43,6 +43,7 @@ def connect(config: Config) -> Iterator[Placement]:
         hardware = local_hardware()
         placement = place(config, hardware, ours=True)
         _init(
+            address="local",  # or Ray would join a cluster that it finds running on this machine
             # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
             num_cpus=max(int(hardware.cpus), math.ceil(placement.cpus)),
             num_gpus=int(hardware.gpus),

@@ -136,6 +136,7 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             await until(lambda: engine not in engines())
             assert sum("another one starts" in notice for notice in fleet.notices()) == 2
 
+            await until(lambda: len(fleet.pool.members) == 2)
             drawing = asyncio.create_task(draw(fleet, requests))  # and all that are left, when no more may start
             await until(lambda: any(m.outstanding for m in fleet.pool.members))
             for engine in engines():
