@@ -15,15 +15,21 @@ from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary,
 from adagrpo_ray.placement import Placement
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
+from adagrpo_ray.storage import join
 
 
-def train(config: Config, inputs: Inputs, folder: Path, observer: Observer, past: Past | None = None) -> Summary:
-    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `folder`/adapter."""
+def train(
+    config: Config, inputs: Inputs, folder: Path, observer: Observer, past: Past | None = None, home: str | None = None
+) -> Summary:
+    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `home`/adapter.
+
+    `folder` is where `observer` writes, `home` the path or URL where the learners do: `folder` too unless given.
+    """
     with connect(config) as placement:
         config = settled(config, placement)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs) as running:
-            return train_on(running, config, folder, observer, past)
+            return train_on(running, config, folder, observer, past, home)
 
 
 def _where(config: Config, placement: Placement) -> str:
@@ -32,8 +38,11 @@ def _where(config: Config, placement: Placement) -> str:
     return ", ".join([*placement.describe().splitlines(), *([turns] if placement.shared else [])])
 
 
-def train_on(running: Actors, config: Config, folder: Path, observer: Observer, past: Past | None = None) -> Summary:
+def train_on(
+    running: Actors, config: Config, folder: Path, observer: Observer, past: Past | None = None, home: str | None = None
+) -> Summary:
     """The steps and measurements of `train`, on actors that are ready to begin."""
+    home = home or str(folder)
     records, before, last = _begin(running, config, observer, past)
     for step in range(len(records) + 1, config.run.steps + 1):
         records.append(_step(running, config, step))
@@ -43,10 +52,10 @@ def train_on(running: Actors, config: Config, folder: Path, observer: Observer, 
             last = _evaluate(running, config, observer, "after" if ends else f"step {step}", step)
         if ends or _due(config.checkpoint.every, step):
             progress = progress_of(config, folder, records)
-            get([learner.save_checkpoint.remote(str(folder / FOLDER), progress) for learner in running.learners])
-    adapter = folder / "adapter"
-    get([learner.save_adapter.remote(str(adapter)) for learner in running.learners])
-    summary = summarize(records, before, last, name=folder.name, folder=folder, adapter=adapter)
+            get([learner.save_checkpoint.remote(join(home, FOLDER), progress) for learner in running.learners])
+    adapter = join(home, "adapter")
+    get([learner.save_adapter.remote(adapter) for learner in running.learners])
+    summary = summarize(records, before, last, name=folder.name, folder=home, adapter=adapter)
     observer.summary(summary)
     return summary
 
@@ -59,7 +68,7 @@ def _begin(
         get([learner.sync.remote(0) for learner in running.learners])
         before = _evaluate(running, config, observer, "before", 0)
         return [], before, before
-    get([learner.load_checkpoint.remote(str(past.checkpoint)) for learner in running.learners])
+    get([learner.load_checkpoint.remote(past.source) for learner in running.learners])
     get([learner.sync.remote(past.mark.step) for learner in running.learners])
     measured = past.evaluations or (None,)
     return list(past.records), measured[0], measured[-1]

@@ -13,7 +13,7 @@ from test_end_to_end import launch
 TIMES = ("seconds", "seconds_by_phase")
 
 
-def train(folder: Path, name: str, steps: int, *options: str) -> str:
+def train(folder: Path | str, name: str, steps: int, *options: str) -> str:
     """A run that leaves groups waiting between its steps; its output.
 
     Sequences are decoded one at a time, since what is decoded beside a sequence changes its last bits.

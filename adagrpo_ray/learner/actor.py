@@ -6,7 +6,6 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +15,7 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
-from adagrpo_ray.learner import checkpoint
+from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.batch import training_samples
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine, TrainReport
@@ -28,6 +27,7 @@ from adagrpo_ray.learner.snapshot import from_plain, to_plain
 from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.storage import outgoing
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ class LearnerActor:
         """Write the adapter in PEFT's layout; every rank helps to gather it, rank 0 writes."""
         tensors = self._engine.adapter()
         if self._rank == 0:
-            self._engine.save_adapter(folder, tensors)
+            with outgoing(folder) as local:
+                self._engine.save_adapter(str(local), tensors)
 
     def save_checkpoint(self, folder: str, progress: checkpoint.Progress) -> None:
         """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes."""
@@ -172,11 +173,11 @@ class LearnerActor:
             "sampler.json": sampler,
             checkpoint.STATE: state,
         }
-        checkpoint.save(Path(folder), progress.step, contents, self._config.checkpoint.keep_last)
+        kept.save(folder, progress.step, contents, self._config.checkpoint.keep_last)
 
     def load_checkpoint(self, path: str) -> None:
         """Go on from the checkpoint at `path`, which every rank reads."""
-        files = checkpoint.load(Path(path))
+        files = kept.load(path)
         state = files[checkpoint.STATE]
         self._engine.restore(
             EngineState(
