@@ -6,6 +6,7 @@ object. Credentials are what the URL's fsspec package finds in the environment.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -214,7 +215,9 @@ def _tried(action: Callable[[], T], what: str) -> T:
 
 
 def _why(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error).strip() or repr(error)).splitlines()[0]
+    """The first line of what the error says, without queries of URLs: a signed one is a credential."""
+    said = getattr(error, "strerror", None) or str(error).strip() or repr(error)
+    return re.sub(r"\?[^\s'\"]+=[^\s'\"]*", "?...", said.splitlines()[0])
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     system.rm("runs-of-tests", recursive=True)
 
 
-def fail(monkeypatch: pytest.MonkeyPatch, part: str, times: int) -> None:
+def fail(monkeypatch: pytest.MonkeyPatch, part: str, times: int, why: str = "the network is down") -> None:
     """Let the next `times` uploads fail whose name has `part`."""
     import s3fs
 
@@ -69,7 +69,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, part: str, times: int) -> None:
         if method == "put_object" and part in Key:
             tried.append(Key)
             if len(tried) <= times:
-                raise OSError("the network is down")
+                raise OSError(why)
         return await real(self, method, *args, **({"Key": Key} if Key else {}), **kwargs)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
@@ -135,6 +135,12 @@ def test_credentials_are_looked_for_in_the_environment_and_never_shown(
     with pytest.raises(ConfigError, match="leave them to the environment") as caught:
         storage.probe("s3://me:secret@bucket/run")
     assert "secret" not in str(caught.value)
+    fail(monkeypatch, "probe", times=3, why="no answer from 'https://host/bucket?sig=secret&x=1'")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(ConfigError, match=r"no answer from 'https://host/bucket\?\.\.\.'"):
+        storage.probe(f"{bucket}/run")
 
 
 def test_a_server_that_is_not_there_is_found_at_the_start(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,10 +68,13 @@ class MirroredWriter(RunWriter):
         try:
             self._push()
         except ResourceError as error:
-            self._tell(f"{error}; what is written so far is in {self.folder}")
+            self._tell(str(error))
 
     def _push(self) -> None:
         for name, stamp in storage.stamps(self.folder).items():
             if self._pushed.get(name) != stamp:
-                storage.push(self.folder, self.home, [name])
+                try:
+                    storage.push(self.folder, self.home, [name])
+                except ResourceError as error:
+                    raise ResourceError(f"{error}; what was written so far is in {self.folder}") from error
                 self._pushed[name] = stamp
