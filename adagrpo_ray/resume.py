@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adagrpo_ray import storage
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import CheckpointError, ConfigError
-from adagrpo_ray.learner import checkpoint
+from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError
+from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.checkpoint import Progress
 from adagrpo_ray.observe import EvaluationRecord, RunWriter, StepRecord, retries
-from adagrpo_ray.observe.history import Mark, sizes
+from adagrpo_ray.observe.history import EVALUATIONS, METRICS, Mark, sizes
+from adagrpo_ray.observe.mirror import MirroredWriter
 
 AUTO = "auto"
 FOLDER = "checkpoints"
@@ -22,18 +25,30 @@ FOLDER = "checkpoints"
 
 @dataclass(frozen=True)
 class Past:
-    """What a run has behind it: `folder` up to `mark`; no `checkpoint` where it died before its first."""
+    """What a run has behind it: `folder` up to `mark`; no `checkpoint` where it died before its first.
+
+    Of a run at a URL, which is `home`, `folder` is the copy on this machine.
+    """
 
     folder: Path
     mark: Mark
     checkpoint: Path | None = None
     records: tuple[StepRecord, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
+    home: str | None = None
 
-    def writer(self, config: Config) -> RunWriter:
+    @property
+    def source(self) -> str:
+        """Where each rank reads the checkpoint: a path or a URL."""
+        assert self.checkpoint is not None
+        return storage.join(self.home, FOLDER, self.checkpoint.name) if self.home else str(self.checkpoint)
+
+    def writer(self, config: Config, tell: Callable[[str], None]) -> RunWriter:
         """The run folder, taken back to the mark: what was written after it is gone, and made again."""
-        if self.checkpoint is not None:
-            checkpoint.set_latest(self.checkpoint)  # first: no checkpoint may count whose lines are gone
+        if self.checkpoint is not None:  # first: no checkpoint may count whose lines are gone
+            kept.set_latest(self.source) if self.home else checkpoint.set_latest(self.checkpoint)
+        if self.home:
+            return MirroredWriter(self.folder, as_yaml(config), self.home, tell, self.mark)
         return RunWriter(self.folder, as_yaml(config), self.mark)
 
 
@@ -43,10 +58,27 @@ def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:
     Tells which checkpoint it takes and which it passes over. Raises CheckpointError where there is no good one,
     ConfigError where the settings are not those of the run.
     """
-    folder, path = _auto(config, tell) if where == AUTO else _given(Path(where).resolve(), tell)
-    if path is None:
-        tell(f"no checkpoint in {folder}: beginning with the first step")
-        return Past(folder, Mark(-1, {}))
+    auto = where == AUTO
+    place = _of_name(config) if auto else storage.plain(where).rstrip("/")
+    if storage.is_url(place):
+        return _find_remote(place, auto, config, tell)
+    path = Path(place) if auto else Path(place).resolve()
+    return _find(path, auto, config, tell, checkpoint.check)
+
+
+def _find(place: Path, auto: bool, config: Config, tell: Callable[[str], None], verify: Callable[[Path], None]) -> Past:
+    """`find_past` on this machine's disk; `verify` raises CheckpointError for a checkpoint that is not good."""
+    if checkpoint.is_checkpoint(place) and not auto:
+        verify(place)
+        folder, path = place.parents[1], place
+    else:
+        folder, found = place, checkpoint.newest(place / FOLDER, tell, verify)
+        if found is None and not auto:
+            raise CheckpointError(f"{place} has no {FOLDER}; give --resume a run folder or a checkpoint's folder")
+        if found is None:
+            tell(f"no checkpoint in {folder}: beginning with the first step")
+            return Past(folder, Mark(-1, {}))
+        path = found
     progress = checkpoint.progress(path)
     check_fixed(config, progress.settings)
     if progress.step > config.run.steps:
@@ -55,6 +87,34 @@ def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:
     records, evaluations = mark.read(folder)
     tell(f"going on after step {progress.step}, from {path}")
     return Past(folder, mark, path, tuple(records), tuple(evaluations))
+
+
+def _find_remote(place: str, auto: bool, config: Config, tell: Callable[[str], None]) -> Past:
+    """`find_past` at a URL: what it needs is copied here, checkpoints one at a time, and looked at here."""
+    home, name = place, ""
+    if checkpoint.is_checkpoint(Path(place)) and not auto:
+        home, _, name = place.rsplit("/", 2)
+    folder = storage.fresh(home)
+    storage.pull(home, folder, sorted({METRICS, EVALUATIONS} & storage.files(home)))
+    kept.outline(storage.join(home, FOLDER), folder / FOLDER)
+
+    def verify(path: Path) -> None:
+        kept.fetch(storage.join(home, FOLDER, path.name), path)
+        checkpoint.check(path)
+        progress = checkpoint.progress(path)
+        Mark(progress.step, progress.sizes).read(folder)  # lines of a step may not have come through
+
+    def named(text: str) -> str:
+        return text.replace(str(folder), home)
+
+    try:
+        local = folder / FOLDER / name if name else folder
+        past = _find(local, auto, config, lambda text: tell(named(text)), verify)
+    except AdaGRPOError as error:
+        raise type(error)(named(str(error))) from error
+    finally:
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    return replace(past, home=home)
 
 
 def progress_of(config: Config, folder: Path, records: Sequence[StepRecord]) -> Progress:
@@ -68,18 +128,7 @@ def progress_of(config: Config, folder: Path, records: Sequence[StepRecord]) -> 
     )
 
 
-def _auto(config: Config, tell: Callable[[str], None]) -> tuple[Path, Path | None]:
+def _of_name(config: Config) -> str:
     if config.run.name is None:
         raise ConfigError("--resume auto goes on with the run of run.name, which is not set; set it, or give a folder")
-    folder = Path(config.run.folder) / config.run.name
-    return folder, checkpoint.newest(folder / FOLDER, tell)
-
-
-def _given(path: Path, tell: Callable[[str], None]) -> tuple[Path, Path]:
-    if checkpoint.is_checkpoint(path):
-        checkpoint.check(path)
-        return path.parents[1], path
-    found = checkpoint.newest(path / FOLDER, tell)
-    if found is None:
-        raise CheckpointError(f"{path} has no {FOLDER}; give --resume a run folder or a checkpoint's folder")
-    return path, found
+    return storage.join(config.run.folder, config.run.name)

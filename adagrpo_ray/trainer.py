@@ -19,6 +19,7 @@ from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary,
 from adagrpo_ray.placement import Placement
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
+from adagrpo_ray.storage import join
 
 
 def train(
@@ -28,16 +29,18 @@ def train(
     observer: Observer,
     past: Past | None = None,
     stop: Event | None = None,
+    home: str | None = None,
 ) -> Summary:
-    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `folder`/adapter.
+    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `home`/adapter.
 
+    `folder` is where `observer` writes, `home` the path or URL where the learners do: `folder` too unless given.
     Raises StoppedError soon after `stop` is set, with a checkpoint of the last finished step.
     """
     with connect(config) as placement:
         config = settled(config, placement)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:
-            return train_on(running, config, folder, observer, past, stop)
+            return train_on(running, config, folder, observer, past, stop, home)
 
 
 def _where(config: Config, placement: Placement) -> str:
@@ -53,9 +56,10 @@ def train_on(
     observer: Observer,
     past: Past | None = None,
     stop: Event | None = None,
+    home: str | None = None,
 ) -> Summary:
     """The steps and measurements of `train`, on actors that are ready to begin."""
-    run = _Run(running, config, folder, observer, stop or Event())
+    run = _Run(running, config, folder, observer, stop or Event(), home or str(folder))
     try:
         return run.finish(past)
     except (StoppedError, RolloutError) as error:
@@ -66,8 +70,10 @@ def train_on(
 class _Run:
     """One run on its actors, with what it has measured so far."""
 
-    def __init__(self, running: Actors, config: Config, folder: Path, observer: Observer, stop: Event) -> None:
-        self._learners, self._config, self._folder = running.learners, config, folder
+    def __init__(
+        self, running: Actors, config: Config, folder: Path, observer: Observer, stop: Event, home: str
+    ) -> None:
+        self._learners, self._config, self._folder, self._home = running.learners, config, folder, home
         self._observer, self._stop = observer, stop
         self._records: list[StepRecord] = []
         self._saved = 0  # the step of the newest checkpoint
@@ -84,9 +90,9 @@ class _Run:
                 last = self._evaluate("after" if ends else f"step {step}", step)
             if ends or _due(config.checkpoint.every, step):
                 self._save_checkpoint()
-        adapter = self._folder / "adapter"
-        self._on_all("save_adapter", str(adapter))
-        summary = summarize(self._records, before, last, name=self._folder.name, folder=self._folder, adapter=adapter)
+        adapter = join(self._home, "adapter")
+        self._on_all("save_adapter", adapter)
+        summary = summarize(self._records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
         observer.summary(summary)
         return summary
 
@@ -97,7 +103,7 @@ class _Run:
             return "no step was finished, so there is nothing to keep"
         if self._saved < self._records[-1].step:
             self._save_checkpoint()
-        return f"step {self._saved} is in {self._folder / FOLDER}: go on with --resume {self._folder}"
+        return f"step {self._saved} is in {join(self._home, FOLDER)}: go on with --resume {self._home}"
 
     def _begin(self, past: Past | None) -> tuple[EvaluationRecord | None, EvaluationRecord | None]:
         """Bring all actors to where the run begins or goes on; its first and last measurement so far."""
@@ -105,7 +111,7 @@ class _Run:
             self._on_all("sync", 0)
             before = self._evaluate("before", 0)
             return before, before
-        self._on_all("load_checkpoint", str(past.checkpoint))
+        self._on_all("load_checkpoint", past.source)
         self._on_all("sync", past.mark.step)
         self._records, self._saved = list(past.records), past.mark.step
         measured = past.evaluations or (None,)
@@ -154,7 +160,7 @@ class _Run:
 
     def _save_checkpoint(self) -> None:
         progress = progress_of(self._config, self._folder, self._records)
-        self._on_all("save_checkpoint", str(self._folder / FOLDER), progress)
+        self._on_all("save_checkpoint", join(self._home, FOLDER), progress)
         self._saved = progress.step
 
     def _on_all(self, method: str, *arguments: Any) -> Any:

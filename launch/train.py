@@ -35,9 +35,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="show settings and placement, start nothing")
     parser.add_argument(
         "--resume",
-        metavar="auto|PATH",
+        metavar="auto|FOLDER",
         help="go on from the newest good checkpoint of run.name ('auto'; from the start where there is none), "
-        "of a run folder, or from one checkpoint's folder",
+        "of a run folder, or from one checkpoint's folder, each a path or a URL",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
     return parser.parse_args(arguments)
@@ -93,22 +93,26 @@ class Stop(Event):
 
 def run(config: Config, name: str, resume: str | None, stop: Stop) -> None:
     from adagrpo_ray.jobs import check_job_folder, job_id
-    from adagrpo_ray.observe import Console, Observers, RunWriter
+    from adagrpo_ray.observe import Console, Observers
+    from adagrpo_ray.observe.mirror import open_run
     from adagrpo_ray.preflight import check
     from adagrpo_ray.resume import find_past
+    from adagrpo_ray.storage import join
     from adagrpo_ray.trainer import train
 
     with Console(config.run.steps) as console:
-        config = check_job_folder(config, console.phase)
-        past = None if resume is None else find_past(resume, config, console.phase)
-        console.phase("checking model, data and rewards")
+        tell = console.phase
+        config = check_job_folder(config, tell)
+        past = None if resume is None else find_past(resume, config, tell)
+        tell("checking model, data and rewards")
         inputs = check(config)
         prompts = inputs.prompts
         dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
-        console.phase(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
-        folder = Path(config.run.folder) / (config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        with past.writer(config) if past else RunWriter(folder, as_yaml(config)) as writer, stop.on_signals():
-            train(config, inputs, writer.folder, Observers(writer, console), past, stop)
+        tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
+        home = join(config.run.folder, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        writing = past.writer(config, tell) if past else open_run(home, as_yaml(config), tell)
+        with writing as writer, stop.on_signals():
+            train(config, inputs, writer.folder, Observers(writer, console), past, stop, writer.home)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

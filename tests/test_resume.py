@@ -19,7 +19,7 @@ from test_end_to_end import launch
 TIMES = ("seconds", "seconds_by_phase")
 
 
-def settings(folder: Path, steps: int) -> list[str]:
+def settings(folder: Path | str, steps: int) -> list[str]:
     """Of a run that leaves groups waiting between its steps.
 
     Sequences are decoded one at a time, since what is decoded beside a sequence changes its last bits.
@@ -36,7 +36,7 @@ def settings(folder: Path, steps: int) -> list[str]:
     ]
 
 
-def train(folder: Path, steps: int, *options: str) -> str:
+def train(folder: Path | str, steps: int, *options: str) -> str:
     """A run to its end; its output."""
     config = ("--config", "launch/configs/tiny-cpu.yaml")
     ended = launch(*config, *options, *settings(folder, steps), "checkpoint.every=1")

@@ -16,7 +16,9 @@ class RunSettings(Section):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run; null: config name and time"
     )
-    folder: str = Field("runs", min_length=1, description="where run folders are made")
+    folder: str = Field(
+        "runs", min_length=1, description="where run folders are made: a path, or a URL as in s3://bucket/runs"
+    )
     steps: PositiveInt = Field(100, description="training steps")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of data order, sampling and initial LoRA weights")
     ray_address: str | None = Field(

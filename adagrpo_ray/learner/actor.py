@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,7 +14,7 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
-from adagrpo_ray.learner import checkpoint
+from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.batch import training_samples
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine, TrainReport
@@ -29,6 +28,7 @@ from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
 from adagrpo_ray.placement import Placement
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.fleet import Fleet
+from adagrpo_ray.storage import outgoing
 
 POLL_S = 1.0
 """How long `collect` and `evaluate` keep their caller waiting: so often can it tell that it wants to stop."""
@@ -198,7 +198,8 @@ class LearnerActor:
         """Write the adapter in PEFT's layout; every rank helps to gather it, rank 0 writes."""
         tensors = self._engine.adapter()
         if self._rank == 0:
-            self._engine.save_adapter(folder, tensors)
+            with outgoing(folder) as local:
+                self._engine.save_adapter(str(local), tensors)
 
     def save_checkpoint(self, folder: str, progress: checkpoint.Progress) -> None:
         """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes."""
@@ -215,11 +216,11 @@ class LearnerActor:
             "sampler.json": sampler,
             checkpoint.STATE: state,
         }
-        checkpoint.save(Path(folder), progress.step, contents, self._config.checkpoint.keep_last)
+        kept.save(folder, progress.step, contents, self._config.checkpoint.keep_last)
 
     def load_checkpoint(self, path: str) -> None:
         """Go on from the checkpoint at `path`, which every rank reads."""
-        files = checkpoint.load(Path(path))
+        files = kept.load(path)
         state = files[checkpoint.STATE]
         self._engine.restore(
             EngineState(

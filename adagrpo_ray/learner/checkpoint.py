@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,15 +87,16 @@ def progress(path: Path) -> Progress:
         raise CheckpointError(f"cannot read {path / STATE} ({error!r}); resume from another checkpoint") from error
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> Path | None:
+def newest(folder: Path, tell: Callable[[str], None], verify: Callable[[Path], None] | None = None) -> Path | None:
     """The newest good checkpoint in `folder`, None where there is none of any kind.
 
-    Says of each damaged one that it is passed over; CheckpointError where no good one is left.
+    `verify` raises CheckpointError for one that is not good, as `check` does. Says of each such one that it is passed
+    over; CheckpointError where no good one is left.
     """
     paths = _upto(folder, _latest(folder))
     for path in paths:
         try:
-            check(path)
+            (verify or check)(path)
             return path
         except CheckpointError as error:
             tell(f"passed over: {error}")
@@ -147,16 +148,19 @@ def _latest(folder: Path) -> str:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Everything in `folder` that is named like a checkpoint, newest first."""
-    there = [path for path in folder.glob("step-*") if is_checkpoint(path)]
-    return sorted(there, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    """Everything in `folder` that is named like a checkpoint."""
+    return [path for path in folder.glob("step-*") if is_checkpoint(path)]
 
 
 def _upto(folder: Path, name: str) -> list[Path]:
     """The checkpoints in `folder` from the one of that name on to older ones; all where it is not there."""
-    there = _all(folder)
-    names = [path.name for path in there]
-    return there[names.index(name) :] if name in names else there
+    return [folder / other for other in upto((path.name for path in _all(folder)), name)]
+
+
+def upto(names: Iterable[str], name: str) -> list[str]:
+    """Names of checkpoints from `name` on to older ones; all, newest first, where it is none of them."""
+    ordered = sorted(names, key=lambda name: int(name.partition("-")[2]), reverse=True)
+    return ordered[ordered.index(name) :] if name in ordered else ordered
 
 
 def _checksums(folder: Path) -> bytes:

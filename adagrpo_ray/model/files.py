@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adagrpo_ray.cache import cache_folder
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.tiny import cache_folder
 
 
 @dataclass(frozen=True)

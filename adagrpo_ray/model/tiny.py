@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adagrpo_ray.cache import cache_folder
 from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSettings
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
@@ -55,11 +55,6 @@ def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, rec
 def tiny_folder(arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None) -> Path:
     """Where the tiny model for these settings is, or would be."""
     return cache_folder() / f"tiny-{_recipe_hash(arithmetic, format, recipe or Recipe())}"
-
-
-def cache_folder() -> Path:
-    """Where built models are kept: adagrpo_ray in $XDG_CACHE_HOME, else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adagrpo_ray"
 
 
 def _recipe_hash(arithmetic: ArithmeticSettings, markers: FormatSettings, recipe: Recipe) -> str:

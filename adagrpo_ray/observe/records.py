@@ -158,8 +158,8 @@ class Summary(Record):
     flat_after_by_level: Mapping[str, float]
     resamples_by_interval: tuple[Interval, ...]
     name: str
-    folder: Path
-    adapter: Path
+    folder: Path | str
+    adapter: Path | str
 
 
 def summarize(
@@ -168,8 +168,8 @@ def summarize(
     after: EvaluationRecord | None,
     *,
     name: str,
-    folder: Path,
-    adapter: Path,
+    folder: Path | str,
+    adapter: Path | str,
 ) -> Summary:
     """The sum of a run's steps, in at most ten intervals; accuracies that were not measured are NaN."""
     length = max(1, math.ceil(len(records) / 10))

@@ -31,7 +31,7 @@ class RunWriter(Observer):
 
         ConfigError where a new one holds something already, ResourceError where it cannot be written.
         """
-        self.folder = folder
+        self.folder, self.home = folder, str(folder)  # where it is written, and where it is kept
         with _writing(folder):
             if mark is None:
                 self._begin(config)
@@ -82,14 +82,14 @@ class RunWriter(Observer):
 
     def _begin(self, config: str) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and _is_empty(self.folder)):
-            raise _taken(self.folder)
+            raise taken(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             # Exclusive: of two runs that start under one name at the same time, one is refused.
             with (self.folder / "config.yaml").open("x", encoding="utf-8") as file:
                 file.write(config)
         except FileExistsError:
-            raise _taken(self.folder) from None
+            raise taken(self.folder) from None
 
     def _append(self, name: str, record: Mapping[str, object]) -> None:
         path = self.folder / name
@@ -107,9 +107,10 @@ def _is_empty(folder: Path) -> bool:
     return next(folder.iterdir(), None) is None
 
 
-def _taken(folder: Path) -> ConfigError:
+def taken(folder: Path | str) -> ConfigError:
+    """What to say of a run folder that another run has."""
     return ConfigError(
-        f"run.name={folder.name!r}: {folder} is there already and not empty; "
+        f"run.name={str(folder).rpartition('/')[2]!r}: {folder} is there already and not empty; "
         "choose another run.name, or move that folder away"
     )
 

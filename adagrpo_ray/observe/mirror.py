@@ -1,0 +1,80 @@
+"""The run folder at a URL: written on this machine, and copied there as it grows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from adagrpo_ray import storage
+from adagrpo_ray.errors import ResourceError
+from adagrpo_ray.observe.history import Mark
+from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.observe.writer import RunWriter, taken
+
+
+def open_run(home: str, config: str, tell: Callable[[str], None]) -> RunWriter:
+    """The writer of a new run in `home`, a path or a URL, which has to be empty and is found to be writable."""
+    if not storage.is_url(home):
+        return RunWriter(Path(storage.plain(home)), config)
+    if storage.files(home):
+        raise taken(home)
+    return MirroredWriter(storage.fresh(home), config, home, tell)
+
+
+class MirroredWriter(RunWriter):
+    """Copies every file that changed to `home` after each step; the local folder is gone when all is there.
+
+    Where that fails the run goes on and the next step tries again; the last copy has to succeed.
+    """
+
+    def __init__(
+        self, folder: Path, config: str, home: str, tell: Callable[[str], None], mark: Mark | None = None
+    ) -> None:
+        """Begin in the empty local `folder`, or go on at `mark`; ConfigError where `home` cannot be written."""
+        storage.probe(home)
+        super().__init__(folder, config, mark)
+        self.home, self._tell = home, tell
+        self._pushed: dict[str, tuple[int, int]] = {}  # as they were when they were copied last
+        self._push()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if error is not None:
+            self._try_to_push()  # that error is what has to be heard
+            return
+        self._push()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def step(self, record: StepRecord) -> None:
+        """Keep the step."""
+        super().step(record)
+        self._try_to_push()
+
+    def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        """Keep the measurement."""
+        super().evaluation(label, record)
+        self._try_to_push()
+
+    def summary(self, summary: Summary) -> None:
+        """Keep the summary; ResourceError unless all that was measured is in place then."""
+        super().summary(summary)
+        self._push()
+
+    def _try_to_push(self) -> None:
+        try:
+            self._push()
+        except ResourceError as error:
+            self._tell(str(error))
+
+    def _push(self) -> None:
+        for name, stamp in storage.stamps(self.folder).items():
+            if self._pushed.get(name) != stamp:
+                try:
+                    storage.push(self.folder, self.home, [name])
+                except ResourceError as error:
+                    raise ResourceError(f"{error}; what was written so far is in {self.folder}") from error
+                self._pushed[name] = stamp
