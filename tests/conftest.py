@@ -1,7 +1,22 @@
-"""Settings of all tests."""
+"""Settings of all tests, and what several files share."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from tests.program import train
 
 # The machine is shared: a slow example says nothing about the code.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of four steps that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, 4)
+    return folder / "run"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.program import launch
+
 STEPS = 4
-
-
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "launch/train.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
 MODES: dict[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from test_end_to_end import launch, metrics
+from test_end_to_end import metrics
 
 from adagrpo_ray.adapter import pack
 from adagrpo_ray.config import Config, load_config
@@ -26,6 +26,7 @@ from adagrpo_ray.model.load import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
+from tests.program import launch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,52 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from test_end_to_end import launch
 
-TIMES = ("seconds", "seconds_by_phase")
-
-
-def settings(folder: Path | str, steps: int) -> list[str]:
-    """Of a run that leaves groups waiting between its steps.
-
-    Sequences are decoded one at a time, since what is decoded beside a sequence changes its last bits.
-    """
-    return [
-        f"run.folder={folder}",
-        "run.name=run",
-        f"run.steps={steps}",
-        "data.held_out_prompts=4",
-        "evaluation.samples=1",
-        "algorithm.prompts_per_step=8",
-        "algorithm.resample=deferred",
-        "rollout.max_sequences=1",
-    ]
-
-
-def train(folder: Path | str, steps: int, *options: str) -> str:
-    """A run to its end; its output."""
-    config = ("--config", "launch/configs/tiny-cpu.yaml")
-    ended = launch(*config, *options, *settings(folder, steps), "checkpoint.every=1")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The steps without what a clock measured."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four steps."""
-    folder = tmp_path_factory.mktemp("whole")
-    train(folder, 4)
-    return folder / "run"
+from tests.program import metrics, settings, train
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_resume import metrics, train
 
 from adagrpo_ray import storage
 from adagrpo_ray.cache import cache_folder
@@ -22,6 +21,7 @@ from adagrpo_ray.observe import EvaluationRecord, RunWriter
 from adagrpo_ray.observe.history import sizes
 from adagrpo_ray.observe.mirror import open_run
 from adagrpo_ray.resume import find_past
+from tests.program import metrics, train
 
 RECORD = EvaluationRecord(0, 0.5, {}, samples=2, mean_length=3.0, seconds=1.0)
 
@@ -297,7 +297,7 @@ def test_a_run_without_a_whole_checkpoint_begins_anew(bucket: str, monkeypatch: 
 
 @pytest.mark.timeout(900)
 def test_a_run_in_a_bucket_goes_on_as_one_on_a_disk_that_never_stopped(
-    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:  # the tiny model is where every test finds it
         patch.delenv("XDG_CACHE_HOME")
@@ -308,18 +308,17 @@ def test_a_run_in_a_bucket_goes_on_as_one_on_a_disk_that_never_stopped(
         (tmp_path / "cache" / "adagrpo_ray" / folder.name).symlink_to(folder)
     here = cache_folder()
 
-    train(tmp_path, "whole", 4)
-    train(f"{bucket}/runs", "run", 2)
+    train(f"{bucket}/runs", 2)
     assert not list(here.glob("runs/*/*"))  # no copy is left to go on from
-    output = train(f"{bucket}/runs", "run", 4, "--resume", "auto")
+    output = train(f"{bucket}/runs", 4, "--resume", "auto")
 
     home, back = f"{bucket}/runs/run", tmp_path / "back"
     assert f"going on after step 2, from {home}/checkpoints/step-000002" in " ".join(output.split())
     back.mkdir()
     storage.pull(home, back, sorted(storage.files(home)))
-    assert metrics(back) == metrics(tmp_path / "whole")
+    assert metrics(back) == metrics(whole)
     adapter = "adapter/adapter_model.safetensors"
-    assert (back / adapter).read_bytes() == (tmp_path / "whole" / adapter).read_bytes()
+    assert (back / adapter).read_bytes() == (whole / adapter).read_bytes()
     assert json.loads((back / "summary.json").read_text())["adapter"] == f"{home}/adapter"
     assert sorted(path.name for path in (back / "checkpoints").iterdir()) == ["latest", "step-000003", "step-000004"]
     assert checkpoint.newest(back / "checkpoints", print) == back / "checkpoints" / "step-000004"
