@@ -15,8 +15,9 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import RolloutError, StoppedError
 from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.memory import settled
+from adagrpo_ray.nodes import check_shared
 from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary, summarize
-from adagrpo_ray.placement import Placement
+from adagrpo_ray.placement import Placement, address
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
 from adagrpo_ray.storage import join
@@ -38,6 +39,8 @@ def train(
     """
     with connect(config) as placement:
         config = settled(config, placement)
+        if address(config) is not None:
+            check_shared(config.run.folder)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:
             return train_on(running, config, folder, observer, past, stop, home)

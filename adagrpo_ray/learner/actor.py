@@ -24,6 +24,7 @@ from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler, Collection
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
 from adagrpo_ray.model.files import ModelFiles
+from adagrpo_ray.network import use_node_address
 from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
 from adagrpo_ray.placement import Placement
 from adagrpo_ray.rewards.scorer import RewardScorer
@@ -77,7 +78,7 @@ class LearnerActor:
         """An address and free port of this actor's node, for rank 0 to gather the others at."""
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+            return use_node_address(), int(probe.getsockname()[1])
 
     def open(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
         """Rank 0 asks for the rollout actors; `model` is a list of the reference to ModelFiles. Returns at once."""
@@ -92,6 +93,7 @@ class LearnerActor:
     def start(self, config: Config, rank: int, model: ModelFiles, master: tuple[str, int]) -> None:
         """Load the model and join the other ranks at `master`; returns when all are there."""
         self._config, self._rank = config, rank
+        use_node_address()
         self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
 
     def attach(self, prompts: PromptSets) -> None:

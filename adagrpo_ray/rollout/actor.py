@@ -9,6 +9,7 @@ from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.children import ChildGuard
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.model.files import ModelFiles
+from adagrpo_ray.network import use_node_address
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 
@@ -22,6 +23,7 @@ class RolloutActor:
 
     async def start(self, model: ModelFiles, max_model_len: int, config: Config) -> None:
         """Load the engine and generate once, so that what is compiled late is compiled now."""
+        use_node_address()
         self._engine = await RolloutEngine.start(model.here(), max_model_len, config)
         self._guard = ChildGuard()
         some_tokens = np.zeros(4, np.int32)
