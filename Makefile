@@ -36,10 +36,10 @@ bench-algorithm: setup-dev  ## GRPO, DAPO and adaptive variants at equal cost on
 cluster-up:  ## a Ray cluster in containers: a head, rollout workers, a learner; settings are in docker/.env
 	@docker/cluster.sh up
 
-cluster-train: setup  ## the same as train, as a job on that cluster
-	RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token .venv/bin/ray job submit \
-		--address http://127.0.0.1:8265 --working-dir . -- python launch/train.py --config $(CONFIG) \
-		run.folder=/runs run.ray_address=auto rollout.actors=2 $(ARGS)
+cluster-train: setup  ## the same as train, as a job on that cluster; the adapter comes to runs/
+	RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token $(PY) launch/submit.py -- --config $(CONFIG) \
+		run.folder=/runs rollout.actors=$(or $(ROLLOUTS),2) learner.ranks=$(or $(LEARNERS),1) \
+		rollout.resources.rollout=1 learner.resources.learner=1 $(ARGS)
 
 cluster-down:  ## stop that cluster; runs stay
 	@docker/cluster.sh down
