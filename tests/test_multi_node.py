@@ -83,32 +83,42 @@ def network() -> Iterator[Network]:
             "RAY_TMPDIR": folder,
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        made = Network(name, env)
+        made, switch = Network(name, env), f"{name}-switch"
         try:
-            ip("link", "add", name, "type", "bridge")
-            ip("addr", "add", f"{NETWORK}.1/24", "dev", name)
-            ip("link", "set", name, "up")
+            # The bridge is in a namespace too: this machine's firewall, such as Docker's, may drop what others bridge.
+            ip("netns", "add", switch)
+            ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+            ip("-n", switch, "link", "set", "bridge", "up")
+            plug(switch, "outside", name, f"{NETWORK}.1")
             for number, host in enumerate(HOSTS, start=2):
-                space, cable = f"{name}-{host}", f"{name}{number}"
-                ip("netns", "add", space)
-                ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
-                ip("link", "set", cable, "master", name, "up")
-                for setting in (f"addr add {NETWORK}.{number}/24 dev eth0", "link set eth0 up", "link set lo up"):
-                    ip("-n", space, *setting.split())
+                ip("netns", "add", f"{name}-{host}")
+                plug(switch, host, "eth0", f"{NETWORK}.{number}", f"{name}-{host}")
             yield made
         finally:
+            there = ip("netns", "list").split()
             for host in HOSTS:
-                if f"{name}-{host}" in ip("netns", "list"):
+                if f"{name}-{host}" in there:
                     made.kill(host)
                     ip("netns", "del", f"{name}-{host}")
-            if name in ip("link", "show", "type", "bridge"):
-                ip("link", "del", name)
+            if switch in there:
+                ip("netns", "del", switch)  # and all cables with it
+
+
+def plug(switch: str, cable: str, interface: str, address: str, space: str | None = None) -> None:
+    """Give a host, or this machine, an interface with an address, at the end of a cable to the switch."""
+    where = ("-n", space) if space else ()
+    there = ("netns", space) if space else ()
+    ip("-n", switch, "link", "add", cable, "type", "veth", "peer", "name", interface, *(there or ("netns", "1")))
+    ip("-n", switch, "link", "set", cable, "master", "bridge", "up")
+    ip(*where, "addr", "add", f"{address}/24", "dev", interface)
+    for name in (interface, "lo"):
+        ip(*where, "link", "set", name, "up")
 
 
 def start_ray(network: Network, host: str, *options: str) -> None:
     address = f"{NETWORK}.{HOSTS.index(host) + 2}"
     small = ("--node-ip-address", address, "--object-store-memory", "200000000", "--disable-usage-stats")
-    started = network.run(host, "ray", "start", *small, *options)
+    started = network.run(host, "ray", "start", *small, *options, timeout=60)
     assert started.returncode == 0, started.stdout + started.stderr
 
 

@@ -550,3 +550,17 @@ def test_levels_are_in_the_order_of_their_numbers() -> None:
 
 def test_an_interval_names_its_ends() -> None:
     assert Interval(3, 4, 7, math.nan).to_dict() == {"from": 3, "to": 4, "resamples": 7, "reward_mean": None}
+
+
+def test_a_run_that_fails_before_it_measured_anything_leaves_its_name_free(tmp_path: Path) -> None:
+    def fail(writer: RunWriter, *records: StepRecord) -> None:
+        for record in records:
+            writer.step(record)
+        raise ResourceError("no room")
+
+    with pytest.raises(ResourceError), RunWriter(tmp_path / "run", "a: 1\n") as writer:
+        fail(writer)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ResourceError), RunWriter(tmp_path / "run", "a: 1\n") as writer:
+        fail(writer, STEP)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text()

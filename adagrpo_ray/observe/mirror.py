@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -43,6 +44,10 @@ class MirroredWriter(RunWriter):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
+        if error is not None and not self._holds_something:
+            with suppress(ResourceError):
+                storage.remove(self.home)
+            return
         if error is not None:
             self._try_to_push()  # that error is what has to be heard
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ class RunWriter(Observer):
 
     `config.yaml` (the text given), `metrics.jsonl` (a line a step), `evaluations.jsonl` (a line a
     measurement on the held-out prompts), `summary.json`, and `tensorboard/`. A run that dies leaves all
-    of its finished steps behind.
+    of its finished steps behind; one that fails before it measured anything leaves no folder.
     """
 
     def __init__(self, folder: Path, config: str, mark: Mark | None = None) -> None:
@@ -32,6 +33,7 @@ class RunWriter(Observer):
         ConfigError where a new one holds something already, ResourceError where it cannot be written.
         """
         self.folder, self.home = folder, str(folder)  # where it is written, and where it is kept
+        self._holds_something = mark is not None
         with _writing(folder):
             if mark is None:
                 self._begin(config)
@@ -50,6 +52,8 @@ class RunWriter(Observer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if error is not None and not self._holds_something:
+            shutil.rmtree(self.folder, ignore_errors=True)  # or its name would be taken
 
     def phase(self, text: str) -> None:
         """Nothing: phases are for people who wait."""
@@ -92,7 +96,7 @@ class RunWriter(Observer):
             raise taken(self.folder) from None
 
     def _append(self, name: str, record: Mapping[str, object]) -> None:
-        path = self.folder / name
+        path, self._holds_something = self.folder / name, True
         # Opened for each line: nothing is left in a buffer when the run dies.
         with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
