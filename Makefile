@@ -16,8 +16,8 @@ setup-dev: setup  ## the same with the tools for tests and lint
 train: setup  ## train; CONFIG=... and ARGS="key=value ..." change what
 	$(PY) launch/train.py --config $(CONFIG) $(ARGS)
 
-test: setup-dev  ## run the tests; ARGS="-k name" picks some
-	$(PY) -m pytest $(ARGS)
+test: setup-dev  ## run the tests, two files at a time; ARGS="-k name" picks some
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup-dev  ## ruff and mypy
 	.venv/bin/ruff check .

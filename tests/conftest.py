@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.program import train
+
+# Test processes run side by side, and torch's threads of one stall those of another. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The machine is shared: a slow example says nothing about the code.
 settings.register_profile("shared", deadline=None)

@@ -5,16 +5,49 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 TIMES = ("seconds", "seconds_by_phase")
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program on these arguments, to its end."""
+    """The program on these arguments, to its end, which no process that it has started may outlive."""
     command = [sys.executable, "launch/train.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    started: set[psutil.Process] = set()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        end = time.monotonic() + 280
+        while True:
+            try:
+                output, errors = running.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                started |= children(running)
+                if time.monotonic() > end:
+                    running.kill()
+                    raise
+    _, left = psutil.wait_procs(started, timeout=20)
+    assert [title(process) for process in left] == []
+    return subprocess.CompletedProcess(command, running.returncode, output, errors)
+
+
+def children(running: subprocess.Popen[str]) -> set[psutil.Process]:
+    """The processes that it has started, and those that they have."""
+    try:
+        return set(psutil.Process(running.pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def title(process: psutil.Process) -> str:
+    """What `ps` shows of a process."""
+    try:
+        return " ".join(process.cmdline()) or process.name()
+    except psutil.Error:
+        return ""
 
 
 def settings(folder: Path | str, steps: int) -> list[str]:

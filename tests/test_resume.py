@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.program import metrics, settings, train
+from tests.program import children, metrics, settings, title, train
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_nothing_behind(
     while not steps.exists() or len(steps.read_text().splitlines()) < 2:
         assert running.poll() is None, running.communicate()
         time.sleep(0.02)
-    started = psutil.Process(running.pid).children(recursive=True)
+    started = children(running)
     assert any("EngineCore" in title(process) for process in started)
     os.killpg(running.pid, number) if number == signal.SIGINT else running.send_signal(number)
     output, errors = running.communicate(timeout=120)
@@ -82,7 +82,3 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_nothing_behind(
         assert metrics(tmp_path / "run") == metrics(whole)
         adapter = "adapter/adapter_model.safetensors"
         assert (tmp_path / "run" / adapter).read_bytes() == (whole / adapter).read_bytes()
-
-
-def title(process: psutil.Process) -> str:
-    return " ".join(process.cmdline()) or process.name()
