@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,10 +204,11 @@ class LearnerEngine:
 
     def save_adapter(self, folder: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write `tensors` of `adapter` in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         os.makedirs(folder, exist_ok=True)
-        save_file(tensors, os.path.join(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+        # Not `save_file`, whose files nobody else may read.
+        Path(folder, "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         peft_config = self._policy.peft_model.peft_config["default"]
         peft_config.inference_mode = True
         peft_config.save_pretrained(folder)
