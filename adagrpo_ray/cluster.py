@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, current_thread, main_thread
@@ -17,7 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import AdaGRPOError, ResourceError, StoppedError
+from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import TINY
@@ -36,8 +36,11 @@ class Actors:
 
 
 @contextmanager
-def connect(config: Config) -> Iterator[Placement]:
-    """Be part of a Ray cluster, and know where the actors go; a cluster of our own ends with the block."""
+def connect(config: Config, patience_s: float = 0.0) -> Iterator[Placement]:
+    """Be part of a Ray cluster, and know where the actors go; a cluster of our own ends with the block.
+
+    Where a joined one can never hold them, raises ResourceError, after `patience_s` in which lost nodes may come back.
+    """
     joined = address(config)
     if joined is None:
         hardware = local_hardware()
@@ -57,10 +60,20 @@ def connect(config: Config) -> Iterator[Placement]:
             raise ResourceError(f"no Ray cluster at {joined!r} (run.ray_address or RAY_ADDRESS): {error}") from None
     try:
         if joined is not None:
-            placement = place(config, cluster_hardware(), ours=False)
+            placement = _place_on_cluster(config, time.monotonic() + patience_s)
         yield placement
     finally:
         ray.shutdown()
+
+
+def _place_on_cluster(config: Config, deadline: float) -> Placement:
+    while True:
+        try:
+            return place(config, cluster_hardware(), ours=False)
+        except ResourceError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def _init(**options: Any) -> None:
@@ -174,4 +187,17 @@ def get(references: Any, timeout_s: float = math.inf, stop: Event | None = None)
                 raise cause from None
             raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # holds the actor's traceback
         except RayActorError as error:
-            raise AdaGRPOError(f"an actor died: {error}") from error
+            raise LearnerLostError(f"a learner rank died: {str(error).strip().splitlines()[0]}") from error
+
+
+def any_dead(actors: Iterable[Any], within_s: float) -> bool:
+    """Whether Ray knows of the death of one of these actors, or hears of it in that time."""
+    from ray._private.state import actors as state_of  # the public way needs a dashboard, which ours has not
+
+    deadline = time.monotonic() + within_s
+    while True:
+        if any(state_of(actor._actor_id.hex()).get("State") == "DEAD" for actor in actors):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)

@@ -8,6 +8,7 @@ AdaGRPOError
 ├── ResourceError    the machine or cluster cannot hold what the configuration asks for
 ├── RolloutError     a rollout actor could not serve a request
 │   └── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
+├── LearnerLostError a learner rank is gone; the run can go on from its last checkpoint
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
 └── StoppedError     the run was asked to stop, and did
@@ -47,6 +48,10 @@ class RolloutError(AdaGRPOError, RuntimeError):
 
 class ActorLostError(RolloutError):
     """A rollout actor or its engine is gone; another one can serve the request."""
+
+
+class LearnerLostError(AdaGRPOError, RuntimeError):
+    """A learner rank is gone; the run can go on from its last checkpoint."""
 
 
 class SyncError(AdaGRPOError, RuntimeError):

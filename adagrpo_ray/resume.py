@@ -58,12 +58,19 @@ def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:
     Tells which checkpoint it takes and which it passes over. Raises CheckpointError where there is no good one,
     ConfigError where the settings are not those of the run.
     """
-    auto = where == AUTO
-    place = _of_name(config) if auto else storage.plain(where).rstrip("/")
+    if where == AUTO:
+        return past_of(_of_name(config), config, tell)
+    place = storage.plain(where).rstrip("/")
     if storage.is_url(place):
-        return _find_remote(place, auto, config, tell)
-    path = Path(place) if auto else Path(place).resolve()
-    return _find(path, auto, config, tell, checkpoint.check)
+        return _find_remote(place, False, config, tell)
+    return _find(Path(place).resolve(), False, config, tell, checkpoint.check)
+
+
+def past_of(home: str, config: Config, tell: Callable[[str], None]) -> Past:
+    """The past of the run at `home`, which goes on from its first step where it has no good checkpoint."""
+    if storage.is_url(home):
+        return _find_remote(home, True, config, tell)
+    return _find(Path(home), True, config, tell, checkpoint.check)
 
 
 def _find(place: Path, auto: bool, config: Config, tell: Callable[[str], None], verify: Callable[[Path], None]) -> Past:

@@ -10,9 +10,9 @@ from threading import Event
 from typing import Any
 
 from adagrpo_ray.algorithm.loss import LossSums
-from adagrpo_ray.cluster import Actors, actors, connect, get
+from adagrpo_ray.cluster import Actors, actors, any_dead, connect, get
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import RolloutError, StoppedError
+from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, RolloutError, StoppedError
 from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.memory import settled
 from adagrpo_ray.nodes import check_shared
@@ -31,13 +31,15 @@ def train(
     past: Past | None = None,
     stop: Event | None = None,
     home: str | None = None,
+    patience_s: float = 0.0,
 ) -> Summary:
     """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `home`/adapter.
 
     `folder` is where `observer` writes, `home` the path or URL where the learners do: `folder` too unless given.
-    Raises StoppedError soon after `stop` is set, with a checkpoint of the last finished step.
+    Raises StoppedError soon after `stop` is set, with a checkpoint of the last finished step, LearnerLostError where a
+    learner rank died, and ResourceError where a joined cluster has no room, after `patience_s` of waiting for it.
     """
-    with connect(config) as placement:
+    with connect(config, patience_s) as placement:
         config = settled(config, placement)
         if address(config) is not None:
             check_shared(config.run.folder)
@@ -128,7 +130,7 @@ class _Run:
         reports = []
         if collected.trained_tokens:
             batches = zip(self._learners, collected.batches, strict=True)
-            reports = get([learner.train.remote(batch) for learner, batch in batches])
+            reports = self._answers([learner.train.remote(batch) for learner, batch in batches])
         trained = time.perf_counter()
         sync, *_ = self._on_all("sync", step)
         ended = time.perf_counter()
@@ -168,7 +170,18 @@ class _Run:
 
     def _on_all(self, method: str, *arguments: Any) -> Any:
         """The answers of all learner ranks, which work together on it."""
-        return get([getattr(learner, method).remote(*arguments) for learner in self._learners])
+        return self._answers([getattr(learner, method).remote(*arguments) for learner in self._learners])
+
+    def _answers(self, calls: list[Any]) -> Any:
+        """What the ranks answer. Where one dies, the others may be the first to fail, for want of its messages."""
+        try:
+            return get(calls)
+        except LearnerLostError:
+            raise
+        except AdaGRPOError as error:
+            if len(self._learners) > 1 and any_dead(self._learners, within_s=5.0):
+                raise LearnerLostError("a learner rank died") from error
+            raise
 
     def _patiently(self, method: str, *arguments: Any) -> Any:
         """Rank 0's answer to what may take long; StoppedError where the user does not want to wait for it."""

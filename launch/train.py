@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,30 +90,6 @@ class Stop(Event):
         os.write(2, b"stopping: the step is given up or ended, then kept; once more to leave at once\n")
 
 
-def run(config: Config, name: str, resume: str | None, stop: Stop) -> None:
-    from adagrpo_ray.jobs import check_job_folder, job_id
-    from adagrpo_ray.observe import Console, Observers
-    from adagrpo_ray.observe.mirror import open_run
-    from adagrpo_ray.preflight import check
-    from adagrpo_ray.resume import find_past
-    from adagrpo_ray.storage import join
-    from adagrpo_ray.trainer import train
-
-    with Console(config.run.steps) as console:
-        tell = console.phase
-        config = check_job_folder(config, tell)
-        past = None if resume is None else find_past(resume, config, tell)
-        tell("checking model, data and rewards")
-        inputs = check(config)
-        prompts = inputs.prompts
-        dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
-        tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
-        home = join(config.run.folder, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        writing = past.writer(config, tell) if past else open_run(home, as_yaml(config), tell)
-        with writing as writer, stop.on_signals():
-            train(config, inputs, writer.folder, Observers(writer, console), past, stop, writer.home)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     stop = Stop()
@@ -123,7 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             dry_run(config)
         else:
-            run(config, Path(options.config).stem, options.resume, stop)
+            from adagrpo_ray.observe import Console
+            from adagrpo_ray.run import run
+
+            with Console(config.run.steps) as console, stop.on_signals():
+                run(config, console, name=Path(options.config).stem, resume=options.resume, stop=stop)
     except StoppedError as error:
         print(error, file=sys.stderr)
         return 128 + stop.number

@@ -12,6 +12,8 @@ from tests.program import train
 
 # Test processes run side by side, and torch's threads of one stall those of another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test asks the Hub for anything, and asking for what is not there takes half a minute of retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # The machine is shared: a slow example says nothing about the code.
 settings.register_profile("shared", deadline=None)

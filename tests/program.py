@@ -61,7 +61,7 @@ def settings(folder: Path | str, steps: int) -> list[str]:
         f"run.steps={steps}",
         "data.held_out_prompts=4",
         "evaluation.samples=1",
-        "algorithm.prompts_per_step=8",
+        "algorithm.prompts_per_step=4",
         "algorithm.resample=deferred",
         "rollout.max_sequences=1",
     ]
@@ -76,6 +76,7 @@ def train(folder: Path | str, steps: int, *options: str) -> str:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The steps without what a clock measured."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    """The steps so far, without what a clock measured."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
     return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]

@@ -10,7 +10,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError
 
 FREE = {
-    *("run.steps", "run.folder", "run.name", "run.ray_address", "evaluation.every"),
+    *("run.steps", "run.folder", "run.name", "run.ray_address", "run.max_restarts", "evaluation.every"),
     *("checkpoint.every", "checkpoint.keep_last"),
     *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel", "rollout.sleep"),
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),

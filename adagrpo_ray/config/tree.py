@@ -21,6 +21,9 @@ class RunSettings(Section):
     )
     steps: PositiveInt = Field(100, description="training steps")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of data order, sampling and initial LoRA weights")
+    max_restarts: int = Field(
+        2, ge=0, description="how often a run goes on from its last checkpoint by itself when a learner rank dies"
+    )
     ray_address: str | None = Field(
         None, description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else a local one"
     )
