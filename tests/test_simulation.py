@@ -197,3 +197,9 @@ def test_assumptions_are_given_together(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit):
         simulation.main()
     assert "together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["algorithm", "bench", "constants", "sync", "throughput"])
+def test_a_benchmark_is_there_to_be_run(name: str) -> None:
+    """What it imports of the library is there; that it measures something is seen by running it."""
+    assert callable(importlib.import_module(name).main)

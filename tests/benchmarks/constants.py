@@ -25,7 +25,6 @@ from throughput import learner_alone
 
 from adagrpo_ray.adapter import pack
 from adagrpo_ray.algorithm.methods import make_method
-from adagrpo_ray.cluster import MAX_REQUESTS
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.batch import training_samples
@@ -35,6 +34,7 @@ from adagrpo_ray.model.load import load_policy
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.rewards import RewardScorer, Scores
 from adagrpo_ray.rollout.engine import RolloutEngine
+from adagrpo_ray.rollout.fleet import MAX_REQUESTS
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
