@@ -6,16 +6,17 @@ import math
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Event, current_thread, main_thread
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from adagrpo_ray.authentication import own_token, takes_token
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError
 from adagrpo_ray.learner.actor import LearnerActor
@@ -25,6 +26,7 @@ from adagrpo_ray.placement import Hardware, Placement, address, local_hardware, 
 from adagrpo_ray.preflight import Inputs
 
 STOP_TIMEOUT_S = 20.0
+SET_TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token or RAY_AUTH_TOKEN_PATH to a file with it"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ def connect(config: Config, patience_s: float = 0.0) -> Iterator[Placement]:
 
     Where a joined one can never hold them, raises ResourceError, after `patience_s` in which lost nodes may come back.
     """
+    with own_token() if address(config) is None else nullcontext(), _connected(config, patience_s) as placement:
+        yield placement
+
+
+@contextmanager
+def _connected(config: Config, patience_s: float) -> Iterator[Placement]:
     joined = address(config)
     if joined is None:
         hardware = local_hardware()
@@ -57,7 +65,15 @@ def connect(config: Config, patience_s: float = 0.0) -> Iterator[Placement]:
         try:
             _init(address=joined)
         except ConnectionError as error:
-            raise ResourceError(f"no Ray cluster at {joined!r} (run.ray_address or RAY_ADDRESS): {error}") from None
+            raise ResourceError(
+                f"no Ray cluster at {joined!r} (run.ray_address or RAY_ADDRESS) that takes requests with "
+                f"{'our' if takes_token() else 'no'} token: {error}; if it asks for one, {SET_TOKEN}"
+            ) from None
+        except AuthenticationError as error:
+            raise ResourceError(
+                f"the Ray cluster at {joined!r} takes no request without its token ({str(error).splitlines()[0]}); "
+                f"{SET_TOKEN}"
+            ) from None
     try:
         if joined is not None:
             placement = _place_on_cluster(config, time.monotonic() + patience_s)

@@ -6,6 +6,7 @@ Parts are summed as if all were at their largest at once.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -141,8 +142,8 @@ def read_shape(config: Config) -> Shape:
     try:
         trusted = config.model.trust_remote_code
         found = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and not Path(path).exists():
+    except Exception as error:  # what a file holds makes Transformers fail in any way
+        if isinstance(error, OSError) and not os.path.exists(path):
             raise ModelError(f"{path} is not on this machine yet") from None
         raise ModelError(f"{path} has no config.json that can be read") from None
     return shape_of(found)

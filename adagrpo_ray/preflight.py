@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
 
@@ -36,12 +35,9 @@ def check(config: Config) -> Inputs:
 
 
 def _max_model_len(config: Config, model_path: str, prompts: PromptSets) -> int:
-    from transformers import AutoConfig
-
     longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out))
     needed = longest + config.rollout.max_new_tokens
-    model: Any = AutoConfig.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
-    limit = getattr(model.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(read_model_config(model_path, config).get_text_config(), "max_position_embeddings", None)
     wanted = config.rollout.max_model_len or needed
     if limit is not None and wanted > limit:
         raise ConfigError(

@@ -28,6 +28,8 @@ def run(
     tell = observer.phase
     config = check_job_folder(config, tell)
     past = None if resume is None else find_past(resume, config, tell)
+    if config.model.trust_remote_code:
+        tell(f"warning: model.trust_remote_code=true runs Python code of {config.model.path}, here and in all actors")
     tell("checking model, data and rewards")
     inputs = check(config)
     if stop is not None and stop.is_set():

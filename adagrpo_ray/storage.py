@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from adagrpo_ray.cache import cache_folder
+from adagrpo_ray.config.secrets import holds_secret
 from adagrpo_ray.errors import ConfigError, ResourceError
 
 PAUSES_S = (0.5, 2.0)
@@ -182,9 +183,11 @@ def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it."""
     import fsspec  # takes a moment, which a run on plain paths does not need
 
-    protocol, _, rest = url.partition("://")
-    if "@" in rest.partition("/")[0]:
-        raise ConfigError(f"run.folder={protocol}://... holds a user or password; leave them to the environment")
+    protocol = url.partition("://")[0]
+    if holds_secret(url):
+        raise ConfigError(
+            f"run.folder={protocol}://... holds a user, a password or a query; leave them to the environment"
+        )
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:

@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 
 from adagrpo_ray.algorithm.loss import LossSums
+from adagrpo_ray.authentication import takes_token
 from adagrpo_ray.cluster import Actors, actors, any_dead, connect, get
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, RolloutError, StoppedError
@@ -21,6 +22,11 @@ from adagrpo_ray.placement import Placement, address
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
 from adagrpo_ray.storage import join
+
+UNGUARDED = (
+    "asks for no token, so that whoever reaches its ports can run anything on it; start it with RAY_AUTH_MODE=token "
+    "(docs/jobs.md)"
+)
 
 
 def train(
@@ -42,6 +48,8 @@ def train(
     with connect(config, patience_s) as placement:
         config = settled(config, placement)
         if address(config) is not None:
+            if not takes_token():
+                observer.phase(f"warning: the Ray cluster at {address(config)} {UNGUARDED}")
             check_shared(config.run.folder)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:

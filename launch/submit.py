@@ -28,6 +28,7 @@ from train import DEFAULT  # noqa: E402
 from train import parse as parse_training  # noqa: E402
 
 from adagrpo_ray.config import load_config  # noqa: E402
+from adagrpo_ray.config.secrets import holds_secret  # noqa: E402
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError  # noqa: E402
 from adagrpo_ray.jobs import is_lasting  # noqa: E402
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 LOCAL = "http://127.0.0.1:8265"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """Read by the process that watches over the program of a job: Ray's own 3 s are too few for a checkpoint."""
 
@@ -114,8 +115,8 @@ def prepare(options: argparse.Namespace) -> Job:
             f"run.folder={config.run.folder!r} is relative, and Ray deletes a job's working directory; "
             "add run.folder=/a/folder/that/all/nodes/share or a URL"
         )
-    if any(PASSWORD.search(override) for override in training.overrides):
-        raise ConfigError("an override holds a URL with a password, which the dashboard would show; hand it by --env")
+    if any(map(holds_secret, [*training.overrides, training.resume or ""])):
+        raise ConfigError("an argument holds a URL with a secret, which the dashboard would show; hand it by --env")
     if training.resume == "auto" and config.run.name is None:
         raise ConfigError("--resume auto goes on with the run of run.name, which is not set; set it, or give a folder")
     name = options.name or config.run.name or given.stem
@@ -140,6 +141,8 @@ def prepare(options: argparse.Namespace) -> Job:
 
 def _variable(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
+    if not VARIABLE.fullmatch(key):
+        raise ConfigError("--env must be KEY or KEY=VALUE, where KEY is the name of a variable, as in HF_TOKEN")
     if not equals and key not in os.environ:
         raise ConfigError(f"--env {key} is not set here; export it, or give --env {key}=VALUE")
     return key, value if equals else os.environ[key]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -19,10 +23,64 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
+PLANTED = "hf_" + "planted0" * 4
+TINY = str(Path("launch/configs/tiny-cpu.yaml").resolve())
+
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of four steps that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    train(folder, 4)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_security.py's
+        train(folder, 4)
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def launch() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("launch_train", "launch/train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """The folder of the tiny model, built beforehand, so that no test sees it being built."""
+    from adagrpo_ray.config import load_config
+    from adagrpo_ray.model.load import resolve_model
+
+    return Path(resolve_model(load_config(TINY)))
+
+
+@pytest.fixture
+def refused(
+    launch: ModuleType,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., str]:
+    """Run with bad input in an empty folder: the one error; nothing was started and nothing written."""
+    import ray
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def run(*overrides: str, config: str = TINY, options: tuple[str, ...] = ()) -> str:
+        there = set(tmp_path.rglob("*"))
+        code = launch.main(["--config", config, *options, f"run.folder={tmp_path / 'runs'}", *overrides])
+        captured = capsys.readouterr()
+        assert code == 2
+        assert captured.err.startswith("error: ")
+        assert sum(line.startswith("error: ") for line in captured.err.splitlines()) == 1
+        assert "Traceback" not in captured.err + captured.out
+        assert not ray.is_initialized()
+        assert set(tmp_path.rglob("*")) == there
+        return captured.err.strip()
+
+    monkeypatch.chdir(tmp_path)
+    return run

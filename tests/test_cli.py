@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,53 +11,8 @@ import pytest
 import ray
 import yaml
 
-from adagrpo_ray.config import load_config
-from adagrpo_ray.model.load import resolve_model
-
 CONFIGS = Path("launch/configs").resolve()
 TINY = str(CONFIGS / "tiny-cpu.yaml")
-
-
-@pytest.fixture(scope="module")
-def launch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launch_train", "launch/train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def tiny_model() -> None:
-    """Built beforehand, so that no test sees it being built."""
-    resolve_model(load_config(TINY))
-
-
-@pytest.fixture
-def refused(
-    launch: ModuleType,
-    tiny_model: None,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., str]:
-    """Run with bad input in an empty folder: the one error; nothing was started and nothing written."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def run(*overrides: str, config: str = TINY) -> str:
-        there = set(tmp_path.rglob("*"))
-        code = launch.main(["--config", config, f"run.folder={tmp_path / 'runs'}", *overrides])
-        captured = capsys.readouterr()
-        assert code == 2
-        assert captured.err.startswith("error: ")
-        assert "Traceback" not in captured.err + captured.out
-        assert not ray.is_initialized()
-        assert set(tmp_path.rglob("*")) == there
-        return captured.err.strip()
-
-    monkeypatch.chdir(tmp_path)
-    return run
 
 
 def rows(folder: Path, *rows: dict[str, object]) -> str:

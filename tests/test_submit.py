@@ -265,7 +265,9 @@ def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> 
         ((f"--config={TINY}", "run.folder=/runs", "run.stps=3"), "did you mean 'run.steps'?"),
         ((f"--config={TINY}",), "run.folder='runs' is relative"),
         (("--config=/etc/passwd", "run.folder=/runs"), "--config /etc/passwd must be relative to"),
-        (("run.folder=s3://user:password@host/runs",), "URL with a password"),
+        (("run.folder=s3://user:password@host/runs",), "run.folder holds a user, a password or a query"),
+        (("run.folder=/runs", "data.split=s3://user:password@host"), "an argument holds a URL with a secret"),
+        (("run.folder=/runs", "--resume", "s3://bucket/run?token=1"), "an argument holds a URL with a secret"),
         (("run.folder=/runs", "--resume=auto"), "run.name, which is not set"),
     ],
 )
@@ -279,6 +281,7 @@ def test_what_is_wrong_is_said_before_any_cluster_is_asked(arguments: tuple[str,
     ("options", "told"),
     [
         (("--env", "NOT_SET_ANYWHERE"), "--env NOT_SET_ANYWHERE is not set here"),
+        (("--env", "=value"), "--env must be KEY or KEY=VALUE"),
         (("--entrypoint-resources", "[1]"), "--entrypoint-resources '[1]' is no JSON object of numbers"),
         (("--name", "a b"), "--name 'a b'"),
         (("--address", "127.0.0.1:8265"), "must begin with http://"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,23 +11,33 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from adagrpo_ray.config.secrets import refuse_secrets
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError
+
+MOST_ALIASES = 20
+"""Of a YAML text: a few dozen that name one another can stand for billions of values."""
+
+_shown = reprlib.Repr()  # of any value, however long, deep or full of aliases
+_shown.maxstring = _shown.maxother = _shown.maxlong = 200
+_shown.maxlevel = 4
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration in the YAML file at `path`, changed by `overrides` ("learner.learning_rate=1e-4").
 
     An override's value is YAML; list entries are reached by number ("algorithm.triggers.0.from_step=5").
-    Raises ConfigError that names every bad key, its value and the nearest valid name.
+    Raises ConfigError that names every bad key, its value and the nearest valid name, or a place that holds a secret.
     """
     tree = _read(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+    refuse_secrets(config)
+    return config
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -44,12 +55,26 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, _Loader)
+    except Exception as error:  # beside YAMLError what Python says to a date of month 13, or to a thousand brackets
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or (str(error).strip() or repr(error)).splitlines()[0]
         raise ConfigError(f"{what} is not valid YAML{line}: {problem}; mend that line") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """yaml.SafeLoader, for texts of few aliases."""
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                mark = self.peek_event().start_mark
+                raise yaml.composer.ComposerError(None, None, f"more than {MOST_ALIASES} aliases", mark)
+        return super().compose_node(parent, index)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -63,16 +88,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for depth, name in enumerate(names):
         last = depth == len(names) - 1
         if isinstance(node, list):
-            if not name.isdigit() or int(name) >= len(node):
+            if not name.isdecimal() or int(name) >= len(node):
+                there = f"none of its numbers 0 to {len(node) - 1}" if node else "no number of an empty list"
                 raise ConfigError(
-                    f"{override!r}: {'.'.join(names[:depth])} is a list of {len(node)}; "
-                    f"{name!r} is none of its numbers 0 to {len(node) - 1}"
+                    f"{override!r}: {'.'.join(names[:depth])} is a list of {len(node)}; {name!r} is {there}"
                 )
             index: Any = int(name)
         elif isinstance(node, dict):
-            index = int(name) if name.isdigit() else name
+            index = int(name) if name.isdecimal() else name
         else:
-            raise ConfigError(f"{override!r}: {'.'.join(names[:depth])} is the value {node!r} and has no {name!r}")
+            there = f"{'.'.join(names[:depth])} is the value {_shown.repr(node)}"
+            raise ConfigError(f"{override!r}: {there} and has no {name!r}")
         if last:
             node[index] = value
         else:
@@ -89,7 +115,7 @@ def _explain(error: Any) -> str:
         valid = _valid_names(place[:-1])
         near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*map(str, place[:-1]), near[0]])!r}?" if near else f"valid: {', '.join(valid)}"
-        return f"unknown key {key!r} (value {value!r}); {hint}"
+        return f"unknown key {key!r} (value {_shown.repr(value)}); {hint}"
     message: str = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if not place:
@@ -98,9 +124,9 @@ def _explain(error: Any) -> str:
         return f"{key} is missing; set it"
     if error["type"] == "literal_error":
         words = error["ctx"]["expected"].replace(" or ", ", ").split(", ")  # "'a', 'b' or 'c'"
-        near = difflib.get_close_matches(str(value), [word.strip("'") for word in words], n=1)
+        near = difflib.get_close_matches(value if isinstance(value, str) else "", [w.strip("'") for w in words], n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""
-    return f"{key}={value!r}: {message}"
+    return f"{key}={_shown.repr(value)}: {message}"
 
 
 def _valid_names(place: tuple[Any, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 Resources = dict[Annotated[str, Field(pattern=r"^[a-z][A-Za-z0-9_.-]*$")], Annotated[float, Field(gt=0.0)]]
 Digits = Annotated[int, Field(ge=2, le=9)]
 

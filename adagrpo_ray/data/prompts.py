@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> PromptSe
         sets = [_render(map(_arithmetic_row, problems), config, tokenizer, dropped) for problems in (train, held_out)]
         kept = [_fitting(prompts, config, dropped) for prompts in sets]
     else:
-        prompts = _fitting(_render(map(_reader(config), load_rows(data)), config, tokenizer, dropped), config, dropped)
+        rows = _read(load_rows(data), _reader(config), data.source)
+        prompts = _fitting(_render(rows, config, tokenizer, dropped), config, dropped)
         order = np.random.default_rng(config.run.seed).permutation(len(prompts)).tolist()
         aside = sorted(order[: data.held_out_prompts])
         rest = sorted(order[data.held_out_prompts :][: data.train_prompts])
@@ -73,6 +75,10 @@ def _reader(config: Config) -> Any:
 
     def read(row: Row) -> tuple[Any, Any, str, Row]:
         level = None if names.level is None else column(row, names.level, "data.columns.level")
+        if not isinstance(level, str | int | float | None):
+            raise DataError(
+                f"data.columns.level={names.level!r} holds a {type(level).__name__}; name a column of texts or numbers"
+            )
         used = {name.partition(".")[0] for name in (names.prompt, names.answer, names.level or "")}
         others = {key: value for key, value in row.items() if key not in used}
         prompt = column(row, names.prompt, "data.columns.prompt")
@@ -82,19 +88,36 @@ def _reader(config: Config) -> Any:
     return read
 
 
+def _read(rows: Sequence[Row], read: Any, source: str) -> Iterator[Any]:
+    """What the reader makes of each row; its errors say which one it was."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield read(row)
+        except DataError as error:
+            raise DataError(f"{error} (row {number} of data.source={source!r})") from None
+
+
 def _render(rows: Iterator[Any], config: Config, tokenizer: Any, dropped: Counter[str]) -> list[Prompt]:
-    """Prompts of the rows, each rendering and answer once; rows without a prompt or an answer are dropped."""
+    """Prompts of the rows, each rendering and answer once; rows without a prompt or an answer are dropped.
+
+    So are texts with halves of surrogate pairs, which JSON can write and no tokenizer takes.
+    """
     system, prompts = system_message(config.data), dict[str, Prompt]()
     for prompt, answer, level, others in rows:
         messages = _messages(prompt, system)
         if not messages:
             dropped["without a prompt"] += 1
             continue
-        if not isinstance(answer, str | int | float) or isinstance(answer, bool) or not str(answer).strip():
+        if not _is_answer(answer):
             dropped["without an answer"] += 1
             continue
         rendered = _rendered(messages, tokenizer)
-        name = hashlib.sha256(f"{rendered}\0{answer}".encode(errors="replace")).hexdigest()[:16]
+        try:
+            level.encode()
+            name = hashlib.sha256(f"{rendered}\0{answer}".encode()).hexdigest()[:16]
+        except UnicodeEncodeError:
+            dropped["not Unicode"] += 1
+            continue
         if name in prompts:
             dropped["double"] += 1
             continue
@@ -105,14 +128,12 @@ def _render(rows: Iterator[Any], config: Config, tokenizer: Any, dropped: Counte
 
 
 def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> str:
-    from jinja2 import TemplateError
-
     try:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except TemplateError as error:
+    except Exception as error:  # a template is a program of its own
         roles = ", ".join(m["role"] for m in messages)
         raise DataError(
-            f"the model's chat template refuses messages of the roles {roles}: {error}; "
+            f"the model's chat template refuses messages of the roles {roles}: {' '.join(str(error).split())}; "
             "where it knows no system message, set data.system_prompt to null"
         ) from None
 
@@ -129,6 +150,12 @@ def _messages(prompt: Any, system: str | None) -> list[dict[str, str]]:
     if system is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def _is_answer(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    return bool(value.strip()) if isinstance(value, str) else isinstance(value, int) or math.isfinite(value)
 
 
 def _is_message(value: Any) -> bool:

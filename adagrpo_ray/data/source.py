@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def load_rows(data: DataSettings) -> Sequence[Row]:
     """All rows of `data.source`; DataError where it cannot be read or holds none."""
     path = Path(data.source)
     if path.suffix in FILES:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise DataError(f"data.source={data.source!r} is no file{_nearest_file(path)}; give a file or a Hub name")
         rows = list(_jsonl(path)) if path.suffix == ".jsonl" else _parquet(path)
     else:
@@ -54,13 +55,13 @@ def column(row: Row, name: str, setting: str) -> Any:
 
 def _jsonl(path: Path) -> Iterator[Row]:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                     raise DataError(f"{path}, line {number} is not JSON ({error}); mend or remove it") from None
                 if not isinstance(row, dict):
                     raise DataError(f"{path}, line {number} holds a {type(row).__name__}; each line must be an object")
@@ -75,24 +76,28 @@ def _parquet(path: Path) -> Sequence[Row]:
 
     try:
         rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {path}: {error}; it must be a parquet file") from None
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {_first_line(error)}; it must be a parquet file") from None
     return rows
 
 
 def _hub(data: DataSettings) -> Sequence[Row]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.utils import logging
 
+    logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error
     try:
         rows: Sequence[Row] = load_dataset(data.source, data.subset, split=data.split)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError, OSError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # what a file holds makes datasets fail in any way
         raise DataError(
-            f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: {first}; "
-            "give 'arithmetic', a .jsonl or .parquet file, or a Hub name"
+            f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: "
+            f"{_first_line(error.__cause__ or error)}; give 'arithmetic', a .jsonl or .parquet file, or a Hub name"
         ) from None
     return rows
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _nearest_file(path: Path) -> str:

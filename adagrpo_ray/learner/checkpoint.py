@@ -83,7 +83,7 @@ def progress(path: Path) -> Progress:
     try:
         state = json.loads((path / STATE).read_bytes())
         return Progress(**{field.name: state[field.name] for field in fields(Progress)})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read {path / STATE} ({error!r}); resume from another checkpoint") from error
 
 

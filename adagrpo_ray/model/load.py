@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.folder import check_adapter_folder, check_model_folder, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,34 +18,47 @@ TINY = "tiny"
 def resolve_model(config: Config) -> str:
     """Where the base model is: the tiny one (built on first use), a folder, or a Hub name that can be found.
 
-    Raises ModelError where there is no such model, or it holds no safetensors weights, or where
-    `model.adapter` is no PEFT adapter.
+    Raises ModelError where there is no such model, it is no causal language model, or it holds no safetensors
+    weights that are whole, and where `model.adapter` is no such LoRA adapter.
     """
     from adagrpo_ray.model.tiny import build_tiny_model
 
     if config.model.adapter is not None:
-        _check_folder("model.adapter", config.model.adapter, ("adapter_config.json", "adapter_model.safetensors"))
+        check_adapter_folder(config.model.adapter, config.model.lora)
     path = config.model.path
     if path == TINY:
         return str(build_tiny_model(config.arithmetic, config.data.format))
-    if Path(path).exists():
-        _check_folder("model.path", path, ("config.json",))
-        if not any(Path(path).glob("*.safetensors")):
-            raise ModelError(
-                f"model.path={path!r} holds no *.safetensors; save the model with save_pretrained "
-                "(pickled weights are not read)"
-            )
-        return path
-    from transformers import AutoConfig
+    if os.path.exists(path):
+        check_model_folder(path)
+    read_model_config(path, config)
+    return path
 
+
+def read_model_config(path: str, config: Config) -> Any:
+    """Transformers' configuration of the causal language model at `path`; ModelError where there is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    trusted = config.model.trust_remote_code
     try:
-        AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
-    except (OSError, ValueError) as error:
+        found = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+    except Exception as error:  # what a file holds makes Transformers fail in any way
+        if os.path.isdir(path):
+            raise ModelError(
+                f"model.path={path!r} has a config.json that cannot be used ({first_line(error)}); mend it, or "
+                "save the model again"
+            ) from None
         raise ModelError(
             f"model.path={path!r} is neither 'tiny', nor a folder, nor a model that the Hub gives out "
-            f"({_first_line(error)}); give a folder or a Hub name"
+            f"({first_line(error)}); give a folder or a Hub name"
         ) from None
-    return path
+    own_code = trusted and "AutoModelForCausalLM" in (getattr(found, "auto_map", None) or {})
+    if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
+        raise ModelError(f"model.path={path!r} is of type {found.model_type!r}, no causal language model; give one")
+    if str(getattr(found, "transformers_weights", None) or ".safetensors").endswith(".bin"):
+        raise ModelError(
+            f"model.path={path!r} names pickled weights ({found.transformers_weights}), which are not read"
+        )
+    return found
 
 
 def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
@@ -55,8 +69,11 @@ def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, trust_remote_code=config.model.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path={config.model.path!r} has no tokenizer: {_first_line(error)}") from None
+    except Exception as error:  # what a file holds makes Transformers fail in any way
+        raise ModelError(
+            f"model.path={config.model.path!r} has no tokenizer that can be used: {first_line(error)}; save it there "
+            "with save_pretrained"
+        ) from None
     if tokenizer.chat_template is None:
         raise ModelError(
             f"model.path={config.model.path!r}: its tokenizer has no chat template; use an instruction-tuned model, "
@@ -78,12 +95,15 @@ def load_policy(path: str, config: Config) -> Any:
 
     A new adapter's A is drawn from `run.seed` and B is zero, so that it changes nothing yet. Raises
     ModelError where the model has none of `model.lora.targets`, or cannot keep the samples of a packed row apart.
+    Pickled weights are not read.
     """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     settings, flash = config.model, flash_attention(config)
+    if settings.adapter is not None:  # PEFT would take a pickle where there is no safetensors file on this node
+        check_adapter_folder(settings.adapter, settings.lora)
     packed = config.learner.packed(flash)
     try:
         base = AutoModelForCausalLM.from_pretrained(
@@ -93,8 +113,8 @@ def load_policy(path: str, config: Config) -> Any:
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path={settings.path!r} cannot be loaded: {_first_line(error)}") from None
+    except Exception as error:  # what a file holds makes Transformers fail in any way
+        raise ModelError(f"model.path={settings.path!r} cannot be loaded: {first_line(error)}") from None
     if packed and base._is_stateful:
         raise ModelError(
             f"model.path={settings.path!r} ({base.config.model_type}) has layers with a state, which would go from one "
@@ -102,18 +122,11 @@ def load_policy(path: str, config: Config) -> Any:
         )
     if settings.adapter is not None:
         try:
-            model = PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
-        except (OSError, ValueError, RuntimeError) as error:
+            return PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
+        except Exception as error:  # what a file holds makes PEFT fail in any way
             raise ModelError(
-                f"model.adapter={settings.adapter!r} does not fit model.path={settings.path!r}: {_first_line(error)}"
+                f"model.adapter={settings.adapter!r} does not fit model.path={settings.path!r}: {first_line(error)}"
             ) from None
-        kept = model.peft_config["default"]
-        if (kept.r, float(kept.lora_alpha)) != (settings.lora.r, settings.lora.alpha):
-            raise ModelError(
-                f"model.adapter={settings.adapter!r} has r={kept.r} and alpha={kept.lora_alpha}, the settings say "
-                f"model.lora.r={settings.lora.r} and model.lora.alpha={settings.lora.alpha:g}; make them equal"
-            )
-        return model
     linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, torch.nn.Linear)}
     unknown = sorted(set(settings.lora.targets) - linear)
     if unknown:
@@ -133,15 +146,3 @@ def load_policy(path: str, config: Config) -> Any:
         ),
         autocast_adapter_dtype=False,
     )
-
-
-def _check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
-    if not Path(path).is_dir():
-        raise ModelError(f"{setting}={path!r} is no folder; give the folder that holds {needed[0]}")
-    missing = [name for name in needed if not (Path(path) / name).is_file()]
-    if missing:
-        raise ModelError(f"{setting}={path!r} holds no {missing[0]}; give a folder written by save_pretrained")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -67,6 +67,7 @@ class RolloutEngine:
         adapter, kept = r.sync == "adapter", kept_versions(config)
         args = AsyncEngineArgs(
             model=model_path,
+            load_format="safetensors",  # by itself vLLM takes pickled weights where there are no others
             dtype=config.model.dtype,
             trust_remote_code=config.model.trust_remote_code,
             seed=config.run.seed,

@@ -1,0 +1,99 @@
+"""What is wrong with the folder of a model or adapter, found before anything loads it.
+
+Weights are read from safetensors files alone: unpickling a file runs whatever code it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from adagrpo_ray.config.tree import LoraSettings
+from adagrpo_ray.errors import ModelError
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+UNSERVED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+"""What adapters may have that changes more than pairs of A and B scaled by alpha / r."""
+
+
+def check_model_folder(path: str) -> None:
+    """Raises ModelError unless `path` holds a model with safetensors that are whole."""
+    check_folder("model.path", path, ("config.json",))
+    folder = Path(path)
+    if (folder / ADAPTER_CONFIG).is_file():  # Transformers would load the model that it names instead
+        raise ModelError(f"model.path={path!r} holds {ADAPTER_CONFIG}; give its base model, and it as model.adapter")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"model.path={path!r} holds no *.safetensors; save the model with save_pretrained "
+            "(pickled weights are not read)"
+        )
+    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+        shards = _read_json("model.path", folder / INDEX).get("weight_map")
+        named = set(map(str, shards.values())) if isinstance(shards, dict) else {str(shards)}
+        if foreign := sorted(named - {file.name for file in files}):
+            raise ModelError(
+                f"model.path: {folder / INDEX} names {foreign[0]!r}, which is no *.safetensors of that folder; "
+                "copy the whole folder again"
+            )
+    _check_weights("model.path", files)
+
+
+def check_adapter_folder(path: str, lora: LoraSettings) -> None:
+    """Raises ModelError unless `path` holds a LoRA adapter of the rank and alpha of `lora`, as safetensors."""
+    check_folder("model.adapter", path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    folder = Path(path)
+    kept = _read_json("model.adapter", folder / ADAPTER_CONFIG)
+    if kept.get("peft_type") != "LORA":
+        raise ModelError(f"model.adapter={path!r} has peft_type={kept.get('peft_type')!r}; give an adapter of LORA")
+    if (kept.get("r"), kept.get("lora_alpha")) != (lora.r, lora.alpha):
+        raise ModelError(
+            f"model.adapter={path!r} has r={kept.get('r')} and alpha={kept.get('lora_alpha')}, the settings say "
+            f"model.lora.r={lora.r} and model.lora.alpha={lora.alpha:g}; make them the same"
+        )
+    for key in UNSERVED:
+        if kept.get(key):
+            raise ModelError(
+                f"model.adapter={path!r} has {key}={kept[key]!r:.100}, which is not served; use plain LoRA"
+            )
+    _check_weights("model.adapter", [folder / ADAPTER_WEIGHTS])
+
+
+def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
+    """Raises ModelError unless `path` is a folder with the files `needed`."""
+    if not os.path.isdir(path):
+        raise ModelError(f"{setting}={path!r} is no folder; give the folder that holds {needed[0]}")
+    missing = [name for name in needed if not (Path(path) / name).is_file()]
+    if missing:
+        raise ModelError(f"{setting}={path!r} holds no {missing[0]}; give a folder written by save_pretrained")
+
+
+def first_line(error: Exception) -> str:
+    """What the error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _check_weights(setting: str, files: Iterable[Path]) -> None:
+    """Each file's header fits its length: one that was cut off while it was copied is found at once."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{setting}: {file} is damaged ({first_line(error)}); copy or save it again") from None
+
+
+def _read_json(setting: str, file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{setting}: {file} is not JSON ({first_line(error)}); copy or save it again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{setting}: {file} holds a {type(content).__name__}, no JSON object; copy or save it again")
+    return content

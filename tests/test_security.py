@@ -1,0 +1,287 @@
+"""What SECURITY.md promises: tokens, no pickles, no code of others, no secrets left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import ray
+import torch
+import yaml
+from conftest import PLANTED
+
+from adagrpo_ray.authentication import own_token, takes_token
+from adagrpo_ray.cluster import connect
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.errors import CheckpointError, ModelError
+from adagrpo_ray.learner import checkpoint
+from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.observe import Observer
+from adagrpo_ray.placement import Hardware, place
+from adagrpo_ray.preflight import Inputs
+from adagrpo_ray.trainer import train
+
+ROOT = Path(__file__).parents[1]
+FLOAT32 = {"dtype": "float32"}
+
+
+# --- tokens ---
+
+CLIENT = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(ray.cluster_resources()['CPU'])"
+
+
+def client(address: str, home: Path, **token: str) -> subprocess.CompletedProcess[str]:
+    """Another program of this machine that joins the cluster, with a home folder that has no token."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"HOME": str(home)} | token
+    command = [sys.executable, "-c", CLIENT, address]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+
+
+def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProcess[str]:
+    """A run of the program that is to join the cluster."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | token
+    env |= {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")), "HOME": str(folder)}
+    command = [sys.executable, "launch/train.py", f"run.ray_address={address}", f"run.folder={folder / 'runs'}"]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture
+def untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that says nothing of Ray."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_ray_of_our_own_refuses_whoever_has_no_token(
+    untold: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what others ask for is not for the one that we start
+    with connect(Config()):
+        address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
+        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        nothing: dict[str, str] = {}
+        mode, right, wrong = {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_TOKEN": token}, {"RAY_AUTH_TOKEN": "0" * 64}
+        with ThreadPoolExecutor() as threads:  # a client that is refused tries again for a while
+            good, *refused = threads.map(
+                lambda tokens: client(address, tmp_path, **tokens), (mode | right, nothing, mode | wrong)
+            )
+            runs = [*threads.map(lambda tokens: run_on(address, tmp_path, **tokens), (nothing, mode))]
+        assert good.returncode == 0, good.stderr
+        assert float(good.stdout) >= 1
+        assert [(done.returncode != 0, done.stdout) for done in refused] == [(True, "")] * 2
+        assert [run.returncode for run in runs] == [2, 2]
+        for run, told in zip(
+            runs, ("that takes requests with no token", "takes no request without its token"), strict=True
+        ):
+            *_, error = run.stderr.splitlines()  # before it Ray may warn
+            assert error.startswith("error: ")
+            assert told in error
+            assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token" in error
+        shown = [file for file in session.rglob("*") if file.is_file() and token.encode() in file.read_bytes()]
+        assert shown == []
+    assert len(token) == 64
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert not (tmp_path / ".ray").exists()  # nor is there a token in a file
+
+
+def test_every_run_has_a_token_of_its_own(untold: None) -> None:
+    assert not takes_token()
+    tokens = set()
+    for _ in range(2):
+        with own_token():
+            tokens.add(os.environ["RAY_AUTH_TOKEN"])
+            assert takes_token()
+    assert len(tokens) == 2
+    assert not takes_token()
+
+
+def test_a_run_says_that_its_cluster_asks_for_no_token(untold: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(Observer):
+        def phase(self, text: str) -> None:
+            raise InterruptedError(text)
+
+    config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379"}})
+    placement = place(config, Hardware(4, 0), ours=False)
+    monkeypatch.setattr("adagrpo_ray.trainer.connect", lambda config: nullcontext(placement))
+    with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
+        train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
+
+
+def test_what_listens_in_the_containers_is_published_on_loopback_alone() -> None:
+    services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+# --- pickles ---
+
+
+class Bomb:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+PICKLED = (
+    *("pytorch_model.bin", "model.bin", "weights.pt", "consolidated.00.pth", "adapter_model.bin", "training_args.bin"),
+    *("tokenizer.pkl", "optimizer.pt", "rng_state.pth"),
+)
+
+
+def plant(folder: Path, marker: Path) -> None:
+    """Pickles in `folder`, both plain and as torch writes them, under names that some loader would take."""
+    for name in PICKLED:
+        (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
+    torch.save({"weight": Bomb(marker)}, folder / "pytorch_model.bin")
+
+
+def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path) -> None:
+    plant(tmp_path, tmp_path / "marker")
+    for name in ("pytorch_model.bin", "tokenizer.pkl"):
+        torch.load(tmp_path / name, weights_only=False) if name.endswith("bin") else pickle.loads(
+            (tmp_path / name).read_bytes()
+        )
+        (tmp_path / "marker").unlink()
+
+
+def test_pickles_beside_safetensors_are_not_read(tiny_model: Path, tmp_path: Path) -> None:
+    model, marker = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "marker"
+    plant(model, marker)
+    config = Config.model_validate({"model": {"path": str(model), **FLOAT32}})
+    assert resolve_model(config) == str(model)
+    load_tokenizer(str(model), config)
+    policy = load_policy(str(model), config)
+    policy.save_pretrained(tmp_path / "adapter")
+    plant(tmp_path / "adapter", marker)
+    again = Config.model_validate({"model": {"path": str(model), "adapter": str(tmp_path / "adapter"), **FLOAT32}})
+    assert resolve_model(again) == str(model)
+    load_policy(str(model), again)
+    assert not marker.exists()
+
+
+def test_models_and_adapters_that_are_pickles_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model, marker = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "marker"
+    config = Config.model_validate({"model": {"path": str(model), **FLOAT32}})
+    load_policy(str(model), config).save_pretrained(tmp_path / "adapter")
+    for folder, weights in ((model, "model.safetensors"), (tmp_path / "adapter", "adapter_model.safetensors")):
+        plant(folder, marker)
+        (folder / weights).unlink()
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors; .*pickled weights are not read"):
+        resolve_model(config)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_policy(str(model), config)
+    adapted = Config.model_validate({"model": {"adapter": str(tmp_path / "adapter"), **FLOAT32}})
+    for check in (resolve_model, lambda config: load_policy(str(tiny_model), config)):
+        with pytest.raises(ModelError, match=r"holds no adapter_model\.safetensors"):
+            check(adapted)
+    assert not marker.exists()
+
+
+def test_weights_that_a_config_says_are_pickled_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model, marker = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "marker"
+    plant(model, marker)
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace("{", '{"transformers_weights": "adapter_model.bin",', 1))
+    with pytest.raises(ModelError, match=r"names pickled weights \(adapter_model\.bin\)"):
+        resolve_model(Config.model_validate({"model": {"path": str(model)}}))
+    assert not marker.exists()
+
+
+def test_vllm_reads_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vllm
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    from adagrpo_ray.rollout.engine import RolloutEngine
+
+    asked: dict[str, Any] = {}
+
+    def record(**arguments: Any) -> Any:
+        asked.update(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(vllm, "AsyncEngineArgs", record)
+    with pytest.raises(InterruptedError):
+        asyncio.run(RolloutEngine.start("model", 64, Config()))
+    assert asked["load_format"] == "safetensors"
+    assert asked["trust_remote_code"] is False
+    plant(tmp_path, tmp_path / "marker")
+    loader = DefaultModelLoader(LoadConfig(load_format=asked["load_format"]))
+    with pytest.raises(RuntimeError, match="Cannot find any model weights"):
+        loader._prepare_weights(str(tmp_path), None, None, True, None)
+
+
+def test_a_checkpoint_with_a_pickle_in_it_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    checkpoint.save(tmp_path, 1, {"state.json": {}}, keep_last=1)
+    path = tmp_path / "step-000001"
+    plant(path, marker)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.load(path)
+    (path / checkpoint.CHECKSUMS).write_bytes(checkpoint._checksums(path))  # by somebody who knows how they are made
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
+        checkpoint.load(path)
+    assert not marker.exists()
+
+
+# --- code of others ---
+
+
+def test_code_that_comes_with_a_model_runs_only_where_that_is_asked_for_and_said(
+    launch: ModuleType,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model, marker = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "marker"
+    (model / "own.py").write_text(
+        "from pathlib import Path\nfrom transformers import PretrainedConfig\n"
+        f"Path({str(marker)!r}).touch()\n\nclass Own(PretrainedConfig):\n    model_type = 'own'\n"
+    )
+    text = (model / "config.json").read_text()
+    text = re.sub(r'"model_type": "\w+"', '"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}', text)
+    (model / "config.json").write_text(text)
+    arguments = [f"run.folder={tmp_path / 'runs'}", f"model.path={model}"]
+    assert launch.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert not marker.exists()
+    assert "config.json that cannot be used" in captured.err
+    assert "warning" not in captured.out
+    assert launch.main([*arguments, "model.trust_remote_code=true"]) == 2  # it is no causal language model
+    assert f"warning: model.trust_remote_code=true runs Python code of {model}" in capsys.readouterr().out
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch/configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_configuration_of_ours_trusts_code_of_others(path: Path) -> None:
+    assert load_config(path).model.trust_remote_code is False
+
+
+# --- secrets ---
+
+
+def test_a_run_leaves_no_variable_of_its_environment_behind(whole: Path) -> None:
+    files = [file for file in whole.rglob("*") if file.is_file()]
+    assert {"config.yaml", "metrics.jsonl", "summary.json"} <= {file.name for file in files}
+    assert [file for file in files if PLANTED.encode() in file.read_bytes()] == []
