@@ -119,7 +119,7 @@ def score(completions, answer, **context):
     groups += 1
     if groups == 2 or groups > 4:
         raise ValueError(f"no score for group {groups}")
-    return [float(len(text)) for text in completions]
+    return [float(place % 2) for place, _ in enumerate(completions)]
 """
 
 
