@@ -13,7 +13,7 @@ from adagrpo_ray.algorithm.loss import LossSums
 from adagrpo_ray.authentication import takes_token
 from adagrpo_ray.cluster import Actors, actors, any_dead, connect, get
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, RolloutError, StoppedError
+from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, RewardError, RolloutError, StoppedError
 from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.memory import settled
 from adagrpo_ray.nodes import check_shared
@@ -75,7 +75,7 @@ def train_on(
     run = _Run(running, config, folder, observer, stop or Event(), home or str(folder))
     try:
         return run.finish(past)
-    except (StoppedError, RolloutError) as error:
+    except (StoppedError, RewardError, RolloutError) as error:
         kept = run.keep()
         raise type(error)(f"{error}; {kept}") from error
 

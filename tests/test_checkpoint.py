@@ -182,6 +182,7 @@ class TestSettings:
 
     def test_what_may_change_is_there_and_changes(self) -> None:
         changes = ["run.steps=7", "run.name=x", "rollout.actors=3", "learner.ranks=2", "checkpoint.every=5"]
+        changes += ["rewards.on_error=stop", "rewards.timeout_s=60", "rewards.memory_gib=null", "rewards.workers=2"]
         check_fixed(load_config(TINY, changes), fixed_settings(load_config(TINY)))
         every = {f"{section}.{key}" for section, values in load_config(TINY).model_dump().items() for key in values}
         assert every >= FREE

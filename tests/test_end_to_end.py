@@ -111,6 +111,46 @@ def test_steps_without_a_single_group_do_not_stop_a_run_that_samples_ahead(tmp_p
     assert [s["weight_version"] for s in steps] == [1, 2, 3]
 
 
+FAILING = """
+groups = 0
+
+def score(completions, answer, **context):
+    global groups
+    groups += 1
+    if groups == 2 or groups > 4:
+        raise ValueError(f"no score for group {groups}")
+    return [float(place % 2) for place, _ in enumerate(completions)]
+"""
+
+
+def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_rewards.py").write_text(FAILING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    ended = launch(
+        "--config",
+        "launch/configs/tiny-cpu.yaml",
+        f"run.folder={tmp_path}",
+        "run.name=failing",
+        "run.steps=4",
+        "data.held_out_prompts=0",
+        "algorithm.name=grpo",
+        "algorithm.prompts_per_step=4",
+        "rewards.functions=[{function: 'failing_rewards:score'}]",
+    )
+    assert ended.returncode != 0
+    said = ended.stdout + ended.stderr
+    assert said.count("no score for group 2") == 1, said
+    assert "3 ready 0 waiting 1 not scored" in said
+    assert "no group of step 2 could be scored" in said
+    assert f"step 1 is in {tmp_path}/failing/checkpoints: go on with --resume {tmp_path}/failing" in said
+    (step,) = metrics(tmp_path / "failing")
+    assert (step["groups_ready"], step["groups_failed"], step["groups_dropped"]) == (3, 1, 1)
+    assert step["trained_tokens"] > 0
+    assert list((tmp_path / "failing" / "checkpoints").iterdir())
+
+
 def test_configuration_is_kept_and_reads_back(run: tuple[Path, str]) -> None:
     kept = yaml.safe_load((run[0] / "config.yaml").read_text())
     assert kept["rollout"]["actors"] == 2

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from builders import make_attempt, make_group, make_prompt
 
+from adagrpo_ray.learner.collection import Collection, Failure
 from adagrpo_ray.learner.figures import sampling_figures
-from adagrpo_ray.learner.sampler import Collection
 from adagrpo_ray.observe.records import SamplingFigures
 
-NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), attempts=())
+NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")
 # Columns of by_function: format, answer.
 SOLVED = make_group(
@@ -62,6 +62,18 @@ def test_groups_are_counted_by_how_they_ended() -> None:
 def test_exhausted_groups_count_as_dropped_where_they_are() -> None:
     step = figures(exhausted=(STUCK,), aged=(FAILED,) * 5, exhausted_dropped=True)
     assert (step.groups_exhausted, step.groups_dropped) == (1, 6)
+
+
+def test_groups_that_could_not_be_scored_cost_their_tokens_and_no_rate() -> None:
+    new, old = replace(FAILED, attempts=()), FAILED
+    lost = [Failure(group, tokens, dropped=True, error="no") for group, tokens in ((new, 7), (old, 5))]
+    step = figures(ready=(SOLVED,), failed=tuple(lost), aged=(STUCK,), attempts=(SOLVED,))
+    assert (step.groups_failed, step.groups_dropped) == (2, 3)
+    assert (step.generated_tokens, step.extra_tokens) == (10 + 7 + 5, 5)
+    assert (step.accuracy, step.flat_before) == (0.5, 0.0)
+    kept = [replace(failure, dropped=False) for failure in lost]  # their attempts are among the attempts
+    step = figures(exhausted=(STUCK,), failed=tuple(kept), attempts=(STUCK,))
+    assert (step.groups_failed, step.groups_dropped, step.generated_tokens) == (2, 0, 10)
 
 
 def test_resamples_are_counted_by_rung_and_level(step: SamplingFigures) -> None:

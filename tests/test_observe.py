@@ -37,6 +37,7 @@ STEP = StepRecord(
     groups_waiting=2,
     groups_late=1,
     groups_exhausted=1,
+    groups_failed=0,
     groups_dropped=0,
     resamples=(3, 1),
     resamples_by_level={"2": 1, "5": 3},
@@ -77,6 +78,7 @@ STEP_JSON = {
     "groups_waiting": 2,
     "groups_late": 1,
     "groups_exhausted": 1,
+    "groups_failed": 0,
     "groups_dropped": 0,
     "resamples": [3, 1],
     "resamples_by_level": {"2": 1, "5": 3},
@@ -107,8 +109,8 @@ STEP_JSON = {
     "seconds_by_phase": {"rollout": 0.3, "train": 0.15, "sync": 0.05},
 }
 
-BEFORE = EvaluationRecord(0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, mean_length=40.0, seconds=3.0)
-AFTER = EvaluationRecord(12, 0.75, {"10": 0.5, "2": 1.0}, samples=128, mean_length=44.0, seconds=2.0)
+BEFORE = EvaluationRecord(0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, failed=0, mean_length=40.0, seconds=3.0)
+AFTER = EvaluationRecord(12, 0.75, {"10": 0.5, "2": 1.0}, samples=128, failed=0, mean_length=44.0, seconds=2.0)
 
 STEPS = [
     replace(STEP, step=step, reward_mean=step / 16, resamples=(step, 1) if step > 6 else (step,))
@@ -154,6 +156,7 @@ class TestRecords:
             "extra_tokens": 12000,
             "tokens_per_informative_group": 800.0,
             "groups_exhausted": 12,
+            "groups_failed": 0,
             "accuracy_by_level_before": {"10": 0.0, "2": 0.5},
             "accuracy_by_level_after": {"10": 0.5, "2": 1.0},
             "resamples_by_level": {"2": 12, "5": 36},
@@ -214,6 +217,7 @@ class TestRunWriter:
                 "accuracy": 0.25,
                 "accuracy_by_level": {"10": 0.0, "2": 0.5},
                 "samples": 128,
+                "failed": 0,
                 "mean_length": 40.0,
                 "seconds": 3.0,
             }
@@ -247,6 +251,8 @@ class TestRunWriter:
         assert scalars["accuracy/held_out"] == [(0, 0.25)]
         assert scalars["adaptive/resamples_rung_0"] == [(1, 1.0), (8, 8.0)]
         assert scalars["adaptive/resamples_rung_1"] == [(8, 1.0)]
+        assert scalars["adaptive/groups_failed"] == [(1, 0.0), (8, 0.0)]
+        assert scalars["accuracy/held_out_failed"] == [(0, 0.0)]
         assert scalars["resamples_by_level/5"] == [(1, 3.0), (8, 3.0)]
         assert scalars["time/rollout"] == [(1, pytest.approx(0.3)), (8, pytest.approx(0.3))]
         assert {"policy/loss", "tokens/generated", "sync/bytes", "time/step"} <= set(scalars)
@@ -420,6 +426,17 @@ class TestPlainConsole:
         with Console(1, stream) as console:
             console.evaluation("before", replace(BEFORE, accuracy_by_level={"\x1b[2J[red]x": 0.5, "": 1.0}))
         assert stream.getvalue() == "held-out accuracy before: 0.250  ?[2J[red]x: 0.500  (128 samples, 3.0 s)\n"
+
+    def test_what_could_not_be_scored_is_shown(self) -> None:
+        stream, step = io.StringIO(), replace(STEP, groups_failed=3)
+        with Console(1, stream, clock=lambda: 0.0) as console:
+            console.evaluation("before", replace(BEFORE, failed=2))
+            console.step(step)
+            console.summary(summarize([step, step], None, None, name="x", folder=Path("x"), adapter=Path("y")))
+        text = stream.getvalue()
+        assert "(128 samples, 2 prompts not scored, 3.0 s)" in text
+        assert "groups 6 ready 2 waiting 3 not scored  8,000 tokens/s" in text
+        assert "not scored: 6 groups, on which reward functions failed\n" in text
 
     def test_accuracy_that_was_not_measured(self) -> None:
         stream = io.StringIO()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -344,9 +345,7 @@ def grade(*functions: tuple[Callable[..., object], float], texts: tuple[str, ...
 
 def test_totals_leave_out_what_does_not_apply() -> None:
     nan = math.nan
-    scores = grade(
-        (lambda **_: [1, None], 2.0), (lambda **_: [nan, nan], 1.0), (lambda **_: np.array([0.5, nan]), -1.0)
-    )
+    scores = grade((lambda **_: [1, None], 2.0), (lambda **_: [None, None], 1.0), (lambda **_: [0.5, None], -1.0))
     np.testing.assert_array_equal(scores.by_function, np.array([[1, nan, 0.5], [nan, nan, nan]], np.float32))
     np.testing.assert_array_equal(scores.rewards, np.array([1.5, 0.0], np.float32))
     assert scores.rewards.dtype == scores.by_function.dtype == np.float32
@@ -388,6 +387,8 @@ def test_every_kind_of_number_is_a_score(value: object) -> None:
         (np.ones((2, 1)), ["the score [1.0]"]),
         ({0: 1.0, 1: 1.0}, ["returned {0: 1.0"]),
         ([1.0, "5"], ["the score '5'", "None where it does not apply"]),
+        ([1.0, math.nan], ["the score nan", "None where it does not apply"]),
+        (np.array([1.0, math.nan]), ["the score nan"]),
         ([1.0, math.inf], ["the score inf"]),
         ([1.0, -math.inf], ["the score -inf"]),
         ([1.0, 1e39], ["the score 1e+39"]),  # infinite in float32
@@ -404,6 +405,44 @@ def test_a_broken_contract_names_function_and_value(result: object, words: list[
     with pytest.raises(RewardError) as caught:
         grade((BUILTIN["exact"], 1.0), (mine, 1.0))
     assert [w for w in [f"'{__name__}:", "mine'", *words] if w not in str(caught.value)] == [], str(caught.value)
+
+
+def test_scores_that_are_finite_and_add_up_to_infinity_are_refused() -> None:
+    with pytest.raises(RewardError, match=r"'exact', .* add up to more than float32 holds"):
+        grade((BUILTIN["exact"], 1.0), (lambda **_: [1.0, -3e38], 10.0))
+
+
+def test_whatever_is_raised_is_a_reward_error_but_a_lack_of_memory() -> None:
+    class OddError(BaseException):
+        def __repr__(self) -> str:
+            raise ValueError("no repr")
+
+    class Odd(float):
+        def __float__(self) -> float:
+            raise OddError
+
+    class Endless(list[float]):
+        def __iter__(self) -> Iterator[float]:
+            raise KeyboardInterrupt
+
+    def fail(error: BaseException) -> Callable[..., object]:
+        def function(**context: object) -> object:
+            raise error
+
+        return function
+
+    with pytest.raises(RewardError, match=r"the score 1\.0"):
+        grade((lambda **_: [Odd(1.0), 0.0], 1.0))
+    with pytest.raises(RewardError, match="raised a OddError that cannot be shown"):
+        grade((fail(OddError()), 1.0))
+    with pytest.raises(RewardError, match=r"raised CancelledError\(\)"):
+        grade((fail(asyncio.CancelledError()), 1.0))
+    with pytest.raises(RewardError, match=r"raised KeyboardInterrupt\(\)"):
+        grade((lambda **_: Endless([1.0, 2.0]), 1.0))
+    with pytest.raises(RewardError, match=r"raised RewardError\('mine'\)"):
+        grade((fail(RewardError("mine")), 1.0))
+    with pytest.raises(MemoryError):
+        grade((fail(MemoryError()), 1.0))
 
 
 def test_a_function_that_raises_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,20 +19,24 @@ from adagrpo_ray.algorithm.ladder import Ladder, request_seed
 from adagrpo_ray.algorithm.methods import Method, make_method
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.learner.sampler import AdaptiveSampler, Collection
+from adagrpo_ray.errors import RewardError
+from adagrpo_ray.learner.collection import Collection
+from adagrpo_ray.learner.sampler import AdaptiveSampler
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.types import Completion, GenerationRequest, Group, Prompt, SamplingParams
 
 BASE, WARM, HOT = SamplingParams(temperature=1.0), SamplingParams(temperature=1.1), SamplingParams(temperature=1.3)
 TWO_RUNGS = ((1, (WARM, HOT)),)
 FAIL, PASS = (0.0, 0.0), (1.0, 0.0)
+UNSCORED = (math.nan, math.nan)
 SEED = 7
 
 
 class Fake:
     """Engine and scorer. A prompt's k-th request gets the k-th row of its script, and its last row ever after.
 
-    Each completion carries its reward as its text. A request with a gate waits until that is set.
+    Each completion carries its reward as its text; where that is NaN, scoring fails. A request with a gate
+    waits until that is set.
     """
 
     def __init__(self, script: Mapping[str, Sequence[Sequence[float]]]) -> None:
@@ -70,6 +75,8 @@ class Fake:
         if prompt.id in self.score_gates:
             await self.score_gates[prompt.id].wait()
         rewards = np.array([float(c.text) for c in completions], np.float32)
+        if np.isnan(rewards).any():
+            return Scores(np.full_like(rewards, -4.0), rewards[:, None], f"no score for {prompt.id}"), rewards > 0
         return Scores(rewards, rewards[:, None]), rewards > 0
 
 
@@ -85,6 +92,7 @@ def make_sampler(
     ladder: Ladder | None = None,
     method: Method | None = None,
     levels: Mapping[str, str] | None = None,
+    drop_failed: bool = True,
     **settings: object,
 ) -> AdaptiveSampler:
     """A sampler of groups of two that takes `prompts` in turn, all of them a step unless told otherwise."""
@@ -100,6 +108,7 @@ def make_sampler(
         fake.score,
         max_new_tokens=16,
         seed=SEED,
+        drop_failed=drop_failed,
     )
 
 
@@ -604,6 +613,69 @@ def test_a_collection_that_does_not_end_beside_another_leaves_its_groups_to_the_
     assert ids(third.attempts) == ["b", "c"]
     assert ids(second.attempts) == ["a", "hard"]
     assert not second.late
+
+
+def test_a_group_that_cannot_be_scored_costs_itself_alone() -> None:
+    fake = Fake({"good": [PASS], "bad": [UNSCORED], "hard": [FAIL, PASS]})
+    sampler = make_sampler(fake, prompts=["good", "bad", "hard"], allocation=ALLOCATION)
+    (step,) = run_steps(sampler, 1)
+    assert ids(step.ready) == ["good", "hard"]
+    assert Counter(r.prompt_id for r in fake.requests) == {"good": 1, "bad": 1, "hard": 2}
+    (failure,) = step.failed
+    assert (failure.group.prompt.id, failure.tokens, failure.dropped) == ("bad", 4, True)
+    assert failure.error == "no score for bad"
+    assert ids(step.attempts) == ["good", "hard", "hard"]
+    assert step.exhausted == step.waiting == step.late == ()
+    assert set(sampler.state_dict()["posteriors"]) == {"good", "hard"}
+
+
+def test_a_resample_that_cannot_be_scored_ends_its_group() -> None:
+    fake = Fake({"a": [FAIL, UNSCORED], **easy("bc")})
+    sampler = make_sampler(fake, prompts="abc", prompts_per_step=2, resample="deferred")
+    first, second = run_steps(sampler, 2)
+    assert (ids(first.waiting), first.failed) == (["a"], ())
+    assert second.failed[0].group.last.rewards.tolist() == [0.0, 0.0]
+    assert second.waiting == () == tuple(sampler.state_dict()["waiting"])
+
+
+def test_scores_given_for_a_group_that_cannot_be_scored_are_trained_on() -> None:
+    fake = Fake({"bad": [UNSCORED, UNSCORED, (1.0, 0.0)], "lost": [UNSCORED]})
+    (step,) = run_steps(make_sampler(fake, prompts=["bad", "lost"], drop_failed=False), 1)
+    assert [f.group.prompt.id for f in step.failed] == ["bad", "lost"]  # once each
+    assert not any(f.dropped for f in step.failed)
+    assert (step.ready[0].statistics.count, step.ready[0].statistics.mean) == (6, pytest.approx((-4 * 4 + 1) / 6))
+    assert step.exhausted[0].last.rewards.tolist() == [-4.0, -4.0]
+    assert not step.exhausted[0].last.correct.any()
+
+
+def test_a_step_of_which_nothing_can_be_scored_stops_the_run_and_loses_nothing() -> None:
+    fake = Fake({"a": [FAIL], "b": [UNSCORED], "c": [UNSCORED], "d": [PASS]})
+    sampler = make_sampler(fake, prompts="abcd", prompts_per_step=2)
+    (first,) = run_steps(sampler, 1)
+    assert [f.error for f in first.failed] == ["no score for b"]
+    state = sampler.state_dict()
+    for prompt in "cd":
+        fake.script[prompt] = [UNSCORED]
+    with pytest.raises(RewardError, match="no score for c; no group of step 2 could be scored"):
+        asyncio.run(sampler.collect(2))
+    assert sampler.state_dict() == state
+    fake.script["c"] = [PASS]  # the function was mended
+    assert ids(asyncio.run(sampler.collect(2)).ready) == ["c"]
+
+
+def test_a_method_that_refills_takes_another_prompt_for_one_that_cannot_be_scored() -> None:
+    fake = Fake({"a": [UNSCORED], "b": [PASS], "c": [PASS]})
+    (step,) = run_steps(make_sampler(fake, prompts="abc", prompts_per_step=2, method=named("dapo")), 1)
+    assert ids(step.ready) == ["b", "c"]
+    assert len(step.failed) == 1
+
+
+def test_tokens_of_a_group_that_cannot_be_scored_count_in_the_budget() -> None:
+    fake = Fake({"a": [UNSCORED], **easy("bcd")})
+    fake.length = 16  # all that a group may take
+    sampler = make_sampler(fake, prompts="abcd", budget=64, budget_unit="tokens")
+    (step,) = run_steps(sampler, 1)
+    assert (ids(step.ready), len(step.failed)) == (["b"], 1)
 
 
 def named(name: str) -> Method:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adagrpo_ray.config.tree import FormatSettings, RewardSettings, RewardsSettings
+from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
+from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.types import Completion, Prompt
@@ -59,7 +60,8 @@ def completions(*texts: str) -> list[Completion]:
 
 def rewards(*functions: str, workers: int = 1, timeout_s: float = TIMEOUT_S, **other: object) -> RewardsSettings:
     named = [RewardSettings(function=name, weight=10.0**-place) for place, name in enumerate(functions)]
-    return RewardsSettings.model_validate(dict(functions=named, workers=workers, timeout_s=timeout_s, **other))
+    limits = {"workers": workers, "timeout_s": timeout_s, "on_error": "stop"}
+    return RewardsSettings.model_validate({"functions": named, **limits, **other})
 
 
 def score(scorer: RewardScorer, *texts: str, **columns: object) -> list[float]:

@@ -23,7 +23,7 @@ from adagrpo_ray.observe.mirror import open_run
 from adagrpo_ray.resume import find_past
 from tests.program import metrics, train
 
-RECORD = EvaluationRecord(0, 0.5, {}, samples=2, mean_length=3.0, seconds=1.0)
+RECORD = EvaluationRecord(0, 0.5, {}, samples=2, failed=0, mean_length=3.0, seconds=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ FREE = {
     *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel", "rollout.sleep"),
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
     *("learner.layout", "learner.offload_optimizer"),
+    *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
     *("rollout.start_timeout_s", "rollout.request_timeout_s"),
 }
 """Keys of the settings that may change."""

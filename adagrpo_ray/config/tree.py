@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings, SamplingSettings
+from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.section import Digits, PositiveInt, Resources, Section, Share
 
 
@@ -101,27 +102,6 @@ class DataSettings(Section):
     held_out_prompts: int = Field(128, ge=0, description="how many prompts to keep aside to measure accuracy on")
     length_quantile: float = Field(1.0, gt=0.0, le=1.0, description="drop prompts longer than this quantile of lengths")
     shuffle: bool = Field(True, description="new order of the prompts for each pass over them")
-
-
-class RewardSettings(Section):
-    """One reward function; a completion's reward is the weighted sum over all of them."""
-
-    function: str = Field(..., min_length=1, description="a built-in name, or your own as 'module:function'")
-    weight: float = Field(1.0, description="its factor in the sum")
-
-
-class RewardsSettings(Section):
-    """How completions are scored."""
-
-    functions: tuple[RewardSettings, ...] = Field(
-        (RewardSettings(function="exact"),), min_length=1, description="the reward functions"
-    )
-    correct_by: str | None = Field(
-        None, description="the function whose score says that a completion is right; null: the last one"
-    )
-    correct_above: float = Field(0.0, description="a completion is right where that score is above this")
-    workers: PositiveInt = Field(1, description="processes that score, outside the learner's")
-    timeout_s: float = Field(30.0, gt=0.0, description="seconds that scoring one group may take")
 
 
 class RolloutSettings(Section):

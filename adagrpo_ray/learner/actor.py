@@ -17,11 +17,12 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.batch import training_samples
+from adagrpo_ray.learner.collection import Collection
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine, TrainReport
 from adagrpo_ray.learner.evaluation import evaluate
 from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.learner.sampler import AdaptiveSampler, Collection
+from adagrpo_ray.learner.sampler import AdaptiveSampler
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.network import use_node_address
@@ -37,7 +38,7 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Pending:
-    """It is not done yet: ask again. `notices` are what happened to rollout actors since the last answer."""
+    """It is not done yet: ask again. `notices` are what befell rollouts and scoring since the last answer."""
 
     notices: tuple[str, ...]
 
@@ -114,6 +115,7 @@ class LearnerActor:
             self._scorer.score,
             max_new_tokens=config.rollout.max_new_tokens,
             seed=config.run.seed,
+            drop_failed=config.rewards.on_error == "drop",
         )
 
     def collect(self, step: int, last: int) -> Collected | Pending:
@@ -127,7 +129,7 @@ class LearnerActor:
             if begun not in self._collections:
                 self._collections[begun] = self._background.start(self._sampler.collect(begun))
         if not self._background.wait(self._collections[step], POLL_S):
-            return Pending(self._fleet.notices())
+            return Pending(self._notices())
         collection = self._collections.pop(step).result()
         groups = [*collection.ready, *(() if drop else collection.exhausted)]
         samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
@@ -142,7 +144,7 @@ class LearnerActor:
             ),
             rollout_actors=len(self._fleet.pool.members),
             rollout_restarts=self._fleet.restarts,
-            notices=self._fleet.notices(),
+            notices=self._notices(),
         )
 
     def abandon(self) -> None:
@@ -191,8 +193,10 @@ class LearnerActor:
                     seed=self._config.run.seed,
                 )
             )
-        if not self._background.wait(self._evaluation, POLL_S):
-            return Pending(self._fleet.notices())
+        done = self._background.wait(self._evaluation, POLL_S)
+        # News come first: after the last measurement nobody asks for any more.
+        if (notices := self._notices()) or not done:
+            return Pending(notices)
         ended, self._evaluation = self._evaluation, None
         return ended.result()
 
@@ -243,6 +247,9 @@ class LearnerActor:
         if hasattr(self, "_fleet"):
             self._background.run(self._fleet.close())
             self._background.close()
+
+    def _notices(self) -> tuple[str, ...]:
+        return (*self._fleet.notices(), *self._scorer.notices())
 
     def _end_run(self) -> None:
         if hasattr(self, "_scorer"):

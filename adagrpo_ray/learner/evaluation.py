@@ -27,11 +27,12 @@ async def evaluate(
 ) -> EvaluationRecord:
     """Share of right completions (avg@k for k = `settings.samples`), all prompts and by level.
 
-    The seeds are the same every time, so that two measurements of a run compare.
+    The seeds are the same every time, so that two measurements of a run compare. Completions that could not be scored
+    count as wrong.
     """
     began = time.perf_counter()
 
-    async def measure(prompt: Prompt) -> tuple[str, float, float]:
+    async def measure(prompt: Prompt) -> tuple[str, float, float, bool]:
         completions = await generate(
             GenerationRequest(
                 prompt_id=prompt.id,
@@ -42,19 +43,21 @@ async def evaluate(
                 seed=request_seed(seed, prompt.id, -1, 0),
             )
         )
-        _, correct = await score(prompt, completions)
-        return prompt.level, float(correct.mean()), float(np.mean([len(c.token_ids) for c in completions]))
+        scores, correct = await score(prompt, completions)
+        length = float(np.mean([len(c.token_ids) for c in completions]))
+        return prompt.level, float(correct.mean()), length, scores.error is not None
 
     results = await asyncio.gather(*(measure(prompt) for prompt in prompts))
     by_level = {
-        level: float(np.mean([accuracy for name, accuracy, _ in results if name == level]))
-        for level in sorted({name for name, _, _ in results})
+        level: float(np.mean([accuracy for name, accuracy, *_ in results if name == level]))
+        for level in sorted({name for name, *_ in results})
     }
     return EvaluationRecord(
         step=step,
-        accuracy=float(np.mean([accuracy for _, accuracy, _ in results])),
+        accuracy=float(np.mean([accuracy for _, accuracy, *_ in results])),
         accuracy_by_level=by_level,
         samples=len(results) * settings.samples,
-        mean_length=float(np.mean([length for _, _, length in results])),
+        failed=sum(failed for *_, failed in results),
+        mean_length=float(np.mean([length for _, _, length, _ in results])),
         seconds=time.perf_counter() - began,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from adagrpo_ray.learner.sampler import Collection
+from adagrpo_ray.learner.collection import Collection
 from adagrpo_ray.observe.records import SamplingFigures
 
 
@@ -21,6 +21,7 @@ def sampling_figures(
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
     resamples = Counter(g.last.rung for g in resampled)
     rescued = Counter(g.last.rung for g in collection.ready if g.last.rung >= 0)
+    lost = [f for f in collection.failed if f.dropped]  # no attempt holds what was generated for them
     rungs = range(max(height, max(resamples, default=-1) + 1))
     correct = [(g.prompt.level, float(g.last.correct.mean())) for g in first]
     flat_before = [(g.prompt.level, float(np.ptp(g.last.rewards) == 0.0)) for g in first]
@@ -35,7 +36,8 @@ def sampling_figures(
         groups_waiting=len(collection.waiting),
         groups_late=len(collection.late),
         groups_exhausted=len(collection.exhausted),
-        groups_dropped=len(collection.aged) + (len(collection.exhausted) if exhausted_dropped else 0),
+        groups_failed=len(collection.failed),
+        groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
         resamples=tuple(resamples[rung] for rung in rungs),
         resamples_by_level=dict(Counter(g.prompt.level for g in resampled)),
         rescued=tuple(rescued[rung] for rung in rungs),
@@ -44,8 +46,8 @@ def sampling_figures(
         flat_before_by_level=_by_level(flat_before),
         flat_after_by_level=_by_level(flat_after),
         informative_groups=sum(not value for _, value in flat_after),
-        generated_tokens=sum(g.last.generated_tokens for g in collection.attempts),
-        extra_tokens=sum(g.last.generated_tokens for g in resampled),
+        generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
+        extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
         # The step before this one made the version that this one trains.
         staleness=_mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
         completion_length=_mean(float(len(c.token_ids)) for g in collection.attempts for c in g.last.completions),

@@ -20,29 +20,14 @@ from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.errors import RewardError
 from adagrpo_ray.learner.budget import Budget
+from adagrpo_ray.learner.collection import Collection, Failure
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, SamplingParams
 
 Generate = Callable[[GenerationRequest], Awaitable[tuple[Completion, ...]]]
 Score = Callable[[Prompt, Sequence[Completion]], Awaitable[tuple[Scores, NDArray[np.bool_]]]]
-
-
-@dataclass(frozen=True, eq=False)
-class Collection:
-    """What a step's sampling brought in.
-
-    `ready` groups met the criterion; `exhausted` ones failed on the last rung; `waiting` ones go on in a
-    later step, `late` ones of this step's among them, which it ended without; `aged` ones were given up because
-    they waited too long. `attempts` are all that this step sampled, with the group as it was after each.
-    """
-
-    ready: tuple[Group, ...]
-    exhausted: tuple[Group, ...]
-    waiting: tuple[Group, ...]
-    late: tuple[Group, ...]
-    aged: tuple[Group, ...]
-    attempts: tuple[Group, ...]
 
 
 MAX_ROUNDS = 10  # of groups that a step may sample to fill up, where no budget ends it before
@@ -53,10 +38,11 @@ class _Visit:
     """A group's part in one step: where it stands, and the group as it was after each attempt of the step."""
 
     group: Group
-    state: Literal["late", "ready", "exhausted", "waiting"] = "late"  # until it ends
+    state: Literal["late", "ready", "exhausted", "waiting", "failed"] = "late"  # until it ends
     scoring: bool = False  # its newest completions are there, and not their rewards yet
     cut: bool = False  # the step has ended without it: no further attempt
     history: list[Group] = field(default_factory=list)
+    failure: Failure | None = None  # the first
 
 
 class AdaptiveSampler:
@@ -72,10 +58,11 @@ class AdaptiveSampler:
         *,
         max_new_tokens: int,
         seed: int,
+        drop_failed: bool = True,
     ) -> None:
         self._settings, self._method = settings, method
         self._prompts, self._generate, self._score = prompts, generate, score
-        self._max_new_tokens, self._seed = max_new_tokens, seed
+        self._max_new_tokens, self._seed, self._drop_failed = max_new_tokens, seed, drop_failed
         self._waiting: list[Group] = []
         self._begun = self._in_flight = 0  # collections
         self._posteriors: dict[str, Posterior] = {}  # by prompt
@@ -92,9 +79,12 @@ class AdaptiveSampler:
         generate, but for those that an earlier step ended without. Several steps may be collected at once; each takes
         what waits when it begins.
 
-        Raises what `generate` or `score` raises; the step's other groups are then cancelled, as all are where the
-        caller is. Either way it is as if the collection had never begun, and begun again it asks for the same. Where
-        others ran beside it, its groups wait instead, as they were before it, the new ones to go first.
+        A group that cannot be scored is dropped; where `drop_failed` is False it goes on with the scores given.
+
+        Raises what `generate` or `score` raises, and RewardError where groups are dropped and none was scored; the
+        step's other groups are then cancelled, as all are where the caller is. Either way it is as if the collection
+        had never begun, and begun again it asks for the same. Where others ran beside it, its groups wait instead, as
+        they were before it, the new ones to go first.
         """
         alone = not self._in_flight
         self._begun += 1
@@ -125,6 +115,9 @@ class AdaptiveSampler:
                 new = self._draw(places(slots) - len(first), step)
                 drawn += new
                 visits += await self._round([*first, *new], step, budget, slots)
+            failed = tuple(v.failure for v in visits if v.failure is not None)
+            if failed and self._drop_failed and not any(v.history for v in visits):
+                raise RewardError(f"{failed[0].error}; no group of step {step} could be scored: mend the function")
         except BaseException:
             if alone and self._begun == begun:
                 self._prompts.taken, self._waiting = taken, waiting
@@ -144,6 +137,7 @@ class AdaptiveSampler:
             waiting=tuple(self._waiting),
             late=late,
             aged=aged,
+            failed=failed,
             attempts=tuple(g for v in visits for g in v.history),
         )
 
@@ -253,15 +247,22 @@ class AdaptiveSampler:
             elif not budget.take(group.size):
                 visit.state = "waiting"
             else:
-                visit.group = group = group.with_attempt(await self._attempt(visit, sampling))
+                attempt, error = await self._attempt(visit, sampling)
                 if self._settings.budget_unit == "tokens":
-                    budget.give_back(group.size * self._max_new_tokens - group.last.generated_tokens)
+                    budget.give_back(group.size * self._max_new_tokens - attempt.generated_tokens)
+                if error is not None and visit.failure is None:
+                    visit.failure = Failure(group, attempt.generated_tokens, self._drop_failed, error)
+                if error is not None and self._drop_failed:
+                    visit.state = "failed"
+                    break
+                visit.group = group = group.with_attempt(attempt)
                 visit.history.append(group)
                 if self._method.criterion(group):
                     visit.state = "ready"
         return visit
 
-    async def _attempt(self, visit: _Visit, sampling: SamplingParams) -> Attempt:
+    async def _attempt(self, visit: _Visit, sampling: SamplingParams) -> tuple[Attempt, str | None]:
+        """The group's next attempt, and why it could not be scored where it could not."""
         group, number = visit.group, len(visit.group.attempts)
         completions = await self._generate(
             GenerationRequest(
@@ -280,7 +281,7 @@ class AdaptiveSampler:
         if buffer is not None:
             lengths = [len(c.token_ids) for c in completions]
             rewards = rewards + overlong_penalty(lengths, self._max_new_tokens, buffer)
-        return Attempt(
+        attempt = Attempt(
             rung=number + group.start - 1,
             sampling=sampling,
             completions=completions,
@@ -288,3 +289,4 @@ class AdaptiveSampler:
             rewards_by_function=scores.by_function,
             correct=correct,
         )
+        return attempt, scores.error

@@ -51,7 +51,8 @@ def step_figures(record: StepRecord) -> list[str]:
         f"reward {number(record.reward_mean)}",
         f"accuracy {number(record.accuracy)}",
         f"resamples {rungs(record.resamples)}",
-        f"groups {record.groups_ready} ready {record.groups_waiting} waiting",
+        f"groups {record.groups_ready} ready {record.groups_waiting} waiting"
+        + (f" {record.groups_failed} not scored" if record.groups_failed else ""),
     ]
 
 
@@ -60,5 +61,6 @@ def evaluation_line(label: str, record: EvaluationRecord) -> str:
     by_level = [
         f"{printable(level)}: {number(record.accuracy_by_level[level])}" for level in levels(record.accuracy_by_level)
     ]
-    about = f"({record.samples} samples, {record.seconds:.1f} s)"
+    failed = f"{record.failed} prompts not scored, " if record.failed else ""
+    about = f"({record.samples} samples, {failed}{record.seconds:.1f} s)"
     return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *by_level, about])

@@ -34,7 +34,8 @@ class SamplingFigures(Record):
     """What the sampler knows of a step.
 
     Rewards and accuracy count first attempts only: resampling until one completion is right would bias them upwards.
-    The step ended without `groups_late`. `resamples` holds one count a rung, `rescued` how many of them met the
+    The step ended without `groups_late`, `groups_failed` could not be scored, and `groups_dropped` were given up for
+    whatever reason. `resamples` holds one count a rung, `rescued` how many of them met the
     criterion, `extra_tokens` what they cost. Tokens are without what aborted requests had generated. `flat_before` is
     the share of first attempts without spread of rewards, `flat_after` that of the groups trained on;
     `informative_groups` are the others of these. `staleness` is by how many versions what the step trains on is older
@@ -49,6 +50,7 @@ class SamplingFigures(Record):
     groups_waiting: int
     groups_late: int
     groups_exhausted: int
+    groups_failed: int
     groups_dropped: int
     resamples: tuple[int, ...]
     resamples_by_level: Mapping[str, int]
@@ -94,12 +96,16 @@ class StepRecord(SamplingFigures):
 
 @dataclass(frozen=True)
 class EvaluationRecord(Record):
-    """Accuracy on the held-out prompts after `step` training steps; `mean_length` is in tokens."""
+    """Accuracy on the held-out prompts after `step` training steps; `mean_length` is in tokens.
+
+    Of `failed` prompts the completions could not be scored, and count as wrong.
+    """
 
     step: int
     accuracy: float
     accuracy_by_level: Mapping[str, float]
     samples: int
+    failed: int
     mean_length: float
     seconds: float
 
@@ -151,6 +157,7 @@ class Summary(Record):
     extra_tokens: int
     tokens_per_informative_group: float
     groups_exhausted: int
+    groups_failed: int
     accuracy_by_level_before: Mapping[str, float]
     accuracy_by_level_after: Mapping[str, float]
     resamples_by_level: Mapping[str, int]
@@ -182,6 +189,7 @@ def summarize(
         resamples=_by_rung(r.resamples for r in records),
         seconds=math.fsum(r.seconds for r in records),
         **asdict(retries(records)),
+        groups_failed=sum(r.groups_failed for r in records),
         accuracy_by_level_before=before.accuracy_by_level if before else {},
         accuracy_by_level_after=after.accuracy_by_level if after else {},
         resamples_by_level=dict(sum((Counter(r.resamples_by_level) for r in records), Counter())),

@@ -32,6 +32,8 @@ def report(summary: Summary) -> Iterator[RenderableType]:
         f"{sum(summary.rescued)} met the criterion ({rungs(summary.rescued)}); "
         f"{summary.groups_exhausted} groups never did"
     )
+    if summary.groups_failed:
+        yield f"not scored: {summary.groups_failed} groups, on which reward functions failed"
     if summary.resamples_by_interval:
         yield _intervals(summary.resamples_by_interval)
     yield ""

@@ -20,6 +20,7 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             "adaptive/groups_waiting": record.groups_waiting,
             "adaptive/groups_late": record.groups_late,
             "adaptive/groups_exhausted": record.groups_exhausted,
+            "adaptive/groups_failed": record.groups_failed,
             "adaptive/groups_dropped": record.groups_dropped,
             "adaptive/flat_before": record.flat_before,
             "adaptive/flat_after": record.flat_after,
@@ -58,6 +59,7 @@ def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
         {
             "accuracy/held_out": record.accuracy,
             **_tags("accuracy_held_out_by_level", record.accuracy_by_level),
+            "accuracy/held_out_failed": record.failed,
             "tokens/held_out_completion_length": record.mean_length,
             "time/evaluation": record.seconds,
         }

@@ -6,7 +6,7 @@ A reward function, built-in or your own, is called once per group:
 
 `answer` is the ground truth; the context holds `prompt` (the problem's text), `format` (the markers
 `think_end`, `answer_start`, `answer_end`), `level`, and the prompt's other columns. It returns one score a
-completion; None or NaN says "does not apply here" and is left out of the sum.
+completion; None says "does not apply here" and is left out of the sum.
 """
 
 from __future__ import annotations

@@ -35,10 +35,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What one group scored: `rewards` [G] weighted totals, `by_function` [G, F] raw, NaN where not applicable."""
+    """What one group scored: `rewards` [G] weighted totals, `by_function` [G, F] raw, NaN where not applicable.
+
+    Where `error` says why it could not be scored, all rewards are `rewards.error_score` and no function applies.
+    """
 
     rewards: Floats
     by_function: Floats
+    error: str | None = None
 
 
 def load_reward(name: str) -> RewardFunction:
@@ -64,10 +68,11 @@ def score_group(
     level: str = "",
     columns: Mapping[str, object] | None = None,
 ) -> Scores:
-    """Call each (function, weight) on the group and add up; RewardError where one breaks the contract.
+    """Call each (function, weight) on the group and add up.
 
+    RewardError where one breaks the contract; a MemoryError comes out as itself, since then the process should end.
     A completion's reward is the weighted sum of the scores that apply to it, 0.0 where none does.
-    Worked example: scores [3.0, NaN] with weights [0.5, 1.0] make 1.5.
+    Worked example: scores [3.0, None] with weights [0.5, 1.0] make 1.5.
     """
     # Last come our own words: a column must not take their place.
     context = {**(columns or {}), "answer": answer, "prompt": prompt, "format": format, "level": level}
@@ -78,6 +83,11 @@ def score_group(
         scores = _call(function, {**context, "completions": list(completions)}, len(completions))
         raw[:, column] = scores
         totals += [0.0 if math.isnan(score) else weight * score for score in scores]
+    if not np.all(np.abs(totals) <= _LARGEST):
+        raise RewardError(
+            f"rewards.functions {', '.join(_name(f) for f, _ in functions)} add up to more than float32 holds; "
+            "return smaller scores or lower rewards.functions' weights"
+        )
     return Scores(rewards=totals.astype(np.float32), by_function=raw)
 
 
@@ -85,16 +95,20 @@ def _call(function: RewardFunction, arguments: dict[str, object], wanted: int) -
     """One function's `wanted` scores, NaN for None, its contract checked."""
     name = _name(function)
     try:
-        scores: object = function(**arguments)
-    except (Exception, SystemExit) as error:
+        returned: object = function(**arguments)
+        if isinstance(returned, np.ndarray):
+            returned = returned.tolist()
+        is_list = isinstance(returned, Sequence) and not isinstance(returned, str | bytes)
+        scores: list[object] = list(returned) if is_list else []  # type: ignore[call-overload]
+    except MemoryError:
+        raise
+    except BaseException as error:  # it may raise anything, and so may what it returned
         raise RewardError(
             f"reward function {name} raised {_short(error)}; "
             "it must take completions, answer and **context, and score any text"
         ) from error
-    if isinstance(scores, np.ndarray):
-        scores = scores.tolist()
-    if isinstance(scores, str | bytes) or not isinstance(scores, Sequence):
-        raise RewardError(f"reward function {name} returned {_short(scores)}; return a list, one score a completion")
+    if not is_list:
+        raise RewardError(f"reward function {name} returned {_short(returned)}; return a list, one score a completion")
     if len(scores) != wanted:
         raise RewardError(
             f"reward function {name} returned {len(scores)} scores for {wanted} completions; "
@@ -110,9 +124,9 @@ def _number(score: object, name: str) -> float:
     if isinstance(score, numbers.Real | np.bool_):
         try:
             value = float(score)
-        except OverflowError:
+        except BaseException:  # too large a number, or one of the user's own kind
             value = math.inf
-        if math.isnan(value) or abs(value) <= _LARGEST:
+        if abs(value) <= _LARGEST:  # which NaN is not
             return value
     raise RewardError(
         f"reward function {name} returned the score {_short(score)}; "
@@ -130,4 +144,7 @@ def _name(function: RewardFunction) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value!r:.300}"
+    try:
+        return f"{value!r:.300}"
+    except Exception:
+        return f"a {type(value).__name__} that cannot be shown"

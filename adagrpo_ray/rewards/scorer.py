@@ -1,4 +1,4 @@
-"""Scoring outside this process: in parallel, with a time limit, and safe from what reward functions do."""
+"""Scoring outside this process: in parallel, with limits of time and memory, safe from what reward functions do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
-from adagrpo_ray.config.tree import FormatSettings, RewardsSettings
+from adagrpo_ray.config.rewards import RewardsSettings
+from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import worker
 from adagrpo_ray.rewards.registry import Scores
@@ -23,8 +24,8 @@ from adagrpo_ray.types import Completion, Prompt
 class RewardScorer:
     """A pool of `settings.workers` processes that score groups; `score` may be awaited many times at once.
 
-    A process that runs over the time limit or dies costs its own group a RewardError and is replaced.
-    The processes die with this one; `close` ends them before.
+    A process that runs over the limits of time or memory or dies costs its own group and is replaced; what becomes of
+    that group is said by `settings.on_error`. The processes die with this one; `close` ends them before.
     """
 
     def __init__(self, settings: RewardsSettings, format: FormatSettings) -> None:
@@ -34,15 +35,26 @@ class RewardScorer:
         self._correct_by = self._names.index(settings.correct_by) if settings.correct_by is not None else -1
         self._pending: set[Future[Any]] = set()
         self._closed = False
+        self._told = False
+        self._notices: list[str] = []
         # The kernel kills a worker when the *thread* that started it ends, so that thread lives here.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="reward-scorer")
         self._pool = self._start()
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
-        """The group's scores, and which completions [G] are right; RewardError where scoring fails."""
+        """The group's scores, and which completions [G] are right.
+
+        Where scoring fails, the scores hold the error and nothing is right; with `rewards.on_error=stop`, and once
+        closed, it raises RewardError.
+        """
         texts = [c.text for c in completions]
         task = (texts, prompt.answer, prompt.text, prompt.level, dict(prompt.columns))
-        rewards, by_function = await self._run(task, prompt.id)
+        try:
+            rewards, by_function = await self._run(task, prompt.id)
+        except RewardError as error:
+            if self._closed or self._settings.on_error == "stop":
+                raise
+            return self._failed(str(error), len(texts)), np.zeros(len(texts), np.bool_)
         scores = Scores(
             rewards=np.array(rewards, dtype=np.float32),
             by_function=np.array(by_function, dtype=np.float32).reshape(len(texts), len(self._names)),
@@ -50,12 +62,30 @@ class RewardScorer:
         # Comparing with NaN is False: where the function does not apply, nothing is right.
         return scores, scores.by_function[:, self._correct_by] > self._settings.correct_above
 
+    def notices(self) -> tuple[str, ...]:
+        """What went wrong since the last call: the first failure, since a function that fails does so many times."""
+        told = tuple(self._notices)
+        self._notices.clear()
+        return told
+
     def close(self) -> None:
         """End the processes; groups that still wait get a RewardError."""
         if not self._closed:
             self._closed = True
             self._stop()
             self._starter.shutdown()
+
+    def _failed(self, error: str, size: int) -> Scores:
+        """The scores of a group that could not be scored."""
+        if not self._told:
+            self._told = True
+            policy = self._settings.on_error
+            self._notices.append(f"{error} (rewards.on_error={policy}; further failures are counted, not shown)")
+        return Scores(
+            rewards=np.full(size, self._settings.error_score, np.float32),
+            by_function=np.full((size, len(self._names)), np.nan, np.float32),
+            error=error,
+        )
 
     async def _run(self, task: tuple[Any, ...], prompt_id: str) -> tuple[list[float], list[list[float]]]:
         """`worker.score(*task)` in one of the processes."""
@@ -84,6 +114,12 @@ class RewardScorer:
                     "make the function faster or raise the limit"
                 ) from None
             except ProcessExpired as error:
+                if error.exitcode == worker.OUT_OF_MEMORY:
+                    memory = self._settings.memory_gib
+                    raise RewardError(
+                        f"{group} ran out of memory with rewards.memory_gib={'null' if memory is None else memory}; "
+                        "have the function take less or raise the limit"
+                    ) from None
                 raise RewardError(
                     f"{group} ended its process with exit code {error.exitcode}; find out which function ends it "
                     "(a negative code is a signal: -9 is often a lack of memory, -11 a crash)"
@@ -106,7 +142,11 @@ class RewardScorer:
         pool = ProcessPool(
             max_workers=self._settings.workers,
             initializer=worker.start,
-            initargs=([(f.function, f.weight) for f in self._settings.functions], self._format),
+            initargs=(
+                [(f.function, f.weight) for f in self._settings.functions],
+                self._format,
+                self._settings.memory_gib,
+            ),
             context=MainlessSpawnContext(),
         )
         # Asking whether it is active starts its processes.

@@ -1,0 +1,41 @@
+"""Settings of scoring."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from adagrpo_ray.config.section import PositiveInt, Section
+
+
+class RewardSettings(Section):
+    """One reward function; a completion's reward is the weighted sum over all of them."""
+
+    function: str = Field(..., min_length=1, description="a built-in name, or your own as 'module:function'")
+    weight: float = Field(1.0, description="its factor in the sum")
+
+
+class RewardsSettings(Section):
+    """How completions are scored."""
+
+    functions: tuple[RewardSettings, ...] = Field(
+        (RewardSettings(function="exact"),), min_length=1, description="the reward functions"
+    )
+    correct_by: str | None = Field(
+        None, description="the function whose score says that a completion is right; null: the last one"
+    )
+    correct_above: float = Field(0.0, description="a completion is right where that score is above this")
+    workers: PositiveInt = Field(1, description="processes that score, outside the learner's")
+    timeout_s: float = Field(30.0, gt=0.0, description="seconds that scoring one group may take")
+    memory_gib: float | None = Field(
+        4.0, gt=0.0, description="memory that a scoring process may take, libraries aside; null: no limit"
+    )
+    on_error: Literal["drop", "score", "stop"] = Field(
+        "drop",
+        description="what a group costs that cannot be scored: the group, which is dropped (where all of a step are, "
+        "the run stops), rewards of error_score for it, or the run",
+    )
+    error_score: float = Field(
+        0.0, ge=-1e6, le=1e6, description="with on_error=score: the reward of all its completions, none of them right"
+    )
