@@ -53,14 +53,15 @@ class Past:
 
 
 def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:
-    """The past of the run at `where`: "auto" for that of `run.name`, a run folder, or one of its checkpoints.
+    """The past of the run at `where`: "auto" for that of `run.name`, a run folder, one of its checkpoints, or the file
+    `best` beside them.
 
     Tells which checkpoint it takes and which it passes over. Raises CheckpointError where there is no good one,
     ConfigError where the settings are not those of the run.
     """
     if where == AUTO:
         return past_of(_of_name(config), config, tell)
-    place = storage.plain(where).rstrip("/")
+    place = kept.named(storage.plain(where).rstrip("/"))
     if storage.is_url(place):
         return _find_remote(place, False, config, tell)
     return _find(Path(place).resolve(), False, config, tell, checkpoint.check)

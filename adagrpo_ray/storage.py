@@ -6,6 +6,7 @@ object. Credentials are what the URL's fsspec package finds in the environment.
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import tempfile
@@ -25,6 +26,9 @@ from adagrpo_ray.errors import ConfigError, ResourceError
 
 PAUSES_S = (0.5, 2.0)
 """Before each further try of what failed."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of disks, where another try is in vain."""
 
 T = TypeVar("T")
 
@@ -80,7 +84,7 @@ def pull(url: str, folder: Path, names: list[str]) -> None:
     for name in names:
         with _local(folder):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        _tried(partial(system.get_file, f"{path}/{name}", str(folder / name)), f"read {url}/{name}")
+        _tried(partial(system.get_file, f"{path}/{name}", str(folder / name)), f"read {url}/{name} into {folder}")
 
 
 def remove(url: str) -> None:
@@ -92,13 +96,28 @@ def remove(url: str) -> None:
 
 @contextmanager
 def outgoing(folder: str) -> Iterator[Path]:
-    """A local folder to write into: `folder` itself, or one that is copied there at the end of the block."""
-    if not is_url(folder):
-        yield Path(folder)
+    """A local folder to write into, whose files come to `folder` at the end of the block, each of them whole.
+
+    ResourceError, which names the folder, where the disk does not take what the block writes.
+    """
+    if is_url(folder):
+        with scratch() as local:
+            with _local(local):
+                yield local
+            push(local, folder, below(local))
         return
-    with scratch() as local:
-        yield local
-        push(local, folder, below(local))
+    path = Path(plain(folder))
+    aside = path.with_name(f"{path.name}.part")
+    try:
+        with _local(path):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            yield aside
+            for name in below(aside):
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).replace(path / name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -135,7 +154,7 @@ def find(folder: str, name: str) -> str | None:
     """The text that was left under that name; None where there is none."""
     if not is_url(folder):
         try:
-            return Path(plain(folder), name).read_text(encoding="utf-8")
+            return Path(plain(folder), name).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -144,7 +163,7 @@ def find(folder: str, name: str) -> str | None:
 
     def read() -> str | None:
         try:
-            return bytes(system.cat_file(f"{path}/{name}")).decode()
+            return bytes(system.cat_file(f"{path}/{name}")).decode(errors="replace")
         except FileNotFoundError:
             return None
 
@@ -209,6 +228,8 @@ def _tried(action: Callable[[], T], what: str) -> T:
         try:
             return action()
         except Exception as error:  # packages for fsspec raise much beside OSError
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise ResourceError(f"cannot {what} ({_why(error)}); free or unlock that place") from error
             if pause is None or isinstance(error, PermissionError | FileNotFoundError):
                 raise ResourceError(
                     f"cannot {what} ({_why(error)}); check that the place exists, its credentials and the network"

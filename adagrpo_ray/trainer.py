@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from threading import Event
@@ -89,6 +90,7 @@ class _Run:
         self._learners, self._config, self._folder, self._home = running.learners, config, folder, home
         self._observer, self._stop = observer, stop
         self._records: list[StepRecord] = []
+        self._measured: dict[int, float] = {}  # held-out accuracy by step
         self._saved = 0  # the step of the newest checkpoint
 
     def finish(self, past: Past | None) -> Summary:
@@ -101,7 +103,11 @@ class _Run:
             ends = step == config.run.steps
             if ends or _due(config.evaluation.every, step):
                 last = self._evaluate("after" if ends else f"step {step}", step)
-            if ends or _due(config.checkpoint.every, step):
+            if (
+                ends
+                or _due(config.checkpoint.every, step)
+                or (config.checkpoint.keep_best and _is_best(self._measured, step))
+            ):
                 self._save_checkpoint()
         adapter = join(self._home, "adapter")
         self._on_all("save_adapter", adapter)
@@ -127,6 +133,7 @@ class _Run:
         self._on_all("load_checkpoint", past.source)
         self._on_all("sync", past.mark.step)
         self._records, self._saved = list(past.records), past.mark.step
+        self._measured = {record.step: record.accuracy for record in past.evaluations}
         measured = past.evaluations or (None,)
         return measured[0], measured[-1]
 
@@ -169,11 +176,13 @@ class _Run:
             return None
         record: EvaluationRecord = self._patiently("evaluate", step)
         self._observer.evaluation(label, record)
+        self._measured[step] = record.accuracy
         return record
 
     def _save_checkpoint(self) -> None:
         progress = progress_of(self._config, self._folder, self._records)
-        self._on_all("save_checkpoint", join(self._home, FOLDER), progress)
+        measured = self._measured if self._config.checkpoint.keep_best else {}
+        self._on_all("save_checkpoint", join(self._home, FOLDER), progress, measured)
         self._saved = progress.step
 
     def _on_all(self, method: str, *arguments: Any) -> Any:
@@ -206,7 +215,13 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _is_best(measured: Mapping[int, float], step: int) -> bool:
+    """Whether the measurement after `step` is the best, the first of equal ones, after any training."""
+    return step == max((at for at in measured if at > 0), key=measured.__getitem__, default=0)
+
+
 def _ahead(config: Config, step: int) -> int:
-    """The last step whose rollouts may begin with those of `step`; none is in flight where a checkpoint is due."""
-    every = config.checkpoint.every or config.run.steps
-    return min(step + config.algorithm.max_staleness, math.ceil(step / every) * every, config.run.steps)
+    """The last step whose rollouts may begin with those of `step`; none is in flight where a checkpoint may be made."""
+    periods = (config.checkpoint.every, config.evaluation.every if config.checkpoint.keep_best else 0)
+    pauses = (math.ceil(step / every) * every for every in periods if every > 0)
+    return min(step + config.algorithm.max_staleness, config.run.steps, *pauses)

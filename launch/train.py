@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--resume",
         metavar="auto|FOLDER",
         help="go on from the newest good checkpoint of run.name ('auto'; from the start where there is none), "
-        "of a run folder, or from one checkpoint's folder, each a path or a URL",
+        "of a run folder, or from one checkpoint's folder or the file 'best' beside it, each a path or a URL",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
     return parser.parse_args(arguments)

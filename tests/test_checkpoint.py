@@ -132,6 +132,56 @@ class TestFiles:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001", "step-000002"]
         assert load(tmp_path / "step-000002")["state.json"] == {"again": True}
 
+    def test_what_was_not_on_the_way_to_the_newest_goes(self, tmp_path: Path) -> None:
+        for step in (1, 2, 3):
+            save(tmp_path, step, CONTENTS, 3, {1: 0.25, 2: 0.75, 3: 0.5})
+        set_latest(tmp_path / "step-000001")
+        save(tmp_path, 4, CONTENTS, 3, {1: 0.25, 4: 0.125})
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "latest", "step-000001", "step-000004"]
+        assert (tmp_path / "best").read_text() == "step-000001\n"
+
+    def test_what_a_killed_run_did_not_finish_goes(self, tmp_path: Path) -> None:
+        for name in ("step-000001.part", "step-000007.part"):
+            (tmp_path / name).mkdir()
+        save(tmp_path, 8, CONTENTS, 3)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000008"]
+
+    def test_the_best_stays_too(self, tmp_path: Path) -> None:
+        measured: dict[int, float] = {0: 1.0}
+        found = []
+        for step, accuracy in enumerate((0.25, None, 0.5, 0.5, 0.25, None, 0.75), 1):
+            if accuracy is not None:
+                measured[step] = accuracy
+            save(tmp_path, step, CONTENTS, 1, measured)
+            names = sorted(path.name for path in tmp_path.glob("step-*"))
+            found.append(((tmp_path / "best").read_text().strip()[-1], [name[-1] for name in names]))
+        assert found == [
+            *(("1", ["1"]), ("1", ["1", "2"]), ("3", ["3"]), ("3", ["3", "4"])),
+            *(("3", ["3", "5"]), ("3", ["3", "6"]), ("7", ["7"])),
+        ]
+        save(tmp_path, 8, CONTENTS, 1)  # as where it is not wanted any more
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000008"]
+
+    def test_the_best_of_a_run_that_was_killed_between_two_of_its_writes(self, tmp_path: Path) -> None:
+        save(tmp_path, 1, CONTENTS, 1, {1: 0.25})
+        save(tmp_path, 2, CONTENTS, 1)
+        save(tmp_path / "other", 1, CONTENTS, 1)
+        (tmp_path / "other" / "step-000001").rename(tmp_path / "step-000001")  # not removed yet
+        (tmp_path / "best").write_text("step-000001\n")  # not moved yet
+        save(tmp_path, 3, CONTENTS, 1, {1: 0.25, 2: 0.75, 3: 0.5})
+        assert (tmp_path / "best").read_text() == "step-000002\n"
+        assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000002", "step-000003"]
+
+    @pytest.mark.parametrize("extra", ["more.json", "a folder"])
+    def test_what_does_not_belong_to_it_is_found(self, tmp_path: Path, extra: str) -> None:
+        save(tmp_path, 1, CONTENTS, 2)
+        save(tmp_path, 2, CONTENTS, 2)
+        path = tmp_path / "step-000002" / extra
+        path.mkdir() if extra == "a folder" else path.write_text("{}")
+        heard: list[str] = []
+        assert newest(tmp_path, heard.append) == tmp_path / "step-000001"
+        assert ["step-000002 is damaged" in text for text in heard] == [True]
+
     def test_a_change_of_any_byte_is_found(self, tmp_path: Path) -> None:
         save(tmp_path, 1, CONTENTS, 2)
         save(tmp_path, 2, CONTENTS, 2)
@@ -280,6 +330,28 @@ class TestFindPast:
         (path / "state.json").write_text("{}")
         with pytest.raises(CheckpointError, match="step-000002 is damaged"):
             find_past(str(path), self.configure(tmp_path), silent)
+
+    def test_the_best_is_found_by_its_name(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
+        best = folder / FOLDER / "best"
+        best.write_text("step-000001\n")
+        for where in (best, best.as_uri()):
+            past = find_past(str(where), self.configure(tmp_path), heard.append)
+            assert past.checkpoint == folder / FOLDER / "step-000001"
+        shutil.rmtree(folder / FOLDER / "step-000001")
+        with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete or not there"):
+            find_past(str(best), self.configure(tmp_path), silent)
+        for text in ("", "\0\xff", "../step-000002"):
+            best.write_text(text, encoding="latin-1")
+            with pytest.raises(CheckpointError, match=f"{best} does not name a checkpoint; give --resume"):
+                find_past(str(best), self.configure(tmp_path), silent)
+        best.unlink()
+        with pytest.raises(CheckpointError, match="best has no checkpoints; give --resume"):
+            find_past(str(best), self.configure(tmp_path), silent)
+
+    def test_a_run_may_be_called_best(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
+        folder.rename(tmp_path / "best")
+        past = find_past(str(tmp_path / "best"), self.configure(tmp_path), heard.append)
+        assert past.folder == tmp_path / "best"
 
     def test_auto_begins_where_there_is_none(self, tmp_path: Path, heard: list[str]) -> None:
         past = find_past("auto", self.configure(tmp_path), heard.append)

@@ -283,6 +283,14 @@ def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
             ["evaluation.samples=4", "evaluation.sampling.temperature=0"],
             ["evaluation.samples=4 with temperature 0", "use samples=1"],
         ),
+        (
+            ["checkpoint.keep_best=true"],
+            ["checkpoint.keep_best=true goes by measurements", "evaluation.every=0", "raise both above 0"],
+        ),
+        (
+            ["checkpoint.keep_best=true", "evaluation.every=5", "data.held_out_prompts=0"],
+            ["checkpoint.keep_best=true goes by measurements", "data.held_out_prompts=0"],
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(overrides: list[str], told: list[str]) -> None:
@@ -301,6 +309,7 @@ def test_sizes_that_do_not_fit_are_refused(overrides: list[str], told: list[str]
         ["rewards.functions=[{function: exact}, {function: answer}]", "rewards.correct_by=answer"],
         ["algorithm.criterion={kind: any_above, reward: exact}"],
         ["evaluation.samples=1", "evaluation.sampling.temperature=0"],
+        ["checkpoint.keep_best=true", "evaluation.every=5"],
     ],
 )
 def test_sizes_that_just_fit_are_taken(overrides: list[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,32 +16,51 @@ from pathlib import Path
 import psutil
 import pytest
 
+from adagrpo_ray.learner import checkpoint
 from tests.program import children, metrics, settings, title, train
+
+KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps."""
-    folder = tmp_path_factory.mktemp("half")
-    train(folder, 2)
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed at some moment after its second step, and left no process behind."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "launch/train.py", *settings(folder, 4), "checkpoint.every=1", *KEEP_BEST]
+    latest, steps = folder / "run" / "checkpoints" / "latest", folder / "run" / "metrics.jsonl"
+    with (folder / "output").open("w") as output:
+        running = subprocess.Popen(command, stdout=output, stderr=output)
+    while not latest.exists() or latest.read_text() != "step-000002\n":
+        assert running.poll() is None, (folder / "output").read_text()
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, json.loads(steps.read_text().splitlines()[1])["seconds"]))
+    started = children(running)
+    assert {"raylet", "EngineCore", "LearnerActor"} <= {part for p in started for part in re.findall(r"\w+", title(p))}
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert [title(process) for process in left] == []
     return folder / "run"
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_resumed_run_ends_as_one_that_never_stopped(whole: Path, half: Path, tmp_path: Path, damaged: bool) -> None:
+def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, killed: Path, tmp_path: Path, damaged: bool) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(half, folder)
+    shutil.copytree(killed, folder)
+    checkpoints = folder / "checkpoints"
+    newest = (checkpoints / "latest").read_text().strip()
+    step = int(newest.removeprefix("step-")) - damaged
     if damaged:
-        state = folder / "checkpoints" / "step-000002" / "state.json"
+        state = checkpoints / newest / "state.json"
         state.write_bytes(state.read_bytes()[:-1])
-    came_from = "step-000001" if damaged else "step-000002"
-    assert json.loads((folder / "checkpoints" / came_from / "sampler.json").read_text())["waiting"]
+    came_from = f"step-{step:06d}"
+    assert json.loads((checkpoints / came_from / "sampler.json").read_text())["waiting"]
 
-    output = train(tmp_path, 4, "--resume", "auto")
+    output = train(tmp_path, 4, "--resume", "auto", *KEEP_BEST)
 
-    assert ("step-000002 is damaged" in output) == damaged
-    assert f"going on after step {1 if damaged else 2}, from {folder}/checkpoints/{came_from}" in output
+    assert (f"{newest} is damaged" in output) == damaged
+    assert f"going on after step {step}, from {folder}/checkpoints/{came_from}" in output
     assert metrics(folder) == metrics(whole)
     adapter = "adapter/adapter_model.safetensors"
     assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()
@@ -47,8 +68,36 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(whole: Path, half: Path, t
     assert summaries[0]["steps"] == 4
     for key in ("accuracy_before", "accuracy_after", "generated_tokens", "resamples", "rescued"):
         assert summaries[0][key] == summaries[1][key]
-    assert {p.suffix for p in (folder / "checkpoints" / "step-000004").iterdir()} == {".json", ".safetensors"}
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step-000003", "step-000004"]
+    assert {p.suffix for p in (checkpoints / "step-000004").iterdir()} == {".json", ".safetensors"}
+    measured = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in measured] == [0, 1, 2, 3, 4]
+    best = max(measured[1:], key=lambda record: record["accuracy"])["step"]
+    assert (checkpoints / "best").read_text() == f"step-{best:06d}\n"
+    assert {p.name for p in checkpoints.iterdir()} == {
+        *("best", "latest", "step-000003", "step-000004"),
+        f"step-{best:06d}",
+    }
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "one bit", "gone"])
+def test_any_harm_to_any_file_of_a_checkpoint_is_found(whole: Path, tmp_path: Path, harm: str) -> None:
+    shutil.copytree(whole / "checkpoints", tmp_path, dirs_exist_ok=True)
+    files = sorted((tmp_path / "step-000004").iterdir())
+    kinds = ("adapter", "checksums", "optimizer", "random", "sampler", "sampler", "state")
+    assert tuple(file.stem for file in files) == kinds
+    for file in files:
+        good = file.read_bytes()
+        if harm == "gone":
+            file.unlink()
+        else:
+            place = random.randrange(len(good))
+            changed = good[:place] + bytes([good[place] ^ 1 << random.randrange(8)]) + good[place + 1 :]
+            file.write_bytes({"cut": good[:place], "emptied": b"", "one bit": changed}[harm])
+        told: list[str] = []
+        assert checkpoint.newest(tmp_path, told.append) == tmp_path / "step-000003", file
+        assert [f"{tmp_path}/step-000004 is damaged" in text for text in told] == [True]
+        file.write_bytes(good)
+    assert checkpoint.newest(tmp_path, told.append) == tmp_path / "step-000004"
 
 
 @pytest.mark.timeout(900)

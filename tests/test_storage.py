@@ -208,6 +208,27 @@ def test_checkpoints_are_kept_pruned_and_loaded(bucket: str) -> None:
         kept.load(f"{folder}/step-000003")
 
 
+def test_the_best_checkpoint_stays_too_and_is_found(bucket: str) -> None:
+    folder = f"{bucket}/runs/one/checkpoints"
+    measured: dict[int, float] = {}
+    for step, accuracy in ((1, 0.75), (2, 0.5), (3, 0.5)):
+        measured[step] = accuracy
+        kept.save(folder, step, contents(step), 1, measured)
+        assert storage.find(folder, "best") == "step-000001\n"
+    assert names(folder) == {"best", "latest", "step-000001", "step-000003"}
+    assert kept.named(f"{folder}/best") == f"{folder}/step-000001"
+    assert kept.named(f"{bucket}/runs/best") == f"{bucket}/runs/best"
+    with pytest.raises(CheckpointError, match=r"state\.json"):  # it is one, if not of a run
+        find_past(f"{folder}/best", settings(bucket), print)
+
+    storage.leave(f"{folder}/step-000004", "state.json", "{}")  # never was whole
+    kept.save(folder, 5, contents(5), 2, {**measured, 4: 1.0, 5: 1.0})
+    assert names(folder) == {"best", "latest", "step-000003", "step-000005"}
+    assert storage.find(folder, "best") == "step-000005\n"
+    kept.save(folder, 6, contents(6), 1)
+    assert names(folder) == {"latest", "step-000006"}
+
+
 @pytest.mark.parametrize("part", ["arrays", "checksums", "latest"])
 def test_an_upload_that_fails_leaves_the_checkpoint_before(
     bucket: str, monkeypatch: pytest.MonkeyPatch, part: str

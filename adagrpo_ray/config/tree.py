@@ -174,6 +174,11 @@ class CheckpointSettings(Section):
 
     every: int = Field(0, ge=0, description="steps between checkpoints, which wait for all rollouts; 0: one at the end")
     keep_last: PositiveInt = Field(2, description="how many checkpoints stay, the newest ones")
+    keep_best: bool = Field(
+        False,
+        description="the checkpoint with the best held-out accuracy stays too, named by the file best; "
+        "one is made after each measurement that is the best so far",
+    )
 
 
 class Config(Section):
@@ -270,6 +275,12 @@ class Config(Section):
             problems.append(
                 f"evaluation.samples={self.evaluation.samples} with temperature 0 draws the same completion again; "
                 "use samples=1 or a temperature above 0"
+            )
+        if self.checkpoint.keep_best and not (self.evaluation.every and self.data.held_out_prompts):
+            problems.append(
+                f"checkpoint.keep_best=true goes by measurements while training, and evaluation.every="
+                f"{self.evaluation.every} with data.held_out_prompts={self.data.held_out_prompts} makes none; raise "
+                "both above 0 or set keep_best to false"
             )
         if problems:
             raise ValueError("; ".join(problems))

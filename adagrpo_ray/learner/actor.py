@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -207,8 +208,11 @@ class LearnerActor:
             with outgoing(folder) as local:
                 self._engine.save_adapter(str(local), tensors)
 
-    def save_checkpoint(self, folder: str, progress: checkpoint.Progress) -> None:
-        """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes."""
+    def save_checkpoint(self, folder: str, progress: checkpoint.Progress, measured: Mapping[int, float]) -> None:
+        """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes.
+
+        `measured` says which stay, as in `checkpoint.save`.
+        """
         engine = self._engine.snapshot()
         if engine is None:
             return
@@ -222,7 +226,7 @@ class LearnerActor:
             "sampler.json": sampler,
             checkpoint.STATE: state,
         }
-        kept.save(folder, progress.step, contents, self._config.checkpoint.keep_last)
+        kept.save(folder, progress.step, contents, self._config.checkpoint.keep_last, measured)
 
     def load_checkpoint(self, path: str) -> None:
         """Go on from the checkpoint at `path`, which every rank reads."""

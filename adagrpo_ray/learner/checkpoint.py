@@ -1,7 +1,8 @@
 """Checkpoints on disk: folders of JSON and safetensors that are whole, or not there.
 
 `step-000012/` holds its files and `checksums.json`, the SHA-256 of each other file. It is written aside (`.part`),
-forced to disk and renamed; then `latest` names it, and it counts from there on. Nothing is ever pickled.
+forced to disk and renamed; then `latest` names it, and it counts from there on. `best` names the one with the best
+held-out accuracy, where that is kept. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors.numpy import save as pack_arrays
 
 from adagrpo_ray.errors import CheckpointError
 
-CHECKSUMS, LATEST, STATE = "checksums.json", "latest", "state.json"
+CHECKSUMS, LATEST, BEST, STATE = "checksums.json", "latest", "best", "state.json"
 NAME = re.compile(r"step-\d{6,}")
 
 
@@ -42,28 +43,46 @@ class Progress:
     retries: dict[str, Any]
 
 
-def save(folder: Path, step: int, contents: Mapping[str, Any], keep_last: int) -> None:
-    """Write `contents` into `folder` as the checkpoint of `step`, then remove all but the newest `keep_last`.
+def save(
+    folder: Path, step: int, contents: Mapping[str, Any], keep_last: int, measured: Mapping[int, float] | None = None
+) -> None:
+    """Write `contents` into `folder` as the checkpoint of `step`, then remove all but those that `stay`.
 
+    `measured` is the held-out accuracy by step, where the best checkpoint is to stay beside the newest `keep_last`.
     A name of `contents` ends in .json and has JSON values, or in .safetensors and has numpy arrays by name.
     Raises CheckpointError where the folder cannot be written; earlier checkpoints are then as they were.
     """
     path = folder / f"step-{step:06d}"
-    aside = _aside(path)
     with _writing(path):
+        for left in folder.glob("step-*.part"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        kept, best = stay((other.name for other in _all(folder)), _latest(folder), path.name, keep_last, measured or {})
         _remove(path)  # there only where a run was taken back and has come here again
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        for name, content in contents.items():
-            _write(aside / name, _to_json(content) if name.endswith(".json") else pack_arrays(content))
-        _write(aside / CHECKSUMS, _checksums(aside))
-        _sync(aside)
-        aside.rename(path)
+        with _made_aside(path) as aside:
+            for name, content in contents.items():
+                _write(aside / name, _to_json(content) if name.endswith(".json") else pack_arrays(content))
+            _write(aside / CHECKSUMS, _checksums(aside))
         set_latest(path)
-        kept = _upto(folder, path.name)[:keep_last]
+        if best is None:
+            (folder / BEST).unlink(missing_ok=True)
+        else:
+            _leave(folder / BEST, best)
         for other in _all(folder):
-            if other not in kept:
+            if other.name not in kept:
                 _remove(other)
+
+
+def stay(
+    there: Iterable[str], latest: str, new: str, keep_last: int, measured: Mapping[int, float]
+) -> tuple[set[str], str | None]:
+    """The checkpoints that stay when `new` joins those that are there, whose newest is `latest`; the best of them.
+
+    The best has the highest accuracy in `measured`, by step; of equal ones it is the first. None where none has any.
+    """
+    counting = upto({*upto(there, latest), new}, new)
+    candidates = [name for name in reversed(counting) if _step(name) in measured]
+    best = max(candidates, key=lambda name: measured[_step(name)], default=None)
+    return {*counting[:keep_last], *([best] if best else [])}, best
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -125,11 +144,29 @@ def is_checkpoint(path: Path) -> bool:
 
 def set_latest(path: Path) -> None:
     """Make `path` the newest checkpoint of its folder; later ones count no more, and go at the next `save`."""
-    latest = path.with_name(LATEST)
-    with _writing(latest):
-        _write(_aside(latest), f"{path.name}\n".encode())
-        _aside(latest).replace(latest)
-        _sync(path.parent)
+    _leave(path.with_name(LATEST), path.name)
+
+
+def _leave(file: Path, name: str) -> None:
+    """Let `file` say the name of a checkpoint."""
+    with _writing(file):
+        _write(_aside(file), f"{name}\n".encode())
+        _aside(file).replace(file)
+        _sync(file.parent)
+
+
+@contextmanager
+def _made_aside(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` at the end of the block, or gives its space back where that fails."""
+    aside = _aside(path)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        _sync(aside)
+        aside.rename(path)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -159,8 +196,13 @@ def _upto(folder: Path, name: str) -> list[Path]:
 
 def upto(names: Iterable[str], name: str) -> list[str]:
     """Names of checkpoints from `name` on to older ones; all, newest first, where it is none of them."""
-    ordered = sorted(names, key=lambda name: int(name.partition("-")[2]), reverse=True)
+    ordered = sorted(names, key=_step, reverse=True)
     return ordered[ordered.index(name) :] if name in ordered else ordered
+
+
+def _step(name: str) -> int:
+    """The step that the checkpoint of that name was made after."""
+    return int(name.partition("-")[2])
 
 
 def _checksums(folder: Path) -> bytes:

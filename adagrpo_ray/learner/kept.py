@@ -1,7 +1,7 @@
 """Checkpoints in a folder that may be at a URL: written and read on this machine, kept there.
 
-Its files are copied one by one, `checksums.json` last, and `latest` is moved when all are there: whatever ends a copy
-halfway, the checkpoint before counts.
+Its files are copied one by one, `checksums.json` last, and `latest` and `best` are moved when all are there: whatever
+ends a copy halfway, the checkpoints before count.
 """
 
 from __future__ import annotations
@@ -14,24 +14,33 @@ from typing import Any
 from adagrpo_ray import storage
 from adagrpo_ray.errors import CheckpointError, ResourceError
 from adagrpo_ray.learner import checkpoint
-from adagrpo_ray.learner.checkpoint import CHECKSUMS, LATEST
+from adagrpo_ray.learner.checkpoint import BEST, CHECKSUMS, LATEST
 
 
-def save(folder: str, step: int, contents: Mapping[str, Any], keep_last: int) -> None:
+def save(
+    folder: str, step: int, contents: Mapping[str, Any], keep_last: int, measured: Mapping[int, float] | None = None
+) -> None:
     """`checkpoint.save` into a path or a URL; earlier checkpoints are as they were where it fails."""
     if not storage.is_url(folder):
-        return checkpoint.save(Path(folder), step, contents, keep_last)
+        return checkpoint.save(Path(folder), step, contents, keep_last, measured)
     with _writing(folder), storage.scratch() as local:
         checkpoint.save(local, step, contents, keep_last)
         path = next(path for path in local.iterdir() if checkpoint.is_checkpoint(path))
-        there = _names(storage.files(folder))
+        found = storage.files(folder)
+        there = _names(found)
+        whole = [name for name in there if f"{name}/{CHECKSUMS}" in found]
+        latest = (storage.find(folder, LATEST) or "").strip()
+        stays, best = checkpoint.stay(whole, latest, path.name, keep_last, measured or {})
         url = storage.join(folder, path.name)
         storage.remove(url)  # there only where a run was taken back, or died in a copy
         names = sorted(storage.below(path), key=lambda name: name == CHECKSUMS)
         storage.push(path, url, names)
         storage.push(local, folder, [LATEST])
-        there.add(path.name)
-        for name in there.difference(checkpoint.upto(there, path.name)[:keep_last]):
+        if best is not None:
+            storage.leave(folder, BEST, f"{best}\n")
+        elif BEST in found:
+            storage.clear(folder, BEST)
+        for name in there - stays:
             storage.remove(storage.join(folder, name))
 
 
@@ -70,6 +79,17 @@ def set_latest(path: str) -> None:
     folder, _, name = path.rpartition("/")
     with _writing(path):
         storage.leave(folder, LATEST, f"{name}\n")
+
+
+def named(place: str) -> str:
+    """The checkpoint that `place` names where that is the file `best`, and else `place`; paths or URLs."""
+    folder, _, name = place.rpartition("/")
+    if name != BEST or Path(place).is_dir():
+        return place
+    text = storage.find(folder, BEST)
+    if text is not None and not checkpoint.NAME.fullmatch(text.strip()):
+        raise CheckpointError(f"{place} does not name a checkpoint; give --resume the folder of one of those beside it")
+    return place if text is None else storage.join(folder, text.strip())
 
 
 def _names(found: set[str]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ class ModelFiles:
         return cls(folder, {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()})
 
     def here(self) -> str:
-        """The name or folder to load it from on this node; ModelError where it has no such folder."""
+        """The name or folder to load it from on this node; ModelError where there is none, nor room for it."""
         path = Path(self.path)
         if path.is_dir():
             return self.path
@@ -51,14 +52,19 @@ class ModelFiles:
         folder = cache_folder() / f"carried-{digest.hexdigest()[:16]}"
         if folder.is_dir():
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix="carried-", dir=folder.parent))
-        for name, data in self.files.items():
-            (aside / name).write_bytes(data)
+        aside: str | None = None
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            aside = tempfile.mkdtemp(prefix="carried-", dir=folder.parent)
+            for name, data in self.files.items():
+                Path(aside, name).write_bytes(data)
             os.replace(aside, folder)
-        except OSError:  # another actor of this node was faster
-            for name in self.files:
-                (aside / name).unlink()
-            aside.rmdir()
+        except OSError as error:
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
+            if not folder.is_dir():  # another actor of this node may have been faster
+                raise ModelError(
+                    f"cannot write the tiny model to {folder} on node {socket.gethostname()} "
+                    f"({error.strerror or error}); free or unlock that place, or set XDG_CACHE_HOME to another"
+                ) from error
         return folder

@@ -37,14 +37,13 @@ def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, rec
     if folder.is_dir():
         return folder
     from filelock import FileLock
-    from safetensors import SafetensorError
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + ".lock")):
             if not folder.is_dir():
                 _build(folder, arithmetic, format, recipe)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ModelError(
             f"cannot write the tiny model to {folder}: {error}; "
             "set XDG_CACHE_HOME to a folder that can be written and has 10 MB free"
@@ -75,15 +74,21 @@ def _build(folder: Path, arithmetic: ArithmeticSettings, markers: FormatSettings
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    tokenizer = build_tokenizer(markers)
-    with _progress(recipe.steps) as advance:
-        model = train_tiny_model(tokenizer, arithmetic, markers, recipe, advance)
-    _save(model, tokenizer, partial)
-    partial.rename(folder)
+    try:
+        tokenizer = build_tokenizer(markers)
+        with _progress(recipe.steps) as advance:
+            model = train_tiny_model(tokenizer, arithmetic, markers, recipe, advance)
+        _save(model, tokenizer, partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write both without transformers' own progress bar, which says nothing about one small file."""
+    """Write both without transformers' own progress bar, which says nothing about one small file.
+
+    Raises OSError, whatever it is that fails.
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -91,6 +96,8 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors has an error of its own, and tokenizers none but this
+        raise OSError(str(error)) from error
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -6,17 +6,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from torch.utils.tensorboard import SummaryWriter
-
 from adagrpo_ray.errors import ConfigError, ResourceError
+from adagrpo_ray.observe.events import EventFile
 from adagrpo_ray.observe.history import EVALUATIONS, METRICS, Mark
 from adagrpo_ray.observe.observer import Observer
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.storage import leave
 
 
 class RunWriter(Observer):
@@ -39,11 +39,15 @@ class RunWriter(Observer):
                 self._begin(config)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "config.yaml").write_text(config, encoding="utf-8")
+                leave(str(folder), "config.yaml", config)
                 mark.cut(folder)
-            (folder / METRICS).touch()
-            purge = None if mark is None else mark.step + 1  # TensorBoard hides what it holds from that step on
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, flush_secs=5)
+            try:
+                (folder / METRICS).touch()
+                self._events = EventFile(folder / "tensorboard", None if mark is None else mark.step + 1)
+            except OSError:
+                if mark is None:
+                    shutil.rmtree(folder, ignore_errors=True)  # or its name would be taken
+                raise
 
     def __enter__(self) -> RunWriter:
         return self
@@ -51,8 +55,12 @@ class RunWriter(Observer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        if error is not None and not self._holds_something:
+        if error is None:
+            self.close()
+            return
+        with suppress(ResourceError):  # that error is what has to be heard
+            self.close()
+        if not self._holds_something:
             shutil.rmtree(self.folder, ignore_errors=True)  # or its name would be taken
 
     def phase(self, text: str) -> None:
@@ -80,9 +88,9 @@ class RunWriter(Observer):
             os.replace(aside, path)
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds. Closing twice is fine."""
+        """Close TensorBoard's file. Closing twice is fine."""
         with _writing(self.folder / "tensorboard"):
-            self._tensorboard.close()
+            self._events.close()
 
     def _begin(self, config: str) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and _is_empty(self.folder)):
@@ -94,6 +102,9 @@ class RunWriter(Observer):
                 file.write(config)
         except FileExistsError:
             raise taken(self.folder) from None
+        except OSError:
+            (self.folder / "config.yaml").unlink(missing_ok=True)
+            raise
 
     def _append(self, name: str, record: Mapping[str, object]) -> None:
         path, self._holds_something = self.folder / name, True
@@ -103,8 +114,7 @@ class RunWriter(Observer):
 
     def _add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         with _writing(self.folder / "tensorboard"):
-            for tag, value in scalars.items():
-                self._tensorboard.add_scalar(tag, value, step)
+            self._events.add(scalars, step)
 
 
 def _is_empty(folder: Path) -> bool:
