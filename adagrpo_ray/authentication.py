@@ -32,14 +32,14 @@ def own_token() -> Iterator[None]:
 
 def takes_token() -> bool:
     """Whether this process sends a token with its requests, without which a cluster that asks for one refuses them."""
-    from ray._raylet import AuthenticationMode, get_authentication_mode
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-    return bool(get_authentication_mode() == AuthenticationMode.TOKEN)
+    return bool(is_token_auth_enabled())
 
 
 def _read_again() -> None:
     """Have Ray look into the environment once more; there is no public way."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
