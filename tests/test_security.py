@@ -54,7 +54,12 @@ def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProc
     """A run of the program that is to join the cluster."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | token
     env |= {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")), "HOME": str(folder)}
-    command = [sys.executable, "launch/train.py", f"run.ray_address={address}", f"run.folder={folder / 'runs'}"]
+    command = [
+        sys.executable,
+        "launch/train.py",
+        f"run.ray_address={address}",
+        f"run.folder={folder / f'runs{len(token)}'}",
+    ]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
 
 
