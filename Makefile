@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CONFIG ?= launch/configs/tiny-cpu.yaml
 
-.PHONY: help train test lint bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
+.PHONY: help train test test-slow lint bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,7 +17,10 @@ train: setup  ## train; CONFIG=... and ARGS="key=value ..." change what
 	$(PY) launch/train.py --config $(CONFIG) $(ARGS)
 
 test: setup-dev  ## run the tests, two files at a time; ARGS="-k name" picks some
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults (10 minutes)
+	$(PY) -m pytest -m slow $(ARGS)
 
 lint: setup-dev  ## ruff and mypy
 	.venv/bin/ruff check .

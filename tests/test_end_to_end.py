@@ -123,6 +123,7 @@ def score(completions, answer, **context):
 """
 
 
+@pytest.mark.slow
 def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,6 +224,7 @@ def test_a_cache_without_room_for_what_is_kept_at_a_url(disk: Disk, monkeypatch:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_whose_disk_fills_up_ends_clearly_and_goes_on_when_there_is_room(disk: Disk, whole: Path) -> None:
     """Two checkpoints fit and a third does not."""

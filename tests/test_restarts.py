@@ -41,6 +41,7 @@ def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, t
     assert (tmp_path / "run" / adapter).read_bytes() == (whole / adapter).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_of_two_ranks_that_may_not_begin_again_ends_with_one_line(tmp_path: Path) -> None:
     code, output, errors = lose_a_rank(tmp_path, "learner.ranks=2", "run.max_restarts=0")

@@ -316,6 +316,7 @@ def test_a_run_without_a_whole_checkpoint_begins_anew(bucket: str, monkeypatch: 
     assert told == [f"no checkpoint in {home}: beginning with the first step"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_in_a_bucket_goes_on_as_one_on_a_disk_that_never_stopped(
     bucket: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
