@@ -69,8 +69,7 @@ class Watch:
     def left(self) -> list[str]:
         """The titles of those that do not end by themselves; they are killed then."""
         _, alive = psutil.wait_procs(self.seen, timeout=20)
-        alive = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-        titles = [title(process) for process in alive]
+        titles = [title(process) for process in alive if title(process)]  # a zombie has none
         for process in alive:
             process.kill()
         return titles

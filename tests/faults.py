@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Site:
     running: subprocess.Popen[bytes]
     folder: Path
     draw: random.Random
+    leaving: list[Any] = field(default_factory=list)  # nodes that drain
 
     def step(self) -> int:
         """The last step that has ended."""
@@ -73,7 +74,16 @@ class Site:
 
     def node(self) -> Any:
         """One of the nodes with a rollout actor."""
-        return self.draw.choice(sorted(self.cluster.worker_nodes, key=lambda node: str(node.node_id)))
+        stay = self.cluster.worker_nodes - set(self.leaving)
+        return self.draw.choice(sorted(stay, key=lambda node: str(node.node_id)))
+
+    def see_off(self) -> None:
+        """Take the nodes away that drained and have no rollout actor any more."""
+        for node in tuple(self.leaving):
+            raylet = node.all_processes["raylet"][0].process.pid
+            if not any(title(process).startswith("ray::RolloutActor") for process in children(raylet)):
+                self.cluster.remove_node(node)
+                self.leaving.remove(node)
 
 
 def kill_rollout_actor(site: Site) -> None:
@@ -94,19 +104,17 @@ def kill_learner(site: Site) -> None:
 
 def kill_scorer(site: Site) -> None:
     def scorers() -> list[psutil.Process]:
-        return [p for learner in titled("ray::LearnerActor") for p in children(learner) if "spawn_main" in title(p)]
+        return [p for learner in titled("ray::LearnerActor") for p in children(learner.pid) if "spawn_main" in title(p)]
 
     site.signal_one(signal.SIGKILL, scorers, "a scoring process")
 
 
 def drain_node(site: Site) -> None:
-    """A node says that it will go, goes when its rollout actor has left it, and another one has come."""
+    """A node says that it will go, and another one comes; `Site.see_off` takes it away when it is empty."""
     node = site.node()
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     site.cluster.add_node(**ROLLOUT_NODE)
     drain(site.cluster, node.node_id)
-    site.until(lambda: not any(title(p).startswith("ray::RolloutActor") for p in children(raylet)), "an empty node")
-    site.cluster.remove_node(node)
+    site.leaving.append(node)
 
 
 def lose_node(site: Site) -> None:
@@ -136,11 +144,10 @@ def drain(cluster: Cluster, node_id: str) -> None:
     assert accepted, why
 
 
-def children(process: psutil.Process | None = None) -> list[psutil.Process]:
-    """The live processes under this one, or under the one given."""
+def children(pid: int | None = None) -> list[psutil.Process]:
+    """The live processes under this one, or under the one of this number."""
     try:
-        found = (process or psutil.Process()).children(recursive=True)
-        return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in psutil.Process(pid).children(recursive=True) if title(process)]
     except psutil.NoSuchProcess:
         return []
 
@@ -153,6 +160,7 @@ def inject(site: Site, fault: Fault) -> dict[str, Any]:
     """Do it, and wait until the run has got on by a step."""
     site.until(lambda: site.step() >= fault.step, f"step {fault.step}")
     time.sleep(fault.delay_s)
+    site.see_off()
     step, began = site.step(), time.monotonic()
     told: dict[str, Any] = {"kind": fault.kind, "step": step, "seconds_to_next_step": None}
     try:
