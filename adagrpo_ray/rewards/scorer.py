@@ -23,7 +23,8 @@ from adagrpo_ray.types import Completion, Prompt
 class RewardScorer:
     """A pool of `settings.workers` processes that score groups; `score` may be awaited many times at once.
 
-    A process that runs over the time limit or dies costs its own group a RewardError and is replaced.
+    A process that runs over the time limit or dies costs its own group a RewardError and is replaced; a group whose
+    process is killed is scored once more.
     The processes die with this one; `close` ends them before.
     """
 
@@ -62,8 +63,8 @@ class RewardScorer:
         limit = self._settings.timeout_s
         group = f"rewards.functions {', '.join(self._names)} on prompt {prompt_id!r}"
         # Twice, since a group may be lost without its fault: a worker that is killed while it waits for
-        # work takes the pool with it.
-        for _ in range(2):
+        # work takes the pool with it, and one that is killed while it scores may be whom the kernel chose.
+        for once_more in (True, False):
             if self._closed:
                 raise RewardError(f"{group}: the scorer is closed; make a new one")
             if not self._pool.active:
@@ -84,6 +85,8 @@ class RewardScorer:
                     "make the function faster or raise the limit"
                 ) from None
             except ProcessExpired as error:
+                if once_more and error.exitcode < 0:
+                    continue
                 raise RewardError(
                     f"{group} ended its process with exit code {error.exitcode}; find out which function ends it "
                     "(a negative code is a signal: -9 is often a lack of memory, -11 a crash)"
