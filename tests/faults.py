@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,11 @@ def kill_rollout_actor(site: Site) -> None:
 
 
 def kill_engine(site: Site) -> None:
-    site.signal_one(signal.SIGKILL, lambda: titled("VLLM::EngineCore"), "an engine")
+    site.signal_one(signal.SIGKILL, engines, "an engine")
 
 
 def stop_engine(site: Site) -> None:
-    site.signal_one(signal.SIGSTOP, lambda: titled("VLLM::EngineCore"), "an engine")
+    site.signal_one(signal.SIGSTOP, engines, "an engine")
 
 
 def kill_learner(site: Site) -> None:
@@ -150,6 +151,13 @@ def children(pid: int | None = None) -> list[psutil.Process]:
         return [process for process in psutil.Process(pid).children(recursive=True) if title(process)]
     except psutil.NoSuchProcess:
         return []
+
+
+def engines() -> list[psutil.Process]:
+    """vLLM's engine processes, but for those that hang already, as an earlier fault has left them."""
+    with suppress(psutil.NoSuchProcess):
+        return [p for p in titled("VLLM::EngineCore") if p.status() != psutil.STATUS_STOPPED]
+    return []
 
 
 def titled(start: str) -> list[psutil.Process]:
