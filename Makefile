@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CONFIG ?= launch/configs/tiny-cpu.yaml
 
-.PHONY: help train test test-slow lint bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
+.PHONY: help train test test-slow lint chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ lint: setup-dev  ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+chaos: setup-dev  ## a run of 30 steps under 16 faults against the same run left alone; ARGS="--steps 10 --faults 4"
+	$(PY) -m tests.chaos $(ARGS)
 
 bench: setup-dev  ## tokens per second against TRL and against the limits; up to 256 actors simulated (15 minutes)
 	$(PY) tests/benchmarks/bench.py $(ARGS)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 
-import psutil
-
 
 class ChildGuard:
-    """Kills the present child processes of this process, and theirs, when it ends, however it ends.
+    """From now on, what this process starts is killed when it ends, however it ends.
 
-    vLLM's engine process waits for messages for ever where its parent was killed. A shell in a session of its own waits
-    for the end of a pipe that only this process holds open.
+    vLLM's engine process waits for messages for ever where its parent was killed, in the middle of its start too. Here
+    a shell in a session of its own waits for the end of a pipe that only this process holds open, and then kills the
+    process group that this process has made its own.
     """
 
     def __init__(self) -> None:
-        pids = [str(child.pid) for child in psutil.Process(os.getpid()).children(recursive=True)]
+        if os.getpgrp() != os.getpid():  # a session's leader leads its group already, and may not ask for it
+            os.setpgrp()
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", 'cat >/dev/null; kill -9 "$@" 2>/dev/null', "guard", *pids],
+            ["/bin/sh", "-c", 'cat >/dev/null; kill -9 "-$1" 2>/dev/null', "guard", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

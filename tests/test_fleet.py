@@ -24,6 +24,7 @@ from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.placement import Hardware, place
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
+from tests.faults import drain
 
 SETTINGS = [
     "data.train_prompts=16",
@@ -178,15 +179,6 @@ def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
             assert any("drains" in notice for notice in fleet.notices())
 
     asyncio.run(scenario())
-
-
-def drain(cluster: Cluster, node_id: str) -> None:
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-
-    reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-    accepted, why = GcsClient(address=cluster.address).drain_node(node_id, reason, "a test", 0)
-    assert accepted, why
 
 
 def test_what_cannot_start_says_why_at_once(cluster: Cluster) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray.exceptions import RayActorError
 
+from adagrpo_ray.adapter import AdapterWeights, pack
 from adagrpo_ray.errors import RolloutError, SyncError
+from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.pool import Member, RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.builders import make_completion
@@ -23,6 +26,7 @@ class FakeActor:
 
     def __init__(self) -> None:
         self.open: list[asyncio.Future[tuple[Completion, ...]]] = []
+        self.apply: Any = None
         self.generate = SimpleNamespace(remote=self._generate)
 
     def _generate(self, request: GenerationRequest) -> asyncio.Future[tuple[Completion, ...]]:
@@ -208,3 +212,23 @@ def test_a_member_that_is_drained_ends_what_it_has_and_gets_no_more() -> None:
         await draining
 
     asyncio.run(scenario())
+
+
+def test_a_member_that_hangs_while_it_gets_new_weights_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.put", lambda weights: weights)
+    weights = pack(1, {f"layer.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}, 16, 32.0, torch.float32)
+
+    async def take(weights: AdapterWeights) -> SyncReceipt:
+        return SyncReceipt(weights.version, weights.digest)
+
+    async def scenario() -> list[str]:
+        hung, alive, lost = FakeActor(), FakeActor(), list[str]()
+        hung.apply = SimpleNamespace(remote=lambda weights: asyncio.get_running_loop().create_future())
+        alive.apply = SimpleNamespace(remote=take)
+        pool = RolloutPool([hung, alive], 0.05, lambda member, reason: lost.append(reason))
+        assert [receipt.version for receipt in await pool.apply(weights)] == [1]
+        assert [member.name for member in pool.members] == ["rollout actor 1"]
+        return lost
+
+    (reason,) = asyncio.run(scenario())
+    assert "rollout actor 0 did not take version 1 within rollout.request_timeout_s" in reason

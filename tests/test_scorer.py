@@ -36,6 +36,10 @@ def obey(completions, answer, do=None, folder=None, friends=1, **context):
         raise ValueError("no score today")
     if do == "exit":
         os._exit(3)
+    if do == "killed":  # as often as there are friends
+        if len(os.listdir(folder)) < friends:
+            Path(folder, str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
     if do == "hang":  # inside C, with the interpreter lock held, deaf to all but SIGKILL
         Path(folder, str(os.getpid())).touch()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -180,6 +184,13 @@ def test_waiting_workers_that_are_killed_are_replaced(scorer: RewardScorer) -> N
     victim, _ = score(scorer, "a", "b", do="pid")
     os.kill(int(victim), signal.SIGKILL)
     wait_until(lambda: all(child.pid != victim for child in multiprocessing.active_children()))
+    assert score(scorer, "abc") == [3.0]
+
+
+def test_a_group_whose_process_is_killed_is_scored_once_more(scorer: RewardScorer, tmp_path: Path) -> None:
+    assert score(scorer, "abc", do="killed", folder=str(tmp_path), friends=1) == [3.0]
+    with pytest.raises(RewardError, match="exit code -9"):
+        score(scorer, "abc", do="killed", folder=str(tmp_path), friends=3)
     assert score(scorer, "abc") == [3.0]
 
 

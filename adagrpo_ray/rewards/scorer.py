@@ -25,7 +25,7 @@ class RewardScorer:
     """A pool of `settings.workers` processes that score groups; `score` may be awaited many times at once.
 
     A process that runs over the limits of time or memory or dies costs its own group and is replaced; what becomes of
-    that group is said by `settings.on_error`. The processes die with this one; `close` ends them before.
+    that group is said by `settings.on_error`; one whose process is killed is scored once more. The processes die with this one; `close` ends them before.
     """
 
     def __init__(self, settings: RewardsSettings, format: FormatSettings) -> None:
@@ -92,8 +92,8 @@ class RewardScorer:
         limit = self._settings.timeout_s
         group = f"rewards.functions {', '.join(self._names)} on prompt {prompt_id!r}"
         # Twice, since a group may be lost without its fault: a worker that is killed while it waits for
-        # work takes the pool with it.
-        for _ in range(2):
+        # work takes the pool with it, and one that is killed while it scores may be whom the kernel chose.
+        for once_more in (True, False):
             if self._closed:
                 raise RewardError(f"{group}: the scorer is closed; make a new one")
             if not self._pool.active:
@@ -120,6 +120,8 @@ class RewardScorer:
                         f"{group} ran out of memory with rewards.memory_gib={'null' if memory is None else memory}; "
                         "have the function take less or raise the limit"
                     ) from None
+                if once_more and error.exitcode < 0:
+                    continue
                 raise RewardError(
                     f"{group} ended its process with exit code {error.exitcode}; find out which function ends it "
                     "(a negative code is a signal: -9 is often a lack of memory, -11 a crash)"

@@ -24,8 +24,8 @@ class RolloutActor:
     async def start(self, model: ModelFiles, max_model_len: int, config: Config) -> None:
         """Load the engine and generate once, so that what is compiled late is compiled now."""
         use_node_address()
+        self._guard = ChildGuard()  # first, since this process may be killed while the engine's starts
         self._engine = await RolloutEngine.start(model.here(), max_model_len, config)
-        self._guard = ChildGuard()
         some_tokens = np.zeros(4, np.int32)
         await self._engine.generate(GenerationRequest("warm-up", some_tokens, 2, SamplingParams(), 2, seed=0))
 

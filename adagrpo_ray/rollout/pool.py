@@ -151,8 +151,15 @@ class RolloutPool:
                 await self._notify()
 
     async def _bring(self, member: Member, reference: Any, weights: AdapterWeights) -> SyncReceipt:
-        """Have a member put a version into effect, and compare what it holds then."""
-        receipt: SyncReceipt = await answer(member, member.actor.apply.remote(reference))
+        """Have a member put a version into effect, and compare what it holds then; ActorLostError where it hangs."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                receipt: SyncReceipt = await answer(member, member.actor.apply.remote(reference))
+        except TimeoutError:
+            raise ActorLostError(
+                f"{member.name} did not take version {weights.version} within rollout.request_timeout_s="
+                f"{self._timeout:g} s"
+            ) from None
         if (receipt.version, receipt.digest) != (weights.version, weights.digest):
             raise SyncError(
                 f"{member.name} holds version {receipt.version} with digest {receipt.digest[:12]}; "
