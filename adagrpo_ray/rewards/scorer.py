@@ -25,7 +25,8 @@ class RewardScorer:
     """A pool of `settings.workers` processes that score groups; `score` may be awaited many times at once.
 
     A process that runs over the limits of time or memory or dies costs its own group and is replaced; what becomes of
-    that group is said by `settings.on_error`; one whose process is killed is scored once more. The processes die with this one; `close` ends them before.
+    that group is said by `settings.on_error`. One whose process is killed is scored once more. The processes die with
+    this one; `close` ends them before.
     """
 
     def __init__(self, settings: RewardsSettings, format: FormatSettings) -> None:
