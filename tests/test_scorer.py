@@ -194,7 +194,9 @@ def test_a_group_whose_process_is_killed_is_scored_once_more(scorer: RewardScore
     assert score(scorer, "abc") == [3.0]
 
 
-def test_a_caller_that_gives_up_frees_its_process(scorer: RewardScorer, tmp_path: Path) -> None:
+def test_a_caller_that_gives_up_frees_its_process(module: Path, tmp_path: Path) -> None:
+    scorer = RewardScorer(rewards("obedient:obey", workers=2, timeout_s=60), FORMAT)
+
     async def give_up() -> None:
         # More friends than there will ever be, and both workers wait for them.
         lonely = prompt(do="meet", folder=str(tmp_path), friends=9)
@@ -206,8 +208,11 @@ def test_a_caller_that_gives_up_frees_its_process(scorer: RewardScorer, tmp_path
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(f) for f in found] == [asyncio.CancelledError] * 2
 
-    asyncio.run(give_up())
-    assert score(scorer, "abc") == [3.0]
+    try:
+        asyncio.run(give_up())
+        assert score(scorer, "abc") == [3.0]
+    finally:
+        scorer.close()
 
 
 def test_functions_that_cannot_be_loaded_say_so_at_each_group(module: Path) -> None:
