@@ -187,11 +187,15 @@ def test_waiting_workers_that_are_killed_are_replaced(scorer: RewardScorer) -> N
     assert score(scorer, "abc") == [3.0]
 
 
-def test_a_group_whose_process_is_killed_is_scored_once_more(scorer: RewardScorer, tmp_path: Path) -> None:
-    assert score(scorer, "abc", do="killed", folder=str(tmp_path), friends=1) == [3.0]
-    with pytest.raises(RewardError, match="exit code -9"):
-        score(scorer, "abc", do="killed", folder=str(tmp_path), friends=3)
-    assert score(scorer, "abc") == [3.0]
+def test_a_group_whose_process_is_killed_is_scored_once_more(module: Path, tmp_path: Path) -> None:
+    scorer = RewardScorer(rewards("obedient:obey", workers=2, timeout_s=60), FORMAT)
+    try:
+        assert score(scorer, "abc", do="killed", folder=str(tmp_path), friends=1) == [3.0]
+        with pytest.raises(RewardError, match="exit code -9"):
+            score(scorer, "abc", do="killed", folder=str(tmp_path), friends=3)
+        assert score(scorer, "abc") == [3.0]
+    finally:
+        scorer.close()
 
 
 def test_a_caller_that_gives_up_frees_its_process(module: Path, tmp_path: Path) -> None:
