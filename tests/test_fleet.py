@@ -117,9 +117,10 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             await fleet.pool.apply(weights(1))
             expected = await draw(fleet, requests)
 
+            engine = engines()[0]  # now, for it takes a while to find them
             drawing = asyncio.create_task(draw(fleet, requests))  # an engine's process is killed
             await until(lambda: any(m.outstanding for m in fleet.pool.members))
-            engines()[0].send_signal(signal.SIGKILL)
+            engine.send_signal(signal.SIGKILL)
             assert await drawing == expected
             assert fleet.restarts == 1
             await until(lambda: len(fleet.pool.members) == 2)
@@ -128,19 +129,21 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             await fleet.pool.apply(weights(2))
             other = await draw(fleet, requests)
             assert other != expected
+            engine = engines()[0]
+            actor = engine.parent()
             drawing = asyncio.create_task(draw(fleet, requests))  # an actor's process is killed
             await until(lambda: any(m.outstanding for m in fleet.pool.members))
-            engine = engines()[0]
-            engine.parent().send_signal(signal.SIGKILL)
+            actor.send_signal(signal.SIGKILL)
             assert await drawing == other
             assert fleet.restarts == 2
             await until(lambda: engine not in engines())
             assert sum("another one starts" in notice for notice in fleet.notices()) == 2
 
             await until(lambda: len(fleet.pool.members) == 2)
+            left = engines()
             drawing = asyncio.create_task(draw(fleet, requests))  # and all that are left, when no more may start
             await until(lambda: any(m.outstanding for m in fleet.pool.members))
-            for engine in engines():
+            for engine in left:
                 engine.send_signal(signal.SIGKILL)
             with pytest.raises(RolloutError, match=r"engine died.*rollout\.max_restarts=2 are used up"):
                 await drawing

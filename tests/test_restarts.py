@@ -29,6 +29,7 @@ def lose_a_rank(folder: Path, *options: str) -> tuple[int, str, str]:
     return running.returncode, output, errors
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, tmp_path: Path) -> None:
     code, output, errors = lose_a_rank(tmp_path)

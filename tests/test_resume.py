@@ -46,6 +46,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, killed: Path, tmp_path: Path) -> None:
     """Its newest checkpoint was damaged, too, so that it goes on from the one before."""

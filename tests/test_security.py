@@ -121,7 +121,7 @@ def test_a_run_says_that_its_cluster_asks_for_no_token(untold: None, monkeypatch
 
     config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379"}})
     placement = place(config, Hardware(4, 0), ours=False)
-    monkeypatch.setattr("adagrpo_ray.trainer.connect", lambda config: nullcontext(placement))
+    monkeypatch.setattr("adagrpo_ray.trainer.connect", lambda config, patience_s: nullcontext(placement))
     with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
         train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
 
