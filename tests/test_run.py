@@ -31,8 +31,8 @@ class Ear(Observer):
         self.heard.append(error)
 
 
-def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseException | None]) -> Ear:
-    """What is told of a run in `folder` whose training ends so, one after the other."""
+def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseException | None]) -> tuple[list[Any], Any]:
+    """What is told of a run in `folder` whose training ends so, one after the other; and what it raises."""
     left = iter(ends)
 
     def train(*args: Any) -> None:
@@ -43,30 +43,33 @@ def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseExcep
     monkeypatch.setattr("adagrpo_ray.run.train", train)
     ear = Ear()
     config = load_config(None, [f"run.folder={folder}", "run.name=one", "run.max_restarts=1"])
+    raised: BaseException | None = None
     try:
         run(config, ear)
     except (RewardError, LearnerLostError, ConfigError, KeyboardInterrupt) as error:
-        assert ear.heard == [] or error is ear.heard[-1]
-    return ear
+        raised = error
+    return ear.heard, raised
 
 
 @pytest.mark.parametrize("error", [None, RewardError("no"), KeyboardInterrupt()])
 def test_a_run_begins_with_its_folder_and_ends_whatever_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
-    ear = lead(tmp_path, monkeypatch, [error])
-    assert ear.heard == [("one", f"{tmp_path}/one", ["config.yaml", "metrics.jsonl", "tensorboard"]), error]
+    heard, raised = lead(tmp_path, monkeypatch, [error])
+    assert heard == [("one", f"{tmp_path}/one", ["config.yaml", "metrics.jsonl", "tensorboard"]), error]
+    assert raised is error
 
 
 @pytest.mark.parametrize("last", [None, LOST])
 def test_a_run_that_begins_again_is_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: BaseException | None
 ) -> None:
-    began, *ended = lead(tmp_path, monkeypatch, [LOST, last]).heard
-    assert (began[:2], ended) == (("one", f"{tmp_path}/one"), [last])
+    (began, *ended), raised = lead(tmp_path, monkeypatch, [LOST, last])
+    assert (began[:2], ended, raised) == (("one", f"{tmp_path}/one"), [last], last)
 
 
 def test_of_a_run_that_has_no_folder_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "mine").touch()
-    assert lead(tmp_path, monkeypatch, [None]).heard == []
+    heard, raised = lead(tmp_path, monkeypatch, [None])
+    assert (heard, type(raised)) == ([], ConfigError)
