@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import zip_longest
 from numbers import Integral, Real
 from pathlib import Path
@@ -128,6 +128,11 @@ class Interval(Record):
             "reward_mean": _jsonable(self.reward_mean),
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The interval whose `to_dict` gave `values`; KeyError where one is missing."""
+        return cls(values["from"], values["to"], values["resamples"], _recorded(values["reward_mean"]))
+
 
 @dataclass(frozen=True)
 class Retries(Record):
@@ -167,6 +172,12 @@ class Summary(Record):
     name: str
     folder: Path | str
     adapter: Path | str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The summary whose `to_dict` gave `values`, its folders as text; KeyError where one is missing."""
+        intervals = tuple(Interval.from_dict(interval) for interval in values["resamples_by_interval"])
+        return replace(super().from_dict(values), resamples_by_interval=intervals)
 
 
 def summarize(
