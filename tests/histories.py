@@ -9,9 +9,10 @@ from typing import Any
 
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
+from adagrpo_ray.types import SamplingParams
 
-BASE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "answer": None}
-RUNGS = ({**BASE, "temperature": 2.0, "min_p": 0.1}, {**BASE, "temperature": 1.3, "answer": {**BASE, "top_k": 20}})
+BASE = SamplingParams()
+RUNGS = (SamplingParams(temperature=2.0, min_p=0.1), SamplingParams(temperature=1.3, answer=SamplingParams(top_k=20)))
 
 
 def step(number: int, **changes: Any) -> StepRecord:
