@@ -71,10 +71,8 @@ def short(value: float) -> str:
 
 def _figure(plot: Plot, colors: dict[str, str], axis: Axis) -> str:
     points = [point for curve in plot.curves for point in curve.points]
-    lines = dict(
-        sorted({curve.line: curve.number for curve in plot.curves if curve.points}.items(), key=lambda i: i[1])
-    )
-    caption = f"{escape(plot.title)}{''.join(map(_key, lines.items())) if len(lines) > 1 else ''}"
+    lines = sorted({(curve.number, curve.line) for curve in plot.curves if curve.points})
+    caption = escape(plot.title) + ("".join(_key(number, line) for number, line in lines) if len(lines) > 1 else "")
     if not points:
         inside = (
             f'<text x="{(LEFT + RIGHT) / 2}" y="{(TOP + BOTTOM) / 2}" text-anchor="middle">nothing measured yet</text>'

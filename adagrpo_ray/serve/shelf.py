@@ -20,13 +20,13 @@ class Shelf:
     """Runs by their names, which are those of their folders. Nothing else on the machine has a name here."""
 
     def __init__(self, root: str | Path) -> None:
-        self._root = Path(root)
+        self.root = Path(root)
         self._lock = Lock()  # pages ask from many threads
         self._open: OrderedDict[Path, tuple[Follower, SampleFile]] = OrderedDict()
 
     def names(self) -> list[str]:
         """All runs, newest first; HistoryError where the folder cannot be read."""
-        return [folder.resolve().name for folder in find(self._root)]
+        return [folder.resolve().name for folder in find(self.root)]
 
     def histories(self, names: Sequence[str]) -> tuple[list[RunHistory], list[str]]:
         """These runs as they stand now, and one sentence for each that cannot be read."""
@@ -42,6 +42,11 @@ class Shelf:
         """One run as it stands now, without its samples; HistoryError where it is gone or cannot be read."""
         with self._lock:
             return self._take(name)[0].read()
+
+    def extent(self, name: str) -> int:
+        """How many sampled groups it has so far."""
+        with self._lock:
+            return len(self._take(name)[1].entries())
 
     def groups(self, name: str, wanted: Wanted, most: int) -> tuple[list[Entry], bool]:
         """The newest of its sampled groups that are wanted, at most so many; and whether there are more."""
@@ -59,9 +64,9 @@ class Shelf:
             return self._take(name)[1].group(at)
 
     def _take(self, name: str) -> tuple[Follower, SampleFile]:
-        folder = next((folder for folder in find(self._root) if folder.resolve().name == name), None)
+        folder = next((folder for folder in find(self.root) if folder.resolve().name == name), None)
         if folder is None:
-            raise HistoryError(f"there is no run {name!r} in {self._root}; refresh the list of runs")
+            raise HistoryError(f"there is no run {name!r} in {self.root}; refresh the list of runs")
         if folder not in self._open:
             self._open[folder] = Follower(folder), SampleFile(folder)
         self._open.move_to_end(folder)
