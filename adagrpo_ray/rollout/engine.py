@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,7 @@ class RolloutEngine:
             for output, text in zip(final.outputs, texts, strict=True)
         )
 
-    async def stream(self, request: GenerationRequest, *, base: bool = False) -> AsyncIterator[Piece]:
+    async def stream(self, request: GenerationRequest, *, base: bool = False) -> AsyncGenerator[Piece, None]:
         """One completion as it grows, under the version in force, or under none: the base model's (mode `adapter`).
 
         Close it (`contextlib.aclosing`) to give the request up.

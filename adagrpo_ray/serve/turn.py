@@ -1,0 +1,166 @@
+"""One turn of the chat: a message goes to one side or both, and the answers grow side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from adagrpo_ray.errors import AdaGRPOError, ChatError
+from adagrpo_ray.rollout.engine import Piece
+from adagrpo_ray.serve.adapters import RANKS, rank_of
+from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, Side, render, sampling_params
+from adagrpo_ray.serve.model import ChatModel
+from adagrpo_ray.serve.offers import Base
+from adagrpo_ray.serve.store import ChatSettings
+
+SHOW_EVERY_S = 0.05
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message with all that its answers depend on; `adapter` is None where none is chosen, `by` names it."""
+
+    text: str
+    settings: ChatSettings
+    base: Base
+    adapter: Path | None
+    by: str
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Who answers."""
+        return SIDES if self.settings.view == "both" else (self.settings.view,)
+
+
+class _Turn:
+    """The conversation of one turn, and the sides that may still answer."""
+
+    def __init__(self, conversation: Conversation, asked: Asked) -> None:
+        self.conversation = conversation.ask(asked.text, asked.sides)
+        self.left = list(asked.sides)
+        self._names: dict[Side, str] = {"base": asked.base.name, "adapter": asked.by}
+
+    @contextmanager
+    def failing(self, *sides: Side) -> Iterator[None]:
+        """An error within it is the answer of these sides, which are then left out."""
+        try:
+            yield
+        except AdaGRPOError as error:
+            self.say({s: Message(role="assistant", text=str(error), end="failed") for s in sides if s in self.left})
+            self.left = [side for side in self.left if side not in sides]
+
+    def say(self, answers: Mapping[Side, Message]) -> None:
+        """These are the answers so far."""
+        named = {side: said.model_copy(update={"by": self._names[side]}) for side, said in answers.items()}
+        self.conversation = self.conversation.answered(named)
+
+
+async def turn(
+    model: ChatModel, conversation: Conversation, asked: Asked, stop: asyncio.Event
+) -> AsyncGenerator[tuple[Conversation, str], None]:
+    """The conversation as the answers grow, with what goes on meanwhile in words; `stop` ends them where they are.
+
+    What goes wrong on a side is its answer, which the model does not read later on.
+    """
+    settings, base, this = asked.settings, asked.base, _Turn(conversation, asked)
+    yield this.conversation, "waiting for the answers to another message ..." if model.lock.locked() else ""
+    async with model.lock:
+        rank = max(_known_ranks(base))
+        if "adapter" in this.left:
+            with this.failing("adapter"):
+                rank = max(rank, _served_rank(asked.adapter))
+        if this.left and not model.serves(base, rank):
+            yield this.conversation, f"starting the model {base.name} ..."
+        with this.failing(*this.left):
+            if this.left:
+                await model.serve(base, rank)
+        with this.failing("adapter"):
+            if "adapter" in this.left and asked.adapter is not None:
+                await model.use(asked.adapter, base)
+        streams, thinks = dict[Side, AsyncGenerator[Piece, None]](), dict[Side, bool]()
+        after = settings.answer if settings.phases else None
+        for side in tuple(this.left):
+            with this.failing(side):
+                said, think_end = this.conversation.on(side), base.config.data.format.think_end
+                prompt = render(model.tokenizer, said, settings.system_prompt, settings.thinking, think_end)
+                sampling = sampling_params(settings.sampling, after, settings.thinking)
+                streams[side] = model.stream(side, prompt, sampling, settings.max_new_tokens)
+                thinks[side] = prompt.thinks
+        yield this.conversation, ""
+        async with aclosing(grow(streams, stop)) as growing:
+            async for answers in growing:
+                this.say({s: m.model_copy(update={"thinks": thinks[s]}) for s, m in answers.items()})
+                yield this.conversation, ""
+
+
+async def grow(
+    streams: Mapping[Side, AsyncGenerator[Piece, None]], stop: asyncio.Event
+) -> AsyncGenerator[dict[Side, Message], None]:
+    """The answers of all sides so far, again and again until all have ended, or `stop` is set.
+
+    A stream that raises an AdaGRPOError is an answer of its own.
+    """
+    answers = {side: Message(role="assistant", text="") for side in streams}
+    news = asyncio.Event()
+
+    async def follow(side: Side, pieces: AsyncGenerator[Piece, None]) -> None:
+        begun = time.monotonic()
+        text, tokens, end = "", 0, ""
+        try:
+            async with aclosing(pieces) as open_pieces:
+                async for piece in open_pieces:
+                    text, tokens = text + piece.text, tokens + piece.tokens
+                    end = {"stop": "stop", "length": "length"}.get(piece.finish_reason or "", "")
+                    seconds = time.monotonic() - begun
+                    answers[side] = Message.model_validate(
+                        {"role": "assistant", "text": text, "tokens": tokens, "seconds": seconds, "end": end}
+                    )
+                    news.set()
+        except AdaGRPOError as error:
+            answers[side] = Message(role="assistant", text=str(error), end="failed")
+        finally:
+            news.set()
+
+    tasks = {side: asyncio.create_task(follow(side, pieces)) for side, pieces in streams.items()}
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        while not all(task.done() for task in tasks.values()) and not stop.is_set():
+            waiting = asyncio.create_task(news.wait())
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            news.clear()
+            yield dict(answers)
+            with suppress(TimeoutError):  # many tokens are shown at a time
+                await asyncio.wait_for(stop.wait(), SHOW_EVERY_S)
+        cut = [side for side, task in tasks.items() if not task.done()]
+        await _end(*(tasks[side] for side in cut))
+        answers.update({side: answers[side].model_copy(update={"end": "stopped"}) for side in cut})
+        yield dict(answers)
+        for task in tasks.values():
+            if not task.cancelled():
+                task.result()  # an error that is none of ours
+    finally:
+        await _end(stopping, *tasks.values())
+
+
+async def _end(*tasks: asyncio.Task[object]) -> None:
+    """Cancel the tasks and wait until they have cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _served_rank(adapter: Path | None) -> int:
+    """The rank of an engine that serves the adapter."""
+    if adapter is None:
+        raise ChatError("no adapter is chosen; choose a run and a checkpoint, or give a folder")
+    return next(rank for rank in RANKS if rank >= rank_of(adapter))
+
+
+def _known_ranks(base: Base) -> set[int]:
+    """Ranks of the runs' adapters, so that the engine need not start again for one of them."""
+    return {run.config.model.lora.r for run in base.runs} | {base.config.model.lora.r}
