@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from socket import socket
 from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
@@ -49,40 +50,46 @@ def when_ended(number: int, frame: FrameType | None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        from adagrpo_ray.serve.app import is_loopback, listen, make_app, read_password, serve
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the pages need {error.name}; install the extra: pip install 'adagrpo_ray[ui]'") from None
-    local = is_loopback(options.host)
-    if not local and options.password_file is None:
+    from adagrpo_ray.serve.guard import is_loopback, listen, read_password
+
+    if not is_loopback(options.host) and options.password_file is None:
         raise ConfigError(
             f"--host {options.host} lets other machines in, who would see all runs and use the model; give "
             "--password-file, or leave --host away and reach 127.0.0.1 through a tunnel (ssh -L)"
         )
     password = None if options.password_file is None else read_password(options.password_file)
+    with listen(options.host, options.port) as listening:
+        serve_pages(options, password, listening)
+
+
+def serve_pages(options: argparse.Namespace, password: str | None, listening: socket) -> None:
+    from adagrpo_ray.serve.offers import default_config
+
+    default = None if options.no_chat else default_config(options.runs, options.config, options.overrides, TINY)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        from adagrpo_ray.serve.app import make_app, serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the pages need {error.name}; install the extra: pip install 'adagrpo_ray[ui]'") from None
     if not Path(options.runs).is_dir():
         print(f"there is no folder {options.runs} yet; runs show up once it is there", flush=True)
     chat = guard = None
-    if not options.no_chat:
+    if default is not None:
         from adagrpo_ray.serve.chat_page import ChatPage
-        from adagrpo_ray.serve.offers import default_config
         from adagrpo_ray.serve.store import Store
 
-        default = default_config(options.runs, options.config, options.overrides, TINY)
         chat = ChatPage(options.runs, default, Store(state_folder()))
-    with listen(options.host, options.port) as listening:
-        port = listening.getsockname()[1]
-        hosts = None if password is not None else [options.host, "localhost", "127.0.0.1", "[::1]"]
-        app = make_app(options.runs, chat, password, hosts)
-        if chat is not None:
-            guard = ChildGuard()
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
-        # While it serves, the server has handlers of its own, and raises again what it got.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, when_ended)
-        asyncio.run(serve(app, listening, chat))
+    port = listening.getsockname()[1]
+    hosts = None if password is not None else [options.host, "localhost", "127.0.0.1", "[::1]"]
+    app = make_app(options.runs, chat, password, hosts)
+    if chat is not None:
+        guard = ChildGuard()
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    # While it serves, the server has handlers of its own, and raises again what it got.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, when_ended)
+    asyncio.run(serve(app, listening, chat))
     print("ended", flush=True)
     if chat is not None and chat.starting:
         os._exit(0)  # a half started engine can be ended by the guard alone

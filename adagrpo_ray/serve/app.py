@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.serve import runs_page
 from adagrpo_ray.serve.guard import Guard
 
@@ -59,38 +57,6 @@ def make_app(runs: str, chat: ChatPage | None, password: str | None, hosts: Sequ
         run_history=False,
     )
     return app
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def listen(host: str, port: int) -> socket:
-    """A socket that listens there; ResourceError where it cannot."""
-    import socket as sockets
-
-    try:
-        family = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)[0][0]
-        return sockets.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise ResourceError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port") from None
-
-
-def read_password(path: str) -> str:
-    """The password in a file; ConfigError where there is none."""
-    try:
-        password = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read --password-file {path}: {error}") from None
-    if not password:
-        raise ConfigError(f"--password-file {path} is empty; write a password into it")
-    return password
 
 
 async def serve(app: FastAPI, listening: socket, chat: ChatPage | None) -> None:

@@ -1,12 +1,17 @@
-"""What stands before every page: whom it answers to, and what a browser may fetch for it."""
+"""What stands before every page: where it listens, whom it answers to, and what a browser may fetch for it."""
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adagrpo_ray.errors import ConfigError, ResourceError
 
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
@@ -49,3 +54,33 @@ def _name(host: str) -> str:
     """The name in a Host header, without its port."""
     name, colon, port = host.lower().rpartition(":")
     return name if colon and port.isdecimal() else host.lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; ResourceError where it cannot."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise ResourceError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port") from None
+
+
+def read_password(path: str) -> str:
+    """The password in a file; ConfigError where there is none."""
+    try:
+        password = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read --password-file {path}: {error}") from None
+    if not password:
+        raise ConfigError(f"--password-file {path} is empty; write a password into it")
+    return password
