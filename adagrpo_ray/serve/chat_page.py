@@ -73,7 +73,7 @@ class ChatPage:
                 self._box = gr.Textbox(
                     show_label=False,
                     placeholder="Write a message",
-                    lines=2,
+                    lines=1,
                     max_lines=8,
                     autofocus=True,
                     submit_btn="Send",

@@ -84,7 +84,7 @@ def render(
     """
     said: Messages = [{"role": "system", "content": system}] if system.strip() else []
     for message in messages:
-        if message.end == "failed":  # as if it had not been asked
+        if message.end == "failed" or not message.text.strip():  # as if it had not been asked
             said.pop()
         else:
             said.append({"role": message.role, "content": message.text})

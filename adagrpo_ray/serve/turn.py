@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adagrpo_ray.errors import AdaGRPOError, ChatError
 from adagrpo_ray.rollout.engine import Piece
@@ -53,6 +54,10 @@ class _Turn:
             self.say({s: Message(role="assistant", text=str(error), end="failed") for s in sides if s in self.left})
             self.left = [side for side in self.left if side not in sides]
 
+    def give_up(self) -> None:
+        """The sides that are left do not answer any more."""
+        self.say({side: Message(role="assistant", text="", end="stopped") for side in self.left})
+
     def say(self, answers: Mapping[Side, Message]) -> None:
         """These are the answers so far."""
         named = {side: said.model_copy(update={"by": self._names[side]}) for side, said in answers.items()}
@@ -66,35 +71,48 @@ async def turn(
 
     What goes wrong on a side is its answer, which the model does not read later on.
     """
-    settings, base, this = asked.settings, asked.base, _Turn(conversation, asked)
+    this = _Turn(conversation, asked)
     yield this.conversation, "waiting for the answers to another message ..." if model.lock.locked() else ""
-    async with model.lock:
-        rank = max(_known_ranks(base))
-        if "adapter" in this.left:
-            with this.failing("adapter"):
-                rank = max(rank, _served_rank(asked.adapter))
-        if this.left and not model.serves(base, rank):
-            yield this.conversation, f"starting the model {base.name} ..."
-        with this.failing(*this.left):
-            if this.left:
-                await model.serve(base, rank)
+    while model.lock.locked() and not stop.is_set():
+        await asyncio.sleep(SHOW_EVERY_S)
+    if not stop.is_set():
+        async with model.lock, aclosing(_answers(model, this, asked, stop)) as doing:
+            async for words in doing:
+                yield this.conversation, words
+    this.give_up()
+    yield this.conversation, ""
+
+
+async def _answers(model: ChatModel, this: _Turn, asked: Asked, stop: asyncio.Event) -> AsyncGenerator[str, None]:
+    """Has the model serve what was asked for, then the answers grow in `this`; says what goes on."""
+    settings, base, rank = asked.settings, asked.base, max(_known_ranks(asked.base))
+    if "adapter" in this.left:
         with this.failing("adapter"):
-            if "adapter" in this.left and asked.adapter is not None:
-                await model.use(asked.adapter, base)
-        streams, thinks = dict[Side, AsyncGenerator[Piece, None]](), dict[Side, bool]()
-        after = settings.answer if settings.phases else None
-        for side in tuple(this.left):
-            with this.failing(side):
-                said, think_end = this.conversation.on(side), base.config.data.format.think_end
-                prompt = render(model.tokenizer, said, settings.system_prompt, settings.thinking, think_end)
-                sampling = sampling_params(settings.sampling, after, settings.thinking)
-                streams[side] = model.stream(side, prompt, sampling, settings.max_new_tokens)
-                thinks[side] = prompt.thinks
-        yield this.conversation, ""
-        async with aclosing(grow(streams, stop)) as growing:
-            async for answers in growing:
-                this.say({s: m.model_copy(update={"thinks": thinks[s]}) for s, m in answers.items()})
-                yield this.conversation, ""
+            rank = max(rank, _served_rank(asked.adapter))
+    if this.left:
+        if not model.serves(base, rank):
+            yield f"starting the model {base.name} ..."
+        with this.failing(*this.left):
+            if not await _unless(stop, model.serve(base, rank)):
+                return
+    if "adapter" in this.left and asked.adapter is not None:
+        with this.failing("adapter"):
+            await model.use(asked.adapter, base)
+    yield ""
+    streams, thinks = dict[Side, AsyncGenerator[Piece, None]](), dict[Side, bool]()
+    after = settings.answer if settings.phases else None
+    for side in tuple(this.left):
+        with this.failing(side):
+            said, think_end = this.conversation.on(side), base.config.data.format.think_end
+            prompt = render(model.tokenizer, said, settings.system_prompt, settings.thinking, think_end)
+            sampling = sampling_params(settings.sampling, after, settings.thinking)
+            streams[side] = model.stream(side, prompt, sampling, settings.max_new_tokens)
+            thinks[side] = prompt.thinks
+    async with aclosing(grow(streams, stop)) as growing:
+        async for answers in growing:
+            this.say({side: said.model_copy(update={"thinks": thinks[side]}) for side, said in answers.items()})
+            yield ""
+    this.left = []
 
 
 async def grow(
@@ -147,7 +165,19 @@ async def grow(
         await _end(stopping, *tasks.values())
 
 
-async def _end(*tasks: asyncio.Task[object]) -> None:
+async def _unless(stop: asyncio.Event, doing: Coroutine[Any, Any, object]) -> bool:
+    """Wait for `doing`, but not longer than until `stop`; whether it has come to its end."""
+    task, stopping = asyncio.create_task(doing), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        return task.done()
+    finally:
+        await _end(task, stopping)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks and wait until they have cleaned up."""
     for task in tasks:
         task.cancel()
