@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -19,7 +17,7 @@ from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, Side, s
 from adagrpo_ray.serve.model import ChatModel
 from adagrpo_ray.serve.offers import Base, offers, other_base
 from adagrpo_ray.serve.store import ChatSettings, Store
-from adagrpo_ray.serve.turn import Asked, turn
+from adagrpo_ray.serve.turn import Asked, Going
 
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
@@ -29,21 +27,13 @@ LATEX = [
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-@dataclass
-class _Turn:
-    """What an open page is answered: `stop` ends it, `ended` says that nothing is being answered."""
-
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class ChatPage:
     """The chat over the runs in a folder; `default` is the model that is offered first, with its settings."""
 
     def __init__(self, runs: str, default: Config, store: Store) -> None:
         self._runs, self._default, self._store = runs, default, store
         self._model = ChatModel()
-        self._turns: dict[str, _Turn] = {}  # by session
+        self._turns: dict[str, Going] = {}  # the last of each session
 
     @property
     def starting(self) -> bool:
@@ -188,15 +178,12 @@ class ChatPage:
             return
         base = self._base(settings.model)
         asked = Asked(text, settings, base, *adapter_of(settings, base))
-        this = self._turns[str(request.session_hash)] = _Turn()
+        this = self._turns[str(request.session_hash)] = Going(self._model, values[self._conversation], asked)
         think_end = base.config.data.format.think_end
         box: Updates = {self._box: gr.Textbox(value="", submit_btn=False, stop_btn="Stop")}
-        try:
-            async for conversation, doing in turn(self._model, values[self._conversation], asked, this.stop):
-                yield {**box, self._note: doing, **self._show(conversation, think_end)}
-                box = {}
-        finally:
-            this.ended.set()
+        async for conversation, doing in this.shown():
+            yield {**box, self._note: doing, **self._show(conversation, think_end)}
+            box = {}
 
     def _ready(self) -> gr.Textbox:
         return gr.Textbox(submit_btn="Send", stop_btn=False)
@@ -205,8 +192,7 @@ class ChatPage:
         """The turn of this page ends where it is."""
         this = self._turns.get(str(request.session_hash))
         if this is not None:
-            this.stop.set()
-            await this.ended.wait()
+            await this.stop()
 
     async def _leave(self, request: gr.Request) -> None:
         """The page was closed."""

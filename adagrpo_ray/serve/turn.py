@@ -37,6 +37,37 @@ class Asked:
         return SIDES if self.settings.view == "both" else (self.settings.view,)
 
 
+class Going:
+    """A turn that goes on by itself, so that it ends, and leaves the model, also where its page was closed."""
+
+    def __init__(self, model: ChatModel, conversation: Conversation, asked: Asked) -> None:
+        self._stop, self._news = asyncio.Event(), asyncio.Event()
+        self._latest = (conversation, "")
+        self._task = asyncio.create_task(self._go(turn(model, conversation, asked, self._stop)))
+
+    async def _go(self, steps: AsyncGenerator[tuple[Conversation, str], None]) -> None:
+        try:
+            async with aclosing(steps):
+                async for self._latest in steps:
+                    self._news.set()
+        finally:
+            self._news.set()
+
+    async def shown(self) -> AsyncGenerator[tuple[Conversation, str], None]:
+        """What there is to see of it, as in `turn`, until its end."""
+        while not self._task.done():
+            await self._news.wait()
+            self._news.clear()
+            yield self._latest
+        self._task.result()
+        yield self._latest
+
+    async def stop(self) -> None:
+        """Have the answers end where they are."""
+        self._stop.set()
+        await asyncio.wait({self._task})
+
+
 class _Turn:
     """The conversation of one turn, and the sides that may still answer."""
 
