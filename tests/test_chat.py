@@ -16,14 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.algorithm import PhaseSettings
+from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.errors import ChatError, ModelError, RolloutError
+from adagrpo_ray.learner import checkpoint
+from adagrpo_ray.model.load import load_policy
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.rollout.engine import Piece
 from adagrpo_ray.serve.adapters import rank_of, read_adapter, stamp
-from adagrpo_ray.serve.conversation import Conversation, Message, render, sampling_params, split_thought
+from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, render, sampling_params, split_thought
 from adagrpo_ray.serve.offers import FINAL, default_config, offers, other_base
 from adagrpo_ray.serve.store import ChatSettings, Store
-from adagrpo_ray.serve.turn import grow
+from adagrpo_ray.serve.turn import Asked, grow, turn
 from adagrpo_ray.types import SamplingParams
 
 TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
@@ -206,6 +209,87 @@ def test_a_page_that_goes_away_gives_its_requests_up() -> None:
     assert closed == ["closed"]
 
 
+# --- a turn, with an engine that is none ---
+
+
+class Engine:
+    """In place of ChatModel: what it is asked for is written down."""
+
+    def __init__(self, tokenizer: Any, start: Callable[[], Any] = lambda: asyncio.sleep(0)) -> None:
+        self.lock, self.tokenizer, self._start = asyncio.Lock(), tokenizer, start
+        self.calls: list[Any] = []
+
+    def serves(self, base: Any, rank: int) -> bool:
+        return ("serve", base.name, rank) in self.calls
+
+    async def serve(self, base: Any, rank: int) -> None:
+        await self._start()
+        self.calls.append(("serve", base.name, rank))
+
+    async def use(self, path: Path, base: Any) -> None:
+        self.calls.append(("use", path))
+
+    async def stream(self, side: str, prompt: Any, sampling: Any, most: int) -> AsyncGenerator[Piece, None]:
+        self.calls.append((side, sampling, most))
+        async for piece in pieces(f"{side} ", "speaks"):
+            yield piece
+
+
+def ask(engine: Engine, adapter: Path | None, stop: bool = False, **settings: Any) -> list[tuple[Conversation, str]]:
+    """One turn to its end."""
+
+    async def talk() -> list[tuple[Conversation, str]]:
+        base = other_base("a/b", load_config(TINY))
+        asked = Asked("1+1", ChatSettings(model="a/b", **settings), base, adapter, "an adapter")
+        stopped, steps = asyncio.Event(), []
+        async for step in turn(engine, Conversation(), asked, stopped):  # type: ignore[arg-type]
+            steps.append(step)
+            if stop and step[1]:
+                stopped.set()
+        return steps
+
+    return asyncio.run(talk())
+
+
+def last_words(steps: list[tuple[Conversation, str]]) -> dict[str, tuple[str, str]]:
+    return {side: (said[-1].text, said[-1].end) for side in SIDES if (said := steps[-1][0].on(side))}
+
+
+def test_a_turn_starts_the_model_uses_the_adapter_and_has_both_sides_answer(tokenizer: Any, trained: Path) -> None:
+    engine = Engine(tokenizer)
+    steps = ask(engine, trained / "adapter", max_new_tokens=50)
+    assert "starting the model a/b ..." in [words for _, words in steps]
+    assert engine.calls[:2] == [("serve", "a/b", 16), ("use", trained / "adapter")]
+    assert {call[0] for call in engine.calls[2:]} == {"base", "adapter"}
+    assert last_words(steps) == {"base": ("base speaks", "stop"), "adapter": ("adapter speaks", "stop")}
+    assert [said.by for said in (steps[-1][0].base[-1], steps[-1][0].adapter[-1])] == ["a/b", "an adapter"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"), [(None, "no adapter is chosen"), (Path("gone"), "holds no adapter_model")]
+)
+def test_without_an_adapter_the_base_answers_alone(tokenizer: Any, adapter: Path | None, told: str) -> None:
+    said = last_words(ask(Engine(tokenizer), adapter))
+    assert said["base"] == ("base speaks", "stop")
+    assert told in said["adapter"][0]
+    assert said["adapter"][1] == "failed"
+
+
+def test_a_model_that_does_not_start_is_the_answer_of_both_sides(tokenizer: Any, trained: Path) -> None:
+    async def start() -> None:
+        raise ModelError("no such model")
+
+    said = last_words(ask(Engine(tokenizer, start), trained / "adapter"))
+    assert said == {"base": ("no such model", "failed"), "adapter": ("no such model", "failed")}
+
+
+def test_a_turn_is_stopped_while_the_model_starts(tokenizer: Any) -> None:
+    engine = Engine(tokenizer, lambda: asyncio.sleep(3600))
+    said = last_words(ask(engine, None, stop=True, view="base"))
+    assert said == {"base": ("", "stopped")}
+    assert not engine.lock.locked()
+
+
 # --- what is kept ---
 
 
@@ -263,10 +347,25 @@ def test_a_conversation_that_cannot_be_written_leaves_the_one_before(tmp_path: P
 # --- what there is to chat with ---
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves of its adapter."""
+    folder = tmp_path_factory.mktemp("trained") / "first"
+    folder.mkdir()
+    (folder / "metrics.jsonl").touch()
+    (folder / "config.yaml").write_text(as_yaml(load_config(TINY)))
+    load_policy(str(tiny_model), load_config(TINY)).save_pretrained(folder / "adapter")
+    arrays = {name: t.numpy() for name, t in load_file(folder / "adapter/adapter_model.safetensors").items()}
+    for step in (3, 4):
+        contents = {"adapter.safetensors": arrays, "state.json": {"step": step}}
+        checkpoint.save(folder / "checkpoints", step, contents, keep_last=2, measured={3: 0.5})
+    return folder
+
+
 @pytest.fixture
-def runs(tmp_path: Path, whole: Path) -> Path:
+def runs(tmp_path: Path, trained: Path) -> Path:
     """Two runs: one with an adapter and checkpoints, and one on another model that has nothing yet."""
-    shutil.copytree(whole, tmp_path / "runs" / "first", ignore=shutil.ignore_patterns("tensorboard"))
+    shutil.copytree(trained, tmp_path / "runs" / "first")
     other = tmp_path / "runs" / "second"
     other.mkdir()
     (other / "metrics.jsonl").touch()
@@ -277,7 +376,7 @@ def runs(tmp_path: Path, whole: Path) -> Path:
 def test_models_runs_and_adapters_are_found(runs: Path) -> None:
     tiny, other = offers(str(runs), load_config(TINY))
     assert (tiny.name, [run.name for run in tiny.runs]) == ("tiny", ["first"])
-    assert list(tiny.runs[0].adapters) == [FINAL, "step 4", "step 3"]
+    assert list(tiny.runs[0].adapters) == [FINAL, "step 4", "step 3 (best)"]
     assert (other.name, other.runs[0].adapters) == ("some/model", {})
 
 
@@ -303,12 +402,12 @@ def test_another_model_is_served_by_the_same_settings() -> None:
     assert (base.config.model.path, base.config.rollout, base.runs) == ("a/b", config.rollout, ())
 
 
-def test_an_adapter_and_the_checkpoint_it_came_from_are_the_same(whole: Path) -> None:
-    config = load_config(whole / "config.yaml")
-    final, kept = (read_adapter(whole / place, config) for place in ("adapter", "checkpoints/step-000004"))
+def test_an_adapter_and_the_checkpoint_it_came_from_are_the_same(trained: Path) -> None:
+    config = load_config(trained / "config.yaml")
+    final, kept = (read_adapter(trained / place, config) for place in ("adapter", "checkpoints/step-000004"))
     assert (final.r, final.alpha) == (kept.r, kept.alpha) == (16, 32.0)
     assert final.packed(0, "float32").digest == kept.packed(1, "float32").digest
-    assert stamp(whole / "adapter") != stamp(whole / "checkpoints/step-000004")
+    assert stamp(trained / "adapter") != stamp(trained / "checkpoints/step-000004")
 
 
 def weights_of(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
@@ -352,9 +451,9 @@ def pickled(folder: Path) -> None:
     ],
 )
 def test_an_adapter_that_cannot_be_served_is_a_clear_error(
-    whole: Path, tmp_path: Path, harm: Callable[[Path], Any], told: str
+    trained: Path, tmp_path: Path, harm: Callable[[Path], Any], told: str
 ) -> None:
-    folder = shutil.copytree(whole / "adapter", tmp_path / "adapter")
+    folder = shutil.copytree(trained / "adapter", tmp_path / "adapter")
     harm(folder)
     with pytest.raises(ModelError, match=told):
         read_adapter(folder, load_config(TINY))
@@ -365,8 +464,8 @@ def test_a_folder_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
         rank_of(tmp_path / "nothing")
 
 
-def test_a_damaged_checkpoint_is_not_served(whole: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
+def test_a_damaged_checkpoint_is_not_served(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
     file = run / "checkpoints/step-000004/adapter.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
