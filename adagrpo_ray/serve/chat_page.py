@@ -178,11 +178,13 @@ class ChatPage:
             return
         base = self._base(settings.model)
         asked = Asked(text, settings, base, *adapter_of(settings, base))
-        this = self._turns[str(request.session_hash)] = Going(self._model, values[self._conversation], asked)
-        think_end = base.config.data.format.think_end
+        session = str(request.session_hash)
+        this = self._turns[session] = Going(self._model, values[self._conversation], asked)
         box: Updates = {self._box: gr.Textbox(value="", submit_btn=False, stop_btn="Stop")}
         async for conversation, doing in this.shown():
-            yield {**box, self._note: doing, **self._show(conversation, think_end)}
+            if self._turns.get(session) is not this:  # what is shown by now is another conversation
+                return
+            yield {**box, self._note: doing, **self._show(conversation, base.config.data.format.think_end)}
             box = {}
 
     def _ready(self) -> gr.Textbox:
@@ -195,12 +197,13 @@ class ChatPage:
             await this.stop()
 
     async def _leave(self, request: gr.Request) -> None:
-        """The page was closed."""
-        await self._stop(request)
-        self._turns.pop(str(request.session_hash), None)
+        """The page was closed, or shows another conversation."""
+        this = self._turns.pop(str(request.session_hash), None)
+        if this is not None:
+            await this.stop()
 
     async def _clear(self, request: gr.Request) -> Updates:
-        await self._stop(request)
+        await self._leave(request)
         return self._show(Conversation(), "")
 
     def _save(self, values: Updates) -> Updates:
@@ -222,7 +225,7 @@ class ChatPage:
         except AdaGRPOError as error:
             gr.Warning(str(error))
             return {}
-        await self._stop(request)
+        await self._leave(request)
         return self._show(conversation, self._default.data.format.think_end)
 
     def _show(self, conversation: Conversation, think_end: str) -> Updates:

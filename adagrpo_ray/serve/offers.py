@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from adagrpo_ray.config import Config, load_config
@@ -82,10 +83,20 @@ def _runs(root: str) -> list[Run]:
         return []
     for folder in folders:
         try:
-            runs.append(Run(folder.name, load_config(folder / CONFIG), _adapters(folder)))
-        except ConfigError:
+            runs.append(Run(folder.name, _config(folder / CONFIG), _adapters(folder)))
+        except (ConfigError, OSError):
             continue
     return runs
+
+
+def _config(file: Path) -> Config:
+    return _config_as_of(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _config_as_of(file: Path, written: int) -> Config:
+    """YAML is slow to read, and a page asks for all runs with each of its changes."""
+    return load_config(file)
 
 
 def _adapters(folder: Path) -> dict[str, Path]:
