@@ -121,7 +121,7 @@ def build(folder: str) -> None:
         "outputs": [listed, groups],
         **HIDDEN,
     }
-    gr.on(None, find, [chosen], [chosen, notice], **HIDDEN)
+    gr.on(None, lambda: find(None), [], [chosen, notice], **HIDDEN)  # when the page is opened
     refresh.click(find, [chosen], [chosen, notice], **HIDDEN)
     gr.on([chosen.change, axis.change, refresh.click, timer.tick], **drawing)
     gr.on([run.change, *(each.change for each in filters[1:]), refresh.click, timer.tick], **looking)
