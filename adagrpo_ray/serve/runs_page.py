@@ -134,7 +134,7 @@ def build(folder: str) -> None:
 
 def _html(name: str, style: str, js: str | None = None) -> gr.HTML:
     """A place for HTML of our own, which Gradio leaves as it is."""
-    return gr.HTML(elem_id=name, css_template=style, js_on_load=js, apply_default_css=False)
+    return gr.HTML("", elem_id=name, css_template=style, js_on_load=js, apply_default_css=False)
 
 
 def _names(shelf: Shelf) -> tuple[list[str], list[str]]:
