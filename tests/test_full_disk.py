@@ -154,11 +154,11 @@ def test_an_adapter_that_does_not_fit_leaves_the_one_before(disk: Disk) -> None:
     engine._policy = SimpleNamespace(peft_model=SimpleNamespace(peft_config={"default": LoraConfig(r=1)}))  # type: ignore[assignment]
     actor = LearnerActor()
     actor._engine, actor._rank = engine, 0
-    folder, files = disk.folder / "adapter", ["adapter_config.json", "adapter_model.safetensors"]
+    folder, files = disk.folder / "adapter", ["adapter_config.json", "adapter_model.safetensors", "README.md"]
 
     def save_adapter(value: float) -> None:
         engine.adapter = lambda: {"a": torch.full((4000,), value)}  # type: ignore[method-assign]
-        actor.save_adapter(str(folder))
+        actor.save_adapter(str(folder), card=f"{value}" * 4000)
 
     save_adapter(1)
     before = [(folder / name).read_bytes() for name in files]
