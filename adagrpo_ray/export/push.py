@@ -6,13 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adagrpo_ray.errors import ConfigError, ModelError, ResourceError
 from adagrpo_ray.model.folder import first_line
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 PUSHED = ("*.safetensors", "*.json", "*.md", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
@@ -53,7 +50,7 @@ def plan_push(folder: Path, repository: str, *, private: bool) -> Push:
     return Push(repository, private, folder, tuple((path.name, path.stat().st_size) for path in chosen), left)
 
 
-def push(planned: Push, api: HfApi | None = None) -> str:
+def push(planned: Push) -> str:
     """Make the repository where it is not there, and commit all files at once; the commit's address.
 
     The token is that of HF_TOKEN or of `hf auth login`, and is shown nowhere. Raises ConfigError where there is none,
@@ -61,11 +58,10 @@ def push(planned: Push, api: HfApi | None = None) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-    token = get_token() if api is None else api.token
+    token = get_token()
     if not token:
         raise ConfigError("no token for the Hub: set HF_TOKEN, or log in with `hf auth login`")
-    api = api or HfApi(token=token)
-    name = planned.repository
+    api, name = HfApi(token=token), planned.repository
     try:
         api.create_repo(name, private=planned.private or None, exist_ok=True)
         if planned.private and not api.model_info(name).private:
@@ -77,7 +73,7 @@ def push(planned: Push, api: HfApi | None = None) -> str:
     except ConfigError:
         raise
     except Exception as error:  # of the network, of the Hub, of its client: each package has its own
-        raise _explained(error, name, str(token)) from None
+        raise _explained(error, name, token) from None
 
 
 def _explained(error: Exception, name: str, token: str) -> ConfigError | ResourceError:

@@ -164,7 +164,9 @@ def training(config: Config) -> str:
         if (value := _at(tree, key)) is not None and (adaptive or not key.startswith(ADAPTIVE))
     ]
     rows.append((_code("algorithm.updates"), str(config.algorithm.updates_per_batch)))
-    text = f"## Training\n\n{METHODS[config.algorithm.name]}\n\n" + _table(("setting", "value"), rows)
+    text = f"## Training\n\nBy {METHODS[config.algorithm.name]}, with these settings:\n\n" + _table(
+        ("setting", "value"), rows
+    )
     return text + "\n### Sampling, and the ladder of resamples\n\n" + _ladder(config)
 
 
