@@ -72,9 +72,12 @@ class Merge:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory that `write` takes: a shard, the largest weight as it is and in float32, the adapter."""
+        """Memory that `write` takes: a shard, the largest weight as it is or also in float32, the adapter."""
         shard = max(sum(self.weights[name].bytes for name in names) for names in self.shards)
-        largest = max(weight.numbers * (4 + SIZES.get(weight.dtype, 1)) for weight in self.weights.values())
+        largest = max(
+            weight.numbers * (SIZES.get(weight.dtype, 1) + (4 if name in self.pairs else 0))
+            for name, weight in self.weights.items()
+        )
         return shard + largest + sum(4 * (a.numel() + b.numel()) for a, b in self.pairs.values())
 
     @property
