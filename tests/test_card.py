@@ -214,6 +214,17 @@ def test_a_folder_is_known_by_fingerprint_and_by_its_cards_licence(weights: Path
     assert (base.on_hub, base.license, base.fingerprint) == (False, "apache-2.0", fingerprint(weights))
 
 
+def test_a_part_of_the_weights_has_no_fingerprint(weights: Path) -> None:
+    index = {"weight_map": {"a": "one.safetensors", "d": "two.safetensors"}}
+    (weights / "model.safetensors").rename(weights / "one.safetensors")
+    assert fingerprint(weights)
+    (weights / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="does not hold all weights"):
+        fingerprint(weights)
+    (weights / "one.safetensors").unlink()
+    assert identify("x", str(weights)).fingerprint is None
+
+
 def test_a_damaged_file_has_no_fingerprint(weights: Path) -> None:
     (weights / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ModelError, match="no safetensors file that can be read"):

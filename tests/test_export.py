@@ -155,6 +155,22 @@ def test_a_run_at_a_url(exported: Exported, run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
+def test_a_base_in_the_hubs_cache_needs_no_network(
+    exported: Exported, run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training left it there: without the card and the licence of the model."""
+    cache, commit = tmp_path / "hub", "c" * 40
+    shutil.copytree(tiny_model, cache / "models--me--base" / "snapshots" / commit)
+    (cache / "models--me--base" / "refs").mkdir()
+    (cache / "models--me--base" / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
+    code, _, errors = exported(run, "--base", "me/base", "--out", tmp_path / "model", "--no-check")
+    assert code == 0, errors
+    head = front_matter((tmp_path / "model" / "README.md").read_text())
+    assert (head["base_model"], head["adagrpo_ray"]["base_revision"]) == ("me/base", commit)
+
+
 # --- the check ---
 
 

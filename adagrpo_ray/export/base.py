@@ -34,7 +34,7 @@ def find_base(
     else:
         name, setting = str(adapter.get("base_model_name_or_path") or ""), "base_model_name_or_path"
     path = _folder(name, setting, config, noted.get("base_revision"))
-    base = identify(name, str(path)) if os.path.isdir(name) or name == TINY else identify(name, name)
+    base = identify(name, str(path))
     expected = noted.get("base_fingerprint")
     if expected is not None and base.fingerprint != expected:
         raise ModelError(
@@ -59,14 +59,17 @@ def _folder(name: str, setting: str, config: Config | None, revision: Any) -> Pa
 
 
 def _from_hub(name: str, setting: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # of the network, of the Hub, of names: each package has its own
-        raise ModelError(
-            f"the base model {setting}={name!r} is neither a folder here nor a model that the Hub gives out "
-            f"({first_line(error)}); give its folder or Hub name as --base"
-        ) from None
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            raise ModelError(
+                f"the base model {setting}={name!r} is neither a folder here nor a model that the Hub gives out "
+                f"({first_line(error)}); give its folder or Hub name as --base"
+            ) from None
+        folder = Path(cached).parent  # what training took is there, without licence and card
     check_model_folder(str(folder), setting)
     return folder

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.errors import AdaGRPOError, ModelError, ResourceError
+from adagrpo_ray.errors import AdaGRPOError, ConfigError, ModelError, ResourceError
 from adagrpo_ray.export import merge
 from adagrpo_ray.export.base import find_base
 from adagrpo_ray.export.check import check_bytes, compare
 from adagrpo_ray.export.source import Source, opened
 from adagrpo_ray.model.card import CARD, Facts, Merge, adapter_card, merged_card
-from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, first_line, read_adapter_folder
+from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, first_line, read_adapter_folder, read_json
 from adagrpo_ray.model.identity import ModelIdentity
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
@@ -54,11 +54,11 @@ def export(request: ExportRequest, tell: Tell) -> Path:
 
     It is written aside, compared with the adapter, and renamed: where anything fails nothing is left. `tell` hears
     sizes and the check's figures. Raises ModelError for an adapter or a base that cannot be used and where the check
-    fails, ResourceError where there is no room.
+    fails, ConfigError where the folder is taken, ResourceError where there is no room.
     """
     out = Path(request.out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ResourceError(f"--out={str(request.out)!r} is there already; choose another folder, or move it away")
+        raise ConfigError(f"--out={str(request.out)!r} is there already; choose another folder, or move it away")
     with opened(request.place) as source:
         adapter = read_adapter_folder(str(source.folder), "adapter")
         base, folder = find_base(request.base, source.config, adapter, source.card)
@@ -137,7 +137,7 @@ def _copy(base: Path, out: Path, dtype: str | None) -> None:
         for file in base.glob(pattern):
             if file.is_file() and file.name not in LEFT:
                 shutil.copyfile(file, out / file.name)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_json("the base model", base / "config.json")
     if dtype is not None:
         config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
         config["dtype"] = dtype

@@ -33,7 +33,7 @@ def check_model_folder(path: str, setting: str = "model.path") -> None:
             "(pickled weights are not read)"
         )
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
-        shards = _read_json(setting, folder / INDEX).get("weight_map")
+        shards = read_json(setting, folder / INDEX).get("weight_map")
         named = set(map(str, shards.values())) if isinstance(shards, dict) else {str(shards)}
         if foreign := sorted(named - {file.name for file in files}):
             raise ModelError(
@@ -57,7 +57,7 @@ def read_adapter_folder(path: str, setting: str) -> dict[str, Any]:
     """The adapter_config.json of the plain LoRA adapter at `path`; ModelError unless it is one, as safetensors."""
     check_folder(setting, path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     folder = Path(path)
-    kept = _read_json(setting, folder / ADAPTER_CONFIG)
+    kept = read_json(setting, folder / ADAPTER_CONFIG)
     if kept.get("peft_type") != "LORA":
         raise ModelError(f"{setting}={path!r} has peft_type={kept.get('peft_type')!r}; give an adapter of LORA")
     for key in UNSERVED:
@@ -93,7 +93,8 @@ def _check_weights(setting: str, files: Iterable[Path]) -> None:
             raise ModelError(f"{setting}: {file} is damaged ({first_line(error)}); copy or save it again") from None
 
 
-def _read_json(setting: str, file: Path) -> dict[str, Any]:
+def read_json(setting: str, file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; ModelError where it holds none."""
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.folder import INDEX, WEIGHTS, read_json
 
 TINY = "tiny"
 SAMPLE_BYTES = 1024
@@ -39,27 +41,31 @@ def identify(name: str, path: str) -> ModelIdentity:
 
     Asks nobody: of a model on the Hub it knows what this machine's cache holds.
     """
-    folder = Path(path)
+    folder, on_hub = Path(path), name != TINY and not os.path.isdir(name)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(path, "config.json")
         if not isinstance(cached, str):
-            return ModelIdentity(name, on_hub=True)
+            return ModelIdentity(name, on_hub)
         folder = Path(cached).parent
-        return ModelIdentity(name, True, folder.name, _fingerprint_or_none(folder), _license(folder))
+    revision = folder.name if on_hub else None  # a snapshot in the Hub's cache is named by its commit
     license = "mit" if name == TINY else _license(folder)
-    return ModelIdentity(name, fingerprint=_fingerprint_or_none(folder), license=license)
+    return ModelIdentity(name, on_hub, revision, _fingerprint_or_none(folder), license)
 
 
 def fingerprint(folder: Path) -> str:
     """32 hex digits for the weights in `folder`, however they are spread over *.safetensors files.
 
     They go by name, type, shape and some bytes of each tensor: enough to tell another model, in no time, and no proof
-    against forgery. Raises ModelError where a file cannot be read.
+    against forgery. Raises ModelError where a file cannot be read, or some are not there.
     """
-    known = hashlib.sha256()
-    for name, (file, offset, entry) in sorted(_tensors(folder).items()):
+    known, tensors = hashlib.sha256(), _tensors(folder)
+    index = folder / INDEX
+    named = {} if (folder / WEIGHTS).is_file() or not index.is_file() else read_json("weights", index)["weight_map"]
+    if not tensors or not set(named) <= set(tensors):  # as in a cache that weights are still coming to
+        raise ModelError(f"{folder} does not hold all weights of a model; copy the whole folder again")
+    for name, (file, offset, entry) in sorted(tensors.items()):
         known.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
         begin, end = (offset + place for place in entry["data_offsets"])
         with file.open("rb") as content:
