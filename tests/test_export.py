@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections import namedtuple
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +22,8 @@ from adagrpo_ray.export import exporting, merge
 from adagrpo_ray.export.check import Comparison
 from adagrpo_ray.model.identity import fingerprint, front_matter
 from adagrpo_ray.model.load import load_policy
+from adagrpo_ray.rollout.engine import RolloutEngine
+from adagrpo_ray.types import GenerationRequest, SamplingParams
 from tests.scripts import script
 
 CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.held_out_prompts=8", "data.train_prompts=16"])
@@ -60,8 +64,11 @@ def exported(capsys: pytest.CaptureFixture[str]) -> Exported:
     return export
 
 
-def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
-    """[1, 12, vocabulary] in float32."""
+TEXT = torch.arange(10, 22)
+
+
+def logits(folder: Path, adapter: Path | None = None, text: torch.Tensor = TEXT) -> torch.Tensor:
+    """Those of `text` [T] in float32: [1, T, vocabulary]."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -69,7 +76,7 @@ def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(torch.arange(10, 22)[None]).logits
+        found: torch.Tensor = model.eval()(text[None]).logits
     return found
 
 
@@ -364,14 +371,16 @@ def test_a_checkpoint_is_exported_as_its_runs_adapter_is(exported: Exported, who
 
 @pytest.mark.slow
 def test_vllm_serves_the_merged_model(exported: Exported, run: Path, tiny_model: Path, tmp_path: Path) -> None:
-    from vllm import LLM, SamplingParams
-
     assert exported(run, "--out", tmp_path / "model")[0] == 0
-    prompt = list(range(10, 22))
-    llm = LLM(str(tmp_path / "model"), enforce_eager=True, max_model_len=64, dtype="float32")
-    sampling = SamplingParams(temperature=0.0, max_tokens=1, logprobs=0)
-    (answer,) = llm.generate([{"prompt_token_ids": prompt}], sampling)
-    (token,) = answer.outputs[0].token_ids
-    expected = logits(tiny_model, run / "adapter")[0, -1].log_softmax(-1)
-    assert token == int(expected.argmax())
-    assert answer.outputs[0].logprobs[0][token].logprob == pytest.approx(float(expected[token]), abs=1e-3)
+    prompt = np.arange(10, 22, dtype=np.int32)
+    request = GenerationRequest("p", prompt, 4, SamplingParams(), max_new_tokens=16, seed=1)
+    with asyncio.Runner() as loop:
+        engine = loop.run(RolloutEngine.start(str(tmp_path / "model"), 64, CONFIG))
+        completions = loop.run(engine.generate(request))
+        loop.run(engine.stop())
+    assert len(completions) == 4
+    for completion in completions:
+        text = torch.tensor([*prompt.tolist(), *completion.token_ids.tolist()])
+        expected = logits(tiny_model, run / "adapter", text)[0, len(prompt) - 1 : -1].log_softmax(-1)
+        chosen = expected.gather(-1, text[len(prompt) :, None]).squeeze(-1)
+        np.testing.assert_allclose(completion.logprobs, chosen.numpy(), atol=1e-3)
