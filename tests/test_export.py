@@ -357,6 +357,23 @@ def test_the_card_of_a_run_says_what_the_run_was(whole: Path) -> None:
     assert len(front_matter(card)["adagrpo_ray"]["base_fingerprint"]) == 32
 
 
+def test_the_code_of_both_cards_runs(
+    exported: Exported,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first block of each, where its reader stands: PEFT's, then Transformers'."""
+    assert exported(whole, "--out", tmp_path / "model", "--no-check")[0] == 0
+    monkeypatch.chdir(whole)  # where config.yaml is
+    for folder, place in ((whole / "adapter", "path/to/this/adapter"), (tmp_path / "model", "path/to/this/model")):
+        code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+        assert place in code
+        exec(code.replace(place, str(folder)).replace('"content": "..."', '"content": "12+34"'), {})
+        assert capsys.readouterr().out.strip()
+
+
 def test_a_checkpoint_is_exported_as_its_runs_adapter_is(exported: Exported, whole: Path, tmp_path: Path) -> None:
     """The last one, in float32, where the weights are the same."""
     assert exported(whole, "--out", tmp_path / "run")[0] == 0
