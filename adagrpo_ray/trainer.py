@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,10 +15,13 @@ from typing import Any
 from adagrpo_ray.algorithm.loss import LossSums
 from adagrpo_ray.authentication import takes_token
 from adagrpo_ray.cluster import Actors, actors, any_dead, connect, get
+from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, RewardError, RolloutError, StoppedError
 from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.memory import settled
+from adagrpo_ray.model.card import Facts, adapter_card, package_versions
+from adagrpo_ray.model.identity import identify
 from adagrpo_ray.nodes import check_shared
 from adagrpo_ray.observe import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
 from adagrpo_ray.placement import Placement, address
@@ -54,7 +59,15 @@ def train(
             check_shared(config.run.folder)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:
-            return train_on(running, config, folder, observer, past, stop, home)
+            return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))
+
+
+def _card(config: Config, inputs: Inputs, summary: Summary) -> str:
+    """The model card of the adapter that the run leaves, with the command that this process is."""
+    prompts = (len(inputs.prompts.train), len(inputs.prompts.held_out))
+    base = identify(config.model.path, inputs.model_path)
+    command = shown_command(["python", *sys.orig_argv[1:]])
+    return adapter_card(Facts(config, base, summary, command, prompts, package_versions()))
 
 
 def _where(config: Config, placement: Placement) -> str:
@@ -71,9 +84,10 @@ def train_on(
     past: Past | None = None,
     stop: Event | None = None,
     home: str | None = None,
+    card: Callable[[Summary], str] | None = None,
 ) -> Summary:
-    """The steps and measurements of `train`, on actors that are ready to begin."""
-    run = _Run(running, config, folder, observer, stop or Event(), home or str(folder))
+    """The steps and measurements of `train`, on actors that are ready to begin; `card` words the adapter's card."""
+    run = _Run(running, config, folder, observer, stop or Event(), home or str(folder), card)
     try:
         return run.finish(past)
     except (StoppedError, RewardError, RolloutError) as error:
@@ -85,10 +99,17 @@ class _Run:
     """One run on its actors, with what it has measured so far."""
 
     def __init__(
-        self, running: Actors, config: Config, folder: Path, observer: Observer, stop: Event, home: str
+        self,
+        running: Actors,
+        config: Config,
+        folder: Path,
+        observer: Observer,
+        stop: Event,
+        home: str,
+        card: Callable[[Summary], str] | None,
     ) -> None:
         self._learners, self._config, self._folder, self._home = running.learners, config, folder, home
-        self._observer, self._stop = observer, stop
+        self._observer, self._stop, self._card = observer, stop, card
         self._records: list[StepRecord] = []
         self._measured: dict[int, float] = {}  # held-out accuracy by step
         self._saved = 0  # the step of the newest checkpoint
@@ -112,8 +133,8 @@ class _Run:
             ):
                 self._save_checkpoint()
         adapter = join(self._home, "adapter")
-        self._on_all("save_adapter", adapter)
         summary = summarize(self._records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
+        self._on_all("save_adapter", adapter, self._card(summary) if self._card else None)
         observer.summary(summary)
         return summary
 

@@ -26,6 +26,7 @@ from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler
 from adagrpo_ray.learner.samples import group_samples
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
+from adagrpo_ray.model.card import CARD
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.network import use_node_address
 from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
@@ -212,12 +213,14 @@ class LearnerActor:
         ended, self._evaluation = self._evaluation, None
         return ended.result()
 
-    def save_adapter(self, folder: str) -> None:
-        """Write the adapter in PEFT's layout; every rank helps to gather it, rank 0 writes."""
+    def save_adapter(self, folder: str, card: str | None = None) -> None:
+        """Write the adapter in PEFT's layout, with its model card; every rank helps to gather it, rank 0 writes."""
         tensors = self._engine.adapter()
         if self._rank == 0:
             with outgoing(folder) as local:
                 self._engine.save_adapter(str(local), tensors)
+                if card is not None:
+                    (local / CARD).write_text(card, encoding="utf-8", errors="replace")
 
     def save_checkpoint(self, folder: str, progress: checkpoint.Progress, measured: Mapping[int, float]) -> None:
         """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes.
