@@ -6,6 +6,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -59,7 +60,8 @@ def give(functions: Mapping[tuple[str, str], Callable[..., Any]]) -> Given:
 
 def name_of(function: Callable[..., Any], setting: str) -> str:
     """What the configuration is to call a function: its own name; ConfigError where it has none."""
-    name = getattr(function, "__name__", None) or type(function).__name__
+    inner = _inner(function)
+    name = getattr(inner, "__name__", None) or type(inner).__name__
     if not callable(function) or not name.isidentifier():
         raise ConfigError(f"{setting}: {function!r:.300} has no name to go by; give a function made with def")
     return str(name)
@@ -75,7 +77,7 @@ def fingerprint(function: Callable[..., Any]) -> str:
 
 def _pickled(function: Callable[..., Any], setting: str, name: str) -> bytes:
     # cloudpickle takes by value what is in __main__; a module beside the program is on no other node either.
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    module = sys.modules.get(getattr(_inner(function), "__module__", None) or "")
     by_value = (
         module is not None and _is_the_users(module) and module not in cloudpickle.list_registry_pickle_by_value()
     )
@@ -93,6 +95,10 @@ def _pickled(function: Callable[..., Any], setting: str, name: str) -> bytes:
             cloudpickle.unregister_pickle_by_value(module)
 
 
+def _inner(function: Any) -> Any:
+    return _inner(function.func) if isinstance(function, partial) else function
+
+
 def _is_the_users(module: ModuleType) -> bool:
     """Whether a module is the user's own, rather than Python's, this library's or an installed one."""
     file = getattr(module, "__file__", None)
@@ -104,10 +110,9 @@ def _is_the_users(module: ModuleType) -> bool:
 
 def _codes(thing: Any) -> Iterator[CodeType]:
     """The code of a function, of a class and of an object that can be called."""
+    thing = _inner(thing)
     if hasattr(thing, "__code__"):
         yield thing.__code__
-    elif hasattr(thing, "func"):  # functools.partial
-        yield from _codes(thing.func)
     else:
         kind = thing if isinstance(thing, type) else type(thing)
         yield from (value.__code__ for _, value in sorted(vars(kind).items()) if hasattr(value, "__code__"))
