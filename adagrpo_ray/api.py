@@ -59,6 +59,8 @@ def train(
     if name is not None:
         config = changed(config, {"run.name": name})
     config, given = _with_functions(config, reward_functions, criterion, ladder)
+    if not isinstance(stop, Stop | None):
+        raise ConfigError(f"stop is {stop!r:.300}; make one with adagrpo_ray.Stop()")
     for callback in callbacks:
         if not isinstance(callback, Observer):
             raise ConfigError(f"callbacks: {callback!r:.300} is no Callback; give objects of a subclass of Callback")

@@ -140,6 +140,7 @@ def exact(completions: list[str], **context: object) -> list[float]:
         ),
         ({"ladder": hotter, "grpo": True}, r"algorithm\.ladder: .*algorithm\.name=grpo resamples nothing"),
         ({"callbacks": [Callback]}, "callbacks: .*is no Callback"),
+        ({"stop": threading.Event()}, r"make one with adagrpo_ray\.Stop\(\)"),
         ({"name": "no/name"}, r"run\.name='no/name'"),
     ],
 )
