@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from adagrpo_ray import (
     train,
 )
 from adagrpo_ray.given import Given
+from adagrpo_ray.observe import Console
 from adagrpo_ray.observe.guarded import Guarded
 from adagrpo_ray.run import _keep_codes
 
@@ -173,6 +176,17 @@ def test_code_that_changed_since_a_run_began_is_told(tmp_path: Path) -> None:
         counts.append(len(told))
     assert counts == [0, 0, 1, 1]
     assert told == ["warning: rewards.functions: f is not the code that the run began with"]
+
+
+def test_a_run_in_a_notebook_is_shown_as_lines_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ZMQInteractiveShell:
+        """What rich knows a notebook by, for which it makes HTML."""
+
+    monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
+    stream = io.StringIO()
+    with Console(2, stream) as console:
+        console.phase("checking")
+    assert stream.getvalue().endswith("checking\n")
 
 
 class Failing(Callback):
