@@ -31,7 +31,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] | Mapping[str,
     number ("algorithm.triggers.0.from_step=5"). Raises ConfigError that names every bad key, its value and the nearest
     valid name, or a place that holds a secret.
     """
-    return _changed(_read(Path(path)) if path is not None else {}, overrides)
+    return _changed(read_tree(Path(path)) if path is not None else {}, overrides)
 
 
 def changed(config: Config, overrides: Sequence[str] | Mapping[str, object]) -> Config:
@@ -56,7 +56,8 @@ def _changed(tree: dict[str, Any], overrides: Sequence[str] | Mapping[str, objec
     return config
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file as they stand there; ConfigError where it is no mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
