@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.algorithm import criterion as criteria
@@ -35,7 +36,7 @@ def train(
     criterion: Criterion | None = None,
     ladder: LadderFunction | type[Ladder] | None = None,
     name: str | None = None,
-    resume: str | None = None,
+    resume: Path | str | None = None,
     stop: Stop | None = None,
     progress: bool = True,
 ) -> Summary:
@@ -73,7 +74,7 @@ def train(
         shown = [stack.enter_context(Console(config.run.steps))] if progress else []
         stack.enter_context(stop.on_signals())
         told = Observers(*shown, *(Guarded(callback) for callback in callbacks))
-        return run(config, told, resume=resume, stop=stop, given=given)
+        return run(config, told, resume=None if resume is None else str(resume), stop=stop, given=given)
 
 
 def _with_functions(
