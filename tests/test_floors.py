@@ -87,7 +87,7 @@ def under(*names: str) -> list[str]:
     return found
 
 
-GROUND = under("algorithm", "types", "config", "errors", "extension", "placement", "storage", "cache")
+GROUND = under("algorithm", "types", "config", "errors", "extension", "given", "stop", "placement", "storage", "cache")
 PURE_LEARNER = under(
     "learner.sampler",
     "learner.packing",

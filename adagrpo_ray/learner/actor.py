@@ -15,6 +15,7 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.batch import training_samples
@@ -102,16 +103,16 @@ class LearnerActor:
         use_node_address()
         self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
 
-    def attach(self, prompts: PromptSets) -> None:
-        """Rank 0 gets its prompts."""
+    def attach(self, prompts: PromptSets, given: Given = NOTHING) -> None:
+        """Rank 0 gets its prompts, and the functions that were given to the run."""
         config, algorithm = self._config, self._config.algorithm
         self._end_run()
         self._collections: dict[int, asyncio.Task[Collection]] = {}  # of the steps that have begun, by step
         self._evaluation: asyncio.Task[EvaluationRecord] | None = None
         self._prompts = prompts
-        self._scorer = RewardScorer(config.rewards, config.data.format)
+        self._scorer = RewardScorer(config.rewards, config.data.format, given)
         self._functions = [f.function for f in config.rewards.functions]
-        self._method = make_method(algorithm, self._functions)
+        self._method = make_method(algorithm, self._functions, given)
         self._sampler = AdaptiveSampler(
             algorithm,
             self._method,
