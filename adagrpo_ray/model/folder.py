@@ -45,22 +45,26 @@ def check_model_folder(path: str) -> None:
 
 def check_adapter_folder(path: str, lora: LoraSettings) -> None:
     """Raises ModelError unless `path` holds a LoRA adapter of the rank and alpha of `lora`, as safetensors."""
-    check_folder("model.adapter", path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
-    folder = Path(path)
-    kept = _read_json("model.adapter", folder / ADAPTER_CONFIG)
-    if kept.get("peft_type") != "LORA":
-        raise ModelError(f"model.adapter={path!r} has peft_type={kept.get('peft_type')!r}; give an adapter of LORA")
+    kept = adapter_settings("model.adapter", path)
     if (kept.get("r"), kept.get("lora_alpha")) != (lora.r, lora.alpha):
         raise ModelError(
             f"model.adapter={path!r} has r={kept.get('r')} and alpha={kept.get('lora_alpha')}, the settings say "
             f"model.lora.r={lora.r} and model.lora.alpha={lora.alpha:g}; make them the same"
         )
+
+
+def adapter_settings(setting: str, path: str) -> dict[str, Any]:
+    """PEFT's settings of the plain LoRA adapter in `path`; ModelError, naming `setting`, where there is none that is
+    whole, as safetensors."""
+    check_folder(setting, path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    kept = _read_json(setting, Path(path, ADAPTER_CONFIG))
+    if kept.get("peft_type") != "LORA":
+        raise ModelError(f"{setting}={path!r} has peft_type={kept.get('peft_type')!r}; give an adapter of LORA")
     for key in UNSERVED:
         if kept.get(key):
-            raise ModelError(
-                f"model.adapter={path!r} has {key}={kept[key]!r:.100}, which is not served; use plain LoRA"
-            )
-    _check_weights("model.adapter", [folder / ADAPTER_WEIGHTS])
+            raise ModelError(f"{setting}={path!r} has {key}={kept[key]!r:.100}, which is not served; use plain LoRA")
+    _check_weights(setting, [Path(path, ADAPTER_WEIGHTS)])
+    return kept
 
 
 def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
