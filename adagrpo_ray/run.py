@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from threading import Event
 
 from adagrpo_ray.config.explain import as_yaml
@@ -11,6 +12,7 @@ from adagrpo_ray.errors import LearnerLostError, StoppedError
 from adagrpo_ray.jobs import check_job_folder, job_id
 from adagrpo_ray.observe import Observer, Observers, Summary
 from adagrpo_ray.observe.mirror import open_run
+from adagrpo_ray.observe.observer import telling
 from adagrpo_ray.preflight import check
 from adagrpo_ray.resume import find_past, past_of
 from adagrpo_ray.storage import join
@@ -39,17 +41,20 @@ def run(
     tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
     home = join(config.run.folder, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     restarts = 0
-    while True:
-        patience = config.rollout.start_timeout_s if restarts else 0.0
-        writing = past.writer(config, tell) if past else open_run(home, as_yaml(config), tell)
-        try:
-            with writing as writer:
-                home = writer.home
-                observers = Observers(writer, observer)
-                return train(config, inputs, writer.folder, observers, past, stop, writer.home, patience)
-        except LearnerLostError as error:
-            restarts += 1
-            if restarts > config.run.max_restarts:
-                raise
-            tell(f"{error}; beginning again, {restarts} of run.max_restarts={config.run.max_restarts}")
-            past = past_of(home, config, tell)
+    with ExitStack() as ending:
+        while True:
+            patience = config.rollout.start_timeout_s if restarts else 0.0
+            writing = past.writer(config, tell) if past else open_run(home, as_yaml(config), tell)
+            try:
+                with writing as writer:
+                    home = writer.home
+                    if not restarts:
+                        ending.enter_context(telling(observer, config, home))
+                    observers = Observers(writer, observer)
+                    return train(config, inputs, writer.folder, observers, past, stop, writer.home, patience)
+            except LearnerLostError as error:
+                restarts += 1
+                if restarts > config.run.max_restarts:
+                    raise
+                tell(f"{error}; beginning again, {restarts} of run.max_restarts={config.run.max_restarts}")
+                past = past_of(home, config, tell)

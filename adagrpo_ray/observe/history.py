@@ -12,7 +12,7 @@ from typing import Any
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
-METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
 
 
 @dataclass(frozen=True)

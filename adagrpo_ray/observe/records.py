@@ -252,6 +252,8 @@ def _jsonable(value: object) -> object:
         return [_jsonable(item) for item in value]
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, bool):
+        return value
     # numpy's scalars are of these two as well, and json would refuse them.
     if isinstance(value, Integral):
         return int(value)
