@@ -71,6 +71,7 @@ class Stop(Event):
     """Set by SIGINT or SIGTERM, whose number it keeps; a second one leaves at once."""
 
     number = 0
+    told = b"stopping: the step is given up or ended, then kept; once more to leave at once\n"
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -87,7 +88,7 @@ class Stop(Event):
         self.number = number
         self.set()
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"stopping: the step is given up or ended, then kept; once more to leave at once\n")
+        os.write(2, self.told)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

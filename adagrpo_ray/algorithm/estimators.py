@@ -33,7 +33,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     share, spread = successes / n, Z_95 * Z_95 / n
     half = Z_95 * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     low, high = ((share + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    return low if successes else 0.0, high if successes < n else 1.0  # there without errors of rounding
 
 
 def bootstrap_means(values: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ def check_model_folder(path: str) -> None:
 
 def check_adapter_folder(path: str, lora: LoraSettings) -> None:
     """Raises ModelError unless `path` holds a LoRA adapter of the rank and alpha of `lora`, as safetensors."""
-    kept = adapter_settings("model.adapter", path)
+    kept = read_adapter_config("model.adapter", path)
     if (kept.get("r"), kept.get("lora_alpha")) != (lora.r, lora.alpha):
         raise ModelError(
             f"model.adapter={path!r} has r={kept.get('r')} and alpha={kept.get('lora_alpha')}, the settings say "
@@ -53,17 +53,17 @@ def check_adapter_folder(path: str, lora: LoraSettings) -> None:
         )
 
 
-def adapter_settings(setting: str, path: str) -> dict[str, Any]:
-    """PEFT's settings of the plain LoRA adapter in `path`; ModelError, naming `setting`, where there is none that is
-    whole, as safetensors."""
+def read_adapter_config(setting: str, path: str) -> dict[str, Any]:
+    """What the adapter_config.json in `path` says; ModelError unless it is of a plain LoRA adapter in safetensors."""
     check_folder(setting, path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
-    kept = _read_json(setting, Path(path, ADAPTER_CONFIG))
+    folder = Path(path)
+    kept = _read_json(setting, folder / ADAPTER_CONFIG)
     if kept.get("peft_type") != "LORA":
         raise ModelError(f"{setting}={path!r} has peft_type={kept.get('peft_type')!r}; give an adapter of LORA")
     for key in UNSERVED:
         if kept.get(key):
             raise ModelError(f"{setting}={path!r} has {key}={kept[key]!r:.100}, which is not served; use plain LoRA")
-    _check_weights(setting, [Path(path, ADAPTER_WEIGHTS)])
+    _check_weights(setting, [folder / ADAPTER_WEIGHTS])
     return kept
 
 
