@@ -11,6 +11,7 @@ AdaGRPOError
 ├── LearnerLostError a learner rank is gone; the run can go on from its last checkpoint
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
+├── HistoryError     a run folder cannot be read back, or is none
 └── StoppedError     the run was asked to stop, and did
 
 Messages are one sentence that names the key or file, the value, and what to do. They take a single
@@ -60,6 +61,10 @@ class SyncError(AdaGRPOError, RuntimeError):
 
 class CheckpointError(AdaGRPOError, RuntimeError):
     """A checkpoint cannot be written, is damaged, or does not fit the run."""
+
+
+class HistoryError(AdaGRPOError, ValueError):
+    """A run folder cannot be read back, or is none."""
 
 
 class StoppedError(AdaGRPOError):

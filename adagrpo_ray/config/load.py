@@ -29,7 +29,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     An override's value is YAML; list entries are reached by number ("algorithm.triggers.0.from_step=5").
     Raises ConfigError that names every bad key, its value and the nearest valid name, or a place that holds a secret.
     """
-    tree = _read(Path(path)) if path is not None else {}
+    tree = read_tree(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
     try:
@@ -40,7 +40,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return config
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file as they stand there; ConfigError where it is no mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

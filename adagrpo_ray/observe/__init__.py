@@ -1,9 +1,9 @@
 """What a run shows of itself: records of its steps, the run folder that keeps them, and the terminal.
 
 `records` says what is measured, `samples` what was sampled, `observer` how the trainer hands both over. `writer` puts
-them into the run folder (JSON lines, and TensorBoard's `events` by the tags of `scalars`), from where `history` reads
-them back; `mirror` copies that folder to a URL; `console` onto the terminal, with `progress` while it runs and `report`
-at its end, all words by `figures`.
+them into the run folder (JSON lines, and TensorBoard's `events` by the tags of `scalars`); `history` takes that back
+to a step, `runs` reads it, also while it is written (`tail`), and `mirror` copies it to a URL. `console` puts it onto
+the terminal, with `progress` while it runs and `report` at its end, all words by `figures`.
 """
 
 from adagrpo_ray.observe.console import Console

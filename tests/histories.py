@@ -1,0 +1,107 @@
+"""Steps, measurements and samples of runs that never were, for tests of what reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
+from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
+from adagrpo_ray.types import SamplingParams
+
+BASE = SamplingParams()
+RUNGS = (SamplingParams(temperature=2.0, min_p=0.1), SamplingParams(temperature=1.3, answer=SamplingParams(top_k=20)))
+
+
+def step(number: int, **changes: Any) -> StepRecord:
+    """A step that slowly gets better."""
+    record = StepRecord(
+        step=number,
+        seconds=0.5,
+        reward_mean=1 - 1 / (1 + number / 20),
+        reward_by_function={"exact": 1 - 1 / (1 + number / 20), "length": math.nan},
+        accuracy=1 - 1 / (1 + number / 20),
+        groups_ready=6,
+        groups_waiting=2,
+        groups_late=1,
+        groups_exhausted=1,
+        groups_failed=0,
+        groups_dropped=0,
+        resamples=(3, 1),
+        resamples_by_level={"2 digits": 1, "5 digits": 3},
+        accuracy_by_level={"2 digits": 0.75, "5 digits": 0.0},
+        rescued=(2, 0),
+        flat_before=0.5,
+        flat_after=0.125,
+        flat_before_by_level={"5 digits": 1.0},
+        flat_after_by_level={"5 digits": 0.25},
+        informative_groups=5,
+        generated_tokens=4000,
+        extra_tokens=1000,
+        staleness=0.75,
+        trained_tokens=3200,
+        completion_length=50.0,
+        group_size=6.5,
+        loss=0.01,
+        kl=math.nan,
+        grad_norm=0.3,
+        learning_rate=3e-4,
+        clip_share=0.02,
+        behaviour_gap=0.001,
+        correction_mean=1.01,
+        capped_share=0.0,
+        weight_version=number,
+        sync_bytes=1024,
+        rollout_actors=2,
+        rollout_restarts=0,
+        seconds_by_phase={"rollout": 0.3, "train": 0.15, "sync": 0.05},
+    )
+    return replace(record, **changes)
+
+
+def evaluation(number: int, accuracy: float) -> EvaluationRecord:
+    """A measurement after step `number`."""
+    return EvaluationRecord(
+        step=number,
+        accuracy=accuracy,
+        accuracy_by_level={"2 digits": accuracy},
+        samples=128,
+        failed=0,
+        mean_length=50.0,
+        seconds=1.5,
+    )
+
+
+def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, text: str = "12+7=19") -> AttemptSample:
+    """One sampling of a group, whose right completions are those with a reward above 0."""
+    mean = sum(rewards) / len(rewards)
+    completions = tuple(
+        CompletionSample(
+            text=f"{text} #{number}",
+            tokens=9,
+            finish_reason="stop",
+            weight_version=1,
+            reward=reward,
+            rewards={"exact": reward, "length": math.nan},
+            correct=reward > 0,
+            advantage=reward - mean if trained else math.nan,
+        )
+        for number, reward in enumerate(rewards)
+    )
+    return AttemptSample(rung, BASE if rung < 0 else RUNGS[rung], completions)
+
+
+def group(number: int, *attempts: AttemptSample, **changes: Any) -> GroupSample:
+    """A group that step `number` ended with: by default one that was sampled again, and then had a right one."""
+    sample = GroupSample(
+        step=number,
+        prompt_id=f"p{number}",
+        prompt=f"{number}+7=",
+        level="2 digits",
+        answer=str(number + 7),
+        outcome="trained",
+        attempts=attempts or (attempt([0.0, 0.0], trained=False), attempt([1.0, 0.0], 0)),
+    )
+    return replace(sample, **changes)
