@@ -36,7 +36,6 @@ def start(rewards: Sequence[tuple[str, float]], format: FormatSettings, memory_g
     """Load the functions; an error waits for the first group, since here nobody would hear of it."""
     global _format, _load_error, _memory
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which ends this process when it is done
     # The alarm's default action is the kernel's and needs no Python: it ends an import that hangs in C too.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_TIMEOUT_S)
