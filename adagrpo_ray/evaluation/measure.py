@@ -136,8 +136,8 @@ async def _measure(plan: Plan, placement: Placement, results: ResultFile, watche
             await asyncio.wait({work}, timeout=POLL_S)
             for notice in (*fleet.notices(), *scorer.notices()):
                 watcher.phase(notice)
-            if stop.is_set():
-                raise StoppedError("stopped as asked")
+            if stop.is_set() and unfinished(plan, results):
+                raise StoppedError("stopped as asked")  # whatever failed meanwhile
         work.result()
     finally:
         work.cancel()
