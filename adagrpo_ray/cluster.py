@@ -59,22 +59,24 @@ def as_connected(config: Config) -> Config:
 
 
 @contextmanager
-def connect(config: Config, patience_s: float = 0.0) -> Iterator[Placement]:
+def connect(config: Config, patience_s: float = 0.0, *, learner: bool = True) -> Iterator[Placement]:
     """Be part of a Ray cluster, and know where the actors go; a cluster of our own ends with the block.
 
     A program that was connected before stays so.
     Where a joined one can never hold them, raises ResourceError, after `patience_s` in which lost nodes may come back.
+    Without a `learner` there are rollout actors only.
     """
-    with own_token() if address(config) is None else nullcontext(), _connected(config, patience_s) as placement:
+    guard = own_token() if address(config) is None else nullcontext()
+    with guard, _connected(config, patience_s, learner) as placement:
         yield placement
 
 
 @contextmanager
-def _connected(config: Config, patience_s: float) -> Iterator[Placement]:
+def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Placement]:
     joined, connected = address(config), ray.is_initialized()
     if joined is None:
         hardware = local_hardware()
-        placement = place(config, hardware, ours=True)
+        placement = place(config, hardware, ours=True, learner=learner)
         _init(
             address="local",  # or Ray would join a cluster that it finds running on this machine
             # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
@@ -100,17 +102,17 @@ def _connected(config: Config, patience_s: float) -> Iterator[Placement]:
             ) from None
     try:
         if joined is not None:
-            placement = _place_on_cluster(config, time.monotonic() + patience_s)
+            placement = _place_on_cluster(config, time.monotonic() + patience_s, learner)
         yield placement
     finally:
         if joined is None or not connected:
             ray.shutdown()
 
 
-def _place_on_cluster(config: Config, deadline: float) -> Placement:
+def _place_on_cluster(config: Config, deadline: float, learner: bool) -> Placement:
     while True:
         try:
-            return place(config, cluster_hardware(), ours=False)
+            return place(config, cluster_hardware(), ours=False, learner=learner)
         except ResourceError:
             if time.monotonic() > deadline:
                 raise
@@ -163,7 +165,7 @@ def actors(config: Config, placement: Placement, inputs: Inputs, stop: Stop | No
 
 
 def _create(config: Config, placement: Placement, inputs: Inputs, group: Any) -> Actors:
-    path, learner = inputs.model_path, ray.remote(LearnerActor)
+    learner = ray.remote(LearnerActor)
     return Actors(
         learners=tuple(
             learner.options(
@@ -174,8 +176,14 @@ def _create(config: Config, placement: Placement, inputs: Inputs, group: Any) ->
             ).remote()
             for rank in range(placement.learner_ranks)
         ),
-        model=ray.put(ModelFiles.carry(path) if config.model.path == TINY else ModelFiles(path)),
+        model=put_model(config, inputs),
     )
+
+
+def put_model(config: Config, inputs: Inputs) -> Any:
+    """A reference to the ModelFiles of the base model, for actors on any node."""
+    path = inputs.model_path
+    return ray.put(ModelFiles.carry(path) if config.model.path == TINY else ModelFiles(path))
 
 
 def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop | None) -> None:

@@ -24,15 +24,19 @@ class Inputs:
     given: Given = NOTHING
 
 
-def check(config: Config, given: Given = NOTHING) -> Inputs:
-    """Load and check model, rewards, criterion, ladder and data; raises an AdaGRPOError that says what to mend."""
+def check(config: Config, given: Given = NOTHING, *, training: bool = True) -> Inputs:
+    """Load and check model, rewards, criterion, ladder and data; raises an AdaGRPOError that says what to mend.
+
+    Where it is not for `training`, there will be no learner, no criterion is needed, and any prompts will do.
+    """
     for function in config.rewards.functions:
         load_reward(function.function, given)
-    make_method(config.algorithm, [f.function for f in config.rewards.functions], given)
+    if training:
+        make_method(config.algorithm, [f.function for f in config.rewards.functions], given)
     if address(config) is None:
-        place(config, local_hardware(), ours=True)
+        place(config, local_hardware(), ours=True, learner=training)
     model_path = resolve_model(config)
-    prompts = load_prompts(config, load_tokenizer(model_path, config))
+    prompts = load_prompts(config, load_tokenizer(model_path, config), training=training)
     return Inputs(model_path, prompts, _max_model_len(config, model_path, prompts), given)
 
 

@@ -20,6 +20,9 @@ class Stop(Event):
     interrupted = 0
     """The number of the signal that did, if one did."""
 
+    told = b"stopping: the step is given up or ended, then kept; once more to leave at once\n"
+    """What the first signal writes."""
+
     @contextmanager
     def on_signals(self) -> Iterator[None]:
         """Within the block SIGINT and SIGTERM interrupt, and a second one leaves at once; in the main thread only."""
@@ -43,4 +46,4 @@ class Stop(Event):
         self.interrupted = number
         self.set()
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"stopping: the step is given up or ended, then kept; once more to leave at once\n")
+        os.write(2, self.told)

@@ -87,7 +87,7 @@ def train_on(
     home: str | None = None,
     card: Callable[[Summary], str] | None = None,
 ) -> Summary:
-    """The steps and measurements of `place_and_train`, on actors that are ready to begin; `card` words the adapter's."""
+    """The steps and measurements of `place_and_train`, on actors that are ready to begin; `card` words its card."""
     run = _Run(running, config, folder, observer, stop or Stop(), home or str(folder), card)
     try:
         return run.finish(past)

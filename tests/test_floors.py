@@ -97,6 +97,7 @@ PURE_LEARNER = under(
     "learner.buffers",
     "learner.budget",
 )
+PURE_EVALUATION = under(*(f"evaluation.{name}" for name in ("figures", "results", "settings", "table", "progress")))
 
 
 def test_there_is_a_library_to_look_at() -> None:
@@ -119,7 +120,12 @@ def test_the_learners_logic_knows_no_engine(module: str) -> None:
     assert not offences(module, ENGINES)
 
 
-@pytest.mark.parametrize("module", [*GROUND, *PURE_LEARNER])
+@pytest.mark.parametrize("module", PURE_EVALUATION)
+def test_what_comes_of_a_measurement_knows_no_engine(module: str) -> None:
+    assert not offences(module, ENGINES)
+
+
+@pytest.mark.parametrize("module", [*GROUND, *PURE_LEARNER, *PURE_EVALUATION])
 def test_nor_does_anything_that_they_load(module: str) -> None:
     assert not {(m, name) for m in reached(module) for name in offences(m, ENGINES)}
 
