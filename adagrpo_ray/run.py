@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Event
 
 from adagrpo_ray.config.explain import as_yaml
@@ -51,10 +53,24 @@ def run(
                     if not restarts:
                         ending.enter_context(telling(observer, config, home))
                     observers = Observers(writer, observer)
-                    return train(config, inputs, writer.folder, observers, past, stop, writer.home, patience)
+                    summary = train(config, inputs, writer.folder, observers, past, stop, home, patience)
+                    _report(writer.folder, home, tell)
+                    return summary
             except LearnerLostError as error:
                 restarts += 1
                 if restarts > config.run.max_restarts:
                     raise
                 tell(f"{error}; beginning again, {restarts} of run.max_restarts={config.run.max_restarts}")
                 past = past_of(home, config, tell)
+
+
+def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
+    """Leave a report in the run folder. A run is no worse for a report that fails."""
+    try:
+        from adagrpo_ray.report import read, write_report  # matplotlib takes a second, which only this needs
+
+        write_report([read(home, folder)], str(folder))
+        tell(f"report: {join(home, 'report.html')}")
+    except Exception as error:
+        why = (str(error).strip() or repr(error)).splitlines()[0]
+        tell(f"no report: {why}; launch/report.py makes one of {home}")

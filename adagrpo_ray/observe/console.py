@@ -37,6 +37,7 @@ class Console(Observer):
         live = _is_terminal(stream) if terminal is None else terminal
         self._clock = clock
         self._began = clock()
+        self._over = False
         self._rich = RichConsole(
             # A cast, because rich asks less of a stream than its types do.
             file=cast(TextIO, _Encodable(stream)),
@@ -64,7 +65,8 @@ class Console(Observer):
 
     def phase(self, text: str) -> None:
         """Say what begins, and how long the run has been going."""
-        self._progress.start()
+        if not self._over:
+            self._progress.start()
         self._line(f"[{self._clock() - self._began:7.1f} s] {printable(text)}")
 
     def step(self, record: StepRecord) -> None:
@@ -78,6 +80,7 @@ class Console(Observer):
     def summary(self, summary: Summary) -> None:
         """End the progress display and print the report."""
         self.close()
+        self._over = True
         self._line("")
         for part in report(summary):
             if isinstance(part, str):

@@ -1,0 +1,30 @@
+"""A report, drawn and put where it belongs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from adagrpo_ray import storage
+from adagrpo_ray.report.drawing import as_png, as_svg
+from adagrpo_ray.report.figures import charts
+from adagrpo_ray.report.page import Drawing, page
+from adagrpo_ray.report.source import Run, labelled
+
+PAGE, PLOTS = "report.html", "plots"
+
+
+def write_report(runs: Sequence[Run], out: str, interval: int | None = None) -> str:
+    """Leave the page of `runs` and the figures as PNG in the folder `out`, a path or a URL; where the page is.
+
+    Bars are for `interval` steps each, by default as many as make ten. ResourceError where `out` cannot be written.
+    """
+    runs = labelled(runs)
+    length = interval or math.ceil(max(len(run.history.steps) for run in runs) / 10)
+    drawings = []
+    with storage.outgoing(storage.join(out, PLOTS)) as folder:
+        for chart in charts(runs, length):
+            (folder / f"{chart.name}.png").write_bytes(as_png(chart.figure))
+            drawings.append(Drawing(chart.name, chart.title, chart.caption, as_svg(chart.figure, chart.name)))
+    storage.leave(out, PAGE, page(runs, drawings))
+    return storage.join(out, PAGE)
