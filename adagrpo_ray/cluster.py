@@ -60,6 +60,8 @@ def _connected(config: Config, patience_s: float) -> Iterator[Placement]:
             num_gpus=int(hardware.gpus),
             resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
             include_dashboard=False,
+            # Once its head is gone nothing of it is of use, and its agents would try to reach the head for a minute.
+            _system_config={"gcs_rpc_server_reconnect_timeout_s": 15},
         )
     else:
         try:

@@ -19,7 +19,14 @@ import pytest
 from adagrpo_ray.learner import checkpoint
 from tests.program import children, metrics, settings, title, train
 
+SAME = ("adapter/adapter_model.safetensors", "samples.jsonl")
 KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
+
+
+def assert_ended(started: set[psutil.Process]) -> None:
+    """All end by themselves, though the program could not see to it; Ray's agents look for its head for a while."""
+    _, left = psutil.wait_procs(started, timeout=45)
+    assert [title(process) for process in left] == []
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +45,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {"raylet", "EngineCore", "LearnerActor"} <= {part for p in started for part in re.findall(r"\w+", title(p))}
     running.kill()
     assert running.wait() == -signal.SIGKILL
-    _, left = psutil.wait_procs(started, timeout=30)
-    # Two of Ray's own, which for a minute try to tell the head, which is gone, that their raylet is gone.
-    assert {title(process).strip() for process in left} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-    _, left = psutil.wait_procs(left, timeout=90)
-    assert [title(process) for process in left] == []
+    assert_ended(started)
     return folder / "run"
 
 
@@ -65,8 +68,8 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, killed: Path, 
     assert f"{newest} is damaged" in output
     assert f"going on after step {step}, from {folder}/checkpoints/{came_from}" in output
     assert metrics(folder) == metrics(whole)
-    adapter = "adapter/adapter_model.safetensors"
-    assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()
+    for file in SAME:
+        assert (folder / file).read_bytes() == (whole / file).read_bytes()
     summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, whole)]
     assert summaries[0]["steps"] == 4
     for key in ("accuracy_before", "accuracy_after", "generated_tokens", "resamples", "rescued"):
@@ -131,5 +134,25 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, tmp
     assert [title(process) for process in left] == []
     train(tmp_path, 4, "--resume", "auto")
     assert metrics(tmp_path / "run") == metrics(whole)
-    adapter = "adapter/adapter_model.safetensors"
-    assert (tmp_path / "run" / adapter).read_bytes() == (whole / adapter).read_bytes()
+    for file in SAME:
+        assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_second_signal_ends_a_run_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "launch/train.py", *settings(tmp_path, 4)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not metrics(tmp_path / "run"):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+    started = children(running)
+    running.send_signal(signal.SIGTERM)
+    assert running.stderr is not None
+    while "once more to leave at once" not in (line := running.stderr.readline()):
+        assert line, "it ended without a word"
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=5)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "checkpoints" / "latest").exists()  # nothing was waited for
+    assert_ended(started)

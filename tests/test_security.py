@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 import yaml
 from conftest import PLANTED
 
-from adagrpo_ray.authentication import own_token, takes_token
+from adagrpo_ray.authentication import own_token, read_again, takes_token
 from adagrpo_ray.cluster import connect
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets
@@ -64,10 +64,13 @@ def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProc
 
 
 @pytest.fixture
-def untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that says nothing of Ray."""
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+def untold() -> Iterator[None]:
+    """An environment that says nothing of Ray; after the test, Ray goes by the one that was there before."""
+    with pytest.MonkeyPatch.context() as environment:  # undone after what the test itself sets
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            environment.delenv(name, raising=False)
+        yield
+    read_again()
 
 
 def test_a_ray_of_our_own_refuses_whoever_has_no_token(
