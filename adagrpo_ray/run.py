@@ -54,7 +54,8 @@ def run(
                         ending.enter_context(telling(observer, config, home))
                     observers = Observers(writer, observer)
                     summary = train(config, inputs, writer.folder, observers, past, stop, home, patience)
-                    _report(writer.folder, home, tell)
+                    if config.run.report:
+                        _report(writer.folder, home, tell)
                     return summary
             except LearnerLostError as error:
                 restarts += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -68,8 +68,9 @@ def curves(
 
 def accuracy(runs: Sequence[Run], x: Literal["generated tokens", "step"], window: int) -> Chart:
     """Accuracy of first attempts and on held-out prompts against `x`: of all prompts, and of each level."""
-    records = [r for run in runs for r in (*run.history.steps, *run.history.evaluations)]
-    named = levels(name for record in records for name in record.accuracy_by_level)[: MOST_PANELS - 1]
+    steps = (record.accuracy_by_level for run in runs for record in run.history.steps)
+    measured = (record.accuracy_by_level for run in runs for record in run.history.evaluations)
+    named = levels(name for by_level in chain(steps, measured) for name in by_level)[: MOST_PANELS - 1]
     alone = ["held-out prompts", "first attempts in training"]
     figure, axes = panels(1 + len(named), alone if len(runs) == 1 else [run.label for run in runs])
     for panel, level in zip(axes, [None, *named], strict=True):

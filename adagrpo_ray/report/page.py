@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from adagrpo_ray.observe.figures import number
-from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
+from adagrpo_ray.observe.samples import CompletionSample, GroupSample
 from adagrpo_ray.report import palette, tables
 from adagrpo_ray.report.source import Run
-from adagrpo_ray.types import SamplingParams
+from adagrpo_ray.serve.why import rung, why
 
 MOST_CHARACTERS = 2000
 """Of one text; what is longer loses its middle."""
-
-OUTCOMES = {
-    "trained": "trained on",
-    "exhausted": "its ladder used up, not trained on",
-    "waiting": "waiting for the next one",
-    "dropped": "given up",
-}
 
 
 @dataclass(frozen=True)
@@ -67,26 +60,14 @@ def _group(run: Run, group: GroupSample) -> dict[str, object]:
         "level": group.level,
         "prompt": _cut(group.prompt),
         "answer": _cut(group.answer),
-        "outcome": OUTCOMES.get(group.outcome, group.outcome),
         "attempts": [
-            _attempt(
-                attempt,
-                tables.setting(run.history.config, "algorithm", "criterion", "kind"),
-                attempt is group.attempts[-1],
-            )
-            for attempt in group.attempts
+            {
+                "sampling": rung(attempt),
+                "why": why(group, number, run.history),
+                "completions": [_completion(completion) for completion in attempt.completions],
+            }
+            for number, attempt in enumerate(group.attempts)
         ],
-    }
-
-
-def _attempt(attempt: AttemptSample, criterion: str, last: bool) -> dict[str, object]:
-    """An attempt, and why there was another one after it."""
-    right = sum(completion.correct for completion in attempt.completions)
-    said = f"{right} of {len(attempt.completions)} right"
-    return {
-        "sampling": f"{'no rung' if attempt.rung < 0 else f'rung {attempt.rung}'} ({_sampling(attempt.sampling)})",
-        "said": said if last else f"{said}, which does not meet the criterion {criterion}: sampled again",
-        "completions": [_completion(completion) for completion in attempt.completions],
     }
 
 
@@ -101,19 +82,6 @@ def _completion(completion: CompletionSample) -> dict[str, object]:
         "finish_reason": completion.finish_reason,
         "weights": completion.weight_version,
     }
-
-
-def _sampling(sampling: SamplingParams) -> str:
-    """The temperature, and what else is not as usual."""
-    usual = SamplingParams()
-    named = [
-        f"{field.name} {getattr(sampling, field.name):g}"
-        for field in fields(SamplingParams)
-        if field.name != "answer"
-        and (field.name == "temperature" or getattr(sampling, field.name) != getattr(usual, field.name))
-    ]
-    answer = [] if sampling.answer is None else [f"answer: {_sampling(sampling.answer)}"]
-    return "; ".join([", ".join(named), *answer])
 
 
 def _cut(text: str) -> str:

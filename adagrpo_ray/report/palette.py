@@ -7,6 +7,8 @@ stand alone: series differ in their markers too.
 
 from __future__ import annotations
 
+from typing import Literal
+
 SURFACE, INK, MUTED, GRID = "#fefefe", "#1d1d1b", "#5c5b57", "#dddbd5"
 MOST = 12
 """So many series can be told apart."""
@@ -46,6 +48,6 @@ def hatch(number: int) -> str | None:
     return None if number < len(SERIES) else "//"
 
 
-def dash(number: int) -> str:
+def dash(number: int) -> Literal["-", "--"]:
     """Line style of a series: dashed where another one has its colour."""
     return "-" if number < len(SERIES) else "--"

@@ -55,12 +55,11 @@ def differences(runs: Sequence[Run]) -> list[Row]:
 
 def _figures(run: Run) -> Iterator[tuple[str, str]]:
     s, steps = run.summary, run.history.steps
-    config = run.history.config
-    planned = setting(config, "run", "steps")
+    planned = run.history.setting("run.steps")
     yield "state", "finished" if run.ended else "not finished"
-    yield "steps", f"{s.steps:,}" if run.ended or planned == "-" else f"{s.steps:,} of {planned}"
-    for name, *key in (("model", "model", "path"), ("data", "data", "source"), ("method", "algorithm", "name")):
-        yield name, setting(config, *key)
+    yield "steps", f"{s.steps:,}" if run.ended or planned is None else f"{s.steps:,} of {planned}"
+    for name, key in (("model", "model.path"), ("data", "data.source"), ("method", "algorithm.name")):
+        yield name, str(_bare(run.history.setting(key) or "-"))
     yield "held-out accuracy before", number(s.accuracy_before)
     yield "held-out accuracy after", number(s.accuracy_after)
     yield "change", change(s.accuracy_before, s.accuracy_after)
@@ -78,7 +77,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     yield "time of all steps", duration(s.seconds)
     phases = dict.fromkeys(name for record in steps for name in record.seconds_by_phase)
     for phase in phases:
-        yield f"of this {phase}", duration(math.fsum(record.seconds_by_phase.get(phase, 0.0) for record in steps))
+        yield f"of this in {phase}", duration(math.fsum(record.seconds_by_phase.get(phase, 0.0) for record in steps))
     yield "tokens generated a second", f"{s.generated_tokens / s.seconds:,.0f}" if s.seconds else "-"
     yield "rollout actors replaced", f"{steps[-1].rollout_restarts:,}"
 
@@ -99,14 +98,6 @@ def _of_level(run: Run, level: str) -> Row:
         number(s.flat_before_by_level.get(level, nan)),
         number(s.flat_after_by_level.get(level, nan)),
     )
-
-
-def setting(config: Mapping[str, Any], *keys: str) -> str:
-    """A setting as text; '-' where the run's configuration is not there."""
-    value: Any = config
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return "-" if value is None else str(_bare(value))
 
 
 def _bare(value: Any) -> Any:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 from adagrpo_ray import storage
+from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.report import palette
 from adagrpo_ray.report.drawing import as_png, as_svg
 from adagrpo_ray.report.figures import charts
 from adagrpo_ray.report.page import Drawing, page
@@ -17,8 +19,11 @@ PAGE, PLOTS = "report.html", "plots"
 def write_report(runs: Sequence[Run], out: str, interval: int | None = None) -> str:
     """Leave the page of `runs` and the figures as PNG in the folder `out`, a path or a URL; where the page is.
 
-    Bars are for `interval` steps each, by default as many as make ten. ResourceError where `out` cannot be written.
+    Bars are for `interval` steps each, by default as many as make ten. ResourceError where `out` cannot be written,
+    ConfigError where there are more runs than can be told apart.
     """
+    if len(runs) > palette.MOST:
+        raise ConfigError(f"{len(runs)} runs cannot be told apart in one figure; give {palette.MOST} or fewer")
     runs = labelled(runs)
     length = interval or math.ceil(max(len(run.history.steps) for run in runs) / 10)
     drawings = []
