@@ -269,6 +269,13 @@ class TestFigures:
         ends = [list(line.get_ydata())[-1] for line in chart.figure.axes[0].lines]
         assert ends == [run.summary.generated_tokens, run.summary.trained_tokens, run.summary.extra_tokens]
 
+    def test_a_curve_of_very_many_steps_keeps_its_ends(self) -> None:
+        figure, (axes,) = drawing.panels(1)
+        drawing.curve(axes, range(5000), range(5000), 0)
+        (line,) = axes.lines
+        assert len(line.get_xdata()) == 1000
+        assert list(line.get_ydata())[:: len(line.get_ydata()) - 1] == [0.0, 4999.0]
+
     def test_means_are_over_the_values_around(self) -> None:
         assert drawing.smooth(np.array([0.0, 3.0, 6.0, 0.0]), 3).tolist() == [1.5, 3.0, 3.0, 3.0]
         assert drawing.smooth(np.array([2.0]), 9).tolist() == [2.0]
@@ -411,6 +418,12 @@ class TestSeveralRuns:
     def test_more_than_can_be_told_apart_are_refused(self, usual: Path) -> None:
         with pytest.raises(ConfigError, match="13 runs cannot be told apart"):
             write_report([read(str(usual))] * 13, str(usual))
+
+    def test_nor_are_bars_without_number(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("adagrpo_ray.report.write.MOST_BARS", 5)
+        run = read(str(make(tmp_path / "run", [step(n) for n in range(1, 13)])))
+        with pytest.raises(ConfigError, match=r"--interval=2 .* of 12 steps; give 3 or more"):
+            write_report([run], str(tmp_path), 2)
 
     def test_settings_that_differ(self, tmp_path: Path) -> None:
         configs = ["run: {name: a}\nx: {y: [1, 2], z: 1}\n", "run: {name: b}\nx: {y: [1], z: 1, w: null}\n"]

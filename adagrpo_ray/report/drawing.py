@@ -22,8 +22,8 @@ from adagrpo_ray.report import palette
 WIDTH, LEFT, RIGHT, TITLE, BOTTOM, LEGEND = 10.0, 0.8, 0.12, 0.4, 0.55, 0.26
 """Of a figure, and around each of its panels, in inches. Letting matplotlib find the room takes as long as drawing."""
 SMALL_PT, TEXT_PT, TITLE_PT = 7.5, 8.5, 9.5
-FEW = 30
-"""Of so few points each one is marked."""
+FEW, MANY = 30, 1000
+"""Points of a curve: so few are marked each; of more than so many, as many are drawn, which nobody can tell."""
 
 
 def panels(count: int, names: Sequence[str] = (), *, filled: bool = False) -> tuple[Figure, list[Axes]]:
@@ -101,7 +101,8 @@ def curve(
     points: bool = True,
     light: bool = False,
 ) -> None:
-    """Draw series `number` through what was measured: means over `window` values, with the `points` faintly behind.
+    """Draw series `number` through what was measured: means over `window` values, with the `points` faintly behind
+    unless there are too many.
 
     `light`: thin and without markers, where another curve of the same colour stands before it.
     """
@@ -109,12 +110,16 @@ def curve(
     if not measured:
         return
     at, values = (np.array(side, dtype=float) for side in zip(*measured, strict=True))
-    if window > 1 and points:
+    means = smooth(values, window)
+    if len(values) > MANY:
+        drawn = np.linspace(0, len(values) - 1, MANY).astype(int)
+        at, means = at[drawn], means[drawn]
+    elif window > 1 and points:
         axes.plot(at, values, color=palette.colour(number), linewidth=0.6, alpha=0.25)
     marked = len(measured) == 1 or (len(measured) <= FEW and not light)
     axes.plot(
         at,
-        smooth(values, window),
+        means,
         color=palette.colour(number),
         linestyle=palette.dash(number),
         linewidth=1.0 if light else 1.8,

@@ -14,18 +14,24 @@ from adagrpo_ray.report.page import Drawing, page
 from adagrpo_ray.report.source import Run, labelled
 
 PAGE, PLOTS = "report.html", "plots"
+MOST_BARS = 500
 
 
 def write_report(runs: Sequence[Run], out: str, interval: int | None = None) -> str:
     """Leave the page of `runs` and the figures as PNG in the folder `out`, a path or a URL; where the page is.
 
     Bars are for `interval` steps each, by default as many as make ten. ResourceError where `out` cannot be written,
-    ConfigError where there are more runs than can be told apart.
+    ConfigError where there are more runs or bars than can be told apart.
     """
     if len(runs) > palette.MOST:
         raise ConfigError(f"{len(runs)} runs cannot be told apart in one figure; give {palette.MOST} or fewer")
     runs = labelled(runs)
-    length = interval or math.ceil(max(len(run.history.steps) for run in runs) / 10)
+    steps = max(len(run.history.steps) for run in runs)
+    length = interval or math.ceil(steps / 10)
+    if steps / length > MOST_BARS:
+        raise ConfigError(
+            f"--interval={interval} makes a bar of every {interval} of {steps:,} steps; give {steps // MOST_BARS + 1} or more"
+        )
     drawings = []
     with storage.outgoing(storage.join(out, PLOTS)) as folder:
         for chart in charts(runs, length):
