@@ -270,7 +270,7 @@ class TestFigures:
         assert ends == [run.summary.generated_tokens, run.summary.trained_tokens, run.summary.extra_tokens]
 
     def test_a_curve_of_very_many_steps_keeps_its_ends(self) -> None:
-        figure, (axes,) = drawing.panels(1)
+        _, (axes,) = drawing.panels(1)
         drawing.curve(axes, range(5000), range(5000), 0)
         (line,) = axes.lines
         assert len(line.get_xdata()) == 1000

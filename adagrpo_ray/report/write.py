@@ -30,7 +30,8 @@ def write_report(runs: Sequence[Run], out: str, interval: int | None = None) -> 
     length = interval or math.ceil(steps / 10)
     if steps / length > MOST_BARS:
         raise ConfigError(
-            f"--interval={interval} makes a bar of every {interval} of {steps:,} steps; give {steps // MOST_BARS + 1} or more"
+            f"--interval={interval} makes a bar of every {interval} of {steps:,} steps; "
+            f"give {steps // MOST_BARS + 1} or more"
         )
     drawings = []
     with storage.outgoing(storage.join(out, PLOTS)) as folder:
