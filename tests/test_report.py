@@ -209,6 +209,11 @@ class TestStates:
         assert figures["steps"] == f"{count} of 12"
         assert figures["held-out accuracy after"] == "-"
 
+    def test_what_was_measured_before_training_alone_is_no_accuracy_after_it(self, tmp_path: Path) -> None:
+        run = read(str(make(tmp_path / "run", [step(1)], [evaluation(0, 0.25)], ended=False)))
+        figures = words(run).figures()
+        assert (figures["held-out accuracy before"], figures["held-out accuracy after"]) == ("0.250", "-")
+
     def test_a_resumed_run_that_still_has_the_summary_of_its_first_end(self, usual: Path) -> None:
         with (usual / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(step(13).to_dict()) + "\n")
@@ -341,6 +346,7 @@ class TestTexts:
         assert "No completion met the criterion any_correct: none of 2 is right" in text
         assert "sampled again, with rung 0 (temperature 2, min_p 0.1)" in text
         assert "12+7=19 #1" in text
+        assert "exact 1.000, length -" in text
 
     def test_long_texts_lose_their_middle(self, tmp_path: Path) -> None:
         long = group(1, attempt([1.0], text="begin" + "x" * 50_000 + "end"))

@@ -60,6 +60,7 @@ def _group(run: Run, group: GroupSample) -> dict[str, object]:
         "level": group.level,
         "prompt": _cut(group.prompt),
         "answer": _cut(group.answer),
+        "functions": any(len(c.rewards) > 1 for attempt in group.attempts for c in attempt.completions),
         "attempts": [
             {
                 "sampling": rung(attempt),
@@ -80,7 +81,7 @@ def _completion(completion: CompletionSample) -> dict[str, object]:
         "advantage": number(completion.advantage),
         "tokens": f"{completion.tokens:,}",
         "finish_reason": completion.finish_reason,
-        "weights": completion.weight_version,
+        "version": completion.weight_version,
     }
 
 

@@ -67,11 +67,11 @@ def read(home: str, copy: Path | None = None) -> Run:
         raise HistoryError(str(error).replace(str(folder), home)) from error
     if not history.steps:
         raise HistoryError(f"{home} has no finished step yet; ask again after its first one")
-    measured = history.evaluations or (None,)
+    measured = history.evaluations
     summary = summarize(
         history.steps,
-        measured[0],
-        measured[-1],
+        measured[0] if measured else None,
+        measured[-1] if len(measured) > 1 else None,
         name=history.name,
         folder=home,
         adapter=storage.join(home, "adapter"),
