@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from adagrpo_ray.cluster import as_connected
 from adagrpo_ray.config.explain import as_yaml
@@ -67,7 +68,10 @@ def run(
                         _keep_codes(home, given, tell)
                         ending.enter_context(telling(observer, config, home))
                     observers = Observers(writer, observer)
-                    return place_and_train(config, inputs, writer.folder, observers, past, stop, writer.home, patience)
+                    summary = place_and_train(config, inputs, writer.folder, observers, past, stop, home, patience)
+                    if config.run.report:
+                        _report(writer.folder, home, tell)
+                    return summary
             except LearnerLostError as error:
                 restarts += 1
                 if restarts > config.run.max_restarts:
@@ -88,3 +92,15 @@ def _keep_codes(home: str, given: Given, tell: Callable[[str], None]) -> None:
         if before.get(what, code) != code:
             tell(f"warning: {what} is not the code that the run began with")
     leave(home, CODES, json.dumps(dict(given.codes), indent=2) + "\n")
+
+
+def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
+    """Leave a report in the run folder. A run is no worse for a report that fails."""
+    try:
+        from adagrpo_ray.report import read, write_report  # matplotlib takes a second, which only this needs
+
+        write_report([read(home, folder)], str(folder))
+        tell(f"report: {join(home, 'report.html')}")
+    except Exception as error:
+        why = (str(error).strip() or repr(error)).splitlines()[0]
+        tell(f"no report: {why}; launch/report.py makes one of {home}")

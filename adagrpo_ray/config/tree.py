@@ -30,6 +30,7 @@ class RunSettings(Section):
     samples_per_step: int = Field(
         4, ge=0, description="groups of each step that samples.jsonl shows in full, resampled ones first; 0: none"
     )
+    report: bool = Field(True, description="leave report.html and plots/ in the run folder at the end")
     ray_address: str | None = Field(
         None, description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else a local one"
     )
