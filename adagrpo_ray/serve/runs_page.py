@@ -51,8 +51,12 @@ def build(folder: str) -> None:
     with gr.Accordion("Sampled groups", open=True):
         with gr.Row():
             run = gr.Dropdown([], label="Of the run", elem_id="groups-run", scale=3)
-            first = gr.Number(None, label="From step", precision=0, elem_id="groups-first", min_width=90)
-            last = gr.Number(None, label="To step", precision=0, elem_id="groups-last", min_width=90)
+            first = gr.Number(
+                None, label="From step", placeholder="first", precision=0, elem_id="groups-first", min_width=90
+            )
+            last = gr.Number(
+                None, label="To step", placeholder="last", precision=0, elem_id="groups-last", min_width=90
+            )
             outcome = gr.Dropdown(OUTCOMES, value=ANY, label="Outcome", elem_id="groups-outcome", min_width=120)
             level = gr.Dropdown([("any", ANY)], value=ANY, label="Level", elem_id="groups-level", min_width=120)
         with gr.Row(equal_height=True):
@@ -200,7 +204,7 @@ def _wanted(
 ) -> Wanted:
     """The filters as the page has them."""
     return Wanted(
-        first_step=int(first or 0) or None,  # an empty field may come as 0
+        first_step=int(first or 0) or None,
         last_step=int(last or 0) or None,
         outcome=outcome or ANY,
         level=level or ANY,
