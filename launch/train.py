@@ -24,6 +24,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="launch/train.py",
         description="Train a language model with adaptive GRPO.",
+        usage="%(prog)s [--config FILE] [--dry-run] [--resume auto|FOLDER] [key=value ...]",
         epilog="settings, as overrides or in the YAML file:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -36,7 +37,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "of a run folder, or from one checkpoint's folder or the file 'best' beside it, each a path or a URL",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # options may stand among settings
 
 
 def dry_run(config: Config) -> None:
@@ -53,7 +54,8 @@ def dry_run(config: Config) -> None:
         memory = device_memory(hardware)
         print(f"# placement on this machine ({hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs), in a Ray of its own:")
     else:
-        placement = place(config, Hardware(math.inf, math.inf), ours=False)
+        named = dict.fromkeys((*config.rollout.resources, *config.learner.resources), math.inf)
+        placement = place(config, Hardware(math.inf, math.inf, named), ours=False)
         print(f"# placement on the Ray cluster at {joined}, where its nodes have GPUs:")
     print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
     try:
