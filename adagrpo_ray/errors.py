@@ -12,6 +12,7 @@ AdaGRPOError
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
 ├── HistoryError     a run folder cannot be read back, or is none
+├── ChatError        a message cannot be answered, or a conversation cannot be kept
 └── StoppedError     the run was asked to stop, and did
 
 Messages are one sentence that names the key or file, the value, and what to do. They take a single
@@ -65,6 +66,10 @@ class CheckpointError(AdaGRPOError, RuntimeError):
 
 class HistoryError(AdaGRPOError, ValueError):
     """A run folder cannot be read back, or is none."""
+
+
+class ChatError(AdaGRPOError, ValueError):
+    """A message cannot be answered, or a conversation cannot be kept."""
 
 
 class StoppedError(AdaGRPOError):

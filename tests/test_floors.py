@@ -139,6 +139,14 @@ def test_the_library_knows_no_launch_script_and_no_test() -> None:
     assert not {module: found for module in MODULES if (found := offences(module, {"launch", "tests", "builders"}))}
 
 
+def test_the_web_application_stands_on_top_and_gradio_is_its_pages_alone() -> None:
+    serve = set(under("serve"))
+    assert not {m: found for m in MODULES if m not in serve and (found := imports(m) & serve)}
+    pages = {"app", "chat_page", "controls", "runs_page"}
+    assert {m for m in MODULES if offences(m, {"gradio"})} == {f"adagrpo_ray.serve.{page}" for page in pages}
+    assert not {m: found for m in serve if (found := offences(m, {"ray", "deepspeed"}))}
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     circle: list[str] = []
     try:

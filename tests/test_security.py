@@ -69,6 +69,7 @@ def untold() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:  # undone after what the test itself sets
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             environment.delenv(name, raising=False)
+        read_again()
         yield
     read_again()
 
