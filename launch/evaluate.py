@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "launch")]  # so that it runs from a plain checkout, wherever it is started
 
-from train import DEFAULT, Stop  # noqa: E402
+from train import DEFAULT, Exit  # noqa: E402
 
 from adagrpo_ray.config import load_config  # noqa: E402
 from adagrpo_ray.config.explain import settings  # noqa: E402
@@ -19,7 +19,7 @@ from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError  # noqa: 
 LOG_WIDTH = 240  # of tables where there is no window that they have to fit into
 
 
-class Stopping(Stop):
+class Stopping(Exit):
     """The same, which says what becomes of a measurement."""
 
     told = b"stopping: finished problems are kept; once more to leave at once\n"
@@ -81,7 +81,7 @@ def _count(text: str) -> int:
     return number
 
 
-def evaluate(options: argparse.Namespace, stop: Stop) -> None:
+def evaluate(options: argparse.Namespace, stop: Exit) -> None:
     from adagrpo_ray.evaluation.figures import compare
     from adagrpo_ray.evaluation.measure import finished, measure, plan, unfinished
     from adagrpo_ray.evaluation.models import locate
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             evaluate(options, stop)
     except StoppedError as error:
         print(error, file=sys.stderr)
-        return 128 + stop.number
+        return 128 + stop.interrupted
     except KeyboardInterrupt:
         print("interrupted before anything was started", file=sys.stderr)
         return 130

@@ -87,7 +87,7 @@ def under(*names: str) -> list[str]:
     return found
 
 
-GROUND = under("algorithm", "types", "config", "errors", "extension", "placement", "storage", "cache")
+GROUND = under("algorithm", "types", "config", "errors", "extension", "given", "stop", "placement", "storage", "cache")
 PURE_LEARNER = under(
     "learner.sampler",
     "learner.packing",
@@ -110,8 +110,8 @@ def test_the_ground_floor_knows_no_engine_and_no_model_library(module: str) -> N
     assert not offences(module, ENGINES | MODELS)
 
 
-@pytest.mark.parametrize("module", under("rewards", "data", "model", "adapter"))
-def test_rewards_data_and_model_know_no_engine(module: str) -> None:
+@pytest.mark.parametrize("module", under("rewards", "data", "model", "adapter", "export", "observe", "report"))
+def test_what_stands_beside_engines_knows_none(module: str) -> None:
     assert not offences(module, ENGINES)
 
 

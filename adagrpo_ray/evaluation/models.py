@@ -15,7 +15,7 @@ from adagrpo_ray.adapter import AdapterWeights, as_pairs, pack
 from adagrpo_ray.config.tree import Config, LoraSettings
 from adagrpo_ray.errors import ConfigError, ModelError
 from adagrpo_ray.learner import checkpoint, kept
-from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_line, read_adapter_config
+from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_line, read_adapter_folder
 from adagrpo_ray.model.load import linear_shapes
 from adagrpo_ray.resume import FOLDER
 
@@ -100,7 +100,7 @@ def locate(given: str, tell: Callable[[str], None] = lambda text: None) -> Place
 def read(place: Place) -> Adapter:
     """The adapter there; ModelError where it is no plain LoRA in safetensors, CheckpointError for a bad checkpoint."""
     if place.kind == "peft":
-        settings = read_adapter_config(OPTION, str(place.folder))
+        settings = read_adapter_folder(str(place.folder), OPTION)
         r, alpha = settings.get("r"), settings.get("lora_alpha")
         base, file = str(settings.get("base_model_name_or_path") or ""), place.folder / ADAPTER_WEIGHTS
     else:

@@ -35,6 +35,7 @@ class Console(Observer):
         live = is_terminal(stream) if terminal is None else terminal
         self._clock = clock
         self._began = clock()
+        self._over = False
         self._rich = rich_console(stream, live=live, width=width)
         kind = Bar if live else Lines
         self._progress: Progress = kind(steps, self._rich, clock)
@@ -49,7 +50,8 @@ class Console(Observer):
 
     def phase(self, text: str) -> None:
         """Say what begins, and how long the run has been going."""
-        self._progress.start()
+        if not self._over:
+            self._progress.start()
         self._line(f"[{self._clock() - self._began:7.1f} s] {printable(text)}")
 
     def step(self, record: StepRecord) -> None:
@@ -63,6 +65,7 @@ class Console(Observer):
     def summary(self, summary: Summary) -> None:
         """End the progress display and print the report."""
         self.close()
+        self._over = True
         self._line("")
         for part in report(summary):
             if isinstance(part, str):

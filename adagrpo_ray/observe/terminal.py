@@ -17,6 +17,8 @@ def rich_console(stream: TextIO, *, live: bool, width: int | None = None) -> Con
         # with control characters.
         force_terminal=live,
         force_interactive=live,
+        # In a notebook rich would show each line as a page of HTML of its own, past the stream.
+        force_jupyter=False,
         color_system="auto" if live else None,
         width=width,
         # Names from data sets are shown as they are.
