@@ -54,15 +54,17 @@ def page(browser: Any, url: str) -> Iterator[Any]:
         yield one
 
 
+ANSWERED = """([asked, sides]) => document.querySelector('#message button.submit-button') && sides.every(side =>
+    document.querySelectorAll(`#${side}-talk [data-testid=user]`).length > asked[side]
+    && /tokens\\/s/.test(document.querySelector(`#${side}-figures`).innerText))"""
+
+
 def ask(page: Any, text: str, sides: tuple[str, ...] = ("base", "adapter")) -> None:
     """Send a message, and wait until the sides have answered."""
+    asked = {side: page.locator(f"#{side}-talk [data-testid=user]").count() for side in sides}
     page.fill("#message textarea", text)
     page.click("#message button.submit-button")
-    for side in sides:
-        page.wait_for_function(
-            "side => /tokens\\/s/.test(document.querySelector(`#${side}-figures`)?.innerText)", arg=side, timeout=STARTS
-        )
-    page.wait_for_selector("#message button.submit-button", timeout=STARTS)
+    page.wait_for_function(ANSWERED, arg=[asked, list(sides)], timeout=STARTS)
 
 
 def said(page: Any, side: str) -> str:
