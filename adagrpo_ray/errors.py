@@ -5,6 +5,7 @@ AdaGRPOError
 ├── DataError        a data set cannot be read, or a row or column is not what was promised
 ├── ModelError       a model, tokenizer or adapter cannot be loaded
 ├── RewardError      a reward function cannot be imported, or broke its contract
+├── ExtensionError   a criterion, ladder or callback of the user's own raised, or broke its contract
 ├── ResourceError    the machine or cluster cannot hold what the configuration asks for
 ├── RolloutError     a rollout actor could not serve a request
 │   └── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
@@ -38,6 +39,10 @@ class ModelError(AdaGRPOError, ValueError):
 
 class RewardError(AdaGRPOError, ValueError):
     """A reward function cannot be imported, or broke its contract."""
+
+
+class ExtensionError(AdaGRPOError, RuntimeError):
+    """A criterion, ladder or callback of the user's own raised, or broke its contract."""
 
 
 class ResourceError(AdaGRPOError, RuntimeError):

@@ -158,7 +158,7 @@ def test_the_answer_may_be_sampled_otherwise_than_the_thought(page: Any) -> None
 
 def test_one_side_alone_answers_where_that_is_chosen(page: Any) -> None:
     set_up(page)
-    page.click("#view label:has-text('Base model')")
+    page.click("#view label:has-text('Base')")
     page.wait_for_selector("#adapter-side", state="hidden")
     ask(page, "12+34", ("base",))
     page.click("#view label:has-text('Both')")
@@ -199,7 +199,7 @@ def test_a_model_that_is_none_is_said_and_the_page_goes_on(page: Any, tmp_path: 
     page.fill("#model input", str(tmp_path / "nothing"))
     page.press("#model input", "Enter")
     page.wait_for_function("document.querySelector('#base-talk').innerText.includes('nothing')")
-    page.click("#view label:has-text('Base model')")
+    page.click("#view label:has-text('Base')")
     page.fill("#message textarea", "12+34")
     page.click("#message button.submit-button")
     page.wait_for_function("document.querySelector('#base-talk').innerText.includes('neither')", timeout=STARTS)

@@ -96,7 +96,7 @@ def test_tokens_of_all_attempts_count(step: SamplingFigures) -> None:
 
 
 def test_the_group_size_is_that_of_first_attempts(step: SamplingFigures) -> None:
-    large = replace(make_group([1.0] * 6), size=6)
+    large = replace(make_group(make_attempt([1] * 6, by_function=[[1, 0]] * 6)), size=6)
     assert step.group_size == 2
     assert figures(ready=(SOLVED, large), attempts=(SOLVED, large, RESCUED)).group_size == 4
 
@@ -121,6 +121,12 @@ def test_retry_economics(step: SamplingFigures) -> None:
     assert step.rescued == (1, 0, 0)
     assert step.extra_tokens == 80 + 10
     assert step.informative_groups == 2
+
+
+def test_a_group_that_began_on_a_rung_was_not_rescued_by_it() -> None:
+    began = replace(RESCUED, attempts=RESCUED.attempts[1:], start=1)
+    step = figures(ready=(began,), attempts=(began,))
+    assert (step.resamples, step.rescued) == ((0, 0, 0), (0, 0, 0))
 
 
 def test_flat_shares_by_level(step: SamplingFigures) -> None:

@@ -17,7 +17,7 @@ from adagrpo_ray.config.tree import LoraSettings
 from adagrpo_ray.errors import ConfigError, ModelError
 from adagrpo_ray.learner import checkpoint
 from adagrpo_ray.memory import read_shape
-from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, first_line, read_adapter_config
+from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, first_line, read_adapter_folder
 
 CHECKPOINT_WEIGHTS = "adapter.safetensors"
 RANKS: tuple[int, ...] = get_args(LoraSettings.model_fields["r"].annotation)
@@ -87,7 +87,7 @@ def _scale(path: Path) -> tuple[int, float]:
         except ConfigError as error:
             raise ModelError(f"the rank of {str(path)!r} is in the run's config.yaml: {first_line(error)}") from None
         return lora.r, lora.alpha
-    kept = read_adapter_config("the adapter", str(path))
+    kept = read_adapter_folder(str(path), "the adapter")
     r, alpha = kept.get("r"), kept.get("lora_alpha")
     if not isinstance(r, int) or not isinstance(alpha, int | float) or not 1 <= r <= RANKS[-1]:
         raise ModelError(

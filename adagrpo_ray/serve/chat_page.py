@@ -59,7 +59,9 @@ class ChatPage:
                         with gr.Column(min_width=260, elem_id=f"{side}-side") as self._columns[side]:
                             self._bots[side] = _chatbot(side)
                             self._figures[side] = gr.Markdown(elem_id=f"{side}-figures", elem_classes="figures")
-                self._note = gr.Markdown("The model is loaded with the first message.", elem_id="note")
+                with gr.Row(equal_height=True, elem_id="chat-doing"):
+                    self._note = gr.Markdown("The model is loaded with the first message.", elem_id="note")
+                    clear = gr.Button("Clear", size="sm", scale=0, min_width=90, elem_id="clear")
                 self._box = gr.Textbox(
                     show_label=False,
                     placeholder="Write a message",
@@ -69,17 +71,19 @@ class ChatPage:
                     submit_btn="Send",
                     elem_id="message",
                 )
-                clear = gr.Button("Clear the conversation", size="sm", elem_id="clear")
         talk = [self._conversation, *self._bots.values(), *self._figures.values()]
         around = [c.after, *self._columns.values(), *self._bots.values()]
         pages.load(self._open, None, [*c.chosen, c.saved, *around], **QUIET)
         pages.unload(self._leave)
         choice = {c.model, c.run, c.checkpoint}
-        c.model.input(self._choose_model, choice, choice, **QUIET)
-        c.run.input(self._choose_run, choice, choice, **QUIET)
-        c.refresh.click(self._refresh, choice, choice, **QUIET)
-        changes = [component.change for component in c.chosen]
-        gr.on(changes, self._changed, set(c.chosen), around, trigger_mode="always_last", **QUIET)
+        # What a hand has changed, not what was set by others: a page that is opened is first of all empty.
+        for component in c.chosen:
+            listed = {c.model: self._choose_model, c.run: self._choose_run}.get(component)
+            if listed is None:
+                component.input(self._changed, set(c.chosen), around, trigger_mode="always_last", **QUIET)
+            else:
+                component.input(listed, choice, choice, **QUIET).then(self._changed, set(c.chosen), around, **QUIET)
+        c.refresh.click(self._refresh, choice, choice, **QUIET).then(self._changed, set(c.chosen), around, **QUIET)
         asked = {self._box, self._conversation, *c.chosen}
         sent = self._box.submit(self._send, asked, [self._box, self._note, *talk], concurrency_limit=None, **QUIET)
         sent.then(self._ready, None, self._box, **QUIET)
@@ -126,8 +130,7 @@ class ChatPage:
             settings = self._settings(values)
             self._store.keep_settings(settings)
         except AdaGRPOError as error:
-            gr.Warning(str(error))
-            return {}
+            return self._warned(error, self._controls.after)
         return {self._controls.after: gr.Column(visible=settings.phases), **self._show_sides(settings)}
 
     def _settings(self, values: Updates) -> ChatSettings:
@@ -187,6 +190,11 @@ class ChatPage:
             yield {**box, self._note: doing, **self._show(conversation, base.config.data.format.think_end)}
             box = {}
 
+    def _warned(self, error: AdaGRPOError, output: Any) -> Updates:
+        """Show the error, and leave the page as it is: Gradio wants one output at least."""
+        gr.Warning(str(error))
+        return {output: gr.skip()}
+
     def _ready(self) -> gr.Textbox:
         return gr.Textbox(submit_btn="Send", stop_btn=False)
 
@@ -213,8 +221,7 @@ class ChatPage:
         try:
             self._store.save(name, values[self._conversation])
         except AdaGRPOError as error:
-            gr.Warning(str(error))
-            return {}
+            return self._warned(error, c.name)
         gr.Info(f"saved as {name}")
         return {c.name: "", c.saved: gr.Dropdown(choices=self._store.names(), value=name)}
 
@@ -223,8 +230,7 @@ class ChatPage:
         try:
             conversation = self._store.load(values[self._controls.saved] or "")
         except AdaGRPOError as error:
-            gr.Warning(str(error))
-            return {}
+            return self._warned(error, self._conversation)
         await self._leave(request)
         return self._show(conversation, self._default.data.format.think_end)
 
@@ -237,11 +243,11 @@ class ChatPage:
 
 def _chatbot(side: Side) -> gr.Chatbot:
     return gr.Chatbot(
-        height="calc(100vh - 330px)",
-        min_height=260,
+        height="calc(100vh - 230px)",
+        min_height=220,
         label=side,
         latex_delimiters=LATEX,
-        buttons=["copy"],
+        buttons=[],
         feedback_options=None,
         elem_id=f"{side}-talk",
     )

@@ -14,7 +14,7 @@ from adagrpo_ray.serve.offers import Base, Run
 from adagrpo_ray.serve.store import ChatSettings
 
 Updates = dict[Any, Any]
-VIEWS = [("Both", "both"), ("Base model", "base"), ("Adapter", "adapter")]
+VIEWS = [("Both", "both"), ("Base", "base"), ("Adapter", "adapter")]
 NONE = [("none", "")]
 
 
@@ -30,18 +30,18 @@ class Controls:
             self.view = gr.Radio(VIEWS, label="Who answers", elem_id="view")
             self.refresh = gr.Button("Look for new runs", size="sm", elem_id="refresh")
         with gr.Accordion("Sampling", elem_id="group-sampling"):
-            self.temperature = gr.Slider(0, 2, step=0.05, label="Temperature", elem_id="temperature")
-            self.top_p = gr.Slider(0.05, 1, step=0.01, label="Top p", elem_id="top-p")
+            self.temperature = _slider(0, 2, 0.05, "Temperature", "temperature")
+            self.top_p = _slider(0.05, 1, 0.01, "Top p", "top-p")
             self.tokens = gr.Number(label="Most new tokens", precision=0, minimum=1, elem_id="max-new-tokens")
             self.thinking = gr.Checkbox(label="Think before answering", elem_id="thinking")
             self.phases = gr.Checkbox(label="Sample the answer otherwise", elem_id="phases")
             with gr.Column(visible=False, elem_id="answer-parameters") as self.after:
-                self.answer_temperature = gr.Slider(0, 2, step=0.05, label="Temperature after the thought")
-                self.answer_top_p = gr.Slider(0.05, 1, step=0.01, label="Top p after the thought")
+                self.answer_temperature = _slider(0, 2, 0.05, "Its temperature", "answer-temperature")
+                self.answer_top_p = _slider(0.05, 1, 0.01, "Its top p", "answer-top-p")
         with gr.Accordion("System prompt", open=False, elem_id="group-system"):
             self.system = gr.Textbox(show_label=False, container=False, lines=4, elem_id="system-prompt")
         with gr.Accordion("Conversations", open=False, elem_id="group-conversations"):
-            self.name = gr.Textbox(label="Name", placeholder="the time, where none is given", elem_id="name")
+            self.name = gr.Textbox(label="Name", placeholder="none: the time", elem_id="name")
             self.save = gr.Button("Save", size="sm", elem_id="save")
             self.saved = gr.Dropdown(label="Saved", elem_id="saved")
             self.load = gr.Button("Load", size="sm", elem_id="load")
@@ -109,6 +109,10 @@ class Controls:
         names = [] if run is None else list(run.adapters)
         name = chosen if chosen in names else names[0] if names else ""
         return {self.checkpoint: gr.Dropdown(choices=names or NONE, value=name)}
+
+
+def _slider(least: float, most: float, step: float, label: str, elem_id: str) -> gr.Slider:
+    return gr.Slider(least, most, step=step, label=label, buttons=[], elem_id=elem_id)
 
 
 def adapter_of(settings: ChatSettings, base: Base) -> tuple[Path | None, str]:
