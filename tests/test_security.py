@@ -32,7 +32,7 @@ from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.observe import Observer
 from adagrpo_ray.placement import Hardware, place
 from adagrpo_ray.preflight import Inputs
-from adagrpo_ray.trainer import train
+from adagrpo_ray.trainer import place_and_train
 
 ROOT = Path(__file__).parents[1]
 FLOAT32 = {"dtype": "float32"}
@@ -69,6 +69,7 @@ def untold() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:  # undone after what the test itself sets
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             environment.delenv(name, raising=False)
+        read_again()
         yield
     read_again()
 
@@ -126,7 +127,7 @@ def test_a_run_says_that_its_cluster_asks_for_no_token(untold: None, monkeypatch
     placement = place(config, Hardware(4, 0), ours=False)
     monkeypatch.setattr("adagrpo_ray.trainer.connect", lambda config, patience_s: nullcontext(placement))
     with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
-        train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
+        place_and_train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
 
 
 def test_what_listens_in_the_containers_is_published_on_loopback_alone() -> None:

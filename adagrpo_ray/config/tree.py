@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -199,12 +201,20 @@ class Config(Section):
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="held-out accuracy")
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="what a run keeps to go on from")
 
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, object] = ()) -> Config:
+        """The configuration in a YAML file, changed by `overrides`; see `adagrpo_ray.config.load.load_config`."""
+        from adagrpo_ray.config.load import load_config
+
+        return load_config(path, overrides)
+
     @property
     def uses_phases(self) -> bool:
         """Whether some completions are sampled with other parameters after the thought."""
         a = self.algorithm
         rungs = [rung for trigger in a.triggers for rung in trigger.rungs]
-        return any(s.answer is not None for s in (a.sampling, self.evaluation.sampling, *rungs))
+        own = a.ladder is not None  # nobody knows beforehand what it will ask for
+        return own or any(s.answer is not None for s in (a.sampling, self.evaluation.sampling, *rungs))
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
@@ -252,6 +262,11 @@ class Config(Section):
             problems.append(
                 f"rollout.sleep=true stops all rollouts while the learner trains, and algorithm.max_staleness="
                 f"{a.max_staleness} is there to run them meanwhile; set it to 0 or rollout.sleep to false"
+            )
+        if a.ladder is not None and a.name != "adagrpo":
+            problems.append(
+                f"algorithm.ladder={a.ladder!r} resamples, which algorithm.name={a.name} does not; leave it out, or "
+                "set algorithm.name to adagrpo"
             )
         steps = [t.from_step for t in a.triggers]
         if steps != sorted(set(steps)):

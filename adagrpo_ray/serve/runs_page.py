@@ -63,15 +63,15 @@ def build(folder: str) -> None:
     timer = gr.Timer(EVERY_S)
     filters: list[Any] = [run, first, last, outcome, level, resampled, text]
 
-    def find(now: list[str] | None) -> tuple[Any, str]:
+    def find(now: list[str] | None) -> Any:
         """The runs that there are now; of those that were chosen the ones that still are, or the newest."""
-        names, problems = _names(shelf)
+        names, _ = _names(shelf)
         kept = [name for name in now or [] if name in names]
-        return gr.Dropdown(names, value=kept or names[:1]), _notice(problems)
+        return gr.Dropdown(names, value=kept or names[:1])
 
     def draw(names: list[str] | None, over: Axis, before: Hashable) -> tuple[Any, ...]:
         """The plots and tables, unless they are as they were."""
-        found, problems = shelf.histories(names or [])
+        found, problems = shelf.histories(names) if names else ([], _names(shelf)[1])
         stamp = (*map(_stamp, found), over, *problems)
         if stamp == before:
             return (gr.skip(),) * 4
@@ -121,8 +121,8 @@ def build(folder: str) -> None:
         "outputs": [listed, groups],
         **HIDDEN,
     }
-    gr.on(None, find, [chosen], [chosen, notice], **HIDDEN)
-    refresh.click(find, [chosen], [chosen, notice], **HIDDEN)
+    gr.on(None, lambda: find(None), [], chosen, **HIDDEN)  # when the page is opened
+    refresh.click(find, chosen, chosen, **HIDDEN)
     gr.on([chosen.change, axis.change, refresh.click, timer.tick], **drawing)
     gr.on([run.change, *(each.change for each in filters[1:]), refresh.click, timer.tick], **looking)
     chosen.change(offer, [chosen, run], run, **HIDDEN)
@@ -134,7 +134,7 @@ def build(folder: str) -> None:
 
 def _html(name: str, style: str, js: str | None = None) -> gr.HTML:
     """A place for HTML of our own, which Gradio leaves as it is."""
-    return gr.HTML(elem_id=name, css_template=style, js_on_load=js, apply_default_css=False)
+    return gr.HTML("", elem_id=name, css_template=style, js_on_load=js, apply_default_css=False)
 
 
 def _names(shelf: Shelf) -> tuple[list[str], list[str]]:
