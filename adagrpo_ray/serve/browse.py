@@ -11,8 +11,9 @@ from typing import Any
 
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.observe.history import SAMPLES
-from adagrpo_ray.observe.samples import AttemptSample, GroupSample
+from adagrpo_ray.observe.samples import GroupSample
 from adagrpo_ray.observe.tail import Tail
+from adagrpo_ray.observe.why import best
 
 SHOWN = 100
 """Characters of a problem in the list of groups."""
@@ -102,11 +103,6 @@ class SampleFile:
                 return GroupSample.from_dict(json.loads(file.readline()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HistoryError(f"cannot read a group of {self._path} again ({error!r}); refresh the list") from error
-
-
-def best(attempt: AttemptSample) -> float:
-    """The highest reward of the attempt; NaN where it has none."""
-    return max((c.reward for c in attempt.completions if not math.isnan(c.reward)), default=math.nan)
 
 
 def _entry(values: Any, at: int) -> Entry:

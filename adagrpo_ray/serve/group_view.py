@@ -8,8 +8,8 @@ from html import escape
 
 from adagrpo_ray.observe.runs import RunHistory
 from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
+from adagrpo_ray.observe.why import rung, statistics, why
 from adagrpo_ray.serve.browse import Entry
-from adagrpo_ray.serve.why import rung, statistics, why
 
 LONG, SHORT = 20_000, 110
 """Characters of a text that are shown in full, and of its first line."""

@@ -7,7 +7,6 @@ import math
 from adagrpo_ray.algorithm.statistics import RewardStatistics
 from adagrpo_ray.observe.runs import RunHistory
 from adagrpo_ray.observe.samples import AttemptSample, GroupSample
-from adagrpo_ray.serve.browse import best
 from adagrpo_ray.types import SamplingParams
 
 
@@ -52,6 +51,11 @@ def parameters(sampling: SamplingParams) -> str:
     if sampling.answer is not None:
         parts.append(f"then for the answer {parameters(sampling.answer)}")
     return ", ".join(parts)
+
+
+def best(attempt: AttemptSample) -> float:
+    """The highest reward of the attempt; NaN where it has none."""
+    return max((c.reward for c in attempt.completions if not math.isnan(c.reward)), default=math.nan)
 
 
 def statistics(group: GroupSample, number: int) -> RewardStatistics:
