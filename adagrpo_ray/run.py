@@ -80,18 +80,6 @@ def run(
                 past = past_of(home, config, tell)
 
 
-def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
-    """Leave a report in the run folder. A run is no worse for a report that fails."""
-    try:
-        from adagrpo_ray.report import read, write_report  # matplotlib takes a second, which only this needs
-
-        write_report([read(home, folder)], str(folder))
-        tell(f"report: {join(home, 'report.html')}")
-    except Exception as error:
-        why = (str(error).strip() or repr(error)).splitlines()[0]
-        tell(f"no report: {why}; launch/report.py makes one of {home}")
-
-
 def _keep_codes(home: str, given: Given, tell: Callable[[str], None]) -> None:
     """Say which of the given functions are not what the run in `home` began with, and keep what they are now."""
     if not given.codes:
@@ -104,3 +92,15 @@ def _keep_codes(home: str, given: Given, tell: Callable[[str], None]) -> None:
         if before.get(what, code) != code:
             tell(f"warning: {what} is not the code that the run began with")
     leave(home, CODES, json.dumps(dict(given.codes), indent=2) + "\n")
+
+
+def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
+    """Leave a report in the run folder. A run is no worse for a report that fails."""
+    try:
+        from adagrpo_ray.report import read, write_report  # matplotlib takes a second, which only this needs
+
+        write_report([read(home, folder)], str(folder))
+        tell(f"report: {join(home, 'report.html')}")
+    except Exception as error:
+        why = (str(error).strip() or repr(error)).splitlines()[0]
+        tell(f"no report: {why}; launch/report.py makes one of {home}")

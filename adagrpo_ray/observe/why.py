@@ -53,11 +53,6 @@ def parameters(sampling: SamplingParams) -> str:
     return ", ".join(parts)
 
 
-def best(attempt: AttemptSample) -> float:
-    """The highest reward of the attempt; NaN where it has none."""
-    return max((c.reward for c in attempt.completions if not math.isnan(c.reward)), default=math.nan)
-
-
 def statistics(group: GroupSample, number: int) -> RewardStatistics:
     """Of the rewards of all attempts up to `number`: what advantages are measured against."""
     rewards = [c.reward for attempt in group.attempts[: number + 1] for c in attempt.completions]
@@ -101,7 +96,7 @@ def _scores(attempt: AttemptSample, column: str | None) -> list[float]:
 
 
 def _best(attempt: AttemptSample) -> str:
-    return _number(best(attempt))
+    return _number(attempt.best_reward)
 
 
 def _right(attempt: AttemptSample) -> str:

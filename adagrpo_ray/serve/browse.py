@@ -13,7 +13,6 @@ from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.observe.history import SAMPLES
 from adagrpo_ray.observe.samples import GroupSample
 from adagrpo_ray.observe.tail import Tail
-from adagrpo_ray.observe.why import best
 
 SHOWN = 100
 """Characters of a problem in the list of groups."""
@@ -117,8 +116,8 @@ def _entry(values: Any, at: int) -> Entry:
         outcome=group.outcome,
         attempts=len(group.attempts),
         resampled=group.resampled,
-        first_best=best(group.attempts[0]) if group.attempts else math.nan,
-        last_best=best(group.attempts[-1]) if group.attempts else math.nan,
+        first_best=group.attempts[0].best_reward if group.attempts else math.nan,
+        last_best=group.attempts[-1].best_reward if group.attempts else math.nan,
         last_right=sum(completion.correct for completion in last),
         last_size=len(last),
     )
