@@ -17,6 +17,7 @@ FREE = {
     *("learner.layout", "learner.offload_optimizer"),
     *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
     *("rollout.start_timeout_s", "rollout.request_timeout_s"),
+    "tracking",
 }
 """Keys of the settings that may change."""
 

@@ -1,0 +1,97 @@
+"""The trackers of a run: which ones there are, and their life."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import ConfigError, StoppedError
+from adagrpo_ray.jobs import is_lasting, job_id
+from adagrpo_ray.observe.history import TRACKED
+from adagrpo_ray.observe.observer import Observer, Observers
+from adagrpo_ray.observe.runs import RunHistory, load
+from adagrpo_ray.storage import find, leave
+from adagrpo_ray.tracking.mlflow_run import MlflowRun
+from adagrpo_ray.tracking.ray_metrics import RayMetrics
+from adagrpo_ray.tracking.relay import END_S, Relay
+from adagrpo_ray.tracking.tracker import State, TrackedRun, Tracker
+from adagrpo_ray.tracking.wandb_run import WandbRun
+
+
+def check_trackers(config: Config) -> None:
+    """ConfigError where a tracker needs a package that is not installed, or a folder that does not last."""
+    tracking = config.tracking
+    for key, value, package in (("wandb", tracking.wandb, "wandb"), ("mlflow", tracking.mlflow, "mlflow")):
+        if value is not None and find_spec(package) is None:
+            raise ConfigError(
+                f"tracking.{key}={value!r} needs the package {package}: pip install 'adagrpo_ray[{package}]', or leave "
+                "it null"
+            )
+    if tracking.mlflow is not None and job_id() is not None and not is_lasting(tracking.mlflow):
+        raise ConfigError(
+            f"tracking.mlflow={tracking.mlflow!r} is relative, and Ray deletes a job's working directory; give a "
+            "server's URI or an absolute path"
+        )
+
+
+@contextmanager
+def tracked(config: Config, folder: Path, tell: Callable[[str], None], resumed: bool) -> Iterator[Observer]:
+    """All trackers of the run that is written in `folder`, as one observer; the block's end is the run's."""
+    trackers: list[Tracker] = []
+    if config.tracking.wandb is not None:
+        trackers.append(WandbRun(config.tracking.wandb))
+    if config.tracking.mlflow is not None:
+        trackers.append(MlflowRun(config.tracking.mlflow))
+    metrics = RayMetrics(folder.name)
+    past = load(folder) if trackers and resumed else None
+    relays = [_relay(tracker, config, folder, past, tell) for tracker in trackers]
+    state: State = "failed"
+    try:
+        yield Observers(metrics, *relays)
+        state = "finished"
+    except (StoppedError, KeyboardInterrupt):
+        state = "killed"
+        raise
+    finally:
+        metrics.close()
+        for relay in relays:
+            relay.end(state)
+        deadline = time.monotonic() + END_S
+        for relay in relays:
+            relay.wait(deadline)
+
+
+def _relay(
+    tracker: Tracker, config: Config, folder: Path, past: RunHistory | None, tell: Callable[[str], None]
+) -> Relay:
+    notes = _Notes(folder)
+    run = TrackedRun(folder.name, folder, config, past is not None, notes.read().get(tracker.title))
+    return Relay(tracker, run, past, tell, notes.add)
+
+
+class _Notes:
+    """What trackers note in the run folder: the ids under which they go on."""
+
+    _lock = Lock()  # of several trackers, each with its thread
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+
+    def read(self) -> dict[str, Any]:
+        """All notes, none where there are none that can be read."""
+        try:
+            notes = json.loads(find(self._folder, TRACKED) or "{}")
+        except ValueError:
+            return {}
+        return dict(notes) if isinstance(notes, Mapping) else {}
+
+    def add(self, title: str, note: object) -> None:
+        with self._lock:
+            leave(self._folder, TRACKED, json.dumps({**self.read(), title: note}, indent=2) + "\n")
