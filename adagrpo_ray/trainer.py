@@ -1,4 +1,4 @@
-"""The training loop. Control messages and reports pass through here, never samples or weights."""
+"""The training loop. Control messages and reports pass through here, never batches or weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, RewardError, Roll
 from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.memory import settled
 from adagrpo_ray.nodes import check_shared
-from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary, summarize
+from adagrpo_ray.observe import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
 from adagrpo_ray.placement import Placement, address
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
@@ -98,8 +98,10 @@ class _Run:
         config, observer = self._config, self._observer
         before, last = self._begin(past)
         for step in range(len(self._records) + 1, config.run.steps + 1):
-            self._records.append(self._step(step))
-            observer.step(self._records[-1])
+            record, groups = self._step(step)
+            self._records.append(record)
+            observer.step(record)
+            observer.samples(groups)
             ends = step == config.run.steps
             if ends or _due(config.evaluation.every, step):
                 last = self._evaluate("after" if ends else f"step {step}", step)
@@ -137,7 +139,7 @@ class _Run:
         measured = past.evaluations or (None,)
         return measured[0], measured[-1]
 
-    def _step(self, step: int) -> StepRecord:
+    def _step(self, step: int) -> tuple[StepRecord, tuple[GroupSample, ...]]:
         """One step: sample and resample groups, one optimizer step on all ranks, the new adapter to all rollouts."""
         began = time.perf_counter()
         collected: Collected = self._patiently("collect", step, _ahead(self._config, step))
@@ -151,7 +153,7 @@ class _Run:
         ended = time.perf_counter()
         sums = {field.name: sum(r.sums[field.name] for r in reports) for field in fields(LossSums)}
         weight = sums["weight"] or math.nan  # nan: nothing was trained on
-        return StepRecord(
+        record = StepRecord(
             step=step,
             seconds=ended - began,
             **asdict(collected.figures),
@@ -170,6 +172,7 @@ class _Run:
             rollout_restarts=collected.rollout_restarts,
             seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
         )
+        return record, collected.groups
 
     def _evaluate(self, label: str, step: int) -> EvaluationRecord | None:
         if not self._config.data.held_out_prompts:

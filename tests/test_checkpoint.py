@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import make_attempt, make_group, make_prompt
-from test_observe import BEFORE, STEP
+from test_observe import BEFORE, SAMPLE, STEP
 
 from adagrpo_ray.algorithm.allocation import Posterior
 from adagrpo_ray.config import Config, load_config
@@ -262,8 +262,10 @@ class TestLines:
         with RunWriter(folder, "first") as writer:
             writer.evaluation("before", BEFORE)
             writer.step(self.STEPS[0])
+            writer.samples([SAMPLE, SAMPLE])
             mark = Mark(1, sizes(folder))
             writer.step(self.STEPS[1])
+            writer.samples([SAMPLE])
             writer.evaluation("after", BEFORE)
         steps, evaluations = mark.read(folder)
         assert ([s.step for s in steps], evaluations) == ([1], [BEFORE])
@@ -272,6 +274,33 @@ class TestLines:
         assert (folder / "config.yaml").read_text() == "second"
         assert [s.step for s in Mark(2, sizes(folder)).read(folder)[0]] == [1, 2]
         assert len((folder / "evaluations.jsonl").read_text().splitlines()) == 1
+        assert len((folder / "samples.jsonl").read_text().splitlines()) == 2
+
+    @pytest.mark.parametrize("left", [None, 0, 1])
+    def test_a_run_goes_on_with_what_there_is_of_its_samples(self, tmp_path: Path, left: int | None) -> None:
+        with RunWriter(tmp_path, "") as writer:
+            writer.step(self.STEPS[0])
+            writer.samples([SAMPLE] * 2)
+        mark, file = Mark(1, sizes(tmp_path)), tmp_path / "samples.jsonl"
+        line = file.read_text().splitlines(keepends=True)[0]
+        if left is None:
+            file.unlink()
+        else:
+            file.write_text(line * left)
+        assert len(mark.read(tmp_path)[0]) == 1
+        with RunWriter(tmp_path, "", mark) as writer:
+            writer.samples([SAMPLE])
+        assert file.read_text() == line * ((left or 0) + 1)
+
+    def test_a_run_from_before_there_were_samples_goes_on(self, tmp_path: Path) -> None:
+        with RunWriter(tmp_path, "") as writer:
+            writer.step(self.STEPS[0])
+        mark = Mark(1, sizes(tmp_path))
+        assert "samples.jsonl" not in mark.sizes
+        for _ in range(2):
+            with RunWriter(tmp_path, "", mark) as writer:
+                writer.samples([SAMPLE])
+        assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
 
     def test_nothing_stands_before_the_first_measurement(self, tmp_path: Path) -> None:
         with RunWriter(tmp_path, "first") as writer:

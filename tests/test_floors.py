@@ -89,7 +89,13 @@ def under(*names: str) -> list[str]:
 
 GROUND = under("algorithm", "types", "config", "errors", "extension", "placement", "storage", "cache")
 PURE_LEARNER = under(
-    "learner.sampler", "learner.packing", "learner.batch", "learner.figures", "learner.buffers", "learner.budget"
+    "learner.sampler",
+    "learner.packing",
+    "learner.batch",
+    "learner.figures",
+    "learner.samples",
+    "learner.buffers",
+    "learner.budget",
 )
 
 

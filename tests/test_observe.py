@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.observe import (
     Console,
     EvaluationRecord,
+    GroupSample,
     Interval,
     Observer,
     Observers,
@@ -26,6 +28,7 @@ from adagrpo_ray.observe import (
     figures,
     summarize,
 )
+from adagrpo_ray.observe.observer import telling
 
 STEP = StepRecord(
     step=1,
@@ -110,6 +113,7 @@ STEP_JSON = {
 }
 
 BEFORE = EvaluationRecord(0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, failed=0, mean_length=40.0, seconds=3.0)
+SAMPLE = GroupSample(1, "p", "2+3", "1 digit", "5", "trained", ())
 AFTER = EvaluationRecord(12, 0.75, {"10": 0.5, "2": 1.0}, samples=128, failed=0, mean_length=44.0, seconds=2.0)
 
 STEPS = [
@@ -524,11 +528,17 @@ class TestObservers:
             def __init__(self, name: str) -> None:
                 self.name = name
 
+            def began(self, config: Config, folder: str) -> None:
+                heard.append((self.name, folder, config))
+
             def phase(self, text: str) -> None:
                 heard.append((self.name, "phase", text))
 
             def step(self, record: StepRecord) -> None:
                 heard.append((self.name, "step", record))
+
+            def samples(self, groups: Sequence[GroupSample]) -> None:
+                heard.append((self.name, "samples", groups))
 
             def evaluation(self, label: str, record: EvaluationRecord) -> None:
                 heard.append((self.name, label, record))
@@ -536,18 +546,66 @@ class TestObservers:
             def summary(self, summary: Summary) -> None:
                 heard.append((self.name, "summary", summary))
 
-        both = Observers(Ear("a"), Ear("b"))
+            def ended(self, error: BaseException | None) -> None:
+                heard.append((self.name, "ended", error))
+
+        both, config, error = Observers(Ear("a"), Ear("b")), Config(), ResourceError("no room")
+        both.began(config, "runs/sums")
         both.phase("starting")
         both.step(STEP)
+        both.samples([SAMPLE])
         both.evaluation("before", BEFORE)
         both.summary(run_summary(tmp_path))
+        both.ended(error)
         events = [
+            ("runs/sums", config),
             ("phase", "starting"),
             ("step", STEP),
+            ("samples", [SAMPLE]),
             ("before", BEFORE),
             ("summary", run_summary(tmp_path)),
+            ("ended", error),
         ]
         assert heard == [(name, *event) for event in events for name in "ab"]
+
+    def test_of_what_an_observer_does_not_ask_for_it_hears_nothing(self, tmp_path: Path) -> None:
+        heard: list[StepRecord] = []
+
+        class Steps(Observer):
+            def step(self, record: StepRecord) -> None:
+                heard.append(record)
+
+        steps = Observers(Steps())
+        with telling(steps, Config(), "runs/sums"):
+            steps.phase("starting")
+            steps.evaluation("before", BEFORE)
+            steps.step(STEP)
+            steps.samples([SAMPLE])
+            steps.summary(run_summary(tmp_path))
+        assert heard == [STEP]
+
+    @pytest.mark.parametrize("error", [None, ResourceError("no room"), KeyboardInterrupt()])
+    def test_the_end_of_a_run_is_told_to_all_and_its_error_is_raised(self, error: BaseException | None) -> None:
+        heard: list[object] = []
+
+        class Ends(Observer):
+            def began(self, config: Config, folder: str) -> None:
+                heard.append((config, folder))
+
+            def ended(self, error: BaseException | None) -> None:
+                heard.append(error)
+                raise OSError("the tracker is gone")
+
+        def run(observer: Observer) -> None:
+            with telling(observer, config, "runs/sums"):
+                if error is not None:
+                    raise error
+
+        config = Config()
+        with pytest.raises(type(error or OSError())) as raised:
+            run(Observers(Ends(), Ends()))
+        assert heard == [(config, "runs/sums")] * 2 + [error] * 2
+        assert raised.value is error or error is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (3599.0, "59:59"), (3722.0, "1:02:02")])

@@ -19,6 +19,7 @@ import pytest
 from adagrpo_ray.learner import checkpoint
 from tests.program import children, metrics, settings, title, train
 
+SAME = ("adapter/adapter_model.safetensors", "samples.jsonl")
 KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
 
 
@@ -65,8 +66,8 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, killed: Path, 
     assert f"{newest} is damaged" in output
     assert f"going on after step {step}, from {folder}/checkpoints/{came_from}" in output
     assert metrics(folder) == metrics(whole)
-    adapter = "adapter/adapter_model.safetensors"
-    assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()
+    for file in SAME:
+        assert (folder / file).read_bytes() == (whole / file).read_bytes()
     summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, whole)]
     assert summaries[0]["steps"] == 4
     for key in ("accuracy_before", "accuracy_after", "generated_tokens", "resamples", "rescued"):
@@ -131,5 +132,5 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, tmp
     assert [title(process) for process in left] == []
     train(tmp_path, 4, "--resume", "auto")
     assert metrics(tmp_path / "run") == metrics(whole)
-    adapter = "adapter/adapter_model.safetensors"
-    assert (tmp_path / "run" / adapter).read_bytes() == (whole / adapter).read_bytes()
+    for file in SAME:
+        assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from test_observe import SAMPLE, STEP
 
 from adagrpo_ray import storage
 from adagrpo_ray.cache import cache_folder
@@ -189,6 +191,27 @@ def test_a_copy_that_fails_is_made_up_for_and_the_last_one_has_to_succeed(
     assert len((writer.folder / "evaluations.jsonl").read_text().splitlines()) == 3
 
 
+def lines_of(home: str, name: str) -> int:
+    return len((storage.find(home, name) or "").splitlines())
+
+
+def test_samples_are_copied_after_each_step_while_they_are_few(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = f"{bucket}/run"
+    with open_run(home, "", print) as writer:
+        for step in (1, 2):
+            writer.step(replace(STEP, step=step))
+            writer.samples([SAMPLE] * 20)
+            assert (lines_of(home, "metrics.jsonl"), lines_of(home, "samples.jsonl")) == (step, 20 * step)
+        monkeypatch.setattr("adagrpo_ray.observe.mirror.LARGE", 100)
+        copied = []
+        for step in (3, 4, 5, 6, 7):
+            writer.step(replace(STEP, step=step))
+            writer.samples([SAMPLE] * 3)
+            copied.append((lines_of(home, "metrics.jsonl"), lines_of(home, "samples.jsonl")))
+        assert copied == [(3, 40), (4, 46), (5, 46), (6, 52), (7, 52)]
+    assert lines_of(home, "samples.jsonl") == 55
+
+
 def test_checkpoints_are_kept_pruned_and_loaded(bucket: str) -> None:
     folder = f"{bucket}/run/checkpoints"
     for step in (1, 2, 3):
@@ -256,6 +279,7 @@ def a_run(config: Config) -> tuple[str, RunWriter]:
     writer = open_run(home, "", print)
     for step in (1, 2):
         writer.evaluation(f"number {step}", RECORD)
+        writer.samples([SAMPLE])
         progress = {"step": 0, "weight_version": 0, "sizes": sizes(writer.folder)}
         state = {"state.json": {**progress, "settings": fixed_settings(config), "retries": {}}}
         kept.save(f"{home}/checkpoints", step, state, keep_last=2)
@@ -275,7 +299,7 @@ def test_the_past_is_found_and_taken_back(bucket: str) -> None:
     past = find_past(f"{home}/checkpoints/step-000001", config, told.append)
     with past.writer(config, told.append):
         assert storage.find(f"{home}/checkpoints", "latest") == "step-000001\n"
-        assert len((storage.find(home, "evaluations.jsonl") or "").splitlines()) == 1
+        assert (lines_of(home, "evaluations.jsonl"), lines_of(home, "samples.jsonl")) == (1, 1)
 
 
 @pytest.mark.parametrize("what", ["damaged", "half uploaded", "lines are missing"])
@@ -339,8 +363,8 @@ def test_a_run_in_a_bucket_goes_on_as_one_on_a_disk_that_never_stopped(
     back.mkdir()
     storage.pull(home, back, sorted(storage.files(home)))
     assert metrics(back) == metrics(whole)
-    adapter = "adapter/adapter_model.safetensors"
-    assert (back / adapter).read_bytes() == (whole / adapter).read_bytes()
+    for file in ("adapter/adapter_model.safetensors", "samples.jsonl"):
+        assert (back / file).read_bytes() == (whole / file).read_bytes()
     assert json.loads((back / "summary.json").read_text())["adapter"] == f"{home}/adapter"
     assert sorted(path.name for path in (back / "checkpoints").iterdir()) == ["latest", "step-000003", "step-000004"]
     assert checkpoint.newest(back / "checkpoints", print) == back / "checkpoints" / "step-000004"

@@ -26,6 +26,9 @@ class RunSettings(Section):
     max_restarts: int = Field(
         2, ge=0, description="how often a run goes on from its last checkpoint by itself when a learner rank dies"
     )
+    samples_per_step: int = Field(
+        4, ge=0, description="groups of each step that samples.jsonl shows in full, resampled ones first; 0: none"
+    )
     ray_address: str | None = Field(
         None, description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else a local one"
     )

@@ -24,10 +24,12 @@ from adagrpo_ray.learner.evaluation import evaluate
 from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler
+from adagrpo_ray.learner.samples import group_samples
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.network import use_node_address
 from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
+from adagrpo_ray.observe.samples import GroupSample
 from adagrpo_ray.placement import Placement
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.fleet import Fleet
@@ -46,7 +48,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Collected:
-    """A step's batches, one object reference a rank, and what to report of their sampling.
+    """A step's batches, one object reference a rank, and what to report of their sampling: figures, and some groups.
 
     `rollout_actors` are at work, `rollout_restarts` were replaced in this run; `notices` as in `Pending`.
     """
@@ -54,6 +56,7 @@ class Collected:
     batches: tuple[Any, ...]
     trained_tokens: int
     figures: SamplingFigures
+    groups: tuple[GroupSample, ...]
     rollout_actors: int
     rollout_restarts: int
     notices: tuple[str, ...]
@@ -142,6 +145,14 @@ class LearnerActor:
             trained_tokens=sum(len(s.token_ids) for s in samples),
             figures=sampling_figures(
                 step, collection, self._functions, self._method.ladder.height, exhausted_dropped=drop
+            ),
+            groups=group_samples(
+                step,
+                collection,
+                self._functions,
+                config.algorithm,
+                config.run.samples_per_step,
+                exhausted_dropped=drop,
             ),
             rollout_actors=len(self._fleet.pool.members),
             rollout_restarts=self._fleet.restarts,

@@ -22,7 +22,7 @@ def training_samples(
     picked = [
         (group.prompt, completion, float(advantage))
         for group in groups
-        for completion, advantage in _picked(group, settings)
+        for completion, advantage in picked(group, settings)
     ]
     weights = token_weights([len(c.token_ids) for _, c, _ in picked], settings.loss.kind, max_new_tokens)
     return tuple(
@@ -38,7 +38,7 @@ def training_samples(
     )
 
 
-def _picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:
+def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:
     """Completions of one group to train on, each with its advantage; newest attempts first.
 
     `balanced` picks as many as one attempt has: right ones up to half, else wrong ones, else more right ones

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 
@@ -33,6 +35,13 @@ class EventFile:
         """Add a point to the curve of each tag."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._add(Event(step=step, summary=Summary(value=values)))
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Add a text to the page of texts."""
+        of_texts = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode()])
+        value = Summary.Value(tag=tag, metadata=of_texts, tensor=tensor)
+        self._add(Event(step=step, summary=Summary(value=[value])))
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""

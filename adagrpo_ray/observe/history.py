@@ -40,9 +40,10 @@ class Mark:
 
     def cut(self, folder: Path) -> None:
         """Remove every line after the mark."""
-        for name in (METRICS, EVALUATIONS):
+        for name in (METRICS, EVALUATIONS, SAMPLES):
             if (folder / name).exists():
-                os.truncate(folder / name, self.sizes.get(name, 0))
+                # Of samples, which nothing depends on, some may be missing.
+                os.truncate(folder / name, min(self.sizes.get(name, 0), (folder / name).stat().st_size))
 
     def _lines(self, path: Path) -> list[Any]:
         size = self.sizes.get(path.name, 0)
@@ -55,7 +56,7 @@ class Mark:
 def sizes(folder: Path) -> dict[str, int]:
     """The bytes of each file of lines in `folder`, which are on disk for good after this."""
     found = {}
-    for name in (METRICS, EVALUATIONS):
+    for name in (METRICS, EVALUATIONS, SAMPLES):
         if (folder / name).exists():
             with (folder / name).open("rb") as file:
                 os.fsync(file.fileno())

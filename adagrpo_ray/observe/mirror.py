@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from adagrpo_ray import storage
 from adagrpo_ray.errors import ResourceError
-from adagrpo_ray.observe.history import Mark
-from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.observe.history import SAMPLES, Mark
+from adagrpo_ray.observe.records import EvaluationRecord, Summary
+from adagrpo_ray.observe.samples import GroupSample
 from adagrpo_ray.observe.writer import RunWriter, taken
+
+LARGE = 16 * 2**20
+"""Bytes from which on samples are copied only where a tenth has come to them: a URL takes whole files alone."""
 
 
 def open_run(home: str, config: str, tell: Callable[[str], None]) -> RunWriter:
@@ -27,7 +31,8 @@ def open_run(home: str, config: str, tell: Callable[[str], None]) -> RunWriter:
 class MirroredWriter(RunWriter):
     """Copies every file that changed to `home` after each step; the local folder is gone when all is there.
 
-    Where that fails the run goes on and the next step tries again; the last copy has to succeed.
+    Where that fails the run goes on and the next step tries again; the last copy has to succeed. Samples that are
+    `LARGE` come late; a machine that is lost takes the last of them with it, and nothing that a run goes on from.
     """
 
     def __init__(
@@ -49,14 +54,14 @@ class MirroredWriter(RunWriter):
                 storage.remove(self.home)
             return
         if error is not None:
-            self._try_to_push()  # that error is what has to be heard
+            self._try_to_push(everything=True)  # that error is what has to be heard
             return
         self._push()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def step(self, record: StepRecord) -> None:
-        """Keep the step."""
-        super().step(record)
+    def samples(self, groups: Sequence[GroupSample]) -> None:
+        """Keep the groups, and the step, which was told just before."""
+        super().samples(groups)
         self._try_to_push()
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
@@ -69,15 +74,17 @@ class MirroredWriter(RunWriter):
         super().summary(summary)
         self._push()
 
-    def _try_to_push(self) -> None:
+    def _try_to_push(self, *, everything: bool = False) -> None:
         try:
-            self._push()
+            self._push(everything=everything)
         except ResourceError as error:
             self._tell(str(error))
 
-    def _push(self) -> None:
+    def _push(self, *, everything: bool = True) -> None:
         for name, stamp in storage.stamps(self.folder).items():
-            if self._pushed.get(name) != stamp:
+            pushed = self._pushed.get(name)
+            may_wait = name == SAMPLES and pushed is not None and LARGE < stamp[0] < 1.1 * pushed[0]
+            if pushed != stamp and (everything or not may_wait):
                 try:
                     storage.push(self.folder, self.home, [name])
                 except ResourceError as error:

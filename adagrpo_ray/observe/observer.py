@@ -27,7 +27,7 @@ class Observer:
         """A training step is done."""
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
-        """Some groups of the step just told: `run.samples_per_step` of them, or fewer."""
+        """Groups of the step just told, in full: `run.samples_per_step` of them, or fewer, or none."""
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
         """The held-out accuracy was measured; `label` says when, such as 'before' or 'after'."""

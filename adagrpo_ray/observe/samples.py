@@ -57,9 +57,10 @@ class AttemptSample(Record):
 class GroupSample(Record):
     """One visit of a prompt as it stood when `step` had trained, with all of its attempts, the oldest first.
 
-    `outcome`: "trained" on; "exhausted", its ladder used up and not trained on; "waiting" for a resample in a later
-    step; or "dropped", given up for its age or because a reward function failed on it. `prompt` is the problem as the
-    data set has it, `answer` its ground truth, `level` its class of difficulty, "" where there is none.
+    `outcome`: "trained" on; "exhausted", its ladder used up, and trained on all the same where its completions have
+    advantages (`algorithm.on_exhausted`); "waiting" for a resample in a later step; or "dropped", given up for its age
+    or because a reward function failed on it. `prompt` is the problem as the data set has it, `answer` its ground
+    truth, `level` its class of difficulty, "" where there is none.
     """
 
     step: int
@@ -80,3 +81,8 @@ class GroupSample(Record):
         """The group whose `to_dict` gave `values`; KeyError where one is missing."""
         attempts = tuple(AttemptSample.from_dict(attempt) for attempt in values["attempts"])
         return super().from_dict({**values, "attempts": attempts})
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD for surrogates without their other half, which no file or terminal would take."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.observe.events import EventFile
-from adagrpo_ray.observe.history import EVALUATIONS, METRICS, Mark
+from adagrpo_ray.observe.history import EVALUATIONS, METRICS, SAMPLES, Mark
 from adagrpo_ray.observe.observer import Observer
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.observe.sample_text import group_text
+from adagrpo_ray.observe.samples import GroupSample
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.storage import leave
 
@@ -22,9 +24,9 @@ from adagrpo_ray.storage import leave
 class RunWriter(Observer):
     """Makes the folder of a new run, or goes on with that of an earlier one, and writes into it.
 
-    `config.yaml` (the text given), `metrics.jsonl` (a line a step), `evaluations.jsonl` (a line a
-    measurement on the held-out prompts), `summary.json`, and `tensorboard/`. A run that dies leaves all
-    of its finished steps behind; one that fails before it measured anything leaves no folder.
+    `config.yaml` (the text given), `metrics.jsonl` (a line a step), `samples.jsonl` (a line a group shown),
+    `evaluations.jsonl` (a line a measurement on the held-out prompts), `summary.json`, and `tensorboard/`. A run that
+    dies leaves all of its finished steps behind; one that fails before it measured anything leaves no folder.
     """
 
     def __init__(self, folder: Path, config: str, mark: Mark | None = None) -> None:
@@ -63,13 +65,18 @@ class RunWriter(Observer):
         if not self._holds_something:
             shutil.rmtree(self.folder, ignore_errors=True)  # or its name would be taken
 
-    def phase(self, text: str) -> None:
-        """Nothing: phases are for people who wait."""
-
     def step(self, record: StepRecord) -> None:
         """Append the step to `metrics.jsonl` and to TensorBoard."""
         self._append(METRICS, record.to_dict())
         self._add_scalars(step_scalars(record), record.step)
+
+    def samples(self, groups: Sequence[GroupSample]) -> None:
+        """Append the groups to `samples.jsonl`, and show the first in TensorBoard where it was resampled."""
+        if groups:
+            self._append(SAMPLES, *(group.to_dict() for group in groups))
+        if groups and groups[0].resampled:
+            with _writing(self.folder / "tensorboard"):
+                self._events.add_text("samples/resampled", group_text(groups[0]), groups[0].step)
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
         """Append the measurement and its label to `evaluations.jsonl` and to TensorBoard."""
@@ -106,11 +113,12 @@ class RunWriter(Observer):
             (self.folder / "config.yaml").unlink(missing_ok=True)
             raise
 
-    def _append(self, name: str, record: Mapping[str, object]) -> None:
+    def _append(self, name: str, *records: Mapping[str, object]) -> None:
         path, self._holds_something = self.folder / name, True
-        # Opened for each line: nothing is left in a buffer when the run dies.
+        # Opened for each step: nothing is left in a buffer when the run dies.
         with _writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            # In ASCII, whatever the texts: then a line of the file is a record.
+            file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
     def _add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         with _writing(self.folder / "tensorboard"):

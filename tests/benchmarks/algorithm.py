@@ -23,7 +23,7 @@ from algorithm_report import write_report
 
 from adagrpo_ray.cluster import Actors, actors, begin, connect
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord, Summary
+from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord
 from adagrpo_ray.preflight import check
 from adagrpo_ray.trainer import train_on
 
@@ -65,8 +65,6 @@ class Curve(Observer):
         self.points: list[Point] = []
         self._tokens, self._seconds, self._until = 0, 0.0, until
 
-    def phase(self, text: str) -> None: ...
-
     def step(self, record: StepRecord) -> None:
         self._tokens += record.generated_tokens
         self._seconds += record.seconds
@@ -75,8 +73,6 @@ class Curve(Observer):
         self.points.append(Point(record.step, self._tokens, round(self._seconds, 3), record.accuracy))
         if record.accuracy >= self._until:
             raise Reached
-
-    def summary(self, summary: Summary) -> None: ...
 
 
 def reached(points: list[Point]) -> Point | None:

@@ -1,0 +1,75 @@
+"""What a run tells of its beginning and end; what lies between is other tests', and made up here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.errors import ConfigError, LearnerLostError, RewardError
+from adagrpo_ray.observe import Observer
+from adagrpo_ray.preflight import Inputs
+from adagrpo_ray.run import run
+
+LOST = LearnerLostError("a learner rank died")
+
+
+class Ear(Observer):
+    """Notes beginning and end, and what there was of the run's folder by then."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def began(self, config: Config, folder: str) -> None:
+        self.heard.append((config.run.name, folder, sorted(path.name for path in Path(folder).iterdir())))
+
+    def ended(self, error: BaseException | None) -> None:
+        self.heard.append(error)
+
+
+def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseException | None]) -> tuple[list[Any], Any]:
+    """What is told of a run in `folder` whose training ends so, one after the other; and what it raises."""
+    left = iter(ends)
+
+    def train(*args: Any) -> None:
+        if (error := next(left)) is not None:
+            raise error
+
+    monkeypatch.setattr("adagrpo_ray.run.check", lambda config: Inputs("tiny", PromptSets((), (), {}), 128))
+    monkeypatch.setattr("adagrpo_ray.run.train", train)
+    ear = Ear()
+    config = load_config(None, [f"run.folder={folder}", "run.name=one", "run.max_restarts=1"])
+    raised: BaseException | None = None
+    try:
+        run(config, ear)
+    except (RewardError, LearnerLostError, ConfigError, KeyboardInterrupt) as error:
+        raised = error
+    return ear.heard, raised
+
+
+@pytest.mark.parametrize("error", [None, RewardError("no"), KeyboardInterrupt()])
+def test_a_run_begins_with_its_folder_and_ends_whatever_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+) -> None:
+    heard, raised = lead(tmp_path, monkeypatch, [error])
+    assert heard == [("one", f"{tmp_path}/one", ["config.yaml", "metrics.jsonl", "tensorboard"]), error]
+    assert raised is error
+
+
+@pytest.mark.parametrize("last", [None, LOST])
+def test_a_run_that_begins_again_is_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: BaseException | None
+) -> None:
+    (began, *ended), raised = lead(tmp_path, monkeypatch, [LOST, last])
+    assert (began[:2], ended, raised) == (("one", f"{tmp_path}/one"), [last], last)
+
+
+def test_of_a_run_that_has_no_folder_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "mine").touch()
+    heard, raised = lead(tmp_path, monkeypatch, [None])
+    assert (heard, type(raised)) == ([], ConfigError)

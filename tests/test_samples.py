@@ -1,0 +1,185 @@
+"""What people get to read of a step: from a collection made by hand, and out of a run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from builders import make_attempt, make_completion, make_group, make_prompt
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.learner.batch import training_samples
+from adagrpo_ray.learner.collection import Collection, Failure
+from adagrpo_ray.learner.samples import group_samples
+from adagrpo_ray.observe import GroupSample, RunWriter
+from adagrpo_ray.observe.sample_text import SHOWN, group_text
+from adagrpo_ray.types import Attempt, SamplingParams
+
+NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
+FUNCTIONS = ["format", "answer"]
+HOT = SamplingParams(temperature=2.0, min_p=0.1, answer=SamplingParams(temperature=0.5))
+
+
+def attempt(*scores: tuple[float, float], rung: int = -1, sampling: SamplingParams = HOT) -> Attempt:
+    """An attempt by the scores of its completions, which are summed up."""
+    rewards = [sum(score for score in each if not math.isnan(score)) for each in scores]
+    correct = [answer > 0 for _, answer in scores]
+    return make_attempt(rewards, rung=rung, by_function=scores, correct=correct, sampling=sampling)
+
+
+FIRST = attempt((1, 0), (0, math.nan), sampling=SamplingParams())
+SECOND = attempt((1, 1), (0, 0), rung=0)
+SOLVED = make_group(SECOND, prompt=make_prompt("solved"))
+FAILED = make_group(FIRST, prompt=make_prompt("failed", "5 digits"))
+RESCUED = make_group(FIRST, SECOND, prompt=make_prompt("rescued"))
+STUCK = make_group(FIRST, FIRST, FIRST, prompt=make_prompt("stuck"))
+
+
+def shown(
+    count: int = 99, *, exhausted_dropped: bool = False, train_on: str = "last", **parts: Any
+) -> list[GroupSample]:
+    """The samples of a step whose collection has these parts."""
+    settings = AlgorithmSettings.model_validate({"train_on": train_on})
+    collection = replace(NOTHING, **parts)
+    return [*group_samples(7, collection, FUNCTIONS, settings, count, exhausted_dropped=exhausted_dropped)]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
+def test_a_group_is_shown_with_all_that_it_was_sampled_and_scored_by() -> None:
+    (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
+    assert (group.step, group.prompt_id, group.prompt, group.answer) == (7, "rescued", "rescued", "42")
+    assert [(a.rung, a.sampling) for a in group.attempts] == [(-1, SamplingParams()), (0, HOT)]
+    right, wrong = group.attempts[1].completions
+    assert (right.reward, right.rewards, right.correct) == (2.0, {"format": 1.0, "answer": 1.0}, True)
+    assert (wrong.reward, wrong.correct, wrong.tokens, wrong.finish_reason) == (0.0, False, 2, "stop")
+    assert math.isnan(group.attempts[0].completions[1].rewards["answer"])
+
+
+@pytest.mark.parametrize("train_on", ["last", "all", "balanced"])
+def test_advantages_are_those_of_the_batch_and_of_nothing_else(train_on: str) -> None:
+    settings = AlgorithmSettings.model_validate({"train_on": train_on})
+    groups = shown(train_on=train_on, ready=(RESCUED, SOLVED), waiting=(FAILED,), attempts=(RESCUED, SOLVED, FAILED))
+    advantages = [c.advantage for g in groups for a in g.attempts for c in a.completions]
+    batch = training_samples([RESCUED, SOLVED], settings, max_new_tokens=10)
+    assert sorted(a for a in advantages if not math.isnan(a)) == sorted(sample.advantage for sample in batch)
+    trained = {"last": 4, "all": 6, "balanced": 4}[train_on]
+    assert [math.isnan(a) for a in advantages].count(False) == trained
+    assert not math.isnan(groups[0].attempts[1].completions[0].advantage)  # its one success
+    assert all(math.isnan(c.advantage) for c in groups[-1].attempts[0].completions)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_exhausted_groups_have_advantages_where_they_are_trained_on(dropped: bool) -> None:
+    (group,) = shown(exhausted=(STUCK,), attempts=(STUCK,), exhausted_dropped=dropped)
+    assert group.outcome == "exhausted"
+    assert [math.isnan(c.advantage) for c in group.attempts[-1].completions] == [dropped] * 2
+
+
+def test_groups_are_shown_by_what_became_of_them_and_resampled_ones_first() -> None:
+    aged = make_group(FIRST, FIRST, prompt=make_prompt("aged"))
+    broken = make_group(FIRST, prompt=make_prompt("broken"))
+    parts = {
+        "ready": (SOLVED, RESCUED),
+        "exhausted": (STUCK,),
+        "waiting": (FAILED,),
+        "aged": (aged,),
+        "failed": (Failure(broken, 5, dropped=True, error="no"),),
+        "attempts": (SOLVED, FAILED, RESCUED, STUCK),
+    }
+    everything = [(g.prompt_id, g.outcome) for g in shown(**parts)]
+    assert everything == [
+        ("rescued", "trained"),
+        ("stuck", "exhausted"),
+        ("aged", "dropped"),
+        ("solved", "trained"),
+        ("failed", "waiting"),
+        ("broken", "dropped"),
+    ]
+    assert [(g.prompt_id, g.outcome) for g in shown(2, **parts)] == everything[:2]
+    assert shown(0, **parts) == []
+
+
+def test_groups_that_a_step_left_alone_are_not_shown() -> None:
+    never = make_group(prompt=make_prompt("never"))
+    earlier = replace(FAILED, visit=3)  # waits since another visit
+    kept = Failure(SOLVED, 5, dropped=False, error="no")  # went on with other scores
+    groups = shown(
+        ready=(SOLVED,), waiting=(never, earlier, FAILED), aged=(never,), failed=(kept,), attempts=(SOLVED, FAILED)
+    )
+    assert [g.prompt_id for g in groups] == ["solved", "failed"]
+
+
+HOSTILE = [
+    "\ud800 half of a pair",
+    "both halves \ud83d\ude00",
+    "nul \x00 bell \x07 escape \x1b[2J",
+    'line\nbreaks\r\n of \u2028 all \x85 kinds "quoted" \\',
+    "<script>alert(1)</script> </code> ```",
+    "long " * 10_000,
+]
+
+
+def test_no_text_breaks_the_files_or_is_cut(tmp_path: Path) -> None:
+    hostile = replace(
+        make_attempt([1.0] * len(HOSTILE)), completions=tuple(make_completion(text=text) for text in HOSTILE)
+    )
+    prompt = replace(make_prompt(HOSTILE[0], HOSTILE[2]), answer=HOSTILE[3])
+    first, second = (make_group(FIRST, hostile, prompt=prompt), SOLVED)
+    groups = shown(ready=(first, second), attempts=(first, second))
+    with RunWriter(tmp_path / "run", "") as writer:
+        writer.samples(groups)
+        writer.samples([])
+        writer.samples(groups[1:])
+    file = tmp_path / "run" / "samples.jsonl"
+    assert len(file.read_text("ascii").splitlines()) == 3
+    read = [GroupSample.from_dict(values) for values in lines(file)]
+    assert repr(read) == repr([*groups, groups[1]])  # by repr: NaN is not itself
+    texts = [c.text for c in read[0].attempts[1].completions]
+    assert texts == ["\ufffd half of a pair", "both halves \U0001f600", *HOSTILE[2:]]
+    assert "NaN" not in file.read_text()
+
+
+def test_tensorboard_shows_the_best_of_each_attempt_of_a_resampled_group(tmp_path: Path) -> None:
+    best, other = make_completion(text="x\n# 5\r# 6" + "z" * SHOWN), make_completion(text="no")
+    group = make_group(FIRST, replace(SECOND, completions=(best, other)), prompt=make_prompt("2+3"))
+    with RunWriter(tmp_path / "run", "") as writer:
+        writer.samples(shown(ready=(group, SOLVED), attempts=(group, SOLVED)))
+        writer.samples(shown(ready=(SOLVED,), attempts=(SOLVED,)))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    (event,) = events.Tensors("samples/resampled")
+    assert events.PluginTagToContent("text").keys() == {"samples/resampled"}
+    assert event.step == 7
+    text = event.tensor_proto.string_val[0].decode()
+    assert text == group_text(shown(ready=(group,))[0])
+    assert "attempt 2, rung 0, temperature 2: reward 2.000, advantage +1" in text
+    assert "\n    x\n    # 5\r    # 6zz" in text
+    assert "no" not in [line.strip() for line in text.splitlines()]
+    assert len(text) < SHOWN + 500
+
+
+def test_a_run_leaves_groups_of_every_step(whole: Path) -> None:
+    settings = yaml.safe_load((whole / "config.yaml").read_text())["algorithm"]
+    trained = {"trained", *(["exhausted"] if settings["on_exhausted"] == "train" else [])}
+    groups = [GroupSample.from_dict(values) for values in lines(whole / "samples.jsonl")]
+    assert {group.step for group in groups} == {1, 2, 3, 4}
+    assert all(0 < sum(g.step == step for g in groups) <= 4 for step in range(1, 5))
+    assert any(group.resampled for group in groups)
+    for group in groups:
+        assert "+" in group.prompt
+        assert group.level.endswith("digits")
+        assert [a.rung for a in group.attempts] == sorted({a.rung for a in group.attempts})
+        for sampled in group.attempts:
+            assert all(0 <= c.weight_version < group.step and c.tokens for c in sampled.completions)
+            assert all(c.correct == (c.rewards["exact"] > 0) for c in sampled.completions)
+        newest = [c.advantage for c in group.attempts[-1].completions]
+        assert any(not math.isnan(a) for a in newest) == (group.outcome in trained)
