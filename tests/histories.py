@@ -43,6 +43,7 @@ def step(number: int, **changes: Any) -> StepRecord:
         staleness=0.75,
         trained_tokens=3200,
         completion_length=50.0,
+        group_size=6.5,
         loss=0.01,
         kl=math.nan,
         grad_norm=0.3,

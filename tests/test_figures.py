@@ -95,6 +95,12 @@ def test_tokens_of_all_attempts_count(step: SamplingFigures) -> None:
     assert step.completion_length == pytest.approx(130 / 8)
 
 
+def test_the_group_size_is_that_of_first_attempts(step: SamplingFigures) -> None:
+    large = replace(make_group([1.0] * 6), size=6)
+    assert step.group_size == 2
+    assert figures(ready=(SOLVED, large), attempts=(SOLVED, large, RESCUED)).group_size == 4
+
+
 def test_earlier_steps_attempts_do_not_count_again() -> None:
     step = figures(ready=(RESCUED,), attempts=(RESCUED,))  # its first attempt was an earlier step's
     assert step.generated_tokens == 80
@@ -106,7 +112,8 @@ def test_a_step_without_groups_has_no_rates() -> None:
     step = figures(height=2)
     assert step.resamples == (0, 0)
     assert (step.generated_tokens, step.groups_ready, step.accuracy_by_level) == (0, 0, {})
-    unknown = [step.reward_mean, step.accuracy, step.flat_before, step.flat_after, step.completion_length]
+    unknown = [step.reward_mean, step.accuracy, step.flat_before, step.flat_after]
+    unknown += [step.completion_length, step.group_size]
     assert all(map(math.isnan, [*unknown, *step.reward_by_function.values()]))
 
 

@@ -56,6 +56,7 @@ STEP = StepRecord(
     staleness=0.75,
     trained_tokens=3200,
     completion_length=50.0,
+    group_size=6.5,
     loss=0.01,
     kl=math.nan,
     grad_norm=math.inf,
@@ -97,6 +98,7 @@ STEP_JSON = {
     "staleness": 0.75,
     "trained_tokens": 3200,
     "completion_length": 50.0,
+    "group_size": 6.5,
     "loss": 0.01,
     "kl": None,
     "grad_norm": None,
@@ -255,6 +257,7 @@ class TestRunWriter:
         assert scalars["accuracy/held_out"] == [(0, 0.25)]
         assert scalars["adaptive/resamples_rung_0"] == [(1, 1.0), (8, 8.0)]
         assert scalars["adaptive/resamples_rung_1"] == [(8, 1.0)]
+        assert scalars["adaptive/group_size"] == [(1, 6.5), (8, 6.5)]
         assert scalars["adaptive/groups_failed"] == [(1, 0.0), (8, 0.0)]
         assert scalars["accuracy/held_out_failed"] == [(0, 0.0)]
         assert scalars["resamples_by_level/5"] == [(1, 3.0), (8, 3.0)]

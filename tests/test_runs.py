@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_a_run_without_samples_or_summary_is_read_all_the_same(tmp_path: Path) -
     history = load(make(tmp_path / "a", steps=1))
     assert (history.samples, history.evaluations, history.summary) == ((), (), None)
     assert [s.step for s in history.steps] == [1]
+
+
+def test_figures_that_a_run_before_did_not_measure_are_unknown(tmp_path: Path) -> None:
+    folder = make(tmp_path / "a")
+    old = {name: value for name, value in step(1).to_dict().items() if name != "group_size"}
+    append(folder / "metrics.jsonl", json.dumps(old) + "\n")
+    (record,) = load(folder).steps
+    assert math.isnan(record.group_size)
+    assert record.staleness == step(1).staleness
 
 
 def test_an_incomplete_last_line_is_left_for_the_next_look(tmp_path: Path) -> None:

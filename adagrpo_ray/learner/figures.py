@@ -51,6 +51,7 @@ def sampling_figures(
         # The step before this one made the version that this one trains.
         staleness=_mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
         completion_length=_mean(float(len(c.token_ids)) for g in collection.attempts for c in g.last.completions),
+        group_size=_mean(float(g.size) for g in first),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import zip_longest
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,8 +25,12 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The record whose `to_dict` gave `values`, null being NaN again; KeyError where one is missing."""
-        return cls(**{field.name: _recorded(values[field.name]) for field in fields(cls)})
+        """The record whose `to_dict` gave `values`, null being NaN again; KeyError where one is missing.
+
+        A field with a default may be: earlier versions did not measure it.
+        """
+        wanted = (f.name for f in fields(cls) if f.name in values or f.default is MISSING)
+        return cls(**{name: _recorded(values[name]) for name in wanted})
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class SamplingFigures(Record):
     criterion, `extra_tokens` what they cost. Tokens are without what aborted requests had generated. `flat_before` is
     the share of first attempts without spread of rewards, `flat_after` that of the groups trained on;
     `informative_groups` are the others of these. `staleness` is by how many versions what the step trains on is older
-    than the weights that it trains: a mean over the newest attempts.
+    than the weights that it trains: a mean over the newest attempts. `group_size` is the mean number of completions of
+    a first attempt.
     """
 
     reward_mean: float
@@ -64,6 +69,7 @@ class SamplingFigures(Record):
     extra_tokens: int
     staleness: float
     completion_length: float
+    group_size: float = field(default=math.nan, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             **_tags("flat_before_by_level", record.flat_before_by_level),
             **_tags("flat_after_by_level", record.flat_after_by_level),
             "adaptive/informative_groups": record.informative_groups,
+            "adaptive/group_size": record.group_size,
             "tokens/extra": record.extra_tokens,
             "policy/loss": record.loss,
             "policy/kl": record.kl,
