@@ -60,6 +60,7 @@ def _connected(config: Config, patience_s: float) -> Iterator[Placement]:
             num_gpus=int(hardware.gpus),
             resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
             include_dashboard=False,
+            _metrics_export_port=config.tracking.prometheus_port,
         )
     else:
         try:

@@ -12,6 +12,7 @@ AdaGRPOError
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
 ├── HistoryError     a run folder cannot be read back, or is none
+├── TrackingError    a tracker cannot take the run, which goes on without it
 └── StoppedError     the run was asked to stop, and did
 
 Messages are one sentence that names the key or file, the value, and what to do. They take a single
@@ -65,6 +66,10 @@ class CheckpointError(AdaGRPOError, RuntimeError):
 
 class HistoryError(AdaGRPOError, ValueError):
     """A run folder cannot be read back, or is none."""
+
+
+class TrackingError(AdaGRPOError, RuntimeError):
+    """A tracker cannot take the run, which goes on without it."""
 
 
 class StoppedError(AdaGRPOError):

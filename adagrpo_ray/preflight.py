@@ -11,6 +11,7 @@ from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
+from adagrpo_ray.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Inputs:
 
 def check(config: Config) -> Inputs:
     """Load and check model, rewards, criterion and data; raises an AdaGRPOError that says what to mend."""
+    check_trackers(config)
     for function in config.rewards.functions:
         load_reward(function.function)
     make_method(config.algorithm, [f.function for f in config.rewards.functions])

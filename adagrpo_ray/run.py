@@ -16,6 +16,7 @@ from adagrpo_ray.observe.observer import telling
 from adagrpo_ray.preflight import check
 from adagrpo_ray.resume import find_past, past_of
 from adagrpo_ray.storage import join
+from adagrpo_ray.tracking import tracked
 from adagrpo_ray.trainer import train
 
 
@@ -46,12 +47,15 @@ def run(
             patience = config.rollout.start_timeout_s if restarts else 0.0
             writing = past.writer(config, tell) if past else open_run(home, as_yaml(config), tell)
             try:
-                with writing as writer:
+                with writing as writer, tracked(config, writer.folder, tell, past is not None) as trackers:
                     home = writer.home
                     if not restarts:
                         ending.enter_context(telling(observer, config, home))
-                    observers = Observers(writer, observer)
-                    return train(config, inputs, writer.folder, observers, past, stop, writer.home, patience)
+                    observers = Observers(writer, trackers, observer)
+                    named = config.model_copy(
+                        update={"run": config.run.model_copy(update={"name": writer.folder.name})}
+                    )
+                    return train(named, inputs, writer.folder, observers, past, stop, writer.home, patience)
             except LearnerLostError as error:
                 restarts += 1
                 if restarts > config.run.max_restarts:

@@ -8,6 +8,9 @@ from contextlib import suppress
 from threading import Event, Lock, Thread
 from typing import Any, NamedTuple
 
+import ray
+from ray.util.metrics import Counter, Gauge
+
 from adagrpo_ray.observe.observer import Observer
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
@@ -141,8 +144,6 @@ class RayMetrics(Observer):
                 self._metric(figure.name).set(figure.value, self._tags(figure))
 
     def _refresh(self) -> None:
-        import ray
-
         while not self._stop.wait(REFRESH_S):
             with suppress(Exception):  # Ray may be ending
                 if ray.is_initialized():
@@ -151,8 +152,6 @@ class RayMetrics(Observer):
     def _metric(self, name: str) -> Any:
         """Ray's metric of that name, made at its first use, since Ray has to be there."""
         if name not in self._metrics:
-            from ray.util.metrics import Counter, Gauge
-
             kind, text = (Gauge, GAUGES[name]) if name in GAUGES else (Counter, COUNTERS[name])
             labels = ("run", LABELS[name]) if name in LABELS else ("run",)
             self._metrics[name] = kind(f"adagrpo_{name}", text, labels)

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -26,14 +25,21 @@ from adagrpo_ray.tracking.wandb_run import WandbRun
 
 
 def check_trackers(config: Config) -> None:
-    """ConfigError where a tracker needs a package that is not installed, or a folder that does not last."""
+    """ConfigError where a tracker needs a package that is not installed, or a folder that does not last.
+
+    Their packages are imported here, and not by two threads at a time, which half of what they import does not stand.
+    """
     tracking = config.tracking
-    for key, value, package in (("wandb", tracking.wandb, "wandb"), ("mlflow", tracking.mlflow, "mlflow")):
-        if value is not None and find_spec(package) is None:
+    for key, value, tracker in (("wandb", tracking.wandb, WandbRun), ("mlflow", tracking.mlflow, MlflowRun)):
+        if value is None:
+            continue
+        try:
+            tracker.load()
+        except ImportError as error:
             raise ConfigError(
-                f"tracking.{key}={value!r} needs the package {package}: pip install 'adagrpo_ray[{package}]', or leave "
-                "it null"
-            )
+                f"tracking.{key}={value!r} needs the package of that name ({error}): pip install 'adagrpo_ray[{key}]', "
+                "or leave it null"
+            ) from None
     if tracking.mlflow is not None and job_id() is not None and not is_lasting(tracking.mlflow):
         raise ConfigError(
             f"tracking.mlflow={tracking.mlflow!r} is relative, and Ray deletes a job's working directory; give a "
