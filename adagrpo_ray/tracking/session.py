@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from adagrpo_ray.jobs import is_lasting, job_id
 from adagrpo_ray.observe.history import TRACKED
 from adagrpo_ray.observe.observer import Observer, Observers
 from adagrpo_ray.observe.runs import RunHistory, load
+from adagrpo_ray.placement import address
 from adagrpo_ray.storage import find, leave
 from adagrpo_ray.tracking.mlflow_run import MlflowRun
 from adagrpo_ray.tracking.ray_metrics import RayMetrics
@@ -25,7 +27,8 @@ from adagrpo_ray.tracking.wandb_run import WandbRun
 
 
 def check_trackers(config: Config) -> None:
-    """ConfigError where a tracker needs a package that is not installed, or a folder that does not last.
+    """ConfigError where a tracker needs a package that is not installed, a folder that does not last, or a port that
+    is taken.
 
     Their packages are imported here, and not by two threads at a time, which half of what they import does not stand.
     """
@@ -45,6 +48,24 @@ def check_trackers(config: Config) -> None:
             f"tracking.mlflow={tracking.mlflow!r} is relative, and Ray deletes a job's working directory; give a "
             "server's URI or an absolute path"
         )
+    if tracking.prometheus_port is not None:
+        _check_port(tracking.prometheus_port, address(config))
+
+
+def _check_port(port: int, joined: str | None) -> None:
+    """A Ray whose port for Prometheus is taken dies soon after its start, and says nothing of it."""
+    key = f"tracking.prometheus_port={port}"
+    if joined is not None:
+        raise ConfigError(
+            f"{key} is for a Ray of our own, and this run joins the one at {joined}; leave it null, and start that one "
+            f"with --metrics-export-port={port}"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ConfigError(f"{key} cannot be used ({error.strerror}); choose another port") from None
 
 
 @contextmanager

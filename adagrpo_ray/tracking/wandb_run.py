@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
@@ -24,6 +27,9 @@ EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}
 FINISH_S = 20.0
 """Seconds for what is not uploaded at the end of a run; it stays on disk, and `wandb sync` uploads it later."""
 
+ABANDON_S = 10.0
+"""Seconds in which it is ended for certain."""
+
 
 class WandbRun:
     """A run in `project`, or "entity/project". Takes its key, mode and server from the environment, as wandb does."""
@@ -33,6 +39,8 @@ class WandbRun:
     def __init__(self, project: str) -> None:
         self._project = project
         self._run: Any = None
+        self._started = Event()  # wandb's own process
+        self._busy = Event()  # waiting for that process
         self._held = -1  # the newest step that it has from an earlier program
 
     @staticmethod
@@ -46,6 +54,10 @@ class WandbRun:
 
         Offline nothing can be gone on with: the run is written anew, with what came before, in place of the old one.
         """
+        with self._waiting():
+            return self._open(run)
+
+    def _open(self, run: TrackedRun) -> tuple[str, Mapping[str, str]]:
         import wandb
 
         settings = wandb.Settings(
@@ -64,6 +76,7 @@ class WandbRun:
             x_disable_machine_info=True,
         )
         mode = wandb.setup(settings=settings).settings
+        self._started.set()
         if not (mode._offline or mode._noop) and not wandb.login(prompt=False):  # it would ask on the terminal
             raise TrackingError("it has no key; set WANDB_API_KEY, or WANDB_MODE=offline")
         entity, _, project = self._project.rpartition("/")
@@ -117,10 +130,35 @@ class WandbRun:
 
     def close(self, state: State) -> None:
         """Upload what is left; TimeoutError where that takes too long."""
-        self._run.finish(exit_code=EXIT_CODES[state])
+        import wandb
+
+        with self._waiting():
+            self._run.finish(exit_code=EXIT_CODES[state])
+            if wandb.run is None:  # nobody else in this program has a run
+                wandb.teardown()  # only then all of it is on disk, from where a run folder at a URL is copied
 
     def abandon(self) -> None:
-        """End wandb's own process, which would go on trying."""
-        for child in psutil.Process().children():
-            if child.name() == "wandb-core":
-                child.kill()
+        """End wandb's own process, which would go on trying, and hold this program up when it ends."""
+        deadline = time.monotonic() + ABANDON_S
+        if not self._started.wait(ABANDON_S):
+            return  # killed while it starts, it would leave wandb's lock taken
+        while True:
+            for child in psutil.Process().children():
+                if child.name() == "wandb-core":
+                    child.kill()
+            if not self._busy.is_set() or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        import wandb
+
+        with suppress(Exception, SystemExit):  # since that process is gone
+            wandb.teardown()  # or it would be tried when the program ends, and fail with a traceback
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Around what waits for wandb's own process."""
+        self._busy.set()
+        try:
+            yield
+        finally:
+            self._busy.clear()
