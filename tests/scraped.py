@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from adagrpo_ray.observe.runs import load
@@ -79,12 +80,7 @@ def check_figures(seen: dict[Series, float], folder: Path) -> None:
     expected |= {key: value for key, value in counts.items() if value}
     if run.evaluations:
         expected["ray_adagrpo_held_out_accuracy", folder.name, ""] = run.evaluations[-1].accuracy
-    wrong = {
-        key: (seen.get(key), value)
-        for key, value in expected.items()
-        if abs(seen.get(key, -1e9) - value) > 1e-9 * abs(value)
-    }
-    assert wrong == {}
+    assert {key: seen.get(key) for key in expected} == pytest.approx(expected, rel=1e-9)
     actors = {of for name, of_run, of in seen if name.startswith("ray_adagrpo_rollout_") and of}
     assert actors == {"rollout actor 0"}
     never = {f"ray_adagrpo_{name}_total" for name in COUNTERS} - {name for name, _, _ in expected}
