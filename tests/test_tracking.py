@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from mlflow import MlflowClient
@@ -44,6 +46,22 @@ def silent_server() -> Iterator[str]:
     """The URL of a server that takes requests and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    """The URL of a server that knows no key."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def mlflow_run(place: Path) -> tuple[MlflowClient, Run]:
@@ -259,6 +277,19 @@ track(settings, Path(sys.argv[1]) / "run", [1, 2], tell=lambda text: print(text,
     assert running.returncode == 0
     assert [program.title(process) for process in started if process.is_running()] == []
     assert planted(tmp_path) == []
+
+
+def test_a_key_that_wandb_refuses_is_one_line_without_the_key(
+    tmp_path: Path, refusing_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
+    said: list[str] = []
+    track(config("tracking.wandb=project"), tmp_path / "run", [1, 2], tell=said.append)
+    (line,) = said
+    assert line.startswith("warning: Weights & Biases is let go, the run goes on without it: ")
+    assert "Failed to authenticate" in line
+    assert KEY not in line
 
 
 # --- before anything starts ---

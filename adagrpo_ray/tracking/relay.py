@@ -23,7 +23,7 @@ MOST_WAITING = 2000
 END_S = 30.0
 """Seconds for all that is left, at the end of a run."""
 
-TABLES = 100
+TABLES = 50
 """Steps of a run whose samples are handed over, at most: each makes a table of its own."""
 
 STEP_TAG, EVALUATION_TAG = "time/step", "accuracy/held_out"

@@ -99,7 +99,7 @@ def _relay(
     tracker: Tracker, config: Config, folder: Path, past: RunHistory | None, tell: Callable[[str], None]
 ) -> Relay:
     notes = _Notes(folder)
-    run = TrackedRun(folder.name, folder, config, past is not None, notes.read().get(tracker.title))
+    run = TrackedRun(folder.name, folder, config, notes.read().get(tracker.title))
     return Relay(tracker, run, past, tell, notes.add)
 
 

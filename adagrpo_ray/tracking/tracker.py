@@ -18,14 +18,12 @@ State = Literal["finished", "failed", "killed"]
 class TrackedRun:
     """The run that is tracked: its name, its settings, and the local folder that it is written in.
 
-    `resumed` says that it goes on with what an earlier program has begun; `note` is what the tracker left in the
-    folder then, None where nothing.
+    `note` is what the tracker has left in the folder when an earlier program told it of this run, None where none did.
     """
 
     name: str
     folder: Path
     config: Config
-    resumed: bool
     note: Mapping[str, str] | None
 
 

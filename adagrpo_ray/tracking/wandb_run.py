@@ -63,6 +63,7 @@ class WandbRun:
         settings = wandb.Settings(
             silent=True,
             root_dir=str(run.folder),
+            symlink=False,  # none in what may be copied to an object store
             finish_timeout=FINISH_S,
             finish_timeout_raises=True,
             # What was not asked for: the terminal, code, git, packages, the machine and its load.
