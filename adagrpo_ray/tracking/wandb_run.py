@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 from typing import Any
 
 import psutil
@@ -27,8 +27,8 @@ EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}
 FINISH_S = 20.0
 """Seconds for what is not uploaded at the end of a run; it stays on disk, and `wandb sync` uploads it later."""
 
-ABANDON_S = 10.0
-"""Seconds in which it is ended for certain."""
+GRACE_S, ABANDON_S = 0.5, 10.0
+"""Seconds for wandb's process to end when it is let go, and for the thread that waits for it to see that."""
 
 
 class WandbRun:
@@ -39,6 +39,7 @@ class WandbRun:
     def __init__(self, project: str) -> None:
         self._project = project
         self._run: Any = None
+        self._abandoned = Event()
         self._started = Event()  # wandb's own process
         self._busy = Event()  # waiting for that process
         self._held = -1  # the newest step that it has from an earlier program
@@ -80,6 +81,8 @@ class WandbRun:
         self._started.set()
         if not (mode._offline or mode._noop) and not wandb.login(prompt=False):  # it would ask on the terminal
             raise TrackingError("it has no key; set WANDB_API_KEY, or WANDB_MODE=offline")
+        if self._abandoned.is_set():
+            raise TrackingError("it is not waited for any more")
         entity, _, project = self._project.rpartition("/")
         before = run.note if run.note is not None and run.note.get("project") == self._project else None
         old = sorted((run.folder / "wandb").glob(f"offline-run-*-{before['id']}")) if before else []
@@ -140,20 +143,21 @@ class WandbRun:
 
     def abandon(self) -> None:
         """End wandb's own process, which would go on trying, and hold this program up when it ends."""
+        import wandb
+
         deadline = time.monotonic() + ABANDON_S
+        self._abandoned.set()
         if not self._started.wait(ABANDON_S):
             return  # killed while it starts, it would leave wandb's lock taken
         while True:
-            for child in psutil.Process().children():
-                if child.name() == "wandb-core":
-                    child.kill()
+            killing = Timer(GRACE_S, _kill_core)
+            killing.start()
+            with suppress(Exception, SystemExit):  # since it was killed
+                wandb.teardown()
+            killing.cancel()
             if not self._busy.is_set() or time.monotonic() > deadline:
-                break
+                return
             time.sleep(0.1)
-        import wandb
-
-        with suppress(Exception, SystemExit):  # since that process is gone
-            wandb.teardown()  # or it would be tried when the program ends, and fail with a traceback
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -163,3 +167,9 @@ class WandbRun:
             yield
         finally:
             self._busy.clear()
+
+
+def _kill_core() -> None:
+    for child in psutil.Process().children():
+        if child.name() == "wandb-core":
+            child.kill()
