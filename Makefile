@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CONFIG ?= launch/configs/tiny-cpu.yaml
 
-.PHONY: help train test test-slow lint chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
+.PHONY: help train ui test test-slow test-ui lint chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -16,11 +16,18 @@ setup-dev: setup  ## the same with the tools for tests and lint
 train: setup  ## train; CONFIG=... and ARGS="key=value ..." change what
 	$(PY) launch/train.py --config $(CONFIG) $(ARGS)
 
+ui: setup  ## chat with trained models and look at runs in a browser; ARGS="--port 8000"
+	$(PY) launch/ui.py $(ARGS)
+
 test: setup-dev  ## run the tests, two files at a time; ARGS="-k name" picks some
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not ui" $(ARGS)
 
 test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults (10 minutes)
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-ui: setup-dev  ## the web pages in headless Chromium, which apt-get installs where there is none (5 minutes)
+	@command -v chromium >/dev/null || $(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y chromium
+	$(PY) -m pytest -m ui $(ARGS)
 
 lint: setup-dev  ## ruff and mypy
 	.venv/bin/ruff check .

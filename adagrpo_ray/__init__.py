@@ -1,3 +1,85 @@
-"""adagrpo_ray: adaptive GRPO on Ray, with vLLM rollout actors and a DeepSpeed learner."""
+"""adagrpo_ray: adaptive GRPO on Ray, with vLLM rollout actors and a DeepSpeed learner.
+
+`from adagrpo_ray import Config, train` is all that a run from Python takes; docs/python.md has the rest. What stands
+here is loaded when it is asked for, and nothing of it loads Ray or torch before `train` runs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adagrpo_ray.algorithm.ladder import Ladder
+    from adagrpo_ray.api import Callback, train
+    from adagrpo_ray.config.tree import Config
+    from adagrpo_ray.errors import (
+        AdaGRPOError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ExtensionError,
+        LearnerLostError,
+        ModelError,
+        ResourceError,
+        RewardError,
+        RolloutError,
+        StoppedError,
+    )
+    from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
+    from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
+    from adagrpo_ray.stop import Stop
+    from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AdaGRPOError",
+    "Attempt",
+    "AttemptSample",
+    "Callback",
+    "CheckpointError",
+    "Completion",
+    "CompletionSample",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "EvaluationRecord",
+    "ExtensionError",
+    "Group",
+    "GroupSample",
+    "Ladder",
+    "LearnerLostError",
+    "ModelError",
+    "Prompt",
+    "ResourceError",
+    "RewardError",
+    "RolloutError",
+    "SamplingParams",
+    "StepRecord",
+    "Stop",
+    "StoppedError",
+    "Summary",
+    "train",
+]
+
+_HOMES = {
+    "algorithm.ladder": ("Ladder",),
+    "api": ("Callback", "train"),
+    "config.tree": ("Config",),
+    "observe.records": ("EvaluationRecord", "StepRecord", "Summary"),
+    "observe.samples": ("AttemptSample", "CompletionSample", "GroupSample"),
+    "stop": ("Stop",),
+    "types": ("Attempt", "Completion", "Group", "Prompt", "SamplingParams"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__`, from the module that has it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), "errors")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    """What can be had from here."""
+    return sorted({*globals(), *__all__})

@@ -19,7 +19,7 @@ def own_token() -> Iterator[None]:
     """
     before = {name: os.environ.get(name) for name in VARIABLES}
     os.environ.update(dict(zip(VARIABLES, ("token", secrets.token_hex(32)), strict=True)))
-    _read_again()
+    read_again()
     try:
         yield
     finally:
@@ -27,7 +27,7 @@ def own_token() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        _read_again()
+        read_again()
 
 
 def takes_token() -> bool:
@@ -37,7 +37,7 @@ def takes_token() -> bool:
     return bool(is_token_auth_enabled())
 
 
-def _read_again() -> None:
+def read_again() -> None:
     """Have Ray look into the environment once more; there is no public way."""
     from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 
 
@@ -16,7 +17,7 @@ class ChildGuard:
 
     def __init__(self) -> None:
         if os.getpgrp() != os.getpid():  # a session's leader leads its group already, and may not ask for it
-            os.setpgrp()
+            _lead_a_group()
         self._shell = subprocess.Popen(
             ["/bin/sh", "-c", 'cat >/dev/null; kill -9 "-$1" 2>/dev/null', "guard", str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -29,3 +30,21 @@ class ChildGuard:
         """The children have ended in good order: kill nobody, since others may have their numbers by now."""
         self._shell.kill()
         self._shell.wait()
+
+
+def _lead_a_group() -> None:
+    """Make this process the leader of a group, in the terminal's foreground where the one before was: for Ctrl-C."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR)
+    except OSError:
+        os.setpgrp()
+        return
+    try:
+        foreground = os.tcgetpgrp(terminal) == os.getpgrp()
+        os.setpgrp()
+        if foreground:  # who asks for it from the background is stopped by SIGTTOU, unless that is blocked
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+            os.tcsetpgrp(terminal, os.getpgrp())
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    finally:
+        os.close(terminal)

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from threading import Event, current_thread, main_thread
+from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import ray
@@ -19,11 +20,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from adagrpo_ray.authentication import own_token, takes_token
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError
+from adagrpo_ray.jobs import is_lasting
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import TINY
 from adagrpo_ray.placement import Hardware, Placement, address, local_hardware, place
 from adagrpo_ray.preflight import Inputs
+from adagrpo_ray.stop import Stop
 
 STOP_TIMEOUT_S = 20.0
 SET_TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token or RAY_AUTH_TOKEN_PATH to a file with it"
@@ -37,22 +40,43 @@ class Actors:
     model: Any
 
 
+def as_connected(config: Config) -> Config:
+    """The configuration of a run in a program that may have called `ray.init`: then it runs on that Ray.
+
+    Its folder is then an absolute path, since actors may have another current folder. Raises ResourceError where the
+    configuration or RAY_ADDRESS names another cluster.
+    """
+    if not ray.is_initialized():
+        return config
+    there, asked = ray.get_runtime_context().gcs_address, address(config)
+    if asked not in (None, "auto", there):
+        raise ResourceError(
+            f"this program is connected to the Ray at {there} already, and run.ray_address or RAY_ADDRESS names "
+            f"{asked!r}; call ray.shutdown() first, or leave the address out"
+        )
+    folder = config.run.folder if is_lasting(config.run.folder) else str(Path(config.run.folder).absolute())
+    return config.model_copy(update={"run": config.run.model_copy(update={"ray_address": there, "folder": folder})})
+
+
 @contextmanager
-def connect(config: Config, patience_s: float = 0.0) -> Iterator[Placement]:
+def connect(config: Config, patience_s: float = 0.0, *, learner: bool = True) -> Iterator[Placement]:
     """Be part of a Ray cluster, and know where the actors go; a cluster of our own ends with the block.
 
+    A program that was connected before stays so.
     Where a joined one can never hold them, raises ResourceError, after `patience_s` in which lost nodes may come back.
+    Without a `learner` there are rollout actors only.
     """
-    with own_token() if address(config) is None else nullcontext(), _connected(config, patience_s) as placement:
+    guard = own_token() if address(config) is None else nullcontext()
+    with guard, _connected(config, patience_s, learner) as placement:
         yield placement
 
 
 @contextmanager
-def _connected(config: Config, patience_s: float) -> Iterator[Placement]:
-    joined = address(config)
+def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Placement]:
+    joined, connected = address(config), ray.is_initialized()
     if joined is None:
         hardware = local_hardware()
-        placement = place(config, hardware, ours=True)
+        placement = place(config, hardware, ours=True, learner=learner)
         _init(
             address="local",  # or Ray would join a cluster that it finds running on this machine
             # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
@@ -61,8 +85,10 @@ def _connected(config: Config, patience_s: float) -> Iterator[Placement]:
             resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
             include_dashboard=False,
             _metrics_export_port=config.tracking.prometheus_port,
+            # Once its head is gone nothing of it is of use, and its agents would try to reach the head for a minute.
+            _system_config={"gcs_rpc_server_reconnect_timeout_s": 15},
         )
-    else:
+    elif not connected:
         try:
             _init(address=joined)
         except ConnectionError as error:
@@ -77,16 +103,17 @@ def _connected(config: Config, patience_s: float) -> Iterator[Placement]:
             ) from None
     try:
         if joined is not None:
-            placement = _place_on_cluster(config, time.monotonic() + patience_s)
+            placement = _place_on_cluster(config, time.monotonic() + patience_s, learner)
         yield placement
     finally:
-        ray.shutdown()
+        if joined is None or not connected:
+            ray.shutdown()
 
 
-def _place_on_cluster(config: Config, deadline: float) -> Placement:
+def _place_on_cluster(config: Config, deadline: float, learner: bool) -> Placement:
     while True:
         try:
-            return place(config, cluster_hardware(), ours=False)
+            return place(config, cluster_hardware(), ours=False, learner=learner)
         except ResourceError:
             if time.monotonic() > deadline:
                 raise
@@ -117,7 +144,7 @@ def cluster_hardware() -> Hardware:
 
 
 @contextmanager
-def actors(config: Config, placement: Placement, inputs: Inputs, stop: Event | None = None) -> Iterator[Actors]:
+def actors(config: Config, placement: Placement, inputs: Inputs, stop: Stop | None = None) -> Iterator[Actors]:
     """Started actors that hold the same base model; all of them are gone after the block.
 
     Raises StoppedError where `stop` is set while they start.
@@ -139,7 +166,7 @@ def actors(config: Config, placement: Placement, inputs: Inputs, stop: Event | N
 
 
 def _create(config: Config, placement: Placement, inputs: Inputs, group: Any) -> Actors:
-    path, learner = inputs.model_path, ray.remote(LearnerActor)
+    learner = ray.remote(LearnerActor)
     return Actors(
         learners=tuple(
             learner.options(
@@ -150,11 +177,17 @@ def _create(config: Config, placement: Placement, inputs: Inputs, group: Any) ->
             ).remote()
             for rank in range(placement.learner_ranks)
         ),
-        model=ray.put(ModelFiles.carry(path) if config.model.path == TINY else ModelFiles(path)),
+        model=put_model(config, inputs),
     )
 
 
-def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Event | None) -> None:
+def put_model(config: Config, inputs: Inputs) -> Any:
+    """A reference to the ModelFiles of the base model, for actors on any node."""
+    path = inputs.model_path
+    return ray.put(ModelFiles.carry(path) if config.model.path == TINY else ModelFiles(path))
+
+
+def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop | None) -> None:
     """Start everything side by side: engines load while the ranks find each other."""
     rank0 = running.learners[0]
     get(rank0.open.remote(config, placement, [running.model], inputs.max_model_len))
@@ -164,12 +197,12 @@ def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs
     get(rank0.ready.remote(), stop=stop)
 
 
-def begin(config: Config, running: Actors, inputs: Inputs, stop: Event | None = None) -> None:
+def begin(config: Config, running: Actors, inputs: Inputs, stop: Stop | None = None) -> None:
     """A run from its start on the learners, on actors that may have done another one of the same base model."""
     master = get(running.learners[0].address.remote())
     learners = [actor.start.remote(config, rank, running.model, master) for rank, actor in enumerate(running.learners)]
     get(learners, timeout_s=config.rollout.start_timeout_s, stop=stop)
-    get(running.learners[0].attach.remote(inputs.prompts))
+    get(running.learners[0].attach.remote(inputs.prompts, inputs.given))
 
 
 def _stop(running: Actors) -> None:
@@ -180,7 +213,7 @@ def _stop(running: Actors) -> None:
         ray.kill(actor)
 
 
-def get(references: Any, timeout_s: float = math.inf, stop: Event | None = None) -> Any:
+def get(references: Any, timeout_s: float = math.inf, stop: Stop | None = None) -> Any:
     """`ray.get`, with errors of this library as themselves and everything else as an AdaGRPOError.
 
     Raises StoppedError where `stop` is set meanwhile.

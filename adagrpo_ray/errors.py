@@ -5,6 +5,7 @@ AdaGRPOError
 ├── DataError        a data set cannot be read, or a row or column is not what was promised
 ├── ModelError       a model, tokenizer or adapter cannot be loaded
 ├── RewardError      a reward function cannot be imported, or broke its contract
+├── ExtensionError   a criterion, ladder or callback of the user's own raised, or broke its contract
 ├── ResourceError    the machine or cluster cannot hold what the configuration asks for
 ├── RolloutError     a rollout actor could not serve a request
 │   └── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
@@ -12,6 +13,7 @@ AdaGRPOError
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
 ├── HistoryError     a run folder cannot be read back, or is none
+├── ChatError        a message cannot be answered, or a conversation cannot be kept
 ├── TrackingError    a tracker cannot take the run, which goes on without it
 └── StoppedError     the run was asked to stop, and did
 
@@ -40,6 +42,10 @@ class RewardError(AdaGRPOError, ValueError):
     """A reward function cannot be imported, or broke its contract."""
 
 
+class ExtensionError(AdaGRPOError, RuntimeError):
+    """A criterion, ladder or callback of the user's own raised, or broke its contract."""
+
+
 class ResourceError(AdaGRPOError, RuntimeError):
     """The machine or cluster cannot hold what the configuration asks for."""
 
@@ -66,6 +72,10 @@ class CheckpointError(AdaGRPOError, RuntimeError):
 
 class HistoryError(AdaGRPOError, ValueError):
     """A run folder cannot be read back, or is none."""
+
+
+class ChatError(AdaGRPOError, ValueError):
+    """A message cannot be answered, or a conversation cannot be kept."""
 
 
 class TrackingError(AdaGRPOError, RuntimeError):

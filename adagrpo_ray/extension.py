@@ -1,4 +1,4 @@
-"""Loading a user's own function, named 'module:function' in the configuration."""
+"""A user's own function: loading what the configuration names, and telling what it raised."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.given import NOTHING, Given
 
 
-def load_function(spec: str, setting: str, built_in: Sequence[str]) -> Callable[..., Any]:
-    """The function that `spec` names; modules in the current folder are found.
+def load_function(spec: str, setting: str, built_in: Sequence[str], given: Given = NOTHING) -> Callable[..., Any]:
+    """The function that `spec` names: one that was given, or one in a module; those in the current folder are found.
 
     Raises ConfigError that names `setting`, the value, what is wrong with it, and the nearest of the
     `built_in` names that could stand there too.
     """
+    function = given.find(setting, spec)
+    if function is not None:
+        return function
     module_name, colon, name = spec.partition(":")
     if not (module_name and colon and name):
         raise ConfigError(
-            f"{setting}: {spec!r} is not built in{_nearest(spec, built_in)}; use one of {', '.join(built_in)}, "
-            "or your own as 'module:function'"
+            f"{setting}: {spec!r} is not built in{_nearest(spec, built_in)}; use {_one_of(built_in)}"
+            "your own as 'module:function'"
         )
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -48,6 +53,20 @@ def load_function(spec: str, setting: str, built_in: Sequence[str]) -> Callable[
     if not callable(function):
         raise ConfigError(f"{setting}: {spec!r} is {function!r:.300}, which cannot be called; name a function")
     return function  # type: ignore[no-any-return]
+
+
+def told(error: BaseException) -> str:
+    """What code of the user's raised, and where."""
+    *_, frame = [None, *traceback.extract_tb(error.__traceback__)]
+    where = "" if frame is None else f" ({frame.filename}, line {frame.lineno})"
+    try:
+        return f"{error!r:.300}{where}"
+    except Exception:
+        return f"a {type(error).__name__} that cannot be shown{where}"
+
+
+def _one_of(built_in: Sequence[str]) -> str:
+    return f"one of {', '.join(built_in)}, or " if built_in else ""
 
 
 def _nearest(name: str, built_in: Sequence[str]) -> str:

@@ -49,7 +49,7 @@ class Placement:
     @property
     def shared(self) -> bool:
         """Whether a rollout actor and a learner rank are on one GPU."""
-        return 0 < self.learner_gpus < 1
+        return self.learner_ranks > 0 and 0 < self.learner_gpus < 1
 
     @property
     def rollout(self) -> dict[str, float]:
@@ -78,18 +78,21 @@ class Placement:
                 (self.rollout_actors, "rollout actor", self.rollout),
                 (self.learner_ranks, "learner rank", self.learner),
             )
+            if count
         )
 
 
-def place(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
+def place(config: Config, hardware: Hardware, *, ours: bool, learner: bool = True) -> Placement:
     """Who gets what. Without GPUs all run on CPUs; one GPU is shared by all; else every actor has its own.
 
     `ours` says that we start Ray on this machine ourselves, where CPUs are only a count that we choose;
-    an existing cluster has what it has. Raises ResourceError where the actors can never be placed.
+    an existing cluster has what it has. Without a `learner` there are rollout actors only, which share no GPU. Raises
+    ResourceError where the actors can never be placed.
     """
     r, s = config.rollout, config.learner
+    ranks = s.ranks if learner else 0
     on_gpu = hardware.gpus > 0
-    shared = on_gpu and hardware.gpus < 2
+    shared = on_gpu and learner and hardware.gpus < 2
     if not on_gpu and r.tensor_parallel > 1:
         raise ResourceError(f"rollout.tensor_parallel={r.tensor_parallel} needs GPUs, and there are none; set it to 1")
     actor_gpus, rank_gpus = (float(r.tensor_parallel), 1.0) if on_gpu else (0.0, 0.0)
@@ -100,34 +103,35 @@ def place(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
                 f"learner.ranks={s.ranks} need more than the 1 GPU there is; set all three to 1"
             )
         actor_gpus = rank_gpus = 0.5
-    placement = Placement(
-        r.actors, r.cpus, actor_gpus, s.ranks, s.cpus, rank_gpus, dict(r.resources), dict(s.resources)
-    )
+    of_ranks = dict(s.resources) if learner else {}
+    placement = Placement(r.actors, r.cpus, actor_gpus, ranks, s.cpus, rank_gpus, dict(r.resources), of_ranks)
     if r.sleep and not shared:
         raise ResourceError(
             "rollout.sleep=true makes room on a GPU that a rollout actor and a learner rank share, and here "
             f"{'each has its own' if on_gpu else 'there is none'}; leave it at null"
         )
+    and_ranks, or_ranks = (f" and learner.ranks={ranks}", " or learner.ranks") if learner else ("", "")
     if placement.gpus > hardware.gpus:
         raise ResourceError(
-            f"rollout.actors={r.actors} x {actor_gpus:g} and learner.ranks={s.ranks} need {placement.gpus:g} GPUs, "
-            f"there are {hardware.gpus:g}; lower rollout.actors, rollout.tensor_parallel or learner.ranks"
+            f"rollout.actors={r.actors} x {actor_gpus:g}{and_ranks} need {placement.gpus:g} GPUs, "
+            f"there are {hardware.gpus:g}; lower rollout.actors, rollout.tensor_parallel{or_ranks}"
         )
     if not ours and placement.cpus > hardware.cpus:
         raise ResourceError(
-            f"the actors need {placement.cpus:g} CPUs (rollout.actors={r.actors} x rollout.cpus={r.cpus:g} and "
-            f"learner.ranks={s.ranks} x learner.cpus={s.cpus:g}), the cluster has {hardware.cpus:g}; lower one of them"
+            f"the actors need {placement.cpus:g} CPUs (rollout.actors={r.actors} x rollout.cpus={r.cpus:g}{and_ranks}"
+            f"{f' x learner.cpus={s.cpus:g}' if learner else ''}), the cluster has {hardware.cpus:g}; lower one of them"
         )
-    for name in {**r.resources, **s.resources} if not ours else ():
+    for name in {**r.resources, **of_ranks} if not ours else ():
         if placement.total(name) > hardware.resources.get(name, 0.0):
             raise ResourceError(
                 f"the actors need {placement.total(name):g} of the custom resource {name!r} ("
-                f"rollout.resources={r.resources} x rollout.actors={r.actors}, "
-                f"learner.resources={s.resources} x learner.ranks={s.ranks}), "
+                f"rollout.resources={r.resources} x rollout.actors={r.actors}"
+                f"{f', learner.resources={s.resources} x learner.ranks={s.ranks}' if learner else ''}), "
                 f"the cluster has {hardware.resources.get(name, 0.0):g}; start nodes with ray start "
                 f"--resources='{{\"{name}\": 1}}', or mend the setting"
             )
-    for kind, takes in (("rollout actor", placement.rollout), ("learner rank", placement.learner)):
+    kinds = (("rollout actor", placement.rollout), ("learner rank", placement.learner))
+    for kind, takes in kinds if learner else kinds[:1]:
         if hardware.nodes and not any(all(node.get(k, 0.0) >= v for k, v in takes.items()) for node in hardware.nodes):
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in takes.items() if amount)
             raise ResourceError(

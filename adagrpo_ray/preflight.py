@@ -8,6 +8,7 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
@@ -16,24 +17,30 @@ from adagrpo_ray.tracking import check_trackers
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run needs, checked: where the model is, its prompts, and the longest sequence in tokens."""
+    """What a run needs, checked: where the model is, its prompts, the longest sequence in tokens, given functions."""
 
     model_path: str
     prompts: PromptSets
     max_model_len: int
+    given: Given = NOTHING
 
 
-def check(config: Config) -> Inputs:
-    """Load and check model, rewards, criterion and data; raises an AdaGRPOError that says what to mend."""
-    check_trackers(config)
+def check(config: Config, given: Given = NOTHING, *, training: bool = True) -> Inputs:
+    """Load and check model, rewards, criterion, ladder and data; raises an AdaGRPOError that says what to mend.
+
+    Where it is not for `training`, there will be no learner, no criterion is needed, and any prompts will do.
+    """
+    if training:
+        check_trackers(config)
     for function in config.rewards.functions:
-        load_reward(function.function)
-    make_method(config.algorithm, [f.function for f in config.rewards.functions])
+        load_reward(function.function, given)
+    if training:
+        make_method(config.algorithm, [f.function for f in config.rewards.functions], given)
     if address(config) is None:
-        place(config, local_hardware(), ours=True)
+        place(config, local_hardware(), ours=True, learner=training)
     model_path = resolve_model(config)
-    prompts = load_prompts(config, load_tokenizer(model_path, config))
-    return Inputs(model_path, prompts, _max_model_len(config, model_path, prompts))
+    prompts = load_prompts(config, load_tokenizer(model_path, config), training=training)
+    return Inputs(model_path, prompts, _max_model_len(config, model_path, prompts), given)
 
 
 def _max_model_len(config: Config, model_path: str, prompts: PromptSets) -> int:

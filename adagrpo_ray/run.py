@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from threading import Event
+from pathlib import Path
 
+from adagrpo_ray.cluster import as_connected
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import LearnerLostError, StoppedError
+from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.jobs import check_job_folder, job_id
 from adagrpo_ray.observe import Observer, Observers, Summary
 from adagrpo_ray.observe.mirror import open_run
 from adagrpo_ray.observe.observer import telling
 from adagrpo_ray.preflight import check
 from adagrpo_ray.resume import find_past, past_of
-from adagrpo_ray.storage import join
+from adagrpo_ray.stop import Stop
+from adagrpo_ray.storage import find, join, leave
 from adagrpo_ray.tracking import tracked
-from adagrpo_ray.trainer import train
+from adagrpo_ray.trainer import place_and_train
+
+CODES = "functions.json"
+"""Fingerprints of the functions given to a run, in its folder."""
 
 
 def run(
-    config: Config, observer: Observer, *, name: str = "run", resume: str | None = None, stop: Event | None = None
+    config: Config,
+    observer: Observer,
+    *,
+    name: str = "run",
+    resume: str | None = None,
+    stop: Stop | None = None,
+    given: Given = NOTHING,
 ) -> Summary:
     """Train as `config` says, and tell `observer`; `resume` as in `find_past`.
 
-    `name` begins the folder's name where `run.name` is not set. A learner rank that dies costs the steps since the last
-    checkpoint, up to `run.max_restarts` times. Raises what `check`, `find_past` and `train` raise.
+    `name` begins the folder's name where `run.name` is not set; `given` are functions that the configuration names. A
+    learner rank that dies costs the steps since the last checkpoint, up to `run.max_restarts` times. Raises what
+    `as_connected`, `check`, `find_past` and `place_and_train` raise.
     """
     tell = observer.phase
-    config = check_job_folder(config, tell)
+    written = config = check_job_folder(config, tell)
+    config = as_connected(config)
     past = None if resume is None else find_past(resume, config, tell)
     if config.model.trust_remote_code:
         tell(f"warning: model.trust_remote_code=true runs Python code of {config.model.path}, here and in all actors")
     tell("checking model, data and rewards")
-    inputs = check(config)
+    inputs = check(config, given)
     if stop is not None and stop.is_set():
         raise StoppedError("stopped as asked, before anything was started")
     prompts = inputs.prompts
@@ -45,20 +61,50 @@ def run(
     with ExitStack() as ending:
         while True:
             patience = config.rollout.start_timeout_s if restarts else 0.0
-            writing = past.writer(config, tell) if past else open_run(home, as_yaml(config), tell)
+            writing = past.writer(written, tell) if past else open_run(home, as_yaml(written), tell)
             try:
                 with writing as writer, tracked(config, writer.folder, tell, past is not None) as trackers:
                     home = writer.home
                     if not restarts:
+                        _keep_codes(home, given, tell)
                         ending.enter_context(telling(observer, config, home))
                     observers = Observers(writer, trackers, observer)
                     named = config.model_copy(
                         update={"run": config.run.model_copy(update={"name": writer.folder.name})}
                     )
-                    return train(named, inputs, writer.folder, observers, past, stop, writer.home, patience)
+                    summary = place_and_train(named, inputs, writer.folder, observers, past, stop, home, patience)
+                    if config.run.report:
+                        _report(writer.folder, home, tell)
+                    return summary
             except LearnerLostError as error:
                 restarts += 1
                 if restarts > config.run.max_restarts:
                     raise
                 tell(f"{error}; beginning again, {restarts} of run.max_restarts={config.run.max_restarts}")
                 past = past_of(home, config, tell)
+
+
+def _keep_codes(home: str, given: Given, tell: Callable[[str], None]) -> None:
+    """Say which of the given functions are not what the run in `home` began with, and keep what they are now."""
+    if not given.codes:
+        return
+    try:
+        before: dict[str, str] = json.loads(find(home, CODES) or "{}")
+    except ValueError:
+        before = {}
+    for what, code in given.codes.items():
+        if before.get(what, code) != code:
+            tell(f"warning: {what} is not the code that the run began with")
+    leave(home, CODES, json.dumps(dict(given.codes), indent=2) + "\n")
+
+
+def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
+    """Leave a report in the run folder. A run is no worse for a report that fails."""
+    try:
+        from adagrpo_ray.report import read, write_report  # matplotlib takes a second, which only this needs
+
+        write_report([read(home, folder)], str(folder))
+        tell(f"report: {join(home, 'report.html')}")
+    except Exception as error:
+        why = (str(error).strip() or repr(error)).splitlines()[0]
+        tell(f"no report: {why}; launch/report.py makes one of {home}")

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from adagrpo_ray.algorithm.loss import LossSums
 from adagrpo_ray.authentication import takes_token
 from adagrpo_ray.cluster import Actors, actors, any_dead, connect, get
+from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, RewardError, RolloutError, StoppedError
+from adagrpo_ray.errors import AdaGRPOError, ExtensionError, LearnerLostError, RewardError, RolloutError, StoppedError
 from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.memory import settled
+from adagrpo_ray.model.card import Facts, adapter_card, package_versions
+from adagrpo_ray.model.identity import identify
 from adagrpo_ray.nodes import check_shared
 from adagrpo_ray.observe import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
 from adagrpo_ray.placement import Placement, address
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage import join
 
 UNGUARDED = (
@@ -30,21 +35,22 @@ UNGUARDED = (
 )
 
 
-def train(
+def place_and_train(
     config: Config,
     inputs: Inputs,
     folder: Path,
     observer: Observer,
     past: Past | None = None,
-    stop: Event | None = None,
+    stop: Stop | None = None,
     home: str | None = None,
     patience_s: float = 0.0,
 ) -> Summary:
     """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `home`/adapter.
 
     `folder` is where `observer` writes, `home` the path or URL where the learners do: `folder` too unless given.
-    Raises StoppedError soon after `stop` is set, with a checkpoint of the last finished step, LearnerLostError where a
-    learner rank died, and ResourceError where a joined cluster has no room, after `patience_s` of waiting for it.
+    Ends soon after `stop` is set, with a checkpoint of the last finished step; raises StoppedError where that was
+    by a signal or no step was finished, LearnerLostError where a learner rank died, and ResourceError where a joined
+    cluster has no room, after `patience_s` of waiting for it.
     """
     with connect(config, patience_s) as placement:
         config = settled(config, placement)
@@ -54,7 +60,15 @@ def train(
             check_shared(config.run.folder)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:
-            return train_on(running, config, folder, observer, past, stop, home)
+            return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))
+
+
+def _card(config: Config, inputs: Inputs, summary: Summary) -> str:
+    """The model card of the adapter that the run leaves, with the command that this process is."""
+    prompts = (len(inputs.prompts.train), len(inputs.prompts.held_out))
+    base = identify(config.model.path, inputs.model_path)
+    command = shown_command(["python", *sys.orig_argv[1:]])
+    return adapter_card(Facts(config, base, summary, command, prompts, package_versions()))
 
 
 def _where(config: Config, placement: Placement) -> str:
@@ -69,14 +83,15 @@ def train_on(
     folder: Path,
     observer: Observer,
     past: Past | None = None,
-    stop: Event | None = None,
+    stop: Stop | None = None,
     home: str | None = None,
+    card: Callable[[Summary], str] | None = None,
 ) -> Summary:
-    """The steps and measurements of `train`, on actors that are ready to begin."""
-    run = _Run(running, config, folder, observer, stop or Event(), home or str(folder))
+    """The steps and measurements of `place_and_train`, on actors that are ready to begin; `card` words its card."""
+    run = _Run(running, config, folder, observer, stop or Stop(), home or str(folder), card)
     try:
         return run.finish(past)
-    except (StoppedError, RewardError, RolloutError) as error:
+    except (StoppedError, RewardError, RolloutError, ExtensionError) as error:
         kept = run.keep()
         raise type(error)(f"{error}; {kept}") from error
 
@@ -85,10 +100,17 @@ class _Run:
     """One run on its actors, with what it has measured so far."""
 
     def __init__(
-        self, running: Actors, config: Config, folder: Path, observer: Observer, stop: Event, home: str
+        self,
+        running: Actors,
+        config: Config,
+        folder: Path,
+        observer: Observer,
+        stop: Stop,
+        home: str,
+        card: Callable[[Summary], str] | None,
     ) -> None:
         self._learners, self._config, self._folder, self._home = running.learners, config, folder, home
-        self._observer, self._stop = observer, stop
+        self._observer, self._stop, self._card = observer, stop, card
         self._records: list[StepRecord] = []
         self._measured: dict[int, float] = {}  # held-out accuracy by step
         self._saved = 0  # the step of the newest checkpoint
@@ -97,23 +119,28 @@ class _Run:
         """All steps that are left, measured, kept and summed up."""
         config, observer = self._config, self._observer
         before, last = self._begin(past)
-        for step in range(len(self._records) + 1, config.run.steps + 1):
-            record, groups = self._step(step)
-            self._records.append(record)
-            observer.step(record)
-            observer.samples(groups)
-            ends = step == config.run.steps
-            if ends or _due(config.evaluation.every, step):
-                last = self._evaluate("after" if ends else f"step {step}", step)
-            if (
-                ends
-                or _due(config.checkpoint.every, step)
-                or (config.checkpoint.keep_best and _is_best(self._measured, step))
-            ):
-                self._save_checkpoint()
+        try:
+            for step in range(len(self._records) + 1, config.run.steps + 1):
+                record, groups = self._step(step)
+                self._records.append(record)
+                observer.step(record)
+                observer.samples(groups)
+                ends = step == config.run.steps
+                if ends or _due(config.evaluation.every, step):
+                    last = self._evaluate("after" if ends else f"step {step}", step)
+                if (
+                    ends
+                    or _due(config.checkpoint.every, step)
+                    or (config.checkpoint.keep_best and _is_best(self._measured, step))
+                ):
+                    self._save_checkpoint()
+        except StoppedError:
+            if self._stop.interrupted or not self._records:
+                raise
+            observer.phase(f"stopped as asked; {self.keep()}")
         adapter = join(self._home, "adapter")
-        self._on_all("save_adapter", adapter)
         summary = summarize(self._records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
+        self._on_all("save_adapter", adapter, self._card(summary) if self._card else None)
         observer.summary(summary)
         return summary
 

@@ -37,7 +37,8 @@ up() {
             grep -o '"node_id"' | wc -l || true)
     done
     "${compose[@]}" exec -T head ray status
-    echo "dashboard: http://127.0.0.1:8265   tensorboard: http://127.0.0.1:6006   token: docker/$token"
+    echo "dashboard: http://127.0.0.1:8265   tensorboard: http://127.0.0.1:6006   runs: http://127.0.0.1:7860"
+    echo "token, and password of the page of runs: docker/$token"
 }
 
 case ${1:-} in

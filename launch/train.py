@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
-from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml, settings
 from adagrpo_ray.errors import AdaGRPOError, ModelError, StoppedError
+from adagrpo_ray.stop import Stop
 
 DEFAULT = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
 
@@ -67,32 +64,16 @@ def dry_run(config: Config) -> None:
     print("\n".join(f"#   {line}" for line in lines))
 
 
-class Stop(Event):
-    """Set by SIGINT or SIGTERM, whose number it keeps; a second one leaves at once."""
+class Exit(Stop):
+    """A second signal ends the program, whatever it does just now."""
 
-    number = 0
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set():
-            os._exit(128 + number)
-        self.number = number
-        self.set()
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"stopping: the step is given up or ended, then kept; once more to leave at once\n")
+    def leave(self, number: int) -> None:
+        os._exit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    stop = Stop()
+    stop = Exit()
     try:
         config = load_config(options.config, options.overrides)
         if options.dry_run:
@@ -105,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run(config, console, name=Path(options.config).stem, resume=options.resume, stop=stop)
     except StoppedError as error:
         print(error, file=sys.stderr)
-        return 128 + stop.number
+        return 128 + stop.interrupted
     except KeyboardInterrupt:
         print("interrupted before anything was started", file=sys.stderr)
         return 130

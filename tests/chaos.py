@@ -1,9 +1,9 @@
 """A run whose parts are killed while it goes on, against the same run left alone: python -m tests.chaos
 
-Both runs are launch/train.py on three Ray nodes of this machine: a head with the learner, and two nodes with a rollout
-actor each. A seeded plan says which fault comes at which step; the next one waits until the run has got on by a step.
-Writes runs/chaos/summary.json, and exits with 1 where a fault was not survived, a group or a process is left behind,
-or the two runs do not end alike to the last bit.
+Both runs are launch/train.py on three Ray nodes of this machine: a head with a rollout actor, a node with another one,
+and a node with the learner. A seeded plan says which fault comes at which step; the next one waits until the run has
+got on by a step. Writes runs/chaos/summary.json, and exits with 1 where a fault was not survived, a group or a process
+is left behind, or the two runs do not end alike to the last bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from tests.faults import PATIENCE_S, ROLLOUT_NODE, Fault, NotSurvivedError, Site, children, inject, plan
+from tests.faults import LEARNER_NODE, PATIENCE_S, ROLLOUT_NODE, Fault, NotSurvivedError, Site, children, inject, plan
 from tests.program import metrics, settings, title
 
 OUT = Path("runs/chaos")
@@ -75,7 +75,7 @@ class Watch:
         return titles
 
 
-def run(cluster: Cluster, name: str, steps: int, faults: list[Fault], seed: int) -> dict[str, Any]:
+def run(cluster: Cluster, learner: Any, name: str, steps: int, faults: list[Fault], seed: int) -> dict[str, Any]:
     """A run to its end under these faults: its seconds and exit code, and the faults that came, each with what came
     of it."""
     folder = (OUT / name).resolve()
@@ -85,7 +85,7 @@ def run(cluster: Cluster, name: str, steps: int, faults: list[Fault], seed: int)
     command += [*OPTIONS, f"run.ray_address={cluster.address}"]
     began, told = time.monotonic(), list[dict[str, Any]]()
     with (folder / "output").open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as running:
-        site = Site(cluster, running, folder / "run", random.Random(seed))
+        site = Site(cluster, learner, running, folder / "run", random.Random(seed))
         try:
             for fault in faults:
                 told += [inject(site, fault)]
@@ -148,13 +148,13 @@ def main() -> int:
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     watch = Watch()
     with watch.begin():
-        head = {"num_cpus": 1, "resources": {"learner": 1}, "include_dashboard": False}
+        head = {**ROLLOUT_NODE, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            for _ in range(2):
-                cluster.add_node(**ROLLOUT_NODE)
-            alone = run(cluster, "alone", given.steps, [], given.seed)
-            disturbed = run(cluster, "disturbed", given.steps, faults, given.seed)
+            cluster.add_node(**ROLLOUT_NODE)
+            learner = cluster.add_node(**LEARNER_NODE)
+            alone = run(cluster, learner, "alone", given.steps, [], given.seed)
+            disturbed = run(cluster, learner, "disturbed", given.steps, faults, given.seed)
         finally:
             cluster.shutdown()
     summary = compare(alone, disturbed, watch.left())

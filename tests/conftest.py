@@ -29,11 +29,11 @@ TINY = str(Path("launch/configs/tiny-cpu.yaml").resolve())
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four steps that nothing stopped."""
+    """The folder of a run of four steps that nothing stopped, with its report."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_security.py's
-        train(folder, 4)
+        train(folder, 4, "run.report=true")
     return folder / "run"
 
 

@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 from tests.program import metrics, title
 
 ROLLOUT_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"rollout": 1}}
+LEARNER_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"learner": 1}}
 PATIENCE_S = 300.0  # for a target to be there, and for the step after a fault
 
 
@@ -49,6 +50,7 @@ class Site:
     """The cluster and the program that runs on it."""
 
     cluster: Cluster
+    learner: Any  # the node with the learner
     running: subprocess.Popen[bytes]
     folder: Path
     draw: random.Random
@@ -74,8 +76,8 @@ class Site:
         self.draw.choice(self.until(find, what)).send_signal(number)
 
     def node(self) -> Any:
-        """One of the nodes with a rollout actor."""
-        stay = self.cluster.worker_nodes - set(self.leaving)
+        """One of the nodes with a rollout actor alone, which the head is not."""
+        stay = self.cluster.worker_nodes - {self.learner, *self.leaving}
         return self.draw.choice(sorted(stay, key=lambda node: str(node.node_id)))
 
     def see_off(self) -> None:
@@ -124,6 +126,12 @@ def lose_node(site: Site) -> None:
     site.cluster.add_node(**ROLLOUT_NODE)
 
 
+def lose_learner_node(site: Site) -> None:
+    """The learner's node is gone, and with it whatever the learner had started; another one comes."""
+    site.cluster.remove_node(site.learner, allow_graceful=False)
+    site.learner = site.cluster.add_node(**LEARNER_NODE)
+
+
 FAULTS: dict[str, Callable[[Site], None]] = {
     "rollout actor killed": kill_rollout_actor,
     "engine killed": kill_engine,
@@ -132,6 +140,7 @@ FAULTS: dict[str, Callable[[Site], None]] = {
     "scoring process killed": kill_scorer,
     "node drained": drain_node,
     "node lost": lose_node,
+    "learner's node lost": lose_learner_node,
 }
 
 

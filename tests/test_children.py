@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
 
@@ -49,3 +51,33 @@ def test_a_guard_that_was_dismissed_kills_nobody() -> None:
     for process in left:
         process.kill()
     assert len(left) == 2
+
+
+IN_A_TERMINAL = """
+from adagrpo_ray.children import ChildGuard
+
+guard = ChildGuard()
+try:
+    input("ready")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+guard.dismiss()
+"""
+
+
+def test_ctrl_c_reaches_a_process_that_has_left_its_shells_group() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        script = 'trap true INT; "$0" -c "$1"; echo "and over"'  # what a Makefile does: the shell leads the group
+        os.execv("/bin/sh", ["sh", "-c", script, sys.executable, IN_A_TERMINAL])
+    said = b""
+    try:
+        while b"ready" not in said:
+            said += os.read(terminal, 1024)
+        os.write(terminal, b"\x03")
+        while b"and over" not in said:
+            said += os.read(terminal, 1024)
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)
+    assert b"interrupted" in said

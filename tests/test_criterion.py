@@ -11,7 +11,8 @@ from builders import make_attempt, make_group
 
 from adagrpo_ray.algorithm.criterion import make_criterion
 from adagrpo_ray.config.algorithm import CriterionSettings
-from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.errors import ConfigError, ExtensionError
+from adagrpo_ray.given import give
 from adagrpo_ray.types import Group
 
 FUNCTIONS = ("format", "answer")
@@ -73,7 +74,13 @@ def test_spread_is_over_all_attempts() -> None:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a module of the user's in it."""
-    (tmp_path / "my_criteria.py").write_text("limit = 3\ndef two_tries(group): return len(group.attempts) >= 2\n")
+    (tmp_path / "my_criteria.py").write_text(
+        "limit = 3\n"
+        "def two_tries(group): return len(group.attempts) >= 2\n"
+        "def raises(group): return group.nothing\n"
+        "def leaves(group): raise SystemExit(3)\n"
+        "def counts(group): return int(group.last.correct.sum())\n"
+    )
     (tmp_path / "broken_criteria.py").write_text("import no_such_module\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
@@ -118,3 +125,28 @@ def test_a_kind_like_none_is_told_all_of_them() -> None:
         ConfigError, match=r"'xyz'.*use one of any_correct, any_above, spread, or your own as 'module:function'"
     ):
         satisfied(make_group([1]), kind="xyz")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "raises",
+            r"raised AttributeError\(\"'Group' object has no attribute 'nothing'\"\) \(.*my_criteria\.py, line 3\)",
+        ),
+        ("leaves", r"raised SystemExit\(3\)"),
+        ("counts", "returned 1; have it return True or False"),
+    ],
+)
+def test_an_own_function_that_fails_is_told_by_its_name(name: str, told: str) -> None:
+    with pytest.raises(ExtensionError, match=rf"algorithm\.criterion\.kind: 'my_criteria:{name}' {told}"):
+        satisfied(make_group([1]), kind=f"my_criteria:{name}")
+
+
+def test_a_given_function_is_asked_by_its_name() -> None:
+    wanted = 2
+    given = give({("algorithm.criterion.kind", "enough"): lambda group: group.last.correct.sum() >= wanted})
+    criterion = make_criterion(CriterionSettings(kind="enough"), FUNCTIONS, given)
+    assert criterion(make_group([1, 1])) is True
+    assert criterion(make_group([0, 1])) is False

@@ -123,6 +123,12 @@ def test_retry_economics(step: SamplingFigures) -> None:
     assert step.informative_groups == 2
 
 
+def test_a_group_that_began_on_a_rung_was_not_rescued_by_it() -> None:
+    began = replace(RESCUED, attempts=RESCUED.attempts[1:], start=1)
+    step = figures(ready=(began,), attempts=(began,))
+    assert (step.resamples, step.rescued) == ((0, 0, 0), (0, 0, 0))
+
+
 def test_flat_shares_by_level(step: SamplingFigures) -> None:
     assert step.flat_before_by_level == {"2 digits": 0.0, "5 digits": 1.0}
     assert step.flat_after_by_level == {"2 digits": 0.0, "5 digits": 0.5}

@@ -87,7 +87,7 @@ def under(*names: str) -> list[str]:
     return found
 
 
-GROUND = under("algorithm", "types", "config", "errors", "extension", "placement", "storage", "cache")
+GROUND = under("algorithm", "types", "config", "errors", "extension", "given", "stop", "placement", "storage", "cache")
 PURE_LEARNER = under(
     "learner.sampler",
     "learner.packing",
@@ -97,6 +97,7 @@ PURE_LEARNER = under(
     "learner.buffers",
     "learner.budget",
 )
+PURE_EVALUATION = under(*(f"evaluation.{name}" for name in ("figures", "results", "settings", "table", "progress")))
 
 
 def test_there_is_a_library_to_look_at() -> None:
@@ -109,8 +110,8 @@ def test_the_ground_floor_knows_no_engine_and_no_model_library(module: str) -> N
     assert not offences(module, ENGINES | MODELS)
 
 
-@pytest.mark.parametrize("module", under("rewards", "data", "model", "adapter"))
-def test_rewards_data_and_model_know_no_engine(module: str) -> None:
+@pytest.mark.parametrize("module", under("rewards", "data", "model", "adapter", "export", "observe", "report"))
+def test_what_stands_beside_engines_knows_none(module: str) -> None:
     assert not offences(module, ENGINES)
 
 
@@ -119,7 +120,12 @@ def test_the_learners_logic_knows_no_engine(module: str) -> None:
     assert not offences(module, ENGINES)
 
 
-@pytest.mark.parametrize("module", [*GROUND, *PURE_LEARNER])
+@pytest.mark.parametrize("module", PURE_EVALUATION)
+def test_what_comes_of_a_measurement_knows_no_engine(module: str) -> None:
+    assert not offences(module, ENGINES)
+
+
+@pytest.mark.parametrize("module", [*GROUND, *PURE_LEARNER, *PURE_EVALUATION])
 def test_nor_does_anything_that_they_load(module: str) -> None:
     assert not {(m, name) for m in reached(module) for name in offences(m, ENGINES)}
 
@@ -131,6 +137,14 @@ def test_the_ground_floor_stands_on_nothing_above_it(module: str) -> None:
 
 def test_the_library_knows_no_launch_script_and_no_test() -> None:
     assert not {module: found for module in MODULES if (found := offences(module, {"launch", "tests", "builders"}))}
+
+
+def test_the_web_application_stands_on_top_and_gradio_is_its_pages_alone() -> None:
+    serve = set(under("serve"))
+    assert not {m: found for m in MODULES if m not in serve and (found := imports(m) & serve)}
+    pages = {"app", "chat_page", "controls", "runs_page"}
+    assert {m for m in MODULES if offences(m, {"gradio"})} == {f"adagrpo_ray.serve.{page}" for page in pages}
+    assert not {m: found for m in serve if (found := offences(m, {"ray", "deepspeed"}))}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

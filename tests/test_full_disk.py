@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from test_export import make_run
 from test_observe import BEFORE, STEP
 
 from adagrpo_ray import storage
 from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
 from adagrpo_ray.errors import CheckpointError, ConfigError, ModelError, ResourceError
+from adagrpo_ray.export.exporting import ExportRequest, export
 from adagrpo_ray.learner import kept
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.checkpoint import check, load, newest, save
@@ -154,11 +156,11 @@ def test_an_adapter_that_does_not_fit_leaves_the_one_before(disk: Disk) -> None:
     engine._policy = SimpleNamespace(peft_model=SimpleNamespace(peft_config={"default": LoraConfig(r=1)}))  # type: ignore[assignment]
     actor = LearnerActor()
     actor._engine, actor._rank = engine, 0
-    folder, files = disk.folder / "adapter", ["adapter_config.json", "adapter_model.safetensors"]
+    folder, files = disk.folder / "adapter", ["adapter_config.json", "adapter_model.safetensors", "README.md"]
 
     def save_adapter(value: float) -> None:
         engine.adapter = lambda: {"a": torch.full((4000,), value)}  # type: ignore[method-assign]
-        actor.save_adapter(str(folder))
+        actor.save_adapter(str(folder), card=f"{value}" * 4000)
 
     save_adapter(1)
     before = [(folder / name).read_bytes() for name in files]
@@ -170,6 +172,23 @@ def test_an_adapter_that_does_not_fit_leaves_the_one_before(disk: Disk) -> None:
     disk.clear()
     save_adapter(2)
     assert (folder / files[1]).read_bytes() != before[1]
+
+
+def test_an_export_that_does_not_fit_leaves_nothing(
+    disk: Disk, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", tiny_model)
+    request = ExportRequest(str(run), disk.folder / "model", check=False)
+    with pytest.raises(ResourceError, match=rf"takes 2\.6 MiB, {disk.folder} has \S+ MiB free; make room$"):
+        export(request, print)
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: SimpleNamespace(free=2**40)
+    )  # as if another one took it meanwhile
+    with pytest.raises(ResourceError, match=rf"^cannot write {disk.folder}/model .*No space left on device"):
+        export(request, print)
+    assert list(disk.folder.iterdir()) == []
+    disk.remount("size=8m")
+    assert (export(request, print) / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("free", [0, 1, 4, 16])

@@ -1,4 +1,4 @@
-"""cluster/: every file is what Ray, KubeRay and Kubernetes accept, and starts what this program understands.
+"""cluster/ and docker/: files are what Ray, KubeRay and Kubernetes accept, and start what this program understands.
 
 No cluster is started: files are held against schemas, against Ray's own readers and against the settings.
 """
@@ -6,12 +6,14 @@ No cluster is started: files are held against schemas, against Ray's own readers
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jsonschema
@@ -73,6 +75,15 @@ def config_of(command: str) -> Config:
     assert (python, script) == ("python", "launch/train.py")
     config = arguments[arguments.index("--config") + 1]
     return load_config(ROOT / config, [a for a in arguments if "=" in a])
+
+
+def launch_ui() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("launch_ui", ROOT / "launch/ui.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # Ray's cluster launcher
@@ -215,6 +226,31 @@ def test_the_autoscaler_reads_the_resources_that_actors_are_placed_by(name: str)
     assert types["rollout"]["resources"].get("GPU", 0) == (1 if gpus else 0)
     assert types["learner"]["resources"].get("GPU", 0) == (types["learner"]["resources"]["learner"] if gpus else 0)
     assert types["rollout"]["min_workers"] < types["rollout"]["max_workers"]
+
+
+# Compose
+
+
+def test_the_web_pages_of_the_containers_are_guarded_and_cannot_change_runs() -> None:
+    services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
+    ui = services["ui"]
+    assert ui["volumes"] == services["tensorboard"]["volumes"] == ["${RUNS}:/runs:ro"]
+    assert ui["ports"] == ["127.0.0.1:7860:7860"]
+    assert ui["image"] == services["tensorboard"]["image"] == services["head"]["image"]
+    python, script, *arguments = shlex.split(ui["command"])
+    assert (python, script) == ("python", "launch/ui.py")
+    options = launch_ui().parse(arguments)
+    assert (options.runs, options.host, options.no_chat) == ("/runs", "0.0.0.0", True)
+    assert options.password_file == "/run/secrets/ray_token"
+    assert ui["secrets"] == ["ray_token"]
+    probe = ui["healthcheck"]["test"]
+    assert probe[:3] == ["CMD", "python", "-c"]
+    assert f"http://127.0.0.1:{options.port}/healthz" in probe[3]
+
+
+def test_every_setting_of_the_compose_file_has_a_default() -> None:
+    used = set(re.findall(r"\$\{(\w+)\}", (ROOT / "docker/docker-compose.yml").read_text()))
+    assert used == used & set(re.findall(r"^(\w+)=", (ROOT / "docker/.env").read_text(), re.MULTILINE))
 
 
 # What the files start

@@ -134,3 +134,18 @@ def test_custom_resources_count_for_each_actor() -> None:
 def test_what_no_node_can_hold_is_refused_though_all_together_could() -> None:
     with pytest.raises(ResourceError, match=r"no node .* one learner rank takes \(6 CPU\).*lower learner\.cpus"):
         place(load_config(None, ["learner.cpus=6"]), CLUSTER, ours=False)
+
+
+def test_without_a_learner_rollout_actors_have_gpus_of_their_own_and_nothing_is_said_of_ranks() -> None:
+    settings = load_config(None, ["learner.ranks=4", "learner.cpus=6", "learner.resources={learner: 1}"])
+    for gpus, each in ((1, 1.0), (2, 1.0), (0, 0.0)):
+        placement = place(settings, Hardware(8, gpus), ours=True, learner=False)
+        assert (placement.rollout_gpus, placement.gpus, placement.cpus) == (each, each, 1.0)
+        assert not placement.shared
+        assert placement.describe() == f"1 x rollout actor: 1 CPU, {each:g} GPU each"
+        assert placement.total("learner") == 0
+    assert place(settings, CLUSTER, ours=False, learner=False).learner_ranks == 0
+    with pytest.raises(ResourceError) as refused:
+        place(load_config(None, ["rollout.actors=3"]), Hardware(8, 2), ours=True, learner=False)
+    assert "rollout.actors=3 x 1 need 3 GPUs, there are 2" in str(refused.value)
+    assert "learner" not in str(refused.value)

@@ -232,3 +232,18 @@ def test_a_member_that_hangs_while_it_gets_new_weights_is_lost(monkeypatch: pyte
 
     (reason,) = asyncio.run(scenario())
     assert "rollout actor 0 did not take version 1 within rollout.request_timeout_s" in reason
+
+
+@pytest.mark.parametrize(("method", "told"), [("sleep", "leave its GPU"), ("wake", "come back to its GPU")])
+def test_a_member_that_hangs_on_its_way_from_or_to_its_gpu_is_lost(method: str, told: str) -> None:
+    async def scenario() -> list[str]:
+        hung, alive, lost = FakeActor(), FakeActor(), list[str]()
+        setattr(hung, method, SimpleNamespace(remote=lambda: asyncio.get_running_loop().create_future()))
+        setattr(alive, method, SimpleNamespace(remote=lambda: asyncio.sleep(0)))
+        pool = RolloutPool([hung, alive], 0.05, lambda member, reason: lost.append(reason))
+        await getattr(pool, method)()
+        assert [member.name for member in pool.members] == ["rollout actor 1"]
+        return lost
+
+    (reason,) = asyncio.run(scenario())
+    assert f"rollout actor 0 did not {told} within rollout.request_timeout_s" in reason

@@ -1,4 +1,4 @@
-"""A learner rank that dies in the middle of a run, on real Ray, vLLM, DeepSpeed and PEFT."""
+"""An actor that dies in the middle of a run, on real Ray, vLLM, DeepSpeed and PEFT."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 from tests.program import children, metrics, settings, title
 
 
-def lose_a_rank(folder: Path, *options: str) -> tuple[int, str, str]:
-    """Exit code and output of a run of four steps one of whose learner ranks is killed after the second."""
+def lose(actor: str, folder: Path, *options: str) -> tuple[int, str, str]:
+    """Exit code and output of a run of four steps one of whose actors of that kind is killed after the second."""
     command = [sys.executable, "launch/train.py", *settings(folder, 4), "checkpoint.every=1", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         while len(metrics(folder / "run")) < 2:
             assert running.poll() is None, running.communicate()
             time.sleep(0.02)
         started = children(running)
-        *_, rank = [process for process in started if title(process).startswith("ray::LearnerActor")]
-        rank.kill()
+        *_, one = [process for process in started if title(process).startswith(f"ray::{actor}")]
+        one.kill()
         output, errors = running.communicate(timeout=280)
     _, left = psutil.wait_procs(started, timeout=20)
     assert [title(process) for process in left] == []
@@ -32,7 +32,7 @@ def lose_a_rank(folder: Path, *options: str) -> tuple[int, str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, tmp_path: Path) -> None:
-    code, output, errors = lose_a_rank(tmp_path)
+    code, output, errors = lose("LearnerActor", tmp_path)
     assert code == 0, output + errors
     assert "a learner rank died" in output
     assert "beginning again, 1 of run.max_restarts=2" in output
@@ -45,9 +45,21 @@ def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, t
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_of_two_ranks_that_may_not_begin_again_ends_with_one_line(tmp_path: Path) -> None:
-    code, output, errors = lose_a_rank(tmp_path, "learner.ranks=2", "run.max_restarts=0")
+    code, output, errors = lose("LearnerActor", tmp_path, "learner.ranks=2", "run.max_restarts=0")
     assert code == 2, output + errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "a learner rank died" in line
     assert "Traceback" not in errors
     assert (tmp_path / "run" / "checkpoints" / "latest").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_whose_last_rollout_actor_may_not_come_back_ends_with_a_checkpoint(tmp_path: Path) -> None:
+    code, output, errors = lose("RolloutActor", tmp_path, "checkpoint.every=0", "rollout.max_restarts=0")
+    assert code == 2, output + errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "rollout.max_restarts=0" in line
+    assert "Traceback" not in errors
+    step = int((tmp_path / "run" / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
+    assert step == len(metrics(tmp_path / "run")) >= 2

@@ -23,6 +23,12 @@ SAME = ("adapter/adapter_model.safetensors", "samples.jsonl")
 KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
 
 
+def assert_ended(started: set[psutil.Process]) -> None:
+    """All end by themselves, though the program could not see to it; Ray's agents look for its head for a while."""
+    _, left = psutil.wait_procs(started, timeout=45)
+    assert [title(process) for process in left] == []
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed at some moment after its second step, and left no process behind."""
@@ -39,11 +45,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {"raylet", "EngineCore", "LearnerActor"} <= {part for p in started for part in re.findall(r"\w+", title(p))}
     running.kill()
     assert running.wait() == -signal.SIGKILL
-    _, left = psutil.wait_procs(started, timeout=30)
-    # Two of Ray's own, which for a minute try to tell the head, which is gone, that their raylet is gone.
-    assert {title(process).strip() for process in left} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-    _, left = psutil.wait_procs(left, timeout=90)
-    assert [title(process) for process in left] == []
+    assert_ended(started)
     return folder / "run"
 
 
@@ -134,3 +136,23 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, tmp
     assert metrics(tmp_path / "run") == metrics(whole)
     for file in SAME:
         assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_second_signal_ends_a_run_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "launch/train.py", *settings(tmp_path, 4)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not metrics(tmp_path / "run"):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+    started = children(running)
+    running.send_signal(signal.SIGTERM)
+    assert running.stderr is not None
+    while "once more to leave at once" not in (line := running.stderr.readline()):
+        assert line, "it ended without a word"
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=5)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "checkpoints" / "latest").exists()  # nothing was waited for
+    assert_ended(started)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import Scores, load_reward
-from adagrpo_ray.rewards.extract import marked_answer, parse_number
+from adagrpo_ray.rewards.extract import holds_answer, marked_answer, parse_number
 from adagrpo_ray.rewards.registry import BUILTIN, score_group
 
 FORMAT = FormatSettings()
@@ -457,3 +457,43 @@ def test_a_function_that_raises_is_named() -> None:
         grade((leaves, 1.0))
     with pytest.raises(RewardError, match=r"Grader' raised TypeError\(.*unexpected keyword.*\*\*context"):
         grade((Grader(), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "there"),
+    [
+        ("12+7=19", "19", True),
+        ("12+7=19", "9", False),
+        ("12+7=19", "7", True),
+        ("12-7", "7", True),  # an operator, no sign
+        ("(5)-7", "7", True),
+        ("x = -7", "-7", True),
+        ("x = -7", "7", False),
+        ("START623END", "623", True),
+        ("about 1,000.0.", "1000", True),
+        ("1,2", "2", True),
+        ("1,234", "234", False),
+        ("1.2.3", "2", False),
+        ("It is Paris, I think", "Paris", True),
+        ("Parisian", "Paris", False),
+        ("so 1/2 it is", "1/2", True),
+        ("11/2", "1/2", False),
+        ("", "42", False),
+    ],
+)
+def test_the_answer_anywhere(text: str, truth: str, there: bool) -> None:
+    assert holds_answer(text, truth) is there
+
+
+@given(st.text(), st.text(min_size=1))
+def test_the_answer_anywhere_takes_any_text(text: str, truth: str) -> None:
+    assert holds_answer(text, truth) in (True, False)
+    if truth.strip():
+        assert holds_answer(f"{text} {truth} {text}", truth) or parse_number(truth) is not None
+
+
+def test_looking_anywhere_takes_no_longer_than_linear_time() -> None:
+    began = time.perf_counter()
+    for text in ("1," * 200_000, "-" * 400_000, "1" * 400_000, "+-.1" * 100_000):
+        assert not holds_answer(text, "7")
+    assert time.perf_counter() - began < 20

@@ -129,9 +129,8 @@ HOSTILE = [
 
 
 def test_no_text_breaks_the_files_or_is_cut(tmp_path: Path) -> None:
-    hostile = replace(
-        make_attempt([1.0] * len(HOSTILE)), completions=tuple(make_completion(text=text) for text in HOSTILE)
-    )
+    completions = tuple(make_completion(text=text) for text in HOSTILE)
+    hostile = replace(attempt(*[(1.0, 1.0)] * len(HOSTILE), rung=0), completions=completions)
     prompt = replace(make_prompt(HOSTILE[0], HOSTILE[2]), answer=HOSTILE[3])
     first, second = (make_group(FIRST, hostile, prompt=prompt), SOLVED)
     groups = shown(ready=(first, second), attempts=(first, second))

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 import yaml
 from conftest import PLANTED
 
-from adagrpo_ray.authentication import own_token, takes_token
+from adagrpo_ray.authentication import own_token, read_again, takes_token
 from adagrpo_ray.cluster import connect
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets
@@ -32,7 +32,7 @@ from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.observe import Observer
 from adagrpo_ray.placement import Hardware, place
 from adagrpo_ray.preflight import Inputs
-from adagrpo_ray.trainer import train
+from adagrpo_ray.trainer import place_and_train
 
 ROOT = Path(__file__).parents[1]
 FLOAT32 = {"dtype": "float32"}
@@ -64,10 +64,14 @@ def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProc
 
 
 @pytest.fixture
-def untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that says nothing of Ray."""
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+def untold() -> Iterator[None]:
+    """An environment that says nothing of Ray; after the test, Ray goes by the one that was there before."""
+    with pytest.MonkeyPatch.context() as environment:  # undone after what the test itself sets
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            environment.delenv(name, raising=False)
+        read_again()
+        yield
+    read_again()
 
 
 def test_a_ray_of_our_own_refuses_whoever_has_no_token(
@@ -123,7 +127,7 @@ def test_a_run_says_that_its_cluster_asks_for_no_token(untold: None, monkeypatch
     placement = place(config, Hardware(4, 0), ours=False)
     monkeypatch.setattr("adagrpo_ray.trainer.connect", lambda config, patience_s: nullcontext(placement))
     with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
-        train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
+        place_and_train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
 
 
 def test_what_listens_in_the_containers_is_published_on_loopback_alone() -> None:

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from adagrpo_ray.config.algorithm import CriterionSettings
-from adagrpo_ray.extension import load_function
+from adagrpo_ray.errors import ExtensionError
+from adagrpo_ray.extension import load_function, told
+from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.types import Group
 
 Criterion = Callable[[Group], bool]
 
 BUILT_IN = ("any_correct", "any_above", "spread")
+
+SETTING = "algorithm.criterion.kind"
+"""Names the criterion."""
 
 
 def any_correct(group: Group) -> bool:
@@ -39,11 +46,26 @@ def spread(threshold: float) -> Criterion:
     return lambda group: group.statistics.std > threshold
 
 
-def make_criterion(settings: CriterionSettings, functions: Sequence[str]) -> Criterion:
+def own(criterion: Callable[[Group], object], name: str) -> Criterion:
+    """The user's own criterion; ExtensionError, which names it, where it raises or does not say True or False."""
+
+    def satisfied(group: Group) -> bool:
+        try:
+            answer = criterion(group)
+        except BaseException as error:  # SystemExit too: it would end the thread that all sampling runs in
+            raise ExtensionError(f"{SETTING}: {name!r} raised {told(error)}; mend it") from error
+        if not isinstance(answer, bool | np.bool_):
+            raise ExtensionError(f"{SETTING}: {name!r} returned {answer!r:.300}; have it return True or False")
+        return bool(answer)
+
+    return satisfied
+
+
+def make_criterion(settings: CriterionSettings, functions: Sequence[str], given: Given = NOTHING) -> Criterion:
     """The criterion that the settings name; `functions` are the reward functions' names, in order.
 
-    A kind 'module:function' is the user's own function of a Group. Raises ConfigError for a kind that is
-    neither that nor built in.
+    A kind 'module:function', or the name of a given one, is the user's own function of a Group. Raises ConfigError for
+    a kind that is neither that nor built in.
     """
     match settings.kind:
         case "any_correct":
@@ -54,4 +76,4 @@ def make_criterion(settings: CriterionSettings, functions: Sequence[str]) -> Cri
             )
         case "spread":
             return spread(settings.threshold)
-    return load_function(settings.kind, "algorithm.criterion.kind", BUILT_IN)
+    return own(load_function(settings.kind, SETTING, BUILT_IN, given), settings.kind)

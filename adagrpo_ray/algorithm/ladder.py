@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from adagrpo_ray.types import SamplingParams
+from adagrpo_ray.types import Group, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class Ladder:
             return self.base
         rungs = self.rungs(step)
         return rungs[attempts - 1] if attempts <= len(rungs) else None
+
+    def next(self, group: Group, step: int) -> SamplingParams | None:
+        """Parameters of the group's next attempt at `step`; None where it has used up the ladder.
+
+        A group that was to start on a rung which is not there starts at the base.
+        """
+        params = self.params(step, len(group.attempts) + group.start)
+        return self.base if params is None and not group.attempts else params
 
     @property
     def height(self) -> int:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from adagrpo_ray.algorithm.criterion import Criterion, make_criterion, spread
 from adagrpo_ray.algorithm.ladder import Ladder
+from adagrpo_ray.algorithm.own_ladder import load_ladder
 from adagrpo_ray.config.algorithm import AlgorithmSettings, AllocationSettings
+from adagrpo_ray.given import NOTHING, Given
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,13 @@ class Method:
     allocation: AllocationSettings | None = None
 
 
-def make_method(settings: AlgorithmSettings, functions: Sequence[str]) -> Method:
+def make_method(settings: AlgorithmSettings, functions: Sequence[str], given: Given = NOTHING) -> Method:
     """The method that `settings.name` names; `functions` are the reward functions' names.
 
     `grpo`: every group is trained on as it is (arXiv 2402.03300). `dapo`: groups without spread of rewards
     are dropped and other prompts sampled until the step is full (dynamic sampling, arXiv 2503.14476, section
-    3.2). `adagrpo`: failing groups climb the ladder of the triggers, and
-    earlier results size the groups. Raises ConfigError for a bad criterion.
+    3.2). `adagrpo`: failing groups climb the ladder of the triggers, or one of the user's own, and
+    earlier results size the groups. Raises ConfigError for a bad criterion or ladder.
     """
     base = settings.sampling.params()
     match settings.name:
@@ -40,9 +42,10 @@ def make_method(settings: AlgorithmSettings, functions: Sequence[str]) -> Method
         case "dapo":
             return Method(spread(0.0), Ladder(base), refill=True, drop_exhausted=True)
         case "adagrpo":
+            ladder = Ladder(base, tuple((t.from_step, t.ladder()) for t in settings.triggers))
             return Method(
-                make_criterion(settings.criterion, functions),
-                Ladder(base, tuple((t.from_step, t.ladder()) for t in settings.triggers)),
+                make_criterion(settings.criterion, functions, given),
+                ladder if settings.ladder is None else load_ladder(settings.ladder, ladder, given),
                 refill=False,
                 drop_exhausted=settings.on_exhausted == "drop",
                 allocation=settings.allocation if settings.allocation.enabled else None,

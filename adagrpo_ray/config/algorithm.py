@@ -108,6 +108,11 @@ class AlgorithmSettings(Section):
         (TriggerSettings(from_step=1, rungs=(RungSettings(temperature=2.0, min_p=0.1),)),),
         description="adagrpo: ladders of resamples by step; []: none",
     )
+    ladder: str | None = Field(
+        None,
+        min_length=1,
+        description="adagrpo: a ladder of your own in place of triggers, as 'module:function'; null: triggers",
+    )
     resample: Literal["immediate", "deferred"] = Field(
         "deferred", description="a failed group's next attempt: at once, or among the next step's requests"
     )

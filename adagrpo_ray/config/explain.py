@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
@@ -23,6 +24,21 @@ def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tu
         for entry in get_args(annotation):
             if isinstance(entry, type) and issubclass(entry, BaseModel):
                 yield from settings(entry, f"{key}[]." if get_origin(annotation) is tuple else f"{key}.")
+
+
+def as_markdown() -> str:
+    """A page with a table of settings for each section of the tree, and what the section is for."""
+    lines = ["# Every setting", "", "As a key of a YAML file, or as `key=value` on the command line.", ""]
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        about = inspect.cleandoc(section.__doc__ or "")
+        lines += [f"## {name}", "", about, "", "| key | default | what it is |", "| --- | --- | --- |"]
+        for key, default, text in settings(section, f"{name}."):
+            lines.append(f"| `{key}` | `{default}` | {text.replace('|', chr(92) + '|')} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def as_yaml(config: Config) -> str:

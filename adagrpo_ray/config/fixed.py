@@ -11,7 +11,7 @@ from adagrpo_ray.errors import ConfigError
 
 FREE = {
     *("run.steps", "run.folder", "run.name", "run.ray_address", "run.max_restarts"),
-    *("run.samples_per_step", "evaluation.every"),
+    *("run.samples_per_step", "run.report", "evaluation.every"),
     *("checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best"),
     *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel", "rollout.sleep"),
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,15 +24,30 @@ _shown.maxstring = _shown.maxother = _shown.maxlong = 200
 _shown.maxlevel = 4
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[str] | Mapping[str, object] = ()) -> Config:
     """The configuration in the YAML file at `path`, changed by `overrides` ("learner.learning_rate=1e-4").
 
-    An override's value is YAML; list entries are reached by number ("algorithm.triggers.0.from_step=5").
-    Raises ConfigError that names every bad key, its value and the nearest valid name, or a place that holds a secret.
+    The value of such a text is YAML; {"learner.learning_rate": 1e-4} has it as it is. List entries are reached by
+    number ("algorithm.triggers.0.from_step=5"). Raises ConfigError that names every bad key, its value and the nearest
+    valid name, or a place that holds a secret.
     """
-    tree = read_tree(Path(path)) if path is not None else {}
-    for override in overrides:
-        _apply(tree, override)
+    return _changed(read_tree(Path(path)) if path is not None else {}, overrides)
+
+
+def changed(config: Config, overrides: Sequence[str] | Mapping[str, object]) -> Config:
+    """`config` with other values, as `load_config` takes them; raises what it raises."""
+    return _changed(config.model_dump(mode="json"), overrides)
+
+
+def _changed(tree: dict[str, Any], overrides: Sequence[str] | Mapping[str, object]) -> Config:
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _set(
+                tree, key, os.fspath(value) if isinstance(value, os.PathLike) else value, f"{key}={_shown.repr(value)}"
+            )
+    else:
+        for override in overrides:
+            _apply(tree, override)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -79,12 +95,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one "dotted.key=value" in the raw tree, making mappings on the way."""
+    """Set one "dotted.key=value" in the raw tree."""
     key, equals, text = override.partition("=")
-    names = key.strip().split(".")
-    if not equals or not all(names):
+    if not equals or not all(key.strip().split(".")):
         raise ConfigError(f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4")
-    value = _parse(text, f"the value of {key}")
+    _set(tree, key, _parse(text, f"the value of {key}"), override)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
+    """Set `key` to `value`, as `override` says, making mappings on the way."""
+    names = key.strip().split(".")
     node: Any = tree
     for depth, name in enumerate(names):
         last = depth == len(names) - 1

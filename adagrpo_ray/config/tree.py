@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -29,6 +31,7 @@ class RunSettings(Section):
     samples_per_step: int = Field(
         4, ge=0, description="groups of each step that samples.jsonl shows in full, resampled ones first; 0: none"
     )
+    report: bool = Field(True, description="leave report.html and plots/ in the run folder at the end")
     ray_address: str | None = Field(
         None, description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else a local one"
     )
@@ -200,12 +203,20 @@ class Config(Section):
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="what a run keeps to go on from")
     tracking: TrackingSettings = Field(TrackingSettings(), description="trackers beside TensorBoard")
 
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, object] = ()) -> Config:
+        """The configuration in a YAML file, changed by `overrides`; see `adagrpo_ray.config.load.load_config`."""
+        from adagrpo_ray.config.load import load_config
+
+        return load_config(path, overrides)
+
     @property
     def uses_phases(self) -> bool:
         """Whether some completions are sampled with other parameters after the thought."""
         a = self.algorithm
         rungs = [rung for trigger in a.triggers for rung in trigger.rungs]
-        return any(s.answer is not None for s in (a.sampling, self.evaluation.sampling, *rungs))
+        own = a.ladder is not None  # nobody knows beforehand what it will ask for
+        return own or any(s.answer is not None for s in (a.sampling, self.evaluation.sampling, *rungs))
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
@@ -253,6 +264,11 @@ class Config(Section):
             problems.append(
                 f"rollout.sleep=true stops all rollouts while the learner trains, and algorithm.max_staleness="
                 f"{a.max_staleness} is there to run them meanwhile; set it to 0 or rollout.sleep to false"
+            )
+        if a.ladder is not None and a.name != "adagrpo":
+            problems.append(
+                f"algorithm.ladder={a.ladder!r} resamples, which algorithm.name={a.name} does not; leave it out, or "
+                "set algorithm.name to adagrpo"
             )
         steps = [t.from_step for t in a.triggers]
         if steps != sorted(set(steps)):

@@ -34,10 +34,11 @@ class PromptSets:
     dropped: Mapping[str, int]
 
 
-def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> PromptSets:
+def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training: bool = True) -> PromptSets:
     """The prompts of `config.data`, rendered and filtered; the split depends on `run.seed` alone.
 
-    Raises DataError where a column is missing, or where fewer prompts are left than a step needs.
+    Raises DataError where a column is missing, or where fewer prompts are left than a step needs; where it is not for
+    `training`, where none at all is left.
     """
     data = config.data
     dropped: Counter[str] = Counter()
@@ -55,8 +56,10 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase) -> PromptSe
         rest = sorted(order[data.held_out_prompts :][: data.train_prompts])
         kept = [[prompts[i] for i in rest], [prompts[i] for i in aside]]
     needed = config.algorithm.prompts_per_step
-    if len(kept[0]) < needed:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+    if not training and not any(kept):
+        raise DataError(f"data.source={data.source!r} leaves no prompt (dropped: {reasons}); give other data")
+    if training and len(kept[0]) < needed:
         raise DataError(
             f"data.source={data.source!r} leaves {len(kept[0])} prompts to train on beside {len(kept[1])} held out "
             f"(dropped: {reasons}), a step needs algorithm.prompts_per_step={needed}; "

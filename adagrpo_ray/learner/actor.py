@@ -15,6 +15,7 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.batch import training_samples
@@ -26,6 +27,7 @@ from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler
 from adagrpo_ray.learner.samples import group_samples
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
+from adagrpo_ray.model.card import CARD
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.network import use_node_address
 from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
@@ -101,16 +103,16 @@ class LearnerActor:
         use_node_address()
         self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
 
-    def attach(self, prompts: PromptSets) -> None:
-        """Rank 0 gets its prompts."""
+    def attach(self, prompts: PromptSets, given: Given = NOTHING) -> None:
+        """Rank 0 gets its prompts, and the functions that were given to the run."""
         config, algorithm = self._config, self._config.algorithm
         self._end_run()
         self._collections: dict[int, asyncio.Task[Collection]] = {}  # of the steps that have begun, by step
         self._evaluation: asyncio.Task[EvaluationRecord] | None = None
         self._prompts = prompts
-        self._scorer = RewardScorer(config.rewards, config.data.format)
+        self._scorer = RewardScorer(config.rewards, config.data.format, given)
         self._functions = [f.function for f in config.rewards.functions]
-        self._method = make_method(algorithm, self._functions)
+        self._method = make_method(algorithm, self._functions, given)
         self._sampler = AdaptiveSampler(
             algorithm,
             self._method,
@@ -212,12 +214,14 @@ class LearnerActor:
         ended, self._evaluation = self._evaluation, None
         return ended.result()
 
-    def save_adapter(self, folder: str) -> None:
-        """Write the adapter in PEFT's layout; every rank helps to gather it, rank 0 writes."""
+    def save_adapter(self, folder: str, card: str | None = None) -> None:
+        """Write the adapter in PEFT's layout, with its model card; every rank helps to gather it, rank 0 writes."""
         tensors = self._engine.adapter()
         if self._rank == 0:
             with outgoing(folder) as local:
                 self._engine.save_adapter(str(local), tensors)
+                if card is not None:
+                    (local / CARD).write_text(card, encoding="utf-8", errors="replace")
 
     def save_checkpoint(self, folder: str, progress: checkpoint.Progress, measured: Mapping[int, float]) -> None:
         """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes.

@@ -19,12 +19,12 @@ def training_samples(
     zero count in the weights, but are left out where no KL term gives them a gradient: the loss is the same
     without them.
     """
-    picked = [
+    chosen = [
         (group.prompt, completion, float(advantage))
         for group in groups
         for completion, advantage in picked(group, settings)
     ]
-    weights = token_weights([len(c.token_ids) for _, c, _ in picked], settings.loss.kind, max_new_tokens)
+    weights = token_weights([len(c.token_ids) for _, c, _ in chosen], settings.loss.kind, max_new_tokens)
     return tuple(
         TrainSample(
             prompt_token_ids=prompt.token_ids,
@@ -33,7 +33,7 @@ def training_samples(
             token_weights=weight,
             advantage=advantage,
         )
-        for (prompt, completion, advantage), weight in zip(picked, weights, strict=True)
+        for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
         if advantage != 0.0 or settings.loss.beta > 0.0
     )
 

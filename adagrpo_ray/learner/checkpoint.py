@@ -137,6 +137,16 @@ def check(path: Path) -> None:
         raise CheckpointError(f"the checkpoint {path} is damaged, incomplete or not there; an older one may be good")
 
 
+def intact(path: Path, name: str) -> bool:
+    """Whether one file of the checkpoint at `path` is as it was written, the others left unread."""
+    try:
+        with (path / name).open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        return bool(json.loads((path / CHECKSUMS).read_bytes())[name] == found)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` has the name of a checkpoint."""
     return NAME.fullmatch(path.name) is not None

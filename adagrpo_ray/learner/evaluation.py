@@ -15,6 +15,20 @@ from adagrpo_ray.observe.records import EvaluationRecord
 from adagrpo_ray.types import GenerationRequest, Prompt
 
 
+def evaluation_request(
+    prompt: Prompt, settings: EvaluationSettings, max_new_tokens: int, seed: int
+) -> GenerationRequest:
+    """What is asked for to measure on a prompt: the same every time."""
+    return GenerationRequest(
+        prompt_id=prompt.id,
+        prompt_token_ids=prompt.token_ids,
+        n=settings.samples,
+        sampling=settings.sampling.params(),
+        max_new_tokens=max_new_tokens,
+        seed=request_seed(seed, prompt.id, -1, 0),
+    )
+
+
 async def evaluate(
     prompts: Sequence[Prompt],
     settings: EvaluationSettings,
@@ -33,16 +47,7 @@ async def evaluate(
     began = time.perf_counter()
 
     async def measure(prompt: Prompt) -> tuple[str, float, float, bool]:
-        completions = await generate(
-            GenerationRequest(
-                prompt_id=prompt.id,
-                prompt_token_ids=prompt.token_ids,
-                n=settings.samples,
-                sampling=settings.sampling.params(),
-                max_new_tokens=max_new_tokens,
-                seed=request_seed(seed, prompt.id, -1, 0),
-            )
-        )
+        completions = await generate(evaluation_request(prompt, settings, max_new_tokens, seed))
         scores, correct = await score(prompt, completions)
         length = float(np.mean([len(c.token_ids) for c in completions]))
         return prompt.level, float(correct.mean()), length, scores.error is not None

@@ -20,7 +20,7 @@ def sampling_figures(
     resampled = [g for g in collection.attempts if len(g.attempts) > 1]
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
     resamples = Counter(g.last.rung for g in resampled)
-    rescued = Counter(g.last.rung for g in collection.ready if g.last.rung >= 0)
+    rescued = Counter(g.last.rung for g in collection.ready if len(g.attempts) > 1)
     lost = [f for f in collection.failed if f.dropped]  # no attempt holds what was generated for them
     rungs = range(max(height, max(resamples, default=-1) + 1))
     correct = [(g.prompt.level, float(g.last.correct.mean())) for g in first]

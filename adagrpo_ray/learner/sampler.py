@@ -235,9 +235,7 @@ class AdaptiveSampler:
         """Sample one group until it meets the criterion, has to wait, or has used up its ladder."""
         while visit.state == "late":
             group = visit.group
-            sampling = self._method.ladder.params(step, len(group.attempts) + group.start)
-            if sampling is None and not group.attempts:  # it was to start on a rung that is not there
-                sampling = self._method.ladder.base
+            sampling = self._method.ladder.next(group, step)
             if sampling is None:
                 visit.state = "exhausted"
             elif visit.history and self._settings.resample == "deferred":

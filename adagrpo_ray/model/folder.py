@@ -20,47 +20,51 @@ UNSERVED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_
 """What adapters may have that changes more than pairs of A and B scaled by alpha / r."""
 
 
-def check_model_folder(path: str) -> None:
-    """Raises ModelError unless `path` holds a model with safetensors that are whole."""
-    check_folder("model.path", path, ("config.json",))
+def check_model_folder(path: str, setting: str = "model.path") -> None:
+    """Raises ModelError, which names `setting`, unless `path` holds a model with safetensors that are whole."""
+    check_folder(setting, path, ("config.json",))
     folder = Path(path)
     if (folder / ADAPTER_CONFIG).is_file():  # Transformers would load the model that it names instead
-        raise ModelError(f"model.path={path!r} holds {ADAPTER_CONFIG}; give its base model, and it as model.adapter")
+        raise ModelError(f"{setting}={path!r} holds {ADAPTER_CONFIG}; give its base model, and it as model.adapter")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(
-            f"model.path={path!r} holds no *.safetensors; save the model with save_pretrained "
+            f"{setting}={path!r} holds no *.safetensors; save the model with save_pretrained "
             "(pickled weights are not read)"
         )
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
-        shards = _read_json("model.path", folder / INDEX).get("weight_map")
+        shards = read_json(setting, folder / INDEX).get("weight_map")
         named = set(map(str, shards.values())) if isinstance(shards, dict) else {str(shards)}
         if foreign := sorted(named - {file.name for file in files}):
             raise ModelError(
-                f"model.path: {folder / INDEX} names {foreign[0]!r}, which is no *.safetensors of that folder; "
+                f"{setting}: {folder / INDEX} names {foreign[0]!r}, which is no *.safetensors of that folder; "
                 "copy the whole folder again"
             )
-    _check_weights("model.path", files)
+    _check_weights(setting, files)
 
 
 def check_adapter_folder(path: str, lora: LoraSettings) -> None:
     """Raises ModelError unless `path` holds a LoRA adapter of the rank and alpha of `lora`, as safetensors."""
-    check_folder("model.adapter", path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
-    folder = Path(path)
-    kept = _read_json("model.adapter", folder / ADAPTER_CONFIG)
-    if kept.get("peft_type") != "LORA":
-        raise ModelError(f"model.adapter={path!r} has peft_type={kept.get('peft_type')!r}; give an adapter of LORA")
+    kept = read_adapter_folder(path, "model.adapter")
     if (kept.get("r"), kept.get("lora_alpha")) != (lora.r, lora.alpha):
         raise ModelError(
             f"model.adapter={path!r} has r={kept.get('r')} and alpha={kept.get('lora_alpha')}, the settings say "
             f"model.lora.r={lora.r} and model.lora.alpha={lora.alpha:g}; make them the same"
         )
+
+
+def read_adapter_folder(path: str, setting: str) -> dict[str, Any]:
+    """The adapter_config.json of the plain LoRA adapter at `path`; ModelError unless it is one, as safetensors."""
+    check_folder(setting, path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    folder = Path(path)
+    kept = read_json(setting, folder / ADAPTER_CONFIG)
+    if kept.get("peft_type") != "LORA":
+        raise ModelError(f"{setting}={path!r} has peft_type={kept.get('peft_type')!r}; give an adapter of LORA")
     for key in UNSERVED:
         if kept.get(key):
-            raise ModelError(
-                f"model.adapter={path!r} has {key}={kept[key]!r:.100}, which is not served; use plain LoRA"
-            )
-    _check_weights("model.adapter", [folder / ADAPTER_WEIGHTS])
+            raise ModelError(f"{setting}={path!r} has {key}={kept[key]!r:.100}, which is not served; use plain LoRA")
+    _check_weights(setting, [folder / ADAPTER_WEIGHTS])
+    return kept
 
 
 def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
@@ -89,7 +93,8 @@ def _check_weights(setting: str, files: Iterable[Path]) -> None:
             raise ModelError(f"{setting}: {file} is damaged ({first_line(error)}); copy or save it again") from None
 
 
-def _read_json(setting: str, file: Path) -> dict[str, Any]:
+def read_json(setting: str, file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; ModelError where it holds none."""
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

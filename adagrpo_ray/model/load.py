@@ -90,6 +90,18 @@ def flash_attention(config: Config) -> bool:
     return config.model.dtype == "bfloat16" and torch.cuda.is_available() and bool(is_flash_attn_2_available())
 
 
+def linear_shapes(path: str, config: Config) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of every linear layer of the model at `path`, by module name; its weights are not read."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found, trusted = read_model_config(path, config), config.model.trust_remote_code
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear))
+    return {name: (layer.in_features, layer.out_features) for name, layer in layers}
+
+
 def load_policy(path: str, config: Config) -> Any:
     """The base model with a trainable adapter (a PeftModel): a new one, or `model.adapter` to continue.
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from types import TracebackType
-from typing import TextIO, cast
-
-from rich.console import Console as RichConsole
+from typing import TextIO
 
 from adagrpo_ray.observe.figures import evaluation_line, printable
 from adagrpo_ray.observe.observer import Observer
 from adagrpo_ray.observe.progress import Bar, Clock, Lines, Progress
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
 from adagrpo_ray.observe.report import report
+from adagrpo_ray.observe.terminal import is_terminal, rich_console
 
 
 class Console(Observer):
@@ -34,23 +32,11 @@ class Console(Observer):
         clock: Clock = time.monotonic,
     ) -> None:
         stream = stream or sys.stdout
-        live = _is_terminal(stream) if terminal is None else terminal
+        live = is_terminal(stream) if terminal is None else terminal
         self._clock = clock
         self._began = clock()
-        self._rich = RichConsole(
-            # A cast, because rich asks less of a stream than its types do.
-            file=cast(TextIO, _Encodable(stream)),
-            # Said outright: rich would also take variables like FORCE_COLOR for a terminal, and fill logs
-            # with control characters.
-            force_terminal=live,
-            force_interactive=live,
-            color_system="auto" if live else None,
-            width=width,
-            # Names from data sets are shown as they are.
-            markup=False,
-            emoji=False,
-            highlight=False,
-        )
+        self._over = False
+        self._rich = rich_console(stream, live=live, width=width)
         kind = Bar if live else Lines
         self._progress: Progress = kind(steps, self._rich, clock)
 
@@ -64,7 +50,8 @@ class Console(Observer):
 
     def phase(self, text: str) -> None:
         """Say what begins, and how long the run has been going."""
-        self._progress.start()
+        if not self._over:
+            self._progress.start()
         self._line(f"[{self._clock() - self._began:7.1f} s] {printable(text)}")
 
     def step(self, record: StepRecord) -> None:
@@ -78,6 +65,7 @@ class Console(Observer):
     def summary(self, summary: Summary) -> None:
         """End the progress display and print the report."""
         self.close()
+        self._over = True
         self._line("")
         for part in report(summary):
             if isinstance(part, str):
@@ -92,22 +80,3 @@ class Console(Observer):
     def _line(self, text: str) -> None:
         # A path that the terminal wraps by itself can still be copied in one piece.
         self._rich.print(text, soft_wrap=True)
-
-
-class _Encodable:
-    """A stream that puts '?' for characters that its encoding lacks, instead of ending the run."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.encoding = stream.encoding or "utf-8"
-
-    def write(self, text: str) -> int:
-        return self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    """Whether lines can be redrawn in place."""
-    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")

@@ -196,7 +196,6 @@ def summarize(
     adapter: Path | str,
 ) -> Summary:
     """The sum of a run's steps, in at most ten intervals; accuracies that were not measured are NaN."""
-    length = max(1, math.ceil(len(records) / 10))
     return Summary(
         accuracy_before=before.accuracy if before else math.nan,
         accuracy_after=after.accuracy if after else math.nan,
@@ -212,13 +211,16 @@ def summarize(
         resamples_by_level=dict(sum((Counter(r.resamples_by_level) for r in records), Counter())),
         flat_before_by_level=_by_level(r.flat_before_by_level for r in records),
         flat_after_by_level=_by_level(r.flat_after_by_level for r in records),
-        resamples_by_interval=tuple(
-            _interval(records[start : start + length]) for start in range(0, len(records), length)
-        ),
+        resamples_by_interval=intervals(records, max(1, math.ceil(len(records) / 10))),
         name=name,
         folder=folder,
         adapter=adapter,
     )
+
+
+def intervals(records: Sequence[StepRecord], length: int) -> tuple[Interval, ...]:
+    """`records` in intervals of `length` steps, the last one of what is left."""
+    return tuple(_interval(records[start : start + length]) for start in range(0, len(records), length))
 
 
 def retries(records: Sequence[StepRecord]) -> Retries:

@@ -34,6 +34,13 @@ class RunHistory:
     summary: Summary | None
     samples: tuple[GroupSample, ...]
 
+    def setting(self, key: str) -> Any:
+        """The value of a setting by its dotted key; None where the run's config.yaml has none."""
+        value: Any = self.config
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
 
 def find(root: str | Path) -> list[Path]:
     """The run folders in `root`, or `root` itself where it is one, newest first; none where there is no `root`.

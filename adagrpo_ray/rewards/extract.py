@@ -20,6 +20,8 @@ MAX_NUMBER_LENGTH = 1000
 _NUMBER = re.compile(r"[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)")
 # What looks like one from afar: "1.2.3" and "1,2" are found, and then are no numbers.
 _NUMBER_LIKE = re.compile(r"[+-]?\.?[0-9][0-9.,]*")
+# The same, where a sign behind a digit, letter or bracket is an operator: "12-7" holds 12 and 7.
+_NUMBER_IN_TEXT = re.compile(r"(?:(?<![0-9A-Za-z)])[+-])?\.?[0-9][0-9.,]*")
 
 
 def after_thought(text: str, format: FormatSettings) -> str | None:
@@ -82,3 +84,20 @@ def same_answer(guess: str, truth: str) -> bool:
         return True
     number = parse_number(guess)
     return number is not None and number == parse_number(truth)
+
+
+def holds_answer(text: str, truth: str) -> bool:
+    """Whether the answer stands anywhere in the text: as a number of that value, or as words of their own.
+
+    Worked example: "1,000.0" holds "1000", and "12+7=19" holds "19" but not "9".
+    """
+    number = parse_number(truth)
+    if number is not None:
+        return any(_is_number(found.group().rstrip(".,"), number) for found in _NUMBER_IN_TEXT.finditer(text))
+    return re.search(rf"(?<!\w){re.escape(truth.strip())}(?!\w)", text) is not None
+
+
+def _is_number(found: str, number: Fraction) -> bool:
+    """Whether it is that number; what is none as a whole, as "1,2", may be several."""
+    whole = parse_number(found)
+    return whole == number if whole is not None else any(parse_number(part) == number for part in found.split(","))

@@ -12,6 +12,7 @@ import numpy as np
 
 from adagrpo_ray.errors import ConfigError, RewardError
 from adagrpo_ray.extension import load_function
+from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.rewards import functions as built_in
 from adagrpo_ray.rewards.latex import latex
 from adagrpo_ray.types import Floats
@@ -45,15 +46,19 @@ class Scores:
     error: str | None = None
 
 
-def load_reward(name: str) -> RewardFunction:
-    """The reward function of a built-in name or of 'module:function'; RewardError where there is none.
+SETTING = "rewards.functions"
+"""Names the reward functions."""
+
+
+def load_reward(name: str, given: Given = NOTHING) -> RewardFunction:
+    """The reward function of a built-in name, of a given one or of 'module:function'; RewardError where there is none.
 
     Modules are looked for in the current directory too.
     """
     if name in BUILTIN:
         return BUILTIN[name]
     try:
-        return load_function(name, "rewards.functions", list(BUILTIN))
+        return load_function(name, SETTING, list(BUILTIN), given)
     except ConfigError as error:
         raise RewardError(str(error)) from error
 

@@ -15,6 +15,7 @@ from pebble import ProcessExpired, ProcessPool
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
+from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.rewards import worker
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.rewards.spawn import MainlessSpawnContext
@@ -29,9 +30,9 @@ class RewardScorer:
     this one; `close` ends them before.
     """
 
-    def __init__(self, settings: RewardsSettings, format: FormatSettings) -> None:
+    def __init__(self, settings: RewardsSettings, format: FormatSettings, given: Given = NOTHING) -> None:
         self._settings = settings
-        self._format = format
+        self._format, self._given = format, given
         self._names = [f.function for f in settings.functions]
         self._correct_by = self._names.index(settings.correct_by) if settings.correct_by is not None else -1
         self._pending: set[Future[Any]] = set()
@@ -149,6 +150,7 @@ class RewardScorer:
                 [(f.function, f.weight) for f in self._settings.functions],
                 self._format,
                 self._settings.memory_gib,
+                self._given,
             ),
             context=MainlessSpawnContext(),
         )

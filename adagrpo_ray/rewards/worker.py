@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
+from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.rewards.registry import RewardFunction, load_reward, score_group
 
 # Longest that loading the reward functions may take; then the process is killed.
@@ -32,7 +33,9 @@ _load_error: RewardError | None = None
 _memory: int | None = None  # bytes
 
 
-def start(rewards: Sequence[tuple[str, float]], format: FormatSettings, memory_gib: float | None) -> None:
+def start(
+    rewards: Sequence[tuple[str, float]], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING
+) -> None:
     """Load the functions; an error waits for the first group, since here nobody would hear of it."""
     global _format, _load_error, _memory
     _die_with_parent()
@@ -43,7 +46,7 @@ def start(rewards: Sequence[tuple[str, float]], format: FormatSettings, memory_g
     _memory = None if memory_gib is None else int(memory_gib * 2**30)
     try:
         with _limited_memory():
-            _functions.extend((load_reward(name), weight) for name, weight in rewards)
+            _functions.extend((load_reward(name, given), weight) for name, weight in rewards)
     except RewardError as error:
         # The program has loaded them before, without a limit.
         hint = "" if memory_gib is None else f"; where it loads elsewhere, rewards.memory_gib={memory_gib} is too small"

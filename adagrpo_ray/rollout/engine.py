@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,17 @@ class SyncReceipt:
     digest: str
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What a completion has grown by; `finish_reason` is None until its end."""
+
+    text: str
+    tokens: int
+    finish_reason: str | None
+
+
 class RolloutEngine:
-    """One vLLM engine. Make it with `start`; all methods are coroutines of one event loop."""
+    """One vLLM engine. Make it with `start` or `create`; all methods are coroutines of one event loop."""
 
     def __init__(self, engine: Any, tokenizer: Any, config: Config, load: EngineLoad) -> None:
         self._engine, self._tokenizer, self._config, self._load = engine, tokenizer, config, load
@@ -51,6 +60,11 @@ class RolloutEngine:
     @classmethod
     async def start(cls, model_path: str, max_model_len: int, config: Config) -> RolloutEngine:
         """Load the base model; the engine serves version -1, the base, until `apply`."""
+        return cls.create(model_path, max_model_len, config)
+
+    @classmethod
+    def create(cls, model_path: str, max_model_len: int, config: Config) -> RolloutEngine:
+        """The same outside of the event loop, in a thread that may wait."""
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import AsyncEngineArgs
@@ -105,37 +119,15 @@ class RolloutEngine:
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's n completions, under the version in force when it came in; see `apply` for mode `merged`."""
-        from vllm import SamplingParams
-        from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        from adagrpo_ray.rollout.phases import phase_args
-
-        s = request.sampling
-        # With phases the request's own parameters stay neutral; the logits processor applies those of the phase.
-        own = OurParams() if s.answer is not None else s
-        params = SamplingParams(
-            n=request.n,
-            temperature=own.temperature,
-            top_p=own.top_p,
-            top_k=own.top_k,
-            min_p=own.min_p,
-            repetition_penalty=own.repetition_penalty,
-            seed=request.seed,
-            max_tokens=request.max_new_tokens,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=phase_args(self._marker, s, s.answer) if s.answer is not None else None,
+        params = self._params(
+            request, logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        prompt = tokens_input(request.prompt_token_ids.tolist())
         final = None
-        self._requests += 1
         version = self._version
-        # Where the caller is cancelled, vLLM aborts the request.
         with _engine_alive():
-            async for output in self._engine.generate(prompt, params, str(self._requests), lora_request=self._lora):
+            async for output in self._outputs(request, params, self._lora):
                 final = output
         if final is None or len(final.outputs) != request.n:
             raise RolloutError(f"vLLM gave no {request.n} completions for prompt {request.prompt_id}")
@@ -150,6 +142,50 @@ class RolloutEngine:
             )
             for output, text in zip(final.outputs, texts, strict=True)
         )
+
+    async def stream(self, request: GenerationRequest, *, base: bool = False) -> AsyncGenerator[Piece, None]:
+        """One completion as it grows, under the version in force, or under none: the base model's (mode `adapter`).
+
+        Close it (`contextlib.aclosing`) to give the request up.
+        """
+        from vllm.sampling_params import RequestOutputKind
+
+        params = self._params(request, output_kind=RequestOutputKind.DELTA)
+        with _engine_alive():
+            async with aclosing(self._outputs(request, params, None if base else self._lora)) as outputs:
+                async for output in outputs:
+                    grown = output.outputs[0]
+                    yield Piece(grown.text, len(grown.token_ids), grown.finish_reason)
+
+    def _params(self, request: GenerationRequest, **how: Any) -> Any:
+        """The request in vLLM's words; `how` says what comes back."""
+        from vllm import SamplingParams
+
+        from adagrpo_ray.rollout.phases import phase_args
+
+        s = request.sampling
+        # With phases the request's own parameters stay neutral; the logits processor applies those of the phase.
+        own = OurParams() if s.answer is not None else s
+        return SamplingParams(
+            n=request.n,
+            temperature=own.temperature,
+            top_p=own.top_p,
+            top_k=own.top_k,
+            min_p=own.min_p,
+            repetition_penalty=own.repetition_penalty,
+            seed=request.seed,
+            max_tokens=request.max_new_tokens,
+            extra_args=phase_args(self._marker, s, s.answer) if s.answer is not None else None,
+            **how,
+        )
+
+    def _outputs(self, request: GenerationRequest, params: Any, lora: LoRARequest | None) -> Any:
+        """vLLM's outputs of the request; where the caller is cancelled, vLLM aborts it."""
+        from vllm.inputs.engine import tokens_input
+
+        self._requests += 1
+        prompt = tokens_input(request.prompt_token_ids.tolist())
+        return self._engine.generate(prompt, params, str(self._requests), lora_request=lora)
 
     async def apply(self, weights: AdapterWeights) -> SyncReceipt:
         """Put a version into effect for all requests that come after; SyncError where it did not arrive whole.

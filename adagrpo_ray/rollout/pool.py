@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,25 +102,40 @@ class RolloutPool:
         """
         reference, self._newest = ray.put(weights), weights.version
         self._sent = (reference, weights)
+        receipts: list[SyncReceipt] = await self._all(lambda member: self._bring(member, reference, weights))
+        self.version = weights.version
+        return receipts
+
+    async def sleep(self) -> None:
+        """Have all members leave their GPUs; nothing may be in flight. One that is lost meanwhile leaves the pool."""
+        await self._all(lambda m: self._in_time(m, m.actor.sleep.remote(), "leave its GPU"))
+
+    async def wake(self) -> None:
+        """Have them come back; a version has to be applied before they generate again."""
+        await self._all(lambda m: self._in_time(m, m.actor.wake.remote(), "come back to its GPU"))
+        self.version = self._newest = -1  # so that no answer counts before
+        self._sent = None
+
+    async def _all(self, work: Callable[[Member], Awaitable[Any]]) -> list[Any]:
+        """What comes of it for each member, side by side; who is lost meanwhile leaves the pool and gives nothing."""
         members = self.members
-        results = await asyncio.gather(*(self._bring(m, reference, weights) for m in members), return_exceptions=True)
+        results = await asyncio.gather(*(work(member) for member in members), return_exceptions=True)
         for member, result in zip(members, results, strict=True):
             if isinstance(result, ActorLostError):
                 self._remove(member, str(result))
             elif isinstance(result, BaseException):
                 raise result
-        self.version = weights.version
         return [result for result in results if not isinstance(result, BaseException)]
 
-    async def sleep(self) -> None:
-        """Have all members leave their GPUs; nothing may be in flight."""
-        await asyncio.gather(*(answer(m, m.actor.sleep.remote()) for m in self._members))
-
-    async def wake(self) -> None:
-        """Have them come back; a version has to be applied before they generate again."""
-        await asyncio.gather(*(answer(m, m.actor.wake.remote()) for m in self._members))
-        self.version = self._newest = -1  # so that no answer counts before
-        self._sent = None
+    async def _in_time(self, member: Member, reference: Any, what: str) -> Any:
+        """The actor's answer; ActorLostError where it hangs."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await answer(member, reference)
+        except TimeoutError:
+            raise ActorLostError(
+                f"{member.name} did not {what} within rollout.request_timeout_s={self._timeout:g} s"
+            ) from None
 
     async def _least_loaded(self) -> Member:
         async with self._changed:
@@ -155,14 +170,8 @@ class RolloutPool:
 
     async def _bring(self, member: Member, reference: Any, weights: AdapterWeights) -> SyncReceipt:
         """Have a member put a version into effect, and compare what it holds then; ActorLostError where it hangs."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                receipt: SyncReceipt = await answer(member, member.actor.apply.remote(reference))
-        except TimeoutError:
-            raise ActorLostError(
-                f"{member.name} did not take version {weights.version} within rollout.request_timeout_s="
-                f"{self._timeout:g} s"
-            ) from None
+        applied = member.actor.apply.remote(reference)
+        receipt: SyncReceipt = await self._in_time(member, applied, f"take version {weights.version}")
         if (receipt.version, receipt.digest) != (weights.version, weights.digest):
             raise SyncError(
                 f"{member.name} holds version {receipt.version} with digest {receipt.digest[:12]}; "

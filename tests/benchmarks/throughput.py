@@ -32,7 +32,7 @@ from adagrpo_ray.observe import Observers
 from adagrpo_ray.preflight import Inputs, check
 from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.rollout.engine import RolloutEngine
-from adagrpo_ray.trainer import train
+from adagrpo_ray.trainer import place_and_train
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, TrainBatch, TrainSample
 
 ROUNDS, WARM_UP = 20, 3  # of an update, and how many of them are not counted
@@ -199,7 +199,7 @@ def program(config: Config) -> dict[str, Any]:
     longer = config.run.model_copy(update={"steps": counted + config.algorithm.max_staleness})
     config = config.model_copy(update={"run": longer})
     with tempfile.TemporaryDirectory() as folder:
-        train(config, check(config), Path(folder), Keep())
+        place_and_train(config, check(config), Path(folder), Keep())
     steps = seen[counted // 4 : counted]
     seconds = sum(s.seconds for s in steps)
     return {

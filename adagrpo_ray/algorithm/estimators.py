@@ -1,0 +1,50 @@
+"""What sampled completions say of a model: pass@k, and how sure a mean over problems is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z_95 = 1.959963984540054  # of the normal distribution, two-sided
+CHUNK = 64  # draws at a time, so that memory stays small with many problems
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that at least one of k completions is right, where `right` of n are: unbiased for k <= n.
+
+    1 - C(n - right, k) / C(n, k): of all choices of k among the n, the share that holds a right one (Chen et al.,
+    "Evaluating Large Language Models Trained on Code", 2021, eq. 1). ValueError unless 0 <= right <= n and
+    1 <= k <= n. Worked example: n = 4, right = 1, k = 2 gives 1 - 3/6 = 0.5.
+    """
+    if not (0 <= right <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} of {right} right completions in {n}; give 0 <= right <= n and 1 <= k <= n")
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def powers_of_two(n: int) -> tuple[int, ...]:
+    """1, 2, 4 ... below n, and n itself."""
+    return (*(1 << i for i in range((n - 1).bit_length())), n)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share, `successes` of n (Wilson, "Probable inference", 1927); of use at 0 and n too."""
+    share, spread = successes / n, Z_95 * Z_95 / n
+    half = Z_95 * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    low, high = ((share + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
+    return low if successes else 0.0, high if successes < n else 1.0  # there without errors of rounding
+
+
+def bootstrap_means(values: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
+    """Column means [draws, M] of `values` [P, M], over P problems drawn anew with replacement each time.
+
+    All columns share the draws, so that differences between them are paired. The same seed gives the same draws.
+    """
+    problems = len(values)
+    rng, even = np.random.default_rng(seed), np.full(problems, 1 / problems)
+    parts = [
+        rng.multinomial(problems, even, size=min(CHUNK, draws - done)) @ values / problems
+        for done in range(0, draws, CHUNK)
+    ]
+    return np.concatenate(parts)

@@ -1,0 +1,85 @@
+"""A ladder of the user's own: a function of the group and the step, or a subclass of `Ladder`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from pydantic import ValidationError
+
+from adagrpo_ray.algorithm.ladder import Ladder
+from adagrpo_ray.config.algorithm import SamplingSettings
+from adagrpo_ray.errors import ExtensionError
+from adagrpo_ray.extension import load_function, told
+from adagrpo_ray.given import NOTHING, Given
+from adagrpo_ray.types import Group, SamplingParams
+
+LadderFunction = Callable[[Group, int], SamplingParams | None]
+"""Parameters of the next attempt of a group that failed so far, at a step; None: it is given up."""
+
+SETTING = "algorithm.ladder"
+"""Names the ladder."""
+
+MOST_RESAMPLES = 64
+"""Of a group, where the ladder is the user's own: one without an end would sample a hopeless group for ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLadder(Ladder):
+    """Asks `ladder`, which is `name` in the configuration, and looks at what it says.
+
+    Raises ExtensionError, which names it, where it raises or gives parameters that nothing can be sampled with.
+    """
+
+    ladder: LadderFunction
+    name: str
+
+    def next(self, group: Group, step: int) -> SamplingParams | None:
+        """Parameters of the group's next attempt at `step`; None where it has none left."""
+        if len(group.attempts) > MOST_RESAMPLES:
+            return None
+        try:
+            params: object = self.ladder(group, step)
+        except BaseException as error:  # SystemExit too: it would end the thread that all sampling runs in
+            raise ExtensionError(f"{SETTING}: {self.name!r} raised {told(error)}; mend it") from error
+        if params is None:
+            return None if group.attempts else self.base
+        if not isinstance(params, SamplingParams):
+            raise ExtensionError(
+                f"{SETTING}: {self.name!r} returned {params!r:.300}; have it return SamplingParams, or None where the "
+                "group is to be given up"
+            )
+        self._check(params)
+        return params
+
+    def _check(self, params: SamplingParams) -> None:
+        """Whether they are as the configuration's have to be."""
+        problem = "a temperature of 0 draws the same completion again" if params.temperature == 0.0 else None
+        try:
+            SamplingSettings.model_validate(asdict(params))
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg'].lower()}"
+        if problem is not None:
+            raise ExtensionError(f"{SETTING}: {self.name!r} returned {params}; {problem}")
+
+
+def load_ladder(name: str, triggers: Ladder, given: Given = NOTHING) -> Ladder:
+    """The user's own ladder of that name: 'module:function', or one that was given.
+
+    A function is asked after each failed attempt; the first one has the parameters of `triggers`, the configuration's
+    ladder. A subclass of Ladder is made with those, and asked for first attempts too. Raises ConfigError where there is
+    none of that name, ExtensionError where the class cannot be made.
+    """
+    own = load_function(name, SETTING, (), given)
+    if not isinstance(own, type):
+        return OwnLadder(
+            triggers.base, ladder=lambda group, step: own(group, step) if group.attempts else triggers.base, name=name
+        )
+    try:
+        made: object = own(triggers.base, triggers.triggers)
+    except Exception as error:
+        raise ExtensionError(f"{SETTING}: making {name!r} raised {told(error)}; mend it") from error
+    if not isinstance(made, Ladder):
+        raise ExtensionError(f"{SETTING}: {name!r} is a class that is no Ladder; subclass adagrpo_ray.Ladder")
+    return OwnLadder(made.base, made.triggers, ladder=made.next, name=name)

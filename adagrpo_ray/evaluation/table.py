@@ -1,0 +1,145 @@
+"""The comparison on a terminal, and as Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from adagrpo_ray.errors import ResourceError
+from adagrpo_ray.evaluation.figures import ACCURACY, LENGTHS, Comparison, Estimate
+from adagrpo_ray.observe.figures import levels, printable
+
+JSON, MARKDOWN = "evaluation.json", "evaluation.md"
+Rows = list[tuple[str, list[str]]]
+
+LABELS = {
+    "right_answer_and_format": "right answer and format",
+    "right_answer_anywhere": "right answer anywhere",
+    "right_format": "right format",
+    "format_errors": "format errors",
+    "cut_off": "cut off",
+    "tokens": "mean length, tokens",
+    "characters": "mean length, characters",
+}
+
+
+def report(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    """All models side by side, then their differences; within `width` characters where that can be had."""
+    yield _about(comparison)
+    rows = figure_rows(comparison)
+    names = [model.name for model in comparison.models]
+    label = max(len(name) for name, _ in rows)
+    needed = label + sum(2 + max(len(row[1][i]) for row in rows) for i in range(len(names)))
+    if needed > width:  # intervals go below their values
+        rows = [(name, [cell.replace(" [", "\n[") for cell in cells]) for name, cells in rows]
+    yield _grid(["", *map(printable, names)], rows)
+    if comparison.differences:
+        yield ""
+        yield _grid(["accuracy", "difference", "better on", "worse on"], difference_rows(comparison))
+    yield ""
+    yield comparison.confidence
+
+
+def markdown(comparison: Comparison, settings: Mapping[str, Any]) -> str:
+    """The same as a Markdown document, with the settings that it depends on."""
+    lines = ["# Evaluation", "", _about(comparison), ""]
+    lines += _lines(["", *(model.name for model in comparison.models)], figure_rows(comparison))
+    if comparison.differences:
+        lines += ["", *_lines(["accuracy", "difference", "better on", "worse on"], difference_rows(comparison))]
+    lines += ["", f"{comparison.confidence}.", "", "| model | where | digest |", "| --- | --- | --- |"]
+    lines += [f"| {_cell(m.name)} | {_cell(m.folder)} | {m.digest[:12]} |" for m in comparison.models]
+    lines += ["", "| setting | value |", "| --- | --- |"]
+    lines += [f"| {_cell(key)} | {_cell(json.dumps(value))} |" for key, value in settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def save(folder: Path, comparison: Comparison, settings: Mapping[str, Any]) -> None:
+    """Write both files into `folder`, each whole or not at all; ResourceError where that fails."""
+    content = {**comparison.to_dict(), "settings": dict(settings)}
+    texts = {
+        JSON: json.dumps(content, indent=2, allow_nan=False) + "\n",
+        MARKDOWN: markdown(comparison, settings),
+    }
+    for name, text in texts.items():
+        aside = folder / f"{name}.part"
+        try:
+            aside.write_text(text, encoding="utf-8", errors="replace")
+            os.replace(aside, folder / name)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write {folder / name} ({error.strerror or error}); free or unlock that place, then give the "
+                "same command again"
+            ) from error
+
+
+def figure_rows(comparison: Comparison) -> Rows:
+    """One row a figure: its label, and a cell for each model."""
+    models, n = comparison.models, comparison.samples
+    rows: Rows = []
+    for name in models[0].figures:
+        if name == "pass@1":  # the accuracy once more
+            continue
+        label = f"accuracy (avg@{n})" if name == ACCURACY else LABELS.get(name, name)
+        rows.append((label, [_shown(model.figures[name], name) for model in models]))
+        if name == ACCURACY:
+            named = levels(level for model in models for level in model.accuracy_by_level)
+            rows += [
+                (f"  {printable(level)}", [_shown(model.accuracy_by_level[level], name) for model in models])
+                for level in named
+            ]
+    if any(model.not_scored for model in models):
+        rows.append(("problems not scored", [str(model.not_scored) for model in models]))
+    return rows
+
+
+def difference_rows(comparison: Comparison) -> Rows:
+    """One row a pair of models: the difference in accuracy, and on how many problems which way."""
+    return [
+        (
+            f"{printable(d.second)} - {printable(d.first)}",
+            [_shown(d.figures[ACCURACY], ACCURACY, signed=True), f"{d.better} problems", f"{d.worse} problems"],
+        )
+        for d in comparison.differences
+    ]
+
+
+def _about(comparison: Comparison) -> str:
+    return f"{comparison.problems} problems, {comparison.samples} completions of each"
+
+
+def _shown(estimate: Estimate, name: str, *, signed: bool = False) -> str:
+    """The value and its interval: "0.512 [0.441, 0.583]", lengths with one decimal."""
+    form = f"{'+' if signed else ''}.{1 if name in LENGTHS else 3}f"
+    if math.isnan(estimate.low):
+        return f"{estimate.value:{form}}"
+    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+def _grid(head: Sequence[str], rows: Rows) -> Table:
+    """A table without lines, so that it looks the same in every encoding; names left, figures right."""
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    table.add_column(head[0], overflow="fold")
+    for name in head[1:]:
+        table.add_column(name, justify="right", overflow="fold")
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    return table
+
+
+def _lines(head: Sequence[str], rows: Rows) -> list[str]:
+    return [
+        f"| {' | '.join(map(_cell, head))} |",
+        f"| --- |{' ---: |' * (len(head) - 1)}",
+        *(f"| {_cell(name.strip())} | {' | '.join(cells)} |" for name, cells in rows),
+    ]
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")

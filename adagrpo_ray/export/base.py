@@ -1,0 +1,75 @@
+"""The base model under an adapter: the very weights that it was trained on, in a local folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adagrpo_ray.config import Config
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.card import OURS
+from adagrpo_ray.model.folder import check_model_folder, first_line
+from adagrpo_ray.model.identity import TINY, ModelIdentity, front_matter, identify
+
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
+"""What is taken of a model on the Hub: no pickles, and no code."""
+
+
+def find_base(
+    asked: str | None, config: Config | None, adapter: Mapping[str, Any], card: str | None
+) -> tuple[ModelIdentity, Path]:
+    """The base model and its folder: `asked` for, else that of the run's `config`, else what the `adapter` names.
+
+    `adapter` is its adapter_config.json. Raises ModelError where there is none, or where the adapter's `card` says that
+    it was trained on other weights.
+    """
+    noted = front_matter(card).get(OURS) if card is not None else None
+    noted = noted if isinstance(noted, dict) else {}
+    if asked is not None:
+        name, setting = asked, "--base"
+    elif config is not None:
+        name, setting = config.model.path, "model.path"
+    else:
+        name, setting = str(adapter.get("base_model_name_or_path") or ""), "base_model_name_or_path"
+    path = _folder(name, setting, config, noted.get("base_revision"))
+    base = identify(name, str(path))
+    expected = noted.get("base_fingerprint")
+    if expected is not None and base.fingerprint != expected:
+        raise ModelError(
+            f"{setting}={name!r} is not the model that the adapter was trained on (its weights have the fingerprint "
+            f"{base.fingerprint}, the adapter's card says {expected}); give that one as --base"
+        )
+    return base, path
+
+
+def _folder(name: str, setting: str, config: Config | None, revision: Any) -> Path:
+    if name == TINY:
+        from adagrpo_ray.model.tiny import build_tiny_model
+
+        config = config or Config()
+        return build_tiny_model(config.arithmetic, config.data.format)
+    if os.path.isdir(name):
+        check_model_folder(name, setting)
+        return Path(name)
+    if not name or os.path.isabs(name) or name.startswith(".") or name.count("/") > 1:
+        raise ModelError(f"the base model {setting}={name!r} is no folder here; give its folder or Hub name as --base")
+    return _from_hub(name, setting, revision if isinstance(revision, str) else None)
+
+
+def _from_hub(name: str, setting: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # of the network, of the Hub, of names: each package has its own
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            raise ModelError(
+                f"the base model {setting}={name!r} is neither a folder here nor a model that the Hub gives out "
+                f"({first_line(error)}); give its folder or Hub name as --base"
+            ) from None
+        folder = Path(cached).parent  # what training took is there, without licence and card
+    check_model_folder(str(folder), setting)
+    return folder

@@ -1,0 +1,183 @@
+"""Whether a merged model says what the adapter says: weights against PEFT's, and log-probabilities, both in float32."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from adagrpo_ray.adapter import PEFT_PREFIX
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.folder import first_line
+
+EPSILON = {"float32": 2.0**-20, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Largest relative difference of a merged weight by its type: twice what rounding does (float32: sixteen times)."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest differences of log-probabilities that pass: over all tokens, and of any one."""
+
+    mean: float
+    largest: float
+
+
+TOLERANCES = {
+    "float32": Tolerance(1e-4, 1e-3),
+    "float16": Tolerance(5e-3, 0.1),
+    "bfloat16": Tolerance(3e-2, 0.5),
+}
+"""By the type of the merged weights."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences of log-probabilities over `tokens` of greedy completions, and of weights.
+
+    `effect` is the mean difference that the adapter itself makes, `agree` the share of tokens where both would go on
+    alike, `wrong_weights` names the weights that differ by more than rounding.
+    """
+
+    dtype: str
+    prompts: int
+    tokens: int
+    mean: float
+    largest: float
+    effect: float
+    agree: float
+    wrong_weights: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The figures in words."""
+        return (
+            f"log-probabilities of {self.tokens} tokens of {self.prompts} greedy completions differ by "
+            f"{self.mean:.2g} on average and {self.largest:.2g} at most (the adapter itself makes a difference of "
+            f"{self.effect:.2g}); {self.agree:.1%} of the tokens are both models' first choice"
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the merged model; None where nothing is."""
+        tolerance = TOLERANCES[self.dtype]
+        if self.wrong_weights:
+            return f"{len(self.wrong_weights)} weights are not base and adapter added, {self.wrong_weights[0]} first"
+        if not (self.mean <= tolerance.mean and self.largest <= tolerance.largest):  # NaN does not pass
+            return f"{self}; {self.dtype} may differ by {tolerance.mean:g} on average and {tolerance.largest:g} at most"
+        if self.mean >= self.effect > TOLERANCES["float32"].mean:
+            return f"{self}; rounding to {self.dtype} undoes what the adapter does: use --dtype float32"
+        return None
+
+
+def check_bytes(numbers: int) -> int:
+    """Memory that `compare` takes for a model of so many numbers: float32 weights, and a fifth beside."""
+    return int(numbers * 4 * 1.2) + 2**29
+
+
+def compare(
+    base: Path, adapter: Path, merged: Path, dtype: str, prompts: Sequence[NDArray[np.int32]], new_tokens: int
+) -> Comparison:
+    """The adapter on its base against the merged model, one after the other, over greedy completions of `prompts`.
+
+    Raises ModelError where either cannot be loaded.
+    """
+    from peft import PeftModel
+
+    try:
+        model = PeftModel.from_pretrained(_load(base), str(adapter)).eval()
+    except Exception as error:  # what a file holds makes PEFT fail in any way
+        raise ModelError(
+            f"the adapter cannot be loaded on its base model to compare with: {first_line(error)}"
+        ) from None
+    wrong = _wrong_weights(model, merged, EPSILON[dtype])
+    texts = [_greedy(model, torch.tensor(prompt.tolist()), new_tokens) for prompt in prompts]
+    lengths = [len(prompt) for prompt in prompts]
+    with torch.no_grad(), model.disable_adapter():
+        plain, _ = _logprobs(model, texts, lengths)
+    adapted, _ = _logprobs(model, texts, lengths)
+    del model
+    gc.collect()
+    try:
+        model = _load(merged)
+    except Exception as error:  # whatever is wrong with what was written
+        raise ModelError(f"the merged model cannot be loaded: {first_line(error)}") from None
+    got, agree = _logprobs(model, texts, lengths)
+    difference = (got - adapted).abs()
+    return Comparison(
+        dtype,
+        len(texts),
+        len(got),
+        float(difference.mean()),
+        float(difference.max()),
+        float((plain - adapted).abs().mean()),
+        agree,
+        tuple(wrong),
+    )
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).eval()
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _wrong_weights(model: Any, merged: Path, epsilon: float) -> list[str]:
+    """Names of the weights with an adapter that are not in `merged` what PEFT itself would make of them."""
+    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
+    wrong, seen = [], set()
+    for file in sorted(merged.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights, torch.no_grad():
+            for name in set(weights.keys()) & {_weight_name(layer) for layer in layers}:
+                layer = layers[f"{PEFT_PREFIX}{name.removesuffix('.weight')}"]
+                expected = layer.get_base_layer().weight + layer.get_delta_weight("default")
+                bound = epsilon * (expected.abs() + 1e-3 * expected.abs().max())
+                seen.add(name)
+                if not bool(((weights.get_tensor(name).float() - expected).abs() <= bound).all()):
+                    wrong.append(name)
+    return sorted({*wrong, *({_weight_name(layer) for layer in layers} - seen)})
+
+
+def _weight_name(layer: str) -> str:
+    return f"{layer.removeprefix(PEFT_PREFIX)}.weight"
+
+
+def _greedy(model: Any, prompt: torch.Tensor, new_tokens: int) -> torch.Tensor:
+    """The prompt [T] and what the model goes on with."""
+    from transformers import GenerationConfig
+
+    end = model.generation_config.eos_token_id
+    first_end = end[0] if isinstance(end, list) else end
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, eos_token_id=end, pad_token_id=first_end)
+    with torch.no_grad():
+        ids = prompt[None]
+        text: torch.Tensor = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
+        )[0]
+    return text
+
+
+def _logprobs(model: Any, texts: Sequence[torch.Tensor], lengths: Sequence[int]) -> tuple[torch.Tensor, float]:
+    """Log-probabilities of all tokens after the first `lengths` of each text; the share that are the first choice."""
+    found, first = [], []
+    for text, length in zip(texts, lengths, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=text[None]).logits[0, length - 1 : -1].float()
+        targets = text[length:]
+        found.append(logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1))
+        first.append(logits.argmax(-1) == targets)
+    return torch.cat(found), float(torch.cat(first).float().mean())

@@ -1,0 +1,192 @@
+"""W + scale * B A for the weights that an adapter changes, tensor by tensor, from file to file.
+
+No model is built: in memory are one shard of the result and one weight in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from adagrpo_ray.adapter import as_pairs
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, INDEX, WEIGHTS
+
+SHARD_BYTES = 2 * 2**30
+"""Most of one file of the result."""
+TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types of weights that can be added to, as safetensors and torch call them."""
+SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the base model: the `file` that holds it, its `shape`, its `dtype` there, and that in the result."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    becomes: str
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it has."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def bytes(self) -> int:
+        """Its size in the result."""
+        return self.numbers * SIZES.get(self.becomes, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """What is going to be merged: all `weights` by name, cut into `shards`, and the pairs (A [r, in], B [out, r])."""
+
+    weights: Mapping[str, Weight]
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    scaling: float
+    shards: tuple[tuple[str, ...], ...]
+
+    @property
+    def dtype(self) -> str:
+        """The type of the merged weights in the result, the coarsest one where they are several."""
+        kinds = {TYPES[self.weights[name].becomes] for name in self.pairs}
+        return next(kind for kind in ("bfloat16", "float16", "float32") if kind in kinds)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the result."""
+        return sum(weight.bytes for weight in self.weights.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that `write` takes: a shard, the largest weight as it is or also in float32, the adapter."""
+        shard = max(sum(self.weights[name].bytes for name in names) for names in self.shards)
+        largest = max(
+            weight.numbers * (SIZES.get(weight.dtype, 1) + (4 if name in self.pairs else 0))
+            for name, weight in self.weights.items()
+        )
+        return shard + largest + sum(4 * (a.numel() + b.numel()) for a, b in self.pairs.values())
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the model has."""
+        return sum(weight.numbers for weight in self.weights.values())
+
+
+def plan(
+    base: Path, adapter: Path, config: Mapping[str, Any], dtype: str | None, shard_bytes: int = SHARD_BYTES
+) -> Merge:
+    """What merging the `adapter` into the model in `base` will write; nothing is written yet.
+
+    `config` is the adapter's own; `dtype` that of the result's weights, None: each as in the base. Raises ModelError
+    where the two do not fit.
+    """
+    kind = next((key for key, name in TYPES.items() if name == dtype), None)
+    weights = {name: weight for file in sorted(base.glob("*.safetensors")) for name, weight in _weights(file, kind)}
+    scaling, rank = _scaling(adapter, config)
+    try:
+        modules = as_pairs({name: t.float() for name, t in load_file(adapter / ADAPTER_WEIGHTS).items()})
+    except ValueError as error:
+        raise ModelError(f"{adapter / ADAPTER_WEIGHTS}: {error}; only plain LoRA is merged") from None
+    pairs = {f"{module}.weight": pair for module, pair in modules.items()}
+    if not pairs:
+        raise ModelError(f"{adapter / ADAPTER_WEIGHTS} is empty; give another adapter")
+    for name, (a, b) in pairs.items():
+        _check_fits(name, weights.get(name), a, b, rank)
+    return Merge(weights, pairs, scaling, tuple(_shards(weights, shard_bytes)))
+
+
+def write(merge: Merge, out: Path) -> None:
+    """The merged weights into the folder `out`, in safetensors files; raises what writing them raises."""
+    places: dict[str, str] = {}
+    for number, names in enumerate(merge.shards, start=1):
+        file = out / (
+            WEIGHTS if len(merge.shards) == 1 else f"model-{number:05d}-of-{len(merge.shards):05d}.safetensors"
+        )
+        save_file(_merged(merge, names), file, metadata={"format": "pt"})
+        file.chmod(out.stat().st_mode & 0o666)  # save_file lets nobody else read it
+        places.update(dict.fromkeys(names, file.name))
+    if len(merge.shards) > 1:
+        index = {"metadata": {"total_size": merge.bytes}, "weight_map": dict(sorted(places.items()))}
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _merged(merge: Merge, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The tensors of one shard, as the result has them."""
+    done = {}
+    with ExitStack() as files:
+        opened = {
+            file: files.enter_context(safe_open(file, framework="pt"))
+            for file in {merge.weights[name].file for name in names}
+        }
+        for name in names:
+            weight = merge.weights[name]
+            tensor = opened[weight.file].get_tensor(name)
+            if name in merge.pairs:
+                a, b = merge.pairs[name]
+                tensor = tensor.to(torch.float32, copy=True).addmm_(b, a, alpha=merge.scaling)
+            becomes = TYPES.get(weight.becomes)
+            done[name] = tensor.to(getattr(torch, becomes)).contiguous() if becomes else tensor
+    return done
+
+
+def _weights(file: Path, kind: str | None) -> Iterator[tuple[str, Weight]]:
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 it is no dict
+            part = opened.get_slice(name)
+            dtype = part.get_dtype()
+            becomes = kind if kind is not None and dtype in TYPES else dtype
+            yield name, Weight(file, tuple(part.get_shape()), dtype, becomes)
+
+
+def _scaling(adapter: Path, config: Mapping[str, Any]) -> tuple[float, int]:
+    r, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(r, int) or not isinstance(alpha, int | float) or isinstance(r, bool) or r < 1:
+        raise ModelError(f"{adapter} has r={r!r:.100} and lora_alpha={alpha!r:.100}; both must be numbers above 0")
+    if config.get("fan_in_fan_out") or config.get("bias", "none") != "none":
+        raise ModelError(f"{adapter} has fan_in_fan_out or a bias; only plain LoRA of linear layers is merged")
+    return alpha / r, r
+
+
+def _check_fits(name: str, weight: Weight | None, a: torch.Tensor, b: torch.Tensor, rank: int) -> None:
+    if weight is None:
+        raise ModelError(
+            f"the adapter changes {name}, which the base model's files do not hold; give the model that it was trained "
+            "on as --base"
+        )
+    if weight.dtype not in TYPES:
+        raise ModelError(
+            f"{name} of the base model is of type {weight.dtype}, quantized; merge into the model it is of"
+        )
+    out, into = weight.shape if len(weight.shape) == 2 else (0, 0)
+    if tuple(a.shape) != (rank, into) or tuple(b.shape) != (out, rank):
+        raise ModelError(
+            f"{name} is {list(weight.shape)} in the base model, and the adapter has A {list(a.shape)} and B "
+            f"{list(b.shape)} with r={rank}, which do not fit; give the model that it was trained on as --base"
+        )
+
+
+def _shards(weights: Mapping[str, Weight], limit: int) -> Iterator[tuple[str, ...]]:
+    """Names in the order of the base's files, as many in a shard as `limit` bytes take, at least one."""
+    names: list[str] = []
+    size = 0
+    for name, weight in weights.items():
+        if names and size + weight.bytes > limit:
+            yield tuple(names)
+            names, size = [], 0
+        names.append(name)
+        size += weight.bytes
+    yield tuple(names)

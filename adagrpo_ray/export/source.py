@@ -1,0 +1,152 @@
+"""The adapter to export, from wherever it is, as a local folder in PEFT's layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from adagrpo_ray import storage
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ModelError
+from adagrpo_ray.learner import checkpoint, kept
+from adagrpo_ray.model.card import CARD
+from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from adagrpo_ray.observe.history import EVALUATIONS, METRICS, Mark
+from adagrpo_ray.observe.records import Summary, summarize
+
+CONFIG, ADAPTER = "config.yaml", "adapter"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter: its `folder`, and what is known of the run that made it.
+
+    Where there is no `card`, `summary` may have what one tells.
+    """
+
+    name: str
+    folder: Path
+    config: Config | None
+    card: str | None
+    summary: Summary | None = None
+
+
+@contextmanager
+def opened(place: str) -> Iterator[Source]:
+    """The adapter at `place`: a run folder, one of its checkpoints, or an adapter's own folder; a path or a URL.
+
+    Within the block it is there as local files, which nobody writes to. Raises ModelError where there is none, or a
+    pickled one, CheckpointError where a checkpoint is damaged.
+    """
+    place = kept.named(storage.plain(place).rstrip("/"))
+    if not storage.is_url(place):
+        place = os.path.abspath(place)
+    with storage.scratch() as local:
+        try:
+            found = _of_checkpoint(place, local) if checkpoint.is_checkpoint(Path(place)) else _of_files(place, local)
+            yield found
+        except AdaGRPOError as error:
+            raise type(error)(str(error).replace(str(local), place)) from error
+
+
+def _of_files(place: str, local: Path) -> Source:
+    """Of a run folder, or of an adapter's."""
+    names = _names(place)
+    if ADAPTER_CONFIG in names:
+        adapter, run = place, place.rpartition("/")[0]
+    elif f"{ADAPTER}/{ADAPTER_CONFIG}" in names:
+        adapter, run = storage.join(place, ADAPTER), place
+        names = {name.removeprefix(f"{ADAPTER}/") for name in names if name.startswith(f"{ADAPTER}/")}
+    elif CONFIG in names:
+        checkpoints = sorted(name.split("/")[1] for name in names if name.endswith(f"/{checkpoint.CHECKSUMS}"))
+        instead = f"; give its newest checkpoint, {place}/checkpoints/{checkpoints[-1]}" if checkpoints else ""
+        raise ModelError(f"{place} is a run that has left no {ADAPTER}/ yet{instead}")
+    else:
+        raise ModelError(
+            f"{place} is no run folder, no checkpoint and no adapter: it holds neither {CONFIG} nor {ADAPTER_CONFIG}"
+        )
+    if ADAPTER_WEIGHTS not in names:
+        pickled = sorted(name for name in names if name.endswith(PICKLES))
+        raise ModelError(
+            f"{adapter} holds no {ADAPTER_WEIGHTS}"
+            + (f" but {pickled[0]}, a pickle, which is not read; save it with safe_serialization" if pickled else "")
+        )
+    card = storage.find(adapter, CARD)
+    config = _config(run, local)
+    name = run.rpartition("/")[2] if config is not None else adapter.rpartition("/")[2]
+    if storage.is_url(adapter):
+        storage.pull(adapter, local / ADAPTER, [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+        return Source(name, local / ADAPTER, config, card)
+    return Source(name, Path(adapter), config, card)
+
+
+def _of_checkpoint(place: str, local: Path) -> Source:
+    """Of a checkpoint: its float32 weights, in PEFT's layout."""
+    from peft import LoraConfig
+
+    run, _, step = place.rsplit("/", 2)
+    path = Path(place)
+    if storage.is_url(place):
+        path = local / step
+        kept.fetch(place, path)
+    progress, files = checkpoint.progress(path), checkpoint.load(path)
+    of = progress.settings
+    folder = local / ADAPTER
+    folder.mkdir()
+    save_file(files["adapter.safetensors"], folder / ADAPTER_WEIGHTS)
+    LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=of["model.path"],
+        r=of["model.lora.r"],
+        lora_alpha=of["model.lora.alpha"],
+        lora_dropout=of["model.lora.dropout"],
+        target_modules=list(of["model.lora.targets"]),
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    name = f"{run.rpartition('/')[2]}-{step}"
+    return Source(
+        name, folder, _config(run, local), None, _summary(run, Mark(progress.step, progress.sizes), name, local)
+    )
+
+
+def _summary(run: str, mark: Mark, name: str, local: Path) -> Summary | None:
+    """What the run had measured up to the mark; None where its folder does not tell."""
+    folder = Path(run)
+    if storage.is_url(run):
+        folder = local / "measured"
+        storage.pull(run, folder, sorted({METRICS, EVALUATIONS} & storage.files(run)))
+    try:
+        steps, evaluations = mark.read(folder)
+    except CheckpointError:
+        return None
+    before, after = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
+    return summarize(steps, before, after, name=name, folder=run, adapter=run)
+
+
+def _config(run: str, local: Path) -> Config | None:
+    """The settings of the run in that folder; None where there are none, or another version's."""
+    text = storage.find(run, CONFIG) if run else None
+    if text is None:
+        return None
+    storage.leave(str(local), CONFIG, text)
+    try:
+        return load_config(local / CONFIG)
+    except ConfigError:
+        return None
+
+
+def _names(place: str) -> set[str]:
+    """All files below `place`, relative to it; ModelError where there is nothing."""
+    if storage.is_url(place):
+        names = storage.files(place)
+    else:
+        names = set(storage.below(Path(place))) if Path(place).is_dir() else set()
+    if not names:
+        raise ModelError(f"{place} is not there, or is empty; give a run folder, a checkpoint or an adapter's folder")
+    return names

@@ -1,0 +1,110 @@
+"""What there is to chat with: base models, the runs that trained on them, and the adapters that these have left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.errors import ConfigError, HistoryError
+from adagrpo_ray.learner.checkpoint import BEST, is_checkpoint
+from adagrpo_ray.model.folder import ADAPTER_CONFIG
+from adagrpo_ray.model.load import TINY
+from adagrpo_ray.observe.runs import CONFIG, find
+
+FINAL = "end of the run"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; `adapters` are by what the page calls them, the last one first."""
+
+    name: str
+    config: Config
+    adapters: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model with the settings that it is served by, and the runs on it, the newest first."""
+
+    name: str
+    config: Config
+    runs: tuple[Run, ...] = ()
+
+    def run(self, name: str) -> Run | None:
+        """The run of that name; None where there is none."""
+        return next((run for run in self.runs if run.name == name), None)
+
+
+def default_config(root: str, file: str | None, overrides: Sequence[str], fallback: Path) -> Config:
+    """The settings in `file`, else those of the newest run in `root`, else those in `fallback`, with `overrides`."""
+    newest = next((path / CONFIG for path in find(root) if (path / CONFIG).is_file()), fallback)
+    return load_config(file or newest, overrides)
+
+
+def offers(root: str, default: Config) -> tuple[Base, ...]:
+    """The base models of the runs in `root`, that of `default` first, which is there without a run too.
+
+    A run whose settings this version does not know is left out.
+    """
+    bases = {_identity(default): (default, list[Run]())}
+    for run in _runs(root):
+        bases.setdefault(_identity(run.config), (run.config, []))[1].append(run)
+    names: dict[str, Base] = {}
+    for config, runs in bases.values():
+        name = config.model.path
+        if name in names:  # tiny models of different settings
+            name = f"{name} ({runs[0].name})"
+        names[name] = Base(name, config, tuple(runs))
+    return tuple(names.values())
+
+
+def other_base(path: str, default: Config) -> Base:
+    """A model that no run trained on, served by the settings of `default`."""
+    model = default.model.model_copy(update={"path": path, "adapter": None})
+    return Base(path, default.model_copy(update={"model": model}))
+
+
+def _identity(config: Config) -> str:
+    """Equal where the base models are; a tiny one is made by the settings of its task."""
+    if config.model.path != TINY:
+        return config.model.path
+    return f"{TINY} {config.arithmetic!r} {config.data.format!r}"
+
+
+def _runs(root: str) -> list[Run]:
+    runs = []
+    try:
+        folders = find(root)
+    except HistoryError:
+        return []
+    for folder in folders:
+        try:
+            runs.append(Run(folder.name, _config(folder / CONFIG), _adapters(folder)))
+        except (ConfigError, OSError):
+            continue
+    return runs
+
+
+def _config(file: Path) -> Config:
+    return _config_as_of(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _config_as_of(file: Path, written: int) -> Config:
+    """YAML is slow to read, and a page asks for all runs with each of its changes."""
+    return load_config(file)
+
+
+def _adapters(folder: Path) -> dict[str, Path]:
+    found = {FINAL: folder / "adapter"} if (folder / "adapter" / ADAPTER_CONFIG).is_file() else {}
+    checkpoints = folder / "checkpoints"
+    best = (checkpoints / BEST).read_text(errors="replace").strip() if (checkpoints / BEST).is_file() else ""
+    steps = (path for path in checkpoints.glob("step-*") if is_checkpoint(path))
+    for path in sorted(steps, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+        step = int(path.name.partition("-")[2])
+        found[f"step {step}{' (best)' if path.name == best else ''}"] = path
+    return found

@@ -1,0 +1,147 @@
+"""Measure a base model and adapters side by side: python launch/evaluate.py --adapter runs/NAME [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "launch")]  # so that it runs from a plain checkout, wherever it is started
+
+from train import DEFAULT, Exit  # noqa: E402
+
+from adagrpo_ray.config import load_config  # noqa: E402
+from adagrpo_ray.config.explain import settings  # noqa: E402
+from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError  # noqa: E402
+
+LOG_WIDTH = 240  # of tables where there is no window that they have to fit into
+
+
+class Stopping(Exit):
+    """The same, which says what becomes of a measurement."""
+
+    told = b"stopping: finished problems are kept; once more to leave at once\n"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    lines = [f"  {key}  (default: {default})\n      {text}" for key, default, text in settings()]
+    parser = argparse.ArgumentParser(
+        prog="launch/evaluate.py",
+        description="Measure a base model and any number of adapters on the same problems, side by side.",
+        usage="%(prog)s [options] [--adapter PATH ...] [key=value ...]",
+        epilog="Given again, the same command goes on where it was stopped or killed.\n\n"
+        "settings, as overrides or in the YAML file (those of learner and algorithm are of no account here):\n"
+        + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="an adapter: a run folder, one of its checkpoints or the file 'best' beside them, or a PEFT adapter's "
+        "folder; give it again for more of them",
+    )
+    parser.add_argument(
+        "--base",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the base model too, the first of all (default); --no-base: the adapters alone",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file of settings (default: the config.yaml of the first adapter's run, else tiny-cpu.yaml)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("held_out", "train", "all"),
+        default="held_out",
+        help="which prompts: those that training keeps aside, the others, or both (default: held_out)",
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N of these prompts")
+    parser.add_argument(
+        "-k", "--samples", type=_count, metavar="K", help="completions of each problem: sets evaluation.samples"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where results go, and are found again (default: evaluations/ and the name of the run or config)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def evaluate(options: argparse.Namespace, stop: Exit) -> None:
+    from adagrpo_ray.evaluation.figures import compare
+    from adagrpo_ray.evaluation.measure import finished, measure, plan, unfinished
+    from adagrpo_ray.evaluation.models import locate
+    from adagrpo_ray.evaluation.progress import EvaluationProgress
+    from adagrpo_ray.evaluation.results import ResultFile
+    from adagrpo_ray.evaluation.table import JSON, MARKDOWN, report, save
+    from adagrpo_ray.observe.terminal import is_terminal, rich_console
+
+    first = locate(options.adapter[0]) if options.adapter else None
+    file = Path(options.config) if options.config else (first and first.config) or DEFAULT
+    samples = [] if options.samples is None else [f"evaluation.samples={options.samples}"]
+    config = load_config(file, [*options.overrides, *samples])
+    name = file.resolve().parent.name if file.name == "config.yaml" else file.stem
+    out = Path(options.out or Path("evaluations", name))
+    live = is_terminal(sys.stdout)
+    console = rich_console(sys.stdout, live=live, width=None if live else LOG_WIDTH)
+
+    def tell(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    tell(f"checking models, data and rewards; settings of {file}")
+    todo = plan(config, options.adapter, base=options.base, split=options.split, limit=options.limit, tell=tell)
+    tell(f"{len(todo.prompts)} problems ({options.split}), {len(todo.models)} models, results in {out}")
+    with ResultFile(out, todo.settings) as results:
+        with EvaluationProgress(len(todo.models), unfinished(todo, results), console, live=live) as progress:
+            try:
+                measure(todo, results, progress, stop)
+            except StoppedError as error:
+                every = len(todo.models) * len(todo.prompts)
+                raise StoppedError(
+                    f"{error}; {every - unfinished(todo, results)} of {every} results are in {results.path}: give the "
+                    "same command again to go on"
+                ) from None
+        comparison = compare([(m.name, m.folder, m.digest, finished(todo, results, m)) for m in todo.models])
+        save(out, comparison, todo.settings)
+    console.print()
+    for part in report(comparison, console.width):
+        console.print(part, soft_wrap=isinstance(part, str))
+    tell(f"results: {results.path}, {out / JSON}, {out / MARKDOWN}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    stop = Stopping()
+    try:
+        if options.out is not None and "://" in options.out:
+            raise ConfigError(f"--out {options.out} is a URL; give a folder of this machine")
+        with stop.on_signals():
+            evaluate(options, stop)
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        return 128 + stop.interrupted
+    except KeyboardInterrupt:
+        print("interrupted before anything was started", file=sys.stderr)
+        return 130
+    except AdaGRPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

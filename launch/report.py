@@ -1,0 +1,55 @@
+"""Make the report of a run, or of several side by side: python launch/report.py RUN [RUN ...]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
+
+from adagrpo_ray.errors import AdaGRPOError, ConfigError
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="launch/report.py",
+        description="Make the report of a run as one HTML file with its figures as PNG beside it, or of several runs "
+        "in the same figures. Runs need not have ended.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder: a path, or a URL as in s3://bucket/runs/NAME"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where report.html and plots/ go, a path or a URL (default: the run folder, of several runs ./report)",
+    )
+    parser.add_argument(
+        "--interval", type=int, metavar="N", help="steps of one bar (default: as many as make ten bars)"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if options.interval is not None and options.interval < 1:
+            raise ConfigError(f"--interval={options.interval} is no number of steps; give 1 or more")
+        from adagrpo_ray.report import read, write_report
+
+        runs = [read(place) for place in options.runs]
+        out = options.out or (options.runs[0] if len(runs) == 1 else "report")
+        print(f"report: {write_report(runs, out, options.interval)}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except AdaGRPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

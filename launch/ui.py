@@ -1,0 +1,114 @@
+"""Chat with trained models and look at runs in a browser: python launch/ui.py --runs runs [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from socket import socket
+from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
+
+from adagrpo_ray.cache import state_folder
+from adagrpo_ray.children import ChildGuard
+from adagrpo_ray.errors import AdaGRPOError, ConfigError
+
+TINY = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="launch/ui.py",
+        description="Chat with trained models and look at runs, in a browser.",
+        epilog="The model and its settings are those of --config, else of the newest run in --runs, else the tiny "
+        "model's. It is loaded with the first message. Settings and conversations are kept in "
+        "$XDG_STATE_HOME/adagrpo_ray (~/.local/state/adagrpo_ray). SIGINT (Ctrl-C) or SIGTERM ends it.",
+    )
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where the run folders are (default: runs)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings for the first model offered")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for a free one (default: 7860)")
+    parser.add_argument("--no-chat", action="store_true", help="the page of runs alone; no model is ever loaded")
+    parser.add_argument(
+        "--password-file",
+        metavar="FILE",
+        help="ask for the password in this file; needed for a --host that other machines reach",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
+    return parser.parse_args(arguments)
+
+
+def when_ended(number: int, frame: FrameType | None) -> None:
+    """The server has come to its end; another signal does not wait for that of the engine, which the guard kills."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda number, _: os._exit(128 + number))
+
+
+def run(options: argparse.Namespace) -> None:
+    from adagrpo_ray.serve.guard import is_loopback, listen, read_password
+
+    if not is_loopback(options.host) and options.password_file is None:
+        raise ConfigError(
+            f"--host {options.host} lets other machines in, who would see all runs and use the model; give "
+            "--password-file, or leave --host away and reach 127.0.0.1 through a tunnel (ssh -L)"
+        )
+    password = None if options.password_file is None else read_password(options.password_file)
+    with listen(options.host, options.port) as listening:
+        serve_pages(options, password, listening)
+
+
+def serve_pages(options: argparse.Namespace, password: str | None, listening: socket) -> None:
+    from adagrpo_ray.serve.offers import default_config
+
+    default = None if options.no_chat else default_config(options.runs, options.config, options.overrides, TINY)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        from adagrpo_ray.serve.app import make_app, serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the pages need {error.name}; install the extra: pip install 'adagrpo_ray[ui]'") from None
+    if not Path(options.runs).is_dir():
+        print(f"there is no folder {options.runs} yet; runs show up once it is there", flush=True)
+    chat = guard = None
+    if default is not None:
+        from adagrpo_ray.serve.chat_page import ChatPage
+        from adagrpo_ray.serve.store import Store
+
+        chat = ChatPage(options.runs, default, Store(state_folder()))
+    port = listening.getsockname()[1]
+    hosts = None if password is not None else [options.host, "localhost", "127.0.0.1", "[::1]"]
+    app = make_app(options.runs, chat, password, hosts)
+    if chat is not None:
+        guard = ChildGuard()
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    # While it serves, the server has handlers of its own, and raises again what it got.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, when_ended)
+    asyncio.run(serve(app, listening, chat))
+    print("ended", flush=True)
+    if chat is not None and chat.starting:
+        os._exit(0)  # a half started engine can be ended by the guard alone
+    if guard is not None:
+        guard.dismiss()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(options)
+    except KeyboardInterrupt:
+        print("interrupted before anything was started", file=sys.stderr)
+        return 130
+    except AdaGRPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""The programs in launch/ as modules, to call their `main` without a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+
+def script(name: str) -> ModuleType:
+    """launch/NAME.py, loaded."""
+    spec = importlib.util.spec_from_file_location(f"launch_{name}", f"launch/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

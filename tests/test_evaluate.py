@@ -1,0 +1,294 @@
+"""launch/evaluate.py as a user starts it, and what it refuses before anything starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from adagrpo_ray.evaluation.models import locate
+from adagrpo_ray.evaluation.results import RESULTS
+from adagrpo_ray.evaluation.table import JSON, MARKDOWN
+from tests.program import children, title
+
+PROBLEMS = 10
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("launch_evaluate", "launch/evaluate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The finished problems of a file of results."""
+    return [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()[1:]]
+
+
+def by_model(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in lines(folder):
+        found.setdefault(line["model"], []).append(line)
+    return found
+
+
+def command(whole: Path, out: Path, *arguments: str) -> list[str]:
+    options = ("--adapter", str(whole), "--split", "all", "--limit", str(PROBLEMS), "--out", str(out))
+    return [sys.executable, "launch/evaluate.py", *options, *arguments]
+
+
+def gone(processes: set[psutil.Process]) -> bool:
+    return psutil.wait_procs(processes, timeout=90)[1] == []
+
+
+@pytest.fixture(scope="module")
+def out(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where the base and the adapter of a finished run were measured on its held-out prompts and others."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    ended = subprocess.run(command(whole, folder), capture_output=True, text=True, timeout=280, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder, ended.stdout
+
+
+def test_figures_are_those_that_the_run_measured_itself(
+    program: ModuleType, whole: Path, out: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for the held-out prompts alone, it finds all of them finished, and starts nothing."""
+    folder, _ = out
+    before = (folder / RESULTS).read_bytes()
+    assert program.main(["--adapter", str(whole), "--out", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert f"all of it is in {folder / RESULTS} already" in told
+    assert not ray.is_initialized()
+    assert (folder / RESULTS).read_bytes() == before
+    measured = [json.loads(line) for line in (whole / "evaluations.jsonl").read_text().splitlines()]
+    compared = json.loads((folder / JSON).read_text())
+    assert compared["problems"] == 4
+    assert [model["name"] for model in compared["models"]] == ["base", whole.name]
+    for record, model in zip((measured[0], measured[-1]), compared["models"], strict=True):
+        figures = model["figures"]
+        assert figures["accuracy"]["value"] == record["accuracy"]
+        assert figures["tokens"]["value"] == record["mean_length"]
+        assert {k: v["value"] for k, v in model["accuracy_by_level"].items()} == record["accuracy_by_level"]
+
+
+def test_every_problem_is_measured_once_with_each_model(out: tuple[Path, str]) -> None:
+    folder, told = out
+    models = by_model(folder)
+    assert len(models) == 2
+    ids = [[line["problem"] for line in found] for found in models.values()]
+    assert set(ids[0]) == set(ids[1])
+    assert [len(found) for found in ids] == [PROBLEMS, PROBLEMS] == [len(set(found)) for found in ids]
+    base, adapter = (sorted(found, key=lambda line: str(line["problem"])) for found in models.values())
+    texts = [[c["text"] for line in found for c in line["completions"]] for found in (base, adapter)]
+    assert texts[0] != texts[1], "the adapter was served"
+    for line in (*base, *adapter):
+        for completion in line["completions"]:
+            right = f"SOLUTION_START_FLAG{line['answer']}SOLUTION_END_FLAG" in completion["text"]
+            assert completion["correct"] is right
+    assert "\x1b" not in told
+    assert f"{PROBLEMS} problems (all), 2 models" in told
+    assert f"base  {PROBLEMS}/{PROBLEMS}  accuracy so far" in told
+    assert "right answer anywhere" in told
+    assert (folder / MARKDOWN).read_text().count("| setting | value |") == 1
+
+
+def test_other_settings_are_refused_and_nothing_starts(
+    program: ModuleType, whole: Path, out: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = out
+    before = (folder / RESULTS).read_bytes()
+    assert program.main(["--adapter", str(whole), "--out", str(folder), "-k", "2", "run.seed=5"]) == 2
+    captured = capsys.readouterr()
+    (error,) = captured.err.splitlines()
+    assert error.startswith(f"error: {folder / RESULTS} holds results of other settings: ")
+    assert "run.seed was 0 and is 5; evaluation.samples was 1 and is 2" in error
+    assert "it may have been trained on prompts that are held out here" in captured.out
+    assert not ray.is_initialized()
+    assert (folder / RESULTS).read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_what_was_finished_stays_and_the_same_command_goes_on(
+    whole: Path, out: tuple[Path, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    running = subprocess.Popen(
+        command(whole, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / RESULTS).exists() or len((tmp_path / RESULTS).read_text().splitlines()) < 4:
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    started = children(running)
+    assert any("EngineCore" in title(process) for process in started)
+    if number == signal.SIGINT:
+        os.killpg(running.pid, number)  # as a terminal's Ctrl-C: it goes to every process
+    else:
+        running.send_signal(number)
+    _, errors = running.communicate(timeout=120)
+    assert gone(started)
+    if number == signal.SIGKILL:
+        with (tmp_path / RESULTS).open("ab") as file:
+            file.write(b'{"model": "base", "sett')  # what a kill in the middle of a line leaves
+    else:
+        assert running.returncode == 128 + number
+        assert f"results are in {tmp_path / RESULTS}: give the same command again to go on" in errors
+    kept = (tmp_path / RESULTS).read_text().splitlines()
+    whole_lines = kept[:-1] if number == signal.SIGKILL else kept
+    assert 4 <= len(whole_lines) < 1 + 2 * PROBLEMS
+
+    ended = subprocess.run(command(whole, tmp_path), capture_output=True, text=True, timeout=280, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    after = (tmp_path / RESULTS).read_text().splitlines()
+    assert after[: len(whole_lines)] == whole_lines
+    assert f"base: {min(len(whole_lines) - 1, PROBLEMS)} of {PROBLEMS} problems were finished before" in ended.stdout
+    key = ("model", "problem")
+    done = {tuple(line[k] for k in key): line["completions"] for line in lines(tmp_path)}
+    assert len(after) == 1 + 2 * PROBLEMS == 1 + len(done)
+    assert done == {tuple(line[k] for k in key): line["completions"] for line in lines(out[0])}
+    for name in (JSON, MARKDOWN):
+        assert (tmp_path / name).read_text() == (out[0] / name).read_text()
+
+
+# --- before anything starts ---
+
+
+@pytest.fixture
+def refused(
+    program: ModuleType, tiny_model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., str]:
+    """Run with bad input: the one error; nothing was started."""
+
+    def run(*arguments: str) -> str:
+        assert program.main(["--out", str(tmp_path / "out"), *arguments]) == 2
+        captured = capsys.readouterr()
+        (error,) = captured.err.splitlines()
+        assert error.startswith("error: ")
+        assert "Traceback" not in captured.out
+        assert not ray.is_initialized()
+        assert not (tmp_path / "out").exists()
+        return error
+
+    return run
+
+
+def adapter_in(whole: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of the run's adapter with other settings."""
+    shutil.copytree(whole / "adapter", folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    return folder
+
+
+def test_an_adapter_is_found_in_a_run_a_checkpoint_and_a_peft_folder(whole: Path, tmp_path: Path) -> None:
+    step = whole / "checkpoints" / "step-000003"
+    named = {
+        whole: ("run", whole / "adapter"),
+        whole / "adapter": ("run", whole / "adapter"),
+        step: ("run/step-000003", step),
+        adapter_in(whole, tmp_path / "mine"): ("mine", tmp_path / "mine"),
+    }
+    for given, (name, folder) in named.items():
+        place = locate(str(given))
+        assert (place.name, place.folder) == (name, folder)
+        assert place.config == (whole / "config.yaml" if whole in (given, *given.parents) else None)
+    (tmp_path / "unfinished").mkdir()
+    shutil.copytree(whole / "checkpoints", tmp_path / "unfinished" / "checkpoints")
+    assert locate(str(tmp_path / "unfinished")).name == "unfinished/step-000004"
+
+
+def test_an_adapter_that_is_none(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "--adapter='/no/such' is no folder" in refused("--adapter", "/no/such")
+    assert "holds no adapter_config.json" in refused("--adapter", str(tmp_path))
+    assert "is a URL" in refused("--adapter", "s3://bucket/run")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").touch()
+    assert "holds no adapter_model.safetensors" in refused("--adapter", str(tmp_path))
+
+
+def test_an_adapter_that_is_damaged(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
+    folder = adapter_in(whole, tmp_path / "mine")
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "is damaged" in refused("--adapter", str(folder))
+    step = tmp_path / "checkpoints" / "step-000004"
+    shutil.copytree(whole / "checkpoints" / "step-000004", step)
+    (step / "adapter.safetensors").write_bytes(b"")
+    assert f"the checkpoint {step} is damaged" in refused("--adapter", str(step))
+
+
+def test_an_adapter_of_another_base_model(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
+    folder = adapter_in(whole, tmp_path / "mine", base_model_name_or_path="Qwen/Another")
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("q_proj.lora_A.weight"))
+    save_file({**tensors, name: torch.zeros(tensors[name].shape[0], 7)}, weights)
+    error = refused("--adapter", str(folder))
+    assert "does not fit model.path='tiny'" in error
+    assert "x 7" in error
+    assert "it was made for 'Qwen/Another'" in error
+    save_file({key.replace("layers.0.", "layers.40."): value for key, value in tensors.items()}, weights)
+    assert "has no linear layer model.layers.40." in refused("--adapter", str(folder))
+    save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(1)}, weights)
+    assert "cannot be served" in refused("--adapter", str(folder))
+
+
+def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
+    folder = adapter_in(whole, tmp_path / "mine", r=512)
+    error = refused("--adapter", str(folder), "rollout.sync=adapter")
+    assert "has r=512" in error
+    assert "rollout.sync=merged" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--no-base",), "there is nothing to measure"),
+        (("data.held_out_prompts=0",), "data.held_out_prompts leaves no prompt there"),
+        (("data.source=none.jsonl",), "data.source='none.jsonl' is no file"),
+        (("rewards.functions=[{function: exakt}]",), "did you mean 'exact'"),
+        (("-k", "4", "evaluation.sampling.temperature=0"), "evaluation.samples=4 with temperature 0"),
+        (("--out", "s3://bucket/out"), "is a URL"),
+        (("rollout.tensor_parallel=2",), "rollout.tensor_parallel=2 needs GPUs"),
+    ],
+)
+def test_other_mistakes(refused: Callable[..., str], arguments: tuple[str, ...], told: str) -> None:
+    assert told in refused(*arguments)
+
+
+def test_an_out_folder_that_cannot_be_written(
+    program: ModuleType, tiny_model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert program.main(["--out", str(tmp_path / "file" / "out")]) == 2
+    assert f"error: cannot write {tmp_path}/file/out/{RESULTS}" in capsys.readouterr().err
+    assert not ray.is_initialized()
+
+
+def test_help_tells_every_option_and_setting(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    for option in ("--adapter", "--no-base", "--config", "--split", "--limit", "-k", "--out", "evaluation.samples"):
+        assert option in told

@@ -1,0 +1,189 @@
+"""From finished problems to figures, tables and files; nothing is started."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from adagrpo_ray.errors import ResourceError
+from adagrpo_ray.evaluation.figures import Comparison, compare
+from adagrpo_ray.evaluation.progress import EvaluationProgress
+from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult
+from adagrpo_ray.evaluation.table import JSON, MARKDOWN, markdown, report, save
+from adagrpo_ray.observe.terminal import rich_console
+
+
+def completion(mark: str) -> CompletionResult:
+    """'R' right in the right format, 'r' right without it, 'a' wrong with the answer in it, 'x' wrong and cut off."""
+    return CompletionResult(
+        text="word " * (2 if mark == "R" else 4),
+        tokens=3 if mark == "R" else 5,
+        cut_off=mark == "x",
+        reward=1.0,
+        correct=mark in "Rr",
+        right_format=mark == "R",
+        right_anywhere=mark in "Rra",
+    )
+
+
+def results(*marks: str, level: str = "") -> list[ProblemResult]:
+    return [
+        ProblemResult(
+            "m", "s", str(number), "1+2", "3", level and f"{level} {number % 2}", "", (*map(completion, text),)
+        )
+        for number, text in enumerate(marks)
+    ]
+
+
+def compared(*models: list[ProblemResult]) -> Comparison:
+    return compare([(f"model {i}", f"runs/{i}", str(i) * 12, model) for i, model in enumerate(models)])
+
+
+def shown(comparison: Comparison, width: int) -> str:
+    stream = io.StringIO()
+    console = rich_console(stream, live=False, width=width)
+    for part in report(comparison, width):
+        console.print(part, soft_wrap=isinstance(part, str))
+    return stream.getvalue()
+
+
+def test_figures_are_means_over_problems() -> None:
+    (model,) = compared(results("RRrx", "xxxa")).models
+    values = {name: estimate.value for name, estimate in model.figures.items()}
+    assert values == pytest.approx(
+        {
+            "accuracy": 3 / 8,
+            "pass@1": 3 / 8,
+            "pass@2": 1 / 2,  # one wrong one leaves no pair of wrong ones
+            "pass@4": 1 / 2,
+            "right_answer_and_format": 2 / 8,
+            "right_answer_anywhere": 4 / 8,
+            "right_format": 2 / 8,
+            "format_errors": 6 / 8,
+            "cut_off": 4 / 8,
+            "tokens": (2 * 3 + 6 * 5) / 8,
+            "characters": (2 * 10 + 6 * 20) / 8,
+        }
+    )
+    assert all(e.low <= e.value <= e.high for e in model.figures.values())
+
+
+def test_intervals_narrow_with_problems_and_are_the_same_every_time() -> None:
+    few, many = (compared(results(*["Rx", "xx", "RR"] * n)).models[0].figures["accuracy"] for n in (3, 30))
+    assert 0 < few.low < many.low < many.value < many.high < few.high < 1
+    assert compared(results(*["Rx", "xx", "RR"] * 3)).models[0].figures["accuracy"] == few
+
+
+def test_shares_at_their_ends_keep_an_interval() -> None:
+    (model,) = compared(results(*["x"] * 10)).models
+    accuracy, wrong, tokens = (model.figures[name] for name in ("accuracy", "format_errors", "tokens"))
+    assert (accuracy.value, accuracy.low) == (0.0, 0.0)
+    assert accuracy.high == pytest.approx(0.2775, abs=1e-4)  # Wilson's
+    assert (wrong.value, wrong.low, wrong.high) == (1.0, pytest.approx(1 - accuracy.high), 1.0)
+    assert (tokens.low, tokens.high) == (5.0, 5.0)
+
+
+def test_one_problem_says_nothing_of_others() -> None:
+    comparison = compared(results("Rx"), results("RR"))
+    assert math.isnan(comparison.models[0].figures["accuracy"].low)
+    assert json.dumps(comparison.to_dict(), allow_nan=False)
+    assert "[" not in shown(comparison, 200)
+
+
+def test_differences_are_paired() -> None:
+    """Problems differ far more than the models do on each of them."""
+    base, better = results(*["x", "R"] * 20), results(*["x", "R"] * 19, "R", "R")
+    comparison = compared(base, better, base)
+    first, same, back = comparison.differences
+    accuracy = first.figures["accuracy"]
+    assert (first.first, first.second, first.better, first.worse) == ("model 0", "model 1", 1, 0)
+    assert accuracy.value == pytest.approx(1 / 40)
+    assert 0 <= accuracy.low <= accuracy.value <= accuracy.high < 0.1
+    alone = comparison.models[0].figures["accuracy"]
+    assert alone.high - alone.low > 0.2
+    assert (same.figures["accuracy"].value, same.figures["accuracy"].low, same.figures["accuracy"].high) == (0, 0, 0)
+    assert (back.better, back.worse) == (0, 1)
+
+
+def test_table_shows_all_models_side_by_side() -> None:
+    comparison = compared(results("RRrx", "xxxa", level="class"), results("RRRR", "RRxx", level="class"))
+    told = shown(comparison, 200)
+    lines = {line.strip().split("  ")[0]: line for line in told.splitlines()}
+    assert "model 0" in told.splitlines()[1]
+    assert "model 1" in told.splitlines()[1]
+    assert lines["accuracy (avg@4)"].split()[2] == "0.375"
+    assert "0.750 [" in lines["accuracy (avg@4)"]
+    assert "class 0" in told
+    assert "pass@1" not in told
+    assert "+0.375" in lines["model 1 - model 0"]
+    assert "2 problems" in lines["model 1 - model 0"]
+    assert "bootstrap over problems" in told
+    narrow = shown(comparison, 60)
+    assert max(map(len, narrow.splitlines()[:-1])) <= 60
+    assert narrow.splitlines()[2].split()[-2:] == ["0.375", "0.750"]  # their intervals are a line below
+    assert narrow.splitlines()[3].count("[") == 2
+
+
+def test_what_could_not_be_scored_is_counted() -> None:
+    from dataclasses import replace
+
+    good, bad = results("Rx", "xx")
+    assert "not scored" not in shown(compared([good, bad]), 200)
+    assert "problems not scored" in shown(compared([good, replace(bad, error="no score")]), 200)
+
+
+def test_files_hold_the_same(tmp_path: Path) -> None:
+    comparison = compared(results("RRrx", "xxxa", level="a|b"), results("RRRR", "RRxx", level="a|b"))
+    save(tmp_path, comparison, {"run.seed": 0, "data.source": "a|b"})
+    kept = json.loads((tmp_path / JSON).read_text())
+    assert kept["models"][0]["figures"]["accuracy"]["value"] == 0.375
+    assert kept["differences"][0]["figures"]["accuracy"]["value"] == pytest.approx(0.375)
+    assert kept["settings"] == {"run.seed": 0, "data.source": "a|b"}
+    text = (tmp_path / MARKDOWN).read_text()
+    assert text == markdown(comparison, {"run.seed": 0, "data.source": "a|b"})
+    for line in text.splitlines():
+        if line.startswith("| "):
+            assert line.endswith(" |") or line.endswith(": |")
+    assert "a\\|b" in text
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot write"):
+        save(tmp_path / "file", comparison, {})
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_last_of_each_model() -> None:
+    stream, now = io.StringIO(), [0.0]
+    progress = EvaluationProgress(2, 5, rich_console(stream, live=False, width=200), live=False, clock=lambda: now[0])
+    progress.phase("starting")
+    now[0] = 10.0  # the pace begins with the first request
+    progress.model("base", [1.0], 3)
+    for accuracy in (0.0, 0.5):
+        now[0] += 2.0
+        progress.problem(accuracy, tokens=100)
+    progress.model("run", [], 3)
+    for _ in range(3):
+        now[0] += 2.0
+        progress.problem(1.0, tokens=100)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[    0.0 s] starting"
+    assert lines[1] == "[   10.0 s] base: 1 of 3 problems were finished before"
+    assert lines[2] == "base  2/3  accuracy so far 0.500  50 tokens/s  0:08 left"
+    assert lines[3] == "base  3/3  accuracy so far 0.500  50 tokens/s  0:06 left"
+    assert lines[4] == "run  3/3  accuracy so far 1.000  50 tokens/s  0:00 left"
+    assert len(lines) == 5
+
+
+def test_a_terminal_gets_a_bar_that_lets_go_of_it() -> None:
+    stream = io.StringIO()
+    with EvaluationProgress(1, 2, rich_console(stream, live=True, width=80), live=True) as progress:
+        progress.model("base", [], 2)
+        progress.problem(1.0, 10)
+        progress.problem(0.0, 10)
+    told = stream.getvalue()
+    assert "2/2" in told
+    assert "accuracy so far 0.500" in told
+    assert told.rstrip().endswith("\x1b[?25h")  # the cursor

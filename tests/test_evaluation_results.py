@@ -1,0 +1,139 @@
+"""The file of results: whatever ends a program, what it finished is there and nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from adagrpo_ray.config import load_config
+from adagrpo_ray.errors import ConfigError, ResourceError
+from adagrpo_ray.evaluation.results import RESULTS, CompletionResult, ProblemResult, ResultFile
+from adagrpo_ray.evaluation.settings import BASE_WEIGHTS, counting_settings
+
+SETTINGS = {"run.seed": 0, "evaluation.samples": 2, "data.columns.level": None}
+
+
+def result(problem: str, model: str = "base", settings: str = "") -> ProblemResult:
+    completion = CompletionResult("12\u00e9\ud800|\n", 4, False, 1.0, True, False, True)
+    return ProblemResult(model, settings, problem, "1+2", "3", "1 digit", "", (completion,) * 2)
+
+
+def write(folder: Path, *problems: str) -> ResultFile:
+    with ResultFile(folder, SETTINGS) as results:
+        for problem in problems:
+            results.add(result(problem, settings=results.digest))
+    return results
+
+
+def test_results_come_back_as_they_were(tmp_path: Path) -> None:
+    write(tmp_path, "a", "b")
+    with ResultFile(tmp_path, SETTINGS) as results:
+        assert dict(results.of("base")) == {name: result(name, settings=results.digest) for name in ("a", "b")}
+        assert results.of("another digest") == {}
+
+
+def test_a_file_that_was_cut_off_anywhere_goes_on_with_its_whole_lines(tmp_path: Path) -> None:
+    write(tmp_path, "a", "b")
+    path = tmp_path / RESULTS
+    data = path.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(data) if byte == ord("\n")]
+    for cut in range(len(data)):
+        path.write_bytes(data[:cut])
+        whole = max(0, sum(end <= cut for end in ends) - 1)  # the first line holds the settings
+        with ResultFile(tmp_path, SETTINGS) as results:
+            assert list(results.of("base")) == ["a", "b"][:whole], cut
+            results.add(result("c", settings=results.digest))
+        with ResultFile(tmp_path, SETTINGS) as results:
+            assert list(results.of("base")) == [*["a", "b"][:whole], "c"]
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+    before = (tmp_path / RESULTS).read_bytes()
+    with pytest.raises(ConfigError) as refused:
+        ResultFile(tmp_path, {**SETTINGS, "evaluation.samples": 4, "new": 1})
+    told = str(refused.value)
+    assert told.startswith(f"{tmp_path / RESULTS} holds results of other settings: ")
+    assert "evaluation.samples was 2 and is 4" in told
+    assert "new was 'nothing' and is 1" in told
+    assert "run.seed" not in told
+    assert "--out" in told
+    assert (tmp_path / RESULTS).read_bytes() == before
+    with ResultFile(tmp_path, SETTINGS) as results:  # nor is it locked
+        assert list(results.of("base")) == ["a"]
+
+
+def test_two_programs_do_not_write_one_file(tmp_path: Path) -> None:
+    with ResultFile(tmp_path, SETTINGS), pytest.raises(ConfigError, match="another program"):
+        ResultFile(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b"\xff", b'{"model": "base"}', b'{"settings": 1}', b'{"completions": 3}']
+)
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+    write(tmp_path, "a")
+    path = tmp_path / RESULTS
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(ResourceError, match=f"{RESULTS}, line 3 cannot be read"):
+        ResultFile(tmp_path, SETTINGS)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=f"cannot write {tmp_path}/file/out/{RESULTS} .*--out"):
+        ResultFile(tmp_path / "file" / "out", SETTINGS)
+
+
+def test_a_line_that_the_disk_does_not_take_leaves_no_part_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with ResultFile(tmp_path, SETTINGS) as results:
+        results.add(result("a", settings=results.digest))
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(ResourceError, match="No space left"):
+            results.add(result("b", settings=results.digest))
+        assert list(results.of("base")) == ["a"]
+        monkeypatch.undo()
+        results.add(result("c", settings=results.digest))
+    with ResultFile(tmp_path, SETTINGS) as results:
+        assert list(results.of("base")) == ["a", "c"]
+
+
+def counting(folder: Path, *overrides: str) -> dict[str, object]:
+    return counting_settings(load_config("launch/configs/tiny-cpu.yaml", overrides), str(folder))
+
+
+def test_settings_count_where_results_depend_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(5_000_000))
+    before = counting(tmp_path)
+    assert json.loads(json.dumps(before)) == before
+    free = ("rollout.actors=3", "data.held_out_prompts=7", "algorithm.group_size=8", "learner.ranks=2", "run.steps=3")
+    assert counting(tmp_path, *free) == before
+    for override in (
+        "run.seed=1",
+        "evaluation.sampling.top_p=0.5",
+        "rollout.max_new_tokens=32",
+        "model.dtype=bfloat16",
+    ):
+        assert counting(tmp_path, override) != before
+    weights.write_bytes(bytes(4_999_999) + b"1")
+    assert {key for key, value in counting(tmp_path).items() if value != before[key]} == {BASE_WEIGHTS}
+
+
+def test_a_reward_function_that_was_changed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "counted_reward.py").write_text("def score(completions, answer, **context): return [0.0]\n")
+    own = "rewards.functions=[{function: 'counted_reward:score'}]"
+    before = counting(tmp_path, own)
+    (tmp_path / "counted_reward.py").write_text("def score(completions, answer, **context): return [1.0]\n")
+    assert [key for key, value in counting(tmp_path, own).items() if value != before[key]] == [
+        "(the file of counted_reward:score)"
+    ]

@@ -1,0 +1,580 @@
+"""Reports: records made by hand, and a real run's folder, become a page and pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from html.parser import HTMLParser
+from itertools import islice
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from conftest import PLANTED, TINY
+from matplotlib.figure import Figure
+from PIL import Image
+
+from adagrpo_ray import run as program
+from adagrpo_ray.config import load_config
+from adagrpo_ray.errors import ConfigError, HistoryError
+from adagrpo_ray.observe import Console, EvaluationRecord, GroupSample, RunWriter, StepRecord, summarize
+from adagrpo_ray.report import Run, drawing, examples, read, tables, write_report
+from adagrpo_ray.report.bars import by_interval, by_rung
+from adagrpo_ray.report.figures import charts
+from adagrpo_ray.report.page import page
+from adagrpo_ray.report.source import labelled
+from tests.histories import attempt, evaluation, group, step
+
+CHARTS = [
+    "intervals",
+    "accuracy-by-tokens",
+    "accuracy-by-steps",
+    "zero-spread",
+    "rescued",
+    "tokens",
+    "rewards",
+    "phases",
+    "off-policy",
+    "learner",
+]
+EVIL = "<script>alert('$x^2$')</script>"
+
+
+def make(
+    folder: Path,
+    steps: Sequence[StepRecord],
+    evaluations: Sequence[EvaluationRecord] = (),
+    samples: Sequence[GroupSample] = (),
+    config: str = "run:\n  steps: 12\n",
+    *,
+    ended: bool = True,
+) -> Path:
+    """A run folder that these records were written to."""
+    with RunWriter(folder, config) as run:
+        for record in evaluations:
+            run.evaluation("", record)
+        for number, record in enumerate(steps):
+            run.step(record)
+            if not number:
+                run.samples(samples)
+        if ended:
+            ends = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
+            run.summary(summarize(steps, *ends, name=folder.name, folder=folder, adapter=folder / "adapter"))
+    return folder
+
+
+@pytest.fixture
+def usual(tmp_path: Path) -> Path:
+    """A run of twelve steps."""
+    steps = [step(n, resamples=(n, 1), rescued=(n // 2, 1)) for n in range(1, 13)]
+    return make(tmp_path / "usual", steps, [evaluation(0, 0.25), evaluation(12, 0.75)], [group(1), group(2)])
+
+
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have their first figure only, which is enough where others are not what a test is about."""
+    monkeypatch.setattr("adagrpo_ray.report.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
+
+
+def words(*runs: Run) -> Page:
+    """The page of these runs without its figures."""
+    return Page(page(runs, []))
+
+
+class Page(HTMLParser):
+    """What a page holds: its tags with their attributes, its rows of cells, and all its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._cell = False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell:
+            self.rows[-1][-1] += data
+
+    def figures(self) -> dict[str, str]:
+        """The summary of a page of one run."""
+        return {row[0]: row[1] for row in self.rows if len(row) == 2}
+
+
+def page_of(place: str | Path) -> Page:
+    return Page(Path(place).read_text(encoding="utf-8"))
+
+
+def drawings(place: str | Path) -> list[ElementTree.Element]:
+    """The figures of a page, each of them well formed."""
+    text = Path(place).read_text(encoding="utf-8")
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+
+
+def check_pictures(folder: Path, names: Sequence[str]) -> None:
+    """All are there, decode, and show more than one colour."""
+    assert sorted(path.name for path in (folder / "plots").iterdir()) == sorted(f"{name}.png" for name in names)
+    for path in (folder / "plots").iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.width == 1400
+            assert len(set(picture.convert("L").resize((100, 40)).getdata())) > 3, path.name
+
+
+def heights(figure: Figure, panel: int) -> list[float]:
+    """Of the bars of a panel."""
+    return [bar.get_height() for bars in figure.axes[panel].containers for bar in bars]  # type: ignore[attr-defined]
+
+
+class TestOfARun:
+    def test_a_finished_run_has_left_one_that_says_what_its_summary_says(self, whole: Path) -> None:
+        summary = json.loads((whole / "summary.json").read_text())
+        page = page_of(whole / "report.html")
+        figures = page.figures()
+
+        assert figures["state"] == "finished"
+        assert figures["steps"] == f"{summary['steps']}"
+        assert figures["held-out accuracy before"] == f"{summary['accuracy_before']:.3f}"
+        assert figures["held-out accuracy after"] == f"{summary['accuracy_after']:.3f}"
+        assert figures["tokens generated"] == f"{summary['generated_tokens']:,}"
+        assert figures["of these by resamples"] == f"{summary['extra_tokens']:,}"
+        assert figures["tokens trained on"] == f"{summary['trained_tokens']:,}"
+        assert figures["resamples"] == f"{sum(summary['resamples']):,}"
+        assert figures["of these met the criterion"] == f"{sum(summary['rescued']):,}"
+        for level, accuracy in summary["accuracy_by_level_after"].items():
+            assert [row[3] for row in page.rows if row[:2] == [level, "run"]] == [f"{accuracy:.3f}"]
+        assert "prompts_per_step: 4" in page.text
+        assert PLANTED not in page.text
+
+    def test_its_figures_are_on_the_page_and_beside_it(self, whole: Path) -> None:
+        check_pictures(whole, CHARTS)
+        assert len(drawings(whole / "report.html")) == len(CHARTS)
+
+    def test_its_bars_are_the_intervals_of_its_summary(self, whole: Path) -> None:
+        summary = json.loads((whole / "summary.json").read_text())
+        chart = by_interval([read(str(whole))], 1)
+        intervals = summary["resamples_by_interval"]
+        assert heights(chart.figure, 0) == pytest.approx([i["reward_mean"] or 0.0 for i in intervals])
+        met, rest = np.array(heights(chart.figure, 1)).reshape(2, -1)
+        assert (met + rest).tolist() == [i["resamples"] for i in intervals]
+        assert met.sum() == sum(summary["rescued"])
+
+    def test_the_page_needs_nothing_else(self, whole: Path) -> None:
+        page = page_of(whole / "report.html")
+        policy = [a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv")]
+        assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+        assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "img", "base", "form"}
+        links = [
+            value or "" for _, a in page.tags for name, value in a.items() if name in ("src", "href", "xlink:href")
+        ]
+        assert links
+        assert all(link.startswith("#") for link in links)
+        assert not re.search(r"@import|url\((?!#)", (whole / "report.html").read_text())
+
+    def test_ids_are_unique(self, whole: Path) -> None:
+        ids = [a["id"] for _, a in page_of(whole / "report.html").tags if "id" in a]
+        assert len(ids) == len(set(ids)) > len(CHARTS)
+
+
+class TestStates:
+    @pytest.mark.parametrize("count", [1, 13])
+    def test_a_run_that_has_not_ended(self, tmp_path: Path, count: int) -> None:
+        folder = make(tmp_path / "run", [step(n) for n in range(1, count + 1)], ended=False)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 14, "sec')
+        figures = words(read(str(folder))).figures()
+        assert figures["state"] == "not finished"
+        assert figures["steps"] == f"{count} of 12"
+        assert figures["held-out accuracy after"] == "-"
+
+    def test_what_was_measured_before_training_alone_is_no_accuracy_after_it(self, tmp_path: Path) -> None:
+        run = read(str(make(tmp_path / "run", [step(1)], [evaluation(0, 0.25)], ended=False)))
+        figures = words(run).figures()
+        assert (figures["held-out accuracy before"], figures["held-out accuracy after"]) == ("0.250", "-")
+
+    def test_a_resumed_run_that_still_has_the_summary_of_its_first_end(self, usual: Path) -> None:
+        with (usual / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(step(13).to_dict()) + "\n")
+        run = read(str(usual))
+        assert not run.ended
+        assert run.summary.steps == 13
+
+    def test_nothing_was_measured(self, tmp_path: Path) -> None:
+        """NaN wherever a record may have it, no reward function, no level, no rung."""
+        unknown = {f.name: math.nan for f in fields(StepRecord) if f.type == "float"}
+        empty = {f.name: {} for f in fields(StepRecord) if str(f.type).startswith("Mapping")}
+        nothing = step(1, **{**unknown, **empty, "resamples": (), "rescued": (), "seconds": 0.0})
+        folder = make(tmp_path / "run", [replace(nothing, step=n) for n in range(1, 61)], ended=False)
+        page = page_of(write_report([read(str(folder))], str(folder)))
+        check_pictures(folder, [name for name in CHARTS if name not in ("rescued", "rewards", "phases")])
+        assert "nan" not in page.text.lower()
+        assert page.figures()["tokens generated a second"] == "-"
+
+    def test_a_run_without_a_configuration(self, usual: Path) -> None:
+        (usual / "config.yaml").unlink()
+        assert words(read(str(usual))).figures()["model"] == "-"
+
+    def test_figures_that_only_later_steps_have(self, tmp_path: Path) -> None:
+        steps = [
+            step(1, resamples=(), rescued=(), reward_by_function={}),
+            step(2, resamples=(4, 2), rescued=(1, 1)),
+        ]
+        run = read(str(make(tmp_path / "run", steps)))
+        chart = by_rung([run])
+        assert chart is not None
+        assert [heights(chart.figure, panel) for panel in range(3)] == [[4, 2], [1, 1], [0.25, 0.5]]
+
+
+class TestFigures:
+    def test_bars_are_means_and_sums_of_so_many_steps(self, usual: Path) -> None:
+        chart = by_interval([read(str(usual))], 5)
+        labels = [label.get_text() for label in chart.figure.axes[0].get_xticklabels()]
+        assert labels == ["1\N{EN DASH}5", "6\N{EN DASH}10", "11\N{EN DASH}12"]
+        means = [np.mean([step(n).reward_mean for n in span]) for span in (range(1, 6), range(6, 11), (11, 12))]
+        assert heights(chart.figure, 0) == pytest.approx(means)
+        met, rest = np.array(heights(chart.figure, 1)).reshape(2, -1)
+        assert (met + rest).tolist() == [15 + 5, 40 + 5, 23 + 2]
+        assert met.tolist() == [6 + 5, 19 + 5, 11 + 2]
+
+    def test_a_curve_by_tokens_has_its_measurements_where_the_tokens_were(self, usual: Path) -> None:
+        run = read(str(usual))
+        chart = next(c for c in charts([run], 1) if c.name == "accuracy-by-tokens")
+        first, held_out = chart.figure.axes[0].lines
+        assert list(held_out.get_xdata()) == [0, 48_000]
+        assert list(held_out.get_ydata()) == [0.25, 0.75]
+        assert list(first.get_xdata()) == [4000 * n for n in range(1, 13)]
+        assert list(first.get_ydata()) == [step(n).accuracy for n in range(1, 13)]
+        assert [axes.get_title(loc="left") for axes in chart.figure.axes] == ["all prompts", "2 digits", "5 digits"]
+
+    def test_totals_run_up_to_the_summary(self, usual: Path) -> None:
+        run = read(str(usual))
+        chart = next(c for c in charts([run], 1) if c.name == "tokens")
+        ends = [list(line.get_ydata())[-1] for line in chart.figure.axes[0].lines]
+        assert ends == [run.summary.generated_tokens, run.summary.trained_tokens, run.summary.extra_tokens]
+
+    def test_a_curve_of_very_many_steps_keeps_its_ends(self) -> None:
+        _, (axes,) = drawing.panels(1)
+        drawing.curve(axes, range(5000), range(5000), 0)
+        (line,) = axes.lines
+        assert len(line.get_xdata()) == 1000
+        assert list(line.get_ydata())[:: len(line.get_ydata()) - 1] == [0.0, 4999.0]
+
+    def test_means_are_over_the_values_around(self) -> None:
+        assert drawing.smooth(np.array([0.0, 3.0, 6.0, 0.0]), 3).tolist() == [1.5, 3.0, 3.0, 3.0]
+        assert drawing.smooth(np.array([2.0]), 9).tolist() == [2.0]
+
+    def test_colours_of_the_page_take_the_place_of_those_of_the_picture(self, usual: Path) -> None:
+        inside = drawing.as_svg(by_interval([read(str(usual))], 2).figure, "a")
+        assert "var(--series-0)" in inside
+        assert set(re.findall(r"#[0-9a-f]{6}\b", inside)) == set()
+
+    def test_other_users_of_matplotlib_notice_nothing(self, usual: Path) -> None:
+        """In a process of its own, where nothing else has used it."""
+        script = (
+            "import sys, matplotlib; before = list(dict.items(matplotlib.rcParams))\n"
+            "from adagrpo_ray.report import read, write_report\n"
+            f"write_report([read({str(usual)!r})], {str(usual)!r})\n"
+            "print('matplotlib.pyplot' in sys.modules, before == list(dict.items(matplotlib.rcParams)))\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert (ended.stdout, ended.stderr) == ("False True\n", "")
+
+
+class TestTexts:
+    def test_what_others_wrote_is_shown_and_does_nothing(self, tmp_path: Path) -> None:
+        sample = group(
+            1,
+            attempt([0.0], trained=False, text=EVIL),
+            attempt([1.0, 0.0], 0, text=EVIL),
+            prompt=EVIL,
+            level=EVIL,
+            answer=EVIL,
+        )
+        steps = [
+            step(n, reward_by_function={EVIL: 0.5, "_a": 0.1}, accuracy_by_level={EVIL: 0.5, "$\\frac$": 0.1})
+            for n in (1, 2)
+        ]
+        folder = make(tmp_path / "a&b", steps, [evaluation(0, 0.5)], [sample], f"note: {json.dumps(EVIL)}\n")
+        place = write_report([read(str(folder))], str(folder))
+        page = page_of(place)
+        assert not [tag for tag, _ in page.tags if tag == "script"]
+        assert page.text.count(EVIL) >= 6
+        assert len(drawings(place)) == len(CHARTS)
+
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            ("$a$", r"\$a\$"),
+            ("\u96e3\n\x1b", r"\u96e3\n\x1b"),
+            ("x" * 50, "x" * 22 + "\N{HORIZONTAL ELLIPSIS}" + "x" * 21),
+        ],
+    )
+    def test_names_in_pictures_are_no_formulas_and_have_glyphs(self, name: str, shown: str) -> None:
+        assert drawing.plain(name) == shown
+
+    def test_a_secret_in_a_configuration_edited_by_hand_is_withheld(self, tmp_path: Path) -> None:
+        config = "run:\n  folder: s3://key:hidden@bucket/runs\ndata:\n  source: ['https://h/d?token=hidden']\n"
+        folder = make(tmp_path / "run", [step(1)], config=config)
+        text = words(read(str(folder))).text
+        assert "hidden" not in text
+        assert text.count("(withheld: it holds a secret)") == 3
+
+    def test_a_group_is_shown_with_why_it_was_sampled_again(self, usual: Path) -> None:
+        text = words(read(str(usual))).text
+        assert "No completion met the criterion any_correct: none of 2 is right" in text
+        assert "sampled again, with rung 0 (temperature 2, min_p 0.1)" in text
+        assert "12+7=19 #1" in text
+        assert "exact 1.000, length -" in text
+
+    def test_long_texts_lose_their_middle(self, tmp_path: Path) -> None:
+        long = group(1, attempt([1.0], text="begin" + "x" * 50_000 + "end"))
+        folder = make(tmp_path / "run", [step(1)], samples=[long])
+        text = words(read(str(folder))).text
+        assert "begin" in text
+        assert "end #0" in text
+        assert "characters ...]" in text
+        assert text.count("x") < 3000
+
+
+class TestExamples:
+    def test_there_are_some_of_each_kind_from_first_to_last(self, tmp_path: Path) -> None:
+        vain = [attempt([0.0], trained=False), attempt([0.0], 0, trained=False)]
+        samples = [group(n, *kind) for n in range(1, 31) for kind in ([], vain, [attempt([1.0])])]
+        chosen = read(str(make(tmp_path / "run", [step(1)], samples=samples))).examples
+        assert [(g.step, len(g.attempts)) for g in chosen] == [(1, 2), (15, 2), (30, 2), (1, 2), (30, 2), (1, 1)]
+
+    def test_a_large_file_is_read_here_and_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(examples, "WHOLE_BYTES", 1000)
+        monkeypatch.setattr(examples, "PLACES", 8)
+        parsed = []
+        real = GroupSample.from_dict
+
+        def counted(values: dict[str, object]) -> GroupSample:
+            parsed.append(values["step"])
+            return real(values)
+
+        monkeypatch.setattr(GroupSample, "from_dict", counted)
+        folder = make(tmp_path / "run", [step(1)], samples=[group(n) for n in range(1, 201)])
+        assert len(read(str(folder)).examples) == 3
+        assert len(parsed) == 8
+        assert max(parsed) > 150
+
+    def test_a_broken_line_is_named(self, usual: Path) -> None:
+        with (usual / "samples.jsonl").open("a") as file:
+            file.write('{"step": 1}\n')
+        with pytest.raises(HistoryError, match=r"samples\.jsonl cannot be read .* remove it"):
+            read(str(usual))
+
+
+class TestSeveralRuns:
+    def both(self, tmp_path: Path) -> list[Run]:
+        shared = "model:\n  path: tiny\nalgorithm:\n  name: "
+        steps = [step(n) for n in range(1, 5)]
+        short = [step(n, resamples=(), rescued=(), reward_mean=0.5) for n in (1, 2)]
+        make(tmp_path / "long", steps, [evaluation(0, 0.25), evaluation(4, 0.5)], config=f"{shared}adagrpo\n")
+        make(tmp_path / "short", short, [evaluation(0, 0.25)], config=f"{shared}grpo\n", ended=False)
+        return [read(str(tmp_path / name)) for name in ("long", "short")]
+
+    def test_they_share_figures(self, tmp_path: Path) -> None:
+        runs = self.both(tmp_path)
+        for chart in charts(runs, 2):
+            assert [t.get_text() for t in chart.figure.legends[0].get_texts()] == ["long", "short"], chart.name
+        chart = by_interval(runs, 2)
+        assert heights(chart.figure, 1) == [8, 8, 0, 0]
+        assert heights(chart.figure, 0)[2:] == [0.5, 0.0], "the shorter run has no second interval"
+
+    def test_they_stand_side_by_side(self, tmp_path: Path) -> None:
+        place = write_report(self.both(tmp_path), str(tmp_path / "report"))
+        rows = page_of(place).rows
+        assert ["", "long", "short"] in rows
+        assert ["state", "finished", "not finished"] in rows
+        assert ["tokens generated", "16,000", "8,000"] in rows
+        assert ["algorithm.name", "adagrpo", "grpo"] in rows
+        assert not [row for row in rows if row[0] == "model.path"]
+        check_pictures(tmp_path / "report", CHARTS)
+
+    def test_runs_of_one_name_are_told_apart_by_their_folders(self, tmp_path: Path) -> None:
+        places = [str(make(tmp_path / parent / "run", [step(1)])) for parent in ("a", "b")]
+        shown = words(*labelled([read(place) for place in places]))
+        assert ["", *places] in shown.rows
+        assert "The same in all runs" in shown.text
+
+    def test_more_than_can_be_told_apart_are_refused(self, usual: Path) -> None:
+        with pytest.raises(ConfigError, match="13 runs cannot be told apart"):
+            write_report([read(str(usual))] * 13, str(usual))
+
+    def test_nor_are_bars_without_number(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("adagrpo_ray.report.write.MOST_BARS", 5)
+        run = read(str(make(tmp_path / "run", [step(n) for n in range(1, 13)])))
+        with pytest.raises(ConfigError, match=r"--interval=2 .* of 12 steps; give 3 or more"):
+            write_report([run], str(tmp_path), 2)
+
+    def test_settings_that_differ(self, tmp_path: Path) -> None:
+        configs = ["run: {name: a}\nx: {y: [1, 2], z: 1}\n", "run: {name: b}\nx: {y: [1], z: 1, w: null}\n"]
+        runs = [read(str(make(tmp_path / str(n), [step(1)], config=c))) for n, c in enumerate(configs)]
+        assert tables.differences(runs) == [("x.y", "[1, 2]", "[1]"), ("x.w", "-", "null")]
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    import fsspec
+
+    yield "memory://bucket/runs"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_a_run_at_a_url_gets_its_report_there(usual: Path, memory: str) -> None:
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    for path in usual.iterdir():
+        if path.is_file():
+            files.pipe_file(f"/bucket/runs/usual/{path.name}", path.read_bytes())
+    run = read(f"{memory}/usual")
+    assert (run.label, run.home, len(run.examples)) == ("usual", f"{memory}/usual", 2)
+    assert write_report([run], run.home) == f"{memory}/usual/report.html"
+    page = Page(files.cat_file("/bucket/runs/usual/report.html").decode())
+    assert page.figures()["steps"] == "12"
+    with Image.open(io.BytesIO(files.cat_file("/bucket/runs/usual/plots/intervals.png"))) as picture:
+        picture.load()
+    with pytest.raises(HistoryError, match=re.escape(f"{memory}/none holds no metrics.jsonl")):
+        read(f"{memory}/none")
+
+
+class TestAtTheEndOfARun:
+    def end(self, monkeypatch: pytest.MonkeyPatch, folder: Path, config: str = TINY) -> str:
+        """What the terminal shows of a run that `train` made in no time."""
+
+        def train(config: object, inputs: object, place: Path, observer: Console, *rest: object) -> object:
+            observer.step(step(1))
+            summary = summarize([step(1)], None, None, name=place.name, folder=place, adapter=place / "adapter")
+            observer.summary(summary)
+            return summary
+
+        monkeypatch.setattr(program, "train", train)
+        stream = io.StringIO()
+        with Console(1, stream, terminal=True, width=200) as console:
+            program.run(load_config(config, [f"run.folder={folder}", "run.name=ended"]), console)
+        return stream.getvalue()
+
+    @pytest.mark.usefixtures("one_figure")
+    def test_the_terminal_names_it_last(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+    ) -> None:
+        shown = self.end(monkeypatch, tmp_path)
+        assert re.search(rf"report: {re.escape(str(tmp_path))}/ended/report\.html\s*$", shown)
+        assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h"), "the display did not begin again"
+        assert page_of(tmp_path / "ended" / "report.html").figures()["state"] == "finished"
+
+    def test_one_that_fails_costs_a_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+    ) -> None:
+        def full(figure: Figure) -> bytes:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("adagrpo_ray.report.write.as_png", full)
+        shown = self.end(monkeypatch, tmp_path)
+        line = shown.splitlines()[-1]
+        assert re.search(r"no report: cannot write .*/ended/plots \(No space left on device\)", line)
+        assert f"launch/report.py makes one of {tmp_path}/ended" in line
+        assert "Traceback" not in shown
+        assert (tmp_path / "ended" / "summary.json").exists()
+        assert not list((tmp_path / "ended").glob("plots*"))
+
+
+@pytest.mark.usefixtures("one_figure")
+class TestCommandLine:
+    @pytest.fixture
+    def report(self, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+        """launch/report.py on these arguments: exit status, output, errors."""
+        spec = importlib.util.spec_from_file_location("launch_report", "launch/report.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+        def run(*arguments: str | Path) -> tuple[int, str, str]:
+            code = module.main([str(argument) for argument in arguments])
+            captured = capsys.readouterr()
+            return code, captured.out, captured.err
+
+        return run
+
+    def test_a_run_gets_its_report_in_its_folder(
+        self, usual: Path, report: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        assert report(usual) == (0, f"report: {usual}/report.html\n", "")
+        assert report(usual, "--interval", "5", "--out", usual / "new" / "place")[0] == 0
+        assert "Bars are for 2 steps each" in page_of(usual / "report.html").text
+        assert "Bars are for 5 steps each" in page_of(usual / "new" / "place" / "report.html").text
+        check_pictures(usual / "new" / "place", CHARTS[:1])
+
+    def test_several_runs_get_theirs_where_one_stands(
+        self, usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        other = make(tmp_path / "other", [step(1)])
+        monkeypatch.chdir(tmp_path)
+        assert report("usual", other) == (0, "report: report/report.html\n", "")
+        check_pictures(tmp_path / "report", CHARTS[:1])
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["missing"], "missing holds no metrics.jsonl; give the folder of a run, such as runs/NAME"),
+            (["empty"], "empty has no finished step yet; ask again after its first one"),
+            (["usual", "--interval", "0"], "--interval=0 is no number of steps; give 1 or more"),
+            (["usual", "--out", "file"], "cannot write file"),
+            (["usual", "--out", "file/below"], "cannot write file/below"),
+            (["s3://user:secret@bucket/run"], "run.folder=s3://... holds a user, a password or a query"),
+            (["nosuch://bucket/run"], "nosuch"),
+        ],
+    )
+    def test_mistakes_are_told_in_a_line(
+        self,
+        usual: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        report: Callable[..., tuple[int, str, str]],
+        arguments: list[str],
+        said: str,
+    ) -> None:
+        make(tmp_path / "empty", [], ended=False)
+        (tmp_path / "file").touch()
+        monkeypatch.chdir(tmp_path)
+        code, out, err = report(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert said in err
+        assert err.count("\n") == 1
+        assert "secret@" not in err
+        assert not (usual / "report.html").exists()
+
+    def test_it_runs_as_a_program(self) -> None:
+        ended = subprocess.run(
+            [sys.executable, "launch/report.py", "--help"], capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0
+        assert all(word in ended.stdout for word in ("RUN", "--out FOLDER", "--interval N"))
