@@ -34,9 +34,9 @@ class RolloutActor:
         use_node_address()
         self._guard = ChildGuard()  # first, since this process may be killed while the engine's starts
         self._engine = await RolloutEngine.start(model.here(), max_model_len, config)
+        self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
         some_tokens = np.zeros(4, np.int32)
         await self._engine.generate(GenerationRequest("warm-up", some_tokens, 2, SamplingParams(), 2, seed=0))
-        self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's n completions."""
