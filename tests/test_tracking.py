@@ -21,7 +21,7 @@ from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError
 from adagrpo_ray.observe.history import Mark, sizes
 from adagrpo_ray.observe.runs import load
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
-from adagrpo_ray.tracking import check_trackers, session
+from adagrpo_ray.tracking import check_trackers, relay, session
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from tests import program
 from tests.tracked import config, measured, offline_run, step, track
@@ -233,6 +233,18 @@ def test_a_tracker_that_never_answers_holds_no_step_up_and_the_end_not_for_long(
     ]
 
 
+def test_a_tracker_that_falls_behind_is_let_go_while_the_run_goes_on(
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "END_S", 0.5)
+    monkeypatch.setattr(relay, "MOST_WAITING", 3)
+    said: list[str] = []
+
+    track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", range(1, 9), tell=said.append)
+    assert said == ["warning: MLflow is let go, the run goes on without it: it is 3 records behind"]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
+
+
 def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path) -> None:
     place, said = tmp_path / "mlruns", list[str]()
 
@@ -256,7 +268,7 @@ def test_wandb_without_a_network_ends_with_the_run_and_leaves_no_process(tmp_pat
     script = """
 import sys
 from pathlib import Path
-from adagrpo_ray.tracking import check_trackers, session
+from adagrpo_ray.tracking import check_trackers, relay, session
 from tests.tracked import config, track
 settings = config("tracking.wandb=project")
 check_trackers(settings)

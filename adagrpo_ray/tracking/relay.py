@@ -96,7 +96,7 @@ class Relay(Observer):
         if not self._given_up:
             self._jobs.put(job)
             if self._jobs.qsize() > MOST_WAITING:
-                self._let_go(f"it is {MOST_WAITING} records behind")
+                self._let_go(f"it is {MOST_WAITING} records behind", wait=False)
         self._say()
 
     def _work(self) -> None:
@@ -141,11 +141,17 @@ class Relay(Observer):
         if groups and groups[0].step in self._tables and not self._tracker.has(STEP_TAG, groups[0].step):
             self._tracker.samples(groups, groups[0].step)
 
-    def _let_go(self, reason: str) -> None:
+    def _let_go(self, reason: str, *, wait: bool = True) -> None:
         if self._given_up:
             return
         self._given_up = True
         self._notices.append(f"warning: {self._tracker.title} is let go, the run goes on without it: {reason}")
+        ending = Thread(target=self._abandon, daemon=True)
+        ending.start()
+        if wait:
+            ending.join()
+
+    def _abandon(self) -> None:
         with suppress(Exception):
             self._tracker.abandon()
 

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ConfigError, StoppedError
+from adagrpo_ray.errors import ConfigError, HistoryError, StoppedError
 from adagrpo_ray.jobs import is_lasting, job_id
 from adagrpo_ray.observe.history import TRACKED
 from adagrpo_ray.observe.observer import Observer, Observers
@@ -77,7 +77,7 @@ def tracked(config: Config, folder: Path, tell: Callable[[str], None], resumed: 
     if config.tracking.mlflow is not None:
         trackers.append(MlflowRun(config.tracking.mlflow))
     metrics = RayMetrics(folder.name)
-    past = load(folder) if trackers and resumed else None
+    past = _past(folder, tell) if trackers and resumed else None
     relays = [_relay(tracker, config, folder, past, tell) for tracker in trackers]
     state: State = "failed"
     try:
@@ -93,6 +93,14 @@ def tracked(config: Config, folder: Path, tell: Callable[[str], None], resumed: 
         deadline = time.monotonic() + END_S
         for relay in relays:
             relay.wait(deadline)
+
+
+def _past(folder: Path, tell: Callable[[str], None]) -> RunHistory | None:
+    try:
+        return load(folder)
+    except HistoryError as error:
+        tell(f"warning: trackers hear nothing of what was before: {error}")
+        return None
 
 
 def _relay(
