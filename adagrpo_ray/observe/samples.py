@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -36,6 +37,11 @@ class AttemptSample(Record):
     rung: int
     sampling: SamplingParams
     completions: tuple[CompletionSample, ...]
+
+    @property
+    def best_reward(self) -> float:
+        """The highest reward of the attempt; NaN where it has none."""
+        return max((c.reward for c in self.completions if not math.isnan(c.reward)), default=math.nan)
 
     def to_dict(self) -> dict[str, object]:
         """The attempt in JSON's own types."""

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from adagrpo_ray.observe.figures import number
 from adagrpo_ray.observe.samples import CompletionSample, GroupSample
+from adagrpo_ray.observe.why import rung, why
 from adagrpo_ray.report import palette, tables
 from adagrpo_ray.report.source import Run
-from adagrpo_ray.serve.why import rung, why
 
 MOST_CHARACTERS = 2000
 """Of one text; what is longer loses its middle."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.observe.history import SAMPLES
-from adagrpo_ray.observe.samples import AttemptSample, GroupSample
+from adagrpo_ray.observe.samples import GroupSample
 from adagrpo_ray.observe.tail import Tail
 
 SHOWN = 100
@@ -104,11 +104,6 @@ class SampleFile:
             raise HistoryError(f"cannot read a group of {self._path} again ({error!r}); refresh the list") from error
 
 
-def best(attempt: AttemptSample) -> float:
-    """The highest reward of the attempt; NaN where it has none."""
-    return max((c.reward for c in attempt.completions if not math.isnan(c.reward)), default=math.nan)
-
-
 def _entry(values: Any, at: int) -> Entry:
     group = GroupSample.from_dict(values)
     last = group.attempts[-1].completions if group.attempts else ()
@@ -121,8 +116,8 @@ def _entry(values: Any, at: int) -> Entry:
         outcome=group.outcome,
         attempts=len(group.attempts),
         resampled=group.resampled,
-        first_best=best(group.attempts[0]) if group.attempts else math.nan,
-        last_best=best(group.attempts[-1]) if group.attempts else math.nan,
+        first_best=group.attempts[0].best_reward if group.attempts else math.nan,
+        last_best=group.attempts[-1].best_reward if group.attempts else math.nan,
         last_right=sum(completion.correct for completion in last),
         last_size=len(last),
     )

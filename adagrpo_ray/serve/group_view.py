@@ -8,8 +8,8 @@ from html import escape
 
 from adagrpo_ray.observe.runs import RunHistory
 from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
+from adagrpo_ray.observe.why import rung, statistics, why
 from adagrpo_ray.serve.browse import Entry
-from adagrpo_ray.serve.why import rung, statistics, why
 
 LONG, SHORT = 20_000, 110
 """Characters of a text that are shown in full, and of its first line."""
@@ -23,13 +23,14 @@ td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; wh
 td.text { width: 60%; min-width: 240px; overflow-wrap: anywhere; }
 .scroll { overflow: auto; max-height: 420px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .scroll thead th { position: sticky; top: 0; background: var(--background-fill-primary); }
+.scroll td:not(.text) { white-space: nowrap; max-width: 180px; overflow: hidden; text-overflow: ellipsis; }
 .wide { overflow-x: auto; }
 tr[data-at] { cursor: pointer; }
 tr[data-at]:hover, tr[aria-current] { background: var(--background-fill-secondary); }
 tr[aria-current] { box-shadow: inset 3px 0 0 var(--color-accent); }
 button { all: unset; cursor: pointer; overflow-wrap: anywhere; }
 button:focus-visible { outline: 2px solid var(--color-accent); }
-h4 { margin: 18px 0 4px; font-size: 15px; }
+h4 { margin: 18px 0 4px; font-size: 15px; overflow-wrap: anywhere; }
 p { margin: 4px 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow: auto; margin: 6px 0;
   padding: 8px 10px; font-size: 13px; background: var(--background-fill-secondary); border-radius: 6px; }

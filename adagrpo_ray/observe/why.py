@@ -7,7 +7,6 @@ import math
 from adagrpo_ray.algorithm.statistics import RewardStatistics
 from adagrpo_ray.observe.runs import RunHistory
 from adagrpo_ray.observe.samples import AttemptSample, GroupSample
-from adagrpo_ray.serve.browse import best
 from adagrpo_ray.types import SamplingParams
 
 
@@ -97,7 +96,7 @@ def _scores(attempt: AttemptSample, column: str | None) -> list[float]:
 
 
 def _best(attempt: AttemptSample) -> str:
-    return _number(best(attempt))
+    return _number(attempt.best_reward)
 
 
 def _right(attempt: AttemptSample) -> str:
