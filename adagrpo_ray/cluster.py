@@ -90,6 +90,7 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
             num_gpus=int(hardware.gpus),
             resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
             include_dashboard=False,
+            _metrics_export_port=config.tracking.prometheus_port,
         )
         guard = ChildGuard([p.pid for p in psutil.Process().children(recursive=True) if p not in before])
     elif not connected:
