@@ -50,19 +50,26 @@ def url(runs: Path, state: Path) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, url: str) -> Iterator[Any]:
     with opened(browser, url) as one:
-        one.wait_for_selector("#temperature input")
+        ready(one)
         yield one
+
+
+def ready(page: Any) -> None:
+    """Wait until the page shows its settings; it is laid out before."""
+    page.wait_for_function("document.querySelector('#model input')?.value")
+
+
+ANSWERED = """([asked, sides]) => document.querySelector('#message button.submit-button') && sides.every(side =>
+    document.querySelectorAll(`#${side}-talk [data-testid=user]`).length > asked[side]
+    && /tokens\\/s/.test(document.querySelector(`#${side}-figures`).innerText))"""
 
 
 def ask(page: Any, text: str, sides: tuple[str, ...] = ("base", "adapter")) -> None:
     """Send a message, and wait until the sides have answered."""
+    asked = {side: page.locator(f"#{side}-talk [data-testid=user]").count() for side in sides}
     page.fill("#message textarea", text)
     page.click("#message button.submit-button")
-    for side in sides:
-        page.wait_for_function(
-            "side => /tokens\\/s/.test(document.querySelector(`#${side}-figures`)?.innerText)", arg=side, timeout=STARTS
-        )
-    page.wait_for_selector("#message button.submit-button", timeout=STARTS)
+    page.wait_for_function(ANSWERED, arg=[asked, list(sides)], timeout=STARTS)
 
 
 def said(page: Any, side: str) -> str:
@@ -212,7 +219,7 @@ def test_a_model_that_is_none_is_said_and_the_page_goes_on(page: Any, tmp_path: 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_its_window(browser: Any, url: str, width: int) -> None:
     with opened(browser, url, width=width) as page:
-        page.wait_for_selector("#temperature input")
+        ready(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         talk, settings = (page.locator(f"#chat-{part}").bounding_box() for part in ("talk", "settings"))
         if width > 1000:
@@ -228,7 +235,7 @@ def test_the_page_fits_its_window(browser: Any, url: str, width: int) -> None:
 def test_settings_are_remembered_and_broken_ones_are_put_aside(browser: Any, runs: Path, tmp_path: Path) -> None:
     for start in range(3):
         with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
-            page.wait_for_selector("#temperature input")
+            ready(page)
             temperature = page.input_value("#temperature input[type=number]")
             if start == 0:
                 assert temperature == "1"

@@ -96,7 +96,7 @@ def test_tokens_of_all_attempts_count(step: SamplingFigures) -> None:
 
 
 def test_the_group_size_is_that_of_first_attempts(step: SamplingFigures) -> None:
-    large = replace(make_group([1.0] * 6), size=6)
+    large = replace(make_group(make_attempt([1] * 6, by_function=[[1, 0]] * 6)), size=6)
     assert step.group_size == 2
     assert figures(ready=(SOLVED, large), attempts=(SOLVED, large, RESCUED)).group_size == 4
 

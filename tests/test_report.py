@@ -474,7 +474,7 @@ class TestAtTheEndOfARun:
             observer.summary(summary)
             return summary
 
-        monkeypatch.setattr(program, "train", train)
+        monkeypatch.setattr(program, "place_and_train", train)
         stream = io.StringIO()
         with Console(1, stream, terminal=True, width=200) as console:
             program.run(load_config(config, [f"run.folder={folder}", "run.name=ended"]), console)

@@ -39,10 +39,10 @@ def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseExcep
         if (error := next(left)) is not None:
             raise error
 
-    monkeypatch.setattr("adagrpo_ray.run.check", lambda config: Inputs("tiny", PromptSets((), (), {}), 128))
-    monkeypatch.setattr("adagrpo_ray.run.train", train)
+    monkeypatch.setattr("adagrpo_ray.run.check", lambda config, given: Inputs("tiny", PromptSets((), (), {}), 128))
+    monkeypatch.setattr("adagrpo_ray.run.place_and_train", train)
     ear = Ear()
-    config = load_config(None, [f"run.folder={folder}", "run.name=one", "run.max_restarts=1"])
+    config = load_config(None, [f"run.folder={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
     raised: BaseException | None = None
     try:
         run(config, ear)

@@ -15,8 +15,8 @@ Axis = Literal["step", "generated tokens"]
 Point = tuple[float, float]
 
 AXES: tuple[Axis, ...] = ("step", "generated tokens")
-MOST_POINTS = 250
-"""Of one curve: about one for every two pixels of its plot."""
+MOST_POINTS = 150
+"""Of one curve: more of them would be noise between the same pixels."""
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; wh
 td.text { width: 60%; min-width: 240px; overflow-wrap: anywhere; }
 .scroll { overflow: auto; max-height: 420px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .scroll thead th { position: sticky; top: 0; background: var(--background-fill-primary); }
+.scroll td:not(.text) { white-space: nowrap; max-width: 180px; overflow: hidden; text-overflow: ellipsis; }
 .wide { overflow-x: auto; }
 tr[data-at] { cursor: pointer; }
 tr[data-at]:hover, tr[aria-current] { background: var(--background-fill-secondary); }
 tr[aria-current] { box-shadow: inset 3px 0 0 var(--color-accent); }
 button { all: unset; cursor: pointer; overflow-wrap: anywhere; }
 button:focus-visible { outline: 2px solid var(--color-accent); }
-h4 { margin: 18px 0 4px; font-size: 15px; }
+h4 { margin: 18px 0 4px; font-size: 15px; overflow-wrap: anywhere; }
 p { margin: 4px 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow: auto; margin: 6px 0;
   padding: 8px 10px; font-size: 13px; background: var(--background-fill-secondary); border-radius: 6px; }

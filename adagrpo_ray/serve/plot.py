@@ -33,7 +33,7 @@ STYLE = """
 .plots figcaption svg { display: inline; width: 26px; vertical-align: middle; }
 .plots text { font-size: 11px; fill: currentColor; opacity: .75; }
 .plots .grid { stroke: currentColor; stroke-opacity: .15; }
-.plots polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.plots polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-opacity: .9; }
 .plots rect { fill: transparent; }
 .plots rect:hover { fill: currentColor; fill-opacity: .12; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 4px 0 10px; font-size: 14px; }
@@ -45,7 +45,9 @@ def page(runs: Sequence[str], plots: Sequence[Plot], axis: Axis) -> str:
     """A legend of the runs and all plots, as HTML without scripts."""
     colors = {run: COLORS[number % len(COLORS)] for number, run in enumerate(runs)}
     legend = "".join(f'<span><b style="background:{color}"></b>{escape(run)}</span>' for run, color in colors.items())
-    figures = "".join(_figure(plot, colors, axis) for plot in plots)
+    xs = [x for plot in plots for curve in plot.curves for x, _ in curve.points]
+    across = _Scale(min([*xs, 0.0]), max([*xs, 1.0]), LEFT, RIGHT)  # the same for all, to be read from top to bottom
+    figures = "".join(_figure(plot, colors, across, axis) for plot in plots)
     return f'<div class="legend">{legend}</div><div class="plots">{figures}</div>'
 
 
@@ -69,17 +71,15 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _figure(plot: Plot, colors: dict[str, str], axis: Axis) -> str:
-    points = [point for curve in plot.curves for point in curve.points]
+def _figure(plot: Plot, colors: dict[str, str], across: _Scale, axis: Axis) -> str:
+    ys = [y for curve in plot.curves for _, y in curve.points]
     lines = sorted({(curve.number, curve.line) for curve in plot.curves if curve.points})
     caption = escape(plot.title) + ("".join(_key(number, line) for number, line in lines) if len(lines) > 1 else "")
-    if not points:
+    if not ys:
         inside = (
             f'<text x="{(LEFT + RIGHT) / 2}" y="{(TOP + BOTTOM) / 2}" text-anchor="middle">nothing measured yet</text>'
         )
     else:
-        xs, ys = zip(*points, strict=True)
-        across = _Scale(min(*xs, 0.0), max(*xs, 1.0), LEFT, RIGHT)
         up = _Scale(*_ends(plot, min(ys), max(ys)), BOTTOM, TOP)
         inside = "".join(
             [

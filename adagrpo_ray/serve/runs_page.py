@@ -36,13 +36,14 @@ HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 def build(folder: str) -> None:
     """Lay out the page of the runs in `folder`, inside a Blocks or one of its tabs."""
     shelf = Shelf(folder)
-    with gr.Row(equal_height=True):
+    with gr.Row():
         chosen = gr.Dropdown(
-            [], multiselect=True, max_choices=MOST_RUNS, label="Runs, newest first", elem_id="runs-chosen", scale=5
+            [], multiselect=True, max_choices=MOST_RUNS, label="Runs, newest first", elem_id="runs-chosen", scale=4
         )
-        axis = gr.Radio(list(AXES), value=AXES[0], label="Over", elem_id="runs-axis", scale=2, min_width=220)
-        follow = gr.Checkbox(True, label="Follow runs that go on", elem_id="runs-follow", scale=1)
-        refresh = gr.Button("Refresh", elem_id="runs-refresh", scale=1, min_width=90)
+        axis = gr.Radio(list(AXES), value=AXES[0], label="Over", elem_id="runs-axis", scale=2, min_width=320)
+        with gr.Column(scale=1, min_width=180):
+            follow = gr.Checkbox(True, label="Follow", elem_id="runs-follow")
+            refresh = gr.Button("Refresh", elem_id="runs-refresh", size="sm")
     notice = _html("runs-notice", group_view.STYLE)
     curves = _html("runs-curves", plot.STYLE)
     with gr.Accordion("Results and settings", open=True):
@@ -50,8 +51,12 @@ def build(folder: str) -> None:
     with gr.Accordion("Sampled groups", open=True):
         with gr.Row():
             run = gr.Dropdown([], label="Of the run", elem_id="groups-run", scale=3)
-            first = gr.Number(None, label="From step", precision=0, minimum=0, elem_id="groups-first", min_width=90)
-            last = gr.Number(None, label="To step", precision=0, minimum=0, elem_id="groups-last", min_width=90)
+            first = gr.Number(
+                None, label="From step", placeholder="first", precision=0, elem_id="groups-first", min_width=90
+            )
+            last = gr.Number(
+                None, label="To step", placeholder="last", precision=0, elem_id="groups-last", min_width=90
+            )
             outcome = gr.Dropdown(OUTCOMES, value=ANY, label="Outcome", elem_id="groups-outcome", min_width=120)
             level = gr.Dropdown([("any", ANY)], value=ANY, label="Level", elem_id="groups-level", min_width=120)
         with gr.Row(equal_height=True):
@@ -78,10 +83,12 @@ def build(folder: str) -> None:
         shown = plot.page([each.name for each in found], plots(found, over), over) if found else ""
         return stamp, _notice(problems), shown, _compared(found)
 
-    def offer(names: list[str] | None, now: str | None) -> Any:
-        """The runs that are shown, to choose the one whose groups are listed."""
+    def settle(names: list[str] | None, now: str | None, grade: str) -> tuple[Any, ...]:
+        """The run whose groups are listed is one of those shown; another one has other levels, and no group open."""
         names = names or []
-        return gr.Dropdown(names, value=now if now in names else next(iter(names), None))
+        name = now if now in names else next(iter(names), None)
+        rest = (gr.skip(), gr.skip()) if name == now else (None, "")
+        return gr.Dropdown(names, value=name), classify(name, grade), *rest
 
     def classify(name: str | None, now: str) -> Any:
         """The levels that the groups of the run have."""
@@ -121,15 +128,31 @@ def build(folder: str) -> None:
         "outputs": [listed, groups],
         **HIDDEN,
     }
-    gr.on(None, lambda: find(None), [], chosen, **HIDDEN)  # when the page is opened
-    refresh.click(find, chosen, chosen, **HIDDEN)
-    gr.on([chosen.change, axis.change, refresh.click, timer.tick], **drawing)
-    gr.on([run.change, *(each.change for each in filters[1:]), refresh.click, timer.tick], **looking)
-    chosen.change(offer, [chosen, run], run, **HIDDEN)
-    run.change(classify, [run, level], level, **HIDDEN)
-    run.change(lambda: (None, ""), [], [opened_at, opened], **HIDDEN)
-    follow.change(lambda on: gr.Timer(active=on), follow, timer, **HIDDEN)
+    settling: dict[str, Any] = {
+        "fn": settle,
+        "inputs": [chosen, run, level],
+        "outputs": [run, level, opened_at, opened],
+        **HIDDEN,
+    }
+    switching: dict[str, Any] = {
+        "fn": lambda name, grade: (classify(name, grade), None, ""),
+        "inputs": [run, level],
+        "outputs": [level, opened_at, opened],
+        **HIDDEN,
+    }
+    # What hands changed is an `input`. `change` would follow what these functions set as well, and a Dropdown of
+    # several values says it again and again.
+    page_opened = gr.on(None, lambda: find(None), [], chosen, **HIDDEN)
+    refreshed = refresh.click(find, chosen, chosen, **HIDDEN)
+    for begun in (page_opened.then, refreshed.then, chosen.input):
+        begun(**drawing).then(**settling).then(**looking)
+    axis.input(**drawing)
+    run.input(**switching).then(**looking)
+    gr.on([each.input for each in filters[1:]], trigger_mode="always_last", **looking)
     groups.select(choose, [run], [opened_at, opened], **HIDDEN).then(**looking)
+    timer.tick(**drawing)
+    timer.tick(**looking)
+    follow.input(lambda on: gr.Timer(active=on), follow, timer, **HIDDEN)
 
 
 def _html(name: str, style: str, js: str | None = None) -> gr.HTML:
@@ -181,8 +204,8 @@ def _wanted(
 ) -> Wanted:
     """The filters as the page has them."""
     return Wanted(
-        first_step=None if first is None else int(first),
-        last_step=None if last is None else int(last),
+        first_step=int(first or 0) or None,
+        last_step=int(last or 0) or None,
         outcome=outcome or ANY,
         level=level or ANY,
         resampled=resampled,
