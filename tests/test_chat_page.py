@@ -276,6 +276,7 @@ def test_other_machines_need_the_password(browser: Any, runs: Path, tmp_path: Pa
 
 def test_a_signal_while_the_model_starts_leaves_nothing(browser: Any, runs: Path, tmp_path: Path) -> None:
     with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
+        ready(page)
         page.fill("#message textarea", "12+34")
         page.click("#message button.submit-button")
         page.wait_for_function("document.querySelector('#note').innerText.includes('starting the model tiny')")
