@@ -72,6 +72,12 @@ def ask(page: Any, text: str, sides: tuple[str, ...] = ("base", "adapter")) -> N
     page.wait_for_function(ANSWERED, arg=[asked, list(sides)], timeout=STARTS)
 
 
+def wait_for(page: Any, place: str, text: str, timeout: int = 30_000) -> None:
+    """Wait until a text stands in that place."""
+    there = "([place, text]) => document.querySelector(place)?.innerText.includes(text)"
+    page.wait_for_function(there, arg=[place, text], timeout=timeout)
+
+
 def said(page: Any, side: str) -> str:
     return str(page.inner_text(f"#{side}-talk"))
 
@@ -89,7 +95,7 @@ def test_a_start_is_stopped_and_then_both_sides_answer_as_they_are_streamed(page
     assert "The model is loaded with the first message" in page.inner_text("#note")
     page.fill("#message textarea", "12+34")
     page.click("#message button.submit-button")
-    page.wait_for_function("document.querySelector('#note').innerText.includes('starting the model tiny')")
+    wait_for(page, "#note", "starting the model tiny")
     page.click("#message button.stop-button")
     page.wait_for_selector("#message button.submit-button")
     assert page.inner_text("#base-figures") == page.inner_text("#adapter-figures") == "stopped"
@@ -129,14 +135,14 @@ def test_an_adapter_is_switched_without_a_restart_and_the_base_stays(page: Any, 
     assert "first, end of the run" in trained
     page.click("#clear")
     page.fill("#folder textarea, #folder input", str(other))
-    page.wait_for_function("document.querySelector('#adapter-talk').innerText.includes('noise')")
+    wait_for(page, "#adapter-talk", "noise")
     ask(page, "12+34")
     assert said(page, "base") == base
     assert said(page, "adapter").replace("noise", "") != trained.replace("first, end of the run", "")
     page.click("#clear")
     page.fill("#folder textarea, #folder input", "")
     choose(page, "checkpoint", "step 4")
-    page.wait_for_function("document.querySelector('#adapter-talk').innerText.includes('first, step 4')")
+    wait_for(page, "#adapter-talk", "first, step 4")
     ask(page, "12+34")
     # The checkpoint of the last step holds what the run ended with.
     assert said(page, "adapter").replace("step 4", "end of the run") == trained
@@ -186,7 +192,7 @@ def test_a_conversation_is_saved_cleared_and_loaded(page: Any, state: Path) -> N
     page.click("#clear")
     page.wait_for_function("!document.querySelector('#base-talk').innerText.includes('21+43')")
     page.click("#load")
-    page.wait_for_function("document.querySelector('#base-talk').innerText.includes('21+43')")
+    wait_for(page, "#base-talk", "21+43")
     assert (said(page, "base"), said(page, "adapter")) == before
 
 
@@ -205,14 +211,14 @@ def test_a_model_that_is_none_is_said_and_the_page_goes_on(page: Any, tmp_path: 
     set_up(page)
     page.fill("#model input", str(tmp_path / "nothing"))
     page.press("#model input", "Enter")
-    page.wait_for_function("document.querySelector('#base-talk').innerText.includes('nothing')")
+    wait_for(page, "#base-talk", "nothing")
     page.click("#view label:has-text('Base')")
     page.fill("#message textarea", "12+34")
     page.click("#message button.submit-button")
-    page.wait_for_function("document.querySelector('#base-talk').innerText.includes('neither')", timeout=STARTS)
+    wait_for(page, "#base-talk", "neither", timeout=STARTS)
     choose(page, "model", "tiny")
     page.click("#view label:has-text('Both')")
-    page.wait_for_function("document.querySelector('#adapter-talk').innerText.includes('first, end of the run')")
+    wait_for(page, "#adapter-talk", "first, end of the run")
     ask(page, "12+34")
 
 
@@ -242,7 +248,7 @@ def test_settings_are_remembered_and_broken_ones_are_put_aside(browser: Any, run
                 page.fill("#temperature input[type=number]", "0.35")
                 page.press("#temperature input[type=number]", "Tab")
                 choose(page, "checkpoint", "step 3")
-                page.wait_for_function("document.querySelector('#adapter-talk').innerText.includes('first, step 3')")
+                wait_for(page, "#adapter-talk", "first, step 3")
             elif start == 1:
                 assert temperature == "0.35"
                 assert page.input_value("#checkpoint input") == "step 3"
@@ -276,6 +282,7 @@ def test_other_machines_need_the_password(browser: Any, runs: Path, tmp_path: Pa
 
 def test_a_signal_while_the_model_starts_leaves_nothing(browser: Any, runs: Path, tmp_path: Path) -> None:
     with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
+        ready(page)
         page.fill("#message textarea", "12+34")
         page.click("#message button.submit-button")
-        page.wait_for_function("document.querySelector('#note').innerText.includes('starting the model tiny')")
+        wait_for(page, "#note", "starting the model tiny")

@@ -76,14 +76,11 @@ class ChatPage:
         pages.load(self._open, None, [*c.chosen, c.saved, *around], **QUIET)
         pages.unload(self._leave)
         choice = {c.model, c.run, c.checkpoint}
-        # What a hand has changed, not what was set by others: a page that is opened is first of all empty.
-        for component in c.chosen:
-            listed = {c.model: self._choose_model, c.run: self._choose_run}.get(component)
-            if listed is None:
-                component.input(self._changed, set(c.chosen), around, trigger_mode="always_last", **QUIET)
-            else:
-                component.input(listed, choice, choice, **QUIET).then(self._changed, set(c.chosen), around, **QUIET)
-        c.refresh.click(self._refresh, choice, choice, **QUIET).then(self._changed, set(c.chosen), around, **QUIET)
+        c.model.input(self._choose_model, choice, choice, **QUIET)
+        c.run.input(self._choose_run, choice, choice, **QUIET)
+        c.refresh.click(self._refresh, choice, choice, **QUIET)
+        changes = [component.change for component in c.chosen]
+        gr.on(changes, self._changed, set(c.chosen), around, trigger_mode="always_last", **QUIET)
         asked = {self._box, self._conversation, *c.chosen}
         sent = self._box.submit(self._send, asked, [self._box, self._note, *talk], concurrency_limit=None, **QUIET)
         sent.then(self._ready, None, self._box, **QUIET)
@@ -126,6 +123,8 @@ class ChatPage:
 
     def _changed(self, values: Updates) -> Updates:
         """A setting is another one: it is kept, and the page looks as it says."""
+        if not values[self._controls.model]:  # a page is laid out before it shows anything
+            return {self._controls.after: gr.skip()}
         try:
             settings = self._settings(values)
             self._store.keep_settings(settings)
