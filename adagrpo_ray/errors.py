@@ -14,6 +14,7 @@ AdaGRPOError
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
 ├── HistoryError     a run folder cannot be read back, or is none
 ├── ChatError        a message cannot be answered, or a conversation cannot be kept
+├── TrackingError    a tracker cannot take the run, which goes on without it
 └── StoppedError     the run was asked to stop, and did
 
 Messages are one sentence that names the key or file, the value, and what to do. They take a single
@@ -75,6 +76,10 @@ class HistoryError(AdaGRPOError, ValueError):
 
 class ChatError(AdaGRPOError, ValueError):
     """A message cannot be answered, or a conversation cannot be kept."""
+
+
+class TrackingError(AdaGRPOError, RuntimeError):
+    """A tracker cannot take the run, which goes on without it."""
 
 
 class StoppedError(AdaGRPOError):

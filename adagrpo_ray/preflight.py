@@ -12,6 +12,7 @@ from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
+from adagrpo_ray.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True) -> I
 
     Where it is not for `training`, there will be no learner, no criterion is needed, and any prompts will do.
     """
+    if training:
+        check_trackers(config)
     for function in config.rewards.functions:
         load_reward(function.function, given)
     if training:

@@ -15,7 +15,7 @@ from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError
 from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.checkpoint import Progress
 from adagrpo_ray.observe import EvaluationRecord, RunWriter, StepRecord, retries
-from adagrpo_ray.observe.history import EVALUATIONS, METRICS, SAMPLES, Mark, sizes
+from adagrpo_ray.observe.history import EVALUATIONS, METRICS, SAMPLES, TRACKED, Mark, sizes
 from adagrpo_ray.observe.mirror import MirroredWriter
 
 AUTO = "auto"
@@ -103,7 +103,7 @@ def _find_remote(place: str, auto: bool, config: Config, tell: Callable[[str], N
     if checkpoint.is_checkpoint(Path(place)) and not auto:
         home, _, name = place.rsplit("/", 2)
     folder = storage.fresh(home)
-    storage.pull(home, folder, sorted({METRICS, EVALUATIONS, SAMPLES} & storage.files(home)))
+    storage.pull(home, folder, sorted({METRICS, EVALUATIONS, SAMPLES, TRACKED} & storage.files(home)))
     kept.outline(storage.join(home, FOLDER), folder / FOLDER)
 
     def verify(path: Path) -> None:

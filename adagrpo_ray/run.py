@@ -21,6 +21,7 @@ from adagrpo_ray.preflight import check
 from adagrpo_ray.resume import find_past, past_of
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage import find, join, leave
+from adagrpo_ray.tracking import tracked
 from adagrpo_ray.trainer import place_and_train
 
 CODES = "functions.json"
@@ -62,13 +63,16 @@ def run(
             patience = config.rollout.start_timeout_s if restarts else 0.0
             writing = past.writer(written, tell) if past else open_run(home, as_yaml(written), tell)
             try:
-                with writing as writer:
+                with writing as writer, tracked(config, writer.folder, tell, past is not None) as trackers:
                     home = writer.home
                     if not restarts:
                         _keep_codes(home, given, tell)
                         ending.enter_context(telling(observer, config, home))
-                    observers = Observers(writer, observer)
-                    summary = place_and_train(config, inputs, writer.folder, observers, past, stop, home, patience)
+                    observers = Observers(writer, trackers, observer)
+                    named = config.model_copy(
+                        update={"run": config.run.model_copy(update={"name": writer.folder.name})}
+                    )
+                    summary = place_and_train(named, inputs, writer.folder, observers, past, stop, home, patience)
                     if config.run.report:
                         _report(writer.folder, home, tell)
                     return summary

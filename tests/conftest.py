@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.program import train
+from tests.scripts import script
 
 # Test processes run side by side, and torch's threads of one stall those of another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,12 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def launch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launch_train", "launch/train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("train")
 
 
 @pytest.fixture(scope="session")

@@ -33,26 +33,46 @@ from tests.test_promises import names
 ALL = commands()
 PROGRAMS = ("evaluate", "export", "report", "submit", "train", "ui")
 
+PLAIN = "test_submit.py::test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prometheus"
 HELD = {
     # Programs that are more than read here
-    r"launch/report\.py s3://": "tests/test_report.py::test_a_run_at_a_url_gets_its_report_there",
-    r"launch/ui\.py --runs runs": "tests/test_chat_page.py::test_a_start_is_stopped_and_then_both_sides_answer_as_they_are_streamed",
-    r"launch/evaluate\.py --adapter runs/NAME": "tests/test_evaluate.py::test_figures_are_those_that_the_run_measured_itself",
-    r"launch/export\.py runs/NAME --out my-model$": "tests/test_export.py::test_the_export_says_what_the_adapter_says",
-    r"launch/export\.py runs/NAME/checkpoints": "tests/test_export.py::test_a_checkpoint_is_exported_as_its_runs_adapter_is",
-    r"launch/export\.py s3://": "tests/test_export.py::test_a_run_at_a_url",
-    r"launch/export\.py path/to/peft-adapter": "tests/test_export.py::test_an_adapters_own_folder_is_enough_and_so_is_a_base_that_is_named",
-    r"launch/export\.py my-model --push \S+ --private$": "tests/test_push.py::test_nothing_is_sent_without_a_yes",
-    r"launch/export\.py my-model --push .* --yes": "tests/test_push.py::test_all_files_go_in_one_commit_and_no_others",
-    r"launch/export\.py runs/NAME --push": "tests/test_push.py::test_an_adapter_of_a_run_can_be_pushed_as_it_is",
-    r"launch/submit\.py --fetch": "tests/test_submit.py::test_submit_shows_the_log_names_the_job_and_fetches_the_results",
-    r"--resume auto": "tests/test_resume.py::test_a_killed_run_ends_as_one_that_never_stopped",
+    r"launch/report\.py s3://": "test_report.py::test_a_run_at_a_url_gets_its_report_there",
+    r"launch/ui\.py --runs runs": (
+        "test_chat_page.py::test_a_start_is_stopped_and_then_both_sides_answer_as_they_are_streamed"
+    ),
+    r"launch/evaluate\.py --adapter runs/NAME": (
+        "test_evaluate.py::test_figures_are_those_that_the_run_measured_itself"
+    ),
+    r"launch/export\.py runs/NAME --out my-model$": "test_export.py::test_the_export_says_what_the_adapter_says",
+    r"launch/export\.py runs/NAME/checkpoints": (
+        "test_export.py::test_a_checkpoint_is_exported_as_its_runs_adapter_is"
+    ),
+    r"launch/export\.py s3://": "test_export.py::test_a_run_at_a_url",
+    r"launch/export\.py path/to/peft-adapter": (
+        "test_export.py::test_an_adapters_own_folder_is_enough_and_so_is_a_base_that_is_named"
+    ),
+    r"launch/export\.py my-model --push \S+ --private$": "test_push.py::test_nothing_is_sent_without_a_yes",
+    r"launch/export\.py my-model --push .* --yes": "test_push.py::test_all_files_go_in_one_commit_and_no_others",
+    r"launch/export\.py runs/NAME --push": "test_push.py::test_an_adapter_of_a_run_can_be_pushed_as_it_is",
+    r"launch/submit\.py --fetch": ("test_submit.py::test_submit_shows_the_log_names_the_job_and_fetches_the_results"),
+    r"--resume auto": "test_resume.py::test_a_killed_run_ends_as_one_that_never_stopped",
     # Ray
-    r"^ray start --head --num-cpus 4": "tests/test_submit.py::test_plain_ray_job_submit_needs_no_setting_and_loses_no_run",
-    r"^ray start (--head --num-cpus 0|--address)": "tests/test_multi_node.py::test_a_job_goes_on_when_a_worker_node_is_lost",
-    r"^ray job submit": "tests/test_submit.py::test_plain_ray_job_submit_needs_no_setting_and_loses_no_run",
+    r"^ray start --head --num-cpus 4": PLAIN,
+    r"^ray start (--head --num-cpus 0|--address)": (
+        "test_multi_node.py::test_a_job_goes_on_when_a_worker_node_is_lost"
+    ),
+    r"^ray job submit": PLAIN,
     r"^ray get-auth-token --generate": "Ray's own; it writes into the home folder of whoever runs it",
-    r"^ray (up|exec|dashboard|rsync-down|down) cluster/aws\.yaml": "tests/test_manifests.py::test_the_launcher_accepts_the_file",
+    r"^ray (up|exec|dashboard|rsync-down|down) cluster/aws\.yaml": (
+        "test_manifests.py::test_the_launcher_accepts_the_file"
+    ),
+    # docs/tracking.md
+    r"^pip install 'adagrpo_ray": "installs the extras of pyproject.toml",
+    r"launch/submit\.py --env WANDB_API_KEY": "test_tracking.py::test_a_relative_folder_is_refused_in_a_job_which_loses_it",
+    r"launch/train\.py tracking\.wandb": "test_tracking.py::test_a_run_and_its_resumption_are_one_run_in_both_trackers",
+    r"^ray start --head --metrics-export-port 8080": PLAIN,
+    r"^prometheus --config\.file cluster/prometheus\.yml": "test_ray_metrics.py::test_prometheus_reads_the_file_that_ray_keeps",
+    r"^curl -s http://127\.0\.0\.1:8080/metrics": PLAIN,
     # What is not here
     r"^(head=\$\()?kubectl ": "no Kubernetes; the files are held by test_manifests.py",
     r"^helm ": "no Kubernetes",
@@ -60,10 +80,12 @@ HELD = {
     # A shell
     r"^source \.venv/bin/activate$": "made by venv",
     r"^export \w+=(?!\$\()": "sets variables alone",
-    r"^\.venv/bin/tensorboard --logdir runs$": "tests/test_observe.py::TestRunWriter::test_tensorboard_shows_the_figures_in_groups",
+    r"^\.venv/bin/tensorboard --logdir runs$": (
+        "test_observe.py::TestRunWriter::test_tensorboard_shows_the_figures_in_groups"
+    ),
     r"^make ": "its recipe is read below",
     r"^(mkdir|python3|chmod) .*~/\.adagrpo-ray": "run below",
-}  # fmt: skip
+}
 """Who else runs a command, or why nobody does: by a part of it."""
 
 
@@ -134,9 +156,9 @@ def test_every_command_is_accounted_for() -> None:
 def test_who_else_runs_a_command_is_there() -> None:
     for part, by in HELD.items():
         assert any(re.search(part, command.text) for command in ALL), f"no page has such a command any more: {part}"
-        if by.startswith("tests/"):
+        if by.startswith("test_"):
             file, _, name = by.partition("::")
-            assert name in names(ROOT / file), by
+            assert name in names(ROOT / "tests" / file), by
 
 
 def test_files_of_the_repository_that_commands_name_are_there() -> None:

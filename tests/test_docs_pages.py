@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from tests.histories import evaluation, step
 
 DOCS = ROOT / "docs"
 SOURCES = [*(ROOT / "adagrpo_ray").rglob("*.py"), *(ROOT / "launch").glob("*.py")]
+NAMED = re.compile(rf"((?:{'|'.join(Config.model_fields)})(?:\.\w+)+)(?:=.*)?")
+"""A setting, with a value or without."""
 HOLE = "\0"
 """Stands for a value in a message."""
 
@@ -32,7 +35,7 @@ HOLE = "\0"
 def rows(page: str) -> Iterator[list[str]]:
     """The cells of every row of the page's tables, headings aside."""
     lines = (DOCS / page).read_text().splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         if line.startswith("| ") and not line.startswith("| ---") and before.startswith("| "):
             yield [cell.strip() for cell in line.strip("|").split(" | ")]
 
@@ -123,7 +126,7 @@ def sections() -> set[str]:
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     known = KEYS | sections()
     for text in code(page.read_text()):
-        found = re.fullmatch(r"((?:%s)(?:\.\w+)+)(?:=.*)?" % "|".join(Config.model_fields), text)
+        found = NAMED.fullmatch(text)
         if found is not None and not re.search(r"\.(py|md|json|jsonl|yaml|html)$", found[1]):
             keys = {found[1], re.sub(r"\.\d+", "[]", found[1])}
             parent = found[1].rpartition(".")[0]
@@ -206,7 +209,7 @@ def test_every_file_of_a_run_folder_is_told() -> None:
 
 def test_figures_of_worked_examples() -> None:
     text = page_text("method")
-    assert "0, −0.5 and −1" in text
+    assert "lengths of 80, 90 and 100 get 0, " in text
     assert overlong_penalty([80, 90, 100], 100, 20).tolist() == [0.0, -0.5, -1.0]
     assert sum(1 - p**5 - (1 - p) ** 5 >= 0.9 for p in (0.5,)) == 1
     assert 1 - 0.1**22 - 0.9**22 >= 0.9 > 1 - 0.1**21 - 0.9**21

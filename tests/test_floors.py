@@ -135,6 +135,13 @@ def test_the_ground_floor_stands_on_nothing_above_it(module: str) -> None:
     assert {name for name in imports(module) if name.startswith("adagrpo_ray")} <= {"adagrpo_ray", *GROUND}
 
 
+def test_trackers_stand_on_top_and_their_packages_are_known_in_one_place_each() -> None:
+    tracking, users = set(under("tracking")), {"adagrpo_ray.run", "adagrpo_ray.preflight"}
+    assert {module for module in MODULES if module not in tracking and imports(module) & tracking} == users
+    for package in ("wandb", "mlflow"):
+        assert {m for m in MODULES if offences(m, {package})} == {f"adagrpo_ray.tracking.{package}_run"}
+
+
 def test_the_library_knows_no_launch_script_and_no_test() -> None:
     assert not {module: found for module in MODULES if (found := offences(module, {"launch", "tests", "builders"}))}
 

@@ -493,7 +493,9 @@ def test_run_folders_that_cannot_be_made(refused: Refused, tmp_path: Path) -> No
 # --- secrets ---
 
 
-@pytest.mark.parametrize("setting", ["run.folder", "run.ray_address", "model.path", "model.adapter", "data.source"])
+@pytest.mark.parametrize(
+    "setting", ["run.folder", "run.ray_address", "model.path", "model.adapter", "data.source", "tracking.mlflow"]
+)
 @pytest.mark.parametrize(
     "url", ["https://user:hunter2@host/x", "s3://hunter2@bucket/x", "https://host/x?token=hunter2"]
 )

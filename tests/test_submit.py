@@ -22,6 +22,7 @@ import pytest
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.jobs import check_job_folder, job_id
 from adagrpo_ray.model.load import resolve_model
+from tests.scraped import Scraper, check_figures
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -32,11 +33,12 @@ TOKEN = "a-token-that-only-this-test-knows"
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running cluster of one node; `folder` is its --temp-dir."""
+    """A running cluster of one node; its --temp-dir is in `folder`, Prometheus reads `metrics_port`."""
 
     address: str
     folder: Path
     env: dict[str, str]
+    metrics_port: int
 
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
         """A command of a user of this cluster."""
@@ -98,7 +100,10 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     resolve_model(load_config(ROOT / TINY))  # built beforehand, so that no job is seen building it
-    names = ("--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port")
+    names = (
+        *("--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port"),
+        "--metrics-export-port",
+    )
     ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
     # A short path: Ray makes sockets in it, whose names may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
@@ -110,9 +115,11 @@ def cluster() -> Iterator[Cluster]:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_metrics_report_interval_ms": "1000",
         }
         Path(env["HOME"]).mkdir()
-        running = Cluster(f"http://127.0.0.1:{ports['--dashboard-port']}", Path(folder), env)
+        address, metrics_port = f"http://127.0.0.1:{ports['--dashboard-port']}", int(ports["--metrics-export-port"])
+        running = Cluster(address, Path(folder), env, metrics_port)
         options = [part for pair in ports.items() for part in pair]
         head = ("ray", "start", "--head", "--num-cpus", "4", "--temp-dir", f"{folder}/ray", *options)
         try:
@@ -149,14 +156,18 @@ def test_an_upload_is_small_and_has_what_a_run_needs(tmp_path: Path) -> None:
     assert not {name.split("/")[0] for name in names} & {".git", ".venv", "runs", "tests", "docs", ".mypy_cache"}
 
 
-def test_plain_ray_job_submit_needs_no_setting_and_loses_no_run(cluster: Cluster) -> None:
+def test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prometheus(cluster: Cluster) -> None:
     command = ("ray", "job", "submit", "--address", cluster.address, "--submission-id", "plain", "--working-dir", ".")
-    done = cluster.run(*command, "--", "python", "launch/train.py", "--config", TINY, *SMALL)
+    with Scraper(cluster.metrics_port) as scraper:
+        done = cluster.run(*command, "--", "python", "launch/train.py", "--config", TINY, *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert cluster.job("plain")["status"] == "SUCCEEDED"
     runs = Path(cluster.env["HOME"]) / "runs"
     assert f"run.folder='runs' is relative, and Ray deletes a job's working directory: using {runs}" in done.stdout
     assert (runs / "plain" / "adapter" / "adapter_model.safetensors").is_file()
+    check_figures(scraper.seen, runs / "plain")
+    (found,) = json.loads((cluster.folder / "ray" / "prom_metrics_service_discovery.json").read_text())
+    assert any(target.endswith(f":{cluster.metrics_port}") for target in found["targets"])
     assert nothing_left(cluster)
 
 

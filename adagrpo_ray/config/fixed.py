@@ -18,13 +18,14 @@ FREE = {
     *("learner.layout", "learner.offload_optimizer"),
     *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
     *("rollout.start_timeout_s", "rollout.request_timeout_s"),
+    "tracking",
 }
 """Keys of the settings that may change."""
 
 
 def fixed_settings(config: Config) -> dict[str, Any]:
     """The settings that must not change, by dotted key, as JSON values."""
-    return {key: value for key, value in _flat(json.loads(config.model_dump_json())) if not _free(key)}
+    return {key: value for key, value in flat(json.loads(config.model_dump_json())) if not _free(key)}
 
 
 def check_fixed(config: Config, before: Mapping[str, Any]) -> None:
@@ -45,9 +46,10 @@ def _free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a tree by its dotted key; lists are values."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -31,6 +31,7 @@ def refuse_secrets(config: Config) -> None:
         ("model.path", model.path),
         ("model.adapter", model.adapter),
         ("data.source", data.source),
+        ("tracking.mlflow", config.tracking.mlflow),
     ):
         if place is not None and holds_secret(place):
             raise ConfigError(

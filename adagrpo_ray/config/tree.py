@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from adagrpo_ray.config.algorithm import AlgorithmSettings, SamplingSettings
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.section import Digits, PositiveInt, Resources, Section, Share
+from adagrpo_ray.config.tracking import TrackingSettings
 
 
 class RunSettings(Section):
@@ -200,6 +201,7 @@ class Config(Section):
     learner: LearnerSettings = Field(LearnerSettings(), description="DeepSpeed learner")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="held-out accuracy")
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="what a run keeps to go on from")
+    tracking: TrackingSettings = Field(TrackingSettings(), description="trackers beside TensorBoard")
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, object] = ()) -> Config:

@@ -14,6 +14,9 @@ from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
 METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
 
+TRACKED = "tracking.json"
+"""Under which ids trackers know the run."""
+
 
 @dataclass(frozen=True)
 class Mark:

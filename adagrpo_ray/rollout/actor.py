@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import ray
 
@@ -11,7 +13,10 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.network import use_node_address
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
+from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
+
+SHOW_INTERVAL_S = 1.0
 
 
 class RolloutActor:
@@ -21,11 +26,15 @@ class RolloutActor:
         """The id of the node that Ray found for it."""
         return str(ray.get_runtime_context().get_node_id())
 
-    async def start(self, model: ModelFiles, max_model_len: int, config: Config) -> None:
-        """Load the engine and generate once, so that what is compiled late is compiled now."""
+    async def start(self, model: ModelFiles, max_model_len: int, config: Config, name: str = "rollout actor") -> None:
+        """Load the engine and generate once, so that what is compiled late is compiled now.
+
+        Ray's metrics have it under `name`.
+        """
         use_node_address()
         self._guard = ChildGuard()  # first, since this process may be killed while the engine's starts
         self._engine = await RolloutEngine.start(model.here(), max_model_len, config)
+        self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
         some_tokens = np.zeros(4, np.int32)
         await self._engine.generate(GenerationRequest("warm-up", some_tokens, 2, SamplingParams(), 2, seed=0))
 
@@ -47,5 +56,12 @@ class RolloutActor:
 
     async def stop(self) -> None:
         """End the engine's processes."""
+        self._showing.cancel()
         await self._engine.stop()
         self._guard.dismiss()
+
+    async def _show(self, gauges: RolloutGauges, name: str) -> None:
+        """Show once a second how much the engine has to do."""
+        while True:
+            gauges.show(name, self._engine.load)
+            await asyncio.sleep(SHOW_INTERVAL_S)

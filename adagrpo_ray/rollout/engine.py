@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
+from adagrpo_ray.rollout.load import EngineLoad
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
 
@@ -49,8 +50,8 @@ class Piece:
 class RolloutEngine:
     """One vLLM engine. Make it with `start` or `create`; all methods are coroutines of one event loop."""
 
-    def __init__(self, engine: Any, tokenizer: Any, config: Config) -> None:
-        self._engine, self._tokenizer, self._config = engine, tokenizer, config
+    def __init__(self, engine: Any, tokenizer: Any, config: Config, load: EngineLoad) -> None:
+        self._engine, self._tokenizer, self._config, self._load = engine, tokenizer, config, load
         self._marker = tokenizer.encode(config.data.format.think_end, add_special_tokens=False)
         self._version = -1
         self._lora: LoRARequest | None = None
@@ -107,8 +108,14 @@ class RolloutEngine:
             worker_extension_cls="adagrpo_ray.rollout.worker.AdapterWorker",
             disable_log_stats=True,
         )
-        engine = AsyncLLM.from_engine_args(args)
-        return cls(engine, engine.get_tokenizer(), config)
+        load = EngineLoad()
+        engine = AsyncLLM.from_engine_args(args, stat_loggers=[load.logger()])
+        return cls(engine, engine.get_tokenizer(), config, load)
+
+    @property
+    def load(self) -> Mapping[str, float]:
+        """How much the engine had to do in its last decoding step: `gauges.GAUGES` says what there is."""
+        return self._load.values
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's n completions, under the version in force when it came in; see `apply` for mode `merged`."""

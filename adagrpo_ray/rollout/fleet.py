@@ -17,6 +17,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError
 from adagrpo_ray.placement import Placement
 from adagrpo_ray.rollout.actor import RolloutActor
+from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.rollout.pool import Member, RolloutPool, answer
 
 MAX_REQUESTS = 4096  # that one rollout actor may have in flight
@@ -40,6 +41,7 @@ class Fleet:
         self._start = (model, max_model_len, config)  # what an actor starts with; `model` may be Ray's reference
         self._wanted = config.rollout.max_actors or config.rollout.actors
         self._count = 0  # of actors ever asked for, which is the next one's number
+        self._gauges = RolloutGauges(config.run.name)
         self._members: set[Member] = set()  # asked for and not ended, in the pool or not
         self._tasks: set[asyncio.Task[None]] = set()
         self._notices: deque[str] = deque()
@@ -112,7 +114,7 @@ class Fleet:
         try:
             member.node = await answer(member, member.actor.node.remote())  # waits for room
             async with asyncio.timeout(limit):
-                await answer(member, member.actor.start.remote(*self._start))
+                await answer(member, member.actor.start.remote(*self._start, member.name))
                 await self.pool.add(member)
         except TimeoutError:
             await self._end(member)
@@ -158,9 +160,12 @@ class Fleet:
         ray.kill(member.actor)
 
     async def _watch(self) -> None:
-        """Look after nodes that drain, and after a pool that stays empty."""
+        """Look after nodes that drain, and after a pool that stays empty; show how much there is to do."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
+            for member in self.pool.members:
+                load = {"outstanding_tokens": member.outstanding, "outstanding_requests": member.requests}
+                self._gauges.show(member.name, load)
             draining = await asyncio.to_thread(draining_nodes)
             for member in self.pool.members:
                 if member.node in draining:

@@ -18,12 +18,13 @@ from adagrpo_ray.types import Completion, GenerationRequest
 
 @dataclass(eq=False)
 class Member:
-    """A rollout actor that takes requests; `outstanding` is in tokens that it may still have to generate."""
+    """A rollout actor that takes requests; `outstanding` is in tokens that `requests` may still have to generate."""
 
     actor: Any
     name: str
     node: str = ""
     outstanding: int = 0
+    requests: int = 0
 
 
 Lost = Callable[[Member, str], None]
@@ -146,6 +147,7 @@ class RolloutPool:
     async def _ask(self, member: Member, request: GenerationRequest) -> tuple[Completion, ...]:
         tokens = request.n * request.max_new_tokens
         member.outstanding += tokens
+        member.requests += 1
         reference = member.actor.generate.remote(request)
         try:
             async with asyncio.timeout(self._timeout):
@@ -162,6 +164,7 @@ class RolloutPool:
             ) from None
         finally:
             member.outstanding -= tokens
+            member.requests -= 1
             if member not in self._members:  # somebody waits for it to end
                 await self._notify()
 

@@ -1,0 +1,30 @@
+"""Where a run is shown beside its folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from adagrpo_ray.config.section import Section
+
+
+class TrackingSettings(Section):
+    """Trackers that a run tells what it measures, beside its folder and TensorBoard."""
+
+    wandb: str | None = Field(
+        None,
+        pattern=r"^[^/\\#?%:\s]+(/[^/\\#?%:\s]+)?$",
+        max_length=256,
+        description="Weights & Biases: PROJECT or ENTITY/PROJECT; its key is in the environment (docs/tracking.md)",
+    )
+    mlflow: str | None = Field(
+        None, min_length=1, description="MLflow: a tracking server's URI, or a folder (docs/tracking.md)"
+    )
+    tags: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._/-]*$", max_length=64)], ...] = Field(
+        (), description="tags of the run in W&B and MLflow"
+    )
+    upload_adapter: bool = Field(False, description="the trained adapter goes to W&B and MLflow too")
+    prometheus_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
+        None, description="port for Prometheus on a Ray of our own; a cluster has `ray start --metrics-export-port`"
+    )
