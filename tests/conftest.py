@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.program import train
@@ -29,11 +30,13 @@ TINY = str(Path("launch/configs/tiny-cpu.yaml").resolve())
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four steps that nothing stopped, with its report."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as environment:
+    """The folder of a run of four steps that nothing stopped, with its report; one for all of xdist's processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_security.py's
-        train(folder, 4, "run.report=true")
+        if not folder.exists():
+            train(folder, 4, "run.report=true")
     return folder / "run"
 
 
