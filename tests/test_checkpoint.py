@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import make_attempt, make_group, make_prompt
-from test_observe import BEFORE, SAMPLE, STEP
 
 from adagrpo_ray.algorithm.allocation import Posterior
 from adagrpo_ray.config import Config, load_config
@@ -24,6 +23,7 @@ from adagrpo_ray.observe import RunWriter, StepRecord, retries
 from adagrpo_ray.observe.history import Mark, sizes
 from adagrpo_ray.resume import FOLDER, find_past, progress_of
 from adagrpo_ray.types import SamplingParams
+from tests.histories import BEFORE, SAMPLE, STEP
 
 TINY = "launch/configs/tiny-cpu.yaml"
 CONTENTS = {"state.json": {"third": 1 / 3}, "adapter.safetensors": {"a": np.arange(3, dtype=np.float32) / 3}}
