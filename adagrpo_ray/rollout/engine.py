@@ -99,7 +99,8 @@ class RolloutEngine:
             gpu_memory_utilization=r.gpu_memory_share,
             enable_sleep_mode=bool(r.sleep),
             enable_lora=adapter,
-            max_loras=kept if adapter else 1,
+            # On CPUs vLLM computes a request without an adapter with the last slot, so that one is left empty.
+            max_loras=kept + on_cpu if adapter else 1,
             max_cpu_loras=kept + 1 if adapter else None,
             max_lora_rank=config.model.lora.r if adapter else 16,
             # The log-probabilities of the distribution really sampled from, after temperature and filters.

@@ -1,0 +1,62 @@
+"""The engine behind the chat, on the tiny model: base and adapter answer side by side, and neither is the other's."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adagrpo_ray.config import load_config
+from adagrpo_ray.model.load import load_policy
+from adagrpo_ray.serve.conversation import Message, Side, render
+from adagrpo_ray.serve.model import ChatModel
+from adagrpo_ray.serve.offers import Base
+from adagrpo_ray.types import SamplingParams
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def adapters(tiny_model: Path, tmp_path: Path) -> list[Path]:
+    """Three adapters that answer nonsense, each its own."""
+    policy = load_policy(str(tiny_model), load_config("launch/configs/tiny-cpu.yaml"))
+    folders = [tmp_path / f"noise-{seed}" for seed in range(3)]
+    for seed, folder in enumerate(folders):
+        policy.save_pretrained(folder)
+        noise = torch.Generator().manual_seed(seed)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        drawn = {name: 0.3 * torch.randn(t.shape, generator=noise) for name, t in tensors.items()}
+        save_file(drawn, folder / "adapter_model.safetensors")
+    return folders
+
+
+async def answer(model: ChatModel, side: Side) -> str:
+    prompt = render(model.tokenizer, (Message(role="user", text="12+34"),), "", True, "</think>")
+    async with aclosing(model.stream(side, prompt, SamplingParams(temperature=0.0), 40)) as pieces:
+        return "".join([piece.text async for piece in pieces])
+
+
+def test_the_base_model_is_itself_beside_whatever_adapter(adapters: list[Path]) -> None:
+    base = Base("tiny", load_config("launch/configs/tiny-cpu.yaml"))
+
+    async def talk() -> tuple[str, list[tuple[str, str]]]:
+        model = ChatModel()
+        try:
+            await model.serve(base, 16)
+            alone, beside = await answer(model, "base"), []
+            for path in (*adapters, adapters[0]):
+                await model.use(path, base)
+                beside.append(tuple(await asyncio.gather(answer(model, "base"), answer(model, "adapter"))))
+            return alone, beside
+        finally:
+            await model.stop()
+
+    alone, beside = asyncio.run(talk())
+    assert [said for said, _ in beside] == [alone] * 4
+    others = [said for _, said in beside]
+    assert len({alone, *others}) == 4
+    assert others[0] == others[3]
