@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CONFIG ?= launch/configs/tiny-cpu.yaml
 
-.PHONY: help train ui test test-slow test-ui lint chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
+.PHONY: help train ui test test-slow test-ui lint docs docs-serve chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,12 @@ lint: setup-dev  ## ruff and mypy
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+docs: setup-dev  ## the documentation as a site in site/, with every setting; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo site/index.html
+
+docs-serve: setup-dev  ## the same at http://127.0.0.1:8000, built again as pages change
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --watch SECURITY.md --watch adagrpo_ray/config
+
 chaos: setup-dev  ## a run of 30 steps under 16 faults against the same run left alone; ARGS="--steps 10 --faults 4"
 	$(PY) -m tests.chaos $(ARGS)
 
@@ -58,4 +64,4 @@ cluster-down:  ## stop that cluster; runs stay
 	@docker/cluster.sh down
 
 clean:  ## remove .venv and caches; runs stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis

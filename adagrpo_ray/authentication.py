@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+from adagrpo_ray.environment import environment
 
 
 @contextmanager
@@ -17,17 +16,11 @@ def own_token() -> Iterator[None]:
     This process and its children have it, in their environment, and no file. What the environment says about tokens of
     other clusters, or about none, is as before after the block.
     """
-    before = {name: os.environ.get(name) for name in VARIABLES}
-    os.environ.update(dict(zip(VARIABLES, ("token", secrets.token_hex(32)), strict=True)))
-    read_again()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    with ExitStack() as stack:
+        stack.callback(read_again)  # the environment as it is after the block
+        stack.enter_context(environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}))
         read_again()
+        yield
 
 
 def takes_token() -> bool:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 
 
 class ChildGuard:
-    """From now on, what this process starts is killed when it ends, however it ends.
+    """Kills the children `pids` when this process ends, however it ends; without them, all that it starts from now on.
 
-    vLLM's engine process waits for messages for ever where its parent was killed, in the middle of its start too. Here
-    a shell in a session of its own waits for the end of a pipe that only this process holds open, and then kills the
-    process group that this process has made its own.
+    vLLM's engine process waits for messages for ever where its parent was killed, in the middle of its start too, and
+    Ray's agents try for a minute to tell a head that is gone that their raylet is gone. Here a shell in a session of
+    its own waits for the end of a pipe that only this process holds open, and then kills. Without `pids`, that is the
+    process group that this process makes its own.
     """
 
-    def __init__(self) -> None:
-        if os.getpgrp() != os.getpid():  # a session's leader leads its group already, and may not ask for it
+    def __init__(self, pids: Sequence[int] | None = None) -> None:
+        if pids is None and os.getpgrp() != os.getpid():  # a session's leader leads its group, and may not ask for it
             _lead_a_group()
+        targets = [f"-{os.getpid()}"] if pids is None else [str(pid) for pid in pids]
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", 'cat >/dev/null; kill -9 "-$1" 2>/dev/null', "guard", str(os.getpid())],
+            ["/bin/sh", "-c", 'cat >/dev/null; kill -9 "$@" 2>/dev/null', "guard", *targets],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

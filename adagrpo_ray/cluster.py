@@ -12,12 +12,14 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adagrpo_ray.authentication import own_token, takes_token
+from adagrpo_ray.children import ChildGuard
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError
 from adagrpo_ray.jobs import is_lasting
@@ -66,17 +68,21 @@ def connect(config: Config, patience_s: float = 0.0, *, learner: bool = True) ->
     Where a joined one can never hold them, raises ResourceError, after `patience_s` in which lost nodes may come back.
     Without a `learner` there are rollout actors only.
     """
-    guard = own_token() if address(config) is None else nullcontext()
-    with guard, _connected(config, patience_s, learner) as placement:
+    with (
+        own_token() if address(config) is None else nullcontext(),
+        _connected(config, patience_s, learner) as placement,
+    ):
         yield placement
 
 
 @contextmanager
 def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Placement]:
     joined, connected = address(config), ray.is_initialized()
+    guard: ChildGuard | None = None
     if joined is None:
         hardware = local_hardware()
         placement = place(config, hardware, ours=True, learner=learner)
+        before = set(psutil.Process().children(recursive=True))
         _init(
             address="local",  # or Ray would join a cluster that it finds running on this machine
             # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
@@ -85,9 +91,8 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
             resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
             include_dashboard=False,
             _metrics_export_port=config.tracking.prometheus_port,
-            # Once its head is gone nothing of it is of use, and its agents would try to reach the head for a minute.
-            _system_config={"gcs_rpc_server_reconnect_timeout_s": 15},
         )
+        guard = ChildGuard([p.pid for p in psutil.Process().children(recursive=True) if p not in before])
     elif not connected:
         try:
             _init(address=joined)
@@ -108,6 +113,8 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
     finally:
         if joined is None or not connected:
             ray.shutdown()
+        if guard is not None:
+            guard.dismiss()
 
 
 def _place_on_cluster(config: Config, deadline: float, learner: bool) -> Placement:

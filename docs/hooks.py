@@ -1,4 +1,4 @@
-"""What mkdocs adds to the pages of this folder: the settings, out of their models, and SECURITY.md."""
+"""What mkdocs adds to the pages of this folder: every setting, out of the models, and SECURITY.md."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ from mkdocs.structure.files import File, Files
 from adagrpo_ray.config.explain import as_markdown
 
 ROOT = Path(__file__).parents[1]
-REPOSITORY = re.compile(r"\]\((?:\.\./)+([^)#]+)(#[^)]*)?\)")  # a link out of docs/
+PAGES = {"SECURITY.md": "security.md", "adagrpo_ray/config/tree.py": "configuration.md"}
+"""Files of the repository that the site has as pages."""
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([^)#]+)(#[^)]*)?\)")  # a link to a file that is not in docs/
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are kept elsewhere."""
+    """Add the pages that are made of something else."""
     files.append(File.generated(config, "configuration.md", content=as_markdown()))
-    security = (ROOT / "SECURITY.md").read_text().replace("](docs/", "](")
+    security = (ROOT / "SECURITY.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "security.md", content=security))
     return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Name files of the repository instead of linking to them: the site does not hold them."""
-    markdown = markdown.replace("](../SECURITY.md)", "](security.md)")
-    return REPOSITORY.sub(lambda link: f"] (`{link[1]}`)", markdown)
+    """Let links to files of the repository be their names, where the site does not hold these files."""
+    return OUTSIDE.sub(_inside, markdown)
+
+
+def _inside(link: re.Match[str]) -> str:
+    text, file, anchor = link[1], link[2], link[3] or ""
+    if file in PAGES:
+        return f"[{text}]({PAGES[file]}{anchor})"
+    return text if text.strip("`") in file else f"{text} (`{file}`)"

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "launch")]  # so that it runs from a plain checkout, wherever it is started
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
-from train import DEFAULT, Exit  # noqa: E402
+from ending import Exit, ended
+from train import DEFAULT
 
-from adagrpo_ray.config import load_config  # noqa: E402
-from adagrpo_ray.config.explain import settings  # noqa: E402
-from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError  # noqa: E402
+from adagrpo_ray.config import load_config
+from adagrpo_ray.config.explain import settings
+from adagrpo_ray.errors import ConfigError, StoppedError
 
 LOG_WIDTH = 240  # of tables where there is no window that they have to fit into
 
@@ -90,6 +90,8 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
     from adagrpo_ray.evaluation.table import JSON, MARKDOWN, report, save
     from adagrpo_ray.observe.terminal import is_terminal, rich_console
 
+    if options.out is not None and "://" in options.out:
+        raise ConfigError(f"--out {options.out} is a URL; give a folder of this machine")
     first = locate(options.adapter[0]) if options.adapter else None
     file = Path(options.config) if options.config else (first and first.config) or DEFAULT
     samples = [] if options.samples is None else [f"evaluation.samples={options.samples}"]
@@ -124,23 +126,8 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    stop = Stopping()
-    try:
-        if options.out is not None and "://" in options.out:
-            raise ConfigError(f"--out {options.out} is a URL; give a folder of this machine")
-        with stop.on_signals():
-            evaluate(options, stop)
-    except StoppedError as error:
-        print(error, file=sys.stderr)
-        return 128 + stop.interrupted
-    except KeyboardInterrupt:
-        print("interrupted before anything was started", file=sys.stderr)
-        return 130
-    except AdaGRPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options, stop = parse(sys.argv[1:] if arguments is None else arguments), Stopping()
+    return ended(lambda: evaluate(options, stop), stop)
 
 
 if __name__ == "__main__":

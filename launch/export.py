@@ -9,8 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
+from ending import ended
+
 from adagrpo_ray import storage
-from adagrpo_ray.errors import AdaGRPOError, ConfigError
+from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.export.exporting import ExportRequest, export
 from adagrpo_ray.export.push import Push, check_name, plan_push, push
 
@@ -74,28 +76,24 @@ def show(planned: Push, *, really: bool) -> None:
         print("nothing was sent; the same with --yes pushes (without --out, since the export is done)")
 
 
+def run(options: argparse.Namespace) -> None:
+    folder = None
+    if options.push is not None:
+        check_name(options.push)  # before the export, which takes a while
+    if options.out is not None:
+        request = ExportRequest(options.source, Path(options.out), options.base, options.dtype, options.check)
+        folder = export(request, print)
+        print(f"model: {folder}")
+    if options.push is not None:
+        planned = plan_push(folder or to_push(options.source), options.push, private=options.private)
+        show(planned, really=options.yes)
+        if options.yes:
+            print(f"pushed: {push(planned)}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        folder = None
-        if options.push is not None:
-            check_name(options.push)  # before the export, which takes a while
-        if options.out is not None:
-            request = ExportRequest(options.source, Path(options.out), options.base, options.dtype, options.check)
-            folder = export(request, print)
-            print(f"model: {folder}")
-        if options.push is not None:
-            planned = plan_push(folder or to_push(options.source), options.push, private=options.private)
-            show(planned, really=options.yes)
-            if options.yes:
-                print(f"pushed: {push(planned)}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except AdaGRPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: run(options))
 
 
 if __name__ == "__main__":

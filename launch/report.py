@@ -9,7 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
-from adagrpo_ray.errors import AdaGRPOError, ConfigError
+from ending import ended
+
+from adagrpo_ray.errors import ConfigError
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -32,23 +34,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def report(options: argparse.Namespace) -> None:
+    if options.interval is not None and options.interval < 1:
+        raise ConfigError(f"--interval={options.interval} is no number of steps; give 1 or more")
+    from adagrpo_ray.report import read, write_report
+
+    runs = [read(place) for place in options.runs]
+    out = options.out or (options.runs[0] if len(runs) == 1 else "report")
+    print(f"report: {write_report(runs, out, options.interval)}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if options.interval is not None and options.interval < 1:
-            raise ConfigError(f"--interval={options.interval} is no number of steps; give 1 or more")
-        from adagrpo_ray.report import read, write_report
-
-        runs = [read(place) for place in options.runs]
-        out = options.out or (options.runs[0] if len(runs) == 1 else "report")
-        print(f"report: {write_report(runs, out, options.interval)}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except AdaGRPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: report(options))
 
 
 if __name__ == "__main__":

@@ -20,21 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-"""What is uploaded, without what .rayignore and .gitignore name."""
-sys.path[:0] = [str(ROOT), str(ROOT / "launch")]  # so that it runs from a plain checkout, wherever it is started
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
-from train import DEFAULT  # noqa: E402
-from train import parse as parse_training  # noqa: E402
+from train import DEFAULT
+from train import parse as parse_training
 
-from adagrpo_ray.config import load_config  # noqa: E402
-from adagrpo_ray.config.secrets import holds_secret  # noqa: E402
-from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError  # noqa: E402
-from adagrpo_ray.jobs import is_lasting  # noqa: E402
+from adagrpo_ray.config import load_config
+from adagrpo_ray.config.secrets import holds_secret
+from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError
+from adagrpo_ray.jobs import is_lasting
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+ROOT = Path(__file__).resolve().parent.parent
+"""What is uploaded, without what .rayignore and .gitignore name."""
 LOCAL = "http://127.0.0.1:8265"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

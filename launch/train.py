@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
+from ending import Exit, ended
+
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml, settings
-from adagrpo_ray.errors import AdaGRPOError, ModelError, StoppedError
-from adagrpo_ray.stop import Stop
+from adagrpo_ray.errors import ModelError
 
 DEFAULT = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
 
@@ -24,6 +24,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="launch/train.py",
         description="Train a language model with adaptive GRPO.",
+        usage="%(prog)s [--config FILE] [--dry-run] [--resume auto|FOLDER] [key=value ...]",
         epilog="settings, as overrides or in the YAML file:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -36,7 +37,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "of a run folder, or from one checkpoint's folder or the file 'best' beside it, each a path or a URL",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # options may stand among settings
 
 
 def dry_run(config: Config) -> None:
@@ -53,7 +54,8 @@ def dry_run(config: Config) -> None:
         memory = device_memory(hardware)
         print(f"# placement on this machine ({hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs), in a Ray of its own:")
     else:
-        placement = place(config, Hardware(math.inf, math.inf), ours=False)
+        named = dict.fromkeys((*config.rollout.resources, *config.learner.resources), math.inf)
+        placement = place(config, Hardware(math.inf, math.inf, named), ours=False)
         print(f"# placement on the Ray cluster at {joined}, where its nodes have GPUs:")
     print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
     try:
@@ -64,36 +66,21 @@ def dry_run(config: Config) -> None:
     print("\n".join(f"#   {line}" for line in lines))
 
 
-class Exit(Stop):
-    """A second signal ends the program, whatever it does just now."""
+def train(options: argparse.Namespace, stop: Exit) -> None:
+    config = load_config(options.config, options.overrides)
+    if options.dry_run:
+        dry_run(config)
+        return
+    from adagrpo_ray.observe import Console
+    from adagrpo_ray.run import run
 
-    def leave(self, number: int) -> None:
-        os._exit(128 + number)
+    with Console(config.run.steps) as console, stop.on_signals():
+        run(config, console, name=Path(options.config).stem, resume=options.resume, stop=stop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    stop = Exit()
-    try:
-        config = load_config(options.config, options.overrides)
-        if options.dry_run:
-            dry_run(config)
-        else:
-            from adagrpo_ray.observe import Console
-            from adagrpo_ray.run import run
-
-            with Console(config.run.steps) as console, stop.on_signals():
-                run(config, console, name=Path(options.config).stem, resume=options.resume, stop=stop)
-    except StoppedError as error:
-        print(error, file=sys.stderr)
-        return 128 + stop.interrupted
-    except KeyboardInterrupt:
-        print("interrupted before anything was started", file=sys.stderr)
-        return 130
-    except AdaGRPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options, stop = parse(sys.argv[1:] if arguments is None else arguments), Exit()
+    return ended(lambda: train(options, stop), stop)
 
 
 if __name__ == "__main__":

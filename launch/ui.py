@@ -14,9 +14,11 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
+from ending import ended
+
 from adagrpo_ray.cache import state_folder
 from adagrpo_ray.children import ChildGuard
-from adagrpo_ray.errors import AdaGRPOError, ConfigError
+from adagrpo_ray.errors import ConfigError
 
 TINY = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
 
@@ -99,15 +101,7 @@ def serve_pages(options: argparse.Namespace, password: str | None, listening: so
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        run(options)
-    except KeyboardInterrupt:
-        print("interrupted before anything was started", file=sys.stderr)
-        return 130
-    except AdaGRPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: run(options))
 
 
 if __name__ == "__main__":

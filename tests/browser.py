@@ -72,8 +72,9 @@ def opened(browser: Any, url: str, width: int = 1280, height: int = 800) -> Iter
     try:
         page.goto(url)
         yield page
-        assert [u for u in asked if not u.startswith((url, "data:", "blob:"))] == []
-        assert errors == []
+        elsewhere = [address for address in asked if not address.startswith((url, "data:", "blob:"))]
+        assert not elsewhere, elsewhere
+        assert not errors, errors
     finally:
         context.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -10,9 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.program import train
+from tests.scripts import script
 
 # Test processes run side by side, and torch's threads of one stall those of another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,22 +30,19 @@ TINY = str(Path("launch/configs/tiny-cpu.yaml").resolve())
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four steps that nothing stopped, with its report."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as environment:
+    """The folder of a run of four steps that nothing stopped, with its report; one for all of xdist's processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_security.py's
-        train(folder, 4, "run.report=true")
+        if not folder.exists():
+            train(folder, 4, "run.report=true")
     return folder / "run"
 
 
 @pytest.fixture(scope="session")
 def launch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launch_train", "launch/train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("train")
 
 
 @pytest.fixture(scope="session")

@@ -11,52 +11,71 @@ from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
 from adagrpo_ray.types import SamplingParams
 
+STEP = StepRecord(
+    step=1,
+    seconds=0.5,
+    reward_mean=0.25,
+    reward_by_function={"exact": 0.25, "length": math.nan},
+    accuracy=0.375,
+    groups_ready=6,
+    groups_waiting=2,
+    groups_late=1,
+    groups_exhausted=1,
+    groups_failed=0,
+    groups_dropped=0,
+    resamples=(3, 1),
+    resamples_by_level={"2": 1, "5": 3},
+    accuracy_by_level={"2": 0.75, "5": 0.0},
+    rescued=(2, 0),
+    flat_before=0.5,
+    flat_after=0.125,
+    flat_before_by_level={"5": 1.0},
+    flat_after_by_level={"5": 0.25},
+    informative_groups=5,
+    generated_tokens=4000,
+    extra_tokens=1000,
+    staleness=0.75,
+    trained_tokens=3200,
+    completion_length=50.0,
+    group_size=6.5,
+    loss=0.01,
+    kl=math.nan,
+    grad_norm=math.inf,
+    learning_rate=3e-4,
+    clip_share=0.02,
+    behaviour_gap=0.001,
+    correction_mean=1.01,
+    capped_share=0.0,
+    weight_version=1,
+    sync_bytes=1024,
+    rollout_actors=2,
+    rollout_restarts=0,
+    seconds_by_phase={"rollout": 0.3, "train": 0.15, "sync": 0.05},
+)
+
+BEFORE = EvaluationRecord(0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, failed=0, mean_length=40.0, seconds=3.0)
+
+SAMPLE = GroupSample(1, "p", "2+3", "1 digit", "5", "trained", ())
+
 BASE = SamplingParams()
 RUNGS = (SamplingParams(temperature=2.0, min_p=0.1), SamplingParams(temperature=1.3, answer=SamplingParams(top_k=20)))
 
 
 def step(number: int, **changes: Any) -> StepRecord:
     """A step that slowly gets better."""
-    record = StepRecord(
+    better = 1 - 1 / (1 + number / 20)
+    record = replace(
+        STEP,
         step=number,
-        seconds=0.5,
-        reward_mean=1 - 1 / (1 + number / 20),
-        reward_by_function={"exact": 1 - 1 / (1 + number / 20), "length": math.nan},
-        accuracy=1 - 1 / (1 + number / 20),
-        groups_ready=6,
-        groups_waiting=2,
-        groups_late=1,
-        groups_exhausted=1,
-        groups_failed=0,
-        groups_dropped=0,
-        resamples=(3, 1),
-        resamples_by_level={"2 digits": 1, "5 digits": 3},
+        reward_mean=better,
+        reward_by_function={"exact": better, "length": math.nan},
+        accuracy=better,
         accuracy_by_level={"2 digits": 0.75, "5 digits": 0.0},
-        rescued=(2, 0),
-        flat_before=0.5,
-        flat_after=0.125,
+        resamples_by_level={"2 digits": 1, "5 digits": 3},
         flat_before_by_level={"5 digits": 1.0},
         flat_after_by_level={"5 digits": 0.25},
-        informative_groups=5,
-        generated_tokens=4000,
-        extra_tokens=1000,
-        staleness=0.75,
-        trained_tokens=3200,
-        completion_length=50.0,
-        group_size=6.5,
-        loss=0.01,
-        kl=math.nan,
         grad_norm=0.3,
-        learning_rate=3e-4,
-        clip_share=0.02,
-        behaviour_gap=0.001,
-        correction_mean=1.01,
-        capped_share=0.0,
         weight_version=number,
-        sync_bytes=1024,
-        rollout_actors=2,
-        rollout_restarts=0,
-        seconds_by_phase={"rollout": 0.3, "train": 0.15, "sync": 0.05},
     )
     return replace(record, **changes)
 

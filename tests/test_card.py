@@ -14,7 +14,6 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from test_observe import BEFORE, STEP
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.secrets import shown_command
@@ -22,6 +21,7 @@ from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.card import Facts, Merge, adapter_card, merged_card, package_versions
 from adagrpo_ray.model.identity import ModelIdentity, fingerprint, front_matter, identify
 from adagrpo_ray.observe import summarize
+from tests.histories import BEFORE, STEP
 
 AFTER = replace(BEFORE, step=1, accuracy=0.5, accuracy_by_level={"2": 0.75, "5": 0.25})
 SUMMARY = summarize([STEP], BEFORE, AFTER, name="my-run", folder="runs/my-run", adapter="runs/my-run/adapter")

@@ -396,9 +396,10 @@ def test_the_default_is_the_newest_runs_model(runs: Path, tmp_path: Path) -> Non
     assert default_config(str(tmp_path / "nothing"), None, [], TINY).model.path == "tiny"
 
 
-def test_another_model_is_served_by_the_same_settings() -> None:
-    config = load_config(TINY)
+def test_another_model_is_served_by_the_same_settings_but_for_trust() -> None:
+    config = load_config(TINY, ["model.trust_remote_code=true"])
     base = other_base("a/b", config)
+    assert base.config.model.trust_remote_code is False
     assert (base.config.model.path, base.config.rollout, base.runs) == ("a/b", config.rollout, ())
 
 

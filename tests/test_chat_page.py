@@ -50,19 +50,32 @@ def url(runs: Path, state: Path) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, url: str) -> Iterator[Any]:
     with opened(browser, url) as one:
-        one.wait_for_selector("#temperature input")
+        ready(one)
         yield one
+
+
+def ready(page: Any) -> None:
+    """Wait until the page shows its settings; it is laid out before."""
+    page.wait_for_function("document.querySelector('#model input')?.value")
+
+
+ANSWERED = """([asked, sides]) => document.querySelector('#message button.submit-button') && sides.every(side =>
+    document.querySelectorAll(`#${side}-talk [data-testid=user]`).length > asked[side]
+    && /tokens\\/s/.test(document.querySelector(`#${side}-figures`).innerText))"""
 
 
 def ask(page: Any, text: str, sides: tuple[str, ...] = ("base", "adapter")) -> None:
     """Send a message, and wait until the sides have answered."""
+    asked = {side: page.locator(f"#{side}-talk [data-testid=user]").count() for side in sides}
     page.fill("#message textarea", text)
     page.click("#message button.submit-button")
-    for side in sides:
-        page.wait_for_function(
-            "side => /tokens\\/s/.test(document.querySelector(`#${side}-figures`)?.innerText)", arg=side, timeout=STARTS
-        )
-    page.wait_for_selector("#message button.submit-button", timeout=STARTS)
+    page.wait_for_function(ANSWERED, arg=[asked, list(sides)], timeout=STARTS)
+
+
+def wait_for(page: Any, place: str, text: str, timeout: int = 30_000) -> None:
+    """Wait until a text stands in that place."""
+    there = "([place, text]) => document.querySelector(place)?.innerText.includes(text)"
+    page.wait_for_function(there, arg=[place, text], timeout=timeout)
 
 
 def said(page: Any, side: str) -> str:
@@ -82,7 +95,7 @@ def test_a_start_is_stopped_and_then_both_sides_answer_as_they_are_streamed(page
     assert "The model is loaded with the first message" in page.inner_text("#note")
     page.fill("#message textarea", "12+34")
     page.click("#message button.submit-button")
-    page.wait_for_function("document.querySelector('#note').innerText.includes('starting the model tiny')")
+    wait_for(page, "#note", "starting the model tiny")
     page.click("#message button.stop-button")
     page.wait_for_selector("#message button.submit-button")
     assert page.inner_text("#base-figures") == page.inner_text("#adapter-figures") == "stopped"
@@ -122,14 +135,14 @@ def test_an_adapter_is_switched_without_a_restart_and_the_base_stays(page: Any, 
     assert "first, end of the run" in trained
     page.click("#clear")
     page.fill("#folder textarea, #folder input", str(other))
-    page.wait_for_function("document.querySelector('#adapter-talk').innerText.includes('noise')")
+    wait_for(page, "#adapter-talk", "noise")
     ask(page, "12+34")
     assert said(page, "base") == base
     assert said(page, "adapter").replace("noise", "") != trained.replace("first, end of the run", "")
     page.click("#clear")
     page.fill("#folder textarea, #folder input", "")
     choose(page, "checkpoint", "step 4")
-    page.wait_for_function("document.querySelector('#adapter-talk').innerText.includes('first, step 4')")
+    wait_for(page, "#adapter-talk", "first, step 4")
     ask(page, "12+34")
     # The checkpoint of the last step holds what the run ended with.
     assert said(page, "adapter").replace("step 4", "end of the run") == trained
@@ -179,7 +192,7 @@ def test_a_conversation_is_saved_cleared_and_loaded(page: Any, state: Path) -> N
     page.click("#clear")
     page.wait_for_function("!document.querySelector('#base-talk').innerText.includes('21+43')")
     page.click("#load")
-    page.wait_for_function("document.querySelector('#base-talk').innerText.includes('21+43')")
+    wait_for(page, "#base-talk", "21+43")
     assert (said(page, "base"), said(page, "adapter")) == before
 
 
@@ -198,21 +211,21 @@ def test_a_model_that_is_none_is_said_and_the_page_goes_on(page: Any, tmp_path: 
     set_up(page)
     page.fill("#model input", str(tmp_path / "nothing"))
     page.press("#model input", "Enter")
-    page.wait_for_function("document.querySelector('#base-talk').innerText.includes('nothing')")
+    wait_for(page, "#base-talk", "nothing")
     page.click("#view label:has-text('Base')")
     page.fill("#message textarea", "12+34")
     page.click("#message button.submit-button")
-    page.wait_for_function("document.querySelector('#base-talk').innerText.includes('neither')", timeout=STARTS)
+    wait_for(page, "#base-talk", "neither", timeout=STARTS)
     choose(page, "model", "tiny")
     page.click("#view label:has-text('Both')")
-    page.wait_for_function("document.querySelector('#adapter-talk').innerText.includes('first, end of the run')")
+    wait_for(page, "#adapter-talk", "first, end of the run")
     ask(page, "12+34")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_its_window(browser: Any, url: str, width: int) -> None:
     with opened(browser, url, width=width) as page:
-        page.wait_for_selector("#temperature input")
+        ready(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         talk, settings = (page.locator(f"#chat-{part}").bounding_box() for part in ("talk", "settings"))
         if width > 1000:
@@ -228,14 +241,14 @@ def test_the_page_fits_its_window(browser: Any, url: str, width: int) -> None:
 def test_settings_are_remembered_and_broken_ones_are_put_aside(browser: Any, runs: Path, tmp_path: Path) -> None:
     for start in range(3):
         with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
-            page.wait_for_selector("#temperature input")
+            ready(page)
             temperature = page.input_value("#temperature input[type=number]")
             if start == 0:
                 assert temperature == "1"
                 page.fill("#temperature input[type=number]", "0.35")
                 page.press("#temperature input[type=number]", "Tab")
                 choose(page, "checkpoint", "step 3")
-                page.wait_for_function("document.querySelector('#adapter-talk').innerText.includes('first, step 3')")
+                wait_for(page, "#adapter-talk", "first, step 3")
             elif start == 1:
                 assert temperature == "0.35"
                 assert page.input_value("#checkpoint input") == "step 3"
@@ -269,6 +282,7 @@ def test_other_machines_need_the_password(browser: Any, runs: Path, tmp_path: Pa
 
 def test_a_signal_while_the_model_starts_leaves_nothing(browser: Any, runs: Path, tmp_path: Path) -> None:
     with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
+        ready(page)
         page.fill("#message textarea", "12+34")
         page.click("#message button.submit-button")
-        page.wait_for_function("document.querySelector('#note').innerText.includes('starting the model tiny')")
+        wait_for(page, "#note", "starting the model tiny")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import make_attempt, make_group, make_prompt
-from test_observe import BEFORE, SAMPLE, STEP
 
 from adagrpo_ray.algorithm.allocation import Posterior
 from adagrpo_ray.config import Config, load_config
@@ -24,6 +23,7 @@ from adagrpo_ray.observe import RunWriter, StepRecord, retries
 from adagrpo_ray.observe.history import Mark, sizes
 from adagrpo_ray.resume import FOLDER, find_past, progress_of
 from adagrpo_ray.types import SamplingParams
+from tests.histories import BEFORE, SAMPLE, STEP
 
 TINY = "launch/configs/tiny-cpu.yaml"
 CONTENTS = {"state.json": {"third": 1 / 3}, "adapter.safetensors": {"a": np.arange(3, dtype=np.float32) / 3}}
@@ -234,8 +234,8 @@ class TestSettings:
         changes = ["run.steps=7", "run.name=x", "rollout.actors=3", "learner.ranks=2", "checkpoint.every=5"]
         changes += ["rewards.on_error=stop", "rewards.timeout_s=60", "rewards.memory_gib=null", "rewards.workers=2"]
         check_fixed(load_config(TINY, changes), fixed_settings(load_config(TINY)))
-        every = {f"{section}.{key}" for section, values in load_config(TINY).model_dump().items() for key in values}
-        assert every >= FREE
+        tree = load_config(TINY).model_dump()
+        assert {*tree, *(f"{section}.{key}" for section, values in tree.items() for key in values)} >= FREE
 
     def test_every_key_that_differs_is_named(self) -> None:
         changed = load_config(TINY, ["learner.learning_rate=1e-3", "algorithm.triggers=[]"])

@@ -53,6 +53,27 @@ def test_a_guard_that_was_dismissed_kills_nobody() -> None:
     assert len(left) == 2
 
 
+GUARDED = """
+import subprocess, time
+from adagrpo_ray.children import ChildGuard
+
+one, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+guard = ChildGuard([one.pid])
+print(one.pid, other.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_guard_of_some_children_kills_no_others() -> None:
+    with subprocess.Popen([sys.executable, "-c", GUARDED], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        one, other = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
+        parent.kill()
+    _, left = psutil.wait_procs([one, other], timeout=2)
+    other.kill()
+    assert left == [other]
+
+
 IN_A_TERMINAL = """
 from adagrpo_ray.children import ChildGuard
 

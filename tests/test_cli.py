@@ -43,6 +43,15 @@ def test_dry_run_prints_configuration_and_placement_and_starts_nothing(
     assert not ray.is_initialized()
 
 
+def test_options_may_stand_among_settings(launch: ModuleType) -> None:
+    options = launch.parse(["run.name=a", "--resume", "auto", "run.steps=3", "--dry-run", "run.seed=1"])
+    assert (options.overrides, options.resume, options.dry_run) == (
+        ["run.name=a", "run.steps=3", "run.seed=1"],
+        "auto",
+        True,
+    )
+
+
 def test_unknown_model_path(refused: Callable[..., str]) -> None:
     assert "model.path='no/such-model'" in refused("model.path=no/such-model")
 
@@ -118,6 +127,14 @@ def test_dry_run_estimates_memory_from_a_config_alone(
     assert "fits in" not in told  # nothing is known of a cluster's memory
     assert launch.main(["--config", TINY, "--dry-run", f"model.path={tmp_path}"]) == 0
     assert "GiB fits in" in capsys.readouterr().out
+
+
+def test_dry_run_knows_nothing_of_a_clusters_custom_resources(
+    launch: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ("rollout.resources.rollout=1", "learner.resources.learner=1")
+    assert launch.main(["--config", str(CONFIGS / "cluster.yaml"), "--dry-run", *named]) == 0
+    assert "4 x rollout actor: 1 CPU, 1 GPU, 1 rollout each" in capsys.readouterr().out
 
 
 def test_dry_run_says_why_it_estimates_nothing(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -25,18 +24,14 @@ from adagrpo_ray.evaluation.models import locate
 from adagrpo_ray.evaluation.results import RESULTS
 from adagrpo_ray.evaluation.table import JSON, MARKDOWN
 from tests.program import children, title
+from tests.scripts import script
 
 PROBLEMS = 10
 
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launch_evaluate", "launch/evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("evaluate")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -120,7 +120,7 @@ def test_table_shows_all_models_side_by_side() -> None:
     assert "class 0" in told
     assert "pass@1" not in told
     assert "+0.375" in lines["model 1 - model 0"]
-    assert "2 problems" in lines["model 1 - model 0"]
+    assert "2 of 2" in lines["model 1 - model 0"]
     assert "bootstrap over problems" in told
     narrow = shown(comparison, 60)
     assert max(map(len, narrow.splitlines()[:-1])) <= 60

@@ -15,7 +15,6 @@ import pytest
 import torch
 from peft import LoraConfig
 from test_export import make_run
-from test_observe import BEFORE, STEP
 
 from adagrpo_ray import storage
 from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
@@ -30,6 +29,7 @@ from adagrpo_ray.model.tiny import build_tiny_model
 from adagrpo_ray.model.tiny_training import Recipe
 from adagrpo_ray.observe import RunWriter
 from adagrpo_ray.observe.history import Mark, sizes
+from tests.histories import BEFORE, STEP
 from tests.program import launch, metrics, settings, train
 
 PAGE = 4096

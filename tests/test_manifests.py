@@ -6,7 +6,6 @@ No cluster is started: files are held against schemas, against Ray's own readers
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from adagrpo_ray.config import Config, load_config
+from tests import scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = ("on-premise", "aws")
@@ -78,12 +78,7 @@ def config_of(command: str) -> Config:
 
 
 def launch_ui() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launch_ui", ROOT / "launch/ui.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.script("ui")
 
 
 # Ray's cluster launcher

@@ -30,6 +30,7 @@ from adagrpo_ray import (
     StoppedError,
     Summary,
     cluster,
+    run,
     train,
     trainer,
 )
@@ -82,6 +83,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
             yield made[0]
 
         patch.setattr(trainer, "actors", again)
+        patch.setattr(run, "_report", lambda *_: None)  # a second or two each, and test_report.py's
         yield folder
 
 

@@ -15,8 +15,8 @@ from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.tracking import check_trackers
 from adagrpo_ray.tracking.ray_metrics import COUNTERS, GAUGES, LABELS, MOST_LABELS, step_counts, step_gauges
+from tests.histories import STEP
 from tests.scraped import NAMES, asked, panels
-from tests.test_observe import STEP
 
 
 def test_every_gauge_of_a_step_is_shown_as_it_was_measured() -> None:

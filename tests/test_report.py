@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
@@ -32,6 +31,7 @@ from adagrpo_ray.report.figures import charts
 from adagrpo_ray.report.page import page
 from adagrpo_ray.report.source import labelled
 from tests.histories import attempt, evaluation, group, step
+from tests.scripts import script
 
 CHARTS = [
     "intervals",
@@ -510,11 +510,7 @@ class TestCommandLine:
     @pytest.fixture
     def report(self, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
         """launch/report.py on these arguments: exit status, output, errors."""
-        spec = importlib.util.spec_from_file_location("launch_report", "launch/report.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = script("report")
 
         def run(*arguments: str | Path) -> tuple[int, str, str]:
             code = module.main([str(argument) for argument in arguments])

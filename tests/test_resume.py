@@ -24,8 +24,8 @@ KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
 
 
 def assert_ended(started: set[psutil.Process]) -> None:
-    """All end by themselves, though the program could not see to it; Ray's agents look for its head for a while."""
-    _, left = psutil.wait_procs(started, timeout=45)
+    """All end by themselves, though the program could not see to it."""
+    _, left = psutil.wait_procs(started, timeout=30)
     assert [title(process) for process in left] == []
 
 

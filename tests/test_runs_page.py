@@ -194,7 +194,7 @@ def test_a_broken_line_is_said_on_the_page(browser: Any, tmp_path: Path) -> None
 
 def test_a_run_is_followed_while_it_goes_on(browser: Any, tmp_path: Path, tiny_model: Path) -> None:
     settings = [f"run.folder={tmp_path / 'runs'}", "run.name=live", "run.steps=12", "data.held_out_prompts=4"]
-    settings += ["evaluation.samples=1", "algorithm.prompts_per_step=4", "rollout.max_new_tokens=32"]
+    settings += ["evaluation.samples=1", "algorithm.prompts_per_step=4"]
     command = [sys.executable, "launch/train.py", *settings]
     with (
         served(tmp_path, "--no-chat", "--runs", str(tmp_path / "runs")) as url,
@@ -208,6 +208,7 @@ def test_a_run_is_followed_while_it_goes_on(browser: Any, tmp_path: Path, tiny_m
         seen: list[int] = []
 
         def grown() -> bool:
+            assert training.poll() in (None, 0)
             seen.extend(points for points in ends(page) if points not in seen)
             return "12 of 12" in page.inner_text("#runs-compared")
 

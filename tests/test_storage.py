@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_observe import SAMPLE, STEP
 
 from adagrpo_ray import storage
 from adagrpo_ray.cache import cache_folder
@@ -23,6 +22,7 @@ from adagrpo_ray.observe import EvaluationRecord, RunWriter
 from adagrpo_ray.observe.history import sizes
 from adagrpo_ray.observe.mirror import open_run
 from adagrpo_ray.resume import find_past
+from tests.histories import SAMPLE, STEP
 from tests.program import metrics, train
 
 RECORD = EvaluationRecord(0, 0.5, {}, samples=2, failed=0, mean_length=3.0, seconds=1.0)

@@ -232,6 +232,7 @@ def test_what_only_the_cluster_finds_wrong_is_one_line_and_the_jobs_exit_code(cl
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
     command = ("launch/submit.py", "--address", cluster.address, "--name", "stopped", "--stop-wait", "20", "--")
     with subprocess.Popen(

@@ -104,7 +104,11 @@ def difference_rows(comparison: Comparison) -> Rows:
     return [
         (
             f"{printable(d.second)} - {printable(d.first)}",
-            [_shown(d.figures[ACCURACY], ACCURACY, signed=True), f"{d.better} problems", f"{d.worse} problems"],
+            [
+                _shown(d.figures[ACCURACY], ACCURACY, signed=True),
+                f"{d.better} of {comparison.problems}",
+                f"{d.worse} of {comparison.problems}",
+            ],
         )
         for d in comparison.differences
     ]

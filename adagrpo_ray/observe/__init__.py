@@ -2,8 +2,9 @@
 
 `records` says what is measured, `samples` what was sampled, `observer` how the trainer hands both over. `writer` puts
 them into the run folder (JSON lines, and TensorBoard's `events` by the tags of `scalars`); `history` takes that back
-to a step, `runs` reads it, also while it is written (`tail`), and `mirror` copies it to a URL. `console` puts it onto
-the terminal, with `progress` while it runs and `report` at its end, all words by `figures`.
+to a step, `runs` reads it, also while it is written (`tail`), and `mirror` copies it to a URL. `why` says why a group
+was sampled again. `console` puts it all onto the terminal, with `progress` while it runs and `report` at its end, in
+words of `figures`.
 """
 
 from adagrpo_ray.observe.console import Console

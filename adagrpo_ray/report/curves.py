@@ -59,7 +59,7 @@ def curves(
                 window=window,
                 points=len(runs) == 1,
             )
-        titled(panel, "" if together else quantity.name, "step", unit or "")
+        titled(panel, "" if together and len(quantities) > 1 else quantity.name, "step", unit or "")
     for panel in axes:
         if not empty(panel):
             share(panel) if unit == "share of groups" else ground(panel)
@@ -80,7 +80,7 @@ def accuracy(runs: Sequence[Run], x: Literal["generated tokens", "step"], window
         if not empty(panel):
             share(panel)
     if len(runs) > 1:
-        caption = "With markers: held-out prompts. Thin: first attempts in training."
+        caption = "Thick: held-out prompts. Thin: first attempts in training."
     else:
         caption = "First attempts alone: resampling until one completion is right would raise the accuracy."
     name = "tokens" if x == "generated tokens" else "steps"

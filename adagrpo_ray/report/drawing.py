@@ -71,7 +71,7 @@ def titled(axes: Axes, title: str, x: str, y: str) -> None:
     if x == "generated tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.yaxis.set_major_formatter(
-        EngFormatter(sep=" ") if y == "tokens" else FuncFormatter(lambda value, _: f"{value:.4g}")
+        EngFormatter(sep=" ") if y == "tokens" else FuncFormatter(lambda value, _: f"{value:.6g}")
     )
 
 
@@ -156,10 +156,10 @@ def bars(
     if few and stacked:
         labels = [f"{v:,.{decimals}f}" for v in below]
         axes.bar_label(axes.containers[-1], labels, fontsize=SMALL_PT, color=palette.MUTED, padding=2)  # type: ignore[arg-type]
-    if np.any(axes.dataLim.intervaly):
-        axes.margins(y=0.12)
-    else:
-        axes.set_ylim(0.0, 1.0)
+    low, high = np.nan_to_num(axes.dataLim.intervaly)
+    axes.set_ylim(1.12 * min(low, 0.0), 1.12 * max(high, 0.0) or (1.0 if low == 0.0 else 0.0))
+    if not decimals:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.axhline(0.0, color=palette.MUTED, linewidth=0.7)
     inches = axes.get_position().width * WIDTH
     room = max(1, int(inches / (0.065 * max(map(len, names)) + 0.08)))  # so many names can stand side by side

@@ -25,6 +25,8 @@ LATEX = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Past the queue, whose stream the browser closes with one event's end while the next one may just be coming.
+AT_ONCE = {**QUIET, "queue": False}
 
 
 class ChatPage:
@@ -76,19 +78,16 @@ class ChatPage:
         pages.load(self._open, None, [*c.chosen, c.saved, *around], **QUIET)
         pages.unload(self._leave)
         choice = {c.model, c.run, c.checkpoint}
-        # What a hand has changed, not what was set by others: a page that is opened is first of all empty.
-        for component in c.chosen:
-            listed = {c.model: self._choose_model, c.run: self._choose_run}.get(component)
-            if listed is None:
-                component.input(self._changed, set(c.chosen), around, trigger_mode="always_last", **QUIET)
-            else:
-                component.input(listed, choice, choice, **QUIET).then(self._changed, set(c.chosen), around, **QUIET)
-        c.refresh.click(self._refresh, choice, choice, **QUIET).then(self._changed, set(c.chosen), around, **QUIET)
+        c.model.input(self._choose_model, choice, choice, **AT_ONCE)
+        c.run.input(self._choose_run, choice, choice, **AT_ONCE)
+        c.refresh.click(self._refresh, choice, choice, **AT_ONCE)
+        changes = [component.change for component in c.chosen]
+        gr.on(changes, self._changed, set(c.chosen), [self._note, *around], trigger_mode="always_last", **AT_ONCE)
         asked = {self._box, self._conversation, *c.chosen}
         sent = self._box.submit(self._send, asked, [self._box, self._note, *talk], concurrency_limit=None, **QUIET)
         sent.then(self._ready, None, self._box, **QUIET)
-        self._box.stop(self._stop, queue=False, **QUIET)
-        clear.click(self._clear, None, talk, **QUIET)
+        self._box.stop(self._stop, **AT_ONCE)
+        clear.click(self._clear, None, talk, **AT_ONCE)
         c.save.click(self._save, {c.name, self._conversation}, [c.name, c.saved], **QUIET)
         c.load.click(self._load, {c.saved, self._conversation}, talk, **QUIET)
 
@@ -126,11 +125,13 @@ class ChatPage:
 
     def _changed(self, values: Updates) -> Updates:
         """A setting is another one: it is kept, and the page looks as it says."""
+        if not values[self._controls.model]:  # a page is laid out before it shows anything
+            return {self._note: gr.skip()}
         try:
             settings = self._settings(values)
             self._store.keep_settings(settings)
         except AdaGRPOError as error:
-            return self._warned(error, self._controls.after)
+            return {self._note: f"⚠️ {error}"}
         return {self._controls.after: gr.Column(visible=settings.phases), **self._show_sides(settings)}
 
     def _settings(self, values: Updates) -> ChatSettings:

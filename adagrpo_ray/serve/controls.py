@@ -24,15 +24,17 @@ class Controls:
     def __init__(self) -> None:
         with gr.Accordion("Model", elem_id="group-model"):
             self.model = gr.Dropdown(label="Base model", allow_custom_value=True, elem_id="model")
-            self.run = gr.Dropdown(label="Run", elem_id="run")
-            self.checkpoint = gr.Dropdown(label="Adapter of the run", elem_id="checkpoint")
+            # What these offer changes with the choice above them, and Gradio would hold the value of before against it.
+            lists: dict[str, Any] = {"allow_custom_value": True, "filterable": False}
+            self.run = gr.Dropdown(label="Run", elem_id="run", **lists)
+            self.checkpoint = gr.Dropdown(label="Adapter of the run", elem_id="checkpoint", **lists)
             self.folder = gr.Textbox(label="Or an adapter's folder", placeholder="in place of these", elem_id="folder")
             self.view = gr.Radio(VIEWS, label="Who answers", elem_id="view")
             self.refresh = gr.Button("Look for new runs", size="sm", elem_id="refresh")
         with gr.Accordion("Sampling", elem_id="group-sampling"):
             self.temperature = _slider(0, 2, 0.05, "Temperature", "temperature")
             self.top_p = _slider(0.05, 1, 0.01, "Top p", "top-p")
-            self.tokens = gr.Number(label="Most new tokens", precision=0, minimum=1, elem_id="max-new-tokens")
+            self.tokens = gr.Number(label="Most new tokens", precision=0, elem_id="max-new-tokens")
             self.thinking = gr.Checkbox(label="Think before answering", elem_id="thinking")
             self.phases = gr.Checkbox(label="Sample the answer otherwise", elem_id="phases")
             with gr.Column(visible=False, elem_id="answer-parameters") as self.after:

@@ -63,8 +63,8 @@ def offers(root: str, default: Config) -> tuple[Base, ...]:
 
 
 def other_base(path: str, default: Config) -> Base:
-    """A model that no run trained on, served by the settings of `default`."""
-    model = default.model.model_copy(update={"path": path, "adapter": None})
+    """A model that no run trained on, served by the settings of `default`; code that comes with it never runs."""
+    model = default.model.model_copy(update={"path": path, "adapter": None, "trust_remote_code": False})
     return Base(path, default.model_copy(update={"model": model}))
 
 

@@ -51,12 +51,9 @@ def build(folder: str) -> None:
     with gr.Accordion("Sampled groups", open=True):
         with gr.Row():
             run = gr.Dropdown([], label="Of the run", elem_id="groups-run", scale=3)
-            first = gr.Number(
-                None, label="From step", placeholder="first", precision=0, elem_id="groups-first", min_width=90
-            )
-            last = gr.Number(
-                None, label="To step", placeholder="last", precision=0, elem_id="groups-last", min_width=90
-            )
+            # An empty field shows 0 in the browser, and sends it.
+            first = gr.Number(0, label="From step", precision=0, elem_id="groups-first", min_width=90)
+            last = gr.Number(0, label="To step (0: all)", precision=0, elem_id="groups-last", min_width=90)
             outcome = gr.Dropdown(OUTCOMES, value=ANY, label="Outcome", elem_id="groups-outcome", min_width=120)
             level = gr.Dropdown([("any", ANY)], value=ANY, label="Level", elem_id="groups-level", min_width=120)
         with gr.Row(equal_height=True):
@@ -150,8 +147,9 @@ def build(folder: str) -> None:
     run.input(**switching).then(**looking)
     gr.on([each.input for each in filters[1:]], trigger_mode="always_last", **looking)
     groups.select(choose, [run], [opened_at, opened], **HIDDEN).then(**looking)
-    timer.tick(**drawing)
-    timer.tick(**looking)
+    # Past the queue: its stream closes with a tick's end, and with it what a hand has just asked for is lost.
+    timer.tick(**drawing, queue=False)
+    timer.tick(**looking, queue=False)
     follow.input(lambda on: gr.Timer(active=on), follow, timer, **HIDDEN)
 
 
