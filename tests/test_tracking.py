@@ -183,7 +183,7 @@ def test_a_run_and_its_resumption_are_one_run_in_both_trackers(tmp_path: Path) -
     place, folder = tmp_path / "mlruns", tmp_path / "run"
     options = ("tracking.wandb=project", f"tracking.mlflow={place}", "tracking.upload_adapter=true")
     for steps in (2, 4):
-        said = program.train(tmp_path, steps, *options, "--resume", "auto")
+        said = program.train(tmp_path, steps, "--resume", "auto", *options)
         assert "Weights & Biases: offline: wandb sync" in said
         assert "MLflow: run " in said
         assert "warning" not in said
