@@ -129,6 +129,8 @@ def test_figures_tell_tokens_and_speed() -> None:
         "1,200 tokens · 600 tokens/s · cut off"
     )
     assert Message(role="assistant", text="", end="failed").figures() == "failed"
+    assert Message(role="assistant", text="x", tokens=1, seconds=0.5, end="stop").figures() == "1 token · 2 tokens/s"
+    assert Message(role="assistant", text="x", tokens=3, seconds=1.5).figures() == "3 tokens · 2 tokens/s · ..."
 
 
 # --- answers that grow ---

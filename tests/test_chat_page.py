@@ -61,7 +61,7 @@ def ready(page: Any) -> None:
 
 ANSWERED = """([asked, sides]) => document.querySelector('#message button.submit-button') && sides.every(side =>
     document.querySelectorAll(`#${side}-talk [data-testid=user]`).length > asked[side]
-    && /tokens\\/s/.test(document.querySelector(`#${side}-figures`).innerText))"""
+    && /tokens\\/s(?! · \\.\\.\\.)/.test(document.querySelector(`#${side}-figures`).innerText))"""
 
 
 def ask(page: Any, text: str, sides: tuple[str, ...] = ("base", "adapter")) -> None:
@@ -79,7 +79,12 @@ def wait_for(page: Any, place: str, text: str, timeout: int = 30_000) -> None:
 
 
 def said(page: Any, side: str) -> str:
-    return str(page.inner_text(f"#{side}-talk"))
+    """What stands on a side, once it stays as it is: the page shows an answer a while after it has it."""
+    texts = [str(page.inner_text(f"#{side}-talk"))]
+    while len(texts) < 6 or len(set(texts[-6:])) > 1:
+        page.wait_for_timeout(100)
+        texts.append(str(page.inner_text(f"#{side}-talk")))
+    return texts[-1]
 
 
 def choose(page: Any, field: str, option: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Side = Literal["base", "adapter"]
 SIDES: tuple[Side, ...] = ("base", "adapter")
-END_WORDS = {"length": "cut off", "stopped": "stopped", "failed": "failed"}
+END_WORDS = {"": "...", "length": "cut off", "stopped": "stopped", "failed": "failed"}
 
 
 class Message(Section):
@@ -35,12 +35,11 @@ class Message(Section):
     thinks: bool = False
 
     def figures(self) -> str:
-        """Its tokens, their speed, and how it ended where that was not by itself."""
-        if not self.tokens:
-            return END_WORDS.get(self.end, "")
-        speed = f"{self.tokens / self.seconds:,.0f} tokens/s" if self.seconds else ""
-        count = f"{self.tokens:,} token{'s' if self.tokens > 1 else ''}"
-        return " · ".join(part for part in (count, speed, END_WORDS.get(self.end, "")) if part)
+        """Its tokens and their speed, and how it ended where that was not by itself; dots where it has not yet."""
+        parts = [f"{self.tokens:,} token{'s' if self.tokens > 1 else ''}"] if self.tokens else []
+        if self.tokens and self.seconds:
+            parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
+        return " · ".join([*parts, *([END_WORDS[self.end]] if self.end in END_WORDS else [])])
 
 
 class Conversation(Section):
