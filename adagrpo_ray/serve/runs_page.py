@@ -147,9 +147,8 @@ def build(folder: str) -> None:
     run.input(**switching).then(**looking)
     gr.on([each.input for each in filters[1:]], trigger_mode="always_last", **looking)
     groups.select(choose, [run], [opened_at, opened], **HIDDEN).then(**looking)
-    # Past the queue: its stream closes with a tick's end, and with it what a hand has just asked for is lost.
-    timer.tick(**drawing, queue=False)
-    timer.tick(**looking, queue=False)
+    timer.tick(**drawing)
+    timer.tick(**looking)
     follow.input(lambda on: gr.Timer(active=on), follow, timer, **HIDDEN)
 
 
