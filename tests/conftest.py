@@ -24,8 +24,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
+LONG = (
+    "weight_sync",
+    "submit",
+    "fleet",
+    "end_to_end",
+    "python_docs",
+    "resume",
+    "learner",
+    "checkpoint_engine",
+    "evaluate",
+)
+"""Files that take longest: begun first, short ones fill up what is left of the time of xdist's processes."""
+
 PLANTED = "hf_" + "planted0" * 4
 TINY = str(Path("launch/configs/tiny-cpu.yaml").resolve())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, tmp_path: Path) -> None:
     start_ray(network, "head", "--head", "--num-cpus", "0", "--dashboard-host", f"{NETWORK}.2")

@@ -252,6 +252,7 @@ def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
 
 
 # Needs launch/train.py to answer SIGTERM with a checkpoint after the step that it is in (fails without).
+@pytest.mark.slow
 def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
     settings = (f"run.folder={tmp_path}", "run.name=cut", "run.steps=500", *SMALL[1:])
     assert cluster.submit("--name", "cut", "--no-wait", "--", "--config", TINY, *settings).returncode == 0
