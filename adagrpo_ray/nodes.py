@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from uuid import uuid4
 
@@ -13,14 +14,17 @@ from adagrpo_ray.errors import AdaGRPOError, ResourceError
 from adagrpo_ray.storage import clear, find, leave
 
 TIMEOUT_S = 120.0
+LOST_WITHIN_S = 40.0
+"""Ray takes half a minute to notice that a node is gone without a word."""
 
 
 def check_shared(folder: str) -> None:
     """Have every node of the joined cluster read in `folder`, a path or URL, and write there.
 
     Raises ResourceError that names the nodes which do not see what this process wrote, or whose answer it does not see.
+    A node that is lost meanwhile is none of them.
     """
-    name, nodes = f".probe-{uuid4().hex}", {n["NodeID"]: n["NodeName"] for n in ray.nodes() if n["Alive"]}
+    name, nodes = f".probe-{uuid4().hex}", _alive()
     leave(folder, name, name)
     answers = {
         node: ray.remote(_answer)
@@ -34,6 +38,8 @@ def check_shared(folder: str) -> None:
             try:
                 problem = ray.get(answer, timeout=TIMEOUT_S)
             except RayError as error:
+                if _is_lost(node):
+                    continue
                 problem = str(error).strip().splitlines()[0]
             if problem is None and find(folder, f"{name}-{node}") != name:
                 problem = "writes what is not seen from here"
@@ -48,6 +54,21 @@ def check_shared(folder: str) -> None:
             f"run.folder={folder!r} is not one place for the whole cluster ({'; '.join(problems)}); give a folder that "
             "all nodes share, or a URL such as s3://bucket/path"
         )
+
+
+def _alive() -> dict[str, str]:
+    """The names of the nodes by their ids."""
+    return {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
+
+
+def _is_lost(node: str) -> bool:
+    """Whether Ray holds the node to be lost, or comes to in the time that it takes for that."""
+    deadline = time.monotonic() + LOST_WITHIN_S
+    while node in _alive():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _answer(folder: str, name: str, reply: str) -> str | None:
