@@ -128,7 +128,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.usefixtures("cluster")
 def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: int) -> None:
     class Rank(LearnerActor):

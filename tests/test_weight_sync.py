@@ -265,7 +265,8 @@ def test_the_written_adapter_loads_with_vllm(
     assert gap(learner, prompt, completions) < 1e-4
 
 
-@pytest.mark.parametrize("sync", ["adapter", pytest.param("merged", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
 def test_an_engine_of_two_workers_serves_the_whole_adapter(
     cluster: None, model_path: str, learner: LearnerEngine, prompt: Prompt, sync: str
 ) -> None:
