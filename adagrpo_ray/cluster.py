@@ -26,6 +26,7 @@ from adagrpo_ray.jobs import is_lasting
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import TINY
+from adagrpo_ray.network import loopback_alone
 from adagrpo_ray.placement import Hardware, Placement, address, local_hardware, place
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.stop import Stop
@@ -83,15 +84,16 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
         hardware = local_hardware()
         placement = place(config, hardware, ours=True, learner=learner)
         before = set(psutil.Process().children(recursive=True))
-        _init(
-            address="local",  # or Ray would join a cluster that it finds running on this machine
-            # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
-            num_cpus=max(int(hardware.cpus), math.ceil(placement.cpus)),
-            num_gpus=int(hardware.gpus),
-            resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
-            include_dashboard=False,
-            _metrics_export_port=config.tracking.prometheus_port,
-        )
+        with loopback_alone():
+            _init(
+                address="local",  # or Ray would join a cluster that it finds running on this machine
+                # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
+                num_cpus=max(int(hardware.cpus), math.ceil(placement.cpus)),
+                num_gpus=int(hardware.gpus),
+                resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
+                include_dashboard=False,
+                _metrics_export_port=config.tracking.prometheus_port,
+            )
         guard = ChildGuard([p.pid for p in psutil.Process().children(recursive=True) if p not in before])
     elif not connected:
         try:

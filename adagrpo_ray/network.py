@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import ray
@@ -21,3 +23,16 @@ def use_node_address() -> str:
         if any(a.family in (socket.AF_INET, socket.AF_INET6) and a.address == address for a in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     return address
+
+
+@contextmanager
+def loopback_alone() -> Iterator[None]:
+    """A Ray that the block starts listens on 127.0.0.1 alone, all of it; by itself it listens on every address."""
+    from ray._private import ray_constants  # Ray does this on macOS and Windows, and has no option for it
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -40,19 +42,28 @@ FLOAT32 = {"dtype": "float32"}
 
 # --- tokens ---
 
+# Ray takes 127.0.0.1 for the address by which others reach the node, where a Ray of our own does not listen.
+AS_IT_IS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 CLIENT = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(ray.cluster_resources()['CPU'])"
 
 
 def client(address: str, home: Path, **token: str) -> subprocess.CompletedProcess[str]:
     """Another program of this machine that joins the cluster, with a home folder that has no token."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"HOME": str(home)} | token
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | AS_IT_IS | token
+    env |= {"HOME": str(home)}
     command = [sys.executable, "-c", CLIENT, address]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
 
 
+def listening(*processes: psutil.Process) -> set[tuple[str, int]]:
+    """The addresses and ports on which these processes listen."""
+    found = [connection for process in processes for connection in process.net_connections("inet")]
+    return {connection.laddr for connection in found if connection.status == psutil.CONN_LISTEN}
+
+
 def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProcess[str]:
     """A run of the program that is to join the cluster."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | token
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | AS_IT_IS | token
     env |= {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")), "HOME": str(folder)}
     command = [
         sys.executable,
@@ -105,6 +116,21 @@ def test_a_ray_of_our_own_refuses_whoever_has_no_token(
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
     assert "RAY_AUTH_TOKEN" not in os.environ
     assert not (tmp_path / ".ray").exists()  # nor is there a token in a file
+
+
+def test_a_ray_of_our_own_listens_on_loopback_alone(untold: None) -> None:
+    me = psutil.Process()
+    before = listening(me, *me.children(recursive=True))
+    with connect(Config()):
+        ray.get(ray.remote(lambda: None).remote())  # so that there is a worker too
+        ours = me.children(recursive=True)
+        metrics = ray.nodes()[0]["MetricsExportPort"]
+        deadline = time.monotonic() + 30
+        while ("127.0.0.1", metrics) not in listening(*ours):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        addresses = listening(me, *ours) - before
+    assert {address.removeprefix("::ffff:") for address, _ in addresses} == {"127.0.0.1"}
 
 
 def test_every_run_has_a_token_of_its_own(untold: None) -> None:
