@@ -30,7 +30,7 @@ from tests.faults import LEARNER_NODE, PATIENCE_S, ROLLOUT_NODE, Fault, NotSurvi
 from tests.program import metrics, settings, title
 
 OUT = Path("runs/chaos")
-REQUEST_TIMEOUT_S = 20  # a step of the run takes a tenth of it
+STALL_TIMEOUT_S = 20  # a step of the run takes a tenth of it
 OPTIONS = [
     "checkpoint.every=1",
     "run.max_restarts=1000",
@@ -38,7 +38,7 @@ OPTIONS = [
     "rollout.max_restarts=1000",
     "rollout.resources.rollout=1",
     "rollout.start_timeout_s=180",
-    f"rollout.request_timeout_s={REQUEST_TIMEOUT_S}",
+    f"rollout.stall_timeout_s={STALL_TIMEOUT_S}",
     "learner.resources.learner=1",
 ]
 FLEET = ("rollout_actors", "rollout_restarts")  # what a fault may change in metrics.jsonl
@@ -89,7 +89,7 @@ def run(cluster: Cluster, learner: Any, name: str, steps: int, faults: list[Faul
         try:
             for fault in faults:
                 told += [inject(site, fault)]
-            running.wait(timeout=PATIENCE_S + steps * REQUEST_TIMEOUT_S)
+            running.wait(timeout=PATIENCE_S + steps * STALL_TIMEOUT_S)
         except NotSurvivedError as error:
             print(f"{name}: {error}", flush=True)
         finally:

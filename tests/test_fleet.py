@@ -33,6 +33,9 @@ SETTINGS = [
 ]
 
 
+STALL_TIMEOUT_S = 8  # much longer than a step takes on a busy machine
+
+
 def configure(*overrides: str) -> Config:
     return load_config("launch/configs/tiny-cpu.yaml", [*SETTINGS, *overrides])
 
@@ -112,7 +115,8 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
     weights: Callable[[int], AdapterWeights],
 ) -> None:
     async def scenario() -> None:
-        async with running(configure("rollout.actors=2", "rollout.max_restarts=2"), model_path) as fleet:
+        limits = "rollout.max_restarts=3", f"rollout.stall_timeout_s={STALL_TIMEOUT_S}"
+        async with running(configure("rollout.actors=2", *limits), model_path) as fleet:
             await fleet.ready()
             await fleet.pool.apply(weights(1))
             expected = await draw(fleet, requests)
@@ -140,12 +144,23 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             assert sum("another one starts" in notice for notice in fleet.notices()) == 2
 
             await until(lambda: len(fleet.pool.members) == 2)
+            engine = engines()[0]
+            drawing = asyncio.create_task(draw(fleet, requests))  # an engine hangs
+            await until(lambda: any(m.outstanding for m in fleet.pool.members))
+            engine.send_signal(signal.SIGSTOP)
+            assert await drawing == other
+            assert fleet.restarts == 3
+            await until(lambda: engine not in engines())
+            told = f"engine did no step for rollout.stall_timeout_s={STALL_TIMEOUT_S} s"
+            assert any(told in notice for notice in fleet.notices())
+
+            await until(lambda: len(fleet.pool.members) == 2)
             left = engines()
             drawing = asyncio.create_task(draw(fleet, requests))  # and all that are left, when no more may start
             await until(lambda: any(m.outstanding for m in fleet.pool.members))
             for engine in left:
                 engine.send_signal(signal.SIGKILL)
-            with pytest.raises(RolloutError, match=r"engine died.*rollout\.max_restarts=2 are used up"):
+            with pytest.raises(RolloutError, match=r"engine died.*rollout\.max_restarts=3 are used up"):
                 await drawing
         assert engines() == []
 

@@ -99,7 +99,7 @@ def start(config: Config) -> tuple[Any, RolloutPool, str]:
     path = resolve_model(config)
     actor = ray.remote(num_gpus=0.5)(RolloutActor).remote()
     ray.get(actor.start.remote(ModelFiles(path), 512, config))
-    return actor, RolloutPool([actor], request_timeout_s=120.0), path
+    return actor, RolloutPool([actor], request_timeout_s=120.0, stall_timeout_s=120.0), path
 
 
 def stop(actor: Any) -> None:

@@ -50,7 +50,7 @@ def ask(n: int = 1) -> GenerationRequest:
 
 
 def make_pool(actors: list[FakeActor], timeout: float = 5.0) -> RolloutPool:
-    pool = RolloutPool(actors, timeout)
+    pool = RolloutPool(actors, timeout, timeout)
     pool.version = pool._newest = 0
     return pool
 
@@ -158,7 +158,7 @@ def test_what_a_dead_actor_was_asked_is_asked_of_another_one() -> None:
     async def scenario() -> list[str]:
         dead, alive, lost = FakeActor(), FakeActor(), list[str]()
         dead.generate = SimpleNamespace(remote=lambda request: Dead())
-        pool = RolloutPool([dead, alive], 5.0, lambda member, reason: lost.append(f"{member.name}: {reason}"))
+        pool = RolloutPool([dead, alive], 5.0, 5.0, lambda member, reason: lost.append(f"{member.name}: {reason}"))
         pool.version = pool._newest = 0
         waiting = [asyncio.create_task(pool.generate(ask())) for _ in range(2)]
         for _ in range(10):
@@ -176,7 +176,7 @@ def test_what_a_dead_actor_was_asked_is_asked_of_another_one() -> None:
 
 def test_requests_wait_for_a_member_where_one_may_come_and_raise_where_none_will() -> None:
     async def scenario() -> None:
-        pool, actor = RolloutPool([], 5.0, lambda member, reason: None), FakeActor()
+        pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
         pool.version = pool._newest = 0
         waiting = asyncio.create_task(pool.generate(ask()))
         await asyncio.sleep(0)
@@ -197,7 +197,7 @@ def test_requests_wait_for_a_member_where_one_may_come_and_raise_where_none_will
 
 def test_a_member_that_is_drained_ends_what_it_has_and_gets_no_more() -> None:
     async def scenario() -> None:
-        pool, actor = RolloutPool([], 5.0, lambda member, reason: None), FakeActor()
+        pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
         pool.version = pool._newest = 0
         member = Member(actor, "a member")
         await pool.add(member)
@@ -225,13 +225,13 @@ def test_a_member_that_hangs_while_it_gets_new_weights_is_lost(monkeypatch: pyte
         hung, alive, lost = FakeActor(), FakeActor(), list[str]()
         hung.apply = SimpleNamespace(remote=lambda weights: asyncio.get_running_loop().create_future())
         alive.apply = SimpleNamespace(remote=take)
-        pool = RolloutPool([hung, alive], 0.05, lambda member, reason: lost.append(reason))
+        pool = RolloutPool([hung, alive], 5.0, 0.05, lambda member, reason: lost.append(reason))
         assert [receipt.version for receipt in await pool.apply(weights)] == [1]
         assert [member.name for member in pool.members] == ["rollout actor 1"]
         return lost
 
     (reason,) = asyncio.run(scenario())
-    assert "rollout actor 0 did not take version 1 within rollout.request_timeout_s" in reason
+    assert "rollout actor 0 did not take version 1 within rollout.stall_timeout_s" in reason
 
 
 @pytest.mark.parametrize(("method", "told"), [("sleep", "leave its GPU"), ("wake", "come back to its GPU")])
@@ -240,10 +240,10 @@ def test_a_member_that_hangs_on_its_way_from_or_to_its_gpu_is_lost(method: str, 
         hung, alive, lost = FakeActor(), FakeActor(), list[str]()
         setattr(hung, method, SimpleNamespace(remote=lambda: asyncio.get_running_loop().create_future()))
         setattr(alive, method, SimpleNamespace(remote=lambda: asyncio.sleep(0)))
-        pool = RolloutPool([hung, alive], 0.05, lambda member, reason: lost.append(reason))
+        pool = RolloutPool([hung, alive], 5.0, 0.05, lambda member, reason: lost.append(reason))
         await getattr(pool, method)()
         assert [member.name for member in pool.members] == ["rollout actor 1"]
         return lost
 
     (reason,) = asyncio.run(scenario())
-    assert f"rollout actor 0 did not {told} within rollout.request_timeout_s" in reason
+    assert f"rollout actor 0 did not {told} within rollout.stall_timeout_s" in reason

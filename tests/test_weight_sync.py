@@ -73,7 +73,7 @@ def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any,
 
     actor = ray.remote(Watched).remote()
     ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
-    yield actor, RolloutPool([actor], request_timeout_s=60.0)
+    yield actor, RolloutPool([actor], request_timeout_s=60.0, stall_timeout_s=60.0)
     ray.get(actor.stop.remote())
     ray.kill(actor)
 
@@ -287,7 +287,7 @@ def test_an_engine_of_two_workers_serves_the_whole_adapter(
         actor = ray.remote(RolloutActor).options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
         try:
             ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
-            pool = RolloutPool([actor], request_timeout_s=60.0)
+            pool = RolloutPool([actor], request_timeout_s=60.0, stall_timeout_s=60.0)
             asyncio.run(pool.apply(pack(1, tensors, 16, 32.0, torch.float32)))
             completions = asyncio.run(pool.generate(ask(prompt, seed=1)))
             ray.get(actor.stop.remote())

@@ -17,7 +17,7 @@ FREE = {
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
     *("learner.layout", "learner.offload_optimizer"),
     *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
-    *("rollout.start_timeout_s", "rollout.request_timeout_s"),
+    *("rollout.start_timeout_s", "rollout.request_timeout_s", "rollout.stall_timeout_s"),
     "tracking",
 }
 """Keys of the settings that may change."""

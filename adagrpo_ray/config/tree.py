@@ -138,6 +138,9 @@ class RolloutSettings(Section):
     )
     start_timeout_s: float = Field(600.0, gt=0.0, description="seconds that a rollout actor may take to start")
     request_timeout_s: float = Field(1800.0, gt=0.0, description="seconds that one request may take")
+    stall_timeout_s: float = Field(
+        300.0, gt=0.0, description="seconds after which an engine counts as hung: without a step, or in taking weights"
+    )
 
 
 class LearnerSettings(Section):

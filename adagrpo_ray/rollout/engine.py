@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
+import time
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -125,11 +127,8 @@ class RolloutEngine:
         params = self._params(
             request, logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        final = None
         version = self._version
-        with _engine_alive():
-            async for output in self._outputs(request, params, self._lora):
-                final = output
+        final = await self._while_it_steps(self._last(request, params, self._lora))
         if final is None or len(final.outputs) != request.n:
             raise RolloutError(f"vLLM gave no {request.n} completions for prompt {request.prompt_id}")
         texts = self._tokenizer.batch_decode([list(o.token_ids) for o in final.outputs], skip_special_tokens=True)
@@ -143,6 +142,28 @@ class RolloutEngine:
             )
             for output, text in zip(final.outputs, texts, strict=True)
         )
+
+    async def _last(self, request: GenerationRequest, params: Any, lora: LoRARequest | None) -> Any:
+        """The last of vLLM's outputs; None where there is none."""
+        last = None
+        with _engine_alive():
+            async for output in self._outputs(request, params, lora):
+                last = output
+        return last
+
+    async def _while_it_steps(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What `work` gives; ActorLostError where the engine does no step for `rollout.stall_timeout_s` meanwhile."""
+        limit = self._config.rollout.stall_timeout_s
+        began, task = time.monotonic(), asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                left = max(began, self._load.stepped_at) + limit - time.monotonic()
+                if left <= 0:
+                    raise ActorLostError(f"its vLLM engine did no step for rollout.stall_timeout_s={limit:g} s")
+                await asyncio.wait({task}, timeout=left)
+            return task.result()
+        finally:
+            task.cancel()  # where the caller is cancelled or gives up, vLLM aborts the request
 
     async def stream(self, request: GenerationRequest, *, base: bool = False) -> AsyncGenerator[Piece, None]:
         """One completion as it grows, under the version in force, or under none: the base model's (mode `adapter`).

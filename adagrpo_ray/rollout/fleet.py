@@ -35,7 +35,7 @@ class Fleet:
     """
 
     def __init__(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
-        self.pool = RolloutPool([], config.rollout.request_timeout_s, self._lost)
+        self.pool = RolloutPool([], config.rollout.request_timeout_s, config.rollout.stall_timeout_s, self._lost)
         self.restarts = 0
         self._config, self._placement = config, placement
         self._start = (model, max_model_len, config)  # what an actor starts with; `model` may be Ray's reference

@@ -1,16 +1,18 @@
-"""What vLLM's scheduler says of its engine after each step."""
+"""What vLLM says of its engine after each step."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 
 class EngineLoad:
-    """Keeps the newest figures of one engine."""
+    """Keeps the newest figures of one engine, and when it last did a step (`time.monotonic`)."""
 
     def __init__(self) -> None:
         self.values: Mapping[str, float] = {}
+        self.stepped_at = time.monotonic()
 
     def logger(self) -> type:
         """A class for vLLM's `stat_loggers`.
@@ -25,6 +27,7 @@ class EngineLoad:
             def __init__(self, *_: Any, **__: Any) -> None: ...
 
             def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+                load.stepped_at = time.monotonic()
                 if scheduler_stats is not None:
                     load.values = {
                         "sequences_running": scheduler_stats.num_running_reqs,

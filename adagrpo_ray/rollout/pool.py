@@ -38,9 +38,11 @@ class RolloutPool:
     as with `lost` None, or after `close`, they raise.
     """
 
-    def __init__(self, actors: Iterable[Any], request_timeout_s: float, lost: Lost | None = None) -> None:
+    def __init__(
+        self, actors: Iterable[Any], request_timeout_s: float, stall_timeout_s: float, lost: Lost | None = None
+    ) -> None:
         self._members = [Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)]
-        self._timeout = request_timeout_s
+        self._request_timeout, self._stall_timeout = request_timeout_s, stall_timeout_s
         self._lost = lost
         self._closed: str | None = None if lost else "there is no rollout actor"  # why nobody will join any more
         self._changed = asyncio.Condition()
@@ -130,11 +132,11 @@ class RolloutPool:
     async def _in_time(self, member: Member, reference: Any, what: str) -> Any:
         """The actor's answer; ActorLostError where it hangs."""
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._stall_timeout):
                 return await answer(member, reference)
         except TimeoutError:
             raise ActorLostError(
-                f"{member.name} did not {what} within rollout.request_timeout_s={self._timeout:g} s"
+                f"{member.name} did not {what} within rollout.stall_timeout_s={self._stall_timeout:g} s"
             ) from None
 
     async def _least_loaded(self) -> Member:
@@ -150,7 +152,7 @@ class RolloutPool:
         member.requests += 1
         reference = member.actor.generate.remote(request)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._request_timeout):
                 completions: tuple[Completion, ...] = await answer(member, reference)
             return completions
         except asyncio.CancelledError:
@@ -159,7 +161,7 @@ class RolloutPool:
         except TimeoutError:
             ray.cancel(reference)
             raise ActorLostError(
-                f"{member.name} gave no answer for prompt {request.prompt_id} in {self._timeout:g} s; "
+                f"{member.name} gave no answer for prompt {request.prompt_id} in {self._request_timeout:g} s; "
                 "raise rollout.request_timeout_s, or lower rollout.max_new_tokens"
             ) from None
         finally:

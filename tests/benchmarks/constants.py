@@ -267,7 +267,7 @@ def store() -> Fields:
 
 async def calls(actors: list[Any], config: Config, inputs: Inputs) -> Fields:
     """A call and its answer, with nobody else calling; as `calling` rank 0's seconds for it and a completion."""
-    pool = RolloutPool(actors, config.rollout.request_timeout_s)
+    pool = RolloutPool(actors, config.rollout.request_timeout_s, config.rollout.stall_timeout_s)
     prompt, sampling = inputs.prompts.train[0], config.algorithm.sampling.params()
     requests = {n: GenerationRequest(prompt.id, prompt.token_ids, n, sampling, 1, 0) for n in COMPLETIONS}
     rows, own = list[tuple[float, ...]](), list[float]()
@@ -290,7 +290,7 @@ async def fan_out(actors: list[Any], size: int) -> Fields:
     weights: Any = SimpleNamespace(version=0, digest="", data=np.ones(size, np.uint8))
     rows, own = list[tuple[float, ...]](), list[float]()
     for number, receivers in product(range(1 + 10 * ROUNDS), range(1, len(actors) + 1)):
-        pool = RolloutPool(actors[:receivers], 60.0)
+        pool = RolloutPool(actors[:receivers], 60.0, 60.0)
         used = time.process_time()
         await pool.apply(weights)
         if number:
