@@ -78,6 +78,7 @@ def show(planned: Push, *, really: bool) -> None:
 
 def run(options: argparse.Namespace) -> None:
     folder = None
+    storage.check(options.source, "RUN|ADAPTER")
     if options.push is not None:
         check_name(options.push)  # before the export, which takes a while
     if options.out is not None:

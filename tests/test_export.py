@@ -161,6 +161,8 @@ def test_a_run_at_a_url(exported: Exported, run: Path, tmp_path: Path) -> None:
     assert code == 0, errors
     assert "merging 28 weights of far into tiny" in said
     assert (tmp_path / "model" / "model.safetensors").is_file()
+    code, _, errors = exported("nosuch://bucket/run", "--out", tmp_path / "other")
+    assert (code, errors[:48]) == (2, "error: RUN|ADAPTER='nosuch://bucket/run': Protoc")
 
 
 def test_a_base_in_the_hubs_cache_needs_no_network(
