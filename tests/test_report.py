@@ -380,6 +380,10 @@ class TestExamples:
         assert len(read(str(folder)).examples) == 3
         assert len(parsed) == 8
         assert max(parsed) > 150
+        parsed.clear()
+        monkeypatch.setattr(examples, "PLACES", 1000)
+        assert len(read(str(folder)).examples) == 3
+        assert parsed == list(range(1, 201)), "each group once, however long its line"
 
     def test_a_broken_line_is_named(self, usual: Path) -> None:
         with (usual / "samples.jsonl").open("a") as file:
