@@ -82,6 +82,8 @@ def run(options: argparse.Namespace) -> None:
     if options.push is not None:
         check_name(options.push)  # before the export, which takes a while
     if options.out is not None:
+        if storage.is_url(options.out):
+            raise ConfigError(f"--out {options.out} is a URL; give a folder of this machine")
         request = ExportRequest(options.source, Path(options.out), options.base, options.dtype, options.check)
         folder = export(request, print)
         print(f"model: {folder}")
