@@ -369,7 +369,8 @@ def test_a_relative_folder_is_refused_in_a_job_which_loses_it(monkeypatch: pytes
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     with pytest.raises(ConfigError, match=r"tracking\.mlflow='mlruns' is relative"):
         check_trackers(config("tracking.mlflow=mlruns"))
-    check_trackers(config("tracking.mlflow=/shared/mlruns"))
+    for place in ("/shared/mlruns", "https://host/mlflow", "databricks"):
+        check_trackers(config(f"tracking.mlflow={place}"))
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "a?b", "/a"])
