@@ -61,6 +61,7 @@ def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:
     """
     if where == AUTO:
         return past_of(_of_name(config), config, tell)
+    storage.check(where, "--resume")
     place = kept.named(storage.plain(where).rstrip("/"))
     if storage.is_url(place):
         return _find_remote(place, False, config, tell)

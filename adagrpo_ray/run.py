@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from adagrpo_ray import storage
 from adagrpo_ray.cluster import as_connected
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
@@ -20,7 +21,6 @@ from adagrpo_ray.observe.observer import telling
 from adagrpo_ray.preflight import check
 from adagrpo_ray.resume import find_past, past_of
 from adagrpo_ray.stop import Stop
-from adagrpo_ray.storage import find, join, leave
 from adagrpo_ray.tracking import tracked
 from adagrpo_ray.trainer import place_and_train
 
@@ -44,6 +44,7 @@ def run(
     `as_connected`, `check`, `find_past` and `place_and_train` raise.
     """
     tell = observer.phase
+    storage.check(config.run.folder, "run.folder")
     written = config = check_job_folder(config, tell)
     config = as_connected(config)
     past = None if resume is None else find_past(resume, config, tell)
@@ -56,7 +57,7 @@ def run(
     prompts = inputs.prompts
     dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
     tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
-    home = join(config.run.folder, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    home = storage.join(config.run.folder, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     restarts = 0
     with ExitStack() as ending:
         while True:
@@ -89,13 +90,13 @@ def _keep_codes(home: str, given: Given, tell: Callable[[str], None]) -> None:
     if not given.codes:
         return
     try:
-        before: dict[str, str] = json.loads(find(home, CODES) or "{}")
+        before: dict[str, str] = json.loads(storage.find(home, CODES) or "{}")
     except ValueError:
         before = {}
     for what, code in given.codes.items():
         if before.get(what, code) != code:
             tell(f"warning: {what} is not the code that the run began with")
-    leave(home, CODES, json.dumps(dict(given.codes), indent=2) + "\n")
+    storage.leave(home, CODES, json.dumps(dict(given.codes), indent=2) + "\n")
 
 
 def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
@@ -104,7 +105,7 @@ def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
         from adagrpo_ray.report import read, write_report  # matplotlib takes a second, which only this needs
 
         write_report([read(home, folder)], str(folder))
-        tell(f"report: {join(home, 'report.html')}")
+        tell(f"report: {storage.join(home, 'report.html')}")
     except Exception as error:
         why = (str(error).strip() or repr(error)).splitlines()[0]
         tell(f"no report: {why}; launch/report.py makes one of {home}")

@@ -158,7 +158,7 @@ def find(folder: str, name: str) -> str | None:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ResourceError(f"cannot read {join(folder, name)} ({_why(error)}); check run.folder") from error
+            raise ResourceError(f"cannot read {join(folder, name)} ({_why(error)}); make it readable") from error
     system, path = _system(folder)
 
     def read() -> str | None:
@@ -185,40 +185,44 @@ def clear(folder: str, name: str) -> None:
     _tried(delete, f"remove {folder}/{name}")
 
 
+def check(folder: str, option: str) -> None:
+    """ConfigError, which names `option`, where a folder is at a URL that cannot be one; asks no server."""
+    if is_url(folder):
+        _system(folder, f"{option}=")
+
+
 def probe(folder: str) -> None:
-    """Write, read back and remove a small file; ConfigError, naming run.folder, unless all of it goes well."""
+    """Write, read back and remove a small file; ConfigError, which names the folder, unless all of it goes well."""
     name, token = f"probe-{uuid4().hex}", uuid4().hex
     try:
         leave(folder, name, token)
         found = find(folder, name)
         clear(folder, name)
     except ResourceError as error:
-        raise ConfigError(f"run.folder={folder!r} cannot be used: {error}") from error
+        raise ConfigError(f"{folder!r} cannot be used: {error}") from error
     if found != token:
-        raise ConfigError(f"run.folder={folder!r} does not give back what was written there; use another place")
+        raise ConfigError(f"{folder!r} does not give back what was written there; use another place")
 
 
-def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it."""
+def _system(url: str, of: str = "") -> tuple[Any, str]:
+    """The file system of a URL and the path in it; ConfigError, which begins with `of` and the URL, without one."""
     import fsspec  # takes a moment, which a run on plain paths does not need
 
     protocol = url.partition("://")[0]
     if holds_secret(url):
-        raise ConfigError(
-            f"run.folder={protocol}://... holds a user, a password or a query; leave them to the environment"
-        )
+        raise ConfigError(f"{of}{protocol}://... holds a user, a password or a query; leave them to the environment")
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(protocol)
         what = f"the package {extra}: pip install {extra}" if extra else f"a package ({error})"
-        raise ConfigError(f"run.folder={url!r}: {protocol}:// needs {what}") from error
+        raise ConfigError(f"{of}{url!r}: {protocol}:// needs {what}") from error
     except ValueError as error:
-        raise ConfigError(f"run.folder={url!r}: {error}; use a path, or a URL such as s3://bucket/path") from error
+        raise ConfigError(f"{of}{url!r}: {error}; use a path, or a URL such as s3://bucket/path") from error
     except Exception as error:  # credentials are missing or unreadable: each package says it by errors of its own
-        raise ConfigError(f"run.folder={url!r} cannot be used ({_why(error)}); check the credentials") from error
+        raise ConfigError(f"{of}{url!r} cannot be used ({_why(error)}); check the credentials") from error
     if not path.strip("/"):
-        raise ConfigError(f"run.folder={url!r} names no bucket; write {protocol}://bucket/path")
+        raise ConfigError(f"{of}{url!r} names no bucket; write {protocol}://bucket/path")
     return system, path.rstrip("/")
 
 

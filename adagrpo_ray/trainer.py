@@ -57,7 +57,7 @@ def place_and_train(
         if address(config) is not None:
             if not takes_token():
                 observer.phase(f"warning: the Ray cluster at {address(config)} {UNGUARDED}")
-            check_shared(config.run.folder)
+            check_shared(home or str(folder))
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:
             return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))

@@ -78,9 +78,12 @@ def show(planned: Push, *, really: bool) -> None:
 
 def run(options: argparse.Namespace) -> None:
     folder = None
+    storage.check(options.source, "RUN|ADAPTER")
     if options.push is not None:
         check_name(options.push)  # before the export, which takes a while
     if options.out is not None:
+        if storage.is_url(options.out):
+            raise ConfigError(f"--out {options.out} is a URL; give a folder of this machine")
         request = ExportRequest(options.source, Path(options.out), options.base, options.dtype, options.check)
         folder = export(request, print)
         print(f"model: {folder}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from adagrpo_ray import storage
 from adagrpo_ray.errors import ResourceError
 
 LEFT_OUT = ("checkpoints", "tensorboard")
@@ -23,16 +24,18 @@ BEGIN, END = "== files ==", "== end of files =="
 def fetch(client: JobSubmissionClient, job: JobDetails, source: str, into: Path) -> str:
     """Copy the run folder `source` of a job, without LEFT_OUT, into the folder `into`; how it came here.
 
-    Raises ResourceError where there is nothing to be had.
+    Raises ResourceError where there is nothing to be had, ConfigError where its URL cannot be used.
     """
     try:
-        if "://" in source:
-            _from_url(source, into)
+        if storage.is_url(source):
+            names = sorted(name for name in storage.files(source) if name.partition("/")[0] not in LEFT_OUT)
+            storage.pull(source, into, names)
             return "from its URL"
+        source = storage.plain(source)
         if _visible(Path(source), job):
             shutil.copytree(source, into, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
             return "from the same folder, seen here"
-    except (OSError, ImportError, ValueError) as error:
+    except OSError as error:
         raise ResourceError(f"cannot copy {source} to {into}: {error}; copy it by hand") from None
     over_cluster(client, job, source, into)
     return "through the cluster"
@@ -42,17 +45,6 @@ def _visible(source: Path, job: JobDetails) -> bool:
     """Whether `source` is here what it is on the cluster, rather than an older folder of the same name."""
     summary = source / "summary.json"
     return summary.is_file() and summary.stat().st_mtime * 1000 >= (job.start_time or 0)
-
-
-def _from_url(source: str, into: Path) -> None:
-    from fsspec.core import url_to_fs
-
-    files, root = url_to_fs(source)
-    for path in files.find(root):
-        place = Path(path).relative_to(root)
-        if place.parts[0] not in LEFT_OUT:
-            (into / place).parent.mkdir(parents=True, exist_ok=True)
-            files.get_file(path, str(into / place))
 
 
 def over_cluster(client: JobSubmissionClient, job: JobDetails, source: str, into: Path) -> None:

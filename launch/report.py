@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from ending import ended
 
+from adagrpo_ray import storage
 from adagrpo_ray.errors import ConfigError
 
 
@@ -39,6 +40,10 @@ def report(options: argparse.Namespace) -> None:
         raise ConfigError(f"--interval={options.interval} is no number of steps; give 1 or more")
     from adagrpo_ray.report import read, write_report
 
+    for place in options.runs:
+        storage.check(place, "RUN")
+    if options.out is not None:
+        storage.check(options.out, "--out")
     runs = [read(place) for place in options.runs]
     out = options.out or (options.runs[0] if len(runs) == 1 else "report")
     print(f"report: {write_report(runs, out, options.interval)}")

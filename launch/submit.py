@@ -123,6 +123,9 @@ def prepare(options: argparse.Namespace) -> Job:
     if not NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r} may hold letters, digits, dots, dashes and underscores")
     job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_folder = f"{config.run.folder.rstrip('/')}/{config.run.name or job}"
+    if training.resume not in (None, "auto"):  # it goes on where it was: a run folder, or what is in its checkpoints/
+        run_folder = re.sub(r"/checkpoints/(step-\d+|best)$", "", training.resume.rstrip("/"))
     metadata = {
         "job_name": name,
         "config": given.name,
@@ -133,7 +136,7 @@ def prepare(options: argparse.Namespace) -> Job:
     return Job(
         id=job,
         entrypoint=shlex.join(["python", "launch/train.py", *options.training]),
-        run_folder=f"{config.run.folder.rstrip('/')}/{config.run.name or job}",
+        run_folder=run_folder,
         env={STOP_WAIT: str(options.stop_wait), **dict(_variable(text) for text in options.env)},
         metadata=metadata,
     )

@@ -161,6 +161,13 @@ def test_a_run_at_a_url(exported: Exported, run: Path, tmp_path: Path) -> None:
     assert code == 0, errors
     assert "merging 28 weights of far into tiny" in said
     assert (tmp_path / "model" / "model.safetensors").is_file()
+    code, _, errors = exported("nosuch://bucket/run", "--out", tmp_path / "other")
+    assert (code, errors[:48]) == (2, "error: RUN|ADAPTER='nosuch://bucket/run': Protoc")
+
+
+def test_a_url_to_export_to_is_refused(exported: Exported, run: Path) -> None:
+    code, _, errors = exported(run, "--out", "s3://bucket/model")
+    assert (code, errors) == (2, "error: --out s3://bucket/model is a URL; give a folder of this machine\n")
 
 
 def test_a_base_in_the_hubs_cache_needs_no_network(

@@ -467,8 +467,8 @@ def test_functions_that_cannot_be_used(refused: Refused, tmp_path: Path, setting
         ("run/checkpoints/step-000001", "step-000001 is damaged, incomplete or not there"),
         ("run/checkpoints/step-000002", "step-000002 is damaged, incomplete or not there"),
         ("auto", "--resume auto goes on with the run of run.name, which is not set"),
-        ("s3://user:password@bucket/run", "holds a user, a password or a query"),
-        ("zzz://bucket/run", "zzz"),
+        ("s3://user:password@bucket/run", "--resume=s3://... holds a user, a password or a query"),
+        ("zzz://bucket/run", "--resume='zzz://bucket/run': Protocol not known: zzz"),
     ],
 )
 def test_runs_that_nothing_can_go_on_from(refused: Refused, tmp_path: Path, where: str, told: str) -> None:
@@ -488,6 +488,8 @@ def test_run_folders_that_cannot_be_made(refused: Refused, tmp_path: Path) -> No
     (tmp_path / "taken" / "x" / "config.yaml").write_text("")
     assert "run.name='x'" in refused("run.folder=taken", "run.name=x")
     assert "x" * 50 in refused(f"run.folder={'x' * 300}", "run.name=x")
+    assert "run.folder='memory://' names no bucket" in refused("run.folder=memory://")
+    assert "run.folder='zzz://bucket/runs': Protocol not known: zzz" in refused("run.folder=zzz://bucket/runs")
 
 
 # --- secrets ---

@@ -380,6 +380,10 @@ class TestExamples:
         assert len(read(str(folder)).examples) == 3
         assert len(parsed) == 8
         assert max(parsed) > 150
+        parsed.clear()
+        monkeypatch.setattr(examples, "PLACES", 1000)
+        assert len(read(str(folder)).examples) == 3
+        assert parsed == list(range(1, 201)), "each group once, however long its line"
 
     def test_a_broken_line_is_named(self, usual: Path) -> None:
         with (usual / "samples.jsonl").open("a") as file:
@@ -544,8 +548,9 @@ class TestCommandLine:
             (["usual", "--interval", "0"], "--interval=0 is no number of steps; give 1 or more"),
             (["usual", "--out", "file"], "cannot write file"),
             (["usual", "--out", "file/below"], "cannot write file/below"),
-            (["s3://user:secret@bucket/run"], "run.folder=s3://... holds a user, a password or a query"),
-            (["nosuch://bucket/run"], "nosuch"),
+            (["s3://user:secret@bucket/run"], "RUN=s3://... holds a user, a password or a query"),
+            (["nosuch://bucket/run"], "RUN='nosuch://bucket/run': Protocol not known: nosuch"),
+            (["usual", "--out", "nosuch://bucket/run"], "--out='nosuch://bucket/run': Protocol not known: nosuch"),
         ],
     )
     def test_mistakes_are_told_in_a_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import ConfigError, LearnerLostError, RewardError
 from adagrpo_ray.observe import Observer
+from adagrpo_ray.placement import Hardware, place
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.run import run
+from adagrpo_ray.trainer import place_and_train
 
 LOST = LearnerLostError("a learner rank died")
 
@@ -66,6 +69,19 @@ def test_a_run_that_begins_again_is_one_run(
 ) -> None:
     (began, *ended), raised = lead(tmp_path, monkeypatch, [LOST, last])
     assert (began[:2], ended, raised) == (("one", f"{tmp_path}/one"), [last], last)
+
+
+def test_the_nodes_have_to_share_the_folder_that_the_run_is_in_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(folder: str) -> None:
+        raise InterruptedError(folder)
+
+    config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379", "folder": "elsewhere"}})
+    placement = place(config, Hardware(4, 0), ours=False)
+    monkeypatch.setattr("adagrpo_ray.trainer.connect", lambda config, patience_s: nullcontext(placement))
+    monkeypatch.setattr("adagrpo_ray.trainer.check_shared", share)
+    inputs = Inputs("tiny", PromptSets((), (), {}), 128)
+    with pytest.raises(InterruptedError, match=r"^s3://bucket/resumed$"):
+        place_and_train(config, inputs, Path("copy"), Observer(), home="s3://bucket/resumed")
 
 
 def test_of_a_run_that_has_no_folder_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,15 @@ def test_a_place_that_cannot_be_used_is_named(
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)  # as where it is not installed
     with pytest.raises(ConfigError, match=message) as caught:
         storage.probe(url)
-    assert f"run.folder={url!r}" in str(caught.value)
+    assert str(caught.value).startswith(repr(url))
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "nonsense://bucket/x", "memory://"])
+def test_what_needs_no_server_is_told_by_the_option(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    with pytest.raises(ConfigError) as caught:
+        storage.check(url, "--out")
+    assert str(caught.value).startswith(f"--out={url!r}")
 
 
 def test_credentials_are_looked_for_in_the_environment_and_never_shown(
@@ -154,7 +162,7 @@ def test_a_server_that_is_not_there_is_found_at_the_start(bucket: str, monkeypat
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs and botocore have tries of their own
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(ConfigError, match=r"run\.folder='s3://runs-of-tests/run' cannot be used"):
+    with pytest.raises(ConfigError, match="'s3://runs-of-tests/run' cannot be used"):
         storage.probe(f"{bucket}/run")
 
 

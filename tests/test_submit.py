@@ -19,10 +19,13 @@ from typing import Any
 import psutil
 import pytest
 
+from adagrpo_ray import storage
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.jobs import check_job_folder, job_id
 from adagrpo_ray.model.load import resolve_model
 from tests.scraped import Scraper, check_figures
+from tests.scripts import script
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -303,6 +306,31 @@ def test_what_is_wrong_is_said_before_any_cluster_is_asked(arguments: tuple[str,
 )
 def test_options_that_cannot_work_are_one_error(options: tuple[str, ...], told: str) -> None:
     assert told in refused(*options, "--", "run.folder=/runs")
+
+
+@pytest.mark.parametrize(
+    ("training", "folder"),
+    [
+        (("run.folder=/runs", "run.name=one"), "/runs/one"),
+        (("run.folder=s3://bucket/runs", "run.name=one", "--resume=auto"), "s3://bucket/runs/one"),
+        (("run.folder=/runs", "--resume=/old/one/"), "/old/one"),
+        (("run.folder=/runs", "--resume=/old/one/checkpoints/step-000012"), "/old/one"),
+        (("run.folder=/runs", "--resume=s3://bucket/checkpoints/one/checkpoints/best"), "s3://bucket/checkpoints/one"),
+    ],
+)
+def test_the_run_folder_of_a_job_is_known_beforehand(training: tuple[str, ...], folder: str) -> None:
+    submit = script("submit")
+    assert submit.prepare(submit.parse(["--", *training])).run_folder == folder
+
+
+def test_results_come_from_a_url(tmp_path: Path) -> None:
+    fetch, home = script("fetch").fetch, "memory://bucket/runs/fetched"
+    for name in ("adapter/adapter_model.safetensors", "summary.json", "checkpoints/step-000001/state.json"):
+        storage.leave(home, name, name)
+    assert fetch(None, None, home, tmp_path / "got") == "from its URL"
+    assert storage.below(tmp_path / "got") == ["adapter/adapter_model.safetensors", "summary.json"]
+    with pytest.raises(ConfigError, match="Protocol not known: nosuch"):
+        fetch(None, None, "nosuch://bucket/run", tmp_path / "got")
 
 
 def refused(*arguments: str) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from mlflow import MlflowClient
@@ -23,6 +23,7 @@ from adagrpo_ray.observe.runs import load
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking import check_trackers, relay, session
 from adagrpo_ray.tracking.mlflow_run import metric_name
+from adagrpo_ray.tracking.tracker import TrackedRun
 from tests import program
 from tests.tracked import config, measured, offline_run, step, track
 
@@ -245,6 +246,52 @@ def test_a_tracker_that_falls_behind_is_let_go_while_the_run_goes_on(
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
 
 
+def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        """Takes its first point once it is let go."""
+
+        title = "Slow"
+
+        def __init__(self) -> None:
+            self.begun, self.let_go, self.heard = Event(), Event(), list[int]()
+
+        def open(self, run: TrackedRun) -> tuple[str, dict[str, str]]:
+            return "somewhere", {}
+
+        def has(self, tag: str, step: int) -> bool:
+            return False
+
+        def scalars(self, values: object, step: int) -> None:
+            self.heard.append(step)
+            self.begun.set()
+            assert self.let_go.wait(10)
+
+        def samples(self, groups: object, step: int) -> None: ...
+
+        def summary(self, summary: object, adapter: str | None) -> None: ...
+
+        def close(self, state: str) -> None: ...
+
+        def abandon(self) -> None:
+            self.let_go.set()
+
+    track(config(), tmp_path / "run", [1, 2, 3])
+    monkeypatch.setattr(relay, "MOST_WAITING", 1)
+    slow, said = Slow(), list[str]()
+    run = TrackedRun("run", tmp_path / "run", config(), None)
+    between = relay.Relay(slow, run, load(tmp_path / "run"), said.append, lambda title, note: None)
+    between.step(step(4))
+    assert slow.begun.wait(10)
+    for number in (5, 6):
+        between.step(step(number))
+    between.end("finished")
+    between.wait(time.monotonic() + 10)
+    assert slow.heard == [0]
+    assert said == ["Slow: somewhere", "warning: Slow is let go, the run goes on without it: it is 1 records behind"]
+
+
 def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path) -> None:
     place, said = tmp_path / "mlruns", list[str]()
 
@@ -322,7 +369,8 @@ def test_a_relative_folder_is_refused_in_a_job_which_loses_it(monkeypatch: pytes
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     with pytest.raises(ConfigError, match=r"tracking\.mlflow='mlruns' is relative"):
         check_trackers(config("tracking.mlflow=mlruns"))
-    check_trackers(config("tracking.mlflow=/shared/mlruns"))
+    for place in ("/shared/mlruns", "https://host/mlflow", "databricks"):
+        check_trackers(config(f"tracking.mlflow={place}"))
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "a?b", "/a"])

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings, SamplingSettings
+from adagrpo_ray.config.conflicts import conflicts
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.section import Digits, PositiveInt, Resources, Section, Share
 from adagrpo_ray.config.tracking import TrackingSettings
@@ -222,90 +223,8 @@ class Config(Section):
         return own or any(s.answer is not None for s in (a.sampling, self.evaluation.sampling, *rungs))
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Config:
-        """Refuse sizes that are each fine and do not fit together."""
-        a, r = self.algorithm, self.rollout
-        problems = []
-        fewest, most = a.allocation.sizes(a.group_size) if a.allocation.enabled else (a.group_size, a.group_size)
-        if fewest > most:
-            problems.append(
-                f"algorithm.allocation.min_group={fewest} is more than max_group={most}; lower the first or raise "
-                "the second (null: half of group_size, and group_size)"
-            )
-        cost = max(most, a.group_size) * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
-        if a.budget is not None and a.budget < cost:
-            problems.append(
-                f"algorithm.budget={a.budget} {a.budget_unit} is smaller than the {cost} that one group may take "
-                f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={most}, "
-                f"rollout.max_new_tokens={r.max_new_tokens}), so such a group can never be sampled; raise the budget "
-                "or make the groups smaller"
-            )
-        for key, named in (("rollout.resources", r.resources), ("learner.resources", self.learner.resources)):
-            if taken := {"memory", "object_store_memory"} & set(named):
-                problems.append(f"{key} names Ray's own resource {taken.pop()!r}; give custom ones, as rollout: 1")
-        if r.max_actors is not None and r.max_actors < r.actors:
-            problems.append(
-                f"rollout.max_actors={r.max_actors} is less than the rollout.actors={r.actors} that a run begins with; "
-                "raise the first or lower the second"
-            )
-        if r.max_model_len is not None and r.max_model_len <= r.max_new_tokens:
-            problems.append(
-                f"rollout.max_model_len={r.max_model_len} leaves no room for a prompt beside "
-                f"rollout.max_new_tokens={r.max_new_tokens}; raise the first or lower the second"
-            )
-        if a.overlong_buffer is not None and a.overlong_buffer > r.max_new_tokens:
-            problems.append(
-                f"algorithm.overlong_buffer={a.overlong_buffer} is more than rollout.max_new_tokens="
-                f"{r.max_new_tokens}, so that every completion would be penalised; lower it"
-            )
-        if self.learner.offload_optimizer and self.learner.zero_stage == 0:
-            problems.append(
-                "learner.offload_optimizer=true is a part of ZeRO, which learner.zero_stage=0 turns off; set "
-                "learner.zero_stage to 1, 2 or 3, or leave the optimizer where it is"
-            )
-        if r.sleep and a.max_staleness > 0:
-            problems.append(
-                f"rollout.sleep=true stops all rollouts while the learner trains, and algorithm.max_staleness="
-                f"{a.max_staleness} is there to run them meanwhile; set it to 0 or rollout.sleep to false"
-            )
-        if a.ladder is not None and a.name != "adagrpo":
-            problems.append(
-                f"algorithm.ladder={a.ladder!r} resamples, which algorithm.name={a.name} does not; leave it out, or "
-                "set algorithm.name to adagrpo"
-            )
-        steps = [t.from_step for t in a.triggers]
-        if steps != sorted(set(steps)):
-            problems.append(f"algorithm.triggers have from_step {steps}; order them by step, each step once")
-        names = [f.function for f in self.rewards.functions]
-        if len(set(names)) != len(names):
-            problems.append(f"rewards.functions names a function twice: {names}; give each one weight")
-        for key, name in (
-            ("rewards.correct_by", self.rewards.correct_by),
-            ("algorithm.criterion.reward", a.criterion.reward),
-        ):
-            if name is not None and name not in names:
-                problems.append(f"{key}={name!r} is none of rewards.functions {names}; name one of them")
-        if a.criterion.reward is not None and a.criterion.kind != "any_above":
-            problems.append(
-                f"algorithm.criterion.reward={a.criterion.reward!r} counts for kind any_above only, not for "
-                f"{a.criterion.kind!r}; leave it out or change the kind"
-            )
-        if a.sampling.temperature == 0.0 or any(s.temperature == 0.0 for t in a.triggers for s in t.ladder()):
-            problems.append(
-                "algorithm: a temperature of 0 in training draws the same completion G times, which teaches nothing; "
-                "use a temperature above 0"
-            )
-        if self.evaluation.samples > 1 and self.evaluation.sampling.temperature == 0.0:
-            problems.append(
-                f"evaluation.samples={self.evaluation.samples} with temperature 0 draws the same completion again; "
-                "use samples=1 or a temperature above 0"
-            )
-        if self.checkpoint.keep_best and not (self.evaluation.every and self.data.held_out_prompts):
-            problems.append(
-                f"checkpoint.keep_best=true goes by measurements while training, and evaluation.every="
-                f"{self.evaluation.every} with data.held_out_prompts={self.data.held_out_prompts} makes none; raise "
-                "both above 0 or set keep_best to false"
-            )
-        if problems:
+    def _go_together(self) -> Config:
+        """Refuse settings that are each fine and do not go together."""
+        if problems := list(conflicts(self)):
             raise ValueError("; ".join(problems))
         return self

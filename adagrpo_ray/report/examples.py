@@ -47,11 +47,15 @@ def _lines(path: Path) -> Iterator[bytes]:
     """Finished lines of the file, all of them or some."""
     size = path.stat().st_size
     starts = [0] if size <= WHOLE_BYTES else [size * place // PLACES for place in range(PLACES)]
+    before = -1
     with path.open("rb") as file:
         for start in starts:
             file.seek(start)
             if start:
                 file.readline()  # the rest of one
+            if file.tell() == before:
+                continue  # that one is longer than the places are apart
+            before = file.tell()
             for line in file if len(starts) == 1 else [file.readline()]:
                 if line.endswith(b"\n"):
                     yield line

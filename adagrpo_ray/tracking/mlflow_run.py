@@ -34,7 +34,7 @@ class MlflowRun:
     title = "MLflow"
 
     def __init__(self, place: str) -> None:
-        self._uri = place if "://" in place or place == "databricks" else Path(place).resolve().as_uri()
+        self._uri = place if is_uri(place) else Path(place).resolve().as_uri()
         self._client: Any = None
         self._id = ""
         self._resumed = False
@@ -116,6 +116,11 @@ class MlflowRun:
         new = [Param(key, str(value)[:MOST_CHARACTERS]) for key, value in settings if key not in there]
         for start in range(0, len(new), MOST_PARAMS):
             self._client.log_batch(self._id, params=new[start : start + MOST_PARAMS])
+
+
+def is_uri(place: str) -> bool:
+    """Whether `place` is a URI as MLflow takes it, and no folder."""
+    return "://" in place or place == "databricks"
 
 
 def metric_name(tag: str) -> str:

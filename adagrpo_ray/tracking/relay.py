@@ -127,6 +127,8 @@ class Relay(Observer):
         for group in self._past.samples:
             samples.setdefault(group.step, []).append(group)
         for number, record in enumerate((None, *self._past.steps)):
+            if self._given_up:
+                return
             if record is not None:
                 self._scalars(STEP_TAG, step_scalars(record), number)
             self._samples(tuple(samples.get(number, ())))

@@ -19,7 +19,7 @@ from adagrpo_ray.observe.observer import Observer, Observers
 from adagrpo_ray.observe.runs import RunHistory, load
 from adagrpo_ray.placement import address
 from adagrpo_ray.storage import find, leave
-from adagrpo_ray.tracking.mlflow_run import MlflowRun
+from adagrpo_ray.tracking.mlflow_run import MlflowRun, is_uri
 from adagrpo_ray.tracking.ray_metrics import RayMetrics
 from adagrpo_ray.tracking.relay import END_S, Relay
 from adagrpo_ray.tracking.tracker import State, TrackedRun, Tracker
@@ -43,9 +43,10 @@ def check_trackers(config: Config) -> None:
                 f"tracking.{key}={value!r} needs the package of that name ({error}): pip install 'adagrpo_ray[{key}]', "
                 "or leave it null"
             ) from None
-    if tracking.mlflow is not None and job_id() is not None and not is_lasting(tracking.mlflow):
+    place = tracking.mlflow
+    if place is not None and job_id() is not None and not (is_uri(place) or is_lasting(place)):
         raise ConfigError(
-            f"tracking.mlflow={tracking.mlflow!r} is relative, and Ray deletes a job's working directory; give a "
+            f"tracking.mlflow={place!r} is relative, and Ray deletes a job's working directory; give a "
             "server's URI or an absolute path"
         )
     if tracking.prometheus_port is not None:
