@@ -25,9 +25,8 @@ class Controls:
         with gr.Accordion("Model", elem_id="group-model"):
             self.model = gr.Dropdown(label="Base model", allow_custom_value=True, elem_id="model")
             # What these offer changes with the choice above them, and Gradio would hold the value of before against it.
-            lists: dict[str, Any] = {"allow_custom_value": True, "filterable": False}
-            self.run = gr.Dropdown(label="Run", elem_id="run", **lists)
-            self.checkpoint = gr.Dropdown(label="Adapter of the run", elem_id="checkpoint", **lists)
+            self.run = gr.Dropdown(label="Run", allow_custom_value=True, elem_id="run")
+            self.checkpoint = gr.Dropdown(label="Adapter of the run", allow_custom_value=True, elem_id="checkpoint")
             self.folder = gr.Textbox(label="Or an adapter's folder", placeholder="in place of these", elem_id="folder")
             self.view = gr.Radio(VIEWS, label="Who answers", elem_id="view")
             self.refresh = gr.Button("Look for new runs", size="sm", elem_id="refresh")
