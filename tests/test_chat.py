@@ -24,7 +24,7 @@ from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.rollout.engine import Piece
 from adagrpo_ray.serve.adapters import rank_of, read_adapter, stamp
 from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, render, sampling_params, split_thought
-from adagrpo_ray.serve.offers import FINAL, default_config, offers, other_base
+from adagrpo_ray.serve.offers import FINAL, Base, adapter_of, default_config, offers, other_base
 from adagrpo_ray.serve.store import ChatSettings, Store
 from adagrpo_ray.serve.turn import Asked, grow, turn
 from adagrpo_ray.types import SamplingParams
@@ -403,6 +403,15 @@ def test_another_model_is_served_by_the_same_settings_but_for_trust() -> None:
     base = other_base("a/b", config)
     assert base.config.model.trust_remote_code is False
     assert (base.config.model.path, base.config.rollout, base.runs) == ("a/b", config.rollout, ())
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"), [("/a/b", "/a/b"), ("~/b", "/home/me/b"), ("~", "/home/me"), ("~no-one/b", "~no-one/b")]
+)
+def test_the_folder_of_an_adapter_may_be_below_a_home(monkeypatch: pytest.MonkeyPatch, folder: str, path: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    base = Base("tiny", load_config(TINY))
+    assert adapter_of(ChatSettings(folder=folder), base) == (Path(path), Path(folder).name)
 
 
 def test_an_adapter_and_the_checkpoint_it_came_from_are_the_same(trained: Path) -> None:

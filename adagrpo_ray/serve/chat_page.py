@@ -12,10 +12,10 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.errors import AdaGRPOError
-from adagrpo_ray.serve.controls import Controls, Updates, adapter_of
+from adagrpo_ray.serve.controls import Controls, Updates
 from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, Side, split_thought
 from adagrpo_ray.serve.model import ChatModel
-from adagrpo_ray.serve.offers import Base, offers, other_base
+from adagrpo_ray.serve.offers import Base, adapter_of, offers, other_base
 from adagrpo_ray.serve.store import ChatSettings, Store
 from adagrpo_ray.serve.turn import Asked, Going
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -114,12 +113,3 @@ class Controls:
 
 def _slider(least: float, most: float, step: float, label: str, elem_id: str) -> gr.Slider:
     return gr.Slider(least, most, step=step, label=label, buttons=[], elem_id=elem_id)
-
-
-def adapter_of(settings: ChatSettings, base: Base) -> tuple[Path | None, str]:
-    """Where the chosen adapter is, None where none is chosen, and what the page calls it."""
-    if settings.folder:
-        return Path(settings.folder).expanduser(), Path(settings.folder).name
-    run = base.run(settings.run)
-    path = run.adapters.get(settings.checkpoint) if run is not None else None
-    return path, f"{settings.run}, {settings.checkpoint}" if path else "no adapter"
