@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -302,6 +304,19 @@ def test_settings_come_back_after_a_start(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["chat.json"]
 
 
+def test_pages_that_keep_settings_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    store, default = Store(tmp_path), ChatSettings(model="default")
+
+    def keep(size: int) -> tuple[ChatSettings, str | None]:
+        store.keep_settings(ChatSettings(system_prompt="x" * 10 * size))
+        return store.settings(default)
+
+    with ThreadPoolExecutor(8) as pages:
+        found = list(pages.map(keep, range(200)))
+    assert {(settings.model, warning) for settings, warning in found} == {("tiny", None)}
+    assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": "tiny", "surprise": 1}', '{"max_new_tokens": -1}', "\xff"])
 def test_settings_that_cannot_be_read_are_put_aside_and_it_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "chat.json").write_text(text, encoding="latin-1")
@@ -318,7 +333,10 @@ def test_conversations_come_back_by_name_the_newest_first(tmp_path: Path) -> Non
     store.save("one", Conversation())
     store.save("one", conversation)
     store.save("two (b)", Conversation())
-    assert sorted(store.names()) == ["one", "two (b)"]
+    for newest, oldest in (("one", "two (b)"), ("two (b)", "one")):
+        os.utime(tmp_path / f"conversations/{newest}.json", (2e9, 2e9))
+        os.utime(tmp_path / f"conversations/{oldest}.json", (1e9, 1e9))
+        assert store.names() == [newest, oldest]
     assert store.load("one") == conversation
 
 
