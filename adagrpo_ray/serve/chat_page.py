@@ -172,7 +172,7 @@ class ChatPage:
 
     async def _send(self, values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
         """A message is sent: the answers as they grow."""
-        text = values[self._box].strip()
+        text = (values[self._box] or "").strip()
         if not text:
             return
         try:
@@ -218,7 +218,7 @@ class ChatPage:
     def _save(self, values: Updates) -> Updates:
         """Keep the conversation under its name."""
         c = self._controls
-        name = values[c.name].strip() or time.strftime("%Y-%m-%d %H.%M.%S")
+        name = (values[c.name] or "").strip() or time.strftime("%Y-%m-%d %H.%M.%S")
         try:
             self._store.save(name, values[self._conversation])
         except AdaGRPOError as error:
