@@ -172,10 +172,10 @@ def test_an_open_group_shows_each_attempt_with_its_rewards_and_advantages() -> N
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
-    hostile = replace(RESCUE.completions[0], text=HOSTILE, finish_reason=HOSTILE, rewards={HOSTILE: 1.0})
-    sample = group(
-        3, replace(RESCUE, completions=(hostile,)), prompt=HOSTILE, prompt_id=HOSTILE, answer=HOSTILE, level=HOSTILE
-    )
+    words: dict[str, Any] = dict.fromkeys(("text", "finish_reason", "weight_version"), HOSTILE)
+    hostile = replace(RESCUE.completions[0], rewards={HOSTILE: 1.0}, **words)
+    words = dict.fromkeys(("step", "prompt", "prompt_id", "answer", "level", "outcome"), HOSTILE)
+    sample = group(3, replace(RESCUE, completions=(hostile,)), **words)
     entry = write(tmp_path, sample).entries()[0]
     for page in (group_page(sample, settings()), listing([entry], more=False, chosen=entry.at)):
         assert not {"script", "img", "a", "iframe", "style"} & tags(page)
