@@ -95,7 +95,7 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
     def look(before: Hashable, place: int | None, name: str | None, *asked: Any) -> tuple[Any, Any]:
         """The list of groups, unless it is as it was: a search reads all texts."""
         try:
-            stamp = (name, shelf.extent(name) if name else 0, place, *asked)
+            stamp = (name, shelf.newest(name) if name else None, place, *asked)
             if stamp == before:
                 return gr.skip(), gr.skip()
             entries, more = shelf.groups(name, _wanted(*asked), MOST_GROUPS) if name else ([], False)
