@@ -51,7 +51,7 @@ def join(folder: str, *names: str) -> str:
 def fresh(url: str) -> Path:
     """An empty local folder of that name, for a run that is kept at `url`."""
     folder = cache_folder() / "runs" / sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
-    with _local(folder):
+    with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     return folder
@@ -82,7 +82,7 @@ def pull(url: str, folder: Path, names: list[str]) -> None:
     """Copy files at `url` into a local folder; ResourceError where that fails."""
     system, path = _system(url)
     for name in names:
-        with _local(folder):
+        with writing(folder):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _tried(partial(system.get_file, f"{path}/{name}", str(folder / name)), f"read {url}/{name} into {folder}")
 
@@ -95,6 +95,16 @@ def remove(url: str) -> None:
 
 
 @contextmanager
+def writing(path: Path, otherwise: str = "") -> Iterator[None]:
+    """ResourceError, which names the local `path`, where the block meets an OSError; `otherwise` is another way out."""
+    try:
+        yield
+    except OSError as error:
+        other = f", or {otherwise}" if otherwise else ""
+        raise ResourceError(f"cannot write {path} ({_why(error)}); free or unlock that place{other}") from error
+
+
+@contextmanager
 def outgoing(folder: str) -> Iterator[Path]:
     """A local folder to write into, whose files come to `folder` at the end of the block, each of them whole.
 
@@ -102,14 +112,14 @@ def outgoing(folder: str) -> Iterator[Path]:
     """
     if is_url(folder):
         with scratch() as local:
-            with _local(local):
+            with writing(local):
                 yield local
             push(local, folder, below(local))
         return
     path = Path(plain(folder))
     aside = path.with_name(f"{path.name}.part")
     try:
-        with _local(path):
+        with writing(path):
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             yield aside
@@ -124,7 +134,7 @@ def outgoing(folder: str) -> Iterator[Path]:
 def scratch() -> Iterator[Path]:
     """A local folder that is gone after the block."""
     parent = cache_folder() / "scratch"
-    with _local(parent):
+    with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(dir=parent)
     with made as folder:
@@ -143,7 +153,7 @@ def leave(folder: str, name: str, text: str) -> None:
         _tried(lambda: system.pipe_file(f"{path}/{name}", text.encode()), f"write {folder}/{name}")
         return
     file = Path(plain(folder), name)
-    with _local(file):
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f"{name}.part")
         aside.write_text(text, encoding="utf-8")
@@ -173,7 +183,7 @@ def find(folder: str, name: str) -> str | None:
 def clear(folder: str, name: str) -> None:
     """Remove what was left under that name, if it is there."""
     if not is_url(folder):
-        with _local(Path(plain(folder))):
+        with writing(Path(plain(folder))):
             Path(plain(folder), name).unlink(missing_ok=True)
         return
     system, path = _system(folder)
@@ -246,14 +256,6 @@ def _why(error: Exception) -> str:
     """The first line of what the error says, without queries of URLs: a signed one is a credential."""
     said = getattr(error, "strerror", None) or str(error).strip() or repr(error)
     return re.sub(r"\?[^\s'\"]+=[^\s'\"]*", "?...", said.splitlines()[0])
-
-
-@contextmanager
-def _local(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ResourceError(f"cannot write {path} ({_why(error)}); free or unlock that place") from error
 
 
 def stamps(folder: Path) -> Mapping[str, tuple[int, int]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.rollout.engine import Piece
 from adagrpo_ray.serve.adapters import rank_of, read_adapter, stamp
 from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, render, sampling_params, split_thought
-from adagrpo_ray.serve.offers import FINAL, default_config, offers, other_base
+from adagrpo_ray.serve.offers import FINAL, Base, adapter_of, default_config, offers, other_base
 from adagrpo_ray.serve.store import ChatSettings, Store
 from adagrpo_ray.serve.turn import Asked, grow, turn
 from adagrpo_ray.types import SamplingParams
@@ -302,6 +304,19 @@ def test_settings_come_back_after_a_start(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["chat.json"]
 
 
+def test_pages_that_keep_settings_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    store, default = Store(tmp_path), ChatSettings(model="default")
+
+    def keep(size: int) -> tuple[ChatSettings, str | None]:
+        store.keep_settings(ChatSettings(system_prompt="x" * 10 * size))
+        return store.settings(default)
+
+    with ThreadPoolExecutor(8) as pages:
+        found = list(pages.map(keep, range(200)))
+    assert {(settings.model, warning) for settings, warning in found} == {("tiny", None)}
+    assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": "tiny", "surprise": 1}', '{"max_new_tokens": -1}', "\xff"])
 def test_settings_that_cannot_be_read_are_put_aside_and_it_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "chat.json").write_text(text, encoding="latin-1")
@@ -318,7 +333,10 @@ def test_conversations_come_back_by_name_the_newest_first(tmp_path: Path) -> Non
     store.save("one", Conversation())
     store.save("one", conversation)
     store.save("two (b)", Conversation())
-    assert sorted(store.names()) == ["one", "two (b)"]
+    for newest, oldest in (("one", "two (b)"), ("two (b)", "one")):
+        os.utime(tmp_path / f"conversations/{newest}.json", (2e9, 2e9))
+        os.utime(tmp_path / f"conversations/{oldest}.json", (1e9, 1e9))
+        assert store.names() == [newest, oldest]
     assert store.load("one") == conversation
 
 
@@ -403,6 +421,15 @@ def test_another_model_is_served_by_the_same_settings_but_for_trust() -> None:
     base = other_base("a/b", config)
     assert base.config.model.trust_remote_code is False
     assert (base.config.model.path, base.config.rollout, base.runs) == ("a/b", config.rollout, ())
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"), [("/a/b", "/a/b"), ("~/b", "/home/me/b"), ("~", "/home/me"), ("~no-one/b", "~no-one/b")]
+)
+def test_the_folder_of_an_adapter_may_be_below_a_home(monkeypatch: pytest.MonkeyPatch, folder: str, path: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    base = Base("tiny", load_config(TINY))
+    assert adapter_of(ChatSettings(folder=folder), base) == (Path(path), Path(folder).name)
 
 
 def test_an_adapter_and_the_checkpoint_it_came_from_are_the_same(trained: Path) -> None:

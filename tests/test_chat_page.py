@@ -227,6 +227,27 @@ def test_a_model_that_is_none_is_said_and_the_page_goes_on(page: Any, tmp_path: 
     ask(page, "12+34")
 
 
+def test_runs_are_followed_while_they_are_shown(page: Any) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+
+    def looks(seconds: float) -> bool:
+        asked.clear()
+        page.wait_for_timeout(1000 * seconds)
+        return any("/queue/join" in url for url in asked)
+
+    page.click("#runs-tab-button")
+    page.wait_for_selector("#runs-curves .legend >> text=first")
+    looks(1)  # what the page asks for by itself
+    assert looks(4)
+    page.click("#chat-tab-button")
+    looks(1)
+    assert not looks(4)
+    page.click("#runs-tab-button")
+    looks(1)
+    assert looks(4)
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_its_window(browser: Any, url: str, width: int) -> None:
     with opened(browser, url, width=width) as page:

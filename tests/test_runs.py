@@ -129,6 +129,14 @@ def test_runs_are_found_newest_first(tmp_path: Path) -> None:
     assert find(tmp_path / "missing") == []
 
 
+def test_a_folder_that_cannot_be_looked_into_hides_no_run(tmp_path: Path) -> None:
+    make(tmp_path / "run")
+    (tmp_path / "odd").symlink_to("x" * 300)
+    assert find(tmp_path) == [tmp_path / "run"]
+    with pytest.raises(HistoryError, match=r"cannot read xxx.*; give a folder that holds run folders"):
+        find("x" * 300)
+
+
 def test_a_run_of_the_program_is_read(whole: Path) -> None:
     history = load(whole)
     assert [s.step for s in history.steps] == [1, 2, 3, 4]

@@ -172,10 +172,10 @@ def test_an_open_group_shows_each_attempt_with_its_rewards_and_advantages() -> N
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
-    hostile = replace(RESCUE.completions[0], text=HOSTILE, finish_reason=HOSTILE, rewards={HOSTILE: 1.0})
-    sample = group(
-        3, replace(RESCUE, completions=(hostile,)), prompt=HOSTILE, prompt_id=HOSTILE, answer=HOSTILE, level=HOSTILE
-    )
+    words: dict[str, Any] = dict.fromkeys(("text", "finish_reason", "weight_version"), HOSTILE)
+    hostile = replace(RESCUE.completions[0], rewards={HOSTILE: 1.0}, **words)
+    words = dict.fromkeys(("step", "prompt", "prompt_id", "answer", "level", "outcome"), HOSTILE)
+    sample = group(3, replace(RESCUE, completions=(hostile,)), **words)
     entry = write(tmp_path, sample).entries()[0]
     for page in (group_page(sample, settings()), listing([entry], more=False, chosen=entry.at)):
         assert not {"script", "img", "a", "iframe", "style"} & tags(page)
@@ -206,7 +206,21 @@ def test_a_shelf_opens_its_own_runs_only(tmp_path: Path) -> None:
         assert not found
         assert "there is no run" in problems[0]
     (entry,), _ = shelf.groups("a", Wanted(), 5)
-    assert (shelf.group("a", entry.at), shelf.levels("a"), shelf.extent("a")) == (group(1), ["2 digits"], 1)
+    assert (shelf.group("a", entry.at), shelf.levels("a"), shelf.newest("a")) == (group(1), ["2 digits"], entry)
+    (tmp_path / "runs" / "b").symlink_to("a")
+    assert shelf.names() == ["a"]
+
+
+def test_a_run_that_was_taken_back_has_other_groups_by_the_same_number(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "a", "run: {steps: 2}\n"):
+        pass
+    shelf = Shelf(tmp_path)
+    assert shelf.newest("a") is None
+    for prompt in ("one plus one", "two plus two"):
+        write(tmp_path / "a", group(1), group(2, prompt=prompt))
+        newest = shelf.newest("a")
+        assert newest is not None
+        assert newest.prompt == prompt
 
 
 def test_a_broken_run_is_said_and_hides_no_other(tmp_path: Path) -> None:

@@ -87,6 +87,13 @@ def test_a_port_that_is_taken_is_refused(ui: ModuleType, capsys: pytest.CaptureF
     assert "port 70000" in refused(ui, capsys, "--port", "70000")
 
 
+def test_a_host_that_is_none_is_refused(ui: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("open sesame")
+    for host in ("256.0.0.1", ".example", "x" * 70):
+        told = refused(ui, capsys, "--host", host, "--password-file", str(tmp_path / "password"))
+        assert f"cannot listen on {host}, port 7860" in told
+
+
 def test_a_bad_setting_is_refused(ui: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "unknown key 'rollout.eagerly'" in refused(
         ui, capsys, "--port", "0", "--runs", str(tmp_path), "rollout.eagerly=true"

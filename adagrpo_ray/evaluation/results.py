@@ -10,17 +10,20 @@ import fcntl
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.evaluation.settings import differences, settings_digest
 from adagrpo_ray.observe.records import Record
+from adagrpo_ray.storage import writing
 
 RESULTS = "results.jsonl"
+
+_writing = partial(writing, otherwise="give another --out")
 
 
 @dataclass(frozen=True)
@@ -163,13 +166,3 @@ class ResultFile:
             except OSError:
                 self._file.truncate(size)  # or the next line would go on where this one ends
                 raise
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write {path} ({error.strerror or error}); free or unlock that place, or give another --out"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ class Follower:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / METRICS).is_file()
+    return os.path.isfile(folder / METRICS)  # Path's own raises for a folder of somebody else's
 
 
 def _begun(folder: Path) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +19,9 @@ from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
 from adagrpo_ray.observe.sample_text import group_text
 from adagrpo_ray.observe.samples import GroupSample
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
-from adagrpo_ray.storage import leave
+from adagrpo_ray.storage import leave, writing
+
+_writing = partial(writing, otherwise="set run.folder to another")
 
 
 class RunWriter(Observer):
@@ -135,14 +138,3 @@ def taken(folder: Path | str) -> ConfigError:
         f"run.name={str(folder).rpartition('/')[2]!r}: {folder} is there already and not empty; "
         "choose another run.name, or move that folder away"
     )
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say which path could not be written, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write {path} ({error.strerror or error}); free or unlock that place, or set run.folder to another"
-        ) from error

@@ -32,11 +32,12 @@ def make_app(runs: str, chat: ChatPage | None, password: str | None, hosts: Sequ
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as pages:
+        chat_tab = None
         if chat is not None:
-            with gr.Tab("Chat", elem_id="chat-tab"):
+            with gr.Tab("Chat", elem_id="chat-tab") as chat_tab:
                 chat.build(pages)
-        with gr.Tab("Runs", elem_id="runs-tab"):
-            runs_page.build(runs)
+        with gr.Tab("Runs", elem_id="runs-tab") as runs_tab:
+            runs_page.build(runs, runs_tab, chat_tab)
     app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")

@@ -12,10 +12,10 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.errors import AdaGRPOError
-from adagrpo_ray.serve.controls import Controls, Updates, adapter_of
+from adagrpo_ray.serve.controls import Controls, Updates
 from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, Side, split_thought
 from adagrpo_ray.serve.model import ChatModel
-from adagrpo_ray.serve.offers import Base, offers, other_base
+from adagrpo_ray.serve.offers import Base, adapter_of, offers, other_base
 from adagrpo_ray.serve.store import ChatSettings, Store
 from adagrpo_ray.serve.turn import Asked, Going
 
@@ -172,7 +172,7 @@ class ChatPage:
 
     async def _send(self, values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
         """A message is sent: the answers as they grow."""
-        text = values[self._box].strip()
+        text = (values[self._box] or "").strip()
         if not text:
             return
         try:
@@ -218,7 +218,7 @@ class ChatPage:
     def _save(self, values: Updates) -> Updates:
         """Keep the conversation under its name."""
         c = self._controls
-        name = values[c.name].strip() or time.strftime("%Y-%m-%d %H.%M.%S")
+        name = (values[c.name] or "").strip() or time.strftime("%Y-%m-%d %H.%M.%S")
         try:
             self._store.save(name, values[self._conversation])
         except AdaGRPOError as error:

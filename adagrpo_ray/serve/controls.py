@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,9 +24,8 @@ class Controls:
         with gr.Accordion("Model", elem_id="group-model"):
             self.model = gr.Dropdown(label="Base model", allow_custom_value=True, elem_id="model")
             # What these offer changes with the choice above them, and Gradio would hold the value of before against it.
-            lists: dict[str, Any] = {"allow_custom_value": True, "filterable": False}
-            self.run = gr.Dropdown(label="Run", elem_id="run", **lists)
-            self.checkpoint = gr.Dropdown(label="Adapter of the run", elem_id="checkpoint", **lists)
+            self.run = gr.Dropdown(label="Run", allow_custom_value=True, elem_id="run")
+            self.checkpoint = gr.Dropdown(label="Adapter of the run", allow_custom_value=True, elem_id="checkpoint")
             self.folder = gr.Textbox(label="Or an adapter's folder", placeholder="in place of these", elem_id="folder")
             self.view = gr.Radio(VIEWS, label="Who answers", elem_id="view")
             self.refresh = gr.Button("Look for new runs", size="sm", elem_id="refresh")
@@ -115,12 +113,3 @@ class Controls:
 
 def _slider(least: float, most: float, step: float, label: str, elem_id: str) -> gr.Slider:
     return gr.Slider(least, most, step=step, label=label, buttons=[], elem_id=elem_id)
-
-
-def adapter_of(settings: ChatSettings, base: Base) -> tuple[Path | None, str]:
-    """Where the chosen adapter is, None where none is chosen, and what the page calls it."""
-    if settings.folder:
-        return Path(settings.folder).expanduser(), Path(settings.folder).name
-    run = base.run(settings.run)
-    path = run.adapters.get(settings.checkpoint) if run is not None else None
-    return path, f"{settings.run}, {settings.checkpoint}" if path else "no adapter"

@@ -88,8 +88,9 @@ def _entry(entry: Entry, chosen: bool) -> str:
         best += f" → {_number(entry.last_best)}"
     current = ' aria-current="true"' if chosen else ""
     return (
-        f'<tr data-at="{entry.at}"{current}><td class="figure">{entry.step}</td><td>{escape(entry.outcome)}</td>'
-        f'<td>{escape(entry.level)}</td><td class="figure">{entry.attempts}</td><td class="figure">{best}</td>'
+        f'<tr data-at="{entry.at}"{current}><td class="figure">{escape(str(entry.step))}</td>'
+        f"<td>{escape(entry.outcome)}</td><td>{escape(entry.level)}</td>"
+        f'<td class="figure">{entry.attempts}</td><td class="figure">{best}</td>'
         f'<td class="figure">{entry.last_right} of {entry.last_size}</td>'
         f'<td class="text"><button type="button">{escape(entry.prompt)}</button></td></tr>'
     )
@@ -128,7 +129,7 @@ def _completion(completion: CompletionSample, functions: Sequence[str]) -> str:
         _signed(completion.advantage),
         f"{completion.tokens:,}",
     ]
-    figures += [escape(completion.finish_reason), str(completion.weight_version)]
+    figures += [escape(completion.finish_reason), escape(str(completion.weight_version))]
     cells = "".join(f'<td class="figure">{figure}</td>' for figure in figures)
     return f'<tr><td>{mark}</td>{cells}<td class="text">{_text(completion.text)}</td></tr>'
 

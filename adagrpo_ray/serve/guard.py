@@ -71,7 +71,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: a name that no host can have
         raise ResourceError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port") from None
 
 

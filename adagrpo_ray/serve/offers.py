@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ from adagrpo_ray.learner.checkpoint import BEST, is_checkpoint
 from adagrpo_ray.model.folder import ADAPTER_CONFIG
 from adagrpo_ray.model.load import TINY
 from adagrpo_ray.observe.runs import CONFIG, find
+from adagrpo_ray.serve.store import ChatSettings
 
 FINAL = "end of the run"
 
@@ -66,6 +68,16 @@ def other_base(path: str, default: Config) -> Base:
     """A model that no run trained on, served by the settings of `default`; code that comes with it never runs."""
     model = default.model.model_copy(update={"path": path, "adapter": None, "trust_remote_code": False})
     return Base(path, default.model_copy(update={"model": model}))
+
+
+def adapter_of(settings: ChatSettings, base: Base) -> tuple[Path | None, str]:
+    """Where the chosen adapter is, None where none is chosen, and what the page calls it."""
+    if settings.folder:
+        # Not Path's own: it raises for a user that is none, and a name is typed letter by letter.
+        return Path(os.path.expanduser(settings.folder)), Path(settings.folder).name
+    run = base.run(settings.run)
+    path = run.adapters.get(settings.checkpoint) if run is not None else None
+    return path, f"{settings.run}, {settings.checkpoint}" if path else "no adapter"
 
 
 def _identity(config: Config) -> str:

@@ -33,8 +33,8 @@ element.addEventListener('click', (event) => {
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-def build(folder: str) -> None:
-    """Lay out the page of the runs in `folder`, inside a Blocks or one of its tabs."""
+def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
+    """Lay out the page of the runs in `folder` inside its `tab`; it follows none while the `other` tab is shown."""
     shelf = Shelf(folder)
     with gr.Row():
         chosen = gr.Dropdown(
@@ -95,7 +95,7 @@ def build(folder: str) -> None:
     def look(before: Hashable, place: int | None, name: str | None, *asked: Any) -> tuple[Any, Any]:
         """The list of groups, unless it is as it was: a search reads all texts."""
         try:
-            stamp = (name, shelf.extent(name) if name else 0, place, *asked)
+            stamp = (name, shelf.newest(name) if name else None, place, *asked)
             if stamp == before:
                 return gr.skip(), gr.skip()
             entries, more = shelf.groups(name, _wanted(*asked), MOST_GROUPS) if name else ([], False)
@@ -150,6 +150,11 @@ def build(folder: str) -> None:
     timer.tick(**drawing)
     timer.tick(**looking)
     follow.input(lambda on: gr.Timer(active=on), follow, timer, **HIDDEN)
+    if other is not None:
+        # Nobody sees what a tick finds then, and its stream might close over what a hand has just asked for there.
+        at_once: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **HIDDEN}
+        other.select(lambda: gr.Timer(active=False), None, timer, **at_once)
+        tab.select(lambda on: gr.Timer(active=on), follow, timer, **at_once)
 
 
 def _html(name: str, style: str, js: str | None = None) -> gr.HTML:

@@ -26,7 +26,7 @@ class Shelf:
 
     def names(self) -> list[str]:
         """All runs, newest first; HistoryError where the folder cannot be read."""
-        return [folder.resolve().name for folder in find(self.root)]
+        return list(dict.fromkeys(folder.resolve().name for folder in find(self.root)))  # a link has no name here
 
     def histories(self, names: Sequence[str]) -> tuple[list[RunHistory], list[str]]:
         """These runs as they stand now, and one sentence for each that cannot be read."""
@@ -43,10 +43,10 @@ class Shelf:
         with self._lock:
             return self._take(name)[0].read()
 
-    def extent(self, name: str) -> int:
-        """How many sampled groups it has so far."""
+    def newest(self, name: str) -> Entry | None:
+        """The newest of its sampled groups, another one whenever there is something new; None where it has none."""
         with self._lock:
-            return len(self._take(name)[1].entries())
+            return next(reversed(self._take(name)[1].entries()), None)
 
     def groups(self, name: str, wanted: Wanted, most: int) -> tuple[list[Entry], bool]:
         """The newest of its sampled groups that are wanted, at most so many; and whether there are more."""

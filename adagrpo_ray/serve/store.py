@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from threading import get_ident
 from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
@@ -98,7 +99,7 @@ def _read(path: Path, kind: type[Kept]) -> Kept:
 
 
 def _write(path: Path, content: Section) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{os.getpid()}.{get_ident()}.part")  # pages write from many threads
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
