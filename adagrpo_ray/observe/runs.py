@@ -71,7 +71,7 @@ def load(folder: str | Path, *, samples: bool = True) -> RunHistory:
 
 
 class Follower:
-    """A run folder that is read again and again: each time at the cost of what is new."""
+    """A run folder that is read again and again: each time at the cost of its lines that are new."""
 
     def __init__(self, folder: str | Path, *, samples: bool = False) -> None:
         self.folder = Path(folder)

@@ -11,7 +11,7 @@ import gradio as gr
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.data.chat import system_message
-from adagrpo_ray.errors import AdaGRPOError
+from adagrpo_ray.errors import AdaGRPOError, ChatError
 from adagrpo_ray.serve.controls import Controls, Updates
 from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, Side, split_thought
 from adagrpo_ray.serve.model import ChatModel
@@ -228,8 +228,11 @@ class ChatPage:
 
     async def _load(self, values: Updates, request: gr.Request) -> Updates:
         """A conversation of earlier comes back, in place of the one that is there."""
+        name = values[self._controls.saved]
         try:
-            conversation = self._store.load(values[self._controls.saved] or "")
+            if not name:
+                raise ChatError("no conversation is chosen; choose one in the list of those that are saved")
+            conversation = self._store.load(name)
         except AdaGRPOError as error:
             return self._warned(error, self._conversation)
         await self._leave(request)
