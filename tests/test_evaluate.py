@@ -245,11 +245,14 @@ def test_an_adapter_of_another_base_model(refused: Callable[..., str], whole: Pa
     save_file({key.replace("layers.0.", "layers.40."): value for key, value in tensors.items()}, weights)
     assert "has no linear layer model.layers.40." in refused("--adapter", str(folder))
     save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(1)}, weights)
-    assert "cannot be served" in refused("--adapter", str(folder))
+    assert "cannot be used: the adapter holds more than pairs" in refused("--adapter", str(folder))
 
 
 def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
     folder = adapter_in(whole, tmp_path / "mine", r=512)
+    weights = folder / "adapter_model.safetensors"
+    wide = {name: t.repeat((32, 1) if "lora_A" in name else (1, 32)) for name, t in load_file(weights).items()}
+    save_file(wide, weights)
     error = refused("--adapter", str(folder), "rollout.sync=adapter")
     assert "has r=512" in error
     assert "rollout.sync=merged" in error

@@ -21,6 +21,7 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.export import exporting, merge
 from adagrpo_ray.export.check import Comparison
+from adagrpo_ray.learner.adapters import read_adapter
 from adagrpo_ray.model.identity import fingerprint, front_matter
 from adagrpo_ray.model.load import load_policy
 from adagrpo_ray.rollout.engine import RolloutEngine
@@ -129,8 +130,7 @@ def test_what_no_adapter_changes_is_the_bases_to_the_bit(
 
 
 def test_a_large_model_comes_in_several_files(run: Path, tiny_model: Path, tmp_path: Path) -> None:
-    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    planned = merge.plan(tiny_model, run / "adapter", config, None, shard_bytes=2**20)
+    planned = merge.plan(tiny_model, read_adapter(run / "adapter"), None, shard_bytes=2**20)
     assert len(planned.shards) > 2
     assert planned.peak_bytes < 2 * 2**20 < planned.bytes
     out = shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -254,18 +254,19 @@ def cut_rows(adapter: Path) -> None:
         (lambda r: shutil.rmtree(r), "is not there, or is empty"),
         (lambda r: shutil.rmtree(r / "adapter"), "is a run that has left no adapter/ yet"),
         (lambda r: (r / "config.yaml").unlink() or shutil.rmtree(r / "adapter") or (r / "x").touch(), "no run folder"),
-        (lambda r: (r / "adapter/adapter_model.safetensors").unlink(), "adapter holds no adapter_model.safetensors"),
+        (lambda r: (r / "adapter/adapter_model.safetensors").unlink(), "adapter' holds no adapter_model.safetensors"),
         (
             lambda r: (r / "adapter/adapter_model.safetensors").rename(r / "adapter/adapter_model.bin"),
-            "but adapter_model.bin, a pickle, which is not read",
+            "holds no adapter_model.safetensors; give a folder written by save_pretrained (pickled weights",
         ),
         (lambda r: (r / "adapter/adapter_model.safetensors").write_bytes(b"x" * 99), "is damaged"),
         (lambda r: edited(r / "adapter/adapter_config.json", peft_type="IA3"), "peft_type='IA3'"),
         (lambda r: edited(r / "adapter/adapter_config.json", use_dora=True), "use_dora=True"),
-        (lambda r: edited(r / "adapter/adapter_config.json", r=8), "with r=8, which do not fit"),
-        (lambda r: edited(r / "adapter/adapter_config.json", lora_alpha="x"), "lora_alpha='x'"),
-        (lambda r: edited(r / "adapter/adapter_config.json", bias="all"), "a bias"),
-        (lambda r: cut_rows(r / "adapter"), "which do not fit; give the model that it was trained on as --base"),
+        (lambda r: edited(r / "adapter/adapter_config.json", r=8), "says r=8, and its weights have [16]"),
+        (lambda r: edited(r / "adapter/adapter_config.json", lora_alpha="x"), "has r=16 and alpha='x'"),
+        (lambda r: edited(r / "adapter/adapter_config.json", bias="all"), "bias='all'"),
+        (lambda r: edited(r / "adapter/adapter_config.json", fan_in_fan_out=True), "fan_in_fan_out=True"),
+        (lambda r: cut_rows(r / "adapter"), "(--base): model.layers.0.mlp.down_proj has 256 inputs"),
     ],
 )
 def test_adapters_that_cannot_be_exported(

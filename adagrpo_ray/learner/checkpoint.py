@@ -94,7 +94,7 @@ def load(path: Path) -> dict[str, Any]:
             for file in path.iterdir()
         }
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the checkpoint {path} ({error}); resume from another one") from error
+        raise CheckpointError(f"cannot read the checkpoint {path} ({error}); take another one") from error
 
 
 def progress(path: Path) -> Progress:
@@ -103,7 +103,7 @@ def progress(path: Path) -> Progress:
         state = json.loads((path / STATE).read_bytes())
         return Progress(**{field.name: state[field.name] for field in fields(Progress)})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {path / STATE} ({error!r}); resume from another checkpoint") from error
+        raise CheckpointError(f"cannot read {path / STATE} ({error!r}); take another checkpoint") from error
 
 
 def newest(folder: Path, tell: Callable[[str], None], verify: Callable[[Path], None] | None = None) -> Path | None:
@@ -135,16 +135,6 @@ def check(path: Path) -> None:
         good = False
     if not good:
         raise CheckpointError(f"the checkpoint {path} is damaged, incomplete or not there; an older one may be good")
-
-
-def intact(path: Path, name: str) -> bool:
-    """Whether one file of the checkpoint at `path` is as it was written, the others left unread."""
-    try:
-        with (path / name).open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        return bool(json.loads((path / CHECKSUMS).read_bytes())[name] == found)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def is_checkpoint(path: Path) -> bool:
