@@ -127,7 +127,12 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options, stop = parse(sys.argv[1:] if arguments is None else arguments), Stopping()
-    return ended(lambda: evaluate(options, stop), stop)
+
+    def work() -> None:
+        with stop.on_signals():
+            evaluate(options, stop)
+
+    return ended(work, stop)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from adagrpo_ray.errors import StoppedError
 from adagrpo_ray.evaluation.models import locate
 from adagrpo_ray.evaluation.results import RESULTS
 from adagrpo_ray.evaluation.table import JSON, MARKDOWN
+from adagrpo_ray.stop import Stop
 from tests.program import children, title
 from tests.scripts import script
 
@@ -163,6 +165,24 @@ def test_what_was_finished_stays_and_the_same_command_goes_on(
     assert done == {tuple(line[k] for k in key): line["completions"] for line in lines(out[0])}
     for name in (JSON, MARKDOWN):
         assert (tmp_path / name).read_text() == (out[0] / name).read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def evaluate(options: Any, stop: Stop) -> None:
+        assert signal.getsignal(number) == stop._handle  # or it would end the tests
+        signal.raise_signal(number)
+        assert stop.is_set()
+        raise StoppedError("stopped as asked")
+
+    monkeypatch.setattr(program, "evaluate", evaluate)
+    assert program.main([]) == 128 + number
+    assert capfd.readouterr().err.splitlines() == [
+        "stopping: finished problems are kept; once more to leave at once",
+        "stopped as asked",
+    ]
 
 
 # --- before anything starts ---
