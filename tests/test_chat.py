@@ -381,6 +381,12 @@ def test_models_runs_and_adapters_are_found(runs: Path) -> None:
     assert (other.name, other.runs[0].adapters) == ("some/model", {})
 
 
+def test_a_base_model_is_offered_without_the_adapter_that_a_run_began_with(runs: Path) -> None:
+    (runs / "second/config.yaml").write_text("model: {path: some/model, adapter: gone/adapter}\n")
+    for base in (*offers(str(runs), load_config(TINY, ["model.adapter=gone"])), other_base("a/b", load_config(TINY))):
+        assert base.config.model.adapter is None
+
+
 def test_a_tiny_model_of_other_settings_is_another_model(runs: Path) -> None:
     default = load_config(TINY, ["arithmetic.seed=5"])
     assert [base.name for base in offers(str(runs), default)] == ["tiny", "some/model", "tiny (first)"]
