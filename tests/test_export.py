@@ -281,6 +281,17 @@ def test_adapters_that_cannot_be_exported(
     assert not [path for path in tmp_path.iterdir() if path != there]
 
 
+def test_a_run_that_goes_on_has_a_checkpoint_to_give(exported: Exported, run: Path, tmp_path: Path) -> None:
+    """The newest whole one: not one that is being written or removed."""
+    there = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
+    for name in ("step-000002", "step-000010", "step-000011.part"):
+        (there / "checkpoints" / name).mkdir(parents=True)
+        (there / "checkpoints" / name / "checksums.json").touch()
+    code, _, said = exported(there, "--out", tmp_path / "model")
+    assert code == 2
+    assert said.endswith(f"left no adapter/ yet; give its newest checkpoint, {there}/checkpoints/step-000010\n")
+
+
 @pytest.mark.parametrize(
     ("base", "told"),
     [

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from safetensors.torch import save_file
 
@@ -19,6 +19,7 @@ from adagrpo_ray.model.card import CARD
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from adagrpo_ray.observe.history import EVALUATIONS, METRICS, Mark
 from adagrpo_ray.observe.records import Summary, summarize
+from adagrpo_ray.resume import FOLDER
 
 CONFIG, ADAPTER = "config.yaml", "adapter"
 
@@ -65,8 +66,9 @@ def _of_files(place: str, local: Path) -> Source:
         folder, run = storage.join(place, ADAPTER), place
         names = {name.removeprefix(f"{ADAPTER}/") for name in names if name.startswith(f"{ADAPTER}/")}
     elif CONFIG in names:
-        checkpoints = sorted(name.split("/")[1] for name in names if name.endswith(f"/{checkpoint.CHECKSUMS}"))
-        instead = f"; give its newest checkpoint, {place}/checkpoints/{checkpoints[-1]}" if checkpoints else ""
+        there = {PurePath(name).parent for name in names if PurePath(name).name == checkpoint.CHECKSUMS}
+        newest = checkpoint.upto((path.name for path in there if checkpoint.is_checkpoint(path)), "")
+        instead = f"; give its newest checkpoint, {storage.join(place, FOLDER, newest[0])}" if newest else ""
         raise ModelError(f"{place} is a run that has left no {ADAPTER}/ yet{instead}")
     else:
         raise ModelError(

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError
@@ -137,7 +137,7 @@ def check(path: Path) -> None:
         raise CheckpointError(f"the checkpoint {path} is damaged, incomplete or not there; an older one may be good")
 
 
-def is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: PurePath) -> bool:
     """Whether `path` has the name of a checkpoint."""
     return NAME.fullmatch(path.name) is not None
 
