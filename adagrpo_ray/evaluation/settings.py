@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,6 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """A short digest of `counting_settings`."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Every setting that is not as it was, in words."""
-    absent = "nothing"
-    for key in {**before, **now}:
-        if before.get(key, absent) != now.get(key, absent):
-            yield f"{key} was {before.get(key, absent)!r:.200} and is {now.get(key, absent)!r:.200}"
 
 
 def _fingerprint(path: str, config: Config) -> str:
