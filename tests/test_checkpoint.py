@@ -371,7 +371,7 @@ class TestFindPast:
             find_past(str(best), self.configure(tmp_path), silent)
         for text in ("", "\0\xff", "../step-000002"):
             best.write_text(text, encoding="latin-1")
-            with pytest.raises(CheckpointError, match=f"{best} does not name a checkpoint; give --resume"):
+            with pytest.raises(CheckpointError, match=f"{best} does not name a checkpoint; give the folder"):
                 find_past(str(best), self.configure(tmp_path), silent)
         best.unlink()
         with pytest.raises(CheckpointError, match="best has no checkpoints; give --resume"):

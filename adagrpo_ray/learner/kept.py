@@ -88,7 +88,7 @@ def named(place: str) -> str:
         return place
     text = storage.find(folder, BEST)
     if text is not None and not checkpoint.NAME.fullmatch(text.strip()):
-        raise CheckpointError(f"{place} does not name a checkpoint; give --resume the folder of one of those beside it")
+        raise CheckpointError(f"{place} does not name a checkpoint; give the folder of one of those beside it")
     return place if text is None else storage.join(folder, text.strip())
 
 
