@@ -163,6 +163,20 @@ def test_a_run_at_a_url(exported: Exported, run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
+def test_what_is_wrong_at_a_url_is_said_of_the_url(exported: Exported, run: Path, tmp_path: Path) -> None:
+    url = "memory://bucket/runs/broken"
+    storage.push(run, url, storage.below(run))
+    storage.leave(url, "adapter/adapter_model.safetensors", "x")
+    storage.leave(url, "checkpoints/step-000004/checksums.json", "x")
+    for place, told in (
+        (url, f"{url}/adapter/adapter_model.safetensors is damaged"),
+        (f"{url}/adapter", f"{url}/adapter/adapter_model.safetensors is damaged"),
+        (f"{url}/checkpoints/step-000004", f"the checkpoint {url}/checkpoints/step-000004 is damaged"),
+    ):
+        code, _, said = exported(place, "--out", tmp_path / "model")
+        assert (code, told in said) == (2, True), said
+
+
 def test_a_base_in_the_hubs_cache_needs_no_network(
     exported: Exported, run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,8 +53,7 @@ def opened(place: str) -> Iterator[Source]:
             found = _of_checkpoint(place, local) if checkpoint.is_checkpoint(Path(place)) else _of_files(place, local)
             yield found
         except AdaGRPOError as error:
-            said = str(error).replace(str(local / Path(place).name), place).replace(str(local), place)
-            raise type(error)(said) from error
+            raise type(error)(str(error).replace(str(local), place.rpartition("/")[0])) from error
 
 
 def _of_files(place: str, local: Path) -> Source:
@@ -79,7 +78,7 @@ def _of_files(place: str, local: Path) -> Source:
     name = (folder if config is None else run).rpartition("/")[2]
     files = Path(folder)
     if storage.is_url(folder):
-        files = local / folder.removeprefix(place).strip("/")
+        files = local / PurePath(folder).relative_to(PurePath(place).parent)
         storage.pull(folder, files, [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name in names])
     return Source(name, read_adapter(files), config, card)
 
