@@ -28,7 +28,7 @@ from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.types import GenerationRequest, SamplingParams
 from tests.scripts import script
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.held_out_prompts=8", "data.train_prompts=16"])
+CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.held_out_prompts=3", "data.train_prompts=1"])
 Exported = Callable[..., tuple[int, str, str]]
 
 

@@ -106,7 +106,7 @@ def _prompts(merged: Path, config: Config | None) -> tuple[list[NDArray[np.int32
         ) from None
     if config is not None and tokenizer.chat_template is not None:
         try:
-            sets = load_prompts(config, tokenizer)
+            sets = load_prompts(config, tokenizer, training=False)
         except AdaGRPOError:
             pass  # of another machine, or of the Hub without a network
         else:
