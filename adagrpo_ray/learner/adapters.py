@@ -23,7 +23,6 @@ from adagrpo_ray.model.folder import (
     read_adapter_folder,
 )
 
-CHECKPOINT_WEIGHTS = "adapter.safetensors"
 RANKS: tuple[int, ...] = get_args(LoraSettings.model_fields["r"].annotation)
 """What vLLM's LoRA kernels can be set up for."""
 
@@ -53,7 +52,7 @@ class Adapter:
 
 def weights_file(path: Path) -> Path:
     """The file that holds the weights of the adapter at `path`, or would."""
-    return path / (CHECKPOINT_WEIGHTS if checkpoint.is_checkpoint(path) else ADAPTER_WEIGHTS)
+    return path / (checkpoint.WEIGHTS if checkpoint.is_checkpoint(path) else ADAPTER_WEIGHTS)
 
 
 def read_settings(path: Path, setting: str = "adapter") -> AdapterSettings:
@@ -85,7 +84,7 @@ def read_adapter(path: Path, setting: str = "adapter") -> Adapter:
         raise ModelError(f"{name} cannot be used: {error}; give plain LoRA") from None
     if not pairs:
         raise ModelError(f"{name} holds no tensors; save it again")
-    ranks = {*(size for a, b in pairs.values() for size in (*a.shape[:1], *b.shape[1:]))}
+    ranks = {size for a, b in pairs.values() for size in (*a.shape[:1], *b.shape[1:])}
     if ranks != {settings.r}:
         raise ModelError(f"{name} says r={settings.r}, and its weights have {sorted(ranks)}; save it again")
     return Adapter(path, tensors, settings.r, settings.alpha, settings.base)

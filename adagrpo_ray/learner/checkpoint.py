@@ -25,6 +25,8 @@ from safetensors.numpy import save as pack_arrays
 from adagrpo_ray.errors import CheckpointError
 
 CHECKSUMS, LATEST, BEST, STATE = "checksums.json", "latest", "best", "state.json"
+WEIGHTS = "adapter.safetensors"
+"""The adapter in float32, keyed as in PEFT's files."""
 NAME = re.compile(r"step-\d{6,}")
 
 
