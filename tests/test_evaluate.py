@@ -294,6 +294,14 @@ def test_other_mistakes(refused: Callable[..., str], arguments: tuple[str, ...],
     assert told in refused(*arguments)
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
+def test_a_number_that_is_none(program: ModuleType, capsys: pytest.CaptureFixture[str], number: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main([f"--limit={number}"])
+    assert ended.value.code == 2
+    assert f"argument --limit: '{number}' is no whole number above 0" in capsys.readouterr().err
+
+
 def test_an_out_folder_that_cannot_be_written(
     program: ModuleType, tiny_model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
