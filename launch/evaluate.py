@@ -75,10 +75,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def evaluate(options: argparse.Namespace, stop: Exit) -> None:
@@ -127,7 +126,12 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options, stop = parse(sys.argv[1:] if arguments is None else arguments), Stopping()
-    return ended(lambda: evaluate(options, stop), stop)
+
+    def work() -> None:
+        with stop.on_signals():
+            evaluate(options, stop)
+
+    return ended(work, stop)
 
 
 if __name__ == "__main__":

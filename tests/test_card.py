@@ -237,6 +237,8 @@ def test_a_model_of_the_hub_that_is_not_cached_is_known_by_name_alone() -> None:
 
 
 def test_every_configuration_of_the_project_has_a_card() -> None:
-    for file in sorted(Path("launch/configs").glob("*.yaml")):
+    files = sorted(Path("launch/configs").glob("*.yaml"))
+    assert files
+    for file in files:
         text = adapter_card(Facts(load_config(file), TINY, replace(SUMMARY, accuracy_before=math.nan)))
         assert front_matter(text)["library_name"] == "peft"

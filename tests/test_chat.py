@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import Config, load_config
@@ -24,11 +23,11 @@ from adagrpo_ray.learner import checkpoint
 from adagrpo_ray.model.load import load_policy
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.rollout.engine import Piece
-from adagrpo_ray.serve.adapters import rank_of, read_adapter, stamp
 from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, render, sampling_params, split_thought
+from adagrpo_ray.serve.model import _read, _stamp
 from adagrpo_ray.serve.offers import FINAL, Base, adapter_of, default_config, offers, other_base
 from adagrpo_ray.serve.store import ChatSettings, Store
-from adagrpo_ray.serve.turn import Asked, grow, turn
+from adagrpo_ray.serve.turn import Asked, _served_rank, grow, turn
 from adagrpo_ray.types import SamplingParams
 
 TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
@@ -377,7 +376,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     load_policy(str(tiny_model), load_config(TINY)).save_pretrained(folder / "adapter")
     arrays = {name: t.numpy() for name, t in load_file(folder / "adapter/adapter_model.safetensors").items()}
     for step in (3, 4):
-        contents = {"adapter.safetensors": arrays, "state.json": {"step": step}}
+        contents = {"adapter.safetensors": arrays, "state.json": {}}
         checkpoint.save(folder / "checkpoints", step, contents, keep_last=2, measured={3: 0.5})
     return folder
 
@@ -398,6 +397,12 @@ def test_models_runs_and_adapters_are_found(runs: Path) -> None:
     assert (tiny.name, [run.name for run in tiny.runs]) == ("tiny", ["first"])
     assert list(tiny.runs[0].adapters) == [FINAL, "step 4", "step 3 (best)"]
     assert (other.name, other.runs[0].adapters) == ("some/model", {})
+
+
+def test_a_base_model_is_offered_without_the_adapter_that_a_run_began_with(runs: Path) -> None:
+    (runs / "second/config.yaml").write_text("model: {path: some/model, adapter: gone/adapter}\n")
+    for base in (*offers(str(runs), load_config(TINY, ["model.adapter=gone"])), other_base("a/b", load_config(TINY))):
+        assert base.config.model.adapter is None
 
 
 def test_a_tiny_model_of_other_settings_is_another_model(runs: Path) -> None:
@@ -432,73 +437,34 @@ def test_the_folder_of_an_adapter_may_be_below_a_home(monkeypatch: pytest.Monkey
     assert adapter_of(ChatSettings(folder=folder), base) == (Path(path), Path(folder).name)
 
 
-def test_an_adapter_and_the_checkpoint_it_came_from_are_the_same(trained: Path) -> None:
-    config = load_config(trained / "config.yaml")
-    final, kept = (read_adapter(trained / place, config) for place in ("adapter", "checkpoints/step-000004"))
-    assert (final.r, final.alpha) == (kept.r, kept.alpha) == (16, 32.0)
-    assert final.packed(0, "float32").digest == kept.packed(1, "float32").digest
-    assert stamp(trained / "adapter") != stamp(trained / "checkpoints/step-000004")
-
-
-def weights_of(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        tensors = load_file(folder / "adapter_model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "adapter_model.safetensors")
-
-    return apply
-
-
-def smaller(tensors: dict[str, torch.Tensor]) -> None:
-    tensors.update({n: t[:, : t.shape[1] // 2].clone() for n, t in tensors.items() if "lora_A" in n})
-
-
-def renamed(tensors: dict[str, torch.Tensor]) -> None:
-    tensors.update({name.replace("layers.0", "layers.9"): tensors.pop(name) for name in list(tensors)})
-
-
-def said_rank(folder: Path, r: Any) -> None:
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": r}))
-
-
-def pickled(folder: Path) -> None:
-    (folder / "adapter_model.safetensors").unlink()
-    torch.save({}, folder / "adapter_model.bin")
-
-
-@pytest.mark.parametrize(
-    ("harm", "told"),
-    [
-        (pickled, r"holds no adapter_model\.safetensors"),
-        (lambda f: (f / "adapter_config.json").unlink(), r"holds no adapter_config\.json"),
-        (lambda f: said_rank(f, 8), r"says r=8, and its weights have \[16\]"),
-        (lambda f: said_rank(f, 1024), "has r=1024"),
-        (lambda f: said_rank(f, "x"), "has r='x'"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x"), "is damaged"),
-        (weights_of(smaller), "is of another model"),
-        (weights_of(renamed), r"has a layer model\.layers\.9\.\S+, which tiny has not"),
-    ],
-)
-def test_an_adapter_that_cannot_be_served_is_a_clear_error(
-    trained: Path, tmp_path: Path, harm: Callable[[Path], Any], told: str
-) -> None:
+@pytest.mark.parametrize(("r", "rank"), [(1, 1), (12, 16), (256, 256), (257, None)])
+def test_the_engine_serves_the_adapters_rank_or_it_is_said(trained: Path, tmp_path: Path, r: int, rank: int) -> None:
     folder = shutil.copytree(trained / "adapter", tmp_path / "adapter")
-    harm(folder)
-    with pytest.raises(ModelError, match=told):
-        read_adapter(folder, load_config(TINY))
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "r": r}))
+    if rank is not None:
+        assert _served_rank(folder) == rank
+        return
+    with pytest.raises(ModelError, match=r"has r=257; choose one of a rank of up to 256"):
+        _served_rank(folder)
 
 
-def test_a_folder_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no adapter_model"):
-        rank_of(tmp_path / "nothing")
-
-
-def test_a_damaged_checkpoint_is_not_served(trained: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_known_by_its_file_until_that_is_written_anew(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
-    file = run / "checkpoints/step-000004/adapter.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(ModelError, match="not as it was written"):
-        read_adapter(file.parent, load_config(run / "config.yaml"))
+    before = _stamp(run / "adapter")
+    assert before == _stamp(run / "adapter") != _stamp(run / "checkpoints/step-000004")
+    (run / "adapter/adapter_model.safetensors").write_bytes(b"another")
+    assert _stamp(run / "adapter") != before
+    with pytest.raises(ModelError, match=r"holds no adapter\.safetensors any more"):
+        _stamp(run / "checkpoints/step-000007")
+
+
+def test_an_adapter_of_another_model_is_not_served(trained: Path, tmp_path: Path) -> None:
+    config = load_config(trained / "config.yaml")
+    assert _read(trained / "adapter", config).r == 16
+    folder = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    halves = {n: t[:, : t.shape[1] // 2].clone() if "lora_A" in n else t for n, t in tensors.items()}
+    save_file(halves, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="does not fit tiny: "):
+        _read(folder, config)

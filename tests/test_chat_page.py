@@ -205,7 +205,7 @@ def test_a_bad_adapter_is_said_on_its_side_and_the_base_answers(page: Any, tmp_p
     set_up(page)
     page.fill("#folder textarea, #folder input", str(tmp_path))
     ask(page, "12+34", ("base",))
-    assert "holds no adapter_model.safetensors" in said(page, "adapter")
+    assert "holds no adapter_config.json" in said(page, "adapter")
     assert "Traceback" not in page.inner_text("body")
     page.fill("#folder textarea, #folder input", "")
     ask(page, "12+34")  # and it goes on as if that had not been asked

@@ -20,9 +20,11 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from adagrpo_ray.errors import StoppedError
 from adagrpo_ray.evaluation.models import locate
 from adagrpo_ray.evaluation.results import RESULTS
 from adagrpo_ray.evaluation.table import JSON, MARKDOWN
+from adagrpo_ray.stop import Stop
 from tests.program import children, title
 from tests.scripts import script
 
@@ -165,6 +167,24 @@ def test_what_was_finished_stays_and_the_same_command_goes_on(
         assert (tmp_path / name).read_text() == (out[0] / name).read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def evaluate(options: Any, stop: Stop) -> None:
+        assert signal.getsignal(number) == stop._handle  # or it would end the tests
+        signal.raise_signal(number)
+        assert stop.is_set()
+        raise StoppedError("stopped as asked")
+
+    monkeypatch.setattr(program, "evaluate", evaluate)
+    assert program.main([]) == 128 + number
+    assert capfd.readouterr().err.splitlines() == [
+        "stopping: finished problems are kept; once more to leave at once",
+        "stopped as asked",
+    ]
+
+
 # --- before anything starts ---
 
 
@@ -245,11 +265,14 @@ def test_an_adapter_of_another_base_model(refused: Callable[..., str], whole: Pa
     save_file({key.replace("layers.0.", "layers.40."): value for key, value in tensors.items()}, weights)
     assert "has no linear layer model.layers.40." in refused("--adapter", str(folder))
     save_file({**tensors, "base_model.model.lm_head.weight": torch.zeros(1)}, weights)
-    assert "cannot be served" in refused("--adapter", str(folder))
+    assert "cannot be used: the adapter holds more than pairs" in refused("--adapter", str(folder))
 
 
 def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
     folder = adapter_in(whole, tmp_path / "mine", r=512)
+    weights = folder / "adapter_model.safetensors"
+    wide = {name: t.repeat((32, 1) if "lora_A" in name else (1, 32)) for name, t in load_file(weights).items()}
+    save_file(wide, weights)
     error = refused("--adapter", str(folder), "rollout.sync=adapter")
     assert "has r=512" in error
     assert "rollout.sync=merged" in error
@@ -269,6 +292,14 @@ def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp
 )
 def test_other_mistakes(refused: Callable[..., str], arguments: tuple[str, ...], told: str) -> None:
     assert told in refused(*arguments)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
+def test_a_number_that_is_none(program: ModuleType, capsys: pytest.CaptureFixture[str], number: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main([f"--limit={number}"])
+    assert ended.value.code == 2
+    assert f"argument --limit: '{number}' is no whole number above 0" in capsys.readouterr().err
 
 
 def test_an_out_folder_that_cannot_be_written(

@@ -6,7 +6,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError, ResourceError
@@ -110,9 +112,14 @@ def counting(folder: Path, *overrides: str) -> dict[str, object]:
     return counting_settings(load_config("launch/configs/tiny-cpu.yaml", overrides), str(folder))
 
 
-def test_settings_count_where_results_depend_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(bytes(5_000_000))
+def weights(folder: Path, last: float = 0.0) -> None:
+    tensor = np.zeros(1_000_000, np.float32)
+    tensor[-1] = last
+    save_file({"weight": tensor}, folder / "model.safetensors")
+
+
+def test_settings_count_where_results_depend_on_them(tmp_path: Path) -> None:
+    weights(tmp_path)
     before = counting(tmp_path)
     assert json.loads(json.dumps(before)) == before
     free = ("rollout.actors=3", "data.held_out_prompts=7", "algorithm.group_size=8", "learner.ranks=2", "run.steps=3")
@@ -124,12 +131,13 @@ def test_settings_count_where_results_depend_on_them(tmp_path: Path, monkeypatch
         "model.dtype=bfloat16",
     ):
         assert counting(tmp_path, override) != before
-    weights.write_bytes(bytes(4_999_999) + b"1")
+    weights(tmp_path, last=1.0)
     assert {key for key, value in counting(tmp_path).items() if value != before[key]} == {BASE_WEIGHTS}
 
 
 def test_a_reward_function_that_was_changed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
+    weights(tmp_path)
     (tmp_path / "counted_reward.py").write_text("def score(completions, answer, **context): return [0.0]\n")
     own = "rewards.functions=[{function: 'counted_reward:score'}]"
     before = counting(tmp_path, own)

@@ -21,13 +21,14 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.export import exporting, merge
 from adagrpo_ray.export.check import Comparison
+from adagrpo_ray.learner.adapters import read_adapter
 from adagrpo_ray.model.identity import fingerprint, front_matter
 from adagrpo_ray.model.load import load_policy
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.types import GenerationRequest, SamplingParams
 from tests.scripts import script
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.held_out_prompts=8", "data.train_prompts=16"])
+CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.held_out_prompts=3", "data.train_prompts=1"])
 Exported = Callable[..., tuple[int, str, str]]
 
 
@@ -129,8 +130,7 @@ def test_what_no_adapter_changes_is_the_bases_to_the_bit(
 
 
 def test_a_large_model_comes_in_several_files(run: Path, tiny_model: Path, tmp_path: Path) -> None:
-    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    planned = merge.plan(tiny_model, run / "adapter", config, None, shard_bytes=2**20)
+    planned = merge.plan(tiny_model, read_adapter(run / "adapter"), None, shard_bytes=2**20)
     assert len(planned.shards) > 2
     assert planned.peak_bytes < 2 * 2**20 < planned.bytes
     out = shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -168,6 +168,20 @@ def test_a_run_at_a_url(exported: Exported, run: Path, tmp_path: Path) -> None:
 def test_a_url_to_export_to_is_refused(exported: Exported, run: Path) -> None:
     code, _, errors = exported(run, "--out", "s3://bucket/model")
     assert (code, errors) == (2, "error: --out s3://bucket/model is a URL; give a folder of this machine\n")
+
+
+def test_what_is_wrong_at_a_url_is_said_of_the_url(exported: Exported, run: Path, tmp_path: Path) -> None:
+    url = "memory://bucket/runs/broken"
+    storage.push(run, url, storage.below(run))
+    storage.leave(url, "adapter/adapter_model.safetensors", "x")
+    storage.leave(url, "checkpoints/step-000004/checksums.json", "x")
+    for place, told in (
+        (url, f"{url}/adapter/adapter_model.safetensors is damaged"),
+        (f"{url}/adapter", f"{url}/adapter/adapter_model.safetensors is damaged"),
+        (f"{url}/checkpoints/step-000004", f"the checkpoint {url}/checkpoints/step-000004 is damaged"),
+    ):
+        code, _, said = exported(place, "--out", tmp_path / "model")
+        assert (code, told in said) == (2, True), said
 
 
 def test_a_base_in_the_hubs_cache_needs_no_network(
@@ -261,18 +275,19 @@ def cut_rows(adapter: Path) -> None:
         (lambda r: shutil.rmtree(r), "is not there, or is empty"),
         (lambda r: shutil.rmtree(r / "adapter"), "is a run that has left no adapter/ yet"),
         (lambda r: (r / "config.yaml").unlink() or shutil.rmtree(r / "adapter") or (r / "x").touch(), "no run folder"),
-        (lambda r: (r / "adapter/adapter_model.safetensors").unlink(), "adapter holds no adapter_model.safetensors"),
+        (lambda r: (r / "adapter/adapter_model.safetensors").unlink(), "adapter' holds no adapter_model.safetensors"),
         (
             lambda r: (r / "adapter/adapter_model.safetensors").rename(r / "adapter/adapter_model.bin"),
-            "but adapter_model.bin, a pickle, which is not read",
+            "holds no adapter_model.safetensors; give a folder written by save_pretrained (pickled weights",
         ),
         (lambda r: (r / "adapter/adapter_model.safetensors").write_bytes(b"x" * 99), "is damaged"),
         (lambda r: edited(r / "adapter/adapter_config.json", peft_type="IA3"), "peft_type='IA3'"),
         (lambda r: edited(r / "adapter/adapter_config.json", use_dora=True), "use_dora=True"),
-        (lambda r: edited(r / "adapter/adapter_config.json", r=8), "with r=8, which do not fit"),
-        (lambda r: edited(r / "adapter/adapter_config.json", lora_alpha="x"), "lora_alpha='x'"),
-        (lambda r: edited(r / "adapter/adapter_config.json", bias="all"), "a bias"),
-        (lambda r: cut_rows(r / "adapter"), "which do not fit; give the model that it was trained on as --base"),
+        (lambda r: edited(r / "adapter/adapter_config.json", r=8), "says r=8, and its weights have [16]"),
+        (lambda r: edited(r / "adapter/adapter_config.json", lora_alpha="x"), "has r=16 and alpha='x'"),
+        (lambda r: edited(r / "adapter/adapter_config.json", bias="all"), "bias='all'"),
+        (lambda r: edited(r / "adapter/adapter_config.json", fan_in_fan_out=True), "fan_in_fan_out=True"),
+        (lambda r: cut_rows(r / "adapter"), "(--base): model.layers.0.mlp.down_proj has 256 inputs"),
     ],
 )
 def test_adapters_that_cannot_be_exported(
@@ -285,6 +300,17 @@ def test_adapters_that_cannot_be_exported(
     assert told in said
     assert len(said.splitlines()) == 1
     assert not [path for path in tmp_path.iterdir() if path != there]
+
+
+def test_a_run_that_goes_on_has_a_checkpoint_to_give(exported: Exported, run: Path, tmp_path: Path) -> None:
+    """The newest whole one: not one that is being written or removed."""
+    there = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
+    for name in ("step-000002", "step-000010", "step-000011.part"):
+        (there / "checkpoints" / name).mkdir(parents=True)
+        (there / "checkpoints" / name / "checksums.json").touch()
+    code, _, said = exported(there, "--out", tmp_path / "model")
+    assert code == 2
+    assert said.endswith(f"left no adapter/ yet; give its newest checkpoint, {there}/checkpoints/step-000010\n")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSett
 from adagrpo_ray.data.arithmetic import Problem, problem_sets, worked_solution
 from adagrpo_ray.data.chat import chat_messages, system_message
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.model.load import linear_shapes, load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.model.tiny import build_tiny_model
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.model.tiny_training import Recipe, prompt_frame, training_example
@@ -264,6 +265,15 @@ def test_unknown_path():
         match=r"model\.path='no/such/folder' is neither 'tiny', nor a folder, .*; give a folder or a Hub name",
     ):
         resolve_model(config("no/such/folder"))
+
+
+def test_a_model_that_cannot_be_built_has_no_shapes(folder: Path, tmp_path: Path):
+    assert linear_shapes(str(folder), config())["model.layers.3.mlp.down_proj"] == (256, 128)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**settings, "hidden_act": "none"}))
+    with pytest.raises(ModelError, match=r"model\.path=.* cannot be built: "):
+        linear_shapes(str(copy), config(copy))
 
 
 def test_adapter_folder_is_checked(tmp_path: Path):

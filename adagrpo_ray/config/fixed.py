@@ -30,16 +30,19 @@ def fixed_settings(config: Config) -> dict[str, Any]:
 
 def check_fixed(config: Config, before: Mapping[str, Any]) -> None:
     """ConfigError that names every setting which is not as in `before`, given by `fixed_settings`."""
-    now, absent = fixed_settings(config), "nothing"
-    changed = [
-        f"{key} was {before.get(key, absent)!r} and is {now.get(key, absent)!r}"
-        for key in {**before, **now}
-        if before.get(key, absent) != now.get(key, absent)
-    ]
+    changed = list(differences(before, fixed_settings(config)))
     if changed:
         raise ConfigError(
             f"settings differ from those of the checkpoint: {'; '.join(changed)}; set them back, or start a new run"
         )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Every setting that is not as it was, in words."""
+    absent = "nothing"
+    for key in {**before, **now}:
+        if before.get(key, absent) != now.get(key, absent):
+            yield f"{key} was {before.get(key, absent)!r:.200} and is {now.get(key, absent)!r:.200}"
 
 
 def _free(key: str) -> bool:

@@ -18,9 +18,10 @@ from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.load import load_config
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, DataError, StoppedError
-from adagrpo_ray.evaluation.models import Adapter, Candidate, candidates, locate, read, served
+from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, locate, served
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile
 from adagrpo_ray.evaluation.settings import counting_settings, for_measuring
+from adagrpo_ray.learner.adapters import read_adapter
 from adagrpo_ray.learner.evaluation import evaluation_request
 from adagrpo_ray.placement import Placement, address
 from adagrpo_ray.preflight import Inputs, check
@@ -76,7 +77,7 @@ def plan(
     if not adapters and not base:
         raise ConfigError("there is nothing to measure: give --adapter, or leave out --no-base")
     places = [locate(given, tell) for given in adapters]
-    found = [read(place) for place in places]
+    found = [read_adapter(place.folder, OPTION) for place in places]
     config = served(for_measuring(config), found)
     inputs = check(config, training=False)
     sets = inputs.prompts
@@ -84,13 +85,14 @@ def plan(
     if not prompts:
         key = "data.held_out_prompts" if split == "held_out" else "data.train_prompts"
         raise DataError(f"--split {split}: {key} leaves no prompt there; raise it, or give --split all")
-    for adapter in found:
-        _warn_of_other_data(adapter, config, tell)
+    for place in places:
+        _warn_of_other_data(place, config, tell)
+    named = [(place.name, adapter) for place, adapter in zip(places, found, strict=True)]
     return Plan(
         config=config,
         inputs=inputs,
         prompts=prompts[:limit],
-        models=candidates(config, inputs.model_path, found, base, tell),
+        models=candidates(config, inputs.model_path, named, base, tell),
         settings=counting_settings(config, inputs.model_path),
     )
 
@@ -222,12 +224,12 @@ def _accuracy(result: ProblemResult) -> float:
     return float(np.mean([completion.correct for completion in result.completions]))
 
 
-def _warn_of_other_data(adapter: Adapter, config: Config, tell: Callable[[str], None]) -> None:
+def _warn_of_other_data(place: Place, config: Config, tell: Callable[[str], None]) -> None:
     """Say where an adapter's own run may have trained on prompts that are held out here."""
-    if adapter.place.config is None:
+    if place.config is None:
         return
     try:
-        theirs = fixed_settings(load_config(adapter.place.config))
+        theirs = fixed_settings(load_config(place.config))
     except ConfigError:  # of another version of this program: nothing is known
         return
     ours = fixed_settings(config)
@@ -235,6 +237,6 @@ def _warn_of_other_data(adapter: Adapter, config: Config, tell: Callable[[str], 
     other = [key for key in keys if ours.get(key) != theirs.get(key) and key != "data.shuffle"]
     if other:
         tell(
-            f"warning: the run of {adapter.place.folder} had other values of {', '.join(other)}: it may have been "
+            f"warning: the run of {place.folder} had other values of {', '.join(other)}: it may have been "
             "trained on prompts that are held out here"
         )

@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from adagrpo_ray.config.fixed import differences
 from adagrpo_ray.errors import ConfigError, ResourceError
-from adagrpo_ray.evaluation.settings import differences, settings_digest
+from adagrpo_ray.evaluation.settings import settings_digest
 from adagrpo_ray.observe.records import Record
 from adagrpo_ray.storage import writing
 
@@ -60,8 +61,8 @@ class ProblemResult(Record):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The result whose `to_dict` gave `values`."""
         completions = tuple(CompletionResult.from_dict(entry) for entry in values["completions"])
-        words: dict[str, Any] = {field.name: str(values[field.name]) for field in fields(cls)}
-        return cls(**{**words, "completions": completions})
+        words = {field.name: str(values[field.name]) for field in fields(cls) if field.name != "completions"}
+        return cls(**words, completions=completions)
 
 
 class ResultFile:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.model.identity import fingerprint
 from adagrpo_ray.model.load import read_model_config
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.registry import BUILTIN
@@ -26,8 +27,6 @@ COUNTING = (
 
 BASE_WEIGHTS, OWN_REWARD = "(the base model's files)", "(the file of {})"
 """What is not a setting and counts as well, in the place of a key."""
-
-PROBE = 2**20  # bytes of a weight file's begin and end that stand for all of it
 
 
 def for_measuring(config: Config) -> Config:
@@ -48,7 +47,7 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
         for key, value in fixed_settings(config).items()
         if any(key == name or key.startswith(f"{name}.") for name in COUNTING)
     }
-    flat[BASE_WEIGHTS] = _fingerprint(model_path, config)
+    flat[BASE_WEIGHTS] = _weights(model_path, config)
     for function in config.rewards.functions:
         if function.function not in BUILTIN:
             flat[OWN_REWARD.format(function.function)] = _source(function.function)
@@ -60,27 +59,11 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Every setting that is not as it was, in words."""
-    absent = "nothing"
-    for key in {**before, **now}:
-        if before.get(key, absent) != now.get(key, absent):
-            yield f"{key} was {before.get(key, absent)!r:.200} and is {now.get(key, absent)!r:.200}"
-
-
-def _fingerprint(path: str, config: Config) -> str:
+def _weights(path: str, config: Config) -> str:
     """Tells the files of a base model from others without reading all of them; a Hub model has its commit."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return str(getattr(read_model_config(path, config), "_commit_hash", None))
-    sha = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        with file.open("rb") as content:
-            sha.update(f"{file.name} {size}".encode() + content.read(PROBE))
-            content.seek(max(0, size - PROBE))
-            sha.update(content.read(PROBE))
-    return sha.hexdigest()[:16]
+    if Path(path).is_dir():
+        return fingerprint(Path(path))
+    return str(getattr(read_model_config(path, config), "_commit_hash", None))
 
 
 def _source(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,10 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "
 """What is taken of a model on the Hub: no pickles, and no code."""
 
 
-def find_base(
-    asked: str | None, config: Config | None, adapter: Mapping[str, Any], card: str | None
-) -> tuple[ModelIdentity, Path]:
-    """The base model and its folder: `asked` for, else that of the run's `config`, else what the `adapter` names.
+def find_base(asked: str | None, config: Config | None, named: str, card: str | None) -> tuple[ModelIdentity, Path]:
+    """The base model and its folder: `asked` for, else that of the run's `config`, else the one `named` by the adapter.
 
-    `adapter` is its adapter_config.json. Raises ModelError where there is none, or where the adapter's `card` says that
-    it was trained on other weights.
+    Raises ModelError where there is none, or where the adapter's `card` says that it was trained on other weights.
     """
     noted = front_matter(card).get(OURS) if card is not None else None
     noted = noted if isinstance(noted, dict) else {}
@@ -32,7 +28,7 @@ def find_base(
     elif config is not None:
         name, setting = config.model.path, "model.path"
     else:
-        name, setting = str(adapter.get("base_model_name_or_path") or ""), "base_model_name_or_path"
+        name, setting = named, "base_model_name_or_path"
     path = _folder(name, setting, config, noted.get("base_revision"))
     base = identify(name, str(path))
     expected = noted.get("base_fingerprint")

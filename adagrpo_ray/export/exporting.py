@@ -21,7 +21,7 @@ from adagrpo_ray.export.base import find_base
 from adagrpo_ray.export.check import check_bytes, compare
 from adagrpo_ray.export.source import Source, opened
 from adagrpo_ray.model.card import CARD, Facts, Merge, adapter_card, merged_card
-from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, first_line, read_adapter_folder, read_json
+from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, first_line, read_json
 from adagrpo_ray.model.identity import ModelIdentity
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
@@ -60,9 +60,8 @@ def export(request: ExportRequest, tell: Tell) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out={str(request.out)!r} is there already; choose another folder, or move it away")
     with opened(request.place) as source:
-        adapter = read_adapter_folder(str(source.folder), "adapter")
-        base, folder = find_base(request.base, source.config, adapter, source.card)
-        planned = merge.plan(folder, source.folder, adapter, request.dtype)
+        base, folder = find_base(request.base, source.config, source.adapter.base, source.card)
+        planned = merge.plan(folder, source.adapter, request.dtype)
         tell(
             f"merging {len(planned.pairs)} weights of {source.name} into {base.name}: {_gib(planned.bytes)} of "
             f"{planned.dtype} in {len(planned.shards)} file{'s'[: len(planned.shards) > 1]}; takes about "
@@ -86,7 +85,7 @@ def _checked(base: Path, source: Source, merged: Path, dtype: str, tell: Tell) -
     """The check's figures in words; ModelError where it fails."""
     prompts, of = _prompts(merged, source.config)
     tell(f"comparing it with the adapter on {len(prompts)} prompts of {of}")
-    comparison = compare(base, source.folder, merged, dtype, prompts, NEW_TOKENS)
+    comparison = compare(base, source.adapter.folder, merged, dtype, prompts, NEW_TOKENS)
     if comparison.problem is not None:
         raise ModelError(f"the merged model does not say what the adapter says, nothing is kept: {comparison.problem}")
     tell(str(comparison))
@@ -107,7 +106,7 @@ def _prompts(merged: Path, config: Config | None) -> tuple[list[NDArray[np.int32
         ) from None
     if config is not None and tokenizer.chat_template is not None:
         try:
-            sets = load_prompts(config, tokenizer)
+            sets = load_prompts(config, tokenizer, training=False)
         except AdaGRPOError:
             pass  # of another machine, or of the Hub without a network
         else:

@@ -6,19 +6,19 @@ No model is built: in memory are one shard of the result and one weight in float
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from adagrpo_ray.adapter import as_pairs
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, INDEX, WEIGHTS
+from adagrpo_ray.learner.adapters import Adapter, check_fit
+from adagrpo_ray.model.folder import INDEX, WEIGHTS
 
 SHARD_BYTES = 2 * 2**30
 """Most of one file of the result."""
@@ -39,10 +39,7 @@ class Weight:
     @property
     def numbers(self) -> int:
         """How many numbers it has."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
@@ -86,27 +83,23 @@ class Merge:
         return sum(weight.numbers for weight in self.weights.values())
 
 
-def plan(
-    base: Path, adapter: Path, config: Mapping[str, Any], dtype: str | None, shard_bytes: int = SHARD_BYTES
-) -> Merge:
+def plan(base: Path, adapter: Adapter, dtype: str | None, shard_bytes: int = SHARD_BYTES) -> Merge:
     """What merging the `adapter` into the model in `base` will write; nothing is written yet.
 
-    `config` is the adapter's own; `dtype` that of the result's weights, None: each as in the base. Raises ModelError
-    where the two do not fit.
+    `dtype` is that of the result's weights, None: each as in the base. Raises ModelError where the two do not fit.
     """
     kind = next((key for key, name in TYPES.items() if name == dtype), None)
     weights = {name: weight for file in sorted(base.glob("*.safetensors")) for name, weight in _weights(file, kind)}
-    scaling, rank = _scaling(adapter, config)
-    try:
-        modules = as_pairs({name: t.float() for name, t in load_file(adapter / ADAPTER_WEIGHTS).items()})
-    except ValueError as error:
-        raise ModelError(f"{adapter / ADAPTER_WEIGHTS}: {error}; only plain LoRA is merged") from None
-    pairs = {f"{module}.weight": pair for module, pair in modules.items()}
-    if not pairs:
-        raise ModelError(f"{adapter / ADAPTER_WEIGHTS} is empty; give another adapter")
-    for name, (a, b) in pairs.items():
-        _check_fits(name, weights.get(name), a, b, rank)
-    return Merge(weights, pairs, scaling, tuple(_shards(weights, shard_bytes)))
+    pairs = {f"{module}.weight": (a.float(), b.float()) for module, (a, b) in adapter.pairs.items()}
+    for name in sorted(weights.keys() & pairs.keys()):
+        if weights[name].dtype not in TYPES:
+            raise ModelError(
+                f"{name} of the base model is of type {weights[name].dtype}, quantized; merge into the model it is of"
+            )
+    matrices = {name: weight.shape for name, weight in weights.items() if len(weight.shape) == 2}
+    layers = {name.removesuffix(".weight"): (into, out) for name, (out, into) in matrices.items()}
+    check_fit(adapter, layers, f"the base model {str(base)!r} (--base)")
+    return Merge(weights, pairs, adapter.alpha / adapter.r, tuple(_shards(weights, shard_bytes)))
 
 
 def write(merge: Merge, out: Path) -> None:
@@ -150,33 +143,6 @@ def _weights(file: Path, kind: str | None) -> Iterator[tuple[str, Weight]]:
             dtype = part.get_dtype()
             becomes = kind if kind is not None and dtype in TYPES else dtype
             yield name, Weight(file, tuple(part.get_shape()), dtype, becomes)
-
-
-def _scaling(adapter: Path, config: Mapping[str, Any]) -> tuple[float, int]:
-    r, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(r, int) or not isinstance(alpha, int | float) or isinstance(r, bool) or r < 1:
-        raise ModelError(f"{adapter} has r={r!r:.100} and lora_alpha={alpha!r:.100}; both must be numbers above 0")
-    if config.get("fan_in_fan_out") or config.get("bias", "none") != "none":
-        raise ModelError(f"{adapter} has fan_in_fan_out or a bias; only plain LoRA of linear layers is merged")
-    return alpha / r, r
-
-
-def _check_fits(name: str, weight: Weight | None, a: torch.Tensor, b: torch.Tensor, rank: int) -> None:
-    if weight is None:
-        raise ModelError(
-            f"the adapter changes {name}, which the base model's files do not hold; give the model that it was trained "
-            "on as --base"
-        )
-    if weight.dtype not in TYPES:
-        raise ModelError(
-            f"{name} of the base model is of type {weight.dtype}, quantized; merge into the model it is of"
-        )
-    out, into = weight.shape if len(weight.shape) == 2 else (0, 0)
-    if tuple(a.shape) != (rank, into) or tuple(b.shape) != (out, rank):
-        raise ModelError(
-            f"{name} is {list(weight.shape)} in the base model, and the adapter has A {list(a.shape)} and B "
-            f"{list(b.shape)} with r={rank}, which do not fit; give the model that it was trained on as --base"
-        )
 
 
 def _shards(weights: Mapping[str, Weight], limit: int) -> Iterator[tuple[str, ...]]:

@@ -5,33 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 
 from adagrpo_ray import storage
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ModelError
 from adagrpo_ray.learner import checkpoint, kept
+from adagrpo_ray.learner.adapters import Adapter, read_adapter
 from adagrpo_ray.model.card import CARD
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from adagrpo_ray.observe.history import EVALUATIONS, METRICS, Mark
 from adagrpo_ray.observe.records import Summary, summarize
+from adagrpo_ray.resume import FOLDER
 
 CONFIG, ADAPTER = "config.yaml", "adapter"
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Source:
-    """An adapter: its `folder`, and what is known of the run that made it.
+    """An adapter, whose folder is in PEFT's layout, and what is known of the run that made it.
 
     Where there is no `card`, `summary` may have what one tells.
     """
 
     name: str
-    folder: Path
+    adapter: Adapter
     config: Config | None
     card: str | None
     summary: Summary | None = None
@@ -41,8 +42,8 @@ class Source:
 def opened(place: str) -> Iterator[Source]:
     """The adapter at `place`: a run folder, one of its checkpoints, or an adapter's own folder; a path or a URL.
 
-    Within the block it is there as local files, which nobody writes to. Raises ModelError where there is none, or a
-    pickled one, CheckpointError where a checkpoint is damaged.
+    Within the block it is there as local files, which nobody writes to. Raises ModelError where there is none, and as
+    `read_adapter`.
     """
     place = kept.named(storage.plain(place).rstrip("/"))
     if not storage.is_url(place):
@@ -52,38 +53,34 @@ def opened(place: str) -> Iterator[Source]:
             found = _of_checkpoint(place, local) if checkpoint.is_checkpoint(Path(place)) else _of_files(place, local)
             yield found
         except AdaGRPOError as error:
-            raise type(error)(str(error).replace(str(local), place)) from error
+            raise type(error)(str(error).replace(str(local), place.rpartition("/")[0])) from error
 
 
 def _of_files(place: str, local: Path) -> Source:
     """Of a run folder, or of an adapter's."""
     names = _names(place)
     if ADAPTER_CONFIG in names:
-        adapter, run = place, place.rpartition("/")[0]
+        folder, run = place, place.rpartition("/")[0]
     elif f"{ADAPTER}/{ADAPTER_CONFIG}" in names:
-        adapter, run = storage.join(place, ADAPTER), place
+        folder, run = storage.join(place, ADAPTER), place
         names = {name.removeprefix(f"{ADAPTER}/") for name in names if name.startswith(f"{ADAPTER}/")}
     elif CONFIG in names:
-        checkpoints = sorted(name.split("/")[1] for name in names if name.endswith(f"/{checkpoint.CHECKSUMS}"))
-        instead = f"; give its newest checkpoint, {place}/checkpoints/{checkpoints[-1]}" if checkpoints else ""
+        there = {PurePath(name).parent for name in names if PurePath(name).name == checkpoint.CHECKSUMS}
+        newest = checkpoint.upto((path.name for path in there if checkpoint.is_checkpoint(path)), "")
+        instead = f"; give its newest checkpoint, {storage.join(place, FOLDER, newest[0])}" if newest else ""
         raise ModelError(f"{place} is a run that has left no {ADAPTER}/ yet{instead}")
     else:
         raise ModelError(
             f"{place} is no run folder, no checkpoint and no adapter: it holds neither {CONFIG} nor {ADAPTER_CONFIG}"
         )
-    if ADAPTER_WEIGHTS not in names:
-        pickled = sorted(name for name in names if name.endswith(PICKLES))
-        raise ModelError(
-            f"{adapter} holds no {ADAPTER_WEIGHTS}"
-            + (f" but {pickled[0]}, a pickle, which is not read; save it with safe_serialization" if pickled else "")
-        )
-    card = storage.find(adapter, CARD)
+    card = storage.find(folder, CARD)
     config = _config(run, local)
-    name = run.rpartition("/")[2] if config is not None else adapter.rpartition("/")[2]
-    if storage.is_url(adapter):
-        storage.pull(adapter, local / ADAPTER, [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
-        return Source(name, local / ADAPTER, config, card)
-    return Source(name, Path(adapter), config, card)
+    name = (folder if config is None else run).rpartition("/")[2]
+    files = Path(folder)
+    if storage.is_url(folder):
+        files = local / PurePath(folder).relative_to(PurePath(place).parent)
+        storage.pull(folder, files, [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name in names])
+    return Source(name, read_adapter(files), config, card)
 
 
 def _of_checkpoint(place: str, local: Path) -> Source:
@@ -95,24 +92,21 @@ def _of_checkpoint(place: str, local: Path) -> Source:
     if storage.is_url(place):
         path = local / step
         kept.fetch(place, path)
-    progress, files = checkpoint.progress(path), checkpoint.load(path)
-    of = progress.settings
+    adapter, progress = read_adapter(path), checkpoint.progress(path)
     folder = local / ADAPTER
     folder.mkdir()
-    save_file(files["adapter.safetensors"], folder / ADAPTER_WEIGHTS)
+    save_file(adapter.tensors, folder / ADAPTER_WEIGHTS)
     LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=of["model.path"],
-        r=of["model.lora.r"],
-        lora_alpha=of["model.lora.alpha"],
-        lora_dropout=of["model.lora.dropout"],
-        target_modules=list(of["model.lora.targets"]),
+        base_model_name_or_path=adapter.base,
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        target_modules=sorted({module.rpartition(".")[2] for module in adapter.pairs}),
         inference_mode=True,
     ).save_pretrained(str(folder))
     name = f"{run.rpartition('/')[2]}-{step}"
-    return Source(
-        name, folder, _config(run, local), None, _summary(run, Mark(progress.step, progress.sizes), name, local)
-    )
+    summary = _summary(run, Mark(progress.step, progress.sizes), name, local)
+    return Source(name, replace(adapter, folder=folder), _config(run, local), None, summary)
 
 
 def _summary(run: str, mark: Mark, name: str, local: Path) -> Summary | None:

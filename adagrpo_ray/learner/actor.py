@@ -234,7 +234,7 @@ class LearnerActor:
         sampler, arrays = to_plain(self._sampler.state_dict())
         state = {**asdict(progress), "optimizer_steps": engine.optimizer_steps, "schedule": engine.schedule}
         contents = {
-            "adapter.safetensors": engine.weights,
+            checkpoint.WEIGHTS: engine.weights,
             "optimizer.safetensors": engine.moments,
             "random.safetensors": engine.random,
             "sampler.safetensors": arrays,
@@ -249,7 +249,7 @@ class LearnerActor:
         state = files[checkpoint.STATE]
         self._engine.restore(
             EngineState(
-                weights=files["adapter.safetensors"],
+                weights=files[checkpoint.WEIGHTS],
                 moments=files["optimizer.safetensors"],
                 random=files["random.safetensors"],
                 optimizer_steps=state["optimizer_steps"],

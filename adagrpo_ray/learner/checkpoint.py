@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError
@@ -25,6 +25,8 @@ from safetensors.numpy import save as pack_arrays
 from adagrpo_ray.errors import CheckpointError
 
 CHECKSUMS, LATEST, BEST, STATE = "checksums.json", "latest", "best", "state.json"
+WEIGHTS = "adapter.safetensors"
+"""The adapter in float32, keyed as in PEFT's files."""
 NAME = re.compile(r"step-\d{6,}")
 
 
@@ -94,7 +96,7 @@ def load(path: Path) -> dict[str, Any]:
             for file in path.iterdir()
         }
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the checkpoint {path} ({error}); resume from another one") from error
+        raise CheckpointError(f"cannot read the checkpoint {path} ({error}); take another one") from error
 
 
 def progress(path: Path) -> Progress:
@@ -103,7 +105,7 @@ def progress(path: Path) -> Progress:
         state = json.loads((path / STATE).read_bytes())
         return Progress(**{field.name: state[field.name] for field in fields(Progress)})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {path / STATE} ({error!r}); resume from another checkpoint") from error
+        raise CheckpointError(f"cannot read {path / STATE} ({error!r}); take another checkpoint") from error
 
 
 def newest(folder: Path, tell: Callable[[str], None], verify: Callable[[Path], None] | None = None) -> Path | None:
@@ -137,17 +139,7 @@ def check(path: Path) -> None:
         raise CheckpointError(f"the checkpoint {path} is damaged, incomplete or not there; an older one may be good")
 
 
-def intact(path: Path, name: str) -> bool:
-    """Whether one file of the checkpoint at `path` is as it was written, the others left unread."""
-    try:
-        with (path / name).open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        return bool(json.loads((path / CHECKSUMS).read_bytes())[name] == found)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: PurePath) -> bool:
     """Whether `path` has the name of a checkpoint."""
     return NAME.fullmatch(path.name) is not None
 

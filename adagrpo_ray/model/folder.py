@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,17 @@ from adagrpo_ray.errors import ModelError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-UNSERVED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
-"""What adapters may have that changes more than pairs of A and B scaled by alpha / r."""
+NOT_PLAIN = (*("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "bias", "fan_in_fan_out"),)
+"""What adapters may have that makes them more than pairs of A and B of linear layers, scaled by alpha / r."""
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What goes with the weights of a LoRA adapter; `base` is the base model that it names, "" where it names none."""
+
+    r: int
+    alpha: float
+    base: str
 
 
 def check_model_folder(path: str, setting: str = "model.path") -> None:
@@ -46,25 +57,39 @@ def check_model_folder(path: str, setting: str = "model.path") -> None:
 def check_adapter_folder(path: str, lora: LoraSettings) -> None:
     """Raises ModelError unless `path` holds a LoRA adapter of the rank and alpha of `lora`, as safetensors."""
     kept = read_adapter_folder(path, "model.adapter")
-    if (kept.get("r"), kept.get("lora_alpha")) != (lora.r, lora.alpha):
+    if (kept.r, kept.alpha) != (lora.r, lora.alpha):
         raise ModelError(
-            f"model.adapter={path!r} has r={kept.get('r')} and alpha={kept.get('lora_alpha')}, the settings say "
+            f"model.adapter={path!r} has r={kept.r} and alpha={kept.alpha:g}, the settings say "
             f"model.lora.r={lora.r} and model.lora.alpha={lora.alpha:g}; make them the same"
         )
 
 
-def read_adapter_folder(path: str, setting: str) -> dict[str, Any]:
-    """The adapter_config.json of the plain LoRA adapter at `path`; ModelError unless it is one, as safetensors."""
+def read_adapter_folder(path: str, setting: str) -> AdapterSettings:
+    """What the folder of a plain LoRA adapter in PEFT's layout says; ModelError unless `path` is one, as safetensors.
+
+    Of the weights only the header is read.
+    """
     check_folder(setting, path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     folder = Path(path)
     kept = read_json(setting, folder / ADAPTER_CONFIG)
     if kept.get("peft_type") != "LORA":
         raise ModelError(f"{setting}={path!r} has peft_type={kept.get('peft_type')!r}; give an adapter of LORA")
-    for key in UNSERVED:
-        if kept.get(key):
-            raise ModelError(f"{setting}={path!r} has {key}={kept[key]!r:.100}, which is not served; use plain LoRA")
+    for key in NOT_PLAIN:
+        if kept.get(key) and kept[key] != "none":
+            raise ModelError(f"{setting}={path!r} has {key}={kept[key]!r:.100}; give plain LoRA")
     _check_weights(setting, [folder / ADAPTER_WEIGHTS])
-    return kept
+    return adapter_settings(
+        f"{setting}={path!r}", kept.get("r"), kept.get("lora_alpha"), kept.get("base_model_name_or_path")
+    )
+
+
+def adapter_settings(name: str, r: Any, alpha: Any, base: Any) -> AdapterSettings:
+    """These values as settings; ModelError, which calls the adapter `name`, unless r is a rank and alpha a scale."""
+    if type(r) is not int or type(alpha) not in (int, float) or r < 1 or not 0 < alpha <= sys.float_info.max:
+        raise ModelError(
+            f"{name} has r={r!r:.100} and alpha={alpha!r:.100}; give an adapter with numbers above 0 there"
+        )
+    return AdapterSettings(r, float(alpha), str(base or ""))
 
 
 def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
@@ -73,7 +98,8 @@ def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
         raise ModelError(f"{setting}={path!r} is no folder; give the folder that holds {needed[0]}")
     missing = [name for name in needed if not (Path(path) / name).is_file()]
     if missing:
-        raise ModelError(f"{setting}={path!r} holds no {missing[0]}; give a folder written by save_pretrained")
+        pickles = " (pickled weights are not read)" if missing[0] == ADAPTER_WEIGHTS else ""
+        raise ModelError(f"{setting}={path!r} holds no {missing[0]}; give a folder written by save_pretrained{pickles}")
 
 
 def first_line(error: Exception) -> str:

@@ -91,13 +91,19 @@ def flash_attention(config: Config) -> bool:
 
 
 def linear_shapes(path: str, config: Config) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of every linear layer of the model at `path`, by module name; its weights are not read."""
+    """Inputs and outputs of every linear layer of the model at `path`, by module name; its weights are not read.
+
+    Raises ModelError where Transformers cannot build it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     found, trusted = read_model_config(path, config), config.model.trust_remote_code
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
+    except Exception as error:  # what a file holds makes Transformers fail in any way
+        raise ModelError(f"model.path={config.model.path!r} cannot be built: {first_line(error)}") from None
     layers = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear))
     return {name: (layer.in_features, layer.out_features) for name, layer in layers}
 

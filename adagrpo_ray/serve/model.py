@@ -16,10 +16,10 @@ import numpy as np
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import PhaseSettings, SamplingSettings
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelError, RolloutError
+from adagrpo_ray.learner.adapters import Adapter, check_fit, read_adapter, weights_file
 from adagrpo_ray.model.folder import first_line
-from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
+from adagrpo_ray.model.load import linear_shapes, load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.rollout.engine import Piece, RolloutEngine
-from adagrpo_ray.serve.adapters import read_adapter, stamp
 from adagrpo_ray.serve.conversation import Rendered, Side
 from adagrpo_ray.serve.offers import Base
 from adagrpo_ray.types import GenerationRequest, SamplingParams
@@ -85,11 +85,14 @@ class ChatModel:
                 await self.stop()
 
     async def use(self, path: Path, base: Base) -> None:
-        """Have the engine serve the adapter at `path`, read anew where it has changed; ModelError where it cannot."""
-        wanted = stamp(path)
+        """Have the engine serve the adapter at `path`, read anew where it has changed.
+
+        Raises ModelError where it cannot be, and as `read_adapter`.
+        """
+        wanted = _stamp(path)
         if self._adapter == wanted:
             return
-        adapter = await asyncio.to_thread(read_adapter, path, base.config)
+        adapter = await asyncio.to_thread(_read, path, base.config)
         engine = self._running()
         self._adapter = None
         self._version += 1
@@ -147,6 +150,23 @@ def _cause(error: Exception) -> str:
     """What vLLM says beneath its own "it failed"."""
     cause = error.__cause__
     return first_line(cause if isinstance(cause, Exception) else error)
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Another one where the adapter at `path` has been written anew; ModelError where there is none."""
+    file = weights_file(path)
+    try:
+        status = file.stat()
+    except OSError:
+        raise ModelError(f"the adapter {str(path)!r} holds no {file.name} any more; choose another one") from None
+    return str(file), status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path, config: Config) -> Adapter:
+    """The adapter at `path`, which fits the model of `config`; raises as `read_adapter` and `check_fit`."""
+    adapter = read_adapter(path)
+    check_fit(adapter, linear_shapes(resolve_model(config), config), config.model.path)
+    return adapter
 
 
 def _start(config: Config, rank: int) -> tuple[RolloutEngine, Any, int]:

@@ -60,14 +60,19 @@ def offers(root: str, default: Config) -> tuple[Base, ...]:
         name = config.model.path
         if name in names:  # tiny models of different settings
             name = f"{name} ({runs[0].name})"
-        names[name] = Base(name, config, tuple(runs))
+        names[name] = Base(name, _of_base(config), tuple(runs))
     return tuple(names.values())
 
 
 def other_base(path: str, default: Config) -> Base:
     """A model that no run trained on, served by the settings of `default`; code that comes with it never runs."""
-    model = default.model.model_copy(update={"path": path, "adapter": None, "trust_remote_code": False})
-    return Base(path, default.model_copy(update={"model": model}))
+    model = default.model.model_copy(update={"path": path, "trust_remote_code": False})
+    return Base(path, _of_base(default.model_copy(update={"model": model})))
+
+
+def _of_base(config: Config) -> Config:
+    """The settings without the adapter that a run began with, which is not served and may be gone."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"adapter": None})})
 
 
 def adapter_of(settings: ChatSettings, base: Base) -> tuple[Path | None, str]:

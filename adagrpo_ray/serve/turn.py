@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.errors import AdaGRPOError, ChatError
+from adagrpo_ray.errors import AdaGRPOError, ChatError, ModelError
+from adagrpo_ray.learner.adapters import RANKS, read_settings, served_rank
 from adagrpo_ray.rollout.engine import Piece
-from adagrpo_ray.serve.adapters import RANKS, rank_of
 from adagrpo_ray.serve.conversation import SIDES, Conversation, Message, Side, render, sampling_params
 from adagrpo_ray.serve.model import ChatModel
 from adagrpo_ray.serve.offers import Base
@@ -219,7 +219,11 @@ def _served_rank(adapter: Path | None) -> int:
     """The rank of an engine that serves the adapter."""
     if adapter is None:
         raise ChatError("no adapter is chosen; choose a run and a checkpoint, or give a folder")
-    return next(rank for rank in RANKS if rank >= rank_of(adapter))
+    r = read_settings(adapter).r
+    rank = served_rank(r)
+    if rank is None:
+        raise ModelError(f"adapter={str(adapter)!r} has r={r}; choose one of a rank of up to {RANKS[-1]}")
+    return rank
 
 
 def _known_ranks(base: Base) -> set[int]:
