@@ -88,6 +88,8 @@ def flat_b(tensors: dict[str, torch.Tensor]) -> None:
         (edited(peft_type="IA3"), r"has peft_type='IA3'"),
         (edited(use_rslora=True), r"has use_rslora=True; give plain LoRA"),
         (edited(bias="lora_only"), r"has bias='lora_only'"),
+        (edited(layer_replication=[[0, 2]]), r"has layer_replication=\[\[0, 2\]\]; give plain LoRA"),
+        (edited(init_lora_weights="pissa_niter_4"), r"has init_lora_weights='pissa_niter_4', which changes the base"),
         (edited(fan_in_fan_out=True), r"has fan_in_fan_out=True"),
         (edited(r="x"), r"has r='x' and alpha=32"),
         (edited(r=True), r"has r=True"),

@@ -18,8 +18,13 @@ from adagrpo_ray.errors import ModelError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-NOT_PLAIN = (*("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "bias", "fan_in_fan_out"),)
+NOT_PLAIN = (
+    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "bias", "lora_bias"),
+    *("fan_in_fan_out", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens"),
+)
 """What adapters may have that makes them more than pairs of A and B of linear layers, scaled by alpha / r."""
+CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of PEFT's `init_lora_weights` under which an adapter belongs to other base weights than the model's."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,11 @@ def read_adapter_folder(path: str, setting: str) -> AdapterSettings:
     for key in NOT_PLAIN:
         if kept.get(key) and kept[key] != "none":
             raise ModelError(f"{setting}={path!r} has {key}={kept[key]!r:.100}; give plain LoRA")
+    if str(kept.get("init_lora_weights")).lower().startswith(CHANGING_THE_BASE):
+        raise ModelError(
+            f"{setting}={path!r} has init_lora_weights={kept['init_lora_weights']!r:.100}, which changes the base "
+            "model's weights too; give plain LoRA"
+        )
     _check_weights(setting, [folder / ADAPTER_WEIGHTS])
     return adapter_settings(
         f"{setting}={path!r}", kept.get("r"), kept.get("lora_alpha"), kept.get("base_model_name_or_path")
