@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from adagrpo_ray.authentication import own_token, takes_token
 from adagrpo_ray.children import ChildGuard
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError
+from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError, first_line
 from adagrpo_ray.jobs import is_lasting
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.model.files import ModelFiles
@@ -105,8 +105,7 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
             ) from None
         except AuthenticationError as error:
             raise ResourceError(
-                f"the Ray cluster at {joined!r} takes no request without its token ({str(error).splitlines()[0]}); "
-                f"{SET_TOKEN}"
+                f"the Ray cluster at {joined!r} takes no request without its token ({first_line(error)}); {SET_TOKEN}"
             ) from None
     try:
         if joined is not None:
@@ -246,7 +245,7 @@ def get(references: Any, timeout_s: float = math.inf, stop: Stop | None = None) 
                 raise cause from None
             raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # holds the actor's traceback
         except RayActorError as error:
-            raise LearnerLostError(f"a learner rank died: {str(error).strip().splitlines()[0]}") from error
+            raise LearnerLostError(f"a learner rank died: {first_line(error)}") from error
 
 
 def any_dead(actors: Iterable[Any], within_s: float) -> bool:

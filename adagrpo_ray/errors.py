@@ -84,3 +84,8 @@ class TrackingError(AdaGRPOError, RuntimeError):
 
 class StoppedError(AdaGRPOError):
     """The run was asked to stop, and did."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, or its name and arguments: one line of at most 300 characters."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adagrpo_ray.errors import AdaGRPOError, ResourceError
+from adagrpo_ray.errors import AdaGRPOError, ResourceError, first_line
 from adagrpo_ray.storage import clear, find, leave
 
 TIMEOUT_S = 120.0
@@ -40,7 +40,7 @@ def check_shared(folder: str) -> None:
             except RayError as error:
                 if _is_lost(node):
                     continue
-                problem = str(error).strip().splitlines()[0]
+                problem = first_line(error)
             if problem is None and find(folder, f"{name}-{node}") != name:
                 problem = "writes what is not seen from here"
             if problem is not None:

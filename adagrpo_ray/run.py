@@ -12,7 +12,7 @@ from adagrpo_ray import storage
 from adagrpo_ray.cluster import as_connected
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import LearnerLostError, StoppedError
+from adagrpo_ray.errors import LearnerLostError, StoppedError, first_line
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.jobs import check_job_folder, job_id
 from adagrpo_ray.observe import Observer, Observers, Summary
@@ -107,5 +107,4 @@ def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
         write_report([read(home, folder)], str(folder))
         tell(f"report: {storage.join(home, 'report.html')}")
     except Exception as error:
-        why = (str(error).strip() or repr(error)).splitlines()[0]
-        tell(f"no report: {why}; launch/report.py makes one of {home}")
+        tell(f"no report: {first_line(error)}; launch/report.py makes one of {home}")

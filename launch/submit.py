@@ -27,7 +27,7 @@ from train import parse as parse_training
 
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.secrets import holds_secret
-from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError
+from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError, first_line
 from adagrpo_ray.jobs import is_lasting
 
 if TYPE_CHECKING:
@@ -181,21 +181,17 @@ def cluster_errors(address: str) -> Iterator[None]:
     except AdaGRPOError:
         raise
     except AuthenticationError as error:
-        reason = str(error).splitlines()[0].split(". Ensure")[0]
+        reason = first_line(error).split(". Ensure")[0]
         raise ResourceError(
             f"the cluster at {address} takes no request without its token ({reason}); set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN to the token or RAY_AUTH_TOKEN_PATH to a file with it"
         ) from None
     except OSError as error:  # all errors of requests and aiohttp about connections are
         raise ResourceError(
-            f"no answer from {address} ({_first_line(error)}); --address must be a dashboard's"
+            f"no answer from {address} ({first_line(error)}); --address must be a dashboard's"
         ) from None
     except (RuntimeError, ValueError) as error:
-        raise ResourceError(f"the cluster at {address} refused: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+        raise ResourceError(f"the cluster at {address} refused: {first_line(error)}") from None
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -220,7 +216,7 @@ async def follow(client: JobSubmissionClient, job: str) -> JobDetails:
         try:
             client.stop_job(job)
         except (RuntimeError, OSError) as error:
-            say(f"cannot ask the cluster to stop the job ({_first_line(error)}); Ctrl-C again leaves it running")
+            say(f"cannot ask the cluster to stop the job ({first_line(error)}); Ctrl-C again leaves it running")
         else:
             say("asked the cluster to stop the job, which may write a checkpoint first; Ctrl-C again leaves it to that")
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from adagrpo_ray.config.secrets import refuse_secrets
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.errors import ConfigError, first_line
 
 MOST_ALIASES = 20
 """Of a YAML text: a few dozen that name one another can stand for billions of values."""
@@ -76,7 +76,7 @@ def _parse(text: str, what: str) -> Any:
     except Exception as error:  # beside YAMLError what Python says to a date of month 13, or to a thousand brackets
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
-        problem = getattr(error, "problem", None) or (str(error).strip() or repr(error)).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"{what} is not valid YAML{line}: {problem}; mend that line") from None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.tree import DataSettings
-from adagrpo_ray.errors import DataError
+from adagrpo_ray.errors import DataError, first_line
 
 Row = Mapping[str, Any]
 FILES = (".jsonl", ".parquet")
@@ -77,7 +77,7 @@ def _parquet(path: Path) -> Sequence[Row]:
     try:
         rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {path}: {_first_line(error)}; it must be a parquet file") from None
+        raise DataError(f"cannot read {path}: {first_line(error)}; it must be a parquet file") from None
     return rows
 
 
@@ -91,13 +91,9 @@ def _hub(data: DataSettings) -> Sequence[Row]:
     except Exception as error:  # what a file holds makes datasets fail in any way
         raise DataError(
             f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: "
-            f"{_first_line(error.__cause__ or error)}; give 'arithmetic', a .jsonl or .parquet file, or a Hub name"
+            f"{first_line(error.__cause__ or error)}; give 'arithmetic', a .jsonl or .parquet file, or a Hub name"
         ) from None
     return rows
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _nearest_file(path: Path) -> str:

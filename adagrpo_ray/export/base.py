@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.errors import ModelError
+from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.model.card import OURS
-from adagrpo_ray.model.folder import check_model_folder, first_line
+from adagrpo_ray.model.folder import check_model_folder
 from adagrpo_ray.model.identity import TINY, ModelIdentity, front_matter, identify
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from adagrpo_ray.adapter import PEFT_PREFIX
-from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.folder import first_line
+from adagrpo_ray.errors import ModelError, first_line
 
 EPSILON = {"float32": 2.0**-20, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Largest relative difference of a merged weight by its type: twice what rounding does (float32: sixteen times)."""

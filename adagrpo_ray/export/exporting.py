@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.errors import AdaGRPOError, ConfigError, ModelError, ResourceError
+from adagrpo_ray.errors import AdaGRPOError, ConfigError, ModelError, ResourceError, first_line
 from adagrpo_ray.export import merge
 from adagrpo_ray.export.base import find_base
 from adagrpo_ray.export.check import check_bytes, compare
 from adagrpo_ray.export.source import Source, opened
 from adagrpo_ray.model.card import CARD, Facts, Merge, adapter_card, merged_card
-from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, first_line, read_json
+from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, read_json
 from adagrpo_ray.model.identity import ModelIdentity
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")

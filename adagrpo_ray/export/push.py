@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.errors import ConfigError, ModelError, ResourceError
-from adagrpo_ray.model.folder import first_line
+from adagrpo_ray.errors import ConfigError, ModelError, ResourceError, first_line
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 PUSHED = ("*.safetensors", "*.json", "*.md", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")

@@ -13,13 +13,12 @@ from safetensors.torch import load
 
 from adagrpo_ray.adapter import AdapterWeights, as_pairs, pack
 from adagrpo_ray.config.tree import LoraSettings
-from adagrpo_ray.errors import ModelError
+from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.learner import checkpoint
 from adagrpo_ray.model.folder import (
     ADAPTER_WEIGHTS,
     AdapterSettings,
     adapter_settings,
-    first_line,
     read_adapter_folder,
 )
 

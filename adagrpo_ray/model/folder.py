@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.tree import LoraSettings
-from adagrpo_ray.errors import ModelError
+from adagrpo_ray.errors import ModelError, first_line
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -110,11 +110,6 @@ def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
     if missing:
         pickles = " (pickled weights are not read)" if missing[0] == ADAPTER_WEIGHTS else ""
         raise ModelError(f"{setting}={path!r} holds no {missing[0]}; give a folder written by save_pretrained{pickles}")
-
-
-def first_line(error: Exception) -> str:
-    """What the error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _check_weights(setting: str, files: Iterable[Path]) -> None:

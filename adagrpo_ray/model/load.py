@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.folder import check_adapter_folder, check_model_folder, first_line
+from adagrpo_ray.errors import ModelError, first_line
+from adagrpo_ray.model.folder import check_adapter_folder, check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

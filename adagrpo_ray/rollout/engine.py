@@ -14,7 +14,7 @@ import numpy as np
 
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
+from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError, first_line
 from adagrpo_ray.rollout.load import EngineLoad
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
@@ -270,7 +270,7 @@ def _engine_alive() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as error:
-        raise ActorLostError(f"its vLLM engine died ({str(error).strip().splitlines()[0]})") from error
+        raise ActorLostError(f"its vLLM engine died ({first_line(error)})") from error
 
 
 def _sampled_logprobs(output: Any) -> Any:

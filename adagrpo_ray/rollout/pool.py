@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
 from adagrpo_ray.adapter import AdapterWeights
-from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError, first_line
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.types import Completion, GenerationRequest
 
@@ -210,4 +210,4 @@ async def answer(member: Member, reference: Any) -> Any:
         raise RolloutError(f"{member.name} failed: {str(error).strip().splitlines()[-1]}") from error
     except RayActorError as error:
         # The first line says how it ended; many more say what may have been the cause.
-        raise ActorLostError(f"{member.name} died: {str(error).strip().splitlines()[0]}") from error
+        raise ActorLostError(f"{member.name} died: {first_line(error)}") from error

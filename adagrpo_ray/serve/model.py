@@ -15,9 +15,8 @@ import numpy as np
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import PhaseSettings, SamplingSettings
-from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelError, RolloutError
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelError, RolloutError, first_line
 from adagrpo_ray.learner.adapters import Adapter, check_fit, read_adapter, weights_file
-from adagrpo_ray.model.folder import first_line
 from adagrpo_ray.model.load import linear_shapes, load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.rollout.engine import Piece, RolloutEngine
 from adagrpo_ray.serve.conversation import Rendered, Side

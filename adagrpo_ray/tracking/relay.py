@@ -10,6 +10,7 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 
+from adagrpo_ray.errors import first_line
 from adagrpo_ray.observe.observer import Observer
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
 from adagrpo_ray.observe.runs import RunHistory
@@ -115,8 +116,7 @@ class Relay(Observer):
             if not self._given_up:
                 self._tracker.close(self._state)
         except BaseException as error:  # whatever a package raises, SystemExit among it
-            said = str(error).strip() or repr(error)
-            self._let_go(said.splitlines()[0])
+            self._let_go(first_line(error))
 
     def _replay(self) -> None:
         """Tell the tracker what the folder held when this program began, in the order in which it was told."""
