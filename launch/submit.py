@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
+from follow import follow, say
 from train import DEFAULT
 from train import parse as parse_training
 
@@ -31,7 +31,7 @@ from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError, first_l
 from adagrpo_ray.jobs import is_lasting
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient
+    from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).resolve().parent.parent
 """What is uploaded, without what .rayignore and .gitignore name."""
@@ -201,55 +201,6 @@ def connect(address: str) -> JobSubmissionClient:
         raise ConfigError(f"--address {address!r} must begin with http:// or https://, as in {LOCAL}")
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS of this shell overrules what was asked for
     return JobSubmissionClient(address)
-
-
-async def follow(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Show the log until the job has ended; the first Ctrl-C stops the job, the second cancels this task."""
-    loop, task, asked = asyncio.get_running_loop(), asyncio.current_task(), False
-
-    def interrupted() -> None:
-        nonlocal asked
-        if asked and task:
-            task.cancel()
-            return
-        asked = True
-        try:
-            client.stop_job(job)
-        except (RuntimeError, OSError) as error:
-            say(f"cannot ask the cluster to stop the job ({first_line(error)}); Ctrl-C again leaves it running")
-        else:
-            say("asked the cluster to stop the job, which may write a checkpoint first; Ctrl-C again leaves it to that")
-
-    loop.add_signal_handler(signal.SIGINT, interrupted)
-    waiting_for, shown = None, 0
-    while (info := client.get_job_info(job)).status == "PENDING":
-        if info.message != waiting_for:
-            waiting_for = info.message
-            say(f"pending: {waiting_for}")
-        await asyncio.sleep(0.5)
-    while True:
-        shown = await _show_log(client, job, shown)
-        info = client.get_job_info(job)
-        if info.status.is_terminal():
-            return info
-        await asyncio.sleep(1)  # the connection broke, not the job
-
-
-async def _show_log(client: JobSubmissionClient, job: str, shown: int) -> int:
-    """Print the log after its first `shown` characters, for as long as the connection holds; how many now are."""
-    seen = 0
-    try:
-        async for text in client.tail_job_logs(job):
-            print(text[max(0, shown - seen) :], end="", flush=True)
-            seen += len(text)
-            shown = max(shown, seen)
-    except (RuntimeError, OSError):
-        pass
-    return shown
-
-
-def say(text: str) -> None:
-    print(f"submit: {text}", flush=True)
 
 
 def submit(options: argparse.Namespace) -> int:
