@@ -419,6 +419,8 @@ def test_the_default_is_the_newest_runs_model(runs: Path, tmp_path: Path) -> Non
     assert default_config(str(runs), None, [], TINY).model.path == "some/model"
     assert default_config(str(runs), str(TINY), ["run.seed=3"], TINY).run.seed == 3
     assert default_config(str(tmp_path / "nothing"), None, [], TINY).model.path == "tiny"
+    (runs / "second/config.yaml").write_text("surprise: 1\n")
+    assert default_config(str(runs), None, [], TINY).model.path == "tiny"
 
 
 def test_another_model_is_served_by_the_same_settings_but_for_trust() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,9 +43,11 @@ class Base:
 
 
 def default_config(root: str, file: str | None, overrides: Sequence[str], fallback: Path) -> Config:
-    """The settings in `file`, else those of the newest run in `root`, else those in `fallback`, with `overrides`."""
-    newest = next((path / CONFIG for path in find(root) if (path / CONFIG).is_file()), fallback)
-    return load_config(file or newest, overrides)
+    """The settings in `file`, else those of the newest run in `root`, else those in `fallback`, with `overrides`.
+
+    A run whose settings this version does not know is passed over.
+    """
+    return load_config(file or next((path / CONFIG for path in find(root) if _known(path)), fallback), overrides)
 
 
 def offers(root: str, default: Config) -> tuple[Base, ...]:
@@ -93,21 +96,26 @@ def _identity(config: Config) -> str:
 
 
 def _runs(root: str) -> list[Run]:
-    runs = []
     try:
         folders = find(root)
     except HistoryError:
         return []
+    runs = []
     for folder in folders:
-        try:
-            runs.append(Run(folder.name, _config(folder / CONFIG), _adapters(folder)))
-        except (ConfigError, OSError):
-            continue
+        config = _known(folder)
+        with suppress(OSError):  # what is in it is somebody else's
+            if config is not None:
+                runs.append(Run(folder.name, config, _adapters(folder)))
     return runs
 
 
-def _config(file: Path) -> Config:
-    return _config_as_of(file, file.stat().st_mtime_ns)
+def _known(folder: Path) -> Config | None:
+    """The settings of the run in `folder`; None where there are none, or another version's."""
+    file = folder / CONFIG
+    try:
+        return _config_as_of(file, file.stat().st_mtime_ns)
+    except (ConfigError, OSError):
+        return None
 
 
 @lru_cache(maxsize=1024)
