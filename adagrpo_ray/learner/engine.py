@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from adagrpo_ray.algorithm.loss import LossSums, Tokens, policy_loss
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET
+from adagrpo_ray.learner.gather import init_method
 from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Policy
@@ -91,7 +92,13 @@ class LearnerEngine:
         # An extra for several CPU ranks on one machine, compiled at first use; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.manual_seed(config.run.seed)
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        deepspeed.init_distributed(
+            dist_backend="nccl" if cuda else "gloo",
+            verbose=False,
+            init_method=init_method(*master),
+            rank=rank,
+            world_size=world_size,
+        )
         peft_model = load_policy(model_path, config)
         if config.learner.gradient_checkpointing:
             peft_model.enable_input_require_grads()
