@@ -268,9 +268,7 @@ def test_a_turn_starts_the_model_uses_the_adapter_and_has_both_sides_answer(toke
     assert [said.by for said in (steps[-1][0].base[-1], steps[-1][0].adapter[-1])] == ["a/b", "an adapter"]
 
 
-@pytest.mark.parametrize(
-    ("adapter", "told"), [(None, "no adapter is chosen"), (Path("gone"), "holds no adapter_model")]
-)
+@pytest.mark.parametrize(("adapter", "told"), [(None, "no adapter is chosen"), (Path("gone"), "is no folder")])
 def test_without_an_adapter_the_base_answers_alone(tokenizer: Any, adapter: Path | None, told: str) -> None:
     said = last_words(ask(Engine(tokenizer), adapter))
     assert said["base"] == ("base speaks", "stop")

@@ -75,11 +75,14 @@ def test_a_guard_of_some_children_kills_no_others() -> None:
 
 
 IN_A_TERMINAL = """
+import time
 from adagrpo_ray.children import ChildGuard
 
 guard = ChildGuard()
 try:
-    input("ready")
+    print("ready", flush=True)
+    while True:  # a signal just before a wait does not end it
+        time.sleep(0.1)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 guard.dismiss()

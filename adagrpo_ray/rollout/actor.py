@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import numpy as np
 import ray
 
 from adagrpo_ray.adapter import AdapterWeights
@@ -14,7 +13,7 @@ from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.network import use_node_address
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
 from adagrpo_ray.rollout.gauges import RolloutGauges
-from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
+from adagrpo_ray.types import Completion, GenerationRequest
 
 SHOW_INTERVAL_S = 1.0
 
@@ -27,16 +26,12 @@ class RolloutActor:
         return str(ray.get_runtime_context().get_node_id())
 
     async def start(self, model: ModelFiles, max_model_len: int, config: Config, name: str = "rollout actor") -> None:
-        """Load the engine and generate once, so that what is compiled late is compiled now.
-
-        Ray's metrics have it under `name`.
-        """
+        """Load the engine and warm it up. Ray's metrics have it under `name`."""
         use_node_address()
         self._guard = ChildGuard()  # first, since this process may be killed while the engine's starts
         self._engine = await RolloutEngine.start(model.here(), max_model_len, config)
         self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
-        some_tokens = np.zeros(4, np.int32)
-        await self._engine.generate(GenerationRequest("warm-up", some_tokens, 2, SamplingParams(), 2, seed=0))
+        await self._engine.warm_up()
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's n completions."""

@@ -120,6 +120,11 @@ class RolloutEngine:
         """How much the engine had to do in its last decoding step: `gauges.GAUGES` says what there is."""
         return self._load.values
 
+    async def warm_up(self) -> None:
+        """Generate a little, so that what is compiled late is compiled now, however long that takes."""
+        request = GenerationRequest("warm-up", np.zeros(4, np.int32), 2, OurParams(), 2, seed=0)
+        await self._last(request, self._params(request), self._lora)
+
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's n completions, under the version in force when it came in; see `apply` for mode `merged`."""
         from vllm.sampling_params import RequestOutputKind
