@@ -42,14 +42,15 @@ FLOAT32 = {"dtype": "float32"}
 
 # --- tokens ---
 
-# Ray takes 127.0.0.1 for the address by which others reach the node, where a Ray of our own does not listen.
-AS_IT_IS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Ray takes 127.0.0.1 for the address by which others reach the node, where a Ray of our own does not listen; and who is
+# refused tries twenty times.
+SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_NUM_REDIS_GET_RETRIES": "3"}
 CLIENT = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(ray.cluster_resources()['CPU'])"
 
 
 def client(address: str, home: Path, **token: str) -> subprocess.CompletedProcess[str]:
     """Another program of this machine that joins the cluster, with a home folder that has no token."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | AS_IT_IS | token
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | SETTINGS | token
     env |= {"HOME": str(home)}
     command = [sys.executable, "-c", CLIENT, address]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
@@ -63,7 +64,7 @@ def listening(*processes: psutil.Process) -> set[tuple[str, int]]:
 
 def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProcess[str]:
     """A run of the program that is to join the cluster."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | AS_IT_IS | token
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | SETTINGS | token
     env |= {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")), "HOME": str(folder)}
     command = [
         sys.executable,
