@@ -64,7 +64,7 @@ def _check_port(port: int, joined: str | None) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
+            probe.bind(("127.0.0.1", port))  # where a Ray of our own listens
         except OSError as error:
             raise ConfigError(f"{key} cannot be used ({error.strerror}); choose another port") from None
 
