@@ -117,8 +117,8 @@ def test_two_runs_are_compared_in_the_same_plots(page: Any) -> None:
 def test_curves_can_be_over_generated_tokens(page: Any) -> None:
     assert "generated tokens" not in page.locator("#runs-curves figure").first.inner_html()
     page.click("#runs-axis label:has-text('generated tokens')")
-    page.wait_for_selector("#runs-curves figure >> text=generated tokens")
-    assert "100 k" in page.locator("#runs-curves figure").first.text_content()
+    page.wait_for_selector("#runs-curves figure:first-of-type >> text=generated tokens")
+    until(lambda: "100 k" in page.locator("#runs-curves figure").first.text_content())
 
 
 def test_groups_are_filtered(page: Any) -> None:
