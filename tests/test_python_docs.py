@@ -70,7 +70,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.chdir(folder)
         stack.enter_context(own_token())
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         stack.callback(ray.shutdown)
         made: list[Actors] = []
 

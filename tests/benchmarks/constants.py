@@ -58,7 +58,7 @@ def measure(config: Config, inputs: Inputs) -> tuple[Constants, list[int], list[
         scoring = loop.run(scorer(config, inputs, answers))
     completions = [completion for answer in answers for completion in answer]
     controller = [scoring.pop("handing_over"), sampler(config, inputs, completions)]
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         actors = _trivial_actors(completions[: max(COMPLETIONS)])
         in_store, packing = store(), batches(config, inputs, completions, ray.put)

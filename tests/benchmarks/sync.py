@@ -151,7 +151,13 @@ def run(actors: int, versions: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"actors": actors, "versions": versions, "shape": QWEN3, "modes": {}}
     with tempfile.TemporaryDirectory() as name:
         shape = write_base_model(Path(name))
-        ray.init(num_cpus=max(2, actors), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address="local",
+            num_cpus=max(2, actors),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
         try:
             for mode in MODES:
                 try:
