@@ -22,7 +22,7 @@ ui: setup  ## chat with trained models and look at runs in a browser; ARGS="--po
 test: setup-dev  ## run the tests, two files at a time; ARGS="-k name" picks some
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not ui" $(ARGS)
 
-test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults (15 minutes)
+test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults (25 minutes)
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-ui: setup-dev  ## the web pages in headless Chromium, which apt-get installs where there is none (5 minutes)

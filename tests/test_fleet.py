@@ -167,6 +167,7 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
     cluster: Cluster,
     model_path: str,
