@@ -114,6 +114,15 @@ def test_odd_curves_are_drawn_too(points: tuple[tuple[float, float], ...]) -> No
         assert not re.search(r"\b(nan|inf)\b", page)
 
 
+@pytest.mark.parametrize(
+    ("last", "expected"), [(1, ["0", "1"]), (3, ["0", "1", "2", "3"]), (15, ["0", "5", "10", "15"])]
+)
+def test_there_is_no_half_a_step(last: int, expected: list[str]) -> None:
+    drawn = Plot("p", (Curve("a", "reward", 0, ((float(last), 0.3),)),))
+    texts = svgs(plot.page(["a"], [drawn], "step"))[0].iter("text")
+    assert [text.text for text in texts if text.get("y") == str(plot.BOTTOM + 14)] == expected
+
+
 def test_the_pointer_reads_every_curve_at_its_place() -> None:
     drawn = Plot("p", (Curve("one", "rung 0", 0, ((1, 3.0), (100, 7.0))), Curve("two", "rung 0", 0, ((50, 4.0),))))
     titles = [title.text for title in svgs(plot.page(["one", "two"], [drawn], "step"))[0].iter("title")]
@@ -172,7 +181,8 @@ def test_results_stand_side_by_side() -> None:
     assert rows["steps"] == ["1 of 9", "2 of 2"]
     assert rows["state"] == ["not ended", "ended"]
     assert rows["held-out accuracy before"] == ["-", "0.250"]
-    assert rows["held-out accuracy, last"] == ["- (-)", "0.500 (+0.250)"]
+    assert rows["held-out accuracy, last"] == ["-", "0.500"]
+    assert rows["change"] == ["-", "+0.250"]
     assert rows["mean reward, last 10 steps"][1] == "0.125"
     assert rows["generated tokens"][1] == "1,000"
     assert rows["generated tokens a second"][1] == "250"

@@ -264,7 +264,9 @@ class RolloutEngine:
     async def stop(self) -> None:
         """End the engine's processes."""
         self._engine.shutdown()
-        self._engine = None  # its own finalizer would shut down once more
+        # Its finalizer does it once more, and fails where that is at the end of Python, of which little is left then.
+        self._engine.shutdown = lambda: None
+        self._engine = None
 
 
 @contextmanager

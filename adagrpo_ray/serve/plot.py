@@ -128,7 +128,8 @@ def _grid(across: _Scale, up: _Scale, axis: Axis) -> str:
         y = up(value)
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y}" x2="{RIGHT}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 5}" y="{y}" text-anchor="end" dominant-baseline="middle">{short(value)}</text>')
-    for value in ticks(across.low, across.high, 6):
+    whole = [value for value in ticks(across.low, across.high, 6) if abs(value - round(value)) < 1e-9]
+    for value in whole:  # there is no half a step
         x = across(value)
         parts.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{BOTTOM}"/>')
         parts.append(f'<text x="{x}" y="{BOTTOM + 14}" text-anchor="middle">{short(value)}</text>')
