@@ -44,6 +44,7 @@ def served(state: Path, *arguments: str, end: int = signal.SIGTERM) -> Iterator[
             assert ui.wait(timeout=60) == 0
             _, left = psutil.wait_procs(started, timeout=20)
             assert [title(process) for process in left] == []
+            assert "Traceback" not in ui.stdout.read().partition("ended\n")[2]
         finally:
             ui.kill()
 
