@@ -12,6 +12,7 @@ AdaGRPOError
 ├── LearnerLostError a learner rank is gone; the run can go on from its last checkpoint
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
+├── RecordError      a figure is infinite or NaN, which is a fault of this library
 ├── HistoryError     a run folder cannot be read back, or is none
 ├── ChatError        a message cannot be answered, or a conversation cannot be kept
 ├── TrackingError    a tracker cannot take the run, which goes on without it
@@ -68,6 +69,10 @@ class SyncError(AdaGRPOError, RuntimeError):
 
 class CheckpointError(AdaGRPOError, RuntimeError):
     """A checkpoint cannot be written, is damaged, or does not fit the run."""
+
+
+class RecordError(AdaGRPOError, ValueError):
+    """A figure is infinite or NaN, which is a fault of this library."""
 
 
 class HistoryError(AdaGRPOError, ValueError):

@@ -16,13 +16,22 @@ from adagrpo_ray.authentication import takes_token
 from adagrpo_ray.cluster import Actors, actors, any_dead, connect, get
 from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import AdaGRPOError, ExtensionError, LearnerLostError, RewardError, RolloutError, StoppedError
+from adagrpo_ray.errors import (
+    AdaGRPOError,
+    ExtensionError,
+    LearnerLostError,
+    RecordError,
+    RewardError,
+    RolloutError,
+    StoppedError,
+)
 from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.memory import settled
 from adagrpo_ray.model.card import Facts, adapter_card, package_versions
 from adagrpo_ray.model.identity import identify
 from adagrpo_ray.nodes import check_shared
 from adagrpo_ray.observe import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
+from adagrpo_ray.observe.measured import ratio
 from adagrpo_ray.placement import Placement, address
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
@@ -91,7 +100,7 @@ def train_on(
     run = _Run(running, config, folder, observer, stop or Stop(), home or str(folder), card)
     try:
         return run.finish(past)
-    except (StoppedError, RewardError, RolloutError, ExtensionError) as error:
+    except (StoppedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
         kept = run.keep()
         raise type(error)(f"{error}; {kept}") from error
 
@@ -179,20 +188,20 @@ class _Run:
         sync, *_ = self._on_all("sync", step)
         ended = time.perf_counter()
         sums = {field.name: sum(r.sums[field.name] for r in reports) for field in fields(LossSums)}
-        weight = sums["weight"] or math.nan  # nan: nothing was trained on
+        weight = sums["weight"]
         record = StepRecord(
             step=step,
             seconds=ended - began,
             **asdict(collected.figures),
             trained_tokens=collected.trained_tokens,
-            loss=sums["loss"],
-            kl=sums["kl"] / weight,
-            clip_share=sums["clipped"] / weight,
-            behaviour_gap=sums["gap"] / weight,
-            correction_mean=sums["correction"] / weight,
-            capped_share=sums["capped"] / weight,
-            grad_norm=reports[0].grad_norm if reports else 0.0,
-            learning_rate=reports[0].learning_rate if reports else 0.0,
+            loss=sums["loss"] if reports else None,
+            kl=ratio(sums["kl"], weight) if self._config.algorithm.loss.beta > 0 else None,
+            clip_share=ratio(sums["clipped"], weight),
+            behaviour_gap=ratio(sums["gap"], weight),
+            correction_mean=ratio(sums["correction"], weight),
+            capped_share=ratio(sums["capped"], weight),
+            grad_norm=reports[0].grad_norm if reports else None,
+            learning_rate=reports[0].learning_rate if reports else None,
             weight_version=sync.version,
             sync_bytes=sync.sent_bytes,
             rollout_actors=collected.rollout_actors,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ STEP = StepRecord(
     step=1,
     seconds=0.5,
     reward_mean=0.25,
-    reward_by_function={"exact": 0.25, "length": math.nan},
+    reward_by_function={"exact": 0.25, "length": None},
     accuracy=0.375,
     groups_ready=6,
     groups_waiting=2,
@@ -39,8 +38,8 @@ STEP = StepRecord(
     completion_length=50.0,
     group_size=6.5,
     loss=0.01,
-    kl=math.nan,
-    grad_norm=math.inf,
+    kl=None,
+    grad_norm=None,
     learning_rate=3e-4,
     clip_share=0.02,
     behaviour_gap=0.001,
@@ -68,7 +67,7 @@ def step(number: int, **changes: Any) -> StepRecord:
         STEP,
         step=number,
         reward_mean=better,
-        reward_by_function={"exact": better, "length": math.nan},
+        reward_by_function={"exact": better, "length": None},
         accuracy=better,
         accuracy_by_level={"2 digits": 0.75, "5 digits": 0.0},
         resamples_by_level={"2 digits": 1, "5 digits": 3},
@@ -103,9 +102,9 @@ def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, t
             finish_reason="stop",
             weight_version=1,
             reward=reward,
-            rewards={"exact": reward, "length": math.nan},
+            rewards={"exact": reward, "length": None},
             correct=reward > 0,
-            advantage=reward - mean if trained else math.nan,
+            advantage=reward - mean if trained else None,
         )
         for number, reward in enumerate(rewards)
     )

@@ -410,5 +410,5 @@ class TestFindPast:
             "tokens_per_informative_group": 800.0,
             "groups_exhausted": 2,
         }
-        assert math.isnan(retries([]).tokens_per_informative_group)
+        assert retries([]).tokens_per_informative_group is None
         assert found.weight_version == STEP.weight_version

@@ -62,9 +62,9 @@ def test_a_ladder_that_grew_counts_no_resamples_before() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    records = (step(1, reward_mean=math.nan), step(2, reward_mean=0.5))
+    records = (step(1, reward_mean=None), step(2, reward_mean=0.5))
     found = curves([RunHistory("a", Path("a"), {}, records, (), None, ())])
-    assert found["a", "reward"].points == ((2, 0.5),)
+    assert found["a", "reward"].points == ((1, None), (2, 0.5))
     assert found["a", "held-out"].points == ()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import subprocess
 import sys
@@ -222,8 +221,8 @@ class TestStates:
         assert run.summary.steps == 13
 
     def test_nothing_was_measured(self, tmp_path: Path) -> None:
-        """NaN wherever a record may have it, no reward function, no level, no rung."""
-        unknown = {f.name: math.nan for f in fields(StepRecord) if f.type == "float"}
+        """None wherever a record may have it, no reward function, no level, no rung."""
+        unknown = {f.name: None for f in fields(StepRecord) if f.type == "float | None"}
         empty = {f.name: {} for f in fields(StepRecord) if str(f.type).startswith("Mapping")}
         nothing = step(1, **{**unknown, **empty, "resamples": (), "rescued": (), "seconds": 0.0})
         folder = make(tmp_path / "run", [replace(nothing, step=n) for n in range(1, 61)], ended=False)

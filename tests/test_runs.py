@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def test_figures_that_a_run_before_did_not_measure_are_unknown(tmp_path: Path) -
     old = {name: value for name, value in step(1).to_dict().items() if name != "group_size"}
     append(folder / "metrics.jsonl", json.dumps(old) + "\n")
     (record,) = load(folder).steps
-    assert math.isnan(record.group_size)
+    assert record.group_size is None
     assert record.staleness == step(1).staleness
 
 

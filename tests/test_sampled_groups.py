@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from dataclasses import replace
@@ -141,7 +140,7 @@ def test_methods_without_a_ladder_say_what_they_do() -> None:
 
 
 def test_rewards_that_are_unknown_are_called_so() -> None:
-    unknown = replace(FAILED, completions=tuple(replace(c, reward=math.nan, rewards={}) for c in FAILED.completions))
+    unknown = replace(FAILED, completions=())
     sample = group(1, unknown, RESCUE)
     assert "best reward unknown" in why(sample, 0, settings())
     above = {"kind": "any_above", "reward": "exact", "threshold": 0.5}

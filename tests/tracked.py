@@ -37,7 +37,7 @@ def measured(number: int) -> EvaluationRecord:
 
 
 def sample(number: int) -> GroupSample:
-    said = CompletionSample(f"it is {number}", 3, "stop", 0, 1.0, {"exact": 1.0}, True, float("nan"))
+    said = CompletionSample(f"it is {number}", 3, "stop", 0, 1.0, {"exact": 1.0}, True, None)
     return replace(SAMPLE, step=number, attempts=(AttemptSample(-1, SamplingParams(), (said,)),))
 
 

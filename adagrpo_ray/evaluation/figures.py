@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.estimators import bootstrap_means, pass_at_k, powers_of_two, wilson
 from adagrpo_ray.evaluation.results import ProblemResult
-from adagrpo_ray.observe.records import Record
+from adagrpo_ray.observe.record import Record
 
 DRAWS, SEED = 2000, 0
 CONFIDENCE = (
@@ -25,11 +24,11 @@ LENGTHS = ("tokens", "characters")
 
 @dataclass(frozen=True)
 class Estimate(Record):
-    """A mean over problems and its 95 % interval, which is NaN where there is one problem only."""
+    """A mean over problems and its 95 % interval, which is None where there is one problem only."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -168,9 +167,9 @@ def _estimates(
     found = {}
     for column, name in enumerate(names):
         own = values[:, column]
-        interval = (float(low[column]), float(high[column]))
+        interval: tuple[float | None, float | None] = (float(low[column]), float(high[column]))
         if len(own) < 2:
-            interval = (math.nan, math.nan)
+            interval = (None, None)
         elif shares and name not in LENGTHS and (own == own[0]).all() and own[0] in (0.0, 1.0):
             interval = wilson(int(own.sum()), len(own))
         found[name] = Estimate(float(own.mean()), *interval)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -121,7 +120,7 @@ def _about(comparison: Comparison) -> str:
 def _shown(estimate: Estimate, name: str, *, signed: bool = False) -> str:
     """The value and its interval: "0.512 [0.441, 0.583]", lengths with one decimal."""
     form = f"{'+' if signed else ''}.{1 if name in LENGTHS else 3}f"
-    if math.isnan(estimate.low):
+    if estimate.low is None or estimate.high is None:
         return f"{estimate.value:{form}}"
     return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 

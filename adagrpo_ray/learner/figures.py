@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from adagrpo_ray.learner.collection import Collection
+from adagrpo_ray.observe.measured import known, mean, measured
 from adagrpo_ray.observe.records import SamplingFigures
 
 
@@ -24,13 +24,13 @@ def sampling_figures(
     lost = [f for f in collection.failed if f.dropped]  # no attempt holds what was generated for them
     rungs = range(max(height, max(resamples, default=-1) + 1))
     correct = [(g.prompt.level, float(g.last.correct.mean())) for g in first]
-    flat_before = [(g.prompt.level, float(np.ptp(g.last.rewards) == 0.0)) for g in first]
+    flat_before = [(g.prompt.level, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
     flat_after = [(g.prompt.level, float(g.statistics.std == 0.0)) for g in trained]
     scores = np.concatenate([g.last.rewards_by_function for g in first]) if first else np.empty((0, len(functions)))
     return SamplingFigures(
-        reward_mean=_mean(float(r) for g in first for r in g.last.rewards),
-        reward_by_function={name: _mean(scores[:, i].tolist()) for i, name in enumerate(functions)},
-        accuracy=_mean(value for _, value in correct),
+        reward_mean=mean(float(r) for g in first for r in g.last.rewards),
+        reward_by_function={name: mean(map(known, scores[:, i].tolist())) for i, name in enumerate(functions)},
+        accuracy=mean(value for _, value in correct),
         accuracy_by_level=_by_level(correct),
         groups_ready=len(collection.ready),
         groups_waiting=len(collection.waiting),
@@ -41,17 +41,17 @@ def sampling_figures(
         resamples=tuple(resamples[rung] for rung in rungs),
         resamples_by_level=dict(Counter(g.prompt.level for g in resampled)),
         rescued=tuple(rescued[rung] for rung in rungs),
-        flat_before=_mean(value for _, value in flat_before),
-        flat_after=_mean(value for _, value in flat_after),
+        flat_before=mean(value for _, value in flat_before),
+        flat_after=mean(value for _, value in flat_after),
         flat_before_by_level=_by_level(flat_before),
         flat_after_by_level=_by_level(flat_after),
         informative_groups=sum(not value for _, value in flat_after),
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
         # The step before this one made the version that this one trains.
-        staleness=_mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
-        completion_length=_mean(float(len(c.token_ids)) for g in collection.attempts for c in g.last.completions),
-        group_size=_mean(float(g.size) for g in first),
+        staleness=mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
+        completion_length=mean(float(len(c.token_ids)) for g in collection.attempts for c in g.last.completions),
+        group_size=mean(float(g.size) for g in first),
     )
 
 
@@ -59,10 +59,4 @@ def _by_level(values: Sequence[tuple[str, float]]) -> dict[str, float]:
     levels: dict[str, list[float]] = defaultdict(list)
     for level, value in values:
         levels[level].append(value)
-    return {level: _mean(levels[level]) for level in sorted(levels)}
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN; NaN where there are none."""
-    known = [v for v in values if not math.isnan(v)]
-    return math.fsum(known) / len(known) if known else math.nan
+    return measured({level: mean(levels[level]) for level in sorted(levels)})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.learner.batch import picked
 from adagrpo_ray.learner.collection import Collection
+from adagrpo_ray.observe.measured import known
 from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample, Outcome, well_formed
 from adagrpo_ray.types import Attempt, Completion, Group
 
@@ -73,9 +73,9 @@ def _completions(
             finish_reason=completion.finish_reason,
             weight_version=completion.weight_version,
             reward=float(reward),
-            rewards=dict(zip(functions, scores.tolist(), strict=True)),
+            rewards=dict(zip(functions, map(known, scores.tolist()), strict=True)),
             correct=bool(correct),
-            advantage=advantages.get(completion, math.nan),
+            advantage=advantages.get(completion),
         )
         for completion, reward, scores, correct in zip(
             attempt.completions, attempt.rewards, attempt.rewards_by_function, attempt.correct, strict=True

@@ -5,7 +5,6 @@ Text from records alone. `card_sections` has the tables and code that cards are 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +67,7 @@ def adapter_card(facts: Facts) -> str:
     """The card of the adapter that a run leaves."""
     config, base, summary = facts.config, facts.base, facts.summary
     gain = ""
-    if not math.isnan(summary.accuracy_after - summary.accuracy_before):
+    if summary.accuracy_before is not None and summary.accuracy_after is not None:
         gain = f" Held-out accuracy: {summary.accuracy_before:.3f} before, {summary.accuracy_after:.3f} after."
     title = f"# {summary.name}\n\n" + (
         f"A LoRA adapter for {sections.base_in_words(base)}, trained on {sections.data_in_words(config)} with "
@@ -114,8 +113,8 @@ def _adapter_head(facts: Facts) -> dict[str, Any]:
     head |= {"license": base.license} if base.license else {}
     head |= {"datasets": [source]} if on_hub else {}
     head["tags"] = [*dict.fromkeys(["lora", "grpo", config.algorithm.name, "reinforcement-learning", OURS])]
-    if not math.isnan(summary.accuracy_after):
-        head["model-index"] = [_result(facts, source if on_hub else None)]
+    if summary.accuracy_after is not None:
+        head["model-index"] = [_result(facts, source if on_hub else None, summary.accuracy_after)]
     head[OURS] = {"base_fingerprint": base.fingerprint, "base_revision": base.revision}
     return head
 
@@ -132,9 +131,9 @@ def _merged_head(base: ModelIdentity, adapter: Mapping[str, Any]) -> dict[str, A
     return {**head, **own, OURS: {"base_fingerprint": base.fingerprint, "base_revision": base.revision}}
 
 
-def _result(facts: Facts, dataset: str | None) -> dict[str, Any]:
+def _result(facts: Facts, dataset: str | None, accuracy: float) -> dict[str, Any]:
     """The entry of the Hub's `model-index`."""
-    data, value = facts.config.data, round(facts.summary.accuracy_after, 4)
+    data, value = facts.config.data, round(accuracy, 4)
     task = {"type": "text-generation", "name": "Text Generation"}
     named = {"type": dataset or "held-out", "name": f"held-out prompts of {sections.source_name(data.source)}"}
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -15,7 +14,7 @@ from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.prompts import ARITHMETIC
 from adagrpo_ray.data.source import FILES
 from adagrpo_ray.model.identity import TINY, ModelIdentity
-from adagrpo_ray.observe.figures import change, levels, number, rungs
+from adagrpo_ray.observe.figures import change, levels, number, rungs, whole
 from adagrpo_ray.observe.records import Summary
 from adagrpo_ray.types import SamplingParams
 
@@ -173,7 +172,7 @@ def training(config: Config) -> str:
 def results(config: Config, summary: Summary) -> str:
     """Held-out accuracy before and after, what resampling cost and brought, tokens."""
     e = config.evaluation
-    if math.isnan(summary.accuracy_before) and math.isnan(summary.accuracy_after):
+    if summary.accuracy_before is None and summary.accuracy_after is None:
         measured = "Held-out accuracy was not measured.\n"
     else:
         names = levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after])
@@ -181,7 +180,7 @@ def results(config: Config, summary: Summary) -> str:
         rows = [("all", *_compared(summary.accuracy_before, summary.accuracy_after), str(sum(summary.resamples)))] + [
             (
                 name,
-                *_compared(before.get(name, math.nan), after.get(name, math.nan)),
+                *_compared(before.get(name), after.get(name)),
                 str(summary.resamples_by_level.get(name, 0)),
             )
             for name in names
@@ -190,14 +189,13 @@ def results(config: Config, summary: Summary) -> str:
             f"Share of right completions on held-out prompts, {e.samples} for each at temperature "
             f"{e.sampling.temperature:g}.\n\n" + _table(("class", "before", "after", "change", "resamples"), rows)
         )
-    informative = summary.tokens_per_informative_group
     cost = _table(
         ("", ""),
         [
             ("steps", f"{summary.steps} in {summary.seconds:,.0f} s"),
             ("tokens generated", f"{summary.generated_tokens:,}, of which {summary.extra_tokens:,} by resamples"),
             ("tokens trained on", f"{summary.trained_tokens:,}"),
-            ("tokens for each group with spread", "-" if math.isnan(informative) else f"{informative:,.0f}"),
+            ("tokens for each group with spread", whole(summary.tokens_per_informative_group)),
             ("resamples by rung", rungs(summary.resamples)),
             ("of these met the criterion", rungs(summary.rescued)),
             ("groups that never did", str(summary.groups_exhausted)),
@@ -244,7 +242,7 @@ def _ladder(config: Config) -> str:
     return _table(("steps", "rung", "times", *(kind.replace("_", " ") for kind in kinds), "after the thought"), rows)
 
 
-def _compared(before: float, after: float) -> tuple[str, str, str]:
+def _compared(before: float | None, after: float | None) -> tuple[str, str, str]:
     return number(before), number(after), change(before, after)
 
 

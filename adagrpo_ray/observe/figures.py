@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
-
-def number(value: float) -> str:
-    """Three decimals, or '-' for what was not measured."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+LARGE = 1e6
+"""From here on three decimals say nothing, and a number is shown with an exponent."""
 
 
-def change(before: float, after: float) -> str:
+def number(value: float | None, form: str = ".3f") -> str:
+    """Three decimals, or as `form` has it; '-' for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{value:{form.replace('f', 'e') if abs(value) >= LARGE else form}}"
+
+
+def whole(value: float | None) -> str:
+    """No decimals, with commas; '-' for what was not measured."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def change(before: float | None, after: float | None) -> str:
     """The signed difference, or '-' where one side was not measured."""
-    return "-" if math.isnan(after - before) else f"{after - before:+.3f}"
+    return "-" if before is None or after is None else number(after - before, "+.3f")
 
 
 def duration(seconds: float) -> str:

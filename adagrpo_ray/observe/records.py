@@ -1,6 +1,7 @@
 """What is measured, as frozen dataclasses, and the sum of a run.
 
-A figure that was not measured is NaN, and null in JSON. A level of "" holds the prompts that have none.
+A figure that was not measured is None, and null in JSON; no record takes infinity or NaN. A level of "" holds the
+prompts that have none.
 """
 
 from __future__ import annotations
@@ -8,29 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
-
-@dataclass(frozen=True)
-class Record:
-    """Base of all records: its fields, in their order, are the keys of its JSON."""
-
-    def to_dict(self) -> dict[str, object]:
-        """The record in JSON's own types."""
-        return {field.name: _jsonable(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The record whose `to_dict` gave `values`, null being NaN again; KeyError where one is missing.
-
-        A field with a default may be: earlier versions did not measure it.
-        """
-        wanted = (f.name for f in fields(cls) if f.name in values or f.default is MISSING)
-        return cls(**{name: _recorded(values[name]) for name in wanted})
+from adagrpo_ray.observe.measured import mean, measured, ratio
+from adagrpo_ray.observe.record import Record
 
 
 @dataclass(frozen=True)
@@ -47,9 +32,9 @@ class SamplingFigures(Record):
     a first attempt.
     """
 
-    reward_mean: float
-    reward_by_function: Mapping[str, float]
-    accuracy: float
+    reward_mean: float | None
+    reward_by_function: Mapping[str, float | None]
+    accuracy: float | None
     accuracy_by_level: Mapping[str, float]
     groups_ready: int
     groups_waiting: int
@@ -60,16 +45,16 @@ class SamplingFigures(Record):
     resamples: tuple[int, ...]
     resamples_by_level: Mapping[str, int]
     rescued: tuple[int, ...]
-    flat_before: float
-    flat_after: float
+    flat_before: float | None
+    flat_after: float | None
     flat_before_by_level: Mapping[str, float]
     flat_after_by_level: Mapping[str, float]
     informative_groups: int
     generated_tokens: int
     extra_tokens: int
-    staleness: float
-    completion_length: float
-    group_size: float = field(default=math.nan, kw_only=True)
+    staleness: float | None
+    completion_length: float | None
+    group_size: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -85,14 +70,14 @@ class StepRecord(SamplingFigures):
     step: int
     seconds: float
     trained_tokens: int
-    loss: float
-    kl: float
-    grad_norm: float
-    learning_rate: float
-    clip_share: float
-    behaviour_gap: float
-    correction_mean: float
-    capped_share: float
+    loss: float | None
+    kl: float | None
+    grad_norm: float | None
+    learning_rate: float | None
+    clip_share: float | None
+    behaviour_gap: float | None
+    correction_mean: float | None
+    capped_share: float | None
     weight_version: int
     sync_bytes: int
     rollout_actors: int
@@ -123,7 +108,7 @@ class Interval(Record):
     first: int
     last: int
     resamples: int
-    reward_mean: float
+    reward_mean: float | None
 
     def to_dict(self) -> dict[str, object]:
         """The interval with `from` and `to` as its keys, which Python cannot have as names of fields."""
@@ -131,13 +116,13 @@ class Interval(Record):
             "from": self.first,
             "to": self.last,
             "resamples": self.resamples,
-            "reward_mean": _jsonable(self.reward_mean),
+            "reward_mean": self.reward_mean,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The interval whose `to_dict` gave `values`; KeyError where one is missing."""
-        return cls(values["from"], values["to"], values["resamples"], _recorded(values["reward_mean"]))
+        return cls(values["from"], values["to"], values["resamples"], values["reward_mean"])
 
 
 @dataclass(frozen=True)
@@ -146,7 +131,7 @@ class Retries(Record):
 
     rescued: tuple[int, ...]
     extra_tokens: int
-    tokens_per_informative_group: float
+    tokens_per_informative_group: float | None
     groups_exhausted: int
 
 
@@ -157,8 +142,8 @@ class Summary(Record):
     `flat_before_by_level` and `flat_after_by_level` are means over the steps that had groups of the level.
     """
 
-    accuracy_before: float
-    accuracy_after: float
+    accuracy_before: float | None
+    accuracy_after: float | None
     steps: int
     generated_tokens: int
     trained_tokens: int
@@ -166,7 +151,7 @@ class Summary(Record):
     seconds: float
     rescued: tuple[int, ...]
     extra_tokens: int
-    tokens_per_informative_group: float
+    tokens_per_informative_group: float | None
     groups_exhausted: int
     groups_failed: int
     accuracy_by_level_before: Mapping[str, float]
@@ -195,10 +180,10 @@ def summarize(
     folder: Path | str,
     adapter: Path | str,
 ) -> Summary:
-    """The sum of a run's steps, in at most ten intervals; accuracies that were not measured are NaN."""
+    """The sum of a run's steps, in at most ten intervals; accuracies that were not measured are None."""
     return Summary(
-        accuracy_before=before.accuracy if before else math.nan,
-        accuracy_after=after.accuracy if after else math.nan,
+        accuracy_before=before.accuracy if before else None,
+        accuracy_after=after.accuracy if after else None,
         steps=len(records),
         generated_tokens=sum(r.generated_tokens for r in records),
         trained_tokens=sum(r.trained_tokens for r in records),
@@ -230,7 +215,7 @@ def retries(records: Sequence[StepRecord]) -> Retries:
     return Retries(
         rescued=_by_rung(r.rescued for r in records),
         extra_tokens=sum(r.extra_tokens for r in records),
-        tokens_per_informative_group=generated / informative if informative else math.nan,
+        tokens_per_informative_group=ratio(generated, informative),
         groups_exhausted=sum(r.groups_exhausted for r in records),
     )
 
@@ -243,7 +228,8 @@ def _by_rung(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 def _by_level(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Mean share of each level over the steps that had it."""
     steps = list(shares)
-    return {level: _mean(s[level] for s in steps if level in s) for level in sorted({key for s in steps for key in s})}
+    names = sorted({name for shares_of_step in steps for name in shares_of_step})
+    return measured({name: mean(own[name] for own in steps if name in own) for name in names})
 
 
 def _interval(records: Sequence[StepRecord]) -> Interval:
@@ -251,40 +237,5 @@ def _interval(records: Sequence[StepRecord]) -> Interval:
         first=records[0].step,
         last=records[-1].step,
         resamples=sum(sum(r.resamples) for r in records),
-        reward_mean=_mean(r.reward_mean for r in records),
+        reward_mean=mean(r.reward_mean for r in records),
     )
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Mean of the values that were measured."""
-    measured = [v for v in values if not math.isnan(v)]
-    return math.fsum(measured) / len(measured) if measured else math.nan
-
-
-def _jsonable(value: object) -> object:
-    """`value` in JSON's own types. JSON has no infinity either, so that becomes null too."""
-    if isinstance(value, Record):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, bool):
-        return value
-    # numpy's scalars are of these two as well, and json would refuse them.
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
-    return value
-
-
-def _recorded(value: Any) -> Any:
-    """`value` out of JSON, as records have it."""
-    if isinstance(value, Mapping):
-        return {key: _recorded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_recorded(item) for item in value)
-    return math.nan if value is None else value

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.table import Table
 
-from adagrpo_ray.observe.figures import change, levels, number, printable, rungs
+from adagrpo_ray.observe.figures import change, levels, number, printable, rungs, whole
 from adagrpo_ray.observe.records import Interval, Summary
 
 
@@ -16,7 +15,7 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     """The parts of the report, from top to bottom."""
     yield f"run {summary.name}: {summary.steps} steps in {summary.seconds:.1f} s"
     yield ""
-    if math.isnan(summary.accuracy_before) and math.isnan(summary.accuracy_after):
+    if summary.accuracy_before is None and summary.accuracy_after is None:
         yield "held-out accuracy: not measured"
     else:
         yield (
@@ -40,7 +39,7 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     yield (
         f"tokens: {summary.generated_tokens:,} generated ({summary.extra_tokens:,} by resamples), "
         f"{summary.trained_tokens:,} trained; "
-        f"{_tokens(summary.tokens_per_informative_group)} for each group with spread"
+        f"{whole(summary.tokens_per_informative_group)} for each group with spread"
     )
     yield f"adapter: {printable(str(summary.adapter))}"
     yield f"run folder: {printable(str(summary.folder))}"
@@ -49,10 +48,10 @@ def report(summary: Summary) -> Iterator[RenderableType]:
 def _by_level(summary: Summary, names: list[str]) -> Table:
     table = _table("class", "before", "after", "change", "resamples", "no spread: first", "trained")
     for name in names:
-        before = summary.accuracy_by_level_before.get(name, math.nan)
-        after = summary.accuracy_by_level_after.get(name, math.nan)
+        before = summary.accuracy_by_level_before.get(name)
+        after = summary.accuracy_by_level_after.get(name)
         resamples = str(summary.resamples_by_level.get(name, 0))
-        flat = (m.get(name, math.nan) for m in (summary.flat_before_by_level, summary.flat_after_by_level))
+        flat = (m.get(name) for m in (summary.flat_before_by_level, summary.flat_after_by_level))
         table.add_row(
             printable(name), number(before), number(after), change(before, after), resamples, *map(number, flat)
         )
@@ -64,10 +63,6 @@ def _intervals(intervals: tuple[Interval, ...]) -> Table:
     for interval in intervals:
         table.add_row(f"{interval.first}-{interval.last}", str(interval.resamples), number(interval.reward_mean))
     return table
-
-
-def _tokens(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.0f}"
 
 
 def _table(name: str, *figures: str) -> Table:

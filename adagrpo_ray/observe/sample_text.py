@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from textwrap import indent
 
 from adagrpo_ray.observe.samples import AttemptSample, GroupSample
@@ -19,7 +18,7 @@ def group_text(group: GroupSample) -> str:
     ]
     for number, attempt in enumerate(group.attempts, 1):
         best = max(attempt.completions, key=lambda completion: completion.reward)
-        advantage = "not trained on" if math.isnan(best.advantage) else f"advantage {best.advantage:+.3f}"
+        advantage = "not trained on" if best.advantage is None else f"advantage {best.advantage:+.3f}"
         parts += [f"attempt {number}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}", _quoted(best.text)]
     return "\n\n".join(parts) + "\n"
 

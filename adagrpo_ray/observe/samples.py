@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from adagrpo_ray.observe.records import Record
+from adagrpo_ray.observe.record import Record
 from adagrpo_ray.types import SamplingParams
 
 Outcome = Literal["trained", "exhausted", "waiting", "dropped"]
@@ -15,9 +14,9 @@ Outcome = Literal["trained", "exhausted", "waiting", "dropped"]
 
 @dataclass(frozen=True)
 class CompletionSample(Record):
-    """One completion; `tokens` is its length, `rewards` are by reward function, NaN where one does not apply.
+    """One completion; `tokens` is its length, `rewards` are by reward function, None where one does not apply.
 
-    `advantage` is the one that it was trained with, NaN where it was not trained on.
+    `advantage` is the one that it was trained with, None where it was not trained on.
     """
 
     text: str
@@ -25,9 +24,9 @@ class CompletionSample(Record):
     finish_reason: str
     weight_version: int
     reward: float
-    rewards: Mapping[str, float]
+    rewards: Mapping[str, float | None]
     correct: bool
-    advantage: float
+    advantage: float | None
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class AttemptSample(Record):
     completions: tuple[CompletionSample, ...]
 
     @property
-    def best_reward(self) -> float:
-        """The highest reward of the attempt; NaN where it has none."""
-        return max((c.reward for c in self.completions if not math.isnan(c.reward)), default=math.nan)
+    def best_reward(self) -> float | None:
+        """The highest reward of the attempt; None where it has no completions."""
+        return max((c.reward for c in self.completions), default=None)
 
     def to_dict(self) -> dict[str, object]:
         """The attempt in JSON's own types."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
+from adagrpo_ray.observe.measured import measured
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
 
 def step_scalars(record: StepRecord) -> dict[str, float]:
     """What TensorBoard shows of a step."""
-    return _measured(
+    return measured(
         {
             "reward/mean": record.reward_mean,
             **_tags("reward_by_function", record.reward_by_function),
@@ -56,7 +56,7 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
 
 def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
     """What TensorBoard shows of a measurement on the held-out prompts."""
-    return _measured(
+    return measured(
         {
             "accuracy/held_out": record.accuracy,
             **_tags("accuracy_held_out_by_level", record.accuracy_by_level),
@@ -67,10 +67,6 @@ def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
     )
 
 
-def _tags(group: str, values: Mapping[str, float]) -> dict[str, float]:
+def _tags(group: str, values: Mapping[str, float | None]) -> dict[str, float | None]:
     """One tag a name, without the nameless level, which has no curve of its own."""
     return {f"{group}/{name}": value for name, value in values.items() if name}
-
-
-def _measured(values: Mapping[str, float]) -> dict[str, float]:
-    return {tag: float(value) for tag, value in values.items() if not math.isnan(value)}

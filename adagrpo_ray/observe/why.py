@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from adagrpo_ray.algorithm.statistics import RewardStatistics
 from adagrpo_ray.observe.runs import RunHistory
 from adagrpo_ray.observe.samples import AttemptSample, GroupSample
@@ -27,7 +25,7 @@ def why(group: GroupSample, number: int, run: RunHistory) -> str:
             f"{failed} It was given up: it had waited for more than algorithm.max_group_age="
             f"{run.setting('algorithm.max_group_age')} steps, or a reward function failed on its next attempt."
         )
-    if any(not math.isnan(c.advantage) for attempt in group.attempts for c in attempt.completions):
+    if any(c.advantage is not None for attempt in group.attempts for c in attempt.completions):
         return f"{failed} No rung was left; it was trained on all the same (algorithm.on_exhausted=train)."
     if name == "dapo":
         return f"{failed} DAPO drops such a group and samples another prompt."
@@ -56,7 +54,7 @@ def parameters(sampling: SamplingParams) -> str:
 def statistics(group: GroupSample, number: int) -> RewardStatistics:
     """Of the rewards of all attempts up to `number`: what advantages are measured against."""
     rewards = [c.reward for attempt in group.attempts[: number + 1] for c in attempt.completions]
-    return RewardStatistics.of([reward for reward in rewards if not math.isnan(reward)])
+    return RewardStatistics.of(rewards)
 
 
 def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
@@ -68,7 +66,7 @@ def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
             return f"No completion met the criterion any_correct: {missing}."
         case "any_above":
             column = run.setting("algorithm.criterion.reward")
-            highest = _number(max(_scores(attempt, column), default=math.nan))
+            highest = _number(max(_scores(attempt, column), default=None))
             by = "reward" if column is None else f"score by {column}"
             return f"No completion met the criterion any_above: best {by} {highest}, not above {_threshold(run):g}."
         case "spread":
@@ -91,8 +89,8 @@ def _threshold(run: RunHistory) -> float:
 
 
 def _scores(attempt: AttemptSample, column: str | None) -> list[float]:
-    scores = [c.reward if column is None else c.rewards.get(column, math.nan) for c in attempt.completions]
-    return [score for score in scores if not math.isnan(score)]
+    scores = [c.reward if column is None else c.rewards.get(column) for c in attempt.completions]
+    return [score for score in scores if score is not None]
 
 
 def _best(attempt: AttemptSample) -> str:
@@ -103,5 +101,5 @@ def _right(attempt: AttemptSample) -> str:
     return f"{sum(c.correct for c in attempt.completions)} of {len(attempt.completions)} right"
 
 
-def _number(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.3g}"
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"

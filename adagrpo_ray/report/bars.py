@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import TypeVar
 
+from adagrpo_ray.observe.measured import ratio
 from adagrpo_ray.observe.records import Interval, intervals
 from adagrpo_ray.report.chart import Chart
 from adagrpo_ray.report.drawing import bars, key, panels, titled
 from adagrpo_ray.report.source import Run
+
+T = TypeVar("T")
 
 
 def by_interval(runs: Sequence[Run], length: int) -> Chart:
@@ -16,9 +19,9 @@ def by_interval(runs: Sequence[Run], length: int) -> Chart:
     cut = [intervals(run.history.steps, length) for run in runs]
     names = [_name(interval) for interval in max(cut, key=len)]
     figure, (rewards, resamples) = panels(2, [run.label for run in runs], filled=True)
-    bars(rewards, names, [_filled([i.reward_mean for i in c], len(names)) for c in cut], decimals=2)
+    bars(rewards, names, [_filled([i.reward_mean for i in c], len(names), None) for c in cut], decimals=2)
     titled(rewards, "Average reward", "steps", "mean reward of first attempts")
-    counts = [_filled([i.resamples for i in c], len(names)) for c in cut]
+    counts = [[i.resamples for i in c] for c in cut]
     if len(runs) == 1:
         steps = runs[0].history.steps
         met = [
@@ -28,7 +31,7 @@ def by_interval(runs: Sequence[Run], length: int) -> Chart:
         bars(resamples, names, [met, [all_ - some for all_, some in zip(counts[0], met, strict=True)]], stacked=True)
         key(resamples, ["met the criterion", "did not"])
     else:
-        bars(resamples, names, counts)
+        bars(resamples, names, [_filled(own, len(names), None) for own in counts])
     titled(resamples, "Resamples", "steps", "groups sampled again")
     return Chart(
         "intervals",
@@ -47,13 +50,16 @@ def by_rung(runs: Sequence[Run]) -> Chart | None:
     names = [str(rung) for rung in range(rungs)]
     again = [_filled(run.summary.resamples, rungs, 0) for run in runs]
     met = [_filled(run.summary.rescued, rungs, 0) for run in runs]
-    shares = [[m / a if a else math.nan for m, a in zip(*pair, strict=True)] for pair in zip(met, again, strict=True)]
+    shares: list[list[float | None]] = [
+        [ratio(some, all_) for some, all_ in zip(*pair, strict=True)] for pair in zip(met, again, strict=True)
+    ]
+    drawn: list[Sequence[Sequence[float | None]]] = [again, met, shares]
     figure, axes = panels(3, [run.label for run in runs], filled=True)
     for panel, title, unit, series in zip(
         axes,
         ("Sampled again", "Met the criterion then", "Share that met it"),
         ("groups", "groups", "share of groups"),
-        (again, met, shares),
+        drawn,
         strict=True,
     ):
         bars(panel, names, series, decimals=2 if series is shares else 0)
@@ -70,6 +76,6 @@ def _name(interval: Interval) -> str:
     return f"{interval.first}\N{EN DASH}{interval.last}" if interval.last > interval.first else str(interval.first)
 
 
-def _filled(values: Sequence[float], count: int, value: float = math.nan) -> list[float]:
+def _filled(values: Sequence[T], count: int, value: T) -> list[T]:
     """The values of a run that may be shorter than another one, or have fewer rungs."""
     return [*values, *[value] * (count - len(values))]

@@ -24,7 +24,7 @@ class Quantity:
     """What is measured of a step."""
 
     name: str
-    of: Callable[[StepRecord], float]
+    of: Callable[[StepRecord], float | None]
 
 
 def curves(
@@ -50,11 +50,11 @@ def curves(
         panel = axes[0 if together else number]
         for of_run, run in enumerate(runs):
             steps = run.history.steps
-            values: Sequence[float] = [quantity.of(record) for record in steps]
+            values = [quantity.of(record) for record in steps]
             curve(
                 panel,
                 [record.step for record in steps],
-                list(accumulate(values)) if total else values,
+                list(accumulate(value or 0.0 for value in values)) if total else values,
                 number if together else of_run,
                 window=window,
                 points=len(runs) == 1,
@@ -96,11 +96,10 @@ def _accuracy(axes: Axes, run: Run, x: str, level: str | None, window: int, numb
     """Both curves of a run, the held-out prompts in front."""
     steps, evaluations = run.history.steps, run.history.evaluations
     held_out, first = numbers
-    nan = float("nan")
     curve(
         axes,
         [r.step for r in steps] if x == "step" else run.tokens,
-        [r.accuracy if level is None else r.accuracy_by_level.get(level, nan) for r in steps],
+        [r.accuracy if level is None else r.accuracy_by_level.get(level) for r in steps],
         first,
         window=window,
         points=held_out != first,
@@ -109,6 +108,6 @@ def _accuracy(axes: Axes, run: Run, x: str, level: str | None, window: int, numb
     curve(
         axes,
         [e.step if x == "step" else run.tokens_until(e.step) for e in evaluations],
-        [e.accuracy if level is None else e.accuracy_by_level.get(level, nan) for e in evaluations],
+        [e.accuracy if level is None else e.accuracy_by_level.get(level) for e in evaluations],
         held_out,
     )

@@ -94,44 +94,54 @@ def share(axes: Axes) -> None:
 def curve(
     axes: Axes,
     x: Sequence[float],
-    y: Sequence[float],
+    y: Sequence[float | None],
     number: int,
     *,
     window: int = 1,
     points: bool = True,
     light: bool = False,
 ) -> None:
-    """Draw series `number` through what was measured: means over `window` values, with the `points` faintly behind
-    unless there are too many.
+    """Draw series `number`: means of what was measured of `window` values, with the `points` faintly behind unless
+    there are too many.
 
-    `light`: thin and without markers, where another curve of the same colour stands before it.
+    None in `y` was not measured. A window without any measured value leaves a gap; a point between two gaps has a
+    marker. `light`: thin and without other markers, where another curve of the same colour stands before it.
     """
-    measured = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]
-    if not measured:
+    at, values = np.array(x, dtype=float), np.array(y, dtype=float)  # in which None becomes NaN
+    if np.isnan(values).all():
         return
-    at, values = (np.array(side, dtype=float) for side in zip(*measured, strict=True))
     means = smooth(values, window)
     if len(values) > MANY:
         drawn = np.linspace(0, len(values) - 1, MANY).astype(int)
         at, means = at[drawn], means[drawn]
     elif window > 1 and points:
         axes.plot(at, values, color=palette.colour(number), linewidth=0.6, alpha=0.25)
-    marked = len(measured) == 1 or (len(measured) <= FEW and not light)
+    there = ~np.isnan(means)
+    marked = there if there.sum() <= FEW and not light else _alone(there)
     axes.plot(
         at,
         means,
         color=palette.colour(number),
         linestyle=palette.dash(number),
         linewidth=1.0 if light else 1.8,
-        marker=palette.marker(number) if marked else None,
+        marker=palette.marker(number) if marked.any() else None,
+        markevery=marked.nonzero()[0].tolist(),
         markersize=4.5,
     )
 
 
 def bars(
-    axes: Axes, names: Sequence[str], series: Sequence[Sequence[float]], *, stacked: bool = False, decimals: int = 0
+    axes: Axes,
+    names: Sequence[str],
+    series: Sequence[Sequence[float | None]],
+    *,
+    stacked: bool = False,
+    decimals: int = 0,
 ) -> None:
-    """Draw bars over each of `names`, one of each series: side by side, or `stacked` on each other."""
+    """Draw bars over each of `names`, one of each series: side by side, or `stacked` on each other.
+
+    None was not measured, and has no bar.
+    """
     groups = np.arange(len(names), dtype=float)
     wide = 0.8 if len(names) > 4 else 0.2 * len(names)
     width = wide if stacked else wide / len(series)
@@ -151,7 +161,7 @@ def bars(
         )
         below = below + heights
         if few and not stacked:
-            labels = [f"{v:,.{decimals}f}" if math.isfinite(v) else "" for v in values]
+            labels = ["" if v is None else f"{v:,.{decimals}f}" for v in values]
             axes.bar_label(axes.containers[-1], labels, fontsize=SMALL_PT, color=palette.MUTED, padding=2)  # type: ignore[arg-type]
     if few and stacked:
         labels = [f"{v:,.{decimals}f}" for v in below]
@@ -194,9 +204,20 @@ def empty(axes: Axes) -> bool:
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Means of the `window` values around each, fewer at the ends. Shape [N] as `values`, which has no NaN."""
-    ones = np.ones(min(window, len(values)))
-    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+    """Means of the `window` values around each, fewer at the ends. Shape [N] as `values`.
+
+    NaN was not measured, and does not count; the mean is NaN if none of the values around was measured.
+    """
+    ones, there = np.ones(min(window, len(values))), ~np.isnan(values)
+    counts = np.convolve(there.astype(float), ones, "same")
+    sums = np.convolve(np.where(there, values, 0.0), ones, "same")
+    return np.asarray(np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0))
+
+
+def _alone(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the points that are there have none beside them, so that no line reaches them."""
+    around = np.pad(there, 1)
+    return np.asarray(there & ~around[:-2] & ~around[2:])
 
 
 def plain(text: str, most: int = 44) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from adagrpo_ray.observe.records import StepRecord
@@ -101,14 +100,14 @@ def _steps(runs: Sequence[Run]) -> Iterator[StepRecord]:
     return (record for run in runs for record in run.history.steps)
 
 
-def _names(mappings: Iterable[Mapping[str, float]]) -> list[str]:
+def _names(mappings: Iterable[Mapping[str, float | None]]) -> list[str]:
     """Their keys, each once, in the order in which they come."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
-def _reward(function: str) -> Callable[[StepRecord], float]:
-    return lambda record: record.reward_by_function.get(function, math.nan)
+def _reward(function: str) -> Callable[[StepRecord], float | None]:
+    return lambda record: record.reward_by_function.get(function)
 
 
-def _seconds(phase: str) -> Callable[[StepRecord], float]:
-    return lambda record: record.seconds_by_phase.get(phase, math.nan)
+def _seconds(phase: str) -> Callable[[StepRecord], float | None]:
+    return lambda record: record.seconds_by_phase.get(phase)

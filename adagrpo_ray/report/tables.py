@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from adagrpo_ray.config.secrets import holds_secret
-from adagrpo_ray.observe.figures import change, duration, levels, number, rungs
+from adagrpo_ray.observe.figures import change, duration, levels, number, rungs, whole
+from adagrpo_ray.observe.measured import ratio
 from adagrpo_ray.report.source import Run
 
 Row = tuple[str, ...]
@@ -68,8 +69,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     yield "tokens generated", f"{s.generated_tokens:,}"
     yield "of these by resamples", f"{s.extra_tokens:,}"
     yield "tokens trained on", f"{s.trained_tokens:,}"
-    spread = s.tokens_per_informative_group
-    yield "tokens generated for each group with spread", "-" if math.isnan(spread) else f"{spread:,.0f}"
+    yield "tokens generated for each group with spread", whole(s.tokens_per_informative_group)
     yield "resamples", _counts(s.resamples)
     yield "of these met the criterion", _counts(s.rescued)
     yield "groups that never met it", f"{s.groups_exhausted:,}"
@@ -78,7 +78,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     phases = dict.fromkeys(name for record in steps for name in record.seconds_by_phase)
     for phase in phases:
         yield f"of this in {phase}", duration(math.fsum(record.seconds_by_phase.get(phase, 0.0) for record in steps))
-    yield "tokens generated a second", f"{s.generated_tokens / s.seconds:,.0f}" if s.seconds else "-"
+    yield "tokens generated a second", whole(ratio(s.generated_tokens, s.seconds))
     yield "rollout actors replaced", f"{steps[-1].rollout_restarts:,}"
 
 
@@ -88,15 +88,15 @@ def _counts(by_rung: tuple[int, ...]) -> str:
 
 
 def _of_level(run: Run, level: str) -> Row:
-    s, nan = run.summary, math.nan
-    before, after = s.accuracy_by_level_before.get(level, nan), s.accuracy_by_level_after.get(level, nan)
+    s = run.summary
+    before, after = s.accuracy_by_level_before.get(level), s.accuracy_by_level_after.get(level)
     return (
         number(before),
         number(after),
         change(before, after),
         f"{s.resamples_by_level.get(level, 0):,}",
-        number(s.flat_before_by_level.get(level, nan)),
-        number(s.flat_after_by_level.get(level, nan)),
+        number(s.flat_before_by_level.get(level)),
+        number(s.flat_after_by_level.get(level)),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,8 @@ class Entry:
     outcome: str
     attempts: int
     resampled: bool
-    first_best: float
-    last_best: float
+    first_best: float | None
+    last_best: float | None
     last_right: int
     last_size: int
 
@@ -116,8 +115,8 @@ def _entry(values: Any, at: int) -> Entry:
         outcome=group.outcome,
         attempts=len(group.attempts),
         resampled=group.resampled,
-        first_best=group.attempts[0].best_reward if group.attempts else math.nan,
-        last_best=group.attempts[-1].best_reward if group.attempts else math.nan,
+        first_best=group.attempts[0].best_reward if group.attempts else None,
+        last_best=group.attempts[-1].best_reward if group.attempts else None,
         last_right=sum(completion.correct for completion in last),
         last_size=len(last),
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from adagrpo_ray.observe import figures
+from adagrpo_ray.observe.measured import mean, ratio
 from adagrpo_ray.observe.records import retries
 from adagrpo_ray.observe.runs import RunHistory
 
@@ -35,10 +36,9 @@ def results(runs: Sequence[RunHistory]) -> list[Row]:
 
 def _results(run: RunHistory) -> dict[str, str]:
     steps, held_out = run.steps, run.evaluations
-    before = held_out[0].accuracy if held_out and held_out[0].step == 0 else math.nan
-    last = held_out[-1].accuracy if held_out and held_out[-1].step > 0 else math.nan
-    best = max((record.accuracy for record in held_out), default=math.nan)
-    rewards = [r.reward_mean for r in steps[-RECENT:] if not math.isnan(r.reward_mean)]
+    before = held_out[0].accuracy if held_out and held_out[0].step == 0 else None
+    last = held_out[-1].accuracy if held_out and held_out[-1].step > 0 else None
+    best = max((record.accuracy for record in held_out), default=None)
     seconds, tokens = math.fsum(r.seconds for r in steps), sum(r.generated_tokens for r in steps)
     costs = retries(steps)
     planned = run.setting("run.steps")
@@ -49,21 +49,17 @@ def _results(run: RunHistory) -> dict[str, str]:
         "held-out accuracy, last": figures.number(last),
         "change": figures.change(before, last),
         "held-out accuracy, best": figures.number(best),
-        f"mean reward, last {RECENT} steps": figures.number(math.fsum(rewards) / len(rewards) if rewards else math.nan),
+        f"mean reward, last {RECENT} steps": figures.number(mean(r.reward_mean for r in steps[-RECENT:])),
         "time of all steps": figures.duration(seconds),
         "generated tokens": f"{tokens:,}",
-        "generated tokens a second": f"{tokens / seconds:,.0f}" if seconds else "-",
+        "generated tokens a second": figures.whole(ratio(tokens, seconds)),
         "trained tokens": f"{sum(r.trained_tokens for r in steps):,}",
         "tokens of resamples": f"{costs.extra_tokens:,}",
         "resamples": f"{sum(sum(r.resamples) for r in steps):,}",
         "resamples that met the criterion, by rung": figures.rungs(costs.rescued),
         "groups that never did": f"{costs.groups_exhausted:,}",
-        "tokens for each group with spread": _whole(costs.tokens_per_informative_group),
+        "tokens for each group with spread": figures.whole(costs.tokens_per_informative_group),
     }
-
-
-def _whole(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.0f}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

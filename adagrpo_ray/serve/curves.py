@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
+from adagrpo_ray.observe.measured import mean, ratio
 from adagrpo_ray.observe.records import StepRecord
 from adagrpo_ray.observe.runs import RunHistory
 
 Axis = Literal["step", "generated tokens"]
-Point = tuple[float, float]
+Point = tuple[float, float | None]
+"""Its place on the x axis, and the value there; None leaves a gap."""
 
 AXES: tuple[Axis, ...] = ("step", "generated tokens")
 MOST_POINTS = 150
@@ -28,6 +30,21 @@ class Curve:
     number: int
     points: tuple[Point, ...]
 
+    @property
+    def measured(self) -> list[tuple[float, float]]:
+        """The points without the gaps."""
+        return [(x, y) for x, y in self.points if y is not None]
+
+    def stretches(self) -> list[list[tuple[float, float]]]:
+        """The points from gap to gap: what a line may connect."""
+        found: list[list[tuple[float, float]]] = [[]]
+        for x, y in self.points:
+            if y is not None:
+                found[-1].append((x, y))
+            elif found[-1]:
+                found.append([])
+        return [stretch for stretch in found if stretch]
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -41,7 +58,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure of every step, or of every measurement on held-out prompts; NaN where it was not measured."""
+    """A figure of every step, or of every measurement on held-out prompts; None if it was not measured."""
 
     title: str
     lines: Callable[[RunHistory], Mapping[str, Sequence[Point]]]  # over steps
@@ -65,23 +82,19 @@ def plots(runs: Sequence[RunHistory], axis: Axis) -> list[Plot]:
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> tuple[Point, ...]:
-    """At most `most` points: means over as many neighbours as it takes, without the values that were not measured.
+    """At most `most` points: means over as many neighbours as it takes; None where none of these was measured.
 
     That many are a power of two, so that a curve which grows keeps its points for as long as it can.
     """
     width = 1
     while math.ceil(len(points) / width) > most:
         width *= 2
-    means = (_mean(points[start : start + width]) for start in range(0, len(points), width))
-    return tuple(mean for mean in means if mean is not None)
+    return tuple(_mean(points[start : start + width]) for start in range(0, len(points), width))
 
 
-def _mean(points: Sequence[Point]) -> Point | None:
-    measured = [(x, y) for x, y in points if math.isfinite(y)]
-    if not measured:
-        return None
-    xs, ys = zip(*measured, strict=True)
-    return math.fsum(xs) / len(xs), math.fsum(ys) / len(ys)
+def _mean(points: Sequence[Point]) -> Point:
+    places = [x for x, y in points if y is not None] or [x for x, _ in points]
+    return math.fsum(places) / len(places), mean(y for _, y in points)
 
 
 def _over(axis: Axis, run: RunHistory, points: Sequence[Point]) -> list[Point]:
@@ -93,8 +106,8 @@ def _over(axis: Axis, run: RunHistory, points: Sequence[Point]) -> list[Point]:
     return [(float(until[int(step)]), value) for step, value in points if int(step) in until]
 
 
-def _steps(run: RunHistory, value: Callable[[StepRecord], float]) -> list[Point]:
-    return [(float(record.step), float(value(record))) for record in run.steps]
+def _steps(run: RunHistory, value: Callable[[StepRecord], float | None]) -> list[Point]:
+    return [(float(record.step), value(record)) for record in run.steps]
 
 
 def _held_out(run: RunHistory) -> list[Point]:
@@ -111,8 +124,8 @@ def _by_rung(run: RunHistory) -> dict[str, list[Point]]:
     return {f"rung {rung}": _steps(run, count(rung)) for rung in range(height)}
 
 
-def _rate(record: StepRecord) -> float:
-    return record.generated_tokens / record.seconds if record.seconds else math.nan
+def _rate(record: StepRecord) -> float | None:
+    return ratio(record.generated_tokens, record.seconds)
 
 
 FIGURES: tuple[_Figure, ...] = (

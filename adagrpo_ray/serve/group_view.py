@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -122,7 +121,7 @@ def _start(attempt: AttemptSample, number: int) -> str:
 
 def _completion(completion: CompletionSample, functions: Sequence[str]) -> str:
     mark = '<span class="right">right</span>' if completion.correct else '<span class="wrong">wrong</span>'
-    scores = (completion.rewards.get(name, math.nan) for name in functions)
+    scores = (completion.rewards.get(name) for name in functions)
     figures = [
         _number(completion.reward),
         *map(_number, scores),
@@ -146,9 +145,9 @@ def _text(text: str) -> str:
     return f"<details><summary>{escape(first)} … ({len(text):,} characters)</summary><pre>{escape(cut)}</pre></details>"
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
-def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+.3f}"
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"

@@ -72,8 +72,8 @@ def short(value: float) -> str:
 
 
 def _figure(plot: Plot, colors: dict[str, str], across: _Scale, axis: Axis) -> str:
-    ys = [y for curve in plot.curves for _, y in curve.points]
-    lines = sorted({(curve.number, curve.line) for curve in plot.curves if curve.points})
+    ys = [y for curve in plot.curves for _, y in curve.measured]
+    lines = sorted({(curve.number, curve.line) for curve in plot.curves if curve.measured})
     caption = escape(plot.title) + ("".join(_key(number, line) for number, line in lines) if len(lines) > 1 else "")
     if not ys:
         inside = (
@@ -84,7 +84,7 @@ def _figure(plot: Plot, colors: dict[str, str], across: _Scale, axis: Axis) -> s
         inside = "".join(
             [
                 _grid(across, up, axis),
-                *(_curve(curve, colors[curve.run], across, up) for curve in plot.curves if curve.points),
+                *(_curve(curve, colors[curve.run], across, up) for curve in plot.curves if curve.measured),
                 _columns(plot.curves, across, axis),
             ]
         )
@@ -138,26 +138,30 @@ def _grid(across: _Scale, up: _Scale, axis: Axis) -> str:
 
 
 def _curve(curve: Curve, color: str, across: _Scale, up: _Scale) -> str:
-    places = [f"{across(x)},{up(y)}" for x, y in curve.points]
+    """A line for each stretch between gaps, with dots if they are few, or if a stretch is a single point."""
     dash = DASHES[curve.number % len(DASHES)]
-    drawn = f'<polyline points="{" ".join(places)}" stroke="{color}" stroke-dasharray="{dash}"/>'
-    if len(places) <= 12:  # few enough to see each: measurements, or a run that has just begun
-        dots = (place.split(",") for place in places)
-        drawn += "".join(f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>' for x, y in dots)
+    few = len(curve.measured) <= 12  # enough to see each: measurements, or a run that has just begun
+    drawn = ""
+    for stretch in curve.stretches():
+        places = [(across(x), up(y)) for x, y in stretch]
+        line = " ".join(f"{x},{y}" for x, y in places)
+        drawn += f'<polyline points="{line}" stroke="{color}" stroke-dasharray="{dash}"/>'
+        if few or len(places) == 1:
+            drawn += "".join(f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>' for x, y in places)
     return drawn
 
 
 def _columns(curves: Iterable[Curve], across: _Scale, axis: Axis) -> str:
     """What the curves are at places along the x axis, as titles that a browser shows under the pointer."""
     width = (RIGHT - LEFT) / COLUMNS
-    known = [(curve, [x for x, _ in curve.points]) for curve in curves if curve.points]
+    known = [(curve, points, [x for x, _ in points]) for curve in curves if (points := curve.measured)]
     parts = []
     for number in range(COLUMNS):
         end = across.low + (number + 1) / COLUMNS * (across.high - across.low)
-        here = [(curve, bisect_right(xs, end) - 1) for curve, xs in known]
+        here = [(curve, points, bisect_right(xs, end) - 1) for curve, points, xs in known]
         said = [
-            f"{curve.run}, {curve.line}: {short(curve.points[at][1])} at {short(curve.points[at][0])}"
-            for curve, at in here
+            f"{curve.run}, {curve.line}: {short(points[at][1])} at {short(points[at][0])}"
+            for curve, points, at in here
             if at >= 0
         ]
         if said:

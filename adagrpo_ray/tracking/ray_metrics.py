@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from threading import Event, Lock, Thread
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from adagrpo_ray.observe.measured import measured, ratio
 from adagrpo_ray.observe.observer import Observer
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
@@ -82,13 +82,13 @@ LABELS = {
 
 
 def step_gauges(record: StepRecord) -> Iterator[Figure]:
-    """What the gauges show after a step."""
+    """What the gauges show after a step: what was measured in it."""
     plain = {
-        **{name: getattr(record, name) for name in GAUGES if hasattr(record, name)},
+        **{name: getattr(record, name) for name in GAUGES if name not in LABELS and hasattr(record, name)},
         "step_seconds": record.seconds,
-        "tokens_per_second": record.generated_tokens / record.seconds if record.seconds else math.nan,
+        "tokens_per_second": ratio(record.generated_tokens, record.seconds),
     }
-    yield from (Figure(name, float(value)) for name, value in plain.items() if name not in LABELS)
+    yield from (Figure(name, value) for name, value in measured(plain).items())
     yield from _labelled("reward", record.reward_by_function)
     yield from _labelled("accuracy_by_level", record.accuracy_by_level)
     yield from _labelled("phase_seconds", record.seconds_by_phase)
@@ -122,7 +122,7 @@ class RayMetrics(Observer):
 
     def step(self, record: StepRecord) -> None:
         """Show the step."""
-        self._of_step = [figure for figure in step_gauges(record) if math.isfinite(figure.value)]
+        self._of_step = list(step_gauges(record))
         self._set()
         for figure in step_counts(record):
             if figure.value > 0:
@@ -162,7 +162,7 @@ class RayMetrics(Observer):
         return {"run": self._run, **own}
 
 
-def _labelled(name: str, values: Mapping[str, float]) -> Iterator[Figure]:
+def _labelled(name: str, values: Mapping[str, float | None]) -> Iterator[Figure]:
     """A figure for each value, without the nameless level."""
-    named = [(of, value) for of, value in values.items() if of]
-    yield from (Figure(name, float(value), LABELS[name], of) for of, value in named[:MOST_LABELS])
+    named = [(of, value) for of, value in measured(values).items() if of]
+    yield from (Figure(name, value, LABELS[name], of) for of, value in named[:MOST_LABELS])

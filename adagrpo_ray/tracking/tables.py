@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -24,15 +23,9 @@ def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
             *(group.step, group.prompt_id, group.level, group.prompt, group.answer, group.outcome),
             *(number, attempt.rung, json.dumps(asdict(attempt.sampling))),
             *(completion.text, completion.tokens, completion.finish_reason, completion.weight_version),
-            _measured(completion.reward),
-            json.dumps({name: _measured(score) for name, score in completion.rewards.items()}),
-            *(completion.correct, _measured(completion.advantage)),
+            *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),
         ]
         for group in groups
         for number, attempt in enumerate(group.attempts)
         for completion in attempt.completions
     ]
-
-
-def _measured(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
