@@ -39,6 +39,10 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True) -> I
     if address(config) is None:
         place(config, local_hardware(), ours=True, learner=training)
     model_path = resolve_model(config)
+    if training:
+        from adagrpo_ray.learner.trainable import check_trainable  # torch takes a second, which only this needs
+
+        check_trainable(config, model_path)
     prompts = load_prompts(config, load_tokenizer(model_path, config), training=training)
     return Inputs(model_path, prompts, _max_model_len(config, model_path, prompts), given)
 

@@ -23,6 +23,7 @@ from adagrpo_ray.model.load import linear_shapes, load_policy
 
 CONFIG = load_config("launch/configs/tiny-cpu.yaml")
 STEP = "checkpoints/step-000004"
+TARGETS = CONFIG.model.lora.targets
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,10 @@ def test_an_adapter_and_the_checkpoint_it_came_from_are_the_same(trained: Path, 
     assert (final.r, final.alpha, final.base) == (16, 32.0, str(tiny_model))
     assert (kept.r, kept.alpha, kept.base) == (16, 32.0, "tiny")
     assert final.packed(0, "float32").digest == kept.packed(1, "float32").digest
-    assert read_settings(trained / STEP) == AdapterSettings(16, 32.0, "tiny")
-    assert read_settings(trained / "adapter") == AdapterSettings(16, 32.0, str(tiny_model))
+    assert read_settings(trained / STEP) == AdapterSettings(16, 32.0, "tiny", TARGETS)
+    settings = read_settings(trained / "adapter")
+    assert (settings.r, settings.alpha, settings.base) == (16, 32.0, str(tiny_model))
+    assert set(settings.targets or ()) == set(TARGETS)
 
 
 def edited(**values: Any) -> Callable[[Path], Any]:
@@ -77,6 +80,19 @@ def flat_b(tensors: dict[str, torch.Tensor]) -> None:
     tensors.update({name: t.flatten() for name, t in tensors.items() if "lora_B" in name})
 
 
+def poke(tensors: dict[str, torch.Tensor], value: float) -> None:
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"][3, 5] = value
+
+
+def cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    tensors.update({name: t.to(dtype) for name, t in tensors.items()})
+
+
+def renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> None:
+    for name in list(tensors):
+        tensors[name.replace(old, new, 1)] = tensors.pop(name)
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
@@ -103,6 +119,21 @@ def flat_b(tensors: dict[str, torch.Tensor]) -> None:
         (weights(lambda t: t.clear()), r"holds no tensors"),
         (weights(lambda t: t.update(head=torch.zeros(1))), r"cannot be used: the adapter holds more than pairs"),
         (weights(lambda t: t.pop(next(iter(t)))), r"cannot be used: the adapter holds more than pairs"),
+        (weights(lambda t: [t.pop(n) for n in list(t) if "lora_B" in n]), r"cannot be used: the adapter holds more"),
+        (weights(lambda t: poke(t, float("nan"))), r"q_proj\.lora_A\.weight holds numbers that are not finite"),
+        (
+            weights(lambda t: poke(t, float("-inf"))),
+            r"holds numbers that are not finite; give an adapter",
+        ),
+        (weights(lambda t: cast(t, torch.int8)), r"lora_A\.weight is of type int8; save it as float32"),
+        (weights(lambda t: cast(t, torch.float8_e4m3fn)), r"is of type float8_e4m3fn"),
+        (weights(lambda t: renamed(t, "base_model.model.", "")), r"the key 'model\.layers\S+ does not begin with"),
+        (
+            weights(lambda t: renamed(t, "base_model.", "module.base_model.")),
+            r"the key 'module\.\S+ does not begin",
+        ),
+        (edited(target_modules=["q_proj"]), r"holds weights for \S+down_proj, and its target_modules are q_proj"),
+        (edited(use_qalora=True), r"has use_qalora=True; give plain LoRA"),
     ],
 )
 def test_what_is_no_plain_adapter_is_refused(run: Path, harm: Callable[[Path], Any], told: str) -> None:
@@ -147,6 +178,19 @@ def test_a_checkpoint_of_unknown_settings_is_refused(run: Path) -> None:
             r"which has no linear layer model\.layers\.9\.\S+; it was made for 'Qwen/Another'",
         ),
         (weights(flat_b), r"and B \d+; it was made for 'Qwen/Another'"),
+        (
+            weights(lambda t: renamed(t, "base_model.model.", "base_model.model._orig_mod.")),
+            r"which has no linear layer _orig_mod\.model\.layers",
+        ),
+        (
+            weights(lambda t: renamed(t, "base_model.model.", "base_model.model.base_model.model.")),
+            r"which has no linear layer base_model\.model\.model\.layers",
+        ),
+        (
+            weights(lambda t: [t.pop(name) for name in list(t) if "layers.1." in name]),
+            r"it holds no weights for 7 of the 28 layers there that are named down_proj, .*"
+            r"\(first: model\.layers\.1\.self_attn\.q_proj\)",
+        ),
     ],
 )
 def test_an_adapter_of_another_model_does_not_fit(
@@ -163,3 +207,9 @@ def test_an_adapter_of_another_model_does_not_fit(
 def test_the_rank_that_an_engine_is_set_up_for() -> None:
     assert [served_rank(r) for r in (1, 2, 16, 17, 256)] == [1, 8, 16, 32, 256]
     assert served_rank(RANKS[-1] + 1) is None
+
+
+def test_an_adapter_of_some_layers_that_says_so_fits(run: Path, tiny_model: Path) -> None:
+    edited(layers_to_transform=[0, 2, 3])(run / "adapter")
+    weights(lambda t: [t.pop(name) for name in list(t) if "layers.1." in name])(run / "adapter")
+    check_fit(read_adapter(run / "adapter"), linear_shapes(str(tiny_model), CONFIG), "model.path='tiny'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from adagrpo_ray.adapter import AdapterWeights, as_pairs, pack
+from adagrpo_ray.adapter import PEFT_PREFIX, AdapterWeights, as_pairs, pack
 from adagrpo_ray.config.tree import LoraSettings
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.learner import checkpoint
@@ -24,13 +24,15 @@ from adagrpo_ray.model.folder import (
 
 RANKS: tuple[int, ...] = get_args(LoraSettings.model_fields["r"].annotation)
 """What vLLM's LoRA kernels can be set up for."""
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types that the numbers of an adapter may have."""
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """A LoRA adapter in memory, its tensors keyed as in PEFT's files.
 
-    `base` is the base model that it names, "" where it names none.
+    `base` is the base model that it names, "" if it names none. `targets` as in `AdapterSettings`.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class Adapter:
     r: int
     alpha: float
     base: str
+    targets: tuple[str, ...] | None = None
 
     @property
     def pairs(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -59,9 +62,8 @@ def read_settings(path: Path, setting: str = "adapter") -> AdapterSettings:
     if not checkpoint.is_checkpoint(path):
         return read_adapter_folder(str(path), setting)
     of = checkpoint.progress(path).settings
-    return adapter_settings(
-        f"{setting}={str(path)!r}", of.get("model.lora.r"), of.get("model.lora.alpha"), of.get("model.path")
-    )
+    r, alpha, targets = (of.get(f"model.lora.{key}") for key in ("r", "alpha", "targets"))
+    return adapter_settings(f"{setting}={str(path)!r}", r, alpha, of.get("model.path"), targets)
 
 
 def read_adapter(path: Path, setting: str = "adapter") -> Adapter:
@@ -86,11 +88,44 @@ def read_adapter(path: Path, setting: str = "adapter") -> Adapter:
     ranks = {size for a, b in pairs.values() for size in (*a.shape[:1], *b.shape[1:])}
     if ranks != {settings.r}:
         raise ModelError(f"{name} says r={settings.r}, and its weights have {sorted(ranks)}; save it again")
-    return Adapter(path, tensors, settings.r, settings.alpha, settings.base)
+    _check_numbers(tensors, name)
+    _check_names(tensors, pairs, settings.targets, name)
+    return Adapter(path, tensors, settings.r, settings.alpha, settings.base, settings.targets)
+
+
+def _check_numbers(tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    """ModelError unless all are finite floating-point numbers."""
+    for key, tensor in sorted(tensors.items()):
+        if tensor.dtype not in DTYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(f"{name}: {key} is of type {kind}; save it as float32 or bfloat16")
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(f"{name}: {key} holds numbers that are not finite; give an adapter of an earlier step")
+
+
+def _check_names(
+    tensors: Mapping[str, torch.Tensor], modules: Iterable[str], targets: tuple[str, ...] | None, name: str
+) -> None:
+    """ModelError if PEFT would pass over a tensor: one without its prefix, or of a layer outside `targets`."""
+    if odd := sorted(key for key in tensors if not key.startswith(PEFT_PREFIX)):
+        raise ModelError(
+            f"{name}: the key {odd[0]!r} does not begin with {PEFT_PREFIX!r}, so that PEFT passes over it; save the "
+            "adapter with PEFT's save_pretrained"
+        )
+    if targets is not None and (odd := sorted(module for module in modules if not is_named(module, targets))):
+        raise ModelError(
+            f"{name} holds weights for {odd[0]}, and its target_modules are {', '.join(sorted(targets))}; save it again"
+        )
+
+
+def is_named(module: str, targets: Iterable[str]) -> bool:
+    """Whether `module` is one of those that PEFT finds for these target modules: by the end of its name."""
+    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def check_fit(adapter: Adapter, layers: Mapping[str, tuple[int, int]], model: str, setting: str = "adapter") -> None:
-    """ModelError unless all of the adapter has its place in the base model, which the message calls `model`.
+    """ModelError unless all of the adapter has its place in the base model, which the message calls `model`, and no
+    layer that it is for lacks its A and B.
 
     `layers` are inputs and outputs of its linear layers by module name. vLLM would fill up what is too small.
     """
@@ -105,6 +140,13 @@ def check_fit(adapter: Adapter, layers: Mapping[str, tuple[int, int]], model: st
                 f"{misfit}: {module} has {inputs} inputs and {outputs} outputs there, the adapter's A is {_size(a)} "
                 f"and B {_size(b)}; {hint}"
             )
+    # Transformers joins the experts of a layer into one tensor, which no adapter of linear layers changes.
+    meant = [m for m in layers if is_named(m, adapter.targets or ()) and ".experts." not in m]
+    if lacking := [module for module in meant if module not in adapter.pairs]:
+        raise ModelError(
+            f"{misfit}: it holds no weights for {len(lacking)} of the {len(meant)} layers there that are named "
+            f"{', '.join(sorted(adapter.targets or ()))} (first: {lacking[0]}); save all of it, or {hint}"
+        )
 
 
 def served_rank(r: int) -> int | None:

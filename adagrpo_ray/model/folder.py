@@ -21,19 +21,26 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NOT_PLAIN = (
     *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "bias", "lora_bias"),
     *("fan_in_fan_out", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens"),
+    *("use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "kasa_config", "velora_config"),
 )
 """What adapters may have that makes them more than pairs of A and B of linear layers, scaled by alpha / r."""
 CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of PEFT's `init_lora_weights` under which an adapter belongs to other base weights than the model's."""
+PARTIAL = ("layers_to_transform", "layers_pattern", "exclude_modules")
+"""Keys of adapter_config.json that leave out layers which `target_modules` names."""
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What goes with the weights of a LoRA adapter; `base` is the base model that it names, "" where it names none."""
+    """What goes with the weights of a LoRA adapter; `base` is the base model that it names, "" if it names none.
+
+    `targets` are the names of the linear layers that it changes, all of each name; None if that is not known.
+    """
 
     r: int
     alpha: float
     base: str
+    targets: tuple[str, ...] | None = None
 
 
 def check_model_folder(path: str, setting: str = "model.path") -> None:
@@ -89,17 +96,25 @@ def read_adapter_folder(path: str, setting: str) -> AdapterSettings:
         )
     _check_weights(setting, [folder / ADAPTER_WEIGHTS])
     return adapter_settings(
-        f"{setting}={path!r}", kept.get("r"), kept.get("lora_alpha"), kept.get("base_model_name_or_path")
+        f"{setting}={path!r}",
+        kept.get("r"),
+        kept.get("lora_alpha"),
+        kept.get("base_model_name_or_path"),
+        None if any(kept.get(key) is not None for key in PARTIAL) else kept.get("target_modules"),
     )
 
 
-def adapter_settings(name: str, r: Any, alpha: Any, base: Any) -> AdapterSettings:
-    """These values as settings; ModelError, which calls the adapter `name`, unless r is a rank and alpha a scale."""
+def adapter_settings(name: str, r: Any, alpha: Any, base: Any, targets: Any = None) -> AdapterSettings:
+    """These values as settings; ModelError, which calls the adapter `name`, unless r is a rank and alpha a scale.
+
+    `targets` count if they are a list of names; PEFT also takes a regular expression.
+    """
     if type(r) is not int or type(alpha) not in (int, float) or r < 1 or not 0 < alpha <= sys.float_info.max:
         raise ModelError(
             f"{name} has r={r!r:.100} and alpha={alpha!r:.100}; give an adapter with numbers above 0 there"
         )
-    return AdapterSettings(r, float(alpha), str(base or ""))
+    names = tuple(map(str, targets)) if isinstance(targets, list | tuple) else None
+    return AdapterSettings(r, float(alpha), str(base or ""), names)
 
 
 def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
-from adagrpo_ray.model.folder import check_adapter_folder, check_model_folder
+from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, check_adapter_folder, check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,19 +109,31 @@ def linear_shapes(path: str, config: Config) -> dict[str, tuple[int, int]]:
     return {name: (layer.in_features, layer.out_features) for name, layer in layers}
 
 
+def check_targets(config: Config, layers: Iterable[str]) -> None:
+    """ModelError if one of `model.lora.targets` is the name of none of the linear layers `layers` (module names)."""
+    names = {name.rpartition(".")[2] for name in layers}
+    unknown = [target for target in config.model.lora.targets if target not in names]
+    if unknown:
+        raise ModelError(
+            f"model.lora.targets: {config.model.path} has no linear layer {unknown[0]!r}; it has "
+            f"{', '.join(sorted(names)) or 'none'}"
+        )
+
+
 def load_policy(path: str, config: Config) -> Any:
     """The base model with a trainable adapter (a PeftModel): a new one, or `model.adapter` to continue.
 
-    A new adapter's A is drawn from `run.seed` and B is zero, so that it changes nothing yet. Raises
-    ModelError where the model has none of `model.lora.targets`, or cannot keep the samples of a packed row apart.
-    Pickled weights are not read.
+    A new adapter's A is drawn from `run.seed` and B is zero, so that it changes nothing yet. One to continue has the
+    weights of `model.adapter` and the settings of `model.lora`. Raises ModelError if the model has none of
+    `model.lora.targets`, if `model.adapter` does not fill exactly that adapter, or if the model cannot keep the
+    samples of a packed row apart. Pickled weights are not read.
     """
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     settings, flash = config.model, flash_attention(config)
-    if settings.adapter is not None:  # PEFT would take a pickle where there is no safetensors file on this node
+    if settings.adapter is not None:  # it may be another one on this node
         check_adapter_folder(settings.adapter, settings.lora)
     packed = config.learner.packed(flash)
     try:
@@ -138,22 +151,9 @@ def load_policy(path: str, config: Config) -> Any:
             f"model.path={settings.path!r} ({base.config.model_type}) has layers with a state, which would go from one "
             "sample of a packed row to the next; set learner.layout=padded"
         )
-    if settings.adapter is not None:
-        try:
-            return PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
-        except Exception as error:  # what a file holds makes PEFT fail in any way
-            raise ModelError(
-                f"model.adapter={settings.adapter!r} does not fit model.path={settings.path!r}: {first_line(error)}"
-            ) from None
-    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, torch.nn.Linear)}
-    unknown = sorted(set(settings.lora.targets) - linear)
-    if unknown:
-        raise ModelError(
-            f"model.lora.targets: {config.model.path} has no linear layer {unknown[0]!r}; "
-            f"it has {', '.join(sorted(linear))}"
-        )
+    check_targets(config, (name for name, m in base.named_modules() if isinstance(m, torch.nn.Linear)))
     torch.manual_seed(config.run.seed)
-    return get_peft_model(
+    policy = get_peft_model(
         base,
         LoraConfig(
             task_type="CAUSAL_LM",
@@ -164,3 +164,23 @@ def load_policy(path: str, config: Config) -> Any:
         ),
         autocast_adapter_dtype=False,
     )
+    if settings.adapter is not None:
+        _fill(policy, settings.adapter, settings.path)
+    return policy
+
+
+def _fill(policy: Any, adapter: str, path: str) -> None:
+    """Put the weights of the folder `adapter` into `policy`; ModelError unless each finds its place and none lacks."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    misfit = f"model.adapter={adapter!r} does not fit model.path={path!r} and model.lora"
+    try:
+        result = set_peft_model_state_dict(policy, load_file(os.path.join(adapter, ADAPTER_WEIGHTS)))
+    except Exception as error:  # what a file holds makes PEFT fail in any way
+        raise ModelError(f"{misfit}: {first_line(error)}") from None
+    lacking = sorted(key for key in result.missing_keys if "lora_" in key)
+    if unknown := sorted(result.unexpected_keys):
+        raise ModelError(f"{misfit}, which have no place for its {unknown[0]!r} ({len(unknown)} such keys)")
+    if lacking:
+        raise ModelError(f"{misfit}: it holds no {lacking[0]!r} ({len(lacking)} such keys)")
