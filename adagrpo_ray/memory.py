@@ -23,6 +23,7 @@ from adagrpo_ray.placement import Hardware, Placement, address
 SIZES = {"float32": 4, "bfloat16": 2}  # bytes a number
 # Backward of logsumexp holds the logits, their difference to the result, its exponential, and the gradient.
 LOGITS_COPIES = 4
+ENTROPY_COPIES = 2  # more with an entropy bonus: its own gradient by the logits, and the sum of both
 MAX_LIVE_PARAMETERS = 1_000_000_000  # that stage 3 holds whole at a time: DeepSpeed's own default
 PROCESS = 2**30  # bytes of one process beside its tensors: libraries, a CUDA context, the communicators
 
@@ -177,6 +178,7 @@ def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: 
     layer = tokens * shape.layer_activations(size, lora.targets if lora.dropout > 0 else ()) + mask * size
     # Checkpointing keeps each layer's input, and all of the one layer that is computed again.
     kept = tokens * shape.layers * shape.hidden * size + layer if s.gradient_checkpointing else shape.layers * layer
+    copies = LOGITS_COPIES + (ENTROPY_COPIES if config.algorithm.loss.entropy_coef > 0 else 0)
     served = shape.parameters * size // r.tensor_parallel
     # vLLM fills its share of the memory with KV cache, after weights and all else.
     left = None if memory is None else max(0, int(r.gpu_memory_share * memory) - served - PROCESS)
@@ -185,7 +187,7 @@ def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: 
         optimizer=optimizer,
         offloaded=part(adapter * (master + 4 + 8 + size), 1) if s.offload_optimizer else 0,
         activations=kept + mask,
-        logits=min(tokens, chunk_tokens(shape.vocabulary)) * shape.vocabulary * 4 * LOGITS_COPIES,
+        logits=min(tokens, chunk_tokens(shape.vocabulary)) * shape.vocabulary * 4 * copies,
         rollout_weights=served,
         kv_cache=left if r.kv_cache_gib is None else int(r.kv_cache_gib * 2**30),
         kv_token=shape.kv_token(size, r.tensor_parallel),

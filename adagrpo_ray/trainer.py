@@ -6,12 +6,12 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
-from functools import partial
+from dataclasses import asdict
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.algorithm.loss import LossSums
+from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.authentication import takes_token
 from adagrpo_ray.cluster import Actors, actors, any_dead, connect, get
 from adagrpo_ray.config.secrets import shown_command
@@ -31,7 +31,6 @@ from adagrpo_ray.model.card import Facts, adapter_card, package_versions
 from adagrpo_ray.model.identity import identify
 from adagrpo_ray.nodes import check_shared
 from adagrpo_ray.observe import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
-from adagrpo_ray.observe.measured import ratio
 from adagrpo_ray.placement import Placement, address
 from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.resume import FOLDER, Past, progress_of
@@ -187,19 +186,13 @@ class _Run:
         trained = time.perf_counter()
         sync, *_ = self._on_all("sync", step)
         ended = time.perf_counter()
-        sums = {field.name: sum(r.sums[field.name] for r in reports) for field in fields(LossSums)}
-        weight = sums["weight"]
+        statistics = reduce(UpdateStatistics.merged, (r.statistics for r in reports), UpdateStatistics())
         record = StepRecord(
             step=step,
             seconds=ended - began,
             **asdict(collected.figures),
             trained_tokens=collected.trained_tokens,
-            loss=sums["loss"] if reports else None,
-            kl=ratio(sums["kl"], weight) if self._config.algorithm.loss.beta > 0 else None,
-            clip_share=ratio(sums["clipped"], weight),
-            behaviour_gap=ratio(sums["gap"], weight),
-            correction_mean=ratio(sums["correction"], weight),
-            capped_share=ratio(sums["capped"], weight),
+            **statistics.figures(),
             grad_norm=reports[0].grad_norm if reports else None,
             learning_rate=reports[0].learning_rate if reports else None,
             weight_version=sync.version,

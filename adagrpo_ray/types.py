@@ -81,6 +81,11 @@ class Completion:
     finish_reason: str
     weight_version: int
 
+    @property
+    def truncated(self) -> bool:
+        """Whether it ended by a limit and not by itself."""
+        return self.finish_reason != "stop"
+
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
@@ -148,7 +153,7 @@ class TrainSample:
     """One completion with all that the loss needs.
 
     `token_weights` [T] already hold the loss's normalisation over the whole batch of all ranks, so that
-    the sum over tokens is the loss whatever micro-batches or ranks the samples fall into.
+    the sum over tokens is the loss whatever micro-batches or ranks the samples fall into. `level` is the prompt's.
     """
 
     prompt_token_ids: TokenIds
@@ -156,6 +161,7 @@ class TrainSample:
     behaviour_logprobs: Floats
     token_weights: Floats
     advantage: float
+    level: str = ""
 
 
 @dataclass(frozen=True, eq=False)

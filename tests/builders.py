@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
+from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
 
 PLAIN = SamplingParams()
@@ -47,3 +49,10 @@ def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = Non
         done = attempt if isinstance(attempt, Attempt) else make_attempt(attempt, rung=number - 1)
         group = group.with_attempt(done)
     return group
+
+
+def flat(statistics: UpdateStatistics) -> list[float]:
+    """All numbers of `statistics` but those by level, to compare with a tolerance."""
+    values = asdict(statistics)
+    values.pop("entropy_by_level")
+    return [v for value in values.values() for v in (value.values() if isinstance(value, dict) else [value])]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import make_attempt, make_group, make_prompt
@@ -9,14 +12,17 @@ from builders import make_attempt, make_group, make_prompt
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.learner.batch import training_samples
-from adagrpo_ray.types import TrainSample
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.types import Group, TrainSample
 
 MIXED = make_attempt([1, 0, 0, 0], lengths=[1, 2, 3, 4])
 FLAT = make_attempt([1, 1], lengths=[5, 5])
 
 
-def settings(beta: float = 0.04, kind: str = "bnpo", **rest: object) -> AlgorithmSettings:
-    return AlgorithmSettings.model_validate({"loss": {"beta": beta, "kind": kind}, **rest})
+def settings(
+    beta: float = 0.04, kind: str = "bnpo", loss: Mapping[str, object] = {}, **rest: object
+) -> AlgorithmSettings:
+    return AlgorithmSettings.model_validate({"loss": {"beta": beta, "kind": kind, **loss}, **rest})
 
 
 def total_weight(samples: tuple[TrainSample, ...]) -> float:
@@ -78,6 +84,67 @@ def test_a_step_without_groups_has_no_samples(kind: str) -> None:
 
 def test_a_step_of_flat_groups_has_no_samples_without_kl() -> None:
     assert training_samples([make_group(FLAT)], settings(beta=0.0), max_new_tokens=10) == ()
+
+
+def cut_off(group: Group, *places: int) -> Group:
+    """`group` with completions of its last attempt that the token limit cut off."""
+    completions = tuple(
+        replace(c, finish_reason="length") if i in places else c for i, c in enumerate(group.last.completions)
+    )
+    return replace(group, attempts=(*group.attempts[:-1], replace(group.last, completions=completions)))
+
+
+MASKING = {"mask_truncated_completions": True}
+
+
+@pytest.mark.parametrize("train_on", ["last", "all", "balanced"])
+@pytest.mark.parametrize("name", ["grpo", "dapo", "adagrpo"])
+def test_truncated_completions_leave_the_loss_and_not_the_statistics(name: str, train_on: str) -> None:
+    group = cut_off(make_group(MIXED), 0, 3)
+    plain = settings(name=name, train_on=train_on)
+    masking = plain.model_copy(update={"loss": plain.loss.model_copy(update=MASKING)})
+    every, some = (training_samples([group], s, max_new_tokens=10) for s in (plain, masking))
+    assert [len(s.token_ids) for s in every] == [1, 2, 3, 4]
+    assert [len(s.token_ids) for s in some] == [2, 3]
+    # Mean and standard deviation are those of all four rewards.
+    assert [s.advantage for s in some] == [s.advantage for s in every[1:3]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight"), [("bnpo", 5 / 5), ("dapo", 5 / 5), ("cispo", 5 / 5), ("grpo", 2 / 4), ("dr_grpo", 5 / 40)]
+)
+def test_masked_completions_count_in_the_normalisation_as_in_trl(kind: str, weight: float) -> None:
+    samples = training_samples(
+        [cut_off(make_group(MIXED), 0, 3)], settings(loss={"kind": kind, **MASKING}), max_new_tokens=10
+    )
+    assert total_weight(samples) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_step_whose_completions_are_all_truncated_has_no_samples_on_any_rank(ranks: int) -> None:
+    group = cut_off(make_group(MIXED), 0, 1, 2, 3)
+    samples = training_samples([group], settings(loss=MASKING), max_new_tokens=10)
+    assert samples == ()
+    assert [batch.micro_batches for batch in pack_batches(1, samples, ranks, 100)] == [()] * ranks
+
+
+@pytest.mark.parametrize("kind", ["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"])
+def test_empty_completions_are_left_out(kind: str) -> None:
+    group = make_group(make_attempt([1, 0, 0], lengths=[0, 1, 0]))
+    samples = training_samples([group], settings(kind=kind), max_new_tokens=10)
+    assert [len(s.token_ids) for s in samples] == [1]
+    nothing = make_group(make_attempt([1, 0], lengths=[0, 0]))
+    assert training_samples([nothing], settings(kind=kind), max_new_tokens=10) == ()
+
+
+def test_an_entropy_bonus_keeps_zero_advantages() -> None:
+    loss = {"beta": 0.0, "entropy_coef": 0.01}
+    assert len(training_samples([make_group(FLAT)], settings(loss=loss), max_new_tokens=10)) == 2
+
+
+def test_samples_carry_their_difficulty() -> None:
+    group = make_group(MIXED, prompt=make_prompt(level="2 digits"))
+    assert {s.level for s in training_samples([group], settings(), 10)} == {"2 digits"}
 
 
 def picked(*attempts: list[float], train_on: str) -> list[float]:

@@ -132,3 +132,50 @@ def test_a_group_that_began_on_a_rung_was_not_rescued_by_it() -> None:
 def test_flat_shares_by_level(step: SamplingFigures) -> None:
     assert step.flat_before_by_level == {"2 digits": 0.0, "5 digits": 1.0}
     assert step.flat_after_by_level == {"2 digits": 0.0, "5 digits": 0.5}
+
+
+def test_reward_stds_are_over_all_first_completions(step: SamplingFigures) -> None:
+    """As TRL 1.16: `nanstd` of the batch, with n - 1; scores that do not apply are left out."""
+    assert step.reward_std == pytest.approx(1.0)  # of 3, 1, 1, 1: mean 1.5, squares 2.25 + 3 x 0.25, of 3
+    assert step.reward_std_by_function == {
+        "format": 0.0,
+        "answer": pytest.approx(math.sqrt(8 / 3 / 2)),  # of 2, 0, 0: mean 2/3, squares 16/9 + 2 x 4/9, of 2
+    }
+
+
+def test_share_of_flat_groups_by_function(step: SamplingFigures) -> None:
+    # Format is flat in both first attempts; the hard one's answer has one score only, which tells nothing.
+    assert step.flat_by_function == {"format": 1.0, "answer": 0.0}
+
+
+def test_a_function_that_never_applies_has_no_figures() -> None:
+    group = make_group(make_attempt([1, 0], by_function=[[1, math.nan], [0, math.nan]]))
+    step = figures(ready=(group,), attempts=(group,))
+    assert step.reward_by_function["answer"] is None
+    assert step.reward_std_by_function["answer"] is None
+    assert step.flat_by_function == {"format": 0.0, "answer": None}
+
+
+def test_truncated_completions_are_counted_and_terminated_ones_measured_apart() -> None:
+    attempt = make_attempt([1, 0, 0], by_function=[[1, 0]] * 3, lengths=[4, 6, 20])
+    cut = replace(
+        attempt, completions=(*attempt.completions[:2], replace(attempt.completions[2], finish_reason="length"))
+    )
+    step = figures(ready=(make_group(cut),), attempts=(make_group(cut), SOLVED))
+    assert (step.clipped_ratio, step.completion_length, step.mean_terminated_length) == (1 / 5, 8.0, 5.0)
+    only = replace(attempt, completions=tuple(replace(c, finish_reason="length") for c in attempt.completions))
+    step = figures(attempts=(make_group(only),))
+    assert (step.clipped_ratio, step.completion_length, step.mean_terminated_length) == (1.0, 10.0, None)
+
+
+def test_a_step_without_groups_has_no_stds() -> None:
+    step = figures()
+    assert (step.reward_std, step.clipped_ratio, step.mean_terminated_length) == (None, None, None)
+    assert step.reward_std_by_function == step.flat_by_function == {"format": None, "answer": None}
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_rewards_have_a_finite_std() -> None:
+    group = make_group(make_attempt([3e38, -3e38], by_function=[[3e38, 0], [-3e38, 0]]))
+    step = figures(ready=(group,), attempts=(group,))
+    assert step.reward_std == pytest.approx(3e38 * math.sqrt(2), rel=1e-6)

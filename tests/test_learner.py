@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from builders import flat
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import buffers
@@ -75,9 +77,9 @@ def expected(model_path: str) -> list[Any]:
 
 
 def test_the_steps_train(expected: list[Any]) -> None:
-    assert len({r.sums["loss"] for r in expected}) == STEPS
+    assert len({r.statistics.loss for r in expected}) == STEPS
     assert all(r.grad_norm > 0 for r in expected)
-    assert expected[0].sums["kl"] == 0.0 < expected[-1].sums["kl"]
+    assert expected[0].statistics.kl.total == 0.0 < expected[-1].statistics.kl.total
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,8 @@ def test_how_the_work_is_cut_and_kept_changes_nothing(
     assert len(batch.micro_batches) > 3
     for one in expected:
         other = engine.train(batch)
-        assert other.sums == pytest.approx(one.sums, abs=1e-5)
+        assert other.statistics.loss == pytest.approx(one.statistics.loss, abs=1e-5)
+        assert flat(other.statistics) == pytest.approx(flat(one.statistics), rel=1e-5, abs=1e-3)  # sums over tokens
         assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
 
 
@@ -114,11 +117,11 @@ def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, up
     engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29541))
     batch = pack_batches(1, make_samples(), 1, 200)[0]
     report = engine.train(batch)
-    assert (report.sums["clipped"] > 0) is clipped
+    assert (report.statistics.clipped_low + report.statistics.clipped_high > 0) is clipped
     # The schedule counts updates: of 3 x STEPS the last one of this batch is the third.
     assert report.learning_rate == pytest.approx(0.01 * (1 - (updates - 1) / (updates * STEPS)))
     nothing = engine.train(replace(batch, micro_batches=()))
-    assert nothing.sums == dict.fromkeys(report.sums, 0.0)
+    assert nothing.statistics == UpdateStatistics()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: i
     assert any(-(-one // 7) != -(-other // 7) for one, other in zip(*tokens, strict=True))
     for one in expected:
         reports = ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])
-        assert sum(r.sums["loss"] for r in reports) == pytest.approx(one.sums["loss"], abs=1e-4)
+        assert sum(r.statistics.loss for r in reports) == pytest.approx(one.statistics.loss, abs=1e-4)
         assert reports[0].grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
     for rank in ranks:
         ray.kill(rank)
@@ -159,7 +162,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(model_path: str, lay_out: Ca
     policy = Policy(load_policy(model_path, configure())).eval()
     samples = make_samples(5)
     with torch.no_grad():
-        together = policy(lay_out(samples, CPU))
+        together = policy(lay_out(samples, CPU))[0]
         alone = []
         for sample in samples:
             ids = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.token_ids])).long()
@@ -185,7 +188,7 @@ def test_a_packed_row_gives_what_padded_rows_give(model_path: str) -> None:
     parameters = [p for p in policy.parameters() if p.requires_grad]
     samples = make_samples(7)
     weights = torch.randn(sum(len(s.token_ids) for s in samples), generator=torch.Generator().manual_seed(0))
-    padded, packed = (policy(lay_out(samples, CPU)) for lay_out in (pad, join))
+    padded, packed = (policy(lay_out(samples, CPU))[0] for lay_out in (pad, join))
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
     gradients = [torch.autograd.grad((weights * logprobs).sum(), parameters) for logprobs in (padded, packed)]
     assert all(gradient.abs().max() > 1e-3 for gradient in gradients[0])
@@ -196,11 +199,11 @@ def test_neighbours_in_the_row_are_not_seen(model_path: str) -> None:
     policy = moved_policy(model_path)
     _, sample, *others = make_samples(5)
     with torch.no_grad():
-        alone = policy(join([sample], CPU))
+        alone = policy(join([sample], CPU))[0]
         for before in range(4):
             row = [*others[:before], sample, *others[before:]]
             start = sum(len(s.token_ids) for s in row[:before])
-            beside = policy(join(row, CPU))[start : start + len(sample.token_ids)]
+            beside = policy(join(row, CPU))[0][start : start + len(sample.token_ids)]
             torch.testing.assert_close(beside, alone, rtol=0, atol=1e-5)
 
 
@@ -230,7 +233,7 @@ def test_logits_never_exist_for_more_tokens_than_a_chunk(
     assert len(rows.targets) > 50
     head = policy.peft_model.get_base_model().get_output_embeddings().weight
     with LargestLogits(head) as forward:
-        logprobs = policy(rows)
+        logprobs = policy(rows)[0]
     with LargestLogits(head) as backward:
         logprobs.sum().backward()
     with LargestLogits(head) as reference, policy.reference():
@@ -245,7 +248,7 @@ def test_one_tokens_logits_exist_however_large_the_vocabulary() -> None:
 def test_a_sample_without_tokens_has_no_logprobs(model_path: str) -> None:
     empty = replace(make_samples(1)[0], token_ids=np.zeros(0, np.int32))
     for lay_out in (pad, join):
-        assert moved_policy(model_path)(lay_out([empty], CPU)).shape == (0,)
+        assert [t.shape for t in moved_policy(model_path)(lay_out([empty], CPU))] == [(0,), (0,)]
 
 
 @pytest.mark.parametrize(
@@ -282,13 +285,13 @@ def test_the_reference_is_the_model_without_its_adapter(model_path: str) -> None
     policy = Policy(load_policy(model_path, configure()))
     rows = pad(make_samples(2), CPU)
     with torch.no_grad():
-        base = policy(rows)
+        base = policy(rows)[0]
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1)
-        moved = policy(rows)
+        moved = policy(rows)[0]
     with policy.reference():
-        reference = policy(rows)
+        reference = policy(rows)[0]
     assert (moved - base).abs().max() > 1e-3
     torch.testing.assert_close(reference, base)
     assert policy.training
@@ -298,7 +301,7 @@ def test_an_empty_step_changes_nothing(model_path: str) -> None:
     engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 29541))
     before = engine.adapter()
     report = engine.train(pack_batches(1, (), 1, 120)[0])
-    assert (report.sums["loss"], report.grad_norm) == (0.0, 0.0)
+    assert (report.statistics.loss, report.grad_norm) == (0.0, 0.0)
     after = engine.adapter()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -309,5 +312,5 @@ def test_weights_of_zero_add_nothing(model_path: str, expected: list[Any]) -> No
     samples = make_samples()
     idle = replace(samples[0], token_weights=np.zeros_like(samples[0].token_weights))
     report = engine.train(pack_batches(1, (*samples, idle), 1, 100_000)[0])
-    assert report.sums["loss"] == pytest.approx(expected[0].sums["loss"], abs=1e-6)
+    assert report.statistics.loss == pytest.approx(expected[0].statistics.loss, abs=1e-6)
     assert report.grad_norm == pytest.approx(expected[0].grad_norm, rel=1e-5)

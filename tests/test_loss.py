@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -9,10 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from builders import flat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adagrpo_ray.algorithm.loss import LossSums, Tokens, correction_weights, kl_estimate, policy_loss, token_weights
+from adagrpo_ray.algorithm.correction import rollout_correction
+from adagrpo_ray.algorithm.loss import Tokens, kl_estimate, policy_loss, token_weights
+from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
 from adagrpo_ray.config.algorithm import LossSettings
 
 SETTINGS = LossSettings(kind="bnpo", epsilon=0.2, beta=0.04, correction="none")
@@ -31,7 +36,7 @@ def loss_of(
     reference_ratios: Sequence[float] | None = None,
     lengths: Sequence[int] | None = None,
     **settings: object,
-) -> LossSums:
+) -> tuple[torch.Tensor, UpdateStatistics]:
     """The loss of tokens by their `ratios` policy / old and `reference_ratios` reference / policy."""
     policy = torch.full((len(ratios),), math.log(0.5), dtype=torch.float64)
     reference = None if reference_ratios is None else policy + tensor(reference_ratios).log()
@@ -96,34 +101,35 @@ def test_an_unknown_kind_is_refused() -> None:
     ],
 )
 def test_clipping(ratio: float, advantage: float, surrogate: float, clipped: int) -> None:
-    sums = loss_of([ratio], [advantage], [1.0])
-    assert sums.loss.item() == pytest.approx(-surrogate)
-    assert sums.clipped.item() == clipped
+    loss, statistics = loss_of([ratio], [advantage], [1.0])
+    assert loss.item() == statistics.loss == pytest.approx(-surrogate)
+    assert statistics.clipped_low + statistics.clipped_high == clipped
 
 
 def test_tokens_add_up_by_weight() -> None:
     # Surrogates 1.2 (held), 1.1, 0.5 | -1.5, -1.0, -0.8 (held), weighted 1/2, 1/4, 1/4 | 1/8, 1/8, 1/4:
-    # 0.6 + 0.275 + 0.125 - 0.1875 - 0.125 - 0.2 = 0.4875. Held tokens weigh 1/2 + 1/4.
+    # 0.6 + 0.275 + 0.125 - 0.1875 - 0.125 - 0.2 = 0.4875.
     ratios, advantages = [1.5, 1.1, 0.5, 1.5, 1.0, 0.5], [1.0, 1.0, 1.0, -1.0, -1.0, -1.0]
-    sums = loss_of(ratios, advantages, [0.5, 0.25, 0.25, 0.125, 0.125, 0.25])
-    assert sums.loss.item() == pytest.approx(-0.4875)
-    assert sums.clipped.item() == pytest.approx(0.75)
-    assert sums.kl.item() == 0.0
+    loss, statistics = loss_of(ratios, advantages, [0.5, 0.25, 0.25, 0.125, 0.125, 0.25])
+    assert loss.item() == pytest.approx(-0.4875)
+    assert (statistics.tokens, statistics.clipped_low, statistics.clipped_high) == (6, 1, 1)
+    assert statistics.kl.count == 0
 
 
 def test_kl_is_added_with_beta() -> None:
     # k3 of reference / policy 2 is 2 - ln 2 - 1 = 0.306853, of 0.5 it is 0.5 + ln 2 - 1 = 0.193147, of 1 zero.
     # Weighted 1/2, 1/4, 1/4: 0.153426 + 0.048287 = 0.201713. Surrogates 1, -1, 3 weigh 0.5 - 0.25 + 0.75 = 1.
-    sums = loss_of([1, 1, 1], [1, -1, 3], [0.5, 0.25, 0.25], reference_ratios=[2, 0.5, 1], beta=0.04)
-    assert sums.kl.item() == pytest.approx(0.201713, abs=1e-6)
-    assert sums.loss.item() == pytest.approx(-1 + 0.04 * 0.201713, abs=1e-7)
+    loss, statistics = loss_of([1, 1, 1], [1, -1, 3], [0.5, 0.25, 0.25], reference_ratios=[2, 0.5, 1], beta=0.04)
+    assert statistics.kl.mean == pytest.approx((0.306853 + 0.193147) / 3, abs=1e-6)
+    assert loss.item() == pytest.approx(-1 + 0.04 * 0.201713, abs=1e-7)
 
 
 def test_gap_is_to_the_behaviour_policy_and_changes_no_loss() -> None:
     policy, ones = tensor([-1.0, -2.0]), torch.ones(2, dtype=torch.float64)
-    sums = policy_loss(tokens_of(policy, policy, tensor([-1.5, -1.0]), None, ones, tensor([0.5, 0.25])), SETTINGS)
-    assert sums.gap.item() == pytest.approx(0.5 * 0.5 + 1.0 * 0.25)
-    assert sums.loss.item() == pytest.approx(-0.75)
+    tokens = tokens_of(policy, policy, tensor([-1.5, -1.0]), None, ones, tensor([0.5, 0.25]))
+    loss, statistics = policy_loss(tokens, SETTINGS)
+    assert statistics.logp_difference == Aggregate(2, 1.5, 0.5, 1.0)
+    assert loss.item() == pytest.approx(-0.75)
 
 
 def test_gradient_agrees_with_finite_differences() -> None:
@@ -132,7 +138,7 @@ def test_gradient_agrees_with_finite_differences() -> None:
     old, reference = start - ratios.log(), start + tensor([0.3, -0.2, 0.1, -0.4, 0.0, 0.5])
 
     def loss(policy: torch.Tensor) -> torch.Tensor:
-        return policy_loss(tokens_of(policy, old, old, reference, advantages, weights), SETTINGS).loss
+        return policy_loss(tokens_of(policy, old, old, reference, advantages, weights), SETTINGS)[0]
 
     policy = start.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(policy), policy)
@@ -145,7 +151,7 @@ def test_held_tokens_have_no_gradient_and_on_policy_ones_the_policy_gradient() -
     policy = tensor([-1.0, -1.0, -1.0, -1.0]).requires_grad_()
     old = policy.detach() - tensor([1.5, 0.5, 1.0, 1.0]).log()
     advantages, weights = tensor([1.0, -1.0, 2.0, -3.0]), tensor([0.25] * 4)
-    loss = policy_loss(tokens_of(policy, old, old, None, advantages, weights), SETTINGS).loss
+    loss = policy_loss(tokens_of(policy, old, old, None, advantages, weights), SETTINGS)[0]
     (gradient,) = torch.autograd.grad(loss, policy)
     assert gradient.tolist() == pytest.approx([0.0, 0.0, -0.5, 0.75])
 
@@ -155,28 +161,27 @@ def test_held_tokens_have_no_gradient_and_on_policy_ones_the_policy_gradient() -
     st.lists(st.integers(0, 12), max_size=4),
 )
 def test_the_same_however_tokens_are_cut(tokens: list[tuple[float, float, float, float]], cuts: list[int]) -> None:
-    def sums(part: list[tuple[float, float, float, float]]) -> torch.Tensor:
+    def statistics(part: list[tuple[float, float, float, float]]) -> UpdateStatistics:
         ratios, advantages, references, weights = zip(*part, strict=True)
-        s = loss_of(ratios, advantages, weights, reference_ratios=references, beta=0.04)
-        return torch.stack([s.loss, s.kl, s.clipped, s.gap])
+        return loss_of(ratios, advantages, weights, reference_ratios=references, beta=0.04)[1]
 
     edges = [0, *sorted(min(c, len(tokens)) for c in cuts), len(tokens)]
     parts = [tokens[a:b] for a, b in itertools.pairwise(edges) if a < b]
-    total = torch.stack([sums(part) for part in parts]).sum(0)
-    assert total.tolist() == pytest.approx(sums(tokens).tolist(), rel=1e-9, abs=1e-12)
+    merged = functools.reduce(UpdateStatistics.merged, map(statistics, parts))
+    assert flat(merged) == pytest.approx(flat(statistics(tokens)), rel=1e-9, abs=1e-12)
 
 
 def test_clip_higher_bounds_the_upper_side_alone() -> None:
-    assert loss_of([1.5], [2.0], [1.0], epsilon_high=0.4).loss.item() == pytest.approx(-2.8)  # held at 1.4
-    assert loss_of([0.5], [-2.0], [1.0], epsilon_high=0.4).loss.item() == pytest.approx(1.6)  # held at 0.8
+    assert loss_of([1.5], [2.0], [1.0], epsilon_high=0.4)[0].item() == pytest.approx(-2.8)  # held at 1.4
+    assert loss_of([0.5], [-2.0], [1.0], epsilon_high=0.4)[0].item() == pytest.approx(1.6)  # held at 0.8
 
 
 def test_gspo_uses_the_geometric_mean_of_a_sequences_ratios() -> None:
     # sqrt(1.5 x 0.96) = 1.2 exactly at the bound; sqrt(2 x 2) = 2, held at 1.2; advantages 1 and 3, weights 1/4:
     # (1.2 x 1) x 2/4 + (1.2 x 3) x 2/4 = 2.4.
-    sums = loss_of([1.5, 0.96, 2, 2], [1, 1, 3, 3], [0.25] * 4, lengths=[2, 2], kind="gspo")
-    assert sums.loss.item() == pytest.approx(-2.4)
-    assert sums.clipped.item() == pytest.approx(0.5)
+    loss, statistics = loss_of([1.5, 0.96, 2, 2], [1, 1, 3, 3], [0.25] * 4, lengths=[2, 2], kind="gspo")
+    assert loss.item() == pytest.approx(-2.4)
+    assert (statistics.clipped_high, statistics.tokens) == (2, 4)
 
 
 def test_gspo_gradient_is_shared_by_the_sequence() -> None:
@@ -184,7 +189,7 @@ def test_gspo_gradient_is_shared_by_the_sequence() -> None:
     tokens = tokens_of(
         policy, policy.detach(), policy.detach(), None, tensor([2, 2, 5]), tensor([0.25, 0.25, 0.5]), [2, 1]
     )
-    (gradient,) = torch.autograd.grad(policy_loss(tokens, SETTINGS.model_copy(update={"kind": "gspo"})).loss, policy)
+    (gradient,) = torch.autograd.grad(policy_loss(tokens, SETTINGS.model_copy(update={"kind": "gspo"}))[0], policy)
     # d/dlogp of s A summed with the weights: A x (sum of weights of the sequence) / T.
     assert gradient.tolist() == pytest.approx([-2 * 0.5 / 2, -2 * 0.5 / 2, -5 * 0.5])
 
@@ -193,12 +198,12 @@ def test_cispo_keeps_the_gradient_of_every_token() -> None:
     policy = tensor([-1.0, -1.0, -1.0]).requires_grad_()
     old = policy.detach() - tensor([3.0, 0.5, 1.1]).log()
     tokens = tokens_of(policy, old, old, None, tensor([2.0, 2.0, -1.0]), tensor([0.5, 0.25, 0.25]))
-    sums = policy_loss(tokens, SETTINGS.model_copy(update={"kind": "cispo"}))
+    loss, statistics = policy_loss(tokens, SETTINGS.model_copy(update={"kind": "cispo"}))
     # sg(min(r, 1.2)) A log policy: 1.2 x 2 x -1, 0.5 x 2 x -1, 1.1 x -1 x -1.
-    assert sums.loss.item() == pytest.approx(2.4 * 0.5 + 1.0 * 0.25 - 1.1 * 0.25)
-    (gradient,) = torch.autograd.grad(sums.loss, policy)
+    assert loss.item() == pytest.approx(2.4 * 0.5 + 1.0 * 0.25 - 1.1 * 0.25)
+    (gradient,) = torch.autograd.grad(loss, policy)
     assert gradient.tolist() == pytest.approx([-2.4 * 0.5, -1.0 * 0.25, 1.1 * 0.25])
-    assert sums.clipped.item() == pytest.approx(0.5)
+    assert (statistics.clipped_low, statistics.clipped_high) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -225,17 +230,90 @@ def test_importance_weights_are_truncated(correction: str, weights: list[float],
     ones = torch.ones_like(old)
     tokens = tokens_of(old, old, behaviour, None, ones, ones / 4, [2, 2])
     settings = SETTINGS.model_copy(update={"correction": correction, "correction_cap": 2.0})
-    got, met = correction_weights(tokens, settings)
-    assert got.tolist() == pytest.approx(weights)
-    assert met.tolist() == capped
-    sums = policy_loss(tokens, settings)
-    assert sums.loss.item() == pytest.approx(-sum(weights) / 4)  # ratio and advantage are 1
-    assert sums.correction.item() == pytest.approx(sum(weights) / 4)
-    assert sums.capped.item() == pytest.approx(sum(capped) / 4)
+    got = rollout_correction(tokens.old, tokens.behaviour, tokens.sequence, settings)
+    assert got.weights.tolist() == pytest.approx(weights)
+    assert got.truncated.tolist() == [bool(c) for c in capped]
+    loss, statistics = policy_loss(tokens, settings)
+    assert loss.item() == pytest.approx(-sum(weights) / 4)  # ratio and advantage are 1
+    assert statistics.truncated == sum(capped)
+    assert statistics.importance_ratio.mean == pytest.approx(sum(weights) / 4)
 
 
 def test_the_correction_leaves_the_kl_term_alone() -> None:
     old = tensor([-1.0])
     tokens = tokens_of(old, old, old - math.log(0.5), old + math.log(2), tensor([0.0]), tensor([1.0]))
-    sums = policy_loss(tokens, SETTINGS.model_copy(update={"correction": "token"}))
-    assert sums.loss.item() == pytest.approx(0.04 * (2 - math.log(2) - 1))
+    loss, _ = policy_loss(tokens, SETTINGS.model_copy(update={"correction": "token"}))
+    assert loss.item() == pytest.approx(0.04 * (2 - math.log(2) - 1))
+
+
+@pytest.mark.parametrize("correction", ["none", "token", "sequence", "geometric"])
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+@pytest.mark.parametrize("kind", ["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"])
+def test_extreme_log_ratios_give_a_finite_loss_and_gradient(kind: str, mode: str, correction: str) -> None:
+    """Float32, as in training: exp(89) would be infinite; a probability of 0 in the behaviour policy included."""
+    apart = torch.tensor([1e4, -1e4, 1e4, -1e4, 90.0, -90.0])
+    policy = torch.full_like(apart, -2.0).requires_grad_()
+    behaviour = policy.detach() - apart.flip(0)
+    behaviour[0] = -math.inf
+    for advantage in (5.0, -5.0):
+        for estimator in ("k1", "k2", "k3"):
+            tokens = Tokens(
+                policy=policy,
+                old=policy.detach() - apart,
+                behaviour=behaviour,
+                reference=policy.detach() + apart,
+                advantages=torch.full_like(apart, advantage),
+                weights=torch.full_like(apart, 1 / 6),
+                sequence=torch.tensor([0, 0, 1, 2, 3, 3]),
+                entropy=torch.ones_like(apart),
+            )
+            changes = {"kind": kind, "kl": estimator, "correction": correction, "correction_mode": mode}
+            loss, statistics = policy_loss(tokens, SETTINGS.model_copy(update=changes))
+            (gradient,) = torch.autograd.grad(loss, policy)
+            assert math.isfinite(loss.item())
+            assert gradient.isfinite().all()
+            assert all(
+                v is None or math.isfinite(v) for k, v in statistics.figures().items() if k != "entropy_by_level"
+            )
+            assert statistics.ratio.high == pytest.approx(math.exp(20), rel=1e-3)
+
+
+def test_k3_is_bounded_like_verls() -> None:
+    estimate = kl_estimate(tensor([-9.0, -30.0, 0.0, -1.0]), tensor([-1.0, -1.0, -40.0, -1.0]), "k3")
+    assert estimate.tolist() == [10.0, 10.0, 10.0, 0.0]
+
+
+def test_the_entropy_bonus_is_subtracted_with_the_weights_of_the_loss() -> None:
+    policy, entropy = tensor([-1.0, -2.0]), tensor([3.0, 5.0]).requires_grad_()
+    tokens = dataclasses.replace(
+        tokens_of(policy, policy, policy, None, tensor([0.0, 0.0]), tensor([0.5, 0.25])), entropy=entropy
+    )
+    loss, statistics = policy_loss(tokens, SETTINGS.model_copy(update={"entropy_coef": 0.1}))
+    assert loss.item() == pytest.approx(-0.1 * (3 * 0.5 + 5 * 0.25))
+    assert torch.autograd.grad(loss, entropy)[0].tolist() == pytest.approx([-0.05, -0.025])
+    assert statistics.entropy.mean == 4.0
+    loss, _ = policy_loss(tokens, SETTINGS)
+    assert (loss.item(), loss.requires_grad) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("grpo", [1 / 3, 0, 1 / 15]),  # TRL's mean over all completions counts the masked one
+        ("gspo", [1 / 3, 0, 1 / 15]),
+        ("bnpo", [1 / 6, 0, 1 / 6]),  # its mean over tokens does not
+        ("dapo", [1 / 6, 0, 1 / 6]),
+        ("cispo", [1 / 6, 0, 1 / 6]),
+        ("dr_grpo", [1 / 30, 0, 1 / 30]),
+    ],
+)
+def test_masked_completions_have_no_weight(kind: str, expected: list[float]) -> None:
+    weights = token_weights([1, 2, 5], kind, 10, [False, True, False])
+    assert [len(w) for w in weights] == [1, 2, 5]
+    assert [w.tolist() for w in weights] == [pytest.approx([e] * n) for e, n in zip(expected, (1, 2, 5), strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"])
+def test_empty_and_wholly_masked_batches_have_weights_of_zero(kind: str) -> None:
+    assert [w.tolist() for w in token_weights([0, 0], kind, 10)] == [[], []]
+    assert [w.tolist() for w in token_weights([0, 2], kind, 10, [True, True])] == [[], [0.0, 0.0]]

@@ -16,7 +16,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adagrpo_ray.adapter import AdapterWeights, pack
-from adagrpo_ray.algorithm.loss import Tokens, correction_weights, policy_loss
+from adagrpo_ray.algorithm.correction import rollout_correction
+from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.data.prompts import load_prompts
@@ -180,7 +181,7 @@ def test_a_version_that_comes_while_requests_are_in_flight(
                 parameter.data.copy_(tensors[name.replace(".default.", ".")])
         samples = [as_sample(prompt, c, 0.0) for c in completions]
         with torch.no_grad():
-            flat = Policy(model).eval()(pad(samples, torch.device("cpu")))
+            flat = Policy(model).eval()(pad(samples, torch.device("cpu")))[0]
         return [part.numpy() for part in flat.split([len(c.token_ids) for c in completions])]
 
     async def overtake(version: int, wait: float) -> tuple[Completion, ...]:
@@ -297,7 +298,7 @@ def test_an_engine_of_two_workers_serves_the_whole_adapter(
         remove_placement_group(group)
     with torch.no_grad():
         samples = [as_sample(prompt, c, 0.0) for c in completions]
-        expected = Policy(model).eval()(pad(samples, torch.device("cpu")))
+        expected = Policy(model).eval()(pad(samples, torch.device("cpu")))[0]
     np.testing.assert_allclose(np.concatenate([c.logprobs for c in completions]), expected.numpy(), atol=1e-4)
 
 
@@ -325,7 +326,9 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
     def tokens_of(drawn: list[tuple[Prompt, Completion]]) -> Tokens:
         """All that the loss needs, with the success as the advantage and the mean over completions as weights."""
         samples = [as_sample(p, c, 0.0) for p, c in drawn]
-        logprobs = torch.cat([policy(pad(samples[i : i + 64], torch.device("cpu"))) for i in range(0, len(drawn), 64)])
+        logprobs = torch.cat(
+            [policy(pad(samples[i : i + 64], torch.device("cpu")))[0] for i in range(0, len(drawn), 64)]
+        )
         lengths = torch.tensor([len(c.token_ids) for _, c in drawn])
         success = torch.tensor([f"FLAG{p.answer}SOLUTION" in c.text for p, c in drawn], dtype=torch.float32)
         return Tokens(
@@ -345,7 +348,7 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
     settings = LossSettings(correction="sequence", correction_cap=1e9, epsilon=0.2)
 
     def gradient(tokens: Tokens, settings: LossSettings) -> list[torch.Tensor]:
-        return list(torch.autograd.grad(-policy_loss(tokens, settings).loss, parameters))
+        return list(torch.autograd.grad(-policy_loss(tokens, settings)[0], parameters))
 
     direction = gradient(tokens_of(asyncio.run(draw(SamplingParams(), 900))), LossSettings(correction="none"))
     scale = torch.stack([d.norm() for d in direction]).norm()
@@ -363,7 +366,9 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
 
     plain, hot = (asyncio.run(draw(s, seed)) for s, seed in ((SamplingParams(), 100), (HOT, 200)))
     of_plain, of_hot = tokens_of(plain), tokens_of(hot)
-    weights = by_completion(of_hot, correction_weights(of_hot, settings)[0], mean=True)
+    weights = by_completion(
+        of_hot, rollout_correction(of_hot.old, of_hot.behaviour, of_hot.sequence, settings).weights, mean=True
+    )
     right_plain, right_hot = (by_completion(t, t.advantages, mean=True) for t in (of_plain, of_hot))
     plain_gradient, hot_gradient = right_plain * shares(plain), right_hot * shares(hot)
 

@@ -69,10 +69,24 @@ class LossSettings(Section):
     epsilon_high: float | None = Field(None, gt=0.0, description="its upper bound (clip-higher); null: epsilon")
     beta: float = Field(0.04, ge=0.0, description="weight of the KL term against the base model; 0 skips that pass")
     kl: Literal["k1", "k2", "k3"] = Field("k3", description="estimator of the KL term")
-    correction: Literal["none", "token", "sequence"] = Field(
-        "token", description="importance weights from the sampling distribution to the policy, by token or sequence"
+    correction: Literal["none", "token", "sequence", "geometric"] = Field(
+        "token",
+        description="importance weights from the sampling distribution to the policy: by token, by a completion's "
+        "product of ratios, or by their geometric mean",
     )
-    correction_cap: float = Field(2.0, ge=1.0, description="largest importance weight")
+    correction_mode: Literal["truncate", "mask"] = Field(
+        "truncate", description="a weight outside of its bounds: moved to the bound, or 0 (token: IcePop)"
+    )
+    correction_floor: float | None = Field(
+        None, gt=0.0, le=1.0, description="smallest importance weight; null: no lower bound"
+    )
+    correction_cap: float | None = Field(2.0, ge=1.0, description="largest importance weight; null: no upper bound")
+    mask_truncated_completions: bool = Field(
+        False, description="leave completions that the token limit cut off out of the loss; their rewards still count"
+    )
+    entropy_coef: float = Field(
+        0.0, ge=0.0, description="weight of the entropy bonus, which keeps the policy exploring; 0: none"
+    )
 
 
 class AllocationSettings(Section):

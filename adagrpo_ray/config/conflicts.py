@@ -44,6 +44,18 @@ def conflicts(config: Config) -> Iterator[str]:
             f"algorithm.overlong_buffer={a.overlong_buffer} is more than rollout.max_new_tokens="
             f"{r.max_new_tokens}, so that every completion would be penalised; lower it"
         )
+    loss = a.loss
+    if loss.correction == "none" and (loss.correction_mode == "mask" or loss.correction_floor is not None):
+        yield (
+            f"algorithm.loss.correction=none has no weights that correction_mode={loss.correction_mode} and "
+            f"correction_floor={loss.correction_floor} could bound; set it to token, sequence or geometric, or leave "
+            "the two out"
+        )
+    if loss.correction_mode == "mask" and loss.correction_floor is None and loss.correction_cap is None:
+        yield (
+            "algorithm.loss.correction_mode=mask has no bounds to go by, since correction_floor and correction_cap are "
+            "null; give one of them"
+        )
     if config.learner.offload_optimizer and config.learner.zero_stage == 0:
         yield (
             "learner.offload_optimizer=true is a part of ZeRO, which learner.zero_stage=0 turns off; set "

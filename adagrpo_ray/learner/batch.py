@@ -15,16 +15,19 @@ def training_samples(
 ) -> tuple[TrainSample, ...]:
     """The completions that `settings.train_on` picks, with their advantages and token weights.
 
-    Advantages come from the statistics over all attempts whatever is picked. Completions whose advantage is
-    zero count in the weights, but are left out where no KL term gives them a gradient: the loss is the same
-    without them.
+    Advantages come from the statistics over all attempts whatever is picked. Completions without weight (empty, or
+    `is_masked`) are left out, after they were counted as `token_weights` says. So are those whose advantage is zero
+    if neither a KL term nor an entropy bonus gives them a gradient: the loss is the same without them.
     """
     chosen = [
         (group.prompt, completion, float(advantage))
         for group in groups
         for completion, advantage in picked(group, settings)
     ]
-    weights = token_weights([len(c.token_ids) for _, c, _ in chosen], settings.loss.kind, max_new_tokens)
+    masked = [is_masked(completion, settings) for _, completion, _ in chosen]
+    lengths = [len(completion.token_ids) for _, completion, _ in chosen]
+    weights = token_weights(lengths, settings.loss.kind, max_new_tokens, masked)
+    other_gradient = settings.loss.beta > 0.0 or settings.loss.entropy_coef > 0.0
     return tuple(
         TrainSample(
             prompt_token_ids=prompt.token_ids,
@@ -32,10 +35,16 @@ def training_samples(
             behaviour_logprobs=completion.logprobs,
             token_weights=weight,
             advantage=advantage,
+            level=prompt.level,
         )
         for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
-        if advantage != 0.0 or settings.loss.beta > 0.0
+        if weight.any() and (advantage != 0.0 or other_gradient)
     )
+
+
+def is_masked(completion: Completion, settings: AlgorithmSettings) -> bool:
+    """Whether it is out of the loss because the token limit cut it off (TRL's setting; arXiv 2503.14476, 3.4)."""
+    return settings.loss.mask_truncated_completions and completion.truncated
 
 
 def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:

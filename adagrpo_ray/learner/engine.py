@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo_ray.algorithm.loss import LossSums, Tokens, policy_loss
+from adagrpo_ray.algorithm.loss import Tokens, policy_loss
+from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET
 from adagrpo_ray.learner.gather import init_method
@@ -24,9 +25,9 @@ from adagrpo_ray.types import TrainBatch, TrainSample
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What one rank says of one optimizer step; `sums` of the ranks add up to those of the batch."""
+    """What one rank says of one optimizer step; the ranks' `statistics` merge to those of the batch."""
 
-    sums: dict[str, float]  # the fields of LossSums
+    statistics: UpdateStatistics
     grad_norm: float
     learning_rate: float
 
@@ -109,7 +110,11 @@ class LearnerEngine:
         self._lay_out = pad if self.padded else join
         # Under stage 3 each use of a layer gathers its weights from all ranks: they must use the head equally often.
         together = config.learner.zero_stage == 3 and world_size > 1
-        self._policy = Policy(peft_model, self._max_over_ranks) if together else Policy(peft_model)
+        self._policy = Policy(
+            peft_model,
+            *([self._max_over_ranks] if together else []),
+            entropy_gradient=config.algorithm.loss.entropy_coef > 0.0,
+        )
         trainable = [p for p in self._policy.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(
             model=self._policy,
@@ -126,7 +131,7 @@ class LearnerEngine:
         """
         self._engine.train()
         old: list[torch.Tensor] = []
-        report = TrainReport(dict.fromkeys((f.name for f in fields(LossSums)), 0.0), 0.0, self._learning_rate)
+        report = TrainReport(UpdateStatistics(), 0.0, self._learning_rate)
         for _ in range(self._config.algorithm.updates_per_batch if batch.micro_batches else 0):
             report = self._update(batch, old)
         return report
@@ -134,11 +139,11 @@ class LearnerEngine:
     def _update(self, batch: TrainBatch, old: list[torch.Tensor]) -> TrainReport:
         """One optimizer step; fills `old`, one tensor a micro-batch, where it is the first on this batch."""
         loss = self._config.algorithm.loss
-        sums, norm = dict.fromkeys((f.name for f in fields(LossSums)), 0.0), 0.0
+        statistics, norm = UpdateStatistics(), 0.0
         learning_rate = self._learning_rate
         for number, samples in enumerate(batch.micro_batches, start=1):
             rows = self._lay_out(samples, self._device)
-            logprobs = self._engine(rows)
+            logprobs, entropy = self._engine(rows)
             if len(old) < number:
                 old.append(logprobs.detach())
             tokens = Tokens(
@@ -149,23 +154,24 @@ class LearnerEngine:
                 advantages=self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
                 weights=self._flat([s.token_weights for s in samples]),
                 sequence=self._flat([np.full(len(s.token_ids), i) for i, s in enumerate(samples)]),
+                entropy=entropy,
+                levels=[s.level for s in samples],
             )
-            part = policy_loss(tokens, loss)
+            part, figures = policy_loss(tokens, loss)
             # DeepSpeed averages gradients over the ranks; the loss is a sum over them.
             self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
-            self._engine.backward(part.loss * self._world_size)
+            self._engine.backward(part * self._world_size)
             if number == len(batch.micro_batches):
                 norm = self._gradient_norm()
             self._engine.step()
-            for name in sums:
-                sums[name] += float(getattr(part, name).detach())
-        return TrainReport(sums, float(self._engine.get_global_grad_norm() or norm), learning_rate)
+            statistics = statistics.merged(figures)
+        return TrainReport(statistics, float(self._engine.get_global_grad_norm() or norm), learning_rate)
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
         """Log-probabilities [T] of each sample's completion under the policy as it is now."""
         self._engine.eval()
         with torch.no_grad():
-            flat = self._engine(self._lay_out(samples, self._device)).cpu()
+            flat = self._engine(self._lay_out(samples, self._device))[0].cpu()
         return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
 
     def release(self) -> None:
@@ -240,7 +246,7 @@ class LearnerEngine:
 
     def _reference(self, rows: Rows) -> torch.Tensor:
         with self._policy.reference():
-            return self._policy.forward(rows)
+            return self._policy.forward(rows)[0]
 
     def _max_over_ranks(self, number: int) -> int:
         """The largest of the ranks' numbers, which all of them call this for."""

@@ -14,11 +14,19 @@ from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner.buffers import chunk_tokens
 from adagrpo_ray.learner.layout import Rows
 
+PARTS = 8  # of a chunk of logits, whose probabilities exist one after the other
+
 
 class Policy(torch.nn.Module):
-    """A PEFT model seen as a function from token ids to log-probabilities of the sampled tokens."""
+    """A PEFT model seen as a function from token ids to log-probabilities of the sampled tokens, and entropies."""
 
-    def __init__(self, peft_model: Any, max_over_ranks: Callable[[int], int] = lambda number: number) -> None:
+    def __init__(
+        self,
+        peft_model: Any,
+        max_over_ranks: Callable[[int], int] = lambda number: number,
+        *,
+        entropy_gradient: bool = False,
+    ) -> None:
         """`max_over_ranks` gives the largest of the numbers that the ranks call it with: an all-reduce MAX.
 
         It is needed where a rank holds a part of each weight only (ZeRO stage 3): each chunk of tokens gathers the
@@ -26,7 +34,7 @@ class Policy(torch.nn.Module):
         """
         super().__init__()
         self.peft_model = peft_model
-        self._max_over_ranks = max_over_ranks
+        self._max_over_ranks, self._entropy_gradient = max_over_ranks, entropy_gradient
         config = peft_model.get_base_model().config
         self._vocabulary: int = config.get_text_config().vocab_size
         for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
@@ -36,23 +44,24 @@ class Policy(torch.nn.Module):
                     "use a model without it"
                 )
 
-    def forward(self, rows: Rows) -> torch.Tensor:
-        """Log-probabilities [n] of `rows.targets` at temperature 1, in float32.
+    def forward(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities [n] of `rows.targets` and entropies [n] in nats where they were drawn, in float32.
 
-        Logits exist for a chunk of the tokens at a time only (`chunk_tokens`) and are computed again in the backward
-        pass.
+        Both are of the policy at temperature 1, without filters. Logits exist for a chunk of the tokens at a time only
+        (`chunk_tokens`) and are computed again in the backward pass. Entropies have a gradient only if
+        `entropy_gradient` was asked for.
         """
         model = self.peft_model.get_base_model()
         hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
         chosen = hidden.flatten(0, 1)[rows.predicting]
         head = model.get_output_embeddings()
         chunks = self._max_over_ranks(max(1, math.ceil(len(chosen) / chunk_tokens(self._vocabulary))))
-        return torch.cat(
-            [
-                checkpoint(_token_logprobs, head, h, t, use_reentrant=False)
-                for h, t in zip(chosen.tensor_split(chunks), rows.targets.tensor_split(chunks), strict=True)
-            ]
-        )
+        parts = [
+            checkpoint(_token_figures, head, h, t, self._entropy_gradient, use_reentrant=False)
+            for h, t in zip(chosen.tensor_split(chunks), rows.targets.tensor_split(chunks), strict=True)
+        ]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -66,6 +75,40 @@ class Policy(torch.nn.Module):
             self.train(training)
 
 
-def _token_logprobs(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _token_figures(
+    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, entropy_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy of each token [n] from hidden states [n x H]."""
     logits: torch.Tensor = head(hidden).float()
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    logsumexp = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - logsumexp
+    # Last, so that the backward pass does not compute it again if it has no gradient.
+    entropy: Callable[[torch.Tensor], torch.Tensor] = _Entropy.apply
+    return logprobs, entropy(logits if entropy_gradient else logits.detach())
+
+
+class _Entropy(torch.autograd.Function):
+    """Entropy [n] of softmax(logits [n x V]), by parts of the rows: little memory beside the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
+        """-sum of p log p."""
+        entropies = torch.cat([-torch.linalg.vecdot(p.exp(), p) for p in _log_softmax(logits)])
+        ctx.save_for_backward(logits, entropies)
+        return entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """By each logit: -p (log p + entropy)."""
+        logits, entropies = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        rows = zip(*(t.tensor_split(PARTS) for t in (result, entropies, *gradients)), strict=True)
+        for p, (part, entropy, gradient) in zip(_log_softmax(logits), rows, strict=True):
+            torch.mul(p.exp(), (p + entropy[:, None]).mul_(-gradient[:, None]), out=part)
+        return result
+
+
+def _log_softmax(logits: torch.Tensor) -> Iterator[torch.Tensor]:
+    """log p by parts of the rows; what is impossible has the lowest number, not -inf, so that p log p is 0."""
+    lowest = torch.finfo(logits.dtype).min
+    return (part.log_softmax(-1).clamp_(min=lowest) for part in logits.tensor_split(PARTS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.learner.batch import picked
+from adagrpo_ray.learner.batch import is_masked, picked
 from adagrpo_ray.learner.collection import Collection
 from adagrpo_ray.observe.measured import known
 from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample, Outcome, well_formed
@@ -24,7 +24,7 @@ def group_samples(
     """Up to `count` groups that `step` trained on, sampled or gave up; of these, groups with resamples go first.
 
     `functions` are the reward functions' names. Only groups trained on have advantages, and of them the completions
-    that `settings.train_on` picks.
+    that `settings.train_on` picks and the loss does not mask.
     """
     touched = {_visit(group) for group in collection.attempts}
     lost = [failure.group for failure in collection.failed if failure.dropped]
@@ -36,9 +36,14 @@ def group_samples(
     ]
     found.sort(key=lambda each: len(each[0].attempts) == 1)
     return tuple(
-        _sample(step, group, outcome, functions, dict(picked(group, settings)) if trained else {})
+        _sample(step, group, outcome, functions, _advantages(group, settings) if trained else {})
         for group, outcome, trained in found[:count]
     )
+
+
+def _advantages(group: Group, settings: AlgorithmSettings) -> dict[Completion, float]:
+    """The advantages of the completions in the loss."""
+    return {c: advantage for c, advantage in picked(group, settings) if not is_masked(c, settings)}
 
 
 def _visit(group: Group) -> tuple[str, int]:

@@ -34,7 +34,7 @@ class Record:
         KeyError if a field is missing, unless it has a default: earlier versions did not measure it. ValueError if one
         is null that is always measured.
         """
-        wanted = [f for f in fields(cls) if f.name in values or f.default is MISSING]
+        wanted = [f for f in fields(cls) if f.name in values or (f.default is MISSING is f.default_factory)]
         for field in wanted:
             if values[field.name] is None and "None" not in str(field.type):
                 raise ValueError(f"{field.name} is null")

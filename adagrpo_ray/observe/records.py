@@ -29,7 +29,11 @@ class SamplingFigures(Record):
     the share of first attempts without spread of rewards, `flat_after` that of the groups trained on;
     `informative_groups` are the others of these. `staleness` is by how many versions what the step trains on is older
     than the weights that it trains: a mean over the newest attempts. `group_size` is the mean number of completions of
-    a first attempt.
+    a first attempt. `reward_std` and `reward_std_by_function` are sample standard deviations over all completions of
+    first attempts, as TRL 1.16 computes `reward_std` and `rewards/{function}/std`; `flat_by_function` is the share of
+    first attempts whose scores by a function are all equal, among those to which it gave at least two. Of all
+    completions sampled, `clipped_ratio` is the share that the token limit cut off, `completion_length` the mean number
+    of tokens and `mean_terminated_length` that of the others, which ended by themselves.
     """
 
     reward_mean: float | None
@@ -55,6 +59,11 @@ class SamplingFigures(Record):
     staleness: float | None
     completion_length: float | None
     group_size: float | None = field(default=None, kw_only=True)
+    reward_std: float | None = field(default=None, kw_only=True)
+    reward_std_by_function: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    flat_by_function: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    clipped_ratio: float | None = field(default=None, kw_only=True)
+    mean_terminated_length: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,10 @@ class StepRecord(SamplingFigures):
 
     `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
     the tokens were drawn with; `correction_mean` the mean importance weight that makes up for it, and
-    `capped_share` the share of tokens whose weight met its cap. `rollout_actors` were at work when it was sampled,
+    `capped_share` the share of tokens whose weight was moved to a bound, `masked_share` of those whose weight is 0
+    because it was outside of them. `clip_low` and `clip_high` are the shares of tokens whose `ratio` to the policy
+    before the update left the clip range below or above, and so stopped counting. `entropy` is the policy's mean over
+    the tokens trained on, in nats. `rollout_actors` were at work when it was sampled,
     `rollout_restarts` had been replaced until then since the program started.
     """
 
@@ -83,6 +95,17 @@ class StepRecord(SamplingFigures):
     rollout_actors: int
     rollout_restarts: int
     seconds_by_phase: Mapping[str, float]
+    clip_low: float | None = field(default=None, kw_only=True)
+    clip_high: float | None = field(default=None, kw_only=True)
+    ratio_min: float | None = field(default=None, kw_only=True)
+    ratio_mean: float | None = field(default=None, kw_only=True)
+    ratio_max: float | None = field(default=None, kw_only=True)
+    behaviour_gap_max: float | None = field(default=None, kw_only=True)
+    correction_min: float | None = field(default=None, kw_only=True)
+    correction_max: float | None = field(default=None, kw_only=True)
+    masked_share: float | None = field(default=None, kw_only=True)
+    entropy: float | None = field(default=None, kw_only=True)
+    entropy_by_level: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,14 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
         {
             "reward/mean": record.reward_mean,
             **_tags("reward_by_function", record.reward_by_function),
+            "reward_std": record.reward_std,
+            "frac_reward_zero_std": record.flat_before,
+            **_tags("rewards", record.reward_by_function, "/mean"),
+            **_tags("rewards", record.reward_std_by_function, "/std"),
+            **_tags("rewards", record.flat_by_function, "/frac_zero_std"),
+            "completions/mean_length": record.completion_length,
+            "completions/clipped_ratio": record.clipped_ratio,
+            "completions/mean_terminated_length": record.mean_terminated_length,
             "accuracy/first_attempt": record.accuracy,
             **_tags("accuracy_by_level", record.accuracy_by_level),
             "adaptive/groups_ready": record.groups_ready,
@@ -41,6 +49,19 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             "policy/behaviour_gap": record.behaviour_gap,
             "policy/correction_mean": record.correction_mean,
             "policy/capped_share": record.capped_share,
+            "policy/ratio_min": record.ratio_min,
+            "policy/ratio_mean": record.ratio_mean,
+            "policy/ratio_max": record.ratio_max,
+            "policy/masked_share": record.masked_share,
+            "clip_ratio/low_mean": record.clip_low,
+            "clip_ratio/high_mean": record.clip_high,
+            "sampling/importance_sampling_ratio/min": record.correction_min,
+            "sampling/importance_sampling_ratio/mean": record.correction_mean,
+            "sampling/importance_sampling_ratio/max": record.correction_max,
+            "sampling/sampling_logp_difference/mean": record.behaviour_gap,
+            "sampling/sampling_logp_difference/max": record.behaviour_gap_max,
+            "entropy": record.entropy,
+            **_tags("entropy_by_level", record.entropy_by_level),
             "tokens/generated": record.generated_tokens,
             "tokens/trained": record.trained_tokens,
             "tokens/completion_length": record.completion_length,
@@ -67,6 +88,6 @@ def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
     )
 
 
-def _tags(group: str, values: Mapping[str, float | None]) -> dict[str, float | None]:
+def _tags(group: str, values: Mapping[str, float | None], figure: str = "") -> dict[str, float | None]:
     """One tag a name, without the nameless level, which has no curve of its own."""
-    return {f"{group}/{name}": value for name, value in values.items() if name}
+    return {f"{group}/{name}{figure}": value for name, value in values.items() if name}

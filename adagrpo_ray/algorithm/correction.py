@@ -1,0 +1,57 @@
+"""Rollout correction: importance weights from the sampling distribution to the policy before the update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from adagrpo_ray.algorithm.ratios import exp_ratio, over_sequences
+from adagrpo_ray.config.algorithm import LossSettings
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Importance `weights` [n] without gradient, and which tokens [n] were `truncated` to a bound or `masked`."""
+
+    weights: torch.Tensor
+    truncated: torch.Tensor
+    masked: torch.Tensor
+
+
+@torch.no_grad()
+def rollout_correction(
+    old: torch.Tensor, behaviour: torch.Tensor, sequence: torch.Tensor, settings: LossSettings
+) -> Correction:
+    """The correction of tokens from their log-probabilities [n] before the update and when they were drawn.
+
+    With r the ratio old / behaviour of a token, its product over the completion, or its geometric mean, by
+    `settings.correction`, and the bounds `correction_floor` and `correction_cap`:
+    - `truncate`: r clamped to the bounds. By token: TIS of OpenRLHF (`PolicyLoss`, "tis") and verl
+      (`compute_rollout_correction_weights`), TRL's `token_truncate`; by sequence: verl's "sequence", TRL's
+      `sequence_truncate`; geometric: that of verl 0.6 (`rollout_is_level: geometric`).
+    - `mask`: r inside of the bounds, else 0. By token: IcePop (OpenRLHF's "icepop"), TRL's `token_mask`; by sequence:
+      TRL's default, `sequence_mask`. Geometric: the mean decides alone, and the weights of kept
+      completions are those of their tokens, without bounds: OpenRLHF's "seq-mask-tis".
+    Masked tokens still count in the loss's normalisation, as in TRL and OpenRLHF (verl's rejection sampling takes them
+    out of it); the KL term is not masked. A token of unknown probability (NaN) has weight 1, as in TRL.
+    """
+    log_ratio = torch.where(behaviour.isnan(), 0.0, old - behaviour)
+    none = torch.zeros_like(log_ratio, dtype=torch.bool)
+    if settings.correction == "none":
+        return Correction(torch.ones_like(log_ratio), none, none)
+    by_token = log_ratio
+    if settings.correction != "token":
+        log_ratio = over_sequences(log_ratio, sequence, mean=settings.correction == "geometric")
+    ratio = exp_ratio(log_ratio)
+    low, high = settings.correction_floor, settings.correction_cap
+    outside = none
+    if low is not None:
+        outside = outside | (ratio < low)
+    if high is not None:
+        outside = outside | (ratio > high)
+    if settings.correction_mode == "truncate":
+        clamped = ratio if low is None and high is None else ratio.clamp(low, high)
+        return Correction(clamped, outside, none)
+    weights = exp_ratio(by_token) if settings.correction == "geometric" else ratio
+    return Correction(torch.where(outside, 0.0, weights), none, outside)

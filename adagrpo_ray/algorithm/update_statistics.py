@@ -1,0 +1,192 @@
+"""Statistics of the tokens of one update, merged exactly over micro-batches and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Count, sum, minimum and maximum of some values; without values the minimum is inf, the maximum -inf.
+
+    A NaN among the values makes sum, minimum and maximum NaN.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    minimum: float = math.inf
+    maximum: float = -math.inf
+
+    def merged(self, other: Aggregate) -> Aggregate:
+        """The aggregate of both sets of values together."""
+        return Aggregate(
+            self.count + other.count,
+            self.total + other.total,
+            _first_nan(min, self.minimum, other.minimum),
+            _first_nan(max, self.maximum, other.maximum),
+        )
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the values; None if there are none."""
+        return self.total / self.count if self.count else None
+
+    @property
+    def low(self) -> float | None:
+        """The minimum; None if there are no values."""
+        return self.minimum if self.count else None
+
+    @property
+    def high(self) -> float | None:
+        """The maximum; None if there are no values."""
+        return self.maximum if self.count else None
+
+
+@dataclass(frozen=True)
+class UpdateStatistics:
+    """Detached figures of one optimizer step, as plain floats.
+
+    `loss` is the sum that the gradient is of, so losses of micro-batches and ranks add up. All else counts tokens of
+    weight above 0 alike, whatever the loss's normalisation, as TRL's metrics do (`global_masked_mean` in its
+    grpo_trainer.py): `kl` to the reference policy; `ratio` policy / old; `importance_ratio`, the correction as it
+    multiplies the loss, one value a token or, by sequence, one a completion; `logp_difference`
+    |old - behaviour| log-probability where both are finite; `entropy` of the policy in nats, and `entropy_by_level`.
+    Of `tokens`, those whose ratio stopped counting below (`clipped_low`) or above (`clipped_high`) the clip range,
+    and those whose importance weight was `truncated` to a bound or `masked` by being outside of both.
+    """
+
+    loss: float = 0.0
+    tokens: int = 0
+    clipped_low: int = 0
+    clipped_high: int = 0
+    truncated: int = 0
+    masked: int = 0
+    kl: Aggregate = Aggregate()
+    ratio: Aggregate = Aggregate()
+    importance_ratio: Aggregate = Aggregate()
+    logp_difference: Aggregate = Aggregate()
+    entropy: Aggregate = Aggregate()
+    entropy_by_level: Mapping[str, Aggregate] = field(default_factory=dict)
+
+    def merged(self, other: UpdateStatistics) -> UpdateStatistics:
+        """The statistics of both sets of tokens together."""
+        return UpdateStatistics(
+            **{f.name: _merged(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """The figures by their names in `StepRecord`; None if nothing was measured, or what was is not finite."""
+        shares = {"clip_low": self.clipped_low, "clip_high": self.clipped_high, "capped_share": self.truncated}
+        shares |= {"clip_share": self.clipped_low + self.clipped_high, "masked_share": self.masked}
+        single = {
+            "loss": self.loss if self.tokens else None,
+            "kl": self.kl.mean,
+            "ratio_min": self.ratio.low,
+            "ratio_mean": self.ratio.mean,
+            "ratio_max": self.ratio.high,
+            "behaviour_gap": self.logp_difference.mean,
+            "behaviour_gap_max": self.logp_difference.high,
+            "correction_min": self.importance_ratio.low,
+            "correction_mean": self.importance_ratio.mean,
+            "correction_max": self.importance_ratio.high,
+            "entropy": self.entropy.mean,
+            **{name: count / self.tokens if self.tokens else None for name, count in shares.items()},
+        }
+        by_level = {level: _finite(aggregate.mean) for level, aggregate in self.entropy_by_level.items()}
+        return {**{name: _finite(value) for name, value in single.items()}, "entropy_by_level": by_level}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the loss measures of n tokens; every tensor is [n].
+
+    `live` tokens count. `weighs` marks the tokens whose `importance` counts: one a completion where it is the
+    completion's, else all of them. `entropy` and `kl` are None if they were not computed.
+    """
+
+    live: torch.Tensor
+    ratio: torch.Tensor
+    importance: torch.Tensor
+    weighs: torch.Tensor
+    difference: torch.Tensor
+    clipped_low: torch.Tensor
+    clipped_high: torch.Tensor
+    truncated: torch.Tensor
+    masked: torch.Tensor
+    kl: torch.Tensor | None
+    entropy: torch.Tensor | None
+    sequence: torch.Tensor
+    levels: Sequence[str]
+
+
+@torch.no_grad()
+def update_statistics(loss: torch.Tensor, m: Measured) -> UpdateStatistics:
+    """The statistics of these tokens; one transfer from the device."""
+    nowhere = torch.zeros_like(m.live)
+    names = sorted(set(m.levels)) if m.entropy is not None else []
+    number = {name: i for i, name in enumerate(names)}
+    of_level = m.sequence
+    if names:
+        of_level = torch.tensor([number[level] for level in m.levels], device=m.live.device)[m.sequence]
+    entropy, kl = (m.ratio if values is None else values for values in (m.entropy, m.kl))
+    aggregates = [
+        _aggregate(kl, nowhere if m.kl is None else m.live),
+        _aggregate(m.ratio, m.live),
+        _aggregate(m.importance, m.live & m.weighs),
+        _aggregate(m.difference, m.live & m.difference.isfinite()),
+        _aggregate(entropy, nowhere if m.entropy is None else m.live),
+        *(_aggregate(entropy, m.live & (of_level == i)) for i in range(len(names))),
+    ]
+    flags = (m.live, m.clipped_low, m.clipped_high, m.truncated, m.masked)
+    counts = [(m.live & flag).sum().double() for flag in flags]
+    flat = torch.stack([loss.detach().double(), *counts, *(v for a in aggregates for v in a)]).tolist()
+    tokens, low, high, truncated, masked = map(int, flat[1:6])
+    done = [Aggregate(int(c), *rest) for c, *rest in zip(*[iter(flat[6:])] * 4, strict=True)]
+    return UpdateStatistics(
+        loss=flat[0],
+        tokens=tokens,
+        clipped_low=low,
+        clipped_high=high,
+        truncated=truncated,
+        masked=masked,
+        kl=done[0],
+        ratio=done[1],
+        importance_ratio=done[2],
+        logp_difference=done[3],
+        entropy=done[4],
+        entropy_by_level={name: a for name, a in zip(names, done[5:], strict=True) if a.count},
+    )
+
+
+def _aggregate(values: torch.Tensor, live: torch.Tensor) -> list[torch.Tensor]:
+    """Count, sum, minimum and maximum of the live values, each a scalar in float64."""
+    values = values.detach().double()
+    inf = values.new_full((1,), math.inf)
+    return [
+        live.sum().double(),
+        torch.where(live, values, 0.0).sum(),
+        torch.cat([torch.where(live, values, math.inf), inf]).amin(),
+        torch.cat([torch.where(live, values, -math.inf), -inf]).amax(),
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _merged(a: Any, b: Any) -> Any:
+    if isinstance(a, Aggregate) and isinstance(b, Aggregate):
+        return a.merged(b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        nothing = Aggregate()
+        return {key: a.get(key, nothing).merged(b.get(key, nothing)) for key in sorted({*a, *b})}
+    return a + b
+
+
+def _first_nan(pick: Callable[[float, float], float], a: float, b: float) -> float:
+    return a if math.isnan(a) else b if math.isnan(b) else pick(a, b)
