@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from tests.held import Gate
 from tests.program import train
 from tests.scripts import script
 
@@ -19,6 +21,10 @@ from tests.scripts import script
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test asks the Hub for anything, and asking for what is not there takes half a minute of retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Ray makes sockets below its folder, whose names may have 107 characters.
+if len(tempfile.gettempdir()) > 20:
+    os.environ.setdefault("RAY_TMPDIR", "/tmp")
 
 # The machine is shared: a slow example says nothing about the code.
 settings.register_profile("shared", deadline=None)
@@ -56,6 +62,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not folder.exists():
             train(folder, 4, "run.report=true")
     return folder / "run"
+
+
+@pytest.fixture
+def gate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """A gate for the programs that the test starts."""
+    folder = tmp_path_factory.mktemp("gate")
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    return Gate(folder)
 
 
 @pytest.fixture(scope="session")

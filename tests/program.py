@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,16 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "launch/train.py", *arguments, *drawing]
     started: set[psutil.Process] = set()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        end = time.monotonic() + 280
-        while True:
-            try:
-                output, errors = running.communicate(timeout=0.5)
-                break
-            except subprocess.TimeoutExpired:
-                started |= children(running)
-                if time.monotonic() > end:
-                    running.kill()
-                    raise
-    _, left = psutil.wait_procs(started, timeout=20)
+        try:
+            while True:
+                try:
+                    output, errors = running.communicate(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    started |= children(running)
+        finally:
+            running.kill()  # where the test ends before
+    _, left = psutil.wait_procs(started, timeout=60)
     assert [title(process) for process in left] == []
     return subprocess.CompletedProcess(command, running.returncode, output, errors)
 

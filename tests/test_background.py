@@ -17,7 +17,7 @@ def test_what_was_started_goes_on_while_its_owner_does_something_else() -> None:
 
     background, started = Background(), list[int]()
     tasks = [background.start(work(started, number)) for number in range(5)]
-    assert all(background.wait(task, timeout_s=5.0) for task in tasks)
+    assert all(background.wait(task, timeout_s=120.0) for task in tasks)
     assert [task.result() for task in tasks] == [0, 1, 2, 3, 4]
     assert started == [0, 1, 2, 3, 4], "they begin in their order"
     background.close()

@@ -44,7 +44,7 @@ def model_path() -> str:
 
 
 def make_engine(model_path: str, *overrides: str) -> LearnerEngine:
-    return LearnerEngine(model_path, configure(*overrides), 0, 1, ("127.0.0.1", 29551))
+    return LearnerEngine(model_path, configure(*overrides), 0, 1, ("127.0.0.1", 0))
 
 
 def make_samples(count: int = 6) -> tuple[TrainSample, ...]:

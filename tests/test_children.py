@@ -18,37 +18,39 @@ from adagrpo_ray.children import ChildGuard
 guard = ChildGuard()
 inner = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", inner], stdout=subprocess.PIPE, text=True)
-print(child.pid, child.stdout.readline(), flush=True)
-if sys.argv[1] == "leave":
-    guard.dismiss()
-else:
-    input()
+print(child.pid, child.stdout.readline().strip(), guard._shell.pid, flush=True)
+input()
+guard.dismiss()
 """
 
 
-def start(what: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """A process with a guard, and its child and grandchild."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+PATIENCE_S = 120.0
+
+
+def start() -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A process with a guard; its child, its grandchild, and the guard's shell, which kills."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     return parent, [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
 
 
 def test_children_and_theirs_are_killed_with_the_process() -> None:
-    parent, started = start("wait")
+    parent, started = start()
     with parent:
-        assert len(started) == 2
+        assert len(started) == 3
         parent.kill()
-    _, left = psutil.wait_procs(started, timeout=20)
+    _, left = psutil.wait_procs(started, timeout=PATIENCE_S)
     assert left == []
 
 
 def test_a_guard_that_was_dismissed_kills_nobody() -> None:
-    parent, started = start("leave")
+    parent, (*started, shell) = start()
     with parent:
-        assert parent.wait(timeout=20) == 0
-    _, left = psutil.wait_procs(started, timeout=1)
+        assert parent.stdin is not None
+        print(file=parent.stdin, flush=True)
+        assert parent.wait(timeout=PATIENCE_S) == 0
+    assert not shell.is_running(), "nobody is left who could kill"
+    left = [process for process in started if process.is_running()]
     for process in left:
         process.kill()
     assert len(left) == 2
@@ -60,7 +62,7 @@ from adagrpo_ray.children import ChildGuard
 
 one, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
 guard = ChildGuard([one.pid])
-print(one.pid, other.pid, flush=True)
+print(one.pid, other.pid, guard._shell.pid, flush=True)
 time.sleep(600)
 """
 
@@ -68,11 +70,14 @@ time.sleep(600)
 def test_a_guard_of_some_children_kills_no_others() -> None:
     with subprocess.Popen([sys.executable, "-c", GUARDED], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        one, other = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
+        one, other, shell = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
         parent.kill()
-    _, left = psutil.wait_procs([one, other], timeout=2)
-    other.kill()
-    assert left == [other]
+    try:
+        _, left = psutil.wait_procs([one, shell], timeout=PATIENCE_S)  # to kill is the last that the shell does
+        assert left == []
+        assert other.is_running()
+    finally:
+        other.kill()
 
 
 IN_A_TERMINAL = """

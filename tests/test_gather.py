@@ -15,12 +15,12 @@ import adagrpo_ray.learner.gather as gather
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_ranks_gather_at_one_address_alone(address: str) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.create_server((address, 0), family=family) as probe:
-            port = probe.getsockname()[1]
+        port = gather.listen(address)
     except OSError:
         pytest.skip(f"this machine has no address {address}")
+    with pytest.raises(OSError, match="in use"), socket.socket(gather._family(address)) as other:
+        other.bind((address, port))  # nobody else gets it until the ranks are there
     place, limit = gather.init_method(address, port), timedelta(seconds=30)
     with ThreadPoolExecutor() as threads:  # each waits for the other
         ranks = threads.map(lambda rank: next(rendezvous(place, rank, 2, timeout=limit)), (0, 1))

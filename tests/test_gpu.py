@@ -115,7 +115,7 @@ def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype:
     config = configure(f"rollout.sync={sync}", f"model.dtype={dtype}")
     actor, pool, path = start(config)
     prompt = load_prompts(config, load_tokenizer(path, config)).train[0]
-    learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 29561))
+    learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
     gaps, moved = [], 0.0
     for version in range(2):
         weights = pack(version, learner.adapter(), 16, 32.0, getattr(torch, dtype))
@@ -137,7 +137,7 @@ def test_a_sleeping_engine_leaves_the_gpu_and_serves_the_same_after_it(cluster: 
     config = configure(f"rollout.sync={sync}", "rollout.sleep=true")
     actor, pool, path = start(config)
     prompt = load_prompts(config, load_tokenizer(path, config)).train[0]
-    learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 29562))
+    learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
     weights = pack(0, learner.adapter(), 16, 32.0, torch.float32)
     asyncio.run(pool.apply(weights))
     before = asyncio.run(pool.generate(ask(prompt, seed=1)))
@@ -170,7 +170,7 @@ def test_a_learner_of_real_width_trains_in_bfloat16_in_both_layouts(wide_model: 
         for length in (700, 400, 200, 64)
     ]
     losses = []
-    for number, extra in enumerate(("padded", "packed", "checkpointing")):
+    for extra in ("padded", "packed", "checkpointing"):
         config = configure(
             f"model.path={wide_model}",
             "model.dtype=bfloat16",
@@ -178,7 +178,7 @@ def test_a_learner_of_real_width_trains_in_bfloat16_in_both_layouts(wide_model: 
             f"learner.layout={'packed' if extra == 'packed' else 'padded'}",
             f"learner.gradient_checkpointing={str(extra == 'checkpointing').lower()}",
         )
-        learner = LearnerEngine(str(wide_model), config, 0, 1, ("127.0.0.1", 29563 + number))
+        learner = LearnerEngine(str(wide_model), config, 0, 1, ("127.0.0.1", 0))
         report = learner.train(pack_batches(1, samples, 1, 2048, learner.padded)[0])
         assert report.grad_norm > 0
         losses.append(report.statistics.loss)

@@ -70,7 +70,7 @@ def make_samples(count: int = 13) -> tuple[TrainSample, ...]:
 @pytest.fixture(scope="module")
 def expected(model_path: str) -> list[Any]:
     """Loss and gradient norm of each step on one rank, stage 0, all samples in one micro-batch."""
-    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 29541))
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, make_samples(), 1, 100_000)[0]
     assert len(batch.micro_batches) == 1
     return [engine.train(batch) for _ in range(STEPS)]
@@ -99,7 +99,7 @@ def test_how_the_work_is_cut_and_kept_changes_nothing(
 ) -> None:
     monkeypatch.setattr(buffers, "LOGITS", VOCABULARY * 7)  # many chunks
     config = configure(*[f"learner.{setting}" for setting in settings])
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29541))
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     assert engine.padded is ("layout=packed" not in settings)
     batch = pack_batches(1, make_samples(), 1, 120, engine.padded)[0]
     assert len(batch.micro_batches) > 3
@@ -114,7 +114,7 @@ def test_how_the_work_is_cut_and_kept_changes_nothing(
 def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, updates: int, clipped: bool) -> None:
     """The old policy is the one before the first update: only against that one can a ratio leave the range."""
     config = configure(f"algorithm.updates={updates}", "learner.learning_rate=0.01", "learner.schedule=linear")
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29541))
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, make_samples(), 1, 200)[0]
     report = engine.train(batch)
     assert (report.statistics.clipped_low + report.statistics.clipped_high > 0) is clipped
@@ -298,7 +298,7 @@ def test_the_reference_is_the_model_without_its_adapter(model_path: str) -> None
 
 
 def test_an_empty_step_changes_nothing(model_path: str) -> None:
-    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 29541))
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
     before = engine.adapter()
     report = engine.train(pack_batches(1, (), 1, 120)[0])
     assert (report.statistics.loss, report.grad_norm) == (0.0, 0.0)
@@ -308,7 +308,7 @@ def test_an_empty_step_changes_nothing(model_path: str) -> None:
 
 def test_weights_of_zero_add_nothing(model_path: str, expected: list[Any]) -> None:
     """What idle ranks get must not change the gradient."""
-    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 29541))
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
     samples = make_samples()
     idle = replace(samples[0], token_weights=np.zeros_like(samples[0].token_weights))
     report = engine.train(pack_batches(1, (*samples, idle), 1, 100_000)[0])

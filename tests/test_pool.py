@@ -202,9 +202,11 @@ def test_a_member_that_is_drained_ends_what_it_has_and_gets_no_more() -> None:
         member = Member(actor, "a member")
         await pool.add(member)
         waiting = asyncio.create_task(pool.generate(ask()))
-        await asyncio.sleep(0.01)
+        while not actor.open:
+            await asyncio.sleep(0)
         draining = asyncio.create_task(pool.drain(member))
-        await asyncio.sleep(0.01)
+        for _ in range(10):
+            await asyncio.sleep(0)
         assert not draining.done()
         assert pool.members == ()
         actor.answer()

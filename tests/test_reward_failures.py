@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from builders import make_completion
 
@@ -64,6 +65,7 @@ def score(completions, answer, do="", **context):
     return [1.0 if text == "42" else 0.0 for text in completions]
 """
 
+PATIENT_S = 120.0  # limit of what ends or fails by itself, however busy the machine is
 FAILURES = {
     "raise": "'failing:score' raised ValueError('no score today')",
     "raise oddly": "'failing:score' raised Odd('odd')",
@@ -74,7 +76,7 @@ FAILURES = {
     "loop": "did not finish within rewards.timeout_s=1",
     "fill memory": "ran out of memory with rewards.memory_gib=1.0",
     "exit": "ended its process with exit code 3",
-    "exit well": "did not finish within rewards.timeout_s=1",
+    "exit well": "did not finish within rewards.timeout_s=1",  # the pool does not see such an end
     "crash": "ended its process with exit code -11",
 }
 
@@ -91,7 +93,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def rewards(*functions: str, **settings: object) -> RewardsSettings:
     named = [RewardSettings(function=name) for name in functions or ("failing:score",)]
-    return RewardsSettings.model_validate({"functions": named, "timeout_s": 1.0, "memory_gib": 1.0, **settings})
+    return RewardsSettings.model_validate({"functions": named, "timeout_s": PATIENT_S, "memory_gib": 1.0, **settings})
 
 
 def prompt(do: str = "", id: str = "p") -> Prompt:
@@ -105,14 +107,21 @@ def score(scorer: RewardScorer, do: str, *texts: str) -> tuple[Scores, list[bool
 
 
 @pytest.fixture(scope="module")
-def scorer() -> Iterator[RewardScorer]:
+def scorer(request: pytest.FixtureRequest) -> Iterator[RewardScorer]:
     """One process, so that each test shows that what failed before has left a process that scores."""
-    scorer = RewardScorer(rewards(error_score=-2.5, on_error="score"), FORMAT)
+    scorer = RewardScorer(rewards(error_score=-2.5, on_error="score", timeout_s=request.param), FORMAT)
     yield scorer
     scorer.close()
 
 
-@pytest.mark.parametrize("do", list(FAILURES))
+LATE = [do for do, told in FAILURES.items() if "timeout_s=1" in told]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "do"),
+    [(1.0 if do in LATE else PATIENT_S, do) for do in sorted(FAILURES, key=LATE.__contains__)],
+    indirect=["scorer"],
+)
 def test_a_function_that_fails_costs_its_own_group(scorer: RewardScorer, do: str) -> None:
     async def both() -> list[tuple[Scores, object]]:
         group = [make_completion(text="42"), make_completion(text="43")]
@@ -248,24 +257,57 @@ ENDLESS = {
 }
 
 
+LIMIT_S = 2.0
+
+
+def built_in(timeout_s: float) -> Iterator[RewardScorer]:
+    """All built-in functions in a process that has scored already: the first group waits for sympy."""
+    scorer = RewardScorer(rewards(*sorted(BUILTIN), timeout_s=timeout_s, correct_by="latex"), FORMAT)
+    try:
+        while (told := score(scorer, "", f"{T}{S}42{E}"))[0].error is not None:
+            assert "timeout_s" in told[0].error
+        assert told[1] == [True]
+        yield scorer
+    finally:
+        scorer.close()
+
+
 @pytest.fixture(scope="module")
-def built_in() -> Iterator[RewardScorer]:
-    scorer = RewardScorer(rewards(*sorted(BUILTIN), timeout_s=2.0, correct_by="latex"), FORMAT)
-    # The first group of a process waits for sympy.
-    scores, correct = score(scorer, "", f"{T}{S}42{E}")
-    assert (scores.error, correct) == (None, [True])
-    yield scorer
-    scorer.close()
+def patient() -> Iterator[RewardScorer]:
+    yield from built_in(PATIENT_S)
 
 
-@pytest.mark.parametrize("kind", [*ANSWERS, *ENDLESS])
-def test_a_hostile_completion_is_scored_or_costs_its_group(built_in: RewardScorer, kind: str) -> None:
-    text = (ANSWERS | ENDLESS)[kind]
-    scores, correct = score(built_in, "", text, f"{T}{S}{text}{E}", f"{S}{text}", f"{T}{S}42{E}")
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[RewardScorer]:
+    yield from built_in(LIMIT_S)
+
+
+def written(text: str) -> tuple[str, ...]:
+    """The completions of a group, the last of them right."""
+    return text, f"{T}{S}{text}{E}", f"{S}{text}", f"{T}{S}42{E}"
+
+
+def used() -> float:
+    """The CPU seconds of this process's children so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in psutil.Process().children())
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_a_hostile_completion_is_scored_in_little_time(patient: RewardScorer, kind: str) -> None:
+    before = used()
+    scores, correct = score(patient, "", *written(ANSWERS[kind]))
+    assert used() - before < LIMIT_S
+    assert scores.error is None
+    assert np.isfinite(scores.rewards).all()
+    assert correct[-1]
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_an_endless_completion_is_scored_or_costs_its_group(impatient: RewardScorer, kind: str) -> None:
+    scores, correct = score(impatient, "", *written(ENDLESS[kind]))
     assert np.isfinite(scores.rewards).all()
     if scores.error is None:
         assert correct[-1]
     else:
-        assert kind in ENDLESS
-        assert "rewards.timeout_s=2" in scores.error
+        assert f"rewards.timeout_s={LIMIT_S:g}" in scores.error
         assert correct == [False] * 4

@@ -156,14 +156,14 @@ def test_credentials_are_looked_for_in_the_environment_and_never_shown(
 def test_a_server_that_is_not_there_is_found_at_the_start(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs and botocore have tries of their own
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(ConfigError, match="'s3://runs-of-tests/run' cannot be used"):
-        storage.probe(f"{bucket}/run")
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(ConfigError, match="'s3://runs-of-tests/run' cannot be used"):
+            storage.probe(f"{bucket}/run")
 
 
 def test_a_writer_copies_what_changed_and_leaves_nothing_here(bucket: str) -> None:

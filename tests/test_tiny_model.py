@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSettings
@@ -20,7 +20,7 @@ from adagrpo_ray.data.arithmetic import Problem, problem_sets, worked_solution
 from adagrpo_ray.data.chat import chat_messages, system_message
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.load import linear_shapes, load_policy, load_tokenizer, resolve_model
-from adagrpo_ray.model.tiny import build_tiny_model
+from adagrpo_ray.model.tiny import build_tiny_model, tiny_folder
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.model.tiny_training import Recipe, prompt_frame, training_example
 
@@ -179,26 +179,37 @@ def test_what_a_killed_build_left_is_replaced(tmp_path: Path, monkeypatch: pytes
     assert sorted(p.suffix for p in folder.parent.iterdir()) == ["", ".lock"]
 
 
-def test_of_two_builders_one_trains(tmp_path: Path):
+def test_of_two_builders_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both come to the lock before either gets it."""
     code = (
+        "import filelock\n"
         "from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings\n"
         "from adagrpo_ray.model.tiny import build_tiny_model\n"
         "from adagrpo_ray.model.tiny_training import Recipe\n"
+        "class Told(filelock.FileLock):\n"
+        "    def acquire(self, *args, **kwargs):\n"
+        "        print('here', flush=True)\n"
+        "        return super().acquire(*args, **kwargs)\n"
+        "filelock.FileLock = Told\n"
         f"print(build_tiny_model(ArithmeticSettings(), FormatSettings(), {SHORT!r}))\n"
     )
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    (out_a, err_a), (out_b, err_b) = (process.communicate(timeout=120) for process in both)
-    assert out_a.splitlines()[-1] == out_b.splitlines()[-1]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tiny_folder(ArithmeticSettings(), FormatSettings(), SHORT)
+    folder.parent.mkdir()
+    with FileLock(f"{folder}.lock"):
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=Path(__file__).parents[1],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        assert [process.stdout and process.stdout.readline() for process in both] == ["here\n"] * 2
+    (out_a, err_a), (out_b, err_b) = (process.communicate() for process in both)
+    assert out_a.splitlines()[-1] == out_b.splitlines()[-1] == str(folder)
     assert (err_a + err_b).count("building the tiny base model") == 1
 
 

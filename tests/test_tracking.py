@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -22,12 +24,14 @@ from adagrpo_ray.observe.history import Mark, sizes
 from adagrpo_ray.observe.runs import load
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking import check_trackers, relay, session
+from adagrpo_ray.tracking import mlflow_run as mlflow_module
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from adagrpo_ray.tracking.tracker import TrackedRun
 from tests import program
 from tests.tracked import config, measured, offline_run, step, track
 
 KEY = "0123456789abcdef" * 2 + "planted0"
+PATIENCE_S = 120.0
 Refused = Callable[..., str]
 
 
@@ -209,10 +213,10 @@ def test_a_run_and_its_resumption_are_one_run_in_both_trackers(tmp_path: Path) -
 
 
 def test_a_tracker_that_cannot_be_reached_costs_one_line_and_no_step(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     said: list[str] = []
-    with pytest.MonkeyPatch.context() as environment:
+    with socket.socket() as deaf, pytest.MonkeyPatch.context() as environment:
+        deaf.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
+        port = deaf.getsockname()[1]
         environment.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         track(config(f"tracking.mlflow=http://127.0.0.1:{port}"), tmp_path / "run", [1, 2, 3], tell=said.append)
     (line,) = said
@@ -266,7 +270,7 @@ def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
         def scalars(self, values: object, step: int) -> None:
             self.heard.append(step)
             self.begun.set()
-            assert self.let_go.wait(10)
+            assert self.let_go.wait(PATIENCE_S)
 
         def samples(self, groups: object, step: int) -> None: ...
 
@@ -283,25 +287,30 @@ def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
     run = TrackedRun("run", tmp_path / "run", config(), None)
     between = relay.Relay(slow, run, load(tmp_path / "run"), said.append, lambda title, note: None)
     between.step(step(4))
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(PATIENCE_S)
     for number in (5, 6):
         between.step(step(number))
     between.end("finished")
-    between.wait(time.monotonic() + 10)
+    between.wait(time.monotonic() + PATIENCE_S)
     assert slow.heard == [0]
     assert said == ["Slow: somewhere", "warning: Slow is let go, the run goes on without it: it is 1 records behind"]
 
 
-def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path) -> None:
-    place, said = tmp_path / "mlruns", list[str]()
+def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, said, taken = tmp_path / "mlruns", list[str](), Event()
+    samples = mlflow_module.MlflowRun.samples
+
+    def take(self: mlflow_module.MlflowRun, groups: Any, number: int) -> None:
+        samples(self, groups, number)
+        taken.set()  # it has all of the first step, and waits for the second
 
     def break_it(number: int) -> None:
         if number == 1:
-            while not list(place.rglob("reward/mean")):
-                pass
+            assert taken.wait(PATIENCE_S)
             place.rename(tmp_path / "gone")
             place.write_text("no folder")
 
+    monkeypatch.setattr(mlflow_module.MlflowRun, "samples", take)
     settings = config(f"tracking.mlflow={place}")
     track(settings, tmp_path / "run", [1, 2, 3, 4], tell=said.append, between=break_it)
     assert [line.split(":")[0] for line in said] == [
@@ -334,7 +343,8 @@ track(settings, Path(sys.argv[1]) / "run", [1, 2], tell=lambda text: print(text,
     assert line.startswith("warning: Weights & Biases is let go, the run goes on without it: ")
     assert errors == ""
     assert running.returncode == 0
-    assert [program.title(process) for process in started if process.is_running()] == []
+    _, left = psutil.wait_procs(started, timeout=PATIENCE_S)
+    assert [program.title(process) for process in left] == []
     assert planted(tmp_path) == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from adagrpo_ray.learner.collection import Collection
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine, TrainReport
 from adagrpo_ray.learner.evaluation import evaluate
 from adagrpo_ray.learner.figures import sampling_figures
+from adagrpo_ray.learner.gather import listen
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler
 from adagrpo_ray.learner.samples import group_samples
@@ -82,10 +82,9 @@ class LearnerActor:
     """
 
     def address(self) -> tuple[str, int]:
-        """An address and free port of this actor's node, for rank 0 to gather the others at."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return use_node_address(), int(probe.getsockname()[1])
+        """An address of this actor's node, and a port that rank 0 gathers the others at: it is held from now on."""
+        host = use_node_address()
+        return host, listen(host)
 
     def open(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
         """Rank 0 asks for the rollout actors; `model` is a list of the reference to ModelFiles. Returns at once."""

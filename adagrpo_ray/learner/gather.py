@@ -17,6 +17,23 @@ from torch.distributed.rendezvous import register_rendezvous_handler
 SCHEME = "adagrpo"
 
 
+_listening: dict[tuple[str, int], socket.socket] = {}
+"""Sockets of this process that no store has taken yet, by address and port."""
+
+
+def listen(address: str) -> int:
+    """Begin to listen on a free port of an address of this node; the store of rank 0, in this process, takes it over.
+
+    So no other program can take the port before the store is there.
+    """
+    while _listening:  # of a run before, whose ranks had gathered already
+        _listening.popitem()[1].close()
+    made = socket.create_server((address, 0), family=_family(address))
+    port = int(made.getsockname()[1])
+    _listening[address, port] = made
+    return port
+
+
 def init_method(address: str, port: int) -> str:
     """What `torch.distributed.init_process_group` takes, beside rank and world size, to gather ranks there."""
     return f"{SCHEME}://{f'[{address}]' if ':' in address else address}:{port}"
@@ -30,9 +47,13 @@ def _gather(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int
     host, port = str(place.hostname), int(place.port or 0)
     listening = None
     if rank == 0:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family).detach()
+        made = _listening.pop((host, port), None) or socket.create_server((host, port), family=_family(host))
+        listening = made.detach()
     yield TCPStore(host, port, world_size, rank == 0, timeout, master_listen_fd=listening), rank, world_size
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 register_rendezvous_handler(SCHEME, _gather)  # type: ignore[no-untyped-call]

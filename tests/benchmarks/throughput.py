@@ -132,7 +132,7 @@ def learner_alone(config: Config, inputs: Inputs, answers: Sequence[tuple[Comple
         for prompt, group in zip(inputs.prompts.train, answers, strict=False)
         for c in group
     ]
-    engine = LearnerEngine(inputs.model_path, config, 0, 1, ("127.0.0.1", 29551))
+    engine = LearnerEngine(inputs.model_path, config, 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, samples, 1, config.learner.micro_batch_tokens, engine.padded)[0]
     return tokens / median_seconds(lambda: engine.train(batch))
 
@@ -140,7 +140,7 @@ def learner_alone(config: Config, inputs: Inputs, answers: Sequence[tuple[Comple
 def updates(config: Config, model_path: str, batch: TrainBatch, pipe: Any) -> None:
     """A process that trains on `batch` again and again while the pipe says so; it answers with updates a second."""
     torch.set_num_threads(max(1, int(config.learner.cpus)))
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29552))
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     for _ in range(WARM_UP):
         engine.train(batch)
     pipe.send("ready")
