@@ -57,6 +57,8 @@ def run(
     prompts = inputs.prompts
     dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
     tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
+    for note in prompts.notes:
+        tell(note)
     home = storage.join(config.run.folder, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     restarts = 0
     with ExitStack() as ending:

@@ -38,10 +38,10 @@ class SamplingParams:
 class Prompt:
     """One problem, as the model sees it.
 
-    `id` is stable over runs and unique in its data set. `text` is the problem as the user wrote it,
-    `token_ids` the chat template's rendering with the generation prompt. `answer` is the ground truth
+    `id` is stable over runs, models and templates, and unique in its data set. `text` is the problem as the user
+    wrote it, `token_ids` the chat template's rendering with the generation prompt. `answer` is the ground truth
     handed to the reward functions, `level` a difficulty class for the reports ("" where there is none),
-    `columns` whatever else the row holds that a reward function may ask for.
+    `columns` all that the row holds, each column whole and under its own name, for the reward functions.
     """
 
     id: str

@@ -16,6 +16,7 @@ from builders import make_attempt, make_group, make_prompt
 from adagrpo_ray.algorithm.allocation import Posterior
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import FREE, check_fixed, fixed_settings
+from adagrpo_ray.data.order import IDS
 from adagrpo_ray.errors import CheckpointError, ConfigError
 from adagrpo_ray.learner.checkpoint import load, newest, progress, save, set_latest
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
@@ -55,7 +56,7 @@ class TestSampler:
         second = replace(second, completions=(second.completions[0], odd))
         groups = [make_group(first, second, prompt=PROMPTS["q"], visit=7), make_group(prompt=PROMPTS["p"])]
         return {
-            "prompts": {"taken": 41},
+            "prompts": {"taken": 41, "ids": IDS},
             "waiting": groups,
             "posteriors": {"p": Posterior(0.1 + 0.2, 2.0)},
             "levels": {"": Posterior(), "5 digits": Posterior(1e-17, 3.0)},
@@ -71,11 +72,24 @@ class TestSampler:
         assert back["waiting"][0].statistics.count == 4
 
     def test_an_empty_state_comes_back(self, tmp_path: Path) -> None:
-        empty = {"prompts": {"taken": 0}, "waiting": [], "posteriors": {}, "levels": {}}
+        empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "levels": {}}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")
         assert from_plain(files["sampler.json"], files["sampler.safetensors"], {}) == empty
+
+    def test_waiting_groups_keep_the_tokens_that_they_were_sampled_after(self) -> None:
+        plain, arrays = to_plain(self.state())
+        tomorrow = {name: replace(p, token_ids=p.token_ids + 1) for name, p in PROMPTS.items()}
+        sampled, fresh = from_plain(plain, arrays, tomorrow)["waiting"]
+        assert sampled.prompt.token_ids.tolist() == PROMPTS["q"].token_ids.tolist()
+        assert fresh.prompt is tomorrow["p"]
+
+    def test_ids_of_another_version_are_refused_by_their_reason(self) -> None:
+        plain, arrays = to_plain(self.state())
+        del plain["prompts"]["ids"]
+        with pytest.raises(CheckpointError, match="a version that names prompts in another way"):
+            from_plain(plain, arrays, PROMPTS)
 
     def test_a_prompt_that_is_gone_is_named(self) -> None:
         plain, arrays = to_plain(self.state())

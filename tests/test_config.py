@@ -325,7 +325,7 @@ def test_all_that_does_not_fit_is_told_together() -> None:
 # --- the settings told to a person ---
 
 
-MAPPINGS = ("arithmetic.keep_carry", "rollout.resources", "learner.resources")
+MAPPINGS = ("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs")
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

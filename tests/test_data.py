@@ -72,7 +72,7 @@ def test_dapo_math_17k_layout(tmp_path: Path, write: Callable[[Path, list[Any]],
     prompts = load(path, columns={"answer": "reward_model.ground_truth", "level": "data_source"})
     (prompt,) = prompts.train
     assert (prompt.text, prompt.answer, prompt.level) == ("Solve: 1+1?", "2", "math_dapo")
-    assert prompt.columns == {"extra_info": {"index": "a1"}}
+    assert prompt.columns == DAPO
     assert rendered(prompts) == (
         f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nSolve: 1+1?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -83,7 +83,7 @@ def test_processed_layout(tmp_path: Path, write: Callable[[Path, list[Any]], Pat
     path = write(tmp_path / f"d.{write.__name__.removeprefix('write_')}", [PROCESSED])
     (prompt,) = load(path).train
     assert (prompt.text, prompt.answer, prompt.level) == ("Solve: 1+1?", "2", "")
-    assert prompt.columns == {"source": "dapo"}
+    assert prompt.columns == PROCESSED
 
 
 def test_both_layouts_give_the_same_prompt(tmp_path: Path):
@@ -91,18 +91,6 @@ def test_both_layouts_give_the_same_prompt(tmp_path: Path):
     (b,) = load(write_jsonl(tmp_path / "b.jsonl", [PROCESSED])).train
     assert a.id == b.id
     assert len(a.id) == 16
-
-
-def test_a_folder_or_hub_name_goes_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "set"
-    folder.mkdir()
-    write_jsonl(folder / "train.jsonl", rows_of(3))
-    assert [p.text for p in load(folder).train] == ["0+0", "1+1", "2+2"]
-    with pytest.raises(DataError, match=r"data\.source=.*split 'tset'\) cannot be loaded: .*tset"):
-        load(folder, split="tset")
 
 
 def test_the_datas_own_system_message_stays(tmp_path: Path):

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings, SamplingSettings
 from adagrpo_ray.config.conflicts import conflicts
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.section import Digits, PositiveInt, Resources, Section, Share
 from adagrpo_ray.config.tracking import TrackingSettings
+
+TEMPLATE_RESERVED = {
+    *("conversation", "conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "raise_exception", "strftime_now", "self"),
+    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+}
+"""Arguments of `apply_chat_template` and of every template that are given here already."""
+
+
+def _not_reserved(name: str) -> str:
+    if name in TEMPLATE_RESERVED:
+        raise ValueError(f"{name} is given to every chat template already; remove it")
+    return name
+
+
+TemplateArgument = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$"), AfterValidator(_not_reserved)]
 
 
 class RunSettings(Section):
@@ -82,6 +99,11 @@ class ColumnSettings(Section):
     prompt: str = Field("prompt", min_length=1, description="the problem: text, or a list of chat messages")
     answer: str = Field("solution", min_length=1, description="ground truth for the reward functions")
     level: str | None = Field(None, description="difficulty class for the reports")
+    problem: str | None = Field(
+        None,
+        description="names the problem of a row: rows of one problem are all held out or none; null: its last user "
+        "message without differences in white space",
+    )
 
 
 class FormatSettings(Section):
@@ -96,15 +118,23 @@ class DataSettings(Section):
     """Prompts to train on, and prompts kept aside to measure on."""
 
     source: str = Field(
-        "arithmetic", min_length=1, description="'arithmetic' (generated), a .jsonl or .parquet file, or a Hub name"
+        "arithmetic",
+        min_length=1,
+        description="'arithmetic' (generated), a .jsonl, .json, .csv, .tsv or .parquet file, a pattern of such files "
+        "(*), a folder, or a Hub name",
     )
-    subset: str | None = Field(None, description="configuration of a Hub data set")
-    split: str = Field("train", min_length=1, description="split of a Hub data set")
+    subset: str | None = Field(None, description="configuration of a Hub data set or of a copy of one")
+    split: str = Field(
+        "train", min_length=1, description="split of a Hub data set or of a folder; a single file is 'train'"
+    )
     columns: ColumnSettings = Field(ColumnSettings(), description="which columns are what")
     format: FormatSettings = Field(FormatSettings(), description="markers of the answer format")
     system_prompt: str | None = Field(
         "Think between <think> and {think_end}, then put the final number between {answer_start} and {answer_end}.",
         description="system message, with the markers' names in braces; null: none, or the data's own",
+    )
+    template_kwargs: dict[TemplateArgument, JsonValue] = Field(
+        {}, description="arguments of the model's chat template by name, as in enable_thinking: false"
     )
     train_prompts: PositiveInt | None = Field(None, description="how many prompts to train on; null: all there are")
     held_out_prompts: int = Field(128, ge=0, description="how many prompts to keep aside to measure accuracy on")

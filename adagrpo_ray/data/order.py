@@ -11,6 +11,18 @@ import numpy as np
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.types import Prompt
 
+IDS = "row"
+"""What the ids of prompts are made of, see `data.identity`. A checkpoint without it has ids of rendered texts."""
+
+
+def check_ids(state: Mapping[str, Any]) -> None:
+    """CheckpointError if the state that `PromptOrder.state_dict` gave names prompts in another way than now."""
+    if state.get("ids") != IDS:
+        raise CheckpointError(
+            "the checkpoint was written by a version that names prompts in another way; end that run with that "
+            "version, or start a new run (model.adapter continues from its adapter)"
+        )
+
 
 class PromptOrder:
     """Hands out prompts; the visit number of a prompt is the number of the pass, from 0."""
@@ -35,10 +47,11 @@ class PromptOrder:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the order stands; with the same prompts and seed it is all that is needed to go on."""
-        return {"taken": self.taken, "prompts": self._digest()}
+        return {"taken": self.taken, "prompts": self._digest(), "ids": IDS}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; CheckpointError where the prompts are others, or in another order."""
+        check_ids(state)
         if state["prompts"] != self._digest():
             raise CheckpointError(
                 f"data.source: the {len(self)} prompts to train on are not those that the run began with; "

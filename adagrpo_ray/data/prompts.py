@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config.tree import ColumnSettings, Config
 from adagrpo_ray.data.arithmetic import Problem, problem_sets
-from adagrpo_ray.data.chat import chat_messages, system_message
+from adagrpo_ray.data.chat import system_message
+from adagrpo_ray.data.identity import normalised, row_id
+from adagrpo_ray.data.messages import read_chat
 from adagrpo_ray.data.source import Row, column, load_rows
+from adagrpo_ray.data.split import split
+from adagrpo_ray.data.template import ChatTemplate
 from adagrpo_ray.errors import DataError
 from adagrpo_ray.types import Prompt
 
@@ -27,34 +30,37 @@ ARITHMETIC_PROMPTS = 2000
 
 @dataclass(frozen=True)
 class PromptSets:
-    """Prompts to train on, prompts kept aside, and how many rows were dropped for each reason."""
+    """Prompts to train on, prompts kept aside, and how many rows were dropped for each reason.
+
+    `notes` are sentences on what the data hold that is worth a look.
+    """
 
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
     dropped: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training: bool = True) -> PromptSets:
-    """The prompts of `config.data`, rendered and filtered; the split depends on `run.seed` alone.
+    """The prompts of `config.data`, rendered and filtered; the split is by problem and depends on `run.seed` alone.
 
-    Raises DataError where a column is missing, or where fewer prompts are left than a step needs; where it is not for
-    `training`, where none at all is left.
+    Raises DataError if a column is missing, if a row has a prompt that cannot be read or that the chat template does
+    not render whole, or if fewer prompts are left than a step needs; if it is not for `training`, if none is left.
     """
-    data = config.data
-    dropped: Counter[str] = Counter()
+    data, maker = config.data, _Maker(config, tokenizer)
+    dropped = maker.dropped
     if data.source == ARITHMETIC:
         train, held_out = problem_sets(
             config.arithmetic, data.train_prompts or ARITHMETIC_PROMPTS, data.held_out_prompts
         )
-        sets = [_render(map(_arithmetic_row, problems), config, tokenizer, dropped) for problems in (train, held_out)]
-        kept = [_fitting(prompts, config, dropped) for prompts in sets]
+        kept = [_fitting(maker.make(map(_arithmetic_row, problems)), config, dropped) for problems in (train, held_out)]
     else:
-        rows = _read(load_rows(data), _reader(config), data.source)
-        prompts = _fitting(_render(rows, config, tokenizer, dropped), config, dropped)
-        order = np.random.default_rng(config.run.seed).permutation(len(prompts)).tolist()
-        aside = sorted(order[: data.held_out_prompts])
-        rest = sorted(order[data.held_out_prompts :][: data.train_prompts])
+        prompts = _fitting(maker.make(_read(load_rows(data), config)), config, dropped)
+        problems = [maker.problems[prompt.id] for prompt in prompts]
+        rest, aside, lost = split(problems, config.run.seed, data.held_out_prompts, data.train_prompts)
         kept = [[prompts[i] for i in rest], [prompts[i] for i in aside]]
+        if lost:
+            dropped["of a held-out problem"] += len(lost)
     needed = config.algorithm.prompts_per_step
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
     if not training and not any(kept):
@@ -65,104 +71,121 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
             f"(dropped: {reasons}), a step needs algorithm.prompts_per_step={needed}; "
             "give more data, or lower that or data.held_out_prompts"
         )
-    return PromptSets(tuple(kept[0]), tuple(kept[1]), dict(dropped))
+    return PromptSets(tuple(kept[0]), tuple(kept[1]), dict(dropped), tuple(maker.notes()))
 
 
-def _arithmetic_row(problem: Problem) -> tuple[Any, Any, str, Row]:
-    return problem.text, problem.answer, problem.level, {}
+@dataclass(frozen=True)
+class _Row:
+    """What the settings name of a row, as it stands there, and the row. `place` is its number; "" if it has none."""
+
+    prompt: Any
+    answer: Any
+    level: Any
+    problem: Any
+    columns: Row
+    place: str = ""
 
 
-def _reader(config: Config) -> Any:
-    """A function from a row to (prompt, answer, level, the other columns)."""
+def _arithmetic_row(problem: Problem) -> _Row:
+    return _Row(problem.text, problem.answer, problem.level, None, {})
+
+
+def _read(rows: Sequence[Row], config: Config) -> Iterator[_Row]:
+    """Each row by `data.columns`. Every row gets every column that some row has; None is what it does not hold."""
     names = config.data.columns
-
-    def read(row: Row) -> tuple[Any, Any, str, Row]:
-        level = None if names.level is None else column(row, names.level, "data.columns.level")
-        if not isinstance(level, str | int | float | None):
-            raise DataError(
-                f"data.columns.level={names.level!r} holds a {type(level).__name__}; name a column of texts or numbers"
-            )
-        used = {name.partition(".")[0] for name in (names.prompt, names.answer, names.level or "")}
-        others = {key: value for key, value in row.items() if key not in used}
-        prompt = column(row, names.prompt, "data.columns.prompt")
-        answer = column(row, names.answer, "data.columns.answer")
-        return prompt, answer, "" if level is None else str(level), others
-
-    return read
-
-
-def _read(rows: Sequence[Row], read: Any, source: str) -> Iterator[Any]:
-    """What the reader makes of each row; its errors say which one it was."""
+    absent = dict.fromkeys(name for row in rows for name in row) if isinstance(rows, list) else {}
     for number, row in enumerate(rows, start=1):
+        place = f" (row {number} of data.source={config.data.source!r})"
         try:
-            yield read(row)
+            level, problem = (_scalar(row, names, key) for key in ("level", "problem"))
+            prompt = column(row, names.prompt, "data.columns.prompt")
+            answer = column(row, names.answer, "data.columns.answer")
         except DataError as error:
-            raise DataError(f"{error} (row {number} of data.source={source!r})") from None
+            raise DataError(f"{error}{place}") from None
+        yield _Row(prompt, answer, level, problem, {**absent, **row}, place)
 
 
-def _render(rows: Iterator[Any], config: Config, tokenizer: Any, dropped: Counter[str]) -> list[Prompt]:
-    """Prompts of the rows, each rendering and answer once; rows without a prompt or an answer are dropped.
-
-    So are texts with halves of surrogate pairs, which JSON can write and no tokenizer takes.
-    """
-    system, prompts = system_message(config.data), dict[str, Prompt]()
-    for prompt, answer, level, others in rows:
-        messages = _messages(prompt, system)
-        if not messages:
-            dropped["without a prompt"] += 1
-            continue
-        if not _is_answer(answer):
-            dropped["without an answer"] += 1
-            continue
-        rendered = _rendered(messages, tokenizer)
-        try:
-            level.encode()
-            name = hashlib.sha256(f"{rendered}\0{answer}".encode()).hexdigest()[:16]
-        except UnicodeEncodeError:
-            dropped["not Unicode"] += 1
-            continue
-        if name in prompts:
-            dropped["double"] += 1
-            continue
-        ids = tokenizer.encode(rendered, add_special_tokens=False)
-        text = next(m["content"] for m in reversed(messages) if m["role"] == "user")
-        prompts[name] = Prompt(name, text, np.asarray(ids, np.int32), str(answer), level, others)
-    return list(prompts.values())
-
-
-def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except Exception as error:  # a template is a program of its own
-        roles = ", ".join(m["role"] for m in messages)
+def _scalar(row: Row, names: ColumnSettings, key: str) -> Any:
+    """The text or number in the column of that setting; None if it is not set, null or NaN."""
+    name: str | None = getattr(names, key)
+    value = None if name is None else column(row, name, f"data.columns.{key}")
+    if not isinstance(value, str | int | float | None):
         raise DataError(
-            f"the model's chat template refuses messages of the roles {roles}: {' '.join(str(error).split())}; "
-            "where it knows no system message, set data.system_prompt to null"
-        ) from None
+            f"data.columns.{key}={name!r} holds a {type(value).__name__}; name a column of texts or numbers"
+        )
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _messages(prompt: Any, system: str | None) -> list[dict[str, str]]:
-    """The chat messages of a prompt column: its text, or its own messages; [] where it is neither."""
-    if isinstance(prompt, str):
-        return chat_messages(prompt, system) if prompt.strip() else []
-    if not isinstance(prompt, Sequence) or not all(_is_message(m) for m in prompt):
-        return []
-    messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
-    if not any(m["role"] == "user" and m["content"].strip() for m in messages):
-        return []
-    if system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
-    return messages
+class _Maker:
+    """Makes prompts of rows and counts those that it drops."""
+
+    def __init__(self, config: Config, tokenizer: Any) -> None:
+        self._tokenizer, self._template = tokenizer, ChatTemplate(tokenizer, config.data)
+        self._system = system_message(config.data)
+        self.dropped: Counter[str] = Counter()
+        self.problems: dict[str, str] = {}  # by the ids of prompts
+        self._continued = self._own_system = 0
+
+    def make(self, rows: Iterable[_Row]) -> list[Prompt]:
+        """The prompts of the rows, each one once; rows that are of no use are dropped."""
+        prompts: dict[str, Prompt] = {}
+        for row in rows:
+            try:
+                made = self._prompt(row, prompts)
+            except DataError as error:
+                raise DataError(f"{error}{row.place}") from None
+            if isinstance(made, str):
+                self.dropped[made] += 1
+            else:
+                prompts[made.id] = made
+        return list(prompts.values())
+
+    def notes(self) -> Iterator[str]:
+        """What of the rows that were kept is worth a look."""
+        if self._continued:
+            yield f"{self._continued} prompts end with a message of the assistant, which completions continue"
+        if self._own_system and self._system is not None:
+            yield (
+                f"{self._own_system} prompts have a system message of their own, which takes the place of "
+                "data.system_prompt: it has to ask for the format of data.format"
+            )
+
+    def _prompt(self, row: _Row, others: Mapping[str, Prompt]) -> Prompt | str:
+        """The prompt of a row, or why it is dropped.
+
+        Texts with halves of surrogate pairs, which JSON can write and no tokenizer takes, are of no use.
+        """
+        chat = read_chat(row.prompt, row.columns)
+        if chat is None:
+            return "without a prompt"
+        if not _is_answer(row.answer):
+            return "without an answer"
+        answer, level = str(row.answer), "" if row.level is None else str(row.level).strip()
+        name, own_system = row_id(chat, answer), chat.has_system_message
+        if name in others:
+            return "double"
+        problem = normalised(chat.problem if row.problem is None else str(row.problem))
+        if self._template.holds_control_tokens(chat):
+            return "with control tokens of the model"
+        if self._system is not None and not own_system:
+            chat = chat.after(self._system)
+        rendered = self._template.render(chat)
+        try:
+            for text in (rendered, answer, level, problem):
+                text.encode()
+        except UnicodeEncodeError:
+            return "not Unicode"
+        self.problems[name] = problem
+        self._continued += chat.continues
+        self._own_system += own_system
+        ids = self._tokenizer.encode(rendered, add_special_tokens=False)
+        return Prompt(name, chat.problem, np.asarray(ids, np.int32), answer, level, row.columns)
 
 
 def _is_answer(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return False
     return bool(value.strip()) if isinstance(value, str) else isinstance(value, int) or math.isfinite(value)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def _fitting(prompts: list[Prompt], config: Config, dropped: Counter[str]) -> list[Prompt]:

@@ -1,37 +1,45 @@
-"""Rows of a data set: a .jsonl or .parquet file, or a data set of the Hub."""
+"""Rows of a data set: files and folders of this machine, or a data set of the Hub."""
 
 from __future__ import annotations
 
 import difflib
-import json
+import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.tree import DataSettings
+from adagrpo_ray.data.files import NAMED_KINDS, Row, kind, read_file
 from adagrpo_ray.errors import DataError, first_line
 
-Row = Mapping[str, Any]
-FILES = (".jsonl", ".parquet")
+TRAIN = str(DataSettings.model_fields["split"].default)
+"""The split that a file is, and a folder that names no split."""
+
+SPLIT_WORDS = {
+    TRAIN: (TRAIN, "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""What names a split in a file's name or folder, as Hugging Face's `datasets` reads names."""
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+
+NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What `datasets` writes beside data."""
 
 
 def load_rows(data: DataSettings) -> Sequence[Row]:
-    """All rows of `data.source`; DataError where it cannot be read or holds none."""
-    path = Path(data.source)
-    if path.suffix in FILES:
-        if not os.path.isfile(path):
-            raise DataError(f"data.source={data.source!r} is no file{_nearest_file(path)}; give a file or a Hub name")
-        rows = list(_jsonl(path)) if path.suffix == ".jsonl" else _parquet(path)
-    else:
-        rows = _hub(data)
+    """All rows of `data.source`; DataError if it cannot be read or holds none."""
+    rows = _rows(data)
     if not len(rows):
         raise DataError(f"data.source={data.source!r} is empty; give a data set with rows")
     return rows
 
 
 def column(row: Row, name: str, setting: str) -> Any:
-    """The value of the column `name`, where a dot reaches into a nested value; None where that is null.
+    """The value of the column `name`, where a dot reaches into a nested value; None if that is null.
 
     Raises DataError that names the setting, the missing column and the nearest that is there.
     """
@@ -53,31 +61,135 @@ def column(row: Row, name: str, setting: str) -> Any:
     return value
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def is_hub_name(source: str) -> bool:
+    """Whether a source that is neither generated nor there on this machine can be a data set of the Hub."""
+    path = Path(os.path.expanduser(source))
+    return HUB_NAME.fullmatch(source) is not None and kind(path) is None and not os.path.exists(path)
+
+
+def _rows(data: DataSettings) -> Sequence[Row]:
+    source = data.source
+    path = Path(os.path.expanduser(source))
+    if "://" in source:
+        raise DataError(f"data.source={source!r} is a URL, which is not read; give a file, a folder or a Hub name")
+    if os.path.isdir(path):
+        return _folder(path, data)
+    if os.path.isfile(path):
+        if kind(path) is None:
+            raise DataError(f"data.source={source!r} is a file of a kind that is not read; give {NAMED_KINDS}")
+        return _file(path, data)
+    if any(sign in source for sign in "*?["):
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+        if not found:
+            raise DataError(f"data.source={source!r} matches no file; give a file, a folder or a Hub name")
+        _refuse_parts(data)
+        return _together(found, data)
+    if not is_hub_name(source):
+        raise DataError(f"data.source={source!r} is no file{_nearest_file(path)}; give a file or a Hub name")
+    return _hub(data)
+
+
+def _file(path: Path, data: DataSettings) -> Sequence[Row]:
+    _refuse_parts(data)
+    return read_file(path)
+
+
+def _refuse_parts(data: DataSettings) -> None:
+    """DataError if the settings name a part of a data set, and a file has no parts."""
+    if data.subset is not None:
+        raise DataError(f"data.subset={data.subset!r}: the file {data.source!r} has no subsets; set it to null")
+    if data.split != TRAIN:
+        raise DataError(
+            f"data.split={data.split!r}: the file {data.source!r} has no splits; name the file of that split as "
+            f"data.source and leave data.split={TRAIN!r}, or give a folder whose files are named by their splits"
+        )
+
+
+def _folder(folder: Path, data: DataSettings) -> Sequence[Row]:
+    """The files of `data.split` in a folder, or what `datasets` saved there."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _saved(folder, data)
+    if data.subset is not None or _has_configurations(folder):  # which the head of its README.md describes
+        return _hub(data)
+    files = [
+        path
+        for pattern in ("*", "*/*", "*/*/*")
+        for path in folder.glob(pattern)
+        if kind(path) is not None and path.name not in NOT_DATA and path.is_file() and not _hidden(path, folder)
+    ]
+    if not files:
+        raise DataError(f"data.source={data.source!r} is a folder without a file to read; it must hold {NAMED_KINDS}")
+    by_split: dict[str | None, list[Path]] = {}
+    for path in sorted(files):
+        by_split.setdefault(_split_of(path.relative_to(folder), data.split), []).append(path)
+    found = by_split.get(_split_name(data.split))
+    if found is None and data.split == TRAIN and list(by_split) == [None]:
+        found = by_split[None]
+    if found is None:
+        there = ", ".join(sorted(name for name in by_split if name)) or f"only {TRAIN}"
+        raise DataError(
+            f"data.split={data.split!r}: the folder {data.source!r} has no file of that split; it has {there}"
+        )
+    return _together(found, data)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+
+
+def _split_name(split: str) -> str:
+    """The first of the words that mean the same split."""
+    return next((name for name, words in SPLIT_WORDS.items() if split in words), split)
+
+
+def _split_of(path: Path, asked: str) -> str | None:
+    """The split that the path of a file names last, and so nearest to its own name; None if it names none."""
+    words = {word: name for name, all_words in SPLIT_WORDS.items() for word in all_words}
+    words[asked.lower()] = _split_name(asked)
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    named = re.findall(rf"(?<![a-z0-9])({pattern})(?![a-z])", path.as_posix().lower())
+    return words[named[-1]] if named else None
+
+
+def _together(files: Sequence[Path], data: DataSettings) -> Sequence[Row]:
+    """The rows of several files of one kind, one file after the other."""
+    other = next((path for path in files if kind(path) != kind(files[0])), None)
+    if other is not None:
+        raise DataError(
+            f"data.source={data.source!r} has files of two kinds, {str(files[0])!r} and {str(other)!r}; name one of "
+            "them, or a pattern such as 'folder/*.jsonl'"
+        )
+    if kind(files[0]) is None:
+        raise DataError(f"data.source={data.source!r}: {str(files[0])!r} is not read; give {NAMED_KINDS}")
+    return [row for path in files for row in read_file(path)]
+
+
+def _has_configurations(folder: Path) -> bool:
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
-                    raise DataError(f"{path}, line {number} is not JSON ({error}); mend or remove it") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}, line {number} holds a {type(row).__name__}; each line must be an object")
-                yield row
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}; it must be a readable UTF-8 file") from None
+        head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    front = re.match(r"---\n(.*?)\n---\n", head, re.DOTALL)
+    return front is not None and re.search(r"^configs:", front[1], re.MULTILINE) is not None
 
 
-def _parquet(path: Path) -> Sequence[Row]:
-    import pyarrow
-    import pyarrow.parquet
+def _saved(folder: Path, data: DataSettings) -> Sequence[Row]:
+    """What `save_to_disk` of `datasets` wrote."""
+    from datasets import DatasetDict, load_from_disk
 
     try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {path}: {first_line(error)}; it must be a parquet file") from None
+        found = load_from_disk(str(folder))
+    except Exception as error:  # what a file holds makes datasets fail in any way
+        raise DataError(f"data.source={data.source!r} cannot be loaded: {first_line(error)}; save it again") from None
+    if not isinstance(found, DatasetDict):
+        _refuse_parts(data)
+        rows: Sequence[Row] = found
+        return rows
+    if data.split not in found:
+        raise DataError(
+            f"data.split={data.split!r}: {data.source!r} has no such split; it has {', '.join(map(str, found))}"
+        )
+    rows = found[data.split]
     return rows
 
 
@@ -87,16 +199,16 @@ def _hub(data: DataSettings) -> Sequence[Row]:
 
     logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error
     try:
-        rows: Sequence[Row] = load_dataset(data.source, data.subset, split=data.split)
+        rows: Sequence[Row] = load_dataset(os.path.expanduser(data.source), data.subset, split=data.split)
     except Exception as error:  # what a file holds makes datasets fail in any way
         raise DataError(
             f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: "
-            f"{first_line(error.__cause__ or error)}; give 'arithmetic', a .jsonl or .parquet file, or a Hub name"
+            f"{first_line(error.__cause__ or error)}; give 'arithmetic', a file, a folder, or a Hub name"
         ) from None
     return rows
 
 
 def _nearest_file(path: Path) -> str:
-    there = [p.name for p in path.parent.iterdir() if p.suffix in FILES] if path.parent.is_dir() else []
+    there = [p.name for p in path.parent.iterdir() if kind(p)] if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(path.name, there, n=1)
     return f" (there is {near[0]!r})" if near else ""

@@ -81,6 +81,8 @@ def plan(
     config = served(for_measuring(config), found)
     inputs = check(config, training=False)
     sets = inputs.prompts
+    for note in sets.notes:
+        tell(note)
     prompts = {"held_out": sets.held_out, "train": sets.train, "all": (*sets.held_out, *sets.train)}[split]
     if not prompts:
         key = "data.held_out_prompts" if split == "held_out" else "data.train_prompts"

@@ -20,6 +20,7 @@ from adagrpo_ray.rewards.registry import BUILTIN
 COUNTING = (
     *("run.seed", "model.path", "model.dtype", "arithmetic"),
     *("data.source", "data.subset", "data.split", "data.columns", "data.format", "data.system_prompt"),
+    "data.template_kwargs",
     *("rewards.functions", "rewards.correct_by", "rewards.correct_above"),
     *("evaluation.samples", "evaluation.sampling", "rollout.max_new_tokens", "rollout.sync"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,14 +113,17 @@ def _prompts(merged: Path, config: Config | None) -> tuple[list[NDArray[np.int32
             found = [p.token_ids for p in (*sets.held_out, *sets.train) if len(p.token_ids) <= LONGEST_PROMPT]
             if found:
                 return found[:: max(1, len(found) // PROMPTS)][:PROMPTS], config.data.source
-    return [_asked(question, tokenizer) for question in QUESTIONS], "its own, since the run's data are not at hand"
+    kwargs = config.data.template_kwargs if config is not None else {}
+    return [
+        _asked(question, tokenizer, kwargs) for question in QUESTIONS
+    ], "its own, since the run's data are not at hand"
 
 
-def _asked(question: str, tokenizer: Any) -> NDArray[np.int32]:
+def _asked(question: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> NDArray[np.int32]:
     text = question
     if tokenizer.chat_template is not None:
         messages = [{"role": "user", "content": question}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **template_kwargs)
     return np.asarray(tokenizer.encode(text, add_special_tokens=tokenizer.chat_template is None), np.int32)
 
 

@@ -1,13 +1,14 @@
-"""The sampler's state as JSON and named arrays, and back. A prompt is kept by its id alone.
+"""The sampler's state as JSON and named arrays, and back. A prompt is kept by its id.
 
 Arrays of a waiting group are named by its number, its attempt's and its completion's: "0.1.rewards",
-"0.1.3.token_ids".
+"0.1.3.token_ids". "0.prompt" are the tokens that its attempts were sampled after: a chat template that prints the date
+renders the same prompt differently on another day.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.allocation import Posterior
 from adagrpo_ray.algorithm.statistics import RewardStatistics
+from adagrpo_ray.data.order import check_ids
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
 
@@ -39,8 +41,9 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
 def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
     """What `to_plain` was given, for `AdaptiveSampler.load_state_dict`; `prompts` are the data set's, by id.
 
-    Raises CheckpointError where the data set has no such prompt any more.
+    Raises CheckpointError where the data set has no such prompt any more, or the ids are of another version.
     """
+    check_ids(plain["prompts"])
     return {
         "prompts": plain["prompts"],
         "waiting": [_group(group, str(number), arrays, prompts) for number, group in enumerate(plain["waiting"])],
@@ -50,6 +53,8 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
 
 
 def _plain_group(group: Group, place: str, arrays: Arrays) -> dict[str, Any]:
+    if group.attempts:
+        arrays[f"{place}.prompt"] = np.ascontiguousarray(group.prompt.token_ids)
     return {
         "prompt": group.prompt.id,
         "visit": group.visit,
@@ -88,8 +93,11 @@ def _group(plain: Mapping[str, Any], place: str, arrays: Arrays, prompts: Mappin
             "bring back the data that the run began with"
         )
     attempts = tuple(_attempt(a, f"{place}.{number}", arrays) for number, a in enumerate(plain["attempts"]))
+    prompt = prompts[plain["prompt"]]
+    if attempts and not np.array_equal(prompt.token_ids, arrays[f"{place}.prompt"]):
+        prompt = replace(prompt, token_ids=arrays[f"{place}.prompt"])
     return Group(
-        prompt=prompts[plain["prompt"]],
+        prompt=prompt,
         visit=plain["visit"],
         born=plain["born"],
         size=plain["size"],

@@ -12,7 +12,7 @@ from adagrpo_ray.config.algorithm import TriggerSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.prompts import ARITHMETIC
-from adagrpo_ray.data.source import FILES
+from adagrpo_ray.data.source import is_hub_name
 from adagrpo_ray.model.identity import TINY, ModelIdentity
 from adagrpo_ray.observe.figures import change, levels, number, rungs, whole
 from adagrpo_ray.observe.records import Summary
@@ -48,19 +48,19 @@ def data_in_words(config: Config) -> str:
     source = config.data.source
     if source == ARITHMETIC:
         return "generated additions of two numbers"
-    if source.endswith(FILES):
+    if not is_hub_name(source):
         return f"`{source_name(source)}`"
     return f"[{source}](https://huggingface.co/datasets/{source})"
 
 
 def source_name(source: str) -> str:
-    """A name on the Hub as it is; of a file its own name, without the folders of the machine."""
-    return PurePath(source).name if source.endswith(FILES) else source
+    """A name on the Hub as it is; of a file or folder its own name, without the folders of the machine."""
+    return source if source == ARITHMETIC or is_hub_name(source) else PurePath(source).name
 
 
 def use_adapter(config: Config, base: ModelIdentity) -> str:
     """How to load the adapter with PEFT and with vLLM."""
-    place = "path/to/the/base/model"
+    place, kwargs = "path/to/the/base/model", config.data.template_kwargs
     if base.on_hub:
         place = base.name
     loading = f"base = {json.dumps(place)}\n"
@@ -81,7 +81,7 @@ def use_adapter(config: Config, base: ModelIdentity) -> str:
         'model = PeftModel.from_pretrained(model, "path/to/this/adapter")\n\n'
         f"messages = {_messages(config)}\n"
         'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
-        "return_dict=True)\n"
+        f"return_dict=True{f', **{kwargs!r}' if kwargs else ''})\n"
         f"output = model.generate(**prompt, max_new_tokens={config.rollout.max_new_tokens})\n"
         'print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))\n'
     )
@@ -91,7 +91,8 @@ def use_adapter(config: Config, base: ModelIdentity) -> str:
         f"llm = LLM(base{revision}, enable_lora=True, max_lora_rank={config.model.lora.r})\n"
         f"sampling = SamplingParams(temperature=0.0, max_tokens={config.rollout.max_new_tokens})\n"
         'adapter = LoRARequest("adapter", 1, "path/to/this/adapter")\n'
-        "print(llm.chat(messages, sampling, lora_request=adapter)[0].outputs[0].text)\n"
+        f"print(llm.chat(messages, sampling, lora_request=adapter"
+        f"{f', chat_template_kwargs={kwargs!r}' if kwargs else ''})[0].outputs[0].text)\n"
     )
     return f"## Use\n\nWith PEFT:\n\n{_fenced(peft, 'python')}\nWith vLLM:\n\n{_fenced(vllm, 'python')}"
 
@@ -116,6 +117,8 @@ def answer_format(config: Config) -> str:
     """The system prompt that it was trained with, and where its answer stands."""
     system, markers = system_message(config.data), config.data.format
     said = "It was trained with the chat template of its base model"
+    if config.data.template_kwargs:
+        said += f", its arguments {_code(json.dumps(config.data.template_kwargs, ensure_ascii=False))},"
     asked = (
         " and no system message of its own.\n" if system is None else f" and this system message:\n\n{_fenced(system)}"
     )
@@ -143,7 +146,7 @@ def data(config: Config, prompts: tuple[int, int] | None) -> str:
     rows = [("data", data_in_words(config))]
     if d.source == ARITHMETIC:
         rows.append(("classes", "digits of the summands: " + ", ".join(map(str, config.arithmetic.keep_carry))))
-    elif not d.source.endswith(FILES):
+    elif is_hub_name(d.source):
         rows.append(("subset, split", f"{d.subset or '-'}, {d.split}"))
     if prompts is not None:
         rows += [("prompts trained on", str(prompts[0])), ("prompts held out", str(prompts[1]))]

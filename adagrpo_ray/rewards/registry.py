@@ -76,11 +76,14 @@ def score_group(
     """Call each (function, weight) on the group and add up.
 
     RewardError where one breaks the contract; a MemoryError comes out as itself, since then the process should end.
-    A completion's reward is the weighted sum of the scores that apply to it, 0.0 where none does.
+    A function gets each column of the row under its own name, and all of them as `columns`, which also holds a column
+    that has the name of another argument. A completion's reward is the weighted sum of the scores that apply to it,
+    0.0 where none does.
     Worked example: scores [3.0, None] with weights [0.5, 1.0] make 1.5.
     """
-    # Last come our own words: a column must not take their place.
-    context = {**(columns or {}), "answer": answer, "prompt": prompt, "format": format, "level": level}
+    # Last come our own words: a column of such a name must not take their place, and is in `columns`.
+    row = dict(columns or {})
+    context = {**row, "columns": row, "answer": answer, "prompt": prompt, "format": format, "level": level}
     raw = np.empty((len(completions), len(functions)), dtype=np.float32)
     totals = np.zeros(len(completions))
     for column, (function, weight) in enumerate(functions):

@@ -148,6 +148,7 @@ class ChatPage:
             checkpoint=next(iter(run.adapters)) if run else "",
             view="both" if run else "base",
             system_prompt=system_message(config.data) or "",
+            thinking=config.data.template_kwargs.get("enable_thinking") is not False,
             max_new_tokens=config.rollout.max_new_tokens,
             sampling=PhaseSettings(**sampling.model_dump(exclude={"answer"})),
             phases=sampling.answer is not None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -74,9 +74,14 @@ class Rendered:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], system: str, thinking: bool, think_end: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: tuple[Message, ...],
+    system: str,
+    thinking: bool,
+    think_end: str,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Rendered:
-    """The conversation as the model reads it, by its chat template.
+    """The conversation as the model reads it, by its chat template and `data.template_kwargs`.
 
     Thinking is switched off by the template's own `enable_thinking` where it has that, and else by writing the
     thought's end at once. Raises ChatError where the template refuses the messages.
@@ -91,7 +96,12 @@ def render(
     def rendered(thinks: bool) -> str:
         try:
             return str(
-                tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False, enable_thinking=thinks)
+                tokenizer.apply_chat_template(
+                    said,
+                    add_generation_prompt=True,
+                    tokenize=False,
+                    **{**(template_kwargs or {}), "enable_thinking": thinks},
+                )
             )
         except Exception as error:  # a template is a program of its own
             raise ChatError(f"the model's chat template refuses this: {' '.join(str(error).split())[:200]}") from None

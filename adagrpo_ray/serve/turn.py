@@ -134,8 +134,15 @@ async def _answers(model: ChatModel, this: _Turn, asked: Asked, stop: asyncio.Ev
     after = settings.answer if settings.phases else None
     for side in tuple(this.left):
         with this.failing(side):
-            said, think_end = this.conversation.on(side), base.config.data.format.think_end
-            prompt = render(model.tokenizer, said, settings.system_prompt, settings.thinking, think_end)
+            said, data = this.conversation.on(side), base.config.data
+            prompt = render(
+                model.tokenizer,
+                said,
+                settings.system_prompt,
+                settings.thinking,
+                data.format.think_end,
+                data.template_kwargs,
+            )
             sampling = sampling_params(settings.sampling, after, settings.thinking)
             streams[side] = model.stream(side, prompt, sampling, settings.max_new_tokens)
             thinks[side] = prompt.thinks

@@ -1,0 +1,190 @@
+"""A chat as the model reads it, by its chat template, and checks that nothing was left out on the way."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from adagrpo_ray.config.tree import DataSettings
+from adagrpo_ray.data.arithmetic import THINK_START
+from adagrpo_ray.data.messages import REASONING, SYSTEM_ROLES, Chat, Message
+from adagrpo_ray.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+THINK_END = "</think>"
+"""What chat templates look for to take a thought out of an earlier turn (Qwen3, DeepSeek-R1)."""
+PROBE = "qzx{}qzx"
+"""A content that no template holds by itself."""
+
+
+class ChatTemplate:
+    """Renders chats by the tokenizer's template and `data.template_kwargs`.
+
+    Raises ConfigError if the template reads no such argument.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
+        self._tokenizer: Any = tokenizer
+        self._kwargs = dict(data.template_kwargs)
+        self._thought_ends = (data.format.think_end, THINK_END)
+        self._probed = set[tuple[Any, ...]]()
+        check_kwargs(tokenizer, self._kwargs)
+        markers = (*data.format.model_dump().values(), THINK_START, THINK_END)
+        tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        control = [token.content for token in tokens if token.special and token.content not in markers]
+        self._control = re.compile("|".join(map(re.escape, control))) if control else None
+
+    def render(self, chat: Chat) -> str:
+        """The text of the prompt, with the head of the assistant's turn or with what the assistant has begun.
+
+        Raises DataError if the template refuses the chat or leaves a part of it out.
+        """
+        rendered = self._render(chat)
+        for message, part in _parts(chat, self._thought_ends):
+            if not any(all(piece in rendered for piece in pieces) for pieces in part):
+                raise DataError(_left_out(message, part[0][0]))
+        for tool in chat.tools:
+            name = tool.get("function", tool)["name"]
+            if name not in rendered:
+                raise DataError(f"the model's chat template leaves out the tool {name!r}; use a model that takes tools")
+        self._probe(chat)
+        return rendered
+
+    def holds_control_tokens(self, chat: Chat) -> bool:
+        """Whether a text of the user or a tool holds a token that the model reads as the end of a turn or the like."""
+        said = (m["content"] for m in chat.messages if m["role"] in ("user", "tool"))
+        return self._control is not None and any(self._control.search(text) for text in said)
+
+    def _render(self, chat: Chat) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in chat.messages],
+                    tools=list(chat.tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=not chat.continues,
+                    continue_final_message=chat.continues,
+                    **self._kwargs,
+                )
+            )
+        except Exception as error:  # a template is a program of its own
+            roles = ", ".join(m["role"] for m in chat.messages)
+            raise DataError(
+                f"the model's chat template refuses messages of the roles {roles}: {' '.join(str(error).split())}; "
+                "where it knows no system message, set data.system_prompt to null"
+            ) from None
+
+    def _probe(self, chat: Chat) -> None:
+        """DataError if a message of other words would be left out, in a chat of this shape.
+
+        Finds what the words of a short message hide, which may stand in the template itself.
+        """
+        shape = (*((m["role"], *sorted(m), bool(m["content"].strip())) for m in chat.messages), len(chat.tools))
+        if shape in self._probed:
+            return
+        self._probed.add(shape)
+        probes = tuple(
+            {**m, "content": PROBE.format(n)} if m["content"].strip() else m for n, m in enumerate(chat.messages)
+        )
+        try:
+            rendered = self._render(Chat(probes, chat.tools))
+        except DataError:  # a template that wants certain words has been rendered with them
+            return
+        for number, message in enumerate(chat.messages):
+            if message["content"].strip() and PROBE.format(number) not in rendered:
+                raise DataError(_left_out(message, message["content"]))
+
+
+def check_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
+    """ConfigError if the chat template reads no argument of a name in `kwargs`, which Jinja would not say."""
+    if not kwargs:
+        return
+    known = template_arguments(tokenizer)
+    for name in kwargs:
+        if name not in known:
+            raise ConfigError(
+                f"data.template_kwargs.{name}: the model's chat template reads no such argument; it reads "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def template_arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The names that the tokenizer's chat templates read and that a caller may give."""
+    from jinja2 import Environment, TemplateError, meta
+
+    templates: Any = tokenizer.chat_template or ""
+    found = set[str]()
+    for text in templates.values() if isinstance(templates, dict) else [templates]:
+        plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)  # a tag of Transformers' own
+        try:
+            tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(plain)
+        except TemplateError:  # rendering says what is wrong with it
+            continue
+        found |= meta.find_undeclared_variables(tree)
+    return found - GIVEN - set(tokenizer.special_tokens_map)
+
+
+GIVEN = {
+    *("messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"),
+    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+    *("range", "dict", "lipsum", "cycler", "joiner", "namespace"),
+}
+"""Names in a template that Transformers or Jinja give."""
+
+
+Alternatives = Sequence[Sequence[str]]
+
+
+def _parts(chat: Chat, thought_ends: Sequence[str]) -> Iterator[tuple[Message, Alternatives]]:
+    """What has to be found of each message: all texts of one of the alternatives, the first as they stand in the row.
+
+    Templates may strip white space around a content, lay out a thought anew, and leave thoughts out of turns before
+    the user's last message.
+    """
+    asked = max(n for n, m in enumerate(chat.messages) if m["role"] == "user")
+    for number, message in enumerate(chat.messages):
+        content = message["content"].strip()
+        if content:
+            alternatives = [[content]]
+            end = next((mark for mark in thought_ends if mark in content), None)
+            if message["role"] == "assistant" and end is not None:
+                thought, _, said = content.rpartition(end)
+                kept = [thought.strip().removeprefix(THINK_START).strip()] if number > asked else []
+                alternatives.append([*kept, said.strip()])
+            yield message, alternatives
+        for key in REASONING:
+            if message.get(key, "").strip() and number > asked:
+                yield message, [[message[key].strip()]]
+        if message.get("name"):
+            yield message, [[message["name"]]]
+        for call in message.get("tool_calls", ()):
+            yield message, [[call["function"]["name"]]]
+            for text in _leaves(call["function"]["arguments"]):
+                yield message, [[text], [json.dumps(text, ensure_ascii=False)[1:-1]], [json.dumps(text)[1:-1]]]
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The names and texts in the arguments of a call, and their whole numbers."""
+    if isinstance(value, Mapping):
+        for key, held in value.items():
+            yield str(key)
+            yield from _leaves(held)
+    elif isinstance(value, list | tuple):
+        for held in value:
+            yield from _leaves(held)
+    elif isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        yield str(value)
+
+
+def _left_out(message: Message, text: str) -> str:
+    shown = " ".join(text.split())[:60]
+    remedy = (
+        "set data.system_prompt to null and ask for the format in the prompts"
+        if message["role"] in SYSTEM_ROLES
+        else "use a model whose template renders it, or take it out of the data"
+    )
+    return f"the model's chat template leaves out {shown!r} of the {message['role']} message; {remedy}"
