@@ -29,9 +29,7 @@ def load(path: Path, rows: list[Any], template: str | None = None, seed: int = 0
     if template is not None:
         tokenizer.chat_template = template
     settings = {"source": str(path), "held_out_prompts": 0} | data
-    config = Config.model_validate(
-        {"run": {"seed": seed}, "data": settings, "algorithm": {"prompts_per_step": 1}}
-    )
+    config = Config.model_validate({"run": {"seed": seed}, "data": settings, "algorithm": {"prompts_per_step": 1}})
     return load_prompts(config, tokenizer)
 
 
@@ -63,7 +61,14 @@ def test_ids_are_those_of_the_row_and_not_of_its_rendering(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "same",
     [
-        *("caf\u00e9 1+1", "cafe\u0301 1+1", " caf\u00e9 1+1 ", "caf\u00e9  1+1", "caf\u00e9\r\n1+1", "caf\u00e9\u00a01+1"),
+        *(
+            "caf\u00e9 1+1",
+            "cafe\u0301 1+1",
+            " caf\u00e9 1+1 ",
+            "caf\u00e9  1+1",
+            "caf\u00e9\r\n1+1",
+            "caf\u00e9\u00a01+1",
+        ),
         *("caf\u00e9\u200b 1+1", "\ufeffcaf\u00e9 1+1", "caf\u00e9\t\n1+1\n"),
         chat(("user", "caf\u00e9 1+1 ")),
     ],
@@ -83,7 +88,7 @@ SAME_PROBLEM = [
     row("1+1 ", "two"),
     row(chat(("system", "be brief"), ("user", "1+1")), "2"),
     row(chat(("user", "3+3"), ("assistant", "6"), ("user", "1+1")), "2"),
-    row(chat(("user", "1 +1".replace(" ", "")), ("assistant", "It is")), "2"),
+    row(chat(("user", "1+1"), ("assistant", "It is")), "2"),
 ]
 
 
@@ -104,7 +109,10 @@ def test_the_rest_of_a_problem_that_had_to_be_cut_is_not_trained_on(tmp_path: Pa
 
 
 def test_a_column_can_name_the_problem(tmp_path: Path) -> None:
-    rows = [row(chat(("system", f"problem {n // 2}"), ("user", "Solve it.")), str(n), extra={"id": n // 2}) for n in range(8)]
+    rows = [
+        row(chat(("system", f"problem {n // 2}"), ("user", "Solve it.")), str(n), extra={"id": n // 2})
+        for n in range(8)
+    ]
     with pytest.raises(DataError, match="6 of a held-out problem"):
         load(tmp_path / "d.jsonl", rows, held_out_prompts=2)
     prompts = load(tmp_path / "d.jsonl", rows, held_out_prompts=2, columns={"problem": "extra.id"})
