@@ -130,7 +130,7 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
         if found is not None and not re.search(r"\.(py|md|json|jsonl|yaml|html)$", found[1]):
             keys = {found[1], re.sub(r"\.\d+", "[]", found[1])}
             parent = found[1].rpartition(".")[0]
-            assert keys & known or parent in ("rollout.resources", "learner.resources"), text
+            assert keys & known or parent in ("rollout.resources", "learner.resources", "data.template_kwargs"), text
 
 
 def test_settings_that_are_compared_with_others_exist() -> None:

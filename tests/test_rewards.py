@@ -367,7 +367,7 @@ def test_functions_get_the_context_and_cannot_reach_each_other() -> None:
 
     grade((look, 1.0), (look, 1.0))
     wanted = {"completions": ["a", "bb"], "answer": "42", "prompt": "?", "format": FORMAT, "level": "", "x": 1}
-    wanted["columns"] = {"x": 1}
+    wanted["columns"] = {"x": 1, "answer": 0}  # a column that has the name of an argument is found there
     assert seen == [wanted, wanted]
 
 

@@ -45,7 +45,7 @@ class Chat:
     @property
     def continues(self) -> bool:
         """Whether the completion goes on with the last message, which is the assistant's."""
-        return self.messages[-1]["role"] == "assistant"
+        return str(self.messages[-1]["role"]) == "assistant"
 
     @property
     def problem(self) -> str:
@@ -201,11 +201,7 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...]:
             value = json.loads(value) if value.strip() else None
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ()
-    listed = (
-        [_without_nulls(entry) for entry in value]
-        if isinstance(value, Sequence) and not isinstance(value, str)
-        else [0]
-    )
+    listed: list[Any] = _without_nulls(list(value)) if isinstance(value, list | tuple) else [value]
     for entry in listed:
         function = entry.get("function", entry) if isinstance(entry, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
