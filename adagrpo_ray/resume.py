@@ -49,7 +49,7 @@ class Past:
             kept.set_latest(self.source) if self.home else checkpoint.set_latest(self.checkpoint)
         if self.home:
             return MirroredWriter(self.folder, as_yaml(config), self.home, tell, self.mark)
-        return RunWriter(self.folder, as_yaml(config), self.mark)
+        return RunWriter(self.folder, as_yaml(config), self.mark, tell)
 
 
 def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:

@@ -108,5 +108,5 @@ def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
 
         write_report([read(home, folder)], str(folder))
         tell(f"report: {storage.join(home, 'report.html')}")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         tell(f"no report: {first_line(error)}; launch/report.py makes one of {home}")

@@ -404,7 +404,7 @@ class TestPlainConsole:
         stream = io.StringIO()
         with Console(1, stream) as console:
             console.evaluation("before", replace(BEFORE, accuracy_by_level={"\x1b[2J[red]x": 0.5, "": 1.0}))
-        assert stream.getvalue() == "held-out accuracy before: 0.250  ?[2J[red]x: 0.500  (128 samples, 3.0 s)\n"
+        assert stream.getvalue() == "held-out accuracy before: 0.250  %1B[2J[red]x: 0.500  (128 samples, 3.0 s)\n"
 
     def test_what_could_not_be_scored_is_shown(self) -> None:
         stream, step = io.StringIO(), replace(STEP, groups_failed=3)

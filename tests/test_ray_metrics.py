@@ -8,14 +8,35 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.tracking import check_trackers
-from adagrpo_ray.tracking.ray_metrics import COUNTERS, GAUGES, LABELS, MOST_LABELS, step_counts, step_gauges
+from adagrpo_ray.tracking import check_trackers, ray_metrics
+from adagrpo_ray.tracking.ray_metrics import COUNTERS, GAUGES, MOST_LABELS, RayMetrics, step_counts, step_gauges
 from tests.histories import STEP
 from tests.scraped import NAMES, asked, panels
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[float, dict[str, str]]]]:
+    """What is set or counted from here on, by metric. Ray's metrics raise on tags that are not ASCII, as they do."""
+    made: dict[str, list[tuple[float, dict[str, str]]]] = {}
+
+    class Watched:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            self._seen = made.setdefault(name, [])
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            for tag in tags.values():
+                tag.encode("ascii")
+            self._seen.append((value, tags))
+
+        inc = set
+
+    monkeypatch.setattr(ray_metrics, "Gauge", Watched)
+    monkeypatch.setattr(ray_metrics, "Counter", Watched)
+    return made
 
 
 def test_every_gauge_of_a_step_is_shown_as_it_was_measured() -> None:
@@ -35,15 +56,68 @@ def test_every_counter_counts_what_a_step_did() -> None:
     assert counted["generated_tokens", ""] == STEP.generated_tokens
 
 
-def test_a_level_without_a_name_and_levels_without_end_make_no_time_series() -> None:
+def test_a_level_without_a_name_and_levels_without_end_make_no_time_series(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = {"": 1.0, **{f"level {number}": 0.5 for number in range(1000)}}
-    shown = [f for f in step_gauges(replace(STEP, accuracy_by_level=levels)) if f.name == "accuracy_by_level"]
-    assert len(shown) == MOST_LABELS
-    assert all(figure.of and figure.label == LABELS["accuracy_by_level"] for figure in shown)
+    made = watched(monkeypatch)
+    metrics = RayMetrics("run")
+    metrics.step(replace(STEP, accuracy_by_level=levels))
+    metrics.step(replace(STEP, accuracy_by_level={f"other {number}": 0.5 for number in range(1000)}))
+    metrics.step(replace(STEP, accuracy_by_level={"level 7": 0.75}))
+    metrics.close()
+    shown = {tags["level"]: value for value, tags in made["adagrpo_accuracy_by_level"]}
+    assert shown == {f"level {number}": 0.75 if number == 7 else 0.5 for number in range(MOST_LABELS)}
 
 
 def test_a_step_that_took_no_time_has_no_pace() -> None:
     assert "tokens_per_second" not in {figure.name for figure in step_gauges(replace(STEP, seconds=0.0))}
+
+
+def test_what_the_newest_step_did_not_measure_is_not_shown_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = watched(monkeypatch)
+    monkeypatch.setattr(ray_metrics, "REFRESH_S", 0.01)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    metrics = RayMetrics("run")
+    metrics.step(replace(STEP, kl=0.5, accuracy_by_level={"easy": 1.0, "hard": 0.0}))
+    metrics.step(replace(STEP, kl=None, accuracy_by_level={"easy": 0.5}))
+    while len(made.get("adagrpo_loss", ())) < 5:  # the second step, refreshed
+        assert metrics._thread.is_alive()
+    metrics.close()
+    assert [value for value, _ in made["adagrpo_kl"]].count(0.5) == len(made["adagrpo_kl"])
+    last = len(made["adagrpo_loss"]) - 1
+    assert len(made["adagrpo_kl"]) < last
+    assert [tags["level"] for _, tags in made["adagrpo_accuracy_by_level"]][-2:] == ["easy", "easy"]
+
+
+def test_texts_of_users_are_labels_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = watched(monkeypatch)
+    said: list[str] = []
+    metrics = RayMetrics("läufe", said.append)
+    metrics.step(replace(STEP, accuracy_by_level={"facile é": 0.5, "a\n": 1.0}, reward_by_function={"m:prüfe": 0.25}))
+    metrics.close()
+    assert made["adagrpo_accuracy_by_level"] == [
+        (0.5, {"run": "l%C3%A4ufe", "level": "facile %C3%A9"}),
+        (1.0, {"run": "l%C3%A4ufe", "level": "a%0A"}),
+    ]
+    assert [tags["function"] for _, tags in made["adagrpo_reward"]] == ["m:pr%C3%BCfe"]
+    assert said == []
+
+
+@pytest.mark.parametrize("error", [ValueError("no such\nthing"), SystemExit(3), KeyboardInterrupt()])
+def test_whatever_ray_raises_costs_the_metrics_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    said: list[str] = []
+    monkeypatch.setattr(ray_metrics, "Gauge", fail)
+    metrics = RayMetrics("run", said.append)
+    for number in range(1, 4):
+        metrics.step(replace(STEP, step=number))
+    metrics.close()
+    (line,) = said
+    assert line.startswith("warning: metrics for Prometheus are let go, the run goes on without them: ")
+    assert "\n" not in line
 
 
 def test_the_dashboard_asks_for_metrics_that_a_run_has_and_leaves_none_out() -> None:

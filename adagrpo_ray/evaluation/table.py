@@ -13,7 +13,8 @@ from rich.table import Table
 
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.evaluation.figures import ACCURACY, LENGTHS, Comparison, Estimate
-from adagrpo_ray.observe.figures import levels, printable
+from adagrpo_ray.observe.figures import few, levels, printable, shown
+from adagrpo_ray.observe.markdown import cell, literal
 
 JSON, MARKDOWN = "evaluation.json", "evaluation.md"
 Rows = list[tuple[str, list[str]]]
@@ -38,7 +39,7 @@ def report(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     needed = label + sum(2 + max(len(row[1][i]) for row in rows) for i in range(len(names)))
     if needed > width:  # intervals go below their values
         rows = [(name, [cell.replace(" [", "\n[") for cell in cells]) for name, cells in rows]
-    yield _grid(["", *map(printable, names)], rows)
+    yield _grid(["", *map(shown, names)], rows)
     if comparison.differences:
         yield ""
         yield _grid(["accuracy", "difference", "better on", "worse on"], difference_rows(comparison))
@@ -49,13 +50,16 @@ def report(comparison: Comparison, width: int) -> Iterator[RenderableType]:
 def markdown(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     """The same as a Markdown document, with the settings that it depends on."""
     lines = ["# Evaluation", "", _about(comparison), ""]
-    lines += _lines(["", *(model.name for model in comparison.models)], figure_rows(comparison))
+    lines += _lines(["", *(shown(model.name) for model in comparison.models)], figure_rows(comparison))
     if comparison.differences:
         lines += ["", *_lines(["accuracy", "difference", "better on", "worse on"], difference_rows(comparison))]
     lines += ["", f"{comparison.confidence}.", "", "| model | where | digest |", "| --- | --- | --- |"]
-    lines += [f"| {_cell(m.name)} | {_cell(m.folder)} | {m.digest[:12]} |" for m in comparison.models]
+    lines += [
+        f"| {cell(literal(shown(m.name)))} | {cell(literal(printable(m.folder)))} | {m.digest[:12]} |"
+        for m in comparison.models
+    ]
     lines += ["", "| setting | value |", "| --- | --- |"]
-    lines += [f"| {_cell(key)} | {_cell(json.dumps(value))} |" for key, value in settings.items()]
+    lines += [f"| {cell(key)} | {cell(literal(json.dumps(value)))} |" for key, value in settings.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -88,11 +92,12 @@ def figure_rows(comparison: Comparison) -> Rows:
         label = f"accuracy (avg@{n})" if name == ACCURACY else LABELS.get(name, name)
         rows.append((label, [_shown(model.figures[name], name) for model in models]))
         if name == ACCURACY:
-            named = levels(level for model in models for level in model.accuracy_by_level)
+            named, others = few(levels(level for model in models for level in model.accuracy_by_level))
             rows += [
-                (f"  {printable(level)}", [_shown(model.accuracy_by_level[level], name) for model in models])
+                (f"  {shown(level)}", [_shown(model.accuracy_by_level[level], name) for model in models])
                 for level in named
             ]
+            rows += [(f"  {others}", ["" for _ in models])] if others else []
     if any(model.not_scored for model in models):
         rows.append(("problems not scored", [str(model.not_scored) for model in models]))
     return rows
@@ -102,7 +107,7 @@ def difference_rows(comparison: Comparison) -> Rows:
     """One row a pair of models: the difference in accuracy, and on how many problems which way."""
     return [
         (
-            f"{printable(d.second)} - {printable(d.first)}",
+            f"{shown(d.second)} - {shown(d.first)}",
             [
                 _shown(d.figures[ACCURACY], ACCURACY, signed=True),
                 f"{d.better} of {comparison.problems}",
@@ -138,11 +143,7 @@ def _grid(head: Sequence[str], rows: Rows) -> Table:
 
 def _lines(head: Sequence[str], rows: Rows) -> list[str]:
     return [
-        f"| {' | '.join(map(_cell, head))} |",
+        f"| {' | '.join(map(cell, map(literal, head)))} |",
         f"| --- |{' ---: |' * (len(head) - 1)}",
-        *(f"| {_cell(name.strip())} | {' | '.join(cells)} |" for name, cells in rows),
+        *(f"| {cell(literal(name.strip()))} | {' | '.join(cells)} |" for name, cells in rows),
     ]
-
-
-def _cell(text: str) -> str:
-    return printable(text).replace("|", "\\|")

@@ -14,7 +14,8 @@ from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.prompts import ARITHMETIC
 from adagrpo_ray.data.source import is_hub_name
 from adagrpo_ray.model.identity import TINY, ModelIdentity
-from adagrpo_ray.observe.figures import change, levels, number, rungs, whole
+from adagrpo_ray.observe.figures import change, few, levels, number, rungs, shown, whole
+from adagrpo_ray.observe.markdown import cell, literal
 from adagrpo_ray.observe.records import Summary
 from adagrpo_ray.types import SamplingParams
 
@@ -40,7 +41,7 @@ def base_in_words(base: ModelIdentity) -> str:
         return f"[{base.name}](https://huggingface.co/{base.name})"
     if base.name == TINY:
         return "the tiny Qwen3 base model that adagrpo_ray trains on first use"
-    return f"the model `{PurePath(base.name).name}`"
+    return f"the model {_code(PurePath(base.name).name)}"
 
 
 def data_in_words(config: Config) -> str:
@@ -49,7 +50,7 @@ def data_in_words(config: Config) -> str:
     if source == ARITHMETIC:
         return "generated additions of two numbers"
     if not is_hub_name(source):
-        return f"`{source_name(source)}`"
+        return _code(source_name(source))
     return f"[{source}](https://huggingface.co/datasets/{source})"
 
 
@@ -150,9 +151,9 @@ def data(config: Config, prompts: tuple[int, int] | None) -> str:
         rows.append(("subset, split", f"{d.subset or '-'}, {d.split}"))
     if prompts is not None:
         rows += [("prompts trained on", str(prompts[0])), ("prompts held out", str(prompts[1]))]
-    rows += [(f"reward: {r.function}", f"weight {r.weight:g}") for r in rewards.functions]
+    rows += [(f"reward: {literal(shown(r.function))}", f"weight {r.weight:g}") for r in rewards.functions]
     right = rewards.correct_by or rewards.functions[-1].function
-    rows.append(("a completion is right", f"where {right} is above {rewards.correct_above:g}"))
+    rows.append(("a completion is right", f"where {literal(shown(right))} is above {rewards.correct_above:g}"))
     return "## Data and rewards\n\n" + _table(("", ""), rows)
 
 
@@ -178,16 +179,17 @@ def results(config: Config, summary: Summary) -> str:
     if summary.accuracy_before is None and summary.accuracy_after is None:
         measured = "Held-out accuracy was not measured.\n"
     else:
-        names = levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after])
+        named, others = few(levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after]))
         before, after = summary.accuracy_by_level_before, summary.accuracy_by_level_after
         rows = [("all", *_compared(summary.accuracy_before, summary.accuracy_after), str(sum(summary.resamples)))] + [
             (
-                name,
+                literal(shown(name)),
                 *_compared(before.get(name), after.get(name)),
                 str(summary.resamples_by_level.get(name, 0)),
             )
-            for name in names
+            for name in named
         ]
+        rows += [(others, "", "", "", "")] if others else []
         measured = (
             f"Share of right completions on held-out prompts, {e.samples} for each at temperature "
             f"{e.sampling.temperature:g}.\n\n" + _table(("class", "before", "after", "change", "resamples"), rows)
@@ -271,11 +273,7 @@ def _value(value: Any) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    return "".join(f"| {' | '.join(map(cell, line))} |\n" for line in lines)
 
 
 def _code(text: str) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from adagrpo_ray.observe.names import TEXT, name_of
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
 LARGE = 1e6
 """From here on three decimals say nothing, and a number is shown with an exponent."""
+
+
+MOST_LEVELS = 24
+"""Lines of a terminal that has no more: so many levels are named; metrics.jsonl and report.html have all of them."""
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -41,17 +46,30 @@ def rungs(counts: Iterable[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without what could steer a terminal: names of levels come from data sets of others."""
+    """`text` without what could steer a terminal: a path or an error may hold anything."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def shown(level: str) -> str:
+    """A level's name, or another text of the user's, for people: of bearable length, without what cannot be seen."""
+    return name_of(level, TEXT, 80)
 
 
 def levels(names: Iterable[str]) -> list[str]:
     """Each level once, without the nameless one, numbers in the order of their size."""
 
-    def key(name: str) -> list[tuple[int, str]]:
-        return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
+    def key(name: str) -> list[tuple[int, str, str]]:
+        # By their length and then their digits: a number of thousands of digits is more than int() takes.
+        parts = ((part, part.lstrip("0") if part.isdecimal() else None) for part in re.split(r"(\d+)", name))
+        return [(-1, "", part) if digits is None else (len(digits), digits, part) for part, digits in parts]
 
     return sorted({name for name in names if name}, key=key)
+
+
+def few(names: Sequence[str]) -> tuple[Sequence[str], str]:
+    """As many of the names as a reader bears, and what to say of the others: "" or "and 900 more classes"."""
+    left = len(names) - MOST_LEVELS
+    return (names, "") if left <= 0 else (names[:MOST_LEVELS], f"and {left:,} more class{'es' if left > 1 else ''}")
 
 
 def step_figures(record: StepRecord) -> list[str]:
@@ -67,9 +85,9 @@ def step_figures(record: StepRecord) -> list[str]:
 
 def evaluation_line(label: str, record: EvaluationRecord) -> str:
     """A measurement on the held-out prompts in one line."""
-    by_level = [
-        f"{printable(level)}: {number(record.accuracy_by_level[level])}" for level in levels(record.accuracy_by_level)
-    ]
+    named, others = few(levels(record.accuracy_by_level))
+    by_level = [f"{shown(level)}: {number(record.accuracy_by_level[level])}" for level in named]
     failed = f"{record.failed} prompts not scored, " if record.failed else ""
     about = f"({record.samples} samples, {failed}{record.seconds:.1f} s)"
-    return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *by_level, about])
+    said = [*by_level, *([others] if others else []), about]
+    return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *said])

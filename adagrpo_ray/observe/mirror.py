@@ -22,7 +22,7 @@ LARGE = 16 * 2**20
 def open_run(home: str, config: str, tell: Callable[[str], None]) -> RunWriter:
     """The writer of a new run in `home`, a path or a URL, which has to be empty and is found to be writable."""
     if not storage.is_url(home):
-        return RunWriter(Path(storage.plain(home)), config)
+        return RunWriter(Path(storage.plain(home)), config, tell=tell)
     if storage.files(home):
         raise taken(home)
     return MirroredWriter(storage.fresh(home), config, home, tell)
@@ -40,8 +40,8 @@ class MirroredWriter(RunWriter):
     ) -> None:
         """Begin in the empty local `folder`, or go on at `mark`; ConfigError where `home` cannot be written."""
         storage.probe(home)
-        super().__init__(folder, config, mark)
-        self.home, self._tell = home, tell
+        super().__init__(folder, config, mark, tell)
+        self.home = home
         self._pushed: dict[str, tuple[int, int]] = {}  # as they were when they were copied last
         self._push()
 

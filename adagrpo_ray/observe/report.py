@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from adagrpo_ray.observe.figures import change, levels, number, printable, rungs, whole
+from adagrpo_ray.observe.figures import change, few, levels, number, printable, rungs, shown, whole
 from adagrpo_ray.observe.records import Interval, Summary
 
 
 def report(summary: Summary) -> Iterator[RenderableType]:
     """The parts of the report, from top to bottom."""
-    yield f"run {summary.name}: {summary.steps} steps in {summary.seconds:.1f} s"
+    yield f"run {printable(summary.name)}: {summary.steps} steps in {summary.seconds:.1f} s"
     yield ""
     if summary.accuracy_before is None and summary.accuracy_after is None:
         yield "held-out accuracy: not measured"
@@ -47,14 +47,15 @@ def report(summary: Summary) -> Iterator[RenderableType]:
 
 def _by_level(summary: Summary, names: list[str]) -> Table:
     table = _table("class", "before", "after", "change", "resamples", "no spread: first", "trained")
-    for name in names:
+    named, others = few(names)
+    for name in named:
         before = summary.accuracy_by_level_before.get(name)
         after = summary.accuracy_by_level_after.get(name)
         resamples = str(summary.resamples_by_level.get(name, 0))
         flat = (m.get(name) for m in (summary.flat_before_by_level, summary.flat_after_by_level))
-        table.add_row(
-            printable(name), number(before), number(after), change(before, after), resamples, *map(number, flat)
-        )
+        table.add_row(shown(name), number(before), number(after), change(before, after), resamples, *map(number, flat))
+    if others:
+        table.add_row(others)
     return table
 
 

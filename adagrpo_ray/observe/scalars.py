@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adagrpo_ray.observe.measured import measured
+from adagrpo_ray.observe.names import name_of
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
 
@@ -89,5 +90,5 @@ def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
 
 
 def _tags(group: str, values: Mapping[str, float | None], figure: str = "") -> dict[str, float | None]:
-    """One tag a name, without the nameless level, which has no curve of its own."""
-    return {f"{group}/{name}{figure}": value for name, value in values.items() if name}
+    """One tag a text, by its name there; without the nameless level, which has no curve of its own."""
+    return {f"{group}/{name_of(text)}{figure}": value for text, value in values.items() if text}

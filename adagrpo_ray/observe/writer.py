@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from adagrpo_ray.errors import ConfigError, ResourceError
+from adagrpo_ray.errors import ConfigError, ResourceError, first_line
 from adagrpo_ray.observe.events import EventFile
 from adagrpo_ray.observe.history import EVALUATIONS, METRICS, SAMPLES, Mark
 from adagrpo_ray.observe.observer import Observer
@@ -32,13 +32,15 @@ class RunWriter(Observer):
     dies leaves all of its finished steps behind; one that fails before it measured anything leaves no folder.
     """
 
-    def __init__(self, folder: Path, config: str, mark: Mark | None = None) -> None:
-        """Make `folder`, or take it back to `mark` and go on from there.
+    def __init__(
+        self, folder: Path, config: str, mark: Mark | None = None, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Make `folder`, or take it back to `mark` and go on from there; `tell` hears of what goes wrong beside it.
 
         ConfigError where a new one holds something already, ResourceError where it cannot be written.
         """
         self.folder, self.home = folder, str(folder)  # where it is written, and where it is kept
-        self._holds_something = mark is not None
+        self._holds_something, self._tell, self._shown = mark is not None, tell, True
         with _writing(folder):
             if mark is None:
                 self._begin(config)
@@ -71,20 +73,19 @@ class RunWriter(Observer):
     def step(self, record: StepRecord) -> None:
         """Append the step to `metrics.jsonl` and to TensorBoard."""
         self._append(METRICS, record.to_dict())
-        self._add_scalars(step_scalars(record), record.step)
+        self._show(lambda: self._events.add(step_scalars(record), record.step))
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
         """Append the groups to `samples.jsonl`, and show the first in TensorBoard where it was resampled."""
         if groups:
             self._append(SAMPLES, *(group.to_dict() for group in groups))
         if groups and groups[0].resampled:
-            with _writing(self.folder / "tensorboard"):
-                self._events.add_text("samples/resampled", group_text(groups[0]), groups[0].step)
+            self._show(lambda: self._events.add_text("samples/resampled", group_text(groups[0]), groups[0].step))
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
         """Append the measurement and its label to `evaluations.jsonl` and to TensorBoard."""
         self._append(EVALUATIONS, {"label": label, **record.to_dict()})
-        self._add_scalars(evaluation_scalars(record), record.step)
+        self._show(lambda: self._events.add(evaluation_scalars(record), record.step))
 
     def summary(self, summary: Summary) -> None:
         """Write `summary.json`, whole or not at all."""
@@ -123,9 +124,18 @@ class RunWriter(Observer):
             # In ASCII, whatever the texts: then a line of the file is a record.
             file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
-    def _add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
-        with _writing(self.folder / "tensorboard"):
-            self._events.add(scalars, step)
+    def _show(self, add: Callable[[], None]) -> None:
+        """Add to TensorBoard's file; it is let go if anything but the disk fails: it shows what other files keep."""
+        if not self._shown:
+            return
+        try:
+            with _writing(self.folder / "tensorboard"):
+                add()
+        except ResourceError:
+            raise
+        except (Exception, SystemExit) as error:
+            self._shown = False
+            self._tell(f"warning: TensorBoard is let go, the run goes on without it: {first_line(error)}")
 
 
 def _is_empty(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from adagrpo_ray.observe.figures import number
+from adagrpo_ray.observe.figures import number, shown
 from adagrpo_ray.observe.samples import CompletionSample, GroupSample
 from adagrpo_ray.observe.why import rung, why
 from adagrpo_ray.report import palette, tables
@@ -57,7 +57,7 @@ def page(runs: Sequence[Run], drawings: Sequence[Drawing]) -> str:
 def _group(run: Run, group: GroupSample) -> dict[str, object]:
     return {
         "step": group.step,
-        "level": group.level,
+        "level": shown(group.level),
         "prompt": _cut(group.prompt),
         "answer": _cut(group.answer),
         "functions": any(len(c.rewards) > 1 for attempt in group.attempts for c in attempt.completions),
@@ -77,7 +77,7 @@ def _completion(completion: CompletionSample) -> dict[str, object]:
         "text": _cut(completion.text),
         "right": "yes" if completion.correct else "no",
         "reward": number(completion.reward),
-        "rewards": ", ".join(f"{name} {number(value)}" for name, value in completion.rewards.items()),
+        "rewards": ", ".join(f"{shown(name)} {number(value)}" for name, value in completion.rewards.items()),
         "advantage": number(completion.advantage),
         "tokens": f"{completion.tokens:,}",
         "finish_reason": completion.finish_reason,

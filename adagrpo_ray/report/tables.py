@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from adagrpo_ray.config.secrets import holds_secret
-from adagrpo_ray.observe.figures import change, duration, levels, number, rungs, whole
+from adagrpo_ray.observe.figures import change, duration, levels, number, rungs, shown, whole
 from adagrpo_ray.observe.measured import ratio
 from adagrpo_ray.report.source import Run
 
@@ -38,7 +38,7 @@ def by_level(runs: Sequence[Run]) -> list[Row]:
         )
         for name in mapping
     )
-    return [(level, run.label, *_of_level(run, level)) for level in names for run in runs]
+    return [(shown(level), run.label, *_of_level(run, level)) for level in names for run in runs]
 
 
 def settings(run: Run) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from ray.util.metrics import Gauge
+
+from adagrpo_ray.observe.names import LABEL, name_of
 
 GAUGES = {
     "outstanding_tokens": "tokens that the rollout actor may still have to generate",
@@ -23,12 +26,13 @@ class RolloutGauges:
     """
 
     def __init__(self, run: str | None) -> None:
-        self._run = run or ""
+        self._run = name_of(run or "", LABEL)
         self._made: dict[str, Gauge] = {}
 
     def show(self, actor: str, values: Mapping[str, float]) -> None:
-        """Set the gauges of the actor of that name."""
-        for name, value in values.items():
-            if name not in self._made:
-                self._made[name] = Gauge(f"adagrpo_rollout_{name}", GAUGES[name], ("run", "actor"))
-            self._made[name].set(float(value), {"run": self._run, "actor": actor})
+        """Set the gauges of the actor of that name. What Ray raises is of no matter: rollouts do without."""
+        with suppress(Exception):
+            for name, value in values.items():
+                if name not in self._made:
+                    self._made[name] = Gauge(f"adagrpo_rollout_{name}", GAUGES[name], ("run", "actor"))
+                self._made[name].set(float(value), {"run": self._run, "actor": name_of(actor, LABEL)})

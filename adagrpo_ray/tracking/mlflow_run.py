@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,15 +13,16 @@ from typing import Any
 from adagrpo_ray import storage
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.fixed import flat
+from adagrpo_ray.observe.names import MLFLOW, name_of, text_of
 from adagrpo_ray.observe.records import Summary
-from adagrpo_ray.observe.samples import GroupSample
+from adagrpo_ray.observe.samples import GroupSample, well_formed
 from adagrpo_ray.tracking.tables import COLUMNS, rows
 from adagrpo_ray.tracking.tracker import State, TrackedRun
 
 EXPERIMENT = "adagrpo_ray"
 """Where MLFLOW_EXPERIMENT_NAME is not set."""
 
-MOST_PARAMS, MOST_CHARACTERS = 100, 6000
+MOST_PARAMS, MOST_METRICS, MOST_CHARACTERS = 100, 1000, 6000
 """Of one request, and of one parameter's value."""
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -63,7 +63,7 @@ class MlflowRun:
             experiment = found.experiment_id if found else client.create_experiment(name)
             self._id = client.create_run(experiment, run_name=run.name).info.run_id
         for tag in run.config.tracking.tags:
-            client.set_tag(self._id, tag, "true")
+            client.set_tag(self._id, name_of(tag, MLFLOW), "true")
         self._params(flat(run.config.model_dump(mode="json")))
         client.log_text(self._id, as_yaml(run.config), "config.yaml")
         return f"run {self._id} at {self._uri}", {"id": self._id, "uri": self._uri}
@@ -83,7 +83,8 @@ class MlflowRun:
 
         now = int(time.time() * 1000)
         points = [Metric(metric_name(tag), value, now, step) for tag, value in values.items()]
-        self._client.log_batch(self._id, metrics=points)
+        for start in range(0, len(points), MOST_METRICS):
+            self._client.log_batch(self._id, metrics=points[start : start + MOST_METRICS])
 
     def samples(self, groups: Sequence[GroupSample], step: int) -> None:
         """Keep them as a table, an artifact of its own for each step."""
@@ -113,7 +114,8 @@ class MlflowRun:
         from mlflow.entities import Param
 
         there = self._client.get_run(self._id).data.params if self._resumed else {}
-        new = [Param(key, str(value)[:MOST_CHARACTERS]) for key, value in settings if key not in there]
+        named = ((name_of(key, MLFLOW), well_formed(str(value))) for key, value in settings)
+        new = [Param(key, value[:MOST_CHARACTERS]) for key, value in named if key not in there]
         for start in range(0, len(new), MOST_PARAMS):
             self._client.log_batch(self._id, params=new[start : start + MOST_PARAMS])
 
@@ -124,6 +126,5 @@ def is_uri(place: str) -> bool:
 
 
 def metric_name(tag: str) -> str:
-    """`tag` as MLflow takes it: names of levels come from data sets."""
-    parts = (re.sub(r"[^\w. :-]", "_", part).strip(".") or "_" for part in tag.split("/", 1))
-    return "/".join(parts)
+    """A TensorBoard `tag` as MLflow takes it: parts of it may be text of the user's, each by its name there."""
+    return "/".join(name_of(text_of(part), MLFLOW) for part in tag.split("/"))

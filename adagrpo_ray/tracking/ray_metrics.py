@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from threading import Event, Lock, Thread
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from adagrpo_ray.errors import first_line
 from adagrpo_ray.observe.measured import measured, ratio
+from adagrpo_ray.observe.names import LABEL, name_of
 from adagrpo_ray.observe.observer import Observer
 from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
 
@@ -18,7 +21,10 @@ REFRESH_S = 1.0
 """Ray forgets a gauge that nobody has set for two of its report intervals, and a step may take longer than that."""
 
 MOST_LABELS = 50
-"""Values of a label that come from the data: each is a time series of its own in Prometheus."""
+"""Values of a label that come from the data: each is a time series of its own in Prometheus. A run keeps its first."""
+
+END_S = 5.0
+"""Seconds for what is left at the end; it takes milliseconds."""
 
 
 class Figure(NamedTuple):
@@ -108,46 +114,84 @@ def step_counts(record: StepRecord) -> Iterator[Figure]:
 class RayMetrics(Observer):
     """Sets the gauges and counters of the run `name` in this process, which Ray has to know by then.
 
-    Setting one takes microseconds and no message: Ray collects them every ten seconds by itself.
+    A thread of its own sets them, in microseconds and without a message: Ray collects them every ten seconds by
+    itself. What Ray raises costs the metrics and no step: `tell` hears of it once, in the run's own thread. What a step
+    does not measure is not set any more, and Ray forgets it.
     """
 
-    def __init__(self, name: str) -> None:
-        self._run = name
+    def __init__(self, name: str, tell: Callable[[str], None] = lambda text: None) -> None:
+        self._run, self._tell = name_of(name, LABEL), tell
         self._metrics: dict[str, Any] = {}
+        self._labels: dict[str, set[str]] = {}  # of each metric, those that have a time series
         self._of_step: list[Figure] = []
         self._of_evaluation: list[Figure] = []
-        self._lock, self._stop = Lock(), Event()
-        self._refreshing = Thread(target=self._refresh, name="ray-metrics", daemon=True)
-        self._refreshing.start()
+        self._jobs: SimpleQueue[StepRecord | EvaluationRecord | None] = SimpleQueue()
+        self._notices: SimpleQueue[str] = SimpleQueue()
+        self._thread = Thread(target=self._work, name="ray-metrics", daemon=True)
+        self._thread.start()
 
     def step(self, record: StepRecord) -> None:
         """Show the step."""
-        self._of_step = list(step_gauges(record))
+        self._put(record)
+
+    def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        """Show the measurement."""
+        self._put(record)
+
+    def close(self) -> None:
+        """Show nothing any more: Ray forgets the gauges soon, and keeps the counters."""
+        self._jobs.put(None)
+        self._thread.join(END_S)
+        self._say()
+
+    def _put(self, record: StepRecord | EvaluationRecord) -> None:
+        if self._thread.is_alive():
+            self._jobs.put(record)
+        self._say()
+
+    def _say(self) -> None:
+        while not self._notices.empty():
+            self._tell(self._notices.get())
+
+    def _work(self) -> None:
+        while True:
+            try:
+                record = self._jobs.get(timeout=REFRESH_S)
+            except Empty:
+                with suppress(Exception):  # Ray may be ending
+                    if ray.is_initialized():
+                        self._set()
+                continue
+            if record is None:
+                return
+            try:
+                self._show(record)
+            except BaseException as error:  # whatever Ray raises: this thread has nothing else to end
+                reason = f"the run goes on without them: {first_line(error)}"
+                self._notices.put(f"warning: metrics for Prometheus are let go, {reason}")
+                return
+
+    def _show(self, record: StepRecord | EvaluationRecord) -> None:
+        if isinstance(record, EvaluationRecord):
+            self._of_evaluation = [Figure("held_out_accuracy", record.accuracy)]
+            self._set()
+            return
+        self._of_step = [figure for figure in step_gauges(record) if self._has_series(figure)]
         self._set()
         for figure in step_counts(record):
             if figure.value > 0:
                 self._metric(figure.name).inc(float(figure.value), self._tags(figure))
 
-    def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Show the measurement."""
-        self._of_evaluation = [Figure("held_out_accuracy", record.accuracy)]
-        self._set()
-
-    def close(self) -> None:
-        """Show nothing any more: Ray forgets the gauges soon, and keeps the counters."""
-        self._stop.set()
-        self._refreshing.join()
-
     def _set(self) -> None:
-        with self._lock:  # the refreshing thread sets them too, and must not bring back what was before
-            for figure in (*self._of_step, *self._of_evaluation):
-                self._metric(figure.name).set(figure.value, self._tags(figure))
+        for figure in (*self._of_step, *self._of_evaluation):
+            self._metric(figure.name).set(figure.value, self._tags(figure))
 
-    def _refresh(self) -> None:
-        while not self._stop.wait(REFRESH_S):
-            with suppress(Exception):  # Ray may be ending
-                if ray.is_initialized():
-                    self._set()
+    def _has_series(self, figure: Figure) -> bool:
+        """Whether the figure is one of the first MOST_LABELS of its name that this run has shown."""
+        known = self._labels.setdefault(figure.name, set())
+        if len(known) < MOST_LABELS:
+            known.add(figure.of)
+        return figure.of in known
 
     def _metric(self, name: str) -> Any:
         """Ray's metric of that name, made at its first use, since Ray has to be there."""
@@ -158,11 +202,10 @@ class RayMetrics(Observer):
         return self._metrics[name]
 
     def _tags(self, figure: Figure) -> dict[str, str]:
-        own = {figure.label: figure.of} if figure.label is not None else {}
+        own = {figure.label: name_of(figure.of, LABEL)} if figure.label is not None else {}
         return {"run": self._run, **own}
 
 
 def _labelled(name: str, values: Mapping[str, float | None]) -> Iterator[Figure]:
     """A figure for each value, without the nameless level."""
-    named = [(of, value) for of, value in measured(values).items() if of]
-    yield from (Figure(name, value, LABELS[name], of) for of, value in named[:MOST_LABELS])
+    yield from (Figure(name, value, LABELS[name], of) for of, value in measured(values).items() if of)

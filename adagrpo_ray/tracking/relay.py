@@ -66,11 +66,11 @@ class Relay(Observer):
 
     def step(self, record: StepRecord) -> None:
         """Hand the step over."""
-        self._put(partial(self._scalars, STEP_TAG, step_scalars(record), record.step))
+        self._put(partial(self._step, record))
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
         """Hand the measurement over."""
-        self._put(partial(self._scalars, EVALUATION_TAG, evaluation_scalars(record), record.step))
+        self._put(partial(self._evaluation, record))
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
         """Hand the samples over, of the steps that get a table."""
@@ -130,10 +130,16 @@ class Relay(Observer):
             if self._given_up:
                 return
             if record is not None:
-                self._scalars(STEP_TAG, step_scalars(record), number)
+                self._step(record)
             self._samples(tuple(samples.get(number, ())))
             if number in measured:
-                self._scalars(EVALUATION_TAG, evaluation_scalars(measured[number]), number)
+                self._evaluation(measured[number])
+
+    def _step(self, record: StepRecord) -> None:
+        self._scalars(STEP_TAG, step_scalars(record), record.step)
+
+    def _evaluation(self, record: EvaluationRecord) -> None:
+        self._scalars(EVALUATION_TAG, evaluation_scalars(record), record.step)
 
     def _scalars(self, tag: str, values: dict[str, float], step: int) -> None:
         if not self._tracker.has(tag, step):

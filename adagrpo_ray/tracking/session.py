@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ConfigError, HistoryError, StoppedError
+from adagrpo_ray.errors import ConfigError, ResourceError, StoppedError, first_line
 from adagrpo_ray.jobs import is_lasting, job_id
 from adagrpo_ray.observe.history import TRACKED
 from adagrpo_ray.observe.observer import Observer, Observers
@@ -77,7 +77,7 @@ def tracked(config: Config, folder: Path, tell: Callable[[str], None], resumed: 
         trackers.append(WandbRun(config.tracking.wandb))
     if config.tracking.mlflow is not None:
         trackers.append(MlflowRun(config.tracking.mlflow))
-    metrics = RayMetrics(folder.name)
+    metrics = RayMetrics(folder.name, tell)
     past = _past(folder, tell) if trackers and resumed else None
     relays = [_relay(tracker, config, folder, past, tell) for tracker in trackers]
     state: State = "failed"
@@ -99,8 +99,8 @@ def tracked(config: Config, folder: Path, tell: Callable[[str], None], resumed: 
 def _past(folder: Path, tell: Callable[[str], None]) -> RunHistory | None:
     try:
         return load(folder)
-    except HistoryError as error:
-        tell(f"warning: trackers hear nothing of what was before: {error}")
+    except Exception as error:
+        tell(f"warning: trackers hear nothing of what was before: {first_line(error)}")
         return None
 
 
@@ -124,7 +124,7 @@ class _Notes:
         """All notes, none where there are none that can be read."""
         try:
             notes = json.loads(find(self._folder, TRACKED) or "{}")
-        except ValueError:
+        except (ValueError, ResourceError):
             return {}
         return dict(notes) if isinstance(notes, Mapping) else {}
 
