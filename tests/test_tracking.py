@@ -20,8 +20,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError
-from adagrpo_ray.observe.names import name_of
 from adagrpo_ray.observe.history import Mark, sizes
+from adagrpo_ray.observe.names import name_of
 from adagrpo_ray.observe.runs import load
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking import check_trackers, relay, session
