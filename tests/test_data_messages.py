@@ -195,6 +195,20 @@ def test_what_the_template_writes_too_can_be_continued(path: Path, begun: str) -
     assert rendered(path, [*ASKED, message("assistant", begun)], None).endswith(f"<|im_start|>assistant\n{begun}")
 
 
+LAYS_OUT_THOUGHTS = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>{% endif %}"
+    "{{ m.content }}</{{ m.role }}>{% endfor %}" + BEGIN
+)
+
+
+@pytest.mark.parametrize(
+    "template", [LAYS_OUT_THOUGHTS, LAYS_OUT_THOUGHTS + "{% if add_generation_prompt %}<think>\n{% endif %}"]
+)
+def test_a_begun_thought_is_the_only_one(path: Path, template: str) -> None:
+    prompt = [*ASKED, message("assistant", "<think>\nLet us")]
+    assert rendered(path, prompt, template) == f"{SHOWN}<think>\nLet us"
+
+
 @pytest.mark.parametrize("empty", ["", " \n", None])
 def test_an_empty_message_of_the_assistant_at_the_end_is_none(path: Path, empty: str | None) -> None:
     assert rendered(path, [*ASKED, message("assistant", empty)]) == SHOWN
@@ -323,6 +337,16 @@ def test_arguments_that_the_template_does_not_read_are_refused(path: Path, name:
     told = rf"data\.template_kwargs\.{name}: .* reads no such argument; it reads enable_thinking"
     with pytest.raises(ConfigError, match=told):
         rendered(path, "1+1", template, template_kwargs={name: False})
+
+
+@pytest.mark.parametrize("name", ["content", "role", "m"])
+def test_a_name_that_the_template_sets_before_it_reads_it_is_no_argument(path: Path, name: str) -> None:
+    template = (
+        "{% for m in messages %}{% if m.content %}{% set content = m.content %}{% set role = 'r' %}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}</u>{{ content }}{% endfor %}{{ role }}"
+    )
+    with pytest.raises(ConfigError, match=rf"data\.template_kwargs\.{name}: .* it reads none"):
+        rendered(path, "1+1", template, template_kwargs={name: "x"})
 
 
 def test_an_argument_with_a_default_in_the_template_is_known(path: Path) -> None:

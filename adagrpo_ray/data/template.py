@@ -43,7 +43,7 @@ class ChatTemplate:
 
         Raises DataError if the template refuses the chat or leaves a part of it out.
         """
-        rendered = self._render(chat)
+        rendered = self._with_one_thought(chat, self._render(chat))
         for message, part in _parts(chat, self._thought_ends):
             if not any(all(piece in rendered for piece in pieces) for pieces in part):
                 raise DataError(_left_out(message, part[0][0]))
@@ -59,6 +59,20 @@ class ChatTemplate:
         said = (m["content"] for m in chat.messages if m["role"] in ("user", "tool"))
         return self._control is not None and any(self._control.search(text) for text in said)
 
+    def _with_one_thought(self, chat: Chat, rendered: str) -> str:
+        """The rendering without the empty thought that some templates write before a thought that the data begin.
+
+        Then it is the head of the assistant's turn and what the data have, with one beginning of a thought.
+        """
+        begun = str(chat.messages[-1]["content"]).lstrip() if chat.continues else ""
+        if not begun.startswith(THINK_START):
+            return rendered
+        head = self._render(Chat(chat.messages[:-1], chat.tools))
+        if head.rstrip().endswith(THINK_START):
+            return head.rstrip().removesuffix(THINK_START) + begun
+        before = rendered.rstrip().removesuffix(begun.rstrip())
+        return rendered if before.count(THINK_START) <= head.count(THINK_START) else head + begun
+
     def _render(self, chat: Chat) -> str:
         try:
             return str(
@@ -73,9 +87,11 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program of its own
             roles = ", ".join(m["role"] for m in chat.messages)
+            hint = "if it knows no system message, set data.system_prompt to null"
             raise DataError(
-                f"the model's chat template refuses messages of the roles {roles}: {' '.join(str(error).split())}; "
-                "where it knows no system message, set data.system_prompt to null"
+                f"the model's chat template refuses messages of the roles {roles}: "
+                f"{' '.join(str(error).split())[:300]}; "
+                f"{hint if chat.has_system_message else 'use a model whose template takes them, or other data'}"
             ) from None
 
     def _probe(self, chat: Chat) -> None:
@@ -124,8 +140,26 @@ def template_arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
             tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(plain)
         except TemplateError:  # rendering says what is wrong with it
             continue
-        found |= meta.find_undeclared_variables(tree)
+        set_first = _set_first(tree)
+        found |= {name for name in meta.find_undeclared_variables(tree) if name not in set_first}
     return found - GIVEN - set(tokenizer.special_tokens_map)
+
+
+def _set_first(tree: Any) -> set[str]:
+    """Names that a template sets before it reads them, so that no caller's value can reach it."""
+    from jinja2 import nodes
+
+    first: dict[str, str] = {}
+
+    def visit(node: Any) -> None:
+        if isinstance(node, nodes.Name):
+            first.setdefault(node.name, node.ctx)
+        children = list(node.iter_child_nodes())
+        for child in reversed(children) if isinstance(node, nodes.Assign) else children:  # what is set is read first
+            visit(child)
+
+    visit(tree)
+    return {name for name, context in first.items() if context == "store"}
 
 
 GIVEN = {
@@ -164,7 +198,7 @@ def _parts(chat: Chat, thought_ends: Sequence[str]) -> Iterator[tuple[Message, A
         for call in message.get("tool_calls", ()):
             yield message, [[call["function"]["name"]]]
             for text in _leaves(call["function"]["arguments"]):
-                yield message, [[text], [json.dumps(text, ensure_ascii=False)[1:-1]], [json.dumps(text)[1:-1]]]
+                yield message, [[text], [json.dumps(text, ensure_ascii=False)[1:-1]], re.findall(r"\w+", text)]
 
 
 def _leaves(value: Any) -> Iterator[str]:
