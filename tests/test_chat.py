@@ -89,6 +89,13 @@ def test_a_template_that_refuses_is_a_clear_error() -> None:
         render(tokenizer, said("1+1"), "be short", True, END)
 
 
+def test_a_template_that_leaves_out_the_system_message_is_a_clear_error() -> None:
+    tokenizer = build_tokenizer(Config().data.format)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ChatError, match="leaves out 'be short' of the system message"):
+        render(tokenizer, said("1+1"), "be short", True, END)
+
+
 @pytest.mark.parametrize(
     ("text", "thinks", "thought", "answer"),
     [

@@ -254,6 +254,21 @@ def test_a_template_without_system_messages_says_so(monkeypatch: pytest.MonkeyPa
 # The order of visits
 
 
+def test_the_state_of_an_order_under_another_chat_template_is_refused():
+    prompts = [make_prompt(str(i)) for i in range(3)]
+    state = PromptOrder(prompts, 0, True, "one template").state_dict()
+    PromptOrder(prompts, 0, True, "one template").load_state_dict(state)
+    with pytest.raises(CheckpointError, match="chat template is not the one that the run began with"):
+        PromptOrder(prompts, 0, True, "another").load_state_dict(state)
+
+
+def test_the_state_of_an_order_of_another_version_is_refused():
+    state = order_of(3).state_dict()
+    del state["ids"]
+    with pytest.raises(CheckpointError, match="a version that names prompts in another way"):
+        order_of(3).load_state_dict(state)
+
+
 def order_of(n: int, seed: int = 0, shuffle: bool = True) -> PromptOrder:
     return PromptOrder([make_prompt(str(i)) for i in range(n)], seed, shuffle)
 

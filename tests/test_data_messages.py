@@ -14,7 +14,7 @@ from conftest import TINY
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError, DataError
-from adagrpo_ray.evaluation.settings import counting_settings
+from adagrpo_ray.evaluation.settings import counting_settings, prompt_settings
 from adagrpo_ray.model.card import Facts, adapter_card
 from adagrpo_ray.model.identity import ModelIdentity
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
@@ -320,6 +320,13 @@ def test_template_kwargs_reach_prompts_and_the_chat(path: Path) -> None:
 def test_template_kwargs_are_among_what_results_depend_on(tiny_model: Path) -> None:
     config = load_config(TINY, ["data.template_kwargs.enable_thinking=false"])
     assert counting_settings(config, str(tiny_model))["data.template_kwargs.enable_thinking"] is False
+
+
+def test_results_of_other_chat_templates_and_names_do_not_mix(path: Path) -> None:
+    rows = [{"prompt": "1+1", "solution": "2"}]
+    one, same, other = (prompt_settings(load(path, rows, t)) for t in (PLAIN, PLAIN, SWITCH))
+    assert one == same != other
+    assert one["(the names of prompts)"] == "row"
 
 
 def test_template_kwargs_are_in_the_code_of_the_card() -> None:

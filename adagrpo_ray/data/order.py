@@ -27,8 +27,9 @@ def check_ids(state: Mapping[str, Any]) -> None:
 class PromptOrder:
     """Hands out prompts; the visit number of a prompt is the number of the pass, from 0."""
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool) -> None:
-        self._prompts, self._seed, self._shuffle = prompts, seed, shuffle
+    def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool, template: str = "") -> None:
+        """`template` tells the chat template that rendered the prompts from others."""
+        self._prompts, self._seed, self._shuffle, self._template = prompts, seed, shuffle, template
         self.taken = 0  # of all passes; set back, the order goes on from there again
         self._pass, self._order = -1, list[int]()
 
@@ -47,7 +48,7 @@ class PromptOrder:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the order stands; with the same prompts and seed it is all that is needed to go on."""
-        return {"taken": self.taken, "prompts": self._digest(), "ids": IDS}
+        return {"taken": self.taken, "prompts": self._digest(), "ids": IDS, "template": self._template}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; CheckpointError where the prompts are others, or in another order."""
@@ -56,6 +57,11 @@ class PromptOrder:
             raise CheckpointError(
                 f"data.source: the {len(self)} prompts to train on are not those that the run began with; "
                 "bring that data back, or start a new run"
+            )
+        if state.get("template") != self._template:
+            raise CheckpointError(
+                "model.path: the model's chat template is not the one that the run began with; bring that back, or "
+                "start a new run"
             )
         self.taken = state["taken"]
 

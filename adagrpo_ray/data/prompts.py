@@ -18,7 +18,7 @@ from adagrpo_ray.data.identity import normalised, row_id
 from adagrpo_ray.data.messages import read_chat
 from adagrpo_ray.data.source import column, load_rows
 from adagrpo_ray.data.split import split
-from adagrpo_ray.data.template import ChatTemplate
+from adagrpo_ray.data.template import ChatTemplate, template_digest
 from adagrpo_ray.errors import DataError
 from adagrpo_ray.types import Prompt
 
@@ -33,13 +33,14 @@ ARITHMETIC_PROMPTS = 2000
 class PromptSets:
     """Prompts to train on, prompts kept aside, and how many rows were dropped for each reason.
 
-    `notes` are sentences on what the data hold that is worth a look.
+    `notes` are sentences on what the data hold that is worth a look, `template` tells the chat template from others.
     """
 
     train: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
     dropped: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    template: str = ""
 
 
 def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training: bool = True) -> PromptSets:
@@ -72,7 +73,7 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
             f"(dropped: {reasons}), a step needs algorithm.prompts_per_step={needed}; "
             "give more data, or lower that or data.held_out_prompts"
         )
-    return PromptSets(tuple(kept[0]), tuple(kept[1]), dict(dropped), tuple(maker.notes()))
+    return PromptSets(tuple(kept[0]), tuple(kept[1]), dict(dropped), tuple(maker.notes()), template_digest(tokenizer))
 
 
 @dataclass(frozen=True)

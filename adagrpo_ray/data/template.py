@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,6 +127,11 @@ def check_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) 
                 f"data.template_kwargs.{name}: the model's chat template reads no such argument; it reads "
                 f"{', '.join(sorted(known)) or 'none'}"
             )
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits of the tokenizer's chat templates, and not of what they render."""
+    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def template_arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:

@@ -20,7 +20,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, DataError, StoppedError
 from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, locate, served
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile
-from adagrpo_ray.evaluation.settings import counting_settings, for_measuring
+from adagrpo_ray.evaluation.settings import counting_settings, for_measuring, prompt_settings
 from adagrpo_ray.learner.adapters import read_adapter
 from adagrpo_ray.learner.evaluation import evaluation_request
 from adagrpo_ray.placement import Placement, address
@@ -95,7 +95,7 @@ def plan(
         inputs=inputs,
         prompts=prompts[:limit],
         models=candidates(config, inputs.model_path, named, base, tell),
-        settings=counting_settings(config, inputs.model_path),
+        settings={**counting_settings(config, inputs.model_path), **prompt_settings(sets)},
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.order import IDS
+from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.model.identity import fingerprint
 from adagrpo_ray.model.load import read_model_config
 from adagrpo_ray.rewards import load_reward
@@ -27,6 +29,7 @@ COUNTING = (
 """Keys of the settings that results depend on. Which prompts are measured is none: each has results of its own."""
 
 BASE_WEIGHTS, OWN_REWARD = "(the base model's files)", "(the file of {})"
+PROMPT_NAMES, TEMPLATE = "(the names of prompts)", "(the chat template)"
 """What is not a setting and counts as well, in the place of a key."""
 
 
@@ -53,6 +56,11 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
         if function.function not in BUILTIN:
             flat[OWN_REWARD.format(function.function)] = _source(function.function)
     return flat
+
+
+def prompt_settings(prompts: PromptSets) -> dict[str, Any]:
+    """The same of the prompts: how they are named, and the chat template, but not what it renders on which day."""
+    return {PROMPT_NAMES: IDS, TEMPLATE: prompts.template}
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

@@ -115,7 +115,7 @@ class LearnerActor:
         self._sampler = AdaptiveSampler(
             algorithm,
             self._method,
-            PromptOrder(prompts.train, config.run.seed, config.data.shuffle),
+            PromptOrder(prompts.train, config.run.seed, config.data.shuffle, prompts.template),
             self._fleet.pool.generate,
             self._scorer.score,
             max_new_tokens=config.rollout.max_new_tokens,

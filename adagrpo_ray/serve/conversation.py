@@ -107,6 +107,10 @@ def render(
             raise ChatError(f"the model's chat template refuses this: {' '.join(str(error).split())[:200]}") from None
 
     text = rendered(thinking)
+    for each in said:
+        if each["role"] != "assistant" and each["content"].strip() not in text:
+            shown = " ".join(each["content"].split())[:60]
+            raise ChatError(f"the model's chat template leaves out {shown!r} of the {each['role']} message")
     begun = text.rstrip().endswith(THINK_START)
     if not thinking and text == rendered(True):  # the template knows no such switch
         text = f"{text}{think_end}"
