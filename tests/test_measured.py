@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,11 +20,18 @@ from hypothesis import strategies as st
 from adagrpo_ray.errors import AdaGRPOError, HistoryError, RecordError
 from adagrpo_ray.learner.collection import Collection
 from adagrpo_ray.learner.figures import sampling_figures
+from adagrpo_ray.observe.figures import step_figures
 from adagrpo_ray.observe.measured import mean, measured, ratio
-from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, summarize
-from adagrpo_ray.observe.runs import load
+from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary, summarize
+from adagrpo_ray.observe.report import report
+from adagrpo_ray.observe.runs import RunHistory, load
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
-from tests.histories import BEFORE, STEP, attempt
+from adagrpo_ray.report import Run, tables
+from adagrpo_ray.report.figures import charts
+from adagrpo_ray.serve import comparison, plot
+from adagrpo_ray.serve.curves import Curve, Plot
+from adagrpo_ray.tracking.ray_metrics import step_counts
+from tests.histories import BEFORE, STEP, attempt, step
 
 LARGEST = float(np.finfo(np.float32).max)
 NOT_FINITE = [math.nan, math.inf, -math.inf, np.float32("inf"), np.float64("nan")]
@@ -116,3 +124,47 @@ def test_the_largest_rewards_make_finite_figures() -> None:
 def test_a_measurement_says_what_it_always_measures() -> None:
     with pytest.raises(ValueError, match="accuracy is null"):
         EvaluationRecord.from_dict({**BEFORE.to_dict(), "accuracy": None})
+
+
+def test_updates_that_were_skipped_are_shown_wherever_a_run_is(tmp_path: Path) -> None:
+    record = replace(STEP, skipped_updates=2)
+    summary = summarize([record, record, STEP], None, None, name="n", folder="f", adapter="a")
+    assert summary.skipped_updates == 4
+    assert "updates skipped 2" in step_figures(record)
+    assert not any("skipped" in part for part in step_figures(STEP))
+    assert any("updates skipped: 4" in str(part) for part in report(summary))
+    assert not any(
+        "skipped" in str(part) for part in report(summarize([STEP], None, None, name="n", folder="f", adapter="a"))
+    )
+    assert step_scalars(record)["policy/skipped_updates"] == 2
+    assert ("skipped_updates", 2) in [(figure.name, figure.value) for figure in step_counts(record)]
+    history = RunHistory("n", tmp_path, {}, (record, record, STEP), (), None, ())
+    assert dict(comparison.results([history]))["updates skipped"] == "4"
+    run = Run("n", "f", history, summary, ())
+    assert dict(tables.summary([run]))["updates skipped"] == "4"
+    (learner,) = (chart for chart in charts([run], 1) if chart.name == "learner")
+    (panel,) = (axes for axes in learner.figure.axes if axes.get_title("left") == "updates skipped")
+    assert [*panel.lines[0].get_ydata()] == [2, 2, 0]
+
+
+def test_runs_of_earlier_versions_skipped_nothing_that_they_tell_of() -> None:
+    before = {name: value for name, value in STEP.to_dict().items() if name != "skipped_updates"}
+    assert StepRecord.from_dict(before).skipped_updates == 0
+    summary = summarize([STEP], None, None, name="n", folder="f", adapter="a")
+    kept = {name: value for name, value in summary.to_dict().items() if name != "skipped_updates"}
+    assert Summary.from_dict(kept) == summary
+
+
+def test_a_gap_is_drawn_for_what_was_not_measured(tmp_path: Path) -> None:
+    losses = [0.5, None, 0.25, 0.125, None, 1.0]
+    steps = tuple(step(number, loss=loss) for number, loss in enumerate(losses, 1))
+    history = RunHistory("n", tmp_path, {}, steps, (), None, ())
+    run = Run("n", "f", history, summarize(steps, None, None, name="n", folder="f", adapter="a"), ())
+    (learner,) = (chart for chart in charts([run], 1) if chart.name == "learner")
+    (panel,) = (axes for axes in learner.figure.axes if axes.get_title("left") == "loss")
+    drawn = np.asarray(panel.lines[0].get_ydata(), dtype=float)
+    assert [None if np.isnan(value) else value for value in drawn] == losses
+    curve = Curve("n", "loss", 0, tuple((float(at), loss) for at, loss in enumerate(losses, 1)))
+    page = plot.page(["n"], [Plot("p", (curve,))], "step")
+    assert page.count("<polyline") == 3
+    assert not re.search(r"\b(nan|None)\b", page)

@@ -86,6 +86,7 @@ STEP_JSON = {
     "masked_share": 0.0,
     "entropy": 1.25,
     "entropy_by_level": {"2": 0.5, "5": 2.0},
+    "skipped_updates": 0,
 }
 
 AFTER = EvaluationRecord(12, 0.75, {"10": 0.5, "2": 1.0}, samples=128, failed=0, mean_length=44.0, seconds=2.0)
@@ -152,6 +153,7 @@ class TestRecords:
             "name": "sums",
             "folder": "runs/sums",
             "adapter": "runs/sums/adapter",
+            "skipped_updates": 0,
         }
 
     @pytest.mark.parametrize(("steps", "intervals"), [(1, [1]), (10, [1] * 10), (11, [2] * 5 + [1])])

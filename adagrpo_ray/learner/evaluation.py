@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,14 +54,13 @@ async def evaluate(
         return prompt.level, float(correct.mean()), length, scores.error is not None
 
     results = await asyncio.gather(*(measure(prompt) for prompt in prompts))
-    by_level = {
-        level: float(np.mean([accuracy for name, accuracy, *_ in results if name == level]))
-        for level in sorted({name for name, *_ in results})
-    }
+    levels: dict[str, list[float]] = defaultdict(list)
+    for level, accuracy, *_ in results:
+        levels[level].append(accuracy)
     return EvaluationRecord(
         step=step,
         accuracy=float(np.mean([accuracy for _, accuracy, *_ in results])),
-        accuracy_by_level=by_level,
+        accuracy_by_level={level: float(np.mean(levels[level])) for level in sorted(levels)},
         samples=len(results) * settings.samples,
         failed=sum(failed for *_, failed in results),
         mean_length=float(np.mean([length for _, _, length, _ in results])),

@@ -205,6 +205,7 @@ def results(config: Config, summary: Summary) -> str:
             ("of these met the criterion", rungs(summary.rescued)),
             ("groups that never did", str(summary.groups_exhausted)),
             ("groups that could not be scored", str(summary.groups_failed)),
+            ("updates skipped", str(summary.skipped_updates)),
         ],
     )
     return f"## Results\n\n{measured}\n{cost}"

@@ -80,6 +80,7 @@ def step_figures(record: StepRecord) -> list[str]:
         f"resamples {rungs(record.resamples)}",
         f"groups {record.groups_ready} ready {record.groups_waiting} waiting"
         + (f" {record.groups_failed} not scored" if record.groups_failed else ""),
+        *([f"updates skipped {record.skipped_updates}"] if record.skipped_updates else []),
     ]
 
 

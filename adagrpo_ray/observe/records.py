@@ -76,7 +76,8 @@ class StepRecord(SamplingFigures):
     because it was outside of them. `clip_low` and `clip_high` are the shares of tokens whose `ratio` to the policy
     before the update left the clip range below or above, and so stopped counting. `entropy` is the policy's mean over
     the tokens trained on, in nats. `rollout_actors` were at work when it was sampled,
-    `rollout_restarts` had been replaced until then since the program started.
+    `rollout_restarts` had been replaced until then since the program started. `skipped_updates` of the batch were
+    skipped on all ranks, since a loss, log-probability or gradient was not finite.
     """
 
     step: int
@@ -106,6 +107,7 @@ class StepRecord(SamplingFigures):
     masked_share: float | None = field(default=None, kw_only=True)
     entropy: float | None = field(default=None, kw_only=True)
     entropy_by_level: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    skipped_updates: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ class Summary(Record):
     name: str
     folder: Path | str
     adapter: Path | str
+    skipped_updates: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -223,6 +226,7 @@ def summarize(
         name=name,
         folder=folder,
         adapter=adapter,
+        skipped_updates=sum(r.skipped_updates for r in records),
     )
 
 

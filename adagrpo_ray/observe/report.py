@@ -31,6 +31,8 @@ def report(summary: Summary) -> Iterator[RenderableType]:
         f"{sum(summary.rescued)} met the criterion ({rungs(summary.rescued)}); "
         f"{summary.groups_exhausted} groups never did"
     )
+    if summary.skipped_updates:
+        yield f"updates skipped: {summary.skipped_updates}, since a loss, log-probability or gradient was not finite"
     if summary.groups_failed:
         yield f"not scored: {summary.groups_failed} groups, on which reward functions failed"
     if summary.resamples_by_interval:

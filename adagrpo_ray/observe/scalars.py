@@ -45,6 +45,7 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             "policy/kl": record.kl,
             "policy/grad_norm": record.grad_norm,
             "policy/learning_rate": record.learning_rate,
+            "policy/skipped_updates": record.skipped_updates,
             "policy/clip_share": record.clip_share,
             "policy/staleness": record.staleness,
             "policy/behaviour_gap": record.behaviour_gap,

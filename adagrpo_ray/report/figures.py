@@ -86,6 +86,7 @@ def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:
             Quantity("share of tokens clipped", lambda r: r.clip_share),
             Quantity("norm of the gradient", lambda r: r.grad_norm),
             Quantity("learning rate", lambda r: r.learning_rate),
+            Quantity("updates skipped", lambda r: r.skipped_updates),
             Quantity("tokens of a completion", lambda r: r.completion_length),
         ],
         unit=None,

@@ -74,6 +74,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     yield "of these met the criterion", _counts(s.rescued)
     yield "groups that never met it", f"{s.groups_exhausted:,}"
     yield "groups not scored", f"{s.groups_failed:,}"
+    yield "updates skipped", f"{s.skipped_updates:,}"
     yield "time of all steps", duration(s.seconds)
     phases = dict.fromkeys(name for record in steps for name in record.seconds_by_phase)
     for phase in phases:

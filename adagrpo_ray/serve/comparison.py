@@ -54,6 +54,7 @@ def _results(run: RunHistory) -> dict[str, str]:
         "generated tokens": f"{tokens:,}",
         "generated tokens a second": figures.whole(ratio(tokens, seconds)),
         "trained tokens": f"{sum(r.trained_tokens for r in steps):,}",
+        "updates skipped": f"{sum(r.skipped_updates for r in steps):,}",
         "tokens of resamples": f"{costs.extra_tokens:,}",
         "resamples": f"{sum(sum(r.resamples) for r in steps):,}",
         "resamples that met the criterion, by rung": figures.rungs(costs.rescued),
