@@ -163,7 +163,7 @@ def test_settings_of_trl_are_those_of_the_version_that_is_named() -> None:
             elif isinstance(node, ast.FunctionDef) and node.name == "__init__":
                 fields |= {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
     words = {"GRPOTrainer", "PeftModel", "prompt", "train()", "accelerate", "accelerate launch"}
-    words |= {"token_truncate", "sequence_truncate", "gspo"}
+    words |= {"token_truncate", "sequence_truncate", "token_mask", "sequence_mask", "gspo"}
     for cells in rows("coming-from.md"):
         if len(cells) == 4:
             names = {name.partition("=")[0] for name in code(cells[1])} - words

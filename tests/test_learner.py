@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -62,8 +63,9 @@ def make_samples(count: int = 13) -> tuple[TrainSample, ...]:
             behaviour_logprobs=np.full(length, -4.0, np.float32),
             token_weights=np.full(length, 1 / total, np.float32),
             advantage=float(rng.normal()),
+            level=("easy", "hard", "")[number % 3],
         )
-        for length in lengths
+        for number, length in enumerate(lengths)
     )
 
 
@@ -150,7 +152,13 @@ def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: i
     assert any(-(-one // 7) != -(-other // 7) for one, other in zip(*tokens, strict=True))
     for one in expected:
         reports = ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])
-        assert sum(r.statistics.loss for r in reports) == pytest.approx(one.statistics.loss, abs=1e-4)
+        merged = functools.reduce(UpdateStatistics.merged, (r.statistics for r in reports))
+        assert merged.loss == pytest.approx(one.statistics.loss, abs=1e-4)
+        assert merged.tokens == one.statistics.tokens == sum(len(s.token_ids) for s in make_samples())
+        assert merged.entropy.mean == pytest.approx(one.statistics.entropy.mean, rel=1e-4)
+        by_level = {level: aggregate.mean for level, aggregate in one.statistics.entropy_by_level.items()}
+        assert set(by_level) == {"easy", "hard", ""}
+        assert merged.figures()["entropy_by_level"] == pytest.approx(by_level, rel=1e-4)
         assert reports[0].grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
     for rank in ranks:
         ray.kill(rank)
@@ -170,6 +178,31 @@ def test_logprobs_are_those_of_a_plain_forward_pass(model_path: str, lay_out: Ca
             start = len(sample.prompt_token_ids)
             alone.append(logprobs[start - 1 : -1].gather(-1, ids[start:, None]).squeeze(-1))
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lay_out", [pad, join])
+def test_entropies_are_those_of_a_plain_forward_pass(model_path: str, lay_out: Callable[..., Rows]) -> None:
+    policy = Policy(load_policy(model_path, configure())).eval()
+    samples = make_samples(5)
+    with torch.no_grad():
+        together = policy(lay_out(samples, CPU))[1]
+        alone = []
+        for sample in samples:
+            ids = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.token_ids])).long()
+            logits = policy.peft_model(input_ids=ids[None]).logits[0, len(sample.prompt_token_ids) - 1 : -1]
+            alone.append(torch.distributions.Categorical(logits=logits).entropy())
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+def test_an_entropy_bonus_raises_the_entropy(model_path: str) -> None:
+    """Advantages of zero and no KL term: the bonus is all that trains."""
+    config = configure("algorithm.loss.beta=0", "algorithm.loss.entropy_coef=1", "learner.learning_rate=0.01")
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29541))
+    batch = pack_batches(1, tuple(replace(s, advantage=0.0) for s in make_samples()), 1, 120)[0]
+    first, *_, last = [engine.train(batch) for _ in range(STEPS)]
+    assert first.grad_norm > 0
+    assert first.statistics.loss == pytest.approx(-first.statistics.entropy.mean, rel=1e-4)
+    assert last.statistics.entropy.mean > first.statistics.entropy.mean + 0.01
 
 
 def moved_policy(model_path: str) -> Policy:

@@ -28,6 +28,7 @@ from adagrpo_ray.observe import (
     summarize,
 )
 from adagrpo_ray.observe.observer import telling
+from adagrpo_ray.observe.scalars import step_scalars
 from tests.histories import BEFORE, SAMPLE, STEP
 
 STEP_JSON = {
@@ -109,6 +110,47 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_metrics_that_trl_has_too_carry_its_names() -> None:
+    scalars = step_scalars(STEP)
+    assert {
+        "reward_std": 0.5,
+        "frac_reward_zero_std": 0.5,
+        "rewards/exact/mean": 0.25,
+        "rewards/exact/std": 0.5,
+        "rewards/exact/frac_zero_std": 0.5,
+        "completions/mean_length": 50.0,
+        "completions/clipped_ratio": 0.25,
+        "completions/mean_terminated_length": 42.0,
+        "entropy": 1.25,
+        "entropy_by_level/2": 0.5,
+        "clip_ratio/low_mean": 0.015,
+        "clip_ratio/high_mean": 0.005,
+        "policy/ratio_min": 0.7,
+        "policy/ratio_mean": 1.0,
+        "policy/ratio_max": 1.4,
+        "policy/masked_share": 0.0,
+        "sampling/importance_sampling_ratio/min": 0.9,
+        "sampling/importance_sampling_ratio/mean": 1.01,
+        "sampling/importance_sampling_ratio/max": 2.0,
+        "sampling/sampling_logp_difference/mean": 0.001,
+        "sampling/sampling_logp_difference/max": 0.25,
+    }.items() <= scalars.items()
+    assert "rewards/length/mean" not in scalars  # not measured
+
+
+def test_records_of_earlier_versions_lack_the_newer_figures() -> None:
+    old = {
+        name: value for name, value in STEP.to_dict().items() if not name.startswith(("entropy", "ratio", "reward_std"))
+    }
+    record = StepRecord.from_dict(old)
+    assert (record.entropy, record.entropy_by_level, record.ratio_max, record.reward_std_by_function) == (
+        None,
+        {},
+        None,
+        {},
+    )
 
 
 class TestRecords:

@@ -63,7 +63,8 @@ def with_vllm(config: Config, inputs: Inputs) -> Common:
     correction: Common = {"vllm_importance_sampling_correction": loss.correction != "none"}
     if loss.correction != "none":
         correction |= {
-            "vllm_importance_sampling_mode": f"{loss.correction}_truncate",
+            "vllm_importance_sampling_mode": f"{loss.correction}_{loss.correction_mode}",
+            "vllm_importance_sampling_clip_min": loss.correction_floor,
             "vllm_importance_sampling_clip_max": loss.correction_cap,
         }
     return {"use_vllm": True, "vllm_max_model_length": inputs.max_model_len, **correction}
