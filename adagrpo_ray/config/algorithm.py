@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from adagrpo_ray.config.section import PositiveInt, Section, Share
+from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, Share
 from adagrpo_ray.types import SamplingParams
+
+SMALLEST_TEMPERATURE = 0.01
+"""vLLM samples with this one in place of any that is above 0 and below it (vllm.sampling_params, `_MAX_TEMP`)."""
+
+
+def _as_vllm_samples(temperature: float) -> float:
+    if 0 < temperature < SMALLEST_TEMPERATURE:
+        raise ValueError(f"vLLM would sample with {SMALLEST_TEMPERATURE}; write 0 or {SMALLEST_TEMPERATURE} and more")
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0.0, le=2.0), AfterValidator(_as_vllm_samples)]
 
 
 class PhaseSettings(Section):
     """Sampling parameters of one phase of a completion."""
 
-    temperature: float = Field(1.0, ge=0.0, le=2.0, description="softmax temperature, at most 2; 0 is greedy decoding")
+    temperature: Temperature = Field(1.0, description="softmax temperature, at most 2; 0 is greedy decoding")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="keep the likeliest tokens up to this probability mass")
-    top_k: int = Field(0, ge=0, description="keep the k likeliest tokens; 0 keeps all")
+    top_k: Count = Field(0, description="keep the k likeliest tokens; 0 keeps all")
     min_p: Share = Field(0.0, description="drop tokens less likely than this share of the likeliest; 0 keeps all")
-    repetition_penalty: float = Field(1.0, gt=0.0, le=2.0, description="above 1.0 makes repeated tokens less likely")
+    repetition_penalty: float = Field(1.0, ge=0.01, le=2.0, description="above 1.0 makes repeated tokens less likely")
 
 
 class SamplingSettings(PhaseSettings):
@@ -54,8 +66,12 @@ class TriggerSettings(Section):
 class CriterionSettings(Section):
     """When a group has taught enough and is not sampled again."""
 
-    kind: str = Field("any_correct", description="any_correct, any_above, spread, or your own as 'module:function'")
-    reward: str | None = Field(None, description="any_above: the reward function that counts; null: the total reward")
+    kind: str = Field(
+        "any_correct", min_length=1, description="any_correct, any_above, spread, or your own as 'module:function'"
+    )
+    reward: str | None = Field(
+        None, min_length=1, description="any_above: the reward function that counts; null: the total reward"
+    )
     threshold: float = Field(0.0, description="any_above: a reward above this satisfies; spread: std above it")
 
 
@@ -93,8 +109,8 @@ class AllocationSettings(Section):
     """How earlier results decide what a prompt gets; a prompt never seen goes by its difficulty class."""
 
     enabled: bool = Field(True, description="adagrpo: size groups by a posterior of each prompt's success rate")
-    min_group: int | None = Field(None, ge=2, description="fewest completions of a group; null: half of group_size")
-    max_group: int | None = Field(None, ge=2, description="most completions of a group; null: group_size")
+    min_group: GroupSize | None = Field(None, description="fewest completions of a group; null: half of group_size")
+    max_group: GroupSize | None = Field(None, description="most completions of a group; null: group_size")
     informative: Share = Field(0.8, description="wanted probability that a group holds right and wrong completions")
     discount: Share = Field(0.7, description="weight of a visit's results one visit later")
     hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
@@ -115,7 +131,7 @@ class AlgorithmSettings(Section):
         description="grpo trains on every group; dapo replaces groups without spread; adagrpo resamples failing ones",
     )
     prompts_per_step: PositiveInt = Field(8, description="groups sampled a step")
-    group_size: int = Field(8, ge=2, description="completions of a group in one attempt")
+    group_size: GroupSize = Field(8, description="completions of a group in one attempt")
     sampling: SamplingSettings = Field(SamplingSettings(), description="parameters of every first attempt")
     criterion: CriterionSettings = Field(CriterionSettings(), description="adagrpo: when a group is not sampled again")
     triggers: tuple[TriggerSettings, ...] = Field(
@@ -134,9 +150,8 @@ class AlgorithmSettings(Section):
         None, description="most that a step generates, in budget_unit; groups that it cuts off wait; null: no limit"
     )
     budget_unit: Literal["completions", "tokens"] = Field("completions", description="what the budget counts")
-    max_staleness: int = Field(
+    max_staleness: Count = Field(
         0,
-        ge=0,
         description="steps that rollouts may run ahead of training, though not past a checkpoint; 0: they never do",
     )
     over_sample: Share = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adagrpo_ray.config.tree import Config
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 def conflicts(config: Config) -> Iterator[str]:
     """What is wrong with the settings together: which keys, their values and what to change; nothing where they fit."""
+    yield from _bad_texts(config.model_dump())
     a, r = config.algorithm, config.rollout
     fewest, most = a.allocation.sizes(a.group_size) if a.allocation.enabled else (a.group_size, a.group_size)
     if fewest > most:
@@ -55,6 +56,12 @@ def conflicts(config: Config) -> Iterator[str]:
         yield (
             "algorithm.loss.correction_mode=mask has no bounds to go by, since correction_floor and correction_cap are "
             "null; give one of them"
+        )
+    s = config.learner
+    if s.learning_rate * s.weight_decay >= 1.0:
+        yield (
+            f"learner.weight_decay={s.weight_decay} times learner.learning_rate={s.learning_rate} is 1 or more: one "
+            "step of AdamW takes away the whole weight; lower one of them"
         )
     if config.learner.offload_optimizer and config.learner.zero_stage == 0:
         yield (
@@ -104,3 +111,16 @@ def conflicts(config: Config) -> Iterator[str]:
             f"{config.evaluation.every} with data.held_out_prompts={config.data.held_out_prompts} makes none; raise "
             "both above 0 or set keep_best to false"
         )
+
+
+def _bad_texts(value: Any, key: str = "") -> Iterator[str]:
+    """Texts that no file can be named by, and that no file can hold."""
+    if isinstance(value, dict | tuple):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _bad_texts(name, key)
+            yield from _bad_texts(inner, f"{key}.{name}" if key else str(name))
+    if isinstance(value, str):
+        if "\0" in value:
+            yield f"{key}={value!r:.200} holds a null character; leave it out"
+        elif not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            yield f"{key}={value!r:.200} is no UTF-8 text; write it in UTF-8"

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config.yaml_text import dump
 
 
 def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -43,7 +43,7 @@ def as_markdown() -> str:
 
 def as_yaml(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+    return dump(config.model_dump(mode="json"), sort_keys=False, width=110)
 
 
 def _shown(value: Any) -> str:
@@ -51,4 +51,4 @@ def _shown(value: Any) -> str:
         value = [v.model_dump() if isinstance(v, BaseModel) else v for v in value]
     if isinstance(value, BaseModel):
         value = value.model_dump()
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("\n...").strip()
+    return dump(value, default_flow_style=True, width=10_000).strip().removesuffix("\n...").strip()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from adagrpo_ray.config.secrets import refuse_secrets
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ConfigError, first_line
-
-MOST_ALIASES = 20
-"""Of a YAML text: a few dozen that name one another can stand for billions of values."""
+from adagrpo_ray.config.typed import Misfit
+from adagrpo_ray.config.yaml_text import Plain, parse, resolved
+from adagrpo_ray.errors import ConfigError
 
 _shown = reprlib.Repr()  # of any value, however long, deep or full of aliases
 _shown.maxstring = _shown.maxother = _shown.maxlong = 200
@@ -28,10 +25,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] | Mapping[str,
     """The configuration in the YAML file at `path`, changed by `overrides` ("learner.learning_rate=1e-4").
 
     The value of such a text is YAML; {"learner.learning_rate": 1e-4} has it as it is. List entries are reached by
-    number ("algorithm.triggers.0.from_step=5"). Raises ConfigError that names every bad key, its value and the nearest
-    valid name, or a place that holds a secret.
+    number ("algorithm.triggers.0.from_step=5"). Of two overrides of one key the last counts. A mapping for a section
+    ("learner={ranks: 2}") changes the keys that it names. Raises ConfigError that names every bad key, its value and
+    the nearest valid name, a key that a file gives twice, or a place that holds a secret.
     """
-    return _changed(read_tree(Path(path)) if path is not None else {}, overrides)
+    return _changed(_read(Path(path)) if path is not None else {}, overrides)
 
 
 def changed(config: Config, overrides: Sequence[str] | Mapping[str, object]) -> Config:
@@ -42,9 +40,9 @@ def changed(config: Config, overrides: Sequence[str] | Mapping[str, object]) -> 
 def _changed(tree: dict[str, Any], overrides: Sequence[str] | Mapping[str, object]) -> Config:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            _set(
-                tree, key, os.fspath(value) if isinstance(value, os.PathLike) else value, f"{key}={_shown.repr(value)}"
-            )
+            if not isinstance(key, str) or not all(key.strip().split(".")):
+                raise ConfigError(f"overrides have the key {key!r}; give dotted keys, as in 'learner.learning_rate'")
+            _set(tree, key, _keyed(value), f"{key}={_shown.repr(value)}")
     else:
         for override in overrides:
             _apply(tree, override)
@@ -56,50 +54,47 @@ def _changed(tree: dict[str, Any], overrides: Sequence[str] | Mapping[str, objec
     return config
 
 
+def _keyed(value: object) -> object:
+    """A value of Python's with the keys of its mappings as text, as those of YAML are here."""
+    if isinstance(value, Mapping):
+        texts = {str(key) for key in value if isinstance(key, str)}
+        return {
+            str(key) if isinstance(key, int) and str(key) not in texts else key: _keyed(inner)
+            for key, inner in value.items()
+        }
+    return [_keyed(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def read_tree(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file as they stand there; ConfigError where it is no mapping."""
+    """The settings in a YAML file as they stand there; ConfigError if it is no mapping."""
+    return {key: resolved(value) for key, value in _read(path).items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, a path with a null character
         raise ConfigError(f"cannot read the configuration {path}: {error}; give --config a YAML file") from None
-    tree = _parse(text, f"the configuration {path}")
-    if tree is None:
-        return {}
+    tree = parse(text, f"the configuration {path}")
     if not isinstance(tree, dict):
+        tree = resolved(tree)
+        if tree is None:
+            return {}
         raise ConfigError(f"the configuration {path} holds a {type(tree).__name__}; it must be a mapping of sections")
     return tree
-
-
-def _parse(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except Exception as error:  # beside YAMLError what Python says to a date of month 13, or to a thousand brackets
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise ConfigError(f"{what} is not valid YAML{line}: {problem}; mend that line") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader, for texts of few aliases."""
-
-    aliases = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            self.aliases += 1
-            if self.aliases > MOST_ALIASES:
-                mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-                raise yaml.composer.ComposerError(None, None, f"more than {MOST_ALIASES} aliases", mark)
-        return super().compose_node(parent, index)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Set one "dotted.key=value" in the raw tree."""
     key, equals, text = override.partition("=")
-    if not equals or not all(key.strip().split(".")):
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4")
-    _set(tree, key, _parse(text, f"the value of {key}"), override)
+    if not text.strip():
+        raise ConfigError(
+            f"the override {override!r} has no value; write {key.strip()}=null for none, {key.strip()}='\"\"' for an "
+            "empty text"
+        )
+    _set(tree, key, parse(text, f"the value of {key.strip()}"), override)
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
@@ -109,29 +104,68 @@ def _set(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
     for depth, name in enumerate(names):
         last = depth == len(names) - 1
         if isinstance(node, list):
-            if not name.isdecimal() or int(name) >= len(node):
+            if not (name.isascii() and name.isdecimal()) or int(name) >= len(node):
                 there = f"none of its numbers 0 to {len(node) - 1}" if node else "no number of an empty list"
                 raise ConfigError(
                     f"{override!r}: {'.'.join(names[:depth])} is a list of {len(node)}; {name!r} is {there}"
                 )
             index: Any = int(name)
         elif isinstance(node, dict):
-            index = int(name) if name.isdecimal() else name
+            index = name
         else:
             there = f"{'.'.join(names[:depth])} is the value {_shown.repr(node)}"
             raise ConfigError(f"{override!r}: {there} and has no {name!r}")
         if last:
-            node[index] = value
+            before = node[index] if isinstance(node, list) else node.get(index)
+            merges = isinstance(before, dict) and isinstance(value, dict) and _is_section(names)
+            node[index] = _merged(before, value, tuple(names)) if merges else value
         else:
-            if isinstance(node, dict) and node.get(index) is None:
-                node[index] = {}
-            node = node[index]
+            inner = node[index] if isinstance(node, list) else node.get(index, _default(names[: depth + 1]))
+            opened = _opened(inner)
+            node[index] = opened
+            node = opened
+
+
+def _default(place: Sequence[str]) -> Any:
+    """What the setting at `place` is if no file and no override says more; None where there is no such setting."""
+    value: Any = Config().model_dump(mode="json")
+    for part in place:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _opened(inner: Any) -> Any:
+    """What an override goes into: a mapping for nothing, a section of Python's as a mapping."""
+    if isinstance(inner, BaseModel):
+        return inner.model_dump(mode="json")
+    return {} if inner is None or (isinstance(inner, Plain) and inner.is_null) else inner
+
+
+def _merged(before: dict[str, Any], new: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    """A section with the keys in `new` as they are there, and the others as before."""
+    merged = dict(before)
+    for key, value in new.items():
+        inner = merged.get(key)
+        into = isinstance(inner, dict) and isinstance(value, dict) and _is_section((*place, str(key)))
+        merged[key] = _merged(inner, value, (*place, str(key))) if into and inner is not None else value
+    return merged
+
+
+def _is_section(place: Sequence[str]) -> bool:
+    """Whether the setting at `place` is a section, rather than a mapping of the user's own names."""
+    section: type[BaseModel] | None = Config
+    for part in place:
+        if section is None or (not part.isdecimal() and part not in section.model_fields):
+            return False
+        if not part.isdecimal():
+            section = _section_of(section.model_fields[part].annotation)
+    return section is not None
 
 
 def _explain(error: Any) -> str:
     """One line for one of pydantic's errors: key, value, what to do."""
     place, value = tuple(error["loc"]), error["input"]
-    key = ".".join(str(part) for part in place)
+    key = ".".join(str(part).strip("'") for part in place if part != "[key]")
     if error["type"] == "extra_forbidden":
         valid = _valid_names(place[:-1])
         near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
@@ -147,6 +181,10 @@ def _explain(error: Any) -> str:
         words = error["ctx"]["expected"].replace(" or ", ", ").split(", ")  # "'a', 'b' or 'c'"
         near = difflib.get_close_matches(value if isinstance(value, str) else "", [w.strip("'") for w in words], n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""
+    if error["type"] in ("model_type", "model_attributes_type"):
+        message = f"input should be a valid dictionary: {key} is a section, whose keys go as {key}.KEY=VALUE"
+    elif isinstance(value, Misfit) and error["type"] != "literal_error":
+        message = value.why
     return f"{key}={_shown.repr(value)}: {message}"
 
 

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from adagrpo_ray.config.section import PositiveInt, Section
+from adagrpo_ray.config.section import Gibibytes, PositiveInt, Seconds, Section
 
 
 class RewardSettings(Section):
     """One reward function; a completion's reward is the weighted sum over all of them."""
 
     function: str = Field(..., min_length=1, description="a built-in name, or your own as 'module:function'")
-    weight: float = Field(1.0, description="its factor in the sum")
+    weight: float = Field(1.0, ge=-1e6, le=1e6, description="its factor in the sum")
 
 
 class RewardsSettings(Section):
@@ -23,13 +23,13 @@ class RewardsSettings(Section):
         (RewardSettings(function="exact"),), min_length=1, description="the reward functions"
     )
     correct_by: str | None = Field(
-        None, description="the function whose score says that a completion is right; null: the last one"
+        None, min_length=1, description="the function whose score says that a completion is right; null: the last one"
     )
     correct_above: float = Field(0.0, description="a completion is right where that score is above this")
     workers: PositiveInt = Field(1, description="processes that score, outside the learner's")
-    timeout_s: float = Field(30.0, gt=0.0, description="seconds that scoring one group may take")
-    memory_gib: float | None = Field(
-        4.0, gt=0.0, description="memory that a scoring process may take, libraries aside; null: no limit"
+    timeout_s: Seconds = Field(30.0, description="seconds that scoring one group may take")
+    memory_gib: Gibibytes | None = Field(
+        4.0, description="memory that a scoring process may take, libraries aside; null: no limit"
     )
     on_error: Literal["drop", "score", "stop"] = Field(
         "drop",

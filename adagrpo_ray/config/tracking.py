@@ -14,7 +14,7 @@ class TrackingSettings(Section):
 
     wandb: str | None = Field(
         None,
-        pattern=r"^[^/\\#?%:\s]+(/[^/\\#?%:\s]+)?$",
+        pattern=r"^[^/\\#?%:\s]{1,128}(/[^/\\#?%:\s]{1,128})?$",
         max_length=256,
         description="Weights & Biases: PROJECT or ENTITY/PROJECT; its key is in the environment (docs/tracking.md)",
     )

@@ -11,7 +11,18 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 from adagrpo_ray.config.algorithm import AlgorithmSettings, SamplingSettings
 from adagrpo_ray.config.conflicts import conflicts
 from adagrpo_ray.config.rewards import RewardsSettings
-from adagrpo_ray.config.section import Digits, PositiveInt, Resources, Section, Share
+from adagrpo_ray.config.section import (
+    Amount,
+    Count,
+    Decay,
+    Digits,
+    Gibibytes,
+    PositiveInt,
+    Resources,
+    Seconds,
+    Section,
+    Share,
+)
 from adagrpo_ray.config.tracking import TrackingSettings
 
 TEMPLATE_RESERVED = {
@@ -36,22 +47,27 @@ class RunSettings(Section):
     """The run itself."""
 
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run; null: config name and time"
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=255,
+        description="folder of the run; null: config name and time",
     )
     folder: str = Field(
         "runs", min_length=1, description="where run folders are made: a path, or a URL as in s3://bucket/runs"
     )
     steps: PositiveInt = Field(100, description="training steps")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of data order, sampling and initial LoRA weights")
-    max_restarts: int = Field(
-        2, ge=0, description="how often a run goes on from its last checkpoint by itself when a learner rank dies"
+    seed: Count = Field(0, description="seed of data order, sampling and initial LoRA weights")
+    max_restarts: Count = Field(
+        2, description="how often a run goes on from its last checkpoint by itself when a learner rank dies"
     )
-    samples_per_step: int = Field(
-        4, ge=0, description="groups of each step that samples.jsonl shows in full, resampled ones first; 0: none"
+    samples_per_step: Count = Field(
+        4, description="groups of each step that samples.jsonl shows in full, resampled ones first; 0: none"
     )
     report: bool = Field(True, description="leave report.html and plots/ in the run folder at the end")
     ray_address: str | None = Field(
-        None, description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else a local one"
+        None,
+        min_length=1,
+        description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else a local one",
     )
 
 
@@ -60,8 +76,8 @@ class LoraSettings(Section):
 
     r: Literal[1, 8, 16, 32, 64, 128, 256] = Field(16, description="rank of the adapter; vLLM serves these ranks")
     alpha: float = Field(32.0, gt=0.0, description="scale of the adapter is alpha / r")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the adapter while training")
-    targets: tuple[str, ...] = Field(
+    dropout: Decay = Field(0.0, description="dropout before the adapter while training")
+    targets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
         description="names of the linear layers that get an adapter",
@@ -74,7 +90,9 @@ class ModelSettings(Section):
     path: str = Field("tiny", min_length=1, description="'tiny' (built on first use), a folder, or a Hub name")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of the base weights, everywhere")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    adapter: str | None = Field(None, description="PEFT adapter folder to continue from; null: a new adapter")
+    adapter: str | None = Field(
+        None, min_length=1, description="PEFT adapter folder to continue from; null: a new adapter"
+    )
     lora: LoraSettings = Field(LoraSettings(), description="the adapter that is trained")
 
 
@@ -90,7 +108,7 @@ class ArithmeticSettings(Section):
         min_length=1,
         description="digits of the summands, 2 to 9: success rate of the tiny base model",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of the problems and of the tiny base model")
+    seed: Count = Field(0, description="seed of the problems and of the tiny base model")
 
 
 class ColumnSettings(Section):
@@ -98,9 +116,10 @@ class ColumnSettings(Section):
 
     prompt: str = Field("prompt", min_length=1, description="the problem: text, or a list of chat messages")
     answer: str = Field("solution", min_length=1, description="ground truth for the reward functions")
-    level: str | None = Field(None, description="difficulty class for the reports")
+    level: str | None = Field(None, min_length=1, description="difficulty class for the reports")
     problem: str | None = Field(
         None,
+        min_length=1,
         description="names the problem of a row: rows of one problem are all held out or none; null: its last user "
         "message without differences in white space",
     )
@@ -123,7 +142,7 @@ class DataSettings(Section):
         description="'arithmetic' (generated), a .jsonl, .json, .csv, .tsv or .parquet file, a pattern of such files "
         "(*), a folder, or a Hub name",
     )
-    subset: str | None = Field(None, description="configuration of a Hub data set or of a copy of one")
+    subset: str | None = Field(None, min_length=1, description="configuration of a Hub data set or of a copy of one")
     split: str = Field(
         "train", min_length=1, description="split of a Hub data set or of a folder; a single file is 'train'"
     )
@@ -137,7 +156,7 @@ class DataSettings(Section):
         {}, description="arguments of the model's chat template by name, as in enable_thinking: false"
     )
     train_prompts: PositiveInt | None = Field(None, description="how many prompts to train on; null: all there are")
-    held_out_prompts: int = Field(128, ge=0, description="how many prompts to keep aside to measure accuracy on")
+    held_out_prompts: Count = Field(128, description="how many prompts to keep aside to measure accuracy on")
     length_quantile: float = Field(1.0, gt=0.0, le=1.0, description="drop prompts longer than this quantile of lengths")
     shuffle: bool = Field(True, description="new order of the prompts for each pass over them")
 
@@ -149,14 +168,14 @@ class RolloutSettings(Section):
     max_actors: PositiveInt | None = Field(
         None, description="rollout actors that a run may grow to as nodes join the cluster; null: rollout.actors"
     )
-    max_restarts: int = Field(10, ge=0, description="rollout actors that a run replaces when they die or hang")
+    max_restarts: Count = Field(10, description="rollout actors that a run replaces when they die or hang")
     tensor_parallel: PositiveInt = Field(1, description="GPUs of one rollout actor")
-    cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for one rollout actor")
+    cpus: Amount = Field(1.0, description="CPUs that Ray reserves for one rollout actor")
     resources: Resources = Field({}, description="custom Ray resources of one rollout actor: names of its nodes' kind")
     max_new_tokens: PositiveInt = Field(256, description="most tokens of a completion")
     max_model_len: PositiveInt | None = Field(None, description="most tokens of prompt and completion; null: as needed")
     max_sequences: PositiveInt = Field(128, description="sequences that one actor decodes at a time")
-    kv_cache_gib: float | None = Field(None, gt=0.0, description="size of the KV cache; null: by gpu_memory_share")
+    kv_cache_gib: Gibibytes | None = Field(None, description="size of the KV cache; null: by gpu_memory_share")
     gpu_memory_share: float = Field(0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take")
     sleep: bool | None = Field(
         None,
@@ -167,10 +186,10 @@ class RolloutSettings(Section):
     sync: Literal["adapter", "merged"] = Field(
         "adapter", description="LoRA served by vLLM's LoRA kernels, or merged into the base weights"
     )
-    start_timeout_s: float = Field(600.0, gt=0.0, description="seconds that a rollout actor may take to start")
-    request_timeout_s: float = Field(1800.0, gt=0.0, description="seconds that one request may take")
-    stall_timeout_s: float = Field(
-        300.0, gt=0.0, description="seconds after which an engine counts as hung: without a step, or in taking weights"
+    start_timeout_s: Seconds = Field(600.0, description="seconds that a rollout actor may take to start")
+    request_timeout_s: Seconds = Field(1800.0, description="seconds that one request may take")
+    stall_timeout_s: Seconds = Field(
+        300.0, description="seconds after which an engine counts as hung: without a step, or in taking weights"
     )
 
 
@@ -178,12 +197,12 @@ class LearnerSettings(Section):
     """The DeepSpeed learner."""
 
     ranks: PositiveInt = Field(1, description="learner actors, one a rank")
-    cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for one rank")
+    cpus: Amount = Field(1.0, description="CPUs that Ray reserves for one rank")
     resources: Resources = Field({}, description="custom Ray resources of one rank: names of its nodes' kind")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what DeepSpeed shards over the ranks")
-    learning_rate: float = Field(1e-5, gt=0.0, description="peak learning rate of AdamW")
+    learning_rate: float = Field(1e-5, gt=0.0, le=1.0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay")
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="AdamW's moment decays")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's moment decays")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up")
     warmup: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
@@ -207,13 +226,13 @@ class EvaluationSettings(Section):
 
     samples: PositiveInt = Field(1, description="completions of each held-out prompt")
     sampling: SamplingSettings = Field(SamplingSettings(), description="their sampling parameters")
-    every: int = Field(0, ge=0, description="steps between measurements while training; 0: only before and after")
+    every: Count = Field(0, description="steps between measurements while training; 0: only before and after")
 
 
 class CheckpointSettings(Section):
     """What a run keeps to go on from."""
 
-    every: int = Field(0, ge=0, description="steps between checkpoints, which wait for all rollouts; 0: one at the end")
+    every: Count = Field(0, description="steps between checkpoints, which wait for all rollouts; 0: one at the end")
     keep_last: PositiveInt = Field(2, description="how many checkpoints stay, the newest ones")
     keep_best: bool = Field(
         False,

@@ -1,0 +1,186 @@
+"""A value as the type of its setting has it: numbers are numbers, true and false are booleans, text stays text."""
+
+from __future__ import annotations
+
+import operator
+import os
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from numbers import Real
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from adagrpo_ray.config.yaml_text import Plain
+
+_NONE = type(None)
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A value that its setting does not take, in place of it: pydantic refuses it where it is. `why` is the remedy."""
+
+    value: object
+    why: str
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def read_as(annotation: Any, value: Any) -> Any:
+    """`value` of a YAML text or of Python as the type `annotation`, or a Misfit, for pydantic to check further.
+
+    Nothing is converted but what means the same: `Plain` of YAML, numpy's numbers, paths, a whole number for a float,
+    a list for a tuple.
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return read_as(inner[0], value)
+    if origin in (Union, types.UnionType):
+        return _one_of(inner, value)
+    if origin is Literal:
+        return _literal(inner, value)
+    if origin is tuple:
+        return _tuple(inner, value)
+    if origin is dict:
+        return _dict(inner, value)
+    reader = _READERS.get(annotation)
+    if reader is not None:
+        return reader(value)
+    if isinstance(value, Plain):
+        return Misfit(value, "")
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any) -> Any:
+    """By the first type that takes the value; null is one only where there is None among them."""
+    if _NONE in kinds and (value is None or (isinstance(value, Plain) and value.is_null)):
+        return None
+    found: Any = None
+    for kind in kinds:
+        if kind is not _NONE:
+            found = read_as(kind, value)
+            if not isinstance(found, Misfit):
+                return found
+    return found
+
+
+def _literal(values: tuple[Any, ...], value: Any) -> Any:
+    if isinstance(values[0], str):
+        return value.text if isinstance(value, Plain) else _text(value)
+    return _int(value)
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any) -> Any:
+    if _is_numpy(value, scalar=False):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return Misfit(value, "input should be a list, as in [a, b]")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        return tuple(read_as(kinds[0], each) for each in value)
+    if len(value) != len(kinds):
+        return Misfit(value, f"input should be a list of {len(kinds)} values")
+    return tuple(read_as(kind, each) for kind, each in zip(kinds, value, strict=True))
+
+
+def _dict(kinds: tuple[Any, ...], value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return Misfit(value, "input should be a mapping, as in {key: value}")
+    found: dict[Any, Any] = {}
+    for key, inner in value.items():
+        name = _key(kinds[0], key)
+        if name in found:
+            return Misfit(dict(value), f"the key {name!r} is given twice; leave one")
+        found[name] = read_as(kinds[1], inner)
+    return found
+
+
+def _key(kind: Any, key: Any) -> Any:
+    """Keys are text in YAML and JSON: one that should be a number is read as a number would be."""
+    if get_origin(kind) is Annotated:
+        return _key(get_args(kind)[0], key)
+    if kind is int and isinstance(key, str) and key.isascii() and key.isdecimal():
+        return _int(Plain(key))
+    return read_as(kind, key)
+
+
+def _core(value: Plain) -> int | float | bool | Misfit | None:
+    try:
+        return value.value
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        return Misfit(value, "input has too many digits")
+
+
+def _bool(value: Any) -> Any:
+    found = _core(value) if isinstance(value, Plain) else value.item() if _is_numpy(value) else value
+    if isinstance(found, bool):
+        return found
+    return Misfit(value, "input should be true or false")
+
+
+def _int(value: Any) -> Any:
+    found = _number(value)
+    if isinstance(found, float):
+        hint = f"; write {int(found)}" if found.is_integer() and abs(found) < 2**53 else ""
+        return Misfit(value, f"input should be a valid integer, not a fraction{hint}")
+    if isinstance(found, Misfit) and found.why == "":
+        return Misfit(value, f"input should be a valid integer{_unquoted(value)}")
+    return found
+
+
+def _float(value: Any) -> Any:
+    found = _number(value)
+    if isinstance(found, Misfit):
+        return found if found.why else Misfit(value, f"input should be a valid number{_unquoted(value)}")
+    try:
+        float(found)
+    except OverflowError:
+        return Misfit(value, "input should be a finite number")
+    return found  # an integer is shown as such if it is out of bounds
+
+
+def _unquoted(value: Any) -> str:
+    """What to do about a number that was written as text."""
+    try:
+        return f"; write {float(value):g} without quotes" if isinstance(value, str) else ""
+    except ValueError:
+        return ""
+
+
+def _number(value: Any) -> int | float | Misfit:
+    """A Python number for one of YAML, numpy or Python that is none of true and false."""
+    if isinstance(value, Plain):
+        if value.two_readings:
+            shown = int(value.text) if len(value.text) < 20 else "it"
+            return Misfit(
+                value, f"a number that begins with 0 is octal to some readers of YAML; write {shown} without the zero"
+            )
+        value = _core(value)
+    elif _is_numpy(value):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value if isinstance(value, Misfit) else Misfit(value, "")
+    if hasattr(value, "__index__"):
+        return operator.index(value)
+    return float(value)
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, Plain):
+        if value.is_null:
+            return Misfit(value, "input should be a valid string; put it in quotes if it is the text null")
+        return value.text
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return str(value) if isinstance(value, str) else Misfit(value, "input should be a valid string")
+
+
+def _is_numpy(value: Any, *, scalar: bool = True) -> bool:
+    """Whether it is one of numpy's numbers or an array without dimensions; with `scalar` false, an array with some."""
+    dimensions: int | None = getattr(value, "ndim", None)
+    return type(value).__module__.partition(".")[0] == "numpy" and dimensions is not None and (not dimensions) == scalar
+
+
+_READERS = {bool: _bool, int: _int, float: _float, str: _text}
