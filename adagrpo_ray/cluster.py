@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -14,15 +14,16 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from adagrpo_ray.authentication import own_token, takes_token
+from adagrpo_ray.authentication import own_token
 from adagrpo_ray.children import ChildGuard
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError, first_line
 from adagrpo_ray.jobs import is_lasting
+from adagrpo_ray.joining import check_address, check_temporary_folders, ray_errors
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import TINY
@@ -32,7 +33,6 @@ from adagrpo_ray.preflight import Inputs
 from adagrpo_ray.stop import Stop
 
 STOP_TIMEOUT_S = 20.0
-SET_TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token or RAY_AUTH_TOKEN_PATH to a file with it"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
         hardware = local_hardware()
         placement = place(config, hardware, ours=True, learner=learner)
         before = set(psutil.Process().children(recursive=True))
-        with loopback_alone():
+        check_temporary_folders()
+        with loopback_alone(), _cleared(before), ray_errors(None):
             _init(
                 address="local",  # or Ray would join a cluster that it finds running on this machine
                 # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
@@ -96,17 +97,8 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
             )
         guard = ChildGuard([p.pid for p in psutil.Process().children(recursive=True) if p not in before])
     elif not connected:
-        try:
-            _init(address=joined)
-        except ConnectionError as error:
-            raise ResourceError(
-                f"no Ray cluster at {joined!r} (run.ray_address or RAY_ADDRESS) that takes requests with "
-                f"{'our' if takes_token() else 'no'} token: {error}; if it asks for one, {SET_TOKEN}"
-            ) from None
-        except AuthenticationError as error:
-            raise ResourceError(
-                f"the Ray cluster at {joined!r} takes no request without its token ({first_line(error)}); {SET_TOKEN}"
-            ) from None
+        with ray_errors(joined):
+            _init(address=_answering(joined, time.monotonic() + patience_s))
     try:
         if joined is not None:
             placement = _place_on_cluster(config, time.monotonic() + patience_s, learner)
@@ -116,6 +108,31 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
             ray.shutdown()
         if guard is not None:
             guard.dismiss()
+
+
+@contextmanager
+def _cleared(before: set[psutil.Process]) -> Iterator[None]:
+    """End what the block has started, all but `before`, if it fails: a Ray that starts by half leaves processes."""
+    try:
+        yield
+    except BaseException:
+        ray.shutdown()
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        raise
+
+
+def _answering(joined: str, deadline: float) -> str:
+    """The address of the cluster to join, once it answers; its ResourceError if it does not by the deadline."""
+    while True:
+        try:
+            check_address(joined)
+            return joined
+        except ResourceError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def _place_on_cluster(config: Config, deadline: float, learner: bool) -> Placement:

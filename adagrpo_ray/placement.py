@@ -143,8 +143,12 @@ def place(config: Config, hardware: Hardware, *, ours: bool, learner: bool = Tru
 
 
 def address(config: Config) -> str | None:
-    """The cluster to join; None where we start our own."""
-    return config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    """The cluster to join; None if we start our own ('local'). RAY_ADDRESS overrules 'auto', as in Ray."""
+    variable = os.environ.get("RAY_ADDRESS", "").strip()
+    named = (config.run.ray_address or "").strip()
+    if named in ("", "auto"):
+        named = variable or named
+    return None if named in ("", "local") else named
 
 
 def local_hardware() -> Hardware:

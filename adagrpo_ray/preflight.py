@@ -9,6 +9,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.given import NOTHING, Given
+from adagrpo_ray.joining import check_ray
 from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
@@ -30,6 +31,7 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True) -> I
 
     Where it is not for `training`, there will be no learner, no criterion is needed, and any prompts will do.
     """
+    check_ray(address(config))
     if training:
         check_trackers(config)
     for function in config.rewards.functions:

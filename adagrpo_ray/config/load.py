@@ -171,7 +171,9 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*map(str, place[:-1]), near[0]])!r}?" if near else f"valid: {', '.join(valid)}"
         return f"unknown key {key!r} (value {_shown.repr(value)}); {hint}"
-    message: str = error["msg"].removeprefix("Value error, ")
+    value = list(value) if isinstance(value, tuple) else value
+    message: str = error["msg"].removeprefix("Value error, ").replace("Tuple should", "input should be a list that")
+    message = message.replace("a list that have", "a list that has").replace(" after validation", "")
     message = message[:1].lower() + message[1:]
     if not place:
         return message
