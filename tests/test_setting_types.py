@@ -145,6 +145,10 @@ def test_a_key_that_is_no_text_is_refused() -> None:
         ("algorithm.budget=~", None),
         ("tracking.tags=[2024, yes, 1e5]", ("2024", "yes", "1e5")),
         ("arithmetic.keep_carry={2: 0.5, '3': 1}", {2: 0.5, 3: 1.0}),
+        (
+            "data.template_kwargs={a: false, b: [1, 1e3, x], c: 'no', d: null, e: {f: 2}}",
+            {"a": False, "b": [1, 1000.0, "x"], "c": "no", "d": None, "e": {"f": 2}},
+        ),
     ],
 )
 def test_a_plain_value_has_the_type_of_its_setting(override: str, expected: object) -> None:
@@ -155,7 +159,7 @@ def test_a_plain_value_has_the_type_of_its_setting(override: str, expected: obje
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.steps=yes", "run.steps='yes': input should be a valid integer"),
+        ("run.steps=yes", "run.steps=yes: input should be a valid integer"),
         ("run.steps=true", "run.steps=true: input should be a valid integer"),
         ("run.steps=null", "run.steps=null: input should be a valid integer"),
         ("run.steps=1_000", "run.steps='1_000': input should be a valid integer"),
@@ -173,8 +177,8 @@ def test_a_plain_value_has_the_type_of_its_setting(override: str, expected: obje
         ("learner.learning_rate=.nan", "learner.learning_rate=nan: input should be a finite number"),
         ("learner.weight_decay=" + "9" * 400, "learner.weight_decay="),
         ("run.seed=" + "9" * 5000, "run.seed="),
-        ("run.report=yes", "run.report='yes': input should be true or false"),
-        ("run.report=on", "run.report='on': input should be true or false"),
+        ("run.report=yes", "run.report=yes: input should be true or false"),
+        ("run.report=on", "run.report=on: input should be true or false"),
         ("run.report=1", "run.report=1: input should be true or false"),
         ("run.report='true'", "run.report='true': input should be true or false"),
         ("model.path=null", "model.path=null: input should be a valid string"),
@@ -182,11 +186,13 @@ def test_a_plain_value_has_the_type_of_its_setting(override: str, expected: obje
         ("model.lora.r=8.0", "model.lora.r=8.0: input should be 1, 8, 16"),
         ("learner.zero_stage=true", "learner.zero_stage=true: input should be 0, 1, 2 or 3"),
         ("model.lora.targets=q_proj", "model.lora.targets='q_proj': input should be a list"),
-        ("learner.betas=[0.9, yes]", "learner.betas.1='yes': input should be a valid number"),
+        ("learner.betas=[0.9, yes]", "learner.betas.1=yes: input should be a valid number"),
         ("learner.betas=[0.9]", "learner.betas=[0.9]: input should be a list of 2 values"),
         ("arithmetic.keep_carry={two: 0.5}", "arithmetic.keep_carry.two='two': input should be a valid integer"),
         ("arithmetic.keep_carry={02: 0.5}", "arithmetic.keep_carry.02=02: a number that begins with 0"),
         ("arithmetic.keep_carry=[1]", "arithmetic.keep_carry=[1]: input should be a mapping"),
+        ("data.template_kwargs={enable_thinking: no}", "data.template_kwargs.enable_thinking=no: write true or false"),
+        ("data.template_kwargs={a: [010]}", "data.template_kwargs.a.list.0=010: a number that begins with 0"),
         ("run.steps=!!python/object:os.getcwd 7", "the value of run.steps is not valid YAML at line 1, column 1"),
         ("run.steps=!!timestamp 2024-01-01", "the value of run.steps is not valid YAML at line 1, column 1"),
         ("model.lora.targets=&a [*a]", "the value of model.lora.targets is not valid YAML at line 1"),
@@ -317,10 +323,9 @@ def test_config_yaml_reads_back_every_text(tmp_path: Path, text: str) -> None:
         "rewards.timeout_s=1e10",
         "rewards.memory_gib=1e300",  # setrlimit: 64 bits
         "rollout.kv_cache_gib=1e300",
-        "rollout.cpus=1.5",  # Ray: whole numbers above 1
-        "rollout.cpus=0.00001",
+        "rollout.cpus=0.00001",  # Ray: steps of 0.0001
         "learner.cpus=1e18",
-        "learner.resources={a: 2.5}",
+        "learner.resources={a: 0.00001}",
         "run.max_restarts=99999999999",
         "evaluation.every=99999999999",
         "data.held_out_prompts=99999999999",
@@ -344,6 +349,7 @@ def test_a_run_name_is_no_longer_than_a_file_name() -> None:
     [
         "learner.betas=[0, 0.999]",
         "rollout.cpus=0.5",
+        "rollout.cpus=1.5",
         "rollout.cpus=0",
         "rollout.cpus=16",
         "evaluation.sampling.temperature=0",

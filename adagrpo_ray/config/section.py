@@ -10,11 +10,9 @@ from adagrpo_ray.config.typed import read_as
 
 
 def _as_ray_counts(amount: float) -> float:
-    """Ray counts in steps of 0.0001, and takes no fractions above 1 (ray._raylet, `Resource quantities >1`)."""
-    if amount > 1 and not amount.is_integer():
-        raise ValueError(f"above 1 Ray takes whole numbers only; write {int(amount)} or {int(amount) + 1}")
+    """Ray counts in steps of 0.0001, and refuses less (ray._common.ray_option_utils)."""
     if 0 < amount < 0.0001:
-        raise ValueError("Ray counts in steps of 0.0001; write 0.0001 or more")
+        raise ValueError("input is less than Ray counts; write 0, or 0.0001 and more")
     return amount
 
 

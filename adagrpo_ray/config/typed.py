@@ -11,6 +11,8 @@ from enum import Enum
 from numbers import Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
+
 from adagrpo_ray.config.yaml_text import Plain
 
 _NONE = type(None)
@@ -47,9 +49,22 @@ def read_as(annotation: Any, value: Any) -> Any:
     reader = _READERS.get(annotation)
     if reader is not None:
         return reader(value)
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return _any(value)
     if isinstance(value, Plain):
         return Misfit(value, "")
     return dict(value) if isinstance(value, Mapping) else value
+
+
+def _any(value: Any) -> Any:
+    """A value of a setting that takes any: its parts by the core schema, if all readers of YAML agree on them."""
+    if isinstance(value, Plain):
+        if value.old_bool:
+            return Misfit(value, f"write true or false, or '{value}' in quotes for the text")
+        return _number(value) if value.leading_zero else _core(value)
+    if isinstance(value, Mapping):
+        return {str(key): _any(inner) for key, inner in value.items()}
+    return [_any(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any) -> Any:
@@ -104,7 +119,7 @@ def _key(kind: Any, key: Any) -> Any:
     return read_as(kind, key)
 
 
-def _core(value: Plain) -> int | float | bool | Misfit | None:
+def _core(value: Plain) -> int | float | bool | str | Misfit | None:
     try:
         return value.value
     except ValueError:  # Python reads no integer of more than 4,300 digits
@@ -150,7 +165,7 @@ def _unquoted(value: Any) -> str:
 def _number(value: Any) -> int | float | Misfit:
     """A Python number for one of YAML, numpy or Python that is none of true and false."""
     if isinstance(value, Plain):
-        if value.two_readings:
+        if value.leading_zero:
             shown = int(value.text) if len(value.text) < 20 else "it"
             return Misfit(
                 value, f"a number that begins with 0 is octal to some readers of YAML; write {shown} without the zero"

@@ -24,7 +24,8 @@ MOST_ALIASES = 20
 _NULL, _BOOL = re.compile(r"~|null|Null|NULL|"), re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_TWO_READINGS = re.compile(r"[-+]?0[0-9]+")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
+_OLD_BOOL = re.compile(r"(?i:yes|no|on|off|y|n)")
 _CORE = {
     "null": (_NULL, [*"~nN", ""]),
     "bool": (_BOOL, [*"tTfF"]),
@@ -36,7 +37,10 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class Plain:
-    """A value that is not in quotes and is no text by itself: a number, true, false or null, as it was written."""
+    """A value without quotes that some reader of YAML takes for more than text, as it was written.
+
+    A number, true, false, null, and the words that are true and false to YAML 1.1 alone, as `no`.
+    """
 
     text: str
 
@@ -49,15 +53,22 @@ class Plain:
         return _NULL.fullmatch(self.text) is not None
 
     @property
-    def two_readings(self) -> bool:
+    def leading_zero(self) -> bool:
         """Whether it is an integer that begins with a zero: 010 is 8 in YAML 1.1 and 10 in YAML 1.2."""
-        return _TWO_READINGS.fullmatch(self.text) is not None
+        return _LEADING_ZERO.fullmatch(self.text) is not None
 
     @property
-    def value(self) -> int | float | bool | None:
+    def old_bool(self) -> bool:
+        """Whether it is true or false in YAML 1.1 and text in YAML 1.2."""
+        return _OLD_BOOL.fullmatch(self.text) is not None
+
+    @property
+    def value(self) -> int | float | bool | str | None:
         """What it is by the core schema."""
         if self.is_null:
             return None
+        if self.old_bool:
+            return self.text
         if _BOOL.fullmatch(self.text):
             return self.text.lower() == "true"
         if _INT.fullmatch(self.text):
@@ -137,7 +148,7 @@ def _value(node: Node, inside: tuple[Node, ...]) -> Any:
 def _scalar(node: ScalarNode) -> str | Plain:
     text = str(node.value)
     if node.tag == f"{_TAG}str":
-        return text
+        return Plain(text) if node.style is None and _OLD_BOOL.fullmatch(text) else text
     kind = node.tag.removeprefix(_TAG)
     if kind in _CORE:
         if _CORE[kind][0].fullmatch(text):
