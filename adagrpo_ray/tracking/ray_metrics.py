@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -117,7 +118,8 @@ class RayMetrics(Observer):
 
     A thread of its own sets them, in microseconds and without a message: Ray collects them every ten seconds by
     itself. What Ray raises costs the metrics and no step: `tell` hears of it once, in the run's own thread. What a step
-    does not measure is not set any more, and Ray forgets it.
+    does not measure is set to NaN once, by which Prometheus too marks a series that ends: for twenty seconds more, until
+    it forgets a gauge, Ray would show the old value.
     """
 
     def __init__(self, name: str, tell: Callable[[str], None] = lambda text: None) -> None:
@@ -177,8 +179,13 @@ class RayMetrics(Observer):
             self._of_evaluation = [Figure("held_out_accuracy", record.accuracy)]
             self._set()
             return
+        before = self._of_step
         self._of_step = [figure for figure in step_gauges(record) if self._has_series(figure)]
         self._set()
+        measured_now = {(figure.name, figure.of) for figure in self._of_step}
+        for figure in before:
+            if (figure.name, figure.of) not in measured_now:
+                self._metric(figure.name).set(math.nan, self._tags(figure))
         for figure in step_counts(record):
             if figure.value > 0:
                 self._metric(figure.name).inc(float(figure.value), self._tags(figure))

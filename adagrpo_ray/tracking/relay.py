@@ -24,6 +24,9 @@ MOST_WAITING = 2000
 END_S = 30.0
 """Seconds for all that is left, at the end of a run."""
 
+ABANDON_S = 20.0
+"""Seconds for a tracker that is let go to end what is left of it."""
+
 TABLES = 50
 """Steps of a run whose samples are handed over, at most: each makes a table of its own."""
 
@@ -157,10 +160,10 @@ class Relay(Observer):
         ending = Thread(target=self._abandon, daemon=True)
         ending.start()
         if wait:
-            ending.join()
+            ending.join(ABANDON_S)
 
     def _abandon(self) -> None:
-        with suppress(Exception):
+        with suppress(BaseException):  # as in _work
             self._tracker.abandon()
 
     def _say(self) -> None:
