@@ -117,9 +117,9 @@ class RayMetrics(Observer):
     """Sets the gauges and counters of the run `name` in this process, which Ray has to know by then.
 
     A thread of its own sets them, in microseconds and without a message: Ray collects them every ten seconds by
-    itself. What Ray raises costs the metrics and no step: `tell` hears of it once, in the run's own thread. A figure that
-    a step does not measure is set to NaN once, by which Prometheus too marks a series that ends. Without that Ray would
-    show the old value for twenty seconds more.
+    itself. What Ray raises costs the metrics and no step: `tell` hears of it once, in the run's own thread. A figure
+    that a step does not measure is set to NaN once, by which Prometheus too marks a series that ends. Without that
+    Ray would show the old value for twenty seconds more.
     """
 
     def __init__(self, name: str, tell: Callable[[str], None] = lambda text: None) -> None:
