@@ -10,6 +10,7 @@ AdaGRPOError
 ├── RolloutError     a rollout actor could not serve a request
 │   └── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
 ├── LearnerLostError a learner rank is gone; the run can go on from its last checkpoint
+├── DivergedError    updates were skipped one after the other, or weights are not finite
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
 ├── RecordError      a figure is infinite or NaN, which is a fault of this library
@@ -61,6 +62,10 @@ class ActorLostError(RolloutError):
 
 class LearnerLostError(AdaGRPOError, RuntimeError):
     """A learner rank is gone; the run can go on from its last checkpoint."""
+
+
+class DivergedError(AdaGRPOError, ArithmeticError):
+    """Updates were skipped one after the other because numbers in them were not finite, or weights are not finite."""
 
 
 class SyncError(AdaGRPOError, RuntimeError):

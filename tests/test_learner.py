@@ -20,7 +20,7 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.engine import LearnerEngine, TrainReport, UpdateReport
 from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
@@ -75,7 +75,14 @@ def expected(model_path: str) -> list[Any]:
     engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, make_samples(), 1, 100_000)[0]
     assert len(batch.micro_batches) == 1
-    return [engine.train(batch) for _ in range(STEPS)]
+    return [made(engine.train(replace(batch, step=step))) for step in range(1, STEPS + 1)]
+
+
+def made(report: TrainReport) -> UpdateReport:
+    """The report of the last update, which must have been made."""
+    assert report.last is not None
+    assert report.skipped == 0
+    return report.last
 
 
 def test_the_steps_train(expected: list[Any]) -> None:
@@ -105,8 +112,8 @@ def test_how_the_work_is_cut_and_kept_changes_nothing(
     assert engine.padded is ("layout=packed" not in settings)
     batch = pack_batches(1, make_samples(), 1, 120, engine.padded)[0]
     assert len(batch.micro_batches) > 3
-    for one in expected:
-        other = engine.train(batch)
+    for step, one in enumerate(expected, start=1):
+        other = made(engine.train(replace(batch, step=step)))
         assert other.statistics.loss == pytest.approx(one.statistics.loss, abs=1e-5)
         assert flat(other.statistics) == pytest.approx(flat(one.statistics), rel=1e-5, abs=1e-3)  # sums over tokens
         assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
@@ -119,11 +126,14 @@ def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, up
     engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, make_samples(), 1, 200)[0]
     report = engine.train(batch)
-    assert (report.statistics.clipped_low + report.statistics.clipped_high > 0) is clipped
+    assert report.first is not None
+    first, last = report.first.statistics, made(report).statistics
+    assert (first.ratio.minimum, first.ratio.maximum) == (1.0, 1.0)
+    assert (last.clipped_low + last.clipped_high > 0) is clipped
     # The schedule counts updates: of 3 x STEPS the last one of this batch is the third.
     assert report.learning_rate == pytest.approx(0.01 * (1 - (updates - 1) / (updates * STEPS)))
     nothing = engine.train(replace(batch, micro_batches=()))
-    assert nothing.statistics == UpdateStatistics()
+    assert (nothing.first, nothing.last, nothing.skipped) == (None, None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +160,9 @@ def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: i
     batches = pack_batches(1, make_samples(), 2, 120)
     tokens = [[sum(len(s.token_ids) for s in micro) for micro in batch.micro_batches] for batch in batches]
     assert any(-(-one // 7) != -(-other // 7) for one, other in zip(*tokens, strict=True))
-    for one in expected:
-        reports = ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])
+    for step, one in enumerate(expected, start=1):
+        work = [rank.train.remote(replace(batch, step=step)) for rank, batch in zip(ranks, batches, strict=True)]
+        reports = [made(report) for report in ray.get(work)]
         merged = functools.reduce(UpdateStatistics.merged, (r.statistics for r in reports))
         assert merged.loss == pytest.approx(one.statistics.loss, abs=1e-4)
         assert merged.tokens == one.statistics.tokens == sum(len(s.token_ids) for s in make_samples())
@@ -334,7 +345,7 @@ def test_an_empty_step_changes_nothing(model_path: str) -> None:
     engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
     before = engine.adapter()
     report = engine.train(pack_batches(1, (), 1, 120)[0])
-    assert (report.statistics.loss, report.grad_norm) == (0.0, 0.0)
+    assert (report.first, report.last) == (None, None)
     after = engine.adapter()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -344,6 +355,6 @@ def test_weights_of_zero_add_nothing(model_path: str, expected: list[Any]) -> No
     engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
     samples = make_samples()
     idle = replace(samples[0], token_weights=np.zeros_like(samples[0].token_weights))
-    report = engine.train(pack_batches(1, (*samples, idle), 1, 100_000)[0])
+    report = made(engine.train(pack_batches(1, (*samples, idle), 1, 100_000)[0]))
     assert report.statistics.loss == pytest.approx(expected[0].statistics.loss, abs=1e-6)
     assert report.grad_norm == pytest.approx(expected[0].grad_norm, rel=1e-5)

@@ -68,6 +68,12 @@ def conflicts(config: Config) -> Iterator[str]:
             "learner.offload_optimizer=true is a part of ZeRO, which learner.zero_stage=0 turns off; set "
             "learner.zero_stage to 1, 2 or 3, or leave the optimizer where it is"
         )
+    updates = config.run.steps * a.updates_per_batch
+    if updates == round(config.learner.warmup * updates) == 1:
+        yield (
+            f"learner.warmup={config.learner.warmup} of run.steps={config.run.steps} gives the run's only update a "
+            "learning rate of 0, so that it trains nothing; set it to 0"
+        )
     if r.sleep and a.max_staleness > 0:
         yield (
             f"rollout.sleep=true stops all rollouts while the learner trains, and algorithm.max_staleness="

@@ -206,6 +206,11 @@ class LearnerSettings(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up")
     warmup: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
+    max_skipped_updates: PositiveInt | None = Field(
+        3,
+        description="updates skipped in a row, because a loss, log-probability or gradient was not finite, that end "
+        "the run; 1: the first one does; null: the run goes on whatever is skipped",
+    )
     micro_batch_tokens: PositiveInt = Field(16384, description="most tokens, padding included, of a micro-batch")
     layout: Literal["padded", "packed"] | None = Field(
         None, description="samples of a micro-batch in padded rows, or in one row; null: packed with flash-attention"

@@ -231,7 +231,11 @@ class LearnerActor:
         if engine is None:
             return
         sampler, arrays = to_plain(self._sampler.state_dict())
-        state = {**asdict(progress), "optimizer_steps": engine.optimizer_steps, "schedule": engine.schedule}
+        state = {
+            **asdict(progress),
+            "optimizer_steps": engine.optimizer_steps,
+            "skipped_in_a_row": engine.skipped_in_a_row,
+        }
         contents = {
             checkpoint.WEIGHTS: engine.weights,
             "optimizer.safetensors": engine.moments,
@@ -252,7 +256,7 @@ class LearnerActor:
                 moments=files["optimizer.safetensors"],
                 random=files["random.safetensors"],
                 optimizer_steps=state["optimizer_steps"],
-                schedule=state["schedule"],
+                skipped_in_a_row=state.get("skipped_in_a_row", 0),  # earlier versions did not count
             )
         )
         if self._rank == 0:

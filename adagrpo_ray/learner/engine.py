@@ -15,21 +15,40 @@ from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET
+from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.gather import init_method
+from adagrpo_ray.learner.gradients import GradientSum, hand_over
 from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.model.load import flash_attention, load_policy
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 
 @dataclass(frozen=True)
-class TrainReport:
-    """What one rank says of one optimizer step; the ranks' `statistics` merge to those of the batch."""
+class UpdateReport:
+    """What one rank reports of one update; the ranks' `statistics` merge to those of the batch."""
 
     statistics: UpdateStatistics
     grad_norm: float
-    learning_rate: float
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What one rank reports of the updates on a batch.
+
+    `first` and `last` are the first and the last update that were made, None if none was. `skipped` counts the updates
+    that were skipped, `cause` says what was not finite in the first of them; `skipped_in_a_row` counts over batches,
+    and is 0 after an update that was made. All but `statistics` is the same on every rank.
+    """
+
+    first: UpdateReport | None
+    last: UpdateReport | None
+    learning_rate: float  # of the last update that was tried
+    skipped: int
+    cause: str | None
+    skipped_in_a_row: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +62,7 @@ class EngineState:
     moments: dict[str, NDArray[Any]]
     random: dict[str, NDArray[Any]]
     optimizer_steps: int
-    schedule: dict[str, Any]
+    skipped_in_a_row: int
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
@@ -62,15 +81,6 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "steps_per_print": 2**31,
     }
-
-
-def _scheduler(config: Config) -> Any:
-    """A function from the optimizer to its learning-rate schedule over the run's updates."""
-    from transformers import get_scheduler
-
-    s, steps = config.learner, config.run.steps * config.algorithm.updates_per_batch
-    name = {"constant": "constant_with_warmup"}.get(s.schedule, s.schedule)
-    return lambda optimizer: get_scheduler(name, optimizer, round(s.warmup * steps), steps)
 
 
 class LearnerEngine:
@@ -119,59 +129,102 @@ class LearnerEngine:
         self._engine, *_ = deepspeed.initialize(
             model=self._policy,
             model_parameters=trainable,
-            lr_scheduler=_scheduler(config),
             config=deepspeed_config(config),
         )
+        self._trainable = tuple(trainable)
+        self._shapes = [p.ds_shape if config.learner.zero_stage == 3 else p.shape for p in trainable]
+        self._mode = UpdateMode(self._policy)
+        self._skipped_in_a_row = 0
 
     def train(self, batch: TrainBatch) -> TrainReport:
-        """The optimizer steps on a batch, whose token weights hold the loss's normalisation.
+        """The updates on a batch, whose token weights hold the loss's normalisation.
 
-        The report is of the last one. The old policy is the one before the first, so that the clip range
-        bounds how far all of them together may go.
+        The old policy is the one before the first update, so that the clip range bounds how far all of them together
+        may go. Its log-probabilities are those of the first update's forward pass or, if that one drops activations
+        (`model.lora.dropout`), of a pass before it without dropout: they are compared with the engines', which have
+        none. The policy's own keep LoRA's dropout, which regularises the adapter.
+
+        An update in which anything is not finite is skipped on all ranks: weights and moments stay as they are. It
+        ends the batch, since its next update would start from the same weights.
         """
-        self._engine.train()
+        self._mode.begin()
         old: list[torch.Tensor] = []
-        report = TrainReport(UpdateStatistics(), 0.0, self._learning_rate)
-        for _ in range(self._config.algorithm.updates_per_batch if batch.micro_batches else 0):
-            report = self._update(batch, old)
-        return report
+        made: list[UpdateReport] = []
+        cause: str | None = None
+        rate = learning_rate(self._config, batch.step)
+        for number in range(self._config.algorithm.updates_per_batch if batch.micro_batches else 0):
+            rate = learning_rate(self._config, batch.step, number)
+            result = self._update(batch, old, rate)
+            if not isinstance(result, UpdateReport):
+                cause = result
+                self._skipped_in_a_row += 1
+                break
+            made.append(result)
+            self._skipped_in_a_row = 0
+        return TrainReport(
+            first=made[0] if made else None,
+            last=made[-1] if made else None,
+            learning_rate=rate,
+            skipped=int(cause is not None),
+            cause=cause,
+            skipped_in_a_row=self._skipped_in_a_row,
+        )
 
-    def _update(self, batch: TrainBatch, old: list[torch.Tensor]) -> TrainReport:
-        """One optimizer step; fills `old`, one tensor a micro-batch, where it is the first on this batch."""
-        loss = self._config.algorithm.loss
-        statistics, norm = UpdateStatistics(), 0.0
-        learning_rate = self._learning_rate
-        for number, samples in enumerate(batch.micro_batches, start=1):
+    def _update(self, batch: TrainBatch, old: list[torch.Tensor], rate: float) -> UpdateReport | str:
+        """One update, or the cause for which it was skipped.
+
+        Fills `old`, one tensor a micro-batch, in the first update on this batch.
+        """
+        statistics = UpdateStatistics()
+        gradient = GradientSum(self._shapes, self._device)
+        for number, samples in enumerate(batch.micro_batches):
             rows = self._lay_out(samples, self._device)
-            logprobs, entropy = self._engine(rows)
-            if len(old) < number:
+            if len(old) == number and self._mode.drops:
+                with torch.no_grad(), without_dropout(self._policy):
+                    old.append(self._policy(rows)[0])
+            logprobs, entropy = self._policy(rows)
+            if len(old) == number:
                 old.append(logprobs.detach())
-            tokens = Tokens(
-                policy=logprobs,
-                old=old[number - 1],
-                behaviour=self._flat([s.behaviour_logprobs for s in samples]),
-                reference=self._reference(rows) if loss.beta > 0 else None,
-                advantages=self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
-                weights=self._flat([s.token_weights for s in samples]),
-                sequence=self._flat([np.full(len(s.token_ids), i) for i, s in enumerate(samples)]),
-                entropy=entropy,
-                levels=[s.level for s in samples],
+            tokens = self._tokens(samples, rows, logprobs, old[number], entropy)
+            loss, figures = policy_loss(tokens, self._config.algorithm.loss)
+            gradient.note(
+                (logprobs, tokens.old, tokens.behaviour, tokens.reference, tokens.advantages * tokens.weights, loss)
             )
-            part, figures = policy_loss(tokens, loss)
-            # DeepSpeed averages gradients over the ranks; the loss is a sum over them.
-            self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
-            self._engine.backward(part * self._world_size)
-            if number == len(batch.micro_batches):
-                norm = self._gradient_norm()
-            self._engine.step()
+            gradient.add(torch.autograd.grad(loss, self._trainable, allow_unused=True))
             statistics = statistics.merged(figures)
-        return TrainReport(statistics, float(self._engine.get_global_grad_norm() or norm), learning_rate)
+        whole = gradient.reduce(self._world_size)
+        if whole.cause is not None:
+            return whole.cause
+        for group in self._engine.basic_optimizer.param_groups:
+            group["lr"] = rate
+        hand_over(self._engine, self._trainable, whole.gradients)
+        return UpdateReport(statistics, whole.norm)
+
+    def _tokens(
+        self,
+        samples: tuple[TrainSample, ...],
+        rows: Rows,
+        policy: torch.Tensor,
+        old: torch.Tensor,
+        entropy: torch.Tensor,
+    ) -> Tokens:
+        """The tokens of a micro-batch, with all that the loss needs."""
+        return Tokens(
+            policy=policy,
+            old=old,
+            behaviour=self._flat([s.behaviour_logprobs for s in samples]),
+            reference=self._reference(rows) if self._config.algorithm.loss.beta > 0 else None,
+            advantages=self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
+            weights=self._flat([s.token_weights for s in samples]),
+            sequence=self._flat([np.full(len(s.token_ids), i) for i, s in enumerate(samples)]),
+            entropy=entropy,
+            levels=[s.level for s in samples],
+        )
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
         """Log-probabilities [T] of each sample's completion under the policy as it is now."""
-        self._engine.eval()
-        with torch.no_grad():
-            flat = self._engine(self._lay_out(samples, self._device))[0].cpu()
+        with torch.no_grad(), without_dropout(self._policy):
+            flat = self._policy(self._lay_out(samples, self._device))[0].cpu()
         return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
 
     def release(self) -> None:
@@ -197,18 +250,13 @@ class LearnerEngine:
         torch.distributed.all_gather_object(every, own)
         if self._rank != 0:
             return None
-        schedule = self._engine.lr_scheduler.state_dict()
-        return EngineState(weights, moments, {k: v for one in every for k, v in one.items()}, steps, schedule)
+        random = {k: v for one in every for k, v in one.items()}
+        return EngineState(weights, moments, random, steps, self._skipped_in_a_row)
 
     def restore(self, state: EngineState) -> None:
         """Go on where `state` was taken, on any number of ranks; a rank that was not there keeps its generators."""
         self._masters().write(state.weights, state.moments, state.optimizer_steps)
-        scheduler = self._engine.lr_scheduler
-        scheduler.load_state_dict(dict(state.schedule))
-        # The scheduler sets the rate after a step only; and with another run.steps it is another one by now.
-        groups = self._engine.basic_optimizer.param_groups
-        for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-            group["lr"] = base * factor(scheduler.last_epoch)
+        self._skipped_in_a_row = state.skipped_in_a_row
         cpu, cuda = (state.random.get(f"{kind}.{self._rank}") for kind in ("cpu", "cuda"))
         if cpu is not None:
             torch.set_rng_state(torch.tensor(cpu))
@@ -234,15 +282,6 @@ class LearnerEngine:
 
     def _masters(self) -> Masters:
         return Masters(self._engine, self._named(), self._rank, self._world_size)
-
-    @property
-    def _learning_rate(self) -> float:
-        return float(self._engine.get_lr()[0])
-
-    def _gradient_norm(self) -> float:
-        """Norm of the gradient where DeepSpeed tells none: stage 0 in float32, each parameter has all of it."""
-        gradients = [p.grad.norm() for p in self._policy.parameters() if p.requires_grad and p.grad is not None]
-        return float(torch.stack(gradients).norm()) if gradients else 0.0
 
     def _reference(self, rows: Rows) -> torch.Tensor:
         with self._policy.reference():

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner.buffers import chunk_tokens
+from adagrpo_ray.learner.dropout import without_dropout
 from adagrpo_ray.learner.layout import Rows
 
 PARTS = 8  # of a chunk of logits, whose probabilities exist one after the other
@@ -66,13 +67,8 @@ class Policy(torch.nn.Module):
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it the model is the reference policy: adapter off, no gradients."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad(), self.peft_model.disable_adapter():
-                yield
-        finally:
-            self.train(training)
+        with torch.no_grad(), without_dropout(self), self.peft_model.disable_adapter():
+            yield
 
 
 def _token_figures(

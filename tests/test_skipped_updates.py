@@ -1,0 +1,250 @@
+"""An update in which anything is not finite is skipped on all ranks, and leaves no trace at any stage of ZeRO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.errors import CheckpointError, DivergedError
+from adagrpo_ray.learner.actor import LearnerActor
+from adagrpo_ray.learner.engine import EngineState, LearnerEngine, TrainReport
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.model.files import ModelFiles
+from adagrpo_ray.model.load import resolve_model
+from adagrpo_ray.types import TrainBatch, TrainSample
+
+STAGES = [
+    *[[f"zero_stage={stage}", f"dtype={dtype}"] for stage in range(4) for dtype in ("float32", "bfloat16")],
+    *[[f"zero_stage={stage}", "dtype=bfloat16", "offload_optimizer=true"] for stage in (1, 2, 3)],
+]
+
+
+def configure(*overrides: str) -> Config:
+    settings = [
+        *("learner.learning_rate=1e-3", "learner.warmup=0.0", "learner.schedule=linear", "run.steps=8"),
+        *("algorithm.updates=1", "algorithm.loss.beta=0.04"),
+    ]
+    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+
+
+def of_stage(settings: list[str]) -> list[str]:
+    return [f"{'model' if setting.startswith('dtype') else 'learner'}.{setting}" for setting in settings]
+
+
+@pytest.fixture(scope="module")
+def model_path() -> str:
+    return resolve_model(configure())
+
+
+def make_engine(model_path: str, *overrides: str) -> LearnerEngine:
+    return LearnerEngine(model_path, configure(*overrides), 0, 1, ("127.0.0.1", 0))
+
+
+def make_samples() -> list[TrainSample]:
+    """Of decreasing length, so that they keep their order in a batch."""
+    rng = np.random.default_rng(0)
+    return [
+        TrainSample(
+            prompt_token_ids=rng.integers(0, 100, 5).astype(np.int32),
+            token_ids=rng.integers(0, 100, length).astype(np.int32),
+            behaviour_logprobs=np.full(length, -4.0, np.float32),
+            token_weights=np.full(length, 1 / 40, np.float32),
+            advantage=advantage,
+        )
+        for length, advantage in ((14, 1.0), (12, -1.0), (10, 0.5), (8, -0.5))
+    ]
+
+
+def good(step: int, ranks: int = 1) -> list[TrainBatch]:
+    return pack_batches(step, make_samples(), ranks, 20)
+
+
+def bad(step: int, ranks: int = 1, at: int = 1, **fault: Any) -> list[TrainBatch]:
+    """A batch whose sample `at`, which has a micro-batch of its own, has the fields of `fault`."""
+    samples = make_samples()
+    samples[at] = replace(samples[at], **fault)
+    return pack_batches(step, samples, ranks, 20)
+
+
+def with_logprob(value: float) -> dict[str, Any]:
+    logprobs = np.full(12, -4.0, np.float32)
+    logprobs[5] = value
+    return {"behaviour_logprobs": logprobs}
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "NaN behaviour": (with_logprob(math.nan), "behaviour log-probabilities"),
+    "-inf behaviour": (with_logprob(-math.inf), "behaviour log-probabilities"),
+    "NaN advantage": ({"advantage": math.nan}, "advantages"),
+    "infinite weight": ({"token_weights": np.full(12, math.inf, np.float32)}, "advantages"),
+    "infinite loss": ({"advantage": 3e38, "token_weights": np.full(12, 1.0, np.float32)}, "loss"),
+    "infinite gradient": ({"advantage": 1e30}, "gradient"),
+}
+
+
+def bytes_of(state: EngineState | None) -> dict[str, bytes]:
+    """All of a state but the count of skipped updates."""
+    assert state is not None
+    arrays = {**state.weights, **state.moments, **{f"random/{k}": v for k, v in state.random.items()}}
+    return {**{name: value.tobytes() for name, value in arrays.items()}, "steps": bytes([state.optimizer_steps])}
+
+
+def adapter_bytes(engine: LearnerEngine) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in engine.adapter().items()}
+
+
+@pytest.mark.parametrize("settings", STAGES, ids=",".join)
+def test_a_skipped_update_leaves_no_trace(model_path: str, settings: list[str]) -> None:
+    """Neither in weights nor moments, nor in what DeepSpeed holds for the next update."""
+    engine = make_engine(model_path, *of_stage(settings))
+    engine.train(good(1)[0])
+    before, served = bytes_of(engine.snapshot()), adapter_bytes(engine)
+    fault, cause = FAULTS["NaN behaviour"]
+    report = engine.train(bad(2, **fault)[0])
+    assert (report.skipped, report.cause, report.first, report.last) == (1, cause, None, None)
+    assert bytes_of(engine.snapshot()) == before
+    assert adapter_bytes(engine) == served
+    after = engine.train(good(3)[0])
+
+    other = make_engine(model_path, *of_stage(settings))
+    other.train(good(1)[0])
+    assert other.train(good(3)[0]) == after
+    assert after.skipped_in_a_row == 0
+    assert bytes_of(other.snapshot()) == bytes_of(engine.snapshot()) != before
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_number_that_is_not_finite_skips_the_update(model_path: str, fault: str, dtype: str) -> None:
+    engine = make_engine(model_path, f"model.dtype={dtype}")
+    before = bytes_of(engine.snapshot())
+    fields, cause = FAULTS[fault]
+    report = engine.train(bad(1, **fields)[0])
+    assert (report.skipped, report.cause) == (1, cause)
+    assert bytes_of(engine.snapshot()) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "cause"), [("lora_B", "policy log-probabilities"), ("embed_tokens", "policy log-probabilities")]
+)
+def test_weights_that_are_not_finite_skip_the_update(model_path: str, part: str, cause: str) -> None:
+    engine = make_engine(model_path)
+    parameter = next(p for name, p in engine._policy.named_parameters() if part in name)
+    with torch.no_grad():
+        parameter.fill_(math.nan)
+    report = engine.train(good(1)[0])
+    assert (report.skipped, report.cause) == (1, cause)
+
+
+def test_a_reference_that_is_not_finite_skips_the_update(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(model_path)
+    reference = engine._reference
+    monkeypatch.setattr(engine, "_reference", lambda rows: reference(rows) / 0.0)
+    report = engine.train(good(1)[0])
+    assert (report.skipped, report.cause) == (1, "reference log-probabilities")
+
+
+def test_skipped_updates_in_a_row_are_counted_over_steps_and_through_a_checkpoint(model_path: str) -> None:
+    fault, _ = FAULTS["NaN advantage"]
+    engine = make_engine(model_path)
+    assert [engine.train(bad(step, **fault)[0]).skipped_in_a_row for step in (1, 2)] == [1, 2]
+    empty = engine.train(TrainBatch(3, ()))
+    assert (empty.skipped, empty.skipped_in_a_row) == (0, 2)  # nothing was tried
+    state = engine.snapshot()
+    assert state is not None
+    other = make_engine(model_path)
+    other.restore(state)
+    assert other.train(bad(4, **fault)[0]).skipped_in_a_row == 3
+    assert other.train(good(5)[0]).skipped_in_a_row == 0
+
+
+def test_a_skipped_update_ends_its_batch(model_path: str) -> None:
+    """The next update on it would start from the same weights."""
+    engine = make_engine(model_path, "algorithm.updates=3")
+    report = engine.train(bad(1, **FAULTS["NaN advantage"][0])[0])
+    assert (report.skipped, report.skipped_in_a_row, report.last) == (1, 1, None)
+
+
+def test_skipped_and_empty_steps_advance_the_schedule(model_path: str) -> None:
+    engine = make_engine(model_path)
+    batches = [good(1)[0], TrainBatch(2, ()), bad(3, **FAULTS["NaN advantage"][0])[0], good(4)[0]]
+    rates = [engine.train(batch).learning_rate for batch in batches]
+    assert rates == pytest.approx([1e-3 * (8 - done) / 8 for done in range(4)])
+    assert {group["lr"] for group in engine._engine.basic_optimizer.param_groups} == {rates[-1]}
+
+
+def test_a_checkpoint_with_numbers_that_are_not_finite_is_refused(model_path: str) -> None:
+    engine = make_engine(model_path)
+    state = engine.snapshot()
+    assert state is not None
+    for kind in ("weights", "moments"):
+        arrays = dict(getattr(state, kind))
+        name = next(iter(arrays))
+        arrays[name] = np.full_like(arrays[name], math.nan)
+        with pytest.raises(CheckpointError, match=f"{name}.*not finite.*earlier checkpoint"):
+            engine.restore(replace(state, **{kind: arrays}))
+
+
+def test_an_adapter_that_is_not_finite_is_not_sent(model_path: str) -> None:
+    actor = LearnerActor()
+    actor._rank, actor._engine = 0, make_engine(model_path)
+    with torch.no_grad():
+        next(p for p in actor._engine._policy.parameters() if p.requires_grad).fill_(math.inf)
+    with pytest.raises(DivergedError, match=r"after step 7.*lora_A.*learner\.learning_rate"):
+        actor.sync(7)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+class Rank(LearnerActor):
+    def snapshot(self) -> EngineState | None:
+        return self._engine.snapshot()
+
+
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 2)), 3])
+@pytest.mark.usefixtures("cluster")
+def test_a_fault_on_one_rank_skips_the_update_on_all(model_path: str, stage: int) -> None:
+    config = configure("learner.ranks=2", f"learner.zero_stage={stage}", "model.dtype=bfloat16")
+
+    def start() -> list[Any]:
+        ranks = [ray.remote(Rank).remote() for _ in range(2)]
+        master = ray.get(ranks[0].address.remote())
+        ray.get([actor.start.remote(config, rank, ModelFiles(model_path), master) for rank, actor in enumerate(ranks)])
+        return ranks
+
+    def train(ranks: list[Any], batches: list[TrainBatch]) -> list[TrainReport]:
+        return ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])  # type: ignore[no-any-return]
+
+    def state(ranks: list[Any]) -> dict[str, bytes]:
+        return bytes_of(ray.get([rank.snapshot.remote() for rank in ranks])[0])
+
+    ranks = start()
+    train(ranks, good(1, 2))
+    before = state(ranks)
+    fault, cause = FAULTS["NaN behaviour"]
+    batches = bad(2, 2, **fault)
+    whole = [all(np.isfinite(s.behaviour_logprobs).all() for m in b.micro_batches for s in m) for b in batches]
+    assert whole == [True, False]
+    reports = train(ranks, batches)
+    assert [(r.skipped, r.cause, r.skipped_in_a_row, r.last) for r in reports] == [(1, cause, 1, None)] * 2
+    assert state(ranks) == before
+    after, end = train(ranks, good(3, 2)), state(ranks)
+    others = start()
+    train(others, good(1, 2))
+    assert train(others, good(3, 2)) == after
+    assert state(others) == end != before
+    for rank in (*ranks, *others):
+        ray.kill(rank)
