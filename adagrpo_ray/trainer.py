@@ -7,17 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.authentication import takes_token
 from adagrpo_ray.cluster import Actors, actors, any_dead, connect, get
 from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import (
     AdaGRPOError,
+    DivergedError,
     ExtensionError,
     LearnerLostError,
     RecordError,
@@ -26,6 +26,8 @@ from adagrpo_ray.errors import (
     StoppedError,
 )
 from adagrpo_ray.learner.actor import Collected, Pending
+from adagrpo_ray.learner.schedule import learning_rate
+from adagrpo_ray.learner.updates import TrainReport, update_figures
 from adagrpo_ray.memory import settled
 from adagrpo_ray.model.card import Facts, adapter_card, package_versions
 from adagrpo_ray.model.identity import identify
@@ -99,7 +101,7 @@ def train_on(
     run = _Run(running, config, folder, observer, stop or Stop(), home or str(folder), card)
     try:
         return run.finish(past)
-    except (StoppedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
+    except (StoppedError, DivergedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
         kept = run.keep()
         raise type(error)(f"{error}; {kept}") from error
 
@@ -122,6 +124,8 @@ class _Run:
         self._records: list[StepRecord] = []
         self._measured: dict[int, float] = {}  # held-out accuracy by step
         self._saved = 0  # the step of the newest checkpoint
+        self._skipped_in_a_row = 0  # updates, when the last one was skipped
+        self._whole = True  # the learners' weights can be kept
 
     def finish(self, past: Past | None) -> Summary:
         """All steps that are left, measured, kept and summed up."""
@@ -133,6 +137,7 @@ class _Run:
                 self._records.append(record)
                 observer.step(record)
                 observer.samples(groups)
+                self._check_skipped(record)
                 ends = step == config.run.steps
                 if ends or _due(config.evaluation.every, step):
                     last = self._evaluate("after" if ends else f"step {step}", step)
@@ -157,7 +162,9 @@ class _Run:
         get(self._learners[0].abandon.remote())
         if not self._records:
             return "no step was finished, so there is nothing to keep"
-        if self._saved < self._records[-1].step:
+        if not self._whole and not self._saved:
+            return "nothing was kept, since there was no checkpoint before (checkpoint.every)"
+        if self._whole and self._saved < self._records[-1].step:
             self._save_checkpoint()
         return f"step {self._saved} is in {join(self._home, FOLDER)}: go on with --resume {self._home}"
 
@@ -179,29 +186,48 @@ class _Run:
         began = time.perf_counter()
         collected: Collected = self._patiently("collect", step, _ahead(self._config, step))
         sampled = time.perf_counter()
-        reports = []
+        reports: list[TrainReport] = []
         if collected.trained_tokens:
             batches = zip(self._learners, collected.batches, strict=True)
             reports = self._answers([learner.train.remote(batch) for learner, batch in batches])
         trained = time.perf_counter()
-        sync, *_ = self._on_all("sync", step)
+        try:
+            sync, *_ = self._on_all("sync", step)
+        except DivergedError:
+            self._whole = False
+            raise
         ended = time.perf_counter()
-        statistics = reduce(UpdateStatistics.merged, (r.statistics for r in reports), UpdateStatistics())
+        updates = self._config.algorithm.updates_per_batch
         record = StepRecord(
             step=step,
             seconds=ended - began,
             **asdict(collected.figures),
-            trained_tokens=collected.trained_tokens,
-            **statistics.figures(),
-            grad_norm=reports[0].grad_norm if reports else None,
-            learning_rate=reports[0].learning_rate if reports else None,
+            trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
+            **update_figures(reports, updates),
+            learning_rate=reports[0].learning_rate if reports else learning_rate(self._config, step, updates - 1),
             weight_version=sync.version,
             sync_bytes=sync.sent_bytes,
             rollout_actors=collected.rollout_actors,
             rollout_restarts=collected.rollout_restarts,
             seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
         )
+        if reports and reports[0].cause is not None:
+            self._observer.phase(
+                f"warning: step {step}: an update was skipped, because numbers were not finite: {reports[0].cause} "
+                f"({reports[0].skipped_in_a_row} in a row)"
+            )
+            self._skipped_in_a_row = reports[0].skipped_in_a_row
         return record, collected.groups
+
+    def _check_skipped(self, record: StepRecord) -> None:
+        """DivergedError if an update of the step was skipped, and as many in a row as may be."""
+        most, skipped = self._config.learner.max_skipped_updates, self._skipped_in_a_row
+        if record.skipped_updates and most is not None and skipped >= most:
+            raise DivergedError(
+                f"step {record.step}: {skipped} updates in a row were skipped, because numbers in them were not finite "
+                f"(learner.max_skipped_updates={most}); lower learner.learning_rate="
+                f"{self._config.learner.learning_rate}, or read in samples.jsonl what the policy writes"
+            )
 
     def _evaluate(self, label: str, step: int) -> EvaluationRecord | None:
         if not self._config.data.held_out_prompts:

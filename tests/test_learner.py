@@ -20,10 +20,11 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.learner.engine import LearnerEngine, TrainReport, UpdateReport
+from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.learner.updates import TrainReport, UpdateReport
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import load_policy, resolve_model
 from adagrpo_ray.types import TrainSample

@@ -22,7 +22,7 @@ from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, 
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile
 from adagrpo_ray.evaluation.settings import counting_settings, for_measuring, prompt_settings
 from adagrpo_ray.learner.adapters import read_adapter
-from adagrpo_ray.learner.evaluation import evaluation_request
+from adagrpo_ray.learner.evaluation import check_finite, evaluation_request
 from adagrpo_ray.placement import Placement, address
 from adagrpo_ray.preflight import Inputs, check
 from adagrpo_ray.rewards import Scores
@@ -163,6 +163,7 @@ async def _models(
         async with places:
             request = evaluation_request(prompt, plan.config.evaluation, rollout.max_new_tokens, plan.config.run.seed)
             completions = await fleet.pool.generate(request)
+            check_finite(completions)
             scores, correct = await scorer.score(prompt, completions)
         if stop.is_set():  # what failed then may have failed for that
             return

@@ -14,12 +14,13 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.background import Background
-from adagrpo_ray.learner.batch import training_samples
+from adagrpo_ray.learner.batch import broken_samples, training_samples
 from adagrpo_ray.learner.collection import Collection
-from adagrpo_ray.learner.engine import EngineState, LearnerEngine, TrainReport
+from adagrpo_ray.learner.engine import EngineState, LearnerEngine
 from adagrpo_ray.learner.evaluation import evaluate
 from adagrpo_ray.learner.figures import sampling_figures
 from adagrpo_ray.learner.gather import listen
@@ -27,6 +28,7 @@ from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.sampler import AdaptiveSampler
 from adagrpo_ray.learner.samples import group_samples
 from adagrpo_ray.learner.snapshot import from_plain, to_plain
+from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.model.card import CARD
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.network import use_node_address
@@ -138,6 +140,7 @@ class LearnerActor:
         collection = self._collections.pop(step).result()
         groups = [*collection.ready, *(() if drop else collection.exhausted)]
         samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
+        samples = (*samples, *broken_samples(collection.attempts))
         batches = pack_batches(
             step, samples, config.learner.ranks, config.learner.micro_batch_tokens, self._engine.padded
         )
@@ -181,11 +184,20 @@ class LearnerActor:
             self._background.run(self._fleet.pool.wake())
 
     def sync(self, version: int) -> SyncReport | None:
-        """Send the adapter to all rollout actors as `version`; every rank helps to gather it, rank 0 sends."""
+        """Send the adapter to all rollout actors as `version`; every rank helps to gather it, rank 0 sends.
+
+        DivergedError if a number in it is not finite.
+        """
         tensors = self._engine.adapter()
         if self._rank != 0:
             return None
         import torch
+
+        if broken := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+            raise DivergedError(
+                f"after step {version} weights of the adapter are not finite (first: {broken[0]}); lower "
+                f"learner.learning_rate={self._config.learner.learning_rate}"
+            )
 
         lora, dtype = self._config.model.lora, getattr(torch, self._config.model.dtype)
         weights = pack(version, tensors, lora.r, lora.alpha, dtype)

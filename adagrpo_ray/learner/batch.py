@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.loss import token_weights
 from adagrpo_ray.config.algorithm import AlgorithmSettings
@@ -71,3 +73,25 @@ def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completi
         pool = [*right[:kept], *wrong[: size - kept]]
     for completion, advantage, _ in pool:
         yield completion, advantage
+
+
+def broken_samples(groups: Sequence[Group]) -> tuple[TrainSample, ...]:
+    """The first completion of the groups' newest attempts whose log-probabilities are not finite, if there is one.
+
+    Its weights are 0, and it makes the learner skip the update: such numbers come from weights or logits that are not
+    finite, under which rewards mean nothing, be they all alike or not.
+    """
+    for group in groups:
+        for completion in group.last.completions:
+            if not np.isfinite(completion.logprobs).all():
+                return (
+                    TrainSample(
+                        prompt_token_ids=group.prompt.token_ids,
+                        token_ids=completion.token_ids,
+                        behaviour_logprobs=completion.logprobs,
+                        token_weights=np.zeros(len(completion.token_ids), np.float32),
+                        advantage=0.0,
+                        level=group.prompt.level,
+                    ),
+                )
+    return ()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET
 from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.gather import init_method
@@ -22,33 +23,9 @@ from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.learner.schedule import learning_rate
+from adagrpo_ray.learner.updates import TrainReport, UpdateReport
 from adagrpo_ray.model.load import flash_attention, load_policy
 from adagrpo_ray.types import TrainBatch, TrainSample
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What one rank reports of one update; the ranks' `statistics` merge to those of the batch."""
-
-    statistics: UpdateStatistics
-    grad_norm: float
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What one rank reports of the updates on a batch.
-
-    `first` and `last` are the first and the last update that were made, None if none was. `skipped` counts the updates
-    that were skipped, `cause` says what was not finite in the first of them; `skipped_in_a_row` counts over batches,
-    and is 0 after an update that was made. All but `statistics` is the same on every rank.
-    """
-
-    first: UpdateReport | None
-    last: UpdateReport | None
-    learning_rate: float  # of the last update that was tried
-    skipped: int
-    cause: str | None
-    skipped_in_a_row: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +109,7 @@ class LearnerEngine:
             config=deepspeed_config(config),
         )
         self._trainable = tuple(trainable)
-        self._shapes = [p.ds_shape if config.learner.zero_stage == 3 else p.shape for p in trainable]
+        self._shapes = [getattr(p, "ds_shape", p.shape) for p in trainable]  # under stage 3 a part of it is here
         self._mode = UpdateMode(self._policy)
         self._skipped_in_a_row = 0
 
@@ -254,7 +231,15 @@ class LearnerEngine:
         return EngineState(weights, moments, random, steps, self._skipped_in_a_row)
 
     def restore(self, state: EngineState) -> None:
-        """Go on where `state` was taken, on any number of ranks; a rank that was not there keeps its generators."""
+        """Go on where `state` was taken, on any number of ranks; a rank that was not there keeps its generators.
+
+        CheckpointError if it holds a number that is not finite.
+        """
+        for name, values in (*state.weights.items(), *state.moments.items()):
+            if not np.isfinite(values).all():
+                raise CheckpointError(
+                    f"{name} of the checkpoint holds numbers that are not finite; take an earlier checkpoint"
+                )
         self._masters().write(state.weights, state.moments, state.optimizer_steps)
         self._skipped_in_a_row = state.skipped_in_a_row
         cpu, cuda = (state.random.get(f"{kind}.{self._rank}") for kind in ("cpu", "cuda"))

@@ -11,9 +11,10 @@ import numpy as np
 
 from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config.tree import EvaluationSettings
+from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.learner.sampler import Generate, Score
 from adagrpo_ray.observe.records import EvaluationRecord
-from adagrpo_ray.types import GenerationRequest, Prompt
+from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
 
 def evaluation_request(
@@ -30,6 +31,15 @@ def evaluation_request(
     )
 
 
+def check_finite(completions: Sequence[Completion]) -> None:
+    """DivergedError if a log-probability of a sampled token is not finite."""
+    if not all(np.isfinite(completion.logprobs).all() for completion in completions):
+        raise DivergedError(
+            "log-probabilities of the model's completions are not finite, so its weights or logits are not either; "
+            "evaluate an earlier checkpoint, or another model"
+        )
+
+
 async def evaluate(
     prompts: Sequence[Prompt],
     settings: EvaluationSettings,
@@ -43,12 +53,13 @@ async def evaluate(
     """Share of right completions (avg@k for k = `settings.samples`), all prompts and by level.
 
     The seeds are the same every time, so that two measurements of a run compare. Completions that could not be scored
-    count as wrong.
+    count as wrong. DivergedError if a log-probability is not finite: an accuracy of such a model means nothing.
     """
     began = time.perf_counter()
 
     async def measure(prompt: Prompt) -> tuple[str, float, float, bool]:
         completions = await generate(evaluation_request(prompt, settings, max_new_tokens, seed))
+        check_finite(completions)
         scores, correct = await score(prompt, completions)
         length = float(np.mean([len(c.token_ids) for c in completions]))
         return prompt.level, float(correct.mean()), length, scores.error is not None

@@ -42,7 +42,7 @@ class GradientSum:
     def __init__(self, shapes: Sequence[torch.Size], device: torch.device) -> None:
         sizes = [shape.numel() for shape in shapes]
         self._flat = torch.zeros(sum(sizes) + len(CAUSES), dtype=torch.float32, device=device)
-        *parts, self._counts = self._flat.split([*sizes, len(CAUSES)])
+        *parts, self._counts = torch.split(self._flat, [*sizes, len(CAUSES)])
         self._sums = tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
     def add(self, gradients: Sequence[torch.Tensor | None]) -> None:
@@ -94,5 +94,6 @@ def hand_over(engine: Any, parameters: Sequence[torch.nn.Parameter], gradients: 
     rounded = [g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True)]
     sharded = engine.zero_optimization_stage() == 3  # where a parameter has its shape only while it is gathered
     with deepspeed.zero.GatheredParameters(list(parameters), enabled=sharded):
-        engine.backward(_HandOver.apply(rounded, *parameters))
+        given: torch.Tensor = _HandOver.apply(rounded, *parameters)  # type: ignore[no-untyped-call]
+        engine.backward(given)
     engine.step()

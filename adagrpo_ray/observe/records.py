@@ -75,7 +75,9 @@ class StepRecord(SamplingFigures):
     `capped_share` the share of tokens whose weight was moved to a bound, `masked_share` of those whose weight is 0
     because it was outside of them. `clip_low` and `clip_high` are the shares of tokens whose `ratio` to the policy
     before the update left the clip range below or above, and so stopped counting. `entropy` is the policy's mean over
-    the tokens trained on, in nats. `rollout_actors` were at work when it was sampled,
+    the tokens trained on, in nats. If a step makes several updates, its figures are of the first one, on fresh data,
+    except `clip_...` and `ratio_...`, which are of the last one, as are `last_...` (None if there is one update a
+    step); `learning_rate` is that of its last update. `rollout_actors` were at work when it was sampled,
     `rollout_restarts` had been replaced until then since the program started. `skipped_updates` of the batch were
     skipped on all ranks, since a loss, log-probability or gradient was not finite.
     """
@@ -107,6 +109,10 @@ class StepRecord(SamplingFigures):
     masked_share: float | None = field(default=None, kw_only=True)
     entropy: float | None = field(default=None, kw_only=True)
     entropy_by_level: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    last_loss: float | None = field(default=None, kw_only=True)
+    last_kl: float | None = field(default=None, kw_only=True)
+    last_entropy: float | None = field(default=None, kw_only=True)
+    last_grad_norm: float | None = field(default=None, kw_only=True)
     skipped_updates: int = field(default=0, kw_only=True)
 
 
