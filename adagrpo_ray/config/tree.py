@@ -76,7 +76,7 @@ class LoraSettings(Section):
 
     r: Literal[1, 8, 16, 32, 64, 128, 256] = Field(16, description="rank of the adapter; vLLM serves these ranks")
     alpha: float = Field(32.0, gt=0.0, description="scale of the adapter is alpha / r")
-    dropout: Decay = Field(0.0, description="dropout before the adapter while training")
+    dropout: Decay = Field(0.0, description="dropout before the adapter in updates, none elsewhere")
     targets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
@@ -203,7 +203,7 @@ class LearnerSettings(Section):
     learning_rate: float = Field(1e-5, gt=0.0, le=1.0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's moment decays")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up, over the steps of the run")
     warmup: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     max_skipped_updates: PositiveInt | None = Field(
