@@ -87,6 +87,7 @@ STEP_JSON = {
     "masked_share": 0.0,
     "entropy": 1.25,
     "entropy_by_level": {"2": 0.5, "5": 2.0},
+    **dict.fromkeys(("last_loss", "last_kl", "last_entropy", "last_grad_norm")),
     "skipped_updates": 0,
 }
 

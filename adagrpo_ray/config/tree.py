@@ -203,7 +203,7 @@ class LearnerSettings(Section):
     learning_rate: float = Field(1e-5, gt=0.0, le=1.0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's moment decays")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up, over the steps of the run")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up")
     warmup: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     max_skipped_updates: PositiveInt | None = Field(
