@@ -80,7 +80,10 @@ class UpdateStatistics:
         )
 
     def figures(self) -> dict[str, Any]:
-        """The figures by their names in `StepRecord`; None if nothing was measured, or what was is not finite."""
+        """The figures by their names in `StepRecord`; None if nothing was measured.
+
+        What is not finite stays so: such an update is not made, and a record refuses it.
+        """
         shares = {"clip_low": self.clipped_low, "clip_high": self.clipped_high, "capped_share": self.truncated}
         shares |= {"clip_share": self.clipped_low + self.clipped_high, "masked_share": self.masked}
         single = {
@@ -97,8 +100,8 @@ class UpdateStatistics:
             "entropy": self.entropy.mean,
             **{name: count / self.tokens if self.tokens else None for name, count in shares.items()},
         }
-        by_level = {level: _finite(aggregate.mean) for level, aggregate in self.entropy_by_level.items()}
-        return {**{name: _finite(value) for name, value in single.items()}, "entropy_by_level": by_level}
+        by_level = {level: aggregate.mean for level, aggregate in self.entropy_by_level.items()}
+        return {**single, "entropy_by_level": by_level}
 
 
 @dataclass(frozen=True)
@@ -173,10 +176,6 @@ def _aggregate(values: torch.Tensor, live: torch.Tensor) -> list[torch.Tensor]:
         torch.cat([torch.where(live, values, math.inf), inf]).amin(),
         torch.cat([torch.where(live, values, -math.inf), -inf]).amax(),
     ]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _merged(a: Any, b: Any) -> Any:
