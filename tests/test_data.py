@@ -166,6 +166,12 @@ def test_arithmetic_comes_in_levels():
     assert not {p.id for p in prompts.train} & {p.id for p in prompts.held_out}
 
 
+@pytest.mark.parametrize("part", [{"split": "test"}, {"subset": "hard"}])
+def test_arithmetic_has_no_parts(part: dict[str, str]):
+    with pytest.raises(DataError, match=r"data\.(split='test'|subset='hard'): 'arithmetic' has no"):
+        load("arithmetic", **part)
+
+
 def test_arithmetic_has_2000_prompts_unless_told():
     assert len(load("arithmetic").train) == 2000
 

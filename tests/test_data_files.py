@@ -114,9 +114,9 @@ def test_parquet_has_maps_as_objects_and_no_column_twice(tmp_path: Path) -> None
 def test_a_file_has_no_splits_and_no_subsets(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", LINES)
     for split in ("test", "train[:1]", "no-such"):
-        with pytest.raises(DataError, match=r"data\.split='.*': the file '.*d\.jsonl' has no splits"):
+        with pytest.raises(DataError, match=r"data\.split='.*': '.*d\.jsonl' has no splits"):
             rows(path, split=split)
-    with pytest.raises(DataError, match=r"data\.subset='main': the file '.*d\.jsonl' has no subsets"):
+    with pytest.raises(DataError, match=r"data\.subset='main': '.*d\.jsonl' has no subsets"):
         rows(path, subset="main")
 
 
@@ -177,6 +177,9 @@ def test_what_datasets_saved_to_disk_is_read_by_its_splits(tmp_path: Path) -> No
         rows(tmp_path / "both", split="dev")
     with pytest.raises(DataError, match=r"data\.split='dev'.* has no splits"):
         rows(tmp_path / "one", split="dev")
+    for name in ("both", "one"):
+        with pytest.raises(DataError, match=r"data\.subset='main'.* has no subsets"):
+            rows(tmp_path / name, subset="main")
 
 
 # --- names ---

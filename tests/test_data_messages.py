@@ -293,6 +293,11 @@ def test_thoughts_of_earlier_turns_may_go(path: Path) -> None:
     assert rendered(path, prompt, TOOLS) == "<user>1+1</user><assistant>2</assistant><user>2+2</user><assistant>"
 
 
+def test_an_empty_system_message_of_the_data_does_not_take_the_place_of_the_settings(path: Path) -> None:
+    prompt = [message("system", " "), message("user", "1+1")]
+    assert rendered(path, prompt, system_prompt="Be brief.") == SHOWN
+
+
 def test_a_system_message_of_the_data_in_place_of_the_settings_is_told(path: Path) -> None:
     prompts = load(path, [{"prompt": ASKED, "solution": "2"}], system_prompt="Write {think_end}.")
     assert "1 prompts have a system message of their own" in prompts.notes[0]
@@ -365,6 +370,12 @@ def test_an_argument_with_a_default_in_the_template_is_known(path: Path) -> None
 def test_arguments_that_are_given_already_are_refused_in_the_settings(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.template_kwargs"):
         load_config(TINY, {"data.template_kwargs": {name: 1}})
+
+
+@pytest.mark.parametrize("word", ["no", "False", "yes", "TRUE"])
+def test_words_for_booleans_are_refused_as_arguments(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.template_kwargs\.enable_thinking='.*write true or false"):
+        load_config(TINY, {"data.template_kwargs": {"enable_thinking": word}})
 
 
 # --- columns and levels ---

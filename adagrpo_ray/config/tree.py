@@ -40,7 +40,15 @@ def _not_reserved(name: str) -> str:
     return name
 
 
+def _no_word_for_a_boolean(value: JsonValue) -> JsonValue:
+    if isinstance(value, str) and value.strip().lower() in ("yes", "no", "true", "false"):
+        raise ValueError("a text is true in every template; write true or false without quotes")
+    return value
+
+
 TemplateArgument = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$"), AfterValidator(_not_reserved)]
+
+TemplateValue = Annotated[JsonValue, AfterValidator(_no_word_for_a_boolean)]
 
 
 class RunSettings(Section):
@@ -152,7 +160,7 @@ class DataSettings(Section):
         "Think between <think> and {think_end}, then put the final number between {answer_start} and {answer_end}.",
         description="system message, with the markers' names in braces; null: none, or the data's own",
     )
-    template_kwargs: dict[TemplateArgument, JsonValue] = Field(
+    template_kwargs: dict[TemplateArgument, TemplateValue] = Field(
         {}, description="arguments of the model's chat template by name, as in enable_thinking: false"
     )
     train_prompts: PositiveInt | None = Field(None, description="how many prompts to train on; null: all there are")

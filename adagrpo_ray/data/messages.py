@@ -54,12 +54,13 @@ class Chat:
 
     @property
     def has_system_message(self) -> bool:
-        """Whether it begins with a system message."""
-        return self.messages[0]["role"] in SYSTEM_ROLES
+        """Whether it begins with a system message that says something."""
+        return self.messages[0]["role"] in SYSTEM_ROLES and bool(self.messages[0]["content"].strip())
 
     def after(self, system: str) -> Chat:
-        """The chat after a system message."""
-        return Chat(({"role": "system", "content": system}, *self.messages), self.tools)
+        """The chat after a system message, which takes the place of an empty one."""
+        rest = self.messages[1:] if self.messages[0]["role"] in SYSTEM_ROLES else self.messages
+        return Chat(({"role": "system", "content": system}, *rest), self.tools)
 
 
 def read_chat(prompt: Any, row: Mapping[str, Any]) -> Chat | None:

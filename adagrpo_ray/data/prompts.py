@@ -16,7 +16,7 @@ from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.files import Row
 from adagrpo_ray.data.identity import normalised, row_id
 from adagrpo_ray.data.messages import read_chat
-from adagrpo_ray.data.source import column, load_rows
+from adagrpo_ray.data.source import column, load_rows, refuse_parts
 from adagrpo_ray.data.split import split
 from adagrpo_ray.data.template import ChatTemplate, template_digest
 from adagrpo_ray.errors import DataError
@@ -52,6 +52,7 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
     data, maker = config.data, _Maker(config, tokenizer)
     dropped = maker.dropped
     if data.source == ARITHMETIC:
+        refuse_parts(data)
         train, held_out = problem_sets(
             config.arithmetic, data.train_prompts or ARITHMETIC_PROMPTS, data.held_out_prompts
         )

@@ -82,7 +82,7 @@ def _rows(data: DataSettings) -> Sequence[Row]:
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
         if not found:
             raise DataError(f"data.source={source!r} matches no file; give a file, a folder or a Hub name")
-        _refuse_parts(data)
+        refuse_parts(data)
         return _together(found, data)
     if not is_hub_name(source):
         raise DataError(f"data.source={source!r} is no file{_nearest_file(path)}; give a file or a Hub name")
@@ -90,18 +90,18 @@ def _rows(data: DataSettings) -> Sequence[Row]:
 
 
 def _file(path: Path, data: DataSettings) -> Sequence[Row]:
-    _refuse_parts(data)
+    refuse_parts(data)
     return read_file(path)
 
 
-def _refuse_parts(data: DataSettings) -> None:
-    """DataError if the settings name a part of a data set, and a file has no parts."""
+def refuse_parts(data: DataSettings, *, splits: bool = False) -> None:
+    """DataError if the settings name a part of a data set that has no parts, or no more than `splits`."""
     if data.subset is not None:
-        raise DataError(f"data.subset={data.subset!r}: the file {data.source!r} has no subsets; set it to null")
-    if data.split != TRAIN:
+        raise DataError(f"data.subset={data.subset!r}: {data.source!r} has no subsets; set it to null")
+    if data.split != TRAIN and not splits:
         raise DataError(
-            f"data.split={data.split!r}: the file {data.source!r} has no splits; name the file of that split as "
-            f"data.source and leave data.split={TRAIN!r}, or give a folder whose files are named by their splits"
+            f"data.split={data.split!r}: {data.source!r} has no splits; name the file of that split as data.source and "
+            f"leave data.split={TRAIN!r}, or give a folder whose files are named by their splits"
         )
 
 
@@ -182,9 +182,10 @@ def _saved(folder: Path, data: DataSettings) -> Sequence[Row]:
     except Exception as error:  # what a file holds makes datasets fail in any way
         raise DataError(f"data.source={data.source!r} cannot be loaded: {first_line(error)}; save it again") from None
     if not isinstance(found, DatasetDict):
-        _refuse_parts(data)
+        refuse_parts(data)
         rows: Sequence[Row] = found
         return rows
+    refuse_parts(data, splits=True)
     if data.split not in found:
         raise DataError(
             f"data.split={data.split!r}: {data.source!r} has no such split; it has {', '.join(map(str, found))}"
