@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
-from ending import Exit, ended
+from ending import Exit, ended, not_empty
 from train import DEFAULT
 
 from adagrpo_ray.config import load_config
@@ -89,6 +89,7 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
     from adagrpo_ray.evaluation.table import JSON, MARKDOWN, report, save
     from adagrpo_ray.observe.terminal import is_terminal, rich_console
 
+    not_empty(options, "--config", "--adapter", "--out")
     if options.out is not None and "://" in options.out:
         raise ConfigError(f"--out {options.out} is a URL; give a folder of this machine")
     first = locate(options.adapter[0]) if options.adapter else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
-from ending import ended
+from ending import ended, not_empty
 
 from adagrpo_ray import storage
 from adagrpo_ray.errors import ConfigError
@@ -78,6 +78,7 @@ def show(planned: Push, *, really: bool) -> None:
 
 def run(options: argparse.Namespace) -> None:
     folder = None
+    not_empty(options, "SOURCE", "--out", "--base", "--push")
     storage.check(options.source, "RUN|ADAPTER")
     if options.push is not None:
         check_name(options.push)  # before the export, which takes a while

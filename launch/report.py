@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
-from ending import ended
+from ending import ended, not_empty
 
 from adagrpo_ray import storage
 from adagrpo_ray.errors import ConfigError
@@ -36,6 +36,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def report(options: argparse.Namespace) -> None:
+    not_empty(options, "RUNS", "--out")
     if options.interval is not None and options.interval < 1:
         raise ConfigError(f"--interval={options.interval} is no number of steps; give 1 or more")
     from adagrpo_ray.report import read, write_report

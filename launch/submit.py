@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
+from ending import not_empty, show_any_text
 from follow import follow, say
 from train import DEFAULT
 from train import parse as parse_training
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 """What is uploaded, without what .rayignore and .gitignore name."""
 LOCAL = "http://127.0.0.1:8265"
+ANSWER_S = 15.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -105,7 +107,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace) -> Job:
     """The job that the options ask for; ConfigError for whatever can be found wrong without a cluster."""
+    not_empty(options, "--address", "--name")
+    _check_numbers(options)
     training = parse_training(options.training)
+    not_empty(training, "--config", "--resume")
     given = Path(training.config)
     if given != DEFAULT and (given.is_absolute() or not (ROOT / given).resolve().is_relative_to(ROOT)):
         raise ConfigError(f"--config {given} must be relative to {ROOT}, since that folder is uploaded; copy it there")
@@ -131,15 +136,41 @@ def prepare(options: argparse.Namespace) -> Job:
         "config": given.name,
         "overrides": shlex.join(training.overrides),
         "commit": _commit(),
-        "user": getpass.getuser(),
+        "user": _user(),
     }
     return Job(
         id=job,
         entrypoint=shlex.join(["python", "launch/train.py", *options.training]),
         run_folder=run_folder,
-        env={STOP_WAIT: str(options.stop_wait), **dict(_variable(text) for text in options.env)},
+        env={STOP_WAIT: str(options.stop_wait), **_variables(options.env)},
         metadata=metadata,
     )
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """ConfigError for a number that Ray would refuse after the upload, and a --fetch that would fail after the job."""
+    if not 0 <= options.entrypoint_cpus < 2**31:
+        raise ConfigError(f"--entrypoint-cpus {options.entrypoint_cpus} is no number of CPUs; give 0 or more")
+    if not 0 < options.stop_wait < 2**31:
+        raise ConfigError(f"--stop-wait {options.stop_wait} is no number of seconds; give 1 or more")
+    if options.fetch is not None:
+        there = next(folder for folder in (options.fetch, *options.fetch.absolute().parents) if folder.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise ConfigError(f"--fetch {options.fetch} cannot be made in {there}; give a folder that you can write")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id that the system has no name for, as in containers
+        return "unknown"
+
+
+def _variables(given: Sequence[str]) -> dict[str, str]:
+    variables = dict(map(_variable, given))
+    if len(variables) < len(given):
+        raise ConfigError("--env names a variable twice; leave one")
+    return variables
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -163,12 +194,22 @@ def _commit() -> str:
 def resources(text: str) -> dict[str, float]:
     """The resources in a JSON object of numbers."""
     try:
-        found = json.loads(text)
-        return {str(key): float(value) for key, value in found.items()}
-    except (ValueError, TypeError, AttributeError):
-        raise ConfigError(
-            f"--entrypoint-resources {text!r} is no JSON object of numbers; write '{{\"driver\": 1}}'"
-        ) from None
+        amounts = {key: float(value) for key, value in json.loads(text, object_pairs_hook=_each_once).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        amounts = {"": 0.0}
+    if all(0 < amount < 2**31 for amount in amounts.values()):
+        return amounts
+    raise ConfigError(
+        f"--entrypoint-resources {text!r} is no JSON object of numbers above 0, each name once; write "
+        "'{\"driver\": 1}'"
+    )
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice")
+    return found
 
 
 @contextmanager
@@ -190,7 +231,7 @@ def cluster_errors(address: str) -> Iterator[None]:
         raise ResourceError(
             f"no answer from {address} ({first_line(error)}); --address must be a dashboard's"
         ) from None
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # RuntimeError and ValueError of Ray; KeyError and TypeError of another server's answer
         raise ResourceError(f"the cluster at {address} refused: {first_line(error)}") from None
 
 
@@ -199,8 +240,19 @@ def connect(address: str) -> JobSubmissionClient:
 
     if not address.startswith(("http://", "https://")):
         raise ConfigError(f"--address {address!r} must begin with http:// or https://, as in {LOCAL}")
+    _check_answer(address)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS of this shell overrules what was asked for
     return JobSubmissionClient(address)
+
+
+def _check_answer(address: str) -> None:
+    """ConfigError or OSError unless a server answers there in time: Ray's own client waits for ever."""
+    import requests
+
+    try:
+        requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_S)
+    except requests.exceptions.InvalidURL as error:
+        raise ConfigError(f"--address {address!r} is no URL ({first_line(error)}); write it as {LOCAL}") from None
 
 
 def submit(options: argparse.Namespace) -> int:
@@ -244,6 +296,7 @@ def submit(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    show_any_text()
     try:
         return submit(options)
     except AdaGRPOError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
-from ending import Exit, ended
+from ending import Exit, ended, not_empty
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml, settings
@@ -67,6 +67,7 @@ def dry_run(config: Config) -> None:
 
 
 def train(options: argparse.Namespace, stop: Exit) -> None:
+    not_empty(options, "--config", "--resume")
     config = load_config(options.config, options.overrides)
     if options.dry_run:
         dry_run(config)

@@ -14,7 +14,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
 
-from ending import ended
+from ending import ended, not_empty
 
 from adagrpo_ray.cache import state_folder
 from adagrpo_ray.children import ChildGuard
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="ask for the password in this file; needed for a --host that other machines reach",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def when_ended(number: int, frame: FrameType | None) -> None:
@@ -54,6 +54,9 @@ def when_ended(number: int, frame: FrameType | None) -> None:
 def run(options: argparse.Namespace) -> None:
     from adagrpo_ray.serve.guard import is_loopback, listen, read_password
 
+    not_empty(options, "--runs", "--config", "--host", "--password-file")
+    if Path(options.runs).exists() and not Path(options.runs).is_dir():
+        raise ConfigError(f"--runs {options.runs} is a file; give the folder that holds run folders")
     if not is_loopback(options.host) and options.password_file is None:
         raise ConfigError(
             f"--host {options.host} lets other machines in, who would see all runs and use the model; give "
