@@ -198,19 +198,23 @@ class _Run:
             raise
         ended = time.perf_counter()
         updates = self._config.algorithm.updates_per_batch
-        record = StepRecord(
-            step=step,
-            seconds=ended - began,
-            **asdict(collected.figures),
-            trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
-            **update_figures(reports, updates),
-            learning_rate=reports[0].learning_rate if reports else learning_rate(self._config, step, updates - 1),
-            weight_version=sync.version,
-            sync_bytes=sync.sent_bytes,
-            rollout_actors=collected.rollout_actors,
-            rollout_restarts=collected.rollout_restarts,
-            seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
-        )
+        try:
+            record = StepRecord(
+                step=step,
+                seconds=ended - began,
+                **asdict(collected.figures),
+                trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
+                **update_figures(reports, updates),
+                learning_rate=reports[0].learning_rate if reports else learning_rate(self._config, step, updates - 1),
+                weight_version=sync.version,
+                sync_bytes=sync.sent_bytes,
+                rollout_actors=collected.rollout_actors,
+                rollout_restarts=collected.rollout_restarts,
+                seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
+            )
+        except RecordError:  # the weights are those after this step, which has no record
+            self._whole = not reports
+            raise
         if reports and reports[0].cause is not None:
             self._observer.phase(
                 f"warning: step {step}: an update was skipped, because numbers were not finite: {reports[0].cause} "

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+from adagrpo_ray import trainer
+from adagrpo_ray.cluster import Actors
 from adagrpo_ray.config import load_config
-from adagrpo_ray.trainer import _ahead, _is_best
+from adagrpo_ray.errors import RecordError
+from adagrpo_ray.learner.actor import Collected, SyncReport
+from adagrpo_ray.learner.checkpoint import Progress
+from adagrpo_ray.learner.updates import TrainReport
+from adagrpo_ray.observe import Observer
+from adagrpo_ray.observe.records import SamplingFigures
+from adagrpo_ray.trainer import _ahead, _is_best, train_on
+from tests.histories import STEP
 
 
 @pytest.mark.parametrize(
@@ -39,3 +54,44 @@ def test_a_measurement_is_the_best_where_it_beats_all_after_training() -> None:
         measured[step] = accuracy
         found += [s for s in (step, step + 1) if _is_best(measured, s)]
     assert found == [2, 4, 10]
+
+
+class Learner:
+    """A learner rank whose third step comes to a learning rate that is no number; it keeps the checkpoints it makes."""
+
+    def __init__(self) -> None:
+        self.steps, self.saved = 0, list[int]()
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=partial(getattr(type(self), f"do_{method}"), self))
+
+    def do_collect(self, step: int, last: int) -> Collected:
+        figures = SamplingFigures(**{f.name: getattr(STEP, f.name) for f in fields(SamplingFigures)})
+        return Collected((None,), 7, figures, (), 1, 0, ())
+
+    def do_train(self, batch: object) -> TrainReport:
+        self.steps += 1
+        rate = math.nan if self.steps == 3 else 0.5
+        return TrainReport(None, None, rate, skipped=0, cause=None, skipped_in_a_row=0)
+
+    def do_sync(self, version: int) -> SyncReport:
+        return SyncReport(version, 1)
+
+    def do_abandon(self) -> None: ...
+
+    def do_save_checkpoint(self, folder: str, progress: Progress, measured: object) -> None:
+        self.saved.append(progress.step)
+
+
+@pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*go on with --resume"), (0, "nothing was kept")])
+def test_a_figure_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str
+) -> None:
+    monkeypatch.setattr(trainer, "get", lambda answers: answers)
+    learner = Learner()
+    running = Actors((learner,), ())
+    config = load_config(None, ["run.steps=5", "data.held_out_prompts=0", f"checkpoint.every={every}"])
+    with pytest.raises(RecordError, match=rf"StepRecord\.learning_rate is nan.*fault of adagrpo_ray.*; {kept}"):
+        train_on(running, config, tmp_path, Observer())
+    assert learner.steps == 3
+    assert learner.saved == ([1, 2] if every else [])
