@@ -246,6 +246,7 @@ def test_tools_and_calls_reach_the_template(path: Path) -> None:
     [
         ([message("user", "1+1", name="Ann")], {}, "leaves out 'Ann' of the user message"),
         ("1+1", {"tools": [SCHEMA]}, "leaves out the tool 'add'"),
+        ("1+1", {"tools": [{"name": "us"}]}, "leaves out the tool 'us'"),
         (
             [message("user", "1+1"), message("assistant", "", tool_calls=[CALL]), message("tool", "2")],
             {},

@@ -48,10 +48,6 @@ class ChatTemplate:
         for message, part in _parts(chat, self._thought_ends):
             if not any(all(piece in rendered for piece in pieces) for pieces in part):
                 raise DataError(_left_out(message, part[0][0]))
-        for tool in chat.tools:
-            name = tool.get("function", tool)["name"]
-            if name not in rendered:
-                raise DataError(f"the model's chat template leaves out the tool {name!r}; use a model that takes tools")
         self._probe(chat)
         return rendered
 
@@ -98,22 +94,47 @@ class ChatTemplate:
     def _probe(self, chat: Chat) -> None:
         """DataError if a message of other words would be left out, in a chat of this shape.
 
-        Finds what the words of a short message hide, which may stand in the template itself.
+        Finds what the words of a short message or the name of a tool hide, which may stand in the template itself.
         """
-        shape = (*((m["role"], *sorted(m), bool(m["content"].strip())) for m in chat.messages), len(chat.tools))
+        shape = (
+            *((m["role"], *sorted(m), bool(m["content"].strip()), len(m.get("tool_calls", ()))) for m in chat.messages),
+            len(chat.tools),
+        )
         if shape in self._probed:
             return
         self._probed.add(shape)
-        probes = tuple(
-            {**m, "content": PROBE.format(n)} if m["content"].strip() else m for n, m in enumerate(chat.messages)
-        )
         try:
-            rendered = self._render(Chat(probes, chat.tools))
+            rendered = self._render(_probes(chat))
         except DataError:  # a template that wants certain words has been rendered with them
             return
         for number, message in enumerate(chat.messages):
             if message["content"].strip() and PROBE.format(number) not in rendered:
                 raise DataError(_left_out(message, message["content"]))
+            for call in message.get("tool_calls", ()):
+                if PROBE.format(f"c{call['function']['name']}") not in rendered:
+                    raise DataError(_left_out(message, call["function"]["name"]))
+        for tool in chat.tools:
+            name = tool.get("function", tool)["name"]
+            if PROBE.format(f"t{name}") not in rendered:
+                raise DataError(f"the model's chat template leaves out the tool {name!r}; use a model that takes tools")
+
+
+def _probes(chat: Chat) -> Chat:
+    """The same chat with contents and names that no template holds by itself."""
+
+    def message(number: int, found: Message) -> Message:
+        content = PROBE.format(number) if found["content"].strip() else found["content"]
+        calls = {"tool_calls": [named(call, "c") for call in found["tool_calls"]]} if "tool_calls" in found else {}
+        name = {"name": PROBE.format(f"c{found['name']}")} if found["role"] == "tool" and found.get("name") else {}
+        return {**found, "content": content, **calls, **name}
+
+    def named(tool: Mapping[str, Any], kind: str) -> dict[str, Any]:
+        function = tool.get("function", tool)
+        other = {**function, "name": PROBE.format(f"{kind}{function['name']}")}
+        return {**tool, "function": other} if "function" in tool else other
+
+    messages = tuple(message(number, found) for number, found in enumerate(chat.messages))
+    return Chat(messages, tuple(named(tool, "t") for tool in chat.tools))
 
 
 def check_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
