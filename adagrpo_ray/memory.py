@@ -83,7 +83,7 @@ class Estimate:
     """Bytes of one learner rank, and of one GPU of a rollout actor (of the actor, where there are no GPUs)."""
 
     learner_weights: int
-    optimizer: int  # the adapter, its gradient, float32 copy and Adam moments, and DeepSpeed's buffer
+    optimizer: int  # the adapter, its gradient and their sum, float32 copy and Adam moments, and DeepSpeed's buffer
     offloaded: int  # of host memory, where the copy and the moments are there, with a gradient and buffer of their own
     activations: int
     logits: int
@@ -168,7 +168,7 @@ def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: 
     gathered = min(shape.parameters, MAX_LIVE_PARAMETERS) if stage == 3 else 0  # for the layers that run
     # Stage 0 steps on float32 weights themselves; all else steps on a float32 copy. Adam has two moments.
     master = 0 if stage == 0 and size == 4 else 4
-    optimizer = part(adapter * size, 3) + part(adapter * size, 2)
+    optimizer = part(adapter * size, 3) + adapter * (size + 4)  # a gradient and its float32 sum are whole on each rank
     optimizer += REDUCE_BUCKET * size if stage > 0 else 0
     optimizer += 0 if s.offload_optimizer else part(adapter * (master + 8), 1)
     # Samples that share a micro-batch need a mask, a byte for each pair of tokens of a row: of two padded rows or

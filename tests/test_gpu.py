@@ -179,9 +179,10 @@ def test_a_learner_of_real_width_trains_in_bfloat16_in_both_layouts(wide_model: 
             f"learner.gradient_checkpointing={str(extra == 'checkpointing').lower()}",
         )
         learner = LearnerEngine(str(wide_model), config, 0, 1, ("127.0.0.1", 0))
-        report = learner.train(pack_batches(1, samples, 1, 2048, learner.padded)[0])
-        assert report.grad_norm > 0
-        losses.append(report.statistics.loss)
+        update = learner.train(pack_batches(1, samples, 1, 2048, learner.padded)[0]).first
+        assert update is not None
+        assert update.grad_norm > 0
+        losses.append(update.statistics.loss)
         del learner
         torch.cuda.empty_cache()
     assert losses[1:] == pytest.approx([losses[0]] * 2, abs=2e-2)

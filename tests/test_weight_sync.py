@@ -110,8 +110,9 @@ def test_logprobs_agree_after_a_real_training_step(
     assert gap(learner, prompt, before) < 1e-4
 
     samples = [as_sample(prompt, c, advantage) for c, advantage in zip(before, (1.0, -1.0, 0.5, 2.0), strict=True)]
-    report = learner.train(pack_batches(1, samples, 1, 4096)[0])
-    assert report.grad_norm > 0
+    update = learner.train(pack_batches(1, samples, 1, 4096)[0]).last
+    assert update is not None
+    assert update.grad_norm > 0
     assert gap(learner, prompt, before) > 1e-3, "the step must have moved the policy, or this test shows nothing"
 
     second = weights_of(learner, 1)
