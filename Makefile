@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 CONFIG ?= launch/configs/tiny-cpu.yaml
 
-.PHONY: help train ui test test-slow test-ui lint docs docs-serve chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
+.PHONY: help train ui test test-slow test-ui test-faults lint docs docs-serve chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ test-slow: setup-dev  ## the tests that make test leaves out: whole runs under f
 test-ui: setup-dev  ## the web pages in headless Chromium, which apt-get installs where there is none (5 minutes)
 	@command -v chromium >/dev/null || $(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y chromium
 	$(PY) -m pytest -m ui $(ARGS)
+
+test-faults: setup-dev  ## the tests that inject faults, ten times in a row on a busy machine (hours); ARGS="--times 3 fleet"
+	$(PY) -m tests.repeated $(ARGS)
 
 lint: setup-dev  ## ruff and mypy
 	.venv/bin/ruff check .

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.program import children, title
+from tests.program import ENDING_S, children, title
 
 CHROMIUM = shutil.which("chromium")
 in_browser = [
@@ -41,8 +41,8 @@ def served(state: Path, *arguments: str, end: int = signal.SIGTERM) -> Iterator[
             yield re.findall(r"http://\S+", line)[0]
             started = children(ui)
             ui.send_signal(end)
-            assert ui.wait(timeout=60) == 0
-            _, left = psutil.wait_procs(started, timeout=20)
+            assert ui.wait(timeout=ENDING_S) == 0
+            _, left = psutil.wait_procs(started, timeout=ENDING_S)
             assert [title(process) for process in left] == []
             assert "Traceback" not in ui.stdout.read().partition("ended\n")[2]
         finally:

@@ -1,9 +1,9 @@
 """A run whose parts are killed while it goes on, against the same run left alone: python -m tests.chaos
 
 Both runs are launch/train.py on three Ray nodes of this machine: a head with a rollout actor, a node with another one,
-and a node with the learner. A seeded plan says which fault comes at which step; the next one waits until the run has
-got on by a step. Writes runs/chaos/summary.json, and exits with 1 where a fault was not survived, a group or a process
-is left behind, or the two runs do not end alike to the last bit.
+and a node with the learner. A seeded plan says which fault comes at which group of which step, where the run waits for
+it; the next one waits until the run has got on by a step. Writes runs/chaos/summary.json, and exits with 1 where a
+fault was not survived, a group or a process is left behind, or the two runs do not end alike to the last bit.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from tests.faults import LEARNER_NODE, PATIENCE_S, ROLLOUT_NODE, Fault, NotSurvivedError, Site, children, inject, plan
-from tests.program import metrics, settings, title
+from tests.held import Gate
+from tests.program import ENDING_S, metrics, settings, title
 
 OUT = Path("runs/chaos")
+GATE = Gate(OUT.resolve() / "gate")
 STALL_TIMEOUT_S = 20  # a step of the run takes a tenth of it
 OPTIONS = [
     "checkpoint.every=1",
@@ -68,7 +70,7 @@ class Watch:
 
     def left(self) -> list[str]:
         """The titles of those that do not end by themselves; they are killed then."""
-        _, alive = psutil.wait_procs(self.seen, timeout=20)
+        _, alive = psutil.wait_procs(self.seen, timeout=ENDING_S)
         titles = [title(process) for process in alive if title(process)]  # a zombie has none
         for process in alive:
             process.kill()
@@ -82,13 +84,14 @@ def run(cluster: Cluster, learner: Any, name: str, steps: int, faults: list[Faul
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     command = [sys.executable, "launch/train.py", "--config", "launch/configs/tiny-cpu.yaml", *settings(folder, steps)]
-    command += [*OPTIONS, f"run.ray_address={cluster.address}"]
+    command += [*OPTIONS, *GATE.settings, f"run.ray_address={cluster.address}"]
+    GATE.close(folder / "run" / "metrics.jsonl", *((fault.step, fault.groups) for fault in faults))
     began, told = time.monotonic(), list[dict[str, Any]]()
     with (folder / "output").open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as running:
-        site = Site(cluster, learner, running, folder / "run", random.Random(seed))
+        site = Site(cluster, learner, running, folder / "run", GATE, random.Random(seed))
         try:
-            for fault in faults:
-                told += [inject(site, fault)]
+            for point, fault in enumerate(faults):
+                told += [inject(site, fault, point)]
             running.wait(timeout=PATIENCE_S + steps * STALL_TIMEOUT_S)
         except NotSurvivedError as error:
             print(f"{name}: {error}", flush=True)
@@ -144,8 +147,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the plan")
     given = parser.parse_args()
     faults = plan(given.steps, given.faults, given.seed)
-    # As in the tests: no process takes all cores, nothing is asked of the Hub.
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # As in the tests: no process takes all cores or yields to all others, nothing is asked of the Hub.
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
+    GATE.folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(GATE.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     watch = Watch()
     with watch.begin():
         head = {**ROLLOUT_NODE, "include_dashboard": False}

@@ -22,6 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test asks the Hub for anything, and asking for what is not there takes half a minute of retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# By itself Ray gives its workers nice 15: beside two busy programs they get a thirtieth of the processors.
+os.environ |= {"RAY_worker_niceness": "0"}
 # Ray makes sockets below its folder, whose names may have 107 characters.
 if len(tempfile.gettempdir()) > 20:
     os.environ.setdefault("RAY_TMPDIR", "/tmp")

@@ -16,20 +16,22 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
+from tests.held import Gate
 from tests.program import metrics, title
 
 ROLLOUT_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"rollout": 1}}
 LEARNER_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"learner": 1}}
 PATIENCE_S = 300.0  # for a target to be there, and for the step after a fault
+GROUPS = 4  # of each step of `tests.program.settings`
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What to do `delay_s` after the run has ended `step`."""
+    """What to do after the run has ended `step` and scored so many groups of the next one."""
 
     kind: str
     step: int
-    delay_s: float
+    groups: int
 
 
 def plan(steps: int, faults: int, seed: int) -> list[Fault]:
@@ -38,7 +40,7 @@ def plan(steps: int, faults: int, seed: int) -> list[Fault]:
     kinds = [list(FAULTS)[number % len(FAULTS)] for number in range(faults)]
     draw.shuffle(kinds)
     after = sorted(draw.sample(range(1, steps - 1), faults))
-    return [Fault(kind, step, round(draw.uniform(0.0, 1.0), 2)) for kind, step in zip(kinds, after, strict=True)]
+    return [Fault(kind, step, draw.randrange(GROUPS)) for kind, step in zip(kinds, after, strict=True)]
 
 
 class NotSurvivedError(Exception):
@@ -53,6 +55,7 @@ class Site:
     learner: Any  # the node with the learner
     running: subprocess.Popen[bytes]
     folder: Path
+    gate: Gate
     draw: random.Random
     leaving: list[Any] = field(default_factory=list)  # nodes that drain
 
@@ -73,7 +76,10 @@ class Site:
 
     def signal_one(self, number: signal.Signals, find: Callable[[], list[psutil.Process]], what: str) -> None:
         """Send it to one of the processes, as soon as there is one."""
-        self.draw.choice(self.until(find, what)).send_signal(number)
+        while True:
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                self.draw.choice(self.until(find, what)).send_signal(number)
+                return
 
     def node(self) -> Any:
         """One of the nodes with a rollout actor alone, which the head is not."""
@@ -173,15 +179,15 @@ def titled(start: str) -> list[psutil.Process]:
     return [process for process in children() if title(process).startswith(start)]
 
 
-def inject(site: Site, fault: Fault) -> dict[str, Any]:
-    """Do it, and wait until the run has got on by a step."""
-    site.until(lambda: site.step() >= fault.step, f"step {fault.step}")
-    time.sleep(fault.delay_s)
-    site.see_off()
-    step, began = site.step(), time.monotonic()
-    told: dict[str, Any] = {"kind": fault.kind, "step": step, "seconds_to_next_step": None}
+def inject(site: Site, fault: Fault, point: int) -> dict[str, Any]:
+    """Do it while the run waits at that point of its gate, and wait until it has got on by a step."""
+    told: dict[str, Any] = {"kind": fault.kind, "step": fault.step, "seconds_to_next_step": None}
     try:
+        site.until(lambda: site.gate.holds(point), f"step {fault.step}")
+        site.see_off()
+        step, began = site.step(), time.monotonic()
         FAULTS[fault.kind](site)
+        site.gate.open(point)
         site.until(lambda: site.step() > step, f"the step after {step}")
         told["seconds_to_next_step"] = round(time.monotonic() - began, 1)
     except NotSurvivedError as error:

@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+ENDING_S = 120.0
+"""How long processes may take to end by themselves, however busy the machine is; they would stay for ever."""
 TIMES = ("seconds", "seconds_by_phase")
 
 
@@ -31,7 +33,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
                     started |= children(running)
         finally:
             running.kill()  # where the test ends before
-    _, left = psutil.wait_procs(started, timeout=60)
+    _, left = psutil.wait_procs(started, timeout=ENDING_S)
     assert [title(process) for process in left] == []
     return subprocess.CompletedProcess(command, running.returncode, output, errors)
 

@@ -7,6 +7,7 @@ import re
 import threading
 import urllib.request
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,10 +51,11 @@ class Scraper:
 
     def _read(self) -> None:
         while not self._stop.wait(0.3):
-            self._scrape()
+            with suppress(OSError):  # who serves it may begin later than this
+                self._scrape()
 
     def _scrape(self) -> None:
-        with urllib.request.urlopen(self._url, timeout=10) as answer:
+        with urllib.request.urlopen(self._url, timeout=60) as answer:
             text = answer.read().decode()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +24,8 @@ from adagrpo_ray.evaluation.models import locate
 from adagrpo_ray.evaluation.results import RESULTS
 from adagrpo_ray.evaluation.table import JSON, MARKDOWN
 from adagrpo_ray.stop import Stop
-from tests.program import children, title
+from tests.held import NAME, Gate, started, until
+from tests.program import ENDING_S, children, title
 from tests.scripts import script
 
 PROBLEMS = 10
@@ -54,14 +54,14 @@ def command(whole: Path, out: Path, *arguments: str) -> list[str]:
 
 
 def gone(processes: set[psutil.Process]) -> bool:
-    return psutil.wait_procs(processes, timeout=90)[1] == []
+    return psutil.wait_procs(processes, timeout=ENDING_S)[1] == []
 
 
 @pytest.fixture(scope="module")
 def out(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Where the base and the adapter of a finished run were measured on its held-out prompts and others."""
     folder = tmp_path_factory.mktemp("evaluation")
-    ended = subprocess.run(command(whole, folder), capture_output=True, text=True, timeout=280, check=False)
+    ended = subprocess.run(command(whole, folder), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder, ended.stdout
 
@@ -128,43 +128,52 @@ def test_other_settings_are_refused_and_nothing_starts(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_what_was_finished_stays_and_the_same_command_goes_on(
-    whole: Path, out: tuple[Path, str], tmp_path: Path, number: signal.Signals
+    whole: Path, out: tuple[Path, str], gate: Gate, tmp_path: Path, number: signal.Signals
 ) -> None:
-    running = subprocess.Popen(
-        command(whole, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while not (tmp_path / RESULTS).exists() or len((tmp_path / RESULTS).read_text().splitlines()) < 4:
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.01)
-    started = children(running)
-    assert any("EngineCore" in title(process) for process in started)
-    if number == signal.SIGINT:
-        os.killpg(running.pid, number)  # as a terminal's Ctrl-C: it goes to every process
-    else:
-        running.send_signal(number)
-    _, errors = running.communicate(timeout=120)
-    assert gone(started)
+    """It ends when four problems are finished and the fifth is being scored."""
+    results = tmp_path / RESULTS
+    gate.close(results, (1, 4))
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with started(command(whole, tmp_path, *gate.settings), **piped, start_new_session=True) as running:
+        gate.wait(running)
+        until(lambda: len(results.read_text().splitlines()) == 1 + 4, running)
+        processes = children(running)
+        assert any("EngineCore" in title(process) for process in processes)
+        if number == signal.SIGINT:
+            os.killpg(running.pid, number)  # as a terminal's Ctrl-C: it goes to every process
+        else:
+            running.send_signal(number)
+        _, errors = running.communicate()
+    gate.open()
+    assert gone(processes)
+    kept = results.read_text().splitlines()
+    assert len(kept) == 1 + 4
     if number == signal.SIGKILL:
-        with (tmp_path / RESULTS).open("ab") as file:
+        with results.open("ab") as file:
             file.write(b'{"model": "base", "sett')  # what a kill in the middle of a line leaves
     else:
         assert running.returncode == 128 + number
-        assert f"results are in {tmp_path / RESULTS}: give the same command again to go on" in errors
-    kept = (tmp_path / RESULTS).read_text().splitlines()
-    whole_lines = kept[:-1] if number == signal.SIGKILL else kept
-    assert 4 <= len(whole_lines) < 1 + 2 * PROBLEMS
+        assert f"results are in {results}: give the same command again to go on" in errors
 
-    ended = subprocess.run(command(whole, tmp_path), capture_output=True, text=True, timeout=280, check=False)
+    again = command(whole, tmp_path, *gate.settings)
+    ended = subprocess.run(again, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    after = (tmp_path / RESULTS).read_text().splitlines()
-    assert after[: len(whole_lines)] == whole_lines
-    assert f"base: {min(len(whole_lines) - 1, PROBLEMS)} of {PROBLEMS} problems were finished before" in ended.stdout
+    after = results.read_text().splitlines()
+    assert after[: len(kept)] == kept
+    assert f"base: 4 of {PROBLEMS} problems were finished before" in ended.stdout
     key = ("model", "problem")
     done = {tuple(line[k] for k in key): line["completions"] for line in lines(tmp_path)}
     assert len(after) == 1 + 2 * PROBLEMS == 1 + len(done)
     assert done == {tuple(line[k] for k in key): line["completions"] for line in lines(out[0])}
-    for name in (JSON, MARKDOWN):
-        assert (tmp_path / name).read_text() == (out[0] / name).read_text()
+    assert as_measured(tmp_path) == as_measured(out[0])
+
+
+def as_measured(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """What both files say, but for the settings that make a program wait."""
+    compared = json.loads((folder / JSON).read_text())
+    own = ("rewards.functions", f"(the file of {NAME})")
+    compared["settings"] = {key: value for key, value in compared["settings"].items() if key not in own}
+    return compared, [line for line in (folder / MARKDOWN).read_text().splitlines() if not any(k in line for k in own)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

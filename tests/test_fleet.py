@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,14 +23,14 @@ from adagrpo_ray.placement import Hardware, place
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.faults import drain
+from tests.held import PATIENCE_S, engines
 
 SETTINGS = [
     "data.train_prompts=16",
     "data.held_out_prompts=0",
-    "rollout.start_timeout_s=120",
 ]
 
-
+Task = asyncio.Future[list[list[list[int]]]]
 STALL_TIMEOUT_S = 8  # much longer than a step takes on a busy machine
 
 
@@ -96,18 +94,38 @@ async def draw(fleet: Fleet, requests: list[GenerationRequest]) -> list[list[int
     return [tokens(c) for c in await asyncio.gather(*(fleet.pool.generate(request) for request in requests))]
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(120):
-        while not condition():
+async def until(condition: Callable[[], Any]) -> Any:
+    async with asyncio.timeout(PATIENCE_S):
+        while not (value := condition()):
             await asyncio.sleep(0.05)
+        return value
 
 
-def engines() -> list[psutil.Process]:
-    """vLLM's engine processes that rollout actors of this process's cluster have."""
-    mine = psutil.Process(os.getpid()).children(recursive=True)
-    return [p for p in mine if p.status() != psutil.STATUS_ZOMBIE and "EngineCore" in " ".join(p.cmdline())]
+async def both_engines(fleet: Fleet) -> list[psutil.Process]:
+    """The engines of two rollout actors, once both are at work."""
+    await until(lambda: len(fleet.pool.members) == 2)
+    found: list[psutil.Process] = await until(lambda: there if len(there := engines()) == 2 else None)
+    return found
 
 
+async def held(fleet: Fleet, requests: list[GenerationRequest], stopped: list[psutil.Process]) -> Task:
+    """Draw the requests twice, with these engines stopped before the second time.
+
+    The first requests may be in any state when the engines stop. The second ones cannot end: the pool sends some of
+    them to every member, and a stopped engine answers none.
+    """
+    first = asyncio.create_task(draw(fleet, requests))
+    await until(lambda: all(member.outstanding for member in fleet.pool.members))
+    for engine in stopped:
+        engine.suspend()
+    second = asyncio.create_task(draw(fleet, requests))
+    for _ in range(10):  # its tasks begin in the second turn of the event loop, and send before they wait for anything
+        await asyncio.sleep(0)
+    assert all(member.outstanding for member in fleet.pool.members)
+    return asyncio.gather(first, second)
+
+
+@pytest.mark.timeout(900)
 def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
     cluster: Cluster,
     model_path: str,
@@ -121,11 +139,10 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             await fleet.pool.apply(weights(1))
             expected = await draw(fleet, requests)
 
-            engine = engines()[0]  # now, for it takes a while to find them
-            drawing = asyncio.create_task(draw(fleet, requests))  # an engine's process is killed
-            await until(lambda: any(m.outstanding for m in fleet.pool.members))
-            engine.send_signal(signal.SIGKILL)
-            assert await drawing == expected
+            engine, _ = await both_engines(fleet)
+            drawing = await held(fleet, requests, [engine])
+            engine.kill()
+            assert await drawing == [expected, expected]
             assert fleet.restarts == 1
             await until(lambda: len(fleet.pool.members) == 2)
             assert await draw(fleet, requests) == expected, "the new one has version 1 too"
@@ -133,41 +150,37 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             await fleet.pool.apply(weights(2))
             other = await draw(fleet, requests)
             assert other != expected
-            engine = engines()[0]
+            engine, _ = await both_engines(fleet)
             actor = engine.parent()
-            drawing = asyncio.create_task(draw(fleet, requests))  # an actor's process is killed
-            await until(lambda: any(m.outstanding for m in fleet.pool.members))
-            actor.send_signal(signal.SIGKILL)
-            assert await drawing == other
+            assert actor is not None
+            drawing = await held(fleet, requests, [engine])
+            actor.kill()
+            assert await drawing == [other, other]
             assert fleet.restarts == 2
             await until(lambda: engine not in engines())
             assert sum("another one starts" in notice for notice in fleet.notices()) == 2
 
-            await until(lambda: len(fleet.pool.members) == 2)
-            engine = engines()[0]
-            drawing = asyncio.create_task(draw(fleet, requests))  # an engine hangs
-            await until(lambda: any(m.outstanding for m in fleet.pool.members))
-            engine.send_signal(signal.SIGSTOP)
-            assert await drawing == other
+            engine, _ = await both_engines(fleet)
+            drawing = await held(fleet, requests, [engine])  # for good
+            assert await drawing == [other, other]
             assert fleet.restarts == 3
             await until(lambda: engine not in engines())
             told = f"engine did no step for rollout.stall_timeout_s={STALL_TIMEOUT_S} s"
             assert any(told in notice for notice in fleet.notices())
 
-            await until(lambda: len(fleet.pool.members) == 2)
-            left = engines()
-            drawing = asyncio.create_task(draw(fleet, requests))  # and all that are left, when no more may start
-            await until(lambda: any(m.outstanding for m in fleet.pool.members))
-            for engine in left:
-                engine.send_signal(signal.SIGKILL)
+            left = await both_engines(fleet)
+            drawing = await held(fleet, requests, left)
+            for engine in left:  # when no more may start
+                engine.kill()
             with pytest.raises(RolloutError, match=r"engine died.*rollout\.max_restarts=3 are used up"):
                 await drawing
-        assert engines() == []
+        await until(lambda: not engines())
 
     asyncio.run(scenario())
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
     cluster: Cluster,
     model_path: str,
@@ -187,11 +200,13 @@ def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
             assert newcomer.node == added.node_id
             assert await draw(fleet, requests) == expected
 
-            drawing = asyncio.create_task(draw(fleet, requests))
-            await until(lambda: newcomer.outstanding)
+            (engine,) = engines(added.all_processes["raylet"][0].process.pid)
+            drawing = await held(fleet, requests, [engine])
             drain(cluster, added.node_id)
             await until(lambda: newcomer not in fleet.pool.members)
-            assert await drawing == expected
+            assert newcomer.outstanding, "it ends what it has"
+            engine.resume()
+            assert await drawing == [expected, expected]
             cluster.remove_node(added)
             assert await draw(fleet, requests) == expected
             assert fleet.restarts == 0, "who leaves with a node is not one that died"

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from adagrpo_ray.config import load_config
 from adagrpo_ray.model.load import resolve_model
+from tests.held import Gate, started, until
+from tests.program import metrics, title
+from tests.reserved import reserved
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 TINY = "launch/configs/tiny-cpu.yaml"
-NETWORK, HOSTS = "10.219.7", ("head", "first", "second")
-DASHBOARD = f"http://{NETWORK}.2:8265"
+HOSTS = ("head", "first", "second")
 
 
 def ip(*arguments: str) -> str:
@@ -46,10 +46,14 @@ pytestmark = pytest.mark.skipif(not may_make_networks(), reason="needs root and 
 
 @dataclass(frozen=True)
 class Network:
-    """Hosts on a bridge, which is 10.219.7.1; `name` begins the names of their namespaces."""
+    """Hosts on a bridge, to which this machine is the first address; `name` begins the names of their namespaces."""
 
     name: str
+    prefix: str
     env: dict[str, str]
+
+    def address(self, host: str) -> str:
+        return f"{self.prefix}.{HOSTS.index(host) + 2}"
 
     def run(self, host: str | None, *command: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
         """A command on a host, or outside of all of them, with the cluster's token."""
@@ -59,40 +63,55 @@ class Network:
         )
 
     def processes(self, host: str) -> list[psutil.Process]:
-        return [psutil.Process(int(pid)) for pid in ip("netns", "pids", f"{self.name}-{host}").split()]
+        found = []
+        for pid in ip("netns", "pids", f"{self.name}-{host}").split():
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                found.append(psutil.Process(int(pid)))
+        return found
 
     def kill(self, host: str) -> None:
         """End everything on a host at once."""
         for process in self.processes(host):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def unused(number: int) -> bool:
+    """Whether this machine has no such network."""
+    return f" 10.219.{number}." not in ip("-o", "addr")
 
 
 @pytest.fixture
-def network() -> Iterator[Network]:
+def network(gate: Gate) -> Iterator[Network]:
     """Hosts that run nothing yet; whatever ran on them is gone afterwards, and so are they."""
     resolve_model(load_config(ROOT / TINY))  # built beforehand, so that no host builds it
     name = f"ada{os.getpid()}"
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with (
+        reserved("network", range(1, 255), unused) as number,
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+    ):
         env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONPATH"))}
         token = Path(folder) / "token"
         token.write_text("a-token-that-only-this-test-knows")
         env |= {
             "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(gate.folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": folder,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
         }
-        made, switch = Network(name, env), f"{name}-switch"
+        made, switch = Network(name, f"10.219.{number}", env), f"{name}-switch"
         try:
             # The bridge is in a namespace too: this machine's firewall, such as Docker's, may drop what others bridge.
             ip("netns", "add", switch)
             ip("-n", switch, "link", "add", "bridge", "type", "bridge")
             ip("-n", switch, "link", "set", "bridge", "up")
-            plug(switch, "outside", name, f"{NETWORK}.1")
-            for number, host in enumerate(HOSTS, start=2):
+            plug(switch, "outside", name, f"{made.prefix}.1")
+            for host in HOSTS:
                 ip("netns", "add", f"{name}-{host}")
-                plug(switch, host, "eth0", f"{NETWORK}.{number}", f"{name}-{host}")
+                plug(switch, host, "eth0", made.address(host), f"{name}-{host}")
             yield made
         finally:
             there = ip("netns", "list").split()
@@ -116,26 +135,21 @@ def plug(switch: str, cable: str, interface: str, address: str, space: str | Non
 
 
 def start_ray(network: Network, host: str, *options: str) -> None:
-    address = f"{NETWORK}.{HOSTS.index(host) + 2}"
-    small = ("--node-ip-address", address, "--object-store-memory", "200000000", "--disable-usage-stats")
-    started = network.run(host, "ray", "start", *small, *options, timeout=60)
-    assert started.returncode == 0, started.stdout + started.stderr
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    small = ("--node-ip-address", network.address(host), "--object-store-memory", "200000000", "--disable-usage-stats")
+    done = network.run(host, "ray", "start", *small, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, tmp_path: Path) -> None:
-    start_ray(network, "head", "--head", "--num-cpus", "0", "--dashboard-host", f"{NETWORK}.2")
-    join = ("--address", f"{NETWORK}.2:6379", "--num-cpus", "2", "--resources")
+def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, gate: Gate, tmp_path: Path) -> None:
+    head = network.address("head")
+    start_ray(network, "head", "--head", "--num-cpus", "0", "--dashboard-host", head)
+    join = ("--address", f"{head}:6379", "--num-cpus", "2", "--resources")
     start_ray(network, "first", *join, '{"rollout": 1, "learner": 1}')
     start_ray(network, "second", *join, '{"rollout": 1}')
 
-    submit = ("ray", "job", "submit", "--address", DASHBOARD, "--working-dir", ".", "--")
+    submit = ("ray", "job", "submit", "--address", f"http://{head}:8265", "--working-dir", ".", "--")
     train = ("python", "launch/train.py", f"run.folder={tmp_path}", "run.name=run", "run.steps=5")
     where = ("rollout.resources.rollout=1", "learner.resources.learner=1", "data.held_out_prompts=8")
     refused = network.run(None, *submit, *train, *where, "rollout.actors=3")
@@ -143,20 +157,20 @@ def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, tmp_path: Pa
     assert "need 3 of the custom resource 'rollout'" in refused.stdout
     assert "the cluster has 2" in refused.stdout
 
-    with subprocess.Popen(
-        (*submit, *train, *where, "rollout.actors=2"),
+    gate.close(tmp_path / "run" / "metrics.jsonl", (2, 1))
+    with started(
+        (*submit, *train, *where, "rollout.actors=2", *gate.settings),
         cwd=ROOT,
         env=network.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as job:
-        while len(metrics(tmp_path / "run")) < 2:
-            assert job.poll() is None, job.communicate()
-            time.sleep(0.05)
-        titles = {host: [p.cmdline()[0] for p in network.processes(host) if p.cmdline()] for host in HOSTS}
+        gate.wait(job)
+        titles = {host: [title(process) for process in network.processes(host)] for host in HOSTS}
         network.kill("second")
-        output, _ = job.communicate(timeout=300)
+        gate.open()
+        output, _ = job.communicate()
     assert job.returncode == 0, output
     for host, expected in (("first", True), ("second", True), ("head", False)):
         assert any("RolloutActor" in title for title in titles[host]) == expected
@@ -168,7 +182,4 @@ def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, tmp_path: Pa
     assert "another one starts" in output
     assert "succeeded" in output
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_size > 10_000
-    end = time.monotonic() + 30
-    while any("Actor" in " ".join(p.cmdline()) for p in network.processes("first")):
-        assert time.monotonic() < end, "actors outlive their job"
-        time.sleep(0.5)
+    until(lambda: not any("Actor" in title(process) for process in network.processes("first")))

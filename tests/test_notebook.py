@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.program import children, metrics, title
+from tests.held import started, until
+from tests.program import ENDING_S, children, metrics, title
 
 CELLS = """
 import asyncio, sys
@@ -50,20 +50,17 @@ asyncio.run(cells())
 def test_an_interrupted_cell_ends_its_run_and_the_next_cell_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-c", f"FOLDER = {str(tmp_path)!r}\n{CELLS}"]
     # A session of its own: a notebook sends SIGINT to its kernel's whole group.
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while len(metrics(tmp_path / "run")) < 2:
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.02)
-    started = children(running)
-    os.killpg(running.pid, signal.SIGINT)
-    output, errors = running.communicate(timeout=280)
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with started(command, **piped, start_new_session=True) as running:
+        until(lambda: len(metrics(tmp_path / "run")) >= 2, running)
+        processes = children(running)
+        os.killpg(running.pid, signal.SIGINT)
+        output, errors = running.communicate()
 
     assert running.returncode == 0, output + errors
     assert "stopped: stopped as asked; step " in output
     assert f"go on with --resume {tmp_path}/run" in output
     assert "warning: rewards.functions: brief is not the code that the run began with" in output
     assert "went on: True False" in output
-    _, left = psutil.wait_procs(started, timeout=20)
+    _, left = psutil.wait_procs(processes, timeout=ENDING_S)
     assert [title(process) for process in left] == []

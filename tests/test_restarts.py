@@ -4,48 +4,46 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.program import children, metrics, settings, title
+from tests.held import Gate, assert_same_run, started
+from tests.program import ENDING_S, children, metrics, settings, title
 
 
-def lose(actor: str, folder: Path, *options: str) -> tuple[int, str, str]:
-    """Exit code and output of a run of four steps one of whose actors of that kind is killed after the second."""
-    command = [sys.executable, "launch/train.py", *settings(folder, 4), "checkpoint.every=1", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        while len(metrics(folder / "run")) < 2:
-            assert running.poll() is None, running.communicate()
-            time.sleep(0.02)
-        started = children(running)
-        *_, one = [process for process in started if title(process).startswith(f"ray::{actor}")]
+def lose(actor: str, gate: Gate, folder: Path, *options: str) -> tuple[int, str, str]:
+    """Exit code and output of a run of four steps one of whose actors of that kind is killed in the third."""
+    gate.close(folder / "run" / "metrics.jsonl", (2, 1))
+    command = [sys.executable, "launch/train.py", *settings(folder, 4), "checkpoint.every=1", *gate.settings, *options]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        gate.wait(running)
+        processes = children(running)
+        *_, one = [process for process in processes if title(process).startswith(f"ray::{actor}")]
         one.kill()
-        output, errors = running.communicate(timeout=280)
-    _, left = psutil.wait_procs(started, timeout=20)
+        gate.open()
+        output, errors = running.communicate()
+    _, left = psutil.wait_procs(processes, timeout=ENDING_S)
     assert [title(process) for process in left] == []
     return running.returncode, output, errors
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, tmp_path: Path) -> None:
-    code, output, errors = lose("LearnerActor", tmp_path)
+def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, gate: Gate, tmp_path: Path) -> None:
+    code, output, errors = lose("LearnerActor", gate, tmp_path)
     assert code == 0, output + errors
     assert "a learner rank died" in output
     assert "beginning again, 1 of run.max_restarts=2" in output
     assert "going on after step" in output
-    assert metrics(tmp_path / "run") == metrics(whole)
-    for file in ("adapter/adapter_model.safetensors", "samples.jsonl"):
-        assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
+    assert_same_run(tmp_path / "run", whole)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_of_two_ranks_that_may_not_begin_again_ends_with_one_line(tmp_path: Path) -> None:
-    code, output, errors = lose("LearnerActor", tmp_path, "learner.ranks=2", "run.max_restarts=0")
+def test_a_run_of_two_ranks_that_may_not_begin_again_ends_with_one_line(gate: Gate, tmp_path: Path) -> None:
+    code, output, errors = lose("LearnerActor", gate, tmp_path, "learner.ranks=2", "run.max_restarts=0")
     assert code == 2, output + errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "a learner rank died" in line
@@ -55,8 +53,8 @@ def test_a_run_of_two_ranks_that_may_not_begin_again_ends_with_one_line(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_whose_last_rollout_actor_may_not_come_back_ends_with_a_checkpoint(tmp_path: Path) -> None:
-    code, output, errors = lose("RolloutActor", tmp_path, "checkpoint.every=0", "rollout.max_restarts=0")
+def test_a_run_whose_last_rollout_actor_may_not_come_back_ends_with_a_checkpoint(gate: Gate, tmp_path: Path) -> None:
+    code, output, errors = lose("RolloutActor", gate, tmp_path, "checkpoint.every=0", "rollout.max_restarts=0")
     assert code == 2, output + errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "rollout.max_restarts=0" in line

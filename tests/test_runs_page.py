@@ -13,6 +13,7 @@ import pytest
 from adagrpo_ray.observe import RunWriter
 from adagrpo_ray.observe.records import summarize
 from tests.browser import chromium, in_browser, opened, served, until
+from tests.held import Gate, started
 from tests.histories import attempt, evaluation, group, step
 
 pytestmark = in_browser
@@ -192,32 +193,29 @@ def test_a_broken_line_is_said_on_the_page(browser: Any, tmp_path: Path) -> None
         page.wait_for_selector("#runs-notice >> text=metrics.jsonl, line 3")
 
 
-def test_a_run_is_followed_while_it_goes_on(browser: Any, tmp_path: Path, tiny_model: Path) -> None:
+def test_a_run_is_followed_while_it_goes_on(browser: Any, tmp_path: Path, tiny_model: Path, gate: Gate) -> None:
+    """It waits after some of its steps until the page has shown them."""
+    waits = (3, 6, 9)
+    gate.close(tmp_path / "runs" / "live" / "metrics.jsonl", *((steps, 0) for steps in waits))
     settings = [f"run.folder={tmp_path / 'runs'}", "run.name=live", "run.steps=12", "data.held_out_prompts=4"]
-    settings += ["evaluation.samples=1", "algorithm.prompts_per_step=4"]
+    settings += ["evaluation.samples=1", "algorithm.prompts_per_step=4", *gate.settings]
     command = [sys.executable, "launch/train.py", *settings]
     with (
         served(tmp_path, "--no-chat", "--runs", str(tmp_path / "runs")) as url,
         opened(browser, url) as page,
-        subprocess.Popen(command, stdout=subprocess.DEVNULL) as training,
+        started(command, stdout=subprocess.DEVNULL) as training,
     ):
         page.wait_for_selector("#runs-notice >> text=There is no run")
-        until((tmp_path / "runs" / "live" / "metrics.jsonl").exists, 120)
+        until((tmp_path / "runs" / "live" / "metrics.jsonl").exists, 240)
         page.click("#runs-refresh")
         page.wait_for_selector("#runs-curves .legend >> text=live")
-        seen: list[int] = []
-
-        def grown() -> bool:
-            assert training.poll() in (None, 0)
-            seen.extend(points for points in ends(page) if points not in seen)
-            return "12 of 12" in page.inner_text("#runs-compared")
-
-        until(grown, 180)
-        assert training.wait(timeout=120) == 0
-        until(lambda: "ended" in page.inner_text("#runs-compared").replace("not ended", ""))
-        assert seen == sorted(seen)
-        assert len(seen) > 2  # it was seen at several lengths
-        assert seen[-1] == 12
+        for point, steps in enumerate(waits):
+            until(lambda steps=steps: ends(page) == [steps], 240)
+            gate.open(point)
+        until(lambda: "12 of 12" in page.inner_text("#runs-compared"), 240)
+        assert training.wait(timeout=240) == 0
+        until(lambda: "ended" in page.inner_text("#runs-compared").replace("not ended", ""), 240)
+        until(lambda: ends(page) == [12], 240)
         until(lambda: "12" in rows(page)[0].split()[0])
         page.locator("#groups-list tr[data-at]").first.click()
         page.wait_for_selector("#groups-open >> text=Attempt 1")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,9 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.jobs import check_job_folder, job_id
 from adagrpo_ray.model.load import resolve_model
+from tests.held import until
+from tests.program import ENDING_S
+from tests.reserved import reserved_ports
 from tests.scraped import Scraper, check_figures
 from tests.scripts import script
 
@@ -45,9 +45,7 @@ class Cluster:
 
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
         """A command of a user of this cluster."""
-        return subprocess.run(
-            command, cwd=ROOT, env=self.env | env, capture_output=True, text=True, timeout=200, check=False
-        )
+        return subprocess.run(command, cwd=ROOT, env=self.env | env, capture_output=True, text=True, check=False)
 
     def submit(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """launch/submit.py on this cluster; options, "--", and what is for launch/train.py."""
@@ -91,15 +89,6 @@ class Cluster:
         return [t for t in titles if t.startswith(("ray::Learner", "ray::Rollout", "VLLM::"))] + self.ask(code)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, different ones."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     resolve_model(load_config(ROOT / TINY))  # built beforehand, so that no job is seen building it
@@ -107,9 +96,12 @@ def cluster() -> Iterator[Cluster]:
         *("--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port"),
         "--metrics-export-port",
     )
-    ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
-    # A short path: Ray makes sockets in it, whose names may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with (
+        reserved_ports(len(names)) as numbers,
+        # A short path: Ray makes sockets in it, whose names may have 107 characters.
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+    ):
+        ports = dict(zip(names, map(str, numbers), strict=True))
         env = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONPATH"))}
         env |= {
             "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -118,6 +110,7 @@ def cluster() -> Iterator[Cluster]:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
             "RAY_metrics_report_interval_ms": "1000",
         }
         Path(env["HOME"]).mkdir()
@@ -134,16 +127,12 @@ def cluster() -> Iterator[Cluster]:
             left = running.processes()
             for process in left:
                 process.kill()
-            psutil.wait_procs(left, timeout=20)
+            psutil.wait_procs(left, timeout=ENDING_S)
 
 
 def nothing_left(cluster: Cluster) -> bool:
     """Whether all actors of this cluster's jobs are gone, and their processes with them; the last may take seconds."""
-    end = time.monotonic() + 30
-    while cluster.at_work():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.5)
+    until(lambda: not cluster.at_work())
     return True
 
 
@@ -260,10 +249,7 @@ def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> 
     settings = (f"run.folder={tmp_path}", "run.name=cut", "run.steps=500", *SMALL[1:])
     assert cluster.submit("--name", "cut", "--no-wait", "--", "--config", TINY, *settings).returncode == 0
     job, metrics = cluster.job("cut-")["submission_id"], tmp_path / "cut" / "metrics.jsonl"
-    end = time.monotonic() + 120
-    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 2:
-        assert time.monotonic() < end, "no second step in two minutes"
-        time.sleep(0.2)
+    until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) >= 2)
     working = cluster.at_work()
     assert {"LearnerActor", "RolloutActor", "JobSupervisor"} <= set(working)
     assert any(title.startswith("VLLM::") for title in working)
@@ -336,7 +322,7 @@ def test_results_come_from_a_url(tmp_path: Path) -> None:
 def refused(*arguments: str) -> str:
     """The one error of launch/submit.py, which exits with 2."""
     command = [sys.executable, "launch/submit.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1

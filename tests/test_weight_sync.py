@@ -32,11 +32,14 @@ from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
+from tests.held import engines
 
 CONFIG = load_config(
     "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.held_out_prompts=0"]
 )
 
+ENDLESS = 128
+"""With so many tokens a request has completions that do not end before they have as many."""
 HOT = SamplingParams(temperature=1.3, top_p=0.97)
 
 
@@ -52,7 +55,7 @@ def prompt(model_path: str) -> Prompt:
 
 @pytest.fixture(scope="module")
 def learner(model_path: str) -> LearnerEngine:
-    return LearnerEngine(model_path, CONFIG, 0, 1, ("127.0.0.1", 29531))
+    return LearnerEngine(model_path, CONFIG, 0, 1, ("127.0.0.1", 0))
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +72,17 @@ def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any,
     )
 
     class Watched(RolloutActor):  # here, so that Ray sends the class itself
-        async def unfinished(self) -> int:
-            return int(self._engine._engine.output_processor.get_num_unfinished_requests())
+        async def start(self, *args: Any) -> None:
+            await super().start(*args)
+            params = self._engine._params
+            self._engine._params = lambda request, **how: params(  # type: ignore[method-assign]
+                request, ignore_eos=request.max_new_tokens == ENDLESS, **how
+            )
+
+        async def drawn(self) -> list[int]:
+            """The tokens so far of each completion that is not finished."""
+            states = self._engine._engine.output_processor.request_states.values()
+            return [len(state.detokenizer.output_token_ids) for state in states]
 
     actor = ray.remote(Watched).remote()
     ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
@@ -169,7 +181,7 @@ def test_a_version_that_comes_while_requests_are_in_flight(
     rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt, model_path: str, request: Any
 ) -> None:
     """As an adapter it leaves them alone; merged it draws their later tokens, as if it had read the earlier ones."""
-    _, pool = rollout
+    actor, pool = rollout
     merged = request.node.callspec.params["rollout"] == "merged"
     old = learner.adapter()
     noise = torch.Generator().manual_seed(0)
@@ -185,16 +197,24 @@ def test_a_version_that_comes_while_requests_are_in_flight(
             flat = Policy(model).eval()(pad(samples, torch.device("cpu")))[0]
         return [part.numpy() for part in flat.split([len(c.token_ids) for c in completions])]
 
-    async def overtake(version: int, wait: float) -> tuple[Completion, ...]:
+    async def overtake(version: int, tokens: int) -> tuple[Completion, ...]:
+        """Completions whose engine stands still, some of them so long and unfinished, until a version is on its way."""
         await pool.apply(pack(version, old, 16, 32.0, torch.float32))
-        request = asyncio.create_task(pool.generate(replace(ask(prompt, seed=version), n=16)))
-        await asyncio.sleep(wait)
-        await pool.apply(pack(version + 1, new, 16, 32.0, torch.float32))
+        (engine,) = engines()
+        endless = replace(ask(prompt, seed=version), n=16, max_new_tokens=ENDLESS)
+        request = asyncio.create_task(pool.generate(endless))
+        while not any(length >= tokens for length in await actor.drawn.remote()):
+            assert not request.done()
+        engine.suspend()
+        applied = asyncio.create_task(pool.apply(pack(version + 1, new, 16, 32.0, torch.float32)))
+        await actor.drawn.remote()  # it has been asked by now
+        engine.resume()
+        await applied
         return await request
 
     switched = 0
-    for number in range(8):  # so that one of them at least is overtaken between its first and last token
-        completions = asyncio.run(overtake(100 + 2 * number, 0.05 + 0.03 * number))
+    for number, tokens in enumerate((1, 2, 8)):
+        completions = asyncio.run(overtake(100 + 2 * number, tokens))
         assert {c.weight_version for c in completions} == {100 + 2 * number}
         for c, before, after in zip(completions, expected(old, completions), expected(new, completions), strict=True):
             by_old, by_new = np.abs(c.logprobs - before) < 1e-4, np.abs(c.logprobs - after) < 1e-4
@@ -210,22 +230,23 @@ def test_a_version_that_comes_while_requests_are_in_flight(
 
 
 def test_a_cancelled_request_is_aborted_in_the_engine(rollout: tuple[Any, RolloutPool], prompt: Prompt) -> None:
+    """Its engine stands still, so that it cannot end by itself."""
     actor, pool = rollout
 
-    async def scenario() -> tuple[int, int]:
-        request = asyncio.create_task(pool.generate(replace(ask(prompt, seed=1), n=64, max_new_tokens=128)))
-        while not (before := await actor.unfinished.remote()):
-            await asyncio.sleep(0.01)
-        request.cancel()
-        for _ in range(100):
-            if not (after := await actor.unfinished.remote()):
-                break
-            await asyncio.sleep(0.001)
-        return before, after
+    async def scenario() -> None:
+        (engine,) = engines()
+        engine.suspend()
+        try:
+            request = asyncio.create_task(pool.generate(replace(ask(prompt, seed=1), n=64, max_new_tokens=ENDLESS)))
+            while len(await actor.drawn.remote()) < 64:
+                assert not request.done()
+            request.cancel()
+            while await actor.drawn.remote():
+                await asyncio.sleep(0.001)
+        finally:
+            engine.resume()
 
-    before, after = asyncio.run(scenario())
-    assert before > 0
-    assert after == 0
+    asyncio.run(scenario())
     assert len(asyncio.run(pool.generate(ask(prompt, seed=1)))) == 4  # and it goes on with others
 
 
