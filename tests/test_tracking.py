@@ -44,6 +44,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", KEY)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", f"{PATIENCE_S:g}")  # for its process to begin, on a busy machine
+    monkeypatch.setattr(session, "END_S", PATIENCE_S)
     check_trackers(config("tracking.wandb=project", "tracking.mlflow=folder"))
 
 
