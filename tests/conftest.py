@@ -22,6 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test asks the Hub for anything, and asking for what is not there takes half a minute of retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Whatever cluster the shell is set up for: the programs of the tests start a Ray of their own.
+for name in ("ADDRESS", "API_SERVER_ADDRESS", "AUTH_MODE", "AUTH_TOKEN", "AUTH_TOKEN_PATH", "JOB_CONFIG_JSON_ENV_VAR"):
+    os.environ.pop(f"RAY_{name}", None)
 # By itself Ray gives its workers nice 15: beside two busy programs they get a thirtieth of the processors.
 os.environ |= {"RAY_worker_niceness": "0"}
 # Ray makes sockets below its folder, whose names may have 107 characters.
