@@ -38,10 +38,11 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def closed() -> str:
-    """An address at which nothing listens."""
-    with socket.create_server((NODE, 0)) as taken:
-        return f"{NODE}:{taken.getsockname()[1]}"
+def closed() -> Iterator[str]:
+    """An address at which nothing listens, nor can anybody else begin to."""
+    with socket.socket() as deaf:
+        deaf.bind((NODE, 0))
+        yield f"{NODE}:{deaf.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -326,7 +327,7 @@ def test_what_ray_raises_at_its_start_is_one_error_and_leaves_no_process(
     said = refusal(start)
     assert message in said
     assert "ulimit -a" in said
-    assert children[0].wait(timeout=30) != 0
+    assert children[0].wait(timeout=120) != 0
 
 
 def test_what_ray_raises_on_joining_is_one_error(
