@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -27,9 +26,10 @@ for name in ("ADDRESS", "API_SERVER_ADDRESS", "AUTH_MODE", "AUTH_TOKEN", "AUTH_T
     os.environ.pop(f"RAY_{name}", None)
 # By itself Ray gives its workers nice 15: beside two busy programs they get a thirtieth of the processors.
 os.environ |= {"RAY_worker_niceness": "0"}
-# Ray makes sockets below its folder, whose names may have 107 characters.
-if len(tempfile.gettempdir()) > 20:
-    os.environ.setdefault("RAY_TMPDIR", "/tmp")
+# Ray and vLLM make sockets there, whose paths may have 107 bytes; that they refuse longer ones is test_joining.py's.
+for name in ("RAY_TMPDIR", "TMPDIR"):
+    if len(os.fsencode(os.environ.get(name, ""))) > 39:
+        os.environ[name] = "/tmp"
 
 # The machine is shared: a slow example says nothing about the code.
 settings.register_profile("shared", deadline=None)
