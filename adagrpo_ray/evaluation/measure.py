@@ -80,6 +80,8 @@ def plan(
     found = [read_adapter(place.folder, OPTION) for place in places]
     config = served(for_measuring(config), found)
     inputs = check(config, training=False)
+    for notice in inputs.notices:
+        tell(notice)
     sets = inputs.prompts
     for note in sets.notes:
         tell(note)
