@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def train(
     if not isinstance(config, Config):
         raise ConfigError(f"config is {config!r:.300}; make one with Config.load('settings.yaml', {{'run.steps': 20}})")
     for key, given_list in (("callbacks", callbacks), ("reward_functions", reward_functions)):
-        if not isinstance(given_list, Iterable):
+        if not isinstance(given_list, Sequence):
             raise ConfigError(f"{key} is {given_list!r:.300}; give a list")
     if name is not None:
         config = changed(config, {"run.name": name})

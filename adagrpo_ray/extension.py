@@ -72,11 +72,13 @@ def check_kind(function: Callable[..., Any], what: str) -> None:
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """What the function itself takes, rather than one that it wraps; None where Python does not know."""
+    """What the function itself takes, rather than one that it wraps, without types; None where Python does not know."""
     try:
-        return inspect.signature(function, follow_wrapped=False)
+        known = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return None
+    parameters = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in known.parameters.values()]
+    return known.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
 
 
 def check_call(function: Callable[..., Any], what: str, arguments: Sequence[str]) -> None:

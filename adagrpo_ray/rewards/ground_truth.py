@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,12 +97,13 @@ def _try(
     given: Given,
     stop: Event | None,
 ) -> list[Tried]:
-    """The rows, scored in one process by the rules of a run; no row begins after `rewards.timeout_s`."""
+    """The rows, scored in one process by the rules of a run; none begins `rewards.timeout_s` after the first was."""
     settings = config.rewards.model_copy(update={"workers": 1, "on_error": "drop"})
     scorer = RewardScorer(settings, config.data.format, given)
 
     async def work() -> list[Tried]:
-        began, tried = time.monotonic(), list[Tried]()
+        tried: list[Tried] = []
+        began = math.inf  # the first row's time is also that of starting a process
         for row in rows:
             wanted, *others = completions_of(row.answer, config.data.format)
             ids = tokenizer.encode(wanted, add_special_tokens=False)
@@ -114,6 +116,7 @@ def _try(
                     return []
             scores, _ = await scoring
             tried.append(Tried(row, texts, len(ids), scores))
+            began = min(began, time.monotonic())
             if time.monotonic() - began > settings.timeout_s:
                 break
         return tried
