@@ -92,7 +92,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         if not found:
             continue
         behind = behind.lstrip()
-        ends = [
+        ends: list[tuple[int, int]] = [
             (len(token.content), i)
             for i, token in tokenizer.added_tokens_decoder.items()
             if token.content.strip() and behind.startswith(token.content.strip())

@@ -53,7 +53,8 @@ class Pieces:
     """The text of each token, special ones included; `load` gives the tokenizer when the first one is asked for."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
-        self._load, self._tokenizer = load, None
+        self._load = load
+        self._tokenizer: Any = None
         self._anchor: list[int] = []
         self._known: dict[tuple[int, ...], str] = {}
 
