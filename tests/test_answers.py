@@ -96,7 +96,7 @@ def test_float32_columns_hold_what_was_written_however_deep_they_are(tmp_path: P
         "coded": 0.1,
         "inside": {"truth": 0.1, "text": "a"},
         "many": [{"score": 0.1}, None],
-        "named": [("x", 0.1)],
+        "named": {"x": 0.1},
     }
     empty = dict.fromkeys(row)
     pq.write_table(pa.Table.from_pylist([row, empty], schema=NESTED), tmp_path / "d.parquet")

@@ -55,7 +55,7 @@ def units(completions: list[str], answer: str, unit: str, **context: object) -> 
     return [3.0 for _ in completions]
 
 
-def named(completions: list[str], answer: str, prompt: str, format: object, level: str) -> list[float]:
+def named(completions: list[str], answer: str, prompt: str, format: object, level: str, columns: object) -> list[float]:
     return [4.0 for _ in completions]
 
 
@@ -80,9 +80,9 @@ def load(function: Callable[..., Any]) -> Any:
         (one_by_one, "'mine' is a generator function; `return` what it yields"),
         (
             without_context,
-            r"'mine' takes \(completions.*\), and is called with prompt, format, level too; .* end with \*\*context",
+            r"'mine' takes \(completions.*\), and is called with prompt, format, level, columns too; .*\*\*context",
         ),
-        (lambda: [], ".*is called with completions, answer, prompt, format, level too"),
+        (lambda: [], ".*is called with completions, answer, prompt, format, level, columns too"),
         (by_place, ".*take completions without the slash"),
         (len, "'mine' takes .*is called with completions"),
     ],
@@ -111,7 +111,9 @@ def test_whatever_can_be_called_so_is_a_reward_function(function: Any, score: fl
 
 def test_what_the_data_lacks_or_has_too_much_is_refused_once_it_is_known() -> None:
     assert check_parameters(units, "m:units", [{"unit": "m"}, {"unit": "s", "more": 1}]) == ""
-    with pytest.raises(RewardError, match=r"'m:units' takes .*'unit' is no column of the data \(.*: source\); add"):
+    with pytest.raises(
+        RewardError, match=r"'m:units' takes .*'unit' is no column of the data \(which has source\); add"
+    ):
         check_parameters(units, "m:units", [{"source": "x"}])
     with pytest.raises(RewardError, match=r"and is called with source too; let its parameters end with \*\*context"):
         check_parameters(named, "m:named", [{"source": "x"}])

@@ -47,8 +47,8 @@ class Scores:
     error: str | None = None
 
 
-WORDS = ("completions", "answer", "prompt", "format", "level")
-"""What each reward function is called with, beside the other columns of the prompt."""
+WORDS = ("completions", "answer", "prompt", "format", "level", "columns")
+"""What each reward function is called with, beside the columns of the prompt's row."""
 
 SETTING = "rewards.functions"
 """Names the reward functions."""
@@ -93,7 +93,7 @@ def check_parameters(function: RewardFunction, name: str, rows: Sequence[Mapping
     if rows is not None and lacking:
         there = ", ".join(sorted(columns)) or "none"
         raise RewardError(
-            f"{what}, and {lacking[0]!r} is no column of the data (columns beside prompt and answer: {there}); "
+            f"{what}, and {lacking[0]!r} is no column of the data (which has {there}); "
             "add the column, or give the parameter a default value"
         )
     for column in sorted(needed - set(WORDS)):
