@@ -42,6 +42,6 @@ class Endings:
         return (
             f"warning: none of {self._cut_off} completions ended by itself, all were cut off at "
             f"rollout.max_new_tokens={self._limit}: raise it, or look at what ends the model's turn. Generation stops "
-            "at the tokenizer's eos_token, at the token that its chat template writes after a message of the assistant, "
+            "at the tokenizer's eos_token, at the token that its chat template writes after the assistant's message, "
             "and at the eos_token_id of generation_config.json",
         )
