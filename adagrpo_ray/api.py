@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from adagrpo_ray.algorithm.own_ladder import LadderFunction
 from adagrpo_ray.config.load import changed
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.extension import check_call
 from adagrpo_ray.given import Given, give, name_of
 from adagrpo_ray.observe.guarded import Guarded
 from adagrpo_ray.observe.observer import Observer, Observers
@@ -57,14 +59,16 @@ def train(
     """
     if not isinstance(config, Config):
         raise ConfigError(f"config is {config!r:.300}; make one with Config.load('settings.yaml', {{'run.steps': 20}})")
+    for key, given_list in (("callbacks", callbacks), ("reward_functions", reward_functions)):
+        if not isinstance(given_list, Sequence):
+            raise ConfigError(f"{key} is {given_list!r:.300}; give a list")
     if name is not None:
         config = changed(config, {"run.name": name})
     config, given = _with_functions(config, reward_functions, criterion, ladder)
     if not isinstance(stop, Stop | None):
         raise ConfigError(f"stop is {stop!r:.300}; make one with adagrpo_ray.Stop()")
     for callback in callbacks:
-        if not isinstance(callback, Observer):
-            raise ConfigError(f"callbacks: {callback!r:.300} is no Callback; give objects of a subclass of Callback")
+        _check_callback(callback)
     # Not before: these load Ray, torch and what else a run takes.
     from adagrpo_ray.observe.console import Console
     from adagrpo_ray.run import run
@@ -75,6 +79,16 @@ def train(
         stack.enter_context(stop.on_signals())
         told = Observers(*shown, *(Guarded(callback) for callback in callbacks))
         return run(config, told, resume=None if resume is None else str(resume), stop=stop, given=given)
+
+
+def _check_callback(callback: object) -> None:
+    """Raise ConfigError unless each method of a callback can be called with what it is to be told."""
+    if not isinstance(callback, Observer):
+        raise ConfigError(f"callbacks: {callback!r:.300} is no Callback; give objects of a subclass of Callback")
+    for name, method in vars(Observer).items():
+        if inspect.isfunction(method):
+            _, *arguments = inspect.signature(method).parameters
+            check_call(getattr(callback, name), f"callbacks: {type(callback).__name__}.{name}", arguments)
 
 
 def _with_functions(

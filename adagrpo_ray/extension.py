@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from adagrpo_ray.errors import ConfigError
@@ -53,6 +55,47 @@ def load_function(spec: str, setting: str, built_in: Sequence[str], given: Given
     if not callable(function):
         raise ConfigError(f"{setting}: {spec!r} is {function!r:.300}, which cannot be called; name a function")
     return function  # type: ignore[no-any-return]
+
+
+def check_kind(function: Callable[..., Any], what: str) -> None:
+    """Raise ConfigError, which begins with `what`, for a class, a coroutine function and a generator function."""
+    inner: Any = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    if isinstance(inner, type):
+        raise ConfigError(f"{what} is a class; give a function, or an object of the class that can be called")
+    code = inner if inspect.isroutine(inner) else type(inner).__call__
+    if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
+        raise ConfigError(f"{what} is a coroutine function, which nothing awaits; make it a plain `def`")
+    if inspect.isgeneratorfunction(code):
+        raise ConfigError(f"{what} is a generator function; `return` what it yields")
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """What the function itself takes, rather than one that it wraps, without types; None where Python does not know."""
+    try:
+        known = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None
+    parameters = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in known.parameters.values()]
+    return known.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+
+
+def check_call(function: Callable[..., Any], what: str, arguments: Sequence[str]) -> None:
+    """Raise ConfigError, which begins with `what`, unless the function can be called with these positional arguments.
+
+    What `check_kind` refuses is refused too.
+    """
+    check_kind(function, what)
+    known = signature(function)
+    if known is None:
+        return
+    try:
+        known.bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{what} takes {known}, and is called with ({', '.join(arguments)}): {error}; change its parameters"
+        ) from None
 
 
 def told(error: BaseException) -> str:

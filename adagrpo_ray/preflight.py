@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Event
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
@@ -13,23 +14,29 @@ from adagrpo_ray.joining import check_ray
 from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
+from adagrpo_ray.rewards.ground_truth import check_ground_truths
 from adagrpo_ray.tracking import check_trackers
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run needs, checked: where the model is, its prompts, the longest sequence in tokens, given functions."""
+    """What a run needs, checked: where the model is, its prompts, the longest sequence in tokens, given functions.
+
+    `notices` are what the user should know before the start.
+    """
 
     model_path: str
     prompts: PromptSets
     max_model_len: int
     given: Given = NOTHING
+    notices: tuple[str, ...] = ()
 
 
-def check(config: Config, given: Given = NOTHING, *, training: bool = True) -> Inputs:
+def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop: Event | None = None) -> Inputs:
     """Load and check model, rewards, criterion, ladder and data; raises an AdaGRPOError that says what to mend.
 
     Where it is not for `training`, there will be no learner, no criterion is needed, and any prompts will do.
+    Once `stop` is set, what takes long is left out.
     """
     check_ray(address(config))
     if training:
@@ -45,8 +52,11 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True) -> I
         from adagrpo_ray.learner.trainable import check_trainable  # torch takes a second, which only this needs
 
         check_trainable(config, model_path)
-    prompts = load_prompts(config, load_tokenizer(model_path, config), training=training)
-    return Inputs(model_path, prompts, _max_model_len(config, model_path, prompts), given)
+    tokenizer = load_tokenizer(model_path, config)
+    prompts = load_prompts(config, tokenizer, training=training)
+    max_model_len = _max_model_len(config, model_path, prompts)
+    notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
+    return Inputs(model_path, prompts, max_model_len, given, notices)
 
 
 def _max_model_len(config: Config, model_path: str, prompts: PromptSets) -> int:

@@ -51,13 +51,13 @@ def run(
     if config.model.trust_remote_code:
         tell(f"warning: model.trust_remote_code=true runs Python code of {config.model.path}, here and in all actors")
     tell("checking model, data and rewards")
-    inputs = check(config, given)
+    inputs = check(config, given, stop=stop)
     if stop is not None and stop.is_set():
         raise StoppedError("stopped as asked, before anything was started")
     prompts = inputs.prompts
     dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
     tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
-    for note in prompts.notes:
+    for note in (*prompts.notes, *inputs.notices):
         tell(note)
     home = storage.join(config.run.folder, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     restarts = 0

@@ -74,7 +74,6 @@ def leaves(group: Group, step: int) -> SamplingParams:
     ("ladder", "told"),
     [
         (leaves, r"'mine' raised SystemExit\(3\) \(.*test_own_ladder\.py, line \d+\)"),
-        (lambda group: HOT, r"'mine' raised TypeError"),
         (lambda group, step: 1.2, r"'mine' returned 1\.2; have it return SamplingParams, or None"),
         (
             lambda group, step: SamplingParams(temperature=3.0),
@@ -87,6 +86,35 @@ def leaves(group: Group, step: int) -> SamplingParams:
 def test_a_ladder_that_fails_is_told_by_its_name(ladder: Callable[..., Any], told: str) -> None:
     with pytest.raises(ExtensionError, match=told):
         own(ladder).next(make_group([0]), 1)
+
+
+async def asynchronous(group: Group, step: int) -> SamplingParams:
+    return HOT
+
+
+class Awaited(Ladder):
+    async def next(self, group: Group, step: int) -> SamplingParams | None:  # type: ignore[override]
+        return HOT
+
+
+class Stepless(Ladder):
+    def next(self, group: Group) -> SamplingParams | None:  # type: ignore[override]
+        return HOT
+
+
+@pytest.mark.parametrize(
+    ("ladder", "told"),
+    [
+        (lambda group: HOT, r"'mine' takes \(group\), and is called with \(group, step\): too many"),
+        (lambda group, step, more: HOT, r".*missing a required argument: 'more'"),
+        (asynchronous, r"'mine' is a coroutine function"),
+        (Awaited, r"'mine': its method next is a coroutine function"),
+        (Stepless, r"'mine': its method next takes \(group"),
+    ],
+)
+def test_a_ladder_that_cannot_be_called_is_refused_before_it_is_asked(ladder: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.ladder: " + told):
+        own(ladder)
 
 
 def test_a_class_that_is_no_ladder_is_refused() -> None:

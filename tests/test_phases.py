@@ -281,7 +281,8 @@ GOOD: dict[str, Any] = {"marker": [1], "thought": {}, "answer": {}}
     ("phases", "message"),
     [
         (GOOD | {"marker": []}, r"phases\.marker=\[\] .* at least one"),
-        (GOOD | {"marker": "</think>"}, r"phases\.marker='</think>'"),
+        (GOOD | {"marker": ""}, r"phases\.marker='' must be a text, or a list of at least one token id"),
+        (GOOD | {"marker": ["</think>"]}, r"phases\.marker=\['</think>'\]"),
         (GOOD | {"marker": [-1]}, r"phases\.marker=\[-1\]"),
         (GOOD | {"end": 1}, "must hold marker, thought and answer"),
         ({"marker": [1], "thought": {}}, "must hold marker, thought and answer"),
@@ -368,16 +369,16 @@ def ask(extra_args: dict[str, Any] | None = None, **kwargs: Any) -> SamplingPara
 
 
 def test_the_docstrings_example(llm: LLM, prompts: list[dict[str, Any]]) -> None:
-    marker = llm.get_tokenizer().encode("</think>", add_special_tokens=False)
-    phases = phase_args(marker, thought={"temperature": 1.2, "min_p": 0.02}, answer={"temperature": 0.0})
+    phases = phase_args("</think>", thought={"temperature": 1.2, "min_p": 0.02}, answer={"temperature": 0.0})
     outputs = llm.generate(prompts, SamplingParams(max_tokens=128, logprobs=0, extra_args=phases), use_tqdm=False)
     assert len(outputs) == len(prompts)
     assert any("</think>" in o.outputs[0].text or "SOLUTION" in o.outputs[0].text for o in outputs)
 
 
-def test_wild_thought_and_greedy_answer(llm: LLM, prompts: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("as_text", [True, False])
+def test_wild_thought_and_greedy_answer(llm: LLM, prompts: list[dict[str, Any]], as_text: bool) -> None:
     marker = llm.get_tokenizer().encode("</think>", add_special_tokens=False)
-    request = ask(phase_args(marker, {"temperature": 3.0}, {"temperature": 0.0}))
+    request = ask(phase_args("</think>" if as_text else marker, {"temperature": 3.0}, {"temperature": 0.0}))
     outputs = llm.generate(prompts[:8], request, use_tqdm=False)
     thoughts, answers, starts = [], [], []
     for prompt, output in ((p, o) for p, out in zip(prompts, outputs, strict=False) for o in out.outputs):

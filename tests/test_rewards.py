@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import Scores, load_reward
-from adagrpo_ray.rewards.extract import holds_answer, marked_answer, parse_number
+from adagrpo_ray.rewards.extract import final_answer, holds_answer, marked_answer, same_answer
+from adagrpo_ray.rewards.numbers import parse_number
 from adagrpo_ray.rewards.registry import BUILTIN, score_group
 
 FORMAT = FormatSettings()
@@ -106,8 +107,10 @@ def test_formats_follow_the_settings() -> None:
         (answered("Paris"), "Paris", 5.0),
         (answered(" 42\n"), "42", 3.5),
         (answered("42"), " 42 ", 3.5),
-        (answered("42.0"), "42", 2.0),
-        (answered("1,000"), "1000", 2.0),
+        (answered("42.0"), "42", 3.5),
+        (answered("1,000"), "1000", 3.5),
+        (answered("50%"), "0.5", 3.5),
+        (answered("52%"), "50", 2.0),
         (answered("90"), "100", 2.0),
         (answered("110"), "100", 2.0),
         (answered("0.33"), "0.3", 2.0),  # 10 % to the digit: 0.33 / 0.3 in floats is above 1.1
@@ -120,7 +123,7 @@ def test_formats_follow_the_settings() -> None:
         (answered("120.1"), "100", -2.5),
         (answered("-100"), "100", -2.5),
         (answered("0"), "100", -2.5),
-        (answered("0.0"), "0", 2.0),
+        (answered("0.0"), "0", 3.5),
         (answered("0.001"), "0", -2.5),
         (answered("forty-two"), "42", -4.5),
         (answered("42"), "forty-two", -4.5),
@@ -235,7 +238,40 @@ def test_latex(text: str, truth: str, expected: float) -> None:
         ("--1", None),
         ("- 1", None),
         (".", None),
-        ("1e5", None),
+        ("1e5", Fraction(100_000)),
+        ("1.5E-2", Fraction(3, 200)),
+        ("1e-1001", None),
+        ("1e99999", None),
+        (r"1.5 \times 10^{3}", Fraction(1500)),
+        ("2 * 10^3", Fraction(2000)),
+        ("1 000 000", Fraction(1_000_000)),
+        ("1\u202f000", Fraction(1000)),
+        ("1'000.5", Fraction(2001, 2)),
+        ("1{,}000", Fraction(1000)),
+        (r"1\,000", Fraction(1000)),
+        ("1,000 000", None),
+        ("4_2", None),
+        ("$1,000.00", Fraction(1000)),
+        (r"\$1,000", Fraction(1000)),
+        ("-$5", Fraction(-5)),
+        ("$-5", Fraction(-5)),
+        ("-$-5", None),
+        ("$5$", Fraction(5)),
+        (r"\boxed{42}", Fraction(42)),
+        ("**42**.", Fraction(42)),
+        ("1/2", Fraction(1, 2)),
+        ("-3 / 4", Fraction(-3, 4)),
+        (r"-\frac{1}{2}", Fraction(-1, 2)),
+        (r"\dfrac12", Fraction(1, 2)),
+        ("1/0", None),
+        (r"\frac{1}{0}", None),
+        ("1/2/3", None),
+        ("50%", Fraction(1, 2)),
+        (r"50\%", Fraction(1, 2)),
+        ("\u22125", Fraction(-5)),
+        ("\uff11\uff12.\uff15", Fraction(25, 2)),
+        ("\u0664\u0662", None),
+        ("1.000,5", None),
         ("", None),
         ("²", None),
         ("1" * 1001, None),
@@ -243,6 +279,70 @@ def test_latex(text: str, truth: str, expected: float) -> None:
 )
 def test_parse_number(text: str, expected: Fraction | None) -> None:
     assert parse_number(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("guess", "truth", "same"),
+    [
+        ("1,000", "1000", True),
+        (".5", "1/2", True),
+        ("0.5", "50%", True),
+        ("50", "50%", True),
+        ("50%", "50%", True),
+        ("50%", "0.5%", False),
+        ("5000%", "50%", False),
+        ("-0", "0", True),
+        ("$x+1$", "x+1", True),
+        ("Paris.", "Paris", True),
+        (r"\boxed{\text{Paris}}", "Paris", True),
+        ("$a$ and $b$", "a$ and $b", False),
+        (r"\boxed{1}+\boxed{2}", r"1}+\boxed{2", False),
+        (".", "", False),
+        ("Paris", "paris", False),
+    ],
+)
+def test_answers_are_the_same_as_people_read_them(guess: str, truth: str, same: bool) -> None:
+    assert same_answer(guess, truth) == same
+    assert same_answer(truth, guess) == same
+
+
+@pytest.mark.parametrize(
+    ("truth", "expected"),
+    [
+        ("She sold 48/2 = <<48/2=24>>24 clips.\n#### 72", "72"),
+        ("#### 72", "72"),
+        ("one\n#### 1\ntwo\n#### 1,234 \n", "1,234"),
+        ("# a\n#### b\nc", "# a\n#### b\nc"),  # a heading
+        ("a #### b", "a #### b"),
+        ("We get $x=\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("\\boxed{1} or \\fbox{2}", "2"),
+        ("\\boxed{1", "\\boxed{1"),
+        ("\\boxed{}", "\\boxed{}"),
+        ("####", "####"),
+        ("42", "42"),
+    ],
+)
+def test_a_worked_solution_comes_to_its_final_answer(truth: str, expected: str) -> None:
+    assert final_answer(truth) == expected
+
+
+@pytest.mark.parametrize("name", ["answer", "exact", "latex", "number"])
+def test_a_rationale_as_the_ground_truth_pays_for_its_answer(name: str) -> None:
+    right, wrong = answered("1,072"), answered("24")
+    for truth in ("24 clips a day make 1072.\n#### 1072", r"It is $24\cdot 44+16=\boxed{1072}$."):
+        best, worst = score(name, right, truth), score(name, wrong, truth)
+        assert best is not None
+        assert worst is not None
+        assert best > max(0, worst)
+    assert holds_answer("so 1,072 it is", "24 clips\n#### 1072")
+
+
+@pytest.mark.parametrize("number", ["1/2", "$1,000", "1 000", "50%", "1e3", "\u22125", r"\frac{3}{4}", "\uff14\uff12"])
+@pytest.mark.parametrize("name", ["answer", "exact", "number"])
+def test_every_way_to_write_a_number_meets_its_own_ground_truth(name: str, number: str) -> None:
+    value = score(name, answered(number), number)
+    assert value is not None
+    assert value >= 1.0
 
 
 pieces = st.sampled_from([T, S, E, "$", "\\frac{", "}", "^", "!", "-", ",", ".", "42", " ", "\n", "\uff11", "\\boxed{"])

@@ -11,7 +11,7 @@ import numpy as np
 
 from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.errors import ExtensionError
-from adagrpo_ray.extension import load_function, told
+from adagrpo_ray.extension import check_call, load_function, told
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.types import Group
 
@@ -65,7 +65,7 @@ def make_criterion(settings: CriterionSettings, functions: Sequence[str], given:
     """The criterion that the settings name; `functions` are the reward functions' names, in order.
 
     A kind 'module:function', or the name of a given one, is the user's own function of a Group. Raises ConfigError for
-    a kind that is neither that nor built in.
+    a kind that is neither that nor built in, and for one that cannot be called with a Group.
     """
     match settings.kind:
         case "any_correct":
@@ -76,4 +76,6 @@ def make_criterion(settings: CriterionSettings, functions: Sequence[str], given:
             )
         case "spread":
             return spread(settings.threshold)
-    return own(load_function(settings.kind, SETTING, BUILT_IN, given), settings.kind)
+    criterion = load_function(settings.kind, SETTING, BUILT_IN, given)
+    check_call(criterion, f"{SETTING}: {settings.kind!r}", ["group"])
+    return own(criterion, settings.kind)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.config.algorithm import SamplingSettings
 from adagrpo_ray.errors import ExtensionError
-from adagrpo_ray.extension import load_function, told
+from adagrpo_ray.extension import check_call, load_function, told
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.types import Group, SamplingParams
 
@@ -69,17 +69,20 @@ def load_ladder(name: str, triggers: Ladder, given: Given = NOTHING) -> Ladder:
 
     A function is asked after each failed attempt; the first one has the parameters of `triggers`, the configuration's
     ladder. A subclass of Ladder is made with those, and asked for first attempts too. Raises ConfigError where there is
-    none of that name, ExtensionError where the class cannot be made.
+    none of that name or it cannot be called with a group and a step, ExtensionError where the class cannot be made.
     """
     own = load_function(name, SETTING, (), given)
+    what, arguments = f"{SETTING}: {name!r}", ["group", "step"]
     if not isinstance(own, type):
+        check_call(own, what, arguments)
         return OwnLadder(
             triggers.base, ladder=lambda group, step: own(group, step) if group.attempts else triggers.base, name=name
         )
+    if not issubclass(own, Ladder):
+        raise ExtensionError(f"{what} is a class that is no Ladder; subclass adagrpo_ray.Ladder")
     try:
-        made: object = own(triggers.base, triggers.triggers)
+        made: Ladder = own(triggers.base, triggers.triggers)
     except Exception as error:
         raise ExtensionError(f"{SETTING}: making {name!r} raised {told(error)}; mend it") from error
-    if not isinstance(made, Ladder):
-        raise ExtensionError(f"{SETTING}: {name!r} is a class that is no Ladder; subclass adagrpo_ray.Ladder")
+    check_call(made.next, f"{what}: its method next", arguments)
     return OwnLadder(made.base, made.triggers, ladder=made.next, name=name)

@@ -26,6 +26,12 @@ class RewardsSettings(Section):
         None, min_length=1, description="the function whose score says that a completion is right; null: the last one"
     )
     correct_above: float = Field(0.0, description="a completion is right where that score is above this")
+    check_prompts: int = Field(
+        64,
+        ge=0,
+        description="prompts whose own ground truth is scored before the start; 64 show a fault of 5 % of them with a "
+        "chance of 96 %; 0: none",
+    )
     workers: PositiveInt = Field(1, description="processes that score, outside the learner's")
     timeout_s: Seconds = Field(30.0, description="seconds that scoring one group may take")
     memory_gib: Gibibytes | None = Field(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adagrpo_ray.data.answers import restore_floats
 from adagrpo_ray.errors import DataError, first_line
 
 Row = Mapping[str, Any]
@@ -152,7 +153,9 @@ def _parquet(path: Path) -> Sequence[Row]:
 
     try:
         table = pyarrow.parquet.ParquetFile(path).read()
+        restore = restore_floats(table.schema)
         rows: list[Row] = table.to_pylist(maps_as_pydicts="strict")
+        rows = rows if restore is None else [restore(row) for row in rows]
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path}: {first_line(error)}; it must be a parquet file") from None
     if (twice := _twice(table.column_names)) is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adagrpo_ray.config.tree import ColumnSettings, Config
+from adagrpo_ray.data.answers import answer_text
 from adagrpo_ray.data.arithmetic import Problem, problem_sets
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.files import Row
@@ -161,13 +162,13 @@ class _Maker:
         chat = read_chat(row.prompt, row.columns)
         if chat is None:
             return "without a prompt"
-        if not _is_answer(row.answer):
+        answer, level = answer_text(row.answer), answer_text(row.level) or ""
+        if answer is None:
             return "without an answer"
-        answer, level = str(row.answer), "" if row.level is None else str(row.level).strip()
         name, own_system = row_id(chat, answer), chat.has_system_message
         if name in others:
             return "double"
-        problem = normalised(chat.problem if row.problem is None else str(row.problem))
+        problem = normalised(chat.problem if row.problem is None else answer_text(row.problem) or "")
         if self._template.holds_control_tokens(chat):
             return "with control tokens of the model"
         if self._system is not None and not own_system:
@@ -183,12 +184,6 @@ class _Maker:
         self._own_system += own_system
         ids = self._tokenizer.encode(rendered, add_special_tokens=False)
         return Prompt(name, chat.problem, np.asarray(ids, np.int32), answer, level, row.columns)
-
-
-def _is_answer(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return False
-    return bool(value.strip()) if isinstance(value, str) else isinstance(value, int) or math.isfinite(value)
 
 
 def _fitting(prompts: list[Prompt], config: Config, dropped: Counter[str]) -> list[Prompt]:

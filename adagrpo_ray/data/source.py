@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.tree import DataSettings
+from adagrpo_ray.data.answers import restore_floats
 from adagrpo_ray.data.files import NAMED_KINDS, Row, kind, read_file
 from adagrpo_ray.errors import DataError, first_line
 
@@ -183,15 +184,13 @@ def _saved(folder: Path, data: DataSettings) -> Sequence[Row]:
         raise DataError(f"data.source={data.source!r} cannot be loaded: {first_line(error)}; save it again") from None
     if not isinstance(found, DatasetDict):
         refuse_parts(data)
-        rows: Sequence[Row] = found
-        return rows
+        return _restored(found)
     refuse_parts(data, splits=True)
     if data.split not in found:
         raise DataError(
             f"data.split={data.split!r}: {data.source!r} has no such split; it has {', '.join(map(str, found))}"
         )
-    rows = found[data.split]
-    return rows
+    return _restored(found[data.split])
 
 
 def _hub(data: DataSettings) -> Sequence[Row]:
@@ -200,13 +199,19 @@ def _hub(data: DataSettings) -> Sequence[Row]:
 
     logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error
     try:
-        rows: Sequence[Row] = load_dataset(os.path.expanduser(data.source), data.subset, split=data.split)
+        rows = load_dataset(os.path.expanduser(data.source), data.subset, split=data.split)
     except Exception as error:  # what a file holds makes datasets fail in any way
         raise DataError(
             f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: "
             f"{first_line(error.__cause__ or error)}; give 'arithmetic', a file, a folder, or a Hub name"
         ) from None
-    return rows
+    return _restored(rows)
+
+
+def _restored(rows: Any) -> Sequence[Row]:
+    """The rows of a data set of `datasets` with the floats that were written."""
+    restore = restore_floats(rows.features.arrow_schema)
+    return rows if restore is None else [restore(row) for row in rows]
 
 
 def _nearest_file(path: Path) -> str:

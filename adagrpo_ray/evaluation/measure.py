@@ -28,6 +28,7 @@ from adagrpo_ray.preflight import Inputs, check
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.rewards.extract import exact_answer, holds_answer
 from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.trainer import UNGUARDED
 from adagrpo_ray.types import Completion, Prompt
@@ -81,7 +82,7 @@ def plan(
     config = served(for_measuring(config), found)
     inputs = check(config, training=False)
     sets = inputs.prompts
-    for note in sets.notes:
+    for note in (*sets.notes, *inputs.notices):
         tell(note)
     prompts = {"held_out": sets.held_out, "train": sets.train, "all": (*sets.held_out, *sets.train)}[split]
     if not prompts:
@@ -157,12 +158,14 @@ async def _models(
     await fleet.ready()
     rollout, samples = plan.config.rollout, plan.config.evaluation.samples
     at_once = math.ceil(AHEAD * (rollout.max_actors or rollout.actors) * rollout.max_sequences / samples)
+    endings = Endings(rollout.max_new_tokens)
+    generate = endings.watched(fleet.pool.generate)
     places = asyncio.Semaphore(at_once)  # so that few are lost with a program that is killed
 
     async def finish(model: Candidate, prompt: Prompt) -> None:
         async with places:
             request = evaluation_request(prompt, plan.config.evaluation, rollout.max_new_tokens, plan.config.run.seed)
-            completions = await fleet.pool.generate(request)
+            completions = await generate(request)
             check_finite(completions)
             scores, correct = await scorer.score(prompt, completions)
         if stop.is_set():  # what failed then may have failed for that
@@ -179,6 +182,8 @@ async def _models(
         tasks = [asyncio.create_task(finish(model, prompt)) for prompt in left]
         try:
             await asyncio.gather(*tasks)
+            for notice in endings.notices():
+                watcher.phase(notice)
         finally:
             for task in tasks:
                 task.cancel()

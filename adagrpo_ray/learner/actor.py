@@ -36,6 +36,7 @@ from adagrpo_ray.observe.records import EvaluationRecord, SamplingFigures
 from adagrpo_ray.observe.samples import GroupSample
 from adagrpo_ray.placement import Placement
 from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.storage import outgoing
 
@@ -112,13 +113,15 @@ class LearnerActor:
         self._evaluation: asyncio.Task[EvaluationRecord] | None = None
         self._prompts = prompts
         self._scorer = RewardScorer(config.rewards, config.data.format, given)
+        self._endings = Endings(config.rollout.max_new_tokens)
+        self._generate = self._endings.watched(self._fleet.pool.generate)
         self._functions = [f.function for f in config.rewards.functions]
         self._method = make_method(algorithm, self._functions, given)
         self._sampler = AdaptiveSampler(
             algorithm,
             self._method,
             PromptOrder(prompts.train, config.run.seed, config.data.shuffle, prompts.template),
-            self._fleet.pool.generate,
+            self._generate,
             self._scorer.score,
             max_new_tokens=config.rollout.max_new_tokens,
             seed=config.run.seed,
@@ -160,7 +163,7 @@ class LearnerActor:
             ),
             rollout_actors=len(self._fleet.pool.members),
             rollout_restarts=self._fleet.restarts,
-            notices=self._notices(),
+            notices=(*self._notices(), *self._endings.notices()),
         )
 
     def abandon(self) -> None:
@@ -211,7 +214,7 @@ class LearnerActor:
                 evaluate(
                     self._prompts.held_out,
                     self._config.evaluation,
-                    self._fleet.pool.generate,
+                    self._generate,
                     self._scorer.score,
                     step=step,
                     max_new_tokens=self._config.rollout.max_new_tokens,
@@ -220,7 +223,8 @@ class LearnerActor:
             )
         done = self._background.wait(self._evaluation, POLL_S)
         # News come first: after the last measurement nobody asks for any more.
-        if (notices := self._notices()) or not done:
+        notices = (*self._notices(), *(self._endings.notices() if done else ()))
+        if notices or not done:
             return Pending(notices)
         ended, self._evaluation = self._evaluation, None
         return ended.result()

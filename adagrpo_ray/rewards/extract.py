@@ -7,21 +7,34 @@ a policy that is paid to find the cracks.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from typing import TYPE_CHECKING
+
+from adagrpo_ray.rewards.numbers import Number, closing_brace, normalised, plain, read_number, same_number
 
 if TYPE_CHECKING:
     from adagrpo_ray.config.tree import FormatSettings
 
-# Longer digit strings are refused: nobody means them, and int() has a limit of its own (4300).
-MAX_NUMBER_LENGTH = 1000
-
-# A sign, then digits, with thousands commas or without, then decimals. ASCII digits only.
-_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)")
-# What looks like one from afar: "1.2.3" and "1,2" are found, and then are no numbers.
-_NUMBER_LIKE = re.compile(r"[+-]?\.?[0-9][0-9.,]*")
+# A number in running text: "1.2.3" and "1,2" are found, and then are no numbers. ASCII digits only.
+_NUMBER_TEXT = r"\.?[0-9][0-9.,]*(?:[eE][+-]?[0-9]+(?![0-9A-Za-z]))?"
+_NUMBER_LIKE = re.compile(rf"[+-]?{_NUMBER_TEXT}(?:/[0-9][0-9.,]*)?")
 # The same, where a sign behind a digit, letter or bracket is an operator: "12-7" holds 12 and 7.
-_NUMBER_IN_TEXT = re.compile(r"(?:(?<![0-9A-Za-z)])[+-])?\.?[0-9][0-9.,]*")
+_NUMBER_IN_TEXT = re.compile(rf"(?:(?<![0-9A-Za-z)])[+-])?{_NUMBER_TEXT}(?:/[0-9][0-9.,]*)?")
+_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+
+
+def final_answer(truth: str) -> str:
+    r"""What a ground truth comes to: of a worked solution its final answer, of anything else all of it.
+
+    That is what follows "####" at the start of the last line (as in GSM8K), else what the last \boxed{} holds (as in
+    MATH), else the whole text.
+    """
+    head, mark, tail = truth.rpartition("####")
+    if mark and tail.strip() and "\n" not in tail.strip() and head.rstrip(" \t")[-1:] in ("", "\n"):
+        return tail.strip()
+    *_, box = [None, *_BOX.finditer(truth)]
+    end = -1 if box is None else closing_brace(truth[box.end() :])
+    boxed = truth[box.end() :][:end].strip() if box is not None and end >= 0 else ""
+    return boxed or truth
 
 
 def after_thought(text: str, format: FormatSettings) -> str | None:
@@ -64,26 +77,25 @@ def _last_pair(text: str, format: FormatSettings) -> tuple[str, str] | None:
 
 
 def number_after_start(text: str, format: FormatSettings) -> str | None:
-    """The first thing after the first answer start that looks like a number."""
+    """What the first pair of answer markers holds, where that is a number; else the first thing after the first answer
+    start that looks like one. Full-width digits and minus signs come back as ASCII."""
     start = text.find(format.answer_start)
-    found = _NUMBER_LIKE.search(text, start + len(format.answer_start)) if start >= 0 else None
+    if start < 0:
+        return None
+    rest = normalised(text[start + len(format.answer_start) :])
+    inner, end, _ = text[start + len(format.answer_start) :].partition(format.answer_end)
+    if end and read_number(inner) is not None:
+        return normalised(inner).strip()
+    found = _NUMBER_LIKE.search(rest)
     return found.group().rstrip(".,") if found else None
 
 
-def parse_number(text: str) -> Fraction | None:
-    """The exact value of a decimal number such as " -1,234.50 "; None where the text is none."""
-    text = text.strip()
-    if len(text) > MAX_NUMBER_LENGTH or not _NUMBER.fullmatch(text):
-        return None
-    return Fraction(text.replace(",", ""))
-
-
 def same_answer(guess: str, truth: str) -> bool:
-    """Whether two answers are the same text, white space around them aside, or the same number."""
-    if guess.strip() == truth.strip():
-        return True
-    number = parse_number(guess)
-    return number is not None and number == parse_number(truth)
+    r"""Whether two answers are the same number, or the same text.
+
+    White space, dollars, \boxed{}, bold and a final full stop around a text do not count.
+    """
+    return plain(guess) == plain(truth) or same_number(read_number(guess), read_number(truth))
 
 
 def holds_answer(text: str, truth: str) -> bool:
@@ -91,13 +103,18 @@ def holds_answer(text: str, truth: str) -> bool:
 
     Worked example: "1,000.0" holds "1000", and "12+7=19" holds "19" but not "9".
     """
-    number = parse_number(truth)
+    truth = final_answer(truth)
+    number = read_number(truth)
     if number is not None:
-        return any(_is_number(found.group().rstrip(".,"), number) for found in _NUMBER_IN_TEXT.finditer(text))
+        return any(
+            _is_number(found.group().rstrip(".,"), number) for found in _NUMBER_IN_TEXT.finditer(normalised(text))
+        )
     return re.search(rf"(?<!\w){re.escape(truth.strip())}(?!\w)", text) is not None
 
 
-def _is_number(found: str, number: Fraction) -> bool:
-    """Whether it is that number; what is none as a whole, as "1,2", may be several."""
-    whole = parse_number(found)
-    return whole == number if whole is not None else any(parse_number(part) == number for part in found.split(","))
+def _is_number(found: str, number: Number) -> bool:
+    """Whether it is that number; "1,2" may be several numbers, and "1/2" one or two."""
+    whole = read_number(found)
+    if whole is not None and (same_number(whole, number) or "/" not in found):
+        return same_number(whole, number)
+    return any(same_number(read_number(part), number) for part in re.split("[,/]", found))

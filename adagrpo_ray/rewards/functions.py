@@ -4,10 +4,11 @@ A reward function, built-in or your own, is called once per group:
 
     def f(completions: list[str], answer: str, **context) -> list[float | None]
 
-`answer` is the ground truth; the context holds `prompt` (the problem's text), `format` (the markers
-`think_end`, `answer_start`, `answer_end`), `level`, each column of the prompt's row under its own name, and all of
-these in the mapping `columns`: there a column is found whose name is one of the arguments here. Nested columns are
-whole. It returns one score a completion; None says "does not apply here" and is left out of the sum.
+`answer` is the ground truth as the data has it, of which the built-in functions take the `final_answer`; the context
+holds `prompt` (the problem's text), `format` (the markers `think_end`, `answer_start`, `answer_end`), `level`, each
+column of the prompt's row under its own name, and all of these in the mapping `columns`: there a column is found whose
+name is one of the arguments here. Nested columns are whole. It returns one score a completion; None says "does not
+apply here" and is left out of the sum.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING
 from adagrpo_ray.rewards.extract import (
     after_thought,
     exact_answer,
+    final_answer,
     marked_answer,
     number_after_start,
-    parse_number,
     same_answer,
 )
+from adagrpo_ray.rewards.numbers import Number, read_number, same_number
 
 if TYPE_CHECKING:
     from adagrpo_ray.config.tree import FormatSettings
@@ -58,13 +60,14 @@ def answer(completions: list[str], answer: str, *, format: FormatSettings, **con
     | --- | --- |
     | is not there, or the format is not exact | -2.0 |
     | equals the ground truth | +5.0 |
-    | equals it but for white space around it | +3.5 |
+    | is the same number, as "1,000" is 1000, or the same text but for white space or a wrapping such as $...$ | +3.5 |
     | is a number within 10 % of it | +2.0 |
     | is a number within 20 % of it | +1.5 |
     | is another number | -2.5 |
     | is not a number, or the ground truth is none | -4.5 |
     """
-    return [_answer_score(exact_answer(text, format), answer) for text in completions]
+    truth = final_answer(answer)
+    return [_answer_score(exact_answer(text, format), truth) for text in completions]
 
 
 def _answer_score(guess: str | None, truth: str) -> float:
@@ -72,16 +75,16 @@ def _answer_score(guess: str | None, truth: str) -> float:
         return -2.0
     if guess == truth:
         return 5.0
-    if guess.strip() == truth.strip():
+    if same_answer(guess, truth):
         return 3.5
-    guess_number, truth_number = parse_number(guess), parse_number(truth)
+    guess_number, truth_number = read_number(guess), read_number(truth)
     if guess_number is None or truth_number is None:
         return -4.5
+    pairs = [(a, b) for a in guess_number.readings(truth_number) for b in truth_number.readings(guess_number)]
     # Multiplied out instead of a ratio: a ground truth of zero divides nothing.
-    error, scale = abs(guess_number - truth_number), abs(truth_number)
-    if error <= scale * Fraction(1, 10):
+    if any(abs(a - b) <= abs(b) * Fraction(1, 10) for a, b in pairs):
         return 2.0
-    return 1.5 if error <= scale * Fraction(1, 5) else -2.5
+    return 1.5 if any(abs(a - b) <= abs(b) * Fraction(1, 5) for a, b in pairs) else -2.5
 
 
 def number(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
@@ -95,20 +98,20 @@ def number(completions: list[str], answer: str, *, format: FormatSettings, **con
     | either one: and the first number after the first answer start behind the last think end is the same | +0.5 more |
     | is malformed ("1.2.3"), or the ground truth is not a number | 0.0 |
     """
-    truth = parse_number(answer)
+    truth = read_number(final_answer(answer))
     return [_number_score(text, truth, format) for text in completions]
 
 
-def _number_score(text: str, truth: Fraction | None, format: FormatSettings) -> float:
+def _number_score(text: str, truth: Number | None, format: FormatSettings) -> float:
     found = number_after_start(text, format)
     if found is None:
         return -2.5
-    guess = parse_number(found)
+    guess = read_number(found)
     if guess is None or truth is None:
         return 0.0
     found_after = number_after_start(after_thought(text, format) or "", format)
-    same = found_after is not None and parse_number(found_after) == guess
-    return (3.5 if guess == truth else -1.5) + (0.5 if same else 0.0)
+    same = found_after is not None and same_number(read_number(found_after), guess)
+    return (3.5 if same_number(guess, truth) else -1.5) + (0.5 if same else 0.0)
 
 
 def exact(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
@@ -116,8 +119,9 @@ def exact(completions: list[str], answer: str, *, format: FormatSettings, **cont
 
     | the text in the last pair of answer markers (after the think end, where there is one) | score |
     | --- | --- |
-    | is the ground truth, as a number ("1,000.0" is "1000") or as a text without white space around it | 1.0 |
+    | is the same number as the ground truth ("1,000.0" is "1000"), or the same text but for a wrapping | 1.0 |
     | else | 0.0 |
     """
+    truth = final_answer(answer)
     guesses = (marked_answer(text, format) for text in completions)
-    return [1.0 if guess is not None and same_answer(guess, answer) else 0.0 for guess in guesses]
+    return [1.0 if guess is not None and same_answer(guess, truth) else 0.0 for guess in guesses]

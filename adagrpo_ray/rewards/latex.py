@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from adagrpo_ray.rewards.extract import marked_answer, same_answer
+from adagrpo_ray.rewards.extract import final_answer, marked_answer, same_answer
 
 if TYPE_CHECKING:
     from adagrpo_ray.config.tree import FormatSettings
@@ -26,8 +26,9 @@ def latex(completions: list[str], answer: str, *, format: FormatSettings, **cont
 
     Exponents and factorials above 10,000 are not worked out: such answers are equal as texts or not at all.
     """
-    truth = _parse(_as_latex(answer))
-    return [1.0 if _equal(text, answer, truth, format) else 0.0 for text in completions]
+    wanted = final_answer(answer)
+    truth = _parse(_as_latex(wanted)) if len(wanted) <= MAX_LENGTH else []
+    return [1.0 if _equal(text, wanted, truth, format) else 0.0 for text in completions]
 
 
 def _equal(text: str, answer: str, truth: list[Any], format: FormatSettings) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adagrpo_ray.errors import ConfigError, RewardError
-from adagrpo_ray.extension import load_function
+from adagrpo_ray.extension import check_kind, load_function, signature
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.rewards import functions as built_in
 from adagrpo_ray.rewards.latex import latex
@@ -46,6 +47,9 @@ class Scores:
     error: str | None = None
 
 
+WORDS = ("completions", "answer", "prompt", "format", "level", "columns")
+"""What each reward function is called with, beside the columns of the prompt's row."""
+
 SETTING = "rewards.functions"
 """Names the reward functions."""
 
@@ -58,9 +62,44 @@ def load_reward(name: str, given: Given = NOTHING) -> RewardFunction:
     if name in BUILTIN:
         return BUILTIN[name]
     try:
-        return load_function(name, SETTING, list(BUILTIN), given)
+        function = load_function(name, SETTING, list(BUILTIN), given)
+        check_kind(function, f"{SETTING}: {name!r}")
     except ConfigError as error:
         raise RewardError(str(error)) from error
+    check_parameters(function, name)
+    return function
+
+
+def check_parameters(function: RewardFunction, name: str, rows: Sequence[Mapping[str, object]] | None = None) -> str:
+    """Raise RewardError unless the function takes what `score_group` hands over for prompts with these columns.
+
+    Without `rows` the columns are not known yet: what it may lack is not said. Returns a notice, "" where there is
+    none, where it lacks a column of some rows only.
+    """
+    known = signature(function)
+    if known is None:
+        return ""
+    parameters = known.parameters.values()
+    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    columns = {column for row in rows or () for column in row}
+    what = f"{SETTING}: {name!r} takes {known}"
+    extra = [word for word in (*WORDS, *sorted(columns - set(WORDS))) if word not in taken]
+    if extra and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise RewardError(f"{what}, and is called with {', '.join(extra)} too; let its parameters end with **context")
+    if by_place := [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]:
+        raise RewardError(f"{what}, and is called by keyword; take {by_place[0]} without the slash")
+    lacking = sorted(needed - {*WORDS, *columns})
+    if rows is not None and lacking:
+        there = ", ".join(sorted(columns)) or "none"
+        raise RewardError(
+            f"{what}, and {lacking[0]!r} is no column of the data (which has {there}); "
+            "add the column, or give the parameter a default value"
+        )
+    for column in sorted(needed - set(WORDS)):
+        if short := sum(column not in row for row in rows or ()):
+            return f"{what}, and {short} of {len(rows or ())} rows have no column {column!r}: it cannot score them"
+    return ""
 
 
 def score_group(
@@ -104,6 +143,8 @@ def _call(function: RewardFunction, arguments: dict[str, object], wanted: int) -
     name = _name(function)
     try:
         returned: object = function(**arguments)
+        if inspect.iscoroutine(returned):
+            returned.close()  # or Python warns that nothing awaited it
         if isinstance(returned, np.ndarray):
             returned = returned.tolist()
         is_list = isinstance(returned, Sequence) and not isinstance(returned, str | bytes)

@@ -15,6 +15,7 @@ import numpy as np
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError, first_line
+from adagrpo_ray.model.completion_text import CompletionText, stop_ids
 from adagrpo_ray.rollout.load import EngineLoad
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
@@ -53,8 +54,8 @@ class RolloutEngine:
     """One vLLM engine. Make it with `start` or `create`; all methods are coroutines of one event loop."""
 
     def __init__(self, engine: Any, tokenizer: Any, config: Config, load: EngineLoad) -> None:
-        self._engine, self._tokenizer, self._config, self._load = engine, tokenizer, config, load
-        self._marker = tokenizer.encode(config.data.format.think_end, add_special_tokens=False)
+        self._engine, self._config, self._load = engine, config, load
+        self._text, self._stops = CompletionText(tokenizer, config.data.format), stop_ids(tokenizer)
         self._version = -1
         self._lora: LoRARequest | None = None
         self._requests = 0
@@ -136,16 +137,15 @@ class RolloutEngine:
         final = await self._while_it_steps(self._last(request, params, self._lora))
         if final is None or len(final.outputs) != request.n:
             raise RolloutError(f"vLLM gave no {request.n} completions for prompt {request.prompt_id}")
-        texts = self._tokenizer.batch_decode([list(o.token_ids) for o in final.outputs], skip_special_tokens=True)
         return tuple(
             Completion(
                 token_ids=np.asarray(output.token_ids, dtype=np.int32),
                 logprobs=_sampled_logprobs(output),
-                text=text,
+                text=self._text.text(output.token_ids, ended=output.finish_reason == "stop"),
                 finish_reason=str(output.finish_reason),
                 weight_version=version,
             )
-            for output, text in zip(final.outputs, texts, strict=True)
+            for output in final.outputs
         )
 
     async def _last(self, request: GenerationRequest, params: Any, lora: LoRARequest | None) -> Any:
@@ -177,12 +177,14 @@ class RolloutEngine:
         """
         from vllm.sampling_params import RequestOutputKind
 
-        params = self._params(request, output_kind=RequestOutputKind.DELTA)
+        params = self._params(request, detokenize=False, output_kind=RequestOutputKind.DELTA)
+        text = self._text.stream()
         with _engine_alive():
             async with aclosing(self._outputs(request, params, None if base else self._lora)) as outputs:
                 async for output in outputs:
                     grown = output.outputs[0]
-                    yield Piece(grown.text, len(grown.token_ids), grown.finish_reason)
+                    news = text.grow(grown.token_ids, grown.finish_reason)
+                    yield Piece(news, len(grown.token_ids), grown.finish_reason)
 
     def _params(self, request: GenerationRequest, **how: Any) -> Any:
         """The request in vLLM's words; `how` says what comes back."""
@@ -202,7 +204,9 @@ class RolloutEngine:
             repetition_penalty=own.repetition_penalty,
             seed=request.seed,
             max_tokens=request.max_new_tokens,
-            extra_args=phase_args(self._marker, s, s.answer) if s.answer is not None else None,
+            # Beside these, vLLM stops at those that generation_config.json names.
+            stop_token_ids=self._stops,
+            extra_args=phase_args(self._config.data.format.think_end, s, s.answer) if s.answer is not None else None,
             **how,
         )
 

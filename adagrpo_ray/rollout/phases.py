@@ -1,14 +1,13 @@
 """Phase-dependent sampling on vLLM: one set of sampling parameters for the thought, another for the answer.
 
-A completion is in the thought until a marker, a sequence of token ids such as those of `</think>`, has been
-generated; from the next token on it is in the answer, to its end. This file needs vLLM and nothing else:
+A completion is in the thought until a marker, a text such as `</think>` or a sequence of token ids, has been
+generated; from the next token on it is in the answer, to its end. This file and `marker` need vLLM and nothing else:
 
     from vllm import LLM, SamplingParams
     from adagrpo_ray.rollout.phases import PhaseLogitsProcessor, phase_args
 
     llm = LLM(model, logits_processors=[PhaseLogitsProcessor], logprobs_mode="processed_logprobs")
-    marker = llm.get_tokenizer().encode("</think>", add_special_tokens=False)
-    phases = phase_args(marker, thought={"temperature": 1.2, "min_p": 0.02}, answer={"temperature": 0.0})
+    phases = phase_args("</think>", thought={"temperature": 1.2, "min_p": 0.02}, answer={"temperature": 0.0})
     outputs = llm.generate(prompts, SamplingParams(max_tokens=512, logprobs=0, extra_args=phases))
 
 The request's own parameters stay neutral: the processor applies those of the phase, so that vLLM's processed
@@ -27,8 +26,11 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+from adagrpo_ray.rollout.marker import MarkerWatch, Pieces, TextWatch, Watch
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -83,14 +85,18 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def phase_args(marker: Sequence[int], thought: Any, answer: Any) -> dict[str, Any]:
+def phase_args(marker: str | Sequence[int], thought: Any, answer: Any) -> dict[str, Any]:
     """A request's `extra_args`.
 
     `thought` and `answer` are mappings or anything that has Phase's attributes; what is left out is neutral.
-    `marker` must be the ids that the model itself writes: where the marker is no special token, its last
-    characters may melt into one token with what follows.
+    A `marker` that is a text is found however the model cuts it into tokens. Token ids must be those that the model
+    itself writes: its first and last characters may be in one token with what stands beside it.
     """
-    phases = {"marker": [int(token) for token in marker], "thought": _mapping(thought), "answer": _mapping(answer)}
+    phases = {
+        "marker": marker if isinstance(marker, str) else [int(token) for token in marker],
+        "thought": _mapping(thought),
+        "answer": _mapping(answer),
+    }
     _parse(phases)
     return {KEY: phases}
 
@@ -101,43 +107,17 @@ def _mapping(values: Any) -> dict[str, Any]:
     return {f.name: getattr(values, f.name) for f in fields(Phase) if hasattr(values, f.name)}
 
 
-def _parse(phases: Any) -> tuple[list[int], Phase, Phase]:
+def _parse(phases: Any) -> tuple[str | list[int], Phase, Phase]:
     """Marker, thought and answer out of what stands under `KEY`; ValueError where something does not fit."""
     wanted = {"marker", "thought", "answer"}
     if not isinstance(phases, Mapping) or set(phases) != wanted:
         raise ValueError(f"extra_args[{KEY!r}]={phases!r} must hold marker, thought and answer; use phase_args")
     marker = phases["marker"]
-    if not isinstance(marker, list | tuple) or not marker or not all(type(t) is int and t >= 0 for t in marker):
-        raise ValueError(f"{KEY}.marker={marker!r} must be a list of at least one token id")
+    ids = isinstance(marker, list | tuple) and all(type(t) is int and t >= 0 for t in marker)
+    if not marker or not (ids or isinstance(marker, str)):
+        raise ValueError(f"{KEY}.marker={marker!r} must be a text, or a list of at least one token id")
     thought, answer = (Phase.parse(f"{KEY}.{name}", phases[name]) for name in ("thought", "answer"))
-    return list(marker), thought, answer
-
-
-class MarkerWatch:
-    """Whether the marker has occurred in a growing list of ids; looks at each id once (Knuth-Morris-Pratt)."""
-
-    def __init__(self, marker: Sequence[int]) -> None:
-        self._marker = tuple(marker)
-        # After `n` matched ids and a wrong one, as many may still count as the longest border of those n has.
-        self._border = [0] + [
-            max(k for k in range(n) if self._marker[:k] == self._marker[n - k : n]) for n in range(1, len(marker))
-        ]
-        self._matched = 0
-        self.read = 0
-        self.seen = False
-
-    def update(self, ids: Sequence[int]) -> bool:
-        """Read what is new in `ids`, the whole list so far; returns whether the marker is in it."""
-        while self.read < len(ids):
-            token = ids[self.read]
-            self.read += 1
-            if self.seen:
-                continue
-            while self._matched and self._marker[self._matched] != token:
-                self._matched = self._border[self._matched]
-            self._matched += self._marker[self._matched] == token
-            self.seen = self._matched == len(self._marker)
-        return self.seen
+    return marker if isinstance(marker, str) else list(marker), thought, answer
 
 
 def penalise_repetition(logits: torch.Tensor, used: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
@@ -216,9 +196,9 @@ class PhaseTensors:
 class _Row:
     """A request that has phases. `output` is vLLM's own list and grows."""
 
-    def __init__(self, phases: Any, prompt: Sequence[int] | None, output: Sequence[int]) -> None:
+    def __init__(self, phases: Any, prompt: Sequence[int] | None, output: Sequence[int], pieces: Pieces) -> None:
         marker, self._thought, self._answer = _parse(phases)
-        self._watch = MarkerWatch(marker)
+        self._watch: Watch = TextWatch(marker, pieces) if isinstance(marker, str) else MarkerWatch(marker)
         self._prompt, self._output = prompt or (), output
 
     @property
@@ -242,6 +222,7 @@ class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM comes
         self._rows: dict[int, _Row] = {}  # by place in the batch
         self._index: torch.Tensor | None = None  # [R] places of `_rows`; None: to be laid out anew
         self._tensors: PhaseTensors | None = None
+        self._pieces = Pieces(lambda: cached_tokenizer_from_config(vllm_config.model_config))
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -270,7 +251,7 @@ class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM comes
             self._rows.pop(index, None)
         for index, params, prompt, output in batch_update.added:
             phases = (params.extra_args or {}).get(KEY)
-            self._put(index, _Row(phases, prompt, output) if phases is not None else None)
+            self._put(index, _Row(phases, prompt, output, self._pieces) if phases is not None else None)
         for a, b, direction in batch_update.moved:
             row_a, row_b = self._rows.pop(a, None), self._rows.pop(b, None)
             self._put(b, row_a)

@@ -1,0 +1,220 @@
+"""Before the start: whether the reward functions pay for the ground truth itself, in the format that is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adagrpo_ray.config.tree import Config, FormatSettings
+from adagrpo_ray.errors import RewardError
+from adagrpo_ray.given import NOTHING, Given
+from adagrpo_ray.model.completion_text import CompletionText
+from adagrpo_ray.rewards.extract import final_answer
+from adagrpo_ray.rewards.registry import BUILTIN, SETTING, Scores, check_parameters, load_reward
+from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+POLL_S = 0.2
+# Of these it is known that a completion without the think end, or with another answer text, gets nothing.
+_NEED_THINK_END = ("answer", "format_exact", "format_approximate")
+_COMPARE_TEXTS = ("answer", "exact")
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A prompt whose ground truth was scored: the completions [G] that were tried, and what they got.
+
+    The first completion is the ground truth in the format of `data.format`, after the tokenizer has encoded and decoded
+    it, of `tokens` tokens. The others are for functions of the user's own, which may want another format: the ground
+    truth alone, and in a box.
+    """
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    tokens: int
+    scores: Scores
+
+    def score(self, column: int) -> float:
+        """What the reward function in that column says to the first completion; NaN where it does not apply."""
+        return float(self.scores.by_function[0, column])
+
+
+def check_ground_truths(
+    config: Config,
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    given: Given = NOTHING,
+    stop: Event | None = None,
+) -> tuple[str, ...]:
+    """Score `rewards.check_prompts` of the prompts with their own ground truth; warnings, one a line.
+
+    Raises RewardError where a function lacks a parameter or a column, where none of them can be scored (with
+    rewards.on_error=stop: where one cannot), and where a built-in function that decides on correctness counts none as
+    correct. A function of the user's own may have reasons for that, and is warned of. Ends early once `stop` is set.
+    """
+    settings = config.rewards
+    notices: list[str] = []
+    for reward in settings.functions:
+        if reward.function not in BUILTIN:
+            function = load_reward(reward.function, given)
+            notices.append(check_parameters(function, reward.function, [prompt.columns for prompt in prompts]))
+    rows = evenly(prompts, settings.check_prompts)
+    if rows:
+        tried = _try(config, rows, CompletionText(tokenizer, config.data.format), tokenizer, given, stop)
+        notices += [] if not tried else _judged(config, tried)
+        notices.append(_closed_thought(config, rows[0], tokenizer))
+    return tuple(f"warning: {notice}" for notice in notices if notice)
+
+
+def evenly(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """At most so many of the prompts, from all over them."""
+    places = np.unique(np.linspace(0, len(prompts) - 1, min(most, len(prompts))).round().astype(int))
+    return [prompts[i] for i in places]
+
+
+def completions_of(truth: str, format: FormatSettings) -> tuple[str, ...]:
+    """The ground truth's final answer as completions: in the format of the settings, alone, and in a box."""
+    answer = final_answer(truth)
+    return f"{format.think_end}{format.answer_start}{answer}{format.answer_end}", answer, rf"\boxed{{{answer}}}"
+
+
+def _try(
+    config: Config,
+    rows: Sequence[Prompt],
+    text: CompletionText,
+    tokenizer: Any,
+    given: Given,
+    stop: Event | None,
+) -> list[Tried]:
+    """The rows, scored in one process by the rules of a run; none begins `rewards.timeout_s` after the first was."""
+    settings = config.rewards.model_copy(update={"workers": 1, "on_error": "drop"})
+    scorer = RewardScorer(settings, config.data.format, given)
+
+    async def work() -> list[Tried]:
+        tried: list[Tried] = []
+        began = math.inf  # the first row's time is also that of starting a process
+        for row in rows:
+            wanted, *others = completions_of(row.answer, config.data.format)
+            ids = tokenizer.encode(wanted, add_special_tokens=False)
+            texts = (text.text(ids), *others)
+            scoring = asyncio.create_task(scorer.score(row, [_completion(each) for each in texts]))
+            while not scoring.done():
+                await asyncio.wait({scoring}, timeout=POLL_S)
+                if stop is not None and stop.is_set():
+                    scoring.cancel()
+                    return []
+            scores, _ = await scoring
+            tried.append(Tried(row, texts, len(ids), scores))
+            began = min(began, time.monotonic())
+            if time.monotonic() - began > settings.timeout_s:
+                break
+        return tried
+
+    # In a thread, since a notebook's own event loop runs in this one.
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(asyncio.run, work()).result()
+        finally:
+            scorer.close()
+
+
+def _completion(text: str) -> Completion:
+    return Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), text, "stop", weight_version=-1)
+
+
+def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
+    """Warnings about what was tried; RewardError where a run cannot be begun."""
+    settings = config.rewards
+    failed = [t for t in tried if t.scores.error is not None]
+    scored = [t for t in tried if t.scores.error is None]
+    notices: list[str] = []
+    if failed:
+        told = (
+            f"{failed[0].scores.error}; of {len(tried)} prompts, tried with their own ground truth as the completion, "
+            f"{len(failed)} cannot be scored"
+        )
+        if not scored or settings.on_error == "stop":
+            raise RewardError(
+                f"{told}: change the function, or set rewards.check_prompts=0 if it works on the nodes only"
+            )
+        notices.append(f"{told}; a run would not learn from them")
+    if not scored:
+        return notices
+    names = [f.function for f in settings.functions]
+    column = names.index(settings.correct_by) if settings.correct_by is not None else len(names) - 1
+    name, built_in = names[column], names[column] in BUILTIN
+    wrong = [t for t in scored if not _correct(t, column, settings.correct_above, built_in)]
+    if wrong:
+        t = wrong[0]
+        told = (
+            f"{SETTING}: {name!r} counts {'none' if len(wrong) == len(scored) else len(scored) - len(wrong)} of "
+            f"{len(scored)} ground truths as correct; the completion {t.completions[0]!r:.300} for the answer "
+            f"{t.prompt.answer!r:.100} scores {_shown(t.score(column))} and rewards.correct_above="
+            f"{settings.correct_above:g} (prompt {t.prompt.id}: {t.prompt.text!r:.100})"
+        )
+        remedy = "look at data.columns.answer, data.format, the tokenizer's rendering of its markers, and correct_above"
+        if built_in and len(wrong) == len(scored):
+            raise RewardError(f"{told}: {remedy}")
+        notices.append(f"{told}: {remedy}")
+    for place, other in enumerate(names):
+        best = [t.score(place) for t in scored]
+        if np.isnan(best).all() and place != column:
+            notices.append(f"{SETTING}: {other!r} applies to none of {len(scored)} ground truths")
+        elif other in BUILTIN and place != column and not any(score > 0 for score in best):
+            notices.append(
+                f"{SETTING}: {other!r} pays for none of {len(scored)} ground truths; the completion "
+                f"{scored[0].completions[0]!r:.300} scores {_shown(best[0])}: leave it out, or look at data.format"
+            )
+    return [*notices, *_answers(config, name, scored)]
+
+
+def _correct(tried: Tried, column: int, above: float, built_in: bool) -> bool:
+    """Whether the completion in the asked format counts as correct; of a function of the user's own, any of them."""
+    scores = tried.scores.by_function[: 1 if built_in else None, column]
+    return bool((scores > above).any())  # NaN is above nothing
+
+
+def _answers(config: Config, name: str, scored: Sequence[Tried]) -> list[str]:
+    """Warnings about ground truths that no completion will reach."""
+    notices, limit = [], config.rollout.max_new_tokens
+    if name in BUILTIN and (long := [t.tokens for t in scored if t.tokens > limit]):
+        notices.append(
+            f"rollout.max_new_tokens={limit} is less than {len(long)} of {len(scored)} ground truths take in the asked "
+            f"format ({max(long)} tokens): raise it, or look at data.columns.answer"
+        )
+    if name in _COMPARE_TEXTS and (many := [t for t in scored if "\n" in final_answer(t.prompt.answer)]):
+        notices.append(
+            f"data.columns.answer={config.data.columns.answer!r}: {len(many)} of {len(scored)} ground truths have "
+            f"several lines ({many[0].prompt.answer!r:.200}), and {name!r} counts the same text alone as correct; name "
+            "the column of the final answer"
+        )
+    return notices
+
+
+def _closed_thought(config: Config, prompt: Prompt, tokenizer: Any) -> str:
+    """A warning where the chat template has ended the thought before the completion begins."""
+    end, names = config.data.format.think_end, [f.function for f in config.rewards.functions]
+    needing = [name for name in names if name in _NEED_THINK_END]
+    rendered = str(tokenizer.decode(prompt.token_ids.tolist(), skip_special_tokens=False))
+    _, found, behind = rendered.rpartition(prompt.text)
+    if not (needing and found and end in behind):
+        return ""
+    return (
+        f"the chat template ends the thought in the prompt itself ({behind!r:.200}), and {', '.join(needing)} pay only "
+        f"for completions that hold {end!r}: have the template leave the thought open, or use exact or latex"
+    )
+
+
+def _shown(score: float) -> str:
+    return "nothing (not applicable)" if np.isnan(score) else f"{score:g}"

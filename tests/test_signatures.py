@@ -1,0 +1,182 @@
+"""Functions of the user's own that cannot be called as they will be are refused before anything starts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from adagrpo_ray import Callback, Config, ConfigError, Group, RewardError, train
+from adagrpo_ray.algorithm.criterion import make_criterion
+from adagrpo_ray.config.algorithm import CriterionSettings
+from adagrpo_ray.given import give
+from adagrpo_ray.observe.records import StepRecord
+from adagrpo_ray.rewards.registry import SETTING, check_parameters, load_reward, score_group
+
+
+class Scorer:
+    """Callable, and a class that may be given by mistake."""
+
+    def __call__(self, completions: list[str], **context: object) -> list[float]:
+        return [1.0 for _ in completions]
+
+    def score(self, completions: list[str], answer: str, **context: object) -> list[float]:
+        return [2.0 for _ in completions]
+
+
+class Asynchronous:
+    async def __call__(self, completions: list[str], **context: object) -> list[float]:
+        return []
+
+
+async def awaited(completions: list[str], **context: object) -> list[float]:
+    return []
+
+
+async def awaited_one_by_one(completions: list[str], **context: object) -> Any:
+    yield 1.0
+
+
+def one_by_one(completions: list[str], **context: object) -> Any:
+    yield 1.0
+
+
+def without_context(completions: list[str], answer: str) -> list[float]:
+    return []
+
+
+def by_place(completions: list[str], /, **context: object) -> list[float]:
+    return []
+
+
+def units(completions: list[str], answer: str, unit: str, **context: object) -> list[float]:
+    return [3.0 for _ in completions]
+
+
+def named(completions: list[str], answer: str, prompt: str, format: object, level: str, columns: object) -> list[float]:
+    return [4.0 for _ in completions]
+
+
+@functools.wraps(without_context)
+def wrapper(*arguments: Any, **context: Any) -> list[float]:
+    return [5.0 for _ in context["completions"]]
+
+
+def load(function: Callable[..., Any]) -> Any:
+    return load_reward("mine", give({(SETTING, "mine"): function}))
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (Scorer, "'mine' is a class; give a function, or an object of the class"),
+        (functools.partial(Scorer), "'mine' is a class"),
+        (awaited, "'mine' is a coroutine function, which nothing awaits; make it a plain `def`"),
+        (awaited_one_by_one, "'mine' is a coroutine function"),
+        (functools.partial(awaited, unit="m"), "'mine' is a coroutine function"),
+        (Asynchronous(), "'mine' is a coroutine function"),
+        (one_by_one, "'mine' is a generator function; `return` what it yields"),
+        (
+            without_context,
+            r"'mine' takes \(completions.*\), and is called with prompt, format, level, columns too; .*\*\*context",
+        ),
+        (lambda: [], ".*is called with completions, answer, prompt, format, level, columns too"),
+        (by_place, ".*take completions without the slash"),
+        (len, "'mine' takes .*is called with completions"),
+    ],
+)
+def test_a_reward_function_that_cannot_be_called_is_refused(function: Any, told: str) -> None:
+    with pytest.raises(RewardError, match=rf"rewards\.functions: {told}"):
+        load(function)
+
+
+@pytest.mark.parametrize(
+    ("function", "score"),
+    [
+        (Scorer(), 1.0),
+        (Scorer().score, 2.0),
+        (functools.partial(units, unit="m"), 3.0),
+        (named, 4.0),
+        (wrapper, 5.0),
+        (lambda completions, **_: [6.0 for _ in completions], 6.0),
+    ],
+)
+def test_whatever_can_be_called_so_is_a_reward_function(function: Any, score: float) -> None:
+    loaded = load(function)
+    scores = score_group([(loaded, 1.0)], completions=["a", "b"], answer="", prompt="", format=Config().data.format)
+    assert scores.rewards.tolist() == [score, score]
+
+
+def test_what_the_data_lacks_or_has_too_much_is_refused_once_it_is_known() -> None:
+    assert check_parameters(units, "m:units", [{"unit": "m"}, {"unit": "s", "more": 1}]) == ""
+    with pytest.raises(
+        RewardError, match=r"'m:units' takes .*'unit' is no column of the data \(which has source\); add"
+    ):
+        check_parameters(units, "m:units", [{"source": "x"}])
+    with pytest.raises(RewardError, match=r"and is called with source too; let its parameters end with \*\*context"):
+        check_parameters(named, "m:named", [{"source": "x"}])
+    assert "1 of 2 rows have no column 'unit'" in check_parameters(units, "m:units", [{"unit": "m"}, {}])
+
+
+def test_a_wrapper_that_returns_a_coroutine_is_refused_by_what_it_returns(recwarn: pytest.WarningsRecorder) -> None:
+    def hidden(**context: Any) -> Any:
+        return awaited(**context)
+
+    with pytest.raises(RewardError, match="returned <coroutine object awaited"):
+        score_group([(hidden, 1.0)], completions=["a"], answer="", prompt="", format=Config().data.format)
+    assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]
+
+
+async def decided(group: Group) -> bool:
+    return True
+
+
+class Decides:
+    def __call__(self, group: Group) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("criterion", "told"),
+    [
+        (decided, "'mine' is a coroutine function"),
+        (Decides, "'mine' is a class"),
+        (lambda: True, r"'mine' takes \(\), and is called with \(group\): too many positional arguments"),
+        (lambda group, step: True, ".*missing a required argument: 'step'"),
+        (lambda *, group: True, ".*too many positional arguments"),
+    ],
+)
+def test_a_criterion_that_cannot_be_called_is_refused(criterion: Any, told: str) -> None:
+    key = "algorithm.criterion.kind"
+    with pytest.raises(ConfigError, match=rf"algorithm\.criterion\.kind: {told}"):
+        make_criterion(CriterionSettings(kind="mine"), ["exact"], give({(key, "mine"): criterion}))
+    assert make_criterion(CriterionSettings(kind="mine"), ["exact"], give({(key, "mine"): Decides()}))
+
+
+class Awaits(Callback):
+    async def step(self, record: StepRecord) -> None:  # type: ignore[override]
+        """Never awaited."""
+
+
+class Forgets(Callback):
+    def evaluation(self, record: object) -> None:  # type: ignore[override]
+        """Without the label."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"callbacks": [Awaits()]}, r"callbacks: Awaits\.step is a coroutine function"),
+        (
+            {"callbacks": [Forgets()]},
+            r"callbacks: Forgets\.evaluation takes \(record.*\), and is called with \(label, record\)",
+        ),
+        ({"callbacks": Callback()}, r"callbacks is <.*Observer.*>; give a list"),
+        ({"reward_functions": named}, r"reward_functions is <function named.*>; give a list"),
+    ],
+)
+def test_callbacks_that_cannot_be_told_are_refused(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        train(Config(), progress=False, **arguments)
