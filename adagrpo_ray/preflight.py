@@ -13,6 +13,7 @@ from adagrpo_ray.joining import check_ray
 from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
+from adagrpo_ray.rollout.architectures import check_served
 from adagrpo_ray.tracking import check_trackers
 
 
@@ -41,6 +42,7 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True) -> I
     if address(config) is None:
         place(config, local_hardware(), ours=True, learner=training)
     model_path = resolve_model(config)
+    check_served(config, read_model_config(model_path, config))
     if training:
         from adagrpo_ray.learner.trainable import check_trainable  # torch takes a second, which only this needs
 
