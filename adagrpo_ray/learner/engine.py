@@ -171,6 +171,8 @@ class LearnerEngine:
                 (logprobs, tokens.old, tokens.behaviour, tokens.reference, tokens.advantages * tokens.weights, loss)
             )
             gradient.add(torch.autograd.grad(loss, self._trainable, allow_unused=True))
+            if self._config.learner.zero_stage == 3:
+                self._engine.optimizer.backward_epilogue()  # gives back weights that no hook of this pass did
             statistics = statistics.merged(figures)
         whole = gradient.reduce(self._world_size)
         if whole.cause is not None:
