@@ -85,6 +85,16 @@ def test_a_process_without_a_traceback_is_told_by_its_signal_or_last_line(
     assert output(*lines).cause(error) == told
 
 
+def test_an_engine_that_died_is_told_by_what_it_wrote_then() -> None:
+    """And not by errors that it had survived."""
+    survived = "Traceback (most recent call last):\n  File 'a.py'\nKeyError: 'of a request'\n"
+    killed = "its process ended without an error, as one that is killed does"
+    assert output(survived).last_words == output().last_words == killed
+    fatal = f"{LOGGED}EngineCore encountered a fatal error.\n{LOGGED}Traceback (most recent call last):\n"
+    died = output(survived, fatal, f"{LOGGED}  File 'core.py'\n{LOGGED}torch.OutOfMemoryError: CUDA out of memory\n")
+    assert died.last_words == "torch.OutOfMemoryError: CUDA out of memory"
+
+
 def test_output_of_processes_is_kept_to_their_end_and_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
     kept = EngineOutput()
     with kept.captured():

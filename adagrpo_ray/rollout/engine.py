@@ -279,7 +279,7 @@ class RolloutEngine:
         try:
             yield
         except EngineDeadError as error:
-            told = f"{self._output.cause(error)}; {self._output.whereabouts}"
+            told = f"{self._output.last_words}; {self._output.whereabouts}"
             raise ActorLostError(f"its vLLM engine died ({told})") from error
 
     async def sleep(self) -> None:

@@ -26,6 +26,8 @@ IGNORED = "Exception ignored in"
 EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:: |:?$)")
 ELSEWHERE = re.compile(r"root cause|stack trace above|EngineDeadError|Engine core initialization failed|cancelled")
 """What is in exceptions that only say that there was another one."""
+FATAL = "EngineCore encountered a fatal error"
+"""What vLLM writes before the traceback of an engine that dies."""
 NAMES = {
     "gpu_memory_utilization": "rollout.gpu_memory_share",
     "max_model_len": "rollout.max_model_len",
@@ -110,13 +112,19 @@ class EngineOutput:
             return b"".join(self._newest).decode(errors="replace")
 
     def cause(self, error: BaseException) -> str:
-        """Why the engine failed with `error`, in a line: the last exception in its output, if `error` says only that
-        there was one."""
+        """Why the engine did not start, in a line: the last exception in its output, if `error` says only that there
+        was one."""
         said = first_line(error)
         if ELSEWHERE.search(said):
             said = last_exception(self.text) or _signal(str(error)) or _last_line(self.text) or said
-        named = [f"{theirs} is {ours} here" for theirs, ours in NAMES.items() if theirs in said]
-        return said + (f" ({', '.join(named)})" if named else "")
+        return _in_our_words(said)
+
+    @property
+    def last_words(self) -> str:
+        """Why an engine that had started died, in a line: the exception that vLLM wrote then."""
+        _, fatal, rest = self.text.rpartition(FATAL)
+        said = last_exception(rest) if fatal else None
+        return _in_our_words(said) if said else "its process ended without an error, as one that is killed does"
 
     @property
     def whereabouts(self) -> str:
@@ -153,6 +161,12 @@ def _plain(line: str) -> str:
         if shorter == line:
             return line.rstrip()
         line = shorter
+
+
+def _in_our_words(said: str) -> str:
+    """What vLLM said, with the settings that its arguments come from."""
+    named = [f"{theirs} is {ours} here" for theirs, ours in NAMES.items() if theirs in said]
+    return said + (f" ({', '.join(named)})" if named else "")
 
 
 def _signal(said: str) -> str | None:
