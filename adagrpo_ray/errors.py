@@ -23,6 +23,9 @@ Messages are one sentence that names the key or file, the value, and what to do.
 string, so that Ray can carry them between processes.
 """
 
+import re
+from itertools import takewhile
+
 
 class AdaGRPOError(Exception):
     """Base of all errors of this library."""
@@ -97,5 +100,20 @@ class StoppedError(AdaGRPOError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, or its name and arguments: one line of at most 300 characters."""
-    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+    """What an error of another library says, or its name and arguments: one line of at most 300 characters.
+
+    That is its first line, with the next one if the first only announces it. Of pydantic's errors it is what stands
+    below their heading "1 validation error for ...".
+    """
+    lines = [line.strip() for line in (str(error).strip() or repr(error)).splitlines() if line.strip()]
+    if _HEADING.search(lines[0]):
+        told = " ".join(takewhile(lambda line: not line.startswith(_PAGE), lines[1:]))
+        lines[0] = _DETAILS.sub("", told).replace("Value error, ", "") or lines[0]
+    elif lines[0].endswith(":") and len(lines) > 1:
+        lines[0] += f" {lines[1]}"
+    return lines[0][:300]
+
+
+_HEADING = re.compile(r"\d+ validation errors? for ")
+_PAGE = "For further information visit"
+_DETAILS = re.compile(r"\s*\[type=\w+, input_value=.*\]\s*$", re.DOTALL)

@@ -15,6 +15,7 @@ from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_mo
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
+from adagrpo_ray.rollout.architectures import check_served
 from adagrpo_ray.tracking import check_trackers
 
 
@@ -48,6 +49,7 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     if address(config) is None:
         place(config, local_hardware(), ours=True, learner=training)
     model_path = resolve_model(config)
+    check_served(config, read_model_config(model_path, config))
     if training:
         from adagrpo_ray.learner.trainable import check_trainable  # torch takes a second, which only this needs
 

@@ -50,6 +50,13 @@ def test_the_hub_reads_the_front_matter() -> None:
     assert front_matter(card())["adagrpo_ray"] == {"base_fingerprint": "f" * 32, "base_revision": "abc123"}
 
 
+def test_the_adapter_that_training_continued_is_told() -> None:
+    text = card(model={**HUB["model"], "adapter": "/home/me/runs/first/adapter", "lora": {"dropout": 0.1}})
+    assert "| continues the adapter | `first/adapter` |" in text
+    assert "| `model.lora.dropout` | 0.1 |" in text
+    assert "continues the adapter" not in card()
+
+
 def test_folders_and_files_of_this_machine_are_not_in_the_front_matter_nor_as_links() -> None:
     base = ModelIdentity("/home/me/models/mine", fingerprint="e" * 32)
     text = card(base, data={"source": "/home/me/secret-project/problems.jsonl"})

@@ -21,6 +21,7 @@ from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.placement import Hardware, place
 from adagrpo_ray.rollout.fleet import Fleet
+from adagrpo_ray.rollout.pool import Member
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.faults import drain
 from tests.held import PATIENCE_S, engines
@@ -224,3 +225,20 @@ def test_what_cannot_start_says_why_at_once(cluster: Cluster) -> None:
         asyncio.run(scenario("/no/such/model"))
     with pytest.raises(ResourceError, match=r"0 of rollout\.actors=1 .* 1 found no node with room"):
         asyncio.run(scenario("/no/such/model", "rollout.resources={other: 1}", "rollout.start_timeout_s=1"))
+
+
+def test_a_run_whose_actors_all_died_in_their_start_ends_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not wait for rollout.start_timeout_s."""
+
+    async def gone(self: Fleet, member: Member) -> None:
+        self._members.discard(member)
+
+    monkeypatch.setattr(Fleet, "_end", gone)
+
+    async def scenario() -> None:
+        fleet = Fleet(configure("rollout.max_restarts=0"), None, None, 8)  # type: ignore[arg-type]
+        fleet._lost(Member(None, "rollout actor 0"), "rollout actor 0: its vLLM engine died (out of memory)")
+        with pytest.raises(RolloutError, match=r"^rollout actor 0: .*\(out of memory\), no other is left, and"):
+            await asyncio.wait_for(fleet.ready(), timeout=20)
+
+    asyncio.run(scenario())

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.learner.trainable import check_trainable
 from adagrpo_ray.model.load import load_policy
 from adagrpo_ray.preflight import check
+from adagrpo_ray.rollout import architectures
+from adagrpo_ray.rollout.architectures import check_served
 
 TINY = "launch/configs/tiny-cpu.yaml"
 QUICK = ("data.train_prompts=8", "data.held_out_prompts=4", "algorithm.prompts_per_step=1")
@@ -146,6 +150,146 @@ def test_an_adapter_of_another_file_on_a_node_is_refused_there(
         load_policy(str(tiny_model), settings(f"model.adapter={adapter}"))
 
 
-def test_targets_that_the_model_does_not_have_are_refused_before_the_start() -> None:
-    with pytest.raises(ModelError, match=r"model\.lora\.targets: tiny has no linear layer 'c_attn'; it has .*q_proj"):
-        check(settings("model.lora.targets=[q_proj,c_attn]"))
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ("q_proj,c_attn", r"has no linear layer 'c_attn'; it has down_proj, .*, v_proj$"),
+        ("q_proj,lm_head", r"has no linear layer 'lm_head'; .*v_proj \(the head gets no adapter\)$"),
+        ("embed_tokens", r"has no linear layer 'embed_tokens'; it has"),
+        ("self_attn.q_proj", r"has no linear layer 'self_attn\.q_proj'; it has"),
+        ("all-linear", r"has no linear layer 'all-linear'; it has"),
+    ],
+)
+def test_targets_that_the_model_does_not_have_are_refused_before_the_start(targets: str, told: str) -> None:
+    with pytest.raises(ModelError, match=r"model\.lora\.targets: tiny " + told):
+        check(settings(f"model.lora.targets=[{targets}]"))
+
+
+SMALL = {
+    **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "targets", "told"),
+    [
+        ("GPT2Config", {}, "c_attn", r"has no linear layer 'c_attn'; it has none$"),
+        (
+            "Glm4MoeConfig",
+            {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+            "q_proj,gate_proj,up_proj,down_proj",
+            r"has model\.layers\.\d\.mlp\.experts\S*, which .* name too and which is no linear layer",
+        ),
+        (
+            "Glm4MoeConfig",
+            {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+            "gate_proj",
+            r"gets no adapter of gate_proj: Cannot convert PEFT target",
+        ),
+    ],
+)
+def test_layers_that_peft_or_vllm_cannot_change_are_refused(
+    kind: str, named: dict[str, Any], targets: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    model = getattr(transformers, kind)(**{**SMALL, **named})
+    monkeypatch.setattr("adagrpo_ray.learner.trainable.read_model_config", lambda path, config: model)
+    monkeypatch.setattr("adagrpo_ray.model.load.read_model_config", lambda path, config: model)
+    with pytest.raises(ModelError, match=r"^model\.lora\.targets: here " + told):
+        check_trainable(settings("model.path=here", f"model.lora.targets=[{targets}]"), "here")
+
+
+@pytest.fixture
+def base(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model, to be changed."""
+    return shutil.copytree(tiny_model, tmp_path / "base")
+
+
+def of_base(**values: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    return edit
+
+
+def of_eight_bits(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (of_base(quantization_config={"quant_method": "fp8"}), r"quantization_config: fp8"),
+        (of_base(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantization_config: gptq"),
+        (of_base(compression_config={"format": "int-quantized"}), r"compression_config"),
+        (lambda folder: (folder / "hf_quant_config.json").write_text("{}"), r"hf_quant_config\.json"),
+        (lambda folder: (folder / "quant_config.json").write_text("{}"), r"quant_config\.json"),
+        (of_eight_bits, r"model\.layers\.1\.mlp\.up_proj\.weight in model\.safetensors is of type I8"),
+    ],
+)
+def test_a_quantised_base_is_refused_before_the_start(base: Path, harm: Callable[[Path], Any], told: str) -> None:
+    harm(base)
+    with pytest.raises(ModelError, match=rf"model\.path='{base}' is quantised \({told}\), and the learner trains"):
+        check(settings(f"model.path={base}"))
+    check(settings(f"model.path={base}"), training=False)  # without an adapter to merge, vLLM may serve it
+
+
+def test_a_folder_of_gguf_says_what_to_do(base: Path) -> None:
+    (base / "model.safetensors").rename(base / "model.gguf")
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors, but model\.gguf; .*gguf_file="):
+        check(settings(f"model.path={base}"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sync", "told"),
+    [
+        ("XGLMForCausalLM", "adapter", r"XGLMForCausalLM, which the installed vLLM does not serve; use another model"),
+        ("XGLMForCausalLM", "merged", r"XGLMForCausalLM, which the installed vLLM does not serve"),
+        ("NoSuchForCausalLM", "merged", r"NoSuchForCausalLM, which the installed vLLM does not serve"),
+        ("GPT2LMHeadModel", "adapter", r"GPT2LMHeadModel, .* without LoRA adapters; set rollout\.sync=merged"),
+    ],
+)
+def test_what_vllm_does_not_serve_is_refused_before_the_start(
+    base: Path, architecture: str, sync: str, told: str
+) -> None:
+    of_base(architectures=[architecture])(base)
+    for training in (True, False):
+        with pytest.raises(ModelError, match=rf"model\.path='{base}' is a {told}"):
+            check(settings(f"model.path={base}", f"rollout.sync={sync}"), training=training)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sync"),
+    [
+        ("LlamaForCausalLM", "adapter"),
+        ("GPT2LMHeadModel", "merged"),
+        ("HeliumForCausalLM", "adapter"),  # by Transformers' own class
+        ("MixtralForCausalLM", "adapter"),
+        ("Gemma3ForConditionalGeneration", "adapter"),
+    ],
+)
+def test_what_vllm_serves_is_not_refused(architecture: str, sync: str) -> None:
+    check_served(settings(f"rollout.sync={sync}"), SimpleNamespace(architectures=[architecture]))
+
+
+def test_nothing_is_refused_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture that config.json does not name, code of the model's own, a plugin of vLLM's, no vLLM here."""
+    unknown = SimpleNamespace(architectures=["NoSuchForCausalLM"])
+    check_served(settings(), SimpleNamespace(architectures=None))
+    check_served(settings(), SimpleNamespace(**vars(unknown), auto_map={"AutoModelForCausalLM": "own.Model"}))
+    monkeypatch.setattr(architectures, "_plugins", lambda: ["one"])
+    check_served(settings(), unknown)
+    monkeypatch.setattr(architectures, "_plugins", list)
+    monkeypatch.setattr(architectures, "registered", dict)
+    check_served(settings(), unknown)
+
+
+def test_the_registry_is_read_as_vllm_has_it() -> None:
+    from vllm.model_executor.models.registry import _VLLM_MODELS
+
+    assert architectures.registered() == _VLLM_MODELS

@@ -13,7 +13,8 @@ from adagrpo_ray.errors import ConfigError, ModelError
 from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.adapters import RANKS, Adapter, check_fit, served_rank
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from adagrpo_ray.model.load import linear_shapes
+from adagrpo_ray.model.load import linear_shapes, read_model_config
+from adagrpo_ray.model.quantised import check_unquantised
 from adagrpo_ray.resume import FOLDER
 
 OPTION = "--adapter"
@@ -104,6 +105,9 @@ def candidates(
     Raises ModelError where an adapter does not fit the model at `model_path`.
     """
     found = [Candidate(BASE, model_path, BASE, None)] if base else []
+    if adapters and config.rollout.sync == "merged":
+        found_config = read_model_config(model_path, config)
+        check_unquantised(model_path, found_config, config.model.path, "rollout.sync=merged adds to its weights")
     shapes = linear_shapes(model_path, config) if adapters else {}
     for name, adapter in adapters:
         check_fit(adapter, shapes, f"model.path={config.model.path!r}", OPTION)

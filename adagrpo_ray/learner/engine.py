@@ -15,6 +15,7 @@ from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import CheckpointError
+from adagrpo_ray.learner.agreement import check_agreement
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET
 from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.gather import init_method
@@ -112,6 +113,8 @@ class LearnerEngine:
         self._shapes = [getattr(p, "ds_shape", p.shape) for p in trainable]  # under stage 3 a part of it is here
         self._mode = UpdateMode(self._policy)
         self._skipped_in_a_row = 0
+        self._policy.eval()
+        check_agreement(peft_model.get_base_model(), lambda rows: self._policy(rows)[0], self._lay_out, config)
 
     def train(self, batch: TrainBatch) -> TrainReport:
         """The updates on a batch, whose token weights hold the loss's normalisation.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner.buffers import chunk_tokens
 from adagrpo_ray.learner.dropout import without_dropout
+from adagrpo_ray.learner.head import base_of, own_head
 from adagrpo_ray.learner.layout import Rows
 
 PARTS = 8  # of a chunk of logits, whose probabilities exist one after the other
@@ -36,14 +36,8 @@ class Policy(torch.nn.Module):
         super().__init__()
         self.peft_model = peft_model
         self._max_over_ranks, self._entropy_gradient = max_over_ranks, entropy_gradient
-        config = peft_model.get_base_model().config
-        self._vocabulary: int = config.get_text_config().vocab_size
-        for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(config, key, None) not in (None, 1, 1.0):
-                raise ModelError(
-                    f"model.path: {config.model_type} rescales its logits ({key}), which the learner does not do; "
-                    "use a model without it"
-                )
+        base_of(peft_model.get_base_model())
+        self._vocabulary: int = peft_model.get_base_model().config.get_text_config().vocab_size
 
     def forward(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [n] of `rows.targets` and entropies [n] in nats where they were drawn, in float32.
@@ -53,9 +47,9 @@ class Policy(torch.nn.Module):
         `entropy_gradient` was asked for.
         """
         model = self.peft_model.get_base_model()
-        hidden = model.base_model(**rows.inputs, use_cache=False).last_hidden_state
-        chosen = hidden.flatten(0, 1)[rows.predicting]
-        head = model.get_output_embeddings()
+        output = base_of(model)[1](**rows.inputs, use_cache=False)
+        chosen = output[0].flatten(0, 1)[rows.predicting]
+        head = own_head(model, output)
         chunks = self._max_over_ranks(max(1, math.ceil(len(chosen) / chunk_tokens(self._vocabulary))))
         parts = [
             checkpoint(_token_figures, head, h, t, self._entropy_gradient, use_reentrant=False)
@@ -72,10 +66,10 @@ class Policy(torch.nn.Module):
 
 
 def _token_figures(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, entropy_gradient: bool
+    head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor, entropy_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of each token [n] from hidden states [n x H]."""
-    logits: torch.Tensor = head(hidden).float()
+    logits = head(hidden).float()
     logsumexp = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - logsumexp
     # Last, so that the backward pass does not compute it again if it has no gradient.

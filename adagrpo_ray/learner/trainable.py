@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner.adapters import Adapter, check_fit, read_adapter
-from adagrpo_ray.model.load import check_targets, linear_shapes
+from adagrpo_ray.model.load import outline, read_model_config, shapes_of, with_adapter
+from adagrpo_ray.model.quantised import check_unquantised
 
 SETTING = "model.adapter"
 
 
 def check_trainable(config: Config, model_path: str) -> None:
-    """ModelError unless `model.lora.targets` are linear layers of the model at `model_path`, and `model.adapter`, if
-    it is set, has weights for exactly these layers."""
-    layers = linear_shapes(model_path, config)
-    check_targets(config, layers)
+    """ModelError unless the model at `model_path` is not quantised, `model.lora.targets` are linear layers of it, and
+    `model.adapter`, if it is set, has weights for exactly these layers."""
+    found = read_model_config(model_path, config)
+    check_unquantised(model_path, found, config.model.path, "the learner trains on weights that are not")
+    model = outline(model_path, config)
+    layers = shapes_of(model)
+    with torch.device("meta"):
+        with_adapter(model, config)
     if config.model.adapter is not None:
         adapter = read_adapter(Path(config.model.adapter), SETTING)
         check_fit(adapter, layers, f"model.path={config.model.path!r}", SETTING)

@@ -78,7 +78,7 @@ def adapter_card(facts: Facts) -> str:
         title,
         _marked(sections.use_adapter(config, base)),
         sections.answer_format(config),
-        sections.base_model(base),
+        sections.base_model(base, config.model.adapter),
         sections.data(config, facts.prompts),
         sections.training(config),
         sections.results(config, summary),

@@ -132,14 +132,16 @@ def answer_format(config: Config) -> str:
     )
 
 
-def base_model(base: ModelIdentity) -> str:
-    """Which base model it needs."""
+def base_model(base: ModelIdentity, adapter: str | None = None) -> str:
+    """Which base model it needs, and the `adapter` that its training continued."""
     rows = [
         ("base model", base_in_words(base)),
         ("revision", _code(base.revision) if base.revision else "not known" if base.on_hub else "-"),
         ("fingerprint of its weights", _code(base.fingerprint) if base.fingerprint else "not known"),
         ("licence", base.license or "not known here: see the base model's own card"),
     ]
+    if adapter is not None:
+        rows.append(("continues the adapter", _code("/".join(PurePath(adapter).parts[-2:]))))
     return "## Base model\n\n" + _table(("", ""), rows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.config.tree import Config
@@ -94,30 +93,76 @@ def flash_attention(config: Config) -> bool:
 def linear_shapes(path: str, config: Config) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of every linear layer of the model at `path`, by module name; its weights are not read.
 
-    Raises ModelError where Transformers cannot build it.
+    Raises ModelError if Transformers cannot build it.
     """
+    return shapes_of(outline(path, config))
+
+
+def shapes_of(model: Any) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of every linear layer of a model, by module name."""
+    import torch
+
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear))
+    return {name: (layer.in_features, layer.out_features) for name, layer in layers}
+
+
+def outline(path: str, config: Config) -> Any:
+    """The model at `path` without its weights, which take no memory; ModelError if Transformers cannot build it."""
     import torch
     from transformers import AutoModelForCausalLM
 
     found, trusted = read_model_config(path, config), config.model.trust_remote_code
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
+            return AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
     except Exception as error:  # what a file holds makes Transformers fail in any way
         raise ModelError(f"model.path={config.model.path!r} cannot be built: {first_line(error)}") from None
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear))
-    return {name: (layer.in_features, layer.out_features) for name, layer in layers}
 
 
-def check_targets(config: Config, layers: Iterable[str]) -> None:
-    """ModelError if one of `model.lora.targets` is the name of none of the linear layers `layers` (module names)."""
-    names = {name.rpartition(".")[2] for name in layers}
-    unknown = [target for target in config.model.lora.targets if target not in names]
-    if unknown:
+def with_adapter(base: Any, config: Config) -> Any:
+    """The model `base` with a new adapter on its linear layers that `model.lora.targets` names (a PeftModel).
+
+    Raises ModelError if one of them is the name of none of its layers, or of something that no LoRA adapter of vLLM's
+    changes: the head, or the experts that Transformers has joined into one tensor.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    from adagrpo_ray.adapter import PEFT_PREFIX  # torch takes a second, which only this needs
+
+    lora, layers, setting = config.model.lora, shapes_of(base), f"model.lora.targets: {config.model.path}"
+    head = base.get_output_embeddings()
+    names = {n.rpartition(".")[2] for n, m in base.named_modules() if n in layers and m is not head}
+    if unknown := [target for target in lora.targets if target not in names]:
         raise ModelError(
-            f"model.lora.targets: {config.model.path} has no linear layer {unknown[0]!r}; it has "
-            f"{', '.join(sorted(names)) or 'none'}"
+            f"{setting} has no linear layer {unknown[0]!r}; it has {', '.join(sorted(names)) or 'none'}"
+            + (" (the head gets no adapter)" if head in _named(base, unknown[0]) else "")
         )
+    try:
+        policy = get_peft_model(
+            base,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=lora.r,
+                lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=list(lora.targets),
+            ),
+            autocast_adapter_dtype=False,
+        )
+    except Exception as error:  # PEFT knows layers of some models that it cannot change
+        raise ModelError(f"{setting} gets no adapter of {', '.join(lora.targets)}: {first_line(error)}") from None
+    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    changed = {name.partition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in trained}
+    if joined := sorted(changed - {name for name in layers if name.rpartition(".")[2] in lora.targets}):
+        raise ModelError(
+            f"{setting} has {joined[0]}, which {', '.join(lora.targets)} name too and which is no linear layer; "
+            "leave out the names that its experts have"
+        )
+    return policy
+
+
+def _named(model: Any, target: str) -> list[Any]:
+    return [module for name, module in model.named_modules() if name.rpartition(".")[2] == target]
 
 
 def load_policy(path: str, config: Config) -> Any:
@@ -129,7 +174,6 @@ def load_policy(path: str, config: Config) -> Any:
     samples of a packed row apart. Pickled weights are not read.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     settings, flash = config.model, flash_attention(config)
@@ -151,19 +195,8 @@ def load_policy(path: str, config: Config) -> Any:
             f"model.path={settings.path!r} ({base.config.model_type}) has layers with a state, which would go from one "
             "sample of a packed row to the next; set learner.layout=padded"
         )
-    check_targets(config, (name for name, m in base.named_modules() if isinstance(m, torch.nn.Linear)))
     torch.manual_seed(config.run.seed)
-    policy = get_peft_model(
-        base,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.lora.r,
-            lora_alpha=int(settings.lora.alpha) if settings.lora.alpha.is_integer() else settings.lora.alpha,
-            lora_dropout=settings.lora.dropout,
-            target_modules=list(settings.lora.targets),
-        ),
-        autocast_adapter_dtype=False,
-    )
+    policy = with_adapter(base, config)
     if settings.adapter is not None:
         _fill(policy, settings.adapter, settings.path)
     return policy

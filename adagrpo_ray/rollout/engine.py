@@ -14,9 +14,10 @@ import numpy as np
 
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError, first_line
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError
 from adagrpo_ray.model.completion_text import CompletionText, stop_ids
 from adagrpo_ray.rollout.load import EngineLoad
+from adagrpo_ray.rollout.output import EngineOutput
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
 
@@ -53,8 +54,11 @@ class Piece:
 class RolloutEngine:
     """One vLLM engine. Make it with `start` or `create`; all methods are coroutines of one event loop."""
 
-    def __init__(self, engine: Any, tokenizer: Any, config: Config, load: EngineLoad) -> None:
+    def __init__(
+        self, engine: Any, tokenizer: Any, config: Config, load: EngineLoad, output: EngineOutput | None = None
+    ) -> None:
         self._engine, self._config, self._load = engine, config, load
+        self._output = output or EngineOutput()
         self._text, self._stops = CompletionText(tokenizer, config.data.format), stop_ids(tokenizer)
         self._version = -1
         self._lora: LoRARequest | None = None
@@ -67,7 +71,21 @@ class RolloutEngine:
 
     @classmethod
     def create(cls, model_path: str, max_model_len: int, config: Config) -> RolloutEngine:
-        """The same outside of the event loop, in a thread that may wait."""
+        """The same outside of the event loop, in a thread that may wait; RolloutError with the cause if vLLM fails."""
+        output = EngineOutput()
+        try:
+            with output.captured():
+                return cls._create(model_path, max_model_len, config, output)
+        except AdaGRPOError:
+            raise
+        except Exception as error:  # a model, a GPU or a setting makes vLLM fail in any way
+            raise RolloutError(
+                f"vLLM does not start with model.path={config.model.path!r}: {output.cause(error)}; "
+                f"{output.whereabouts}"
+            ) from error
+
+    @classmethod
+    def _create(cls, model_path: str, max_model_len: int, config: Config, output: EngineOutput) -> RolloutEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import AsyncEngineArgs
@@ -114,7 +132,7 @@ class RolloutEngine:
         )
         load = EngineLoad()
         engine = AsyncLLM.from_engine_args(args, stat_loggers=[load.logger()])
-        return cls(engine, engine.get_tokenizer(), config, load)
+        return cls(engine, engine.get_tokenizer(), config, load, output)
 
     @property
     def load(self) -> Mapping[str, float]:
@@ -151,7 +169,7 @@ class RolloutEngine:
     async def _last(self, request: GenerationRequest, params: Any, lora: LoRARequest | None) -> Any:
         """The last of vLLM's outputs; None where there is none."""
         last = None
-        with _engine_alive():
+        with self._alive():
             async for output in self._outputs(request, params, lora):
                 last = output
         return last
@@ -179,7 +197,7 @@ class RolloutEngine:
 
         params = self._params(request, detokenize=False, output_kind=RequestOutputKind.DELTA)
         text = self._text.stream()
-        with _engine_alive():
+        with self._alive():
             async with aclosing(self._outputs(request, params, None if base else self._lora)) as outputs:
                 async for output in outputs:
                     grown = output.outputs[0]
@@ -225,7 +243,7 @@ class RolloutEngine:
         pauses between two decoding steps, and they go on under the new weights: what the cache holds of them and
         of all prefixes belongs to the old weights, so it is dropped and computed again.
         """
-        with _engine_alive():
+        with self._alive():
             digests = await self._install(weights)
         wrong = next((digest for digest in digests if digest != weights.digest), None)
         if wrong is not None:
@@ -257,6 +275,17 @@ class RolloutEngine:
                 await self._engine.resume_generation()
         return digests
 
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """ActorLostError, with the cause, if vLLM's engine process is gone."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except EngineDeadError as error:
+            told = f"{self._output.last_words}; {self._output.whereabouts}"
+            raise ActorLostError(f"its vLLM engine died ({told})") from error
+
     async def sleep(self) -> None:
         """Leave the GPU: weights go to host memory, the cache is dropped. No request may be in flight."""
         await self._engine.sleep(level=1)
@@ -271,17 +300,6 @@ class RolloutEngine:
         # Its finalizer does it once more, and fails where that is at the end of Python, of which little is left then.
         self._engine.shutdown = lambda: None
         self._engine = None
-
-
-@contextmanager
-def _engine_alive() -> Iterator[None]:
-    """ActorLostError where vLLM's engine process is gone."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise ActorLostError(f"its vLLM engine died ({first_line(error)})") from error
 
 
 def _sampled_logprobs(output: Any) -> Any:

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError, RolloutError
 from adagrpo_ray.placement import Placement
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.gauges import RolloutGauges
@@ -148,7 +148,8 @@ class Fleet:
             return
         self._notices.append(f"{reason}; rollout.max_restarts={limit} are used up, {left} are left")
         if not self._members:
-            self._spawn(self.pool.close(f"{reason}, no other is left, and rollout.max_restarts={limit} are used up"))
+            self._failure = RolloutError(f"{reason}, no other is left, and rollout.max_restarts={limit} are used up")
+            self._spawn(self.pool.close(str(self._failure)))
 
     async def _end(self, member: Member) -> None:
         """End an actor that takes no more requests."""

@@ -207,7 +207,8 @@ async def answer(member: Member, reference: Any) -> Any:
             raise ActorLostError(f"{member.name}: {error.cause}") from None
         if isinstance(error.cause, AdaGRPOError):
             raise error.cause from None
-        raise RolloutError(f"{member.name} failed: {str(error).strip().splitlines()[-1]}") from error
+        failed = f"{type(error.cause).__name__}: {first_line(error.cause)}"
+        raise RolloutError(f"{member.name} failed: {failed}") from error
     except RayActorError as error:
         # The first line says how it ended; many more say what may have been the cause.
         raise ActorLostError(f"{member.name} died: {first_line(error)}") from error

@@ -1,0 +1,77 @@
+"""Whether the learner's log-probabilities are those of the model itself: measured once, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import ModelError, first_line
+from adagrpo_ray.learner.layout import Rows
+from adagrpo_ray.types import TrainSample
+
+LENGTHS = ((3, 12), (7, 5), (1, 16))
+"""Prompt and completion tokens of the sequences that are compared: of several lengths, so that rows are filled up."""
+BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
+"""Mean difference over the tokens in nats that rounding explains, by the type of the weights.
+
+SmolLM2-135M has 1.7e-5 in float32 and 0.012 in bfloat16 (rows filled up or joined, random tokens or text); there is
+room for larger models. A scale or a cap of the logits that is missed makes a difference of nats.
+"""
+
+LayOut = Callable[[tuple[TrainSample, ...], torch.device], Rows]
+
+
+@torch.no_grad()
+def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], lay_out: LayOut, config: Config) -> None:
+    """ModelError unless `logprobs` gives what the model's own logits give, on some short sequences.
+
+    `model` is the causal language model with its adapter, on its device and in eval mode; `logprobs` is the policy as
+    the learner calls it, with rows from `lay_out`. Under ZeRO-3 all ranks call this together, and do the same.
+    """
+    name = f"model.path={config.model.path!r} ({model.config.model_type})"
+    device = next(parameter.device for parameter in model.parameters())
+    try:
+        samples = _samples(model.config.get_text_config().vocab_size)
+        own = torch.cat([_own(model, sample, device) for sample in samples])
+        ours = logprobs(lay_out(samples, device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what a model asks for beside token ids makes it fail in any way
+        raise ModelError(
+            f"{name}: the learner cannot compute log-probabilities with it ({first_line(error)}); use another model"
+        ) from error
+    if not bool(own.isfinite().all()):
+        raise ModelError(
+            f"{name} gives logits that are not finite with model.dtype={config.model.dtype}; copy its weights again, "
+            "or use another model.dtype"
+        )
+    difference, allowed = float((ours - own).abs().mean()), BOUNDS[config.model.dtype]
+    if not difference <= allowed:
+        raise ModelError(
+            f"{name}: the learner's log-probabilities differ from the model's own by {difference:.3g} nats on average, "
+            f"and rounding to {config.model.dtype} explains {allowed:g}; "
+            + ("use another model" if config.learner.layout == "padded" else "set learner.layout=padded")
+        )
+
+
+def _samples(vocabulary: int) -> tuple[TrainSample, ...]:
+    """Sequences of tokens from the first half of the vocabulary: images and the like have theirs at its end."""
+    draw = np.random.default_rng(0)
+    samples = []
+    for prompt, completion in LENGTHS:
+        tokens = draw.integers(0, max(1, vocabulary // 2), prompt + completion, dtype=np.int32)
+        zeros = np.zeros(completion, np.float32)
+        samples.append(TrainSample(tokens[:prompt], tokens[prompt:], zeros, zeros, 0.0))
+    return tuple(samples)
+
+
+def _own(model: Any, sample: TrainSample, device: torch.device) -> torch.Tensor:
+    """Log-probabilities [T] of the completion by the model's own logits, the sequence alone in its row."""
+    start = len(sample.prompt_token_ids)
+    tokens = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.token_ids])).long().to(device)
+    logits: torch.Tensor = model(input_ids=tokens[None], use_cache=False).logits[0, start - 1 : -1].float()
+    return logits.log_softmax(-1).gather(-1, tokens[start:, None]).squeeze(-1)

@@ -1,0 +1,202 @@
+"""Log-probabilities of models that change what their head gives, and the check that they are the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.learner import agreement
+from adagrpo_ray.learner.agreement import check_agreement
+from adagrpo_ray.learner.head import base_of
+from adagrpo_ray.learner.layout import Rows, join, pad
+from adagrpo_ray.learner.policy import Policy
+
+CPU = torch.device("cpu")
+VOCABULARY = 128
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GEMMA = {**SMALL, "head_dim": 8}
+CHANGING = {
+    "CohereConfig": {**SMALL, "logit_scale": 0.1},
+    "Cohere2Config": {**SMALL, "logit_scale": 0.1},
+    "Gemma2Config": {**GEMMA, "final_logit_softcapping": 2.0},
+    "GraniteConfig": {**SMALL, "logits_scaling": 4.0},
+    "GraniteMoeConfig": {**SMALL, "logits_scaling": 4.0, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "NanoChatConfig": {**SMALL, "final_logit_softcapping": 2.0},
+    "VaultGemmaConfig": {**GEMMA, "final_logit_softcapping": 2.0},
+    "FalconH1Config": {
+        **{**SMALL, "head_dim": 8, "lm_head_multiplier": 0.2, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+        **{"mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16},
+    },
+}
+PLAIN = {
+    "LlamaConfig": SMALL,
+    "Qwen3Config": {**SMALL, "head_dim": 8},
+    "Qwen3MoeConfig": {**SMALL, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
+    "MixtralConfig": {**SMALL, "num_local_experts": 2, "output_router_logits": True},
+    "Olmo2Config": SMALL,
+    "OPTConfig": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 16},
+    "Gemma3TextConfig": GEMMA,
+}
+KINDS = {**CHANGING, **PLAIN}
+
+
+def nested() -> Any:
+    """Gemma 4 with its vision tower: the text model's settings, and with them the cap, lie one level down."""
+    from transformers import Gemma4Config
+
+    text = {"final_logit_softcapping": 2.0, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCABULARY}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Gemma4Config(
+        text_config={**GEMMA, **text, "hidden_size_per_layer_input": 8}, vision_config={**vision, "head_dim": 8}
+    )
+
+
+def policy_of(kind: str) -> Policy:
+    """A model of random weights, large enough for logits of several nats, with an adapter that does something."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    config = nested() if kind == "nested" else getattr(transformers, kind)(**KINDS[kind])
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    targets = r".*language_model.*\.q_proj" if kind == "nested" else ["q_proj"]
+    policy = Policy(get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets)))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return policy.eval()
+
+
+def settings(layout: str = "padded") -> Config:
+    return load_config(None, ["model.path=here", "model.dtype=float32", f"learner.layout={layout}"])
+
+
+def check(policy: Policy, lay_out: Callable[..., Rows]) -> None:
+    layout = "padded" if lay_out is pad else "packed"
+    model = policy.peft_model.get_base_model()
+    check_agreement(model, lambda rows: policy(rows)[0], lay_out, settings(layout))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "nested"])
+def test_logprobs_are_those_of_the_models_own_logits(kind: str) -> None:
+    """Exactly, and the gradient of the adapter is that of the model's own logits."""
+    policy = policy_of(kind)
+    samples = agreement._samples(VOCABULARY)
+    model = policy.peft_model.get_base_model()
+    check(policy, pad)
+    ours = policy(pad(samples, CPU))[0]
+    with torch.enable_grad():
+        own = torch.cat([agreement._own(model, sample, CPU) for sample in samples])
+    torch.testing.assert_close(ours, own, rtol=0, atol=2e-5)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    got, expected = (torch.autograd.grad(logprobs.sum(), trained) for logprobs in (ours, own))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    assert max(float(gradient.abs().max()) for gradient in expected) > 1e-2
+
+
+@pytest.mark.parametrize("kind", [*CHANGING, "nested"])
+def test_the_head_alone_would_give_other_logprobs(kind: str) -> None:
+    """So that the test above is one."""
+    policy = policy_of(kind)
+    rows = pad(agreement._samples(VOCABULARY), CPU)
+    model = policy.peft_model.get_base_model()
+    with torch.no_grad():
+        hidden = model.base_model(**rows.inputs).last_hidden_state.flatten(0, 1)[rows.predicting]
+        logits = model.get_output_embeddings()(hidden)
+        bare = logits.log_softmax(-1).gather(-1, rows.targets[:, None]).squeeze(-1)
+        assert float((bare - policy(rows)[0]).abs().mean()) > 10 * agreement.BOUNDS["float32"]
+
+
+def test_a_model_without_a_part_for_hidden_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of("LlamaConfig")
+    monkeypatch.setattr("transformers.LlamaForCausalLM.base_model_prefix", "body")
+    check(policy, pad)  # it is found without the prefix
+    policy.peft_model.get_base_model().add_module("body", policy.peft_model.get_base_model()._modules.pop("model"))
+    monkeypatch.setattr("transformers.LlamaForCausalLM.base_model_prefix", "")
+    monkeypatch.setattr("transformers.LlamaForCausalLM.get_decoder", lambda self: self)
+    with pytest.raises(ModelError, match=r"a LlamaForCausalLM has no part that gives hidden states without the head"):
+        base_of(policy.peft_model.get_base_model())
+
+
+def test_logprobs_that_are_not_the_models_own_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of("LlamaConfig")
+    bare = policy.forward
+    monkeypatch.setattr(policy, "forward", lambda rows: (0.9 * bare(rows)[0], None))
+    told = r"model\.path='here' \(llama\): the learner's log-probabilities differ from .* by [\d.]+ nats .*use another"
+    with pytest.raises(ModelError, match=told):
+        check(policy, pad)
+    monkeypatch.setattr(policy, "forward", lambda rows: (torch.nan * bare(rows)[0], None))
+    with pytest.raises(ModelError, match=r"by nan nats on average"):
+        check(policy, pad)
+
+
+def test_a_row_in_which_samples_see_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a model that does not find the samples by their positions."""
+    policy = policy_of("LlamaConfig")
+    check(policy, join)
+    bare = policy.forward
+
+    def mixed(rows: Rows) -> Any:
+        return bare(Rows({"input_ids": rows.inputs["input_ids"]}, rows.predicting, rows.targets))
+
+    monkeypatch.setattr(policy, "forward", mixed)
+    with pytest.raises(ModelError, match=r"differ from .*; set learner\.layout=padded"):
+        check(policy, join)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    policy = policy_of("LlamaConfig")
+    with torch.no_grad():
+        policy.peft_model.get_base_model().lm_head.weight[3] = torch.nan
+    with pytest.raises(ModelError, match=r"\(llama\) gives logits that are not finite with model\.dtype=float32"):
+        check(policy, pad)
+
+
+def test_a_model_that_asks_for_more_than_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of("LlamaConfig")
+
+    def asking(*_: Any, **__: Any) -> Any:
+        raise ValueError("give pixel_values")
+
+    monkeypatch.setattr("transformers.LlamaModel.forward", asking)
+    with pytest.raises(ModelError, match=r"cannot compute log-probabilities with it \(give pixel_values\)"):
+        check(policy, pad)
+
+
+def test_the_learner_checks_before_it_trains(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adagrpo_ray.learner.engine import LearnerEngine
+
+    def scaled(self: Any, *arguments: Any, **named: Any) -> Any:
+        output = forward(self, *arguments, **named)
+        output.logits = output.logits * self.scale
+        return output
+
+    monkeypatch.setattr("transformers.Qwen3ForCausalLM.scale", 2.0, raising=False)
+    import transformers
+
+    forward = transformers.Qwen3ForCausalLM.forward
+    monkeypatch.setattr("transformers.Qwen3ForCausalLM.forward", scaled)
+    config = load_config("launch/configs/tiny-cpu.yaml")
+    engine = LearnerEngine(str(tiny_model), config, 0, 1, ("127.0.0.1", 29547))
+    assert not engine._policy.training
+    monkeypatch.setattr("adagrpo_ray.learner.policy.own_head", lambda model, output: model.get_output_embeddings())
+    with pytest.raises(ModelError, match=r"model\.path='tiny' \(qwen3\): the learner's log-probabilities differ"):
+        LearnerEngine(str(tiny_model), config, 0, 1, ("127.0.0.1", 29547))
