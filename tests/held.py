@@ -51,7 +51,7 @@ def until(condition: Callable[[], Any], running: subprocess.Popen[Any] | None = 
     """What the condition gives once it holds; AssertionError if the program ends before, or if it takes too long."""
     end = time.monotonic() + PATIENCE_S
     while not (value := condition()):
-        assert running is None or running.poll() is None, f"the program has ended with {running.returncode}"
+        assert running is None or running.poll() is None, (running.returncode, *running.communicate())
         assert time.monotonic() < end, "the condition did not come true"
         time.sleep(0.02)
     return value
