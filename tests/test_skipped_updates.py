@@ -196,7 +196,7 @@ def test_a_checkpoint_with_numbers_that_are_not_finite_is_refused(model_path: st
 
 def test_an_adapter_that_is_not_finite_is_not_sent(model_path: str) -> None:
     actor = LearnerActor()
-    actor._rank, actor._engine = 0, make_engine(model_path)
+    actor._config, actor._rank, actor._engine = configure(), 0, make_engine(model_path)
     with torch.no_grad():
         next(p for p in actor._engine._policy.parameters() if p.requires_grad).fill_(math.inf)
     with pytest.raises(DivergedError, match=r"after step 7.*lora_A.*learner\.learning_rate"):
