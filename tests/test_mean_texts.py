@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adagrpo_ray.observe.names import MLFLOW, name_of, text_of
+from adagrpo_ray.observe.names import name_of, text_of
 from adagrpo_ray.observe.runs import RunHistory, load
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking.mlflow_run import metric_name
@@ -126,7 +126,7 @@ def test_mlflow_has_every_point(mean: Path, expected: dict[tuple[str, int], floa
     assert found == expected
     assert run.info.status == "FINISHED"
     names = {name.partition("/")[2] for name in run.data.metrics if name.startswith("accuracy_held_out_by_level/")}
-    assert names <= {name_of(text, MLFLOW) for text in CLASSES}
+    assert names <= {metric_name(name_of(text)) for text in CLASSES}
 
 
 def test_the_report_and_the_card_hold_no_markup_of_the_data(mean: Path) -> None:
