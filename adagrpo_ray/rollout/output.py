@@ -63,6 +63,8 @@ class EngineOutput:
             _flush()
             for descriptor, to in before.items():
                 os.dup2(to, descriptor)
+            with self._lock:  # what was written so far goes out before what is written next
+                self._take_all()
 
     def _redirect(self, descriptor: int) -> int:
         """Let the descriptor write into a pipe that a thread empties; where it wrote before."""
@@ -103,12 +105,15 @@ class EngineOutput:
             with suppress(OSError):  # the terminal may be gone, and the pipe must be emptied all the same
                 os.write(self._pipes[reading], data)
 
+    def _take_all(self) -> None:
+        for reading in self._pipes:
+            self._take(reading)
+
     @property
     def text(self) -> str:
         """The newest output, with all that was written before now."""
         with self._lock:
-            for reading in self._pipes:
-                self._take(reading)
+            self._take_all()
             return b"".join(self._newest).decode(errors="replace")
 
     def cause(self, error: BaseException) -> str:
@@ -188,7 +193,7 @@ def _place() -> str | None:
         place = os.readlink("/proc/self/fd/2")
     except OSError:
         return None
-    return place if place.startswith("/") and not place.startswith("/dev/") else None
+    return place if os.path.isfile(place) else None  # neither a terminal nor a pipe nor a file without a name
 
 
 def _flush() -> None:
