@@ -391,7 +391,7 @@ def test_wild_thought_and_greedy_answer(llm: LLM, prompts: list[dict[str, Any]],
             answers.append(ids[end:])
             starts.append({"prompt_token_ids": prompt["prompt_token_ids"] + ids[:end]})
     assert len(answers) >= 8, "too few reach the answer for this to show anything"
-    assert len(set(thoughts)) == len(thoughts)
+    assert len(set(thoughts)) >= 8  # all prompts have one seed, so that two of them may draw the same
     limits = [ask(n=1, temperature=0.0, max_tokens=len(answer)) for answer in answers]
     greedy = llm.generate(starts, limits, use_tqdm=False)
     assert [list(o.outputs[0].token_ids) for o in greedy] == answers

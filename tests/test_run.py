@@ -42,7 +42,7 @@ def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseExcep
         if (error := next(left)) is not None:
             raise error
 
-    monkeypatch.setattr("adagrpo_ray.run.check", lambda config, given: Inputs("tiny", PromptSets((), (), {}), 128))
+    monkeypatch.setattr("adagrpo_ray.run.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128))
     monkeypatch.setattr("adagrpo_ray.run.place_and_train", train)
     ear = Ear()
     config = load_config(None, [f"run.folder={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
