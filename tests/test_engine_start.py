@@ -42,7 +42,7 @@ def odd(tensors: dict[str, torch.Tensor]) -> None:
     [
         (cut, (), r"Error: .*(size|shape|dimension)"),
         (odd, (), r"Error: .*stray"),
-        (None, ("rollout.kv_cache_gib=0.000001",), r"[Cc]ache.* is rollout\.kv_cache_gib here"),
+        (None, ("rollout.kv_cache_gib=0.000001",), r"No available memory for .* or rollout\.kv_cache_gib here"),
     ],
 )
 def test_an_engine_that_does_not_start_tells_the_cause(

@@ -18,7 +18,7 @@ from adagrpo_ray.errors import RewardError
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.model.completion_text import CompletionText
 from adagrpo_ray.rewards.extract import final_answer
-from adagrpo_ray.rewards.registry import BUILTIN, SETTING, Scores, check_parameters, load_reward
+from adagrpo_ray.rewards.registry import BUILTIN, SETTING, Scores, check_parameters, load_reward, score_group
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.types import Completion, Prompt
 
@@ -29,6 +29,8 @@ POLL_S = 0.2
 # Of these it is known that a completion without the think end, or with another answer text, gets nothing.
 _NEED_THINK_END = ("answer", "format_exact", "format_approximate")
 _COMPARE_TEXTS = ("answer", "exact")
+# Linear in the length of any text, so that they need no process of their own; math-verify is not.
+_AT_ONCE = frozenset(BUILTIN) - {"latex"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +99,32 @@ def _try(
     given: Given,
     stop: Event | None,
 ) -> list[Tried]:
-    """The rows, scored in one process by the rules of a run; none begins `rewards.timeout_s` after the first was."""
+    """The rows, scored by the rules of a run; none begins more than `rewards.timeout_s` after the first was scored."""
     settings = config.rewards.model_copy(update={"workers": 1, "on_error": "drop"})
+    functions = [(reward.function, reward.weight) for reward in settings.functions]
+
+    def texts_of(row: Prompt) -> tuple[tuple[str, ...], int]:
+        wanted, *others = completions_of(row.answer, config.data.format)
+        ids = tokenizer.encode(wanted, add_special_tokens=False)
+        return (text.text(ids), *others), len(ids)
+
+    if {name for name, _ in functions} <= _AT_ONCE:  # no process is started, which takes seconds
+        loaded = [(load_reward(name), weight) for name, weight in functions]
+        tried = []
+        for row in rows:
+            texts, tokens = texts_of(row)
+            scores = score_group(
+                loaded, completions=texts, answer=row.answer, prompt=row.text, format=config.data.format
+            )
+            tried.append(Tried(row, texts, tokens, scores))
+        return tried
     scorer = RewardScorer(settings, config.data.format, given)
 
     async def work() -> list[Tried]:
         tried: list[Tried] = []
         began = math.inf  # the first row's time is also that of starting a process
         for row in rows:
-            wanted, *others = completions_of(row.answer, config.data.format)
-            ids = tokenizer.encode(wanted, add_special_tokens=False)
-            texts = (text.text(ids), *others)
+            texts, tokens = texts_of(row)
             scoring = asyncio.create_task(scorer.score(row, [_completion(each) for each in texts]))
             while not scoring.done():
                 await asyncio.wait({scoring}, timeout=POLL_S)
@@ -115,7 +132,7 @@ def _try(
                     scoring.cancel()
                     return []
             scores, _ = await scoring
-            tried.append(Tried(row, texts, len(ids), scores))
+            tried.append(Tried(row, texts, tokens, scores))
             began = min(began, time.monotonic())
             if time.monotonic() - began > settings.timeout_s:
                 break

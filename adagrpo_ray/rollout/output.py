@@ -29,7 +29,7 @@ ELSEWHERE = re.compile(r"root cause|stack trace above|EngineDeadError|Engine cor
 FATAL = "EngineCore encountered a fatal error"
 """What vLLM writes before the traceback of an engine that dies."""
 NAMES = {
-    "gpu_memory_utilization": "rollout.gpu_memory_share",
+    "gpu_memory_utilization": "rollout.gpu_memory_share or rollout.kv_cache_gib",
     "max_model_len": "rollout.max_model_len",
     "max_num_seqs": "rollout.max_sequences",
     "kv_cache_memory_bytes": "rollout.kv_cache_gib",
