@@ -131,6 +131,33 @@ def test_taking_a_snapshot_changes_nothing(model_path: str) -> None:
     assert first + train(other, 2) == expected
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype: str) -> None:
+    """Its moments are corrected as those of one step: a weight moves by the rate, whatever the size of its gradient."""
+    engine = make_engine(
+        model_path,
+        *(f"learner.zero_stage={stage}", f"model.dtype={dtype}", "learner.warmup=0.0", "learner.weight_decay=0.01"),
+    )
+    before = engine.snapshot()
+    assert before is not None
+    assert before.optimizer_steps == 0
+    served = engine.adapter()
+    assert all(np.array_equal(weight, served[name].numpy()) for name, weight in before.weights.items())
+    (report,) = train(engine, 1)
+    after = engine.snapshot()
+    assert after is not None
+    assert after.optimizer_steps == 1
+    moved = 0
+    for name, weight in before.weights.items():
+        gradient = after.moments[f"exp_avg/{name}"] / (1 - 0.9)
+        large = np.abs(gradient) > 1e-4  # beside which Adam's epsilon is small
+        moved += large.sum()
+        step = after.weights[name] - weight * (1 - report.learning_rate * 0.01)
+        np.testing.assert_allclose(step[large], -report.learning_rate * np.sign(gradient[large]), rtol=1e-2)
+    assert moved > 100
+
+
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_state_fits_every_stage(model_path: str, stage: int, offload: bool) -> None:

@@ -19,8 +19,11 @@ from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import resolve_model
 from adagrpo_ray.types import TrainBatch, TrainSample
 
-PARTS = 400
-"""Micro-batches with the same gradient: in bfloat16, of 8 bits, their sum stops to grow at the 256th."""
+PARTS = 512
+"""Micro-batches with the same gradient: in bfloat16, of 8 bits, their sum stops to grow at the 256th.
+
+A power of two, so that each one's is that of the whole batch to the last bit, but for the exponent.
+"""
 BETA1 = 0.9
 
 
@@ -161,7 +164,7 @@ def test_so_do_many_micro_batches_on_two_ranks(model_path: str, wanted: dict[str
         master = ray.get(ranks[0].address.remote())
         config = configure("learner.ranks=2", f"learner.zero_stage={stage}")
         ray.get([actor.start.remote(config, rank, ModelFiles(model_path), master) for rank, actor in enumerate(ranks)])
-        ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, make_batch(PARTS, 2), strict=True)])
+        ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, make_batch(2 * PARTS, 2), strict=True)])
         state, _ = ray.get([rank.snapshot.remote() for rank in ranks])
     finally:
         ray.shutdown()

@@ -104,11 +104,13 @@ class LearnerEngine:
             entropy_gradient=config.algorithm.loss.entropy_coef > 0.0,
         )
         trainable = [p for p in self._policy.parameters() if p.requires_grad]
+        weights = {name: p.detach().to("cpu", torch.float32, copy=True).numpy() for name, p in self._named().items()}
         self._engine, *_ = deepspeed.initialize(
             model=self._policy,
             model_parameters=trainable,
             config=deepspeed_config(config),
         )
+        self._masters().begin(weights)
         self._trainable = tuple(trainable)
         self._shapes = [getattr(p, "ds_shape", p.shape) for p in trainable]  # under stage 3 a part of it is here
         self._mode = UpdateMode(self._policy)

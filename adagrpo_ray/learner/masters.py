@@ -60,6 +60,15 @@ class Masters:
             for tensor in self._stepped:
                 self._adam.state[tensor]["step"].fill_(steps)
 
+    def begin(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Set the state before any update: `weights`, moments of 0, step 0.
+
+        DeepSpeed 0.19 makes AdamW's state at stage 0 in bfloat16 by a step on gradients of 0, which decays the float32
+        weights and counts in the bias correction: the first update would be three quarters as large as it should.
+        """
+        moments = {f"{key}/{name}": np.zeros_like(weight) for key in MOMENTS for name, weight in weights.items()}
+        self.write(weights, moments, 0)
+
     def _read(self, parameter: Any, key: str | None) -> NDArray[Any]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
