@@ -209,9 +209,9 @@ def test_entropies_are_those_of_a_plain_forward_pass(model_path: str, lay_out: C
 def test_an_entropy_bonus_raises_the_entropy(model_path: str) -> None:
     """Advantages of zero and no KL term: the bonus is all that trains."""
     config = configure("algorithm.loss.beta=0", "algorithm.loss.entropy_coef=1", "learner.learning_rate=0.01")
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 29541))
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, tuple(replace(s, advantage=0.0) for s in make_samples()), 1, 120)[0]
-    first, *_, last = [engine.train(batch) for _ in range(STEPS)]
+    first, *_, last = [made(engine.train(replace(batch, step=step))) for step in range(1, STEPS + 1)]
     assert first.grad_norm > 0
     assert first.statistics.loss == pytest.approx(-first.statistics.entropy.mean, rel=1e-4)
     assert last.statistics.entropy.mean > first.statistics.entropy.mean + 0.01
