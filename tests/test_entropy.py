@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.modeling_outputs import BaseModelOutput
 
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.layout import Rows
@@ -18,12 +19,20 @@ from adagrpo_ray.learner.policy import PARTS, Policy
 HIDDEN, VOCABULARY, TOKENS = 8, 50, 33
 
 
+class Body(torch.nn.Module):
+    """Gives the hidden states that it gets."""
+
+    def forward(self, hidden: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=hidden)
+
+
 class FakeModel(torch.nn.Module):
     """A head over given hidden states, in the shape of a PEFT model."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.body = Body()
         self.head = torch.nn.Linear(HIDDEN, VOCABULARY)
         with torch.no_grad():
             self.head.weight.mul_(5)  # distributions from nearly certain to nearly even
@@ -35,9 +44,15 @@ class FakeModel(torch.nn.Module):
     def get_output_embeddings(self) -> torch.nn.Linear:
         return self.head
 
-    @staticmethod
-    def base_model(hidden: torch.Tensor, use_cache: bool) -> Any:
-        return SimpleNamespace(last_hidden_state=hidden)
+    def get_decoder(self) -> Body:
+        return self.body
+
+    @property
+    def base_model(self) -> Body:
+        return self.body
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(self.body(input_ids).last_hidden_state))
 
 
 def rows_of(hidden: torch.Tensor) -> Rows:
