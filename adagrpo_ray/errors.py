@@ -16,7 +16,7 @@ AdaGRPOError
 ├── RecordError      a figure is infinite or NaN, which is a fault of this library
 ├── HistoryError     a run folder cannot be read back, or is none
 ├── ChatError        a message cannot be answered, or a conversation cannot be kept
-├── TrackingError    a tracker cannot take the run, which goes on without it
+├── TrackingError    a tracker cannot take the run, which continues without it
 └── StoppedError     the run was asked to stop, and did
 
 Messages are one sentence that names the key or file, the value, and what to do. They take a single
@@ -92,7 +92,7 @@ class ChatError(AdaGRPOError, ValueError):
 
 
 class TrackingError(AdaGRPOError, RuntimeError):
-    """A tracker cannot take the run, which goes on without it."""
+    """A tracker cannot take the run, which continues without it."""
 
 
 class StoppedError(AdaGRPOError):

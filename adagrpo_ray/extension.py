@@ -72,7 +72,7 @@ def check_kind(function: Callable[..., Any], what: str) -> None:
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """What the function itself takes, rather than one that it wraps, without types; None where Python does not know."""
+    """Parameters of the function itself, not of one that it wraps, without types; None if Python does not know them."""
     try:
         known = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):

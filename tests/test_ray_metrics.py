@@ -122,7 +122,7 @@ def test_whatever_ray_raises_costs_the_metrics_and_not_the_run(
         metrics.step(replace(STEP, step=number))
     metrics.close()
     (line,) = said
-    assert line.startswith("warning: metrics for Prometheus are let go, the run goes on without them: ")
+    assert line.startswith("warning: metrics for Prometheus are let go, the run continues without them: ")
     assert "\n" not in line
 
 

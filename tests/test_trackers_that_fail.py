@@ -102,7 +102,7 @@ def test_a_tracker_may_raise_whatever_it_wants(
     track(config("tracking.mlflow=somewhere"), tmp_path / "run", [1, 2, 3], tell=said.append)
     assert finished(tmp_path / "run", 3)
     (warning,) = (line for line in said if line.startswith("warning: "))
-    assert warning.startswith("warning: MLflow is let go, the run goes on without it: ")
+    assert warning.startswith("warning: MLflow is let go, the run continues without it: ")
     assert "\n" not in warning
 
 
@@ -161,7 +161,7 @@ def test_tensorboard_is_let_go_if_its_file_takes_no_more(
             writer.step(replace(STEP, step=number))
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     (line,) = said
-    assert line.startswith("warning: TensorBoard is let go, the run goes on without it: ")
+    assert line.startswith("warning: TensorBoard is let go, the run continues without it: ")
 
 
 def test_a_full_disk_still_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

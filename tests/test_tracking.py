@@ -224,7 +224,7 @@ def test_a_tracker_that_cannot_be_reached_costs_one_line_and_no_step(tmp_path: P
         environment.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         track(config(f"tracking.mlflow=http://127.0.0.1:{port}"), tmp_path / "run", [1, 2, 3], tell=said.append)
     (line,) = said
-    assert line.startswith("warning: MLflow is let go, the run goes on without it: ")
+    assert line.startswith("warning: MLflow is let go, the run continues without it: ")
     assert str(port) in line
     assert KEY not in line
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
@@ -237,7 +237,7 @@ def test_a_tracker_that_never_answers_holds_no_step_up_and_the_end_not_for_long(
     said: list[str] = []
     track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", [1, 2, 3], tell=said.append)
     assert said == [
-        "warning: MLflow is let go, the run goes on without it: it has not taken everything in time after the end of "
+        "warning: MLflow is let go, the run continues without it: it has not taken everything in time after the end of "
         "the run"
     ]
 
@@ -250,7 +250,7 @@ def test_a_tracker_that_falls_behind_is_let_go_while_the_run_goes_on(
     said: list[str] = []
 
     track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", range(1, 9), tell=said.append)
-    assert said == ["warning: MLflow is let go, the run goes on without it: it is 3 records behind"]
+    assert said == ["warning: MLflow is let go, the run continues without it: it is 3 records behind"]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
 
 
@@ -297,7 +297,7 @@ def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
     between.end("finished")
     between.wait(time.monotonic() + PATIENCE_S)
     assert slow.heard == [0]
-    assert said == ["Slow: somewhere", "warning: Slow is let go, the run goes on without it: it is 1 records behind"]
+    assert said == ["Slow: somewhere", "warning: Slow is let go, the run continues without it: it is 1 records behind"]
 
 
 def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ track(settings, Path(sys.argv[1]) / "run", [1, 2], tell=lambda text: print(text,
             time.sleep(0.1)
         said, errors = running.communicate()
     (line,) = said.splitlines()
-    assert line.startswith("warning: Weights & Biases is let go, the run goes on without it: ")
+    assert line.startswith("warning: Weights & Biases is let go, the run continues without it: ")
     assert errors == ""
     assert running.returncode == 0
     _, left = psutil.wait_procs(started, timeout=PATIENCE_S)
@@ -360,7 +360,7 @@ def test_a_key_that_wandb_refuses_is_one_line_without_the_key(
     said: list[str] = []
     track(config("tracking.wandb=project"), tmp_path / "run", [1, 2], tell=said.append)
     (line,) = said
-    assert line.startswith("warning: Weights & Biases is let go, the run goes on without it: ")
+    assert line.startswith("warning: Weights & Biases is let go, the run continues without it: ")
     assert "Failed to authenticate" in line
     assert KEY not in line
 

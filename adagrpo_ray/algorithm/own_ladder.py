@@ -68,8 +68,8 @@ def load_ladder(name: str, triggers: Ladder, given: Given = NOTHING) -> Ladder:
     """The user's own ladder of that name: 'module:function', or one that was given.
 
     A function is asked after each failed attempt; the first one has the parameters of `triggers`, the configuration's
-    ladder. A subclass of Ladder is made with those, and asked for first attempts too. Raises ConfigError where there is
-    none of that name or it cannot be called with a group and a step, ExtensionError where the class cannot be made.
+    ladder. A subclass of Ladder is made with those, and asked for first attempts too. Raises ConfigError if there
+    is none of that name or it cannot be called with a group and a step, ExtensionError if the class cannot be made.
     """
     own = load_function(name, SETTING, (), given)
     what, arguments = f"{SETTING}: {name!r}", ["group", "step"]

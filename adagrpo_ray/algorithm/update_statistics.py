@@ -55,7 +55,7 @@ class UpdateStatistics:
     weight above 0 alike, whatever the loss's normalisation, as TRL's metrics do (`global_masked_mean` in its
     grpo_trainer.py): `kl` to the reference policy; `ratio` policy / old; `importance_ratio`, the correction as it
     multiplies the loss, one value a token or, by sequence, one a completion; `logp_difference`
-    |old - behaviour| log-probability where both are finite; `entropy` of the policy in nats, and `entropy_by_level`.
+    |old - behaviour| log-probability, if both are finite; `entropy` of the policy in nats, and `entropy_by_level`.
     Of `tokens`, those whose ratio stopped counting below (`clipped_low`) or above (`clipped_high`) the clip range,
     and those whose importance weight was `truncated` to a bound or `masked` by being outside of both.
     """
@@ -108,8 +108,8 @@ class UpdateStatistics:
 class Measured:
     """What the loss measures of n tokens; every tensor is [n].
 
-    `live` tokens count. `weighs` marks the tokens whose `importance` counts: one a completion where it is the
-    completion's, else all of them. `entropy` and `kl` are None if they were not computed.
+    `live` tokens count. `weighs` marks the tokens whose `importance` counts: the first of each completion if a
+    completion has one weight, else all of them. `entropy` and `kl` are None if they were not computed.
     """
 
     live: torch.Tensor

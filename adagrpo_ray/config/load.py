@@ -127,7 +127,7 @@ def _set(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
 
 
 def _default(place: Sequence[str]) -> Any:
-    """What the setting at `place` is if no file and no override says more; None where there is no such setting."""
+    """What the setting at `place` is if no file and no override says more; None if there is no such setting."""
     value: Any = Config().model_dump(mode="json")
     for part in place:
         value = value.get(part) if isinstance(value, dict) else None

@@ -217,7 +217,7 @@ class LearnerSettings(Section):
     max_skipped_updates: PositiveInt | None = Field(
         3,
         description="updates skipped in a row, because a loss, log-probability or gradient was not finite, that end "
-        "the run; 1: the first one does; null: the run goes on whatever is skipped",
+        "the run; 1: the first one does; null: the run continues whatever is skipped",
     )
     micro_batch_tokens: PositiveInt = Field(16384, description="most tokens, padding included, of a micro-batch")
     layout: Literal["padded", "packed"] | None = Field(

@@ -20,7 +20,7 @@ _NONE = type(None)
 
 @dataclass(frozen=True)
 class Misfit:
-    """A value that its setting does not take, in place of it: pydantic refuses it where it is. `why` is the remedy."""
+    """Stands for a value that its setting does not take: pydantic refuses it and names its key. `why` is the remedy."""
 
     value: object
     why: str
@@ -68,7 +68,7 @@ def _any(value: Any) -> Any:
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any) -> Any:
-    """By the first type that takes the value; null is one only where there is None among them."""
+    """By the first type that takes the value; null is one only if None is among them."""
     if _NONE in kinds and (value is None or (isinstance(value, Plain) and value.is_null)):
         return None
     found: Any = None

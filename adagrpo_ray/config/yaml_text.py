@@ -83,7 +83,7 @@ def parse(text: str, what: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
-    except Exception as error:  # beside YAMLError what Python says to a thousand brackets
+    except Exception as error:  # YAMLError, and RecursionError for a thousand brackets
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
         problem = getattr(error, "problem", None) or first_line(error)

@@ -16,7 +16,7 @@ Restore = Callable[[Any], Any]
 
 
 def answer_text(value: Any) -> str | None:
-    """A ground truth as a person would write it, without white space around it; None where it is none.
+    """A ground truth as a person would write it, without white space around it; None if it is none.
 
     A number has its shortest digits, and no trailing zeros: 5.0 is "5", 1e16 is "10000000000000000", -0.0 is "0", the
     float32 nearest to 0.1 is "0.1", Decimal("1.50") is "1.5". From 1e21 on, and below 1e-6, it has a power of ten.
@@ -58,7 +58,7 @@ def _stripped(value: Decimal) -> tuple[str, int]:
 
 
 def restore_floats(schema: Any) -> Restore | None:
-    """What gives the rows of an Arrow schema the floats that were written; None where they have them already.
+    """A function that restores the floats written in rows of an Arrow schema; None if there is nothing to restore.
 
     Arrow hands out a float32 or float16 as the double nearest to its value, 0.10000000149011612 for 0.1: this makes it
     the double with the shortest digits that are that float32 again, inside of structs, lists and maps too.

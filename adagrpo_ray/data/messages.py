@@ -44,7 +44,7 @@ class Chat:
 
     @property
     def continues(self) -> bool:
-        """Whether the completion goes on with the last message, which is the assistant's."""
+        """Whether the completion continues the last message, which is the assistant's."""
         return str(self.messages[-1]["role"]) == "assistant"
 
     @property
@@ -89,7 +89,7 @@ def read_chat(prompt: Any, row: Mapping[str, Any]) -> Chat | None:
 
 
 def _unpacked(prompt: Any) -> tuple[Any, Any]:
-    """A text, a list of messages or no prompt; and the tools that stand beside the messages."""
+    """A text, a list of messages or no prompt; and the tools that are given with the messages."""
     value = _from_text(prompt) if isinstance(prompt, str) else prompt
     if not isinstance(value, Mapping):
         return value, None

@@ -28,7 +28,7 @@ SPLIT_WORDS = {
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""What `datasets` writes beside data."""
+"""Files of `datasets` that hold no rows."""
 
 
 def load_rows(data: DataSettings) -> Sequence[Row]:

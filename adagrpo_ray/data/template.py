@@ -203,8 +203,8 @@ Alternatives = Sequence[Sequence[str]]
 def _parts(chat: Chat, thought_ends: Sequence[str]) -> Iterator[tuple[Message, Alternatives]]:
     """What has to be found of each message: all texts of one of the alternatives, the first as they stand in the row.
 
-    Templates may strip white space around a content, lay out a thought anew, and leave thoughts out of turns before
-    the user's last message.
+    Templates may strip white space around a content, change the layout of a thought, and leave thoughts out of turns
+    before the user's last message.
     """
     asked = max(n for n, m in enumerate(chat.messages) if m["role"] == "user")
     for number, message in enumerate(chat.messages):

@@ -24,7 +24,7 @@ LENGTHS = ("tokens", "characters")
 
 @dataclass(frozen=True)
 class Estimate(Record):
-    """A mean over problems and its 95 % interval, which is None where there is one problem only."""
+    """A mean over problems and its 95 % interval, which is None if there is one problem only."""
 
     value: float
     low: float | None

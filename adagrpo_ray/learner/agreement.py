@@ -40,7 +40,7 @@ def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], lay_ou
         ours = logprobs(lay_out(samples, device))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # what a model asks for beside token ids makes it fail in any way
+    except Exception as error:  # a model that needs more than token ids fails in any way
         raise ModelError(
             f"{name}: the learner cannot compute log-probabilities with it ({first_line(error)}); use another model"
         ) from error

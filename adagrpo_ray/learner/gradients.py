@@ -61,7 +61,7 @@ class GradientSum:
         """The sum over all ranks, in one all-reduce that all ranks call."""
         if world_size > 1:
             torch.distributed.all_reduce(self._flat)
-        # In float32, as DeepSpeed's own norm: where its square overflows, Adam's second moment does too.
+        # In float32, as DeepSpeed's own norm: if its square overflows, Adam's second moment does too.
         norm = float(self._flat[: len(self._flat) - len(CAUSES)].norm())
         counts = self._counts.tolist()
         causes = [name for name, count in zip(CAUSES, counts, strict=True) if count != 0]  # NaN is not 0 either
@@ -92,7 +92,7 @@ def hand_over(engine: Any, parameters: Sequence[torch.nn.Parameter], gradients: 
     import deepspeed
 
     rounded = [g.to(p.dtype) for g, p in zip(gradients, parameters, strict=True)]
-    sharded = engine.zero_optimization_stage() == 3  # where a parameter has its shape only while it is gathered
+    sharded = engine.zero_optimization_stage() == 3  # a parameter has its shape only while it is gathered
     with deepspeed.zero.GatheredParameters(list(parameters), enabled=sharded):
         given: torch.Tensor = _HandOver.apply(rounded, *parameters)  # type: ignore[no-untyped-call]
         engine.backward(given)

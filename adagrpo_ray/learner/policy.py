@@ -40,7 +40,7 @@ class Policy(torch.nn.Module):
         self._vocabulary: int = peft_model.get_base_model().config.get_text_config().vocab_size
 
     def forward(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities [n] of `rows.targets` and entropies [n] in nats where they were drawn, in float32.
+        """Log-probabilities [n] of `rows.targets` and entropies [n] in nats at their positions, in float32.
 
         Both are of the policy at temperature 1, without filters. Logits exist for a chunk of the tokens at a time only
         (`chunk_tokens`) and are computed again in the backward pass. Entropies have a gradient only if
@@ -78,7 +78,7 @@ def _token_figures(
 
 
 class _Entropy(torch.autograd.Function):
-    """Entropy [n] of softmax(logits [n x V]), by parts of the rows: little memory beside the logits."""
+    """Entropy [n] of softmax(logits [n x V]), by parts of the rows: takes little memory."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:

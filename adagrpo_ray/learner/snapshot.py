@@ -41,7 +41,7 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
 def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
     """What `to_plain` was given, for `AdaptiveSampler.load_state_dict`; `prompts` are the data set's, by id.
 
-    Raises CheckpointError where the data set has no such prompt any more, or the ids are of another version.
+    Raises CheckpointError if the data set has no such prompt any more, or the ids are of another version.
     """
     check_ids(plain["prompts"])
     return {

@@ -55,7 +55,7 @@ def update_figures(reports: Sequence[TrainReport], updates: int) -> dict[str, An
 
 
 def _whole(reports: Sequence[UpdateReport | None]) -> dict[str, Any]:
-    """Figures of one update, over all ranks; None where it was not made."""
+    """Figures of one update, over all ranks; None if it was not made."""
     made = [report for report in reports if report is not None]
     statistics = reduce(UpdateStatistics.merged, (report.statistics for report in made), UpdateStatistics())
     figures = statistics.figures()

@@ -21,7 +21,7 @@ class CompletionText:
 
     Special tokens are left out, except those that a marker of `format` names: a marker may be a special token, as
     `</think>` is for some models. The token that ended the completion is left out too, whether or not the tokenizer
-    calls it special, except where a marker names it.
+    calls it special, unless a marker names it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, format: FormatSettings) -> None:
@@ -77,9 +77,9 @@ class TextStream:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template writes behind what the assistant said; None where there is none.
+    """The token that the chat template writes after the assistant's message; None if there is none.
 
-    A model ends its turn with it. Where it is neither the tokenizer's `eos_token` nor in `generation_config.json`,
+    A model ends its turn with it. If it is neither the tokenizer's `eos_token` nor in `generation_config.json`,
     nothing else names it.
     """
     asked, said = {"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}

@@ -11,7 +11,7 @@ from adagrpo_ray.errors import ModelError
 KEYS = ("quantization_config", "compression_config")
 """Keys of config.json that only quantised models have."""
 FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json")
-"""Files beside it that only quantised models have: of GPTQ, AWQ and ModelOpt."""
+"""Files that only folders of quantised models have: of GPTQ, AWQ and ModelOpt."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights that are not quantised, as safetensors calls them."""
 WEIGHTS = ("weight", "qweight", "weight_packed", "blocks")

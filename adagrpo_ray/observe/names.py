@@ -51,7 +51,7 @@ FILE = Rule("%", lambda c: c.isascii() and c.isprintable() and c != "/")
 def name_of(text: str, rule: Rule = TAG, longest: int = LONGEST) -> str:
     """`text` as a name of at most `longest` bytes by the rule. Worked example: "a/b é" is "a%2Fb %C3%A9" as a LABEL.
 
-    The escape character itself stays as it is where no escape begins with it: "50 %" is "50 %".
+    The escape character itself stays as it is if no escape begins with it: "50 %" is "50 %".
     """
     parts = [_part(text, place, rule) for place in range(len(text))]
     if sum(len(part.encode()) for part in parts) <= longest:

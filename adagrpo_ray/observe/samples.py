@@ -14,9 +14,9 @@ Outcome = Literal["trained", "exhausted", "waiting", "dropped"]
 
 @dataclass(frozen=True)
 class CompletionSample(Record):
-    """One completion; `tokens` is its length, `rewards` are by reward function, None where one does not apply.
+    """One completion; `tokens` is its length, `rewards` are by reward function, None if one does not apply.
 
-    `advantage` is the one that it was trained with, None where it was not trained on.
+    `advantage` is the one that it was trained with, None if it was not trained on.
     """
 
     text: str
@@ -39,7 +39,7 @@ class AttemptSample(Record):
 
     @property
     def best_reward(self) -> float | None:
-        """The highest reward of the attempt; None where it has no completions."""
+        """The highest reward of the attempt; None if it has no completions."""
         return max((c.reward for c in self.completions), default=None)
 
     def to_dict(self) -> dict[str, object]:

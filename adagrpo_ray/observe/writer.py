@@ -35,7 +35,7 @@ class RunWriter(Observer):
     def __init__(
         self, folder: Path, config: str, mark: Mark | None = None, tell: Callable[[str], None] = lambda text: None
     ) -> None:
-        """Make `folder`, or take it back to `mark` and go on from there; `tell` hears of what goes wrong beside it.
+        """Make `folder`, or take it back to `mark` and continue there; `tell` gets warnings.
 
         ConfigError where a new one holds something already, ResourceError where it cannot be written.
         """
@@ -135,7 +135,7 @@ class RunWriter(Observer):
             raise
         except (Exception, SystemExit) as error:
             self._shown = False
-            self._tell(f"warning: TensorBoard is let go, the run goes on without it: {first_line(error)}")
+            self._tell(f"warning: TensorBoard is let go, the run continues without it: {first_line(error)}")
 
 
 def _is_empty(folder: Path) -> bool:

@@ -215,7 +215,7 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 
 
 def _alone(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of the points that are there have none beside them, so that no line reaches them."""
+    """Which of the measured points have no measured neighbour, so that no line reaches them."""
     around = np.pad(there, 1)
     return np.asarray(there & ~around[:-2] & ~around[2:])
 

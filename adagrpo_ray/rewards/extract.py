@@ -23,7 +23,7 @@ _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 
 
 def final_answer(truth: str) -> str:
-    r"""What a ground truth comes to: of a worked solution its final answer, of anything else all of it.
+    r"""The final answer of a worked solution; any other ground truth as it is.
 
     That is what follows "####" at the start of the last line (as in GSM8K), else what the last \boxed{} holds (as in
     MATH), else the whole text.
@@ -77,7 +77,7 @@ def _last_pair(text: str, format: FormatSettings) -> tuple[str, str] | None:
 
 
 def number_after_start(text: str, format: FormatSettings) -> str | None:
-    """What the first pair of answer markers holds, where that is a number; else the first thing after the first answer
+    """What the first pair of answer markers holds, if that is a number; else the first thing after the first answer
     start that looks like one. Full-width digits and minus signs come back as ASCII."""
     start = text.find(format.answer_start)
     if start < 0:

@@ -48,7 +48,7 @@ class Tried:
     scores: Scores
 
     def score(self, column: int) -> float:
-        """What the reward function in that column says to the first completion; NaN where it does not apply."""
+        """The score of the first completion by the reward function in that column; NaN if it does not apply."""
         return float(self.scores.by_function[0, column])
 
 
@@ -61,8 +61,8 @@ def check_ground_truths(
 ) -> tuple[str, ...]:
     """Score `rewards.check_prompts` of the prompts with their own ground truth; warnings, one a line.
 
-    Raises RewardError where a function lacks a parameter or a column, where none of them can be scored (with
-    rewards.on_error=stop: where one cannot), and where a built-in function that decides on correctness counts none as
+    Raises RewardError if a function lacks a parameter or a column, if none of them can be scored (with
+    rewards.on_error=stop: if one cannot), and if a built-in function that decides on correctness counts none as
     correct. A function of the user's own may have reasons for that, and is warned of. Ends early once `stop` is set.
     """
     settings = config.rewards
@@ -151,7 +151,7 @@ def _completion(text: str) -> Completion:
 
 
 def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
-    """Warnings about what was tried; RewardError where a run cannot be begun."""
+    """Warnings about what was tried; RewardError if a run cannot begin."""
     settings = config.rewards
     failed = [t for t in tried if t.scores.error is not None]
     scored = [t for t in tried if t.scores.error is None]
@@ -220,7 +220,7 @@ def _answers(config: Config, name: str, scored: Sequence[Tried]) -> list[str]:
 
 
 def _closed_thought(config: Config, prompt: Prompt, tokenizer: Any) -> str:
-    """A warning where the chat template has ended the thought before the completion begins."""
+    """A warning if the chat template has ended the thought before the completion begins."""
     end, names = config.data.format.think_end, [f.function for f in config.rewards.functions]
     needing = [name for name in names if name in _NEED_THINK_END]
     rendered = str(tokenizer.decode(prompt.token_ids.tolist(), skip_special_tokens=False))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-# Longer digit strings are refused: nobody means them, and int() has a limit of its own (4300).
+# Longer digit strings are refused: they are no answers, and int() has a limit of its own (4300).
 MAX_NUMBER_LENGTH = 1000
 # Powers of ten beyond it are refused: the exact value would have as many digits.
 MAX_EXPONENT = 1000
@@ -47,7 +47,7 @@ class Number:
     percent: bool = False
 
     def readings(self, other: Number) -> tuple[Fraction, ...]:
-        """What this number may mean beside `other`: "50%" is 1/2, and also 50 where only this one has the sign.
+        """Values that this number may have next to `other`: "50%" is 1/2, and also 50 if only this one has the sign.
 
         math-verify reads a percentage in the same two ways.
         """
@@ -73,7 +73,7 @@ def plain(text: str) -> str:
 
 
 def _inside(text: str, start: str, end: str) -> str | None:
-    """What one pair of marks holds where it is all of the text."""
+    """What one pair of marks holds, if it is all of the text."""
     if len(text) < len(start) + len(end) or not (text.startswith(start) and text.endswith(end)):
         return None
     inner = text[len(start) : -len(end)]
@@ -83,7 +83,7 @@ def _inside(text: str, start: str, end: str) -> str | None:
 
 
 def closing_brace(text: str) -> int:
-    """Where the brace ends that was opened before the text; -1 where it does not."""
+    """Place of the brace that closes one opened before the text; -1 if there is none."""
     depth = 1
     for found in re.finditer(r"[{}]", text):
         depth += 1 if found.group() == "{" else -1
@@ -93,7 +93,7 @@ def closing_brace(text: str) -> int:
 
 
 def read_number(text: str) -> Number | None:
-    r"""The number that the text is, as people write it; None where it is none.
+    r"""The number that the text is, as people write it; None if it is none.
 
     Worked examples: "1,000", "1 000", "$1,000.00", "1e3" and "2000/2" are 1000; "50%" and "\frac{1}{2}" are 1/2.
     """
@@ -125,7 +125,7 @@ def _decimal(text: str) -> Fraction:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of a number such as " -1,234.50 "; None where the text is none. "50%" is 1/2."""
+    """The exact value of a number such as " -1,234.50 "; None if the text is none. "50%" is 1/2."""
     number = read_number(text)
     return None if number is None else number.value
 

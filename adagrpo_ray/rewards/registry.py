@@ -48,7 +48,7 @@ class Scores:
 
 
 WORDS = ("completions", "answer", "prompt", "format", "level", "columns")
-"""What each reward function is called with, beside the columns of the prompt's row."""
+"""Arguments of each reward function; the columns of the prompt's row are given too."""
 
 SETTING = "rewards.functions"
 """Names the reward functions."""
@@ -73,8 +73,8 @@ def load_reward(name: str, given: Given = NOTHING) -> RewardFunction:
 def check_parameters(function: RewardFunction, name: str, rows: Sequence[Mapping[str, object]] | None = None) -> str:
     """Raise RewardError unless the function takes what `score_group` hands over for prompts with these columns.
 
-    Without `rows` the columns are not known yet: what it may lack is not said. Returns a notice, "" where there is
-    none, where it lacks a column of some rows only.
+    Without `rows` the columns are not known yet, and missing ones are not reported. Returns a notice if some rows
+    only lack a column, else "".
     """
     known = signature(function)
     if known is None:
@@ -117,7 +117,7 @@ def score_group(
     RewardError where one breaks the contract; a MemoryError comes out as itself, since then the process should end.
     A function gets each column of the row under its own name, and all of them as `columns`, which also holds a column
     that has the name of another argument. A completion's reward is the weighted sum of the scores that apply to it,
-    0.0 where none does.
+    0.0 if none does.
     Worked example: scores [3.0, None] with weights [0.5, 1.0] make 1.5.
     """
     # Last come our own words: a column of such a name must not take their place, and is in `columns`.

@@ -121,5 +121,5 @@ def _by_transformers(architecture: str) -> bool:
 
 
 def _plugins() -> list[EntryPoint]:
-    """What other packages may have given vLLM to serve beside its own."""
+    """Plugins of other packages, which may add models to vLLM."""
     return [entry for entry in entry_points(group="vllm.general_plugins") if not entry.value.startswith("vllm.")]

@@ -71,7 +71,7 @@ class RolloutEngine:
 
     @classmethod
     def create(cls, model_path: str, max_model_len: int, config: Config) -> RolloutEngine:
-        """The same outside of the event loop, in a thread that may wait; RolloutError with the cause if vLLM fails."""
+        """`start` for a thread that may wait, outside of the event loop; RolloutError with the cause if vLLM fails."""
         output = EngineOutput()
         try:
             with output.captured():

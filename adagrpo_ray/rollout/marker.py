@@ -59,7 +59,7 @@ class Pieces:
         self._known: dict[tuple[int, ...], str] = {}
 
     def text(self, ids: Sequence[int]) -> str:
-        """What these ids add to a text; it ends with `PARTIAL` where they are a part of a character."""
+        """What these ids add to a text; it ends with `PARTIAL` if they are a part of a character."""
         key = tuple(ids)
         if key not in self._known:
             self._known[key] = self._decoded(key)

@@ -44,12 +44,12 @@ NAMES = {
 
 
 class EngineOutput:
-    """The output of the processes that are started within `captured`, passed on to where it went before."""
+    """The output of the processes that are started within `captured`, passed on to its former destination."""
 
     def __init__(self) -> None:
         self._newest: deque[bytes] = deque()
         self._lock = threading.Lock()
-        self._pipes: dict[int, int] = {}  # where to read output, and where it goes
+        self._pipes: dict[int, int] = {}  # the end of a pipe to read, and the descriptor to write to
         self._place = _place()
 
     @contextmanager
@@ -67,7 +67,7 @@ class EngineOutput:
                 self._take_all()
 
     def _redirect(self, descriptor: int) -> int:
-        """Let the descriptor write into a pipe that a thread empties; where it wrote before."""
+        """Let the descriptor write into a pipe that a thread empties; returns a copy of the former one."""
         to = os.dup(descriptor)
         reading, writing = os.pipe()
         os.set_blocking(reading, False)

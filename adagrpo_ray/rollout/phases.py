@@ -90,7 +90,7 @@ def phase_args(marker: str | Sequence[int], thought: Any, answer: Any) -> dict[s
 
     `thought` and `answer` are mappings or anything that has Phase's attributes; what is left out is neutral.
     A `marker` that is a text is found however the model cuts it into tokens. Token ids must be those that the model
-    itself writes: its first and last characters may be in one token with what stands beside it.
+    itself writes: its first and last characters may share a token with the text next to it.
     """
     phases = {
         "marker": marker if isinstance(marker, str) else [int(token) for token in marker],

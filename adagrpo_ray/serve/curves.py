@@ -82,7 +82,7 @@ def plots(runs: Sequence[RunHistory], axis: Axis) -> list[Plot]:
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> tuple[Point, ...]:
-    """At most `most` points: means over as many neighbours as it takes; None where none of these was measured.
+    """At most `most` points: means over as many neighbours as it takes; None if none of these was measured.
 
     That many are a power of two, so that a curve which grows keeps its points for as long as it can.
     """

@@ -170,7 +170,7 @@ class RayMetrics(Observer):
             try:
                 self._show(record)
             except BaseException as error:  # whatever Ray raises: this thread has nothing else to end
-                reason = f"the run goes on without them: {first_line(error)}"
+                reason = f"the run continues without them: {first_line(error)}"
                 self._notices.put(f"warning: metrics for Prometheus are let go, {reason}")
                 return
 

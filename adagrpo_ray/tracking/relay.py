@@ -1,4 +1,4 @@
-"""Between a run and a tracker: the run never waits for it, and goes on without it where it fails."""
+"""Between a run and a tracker: the run never waits for it, and continues without it where it fails."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Relay(Observer):
         if self._given_up:
             return
         self._given_up = True
-        self._notices.append(f"warning: {self._tracker.title} is let go, the run goes on without it: {reason}")
+        self._notices.append(f"warning: {self._tracker.title} is let go, the run continues without it: {reason}")
         ending = Thread(target=self._abandon, daemon=True)
         ending.start()
         if wait:
