@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from threading import Event
+from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
@@ -49,22 +50,24 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     if address(config) is None:
         place(config, local_hardware(), ours=True, learner=training)
     model_path = resolve_model(config)
-    check_served(config, read_model_config(model_path, config))
+    found = read_model_config(model_path, config)
+    check_served(config, found)
     if training:
         from adagrpo_ray.learner.trainable import check_trainable  # torch takes a second, which only this needs
 
-        check_trainable(config, model_path)
+        check_trainable(config, model_path, found)
     tokenizer = load_tokenizer(model_path, config)
     prompts = load_prompts(config, tokenizer, training=training)
-    max_model_len = _max_model_len(config, model_path, prompts)
+    max_model_len = _max_model_len(config, found, prompts)
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
     return Inputs(model_path, prompts, max_model_len, given, notices)
 
 
-def _max_model_len(config: Config, model_path: str, prompts: PromptSets) -> int:
+def _max_model_len(config: Config, found: Any, prompts: PromptSets) -> int:
+    """The longest sequence in tokens; `found` is Transformers' configuration of the base model."""
     longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out))
     needed = longest + config.rollout.max_new_tokens
-    limit = getattr(read_model_config(model_path, config).get_text_config(), "max_position_embeddings", None)
+    limit = getattr(found.get_text_config(), "max_position_embeddings", None)
     wanted = config.rollout.max_model_len or needed
     if limit is not None and wanted > limit:
         raise ConfigError(

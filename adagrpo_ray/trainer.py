@@ -125,7 +125,7 @@ class _Run:
         self._measured: dict[int, float] = {}  # held-out accuracy by step
         self._saved = 0  # the step of the newest checkpoint
         self._skipped_in_a_row = 0  # updates, when the last one was skipped
-        self._whole = True  # the learners' weights can be kept
+        self._in_step = True  # the learners stand where the newest record says
 
     def finish(self, past: Past | None) -> Summary:
         """All steps that are left, measured, kept and summed up."""
@@ -133,7 +133,11 @@ class _Run:
         before, last = self._begin(past)
         try:
             for step in range(len(self._records) + 1, config.run.steps + 1):
-                record, groups = self._step(step)
+                try:
+                    record, groups = self._step(step)
+                except (DivergedError, RecordError):  # the learners have begun a step that has no record
+                    self._in_step = False
+                    raise
                 self._records.append(record)
                 observer.step(record)
                 observer.samples(groups)
@@ -162,9 +166,9 @@ class _Run:
         get(self._learners[0].abandon.remote())
         if not self._records:
             return "no step was finished, so there is nothing to keep"
-        if not self._whole and not self._saved:
+        if not self._in_step and not self._saved:
             return "nothing was kept, since there was no checkpoint before (checkpoint.every)"
-        if self._whole and self._saved < self._records[-1].step:
+        if self._in_step and self._saved < self._records[-1].step:
             self._save_checkpoint()
         return f"step {self._saved} is in {join(self._home, FOLDER)}: go on with --resume {self._home}"
 
@@ -191,30 +195,22 @@ class _Run:
             batches = zip(self._learners, collected.batches, strict=True)
             reports = self._answers([learner.train.remote(batch) for learner, batch in batches])
         trained = time.perf_counter()
-        try:
-            sync, *_ = self._on_all("sync", step)
-        except DivergedError:
-            self._whole = False
-            raise
+        sync, *_ = self._on_all("sync", step)
         ended = time.perf_counter()
         updates = self._config.algorithm.updates_per_batch
-        try:
-            record = StepRecord(
-                step=step,
-                seconds=ended - began,
-                **asdict(collected.figures),
-                trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
-                **update_figures(reports, updates),
-                learning_rate=reports[0].learning_rate if reports else learning_rate(self._config, step, updates - 1),
-                weight_version=sync.version,
-                sync_bytes=sync.sent_bytes,
-                rollout_actors=collected.rollout_actors,
-                rollout_restarts=collected.rollout_restarts,
-                seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
-            )
-        except RecordError:  # the weights are those after this step, which has no record
-            self._whole = not reports
-            raise
+        record = StepRecord(
+            step=step,
+            seconds=ended - began,
+            **asdict(collected.figures),
+            trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
+            **update_figures(reports, updates),
+            learning_rate=reports[0].learning_rate if reports else learning_rate(self._config, step, updates - 1),
+            weight_version=sync.version,
+            sync_bytes=sync.sent_bytes,
+            rollout_actors=collected.rollout_actors,
+            rollout_restarts=collected.rollout_restarts,
+            seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
+        )
         if reports and reports[0].cause is not None:
             self._observer.phase(
                 f"warning: step {step}: an update was skipped, because numbers were not finite: {reports[0].cause} "

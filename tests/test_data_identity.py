@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.data.identity import normalised
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
+from adagrpo_ray.data.row_id import normalised
 from adagrpo_ray.data.split import split
 from adagrpo_ray.errors import DataError
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer

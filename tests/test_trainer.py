@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,21 +57,23 @@ def test_a_measurement_is_the_best_where_it_beats_all_after_training() -> None:
 
 
 class Learner:
-    """A learner rank whose third step comes to a learning rate that is no number; it keeps the checkpoints it makes."""
+    """A learner rank whose third step has a figure that is not finite, of `fault`; keeps the checkpoints it makes."""
 
-    def __init__(self) -> None:
-        self.steps, self.saved = 0, list[int]()
+    def __init__(self, fault: str) -> None:
+        self.fault, self.steps, self.saved = fault, 0, list[int]()
 
     def __getattr__(self, method: str) -> SimpleNamespace:
         return SimpleNamespace(remote=partial(getattr(type(self), f"do_{method}"), self))
 
     def do_collect(self, step: int, last: int) -> Collected:
         figures = SamplingFigures(**{f.name: getattr(STEP, f.name) for f in fields(SamplingFigures)})
+        if self.fault == "collect" and step == 3:
+            figures = replace(figures, reward_mean=math.nan)
         return Collected((None,), 7, figures, (), 1, 0, ())
 
     def do_train(self, batch: object) -> TrainReport:
         self.steps += 1
-        rate = math.nan if self.steps == 3 else 0.5
+        rate = math.nan if self.fault == "train" and self.steps == 3 else 0.5
         return TrainReport(None, None, rate, skipped=0, cause=None, skipped_in_a_row=0)
 
     def do_sync(self, version: int) -> SyncReport:
@@ -83,15 +85,16 @@ class Learner:
         self.saved.append(progress.step)
 
 
+@pytest.mark.parametrize(("fault", "figure", "trained"), [("train", "learning_rate", 3), ("collect", "reward_mean", 2)])
 @pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*go on with --resume"), (0, "nothing was kept")])
 def test_a_figure_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, figure: str, trained: int
 ) -> None:
     monkeypatch.setattr(trainer, "get", lambda answers: answers)
-    learner = Learner()
+    learner = Learner(fault)
     running = Actors((learner,), ())
     config = load_config(None, ["run.steps=5", "data.held_out_prompts=0", f"checkpoint.every={every}"])
-    with pytest.raises(RecordError, match=rf"StepRecord\.learning_rate is nan.*fault of adagrpo_ray.*; {kept}"):
+    with pytest.raises(RecordError, match=rf"{figure} is nan.*fault of adagrpo_ray.*; {kept}"):
         train_on(running, config, tmp_path, Observer())
-    assert learner.steps == 3
+    assert learner.steps == trained
     assert learner.saved == ([1, 2] if every else [])

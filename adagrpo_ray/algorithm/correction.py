@@ -12,11 +12,15 @@ from adagrpo_ray.config.algorithm import LossSettings
 
 @dataclass(frozen=True)
 class Correction:
-    """Importance `weights` [n] without gradient, and which tokens [n] were `truncated` to a bound or `masked`."""
+    """Importance `weights` [n] without gradient, and which tokens [n] were `truncated` to a bound or `masked`.
+
+    `by_completion` says that all tokens of a completion have the same weight.
+    """
 
     weights: torch.Tensor
     truncated: torch.Tensor
     masked: torch.Tensor
+    by_completion: bool = False
 
 
 @torch.no_grad()
@@ -40,8 +44,8 @@ def rollout_correction(
     none = torch.zeros_like(log_ratio, dtype=torch.bool)
     if settings.correction == "none":
         return Correction(torch.ones_like(log_ratio), none, none)
-    by_token = log_ratio
-    if settings.correction != "token":
+    by_token, whole = log_ratio, settings.correction != "token"
+    if whole:
         log_ratio = over_sequences(log_ratio, sequence, mean=settings.correction == "geometric")
     ratio = exp_ratio(log_ratio)
     low, high = settings.correction_floor, settings.correction_cap
@@ -52,6 +56,7 @@ def rollout_correction(
         outside = outside | (ratio > high)
     if settings.correction_mode == "truncate":
         clamped = ratio if low is None and high is None else ratio.clamp(low, high)
-        return Correction(clamped, outside, none)
-    weights = exp_ratio(by_token) if settings.correction == "geometric" else ratio
-    return Correction(torch.where(outside, 0.0, weights), none, outside)
+        return Correction(clamped, outside, none, whole)
+    geometric = settings.correction == "geometric"
+    weights = torch.where(outside, 0.0, exp_ratio(by_token) if geometric else ratio)
+    return Correction(weights, none, outside, whole and not geometric)

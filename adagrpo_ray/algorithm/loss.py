@@ -111,15 +111,11 @@ def policy_loss(tokens: Tokens, settings: LossSettings) -> tuple[torch.Tensor, U
     if t.entropy is not None and settings.entropy_coef:
         per_token = per_token - settings.entropy_coef * t.entropy
     loss = (per_token * t.weights).sum()
-    whole = settings.correction == "sequence" or (settings.correction, settings.correction_mode) == (
-        "geometric",
-        "truncate",
-    )
     measured = Measured(
         live=t.weights > 0,
         ratio=ratio,
         importance=correction.weights,
-        weighs=firsts(t.sequence) if whole else torch.ones_like(above),
+        weighs=firsts(t.sequence) if correction.by_completion else torch.ones_like(above),
         difference=(t.old - t.behaviour).abs(),
         clipped_low=clipped_low,
         clipped_high=clipped_high,

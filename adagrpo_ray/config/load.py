@@ -120,10 +120,9 @@ def _set(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
             merges = isinstance(before, dict) and isinstance(value, dict) and _is_section(names)
             node[index] = _merged(before, value, tuple(names)) if merges else value
         else:
-            inner = node[index] if isinstance(node, list) else node.get(index, _default(names[: depth + 1]))
-            opened = _opened(inner)
-            node[index] = opened
-            node = opened
+            there = isinstance(node, list) or index in node
+            node[index] = _opened(node[index] if there else _default(names[: depth + 1]))
+            node = node[index]
 
 
 def _default(place: Sequence[str]) -> Any:

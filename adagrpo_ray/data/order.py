@@ -12,7 +12,7 @@ from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.types import Prompt
 
 IDS = "row"
-"""What the ids of prompts are made of, see `data.identity`. A checkpoint without it has ids of rendered texts."""
+"""What the ids of prompts are made of, see `data.row_id`. A checkpoint without it has ids of rendered texts."""
 
 
 def check_ids(state: Mapping[str, Any]) -> None:

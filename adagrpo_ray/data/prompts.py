@@ -14,9 +14,9 @@ from adagrpo_ray.config.tree import ColumnSettings, Config
 from adagrpo_ray.data.answers import answer_text
 from adagrpo_ray.data.arithmetic import Problem, problem_sets
 from adagrpo_ray.data.chat import system_message
-from adagrpo_ray.data.files import Row
-from adagrpo_ray.data.identity import normalised, row_id
+from adagrpo_ray.data.formats import Row
 from adagrpo_ray.data.messages import read_chat
+from adagrpo_ray.data.row_id import normalised, row_id
 from adagrpo_ray.data.source import column, load_rows, refuse_parts
 from adagrpo_ray.data.split import split
 from adagrpo_ray.data.template import ChatTemplate, template_digest

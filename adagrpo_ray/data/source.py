@@ -12,7 +12,7 @@ from typing import Any
 
 from adagrpo_ray.config.tree import DataSettings
 from adagrpo_ray.data.answers import restore_floats
-from adagrpo_ray.data.files import NAMED_KINDS, Row, kind, read_file
+from adagrpo_ray.data.formats import NAMED_KINDS, Row, kind, read_file
 from adagrpo_ray.errors import DataError, first_line
 
 TRAIN = str(DataSettings.model_fields["split"].default)

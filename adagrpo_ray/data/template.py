@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adagrpo_ray.config.tree import DataSettings
+from adagrpo_ray.config.tree import TEMPLATE_RESERVED, DataSettings
 from adagrpo_ray.data.arithmetic import THINK_START
 from adagrpo_ray.data.messages import REASONING, SYSTEM_ROLES, Chat, Message
 from adagrpo_ray.errors import ConfigError, DataError
@@ -158,6 +158,7 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def template_arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """The names that the tokenizer's chat templates read and that a caller may give."""
     from jinja2 import Environment, TemplateError, meta
+    from jinja2.defaults import DEFAULT_NAMESPACE  # range, dict and the other names that Jinja gives
 
     templates: Any = tokenizer.chat_template or ""
     found = set[str]()
@@ -169,7 +170,7 @@ def template_arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
             continue
         set_first = _set_first(tree)
         found |= {name for name in meta.find_undeclared_variables(tree) if name not in set_first}
-    return found - GIVEN - set(tokenizer.special_tokens_map)
+    return found - TEMPLATE_RESERVED - set(DEFAULT_NAMESPACE) - set(tokenizer.special_tokens_map)
 
 
 def _set_first(tree: Any) -> set[str]:
@@ -187,14 +188,6 @@ def _set_first(tree: Any) -> set[str]:
 
     visit(tree)
     return {name for name, context in first.items() if context == "store"}
-
-
-GIVEN = {
-    *("messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"),
-    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
-    *("range", "dict", "lipsum", "cycler", "joiner", "namespace"),
-}
-"""Names in a template that Transformers or Jinja give."""
 
 
 Alternatives = Sequence[Sequence[str]]

@@ -9,7 +9,7 @@ import numpy as np
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.loss import token_weights
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.types import Completion, Group, TrainSample
+from adagrpo_ray.types import Completion, Floats, Group, Prompt, TrainSample
 
 
 def training_samples(
@@ -31,14 +31,7 @@ def training_samples(
     weights = token_weights(lengths, settings.loss.kind, max_new_tokens, masked)
     other_gradient = settings.loss.beta > 0.0 or settings.loss.entropy_coef > 0.0
     return tuple(
-        TrainSample(
-            prompt_token_ids=prompt.token_ids,
-            token_ids=completion.token_ids,
-            behaviour_logprobs=completion.logprobs,
-            token_weights=weight,
-            advantage=advantage,
-            level=prompt.level,
-        )
+        _sample(prompt, completion, weight, advantage)
         for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
         if weight.any() and (advantage != 0.0 or other_gradient)
     )
@@ -84,14 +77,16 @@ def broken_samples(groups: Sequence[Group]) -> tuple[TrainSample, ...]:
     for group in groups:
         for completion in group.last.completions:
             if not np.isfinite(completion.logprobs).all():
-                return (
-                    TrainSample(
-                        prompt_token_ids=group.prompt.token_ids,
-                        token_ids=completion.token_ids,
-                        behaviour_logprobs=completion.logprobs,
-                        token_weights=np.zeros(len(completion.token_ids), np.float32),
-                        advantage=0.0,
-                        level=group.prompt.level,
-                    ),
-                )
+                return (_sample(group.prompt, completion, np.zeros(len(completion.token_ids), np.float32), 0.0),)
     return ()
+
+
+def _sample(prompt: Prompt, completion: Completion, weights: Floats, advantage: float) -> TrainSample:
+    return TrainSample(
+        prompt_token_ids=prompt.token_ids,
+        token_ids=completion.token_ids,
+        behaviour_logprobs=completion.logprobs,
+        token_weights=weights,
+        advantage=advantage,
+        level=prompt.level,
+    )

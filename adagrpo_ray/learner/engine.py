@@ -100,7 +100,7 @@ class LearnerEngine:
         together = config.learner.zero_stage == 3 and world_size > 1
         self._policy = Policy(
             peft_model,
-            *([self._max_over_ranks] if together else []),
+            self._max_over_ranks if together else None,
             entropy_gradient=config.algorithm.loss.entropy_coef > 0.0,
         )
         trainable = [p for p in self._policy.parameters() if p.requires_grad]

@@ -24,7 +24,7 @@ class Policy(torch.nn.Module):
     def __init__(
         self,
         peft_model: Any,
-        max_over_ranks: Callable[[int], int] = lambda number: number,
+        max_over_ranks: Callable[[int], int] | None = None,
         *,
         entropy_gradient: bool = False,
     ) -> None:
@@ -50,7 +50,9 @@ class Policy(torch.nn.Module):
         output = base_of(model)[1](**rows.inputs, use_cache=False)
         chosen = output[0].flatten(0, 1)[rows.predicting]
         head = own_head(model, output)
-        chunks = self._max_over_ranks(max(1, math.ceil(len(chosen) / chunk_tokens(self._vocabulary))))
+        chunks = max(1, math.ceil(len(chosen) / chunk_tokens(self._vocabulary)))
+        if self._max_over_ranks is not None:
+            chunks = self._max_over_ranks(chunks)
         parts = [
             checkpoint(_token_figures, head, h, t, self._entropy_gradient, use_reentrant=False)
             for h, t in zip(chosen.tensor_split(chunks), rows.targets.tensor_split(chunks), strict=True)

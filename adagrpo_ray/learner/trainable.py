@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner.adapters import Adapter, check_fit, read_adapter
-from adagrpo_ray.model.load import outline, read_model_config, shapes_of, with_adapter
+from adagrpo_ray.model.load import build_without_weights, shapes_of, with_adapter
 from adagrpo_ray.model.quantised import check_unquantised
 
 SETTING = "model.adapter"
 
 
-def check_trainable(config: Config, model_path: str) -> None:
-    """ModelError unless the model at `model_path` is not quantised, `model.lora.targets` are linear layers of it, and
-    `model.adapter`, if it is set, has weights for exactly these layers."""
-    found = read_model_config(model_path, config)
+def check_trainable(config: Config, model_path: str, found: Any) -> None:
+    """ModelError if the model at `model_path` is quantised, if `model.lora.targets` are not all linear layers of it, or
+    if `model.adapter` has weights for other layers. `found` is Transformers' configuration of the model."""
     check_unquantised(model_path, found, config.model.path, "the learner trains on weights that are not")
-    model = outline(model_path, config)
+    model = build_without_weights(found, config)
     layers = shapes_of(model)
     with torch.device("meta"):
         with_adapter(model, config)

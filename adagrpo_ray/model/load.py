@@ -95,7 +95,7 @@ def linear_shapes(path: str, config: Config) -> dict[str, tuple[int, int]]:
 
     Raises ModelError if Transformers cannot build it.
     """
-    return shapes_of(outline(path, config))
+    return shapes_of(build_without_weights(read_model_config(path, config), config))
 
 
 def shapes_of(model: Any) -> dict[str, tuple[int, int]]:
@@ -106,12 +106,12 @@ def shapes_of(model: Any) -> dict[str, tuple[int, int]]:
     return {name: (layer.in_features, layer.out_features) for name, layer in layers}
 
 
-def outline(path: str, config: Config) -> Any:
-    """The model at `path` without its weights, which take no memory; ModelError if Transformers cannot build it."""
+def build_without_weights(found: Any, config: Config) -> Any:
+    """The model of a Transformers configuration, its weights without memory; ModelError if it cannot be built."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    found, trusted = read_model_config(path, config), config.model.trust_remote_code
+    trusted = config.model.trust_remote_code
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)

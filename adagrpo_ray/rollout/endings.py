@@ -14,7 +14,7 @@ class Endings:
 
     def __init__(self, max_new_tokens: int) -> None:
         self._limit = max_new_tokens
-        self._cut_off = 0
+        self._counted = 0
         self._settled = False  # one ended, or it was said that none did
 
     def count(self, completions: Iterable[Completion]) -> None:
@@ -22,7 +22,7 @@ class Endings:
         for completion in completions:
             if completion.finish_reason == "stop":
                 self._settled = True
-            self._cut_off += 1
+            self._counted += 1
 
     def watched(self, generate: Generate) -> Generate:
         """The same `generate`, whose completions are counted."""
@@ -36,11 +36,11 @@ class Endings:
 
     def notices(self) -> tuple[str, ...]:
         """At the end of a step or an evaluation: that no completion so far ended by itself; nothing if one did."""
-        if self._settled or not self._cut_off:
+        if self._settled or not self._counted:
             return ()
         self._settled = True
         return (
-            f"warning: none of {self._cut_off} completions ended by itself, all were cut off at "
+            f"warning: none of {self._counted} completions ended by itself, all were cut off at "
             f"rollout.max_new_tokens={self._limit}: raise it, or look at what ends the model's turn. Generation stops "
             "at the tokenizer's eos_token, at the token that its chat template writes after the assistant's message, "
             "and at the eos_token_id of generation_config.json",
