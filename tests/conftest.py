@@ -91,6 +91,11 @@ def tiny_model() -> Path:
     return Path(resolve_model(load_config(TINY)))
 
 
+@pytest.fixture(scope="session")
+def model_path(tiny_model: Path) -> str:
+    return str(tiny_model)
+
+
 @pytest.fixture
 def refused(
     launch: ModuleType,

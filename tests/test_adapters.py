@@ -210,6 +210,11 @@ def test_the_rank_that_an_engine_is_set_up_for() -> None:
 
 
 def test_an_adapter_of_some_layers_that_says_so_fits(run: Path, tiny_model: Path) -> None:
-    edited(layers_to_transform=[0, 2, 3])(run / "adapter")
+    layers = linear_shapes(str(tiny_model), CONFIG)
     weights(lambda t: [t.pop(name) for name in list(t) if "layers.1." in name])(run / "adapter")
-    check_fit(read_adapter(run / "adapter"), linear_shapes(str(tiny_model), CONFIG), "model.path='tiny'")
+    with pytest.raises(ModelError, match="it holds no weights for"):
+        check_fit(read_adapter(run / "adapter"), layers, "model.path='tiny'")
+    edited(layers_to_transform=[0, 2, 3])(run / "adapter")
+    adapter = read_adapter(run / "adapter")
+    check_fit(adapter, layers, "model.path='tiny'")
+    assert not [module for module in adapter.pairs if "layers.1." in module]

@@ -16,7 +16,7 @@ from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
-from adagrpo_ray.model.load import load_policy, resolve_model
+from adagrpo_ray.model.load import load_policy
 from adagrpo_ray.types import TrainSample
 
 CPU = torch.device("cpu")
@@ -28,11 +28,6 @@ def configure(*overrides: str) -> Config:
         *("algorithm.updates=1", "algorithm.loss.beta=0.04"),
     ]
     return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
-
-
-@pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(configure())
 
 
 def make_samples(high: int = 100) -> list[TrainSample]:

@@ -16,7 +16,6 @@ from adagrpo_ray.learner.engine import EngineState, LearnerEngine
 from adagrpo_ray.learner.gradients import CAUSES, GradientSum
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.model.files import ModelFiles
-from adagrpo_ray.model.load import resolve_model
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 PARTS = 512
@@ -91,11 +90,6 @@ def configure(*overrides: str) -> Config:
         *("algorithm.updates=1", "algorithm.loss.beta=0.0", f"learner.betas=[{BETA1},0.999]", "run.steps=4"),
     ]
     return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
-
-
-@pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(configure())
 
 
 def make_batch(parts: int, ranks: int = 1) -> list[TrainBatch]:

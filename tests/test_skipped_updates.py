@@ -19,7 +19,6 @@ from adagrpo_ray.learner.engine import EngineState, LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.model.files import ModelFiles
-from adagrpo_ray.model.load import resolve_model
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 STAGES = [
@@ -38,11 +37,6 @@ def configure(*overrides: str) -> Config:
 
 def of_stage(settings: list[str]) -> list[str]:
     return [f"{'model' if setting.startswith('dtype') else 'learner'}.{setting}" for setting in settings]
-
-
-@pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(configure())
 
 
 def make_engine(model_path: str, *overrides: str) -> LearnerEngine:

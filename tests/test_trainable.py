@@ -272,12 +272,18 @@ def test_what_vllm_does_not_serve_is_refused_before_the_start(
     ],
 )
 def test_what_vllm_serves_is_not_refused(architecture: str, sync: str) -> None:
-    check_served(settings(f"rollout.sync={sync}"), SimpleNamespace(architectures=[architecture]))
+    found = SimpleNamespace(architectures=[architecture])
+    check_served(settings(f"rollout.sync={sync}"), found)
+    found.architectures = [f"No{architecture}"]
+    with pytest.raises(ModelError, match="which the installed vLLM does not serve"):
+        check_served(settings(f"rollout.sync={sync}"), found)
 
 
 def test_nothing_is_refused_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """An architecture that config.json does not name, code of the model's own, a plugin of vLLM's, no vLLM here."""
     unknown = SimpleNamespace(architectures=["NoSuchForCausalLM"])
+    with pytest.raises(ModelError, match="NoSuchForCausalLM"):
+        check_served(settings(), unknown)
     check_served(settings(), SimpleNamespace(architectures=None))
     check_served(settings(), SimpleNamespace(**vars(unknown), auto_map={"AutoModelForCausalLM": "own.Model"}))
     monkeypatch.setattr(architectures, "_plugins", lambda: ["one"])

@@ -120,8 +120,8 @@ def _set(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
             merges = isinstance(before, dict) and isinstance(value, dict) and _is_section(names)
             node[index] = _merged(before, value, tuple(names)) if merges else value
         else:
-            there = isinstance(node, list) or index in node
-            node[index] = _opened(node[index] if there else _default(names[: depth + 1]))
+            given = isinstance(node, list) or index in node
+            node[index] = _opened(node[index] if given else _default(names[: depth + 1]))
             node = node[index]
 
 
