@@ -1,8 +1,9 @@
 # The two commands: `make train` and `make test`. Both set up .venv on first use.
 PY := .venv/bin/python
-CONFIG ?= launch/configs/tiny-cpu.yaml
+TINY := launch/configs/tiny-cpu.yaml
+CONFIG ?= $(TINY)
 
-.PHONY: help train ui test test-slow test-ui test-faults lint docs docs-serve chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
+.PHONY: help train ui tiny-model test test-slow test-ui test-faults lint docs docs-serve chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -19,8 +20,12 @@ train: setup  ## train; CONFIG=... and ARGS="key=value ..." change what
 ui: setup  ## chat with trained models and look at runs in a browser; ARGS="--port 8000"
 	$(PY) launch/ui.py $(ARGS)
 
-test: setup-dev  ## run the tests, two files at a time; ARGS="-k name" picks some
+test: setup-dev tiny-model  ## run the tests, two files at a time; ARGS="-k name" picks some
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not ui" $(ARGS)
+
+# Each test has a limit of time, and on a fresh machine the first one would build the model within it.
+tiny-model: setup
+	@$(PY) -c "from adagrpo_ray.config import load_config as c; from adagrpo_ray.model.load import resolve_model as m; m(c('$(TINY)'))"
 
 test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults (25 minutes)
 	$(PY) -m pytest -m slow $(ARGS)
