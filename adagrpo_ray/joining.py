@@ -151,10 +151,12 @@ def _check_alive(address: str, source: str) -> None:
     channel = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
     try:
         reply = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
+    except AuthenticationError as error:  # our own side: the mode is "token", and there is none
+        raise _without_token(address, error) from None
     except grpc.RpcError as error:
         code = error.code()
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return  # it is there, and `ray.init` says what it wants
+            raise _refused(address, error.details() or code.name) from None
         silent = code is grpc.StatusCode.DEADLINE_EXCEEDED
         why = f"gave no answer within {ANSWER_S:g} s" if silent else f"is no Ray ({code.name})"
         raise ResourceError(
@@ -177,16 +179,11 @@ def ray_errors(joined: str | None) -> Iterator[None]:
     except AdaGRPOError:
         raise
     except AuthenticationError as error:
-        raise ResourceError(
-            f"the Ray cluster at {joined!r} takes no request without its token ({first_line(error)}); {SET_TOKEN}"
-        ) from None
+        raise _without_token(joined, error) from None
     except ConnectionError as error:
         if joined is None:
             raise ResourceError(_not_started(error)) from None
-        raise ResourceError(
-            f"no Ray cluster at {joined!r} (run.ray_address or RAY_ADDRESS) that takes requests with "
-            f"{'our' if takes_token() else 'no'} token: {error}; if it asks for one, {SET_TOKEN}"
-        ) from None
+        raise _refused(joined, error) from None
     except Exception as error:  # ray.init raises OSError, RuntimeError, ValueError, RaySystemError and more
         if joined is None:
             raise ResourceError(_not_started(error)) from None
@@ -194,6 +191,19 @@ def ray_errors(joined: str | None) -> Iterator[None]:
             f"the Ray cluster at {joined!r} cannot be joined ({_said(error)}); use the same Ray and Python as on its "
             "nodes, and check that its head node is alive"
         ) from None
+
+
+def _without_token(joined: str | None, error: AuthenticationError) -> ResourceError:
+    return ResourceError(
+        f"the Ray cluster at {joined!r} takes no request without its token ({first_line(error)}); {SET_TOKEN}"
+    )
+
+
+def _refused(joined: str, said: object) -> ResourceError:
+    return ResourceError(
+        f"no Ray cluster at {joined!r} (run.ray_address or RAY_ADDRESS) that takes requests with "
+        f"{'our' if takes_token() else 'no'} token: {said}; if it asks for one, {SET_TOKEN}"
+    )
 
 
 def _not_started(error: Exception) -> str:

@@ -229,7 +229,7 @@ def test_the_memory_that_the_recipes_tell_is_what_the_estimate_says(
         return capsys.readouterr().out
 
     one = told(1, 16, "--config", "launch/configs/local-1gpu.yaml")
-    assert "14.9 GiB fits in 16.0 GiB" in one
+    assert "15.0 GiB fits in 16.0 GiB" in one
     assert "or 3 sequences of 8192" in one
     eight = ("--config", "launch/configs/cluster.yaml", "run.ray_address=null", "rollout.actors=6", "learner.ranks=2")
     large, small = told(8, 80, *eight), told(8, 24, *eight)
@@ -240,7 +240,7 @@ def test_the_memory_that_the_recipes_tell_is_what_the_estimate_says(
     assert "or 19 sequences" in small
     page = (ROOT / "docs" / "recipes.md").read_text()
     assert all(
-        figure in page for figure in ("14.9 of 16 GiB", "3 sequences", "9.1 for", "72 for", "19 sequences", "77.")
+        figure in page for figure in ("15.0 of 16 GiB", "3 sequences", "9.1 for", "72 for", "19 sequences", "77.")
     )
 
 

@@ -69,7 +69,6 @@ USER = {"role": "user", "content": "1+2"}
         ({"solution": " \n"}, NO_ANSWER),
         ({"solution": ["2"]}, NO_ANSWER),
         ({"solution": {"value": "2"}}, NO_ANSWER),
-        ({"solution": False}, NO_ANSWER),
         ({"solution": float("nan")}, NO_ANSWER),
         ({"solution": float("inf")}, NO_ANSWER),
         ({"prompt": "half of a pair \ud800"}, "not Unicode"),

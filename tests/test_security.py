@@ -250,10 +250,10 @@ def test_vllm_reads_safetensors_alone(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def record(**arguments: Any) -> Any:
         asked.update(arguments)
-        raise InterruptedError
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(vllm, "AsyncEngineArgs", record)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(KeyboardInterrupt):
         asyncio.run(RolloutEngine.start("model", 64, Config()))
     assert asked["load_format"] == "safetensors"
     assert asked["trust_remote_code"] is False

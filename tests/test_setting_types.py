@@ -146,8 +146,8 @@ def test_a_key_that_is_no_text_is_refused() -> None:
         ("tracking.tags=[2024, yes, 1e5]", ("2024", "yes", "1e5")),
         ("arithmetic.keep_carry={2: 0.5, '3': 1}", {2: 0.5, 3: 1.0}),
         (
-            "data.template_kwargs={a: false, b: [1, 1e3, x], c: 'no', d: null, e: {f: 2}}",
-            {"a": False, "b": [1, 1000.0, "x"], "c": "no", "d": None, "e": {"f": 2}},
+            "data.template_kwargs={a: false, b: [1, 1e3, x], c: '2', d: null, e: {f: 2}}",
+            {"a": False, "b": [1, 1000.0, "x"], "c": "2", "d": None, "e": {"f": 2}},
         ),
     ],
 )
