@@ -73,9 +73,7 @@ def test_dapo_math_17k_layout(tmp_path: Path, write: Callable[[Path, list[Any]],
     (prompt,) = prompts.train
     assert (prompt.text, prompt.answer, prompt.level) == ("Solve: 1+1?", "2", "math_dapo")
     assert prompt.columns == DAPO
-    assert rendered(prompts) == (
-        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nSolve: 1+1?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert rendered(prompts) == ("<|im_start|>user\nSolve: 1+1?<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])

@@ -13,6 +13,7 @@ import pytest
 from scripted import CHATML, byte_tokenizer
 
 from adagrpo_ray.config import Config
+from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
@@ -76,7 +77,7 @@ def config_of(*functions: str, data: dict[str, Any] | None = None, **rewards: An
     return Config.model_validate(
         {
             "rewards": {"functions": [{"function": name} for name in functions], **rewards},
-            "data": {"held_out_prompts": 0, "source": "d.jsonl", **(data or {})},
+            "data": {"held_out_prompts": 0, "source": "d.jsonl", "system_prompt": SYSTEM_PROMPT, **(data or {})},
             "algorithm": {"prompts_per_step": 1},
         }
     )
@@ -225,6 +226,13 @@ def test_a_template_that_ends_the_thought_itself_is_told() -> None:
     assert "format_exact pay only for completions that hold '</think>'" in notice
     assert check(config_of("exact"), "42", tokenizer=tokenizer) == ()
     assert check(config_of("format_exact"), "42", tokenizer=byte_tokenizer(template=CHATML)) == ()
+
+
+def test_a_format_that_no_prompt_asks_for_is_told() -> None:
+    (notice,) = check(config_of("latex", "exact", data={"system_prompt": None}), "42", "43")
+    assert "exact pay only for an answer behind 'SOLUTION_START_FLAG'" in notice
+    assert "none of 2 prompts asks for it: set data.system_prompt" in notice
+    assert check(config_of("latex", data={"system_prompt": None}), "42") == ()
 
 
 def test_markers_that_are_special_tokens_are_found(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ class DataSettings(Section):
     columns: ColumnSettings = Field(ColumnSettings(), description="which columns are what")
     format: FormatSettings = Field(FormatSettings(), description="markers of the answer format")
     system_prompt: str | None = Field(
-        "Think between <think> and {think_end}, then put the final number between {answer_start} and {answer_end}.",
-        description="system message, with the markers' names in braces; null: none, or the data's own",
+        None,
+        description="system message, with the markers' names of data.format in braces; null: none, or the data's own",
     )
     template_kwargs: dict[TemplateArgument, TemplateValue] = Field(
         {}, description="arguments of the model's chat template by name, as in enable_thinking: false"

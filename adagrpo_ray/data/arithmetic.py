@@ -20,7 +20,13 @@ import numpy as np
 from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
 from adagrpo_ray.errors import DataError
 
+ARITHMETIC = "arithmetic"
+"""What `data.source` calls it."""
 THINK_START = "<think>"
+SYSTEM_PROMPT = (
+    "Think between <think> and {think_end}, then put the final number between {answer_start} and {answer_end}."
+)
+"""The system message that the task brings along, with the markers' names in braces."""
 
 
 @dataclass(frozen=True)

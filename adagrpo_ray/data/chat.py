@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from adagrpo_ray.config.tree import DataSettings
+from adagrpo_ray.data.arithmetic import ARITHMETIC, SYSTEM_PROMPT
 from adagrpo_ray.errors import ConfigError
 
 Messages = list[dict[str, str]]
 
 
 def system_message(data: DataSettings) -> str | None:
-    """`data.system_prompt` with the markers of `data.format` in place of their names in braces; None where unset.
+    """The system message of prompts that have none of their own: `data.system_prompt`, or that of the built-in task.
 
+    The markers of `data.format` are in place of their names in braces. None if there is no such message.
     Raises ConfigError where the braces hold something else.
     """
-    if data.system_prompt is None:
+    prompt = data.system_prompt
+    if prompt is None and data.source == ARITHMETIC:
+        prompt = SYSTEM_PROMPT
+    if prompt is None:
         return None
     markers = data.format.model_dump()
     try:
-        return data.system_prompt.format(**markers)
+        return prompt.format(**markers)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         names = ", ".join(f"{{{name}}}" for name in markers)
         raise ConfigError(
-            f"data.system_prompt={data.system_prompt!r} has a placeholder that cannot be filled ({error!r}); "
+            f"data.system_prompt={prompt!r} has a placeholder that cannot be filled ({error!r}); "
             f"use {names}, and double any other brace"
         ) from None
 

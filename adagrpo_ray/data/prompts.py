@@ -12,7 +12,7 @@ import numpy as np
 
 from adagrpo_ray.config.tree import ColumnSettings, Config
 from adagrpo_ray.data.answers import answer_text
-from adagrpo_ray.data.arithmetic import Problem, problem_sets
+from adagrpo_ray.data.arithmetic import ARITHMETIC, Problem, problem_sets
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.formats import Row
 from adagrpo_ray.data.messages import read_chat
@@ -26,7 +26,6 @@ from adagrpo_ray.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ARITHMETIC = "arithmetic"
 ARITHMETIC_PROMPTS = 2000
 
 

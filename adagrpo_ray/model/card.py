@@ -16,7 +16,7 @@ import yaml
 
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.data.prompts import ARITHMETIC
+from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.source import is_hub_name
 from adagrpo_ray.model import card_sections as sections
 from adagrpo_ray.model.identity import ModelIdentity, front_matter

@@ -10,8 +10,8 @@ from typing import Any
 
 from adagrpo_ray.config.algorithm import TriggerSettings
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.chat import system_message
-from adagrpo_ray.data.prompts import ARITHMETIC
 from adagrpo_ray.data.source import is_hub_name
 from adagrpo_ray.model.identity import TINY, ModelIdentity
 from adagrpo_ray.observe.figures import change, few, levels, number, rungs, shown, whole

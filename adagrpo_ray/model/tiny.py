@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.cache import cache_folder
-from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSettings
+from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
+from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.model.tiny_training import Recipe, train_tiny_model
@@ -64,7 +65,7 @@ def _recipe_hash(arithmetic: ArithmeticSettings, markers: FormatSettings, recipe
         "keep_carry": sorted(arithmetic.keep_carry.items()),
         "seed": arithmetic.seed,
         "markers": markers.model_dump(),
-        "system_prompt": DataSettings.model_fields["system_prompt"].default,
+        "system_prompt": SYSTEM_PROMPT,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,6 +1,6 @@
 """The tiny model's tokenizer: characters, and whole words for what every prompt holds.
 
-Any printable ASCII text survives encode and decode. The words of the default system prompt take the spaces
+Any printable ASCII text survives encode and decode. The words of its system prompt take the spaces
 around them along, which keeps a rendered prompt under 40 tokens.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from adagrpo_ray.config.tree import DataSettings, FormatSettings
-from adagrpo_ray.data.arithmetic import THINK_START
+from adagrpo_ray.config.tree import FormatSettings
+from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT, THINK_START
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,8 +27,7 @@ CHAT_TEMPLATE = (
 
 def words(markers: FormatSettings) -> list[str]:
     """The texts of more than one character that are one token each."""
-    prompt = str(DataSettings.model_fields["system_prompt"].default)
-    in_prompt = dict.fromkeys(re.findall("[A-Za-z]+", re.sub(r"<.*?>|{.*?}", "", prompt)))
+    in_prompt = dict.fromkeys(re.findall("[A-Za-z]+", re.sub(r"<.*?>|{.*?}", "", SYSTEM_PROMPT)))
     spaced = [before + word + after for word in in_prompt for before in ("", " ") for after in ("", " ")]
     roles = [role + "\n" for role in ROLES]
     return [*dict.fromkeys([THINK_START, *markers.model_dump().values(), *roles, *spaced])]

@@ -29,6 +29,8 @@ POLL_S = 0.2
 # Of these it is known that a completion without the think end, or with another answer text, gets nothing.
 _NEED_THINK_END = ("answer", "format_exact", "format_approximate")
 _COMPARE_TEXTS = ("answer", "exact")
+# These pay for an answer between the markers of `data.format` alone.
+_NEED_MARKERS = frozenset(BUILTIN) - {"latex"}
 # Linear in the length of any text, so that they need no process of their own; math-verify is not.
 _AT_ONCE = frozenset(BUILTIN) - {"latex"}
 
@@ -75,7 +77,8 @@ def check_ground_truths(
     if rows:
         tried = _try(config, rows, CompletionText(tokenizer, config.data.format), tokenizer, given, stop)
         notices += [] if not tried else _judged(config, tried)
-        notices.append(_closed_thought(config, rows[0], tokenizer))
+        rendered = [str(tokenizer.decode(row.token_ids.tolist(), skip_special_tokens=False)) for row in rows]
+        notices += [_closed_thought(config, rows[0], rendered[0]), _unasked(config, rendered)]
     return tuple(f"warning: {notice}" for notice in notices if notice)
 
 
@@ -219,11 +222,10 @@ def _answers(config: Config, name: str, scored: Sequence[Tried]) -> list[str]:
     return notices
 
 
-def _closed_thought(config: Config, prompt: Prompt, tokenizer: Any) -> str:
+def _closed_thought(config: Config, prompt: Prompt, rendered: str) -> str:
     """A warning if the chat template has ended the thought before the completion begins."""
     end, names = config.data.format.think_end, [f.function for f in config.rewards.functions]
     needing = [name for name in names if name in _NEED_THINK_END]
-    rendered = str(tokenizer.decode(prompt.token_ids.tolist(), skip_special_tokens=False))
     _, found, behind = rendered.rpartition(prompt.text)
     if not (needing and found and end in behind):
         return ""
@@ -235,3 +237,15 @@ def _closed_thought(config: Config, prompt: Prompt, tokenizer: Any) -> str:
 
 def _shown(score: float) -> str:
     return "nothing (not applicable)" if np.isnan(score) else f"{score:g}"
+
+
+def _unasked(config: Config, rendered: Sequence[str]) -> str:
+    """A warning if a reward function pays for the answer between markers that no prompt asks for."""
+    start, names = config.data.format.answer_start, [f.function for f in config.rewards.functions]
+    needing = [name for name in names if name in _NEED_MARKERS]
+    if not needing or any(start in text for text in rendered):
+        return ""
+    return (
+        f"{', '.join(needing)} pay only for an answer behind {start!r} (data.format), and none of {len(rendered)} "
+        "prompts asks for it: set data.system_prompt, ask for it in the prompts, or use latex"
+    )
