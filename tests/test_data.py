@@ -20,9 +20,6 @@ from adagrpo_ray.errors import CheckpointError, ConfigError, DataError
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(Config().data.format)
-SYSTEM = (
-    "Think between <think> and </think>, then put the final number between SOLUTION_START_FLAG and SOLUTION_END_FLAG."
-)
 DAPO = {
     "data_source": "math_dapo",
     "prompt": [{"content": "Solve: 1+1?", "role": "user"}],
