@@ -222,8 +222,8 @@ NAME = "model.layers.2.mlp.up_proj.weight"
     ("change", "told"),
     [
         (lambda t: t[NAME][3].zero_(), f"1 weights are not base and adapter added, {NAME} first"),
-        (lambda t: t["model.embed_tokens.weight"].mul_(1.2), "float32 may differ by 0.0001 on average"),
-        (lambda t: t["model.norm.weight"].fill_(float("nan")), "differ by nan on average"),
+        (lambda t: t["model.embed_tokens.weight"].mul_(1.2), "and may differ by 0.001 ("),
+        (lambda t: t["model.norm.weight"].fill_(float("nan")), "PEFT's own merge by nan"),
     ],
 )
 def test_a_corrupted_merge_is_found_and_nothing_is_kept(
@@ -239,22 +239,37 @@ def test_a_corrupted_merge_is_found_and_nothing_is_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+GOOD: dict[str, Any] = {
+    **{"mean": 1e-4, "largest": 1e-3, "rounding": 0.05, "effect": 0.5, "agree": 1.0},
+    "wrong_weights": (),
+}
+
+
 @pytest.mark.parametrize(
     ("figures", "told"),
     [
         ({}, None),
-        ({"mean": 0.02, "effect": 0.02}, "rounding to bfloat16 undoes what the adapter does: use --dtype float32"),
-        ({"mean": 0.02, "effect": 0.021}, None),
-        ({"mean": 1e-6, "effect": 0.0}, None),  # of an adapter that was not trained
-        ({"mean": 0.04}, "bfloat16 may differ by 0.03 on average"),
-        ({"largest": 0.6}, "and 0.5 at most"),
+        ({"rounding": 0.02, "effect": 0.02}, "rounding undoes what the adapter does; use --dtype float32"),
+        ({"rounding": 0.02, "effect": 0.021}, None),
+        ({"rounding": 1e-6, "effect": 0.0}, None),  # of an adapter that was not trained
+        ({"rounding": 2.0, "effect": 5.0}, None),  # of one that changes much
+        ({"mean": 2e-3}, "and may differ by 0.001 ("),
+        ({"mean": float("nan")}, "and may differ by 0.001 ("),
+        ({"largest": 0.6}, "(0.6 at most), and may differ by 0.001 (0.02 at most)"),
         ({"wrong_weights": ("a", "b")}, "2 weights are not base and adapter added, a first"),
     ],
 )
 def test_what_passes(figures: dict[str, Any], told: str | None) -> None:
-    good: dict[str, Any] = {"mean": 0.01, "largest": 0.1, "effect": 0.5, "agree": 1.0, "wrong_weights": ()}
-    problem = Comparison("bfloat16", 4, 100, **(good | figures)).problem
+    problem = Comparison("bfloat16", 4, 100, **(GOOD | figures)).problem
     assert (problem is None) if told is None else (told in (problem or ""))
+
+
+def test_rounding_that_costs_much_of_the_adapter_is_a_warning() -> None:
+    costly = Comparison("bfloat16", 4, 100, **(GOOD | {"rounding": 0.3})).warning
+    assert costly is not None
+    assert costly.startswith("rounding to bfloat16 changes 60% as much as the adapter does; --dtype float32")
+    assert Comparison("bfloat16", 4, 100, **GOOD).warning is None
+    assert Comparison("bfloat16", 4, 100, **(GOOD | {"rounding": 1e-5, "effect": 0.0})).warning is None
 
 
 # --- what is refused ---

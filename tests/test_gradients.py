@@ -18,8 +18,8 @@ from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.types import TrainBatch, TrainSample
 
-PARTS = 512
-"""Micro-batches with the same gradient: in bfloat16, of 8 bits, their sum stops to grow at the 256th.
+PARTS = 32
+"""Micro-batches with the same gradient, whose sum in bfloat16 is off by more than `assert_same` allows.
 
 A power of two, so that each one's is that of the whole batch to the last bit, but for the exponent.
 """
@@ -126,6 +126,16 @@ def wanted(model_path: str) -> dict[str, Any]:
     engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
     engine.train(make_batch(1)[0])
     return gradient_of(engine.snapshot())
+
+
+def test_a_sum_in_bfloat16_would_be_seen(wanted: dict[str, Any]) -> None:
+    rounded = {name: torch.from_numpy(gradient).bfloat16() for name, gradient in wanted.items()}
+    low = {name: torch.zeros_like(gradient) for name, gradient in rounded.items()}
+    for _ in range(PARTS):
+        for name, gradient in rounded.items():
+            low[name] += gradient / PARTS
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        assert_same({name: gradient.float().numpy() for name, gradient in low.items()}, wanted)
 
 
 @pytest.mark.parametrize(

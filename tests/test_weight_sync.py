@@ -348,11 +348,13 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
         groups = await asyncio.gather(*(pool.generate(request) for request in requests))
         return [(p, c) for p, group in zip(prompts, groups, strict=True) for c in group]
 
-    def tokens_of(drawn: list[tuple[Prompt, Completion]]) -> Tokens:
-        """All that the loss needs, with the success as the advantage and the mean over completions as weights."""
-        samples = [as_sample(p, c, 0.0) for p, c in drawn]
+    def parts(drawn: list[tuple[Prompt, Completion]]) -> list[list[tuple[Prompt, Completion]]]:
+        return [drawn[i : i + 64] for i in range(0, len(drawn), 64)]
+
+    def tokens_of(drawn: list[tuple[Prompt, Completion]], of: int | None = None) -> Tokens:
+        """All that the loss needs, with the success as the advantage and the mean over `of` completions as weights."""
         logprobs = torch.cat(
-            [policy(pad(samples[i : i + 64], torch.device("cpu")))[0] for i in range(0, len(drawn), 64)]
+            [policy(pad([as_sample(p, c, 0.0) for p, c in part], torch.device("cpu")))[0] for part in parts(drawn)]
         )
         lengths = torch.tensor([len(c.token_ids) for _, c in drawn])
         success = torch.tensor([f"FLAG{p.answer}SOLUTION" in c.text for p, c in drawn], dtype=torch.float32)
@@ -362,7 +364,7 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
             behaviour=torch.from_numpy(np.concatenate([c.logprobs for _, c in drawn])),
             reference=None,
             advantages=success.repeat_interleave(lengths),
-            weights=torch.full((int(lengths.sum()),), 1 / len(drawn)),
+            weights=torch.full((int(lengths.sum()),), 1 / (of or len(drawn))),
             sequence=torch.arange(len(drawn)).repeat_interleave(lengths),
         )
 
@@ -372,10 +374,13 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
 
     settings = LossSettings(correction="sequence", correction_cap=1e9, epsilon=0.2)
 
-    def gradient(tokens: Tokens, settings: LossSettings) -> list[torch.Tensor]:
-        return list(torch.autograd.grad(-policy_loss(tokens, settings)[0], parameters))
+    def gradient(drawn: list[tuple[Prompt, Completion]], settings: LossSettings) -> list[torch.Tensor]:
+        """Of the loss over all completions, part by part: the graph of all of them takes 10 GB."""
+        losses = (-policy_loss(tokens_of(part, of=len(drawn)), settings)[0] for part in parts(drawn))
+        of_parts = [torch.autograd.grad(loss, parameters) for loss in losses]
+        return [torch.stack(each).sum(0) for each in zip(*of_parts, strict=True)]
 
-    direction = gradient(tokens_of(asyncio.run(draw(SamplingParams(), 900))), LossSettings(correction="none"))
+    direction = gradient(asyncio.run(draw(SamplingParams(), 900)), LossSettings(correction="none"))
     scale = torch.stack([d.norm() for d in direction]).norm()
 
     def shares(drawn: list[tuple[Prompt, Completion]]) -> Any:
@@ -390,7 +395,8 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
         return (moved[0] - moved[1]) / 2e-2
 
     plain, hot = (asyncio.run(draw(s, seed)) for s, seed in ((SamplingParams(), 100), (HOT, 200)))
-    of_plain, of_hot = tokens_of(plain), tokens_of(hot)
+    with torch.no_grad():
+        of_plain, of_hot = tokens_of(plain), tokens_of(hot)
     weights = by_completion(
         of_hot, rollout_correction(of_hot.old, of_hot.behaviour, of_hot.sequence, settings).weights, mean=True
     )
@@ -407,7 +413,5 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
         assert weighted.mean() == pytest.approx(own.mean(), abs=4 * np.hypot(error(weighted), error(own)))
         assert own.mean() > 4 * error(own), "it must stand out from the sampling error, or this test shows nothing"
     # The loss itself, and not only its weights, has that gradient.
-    along = sum(
-        float((g * d).sum()) for g, d in zip(gradient(tokens_of(hot), settings), direction, strict=True)
-    ) / float(scale)
+    along = sum(float((g * d).sum()) for g, d in zip(gradient(hot, settings), direction, strict=True)) / float(scale)
     assert along == pytest.approx((weights * hot_gradient).mean(), rel=0.02)

@@ -1,9 +1,14 @@
-"""Whether a merged model says what the adapter says: weights against PEFT's, and log-probabilities, both in float32."""
+"""Whether a merged model is base and adapter added and rounded: weights, and log-probabilities in float32.
+
+Two differences are kept apart. That between the files and what PEFT itself merges, rounded to the same types, is noise
+of float32, or the export is wrong. That between the rounded weights and the adapter is what the type costs, which is
+compared with what the adapter does.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,33 +20,27 @@ from safetensors import safe_open
 
 from adagrpo_ray.adapter import PEFT_PREFIX
 from adagrpo_ray.errors import ModelError, first_line
+from adagrpo_ray.export.merge import Merge
 
 EPSILON = {"float32": 2.0**-20, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Largest relative difference of a merged weight by its type: twice what rounding does (float32: sixteen times)."""
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """The largest differences of log-probabilities that pass: over all tokens, and of any one."""
-
-    mean: float
-    largest: float
-
-
-TOLERANCES = {
-    "float32": Tolerance(1e-4, 1e-3),
-    "float16": Tolerance(5e-3, 0.1),
-    "bfloat16": Tolerance(3e-2, 0.5),
-}
-"""By the type of the merged weights."""
+MEAN, LARGEST = 1e-3, 2e-2
+"""Largest differences of log-probabilities to PEFT's merge in the same types: over all tokens, and of any one."""
+COSTLY = 0.5
+"""From this share of the adapter's own effect on, what rounding changes is worth a warning."""
+NOTHING = 1e-4
+"""An adapter with a smaller effect does nothing that rounding could undo."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences of log-probabilities over `tokens` of greedy completions, and of weights.
+    """Mean absolute differences of log-probabilities over `tokens` of greedy completions, and of weights.
 
-    `effect` is the mean difference that the adapter itself makes, `agree` the share of tokens where both would go on
-    alike, `wrong_weights` names the weights that differ by more than rounding.
+    `mean` and `largest` are those between the files and PEFT's merge in the same types; `rounding` is what the types
+    change, `effect` what the adapter changes, `agree` the share of tokens that are the first choice of both the adapter
+    and the merged model. `wrong_weights` names the weights that differ by more than rounding.
     """
 
     dtype: str
@@ -49,6 +48,7 @@ class Comparison:
     tokens: int
     mean: float
     largest: float
+    rounding: float
     effect: float
     agree: float
     wrong_weights: tuple[str, ...]
@@ -56,22 +56,34 @@ class Comparison:
     def __str__(self) -> str:
         """The figures in words."""
         return (
-            f"log-probabilities of {self.tokens} tokens of {self.prompts} greedy completions differ by "
-            f"{self.mean:.2g} on average and {self.largest:.2g} at most (the adapter itself makes a difference of "
-            f"{self.effect:.2g}); {self.agree:.1%} of the tokens are both models' first choice"
+            f"log-probabilities of {self.tokens} tokens of {self.prompts} greedy completions: the adapter changes them "
+            f"by {self.effect:.2g} on average, rounding to {self.dtype} by {self.rounding:.2g}; {self.agree:.1%} of "
+            f"the tokens are both models' first choice; the files differ from PEFT's own merge by {self.mean:.2g}"
         )
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the merged model; None where nothing is."""
-        tolerance = TOLERANCES[self.dtype]
+        """Error of the merged model; None if there is none."""
         if self.wrong_weights:
             return f"{len(self.wrong_weights)} weights are not base and adapter added, {self.wrong_weights[0]} first"
-        if not (self.mean <= tolerance.mean and self.largest <= tolerance.largest):  # NaN does not pass
-            return f"{self}; {self.dtype} may differ by {tolerance.mean:g} on average and {tolerance.largest:g} at most"
-        if self.mean >= self.effect > TOLERANCES["float32"].mean:
-            return f"{self}; rounding to {self.dtype} undoes what the adapter does: use --dtype float32"
+        if not (self.mean <= MEAN and self.largest <= LARGEST):  # NaN does not pass
+            return (
+                f"{self} ({self.largest:.2g} at most), and may differ by {MEAN:g} ({LARGEST:g} at most); check that "
+                "the files of the base model (--base) are whole, and that Transformers is the version of the training"
+            )
+        if self.rounding >= self.effect > NOTHING:
+            return f"{self}: rounding undoes what the adapter does; use --dtype float32"
         return None
+
+    @property
+    def warning(self) -> str | None:
+        """Share of the adapter's effect that rounding costs, if that is much."""
+        if self.rounding < COSTLY * self.effect or self.effect <= NOTHING:
+            return None
+        return (
+            f"rounding to {self.dtype} changes {self.rounding / self.effect:.0%} as much as the adapter does; "
+            "--dtype float32 keeps all of it, in files twice as large"
+        )
 
 
 def check_bytes(numbers: int) -> int:
@@ -80,11 +92,11 @@ def check_bytes(numbers: int) -> int:
 
 
 def compare(
-    base: Path, adapter: Path, merged: Path, dtype: str, prompts: Sequence[NDArray[np.int32]], new_tokens: int
+    base: Path, adapter: Path, merged: Path, plan: Merge, prompts: Sequence[NDArray[np.int32]], new_tokens: int
 ) -> Comparison:
     """The adapter on its base against the merged model, one after the other, over greedy completions of `prompts`.
 
-    Raises ModelError where either cannot be loaded.
+    Raises ModelError if either cannot be loaded.
     """
     from peft import PeftModel
 
@@ -94,12 +106,13 @@ def compare(
         raise ModelError(
             f"the adapter cannot be loaded on its base model to compare with: {first_line(error)}"
         ) from None
-    wrong = _wrong_weights(model, merged, EPSILON[dtype])
+    wrong = _wrong_weights(model, merged, plan.types)
     texts = [_greedy(model, torch.tensor(prompt.tolist()), new_tokens) for prompt in prompts]
     lengths = [len(prompt) for prompt in prompts]
     with torch.no_grad(), model.disable_adapter():
         plain, _ = _logprobs(model, texts, lengths)
     adapted, _ = _logprobs(model, texts, lengths)
+    rounded, _ = _logprobs(_rounded(model.merge_and_unload(), plan.types), texts, lengths)
     del model
     gc.collect()
     try:
@@ -107,17 +120,26 @@ def compare(
     except Exception as error:  # whatever is wrong with what was written
         raise ModelError(f"the merged model cannot be loaded: {first_line(error)}") from None
     got, agree = _logprobs(model, texts, lengths)
-    difference = (got - adapted).abs()
     return Comparison(
-        dtype,
+        plan.dtype,
         len(texts),
         len(got),
-        float(difference.mean()),
-        float(difference.max()),
+        float((got - rounded).abs().mean()),
+        float((got - rounded).abs().max()),
+        float((rounded - adapted).abs().mean()),
         float((plain - adapted).abs().mean()),
         agree,
         tuple(wrong),
     )
+
+
+def _rounded(model: Any, types: Mapping[str, str]) -> Any:
+    """The model with its weights rounded, in place, to the types that they have in the files."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if (kind := types.get(name)) is not None:
+                parameter.copy_(parameter.to(getattr(torch, kind)).float())
+    return model
 
 
 def _load(folder: Path) -> Any:
@@ -135,7 +157,7 @@ def _load(folder: Path) -> Any:
             logging.enable_progress_bar()
 
 
-def _wrong_weights(model: Any, merged: Path, epsilon: float) -> list[str]:
+def _wrong_weights(model: Any, merged: Path, types: Mapping[str, str]) -> list[str]:
     """Names of the weights with an adapter that are not in `merged` what PEFT itself would make of them."""
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
     wrong, seen = [], set()
@@ -144,7 +166,7 @@ def _wrong_weights(model: Any, merged: Path, epsilon: float) -> list[str]:
             for name in set(weights.keys()) & {_weight_name(layer) for layer in layers}:
                 layer = layers[f"{PEFT_PREFIX}{name.removesuffix('.weight')}"]
                 expected = layer.get_base_layer().weight + layer.get_delta_weight("default")
-                bound = epsilon * (expected.abs() + 1e-3 * expected.abs().max())
+                bound = EPSILON[types[name]] * (expected.abs() + 1e-3 * expected.abs().max())
                 seen.add(name)
                 if not bool(((weights.get_tensor(name).float() - expected).abs() <= bound).all()):
                     wrong.append(name)

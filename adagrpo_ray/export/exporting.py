@@ -74,21 +74,23 @@ def export(request: ExportRequest, tell: Tell) -> Path:
             merge.write(planned, part)
             checked = None
             if request.check:
-                checked = _checked(folder, source, part, planned.dtype, tell)
+                checked = _checked(folder, source, part, planned, tell)
             card = source.card if source.card is not None else _card(source, base)
             text = merged_card(card, source.name, base, Merge(planned.dtype, checked))
             (part / CARD).write_text(text, encoding="utf-8", errors="replace")
     return out
 
 
-def _checked(base: Path, source: Source, merged: Path, dtype: str, tell: Tell) -> str:
+def _checked(base: Path, source: Source, merged: Path, planned: merge.Merge, tell: Tell) -> str:
     """The check's figures in words; ModelError where it fails."""
     prompts, of = _prompts(merged, source.config)
     tell(f"comparing it with the adapter on {len(prompts)} prompts of {of}")
-    comparison = compare(base, source.adapter.folder, merged, dtype, prompts, NEW_TOKENS)
+    comparison = compare(base, source.adapter.folder, merged, planned, prompts, NEW_TOKENS)
     if comparison.problem is not None:
         raise ModelError(f"the merged model does not say what the adapter says, nothing is kept: {comparison.problem}")
     tell(str(comparison))
+    if comparison.warning is not None:
+        tell(f"warning: {comparison.warning}")
     return str(comparison)
 
 

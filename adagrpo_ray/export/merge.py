@@ -63,6 +63,11 @@ class Merge:
         return next(kind for kind in ("bfloat16", "float16", "float32") if kind in kinds)
 
     @property
+    def types(self) -> dict[str, str]:
+        """The type in the result of each weight that is a floating point number, as torch calls it."""
+        return {name: TYPES[weight.becomes] for name, weight in self.weights.items() if weight.becomes in TYPES}
+
+    @property
     def bytes(self) -> int:
         """Size of the result."""
         return sum(weight.bytes for weight in self.weights.values())
