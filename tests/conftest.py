@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -31,6 +32,9 @@ for name in ("RAY_TMPDIR", "TMPDIR"):
     if len(os.fsencode(os.environ.get(name, ""))) > 39:
         os.environ[name] = "/tmp"
 
+# The collector takes a quarter of the time in which modules are imported and tests collected.
+gc.disable()
+
 # The machine is shared: a slow example says nothing about the code.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
@@ -55,6 +59,11 @@ TINY = str(Path("launch/configs/tiny-cpu.yaml").resolve())
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,7 @@ def test_a_url_is_refused_as_what_it_is(name: str) -> None:
         rows(name)
 
 
-@pytest.mark.parametrize("name", ["./nothing", "/no/such", "a/b/c", "~/none", "d.csv", "D.Json.gz", "../x"])
+@pytest.mark.parametrize("name", ["./nothing", "/no/such", "a/b/c", "~/none", "d.csv", "D.Json.gz", "../no/such"])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str) -> None:
     with pytest.raises(DataError, match=r"is no file.*; give a file or a Hub name"):
         rows(name)

@@ -179,6 +179,7 @@ def test_output_reads_well_without_a_terminal(run: tuple[Path, str]) -> None:
     assert "held-out accuracy" in output
 
 
+@pytest.mark.parametrize("run", ["in turn"], indirect=True)
 def test_a_run_folder_is_never_overwritten(run: tuple[Path, str]) -> None:
     folder, _ = run
     before = (folder / "summary.json").read_bytes()

@@ -21,9 +21,12 @@ from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.types import TrainBatch, TrainSample
 
-STAGES = [
-    *[[f"zero_stage={stage}", f"dtype={dtype}"] for stage in range(4) for dtype in ("float32", "bfloat16")],
-    *[[f"zero_stage={stage}", "dtype=bfloat16", "offload_optimizer=true"] for stage in (1, 2, 3)],
+STAGES: list[Any] = [
+    *[[f"zero_stage={stage}", f"dtype={dtype}"] for stage in range(3) for dtype in ("float32", "bfloat16")],
+    *[[f"zero_stage={stage}", "dtype=bfloat16", "offload_optimizer=true"] for stage in (1, 2)],
+    ["zero_stage=3", "dtype=float32"],
+    pytest.param(["zero_stage=3", "dtype=bfloat16"], marks=pytest.mark.slow),
+    pytest.param(["zero_stage=3", "dtype=bfloat16", "offload_optimizer=true"], marks=pytest.mark.slow),
 ]
 
 
@@ -116,15 +119,14 @@ def test_a_skipped_update_leaves_no_trace(model_path: str, settings: list[str]) 
     assert bytes_of(other.snapshot()) == bytes_of(engine.snapshot()) != before
 
 
-@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_each_number_that_is_not_finite_skips_the_update(model_path: str, fault: str, dtype: str) -> None:
-    engine = make_engine(model_path, f"model.dtype={dtype}")
+def test_each_number_that_is_not_finite_skips_the_update(model_path: str, dtype: str) -> None:
+    engine = make_engine(model_path, f"model.dtype={dtype}", "learner.max_skipped_updates=100")
     before = bytes_of(engine.snapshot())
-    fields, cause = FAULTS[fault]
-    report = engine.train(bad(1, **fields)[0])
-    assert (report.skipped, report.cause) == (1, cause)
-    assert bytes_of(engine.snapshot()) == before
+    for step, (fields, cause) in enumerate(FAULTS.values(), start=1):
+        report = engine.train(bad(step, **fields)[0])
+        assert (report.skipped, report.cause) == (1, cause)
+        assert bytes_of(engine.snapshot()) == before
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 2)), 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3)), 2])
 @pytest.mark.usefixtures("cluster")
 def test_a_fault_on_one_rank_skips_the_update_on_all(model_path: str, stage: int) -> None:
     config = configure("learner.ranks=2", f"learner.zero_stage={stage}", "model.dtype=bfloat16")

@@ -344,7 +344,7 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
     parameters = [p for p in policy.parameters() if p.requires_grad]
 
     async def draw(sampling: SamplingParams, seed: int) -> list[tuple[Prompt, Completion]]:
-        requests = [GenerationRequest(p.id, p.token_ids, 64, sampling, 96, seed + i) for i, p in enumerate(prompts)]
+        requests = [GenerationRequest(p.id, p.token_ids, 32, sampling, 96, seed + i) for i, p in enumerate(prompts)]
         groups = await asyncio.gather(*(pool.generate(request) for request in requests))
         return [(p, c) for p, group in zip(prompts, groups, strict=True) for c in group]
 

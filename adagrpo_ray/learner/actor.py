@@ -14,6 +14,7 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.environment import collector_off
 from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.learner import checkpoint, kept
@@ -103,7 +104,8 @@ class LearnerActor:
         """Load the model and join the other ranks at `master`; returns when all are there."""
         self._config, self._rank = config, rank
         use_node_address()
-        self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
+        with collector_off():
+            self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
 
     def attach(self, prompts: PromptSets, given: Given = NOTHING) -> None:
         """Rank 0 gets its prompts, and the functions that were given to the run."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.environment import collector_off
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError
 from adagrpo_ray.model.completion_text import CompletionText, stop_ids
 from adagrpo_ray.rollout.load import EngineLoad
@@ -74,7 +75,7 @@ class RolloutEngine:
         """`start` for a thread that may wait, outside of the event loop; RolloutError with the cause if vLLM fails."""
         output = EngineOutput()
         try:
-            with output.captured():
+            with output.captured(), collector_off():
                 return cls._create(model_path, max_model_len, config, output)
         except AdaGRPOError:
             raise
@@ -296,7 +297,10 @@ class RolloutEngine:
 
     async def stop(self) -> None:
         """End the engine's processes."""
-        self._engine.shutdown()
+        from vllm.platforms import current_platform
+
+        # By itself vLLM gives the engine 5 s to tidy up, which it uses on CPUs, where there is nothing to give back.
+        self._engine.shutdown(timeout=0.0 if current_platform.is_cpu() else None)
         # Its finalizer does it once more, and fails where that is at the end of Python, of which little is left then.
         self._engine.shutdown = lambda: None
         self._engine = None
