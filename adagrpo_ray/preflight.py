@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -12,6 +13,8 @@ from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.joining import check_ray
+from adagrpo_ray.model.gguf_file import is_gguf
+from adagrpo_ray.model.gguf_model import read_origin
 from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
@@ -59,8 +62,9 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     tokenizer = load_tokenizer(model_path, config)
     prompts = load_prompts(config, tokenizer, training=training)
     max_model_len = _max_model_len(config, found, prompts)
+    origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
-    return Inputs(model_path, prompts, max_model_len, given, notices)
+    return Inputs(model_path, prompts, max_model_len, given, (*([origin.in_words] if origin else []), *notices))
 
 
 def _max_model_len(config: Config, found: Any, prompts: PromptSets) -> int:

@@ -95,7 +95,11 @@ class LoraSettings(Section):
 class ModelSettings(Section):
     """The base model and its adapter."""
 
-    path: str = Field("tiny", min_length=1, description="'tiny' (built on first use), a folder, or a Hub name")
+    path: str = Field(
+        "tiny",
+        min_length=1,
+        description="'tiny' (built on first use), a folder, a .gguf file (also package:NAME/file.gguf), or a Hub name",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of the base weights, everywhere")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     adapter: str | None = Field(

@@ -22,11 +22,12 @@ from adagrpo_ray.export.check import check_bytes, compare
 from adagrpo_ray.export.source import Source, opened
 from adagrpo_ray.model.card import CARD, Facts, Merge, adapter_card, merged_card
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, read_json
+from adagrpo_ray.model.gguf_model import ORIGIN
 from adagrpo_ray.model.identity import ModelIdentity
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 """What goes along from the base model's folder: tokenizer, chat template, generation settings, licence; no code."""
-LEFT = ("config.json", INDEX, ADAPTER_CONFIG)
+LEFT = ("config.json", INDEX, ADAPTER_CONFIG, ORIGIN)
 PROMPTS, NEW_TOKENS, LONGEST_PROMPT = 4, 32, 1024
 """What the check looks at: so many prompts, not longer than that, and so many tokens after each."""
 QUESTIONS = ("What is 17 + 25?", "Name three primes.", "Write one sentence about rain.", "Is 91 a prime number? Why?")

@@ -13,6 +13,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.source import is_hub_name
+from adagrpo_ray.model.gguf_file import base_name
 from adagrpo_ray.model.identity import TINY, ModelIdentity
 from adagrpo_ray.observe.figures import change, few, levels, number, rungs, shown, whole
 from adagrpo_ray.observe.markdown import cell, literal
@@ -43,6 +44,8 @@ def base_in_words(base: ModelIdentity) -> str:
         return f"[{base.name}](https://huggingface.co/{base.name})"
     if base.name == TINY:
         return "the tiny Qwen3 base model that adagrpo_ray trains on first use"
+    if base.gguf is not None:
+        return f"the model {_code(base_name(base.name))} (SHA-256 {_code(base.gguf.digest)})"
     return f"the model {_code(PurePath(base.name).name)}"
 
 
@@ -68,11 +71,12 @@ def use_adapter(config: Config, base: ModelIdentity) -> str:
         place = base.name
     loading = f"base = {json.dumps(place)}\n"
     revision = f", revision={json.dumps(base.revision)}" if base.on_hub and base.revision else ""
-    if base.name == TINY:
+    if base.name == TINY or base.gguf is not None:
+        made = "builds the model" if base.gguf is None else "dequantises the GGUF file"
         loading = (
             "from adagrpo_ray.config import load_config\n"
             "from adagrpo_ray.model.load import resolve_model\n\n"
-            'base = resolve_model(load_config("config.yaml"))  # that of the run folder; builds the model if need be\n'
+            f'base = resolve_model(load_config("config.yaml"))  # that of the run folder; {made} if need be\n'
         )
     peft = (
         "import torch\n"
@@ -138,6 +142,7 @@ def base_model(base: ModelIdentity, adapter: str | None = None) -> str:
         ("base model", base_in_words(base)),
         ("revision", _code(base.revision) if base.revision else "not known" if base.on_hub else "-"),
         ("fingerprint of its weights", _code(base.fingerprint) if base.fingerprint else "not known"),
+        *([("made of", f"GGUF, {base.gguf.types}, dequantised to float32")] if base.gguf is not None else []),
         ("licence", base.license or "not known here: see the base model's own card"),
     ]
     if adapter is not None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, check_adapter_folder, check_model_folder
+from adagrpo_ray.model.gguf_file import is_gguf
+from adagrpo_ray.model.gguf_model import dequantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,8 +20,9 @@ TINY = "tiny"
 def resolve_model(config: Config) -> str:
     """Where the base model is: the tiny one (built on first use), a folder, or a Hub name that can be found.
 
-    Raises ModelError where there is no such model, it is no causal language model, or it holds no safetensors
-    weights that are whole, and where `model.adapter` is no such LoRA adapter.
+    Of a GGUF file it is the folder of the cache that it is dequantised into, on first use. Raises ModelError where
+    there is no such model, it is no causal language model, or it holds no safetensors weights that are whole, and
+    where `model.adapter` is no such LoRA adapter.
     """
     from adagrpo_ray.model.tiny import build_tiny_model
 
@@ -28,6 +31,8 @@ def resolve_model(config: Config) -> str:
     path = config.model.path
     if path == TINY:
         return str(build_tiny_model(config.arithmetic, config.data.format))
+    if is_gguf(path):
+        return str(dequantised(path))
     if os.path.exists(path):
         check_model_folder(path)
     read_model_config(path, config)
@@ -49,7 +54,7 @@ def read_model_config(path: str, config: Config) -> Any:
             ) from None
         raise ModelError(
             f"model.path={path!r} is neither 'tiny', nor a folder, nor a model that the Hub gives out "
-            f"({first_line(error)}); give a folder or a Hub name"
+            f"({first_line(error)}); give a folder, a .gguf file or a Hub name"
         ) from None
     own_code = trusted and "AutoModelForCausalLM" in (getattr(found, "auto_map", None) or {})
     if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
@@ -197,6 +202,8 @@ def load_policy(path: str, config: Config) -> Any:
         )
     torch.manual_seed(config.run.seed)
     policy = with_adapter(base, config)
+    if is_gguf(settings.path):  # a name that says something on other machines too, as a folder of the cache does not
+        policy.peft_config["default"].base_model_name_or_path = settings.path
     if settings.adapter is not None:
         _fill(policy, settings.adapter, settings.path)
     return policy
