@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
@@ -211,8 +211,8 @@ def put_model(config: Config, inputs: Inputs) -> Any:
     """A reference to the ModelFiles of the base model, for actors on any node."""
     path, name = inputs.model_path, config.model.path
     if name == TINY:
-        return ray.put(ModelFiles.carry(path))
-    return ray.put(ModelFiles(path, gguf=name if is_gguf(name) else None))
+        return ray.put(replace(ModelFiles.carry(path), template=inputs.template))
+    return ray.put(ModelFiles(path, gguf=name if is_gguf(name) else None, template=inputs.template))
 
 
 def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop | None) -> None:

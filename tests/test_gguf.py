@@ -24,7 +24,8 @@ from adagrpo_ray.errors import ModelError
 from adagrpo_ray.export.base import find_base
 from adagrpo_ray.memory import read_shape, shape_of
 from adagrpo_ray.model import gguf_header
-from adagrpo_ray.model.card_sections import base_in_words, base_model, use_adapter
+from adagrpo_ray.model.card_sections import base_in_words, base_model
+from adagrpo_ray.model.card_use import use_adapter
 from adagrpo_ray.model.completion_text import stop_ids
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.gguf_file import find_gguf, is_gguf

@@ -25,6 +25,9 @@ from adagrpo_ray.config.section import (
 )
 from adagrpo_ray.config.tracking import TrackingSettings
 
+PLAIN = "none"
+"""`data.chat_template` of prompts that are plain text."""
+
 TEMPLATE_RESERVED = {
     *("conversation", "conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
     *("continue_final_message", "tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"),
@@ -163,6 +166,12 @@ class DataSettings(Section):
     system_prompt: str | None = Field(
         None,
         description="system message, with the markers' names of data.format in braces; null: none, or the data's own",
+    )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="Jinja file in place of the model's chat template; 'none': prompts are plain text; null: the "
+        "model's own",
     )
     template_kwargs: dict[TemplateArgument, TemplateValue] = Field(
         {}, description="arguments of the model's chat template by name, as in enable_thinking: false"

@@ -22,11 +22,13 @@ class ModelFiles:
 
     The tiny model was trained on the machine that started the run, so it travels. A GGUF file, which the settings call
     `gguf`, is large: each node dequantises it into a cache of its own, and it must be the same file.
+    `template` is what `chosen_template` gave where the run was started.
     """
 
     path: str
     files: Mapping[str, bytes] = field(default_factory=dict)
     gguf: str | None = None
+    template: str | None = None
 
     @classmethod
     def carry(cls, folder: str) -> ModelFiles:

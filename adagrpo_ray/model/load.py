@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.template_choice import chosen_template, use_template
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, check_adapter_folder, check_model_folder
 from adagrpo_ray.model.gguf_file import is_gguf
@@ -67,7 +68,10 @@ def read_model_config(path: str, config: Config) -> Any:
 
 
 def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model at `path`; ModelError where there is none or it has no chat template."""
+    """The tokenizer of the model at `path`, with the chat template of `data.chat_template`.
+
+    Raises ModelError if there is none or it has no chat template and is given none, ConfigError as `chosen_template`.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -79,10 +83,11 @@ def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
             f"model.path={config.model.path!r} has no tokenizer that can be used: {first_line(error)}; save it there "
             "with save_pretrained"
         ) from None
-    if tokenizer.chat_template is None:
+    use_template(tokenizer, chosen_template(config.data))
+    if tokenizer.chat_template is None and config.data.chat_template is None:
         raise ModelError(
-            f"model.path={config.model.path!r}: its tokenizer has no chat template; use an instruction-tuned model, "
-            "or add a chat_template.jinja to the folder"
+            f"model.path={config.model.path!r}: its tokenizer has no chat template; give a Jinja file as "
+            "data.chat_template, or set it to none for prompts of plain text"
         )
     return tokenizer
 
