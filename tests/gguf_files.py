@@ -24,7 +24,10 @@ CONTROL, NORMAL = 3, 1
 
 @dataclass
 class Recipe:
-    """What the file says; `values` go over the metadata that a Llama has, None leaves one out."""
+    """What the file says; `values` go over the metadata that a Llama has, None leaves one out.
+
+    `model` is None for a Llama of `seed`.
+    """
 
     type: str = "Q8_0"
     architecture: str = "llama"
@@ -32,6 +35,28 @@ class Recipe:
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    model: Any = None
+
+
+def qwen3(seed: int = 0) -> Any:
+    """A Qwen3 with random weights, whose head is the embedding."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(TOKENS),
+        hidden_size=HIDDEN,
+        intermediate_size=MIDDLE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEY_VALUE_HEADS,
+        head_dim=128,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return Qwen3ForCausalLM(config).eval()
 
 
 def llama(seed: int = 0) -> Any:
@@ -93,7 +118,8 @@ def write_gguf(file: Path, recipe: Recipe | None = None) -> Path:
     writer.add_token_types([CONTROL if token in SPECIAL else NORMAL for token in TOKENS])
     writer.add_token_merges(list(MERGES))
     kind = gguf.GGMLQuantizationType[recipe.type]
-    for key, tensor in {**_tensors(llama(recipe.seed)), **recipe.tensors}.items():
+    model = llama(recipe.seed) if recipe.model is None else recipe.model
+    for key, tensor in {**_tensors(model), **recipe.tensors}.items():
         if tensor is None:
             continue
         if tensor.ndim == 2 and kind != gguf.GGMLQuantizationType.F32:
@@ -113,18 +139,21 @@ def _tensors(model: Any) -> dict[str, Any]:
     found = {
         "token_embd.weight": weights["model.embed_tokens.weight"],
         "output_norm.weight": weights["model.norm.weight"],
-        "output.weight": weights["lm_head.weight"],
     }
+    if not model.config.tie_word_embeddings:
+        found["output.weight"] = weights["lm_head.weight"]
     names = {
         **{"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_v": "self_attn.v_proj"},
         **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_output": "self_attn.o_proj"},
         **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
     }
+    if model.config.model_type == "qwen3":
+        names |= {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
     for layer in range(LAYERS):
         for theirs, ours in names.items():
             weight = weights[f"model.layers.{layer}.{ours}.weight"]
             heads = {"attn_q": HEADS, "attn_k": KEY_VALUE_HEADS}.get(theirs)
-            if heads is not None:  # convert_hf_to_gguf.py, LlamaModel.permute
+            if heads is not None and model.config.model_type == "llama":  # convert_hf_to_gguf.py, LlamaModel.permute
                 rows = weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
                 weight = rows.swapaxes(1, 2).reshape(weight.shape)
             found[f"blk.{layer}.{theirs}.weight"] = weight

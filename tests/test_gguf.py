@@ -35,7 +35,7 @@ from adagrpo_ray.model.gguf_rope import llama3_factors
 from adagrpo_ray.model.identity import identify
 from adagrpo_ray.model.load import load_policy, load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.model.quantised import check_unquantised
-from tests.gguf_files import HEADS, HIDDEN, LAYERS, TOKENS, Recipe, llama, patched, place_of, write_gguf
+from tests.gguf_files import HEADS, HIDDEN, LAYERS, TOKENS, Recipe, llama, patched, place_of, qwen3, write_gguf
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
@@ -79,6 +79,17 @@ def test_weights_in_float32_are_those_that_were_written(tmp_path: Path, cache: P
     assert set(model.state_dict()) == set(expected)
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
     assert torch.equal(logits(model), logits(llama()))
+
+
+def test_another_architecture_works_as_far_as_transformers_does(tmp_path: Path, cache: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    values = {"qwen3.rope.dimension_count": 128, "qwen3.attention.key_length": 128, "tokenizer.ggml.pre": "qwen2"}
+    recipe = Recipe(type="F32", architecture="qwen3", values=values, model=qwen3())
+    config = settings(write_gguf(tmp_path / "qwen3.gguf", recipe))
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(config))
+    assert torch.equal(logits(model), logits(qwen3()))
+    assert read_shape(config) == shape_of(qwen3().config)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
@@ -375,6 +386,7 @@ TENSOR, KEY = "blk.1.ffn_up.weight", "llama.context_length"
         (after(KEY, 0, "<I", 77), f"{KEY!r} has a value of the unknown type 77"),
         (after("tokenizer.ggml.tokens", 8, "<Q", 2**61), "claims 2305843009213693952 elements"),
         (after("tokenizer.ggml.tokens", 8, "<Q", 2**22), ""),
+        (after("tokenizer.ggml.tokens", 16, "<Q", 5000), "of a list of texts has 5000 bytes"),
         (after("tokenizer.ggml.token_type", 8, "<Q", 2**23), "cut off"),
         (after("tokenizer.ggml.token_type", 4, "<I", 9), "has elements of the unknown type 9"),
         (after(TENSOR, DIMENSIONS, "<I", 2**31), f"the tensor {TENSOR!r} claims 2147483648 dimensions"),

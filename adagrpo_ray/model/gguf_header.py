@@ -22,6 +22,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_ENTRIES, MOST_TENSORS, MOST_ELEMENTS = 2**16, 2**16, 2**23
 """Of metadata entries, of tensors, and of elements of one array: a hundred times what real files have."""
+LONGEST_ELEMENT = 2**12
+"""Bytes of a text in an array: tokens have up to 300, and rebuilding merges takes the square of it."""
 KEPT_ELEMENTS = 2**12
 """Elements of numeric arrays up to which their values are kept, as those of one number a layer."""
 STRING, ARRAY = 8, 9
@@ -147,7 +149,10 @@ class _Cursor:
 
     def skip_texts(self, count: int) -> None:
         for _ in range(count):
-            self.skip(self.number("<Q"))
+            length = self.number("<Q")
+            begin = self.skip(length)
+            if length > LONGEST_ELEMENT:
+                raise _BadError(f"the element at byte {begin} of a list of texts has {length} bytes")
 
 
 def _read(cursor: _Cursor) -> Header:

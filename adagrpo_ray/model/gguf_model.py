@@ -189,17 +189,20 @@ def _empty(config: Any, called: str) -> Any:
 def _load(parent: str, name: str, config: Any, called: str, advance: Callable[[], None]) -> Any:
     """The model with the file's weights in float32; ModelError if one is missing, left over or not finite."""
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    import transformers
 
+    # Versions that keep the blocks of some architectures are told not to; earlier ones have no such setting.
+    made = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if made is None else {"quantization_config": made(dequantize=True)}
     try:
         with without_bars(), _told(advance):
-            loaded, report = AutoModelForCausalLM.from_pretrained(
+            loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
                 parent,
                 gguf_file=name,
                 config=config,
                 dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
+                **unpacked,
             )
     except Exception as error:  # what a file holds makes Transformers fail in any way
         raise ModelError(
