@@ -85,6 +85,8 @@ class LearnerActor:
     beside, where the sampling of coming steps goes on while this one trains.
     """
 
+    _template: str | None = None  # of data.chat_template, as text
+
     def address(self) -> tuple[str, int]:
         """An address of this actor's node, and a port that rank 0 gathers the others at: it is held from now on."""
         host = use_node_address()
