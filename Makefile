@@ -3,7 +3,7 @@ PY := .venv/bin/python
 TINY := launch/configs/tiny-cpu.yaml
 CONFIG ?= $(TINY)
 
-.PHONY: help train ui tiny-model test test-slow test-ui test-faults lint docs docs-serve chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev clean
+.PHONY: help train ui tiny-model test test-slow test-ui test-real test-faults lint docs docs-serve chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -14,6 +14,9 @@ setup:  ## install the pinned CPU set into .venv
 setup-dev: setup  ## the same with the tools for tests and lint
 	@requirements/install.sh dev
 
+setup-real: setup  ## the same with a real small model (98 MB) and real tasks
+	@requirements/install.sh real
+
 train: setup  ## train; CONFIG=... and ARGS="key=value ..." change what
 	$(PY) launch/train.py --config $(CONFIG) $(ARGS)
 
@@ -21,7 +24,7 @@ ui: setup  ## chat with trained models and look at runs in a browser; ARGS="--po
 	$(PY) launch/ui.py $(ARGS)
 
 test: setup-dev tiny-model  ## run the tests, two files at a time; ARGS="-k name" picks some
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not ui" $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not ui and not real" $(ARGS)
 
 # Each test has a limit of time, and on a fresh machine the first one would build the model within it.
 tiny-model: setup
@@ -33,6 +36,9 @@ test-slow: setup-dev  ## the tests that make test leaves out: whole runs under f
 test-ui: setup-dev  ## the web pages in headless Chromium, which apt-get installs where there is none (5 minutes)
 	@command -v chromium >/dev/null || $(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y chromium
 	$(PY) -m pytest -m ui $(ARGS)
+
+test-real: setup-dev setup-real  ## the tests on a real model of 135 million parameters
+	$(PY) -m pytest -m real $(ARGS)
 
 test-faults: setup-dev  ## the tests that inject faults, ten times in a row on a busy machine (hours); ARGS="--times 3 fleet"
 	$(PY) -m tests.repeated $(ARGS)

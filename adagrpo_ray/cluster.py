@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
@@ -26,6 +26,7 @@ from adagrpo_ray.jobs import is_lasting
 from adagrpo_ray.joining import check_address, check_temporary_folders, ray_errors
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.model.files import ModelFiles
+from adagrpo_ray.model.gguf_file import is_gguf
 from adagrpo_ray.model.load import TINY
 from adagrpo_ray.network import loopback_alone
 from adagrpo_ray.placement import Hardware, Placement, address, local_hardware, place
@@ -208,8 +209,10 @@ def _create(config: Config, placement: Placement, inputs: Inputs, group: Any) ->
 
 def put_model(config: Config, inputs: Inputs) -> Any:
     """A reference to the ModelFiles of the base model, for actors on any node."""
-    path = inputs.model_path
-    return ray.put(ModelFiles.carry(path) if config.model.path == TINY else ModelFiles(path))
+    path, name = inputs.model_path, config.model.path
+    if name == TINY:
+        return ray.put(replace(ModelFiles.carry(path), template=inputs.template))
+    return ray.put(ModelFiles(path, gguf=name if is_gguf(name) else None, template=inputs.template))
 
 
 def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop | None) -> None:

@@ -17,6 +17,9 @@ from typing import Any
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, ResourceError
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET, chunk_tokens
+from adagrpo_ray.model.gguf_file import find_gguf, is_gguf
+from adagrpo_ray.model.gguf_header import read_header
+from adagrpo_ray.model.gguf_model import gguf_config
 from adagrpo_ray.model.load import TINY, flash_attention
 from adagrpo_ray.placement import Hardware, Placement, address
 
@@ -138,6 +141,10 @@ def read_shape(config: Config) -> Shape:
         path = str(tiny_folder(config.arithmetic, config.data.format))
         if not Path(path).is_dir():
             raise ModelError("the tiny model is built on first use")
+    if is_gguf(path):
+        called = f"model.path={path!r}"
+        # Of the header alone: --dry-run writes nothing.
+        return shape_of(gguf_config(read_header(find_gguf(path), called), called))
     from transformers import AutoConfig
 
     try:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
+from adagrpo_ray.data.template_choice import chosen_template
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.joining import check_ray
+from adagrpo_ray.model.gguf_file import is_gguf
+from adagrpo_ray.model.gguf_model import read_origin
 from adagrpo_ray.model.load import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
@@ -24,7 +28,7 @@ from adagrpo_ray.tracking import check_trackers
 class Inputs:
     """What a run needs, checked: where the model is, its prompts, the longest sequence in tokens, given functions.
 
-    `notices` are what the user should know before the start.
+    `notices` are what the user should know before the start, `template` is what `chosen_template` gave.
     """
 
     model_path: str
@@ -32,6 +36,7 @@ class Inputs:
     max_model_len: int
     given: Given = NOTHING
     notices: tuple[str, ...] = ()
+    template: str | None = None
 
 
 def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop: Event | None = None) -> Inputs:
@@ -59,8 +64,10 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     tokenizer = load_tokenizer(model_path, config)
     prompts = load_prompts(config, tokenizer, training=training)
     max_model_len = _max_model_len(config, found, prompts)
+    origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
-    return Inputs(model_path, prompts, max_model_len, given, notices)
+    notices = (*([origin.in_words] if origin else []), *notices)
+    return Inputs(model_path, prompts, max_model_len, given, notices, chosen_template(config.data))
 
 
 def _max_model_len(config: Config, found: Any, prompts: PromptSets) -> int:

@@ -78,7 +78,7 @@ def _card(config: Config, inputs: Inputs, summary: Summary) -> str:
     prompts = (len(inputs.prompts.train), len(inputs.prompts.held_out))
     base = identify(config.model.path, inputs.model_path)
     command = shown_command(["python", *sys.orig_argv[1:]])
-    return adapter_card(Facts(config, base, summary, command, prompts, package_versions()))
+    return adapter_card(Facts(config, base, summary, command, prompts, package_versions(), inputs.template))
 
 
 def _where(config: Config, placement: Placement) -> str:

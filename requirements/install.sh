@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv for CPUs: requirements/install.sh [dev]. A second run with the same pins installs nothing.
+# Sets up .venv for CPUs: requirements/install.sh [dev|real]. A second run with the same pins installs nothing.
 # VENV names another folder; without the code beside it (docker/Dockerfile), only what the code needs is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -273,7 +273,7 @@ def test_folders_that_hold_no_model(tmp_path: Path):
 def test_unknown_path():
     with pytest.raises(
         ModelError,
-        match=r"model\.path='no/such/folder' is neither 'tiny', nor a folder, .*; give a folder or a Hub name",
+        match=r"model\.path='no/such/folder' is neither 'tiny', nor a folder, .*; give a folder, a \.gguf file or",
     ):
         resolve_model(config("no/such/folder"))
 

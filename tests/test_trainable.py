@@ -239,7 +239,9 @@ def test_a_quantised_base_is_refused_before_the_start(base: Path, harm: Callable
 
 def test_a_folder_of_gguf_says_what_to_do(base: Path) -> None:
     (base / "model.safetensors").rename(base / "model.gguf")
-    with pytest.raises(ModelError, match=r"holds no \*\.safetensors, but model\.gguf; .*gguf_file="):
+    with pytest.raises(
+        ModelError, match=rf"holds no \*\.safetensors; give its GGUF file: model\.path={base}/model\.gguf$"
+    ):
         check(settings(f"model.path={base}"))
 
 

@@ -57,6 +57,11 @@ def conflicts(config: Config) -> Iterator[str]:
             "algorithm.loss.correction_mode=mask has no bounds to go by, since correction_floor and correction_cap are "
             "null; give one of them"
         )
+    if config.data.chat_template == "none" and config.data.template_kwargs:
+        yield (
+            f"data.template_kwargs={config.data.template_kwargs} are arguments of a chat template, and "
+            "data.chat_template=none renders prompts without one; leave them out"
+        )
     s = config.learner
     if s.learning_rate * s.weight_decay >= 1.0:
         yield (

@@ -17,6 +17,7 @@ FREE = {
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
     *("learner.layout", "learner.offload_optimizer", "learner.max_skipped_updates"),
     *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
+    "data.chat_template",  # the name of a file: what is in it is held against the checkpoint by `data.order`
     *("rollout.start_timeout_s", "rollout.request_timeout_s", "rollout.stall_timeout_s"),
     "tracking",
 }

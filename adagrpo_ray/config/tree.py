@@ -25,6 +25,9 @@ from adagrpo_ray.config.section import (
 )
 from adagrpo_ray.config.tracking import TrackingSettings
 
+PLAIN = "none"
+"""`data.chat_template` of prompts that are plain text."""
+
 TEMPLATE_RESERVED = {
     *("conversation", "conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
     *("continue_final_message", "tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"),
@@ -95,7 +98,11 @@ class LoraSettings(Section):
 class ModelSettings(Section):
     """The base model and its adapter."""
 
-    path: str = Field("tiny", min_length=1, description="'tiny' (built on first use), a folder, or a Hub name")
+    path: str = Field(
+        "tiny",
+        min_length=1,
+        description="'tiny' (built on first use), a folder, a .gguf file (also package:NAME/file.gguf), or a Hub name",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of the base weights, everywhere")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     adapter: str | None = Field(
@@ -159,6 +166,12 @@ class DataSettings(Section):
     system_prompt: str | None = Field(
         None,
         description="system message, with the markers' names of data.format in braces; null: none, or the data's own",
+    )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="Jinja file in place of the model's chat template; 'none': prompts are plain text; null: the "
+        "model's own",
     )
     template_kwargs: dict[TemplateArgument, TemplateValue] = Field(
         {}, description="arguments of the model's chat template by name, as in enable_thinking: false"

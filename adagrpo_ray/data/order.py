@@ -60,8 +60,8 @@ class PromptOrder:
             )
         if state.get("template") != self._template:
             raise CheckpointError(
-                "model.path: the model's chat template is not the one that the run began with; bring that back, or "
-                "start a new run"
+                "model.path or data.chat_template: the chat template is not the one that the run began with; bring "
+                "that back, or start a new run"
             )
         self.taken = state["taken"]
 

@@ -123,7 +123,7 @@ class _Maker:
     """Makes prompts of rows and counts those that it drops."""
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
-        self._tokenizer, self._template = tokenizer, ChatTemplate(tokenizer, config.data)
+        self._template = ChatTemplate(tokenizer, config.data)
         self._system = system_message(config.data)
         self.dropped: Counter[str] = Counter()
         self.problems: dict[str, str] = {}  # by the ids of prompts
@@ -152,6 +152,8 @@ class _Maker:
                 f"{self._own_system} prompts have a system message of their own, which takes the place of "
                 "data.system_prompt: it has to ask for the format of data.format"
             )
+        if (note := self._template.note()) is not None:
+            yield note
 
     def _prompt(self, row: _Row, others: Mapping[str, Prompt]) -> Prompt | str:
         """The prompt of a row, or why it is dropped.
@@ -170,9 +172,7 @@ class _Maker:
         problem = normalised(chat.problem if row.problem is None else answer_text(row.problem) or "")
         if self._template.holds_control_tokens(chat):
             return "with control tokens of the model"
-        if self._system is not None and not own_system:
-            chat = chat.after(self._system)
-        rendered = self._template.render(chat)
+        rendered = self._template.render(chat, None if own_system else self._system)
         try:
             for text in (rendered, answer, level, problem):
                 text.encode()
@@ -181,7 +181,7 @@ class _Maker:
         self.problems[name] = problem
         self._continued += chat.continues
         self._own_system += own_system
-        ids = self._tokenizer.encode(rendered, add_special_tokens=False)
+        ids = self._template.token_ids(rendered)
         return Prompt(name, chat.problem, np.asarray(ids, np.int32), answer, level, row.columns)
 
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adagrpo_ray.config.tree import TEMPLATE_RESERVED, DataSettings
+from adagrpo_ray.config.tree import PLAIN, TEMPLATE_RESERVED, DataSettings
 from adagrpo_ray.data.arithmetic import THINK_START
 from adagrpo_ray.data.messages import REASONING, SYSTEM_ROLES, Chat, Message
+from adagrpo_ray.data.plain import plain_text
 from adagrpo_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ PROBE = "qzx{}qzx"
 
 
 class ChatTemplate:
-    """Renders chats by the tokenizer's template and `data.template_kwargs`.
+    """Makes the tokens of prompts: by the tokenizer's template and `data.template_kwargs`, or as plain text.
 
-    Raises ConfigError if the template reads no such argument.
+    The tokenizer has the template of `data.chat_template` already. Raises ConfigError if the template reads no such
+    argument.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
@@ -33,23 +35,53 @@ class ChatTemplate:
         self._kwargs = dict(data.template_kwargs)
         self._thought_ends = (data.format.think_end, THINK_END)
         self._probed = set[tuple[Any, ...]]()
+        self.plain = data.chat_template == PLAIN
+        self._head = text_head(tokenizer)
+        self._unbegun = 0
         check_kwargs(tokenizer, self._kwargs)
         markers = (*data.format.model_dump().values(), THINK_START, THINK_END)
         tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
         control = [token.content for token in tokens if token.special and token.content not in markers]
         self._control = re.compile("|".join(map(re.escape, control))) if control else None
 
-    def render(self, chat: Chat) -> str:
+    def render(self, chat: Chat, system: str | None = None) -> str:
         """The text of the prompt, with the head of the assistant's turn or with what the assistant has begun.
 
-        Raises DataError if the template refuses the chat or leaves a part of it out.
+        `system` is the system message of a chat that has none of its own. Raises DataError if the template refuses the
+        chat or leaves a part of it out, or if plain text does.
         """
+        if self.plain:
+            return plain_text(chat, system)
+        chat = chat if system is None else chat.after(system)
         rendered = self._with_one_thought(chat, self._render(chat))
         for message, part in _parts(chat, self._thought_ends):
             if not any(all(piece in rendered for piece in pieces) for pieces in part):
                 raise DataError(_left_out(message, part[0][0]))
         self._probe(chat)
         return rendered
+
+    def token_ids(self, rendered: str) -> list[int]:
+        """The tokens of what `render` gave.
+
+        A template writes all special tokens itself, so none is added, as in `apply_chat_template`. A plain text gets
+        what the tokenizer begins each text with, once.
+        """
+        ids: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False)
+        begun = ids[: len(self._head)] == self._head
+        if self.plain:
+            return ids if begun else [*self._head, *ids]
+        self._unbegun += not begun
+        return ids
+
+    def note(self) -> str | None:
+        """That prompts do not begin as the tokenizer begins its texts; None if they do."""
+        if not self._unbegun:
+            return None
+        begin = self._tokenizer.decode(self._head)
+        return (
+            f"the chat template does not write {begin!r}, which the tokenizer begins plain texts with; if the model "
+            "was trained with it, write it at the beginning of data.chat_template"
+        )
 
     def holds_control_tokens(self, chat: Chat) -> bool:
         """Whether a text of the user or a tool holds a token that the model reads as the end of a turn or the like."""
@@ -137,6 +169,13 @@ def _probes(chat: Chat) -> Chat:
     return Chat(messages, tuple(named(tool, "t") for tool in chat.tools))
 
 
+def text_head(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts before a text, as a BOS; not those that it puts after one."""
+    plain: list[int] = tokenizer.encode("a", add_special_tokens=False)
+    whole: list[int] = tokenizer.encode("a")
+    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
+
+
 def check_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
     """ConfigError if the chat template reads no argument of a name in `kwargs`, which Jinja would not say."""
     if not kwargs:
@@ -163,14 +202,18 @@ def template_arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     templates: Any = tokenizer.chat_template or ""
     found = set[str]()
     for text in templates.values() if isinstance(templates, dict) else [templates]:
-        plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)  # a tag of Transformers' own
         try:
-            tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(plain)
+            tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(without_own_tags(text))
         except TemplateError:  # rendering says what is wrong with it
             continue
         set_first = _set_first(tree)
         found |= {name for name in meta.find_undeclared_variables(tree) if name not in set_first}
     return found - TEMPLATE_RESERVED - set(DEFAULT_NAMESPACE) - set(tokenizer.special_tokens_map)
+
+
+def without_own_tags(text: str) -> str:
+    """A template without the tags that only Transformers knows, and Jinja does not."""
+    return re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
 
 
 def _set_first(tree: Any) -> set[str]:

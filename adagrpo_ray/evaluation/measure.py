@@ -16,7 +16,7 @@ from adagrpo_ray.authentication import takes_token
 from adagrpo_ray.cluster import connect, put_model
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.load import load_config
-from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config.tree import PLAIN, Config
 from adagrpo_ray.errors import ConfigError, DataError, StoppedError
 from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, locate, served
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile
@@ -158,7 +158,7 @@ async def _models(
     await fleet.ready()
     rollout, samples = plan.config.rollout, plan.config.evaluation.samples
     at_once = math.ceil(AHEAD * (rollout.max_actors or rollout.actors) * rollout.max_sequences / samples)
-    endings = Endings(rollout.max_new_tokens)
+    endings = Endings(rollout.max_new_tokens, plain=plan.config.data.chat_template == PLAIN)
     generate = endings.watched(fleet.pool.generate)
     places = asyncio.Semaphore(at_once)  # so that few are lost with a program that is killed
 

@@ -10,6 +10,8 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.model.card import OURS
 from adagrpo_ray.model.folder import check_model_folder
+from adagrpo_ray.model.gguf_file import is_gguf
+from adagrpo_ray.model.gguf_model import dequantised
 from adagrpo_ray.model.identity import TINY, ModelIdentity, front_matter, identify
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
@@ -46,6 +48,8 @@ def _folder(name: str, setting: str, config: Config | None, revision: Any) -> Pa
 
         config = config or Config()
         return build_tiny_model(config.arithmetic, config.data.format)
+    if is_gguf(name):
+        return dequantised(name, setting)
     if os.path.isdir(name):
         check_model_folder(name, setting)
         return Path(name)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from adagrpo_ray.config import Config
+from adagrpo_ray.config.tree import PLAIN
+from adagrpo_ray.data.template_choice import TEMPLATE_FILE, use_template
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, ModelError, ResourceError, first_line
 from adagrpo_ray.export import merge
 from adagrpo_ray.export.base import find_base
@@ -22,11 +23,12 @@ from adagrpo_ray.export.check import check_bytes, compare
 from adagrpo_ray.export.source import Source, opened
 from adagrpo_ray.model.card import CARD, Facts, Merge, adapter_card, merged_card
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, read_json
+from adagrpo_ray.model.gguf_model import ORIGIN
 from adagrpo_ray.model.identity import ModelIdentity
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 """What goes along from the base model's folder: tokenizer, chat template, generation settings, licence; no code."""
-LEFT = ("config.json", INDEX, ADAPTER_CONFIG)
+LEFT = ("config.json", INDEX, ADAPTER_CONFIG, ORIGIN)
 PROMPTS, NEW_TOKENS, LONGEST_PROMPT = 4, 32, 1024
 """What the check looks at: so many prompts, not longer than that, and so many tokens after each."""
 QUESTIONS = ("What is 17 + 25?", "Name three primes.", "Write one sentence about rain.", "Is 91 a prime number? Why?")
@@ -71,19 +73,20 @@ def export(request: ExportRequest, tell: Tell) -> Path:
         _check_room(out, planned, check=request.check)
         with _aside(out) as part:
             _copy(folder, part, request.dtype)
+            _keep_template(source, part)
             merge.write(planned, part)
             checked = None
             if request.check:
                 checked = _checked(folder, source, part, planned, tell)
             card = source.card if source.card is not None else _card(source, base)
-            text = merged_card(card, source.name, base, Merge(planned.dtype, checked))
+            text = merged_card(card, source.name, base, Merge(planned.dtype, checked, source.template == ""))
             (part / CARD).write_text(text, encoding="utf-8", errors="replace")
     return out
 
 
 def _checked(base: Path, source: Source, merged: Path, planned: merge.Merge, tell: Tell) -> str:
     """The check's figures in words; ModelError where it fails."""
-    prompts, of = _prompts(merged, source.config)
+    prompts, of = _prompts(merged, source)
     tell(f"comparing it with the adapter on {len(prompts)} prompts of {of}")
     comparison = compare(base, source.adapter.folder, merged, planned, prompts, NEW_TOKENS)
     if comparison.problem is not None:
@@ -94,7 +97,7 @@ def _checked(base: Path, source: Source, merged: Path, planned: merge.Merge, tel
     return str(comparison)
 
 
-def _prompts(merged: Path, config: Config | None) -> tuple[list[NDArray[np.int32]], str]:
+def _prompts(merged: Path, source: Source) -> tuple[list[NDArray[np.int32]], str]:
     """Some prompts by the merged model's own tokenizer, and whose they are: the run's data, where these are here."""
     from transformers import AutoTokenizer
 
@@ -106,7 +109,9 @@ def _prompts(merged: Path, config: Config | None) -> tuple[list[NDArray[np.int32
         raise ModelError(
             f"the base model has no tokenizer that can be used ({first_line(error)}); add it there"
         ) from None
-    if config is not None and tokenizer.chat_template is not None:
+    config = source.config
+    use_template(tokenizer, source.template)
+    if config is not None and (tokenizer.chat_template is not None or config.data.chat_template == PLAIN):
         try:
             sets = load_prompts(config, tokenizer, training=False)
         except AdaGRPOError:
@@ -132,7 +137,7 @@ def _asked(question: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) ->
 def _card(source: Source, base: ModelIdentity) -> str | None:
     if source.config is None or source.summary is None:
         return None
-    return adapter_card(Facts(source.config, base, source.summary))
+    return adapter_card(Facts(source.config, base, source.summary, template=source.template))
 
 
 def _copy(base: Path, out: Path, dtype: str | None) -> None:
@@ -146,6 +151,12 @@ def _copy(base: Path, out: Path, dtype: str | None) -> None:
         config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
         config["dtype"] = dtype
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _keep_template(source: Source, out: Path) -> None:
+    """Give the model the template that it was trained with; a file of that name goes before the base model's own."""
+    if source.template:
+        (out / TEMPLATE_FILE).write_text(source.template, encoding="utf-8")
 
 
 def _check_room(out: Path, planned: merge.Merge, *, check: bool) -> None:

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from adagrpo_ray import storage
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.tree import PLAIN
+from adagrpo_ray.data.template_choice import TEMPLATE_FILE, chosen_template
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ModelError
 from adagrpo_ray.learner import checkpoint, kept
 from adagrpo_ray.learner.adapters import Adapter, read_adapter
@@ -28,7 +30,7 @@ CONFIG, ADAPTER = "config.yaml", "adapter"
 class Source:
     """An adapter, whose folder is in PEFT's layout, and what is known of the run that made it.
 
-    Where there is no `card`, `summary` may have what one tells.
+    Where there is no `card`, `summary` may have what one tells. `template` is as `chosen_template` gives it.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Source:
     config: Config | None
     card: str | None
     summary: Summary | None = None
+    template: str | None = None
 
 
 @contextmanager
@@ -80,7 +83,7 @@ def _of_files(place: str, local: Path) -> Source:
     if storage.is_url(folder):
         files = local / PurePath(folder).relative_to(PurePath(place).parent)
         storage.pull(folder, files, [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name in names])
-    return Source(name, read_adapter(files), config, card)
+    return Source(name, read_adapter(files), config, card, template=_template(config, folder))
 
 
 def _of_checkpoint(place: str, local: Path) -> Source:
@@ -106,7 +109,23 @@ def _of_checkpoint(place: str, local: Path) -> Source:
     ).save_pretrained(str(folder))
     name = f"{run.rpartition('/')[2]}-{step}"
     summary = _summary(run, Mark(progress.step, progress.sizes), name, local)
-    return Source(name, replace(adapter, folder=folder), _config(run, local), None, summary)
+    config = _config(run, local)
+    return Source(name, replace(adapter, folder=folder), config, None, summary, _template(config, f"{run}/{ADAPTER}"))
+
+
+def _template(config: Config | None, folder: str) -> str | None:
+    """The chat template of the run: that in the adapter's folder, else the file that its settings name.
+
+    Raises ModelError if both are gone: the merged model would be asked in another way than it was trained.
+    """
+    if config is None or config.data.chat_template in (None, PLAIN):
+        return None if config is None else chosen_template(config.data)
+    if (kept := storage.find(folder, TEMPLATE_FILE)) is not None:
+        return kept
+    try:
+        return chosen_template(config.data)
+    except ConfigError as error:
+        raise ModelError(f"the chat template of the run is not in {folder}, and {error}") from None
 
 
 def _summary(run: str, mark: Mark, name: str, local: Path) -> Summary | None:

@@ -11,9 +11,10 @@ import ray
 
 from adagrpo_ray.adapter import pack
 from adagrpo_ray.algorithm.methods import make_method
-from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config.tree import PLAIN, Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.data.template_choice import TEMPLATE_FILE
 from adagrpo_ray.environment import collector_off
 from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.given import NOTHING, Given
@@ -85,6 +86,8 @@ class LearnerActor:
     beside, where the sampling of coming steps goes on while this one trains.
     """
 
+    _template: str | None = None  # of data.chat_template, as text
+
     def address(self) -> tuple[str, int]:
         """An address of this actor's node, and a port that rank 0 gathers the others at: it is held from now on."""
         host = use_node_address()
@@ -102,7 +105,7 @@ class LearnerActor:
 
     def start(self, config: Config, rank: int, model: ModelFiles, master: tuple[str, int]) -> None:
         """Load the model and join the other ranks at `master`; returns when all are there."""
-        self._config, self._rank = config, rank
+        self._config, self._rank, self._template = config, rank, model.template
         use_node_address()
         with collector_off():
             self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
@@ -115,7 +118,7 @@ class LearnerActor:
         self._evaluation: asyncio.Task[EvaluationRecord] | None = None
         self._prompts = prompts
         self._scorer = RewardScorer(config.rewards, config.data.format, given)
-        self._endings = Endings(config.rollout.max_new_tokens)
+        self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
         self._generate = self._endings.watched(self._fleet.pool.generate)
         self._functions = [f.function for f in config.rewards.functions]
         self._method = make_method(algorithm, self._functions, given)
@@ -232,13 +235,18 @@ class LearnerActor:
         return ended.result()
 
     def save_adapter(self, folder: str, card: str | None = None) -> None:
-        """Write the adapter in PEFT's layout, with its model card; every rank helps to gather it, rank 0 writes."""
+        """Write the adapter in PEFT's layout, with its model card and the template of `data.chat_template`.
+
+        Every rank helps to gather it, rank 0 writes.
+        """
         tensors = self._engine.adapter()
         if self._rank == 0:
             with outgoing(folder) as local:
                 self._engine.save_adapter(str(local), tensors)
                 if card is not None:
                     (local / CARD).write_text(card, encoding="utf-8", errors="replace")
+                if self._template:
+                    (local / TEMPLATE_FILE).write_text(self._template, encoding="utf-8")
 
     def save_checkpoint(self, folder: str, progress: checkpoint.Progress, measured: Mapping[int, float]) -> None:
         """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes.

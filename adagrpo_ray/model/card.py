@@ -19,6 +19,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.source import is_hub_name
 from adagrpo_ray.model import card_sections as sections
+from adagrpo_ray.model import card_use as asking
 from adagrpo_ray.model.identity import ModelIdentity, front_matter
 from adagrpo_ray.observe.records import Summary
 
@@ -33,7 +34,8 @@ _USE = re.compile(r"<!-- use -->\n.*?<!-- /use -->\n", re.DOTALL)
 class Facts:
     """What a card tells of a run; what is not known is None.
 
-    `prompts` are how many were trained on and held out, `versions` those of the packages that trained.
+    `prompts` are how many were trained on and held out, `versions` those of the packages that trained, `template` the
+    text of the file that `data.chat_template` names.
     """
 
     config: Config
@@ -42,14 +44,19 @@ class Facts:
     command: str | None = None
     prompts: tuple[int, int] | None = None
     versions: Mapping[str, str] | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True)
 class Merge:
-    """How an adapter was merged: `dtype` of the weights, and the check's figures in words (None: not checked)."""
+    """How an adapter was merged: `dtype` of the weights, and the check's figures in words (None: not checked).
+
+    `plain` says that it was trained on prompts of plain text.
+    """
 
     dtype: str
     check: str | None
+    plain: bool = False
 
 
 def package_versions() -> dict[str, str]:
@@ -76,8 +83,8 @@ def adapter_card(facts: Facts) -> str:
     )
     parts = [
         title,
-        _marked(sections.use_adapter(config, base)),
-        sections.answer_format(config),
+        _marked(asking.use_adapter(config, base)),
+        asking.answer_format(config, facts.template),
         sections.base_model(base, config.model.adapter),
         sections.data(config, facts.prompts),
         sections.training(config),
@@ -94,7 +101,7 @@ def merged_card(adapter: str | None, name: str, base: ModelIdentity, merge: Merg
     """
     head = front_matter(adapter) if adapter is not None else {}
     merging = sections.merging(base, merge.dtype, merge.check)
-    use = _marked(sections.use_model())
+    use = _marked(asking.use_model(merge.plain))
     if adapter is None or OURS not in head:
         said = f"# {name}\n\n{sections.base_in_words(base)}, with a LoRA adapter merged into its weights.\n"
         return _front(_merged_head(base, {})) + "\n".join([said.replace("\nthe ", "\nThe ", 1), use, merging])

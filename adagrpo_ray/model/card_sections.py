@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -11,11 +9,11 @@ from typing import Any
 from adagrpo_ray.config.algorithm import TriggerSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.arithmetic import ARITHMETIC
-from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.source import is_hub_name
+from adagrpo_ray.model.gguf_file import base_name
 from adagrpo_ray.model.identity import TINY, ModelIdentity
 from adagrpo_ray.observe.figures import change, few, levels, number, rungs, shown, whole
-from adagrpo_ray.observe.markdown import cell, literal
+from adagrpo_ray.observe.markdown import cell, code, fenced, literal
 from adagrpo_ray.observe.records import Summary
 from adagrpo_ray.types import SamplingParams
 
@@ -43,7 +41,9 @@ def base_in_words(base: ModelIdentity) -> str:
         return f"[{base.name}](https://huggingface.co/{base.name})"
     if base.name == TINY:
         return "the tiny Qwen3 base model that adagrpo_ray trains on first use"
-    return f"the model {_code(PurePath(base.name).name)}"
+    if base.gguf is not None:
+        return f"the model {code(base_name(base.name))} (SHA-256 {code(base.gguf.digest)})"
+    return f"the model {code(PurePath(base.name).name)}"
 
 
 def data_in_words(config: Config) -> str:
@@ -52,7 +52,7 @@ def data_in_words(config: Config) -> str:
     if source == ARITHMETIC:
         return "generated additions of two numbers"
     if not is_hub_name(source):
-        return _code(source_name(source))
+        return code(source_name(source))
     return f"[{source}](https://huggingface.co/datasets/{source})"
 
 
@@ -61,87 +61,17 @@ def source_name(source: str) -> str:
     return source if source == ARITHMETIC or is_hub_name(source) else PurePath(source).name
 
 
-def use_adapter(config: Config, base: ModelIdentity) -> str:
-    """How to load the adapter with PEFT and with vLLM."""
-    place, kwargs = "path/to/the/base/model", config.data.template_kwargs
-    if base.on_hub:
-        place = base.name
-    loading = f"base = {json.dumps(place)}\n"
-    revision = f", revision={json.dumps(base.revision)}" if base.on_hub and base.revision else ""
-    if base.name == TINY:
-        loading = (
-            "from adagrpo_ray.config import load_config\n"
-            "from adagrpo_ray.model.load import resolve_model\n\n"
-            'base = resolve_model(load_config("config.yaml"))  # that of the run folder; builds the model if need be\n'
-        )
-    peft = (
-        "import torch\n"
-        "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"{loading}"
-        f"tokenizer = AutoTokenizer.from_pretrained(base{revision})\n"
-        f"model = AutoModelForCausalLM.from_pretrained(base{revision}, dtype=torch.{config.model.dtype})\n"
-        'model = PeftModel.from_pretrained(model, "path/to/this/adapter")\n\n'
-        f"messages = {_messages(config)}\n"
-        'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
-        f"return_dict=True{f', **{kwargs!r}' if kwargs else ''})\n"
-        f"output = model.generate(**prompt, max_new_tokens={config.rollout.max_new_tokens})\n"
-        'print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))\n'
-    )
-    vllm = (
-        "from vllm import LLM, SamplingParams\n"
-        "from vllm.lora.request import LoRARequest\n\n"
-        f"llm = LLM(base{revision}, enable_lora=True, max_lora_rank={config.model.lora.r})\n"
-        f"sampling = SamplingParams(temperature=0.0, max_tokens={config.rollout.max_new_tokens})\n"
-        'adapter = LoRARequest("adapter", 1, "path/to/this/adapter")\n'
-        f"print(llm.chat(messages, sampling, lora_request=adapter"
-        f"{f', chat_template_kwargs={kwargs!r}' if kwargs else ''})[0].outputs[0].text)\n"
-    )
-    return f"## Use\n\nWith PEFT:\n\n{_fenced(peft, 'python')}\nWith vLLM:\n\n{_fenced(vllm, 'python')}"
-
-
-def use_model() -> str:
-    """How to load a merged model with Transformers and with vLLM."""
-    transformers = (
-        "from transformers import pipeline\n\n"
-        'generate = pipeline("text-generation", model="path/to/this/model")\n'
-        'messages = [{"role": "user", "content": "..."}]  # with the system message below, if there is one\n'
-        "print(generate(messages)[0]['generated_text'][-1]['content'])\n"
-    )
-    vllm = (
-        "from vllm import LLM, SamplingParams\n\n"
-        'llm = LLM("path/to/this/model")\n'
-        "print(llm.chat(messages, SamplingParams(temperature=0.0, max_tokens=512))[0].outputs[0].text)\n"
-    )
-    return f"## Use\n\nWith Transformers:\n\n{_fenced(transformers, 'python')}\nWith vLLM:\n\n{_fenced(vllm, 'python')}"
-
-
-def answer_format(config: Config) -> str:
-    """The system prompt that it was trained with, and where its answer stands."""
-    system, markers = system_message(config.data), config.data.format
-    said = "It was trained with the chat template of its base model"
-    if config.data.template_kwargs:
-        said += f", its arguments {_code(json.dumps(config.data.template_kwargs, ensure_ascii=False))},"
-    asked = (
-        " and no system message of its own.\n" if system is None else f" and this system message:\n\n{_fenced(system)}"
-    )
-    return (
-        f"## Prompt and answer\n\n{said}{asked}\n"
-        f"A completion thinks until {_code(markers.think_end)}; its answer is what stands between "
-        f"{_code(markers.answer_start)} and {_code(markers.answer_end)}.\n"
-    )
-
-
 def base_model(base: ModelIdentity, adapter: str | None = None) -> str:
     """Which base model it needs, and the `adapter` that its training continued."""
     rows = [
         ("base model", base_in_words(base)),
-        ("revision", _code(base.revision) if base.revision else "not known" if base.on_hub else "-"),
-        ("fingerprint of its weights", _code(base.fingerprint) if base.fingerprint else "not known"),
+        ("revision", code(base.revision) if base.revision else "not known" if base.on_hub else "-"),
+        ("fingerprint of its weights", code(base.fingerprint) if base.fingerprint else "not known"),
+        *([("made of", f"GGUF, {base.gguf.types}, dequantised to float32")] if base.gguf is not None else []),
         ("licence", base.license or "not known here: see the base model's own card"),
     ]
     if adapter is not None:
-        rows.append(("continues the adapter", _code("/".join(PurePath(adapter).parts[-2:]))))
+        rows.append(("continues the adapter", code("/".join(PurePath(adapter).parts[-2:]))))
     return "## Base model\n\n" + _table(("", ""), rows)
 
 
@@ -166,11 +96,11 @@ def training(config: Config) -> str:
     tree = config.model_dump(mode="json")
     adaptive = config.algorithm.name == "adagrpo"
     rows = [
-        (_code(key), _value(value))
+        (code(key), _value(value))
         for key in SHOWN
         if (value := _at(tree, key)) is not None and (adaptive or not key.startswith(ADAPTIVE))
     ]
-    rows.append((_code("algorithm.updates"), str(config.algorithm.updates_per_batch)))
+    rows.append((code("algorithm.updates"), str(config.algorithm.updates_per_batch)))
     text = f"## Training\n\nBy {METHODS[config.algorithm.name]}, with these settings:\n\n" + _table(
         ("setting", "value"), rows
     )
@@ -218,9 +148,9 @@ def results(config: Config, summary: Summary) -> str:
 def made(command: str | None, versions: Mapping[str, str], config: str) -> str:
     """The command, the packages, and all settings."""
     text = "## How it was made\n\n"
-    text += f"{_fenced(command, 'bash')}\n" if command else ""
+    text += f"{fenced(command, 'bash')}\n" if command else ""
     text += f"{_table(('package', 'version'), list(versions.items()))}\n" if versions else ""
-    return f"{text}<details><summary>All settings</summary>\n\n{_fenced(config, 'yaml')}\n</details>\n"
+    return f"{text}<details><summary>All settings</summary>\n\n{fenced(config, 'yaml')}\n</details>\n"
 
 
 def merging(base: ModelIdentity, dtype: str, check: str | None) -> str:
@@ -256,13 +186,6 @@ def _compared(before: float | None, after: float | None) -> tuple[str, str, str]
     return number(before), number(after), change(before, after)
 
 
-def _messages(config: Config) -> str:
-    system = system_message(config.data)
-    head = "" if system is None else f'{{"role": "system", "content": {json.dumps(system, ensure_ascii=False)}}}, '
-    question = "123+456" if config.data.source == ARITHMETIC else "..."
-    return f'[{head}{{"role": "user", "content": "{question}"}}]'
-
-
 def _at(tree: Mapping[str, Any], key: str) -> Any:
     value: Any = tree
     for name in key.split("."):
@@ -279,16 +202,3 @@ def _value(value: Any) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(map(cell, line))} |\n" for line in lines)
-
-
-def _code(text: str) -> str:
-    """`text` in a line as it is, whatever it holds: between more backquotes than stand together in it."""
-    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    space = " " if "`" in text else ""
-    return f"{ticks}{space}{' '.join(text.split())}{space}{ticks}"
-
-
-def _fenced(text: str, language: str = "text") -> str:
-    """`text` as a block of code, whatever it holds."""
-    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}\n"

@@ -13,17 +13,22 @@ from pathlib import Path
 
 from adagrpo_ray.cache import cache_folder
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.gguf_model import dequantised
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     """A base model: `path` is a Hub name or a folder; `files` are its contents, where no other node can have them.
 
-    The tiny model was trained on the machine that started the run, so it travels.
+    The tiny model was trained on the machine that started the run, so it travels. A GGUF file, which the settings call
+    `gguf`, is large: each node dequantises it into a cache of its own, and it must be the same file.
+    `template` is what `chosen_template` gave where the run was started.
     """
 
     path: str
     files: Mapping[str, bytes] = field(default_factory=dict)
+    gguf: str | None = None
+    template: str | None = None
 
     @classmethod
     def carry(cls, folder: str) -> ModelFiles:
@@ -37,12 +42,28 @@ class ModelFiles:
             return self.path
         if self.files:
             return str(self._unpacked())
+        if self.gguf is not None:
+            return self._dequantised(self.gguf)
         if path.is_absolute() or self.path.startswith("."):
             raise ModelError(
                 f"model.path={self.path!r} is no folder on node {socket.gethostname()}; put the model on storage that "
                 "all nodes share, or give a Hub name"
             )
         return self.path
+
+    def _dequantised(self, name: str) -> str:
+        """The folder of the GGUF file on this node; ModelError unless it is the file that the run was started with."""
+        node = socket.gethostname()
+        try:
+            folder = dequantised(name)
+        except ModelError as error:
+            raise ModelError(f"on node {node}: {error}") from None
+        if folder.name != Path(self.path).name:  # which has the file's hash
+            raise ModelError(
+                f"on node {node} model.path={name!r} is another file than where the run was started; bring the same "
+                "file to all nodes, or put it on storage that they share"
+            )
+        return str(folder)
 
     def _unpacked(self) -> Path:
         """A folder of this node's cache with the files, whole or not at all."""

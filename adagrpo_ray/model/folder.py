@@ -45,16 +45,13 @@ class AdapterSettings:
 
 def check_model_folder(path: str, setting: str = "model.path") -> None:
     """Raises ModelError, which names `setting`, unless `path` holds a model with safetensors that are whole."""
-    check_folder(setting, path, ("config.json",))
     folder = Path(path)
-    if (folder / ADAPTER_CONFIG).is_file():  # Transformers would load the model that it names instead
-        raise ModelError(f"{setting}={path!r} holds {ADAPTER_CONFIG}; give its base model, and it as model.adapter")
     files = sorted(folder.glob("*.safetensors"))
     if not files and (other := sorted(folder.glob("*.gguf"))):
-        raise ModelError(
-            f"{setting}={path!r} holds no *.safetensors, but {other[0].name}; load it in Transformers with gguf_file=, "
-            "and save its weights as a model that is not quantised"
-        )
+        raise ModelError(f"{setting}={path!r} holds no *.safetensors; give its GGUF file: {setting}={other[0]}")
+    check_folder(setting, path, ("config.json",))
+    if (folder / ADAPTER_CONFIG).is_file():  # Transformers would load the model that it names instead
+        raise ModelError(f"{setting}={path!r} holds {ADAPTER_CONFIG}; give its base model, and it as model.adapter")
     if not files:
         raise ModelError(
             f"{setting}={path!r} holds no *.safetensors; save the model with save_pretrained "

@@ -13,6 +13,8 @@ import yaml
 
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.folder import INDEX, WEIGHTS, read_json
+from adagrpo_ray.model.gguf_file import is_gguf
+from adagrpo_ray.model.gguf_model import Origin, read_origin
 
 TINY = "tiny"
 SAMPLE_BYTES = 1024
@@ -25,8 +27,8 @@ LONGEST_HEADER = 100_000_000
 class ModelIdentity:
     """A base model; what is not known of it is None.
 
-    `name` is what the settings call it: 'tiny', a folder, or a name on the Hub (`on_hub`). `revision` is the commit
-    there, `fingerprint` what `fingerprint` says of its weights.
+    `name` is what the settings call it: 'tiny', a folder, a GGUF file, or a name on the Hub (`on_hub`). `revision` is
+    the commit there, `fingerprint` what `fingerprint` says of its weights, and `gguf` the file that they were made of.
     """
 
     name: str
@@ -34,14 +36,16 @@ class ModelIdentity:
     revision: str | None = None
     fingerprint: str | None = None
     license: str | None = None
+    gguf: Origin | None = None
 
 
 def identify(name: str, path: str) -> ModelIdentity:
     """The base model that the settings call `name` and that lies at `path`: a folder, or a name on the Hub.
 
-    Asks nobody: of a model on the Hub it knows what this machine's cache holds.
+    A GGUF file lies where it was dequantised to. Asks nobody: of a model on the Hub it knows what this machine's
+    cache holds.
     """
-    folder, on_hub = Path(path), name != TINY and not os.path.isdir(name)
+    folder, on_hub = Path(path), name != TINY and not os.path.isdir(name) and not is_gguf(name)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
@@ -50,8 +54,9 @@ def identify(name: str, path: str) -> ModelIdentity:
             return ModelIdentity(name, on_hub)
         folder = Path(cached).parent
     revision = folder.name if on_hub else None  # a snapshot in the Hub's cache is named by its commit
-    license = "mit" if name == TINY else _license(folder)
-    return ModelIdentity(name, on_hub, revision, _fingerprint_or_none(folder), license)
+    origin = read_origin(folder) if is_gguf(name) else None
+    license = "mit" if name == TINY else origin.license if origin is not None else _license(folder)
+    return ModelIdentity(name, on_hub, revision, _fingerprint_or_none(folder), license, origin)
 
 
 def fingerprint(folder: Path) -> str:

@@ -6,8 +6,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.template_choice import chosen_template, use_template
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, check_adapter_folder, check_model_folder
+from adagrpo_ray.model.gguf_file import is_gguf
+from adagrpo_ray.model.gguf_model import dequantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,8 +21,9 @@ TINY = "tiny"
 def resolve_model(config: Config) -> str:
     """Where the base model is: the tiny one (built on first use), a folder, or a Hub name that can be found.
 
-    Raises ModelError where there is no such model, it is no causal language model, or it holds no safetensors
-    weights that are whole, and where `model.adapter` is no such LoRA adapter.
+    Of a GGUF file it is the folder of the cache that it is dequantised into, on first use. Raises ModelError where
+    there is no such model, it is no causal language model, or it holds no safetensors weights that are whole, and
+    where `model.adapter` is no such LoRA adapter.
     """
     from adagrpo_ray.model.tiny import build_tiny_model
 
@@ -28,6 +32,8 @@ def resolve_model(config: Config) -> str:
     path = config.model.path
     if path == TINY:
         return str(build_tiny_model(config.arithmetic, config.data.format))
+    if is_gguf(path):
+        return str(dequantised(path))
     if os.path.exists(path):
         check_model_folder(path)
     read_model_config(path, config)
@@ -49,7 +55,7 @@ def read_model_config(path: str, config: Config) -> Any:
             ) from None
         raise ModelError(
             f"model.path={path!r} is neither 'tiny', nor a folder, nor a model that the Hub gives out "
-            f"({first_line(error)}); give a folder or a Hub name"
+            f"({first_line(error)}); give a folder, a .gguf file or a Hub name"
         ) from None
     own_code = trusted and "AutoModelForCausalLM" in (getattr(found, "auto_map", None) or {})
     if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
@@ -62,7 +68,10 @@ def read_model_config(path: str, config: Config) -> Any:
 
 
 def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model at `path`; ModelError where there is none or it has no chat template."""
+    """The tokenizer of the model at `path`, with the chat template of `data.chat_template`.
+
+    Raises ModelError if there is none or it has no chat template and is given none, ConfigError as `chosen_template`.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -74,10 +83,11 @@ def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
             f"model.path={config.model.path!r} has no tokenizer that can be used: {first_line(error)}; save it there "
             "with save_pretrained"
         ) from None
-    if tokenizer.chat_template is None:
+    use_template(tokenizer, chosen_template(config.data))
+    if tokenizer.chat_template is None and config.data.chat_template is None:
         raise ModelError(
-            f"model.path={config.model.path!r}: its tokenizer has no chat template; use an instruction-tuned model, "
-            "or add a chat_template.jinja to the folder"
+            f"model.path={config.model.path!r}: its tokenizer has no chat template; give a Jinja file as "
+            "data.chat_template, or set it to none for prompts of plain text"
         )
     return tokenizer
 
@@ -197,6 +207,8 @@ def load_policy(path: str, config: Config) -> Any:
         )
     torch.manual_seed(config.run.seed)
     policy = with_adapter(base, config)
+    if is_gguf(settings.path):  # a name that says something on other machines too, as a folder of the cache does not
+        policy.peft_config["default"].base_model_name_or_path = settings.path
     if settings.adapter is not None:
         _fill(policy, settings.adapter, settings.path)
     return policy

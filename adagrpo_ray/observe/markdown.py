@@ -16,3 +16,16 @@ def literal(text: str) -> str:
 def cell(markdown: str) -> str:
     """`markdown` in a cell of a table: in one line, and no bar in it ends the cell."""
     return " ".join(markdown.split()).replace("|", "\\|")
+
+
+def code(text: str) -> str:
+    """`text` in a line as it is, whatever it holds: between more backquotes than stand together in it."""
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{ticks}{space}{' '.join(text.split())}{space}{ticks}"
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """`text` as a block of code, whatever it holds."""
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}\n"

@@ -29,7 +29,7 @@ class RolloutActor:
         """Load the engine and warm it up. Ray's metrics have it under `name`."""
         use_node_address()
         self._guard = ChildGuard()  # first, since this process may be killed while the engine's starts
-        self._engine = await RolloutEngine.start(model.here(), max_model_len, config)
+        self._engine = await RolloutEngine.start(model.here(), max_model_len, config, model.template)
         self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
         await self._engine.warm_up()
 

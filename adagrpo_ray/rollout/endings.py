@@ -12,8 +12,9 @@ Generate = Callable[[GenerationRequest], Awaitable[tuple[Completion, ...]]]
 class Endings:
     """Counts completions until one has ended by itself, and says once that none has."""
 
-    def __init__(self, max_new_tokens: int) -> None:
-        self._limit = max_new_tokens
+    def __init__(self, max_new_tokens: int, *, plain: bool = False) -> None:
+        """`plain` says that prompts are plain text, whose completions have no end of a turn."""
+        self._limit, self._plain = max_new_tokens, plain
         self._counted = 0
         self._settled = False  # one ended, or it was said that none did
 
@@ -39,6 +40,13 @@ class Endings:
         if self._settled or not self._counted:
             return ()
         self._settled = True
+        if self._plain:
+            return (
+                f"warning: none of {self._counted} completions ended by itself, all were cut off at "
+                f"rollout.max_new_tokens={self._limit}. With data.chat_template=none generation stops at the "
+                "tokenizer's eos_token and at the eos_token_id of generation_config.json: base models often write on, "
+                "so let the prompts show an end, or raise it",
+            )
         return (
             f"warning: none of {self._counted} completions ended by itself, all were cut off at "
             f"rollout.max_new_tokens={self._limit}: raise it, or look at what ends the model's turn. Generation stops "

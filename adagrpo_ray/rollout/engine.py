@@ -14,6 +14,7 @@ import numpy as np
 
 from adagrpo_ray.adapter import AdapterWeights
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.template_choice import use_template
 from adagrpo_ray.environment import collector_off
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError
 from adagrpo_ray.model.completion_text import CompletionText, stop_ids
@@ -66,17 +67,22 @@ class RolloutEngine:
         self._requests = 0
 
     @classmethod
-    async def start(cls, model_path: str, max_model_len: int, config: Config) -> RolloutEngine:
-        """Load the base model; the engine serves version -1, the base, until `apply`."""
-        return cls.create(model_path, max_model_len, config)
+    async def start(
+        cls, model_path: str, max_model_len: int, config: Config, template: str | None = None
+    ) -> RolloutEngine:
+        """Load the base model; the engine serves version -1, the base, until `apply`.
+
+        `template` as `chosen_template` gave it: completions end at the token that it writes after a message.
+        """
+        return cls.create(model_path, max_model_len, config, template)
 
     @classmethod
-    def create(cls, model_path: str, max_model_len: int, config: Config) -> RolloutEngine:
+    def create(cls, model_path: str, max_model_len: int, config: Config, template: str | None = None) -> RolloutEngine:
         """`start` for a thread that may wait, outside of the event loop; RolloutError with the cause if vLLM fails."""
         output = EngineOutput()
         try:
             with output.captured(), collector_off():
-                return cls._create(model_path, max_model_len, config, output)
+                return cls._create(model_path, max_model_len, config, output, template)
         except AdaGRPOError:
             raise
         except Exception as error:  # a model, a GPU or a setting makes vLLM fail in any way
@@ -86,7 +92,9 @@ class RolloutEngine:
             ) from error
 
     @classmethod
-    def _create(cls, model_path: str, max_model_len: int, config: Config, output: EngineOutput) -> RolloutEngine:
+    def _create(
+        cls, model_path: str, max_model_len: int, config: Config, output: EngineOutput, template: str | None
+    ) -> RolloutEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import AsyncEngineArgs
@@ -133,7 +141,9 @@ class RolloutEngine:
         )
         load = EngineLoad()
         engine = AsyncLLM.from_engine_args(args, stat_loggers=[load.logger()])
-        return cls(engine, engine.get_tokenizer(), config, load, output)
+        tokenizer = engine.get_tokenizer()
+        use_template(tokenizer, template)
+        return cls(engine, tokenizer, config, load, output)
 
     @property
     def load(self) -> Mapping[str, float]:

@@ -12,6 +12,9 @@ from adagrpo_ray.config.algorithm import PhaseSettings, SamplingSettings
 from adagrpo_ray.config.section import Section
 from adagrpo_ray.data.arithmetic import THINK_START
 from adagrpo_ray.data.chat import Messages
+from adagrpo_ray.data.messages import Chat
+from adagrpo_ray.data.plain import plain_text
+from adagrpo_ray.data.template import text_head
 from adagrpo_ray.errors import ChatError
 from adagrpo_ray.types import SamplingParams
 
@@ -80,11 +83,14 @@ def render(
     thinking: bool,
     think_end: str,
     template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    plain: bool = False,
 ) -> Rendered:
     """The conversation as the model reads it, by its chat template and `data.template_kwargs`.
 
     Thinking is switched off by the template's own `enable_thinking` where it has that, and else by writing the
-    thought's end at once. Raises ChatError where the template refuses the messages.
+    thought's end at once. If `plain`, the prompt is the text of the only message, as with data.chat_template=none.
+    Raises ChatError where the template refuses the messages, or plain text does.
     """
     said: Messages = [{"role": "system", "content": system}] if system.strip() else []
     for message in messages:
@@ -92,6 +98,9 @@ def render(
             said.pop()
         else:
             said.append({"role": message.role, "content": message.text})
+
+    if plain:
+        return _plain(tokenizer, said, thinking, think_end)
 
     def rendered(thinks: bool) -> str:
         try:
@@ -116,6 +125,16 @@ def render(
         text = f"{text}{think_end}"
         begun = False
     return Rendered(tuple(tokenizer.encode(text, add_special_tokens=False)), begun)
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, said: Messages, thinking: bool, think_end: str) -> Rendered:
+    *before, asked = said
+    if any(message["role"] != "system" for message in before):
+        raise ChatError("data.chat_template=none asks the model in plain text, which has no turns; clear the chat")
+    system = before[0]["content"] if before else None
+    text = plain_text(Chat((asked,)), system) + ("" if thinking else think_end)
+    head, ids = text_head(tokenizer), tokenizer.encode(text, add_special_tokens=False)
+    return Rendered((*(() if ids[: len(head)] == head else head), *ids), False)
 
 
 def split_thought(text: str, think_end: str, thinks: bool) -> tuple[str | None, str | None]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import PhaseSettings, SamplingSettings
+from adagrpo_ray.data.template_choice import chosen_template
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelError, RolloutError, first_line
 from adagrpo_ray.learner.adapters import Adapter, check_fit, read_adapter, weights_file
 from adagrpo_ray.model.load import linear_shapes, load_tokenizer, read_model_config, resolve_model
@@ -175,7 +176,7 @@ def _start(config: Config, rank: int) -> tuple[RolloutEngine, Any, int]:
     path = resolve_model(config)
     tokenizer = load_tokenizer(path, config)
     limit = _limit(config, path)
-    return RolloutEngine.create(path, limit, _serving(config, rank)), tokenizer, limit
+    return RolloutEngine.create(path, limit, _serving(config, rank), chosen_template(config.data)), tokenizer, limit
 
 
 def _limit(config: Config, path: str) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adagrpo_ray.config.tree import PLAIN
 from adagrpo_ray.errors import AdaGRPOError, ChatError, ModelError
 from adagrpo_ray.learner.adapters import RANKS, read_settings, served_rank
 from adagrpo_ray.rollout.engine import Piece
@@ -142,6 +143,7 @@ async def _answers(model: ChatModel, this: _Turn, asked: Asked, stop: asyncio.Ev
                 settings.thinking,
                 data.format.think_end,
                 data.template_kwargs,
+                plain=data.chat_template == PLAIN,
             )
             sampling = sampling_params(settings.sampling, after, settings.thinking)
             streams[side] = model.stream(side, prompt, sampling, settings.max_new_tokens)

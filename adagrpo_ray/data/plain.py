@@ -1,0 +1,30 @@
+"""Prompts of plain text, for base models without a chat template (`data.chat_template=none`)."""
+
+from __future__ import annotations
+
+from adagrpo_ray.data.messages import SYSTEM_ROLES, Chat
+from adagrpo_ray.errors import DataError
+
+
+def plain_text(chat: Chat, system: str | None) -> str:
+    """The text of the chat's only message, after `system` and a blank line if there is one.
+
+    Raises DataError if the chat has another message, tools, or a message with more than its text: what tells them apart
+    would be left out.
+    """
+    messages = [m for m in chat.messages if m["role"] not in SYSTEM_ROLES or m["content"].strip()]
+    roles = ", ".join(str(m["role"]) for m in messages)
+    more = sorted({key for m in messages for key in m if key not in ("role", "content")})
+    if len(messages) > 1:
+        found = f"messages of the roles {roles}"
+    elif chat.tools:
+        found = "tools"
+    elif more:
+        found = f"a message with {', '.join(more)}"
+    else:
+        text = str(messages[0]["content"])
+        return text if system is None or not system.strip() else f"{system}\n\n{text}"
+    raise DataError(
+        f"data.chat_template=none takes prompts of one text, and this one has {found}; give data of one text a prompt, "
+        "or a Jinja file as data.chat_template"
+    )

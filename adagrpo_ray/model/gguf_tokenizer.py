@@ -1,0 +1,103 @@
+"""The tokenizer of a GGUF file, made to do what the file's metadata say where Transformers leaves something out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adagrpo_ray.errors import ModelError, first_line
+from adagrpo_ray.model.gguf_header import Header
+
+KEY = "tokenizer.ggml."
+DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""Pre-tokenizers that take digits apart and cut the rest as GPT-2 does, by their names in llama.cpp's llama-vocab.cpp.
+
+Transformers cuts all of these texts as GPT-2 does: spaces before a digit become other tokens.
+"""
+BEGINNING_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe")
+"""Byte-level pre-tokenizers whose texts begin with the BOS unless the file says otherwise, by the same names."""
+PROBES = ("a", "  12 + 345\n\n67, né: don't", "<think>x</think>")
+
+
+def load_gguf_tokenizer(folder: str, file: str, header: Header, name: str) -> Any:
+    """The tokenizer in the GGUF `file` of `folder`; errors call the file `name`.
+
+    Raises ModelError if Transformers cannot build it, or if its special tokens or its template are not the file's.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    except Exception as error:  # what a file holds makes Transformers fail in any way
+        raise ModelError(
+            f"{name} has no tokenizer that Transformers can build ({first_line(error)}); give a folder of the model "
+            "with its own tokenizer"
+        ) from None
+    for label, key in (("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")):
+        said = header.values.get(f"{KEY}{key}")
+        if said is not None and getattr(tokenizer, label) != said:
+            raise ModelError(
+                f"{name}: its metadata say {KEY}{key}={said!r:.100}, and Transformers makes a tokenizer of it with "
+                f"{label}={getattr(tokenizer, label)}; give a folder of the model with its own tokenizer"
+            )
+    tokenizer.chat_template = _template(header, name)
+    _cut_digits(tokenizer, header)
+    _begin(tokenizer, header)
+    return tokenizer
+
+
+def check_reloaded(tokenizer: Any, folder: str, name: str) -> None:
+    """ModelError if the tokenizer that was saved in `folder` is not read back as it was.
+
+    Transformers picks the class of a tokenizer by the type of the model, and some classes bring rules of their own.
+    """
+    from transformers import AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(folder)
+    for text in PROBES:
+        if again.encode(text) != tokenizer.encode(text) or again.chat_template != tokenizer.chat_template:
+            raise ModelError(
+                f"{name}: Transformers reads its tokenizer back as another one ({text!r}); give a folder of the model "
+                "with its own tokenizer"
+            )
+
+
+def end_tokens(header: Header) -> list[int]:
+    """The tokens that end a completion: of the text, and of a turn."""
+    ends = (header.values.get(f"{KEY}{key}") for key in ("eos_token_id", "eot_token_id"))
+    return [*dict.fromkeys(token for token in ends if isinstance(token, int))]
+
+
+def _template(header: Header, name: str) -> str | None:
+    template = header.values.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ModelError(f"{name}: its tokenizer.chat_template is a {type(template).__name__}; give another file")
+    return template
+
+
+def _cut_digits(tokenizer: Any, header: Header) -> None:
+    if header.values.get(f"{KEY}model") == "gpt2" and header.values.get(f"{KEY}pre") in DIGIT_BY_DIGIT:
+        from tokenizers import pre_tokenizers
+
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+
+
+def _begin(tokenizer: Any, header: Header) -> None:
+    """Have a text begin with the BOS if the file says so, as llama.cpp reads it, and end with nothing added."""
+    by_default = header.values.get(f"{KEY}model") == "llama" or header.values.get(f"{KEY}pre") in BEGINNING_BY_DEFAULT
+    wanted = bool(header.values.get(f"{KEY}add_bos_token", by_default)) and tokenizer.bos_token is not None
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    if tokenizer.encode("a") == [tokenizer.bos_token_id, *plain] if wanted else tokenizer.encode("a") == plain:
+        return
+    from tokenizers import processors
+
+    head = f"{tokenizer.bos_token} " if wanted else ""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{head}$A",
+        pair=f"{head}$A {head}$B:1",
+        special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)] if wanted else [],
+    )
