@@ -16,7 +16,7 @@ from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
 from adagrpo_ray.model.tiny_training import Recipe, train_tiny_model
 
 # Counts up with every change of the code that changes the model; the constants of a Recipe are hashed anyway.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None) -> Path:

@@ -182,10 +182,12 @@ def _train(
 def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
     import torch
 
+    from adagrpo_ray.model.muon import Muon
+
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     return [
-        torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=recipe.weight_decay),
+        Muon(matrices, lr=recipe.muon_rate, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(others, lr=recipe.adamw_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay),
     ]
 
