@@ -37,6 +37,13 @@ class ReasoningGymSettings(Section):
     """Generated problems of reasoning-gym, with data.source=reasoning_gym; needs the extra `real`."""
 
     tasks: tuple[GymTaskSettings, ...] = Field((), description="the tasks that prompts are drawn from")
+    examples: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="solved problems of the same task that stand before each problem as earlier turns, for models that "
+        "do not follow an instruction on the form of the answer",
+    )
     seed: Count = Field(0, description="seed of the problems")
 
 

@@ -104,9 +104,9 @@ def _arithmetic_row(problem: Problem) -> _Row:
 
 
 def _gym_row(problem: GymProblem) -> _Row:
-    """A message, since a text that is JSON would be read as one. Tasks that accept many answers may give none."""
-    message = {"role": "user", "content": problem.entry["question"]}
-    return _Row([message], problem.entry["answer"], problem.level, None, problem.columns, needs_answer=False)
+    """Tasks that accept many answers may give none."""
+    answer = problem.entry["answer"]
+    return _Row(problem.messages, answer, problem.level, None, problem.columns, needs_answer=False)
 
 
 def _read(rows: Sequence[Row], config: Config) -> Iterator[_Row]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,9 @@ MOST_CLASSES = 12
 MOST_FAILURES = 50
 """Problems in a row that a task may fail to generate."""
 
+LONGEST_S = 60
+"""Seconds that generating one problem may take: with some settings a task searches without end."""
+
 PATIENCE = 200
 """Problems in a row that may be known already, for a task that gave none yet; each one that it gave adds one more."""
 
@@ -38,13 +44,22 @@ class GymProblem:
     """One generated problem.
 
     `task` and `config` make the data set that scores answers; `entry` is what it generated: question, answer and
-    metadata. The answer is None for a task that accepts many answers and gives none.
+    metadata. The answer is None for a task that accepts many answers and gives none. `examples` are other questions of
+    the task with their answers.
     """
 
     task: str
     config: Mapping[str, Any]
     level: str
     entry: Mapping[str, Any]
+    examples: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat: each example as a turn of its own, then the question."""
+        turns = [(("user", question), ("assistant", answer)) for question, answer in self.examples]
+        said = [*chain.from_iterable(turns), ("user", self.entry["question"])]
+        return [{"role": role, "content": text} for role, text in said]
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -85,15 +100,17 @@ def problem_rows(
 
 
 def generate(settings: ReasoningGymSettings, count: int) -> tuple[GymProblem, ...]:
-    """The first `count` problems of the settings; those of tasks with a weight of 0 are checked and not generated.
+    """The first `count` problems of the settings; tasks with a weight of 0 are checked and give none.
 
-    Whatever the number, the tasks take turns by their weights, so that each beginning has its share of each task.
+    The tasks take turns by their weights, so that each beginning of the result has about the share of each task. For
+    the main thread of a process, since a signal ends what takes longer than `LONGEST_S`.
     """
-    streams = [_Stream(settings, number) for number in range(len(settings.tasks))]
     seen: set[str] = set()
-    problems = [streams[number].draw(seen) for number in _turns([task.weight for task in settings.tasks], count)]
+    streams = [_Stream(settings, number, seen) for number in range(len(settings.tasks))]
+    turns = list(_turns([task.weight for task in settings.tasks], count))
+    problems = [streams[number].draw() for number in turns]
     for number, task in enumerate(settings.tasks):
-        levels = {problem.level for problem in problems if problem.task == task.name}
+        levels = {problem.level for problem, turn in zip(problems, turns, strict=True) if turn == number}
         if task.level is not None and len(levels) > MOST_CLASSES:
             raise DataError(
                 f"{SETTING}.{number}.level={task.level!r} makes {len(levels)} difficulty classes, more than the "
@@ -103,7 +120,7 @@ def generate(settings: ReasoningGymSettings, count: int) -> tuple[GymProblem, ..
 
 
 def _turns(weights: Sequence[float], count: int) -> Iterator[int]:
-    """Places of tasks, so that after each turn every task has its share of the turns so far, but for less than one."""
+    """Places of tasks: each turn is that of the task which lags furthest behind its share of the turns so far."""
     total, taken = sum(weights), [0] * len(weights)
     for turn in range(1, count + 1):
         behind = [weight * turn / total - had if weight else -1.0 for weight, had in zip(weights, taken, strict=True)]
@@ -112,24 +129,65 @@ def _turns(weights: Sequence[float], count: int) -> Iterator[int]:
         yield place
 
 
+class _TooLong(BaseException):
+    """Passes the handlers of `Exception` with which tasks try again."""
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raise _TooLong after `LONGEST_S`, and each second from then on."""
+
+    def end(*_: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_S, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class _Stream:
     """Problems of one task without end."""
 
-    def __init__(self, settings: ReasoningGymSettings, number: int) -> None:
+    def __init__(self, settings: ReasoningGymSettings, number: int, seen: set[str]) -> None:
+        """`seen` are the questions that no stream gives again; this one adds its own."""
         self._task = settings.tasks[number]
         self._place, self._seed = f"{SETTING}.{number}", settings.seed
         self._name = _class_name(self._task, settings.tasks)
         self._drawn = self._given = 0
+        self._seen = seen
         self._dataset = self._chunk(0)
+        self._examples = tuple(map(self._example, range(settings.examples if self._task.weight else 0)))
 
-    def draw(self, seen: set[str]) -> GymProblem:
-        """The next problem whose question is not in `seen`, to which it is added."""
+    def draw(self) -> GymProblem:
+        """The next problem whose question was not seen."""
+        entry = self._new()
+        return GymProblem(self._task.name, self._task.config, self._level(entry), entry, self._examples)
+
+    def _example(self, _: int) -> tuple[str, str]:
+        entry = self._new()
+        if not isinstance(entry["answer"], str):
+            raise DataError(
+                f"reasoning_gym.examples: {self._task.name} ({self._place}) gives no answer to show; set it to 0, or "
+                "leave the task out"
+            )
+        return entry["question"], entry["answer"]
+
+    def _new(self) -> dict[str, Any]:
         misses = failures = 0
         while True:
             try:
                 entry = self._next()
             except ImportError as error:
                 raise missing_package(self._task.name, error, self._place) from None
+            except _TooLong:
+                raise DataError(
+                    f"{self._place}: {self._task.name} took more than {LONGEST_S} s for one problem with config "
+                    f"{self._task.config!r:.200}, which may leave it nothing to find; change the config"
+                ) from None
             except Exception as error:  # a task may fail in any way with odd settings
                 failures += 1
                 if failures > MOST_FAILURES:
@@ -140,10 +198,10 @@ class _Stream:
                 continue
             failures = 0
             question = normalised(entry["question"])
-            if question not in seen:
-                seen.add(question)
+            if question not in self._seen:
+                self._seen.add(question)
                 self._given += 1
-                return GymProblem(self._task.name, self._task.config, self._level(entry), entry)
+                return entry
             misses += 1
             if misses > PATIENCE + self._given:
                 raise DataError(
@@ -157,7 +215,8 @@ class _Stream:
         if place == 0 and chunk:
             self._dataset = self._chunk(chunk)
         self._drawn += 1
-        entry: dict[str, Any] = self._dataset[place]
+        with _time_limit():
+            entry: dict[str, Any] = self._dataset[place]
         return entry
 
     def _chunk(self, number: int) -> Any:
