@@ -169,6 +169,8 @@ class _Stream:
 
     def _example(self, _: int) -> tuple[str, str]:
         entry = self._new()
+        while entry["answer"] == "":  # which no chat template shows as a turn
+            entry = self._new()
         if not isinstance(entry["answer"], str):
             raise DataError(
                 f"reasoning_gym.examples: {self._task.name} ({self._place}) gives no answer to show; set it to 0, or "
