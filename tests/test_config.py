@@ -325,7 +325,10 @@ def test_all_that_does_not_fit_is_told_together() -> None:
 # --- the settings told to a person ---
 
 
-MAPPINGS = ("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs")
+MAPPINGS = (
+    *("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs"),
+    "reasoning_gym.tasks[].config",
+)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -342,7 +345,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_setting_is_listed_once(tmp_path: Path) -> None:
-    full = load_config(written(tmp_path, TWO_TRIGGERS))
+    full = load_config(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
     listed = [key for key, _, _ in settings()]
     assert len(set(listed)) == len(listed)
     # Sections that are null by default are listed with what they could hold.

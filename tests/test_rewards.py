@@ -27,6 +27,10 @@ FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end
 
 
+OF_TEXTS = sorted(set(BUILTIN) - {"reasoning_gym"})
+"""Those that need no package: the other one has tests/test_gym.py."""
+
+
 def score(name: str, text: str, truth: str = "42", format: FormatSettings = FORMAT) -> float | None:
     (value,) = BUILTIN[name](completions=[text], answer=truth, prompt="?", format=format, level="")
     return value
@@ -349,7 +353,7 @@ pieces = st.sampled_from([T, S, E, "$", "\\frac{", "}", "^", "!", "-", ",", ".",
 texts = st.one_of(st.text(), st.lists(st.one_of(pieces, st.text(max_size=3)), max_size=12).map("".join))
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+@pytest.mark.parametrize("name", OF_TEXTS)
 @given(text=texts, truth=texts)
 @settings(max_examples=120, deadline=None)
 def test_any_text_gets_a_finite_score(name: str, text: str, truth: str) -> None:
@@ -368,7 +372,7 @@ def test_an_answer_without_markers_is_found_as_written(before: str, inside: str,
         assert marked_answer(f"{before}{T}{S}{inside}{E}{after}", FORMAT) == inside
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+@pytest.mark.parametrize("name", OF_TEXTS)
 @pytest.mark.parametrize("piece", ["1", "1,", "1.", "1 ", "-", " ", "(", "$1", "a", T, S, E, S + E, "\\boxed{"])
 def test_long_texts_take_no_long_time(name: str, piece: str) -> None:
     text = (piece * 100_000)[:100_000]
@@ -397,7 +401,7 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 
 def test_builtin_names_load() -> None:
     assert {load_reward(name) for name in BUILTIN} == set(BUILTIN.values())
-    assert set(BUILTIN) == {"format_approximate", "format_exact", "answer", "number", "exact", "latex"}
+    assert set(BUILTIN) == {"format_approximate", "format_exact", "answer", "number", "exact", "latex", "reasoning_gym"}
 
 
 def test_own_function_beside_where_one_runs(write_module: Callable[[str, str], None]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from adagrpo_ray.config.reasoning_gym import gym_conflicts
+
 if TYPE_CHECKING:
     from adagrpo_ray.config.tree import Config
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 def conflicts(config: Config) -> Iterator[str]:
     """What is wrong with the settings together: which keys, their values and what to change; nothing where they fit."""
     yield from _bad_texts(config.model_dump())
+    yield from gym_conflicts(config)
     a, r = config.algorithm, config.rollout
     fewest, most = a.allocation.sizes(a.group_size) if a.allocation.enabled else (a.group_size, a.group_size)
     if fewest > most:

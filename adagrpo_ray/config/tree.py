@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings, SamplingSettings
 from adagrpo_ray.config.conflicts import conflicts
+from adagrpo_ray.config.reasoning_gym import ReasoningGymSettings
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.section import (
     Amount,
@@ -154,8 +155,8 @@ class DataSettings(Section):
     source: str = Field(
         "arithmetic",
         min_length=1,
-        description="'arithmetic' (generated), a .jsonl, .json, .csv, .tsv or .parquet file, a pattern of such files "
-        "(*), a folder, or a Hub name",
+        description="'arithmetic' or 'reasoning_gym' (generated), a .jsonl, .json, .csv, .tsv or .parquet file, a "
+        "pattern of such files (*), a folder, or a Hub name",
     )
     subset: str | None = Field(None, min_length=1, description="configuration of a Hub data set or of a copy of one")
     split: str = Field(
@@ -176,7 +177,9 @@ class DataSettings(Section):
     template_kwargs: dict[TemplateArgument, TemplateValue] = Field(
         {}, description="arguments of the model's chat template by name, as in enable_thinking: false"
     )
-    train_prompts: PositiveInt | None = Field(None, description="how many prompts to train on; null: all there are")
+    train_prompts: PositiveInt | None = Field(
+        None, description="how many prompts to train on; null: all there are, 2000 of generated ones"
+    )
     held_out_prompts: Count = Field(128, description="how many prompts to keep aside to measure accuracy on")
     length_quantile: float = Field(1.0, gt=0.0, le=1.0, description="drop prompts longer than this quantile of lengths")
     shuffle: bool = Field(True, description="new order of the prompts for each pass over them")
@@ -273,6 +276,7 @@ class Config(Section):
     run: RunSettings = Field(RunSettings(), description="the run itself")
     model: ModelSettings = Field(ModelSettings(), description="base model and adapter")
     arithmetic: ArithmeticSettings = Field(ArithmeticSettings(), description="the embedded task and tiny model")
+    reasoning_gym: ReasoningGymSettings = Field(ReasoningGymSettings(), description="generated reasoning tasks")
     data: DataSettings = Field(DataSettings(), description="prompts")
     rewards: RewardsSettings = Field(RewardsSettings(), description="scoring")
     algorithm: AlgorithmSettings = Field(AlgorithmSettings(), description="adaptive GRPO")

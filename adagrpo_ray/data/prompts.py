@@ -16,8 +16,9 @@ from adagrpo_ray.data.arithmetic import ARITHMETIC, Problem, problem_sets
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.formats import Row
 from adagrpo_ray.data.messages import read_chat
+from adagrpo_ray.data.reasoning_gym import GymProblem, problem_rows
 from adagrpo_ray.data.row_id import normalised, row_id
-from adagrpo_ray.data.source import column, load_rows, refuse_parts
+from adagrpo_ray.data.source import column, is_generated, load_rows, refuse_parts
 from adagrpo_ray.data.split import split
 from adagrpo_ray.data.template import ChatTemplate, template_digest
 from adagrpo_ray.errors import DataError
@@ -26,7 +27,8 @@ from adagrpo_ray.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ARITHMETIC_PROMPTS = 2000
+GENERATED_PROMPTS = 2000
+"""How many problems are generated to train on, unless the settings say."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,9 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
     """
     data, maker = config.data, _Maker(config, tokenizer)
     dropped = maker.dropped
-    if data.source == ARITHMETIC:
+    if is_generated(data.source):
         refuse_parts(data)
-        train, held_out = problem_sets(
-            config.arithmetic, data.train_prompts or ARITHMETIC_PROMPTS, data.held_out_prompts
-        )
-        kept = [_fitting(maker.make(map(_arithmetic_row, problems)), config, dropped) for problems in (train, held_out)]
+        kept = [_fitting(maker.make(rows), config, dropped) for rows in _generated(config)]
     else:
         prompts = _fitting(maker.make(_read(load_rows(data), config)), config, dropped)
         problems = [maker.problems[prompt.id] for prompt in prompts]
@@ -87,10 +86,27 @@ class _Row:
     problem: Any
     columns: Row
     place: str = ""
+    needs_answer: bool = True
+
+
+def _generated(config: Config) -> tuple[list[_Row], list[_Row]]:
+    """Generated problems to train on, and those held out."""
+    train, held_out = config.data.train_prompts or GENERATED_PROMPTS, config.data.held_out_prompts
+    if config.data.source == ARITHMETIC:
+        sums = problem_sets(config.arithmetic, train, held_out)
+        return [*map(_arithmetic_row, sums[0])], [*map(_arithmetic_row, sums[1])]
+    problems = problem_rows(config.reasoning_gym, train, held_out)
+    return [*map(_gym_row, problems[0])], [*map(_gym_row, problems[1])]
 
 
 def _arithmetic_row(problem: Problem) -> _Row:
     return _Row(problem.text, problem.answer, problem.level, None, {})
+
+
+def _gym_row(problem: GymProblem) -> _Row:
+    """Tasks that accept many answers may give none."""
+    answer = problem.entry["answer"]
+    return _Row(problem.messages, answer, problem.level, None, problem.columns, needs_answer=False)
 
 
 def _read(rows: Sequence[Row], config: Config) -> Iterator[_Row]:
@@ -165,7 +181,9 @@ class _Maker:
             return "without a prompt"
         answer, level = answer_text(row.answer), answer_text(row.level) or ""
         if answer is None:
-            return "without an answer"
+            if row.needs_answer:
+                return "without an answer"
+            answer = ""
         name, own_system = row_id(chat, answer), chat.has_system_message
         if name in others:
             return "double"

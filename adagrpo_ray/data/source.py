@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adagrpo_ray.config.reasoning_gym import REASONING_GYM
 from adagrpo_ray.config.tree import DataSettings
 from adagrpo_ray.data.answers import restore_floats
+from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.formats import NAMED_KINDS, Row, kind, read_file
 from adagrpo_ray.errors import DataError, first_line
 
@@ -62,8 +64,15 @@ def column(row: Row, name: str, setting: str) -> Any:
     return value
 
 
+def is_generated(source: str) -> bool:
+    """Whether the source names problems that are generated, whatever file has the same name."""
+    return source in (ARITHMETIC, REASONING_GYM)
+
+
 def is_hub_name(source: str) -> bool:
     """Whether a source that is neither generated nor there on this machine can be a data set of the Hub."""
+    if is_generated(source):
+        return False
     path = Path(os.path.expanduser(source))
     return HUB_NAME.fullmatch(source) is not None and kind(path) is None and not os.path.exists(path)
 
@@ -203,7 +212,8 @@ def _hub(data: DataSettings) -> Sequence[Row]:
     except Exception as error:  # what a file holds makes datasets fail in any way
         raise DataError(
             f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: "
-            f"{first_line(error.__cause__ or error)}; give 'arithmetic', a file, a folder, or a Hub name"
+            f"{first_line(error.__cause__ or error)}; give 'arithmetic', 'reasoning_gym', a file, a folder, or a Hub "
+            "name"
         ) from None
     return _restored(rows)
 

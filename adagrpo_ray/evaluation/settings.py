@@ -20,7 +20,7 @@ from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.registry import BUILTIN
 
 COUNTING = (
-    *("run.seed", "model.path", "model.dtype", "arithmetic"),
+    *("run.seed", "model.path", "model.dtype", "arithmetic", "reasoning_gym"),
     *("data.source", "data.subset", "data.split", "data.columns", "data.format", "data.system_prompt"),
     "data.template_kwargs",
     *("rewards.functions", "rewards.correct_by", "rewards.correct_above"),

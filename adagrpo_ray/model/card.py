@@ -16,7 +16,6 @@ import yaml
 
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.source import is_hub_name
 from adagrpo_ray.model import card_sections as sections
 from adagrpo_ray.model import card_use as asking
@@ -112,7 +111,7 @@ def merged_card(adapter: str | None, name: str, base: ModelIdentity, merge: Merg
 def _adapter_head(facts: Facts) -> dict[str, Any]:
     config, base, summary = facts.config, facts.base, facts.summary
     source = config.data.source
-    on_hub = source != ARITHMETIC and is_hub_name(source)
+    on_hub = is_hub_name(source)
     head: dict[str, Any] = {}
     if base.on_hub:
         head |= {"base_model": base.name, "base_model_relation": "adapter"}

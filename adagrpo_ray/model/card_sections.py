@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from adagrpo_ray.config.algorithm import TriggerSettings
+from adagrpo_ray.config.reasoning_gym import REASONING_GYM
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.arithmetic import ARITHMETIC
-from adagrpo_ray.data.source import is_hub_name
+from adagrpo_ray.data.source import is_generated, is_hub_name
 from adagrpo_ray.model.gguf_file import base_name
 from adagrpo_ray.model.identity import TINY, ModelIdentity
 from adagrpo_ray.observe.figures import change, few, levels, number, rungs, shown, whole
@@ -51,6 +53,8 @@ def data_in_words(config: Config) -> str:
     source = config.data.source
     if source == ARITHMETIC:
         return "generated additions of two numbers"
+    if source == REASONING_GYM:
+        return "generated problems of [reasoning-gym](https://github.com/open-thought/reasoning-gym)"
     if not is_hub_name(source):
         return code(source_name(source))
     return f"[{source}](https://huggingface.co/datasets/{source})"
@@ -58,7 +62,7 @@ def data_in_words(config: Config) -> str:
 
 def source_name(source: str) -> str:
     """A name on the Hub as it is; of a file or folder its own name, without the folders of the machine."""
-    return source if source == ARITHMETIC or is_hub_name(source) else PurePath(source).name
+    return source if is_generated(source) or is_hub_name(source) else PurePath(source).name
 
 
 def base_model(base: ModelIdentity, adapter: str | None = None) -> str:
@@ -81,6 +85,11 @@ def data(config: Config, prompts: tuple[int, int] | None) -> str:
     rows = [("data", data_in_words(config))]
     if d.source == ARITHMETIC:
         rows.append(("classes", "digits of the summands: " + ", ".join(map(str, config.arithmetic.keep_carry))))
+    elif d.source == REASONING_GYM:
+        rows += [
+            (f"task {literal(task.name)}", f"weight {task.weight:g}, {code(json.dumps(task.config, sort_keys=True))}")
+            for task in config.reasoning_gym.tasks
+        ]
     elif is_hub_name(d.source):
         rows.append(("subset, split", f"{d.subset or '-'}, {d.split}"))
     if prompts is not None:

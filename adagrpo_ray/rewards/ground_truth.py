@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adagrpo_ray.config.reasoning_gym import REASONING_GYM
 from adagrpo_ray.config.tree import Config, FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.given import NOTHING, Given
@@ -30,9 +31,9 @@ POLL_S = 0.2
 _NEED_THINK_END = ("answer", "format_exact", "format_approximate")
 _COMPARE_TEXTS = ("answer", "exact")
 # These pay for an answer between the markers of `data.format` alone.
-_NEED_MARKERS = frozenset(BUILTIN) - {"latex"}
-# Linear in the length of any text, so that they need no process of their own; math-verify is not.
-_AT_ONCE = frozenset(BUILTIN) - {"latex"}
+_NEED_MARKERS = frozenset(BUILTIN) - {"latex", REASONING_GYM}
+# Linear in the length of any text, so that they need no process of their own; math-verify and other verifiers are not.
+_AT_ONCE = frozenset(BUILTIN) - {"latex", REASONING_GYM}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,8 @@ def check_ground_truths(
 
     Raises RewardError if a function lacks a parameter or a column, if none of them can be scored (with
     rewards.on_error=stop: if one cannot), and if a built-in function that decides on correctness counts none as
-    correct. A function of the user's own may have reasons for that, and is warned of. Ends early once `stop` is set.
+    correct. A function of the user's own may have reasons for that, and is warned of. Prompts without an answer, since
+    many are right, are left out. Ends early once `stop` is set.
     """
     settings = config.rewards
     notices: list[str] = []
@@ -73,7 +75,7 @@ def check_ground_truths(
         if reward.function not in BUILTIN:
             function = load_reward(reward.function, given)
             notices.append(check_parameters(function, reward.function, [prompt.columns for prompt in prompts]))
-    rows = evenly(prompts, settings.check_prompts)
+    rows = evenly([prompt for prompt in prompts if prompt.answer], settings.check_prompts)
     if rows:
         tried = _try(config, rows, CompletionText(tokenizer, config.data.format), tokenizer, given, stop)
         notices += [] if not tried else _judged(config, tried)
@@ -88,9 +90,12 @@ def evenly(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
     return [prompts[i] for i in places]
 
 
-def completions_of(truth: str, format: FormatSettings) -> tuple[str, ...]:
-    """The ground truth's final answer as completions: in the format of the settings, alone, and in a box."""
-    answer = final_answer(truth)
+def completions_of(truth: str, format: FormatSettings, *, whole: bool = False) -> tuple[str, ...]:
+    """The ground truth's final answer as completions: in the format of the settings, alone, and in a box.
+
+    With `whole` all of the ground truth is the answer.
+    """
+    answer = truth if whole else final_answer(truth)
     return f"{format.think_end}{format.answer_start}{answer}{format.answer_end}", answer, rf"\boxed{{{answer}}}"
 
 
@@ -105,11 +110,13 @@ def _try(
     """The rows, scored by the rules of a run; none begins more than `rewards.timeout_s` after the first was scored."""
     settings = config.rewards.model_copy(update={"workers": 1, "on_error": "drop"})
     functions = [(reward.function, reward.weight) for reward in settings.functions]
+    gym = _decides(config) == REASONING_GYM
 
     def texts_of(row: Prompt) -> tuple[tuple[str, ...], int]:
-        wanted, *others = completions_of(row.answer, config.data.format)
+        wanted, alone, *others = completions_of(row.answer, config.data.format, whole=gym)
         ids = tokenizer.encode(wanted, add_special_tokens=False)
-        return (text.text(ids), *others), len(ids)
+        tokens = len(tokenizer.encode(alone, add_special_tokens=False)) if gym else len(ids)
+        return (text.text(ids), alone, *others), tokens
 
     if {name for name, _ in functions} <= _AT_ONCE:  # no process is started, which takes seconds
         loaded = [(load_reward(name), weight) for name, weight in functions]
@@ -171,9 +178,8 @@ def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
         notices.append(f"{told}; a run would not learn from them")
     if not scored:
         return notices
-    names = [f.function for f in settings.functions]
-    column = names.index(settings.correct_by) if settings.correct_by is not None else len(names) - 1
-    name, built_in = names[column], names[column] in BUILTIN
+    names, name = [f.function for f in settings.functions], _decides(config)
+    column, built_in = names.index(name), name in BUILTIN
     wrong = [t for t in scored if not _correct(t, column, settings.correct_above, built_in)]
     if wrong:
         t = wrong[0]
@@ -199,6 +205,11 @@ def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
     return [*notices, *_answers(config, name, scored)]
 
 
+def _decides(config: Config) -> str:
+    """The function whose score says which completions are correct."""
+    return config.rewards.correct_by or config.rewards.functions[-1].function
+
+
 def _correct(tried: Tried, column: int, above: float, built_in: bool) -> bool:
     """Whether the completion in the asked format counts as correct; of a function of the user's own, any of them."""
     scores = tried.scores.by_function[: 1 if built_in else None, column]
@@ -207,7 +218,12 @@ def _correct(tried: Tried, column: int, above: float, built_in: bool) -> bool:
 
 def _answers(config: Config, name: str, scored: Sequence[Tried]) -> list[str]:
     """Warnings about ground truths that no completion will reach."""
-    notices, limit = [], config.rollout.max_new_tokens
+    notices, limit, above = [], config.rollout.max_new_tokens, config.rewards.correct_above
+    if name == REASONING_GYM and above <= 0.0:
+        notices.append(
+            f"rewards.correct_above={above:g}: {name!r} pays a part of 1.0 for some wrong answers, which all count as "
+            "correct: set it to 0.99"
+        )
     if name in BUILTIN and (long := [t.tokens for t in scored if t.tokens > limit]):
         notices.append(
             f"rollout.max_new_tokens={limit} is less than {len(long)} of {len(scored)} ground truths take in the asked "

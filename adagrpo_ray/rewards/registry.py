@@ -15,6 +15,7 @@ from adagrpo_ray.errors import ConfigError, RewardError
 from adagrpo_ray.extension import check_kind, load_function, signature
 from adagrpo_ray.given import NOTHING, Given
 from adagrpo_ray.rewards import functions as built_in
+from adagrpo_ray.rewards.gym import reasoning_gym
 from adagrpo_ray.rewards.latex import latex
 from adagrpo_ray.types import Floats
 
@@ -30,6 +31,7 @@ BUILTIN: Mapping[str, RewardFunction] = {
     "format_exact": built_in.format_exact,
     "latex": latex,
     "number": built_in.number,
+    "reasoning_gym": reasoning_gym,
 }
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -1,0 +1,31 @@
+"""The process in which problems of reasoning-gym are generated: `python -m adagrpo_ray.data.gym_process RESULT`.
+
+Standard input holds the pickled settings and numbers of problems. The file RESULT gets the pickled problems, or the
+error of this library that was raised.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+from adagrpo_ray.data.reasoning_gym import generate
+from adagrpo_ray.errors import AdaGRPOError
+
+
+def main(path: Path) -> None:
+    """Generate what standard input asks for and write it whole to `path`."""
+    settings, train, held_out = pickle.load(sys.stdin.buffer)
+    try:
+        found: object = generate(settings, held_out + train)
+    except AdaGRPOError as error:
+        found = error
+    part = path.with_suffix(".part")
+    part.write_bytes(pickle.dumps(found))
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
