@@ -71,7 +71,7 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 def engines(under: int | None = None) -> list[psutil.Process]:
     """vLLM's live engine processes under this process, or under the one of this number."""
     found = psutil.Process(under).children(recursive=True)
-    return [process for process in found if "EngineCore" in title(process)]
+    return [process for process in found if "EngineCor" in title(process)]  # of a long name Linux keeps 15 letters
 
 
 @dataclass(frozen=True)

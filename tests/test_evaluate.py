@@ -138,7 +138,7 @@ def test_what_was_finished_stays_and_the_same_command_goes_on(
         gate.wait(running)
         until(lambda: len(results.read_text().splitlines()) == 1 + 4, running)
         processes = children(running)
-        assert any("EngineCore" in title(process) for process in processes)
+        assert any("EngineCor" in title(process) for process in processes)
         if number == signal.SIGINT:
             os.killpg(running.pid, number)  # as a terminal's Ctrl-C: it goes to every process
         else:

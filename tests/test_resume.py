@@ -112,7 +112,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gat
     with started(command, **piped, start_new_session=True) as running:
         gate.wait(running)
         processes = children(running)
-        assert any("EngineCore" in title(process) for process in processes)
+        assert any("EngineCor" in title(process) for process in processes)
         os.killpg(running.pid, signal.SIGINT)
         output, errors = running.communicate()
 

@@ -148,6 +148,7 @@ def test_an_upload_is_small_and_has_what_a_run_needs(tmp_path: Path) -> None:
     assert not {name.split("/")[0] for name in names} & {".git", ".venv", "runs", "tests", "docs", ".mypy_cache"}
 
 
+@pytest.mark.timeout(900)
 def test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prometheus(cluster: Cluster) -> None:
     command = ("ray", "job", "submit", "--address", cluster.address, "--submission-id", "plain", "--working-dir", ".")
     with Scraper(cluster.metrics_port) as scraper:
