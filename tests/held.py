@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from tests.program import metrics, title
+from tests.program import is_engine, metrics
 
 MODULE = """
 import json
@@ -71,7 +71,7 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 def engines(under: int | None = None) -> list[psutil.Process]:
     """vLLM's live engine processes under this process, or under the one of this number."""
     found = psutil.Process(under).children(recursive=True)
-    return [process for process in found if "EngineCor" in title(process)]  # of a long name Linux keeps 15 letters
+    return [process for process in found if is_engine(process)]
 
 
 @dataclass(frozen=True)

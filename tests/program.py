@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ def title(process: psutil.Process) -> str:
         return " ".join(process.cmdline()) or process.name()
     except psutil.Error:
         return ""
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Whether it is an engine of vLLM.
+
+    Some engines keep the title of a Python process, as setproctitle does nothing now and then: such a one is spawned by
+    whatever is no learner, whose own children score.
+    """
+    if "EngineCor" in title(process):  # Linux keeps 15 letters of a name
+        return True
+    with suppress(psutil.Error):
+        parent = process.parent()
+        return "spawn_main" in title(process) and parent is not None and "LearnerActor" not in title(parent)
+    return False
 
 
 def settings(folder: Path | str, steps: int) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ActorLostError, RolloutError
 from adagrpo_ray.preflight import check
 from adagrpo_ray.rollout.engine import RolloutEngine
+from tests.held import engines
 
 LENGTH = 256
 QUICK = ("data.train_prompts=8", "data.held_out_prompts=4", "algorithm.prompts_per_step=1")
@@ -68,7 +68,7 @@ def test_an_engine_that_is_killed_is_lost_with_what_is_known_of_it(tiny_model: P
 
     async def scenario() -> None:
         await engine.warm_up()
-        cores = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()]
+        cores = engines()
         assert cores
         for core in cores:
             core.kill()

@@ -25,7 +25,7 @@ from adagrpo_ray.evaluation.results import RESULTS
 from adagrpo_ray.evaluation.table import JSON, MARKDOWN
 from adagrpo_ray.stop import Stop
 from tests.held import NAME, Gate, started, until
-from tests.program import ENDING_S, children, title
+from tests.program import ENDING_S, children, is_engine
 from tests.scripts import script
 
 PROBLEMS = 10
@@ -138,7 +138,7 @@ def test_what_was_finished_stays_and_the_same_command_goes_on(
         gate.wait(running)
         until(lambda: len(results.read_text().splitlines()) == 1 + 4, running)
         processes = children(running)
-        assert any("EngineCor" in title(process) for process in processes)
+        assert any(map(is_engine, processes))
         if number == signal.SIGINT:
             os.killpg(running.pid, number)  # as a terminal's Ctrl-C: it goes to every process
         else:

@@ -16,7 +16,7 @@ import pytest
 
 from adagrpo_ray.learner import checkpoint
 from tests.held import Gate, assert_same_run, started
-from tests.program import ENDING_S, children, metrics, settings, title, train
+from tests.program import ENDING_S, children, is_engine, metrics, settings, title, train
 
 KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
 
@@ -47,7 +47,8 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tm
         gate.wait(run)
         processes = children(run)
         found = " ".join(map(title, processes))
-        assert all(name in found for name in ("raylet", "EngineCore", "LearnerActor"))
+        assert all(name in found for name in ("raylet", "LearnerActor"))
+        assert any(map(is_engine, processes))
         run.kill()
     assert run.returncode == -signal.SIGKILL
     assert_ended(processes)
@@ -112,7 +113,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gat
     with started(command, **piped, start_new_session=True) as running:
         gate.wait(running)
         processes = children(running)
-        assert any("EngineCor" in title(process) for process in processes)
+        assert any(map(is_engine, processes))
         os.killpg(running.pid, signal.SIGINT)
         output, errors = running.communicate()
 
