@@ -27,7 +27,11 @@ EPSILON = {"float32": 2.0**-20, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 MEAN, LARGEST = 1e-3, 2e-2
-"""Largest differences of log-probabilities to PEFT's merge in the same types: over all tokens, and of any one."""
+"""Largest differences of log-probabilities to PEFT's merge in the same types: over all tokens, and of any one.
+
+On SmolLM2-135M there is none, in all three types. Sums in another order may round single weights the other way: this
+is about a hundredth of what rounding all of them to bfloat16 does there (0.06 to 0.13).
+"""
 COSTLY = 0.5
 """From this share of the adapter's own effect on, what rounding changes is worth a warning."""
 NOTHING = 1e-4
