@@ -83,7 +83,15 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "-inf behaviour": (with_logprob(-math.inf), "behaviour log-probabilities"),
     "NaN advantage": ({"advantage": math.nan}, "advantages"),
     "infinite weight": ({"token_weights": np.full(12, math.inf, np.float32)}, "advantages"),
-    "infinite loss": ({"advantage": 3e38, "token_weights": np.full(12, 1.0, np.float32)}, "loss"),
+    # So unlikely a behaviour that each token counts twice, the cap of the rollout correction, whatever the model says.
+    "infinite loss": (
+        {
+            "advantage": 3e38,
+            "token_weights": np.full(12, 1.0, np.float32),
+            "behaviour_logprobs": np.full(12, -30.0, np.float32),
+        },
+        "loss",
+    ),
     "infinite gradient": ({"advantage": 1e30}, "gradient"),
 }
 
