@@ -171,7 +171,7 @@ def children(pid: int | None = None) -> list[psutil.Process]:
 def engines() -> list[psutil.Process]:
     """vLLM's engine processes, but for those that hang already, as an earlier fault has left them."""
     with suppress(psutil.NoSuchProcess):
-        return [p for p in titled("VLLM::EngineCore") if p.status() != psutil.STATUS_STOPPED]
+        return [p for p in children() if is_engine(p) and p.status() != psutil.STATUS_STOPPED]
     return []
 
 

@@ -38,25 +38,19 @@ class Recipe:
     model: Any = None
 
 
+SIZES: dict[str, Any] = {
+    **{"vocab_size": len(TOKENS), "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2},
+    **{"hidden_size": HIDDEN, "intermediate_size": MIDDLE, "num_hidden_layers": LAYERS},
+    **{"num_attention_heads": HEADS, "num_key_value_heads": KEY_VALUE_HEADS},
+}
+
+
 def qwen3(seed: int = 0) -> Any:
     """A Qwen3 with random weights, whose head is the embedding."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(TOKENS),
-        hidden_size=HIDDEN,
-        intermediate_size=MIDDLE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_VALUE_HEADS,
-        head_dim=128,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return Qwen3ForCausalLM(config).eval()
+    return Qwen3ForCausalLM(Qwen3Config(head_dim=128, tie_word_embeddings=True, **SIZES)).eval()
 
 
 def llama(seed: int = 0) -> Any:
@@ -64,19 +58,7 @@ def llama(seed: int = 0) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(TOKENS),
-        hidden_size=HIDDEN,
-        intermediate_size=MIDDLE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_VALUE_HEADS,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **SIZES)).eval()
 
 
 def write_gguf(file: Path, recipe: Recipe | None = None) -> Path:

@@ -232,7 +232,7 @@ def test_another_node_dequantises_the_same_file_itself(
     assert (there.name, there.is_relative_to(tmp_path / "there")) == (Path(files.path).name, True)
     write_gguf(file, Recipe(seed=1))
     with pytest.raises(
-        ModelError, match=r"on node \S+ model\.path='.*' is another file than where the run was started"
+        ModelError, match=r"on node \S+ model\.path='.*' is not the file of the machine that started the run"
     ):
         gone.here()
     file.unlink()

@@ -22,9 +22,9 @@ from adagrpo_ray.config.reasoning_gym import ReasoningGymSettings
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.data import reasoning_gym as source
+from adagrpo_ray.data.gym_problems import GymProblem, generate, problem_rows
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
-from adagrpo_ray.data.reasoning_gym import GymProblem, generate, problem_rows
 from adagrpo_ray.data.row_id import normalised
 from adagrpo_ray.errors import ConfigError, DataError, RewardError
 from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
@@ -71,7 +71,7 @@ ALL = f"""
 import hashlib, sys
 from reasoning_gym.factory import DATASETS
 from adagrpo_ray.config.reasoning_gym import ReasoningGymSettings
-from adagrpo_ray.data.reasoning_gym import problem_rows
+from adagrpo_ray.data.gym_problems import problem_rows
 
 names = sorted(set(DATASETS) - {{"composite"}})
 tasks = ReasoningGymSettings.model_validate({{"tasks": [{{"name": name}} for name in names], "seed": 3}})

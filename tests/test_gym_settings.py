@@ -11,7 +11,7 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.data import gym_tasks
-from adagrpo_ray.data.reasoning_gym import GymProblem, _turns
+from adagrpo_ray.data.gym_problems import GymProblem, _turns
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.evaluation.settings import COUNTING
 from adagrpo_ray.model.card_sections import data_in_words

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
 from adagrpo_ray.observe.names import name_of, text_of
 from adagrpo_ray.observe.runs import RunHistory, load
 from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
@@ -52,6 +53,7 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ended = program.launch(
             *("--config", "launch/configs/tiny-cpu.yaml", f"run.folder={folder}", "run.name=run", "run.steps=3"),
             *(f"data.source={folder / 'problems.jsonl'}", "data.columns.level=level", "data.held_out_prompts=60"),
+            f"data.system_prompt={SYSTEM_PROMPT}",  # after which the model thinks for more than the 16 tokens
             *("evaluation.samples=1", "evaluation.every=2", "algorithm.prompts_per_step=8", "run.report=true"),
             *("checkpoint.every=1", "rollout.max_new_tokens=16", "run.samples_per_step=8"),
             *("tracking.wandb=project", f"tracking.mlflow={folder / 'mlruns'}"),
@@ -77,10 +79,9 @@ def expected(history: RunHistory) -> dict[tuple[str, int], float]:
 
 def test_the_run_ends_with_all_that_a_run_leaves(mean: Path, history: RunHistory) -> None:
     said = (mean / "said.txt").read_text()
-    unused, unasked, *cut = (line for line in said.splitlines() if "warning" in line)
+    unused, cut = (line for line in said.splitlines() if "warning" in line)
     assert "'meine_belohnung:nirgends' applies to none of 64 ground truths" in unused
-    assert "and none of 64 prompts asks for it" in unasked
-    assert all("none of 60 completions ended by itself" in line for line in cut)  # they do or not, as the model has it
+    assert "none of 60 completions ended by itself" in cut
     assert "no report" not in said
     assert "\x1b" not in said
     assert [record.step for record in history.steps] == [1, 2, 3]

@@ -11,7 +11,7 @@ import pickle
 import sys
 from pathlib import Path
 
-from adagrpo_ray.data.reasoning_gym import generate
+from adagrpo_ray.data.gym_problems import generate
 from adagrpo_ray.errors import AdaGRPOError
 
 

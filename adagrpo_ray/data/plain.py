@@ -9,8 +9,8 @@ from adagrpo_ray.errors import DataError
 def plain_text(chat: Chat, system: str | None) -> str:
     """The text of the chat's only message, after `system` and a blank line if there is one.
 
-    Raises DataError if the chat has another message, tools, or a message with more than its text: what tells them apart
-    would be left out.
+    Raises DataError if the chat has another message, tools, or a message with more than its text, which plain text
+    cannot show.
     """
     messages = [m for m in chat.messages if m["role"] not in SYSTEM_ROLES or m["content"].strip()]
     roles = ", ".join(str(m["role"]) for m in messages)

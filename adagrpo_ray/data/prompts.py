@@ -15,8 +15,8 @@ from adagrpo_ray.data.answers import answer_text
 from adagrpo_ray.data.arithmetic import ARITHMETIC, Problem, problem_sets
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.formats import Row
+from adagrpo_ray.data.gym_problems import GymProblem, problem_rows
 from adagrpo_ray.data.messages import read_chat
-from adagrpo_ray.data.reasoning_gym import GymProblem, problem_rows
 from adagrpo_ray.data.row_id import normalised, row_id
 from adagrpo_ray.data.source import column, is_generated, load_rows, refuse_parts
 from adagrpo_ray.data.split import split

@@ -22,7 +22,7 @@ class ModelFiles:
 
     The tiny model was trained on the machine that started the run, so it travels. A GGUF file, which the settings call
     `gguf`, is large: each node dequantises it into a cache of its own, and it must be the same file.
-    `template` is what `chosen_template` gave where the run was started.
+    `template` is the result of `chosen_template` on the machine that started the run.
     """
 
     path: str
@@ -60,8 +60,8 @@ class ModelFiles:
             raise ModelError(f"on node {node}: {error}") from None
         if folder.name != Path(self.path).name:  # which has the file's hash
             raise ModelError(
-                f"on node {node} model.path={name!r} is another file than where the run was started; bring the same "
-                "file to all nodes, or put it on storage that they share"
+                f"on node {node} model.path={name!r} is not the file of the machine that started the run; bring the "
+                "same file to all nodes, or put it on storage that they share"
             )
         return str(folder)
 

@@ -127,7 +127,7 @@ class _Cursor:
         self.content, self.size, self.at = content, len(content), 0
 
     def skip(self, count: int) -> int:
-        """Pass over so many bytes; where they begin."""
+        """Skip `count` bytes and return the place of the first one."""
         begin = self.at
         if count > self.size - begin:
             raise _BadError(

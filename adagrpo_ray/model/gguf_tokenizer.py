@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, made to do what the file's metadata say where Transformers leaves something out."""
+"""The tokenizer of a GGUF file, with the rules of its metadata that Transformers leaves out."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def load_gguf_tokenizer(folder: str, file: str, header: Header, name: str) -> An
             f"{name} has no tokenizer that Transformers can build ({first_line(error)}); give a folder of the model "
             "with its own tokenizer"
         ) from None
-    for label, key in (("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")):
+    for key in ("bos_token_id", "eos_token_id"):
         said = header.values.get(f"{KEY}{key}")
-        if said is not None and getattr(tokenizer, label) != said:
+        if said is not None and getattr(tokenizer, key) != said:
             raise ModelError(
                 f"{name}: its metadata say {KEY}{key}={said!r:.100}, and Transformers makes a tokenizer of it with "
-                f"{label}={getattr(tokenizer, label)}; give a folder of the model with its own tokenizer"
+                f"{key}={getattr(tokenizer, key)}; give a folder of the model with its own tokenizer"
             )
     tokenizer.chat_template = _template(header, name)
     _cut_digits(tokenizer, header)

@@ -309,7 +309,7 @@ class RolloutEngine:
         """End the engine's processes."""
         from vllm.platforms import current_platform
 
-        # By itself vLLM gives the engine 5 s to tidy up, which it uses on CPUs, where there is nothing to give back.
+        # By itself vLLM gives the engine 5 s to tidy up, which it uses on CPUs, although there is nothing to give back.
         self._engine.shutdown(timeout=0.0 if current_platform.is_cpu() else None)
         # Its finalizer does it once more, and fails where that is at the end of Python, of which little is left then.
         self._engine.shutdown = lambda: None
