@@ -17,7 +17,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from tests.held import Gate
-from tests.program import metrics, title
+from tests.program import is_engine, metrics, title
 
 ROLLOUT_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"rollout": 1}}
 LEARNER_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"learner": 1}}
