@@ -53,7 +53,7 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ended = program.launch(
             *("--config", "launch/configs/tiny-cpu.yaml", f"run.folder={folder}", "run.name=run", "run.steps=3"),
             *(f"data.source={folder / 'problems.jsonl'}", "data.columns.level=level", "data.held_out_prompts=60"),
-            f"data.system_prompt={SYSTEM_PROMPT}",  # after which the model thinks for more than the 16 tokens
+            f"data.system_prompt={SYSTEM_PROMPT}",
             *("evaluation.samples=1", "evaluation.every=2", "algorithm.prompts_per_step=8", "run.report=true"),
             *("checkpoint.every=1", "rollout.max_new_tokens=16", "run.samples_per_step=8"),
             *("tracking.wandb=project", f"tracking.mlflow={folder / 'mlruns'}"),
@@ -79,9 +79,10 @@ def expected(history: RunHistory) -> dict[tuple[str, int], float]:
 
 def test_the_run_ends_with_all_that_a_run_leaves(mean: Path, history: RunHistory) -> None:
     said = (mean / "said.txt").read_text()
-    unused, cut = (line for line in said.splitlines() if "warning" in line)
+    unused, *others = (line for line in said.splitlines() if "warning" in line)
     assert "'meine_belohnung:nirgends' applies to none of 64 ground truths" in unused
-    assert "none of 60 completions ended by itself" in cut
+    # Whether one of 60 short completions ends is the model's; nothing else may be wrong.
+    assert ["none of 60 completions ended by itself" in line for line in others] in ([], [True])
     assert "no report" not in said
     assert "\x1b" not in said
     assert [record.step for record in history.steps] == [1, 2, 3]
