@@ -8,6 +8,8 @@ import pytest
 
 from adagrpo_ray.learner.background import Background
 
+pytestmark = pytest.mark.faults
+
 
 def test_what_was_started_goes_on_while_its_owner_does_something_else() -> None:
     async def work(started: list[int], number: int) -> int:

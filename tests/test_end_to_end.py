@@ -90,6 +90,7 @@ def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:
     assert all((0 < age <= most) if most else age == 0 for age in ages[1:])
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_steps_without_a_single_group_do_not_stop_a_run_that_samples_ahead(tmp_path: Path) -> None:
     ended = launch(
@@ -124,6 +125,7 @@ def score(completions, answer, **context):
 """
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,8 @@ from adagrpo_ray.preflight import check
 from adagrpo_ray.rollout.engine import RolloutEngine
 from tests.held import engines
 
+pytestmark = pytest.mark.faults
+
 LENGTH = 256
 QUICK = ("data.train_prompts=8", "data.held_out_prompts=4", "algorithm.prompts_per_step=1")
 

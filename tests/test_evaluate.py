@@ -124,6 +124,7 @@ def test_other_settings_are_refused_and_nothing_starts(
     assert (folder / RESULTS).read_bytes() == before
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -176,6 +177,7 @@ def as_measured(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return compared, [line for line in (folder / MARKDOWN).read_text().splitlines() if not any(k in line for k in own)]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard(
     program: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals

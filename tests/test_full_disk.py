@@ -32,6 +32,8 @@ from adagrpo_ray.observe.history import Mark, sizes
 from tests.histories import BEFORE, STEP
 from tests.program import launch, metrics, settings, train
 
+pytestmark = pytest.mark.faults
+
 PAGE = 4096
 FULL, READ_ONLY = r"\(No space left on device\)", r"\(Read-only file system\)"
 SHORT = Recipe(hidden=32, intermediate=32, heads=1, layers=1, steps=4, batch=2, warmup=0.5)

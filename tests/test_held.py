@@ -12,6 +12,8 @@ import pytest
 from tests.held import NAME, Gate, plain, started
 from tests.reserved import reserved, reserved_ports
 
+pytestmark = pytest.mark.faults
+
 SCORE = """
 from held import exact
 from adagrpo_ray.config.tree import FormatSettings

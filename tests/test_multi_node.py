@@ -140,6 +140,7 @@ def start_ray(network: Network, host: str, *options: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, gate: Gate, tmp_path: Path) -> None:

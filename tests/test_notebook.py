@@ -14,6 +14,8 @@ import pytest
 from tests.held import started, until
 from tests.program import ENDING_S, children, metrics, title
 
+pytestmark = pytest.mark.faults
+
 CELLS = """
 import asyncio, sys
 assert not hasattr(sys.modules["__main__"], "__file__")

@@ -20,6 +20,8 @@ from adagrpo_ray.rollout.pool import Member, RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.builders import make_completion
 
+pytestmark = pytest.mark.faults
+
 
 class FakeActor:
     """Keeps its requests open until `answer`."""

@@ -12,6 +12,8 @@ import pytest
 from tests.held import Gate, assert_same_run, started
 from tests.program import ENDING_S, children, metrics, settings, title
 
+pytestmark = pytest.mark.faults
+
 
 def lose(actor: str, gate: Gate, folder: Path, *options: str) -> tuple[int, str, str]:
     """Exit code and output of a run of four steps one of whose actors of that kind is killed in the third."""

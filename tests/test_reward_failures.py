@@ -23,6 +23,8 @@ from adagrpo_ray.rewards import RewardScorer, Scores
 from adagrpo_ray.rewards.registry import BUILTIN
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
+pytestmark = pytest.mark.faults
+
 FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end
 

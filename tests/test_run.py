@@ -63,6 +63,7 @@ def test_a_run_begins_with_its_folder_and_ends_whatever_ends_it(
     assert raised is error
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("last", [None, LOST])
 def test_a_run_that_begins_again_is_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: BaseException | None

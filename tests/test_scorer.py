@@ -24,6 +24,8 @@ from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.types import Completion, Prompt
 from tests.held import until
 
+pytestmark = pytest.mark.faults
+
 FORMAT = FormatSettings(think_end="#", answer_start="<", answer_end=">")
 TIMEOUT_S = 1.0  # of the function that hangs
 PATIENT_S = 120.0  # of all others, however busy the machine is

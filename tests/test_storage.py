@@ -153,6 +153,7 @@ def test_credentials_are_looked_for_in_the_environment_and_never_shown(
         storage.probe(f"{bucket}/run")
 
 
+@pytest.mark.faults
 def test_a_server_that_is_not_there_is_found_at_the_start(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
@@ -180,6 +181,7 @@ def test_a_writer_copies_what_changed_and_leaves_nothing_here(bucket: str) -> No
         open_run(home, "a: 1\n", print)
 
 
+@pytest.mark.faults
 def test_a_copy_that_fails_is_made_up_for_and_the_last_one_has_to_succeed(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +262,7 @@ def test_the_best_checkpoint_stays_too_and_is_found(bucket: str) -> None:
     assert names(folder) == {"latest", "step-000006"}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("part", ["arrays", "checksums", "latest"])
 def test_an_upload_that_fails_leaves_the_checkpoint_before(
     bucket: str, monkeypatch: pytest.MonkeyPatch, part: str

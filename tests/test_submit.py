@@ -225,6 +225,7 @@ def test_what_only_the_cluster_finds_wrong_is_one_line_and_the_jobs_exit_code(cl
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
     command = ("launch/submit.py", "--address", cluster.address, "--name", "stopped", "--stop-wait", "20", "--")
@@ -245,6 +246,7 @@ def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
 
 
 # Needs launch/train.py to answer SIGTERM with a checkpoint after the step that it is in (fails without).
+@pytest.mark.faults
 @pytest.mark.slow
 def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
     settings = (f"run.folder={tmp_path}", "run.name=cut", "run.steps=500", *SMALL[1:])

@@ -170,6 +170,7 @@ def test_building_leaves_threads_and_random_numbers_alone(tmp_path: Path, monkey
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.faults
 def test_what_a_killed_build_left_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = build_tiny_model(SETTINGS, MARKERS, SHORT)
@@ -179,6 +180,7 @@ def test_what_a_killed_build_left_is_replaced(tmp_path: Path, monkeypatch: pytes
     assert sorted(p.suffix for p in folder.parent.iterdir()) == ["", ".lock"]
 
 
+@pytest.mark.faults
 def test_of_two_builders_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Both come to the lock before either gets it."""
     code = (

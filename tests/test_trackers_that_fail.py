@@ -24,6 +24,8 @@ from adagrpo_ray.tracking.tracker import TrackedRun
 from tests.histories import STEP
 from tests.tracked import config, track
 
+pytestmark = pytest.mark.faults
+
 METHODS = ("open", "has", "scalars", "samples", "summary", "close")
 ERRORS = {
     "an error": ValueError("no\nsuch thing"),

@@ -216,6 +216,7 @@ def test_a_run_and_its_resumption_are_one_run_in_both_trackers(tmp_path: Path) -
 # --- trackers that fail ---
 
 
+@pytest.mark.faults
 def test_a_tracker_that_cannot_be_reached_costs_one_line_and_no_step(tmp_path: Path) -> None:
     said: list[str] = []
     with socket.socket() as deaf, pytest.MonkeyPatch.context() as environment:
@@ -230,6 +231,7 @@ def test_a_tracker_that_cannot_be_reached_costs_one_line_and_no_step(tmp_path: P
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.faults
 def test_a_tracker_that_never_answers_holds_no_step_up_and_the_end_not_for_long(
     tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +244,7 @@ def test_a_tracker_that_never_answers_holds_no_step_up_and_the_end_not_for_long(
     ]
 
 
+@pytest.mark.faults
 def test_a_tracker_that_falls_behind_is_let_go_while_the_run_goes_on(
     tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +257,7 @@ def test_a_tracker_that_falls_behind_is_let_go_while_the_run_goes_on(
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
 
 
+@pytest.mark.faults
 def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +304,7 @@ def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
     assert said == ["Slow: somewhere", "warning: Slow is let go, the run continues without it: it is 1 records behind"]
 
 
+@pytest.mark.faults
 def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, said, taken = tmp_path / "mlruns", list[str](), Event()
     samples = mlflow_module.MlflowRun.samples
@@ -324,6 +329,7 @@ def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path, m
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.faults
 def test_wandb_without_a_network_ends_with_the_run_and_leaves_no_process(tmp_path: Path, silent_server: str) -> None:
     script = """
 import sys

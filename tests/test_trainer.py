@@ -85,6 +85,7 @@ class Learner:
         self.saved.append(progress.step)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("fault", "figure", "trained"), [("train", "learning_rate", 3), ("collect", "reward_mean", 2)])
 @pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*go on with --resume"), (0, "nothing was kept")])
 def test_a_figure_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(

@@ -188,6 +188,7 @@ def test_behaviour_logprobs_are_those_of_the_distribution_sampled_from(
         assert gap(learner, prompt, completions) > 100 * off
 
 
+@pytest.mark.faults
 def test_a_version_that_comes_while_requests_are_in_flight(
     rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt, model_path: str, request: Any
 ) -> None:
@@ -240,6 +241,7 @@ def test_a_version_that_comes_while_requests_are_in_flight(
     np.testing.assert_allclose(ended[0].logprobs, expected(new, ended)[0], atol=1e-4)
 
 
+@pytest.mark.faults
 def test_a_cancelled_request_is_aborted_in_the_engine(rollout: tuple[Any, RolloutPool], prompt: Prompt) -> None:
     """Its engine stands still, so that it cannot end by itself."""
     actor, pool = rollout
