@@ -3,7 +3,7 @@ PY := .venv/bin/python
 TINY := launch/configs/tiny-cpu.yaml
 CONFIG ?= $(TINY)
 
-.PHONY: help train ui tiny-model test test-slow test-ui test-real test-faults lint docs docs-serve chaos bench bench-sync bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
+.PHONY: help train ui tiny-model test test-slow test-ui test-real test-faults lint docs docs-serve chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench: setup-dev  ## tokens per second against TRL and against the limits; up to
 
 bench-sync: setup  ## bytes and seconds of a sync for the adapter of a 1.7 B model
 	$(PY) tests/benchmarks/sync.py $(ARGS)
+
+bench-packing: setup-real  ## seconds of an update by how samples are packed, on a real model (20 minutes)
+	$(PY) tests/benchmarks/packing.py $(ARGS)
 
 bench-algorithm: setup-dev  ## GRPO, DAPO and adaptive variants at equal cost on the embedded task (an hour)
 	$(PY) tests/benchmarks/algorithm.py $(ARGS)

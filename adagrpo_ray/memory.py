@@ -80,6 +80,14 @@ class Shape:
         inputs = sum(self.linear[name][0] for name in dropped) * (size + 1) if dropped else (2 * h + q + m) * size
         return inputs + (4 * q + 3 * m) * size + (2 * h + q + kv) * 4
 
+    def shared_attention(self, size: int) -> int:
+        """Bytes a token that attention keeps more where prompts are shared, at most (`model/shared_attention.py`).
+
+        Queries are kept twice, prompts' keys and values for twice as many tokens as the completions have, and all four
+        of a completion are filled up to at most twice its length.
+        """
+        return (1 + 2 * 2 + 4) * self.heads * self.head_dim * size
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -179,10 +187,14 @@ def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: 
     optimizer += REDUCE_BUCKET * size if stage > 0 else 0
     optimizer += 0 if s.offload_optimizer else part(adapter * (master + 8), 1)
     # Samples that share a micro-batch need a mask, a byte for each pair of tokens of a row: of two padded rows or
-    # more, or of the packed row, which flash-attention does without. Each layer makes numbers to add of it.
-    packed = s.packed(flash)
-    mask = 0 if packed and flash else budget * (budget if packed else min(longest, budget // 2))
+    # more, or of the packed row, which flash-attention does without; where prompts are shared, of each completion with
+    # its prompt. Each layer makes numbers to add of it.
+    packing = s.packing_with(flash)
+    pairs = {"padded": min(longest, budget // 2), "packed": 0 if flash else budget, "shared": longest}
+    mask = budget * pairs[packing]
     layer = tokens * shape.layer_activations(size, lora.targets if lora.dropout > 0 else ()) + mask * size
+    if packing == "shared":
+        layer += tokens * shape.shared_attention(size)
     # Checkpointing keeps each layer's input, and all of the one layer that is computed again.
     kept = tokens * shape.layers * shape.hidden * size + layer if s.gradient_checkpointing else shape.layers * layer
     copies = LOGITS_COPIES + (ENTROPY_COPIES if config.algorithm.loss.entropy_coef > 0 else 0)

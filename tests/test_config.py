@@ -377,14 +377,14 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, path: Pa
     assert load_config(written(tmp_path, as_yaml(config))) == config
 
 
-def test_samples_are_packed_where_flash_attention_runs_or_it_is_asked_for() -> None:
-    layouts = {name: load_config(None, [f"learner.layout={name}"]).learner for name in ("null", "padded", "packed")}
-    assert {name: (s.packed(False), s.packed(True)) for name, s in layouts.items()} == {
-        "null": (False, True),
-        "padded": (False, False),
-        "packed": (True, True),
+def test_how_samples_are_packed_is_as_asked_or_as_flash_attention_runs() -> None:
+    names = ("null", "padded", "packed", "shared")
+    found = {name: load_config(None, [f"learner.packing={name}"]).learner for name in names}
+    assert {name: (s.packing_with(False), s.packing_with(True)) for name, s in found.items()} == {
+        "null": ("shared", "packed"),
+        **{name: (name, name) for name in names[1:]},
     }
-    assert load_config(None).learner == layouts["null"]
+    assert load_config(None).learner == found["null"]
 
 
 def test_phases_are_known_to_be_used_wherever_they_are_asked_for() -> None:

@@ -55,7 +55,7 @@ def move(policy: Any) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [[], ["layout=packed"], ["gradient_checkpointing=true"], ["layout=packed", "gradient_checkpointing=true"]],
+    [[], ["packing=packed"], ["gradient_checkpointing=true"], ["packing=packed", "gradient_checkpointing=true"]],
     ids=lambda settings: ",".join(settings) or "padded",
 )
 def test_with_an_engine_that_agrees_the_importance_weights_are_1(model_path: str, settings: list[str]) -> None:
@@ -66,7 +66,7 @@ def test_with_an_engine_that_agrees_the_importance_weights_are_1(model_path: str
         replace(sample, behaviour_logprobs=logprobs)
         for sample, logprobs in zip(make_samples(), engine.logprobs(tuple(make_samples())), strict=True)
     ]
-    (batch,) = pack_batches(1, samples, 1, 60, engine.padded)
+    (batch,) = pack_batches(1, samples, 1, 60, engine.packing)
     report = engine.train(batch)
     assert report.first is not None
     weights, gap = report.first.statistics.importance_ratio, report.first.statistics.logp_difference

@@ -124,7 +124,7 @@ def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype:
         samples = as_samples(prompt, completions)
         own = learner.logprobs(tuple(samples))
         gaps.append(max(float(np.abs(o - c.logprobs).max()) for o, c in zip(own, completions, strict=True)))
-        learner.train(pack_batches(1, samples, 1, 4096, learner.padded)[0])
+        learner.train(pack_batches(1, samples, 1, 4096, learner.packing)[0])
         after = learner.logprobs(tuple(samples))
         moved = max(moved, *(float(np.abs(o - a).max()) for o, a in zip(own, after, strict=True)))
     stop(actor)
@@ -175,11 +175,11 @@ def test_a_learner_of_real_width_trains_in_bfloat16_in_both_layouts(wide_model: 
             f"model.path={wide_model}",
             "model.dtype=bfloat16",
             "learner.learning_rate=1e-5",
-            f"learner.layout={'packed' if extra == 'packed' else 'padded'}",
+            f"learner.packing={'packed' if extra == 'packed' else 'padded'}",
             f"learner.gradient_checkpointing={str(extra == 'checkpointing').lower()}",
         )
         learner = LearnerEngine(str(wide_model), config, 0, 1, ("127.0.0.1", 0))
-        update = learner.train(pack_batches(1, samples, 1, 2048, learner.padded)[0]).first
+        update = learner.train(pack_batches(1, samples, 1, 2048, learner.packing)[0]).first
         assert update is not None
         assert update.grad_norm > 0
         losses.append(update.statistics.loss)

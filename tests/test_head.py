@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,14 @@ import pytest
 import torch
 
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.tree import Packing
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import agreement
 from adagrpo_ray.learner.agreement import check_agreement
 from adagrpo_ray.learner.head import base_of
-from adagrpo_ray.learner.layout import Rows, join, pad
+from adagrpo_ray.learner.layout import LAYOUTS, Rows, pad, share
 from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.model.shared_attention import share_prompts
 
 CPU = torch.device("cpu")
 VOCABULARY = 128
@@ -51,6 +52,7 @@ PLAIN = {
     "Qwen3MoeConfig": {**SMALL, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
     "MixtralConfig": {**SMALL, "num_local_experts": 2, "output_router_logits": True},
     "Olmo2Config": SMALL,
+    "MistralConfig": SMALL,
     "OPTConfig": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 16},
     "Gemma3TextConfig": GEMMA,
 }
@@ -68,12 +70,12 @@ def nested() -> Any:
     )
 
 
-def policy_of(kind: str) -> Policy:
+def policy_of(kind: str, **settings: Any) -> Policy:
     """A model of random weights, large enough for logits of several nats, with an adapter that does something."""
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    config = nested() if kind == "nested" else getattr(transformers, kind)(**KINDS[kind])
+    config = nested() if kind == "nested" else getattr(transformers, kind)(**KINDS[kind], **settings)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     targets = r".*language_model.*\.q_proj" if kind == "nested" else ["q_proj"]
@@ -85,14 +87,13 @@ def policy_of(kind: str) -> Policy:
     return policy.eval()
 
 
-def settings(layout: str = "padded") -> Config:
-    return load_config(None, ["model.path=here", "model.dtype=float32", f"learner.layout={layout}"])
+def settings(packing: Packing = "padded") -> Config:
+    return load_config(None, ["model.path=here", "model.dtype=float32", f"learner.packing={packing}"])
 
 
-def check(policy: Policy, lay_out: Callable[..., Rows]) -> None:
-    layout = "padded" if lay_out is pad else "packed"
+def check(policy: Policy, packing: Packing) -> None:
     model = policy.peft_model.get_base_model()
-    check_agreement(model, lambda rows: policy(rows)[0], lay_out, settings(layout))
+    check_agreement(model, lambda rows: policy(rows)[0], LAYOUTS[packing], settings(packing))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "nested"])
@@ -101,7 +102,7 @@ def test_logprobs_are_those_of_the_models_own_logits(kind: str) -> None:
     policy = policy_of(kind)
     samples = agreement._samples(VOCABULARY)
     model = policy.peft_model.get_base_model()
-    check(policy, pad)
+    check(policy, "padded")
     ours = policy(pad(samples, CPU))[0]
     with torch.enable_grad():
         own = torch.cat([agreement._own(model, sample, CPU) for sample in samples])
@@ -110,6 +111,34 @@ def test_logprobs_are_those_of_the_models_own_logits(kind: str) -> None:
     got, expected = (torch.autograd.grad(logprobs.sum(), trained) for logprobs in (ours, own))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
     assert max(float(gradient.abs().max()) for gradient in expected) > 1e-2
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "nested"])
+def test_prompts_are_shared_exactly_or_the_model_is_refused(kind: str) -> None:
+    policy = policy_of(kind)
+    model = policy.peft_model.get_base_model()
+    samples = agreement._samples(VOCABULARY)
+    own = torch.cat([agreement._own(model, sample, CPU) for sample in samples])
+    if kind == "FalconH1Config":  # whose layers have a state
+        assert not share_prompts(model)
+    elif not share_prompts(model):
+        pytest.fail("it shares none")
+    elif kind in ("Gemma2Config", "VaultGemmaConfig"):
+        with pytest.raises(ModelError, match=r"attention with softcap\); set learner\.packing=padded"):
+            check(policy, "shared")
+    else:
+        check(policy, "shared")
+        torch.testing.assert_close(policy(share(samples, CPU))[0], own, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 12, 40])
+def test_a_window_ends_where_the_models_own_does(window: int) -> None:
+    policy = policy_of("MistralConfig", sliding_window=window)
+    samples = agreement._samples(VOCABULARY)
+    model = policy.peft_model.get_base_model()
+    own = torch.cat([agreement._own(model, sample, CPU) for sample in samples])
+    assert share_prompts(model)
+    torch.testing.assert_close(policy(share(samples, CPU))[0], own, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", [*CHANGING, "nested"])
@@ -128,7 +157,7 @@ def test_the_head_alone_would_give_other_logprobs(kind: str) -> None:
 def test_a_model_without_a_part_for_hidden_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of("LlamaConfig")
     monkeypatch.setattr("transformers.LlamaForCausalLM.base_model_prefix", "body")
-    check(policy, pad)  # it is found without the prefix
+    check(policy, "padded")  # it is found without the prefix
     policy.peft_model.get_base_model().add_module("body", policy.peft_model.get_base_model()._modules.pop("model"))
     monkeypatch.setattr("transformers.LlamaForCausalLM.base_model_prefix", "")
     monkeypatch.setattr("transformers.LlamaForCausalLM.get_decoder", lambda self: self)
@@ -142,24 +171,24 @@ def test_logprobs_that_are_not_the_models_own_are_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(policy, "forward", lambda rows: (0.9 * bare(rows)[0], None))
     told = r"model\.path='here' \(llama\): the learner's log-probabilities differ from .* by [\d.]+ nats .*use another"
     with pytest.raises(ModelError, match=told):
-        check(policy, pad)
+        check(policy, "padded")
     monkeypatch.setattr(policy, "forward", lambda rows: (torch.nan * bare(rows)[0], None))
     with pytest.raises(ModelError, match=r"by nan nats on average"):
-        check(policy, pad)
+        check(policy, "padded")
 
 
 def test_a_row_in_which_samples_see_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model that does not find the samples by their positions."""
     policy = policy_of("LlamaConfig")
-    check(policy, join)
+    check(policy, "packed")
     bare = policy.forward
 
     def mixed(rows: Rows) -> Any:
         return bare(Rows({"input_ids": rows.inputs["input_ids"]}, rows.predicting, rows.targets))
 
     monkeypatch.setattr(policy, "forward", mixed)
-    with pytest.raises(ModelError, match=r"differ from .*; set learner\.layout=padded"):
-        check(policy, join)
+    with pytest.raises(ModelError, match=r"differ from .*; set learner\.packing=padded"):
+        check(policy, "packed")
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -167,7 +196,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     with torch.no_grad():
         policy.peft_model.get_base_model().lm_head.weight[3] = torch.nan
     with pytest.raises(ModelError, match=r"\(llama\) gives logits that are not finite with model\.dtype=float32"):
-        check(policy, pad)
+        check(policy, "padded")
 
 
 def test_a_model_that_asks_for_more_than_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +207,7 @@ def test_a_model_that_asks_for_more_than_tokens_is_refused(monkeypatch: pytest.M
 
     monkeypatch.setattr("transformers.LlamaModel.forward", asking)
     with pytest.raises(ModelError, match=r"cannot compute log-probabilities with it \(give pixel_values\)"):
-        check(policy, pad)
+        check(policy, "padded")
 
 
 def test_the_learner_checks_before_it_trains(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

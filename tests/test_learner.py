@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 import pytest
@@ -17,11 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.tree import Packing
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
-from adagrpo_ray.learner.layout import Rows, join, pad
+from adagrpo_ray.learner.layout import LAYOUTS, Rows, join, pad, share
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
@@ -53,13 +54,14 @@ def model_path() -> str:
 
 
 def make_samples(count: int = 13) -> tuple[TrainSample, ...]:
-    """Completions of many lengths with random tokens; the first tokens are pads, which are tokens like others."""
+    """Completions of five prompts, of many lengths, with random tokens; the first are pads, which are like others."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 40, count)
+    prompts = [rng.integers(0, 100, rng.integers(3, 20)).astype(np.int32) for _ in range(5)]
     total = int(lengths.sum())
     return tuple(
         TrainSample(
-            prompt_token_ids=rng.integers(0, 100, rng.integers(3, 20)).astype(np.int32),
+            prompt_token_ids=prompts[number % len(prompts)],
             token_ids=np.concatenate([[0], rng.integers(0, 100, length - 1)]).astype(np.int32),
             behaviour_logprobs=np.full(length, -4.0, np.float32),
             token_weights=np.full(length, 1 / total, np.float32),
@@ -97,10 +99,12 @@ def test_the_steps_train(expected: list[Any]) -> None:
     [
         *[[f"zero_stage={stage}"] for stage in range(4)],
         *[[f"zero_stage={stage}", "offload_optimizer=true"] for stage in (1, 2, 3)],
-        ["layout=packed"],
-        ["layout=packed", "zero_stage=3"],
+        *[[f"packing={packing}"] for packing in get_args(Packing)],
+        ["packing=packed", "zero_stage=3"],
+        ["packing=shared", "zero_stage=3"],
+        ["packing=shared", "gradient_checkpointing=true"],
         ["gradient_checkpointing=true"],
-        ["layout=packed", "gradient_checkpointing=true", "zero_stage=2", "offload_optimizer=true"],
+        ["packing=packed", "gradient_checkpointing=true", "zero_stage=2", "offload_optimizer=true"],
     ],
     ids=",".join,
 )
@@ -110,8 +114,8 @@ def test_how_the_work_is_cut_and_kept_changes_nothing(
     monkeypatch.setattr(buffers, "LOGITS", VOCABULARY * 7)  # many chunks
     config = configure(*[f"learner.{setting}" for setting in settings])
     engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
-    assert engine.padded is ("layout=packed" not in settings)
-    batch = pack_batches(1, make_samples(), 1, 120, engine.padded)[0]
+    assert engine.packing == {s.partition("=")[0]: s.partition("=")[2] for s in settings}.get("packing", "shared")
+    batch = pack_batches(1, make_samples(), 1, 80, engine.packing)[0]
     assert len(batch.micro_batches) > 3
     for step, one in enumerate(expected, start=1):
         other = made(engine.train(replace(batch, step=step)))
@@ -217,9 +221,9 @@ def test_an_entropy_bonus_raises_the_entropy(model_path: str) -> None:
     assert last.statistics.entropy.mean > first.statistics.entropy.mean + 0.01
 
 
-def moved_policy(model_path: str) -> Policy:
+def moved_policy(model_path: str, *overrides: str) -> Policy:
     """With an adapter that does something, so that both of its matrices have gradients."""
-    policy = Policy(load_policy(model_path, configure()))
+    policy = Policy(load_policy(model_path, configure(*overrides)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -228,27 +232,32 @@ def moved_policy(model_path: str) -> Policy:
     return policy
 
 
-def test_a_packed_row_gives_what_padded_rows_give(model_path: str) -> None:
-    policy = moved_policy(model_path)
-    parameters = [p for p in policy.parameters() if p.requires_grad]
+@pytest.mark.parametrize("packing", ["packed", "shared"])
+def test_one_row_gives_what_padded_rows_give(model_path: str, packing: Packing) -> None:
+    one_row, rows = (moved_policy(model_path, f"learner.packing={name}") for name in (packing, "padded"))
     samples = make_samples(7)
     weights = torch.randn(sum(len(s.token_ids) for s in samples), generator=torch.Generator().manual_seed(0))
-    padded, packed = (policy(lay_out(samples, CPU))[0] for lay_out in (pad, join))
-    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
-    gradients = [torch.autograd.grad((weights * logprobs).sum(), parameters) for logprobs in (padded, packed)]
-    assert all(gradient.abs().max() > 1e-3 for gradient in gradients[0])
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+    found = []
+    for policy, name in ((rows, "padded"), (one_row, packing)):
+        logprobs = policy(LAYOUTS[name](samples, CPU))[0]
+        parameters = [p for p in policy.parameters() if p.requires_grad]
+        found.append((logprobs.detach(), torch.autograd.grad((weights * logprobs).sum(), parameters)))
+    (expected, gradients), (got, others) = found
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-4)
 
 
-def test_neighbours_in_the_row_are_not_seen(model_path: str) -> None:
-    policy = moved_policy(model_path)
-    _, sample, *others = make_samples(5)
+@pytest.mark.parametrize("packing", ["packed", "shared"])
+def test_neighbours_in_the_row_are_not_seen(model_path: str, packing: Packing) -> None:
+    policy, lay_out = moved_policy(model_path, f"learner.packing={packing}"), LAYOUTS[packing]
+    _, sample, *others = make_samples(8)  # of which one has its prompt
     with torch.no_grad():
-        alone = policy(join([sample], CPU))[0]
-        for before in range(4):
+        alone = policy(lay_out([sample], CPU))[0]
+        for before in range(len(others) + 1):
             row = [*others[:before], sample, *others[before:]]
             start = sum(len(s.token_ids) for s in row[:before])
-            beside = policy(join(row, CPU))[0][start : start + len(sample.token_ids)]
+            beside = policy(lay_out(row, CPU))[0][start : start + len(sample.token_ids)]
             torch.testing.assert_close(beside, alone, rtol=0, atol=1e-5)
 
 
@@ -268,7 +277,7 @@ class LargestLogits(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("lay_out", [pad, join])
+@pytest.mark.parametrize("lay_out", [pad, join, share])
 def test_logits_never_exist_for_more_tokens_than_a_chunk(
     model_path: str, lay_out: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +301,7 @@ def test_one_tokens_logits_exist_however_large_the_vocabulary() -> None:
 
 def test_a_sample_without_tokens_has_no_logprobs(model_path: str) -> None:
     empty = replace(make_samples(1)[0], token_ids=np.zeros(0, np.int32))
-    for lay_out in (pad, join):
+    for lay_out in (pad, join, share):
         assert [t.shape for t in moved_policy(model_path)(lay_out([empty], CPU))] == [(0,), (0,)]
 
 
@@ -300,9 +309,9 @@ def test_a_sample_without_tokens_has_no_logprobs(model_path: str) -> None:
     ("settings", "attention"),
     [
         (["model.dtype=bfloat16"], "flash_attention_2"),
-        (["model.dtype=bfloat16", "learner.layout=packed"], "flash_attention_2"),
-        (["model.dtype=bfloat16", "learner.layout=padded"], "sdpa"),
-        (["model.dtype=float32", "learner.layout=packed"], "sdpa"),  # flash-attention is for 16 bits
+        (["model.dtype=bfloat16", "learner.packing=packed"], "flash_attention_2"),
+        (["model.dtype=bfloat16", "learner.packing=padded"], "sdpa"),
+        (["model.dtype=float32", "learner.packing=packed"], "sdpa"),  # flash-attention is for 16 bits
     ],
 )
 def test_flash_attention_does_packed_rows_where_it_runs(
@@ -322,8 +331,13 @@ def test_flash_attention_does_packed_rows_where_it_runs(
 def test_a_model_whose_layers_have_a_state_is_not_packed(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.Qwen3ForCausalLM._is_stateful", True)
     load_policy(model_path, configure())
-    with pytest.raises(ModelError, match=r"\(qwen3\) has layers with a state.*set learner\.layout=padded"):
-        load_policy(model_path, configure("learner.layout=packed"))
+    with pytest.raises(ModelError, match=r"\(qwen3\) has layers with a state.*set learner\.packing=padded"):
+        load_policy(model_path, configure("learner.packing=packed"))
+    with pytest.raises(
+        ModelError, match=r"\(qwen3\) has layers that cannot share a prompt; set learner\.packing=padded"
+    ):
+        load_policy(model_path, configure("learner.packing=shared"))
+    assert LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0)).packing == "padded"
 
 
 def test_the_reference_is_the_model_without_its_adapter(model_path: str) -> None:

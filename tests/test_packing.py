@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adagrpo_ray.config.tree import Packing
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.types import TrainBatch, TrainSample
 
+PACKINGS = st.sampled_from(get_args(Packing))
 LENGTHS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), max_size=30)
 
 
@@ -53,9 +56,20 @@ def test_padding_counts() -> None:
 
 def test_a_packed_row_has_no_padding() -> None:
     samples = [make_sample(1, n) for n in (9, 4, 4)]
-    assert shape(pack_batches(1, samples, ranks=1, token_budget=20, padded=False)) == [[[10, 5, 5]]]
-    assert shape(pack_batches(1, samples, ranks=1, token_budget=19, padded=False)) == [[[10, 5], [5]]]
-    assert shape(pack_batches(1, samples, ranks=3, token_budget=15, padded=False)) == [[[10, 5]], [[5]], [[5]]]
+    assert shape(pack_batches(1, samples, ranks=1, token_budget=20, packing="packed")) == [[[10, 5, 5]]]
+    assert shape(pack_batches(1, samples, ranks=1, token_budget=19, packing="packed")) == [[[10, 5], [5]]]
+    assert shape(pack_batches(1, samples, ranks=3, token_budget=15, packing="packed")) == [[[10, 5]], [[5]], [[5]]]
+
+
+def test_a_shared_prompt_counts_once_and_its_samples_stay_together() -> None:
+    # Prompts of 10 and of 4 tokens: 10 + 6 + 5 + 1 = 22 and 4 + 8 + 7 = 19.
+    samples = [make_sample(*pair) for pair in ((10, 1), (4, 8), (10, 6), (4, 7), (10, 5))]
+    for budget, expected in {
+        41: [[[16, 15, 11, 12, 11]]],
+        40: [[[16, 15, 11, 12], [11]]],
+        21: [[[16, 15], [11], [12, 11]]],
+    }.items():
+        assert shape(pack_batches(1, samples, 1, budget, "shared")) == expected
 
 
 def test_a_sample_above_the_budget_goes_alone() -> None:
@@ -69,12 +83,12 @@ def test_a_step_without_samples_has_no_micro_batches_on_any_rank(ranks: int) -> 
     assert [(b.step, b.micro_batches) for b in batches] == [(5, ())] * ranks
 
 
-@given(LENGTHS, st.integers(1, 4), st.integers(1, 100), st.booleans())
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 100), PACKINGS)
 def test_every_sample_once_and_idle_copies_weigh_nothing(
-    lengths: list[tuple[int, int]], ranks: int, budget: int, padded: bool
+    lengths: list[tuple[int, int]], ranks: int, budget: int, packing: Packing
 ) -> None:
     samples = [make_sample(*pair) for pair in lengths]
-    packed = [s for b in pack_batches(1, samples, ranks, budget, padded) for m in b.micro_batches for s in m]
+    packed = [s for b in pack_batches(1, samples, ranks, budget, packing) for m in b.micro_batches for s in m]
     assert sorted(id(s) for s in packed if not idle(s)) == sorted(map(id, samples))
     extra = [s for s in packed if idle(s)]
     assert len(extra) < ranks
@@ -82,17 +96,22 @@ def test_every_sample_once_and_idle_copies_weigh_nothing(
     assert all(length(s) == min(map(length, samples)) for s in extra)
 
 
-@given(LENGTHS, st.integers(1, 4), st.integers(1, 100), st.booleans())
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 100), PACKINGS)
 def test_ranks_have_equally_many_micro_batches_within_the_budget(
-    lengths: list[tuple[int, int]], ranks: int, budget: int, padded: bool
+    lengths: list[tuple[int, int]], ranks: int, budget: int, packing: Packing
 ) -> None:
-    batches = pack_batches(3, [make_sample(*pair) for pair in lengths], ranks, budget, padded)
+    batches = pack_batches(3, [make_sample(*pair) for pair in lengths], ranks, budget, packing)
     assert [b.step for b in batches] == [3] * ranks
     assert len({len(b.micro_batches) for b in batches}) == 1
     for micro in (m for b in batches for m in b.micro_batches):
         assert micro
-        tokens = max(map(length, micro)) * len(micro) if padded else sum(map(length, micro))
-        assert len(micro) == 1 or tokens <= budget
+        prompts = {len(sample.prompt_token_ids) for sample in micro}
+        tokens = {
+            "padded": max(map(length, micro)) * len(micro),
+            "packed": sum(map(length, micro)),
+            "shared": sum(prompts) + sum(len(sample.token_ids) for sample in micro),
+        }
+        assert len(micro) == 1 or tokens[packing] <= budget
 
 
 def test_the_samples_themselves_are_not_changed() -> None:

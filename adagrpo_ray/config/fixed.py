@@ -15,7 +15,7 @@ FREE = {
     *("checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best"),
     *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel", "rollout.sleep"),
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
-    *("learner.layout", "learner.offload_optimizer", "learner.max_skipped_updates"),
+    *("learner.packing", "learner.offload_optimizer", "learner.max_skipped_updates"),
     *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
     "data.chat_template",  # the name of a file: what is in it is held against the checkpoint by `data.order`
     *("rollout.start_timeout_s", "rollout.request_timeout_s", "rollout.stall_timeout_s"),

@@ -29,6 +29,9 @@ from adagrpo_ray.config.tracking import TrackingSettings
 PLAIN = "none"
 """`data.chat_template` of prompts that are plain text."""
 
+Packing = Literal["padded", "packed", "shared"]
+"""How the samples of a micro-batch lie in the model's input."""
+
 TEMPLATE_RESERVED = {
     *("conversation", "conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
     *("continue_final_message", "tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"),
@@ -236,18 +239,20 @@ class LearnerSettings(Section):
         "the run; 1: the first one does; null: the run continues whatever is skipped",
     )
     micro_batch_tokens: PositiveInt = Field(16384, description="most tokens, padding included, of a micro-batch")
-    layout: Literal["padded", "packed"] | None = Field(
-        None, description="samples of a micro-batch in padded rows, or in one row; null: packed with flash-attention"
+    packing: Packing | None = Field(
+        None,
+        description="samples of a micro-batch in padded rows, packed in one row, or shared: in one row with each "
+        "prompt once; null: packed with flash-attention, else shared where the model can",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     offload_optimizer: bool = Field(False, description="keep optimizer states and float32 weights in host memory")
 
-    def packed(self, flash: bool) -> bool:
-        """Whether the samples of a micro-batch lie in one row, given whether flash-attention runs here.
+    def packing_with(self, flash: bool) -> Packing:
+        """How the samples of a micro-batch lie, given whether flash-attention runs here, if the model can share.
 
-        Without it such a row takes a mask of [S x S], and attends in vain from each sample to the others.
+        Without flash-attention a packed row takes a mask of [S x S], and attends in vain from a sample to the others.
         """
-        return flash if self.layout is None else self.layout == "packed"
+        return self.packing or ("packed" if flash else "shared")
 
 
 class EvaluationSettings(Section):

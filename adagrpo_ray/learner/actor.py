@@ -150,7 +150,7 @@ class LearnerActor:
         samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
         samples = (*samples, *broken_samples(collection.attempts))
         batches = pack_batches(
-            step, samples, config.learner.ranks, config.learner.micro_batch_tokens, self._engine.padded
+            step, samples, config.learner.ranks, config.learner.micro_batch_tokens, self._engine.packing
         )
         return Collected(
             batches=tuple(ray.put(batch) for batch in batches),

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.learner.layout import Rows
 from adagrpo_ray.types import TrainSample
 
-LENGTHS = ((3, 12), (7, 5), (1, 16))
-"""Prompt and completion tokens of the sequences that are compared: of several lengths, so that rows are filled up."""
+LENGTHS = ((3, (12,)), (7, (5, 9, 2)), (1, (16,)))
+"""Tokens of the prompts and of their completions that are compared: of several lengths, so that rows are filled up."""
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 """Mean difference over the tokens in nats that rounding explains, by the type of the weights.
 
@@ -33,6 +34,7 @@ def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], lay_ou
     the learner calls it, with rows from `lay_out`. Under ZeRO-3 all ranks call this together, and do the same.
     """
     name = f"model.path={config.model.path!r} ({model.config.model_type})"
+    remedy = "use another model" if config.learner.packing == "padded" else "set learner.packing=padded"
     device = next(parameter.device for parameter in model.parameters())
     try:
         samples = _samples(model.config.get_text_config().vocab_size)
@@ -42,7 +44,7 @@ def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], lay_ou
         raise
     except Exception as error:  # a model that needs more than token ids fails in any way
         raise ModelError(
-            f"{name}: the learner cannot compute log-probabilities with it ({first_line(error)}); use another model"
+            f"{name}: the learner cannot compute log-probabilities with it ({first_line(error)}); {remedy}"
         ) from error
     if not bool(own.isfinite().all()):
         raise ModelError(
@@ -53,8 +55,7 @@ def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], lay_ou
     if not difference <= allowed:
         raise ModelError(
             f"{name}: the learner's log-probabilities differ from the model's own by {difference:.3g} nats on average, "
-            f"and rounding to {config.model.dtype} explains {allowed:g}; "
-            + ("use another model" if config.learner.layout == "padded" else "set learner.layout=padded")
+            f"and rounding to {config.model.dtype} explains {allowed:g}; {remedy}"
         )
 
 
@@ -62,10 +63,15 @@ def _samples(vocabulary: int) -> tuple[TrainSample, ...]:
     """Sequences of tokens from the first half of the vocabulary: images and the like have theirs at its end."""
     draw = np.random.default_rng(0)
     samples = []
-    for prompt, completion in LENGTHS:
-        tokens = draw.integers(0, max(1, vocabulary // 2), prompt + completion, dtype=np.int32)
-        zeros = np.zeros(completion, np.float32)
-        samples.append(TrainSample(tokens[:prompt], tokens[prompt:], zeros, zeros, 0.0))
+
+    def tokens(number: int) -> NDArray[np.int32]:
+        return draw.integers(0, max(1, vocabulary // 2), number, dtype=np.int32)
+
+    for length, completions in LENGTHS:
+        prompt = tokens(length)
+        for completion in completions:
+            zeros = np.zeros(completion, np.float32)
+            samples.append(TrainSample(prompt, tokens(completion), zeros, zeros, 0.0))
     return tuple(samples)
 
 

@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
-from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import CheckpointError
+from adagrpo_ray.config.tree import Config, Packing
+from adagrpo_ray.errors import CheckpointError, ModelError
 from adagrpo_ray.learner.agreement import check_agreement
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET
 from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.gather import init_method
 from adagrpo_ray.learner.gradients import GradientSum, hand_over
-from adagrpo_ray.learner.layout import Rows, join, pad
+from adagrpo_ray.learner.layout import LAYOUTS, Rows
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
 from adagrpo_ray.model.load import flash_attention, load_policy
+from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 
@@ -94,8 +95,6 @@ class LearnerEngine:
             peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._config, self._rank, self._world_size = config, rank, world_size
         self._device = torch.device("cuda" if cuda else "cpu")
-        self.padded = not config.learner.packed(flash_attention(config))  # which `pack_batches` must know
-        self._lay_out = pad if self.padded else join
         # Under stage 3 each use of a layer gathers its weights from all ranks: they must use the head equally often.
         together = config.learner.zero_stage == 3 and world_size > 1
         self._policy = Policy(
@@ -116,7 +115,23 @@ class LearnerEngine:
         self._mode = UpdateMode(self._policy)
         self._skipped_in_a_row = 0
         self._policy.eval()
-        check_agreement(peft_model.get_base_model(), lambda rows: self._policy(rows)[0], self._lay_out, config)
+        self.packing = self._choose_packing(peft_model.get_base_model())  # which `pack_batches` must know
+        self._lay_out = LAYOUTS[self.packing]
+
+    def _choose_packing(self, base: Any) -> Packing:
+        """The packing with which log-probabilities are those of the model itself; ModelError if there is none."""
+        packing = self._config.learner.packing_with(flash_attention(self._config))
+        if packing == "shared" and not shares_prompts(base):  # which null allows
+            packing = "padded"
+        try:
+            check_agreement(base, lambda rows: self._policy(rows)[0], LAYOUTS[packing], self._config)
+        except ModelError:
+            if packing != "shared" or self._config.learner.packing is not None:
+                raise
+            base.set_attn_implementation("sdpa")
+            packing = "padded"
+            check_agreement(base, lambda rows: self._policy(rows)[0], LAYOUTS[packing], self._config)
+        return packing
 
     def train(self, batch: TrainBatch) -> TrainReport:
         """The updates on a batch, whose token weights hold the loss's normalisation.

@@ -1,13 +1,17 @@
-"""How the samples of a micro-batch lie in the model's input: padded rows, or all in one row."""
+"""How the samples of a micro-batch lie in the model's input: in padded rows, or in one row that may share prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 
+from adagrpo_ray.config.tree import Packing
+from adagrpo_ray.model.shared_attention import shared_prompt
 from adagrpo_ray.types import TrainSample
 
 
@@ -19,7 +23,7 @@ class Rows:
     index the flattened [B x S] hidden states that predict `targets` [n]; they go sample by sample.
     """
 
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Any]
     predicting: torch.Tensor
     targets: torch.Tensor
 
@@ -51,6 +55,49 @@ def join(samples: Sequence[TrainSample], device: torch.device) -> Rows:
     return _rows(inputs, samples, starts, device)
 
 
+def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
+    """All samples in one row, those of the same prompt that come one after the other behind one copy of it.
+
+    Their positions go on from the prompt's; `shared_attention` keeps them apart. The mask says nothing: Transformers
+    makes none of its own where it is given one of four dimensions.
+    """
+    tokens: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+    predicting: list[torch.Tensor] = []
+    groups, place = [], 0
+    for _, members in groupby(samples, key=prompt_key):
+        group = list(members)
+        prompt, lengths = group[0].prompt_token_ids, [len(sample.token_ids) for sample in group]
+        groups.append(shared_prompt(place, len(prompt), lengths, device))
+        last, first = place + len(prompt) - 1, place + len(prompt)
+        for length in lengths:
+            predicting.append(torch.cat([torch.tensor([last]), torch.arange(first, first + length)])[:length])
+            first += length
+        tokens += map(torch.from_numpy, [prompt, *(sample.token_ids for sample in group)])
+        positions += [torch.arange(len(prompt)), *(len(prompt) + torch.arange(length) for length in lengths)]
+        place = first
+    inputs = {
+        "input_ids": torch.cat(tokens).long()[None].to(device),
+        "position_ids": torch.cat(positions)[None].to(device),
+        "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
+        "shared": tuple(groups),
+    }
+    return Rows(inputs, torch.cat(predicting).to(device), _targets(samples, device))
+
+
+LAYOUTS: dict[Packing, Callable[[Sequence[TrainSample], torch.device], Rows]] = {
+    "padded": pad,
+    "packed": join,
+    "shared": share,
+}
+"""What lays samples out, by `learner.packing`."""
+
+
+def prompt_key(sample: TrainSample) -> bytes:
+    """The same for samples of the same prompt, and for no others."""
+    return sample.prompt_token_ids.tobytes()
+
+
 def _rows(
     inputs: dict[str, torch.Tensor], samples: Sequence[TrainSample], starts: Sequence[int], device: torch.device
 ) -> Rows:
@@ -61,8 +108,12 @@ def _rows(
     return Rows(
         inputs={name: tensor.to(device) for name, tensor in inputs.items()},
         predicting=torch.cat(predicting).to(device),
-        targets=torch.from_numpy(np.concatenate([s.token_ids for s in samples])).long().to(device),
+        targets=_targets(samples, device),
     )
+
+
+def _targets(samples: Sequence[TrainSample], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([s.token_ids for s in samples])).long().to(device)
 
 
 def _tokens(sample: TrainSample) -> torch.Tensor:

@@ -181,30 +181,35 @@ def load_policy(path: str, config: Config) -> Any:
     A new adapter's A is drawn from `run.seed` and B is zero, so that it changes nothing yet. One to continue has the
     weights of `model.adapter` and the settings of `model.lora`. Raises ModelError if the model has none of
     `model.lora.targets`, if `model.adapter` does not fill exactly that adapter, or if the model cannot keep the
-    samples of a packed row apart. Pickled weights are not read.
+    samples of a row apart. Pickled weights are not read.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from adagrpo_ray.model.shared_attention import share_prompts
+
     settings, flash = config.model, flash_attention(config)
     if settings.adapter is not None:  # it may be another one on this node
         check_adapter_folder(settings.adapter, settings.lora)
-    packed = config.learner.packed(flash)
+    packing = config.learner.packing_with(flash)
     try:
         base = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation="flash_attention_2" if flash and packed else "sdpa",
+            attn_implementation="flash_attention_2" if flash and packing == "packed" else "sdpa",
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
         )
     except Exception as error:  # what a file holds makes Transformers fail in any way
         raise ModelError(f"model.path={settings.path!r} cannot be loaded: {first_line(error)}") from None
-    if packed and base._is_stateful:
+    name = f"model.path={settings.path!r} ({base.config.model_type})"
+    if packing == "packed" and base._is_stateful:
         raise ModelError(
-            f"model.path={settings.path!r} ({base.config.model_type}) has layers with a state, which would go from one "
-            "sample of a packed row to the next; set learner.layout=padded"
+            f"{name} has layers with a state, which would go from one sample of a packed row to the next; set "
+            "learner.packing=padded"
         )
+    if packing == "shared" and not share_prompts(base) and config.learner.packing == "shared":
+        raise ModelError(f"{name} has layers that cannot share a prompt; set learner.packing=padded")
     torch.manual_seed(config.run.seed)
     policy = with_adapter(base, config)
     if is_gguf(settings.path):  # a name that says something on other machines too, as a folder of the cache does not

@@ -133,7 +133,7 @@ def learner_alone(config: Config, inputs: Inputs, answers: Sequence[tuple[Comple
         for c in group
     ]
     engine = LearnerEngine(inputs.model_path, config, 0, 1, ("127.0.0.1", 0))
-    batch = pack_batches(1, samples, 1, config.learner.micro_batch_tokens, engine.padded)[0]
+    batch = pack_batches(1, samples, 1, config.learner.micro_batch_tokens, engine.packing)[0]
     return tokens / median_seconds(lambda: engine.train(batch))
 
 

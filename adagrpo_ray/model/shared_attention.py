@@ -1,0 +1,163 @@
+"""Attention in a row where each prompt stands once, before all of its completions.
+
+A completion attends to its prompt and to itself. Keys and values of a prompt are computed once; that the prompt is the
+same for all is exact, since causal attention lets no token of it see a completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "shared_prompt"
+"""Of this attention, as Transformers knows it."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Completions of one prompt, of like lengths, in B blocks of C of them.
+
+    Each has L tokens, shorter ones are filled up. `tokens` [B x CL] index the row; places that fill up show some token
+    of it. `kept` index those of the flattened [B x CL] tokens that are none of these, in their order in the row.
+    `distance` [CL x P + CL] says how many tokens before a block's token one of the prompt or of the block stands in its
+    sequence, -1 if it is none of its sequence or comes later. `mask` is where it is 0 or more.
+    """
+
+    tokens: torch.Tensor
+    kept: torch.Tensor
+    distance: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SharedPrompt:
+    """A prompt of P tokens, which are `prompt` of the row, and the completions that follow it."""
+
+    prompt: slice
+    completions: tuple[Blocks, ...]
+
+
+def shared_prompt(start: int, prompt: int, lengths: Sequence[int], device: torch.device) -> SharedPrompt:
+    """The group whose prompt of that many tokens begins at `start` of a row, and whose completions have `lengths`.
+
+    Completions are filled up to at most twice their length, if the lengths are sorted.
+    """
+    place, blocks = start + prompt, []
+    for like in _alike(lengths):
+        blocks.append(_blocks(place, start, prompt, like, device))
+        place += sum(like)
+    return SharedPrompt(slice(start, start + prompt), tuple(blocks))
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The lengths in their order, cut where one is less than half of another."""
+    like: list[int] = []
+    for length in lengths:
+        if like and max(length, *like) > 2 * min(length, *like):
+            yield like
+            like = []
+        like.append(length)
+    yield like
+
+
+def _blocks(place: int, start: int, prompt: int, lengths: Sequence[int], device: torch.device) -> Blocks:
+    """Completions of `lengths` that stand one after the other from `place` on, of the prompt at `start`.
+
+    A block has as many of them as fill half of the prompt's length: then at most a third of its attention is masked
+    out, and the prompt's keys and values are copied for at most twice as many tokens as the completions have.
+    """
+    longest = max(1, *lengths)
+    size = min(len(lengths), max(1, prompt // (2 * longest)))
+    blocks = -(-len(lengths) // size)
+    places, count = torch.arange(longest), torch.tensor(lengths)[:, None]
+    first = place + count.cumsum(0) - count
+    tokens = torch.full((blocks * size, longest), start)
+    tokens[: len(lengths)] = torch.where(places < count, first + places, start)
+    own = (places[:, None] - places + 1).clamp(min=0)  # 0 is what block_diag puts between two completions
+    before = prompt + places[:, None] - torch.arange(prompt)
+    distance = torch.cat([before.repeat(size, 1), torch.block_diag(*[own] * size) - 1], 1)
+    return Blocks(
+        tokens=tokens.view(blocks, size * longest).to(device),
+        kept=(places < count).flatten().nonzero()[:, 0].to(device),
+        distance=distance.to(device),
+        mask=(distance >= 0).to(device),
+    )
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    shared: Sequence[SharedPrompt] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention function: queries [1 x H x S x D], keys and values [1 x K x S x D] to [1 x S x H x D].
+
+    `shared` are the groups of the row, one after the other; without them this is sdpa. Raises NotImplementedError for
+    what else a model asks of attention.
+    """
+    if shared is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+    for name in ("softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise NotImplementedError(f"attention with {name}")
+    how = {"scale": scaling, "dropout_p": dropout}
+    parts: list[torch.Tensor] = []
+    for group in shared:
+        q, *prompt = (tensor[:, :, group.prompt] for tensor in (query, key, value))
+        causal = _causal(q.shape[2], sliding_window, q.device)
+        parts.append(scaled_dot_product_attention(q, *_widened(prompt, q), **causal, **how)[0].transpose(0, 1))
+        for blocks in group.completions:
+            q, *own = (tensor[0][:, blocks.tokens].transpose(0, 1) for tensor in (query, key, value))
+            both = [torch.cat([p.expand(len(o), -1, -1, -1), o], 2) for p, o in zip(prompt, own, strict=True)]
+            mask = blocks.mask if sliding_window is None else blocks.mask & (blocks.distance < sliding_window)
+            output = scaled_dot_product_attention(q, *_widened(both, q), attn_mask=mask, **how)
+            parts.append(output.transpose(1, 2).flatten(0, 1)[blocks.kept])
+    return torch.cat(parts)[None], None
+
+
+def _widened(tensors: Sequence[torch.Tensor], query: torch.Tensor) -> list[torch.Tensor]:
+    """Keys and values of K heads, each repeated for the heads of the query that share it."""
+    repeats = query.shape[1] // tensors[0].shape[1]
+    return [tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1) for tensor in tensors]
+
+
+def _causal(tokens: int, window: int | None, device: torch.device) -> dict[str, Any]:
+    """What makes attention among that many tokens causal, and no further back than `window`."""
+    if window is None or tokens <= window:
+        return {"is_causal": True}
+    places = torch.arange(tokens, device=device)
+    distance = places[:, None] - places
+    return {"attn_mask": (distance >= 0) & (distance < window)}
+
+
+def share_prompts(model: Any) -> bool:
+    """Have a model attend like this. False if it cannot: its layers have a state, or an attention of their own."""
+    if model._is_stateful or not getattr(model, "_supports_attention_backend", False):
+        return False
+    model.set_attn_implementation(NAME)
+    return shares_prompts(model)
+
+
+def shares_prompts(model: Any) -> bool:
+    """Whether `share_prompts` was done with a model, and nothing else since."""
+    return bool(model.config.get_text_config()._attn_implementation == NAME)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

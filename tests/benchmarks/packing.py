@@ -1,0 +1,88 @@
+"""Seconds of one update by how samples are packed: python tests/benchmarks/packing.py [key=value ...].
+
+One group of completions, for prompts of 64, 512 and 4,096 tokens and answers of up to 32 and 512, on SmolLM2 (extra
+`real`) or any other model.path. Token ids are random: what they say changes no time. Writes runs/bench/packing.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from adagrpo_ray.config import load_config
+from adagrpo_ray.config.tree import Packing
+from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.model.load import resolve_model
+from adagrpo_ray.types import TrainSample
+
+PROMPTS, ANSWERS = (64, 512, 4096), (32, 512)
+GROUP = 8
+SETTINGS = ("learner.micro_batch_tokens=8192", "model.dtype=float32")
+
+
+def group(prompt: int, answer: int, vocabulary: int) -> list[TrainSample]:
+    """Completions of one prompt, half as long as `answer` to as long."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, vocabulary, prompt).astype(np.int32)
+    lengths = np.linspace(answer // 2, answer, GROUP).astype(int)
+    return [
+        TrainSample(
+            prompt_token_ids=tokens,
+            token_ids=rng.integers(0, vocabulary, length).astype(np.int32),
+            behaviour_logprobs=np.full(length, -10.0, np.float32),
+            token_weights=np.full(length, 1 / lengths.sum(), np.float32),
+            advantage=float(rng.normal()),
+        )
+        for length in lengths
+    ]
+
+
+def measure(packing: Packing, rounds: int, overrides: list[str]) -> dict[str, float]:
+    """Median seconds of an update, by prompt and answer."""
+    config = load_config("launch/configs/smollm2-cpu.yaml", [*SETTINGS, *overrides, f"learner.packing={packing}"])
+    engine = LearnerEngine(resolve_model(config), config, 0, 1, ("127.0.0.1", 0))
+    found = {}
+    for prompt in PROMPTS:
+        for answer in ANSWERS:
+            samples = group(prompt, answer, 1000)
+            (batch,) = pack_batches(1, samples, 1, config.learner.micro_batch_tokens, packing)
+            seconds = []
+            for _ in range(rounds):
+                began = time.perf_counter()
+                engine.train(batch)
+                seconds.append(time.perf_counter() - began)
+            found[f"{prompt}+{answer}"] = statistics.median(seconds)
+            print(f"{packing} {prompt}+{answer}: {found[f'{prompt}+{answer}']:.2f} s", flush=True)
+    return found
+
+
+def table(seconds: dict[Any, dict[str, float]]) -> str:
+    """Seconds, and how many times as fast as padded rows."""
+    lines = [f"{'prompt+answer':16}" + "".join(f"{packing:>18}" for packing in seconds)]
+    for case, padded in seconds["padded"].items():
+        cells = (f"{of[case]:10.2f} ({padded / of[case]:4.2f}x)" for of in seconds.values())
+        lines.append(f"{case:16}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="updates of each case (default: 3)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change smollm2-cpu.yaml's")
+    given = parser.parse_args()
+    seconds = {packing: measure(packing, given.rounds, given.overrides) for packing in get_args(Packing)}
+    out = Path("runs/bench/packing.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"group": GROUP, "seconds": seconds}, indent=2) + "\n")
+    print(table(seconds))
+
+
+if __name__ == "__main__":
+    main()
