@@ -46,7 +46,6 @@ PARAMETERS = 1_720_451_072
 ADAPTER = 17_432_576
 # Bytes of the attention mask of two rows of 8192 tokens; each of 28 layers makes two bytes of one: 57 in all.
 MASK = 2 * 8192 * 8192
-PADDED = "learner.packing=padded"
 
 
 def qwen3() -> Qwen3Config:
@@ -63,7 +62,7 @@ def qwen3() -> Qwen3Config:
 
 
 def config(*overrides: str) -> Config:
-    return load_config(None, ["rollout.max_new_tokens=8192", *overrides])
+    return load_config(None, ["rollout.max_new_tokens=8192", "learner.packing=padded", *overrides])
 
 
 def described(gpus: int, memory: float | None, *overrides: str) -> list[str]:
@@ -157,20 +156,20 @@ def test_without_gpus_an_offloaded_optimizer_is_where_all_else_is() -> None:
     [
         # A layer and token: inputs of LoRA 2 x 2048 + 2048 + 6144, attention 4 x 2048 and MLP 3 x 6144, two bytes
         # each: 77,824; norms 2 x 2048 + 3072, four bytes each: 28,672. Together 106,496.
-        ([PADDED], 16384 * 28 * 106_496 + 57 * MASK),
-        ([PADDED, "learner.gradient_checkpointing=true"], 16384 * (28 * 2048 * 2 + 106_496) + 3 * MASK),
+        ([], 16384 * 28 * 106_496 + 57 * MASK),
+        (["learner.gradient_checkpointing=true"], 16384 * (28 * 2048 * 2 + 106_496) + 3 * MASK),
         # One sample alone is longer; those that share a micro-batch have 50 tokens at most.
-        ([PADDED, "learner.micro_batch_tokens=100"], 8192 * 28 * 106_496 + 57 * 100 * 50),
+        (["learner.micro_batch_tokens=100"], 8192 * 28 * 106_496 + 57 * 100 * 50),
         # Seven inputs of their own, 5 x 2048 + 2048 + 6144, of 2 + 1 bytes: 55,296; and 53,248 + 28,672 as before.
-        ([PADDED, "model.lora.dropout=0.1"], 16384 * 28 * 137_216 + 57 * MASK),
+        (["model.lora.dropout=0.1"], 16384 * 28 * 137_216 + 57 * MASK),
         (
-            [PADDED, "model.lora.dropout=0.1", "model.lora.targets=[q_proj]"],
+            ["model.lora.dropout=0.1", "model.lora.targets=[q_proj]"],
             16384 * 28 * (2048 * 3 + 53_248 + 28_672) + 57 * MASK,
         ),
         # Each token of a packed row sees all of the row through its mask, not only its own 8192.
         (["learner.packing=packed"], 16384 * 28 * 106_496 + 57 * 2 * MASK),
         # Where prompts are shared, attention keeps nine more of 2048 numbers a token.
-        ([], 16384 * 28 * (106_496 + 36_864) + 57 * MASK),
+        (["learner.packing=null"], 16384 * 28 * (106_496 + 36_864) + 57 * MASK),
         (["learner.packing=shared"], 16384 * 28 * (106_496 + 36_864) + 57 * MASK),
     ],
 )
@@ -180,7 +179,7 @@ def test_activations(settings: list[str], expected: int) -> None:
 
 def test_flash_attention_needs_no_mask_of_a_packed_row() -> None:
     plain = 16384 * 28 * 106_496
-    assert estimate(SHAPE, config(), flash=True).activations == plain
+    assert estimate(SHAPE, config("learner.packing=null"), flash=True).activations == plain
     assert estimate(SHAPE, config("learner.packing=packed"), flash=True).activations == plain
     assert estimate(SHAPE, config("learner.packing=padded"), flash=True).activations == plain + 57 * MASK
 
