@@ -16,15 +16,15 @@ STEPS = 4
 
 MODES: dict[str, tuple[str, ...]] = {
     "in turn": (),
-    "ahead": ("algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2"),
+    "ahead": ("rollout.actors=2", "algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2"),
 }
 
 
 @pytest.fixture(scope="module", params=list(MODES))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of a few steps with two rollout actors; its folder and output.
+    """A run of a few steps; its folder and output.
 
-    In turn on one learner rank, or with two of them and rollouts that run a step ahead.
+    In turn with one actor of each kind, or with two of each and rollouts that run a step ahead.
     """
     folder = tmp_path_factory.mktemp("runs")
     ended = launch(
@@ -33,7 +33,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         f"run.folder={folder}",
         "run.name=e2e",
         f"run.steps={STEPS}",
-        "rollout.actors=2",
         "data.held_out_prompts=16",
         "algorithm.resample=immediate",
         *MODES[request.param],
@@ -157,8 +156,8 @@ def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is
 
 def test_configuration_is_kept_and_reads_back(run: tuple[Path, str]) -> None:
     kept = yaml.safe_load((run[0] / "config.yaml").read_text())
-    assert kept["rollout"]["actors"] == 2
     assert kept["run"]["steps"] == STEPS
+    assert kept["data"]["held_out_prompts"] == 16
 
 
 def test_adapter_loads_with_peft_and_is_not_the_initial_one(run: tuple[Path, str]) -> None:

@@ -20,6 +20,8 @@ from tests import program
 from tests.test_names import MEAN
 from tests.tracked import offline_run
 
+pytestmark = pytest.mark.slow  # each tracker, file and page meets these texts in a test of its own, too
+
 CLASSES = [text for text in MEAN if text == text.strip() and text.encode("utf-16", "replace").decode("utf-16") == text]
 REWARDS = """
 def prüfe(completions, answer, **context):

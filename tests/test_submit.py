@@ -164,6 +164,7 @@ def test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prom
     assert nothing_left(cluster)
 
 
+@pytest.mark.slow
 def test_submit_shows_the_log_names_the_job_and_fetches_the_results(cluster: Cluster, tmp_path: Path) -> None:
     """The second run on this cluster, for the test before has done one."""
     options = ("--name", "good", "--env", "A_SECRET", "--env", "PLAIN=1", "--fetch", str(tmp_path / "got"))

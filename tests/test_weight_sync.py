@@ -337,6 +337,7 @@ def test_an_engine_of_two_workers_serves_the_whole_adapter(
     np.testing.assert_allclose(np.concatenate([c.logprobs for c in completions]), expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollout", ["merged"], indirect=True)
 def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, RolloutPool], model_path: str) -> None:
     """Drawn at T=1.3 and top_p=0.97, weighted completions give the plain mean weight, success rate and gradient.

@@ -12,7 +12,7 @@ import torch
 
 from adagrpo_ray.config.tree import Packing
 from adagrpo_ray.model.shared_attention import shared_prompt
-from adagrpo_ray.types import TrainSample
+from adagrpo_ray.types import TokenIds, TrainSample
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
     Their positions go on from the prompt's; `shared_attention` keeps them apart. The mask says nothing: Transformers
     makes none of its own where it is given one of four dimensions.
     """
-    tokens: list[torch.Tensor] = []
+    tokens: list[TokenIds] = []
     positions: list[torch.Tensor] = []
     predicting: list[torch.Tensor] = []
     groups, place = [], 0
@@ -73,11 +73,11 @@ def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
         for length in lengths:
             predicting.append(torch.cat([torch.tensor([last]), torch.arange(first, first + length)])[:length])
             first += length
-        tokens += map(torch.from_numpy, [prompt, *(sample.token_ids for sample in group)])
+        tokens += [prompt, *(sample.token_ids for sample in group)]
         positions += [torch.arange(len(prompt)), *(len(prompt) + torch.arange(length) for length in lengths)]
         place = first
     inputs = {
-        "input_ids": torch.cat(tokens).long()[None].to(device),
+        "input_ids": torch.from_numpy(np.concatenate(tokens)).long()[None].to(device),
         "position_ids": torch.cat(positions)[None].to(device),
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
         "shared": tuple(groups),

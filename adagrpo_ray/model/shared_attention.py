@@ -82,7 +82,8 @@ def _blocks(place: int, start: int, prompt: int, lengths: Sequence[int], device:
     tokens[: len(lengths)] = torch.where(places < count, first + places, start)
     own = (places[:, None] - places + 1).clamp(min=0)  # 0 is what block_diag puts between two completions
     before = prompt + places[:, None] - torch.arange(prompt)
-    distance = torch.cat([before.repeat(size, 1), torch.block_diag(*[own] * size) - 1], 1)
+    apart = torch.block_diag(*[own] * size)  # type: ignore[no-untyped-call]
+    distance = torch.cat([before.repeat(size, 1), apart - 1], 1)
     return Blocks(
         tokens=tokens.view(blocks, size * longest).to(device),
         kept=(places < count).flatten().nonzero()[:, 0].to(device),
@@ -110,23 +111,29 @@ def attend(
     what else a model asks of attention.
     """
     if shared is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
-        )
+        known: Any = {"scaling": scaling, "dropout": dropout, **options}
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **known)
+        return output, None
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    how = {"scale": scaling, "dropout_p": dropout}
+
+    def attention(mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
+        )
+
     parts: list[torch.Tensor] = []
     for group in shared:
         q, *prompt = (tensor[:, :, group.prompt] for tensor in (query, key, value))
-        causal = _causal(q.shape[2], sliding_window, q.device)
-        parts.append(scaled_dot_product_attention(q, *_widened(prompt, q), **causal, **how)[0].transpose(0, 1))
+        mask = _window(q.shape[2], sliding_window, q.device)
+        output = attention(mask, q, *_widened(prompt, q))
+        parts.append(output[0].transpose(0, 1))
         for blocks in group.completions:
             q, *own = (tensor[0][:, blocks.tokens].transpose(0, 1) for tensor in (query, key, value))
             both = [torch.cat([p.expand(len(o), -1, -1, -1), o], 2) for p, o in zip(prompt, own, strict=True)]
             mask = blocks.mask if sliding_window is None else blocks.mask & (blocks.distance < sliding_window)
-            output = scaled_dot_product_attention(q, *_widened(both, q), attn_mask=mask, **how)
+            output = attention(mask, q, *_widened(both, q))
             parts.append(output.transpose(1, 2).flatten(0, 1)[blocks.kept])
     return torch.cat(parts)[None], None
 
@@ -137,13 +144,13 @@ def _widened(tensors: Sequence[torch.Tensor], query: torch.Tensor) -> list[torch
     return [tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1) for tensor in tensors]
 
 
-def _causal(tokens: int, window: int | None, device: torch.device) -> dict[str, Any]:
-    """What makes attention among that many tokens causal, and no further back than `window`."""
+def _window(tokens: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Of that many tokens, which attends to which if none looks further back than `window`; None: to all before."""
     if window is None or tokens <= window:
-        return {"is_causal": True}
+        return None
     places = torch.arange(tokens, device=device)
     distance = places[:, None] - places
-    return {"attn_mask": (distance >= 0) & (distance < window)}
+    return (distance >= 0) & (distance < window)
 
 
 def share_prompts(model: Any) -> bool:
