@@ -18,8 +18,6 @@ from adagrpo_ray.preflight import check
 from adagrpo_ray.rollout.engine import RolloutEngine
 from tests.held import engines
 
-pytestmark = pytest.mark.faults
-
 LENGTH = 256
 QUICK = ("data.train_prompts=8", "data.held_out_prompts=4", "algorithm.prompts_per_step=1")
 
@@ -65,6 +63,7 @@ def test_an_engine_that_does_not_start_tells_the_cause(
     assert "output is in" in str(refused.value) or "the terminal has" in str(refused.value)
 
 
+@pytest.mark.faults
 def test_an_engine_that_is_killed_is_lost_with_what_is_known_of_it(tiny_model: Path) -> None:
     engine = start(tiny_model)
 

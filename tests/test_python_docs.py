@@ -193,7 +193,6 @@ class At(Callback):
         self.errors.append(error)
 
 
-@pytest.mark.faults
 def test_an_interrupted_cell_leaves_a_checkpoint(shared: Path) -> None:
     """That another one goes on from it is test_notebook.py's."""
     before = signal.getsignal(signal.SIGINT)
@@ -206,7 +205,6 @@ def test_an_interrupted_cell_leaves_a_checkpoint(shared: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.faults
 def test_a_callback_that_raises_ends_the_run_with_a_checkpoint(shared: Path) -> None:
     failing, other = At(1, lambda: [].pop()), At(0, lambda: None)
     with pytest.raises(ExtensionError, match=r"callback At\.step raised IndexError\('pop from empty list'\)") as raised:
@@ -218,7 +216,6 @@ def test_a_callback_that_raises_ends_the_run_with_a_checkpoint(shared: Path) -> 
     assert [type(error) for error in other.errors] == [ExtensionError]
 
 
-@pytest.mark.faults
 def test_a_criterion_that_raises_later_ends_the_run_with_a_checkpoint(shared: Path) -> None:
     def tired(group: Any) -> bool:
         if group.born == 2:

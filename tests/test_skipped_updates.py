@@ -214,7 +214,6 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3)), 2])
 @pytest.mark.usefixtures("cluster")
 def test_a_fault_on_one_rank_skips_the_update_on_all(model_path: str, stage: int) -> None:
