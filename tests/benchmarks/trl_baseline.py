@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer on the benchmark's work: trl_baseline.py OUT.json --variant NAME [key=value ...].
+"""TRL's GRPOTrainer on the benchmark's work: trl_baseline.py OUT.json CONFIG --variant NAME [key=value ...].
 
 Same settings, base model, prompts in the same order, reward and adapter; plain GRPO with one update a batch. The
 variants are those of trl_variants.py; OUT.json holds the figures of one, or its "error" where it cannot run.
@@ -120,11 +120,12 @@ def last_line(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="JSON file to write")
+    parser.add_argument("config", help="YAML file of settings")
     parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("overrides", nargs="*", help="key=value changes of launch/configs/tiny-cpu.yaml")
+    parser.add_argument("overrides", nargs="*", help="key=value changes of the settings")
     given = parser.parse_intermixed_args()
     overrides = [f"run.steps={ROUNDS}", "data.held_out_prompts=0", "algorithm.name=grpo", *given.overrides]
-    config = load_config("launch/configs/tiny-cpu.yaml", overrides)
+    config = load_config(given.config, overrides)
     figures: dict[str, Any]
     try:
         figures = run(VARIANTS[given.variant], config)
