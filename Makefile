@@ -57,7 +57,7 @@ docs-serve: setup-dev  ## the same at http://127.0.0.1:8000, built again as page
 chaos: setup-dev  ## a run of 30 steps under 16 faults against the same run left alone; ARGS="--steps 10 --faults 4"
 	$(PY) -m tests.chaos $(ARGS)
 
-bench: setup-dev  ## tokens per second against TRL and against the limits; up to 256 actors simulated (15 minutes)
+bench: setup-dev setup-real  ## tokens per second against TRL and the limits, on a toy and a real model; 256 actors simulated (an hour)
 	$(PY) tests/benchmarks/bench.py $(ARGS)
 
 bench-sync: setup  ## bytes and seconds of a sync for the adapter of a 1.7 B model

