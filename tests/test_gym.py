@@ -21,7 +21,7 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.reasoning_gym import ReasoningGymSettings
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.tree import FormatSettings
-from adagrpo_ray.data import reasoning_gym as source
+from adagrpo_ray.data import gym_problems as source
 from adagrpo_ray.data.gym_problems import GymProblem, generate, problem_rows
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
@@ -32,6 +32,8 @@ from adagrpo_ray.rewards.ground_truth import check_ground_truths
 from adagrpo_ray.rewards.gym import reasoning_gym
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.types import Completion, Prompt
+
+pytestmark = pytest.mark.real
 
 FORMAT = FormatSettings()
 TOKENIZER = build_tokenizer(FORMAT)
