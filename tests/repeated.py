@@ -1,7 +1,7 @@
 """The tests that inject faults, again and again on a busy machine: python -m tests.repeated
 
-Each runs `--times` times, four files at a time, while two loops take all the CPU that they get. Other arguments go to
-pytest.
+Each runs `--times` times in a row, two files at a time, while two loops take all the CPU that they get. Other arguments
+go to pytest.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true", help="slow tests too")
     given, others = parser.parse_known_args()
     command = [
-        *(sys.executable, "-m", "pytest", "-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"),
+        *(sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
         *("-m", "faults" if given.slow else "faults and not slow"),
-        *("--count", str(given.times), "--repeat-scope", "session"),
+        *("--count", str(given.times), "--repeat-scope", "function"),
     ]
     with busy(2):
         return subprocess.run([*command, *others], check=False).returncode
