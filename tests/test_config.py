@@ -106,6 +106,7 @@ def test_there_are_configurations_to_load() -> None:
         ("lerner.ranks=2", "unknown key 'lerner' (value {'ranks': 2}); did you mean 'learner'?"),
         ("learner.rank=2", "unknown key 'learner.rank' (value 2); did you mean 'learner.ranks'?"),
         ("model.lora.alhpa=2", "unknown key 'model.lora.alhpa' (value 2); did you mean 'model.lora.alpha'?"),
+        ("learner.layout=packed", "learner.layout (value 'packed') is called learner.packing now; rename it"),
         (
             "algorithm.triggers.1.rungs.1.temprature=2",
             "unknown key 'algorithm.triggers.1.rungs.1.temprature' (value 2); "

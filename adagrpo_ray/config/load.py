@@ -16,6 +16,9 @@ from adagrpo_ray.config.typed import Misfit
 from adagrpo_ray.config.yaml_text import Plain, parse, resolved
 from adagrpo_ray.errors import ConfigError
 
+RENAMED = {"learner.layout": "learner.packing"}
+"""Settings that had another name, by that name."""
+
 _shown = reprlib.Repr()  # of any value, however long, deep or full of aliases
 _shown.maxstring = _shown.maxother = _shown.maxlong = 200
 _shown.maxlevel = 4
@@ -165,6 +168,8 @@ def _explain(error: Any) -> str:
     """One line for one of pydantic's errors: key, value, what to do."""
     place, value = tuple(error["loc"]), error["input"]
     key = ".".join(str(part).strip("'") for part in place if part != "[key]")
+    if key in RENAMED:
+        return f"{key} (value {_shown.repr(value)}) is called {RENAMED[key]} now; rename it"
     if error["type"] == "extra_forbidden":
         valid = _valid_names(place[:-1])
         near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
