@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class RolloutEngine:
         self._text, self._stops = CompletionText(tokenizer, config.data.format), stop_ids(tokenizer)
         self._version = -1
         self._lora: LoRARequest | None = None
+        self._lora_ids = count(1)  # vLLM's own numbers of adapters; versions may be applied in any order
         self._requests = 0
 
     @classmethod
@@ -269,14 +271,14 @@ class RolloutEngine:
         digests: list[str]
         data = weights.data.tobytes()
         if self._config.rollout.sync == "adapter":
-            lora_id = weights.version + 1  # vLLM's ids start at 1
+            lora_id = next(self._lora_ids)
             digests = await self._engine.collective_rpc(
                 "install_adapter", args=(lora_id, data, weights.r, weights.alpha, kept_versions(self._config))
             )
             from vllm.lora.request import LoRARequest
 
             # Name and id are new for every version: adapters of one name share prefix-cache blocks.
-            self._lora = LoRARequest(f"version-{weights.version}", lora_id, lora_path="in-memory")
+            self._lora = LoRARequest(f"adapter-{lora_id}", lora_id, lora_path="in-memory")
         else:
             # What the engine's own `pause_generation` does, without the 20 ms that it sleeps.
             await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
