@@ -123,6 +123,8 @@ class RolloutEngine:
             # A seeded request whose prefill is cut in two ends vLLM's CPU engine, so none is ever cut there.
             enable_chunked_prefill=False if on_cpu else None,
             max_num_batched_tokens=max(max_model_len, 8192) if on_cpu else None,
+            # vLLM's 128 there is longer than many a prompt: each completion of a group would compute it again.
+            block_size=32 if on_cpu else None,
             tensor_parallel_size=r.tensor_parallel,
             enforce_eager=r.eager,
             # By itself vLLM would put several workers into our own placement group, where there is no room for them.
