@@ -3,7 +3,7 @@ PY := .venv/bin/python
 TINY := launch/configs/tiny-cpu.yaml
 CONFIG ?= $(TINY)
 
-.PHONY: help train ui tiny-model test test-slow test-ui test-real test-faults lint docs docs-serve chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
+.PHONY: help train train-real ui tiny-model test test-slow test-ui test-real test-faults lint docs docs-serve chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,9 @@ setup-real: setup  ## the same with a real small model (98 MB) and real tasks
 
 train: setup  ## train; CONFIG=... and ARGS="key=value ..." change what
 	$(PY) launch/train.py --config $(CONFIG) $(ARGS)
+
+train-real: setup-real  ## train a language model of 135 million parameters on easy tasks, in 15 minutes
+	$(PY) launch/train.py --config launch/configs/smollm2-cpu.yaml $(ARGS)
 
 ui: setup  ## chat with trained models and look at runs in a browser; ARGS="--port 8000"
 	$(PY) launch/ui.py $(ARGS)

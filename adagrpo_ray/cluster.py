@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from adagrpo_ray.authentication import own_token
 from adagrpo_ray.children import ChildGuard
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.environment import environment
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError, first_line
 from adagrpo_ray.jobs import is_lasting
 from adagrpo_ray.joining import check_address, check_temporary_folders, ray_errors
@@ -86,7 +88,7 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
         placement = place(config, hardware, ours=True, learner=learner)
         before = set(psutil.Process().children(recursive=True))
         check_temporary_folders()
-        with loopback_alone(), _cleared(before), ray_errors(None):
+        with environment(_threads(hardware)), loopback_alone(), _cleared(before), ray_errors(None):
             _init(
                 address="local",  # or Ray would join a cluster that it finds running on this machine
                 # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
@@ -109,6 +111,14 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
             ray.shutdown()
         if guard is not None:
             guard.dismiss()
+
+
+def _threads(hardware: Hardware) -> dict[str, str]:
+    """Variables of the processes on a machine without GPUs, where generation and training take turns on its cores.
+
+    By itself an idle thread of OpenMP spins for a while, on a core that the other half needs.
+    """
+    return {} if hardware.gpus or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @contextmanager

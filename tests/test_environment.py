@@ -6,7 +6,9 @@ import gc
 
 import pytest
 
+from adagrpo_ray import cluster
 from adagrpo_ray.environment import collector_off
+from adagrpo_ray.placement import Hardware
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -19,3 +21,11 @@ def test_the_collector_is_off_inside_and_as_before_after(before: bool) -> None:
         assert gc.isenabled() is before
     finally:
         (gc.enable if was_on else gc.disable)()
+
+
+def test_idle_threads_wait_without_a_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert cluster._threads(Hardware(2, 0)) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert cluster._threads(Hardware(2, 1)) == {}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert cluster._threads(Hardware(2, 0)) == {}

@@ -47,7 +47,7 @@ SMALL = (
 STEPS = 3
 # The same to the last bit: what is decoded beside a sequence changes its last bits.
 EXACT = ("rollout.max_sequences=1", "checkpoint.every=1", f"run.steps={STEPS}", "run.name=run")
-AGREE = {"float32": (1e-4, 1e-2), "bfloat16": (0.05, 1.0)}
+AGREE = {"float32": (1e-4, 1e-3), "bfloat16": (0.05, 1.0)}
 """Largest differences of log-probabilities between vLLM and the learner, by type: over all tokens, and of any one."""
 
 
@@ -152,7 +152,7 @@ def test_two_actors_and_two_ranks_train(run: tuple[Path, str]) -> None:
     assert sum(step["trained_tokens"] for step in steps) > 0
     for step in steps:
         if step["trained_tokens"]:
-            assert abs(step["weight_mean"] - 1) < 1e-3
+            assert abs(step["correction_mean"] - 1) < 1e-3
     tasks = {task.name for task in configure().reasoning_gym.tasks}
     (first, *_) = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert first["accuracy_by_level"].keys() <= tasks
