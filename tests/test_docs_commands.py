@@ -229,18 +229,18 @@ def test_the_memory_that_the_recipes_tell_is_what_the_estimate_says(
         return capsys.readouterr().out
 
     one = told(1, 16, "--config", "launch/configs/local-1gpu.yaml")
-    assert "15.0 GiB fits in 16.0 GiB" in one
+    assert "15.4 GiB fits in 16.0 GiB" in one
     assert "or 3 sequences of 8192" in one
     eight = ("--config", "launch/configs/cluster.yaml", "run.ray_address=null", "rollout.actors=6", "learner.ranks=2")
     large, small = told(8, 80, *eight), told(8, 24, *eight)
-    assert "a learner rank's GPU: 9.2 GiB fits" in large
+    assert "a learner rank's GPU: 9.8 GiB fits" in large
     assert "a rollout actor's GPU: 72.0 GiB fits" in large
     assert "or 77 sequences" in large
     assert "fits in 24.0 GiB" in small
     assert "or 19 sequences" in small
     page = (ROOT / "docs" / "recipes.md").read_text()
     assert all(
-        figure in page for figure in ("15.0 of 16 GiB", "3 sequences", "9.2 for", "72 for", "19 sequences", "77.")
+        figure in page for figure in ("15.4 of 16 GiB", "3 sequences", "9.8 for", "72 for", "19 sequences", "77.")
     )
 
 
