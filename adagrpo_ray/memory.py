@@ -81,10 +81,10 @@ class Shape:
         return inputs + (4 * q + 3 * m) * size + (2 * h + q + kv) * 4
 
     def shared_attention(self, size: int) -> int:
-        """Bytes a token that attention keeps more where prompts are shared, at most (`model/shared_attention.py`).
+        """Bytes a token that attention keeps more if prompts are shared (`model/shared_attention.py`).
 
-        Queries are kept twice, prompts' keys and values for twice as many tokens as the completions have, and all four
-        of a completion are filled up to at most twice its length.
+        Queries are kept twice, keys and values of prompts for twice as many tokens as the completions have, and query,
+        key, value and output of a completion are filled up to twice its length. Lengths that differ more may take more.
         """
         return (1 + 2 * 2 + 4) * self.heads * self.head_dim * size
 
@@ -187,7 +187,7 @@ def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: 
     optimizer += REDUCE_BUCKET * size if stage > 0 else 0
     optimizer += 0 if s.offload_optimizer else part(adapter * (master + 8), 1)
     # Samples that share a micro-batch need a mask, a byte for each pair of tokens of a row: of two padded rows or
-    # more, or of the packed row, which flash-attention does without; where prompts are shared, of each completion with
+    # more, or of the packed row, which flash-attention does without; of shared prompts, of each completion with
     # its prompt. Each layer makes numbers to add of it.
     packing = s.packing_with(flash)
     pairs = {"padded": min(longest, budget // 2), "packed": 0 if flash else budget, "shared": longest}

@@ -14,7 +14,7 @@ from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import agreement
 from adagrpo_ray.learner.agreement import check_agreement
 from adagrpo_ray.learner.head import base_of
-from adagrpo_ray.learner.layout import LAYOUTS, Rows, pad, share
+from adagrpo_ray.learner.layout import Rows, pad, share
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.model.shared_attention import share_prompts
 
@@ -93,7 +93,7 @@ def settings(packing: Packing = "padded") -> Config:
 
 def check(policy: Policy, packing: Packing) -> None:
     model = policy.peft_model.get_base_model()
-    check_agreement(model, lambda rows: policy(rows)[0], LAYOUTS[packing], settings(packing))
+    check_agreement(model, lambda rows: policy(rows)[0], packing, settings(packing))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "nested"])
@@ -124,7 +124,9 @@ def test_prompts_are_shared_exactly_or_the_model_is_refused(kind: str) -> None:
     elif not share_prompts(model):
         pytest.fail("it shares none")
     elif kind in ("Gemma2Config", "VaultGemmaConfig"):
-        with pytest.raises(ModelError, match=r"attention with softcap\); set learner\.packing=padded"):
+        with pytest.raises(
+            ModelError, match=r"attention with softcap does not share prompts\); set learner\.packing=padded"
+        ):
             check(policy, "shared")
     else:
         check(policy, "shared")

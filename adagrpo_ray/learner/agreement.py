@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config.tree import Config, Packing
 from adagrpo_ray.errors import ModelError, first_line
-from adagrpo_ray.learner.layout import Rows
+from adagrpo_ray.learner.layout import LAYOUTS, Rows
 from adagrpo_ray.types import TrainSample
 
 LENGTHS = ((3, (12,)), (7, (5, 9, 2)), (1, (16,)))
@@ -23,23 +23,21 @@ SmolLM2-135M has 1.7e-5 in float32 and 0.012 in bfloat16 (rows filled up or join
 room for larger models. A scale or a cap of the logits that is missed makes a difference of nats.
 """
 
-LayOut = Callable[[tuple[TrainSample, ...], torch.device], Rows]
-
 
 @torch.no_grad()
-def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], lay_out: LayOut, config: Config) -> None:
+def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], packing: Packing, config: Config) -> None:
     """ModelError unless `logprobs` gives what the model's own logits give, on some short sequences.
 
     `model` is the causal language model with its adapter, on its device and in eval mode; `logprobs` is the policy as
-    the learner calls it, with rows from `lay_out`. Under ZeRO-3 all ranks call this together, and do the same.
+    the learner calls it, with rows of that packing. Under ZeRO-3 all ranks call this together, and do the same.
     """
     name = f"model.path={config.model.path!r} ({model.config.model_type})"
-    remedy = "use another model" if config.learner.packing == "padded" else "set learner.packing=padded"
+    remedy = "use another model" if packing == "padded" else "set learner.packing=padded"
     device = next(parameter.device for parameter in model.parameters())
     try:
         samples = _samples(model.config.get_text_config().vocab_size)
         own = torch.cat([_own(model, sample, device) for sample in samples])
-        ours = logprobs(lay_out(samples, device))
+        ours = logprobs(LAYOUTS[packing](samples, device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model that needs more than token ids fails in any way

@@ -123,14 +123,18 @@ class LearnerEngine:
         packing = self._config.learner.packing_with(flash_attention(self._config))
         if packing == "shared" and not shares_prompts(base):  # which null allows
             packing = "padded"
+
+        def check(packing: Packing) -> None:
+            check_agreement(base, lambda rows: self._policy(rows)[0], packing, self._config)
+
         try:
-            check_agreement(base, lambda rows: self._policy(rows)[0], LAYOUTS[packing], self._config)
+            check(packing)
         except ModelError:
             if packing != "shared" or self._config.learner.packing is not None:
                 raise
             base.set_attn_implementation("sdpa")
             packing = "padded"
-            check_agreement(base, lambda rows: self._policy(rows)[0], LAYOUTS[packing], self._config)
+            check(packing)
         return packing
 
     def train(self, batch: TrainBatch) -> TrainReport:

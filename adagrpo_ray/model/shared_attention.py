@@ -1,7 +1,7 @@
-"""Attention in a row where each prompt stands once, before all of its completions.
+"""Attention in a row that holds each prompt once, before all of its completions.
 
-A completion attends to its prompt and to itself. Keys and values of a prompt are computed once; that the prompt is the
-same for all is exact, since causal attention lets no token of it see a completion.
+A completion attends to its prompt and to itself. Keys and values of a prompt are computed once. This is exact:
+attention is causal, so no token of a prompt depends on a completion.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from adagrpo_ray.errors import ModelError
+
 NAME = "shared_prompt"
 """Of this attention, as Transformers knows it."""
 
@@ -27,7 +29,7 @@ class Blocks:
     Each has L tokens, shorter ones are filled up. `tokens` [B x CL] index the row; places that fill up show some token
     of it. `kept` index those of the flattened [B x CL] tokens that are none of these, in their order in the row.
     `distance` [CL x P + CL] says how many tokens before a block's token one of the prompt or of the block stands in its
-    sequence, -1 if it is none of its sequence or comes later. `mask` is where it is 0 or more.
+    sequence, -1 if it belongs to another sequence or comes later. `mask` is true for distances of 0 or more.
     """
 
     tokens: torch.Tensor
@@ -47,34 +49,40 @@ class SharedPrompt:
 def shared_prompt(start: int, prompt: int, lengths: Sequence[int], device: torch.device) -> SharedPrompt:
     """The group whose prompt of that many tokens begins at `start` of a row, and whose completions have `lengths`.
 
-    Completions are filled up to at most twice their length, if the lengths are sorted.
+    The keys and values of a prompt are copied for each block of completions: for at most P + 6 S tokens in all, if the
+    prompt has P tokens and the completions have S, and their lengths are sorted.
     """
     place, blocks = start + prompt, []
-    for like in _alike(lengths):
+    for like in _alike(lengths, prompt):
         blocks.append(_blocks(place, start, prompt, like, device))
         place += sum(like)
     return SharedPrompt(slice(start, start + prompt), tuple(blocks))
 
 
-def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """The lengths in their order, cut where one is less than half of another."""
+def _alike(lengths: Sequence[int], prompt: int) -> Iterator[list[int]]:
+    """The lengths in their order, cut before one that would take more filling up than another copy of the prompt.
+
+    Lengths of which none is more than twice another stay together.
+    """
     like: list[int] = []
     for length in lengths:
-        if like and max(length, *like) > 2 * min(length, *like):
+        longer = [*like, length]
+        filled_up = max(longer) * len(longer) - sum(longer)
+        if like and max(longer) > 2 * min(longer) and filled_up > prompt:
             yield like
-            like = []
-        like.append(length)
+            longer = [length]
+        like = longer
     yield like
 
 
 def _blocks(place: int, start: int, prompt: int, lengths: Sequence[int], device: torch.device) -> Blocks:
     """Completions of `lengths` that stand one after the other from `place` on, of the prompt at `start`.
 
-    A block has as many of them as fill half of the prompt's length: then at most a third of its attention is masked
-    out, and the prompt's keys and values are copied for at most twice as many tokens as the completions have.
+    A block has as many of them as take half of the prompt's length: so little of its attention is masked out, and the
+    prompt is copied for at most twice as many tokens as the completions have, or once.
     """
     longest = max(1, *lengths)
-    size = min(len(lengths), max(1, prompt // (2 * longest)))
+    size = min(len(lengths), max(1, -(-prompt // (2 * longest))))
     blocks = -(-len(lengths) // size)
     places, count = torch.arange(longest), torch.tensor(lengths)[:, None]
     first = place + count.cumsum(0) - count
@@ -107,8 +115,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention function: queries [1 x H x S x D], keys and values [1 x K x S x D] to [1 x S x H x D].
 
-    `shared` are the groups of the row, one after the other; without them this is sdpa. Raises NotImplementedError for
-    what else a model asks of attention.
+    `shared` are the groups of the row, one after the other; without them this is sdpa. Raises ModelError if the model
+    asks for something else that this attention does not have.
     """
     if shared is None:
         known: Any = {"scaling": scaling, "dropout": dropout, **options}
@@ -116,7 +124,7 @@ def attend(
         return output, None
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
-            raise NotImplementedError(f"attention with {name}")
+            raise ModelError(f"attention with {name} does not share prompts")
 
     def attention(mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return scaled_dot_product_attention(
