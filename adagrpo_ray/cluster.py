@@ -116,7 +116,7 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
 def _threads(hardware: Hardware) -> dict[str, str]:
     """Variables of the processes on a machine without GPUs, where generation and training take turns on its cores.
 
-    By itself an idle thread of OpenMP spins for a while, on a core that the other half needs.
+    By default an idle thread of OpenMP spins for a while, on a core that the other half needs.
     """
     return {} if hardware.gpus or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
 

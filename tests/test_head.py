@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.tree import Packing
@@ -16,7 +18,7 @@ from adagrpo_ray.learner.agreement import check_agreement
 from adagrpo_ray.learner.head import base_of
 from adagrpo_ray.learner.layout import Rows, pad, share
 from adagrpo_ray.learner.policy import Policy
-from adagrpo_ray.model.shared_attention import share_prompts
+from adagrpo_ray.model.shared_attention import share_prompts, shared_prompt
 
 CPU = torch.device("cpu")
 VOCABULARY = 128
@@ -131,6 +133,16 @@ def test_prompts_are_shared_exactly_or_the_model_is_refused(kind: str) -> None:
     else:
         check(policy, "shared")
         torch.testing.assert_close(policy(share(samples, CPU))[0], own, rtol=0, atol=2e-5)
+
+
+@given(st.integers(1, 300), st.lists(st.integers(0, 300), min_size=1, max_size=20))
+def test_a_prompt_is_copied_for_few_tokens(prompt: int, lengths: list[int]) -> None:
+    """Each completion's tokens are in one block, in their order, and copies stay within what the docstring says."""
+    lengths.sort(reverse=True)
+    group = shared_prompt(0, prompt, lengths, CPU)
+    tokens = torch.cat([blocks.tokens.flatten()[blocks.kept] for blocks in group.completions])
+    assert tokens.tolist() == list(range(prompt, prompt + sum(lengths)))
+    assert sum(prompt * len(blocks.tokens) for blocks in group.completions) <= prompt + 6 * max(1, sum(lengths))
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 12, 40])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, get_args
 
@@ -28,6 +28,7 @@ from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
 from adagrpo_ray.model.files import ModelFiles
 from adagrpo_ray.model.load import load_policy, resolve_model
+from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainSample
 
 STEPS = 3
@@ -338,6 +339,20 @@ def test_a_model_whose_layers_have_a_state_is_not_packed(model_path: str, monkey
     ):
         load_policy(model_path, configure("learner.packing=shared"))
     assert LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0)).packing == "padded"
+
+
+def test_a_model_that_shares_prompts_wrongly_gets_padded_rows_unless_told_otherwise(
+    model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backwards(samples: Sequence[TrainSample], device: torch.device) -> Rows:
+        return share(samples[::-1], device)
+
+    monkeypatch.setitem(LAYOUTS, "shared", backwards)
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    assert engine.packing == "padded"
+    assert not shares_prompts(engine._policy.peft_model.get_base_model())
+    with pytest.raises(ModelError, match=r"differ from .*; set learner\.packing=padded"):
+        LearnerEngine(model_path, configure("learner.packing=shared"), 0, 1, ("127.0.0.1", 0))
 
 
 def test_the_reference_is_the_model_without_its_adapter(model_path: str) -> None:

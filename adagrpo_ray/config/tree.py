@@ -242,7 +242,7 @@ class LearnerSettings(Section):
     packing: Packing | None = Field(
         None,
         description="samples of a micro-batch in padded rows, packed in one row, or shared: in one row with each "
-        "prompt once; null: packed with flash-attention, else shared where the model can",
+        "prompt once; null: packed with flash-attention, else shared if the model can",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     offload_optimizer: bool = Field(False, description="keep optimizer states and float32 weights in host memory")
@@ -250,7 +250,7 @@ class LearnerSettings(Section):
     def packing_with(self, flash: bool) -> Packing:
         """How the samples of a micro-batch lie, given whether flash-attention runs here, if the model can share.
 
-        Without flash-attention a packed row takes a mask of [S x S], and attends in vain from a sample to the others.
+        Without flash-attention a packed row takes a mask of [S x S] and computes attention between samples for nothing.
         """
         return self.packing or ("packed" if flash else "shared")
 

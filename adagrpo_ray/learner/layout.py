@@ -58,8 +58,8 @@ def join(samples: Sequence[TrainSample], device: torch.device) -> Rows:
 def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
     """All samples in one row, those of the same prompt that come one after the other behind one copy of it.
 
-    Their positions go on from the prompt's; `shared_attention` keeps them apart. The mask says nothing: Transformers
-    makes none of its own where it is given one of four dimensions.
+    Their positions go on from the prompt's; `shared_attention` keeps them apart. The mask is a dummy of four
+    dimensions, so that Transformers makes none.
     """
     tokens: list[TokenIds] = []
     positions: list[torch.Tensor] = []

@@ -19,8 +19,8 @@ def pack_batches(
 
     A micro-batch holds at most `token_budget` tokens as they lie in the model's input, with padding and with one copy
     of a prompt or several, or one sample that is longer. Samples are sorted by length, so that those of a micro-batch
-    need little padding; where prompts are shared, those of a prompt stay together, longest group first. Micro-batches
-    are dealt to the ranks in turn. Where the last round does not reach all ranks, the others get a copy of the shortest
+    need little padding; with shared prompts, those of a prompt stay together, longest group first. Micro-batches
+    are dealt to the ranks in turn. If the last round does not reach all ranks, the others get a copy of the shortest
     sample with weights of zero: every rank runs the same collectives and nothing is counted twice.
     """
     micro_batches: list[list[TrainSample]] = []
