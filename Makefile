@@ -31,7 +31,7 @@ test: setup-dev tiny-model  ## run the tests, two files at a time; ARGS="-k name
 
 # Each test has a limit of time, and on a fresh machine the first one would build the model within it.
 tiny-model: setup
-	@$(PY) -c "from adagrpo_ray.config import load_config as c; from adagrpo_ray.model.load import resolve_model as m; m(c('$(TINY)'))"
+	@$(PY) -c "from adagrpo_ray.config import load_config as c; from adagrpo_ray.model.pretrained import resolve_model as m; m(c('$(TINY)'))"
 
 test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults (25 minutes)
 	$(PY) -m pytest -m slow $(ARGS)

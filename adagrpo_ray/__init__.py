@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         RolloutError,
         StoppedError,
     )
-    from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary
-    from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
+    from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+    from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
     from adagrpo_ray.stop import Stop
     from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
 

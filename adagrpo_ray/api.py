@@ -17,11 +17,11 @@ from adagrpo_ray.algorithm.own_ladder import LadderFunction
 from adagrpo_ray.config.load import changed
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.extension import check_call
-from adagrpo_ray.given import Given, give, name_of
-from adagrpo_ray.observe.guarded import Guarded
-from adagrpo_ray.observe.observer import Observer, Observers
-from adagrpo_ray.observe.records import Summary
+from adagrpo_ray.extensions.loading import check_call
+from adagrpo_ray.extensions.given import Given, give, name_of
+from adagrpo_ray.runs.guarded import Guarded
+from adagrpo_ray.runs.observer import Observer, Observers
+from adagrpo_ray.runs.records import Summary
 from adagrpo_ray.rewards import registry as rewards
 from adagrpo_ray.rewards.registry import RewardFunction
 from adagrpo_ray.stop import Stop
@@ -70,8 +70,8 @@ def train(
     for callback in callbacks:
         _check_callback(callback)
     # Not before: these load Ray, torch and what else a run takes.
-    from adagrpo_ray.observe.console import Console
-    from adagrpo_ray.run import run
+    from adagrpo_ray.runs.console import Console
+    from adagrpo_ray.training.run import run
 
     stop = Stop() if stop is None else stop
     with ExitStack() as stack:

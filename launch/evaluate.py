@@ -81,13 +81,13 @@ def _count(text: str) -> int:
 
 
 def evaluate(options: argparse.Namespace, stop: Exit) -> None:
-    from adagrpo_ray.evaluation.figures import compare
+    from adagrpo_ray.evaluation.comparison import compare
     from adagrpo_ray.evaluation.measure import finished, measure, plan, unfinished
     from adagrpo_ray.evaluation.models import locate
-    from adagrpo_ray.evaluation.progress import EvaluationProgress
+    from adagrpo_ray.evaluation.progress_line import EvaluationProgress
     from adagrpo_ray.evaluation.results import ResultFile
     from adagrpo_ray.evaluation.table import JSON, MARKDOWN, report, save
-    from adagrpo_ray.observe.terminal import is_terminal, rich_console
+    from adagrpo_ray.runs.terminal import is_terminal, rich_console
 
     not_empty(options, "--config", "--adapter", "--out")
     if options.out is not None and "://" in options.out:

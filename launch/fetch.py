@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from adagrpo_ray import storage
+from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import ResourceError
 
 LEFT_OUT = ("checkpoints", "tensorboard")

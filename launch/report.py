@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from ending import ended, not_empty
 
-from adagrpo_ray import storage
+from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def report(options: argparse.Namespace) -> None:
     not_empty(options, "RUNS", "--out")
     if options.interval is not None and options.interval < 1:
         raise ConfigError(f"--interval={options.interval} is no number of steps; give 1 or more")
-    from adagrpo_ray.report import read, write_report
+    from adagrpo_ray.reports import read, write_report
 
     for place in options.runs:
         storage.check(place, "RUN")

@@ -41,9 +41,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def dry_run(config: Config) -> None:
-    from adagrpo_ray.memory import describe, device_memory, read_shape
-    from adagrpo_ray.model.load import flash_attention
-    from adagrpo_ray.placement import Hardware, address, local_hardware, place
+    from adagrpo_ray.training.memory import describe, device_memory, read_shape
+    from adagrpo_ray.model.pretrained import flash_attention
+    from adagrpo_ray.cluster.placement import Hardware, address, local_hardware, place
 
     print(as_yaml(config), end="")
     joined = address(config)
@@ -72,8 +72,8 @@ def train(options: argparse.Namespace, stop: Exit) -> None:
     if options.dry_run:
         dry_run(config)
         return
-    from adagrpo_ray.observe import Console
-    from adagrpo_ray.run import run
+    from adagrpo_ray.runs import Console
+    from adagrpo_ray.training.run import run
 
     with Console(config.run.steps) as console, stop.on_signals():
         run(config, console, name=Path(options.config).stem, resume=options.resume, stop=stop)

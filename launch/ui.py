@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from ending import ended, not_empty
 
-from adagrpo_ray.cache import state_folder
-from adagrpo_ray.children import ChildGuard
+from adagrpo_ray.storage.cache import state_folder
+from adagrpo_ray.cluster.children import ChildGuard
 from adagrpo_ray.errors import ConfigError
 
 TINY = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
@@ -52,7 +52,7 @@ def when_ended(number: int, frame: FrameType | None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from adagrpo_ray.serve.guard import is_loopback, listen, read_password
+    from adagrpo_ray.viewer.guard import is_loopback, listen, read_password
 
     not_empty(options, "--runs", "--config", "--host", "--password-file")
     if Path(options.runs).exists() and not Path(options.runs).is_dir():
@@ -68,20 +68,20 @@ def run(options: argparse.Namespace) -> None:
 
 
 def serve_pages(options: argparse.Namespace, password: str | None, listening: socket) -> None:
-    from adagrpo_ray.serve.offers import default_config
+    from adagrpo_ray.viewer.offers import default_config
 
     default = None if options.no_chat else default_config(options.runs, options.config, options.overrides, TINY)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        from adagrpo_ray.serve.app import make_app, serve
+        from adagrpo_ray.viewer.app import make_app, serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"the pages need {error.name}; install the extra: pip install 'adagrpo_ray[ui]'") from None
     if not Path(options.runs).is_dir():
         print(f"there is no folder {options.runs} yet; runs show up once it is there", flush=True)
     chat = guard = None
     if default is not None:
-        from adagrpo_ray.serve.chat_page import ChatPage
-        from adagrpo_ray.serve.store import Store
+        from adagrpo_ray.viewer.chat_page import ChatPage
+        from adagrpo_ray.viewer.store import Store
 
         chat = ChatPage(options.runs, default, Store(state_folder()))
     port = listening.getsockname()[1]

@@ -95,7 +95,7 @@ def launch() -> ModuleType:
 def tiny_model() -> Path:
     """The folder of the tiny model, built beforehand, so that no test sees it being built."""
     from adagrpo_ray.config import load_config
-    from adagrpo_ray.model.load import resolve_model
+    from adagrpo_ray.model.pretrained import resolve_model
 
     return Path(resolve_model(load_config(TINY)))
 

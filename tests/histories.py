@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
-from adagrpo_ray.observe.samples import AttemptSample, CompletionSample, GroupSample
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
+from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
 from adagrpo_ray.types import SamplingParams
 
 STEP = StepRecord(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adagrpo_ray.adapter import AdapterWeights, as_pairs, digest_of, pack, unpack
+from adagrpo_ray.lora.payload import AdapterWeights, as_pairs, digest_of, pack, unpack
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 

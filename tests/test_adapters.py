@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.errors import CheckpointError, ModelError
-from adagrpo_ray.learner import checkpoint
-from adagrpo_ray.learner.adapters import RANKS, check_fit, read_adapter, read_settings, served_rank
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.lora.adapters import RANKS, check_fit, read_adapter, read_settings, served_rank
 from adagrpo_ray.model.folder import AdapterSettings
-from adagrpo_ray.model.load import linear_shapes, load_policy
+from adagrpo_ray.model.pretrained import linear_shapes, load_policy
 
 CONFIG = load_config("launch/configs/tiny-cpu.yaml")
 STEP = "checkpoints/step-000004"

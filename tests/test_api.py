@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import adagrpo_ray
-import adagrpo_ray.run
+import adagrpo_ray.training.run
 from adagrpo_ray import (
     Callback,
     Config,
@@ -27,10 +27,10 @@ from adagrpo_ray import (
     Stop,
     train,
 )
-from adagrpo_ray.given import Given
-from adagrpo_ray.observe import Console
-from adagrpo_ray.observe.guarded import Guarded
-from adagrpo_ray.run import _keep_codes
+from adagrpo_ray.extensions.given import Given
+from adagrpo_ray.runs import Console
+from adagrpo_ray.runs.guarded import Guarded
+from adagrpo_ray.training.run import _keep_codes
 
 TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
 
@@ -87,7 +87,7 @@ def test_types_travel_with_the_package() -> None:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What runs would have been started with; none is."""
     runs: list[dict[str, Any]] = []
-    monkeypatch.setattr(adagrpo_ray.run, "run", lambda config, told, **rest: runs.append({"config": config, **rest}))
+    monkeypatch.setattr(adagrpo_ray.training.run, "run", lambda config, told, **rest: runs.append({"config": config, **rest}))
     return runs
 
 

@@ -11,7 +11,7 @@ from builders import make_attempt, make_group, make_prompt
 
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.learner.batch import training_samples
+from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.types import Group, TrainSample
 

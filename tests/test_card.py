@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.card import Facts, Merge, adapter_card, merged_card, package_versions
+from adagrpo_ray.cards.card import Facts, Merge, adapter_card, merged_card, package_versions
 from adagrpo_ray.model.identity import ModelIdentity, fingerprint, front_matter, identify
-from adagrpo_ray.observe import summarize
+from adagrpo_ray.runs import summarize
 from tests.histories import BEFORE, STEP
 
 AFTER = replace(BEFORE, step=1, accuracy=0.5, accuracy_by_level={"2": 0.75, "5": 0.25})

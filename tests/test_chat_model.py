@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import load_config
-from adagrpo_ray.model.load import load_policy
-from adagrpo_ray.serve.conversation import Message, Side, render
-from adagrpo_ray.serve.model import ChatModel
-from adagrpo_ray.serve.offers import Base
+from adagrpo_ray.model.pretrained import load_policy
+from adagrpo_ray.viewer.conversation import Message, Side, render
+from adagrpo_ray.viewer.chat_model import ChatModel
+from adagrpo_ray.viewer.offers import Base
 from adagrpo_ray.types import SamplingParams
 
 pytestmark = pytest.mark.slow

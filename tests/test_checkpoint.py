@@ -18,11 +18,11 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import FREE, check_fixed, fixed_settings
 from adagrpo_ray.data.order import IDS
 from adagrpo_ray.errors import CheckpointError, ConfigError
-from adagrpo_ray.learner.checkpoint import load, newest, progress, save, set_latest
-from adagrpo_ray.learner.snapshot import from_plain, to_plain
-from adagrpo_ray.observe import RunWriter, StepRecord, retries
-from adagrpo_ray.observe.history import Mark, sizes
-from adagrpo_ray.resume import FOLDER, find_past, progress_of
+from adagrpo_ray.checkpoint.files import load, newest, progress, save, set_latest
+from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
+from adagrpo_ray.runs import RunWriter, StepRecord, retries
+from adagrpo_ray.runs.history import Mark, sizes
+from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
 from adagrpo_ray.types import SamplingParams
 from tests.histories import BEFORE, SAMPLE, STEP
 

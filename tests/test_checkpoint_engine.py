@@ -14,12 +14,12 @@ import torch
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.learner.checkpoint import load, save
+from adagrpo_ray.checkpoint.files import load, save
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.updates import TrainReport
-from adagrpo_ray.model.files import ModelFiles
-from adagrpo_ray.model.load import resolve_model
+from adagrpo_ray.model.node_files import ModelFiles
+from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 STEPS = 4

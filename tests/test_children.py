@@ -16,7 +16,7 @@ pytestmark = pytest.mark.faults
 # With the guard first, as in a rollout actor: killed while its engine starts, it has told nobody of it.
 PARENT = """
 import subprocess, sys
-from adagrpo_ray.children import ChildGuard
+from adagrpo_ray.cluster.children import ChildGuard
 
 guard = ChildGuard()
 inner = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
@@ -61,7 +61,7 @@ def test_a_guard_that_was_dismissed_kills_nobody() -> None:
 
 GUARDED = """
 import subprocess, time
-from adagrpo_ray.children import ChildGuard
+from adagrpo_ray.cluster.children import ChildGuard
 
 one, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
 guard = ChildGuard([one.pid])
@@ -85,7 +85,7 @@ def test_a_guard_of_some_children_kills_no_others() -> None:
 
 IN_A_TERMINAL = """
 import time
-from adagrpo_ray.children import ChildGuard
+from adagrpo_ray.cluster.children import ChildGuard
 
 guard = ChildGuard()
 try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scripted import CHATML, byte_tokenizer
 
 from adagrpo_ray.config.tree import FormatSettings
-from adagrpo_ray.model.completion_text import CompletionText, end_of_turn, stop_ids
+from adagrpo_ray.data.completion_text import CompletionText, end_of_turn, stop_ids
 from adagrpo_ray.rollout.marker import MarkerWatch, Pieces, TextWatch
 
 FORMAT = FormatSettings()
@@ -50,7 +50,7 @@ def test_the_token_that_ended_a_completion_goes_even_where_it_is_not_special() -
 
 
 def test_the_unknown_token_is_no_part_of_a_marker() -> None:
-    from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
+    from adagrpo_ray.toy.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(FORMAT)
     decoder = CompletionText(tokenizer, FormatSettings(answer_end="»"))

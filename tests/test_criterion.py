@@ -12,7 +12,7 @@ from builders import make_attempt, make_group
 from adagrpo_ray.algorithm.criterion import make_criterion
 from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.errors import ConfigError, ExtensionError
-from adagrpo_ray.given import give
+from adagrpo_ray.extensions.given import give
 from adagrpo_ray.types import Group
 
 FUNCTIONS = ("format", "answer")

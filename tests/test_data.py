@@ -17,7 +17,7 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import CheckpointError, ConfigError, DataError
-from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(Config().data.format)
 DAPO = {

@@ -15,7 +15,7 @@ from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.data.row_id import normalised
 from adagrpo_ray.data.split import split
 from adagrpo_ray.errors import DataError
-from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 
 DATED = (
     "Today is {{ strftime_now('%H:%M:%S.%f') }}. {% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

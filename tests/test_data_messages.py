@@ -15,11 +15,11 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError, DataError
 from adagrpo_ray.evaluation.settings import counting_settings, prompt_settings
-from adagrpo_ray.model.card import Facts, adapter_card
+from adagrpo_ray.cards.card import Facts, adapter_card
 from adagrpo_ray.model.identity import ModelIdentity
-from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
-from adagrpo_ray.observe import summarize
-from adagrpo_ray.serve.conversation import Message, render
+from adagrpo_ray.toy.tokenizer import build_tokenizer
+from adagrpo_ray.runs import summarize
+from adagrpo_ray.viewer.conversation import Message, render
 from tests.histories import BEFORE, STEP
 
 ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"

@@ -16,18 +16,18 @@ from builders import make_attempt, make_completion, make_group, make_prompt
 from histories import STEP
 from numpy.typing import NDArray
 
-from adagrpo_ray import trainer
+from adagrpo_ray.training import trainer
 from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
-from adagrpo_ray.cluster import Actors
+from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.tree import EvaluationSettings
 from adagrpo_ray.errors import ConfigError, DivergedError
 from adagrpo_ray.learner.actor import Collected, SyncReport
-from adagrpo_ray.learner.batch import broken_samples
-from adagrpo_ray.learner.evaluation import evaluate
+from adagrpo_ray.sampling.batch import broken_samples
+from adagrpo_ray.sampling.evaluate import evaluate
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_figures
-from adagrpo_ray.observe import Observer, StepRecord
-from adagrpo_ray.observe.records import SamplingFigures
+from adagrpo_ray.runs import Observer, StepRecord
+from adagrpo_ray.runs.records import SamplingFigures
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 

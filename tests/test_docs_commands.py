@@ -19,10 +19,10 @@ import pytest
 import yaml
 
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.observe.records import summarize
-from adagrpo_ray.observe.writer import RunWriter
-from adagrpo_ray.placement import Hardware
-from adagrpo_ray.report.figures import charts
+from adagrpo_ray.runs.records import summarize
+from adagrpo_ray.runs.writer import RunWriter
+from adagrpo_ray.cluster.placement import Hardware
+from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.rewards import load_reward
 from tests.documents import ROOT, Command, commands, files
 from tests.histories import evaluation, group, step
@@ -200,9 +200,9 @@ def test_training(
     if "--help" in arguments:
         return  # run above
     gpus, gib = hardware_of(command)
-    monkeypatch.setattr("adagrpo_ray.placement.local_hardware", lambda: Hardware(16.0, float(gpus)))
-    monkeypatch.setattr("adagrpo_ray.memory.device_memory", lambda hardware: gib * 2**30)
-    monkeypatch.setattr("adagrpo_ray.memory.read_shape", lambda config: SHAPE)
+    monkeypatch.setattr("adagrpo_ray.cluster.placement.local_hardware", lambda: Hardware(16.0, float(gpus)))
+    monkeypatch.setattr("adagrpo_ray.training.memory.device_memory", lambda hardware: gib * 2**30)
+    monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SHAPE)
     options = train.parse(arguments)
     config = loaded(options.config, options.overrides)
     assert train.main([*arguments, *([] if options.dry_run else ["--dry-run"])]) == 0
@@ -219,12 +219,12 @@ def test_training(
 def test_the_memory_that_the_recipes_tell_is_what_the_estimate_says(
     programs: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adagrpo_ray.memory.read_shape", lambda config: SHAPE)
+    monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SHAPE)
 
     def told(gpus: int, gib: int, *arguments: str) -> str:
-        monkeypatch.setattr("adagrpo_ray.placement.local_hardware", lambda: Hardware(16.0, float(gpus)))
-        monkeypatch.setattr("adagrpo_ray.memory.device_memory", lambda hardware: gib * 2**30)
-        monkeypatch.setattr("adagrpo_ray.model.load.flash_attention", lambda config: False)
+        monkeypatch.setattr("adagrpo_ray.cluster.placement.local_hardware", lambda: Hardware(16.0, float(gpus)))
+        monkeypatch.setattr("adagrpo_ray.training.memory.device_memory", lambda hardware: gib * 2**30)
+        monkeypatch.setattr("adagrpo_ray.model.pretrained.flash_attention", lambda config: False)
         assert programs["train"].main([*arguments, "--dry-run"]) == 0
         return capsys.readouterr().out
 
@@ -283,7 +283,7 @@ def test_report(
     if "s3://" in command.text:
         return  # in HELD
     # Its first figure is enough: that all are drawn is test_report.py's.
-    monkeypatch.setattr("adagrpo_ray.report.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
+    monkeypatch.setattr("adagrpo_ray.reports.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
     arguments = [a.replace("/tmp", str(place)) for a in arguments_of(command)]
     assert programs["report"].main(arguments) == 0
     made = re.search(r"report: (\S+)", capsys.readouterr().out)

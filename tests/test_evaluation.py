@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.config.tree import EvaluationSettings
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.learner.evaluation import evaluate
-from adagrpo_ray.observe.records import EvaluationRecord
+from adagrpo_ray.sampling.evaluate import evaluate
+from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 

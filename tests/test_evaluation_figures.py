@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from adagrpo_ray.errors import ResourceError
-from adagrpo_ray.evaluation.figures import Comparison, compare
-from adagrpo_ray.evaluation.progress import EvaluationProgress
+from adagrpo_ray.evaluation.comparison import Comparison, compare
+from adagrpo_ray.evaluation.progress_line import EvaluationProgress
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult
 from adagrpo_ray.evaluation.table import JSON, MARKDOWN, markdown, report, save
-from adagrpo_ray.observe.terminal import rich_console
+from adagrpo_ray.runs.terminal import rich_console
 
 
 def completion(mark: str) -> CompletionResult:

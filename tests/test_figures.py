@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from builders import make_attempt, make_group, make_prompt
 
-from adagrpo_ray.learner.collection import Collection, Failure
-from adagrpo_ray.learner.figures import sampling_figures
-from adagrpo_ray.observe.records import SamplingFigures
+from adagrpo_ray.sampling.collection import Collection, Failure
+from adagrpo_ray.sampling.metrics import sampling_figures
+from adagrpo_ray.runs.records import SamplingFigures
 
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")

@@ -136,7 +136,7 @@ def test_the_ground_floor_stands_on_nothing_above_it(module: str) -> None:
 
 
 def test_trackers_stand_on_top_and_their_packages_are_known_in_one_place_each() -> None:
-    tracking, users = set(under("tracking")), {"adagrpo_ray.run", "adagrpo_ray.preflight"}
+    tracking, users = set(under("tracking")), {"adagrpo_ray.training.run", "adagrpo_ray.training.preflight"}
     assert {module for module in MODULES if module not in tracking and imports(module) & tracking} == users
     for package in ("wandb", "mlflow"):
         assert {m for m in MODULES if offences(m, {package})} == {f"adagrpo_ray.tracking.{package}_run"}
@@ -150,7 +150,7 @@ def test_the_web_application_stands_on_top_and_gradio_is_its_pages_alone() -> No
     serve = set(under("serve"))
     assert not {m: found for m in MODULES if m not in serve and (found := imports(m) & serve)}
     pages = {"app", "chat_page", "controls", "runs_page"}
-    assert {m for m in MODULES if offences(m, {"gradio"})} == {f"adagrpo_ray.serve.{page}" for page in pages}
+    assert {m for m in MODULES if offences(m, {"gradio"})} == {f"adagrpo_ray.viewer.{page}" for page in pages}
     assert not {m: found for m in serve if (found := offences(m, {"ray", "deepspeed"}))}
 
 

@@ -20,7 +20,7 @@ from builders import make_completion
 from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.given import fingerprint, give, name_of
+from adagrpo_ray.extensions.given import fingerprint, give, name_of
 from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.types import Prompt
 
@@ -153,7 +153,7 @@ def test_a_fingerprint_changes_with_the_code_and_with_nothing_else() -> None:
 
 def test_a_fingerprint_is_the_same_in_every_process() -> None:
     code = (
-        "from adagrpo_ray.given import fingerprint\n"
+        "from adagrpo_ray.extensions.given import fingerprint\n"
         "def it(x): return x in {'a', 'b', 'c', 'd', 'e'}\n"
         "print(fingerprint(it))"
     )

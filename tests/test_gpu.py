@@ -15,14 +15,14 @@ import ray
 import torch
 from test_end_to_end import metrics
 
-from adagrpo_ray.adapter import pack
+from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.files import ModelFiles
-from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.model.node_files import ModelFiles
+from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample

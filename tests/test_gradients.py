@@ -15,7 +15,7 @@ from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine
 from adagrpo_ray.learner.gradients import CAUSES, GradientSum
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.files import ModelFiles
+from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 PARTS = 32

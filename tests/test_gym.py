@@ -27,7 +27,7 @@ from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.data.row_id import normalised
 from adagrpo_ray.errors import ConfigError, DataError, RewardError
-from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
 from adagrpo_ray.rewards.gym import reasoning_gym
 from adagrpo_ray.rewards.scorer import RewardScorer

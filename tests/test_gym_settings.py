@@ -14,8 +14,8 @@ from adagrpo_ray.data import gym_tasks
 from adagrpo_ray.data.gym_problems import GymProblem, _turns
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.evaluation.settings import COUNTING
-from adagrpo_ray.model.card_sections import data_in_words
-from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
+from adagrpo_ray.cards.sections import data_in_words
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
 from adagrpo_ray.rewards.gym import gym_answer, runs_code
 

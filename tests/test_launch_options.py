@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adagrpo_ray.cache import cache_folder, state_folder
+from adagrpo_ray.storage.cache import cache_folder, state_folder
 from adagrpo_ray.errors import ConfigError, ResourceError
 from tests.scripts import script
 

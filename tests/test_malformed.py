@@ -17,7 +17,7 @@ from conftest import TINY
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 
 Refused = Callable[..., str]
 
@@ -380,7 +380,7 @@ def test_an_index_of_weights_that_are_not_there(
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from adagrpo_ray.model.load import load_policy
+    from adagrpo_ray.model.pretrained import load_policy
 
     folder = tmp_path_factory.mktemp("adapter")
     load_policy(str(tiny_model), Config.model_validate({"model": {"dtype": "float32"}})).save_pretrained(folder)

@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
-from adagrpo_ray.observe.names import name_of, text_of
-from adagrpo_ray.observe.runs import RunHistory, load
-from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.names import name_of, text_of
+from adagrpo_ray.runs.reader import RunHistory, load
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from tests import program
 from tests.test_names import MEAN

@@ -18,18 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.errors import AdaGRPOError, HistoryError, RecordError
-from adagrpo_ray.learner.collection import Collection
-from adagrpo_ray.learner.figures import sampling_figures
-from adagrpo_ray.observe.figures import step_figures
-from adagrpo_ray.observe.measured import mean, measured, ratio
-from adagrpo_ray.observe.records import EvaluationRecord, StepRecord, Summary, summarize
-from adagrpo_ray.observe.report import report
-from adagrpo_ray.observe.runs import RunHistory, load
-from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
-from adagrpo_ray.report import Run, tables
-from adagrpo_ray.report.figures import charts
-from adagrpo_ray.serve import comparison, plot
-from adagrpo_ray.serve.curves import Curve, Plot
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.sampling.metrics import sampling_figures
+from adagrpo_ray.runs.wording import step_figures
+from adagrpo_ray.runs.measured import mean, measured, ratio
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary, summarize
+from adagrpo_ray.runs.final_lines import report
+from adagrpo_ray.runs.reader import RunHistory, load
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.reports import Run, tables
+from adagrpo_ray.reports.charts import charts
+from adagrpo_ray.viewer import side_by_side as comparison, plot
+from adagrpo_ray.viewer.run_curves import Curve, Plot
 from adagrpo_ray.tracking.ray_metrics import step_counts
 from tests.histories import BEFORE, STEP, attempt, step
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, PreTrainedConfig, Qwen3Config, Qwen3MoeConf
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError, ResourceError
-from adagrpo_ray.memory import (
+from adagrpo_ray.training.memory import (
     Shape,
     describe,
     device_memory,
@@ -26,7 +26,7 @@ from adagrpo_ray.memory import (
     shape_of,
     takes_turns,
 )
-from adagrpo_ray.placement import Hardware, place
+from adagrpo_ray.cluster.placement import Hardware, place
 
 GIB = 2**30
 SHAPE = Shape(

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from adagrpo_ray.config import load_config
-from adagrpo_ray.model.load import resolve_model
+from adagrpo_ray.model.pretrained import resolve_model
 from tests.held import Gate, started, until
 from tests.program import metrics, title
 from tests.reserved import reserved

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adagrpo_ray.model.muon import Muon, orthogonal
+from adagrpo_ray.toy.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from adagrpo_ray.observe.names import FILE, LABEL, LONGEST, MLFLOW, TAG, Rule, name_of, text_of
-from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.names import FILE, LABEL, LONGEST, MLFLOW, TAG, Rule, name_of, text_of
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from tests.histories import BEFORE, STEP
 

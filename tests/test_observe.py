@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError, ResourceError
-from adagrpo_ray.observe import (
+from adagrpo_ray.runs import (
     Console,
     EvaluationRecord,
     GroupSample,
@@ -24,11 +24,11 @@ from adagrpo_ray.observe import (
     RunWriter,
     StepRecord,
     Summary,
-    figures,
+    wording as figures,
     summarize,
 )
-from adagrpo_ray.observe.observer import telling
-from adagrpo_ray.observe.scalars import step_scalars
+from adagrpo_ray.runs.observer import telling
+from adagrpo_ray.runs.scalars import step_scalars
 from tests.histories import BEFORE, SAMPLE, STEP
 
 STEP_JSON = {
@@ -302,7 +302,7 @@ class TestRunWriter:
 
     def test_of_two_runs_at_once_one_gets_the_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # Both saw an empty folder before either wrote.
-        monkeypatch.setattr("adagrpo_ray.observe.writer._is_empty", lambda folder: True)
+        monkeypatch.setattr("adagrpo_ray.runs.writer._is_empty", lambda folder: True)
         RunWriter(tmp_path / "sums", "first").close()
         with pytest.raises(ConfigError, match=r"run\.name='sums'"):
             RunWriter(tmp_path / "sums", "second")

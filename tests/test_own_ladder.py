@@ -13,7 +13,7 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.algorithm.own_ladder import MOST_RESAMPLES, load_ladder
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.errors import ConfigError, ExtensionError
-from adagrpo_ray.given import give
+from adagrpo_ray.extensions.given import give
 from adagrpo_ray.types import Group, SamplingParams
 
 BASE, WARM, HOT = SamplingParams(), SamplingParams(temperature=1.2), SamplingParams(temperature=1.6)

@@ -31,7 +31,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 import adagrpo_ray.types
 from adagrpo_ray.config import load_config
 from adagrpo_ray.data.prompts import load_prompts
-from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.phases import (
     MarkerWatch,
     Phase,

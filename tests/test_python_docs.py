@@ -21,21 +21,10 @@ import pytest
 import ray
 import yaml
 
-from adagrpo_ray import (
-    Callback,
-    Config,
-    ExtensionError,
-    ResourceError,
-    StepRecord,
-    StoppedError,
-    Summary,
-    cluster,
-    run,
-    train,
-    trainer,
-)
-from adagrpo_ray.authentication import own_token
-from adagrpo_ray.cluster import Actors, as_connected
+from adagrpo_ray import Callback, Config, ExtensionError, ResourceError, StepRecord, StoppedError, Summary, train
+from adagrpo_ray.training import actors as cluster, run, trainer
+from adagrpo_ray.cluster.authentication import own_token
+from adagrpo_ray.training.actors import Actors, as_connected
 
 ROOT = Path(__file__).parents[1]
 CELL = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)

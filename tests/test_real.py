@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo_ray.adapter import AdapterWeights, pack
+from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.engine import RolloutEngine
-from adagrpo_ray.serve.conversation import Message, Side, render
-from adagrpo_ray.serve.model import ChatModel
-from adagrpo_ray.serve.offers import Base
+from adagrpo_ray.viewer.conversation import Message, Side, render
+from adagrpo_ray.viewer.chat_model import ChatModel
+from adagrpo_ray.viewer.offers import Base
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
 from tests.program import launch, metrics
 

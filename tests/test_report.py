@@ -20,15 +20,15 @@ from conftest import PLANTED, TINY
 from matplotlib.figure import Figure
 from PIL import Image
 
-from adagrpo_ray import run as program
+from adagrpo_ray.training import run as program
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError, HistoryError
-from adagrpo_ray.observe import Console, EvaluationRecord, GroupSample, RunWriter, StepRecord, summarize
-from adagrpo_ray.report import Run, drawing, examples, read, tables, write_report
-from adagrpo_ray.report.bars import by_interval, by_rung
-from adagrpo_ray.report.figures import charts
-from adagrpo_ray.report.page import page
-from adagrpo_ray.report.source import labelled
+from adagrpo_ray.runs import Console, EvaluationRecord, GroupSample, RunWriter, StepRecord, summarize
+from adagrpo_ray.reports import Run, drawing, examples, read, tables, write_report
+from adagrpo_ray.reports.bars import by_interval, by_rung
+from adagrpo_ray.reports.charts import charts
+from adagrpo_ray.reports.page import page
+from adagrpo_ray.reports.run_data import labelled
 from tests.histories import attempt, evaluation, group, step
 from tests.scripts import script
 
@@ -80,7 +80,7 @@ def usual(tmp_path: Path) -> Path:
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports have their first figure only, which is enough where others are not what a test is about."""
-    monkeypatch.setattr("adagrpo_ray.report.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
+    monkeypatch.setattr("adagrpo_ray.reports.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
 
 
 def words(*runs: Run) -> Page:
@@ -293,7 +293,7 @@ class TestFigures:
         """In a process of its own, where nothing else has used it."""
         script = (
             "import sys, matplotlib; before = list(dict.items(matplotlib.rcParams))\n"
-            "from adagrpo_ray.report import read, write_report\n"
+            "from adagrpo_ray.reports import read, write_report\n"
             f"write_report([read({str(usual)!r})], {str(usual)!r})\n"
             "print('matplotlib.pyplot' in sys.modules, before == list(dict.items(matplotlib.rcParams)))\n"
         )
@@ -429,7 +429,7 @@ class TestSeveralRuns:
             write_report([read(str(usual))] * 13, str(usual))
 
     def test_nor_are_bars_without_number(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("adagrpo_ray.report.write.MOST_BARS", 5)
+        monkeypatch.setattr("adagrpo_ray.reports.write.MOST_BARS", 5)
         run = read(str(make(tmp_path / "run", [step(n) for n in range(1, 13)])))
         with pytest.raises(ConfigError, match=r"--interval=2 .* of 12 steps; give 3 or more"):
             write_report([run], str(tmp_path), 2)
@@ -498,7 +498,7 @@ class TestAtTheEndOfARun:
         def full(figure: Figure) -> bytes:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("adagrpo_ray.report.write.as_png", full)
+        monkeypatch.setattr("adagrpo_ray.reports.write.as_png", full)
         shown = self.end(monkeypatch, tmp_path)
         line = shown.splitlines()[-1]
         assert re.search(r"no report: cannot write .*/ended/plots \(No space left on device\)", line)

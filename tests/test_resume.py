@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adagrpo_ray.learner import checkpoint
+from adagrpo_ray.checkpoint import files as checkpoint
 from tests.held import Gate, assert_same_run, started
 from tests.program import ENDING_S, children, is_engine, metrics, settings, title, train
 

@@ -12,11 +12,11 @@ import pytest
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import ConfigError, LearnerLostError, RewardError
-from adagrpo_ray.observe import Observer
-from adagrpo_ray.placement import Hardware, place
-from adagrpo_ray.preflight import Inputs
-from adagrpo_ray.run import run
-from adagrpo_ray.trainer import place_and_train
+from adagrpo_ray.runs import Observer
+from adagrpo_ray.cluster.placement import Hardware, place
+from adagrpo_ray.training.preflight import Inputs
+from adagrpo_ray.training.run import run
+from adagrpo_ray.training.trainer import place_and_train
 
 LOST = LearnerLostError("a learner rank died")
 
@@ -42,8 +42,8 @@ def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseExcep
         if (error := next(left)) is not None:
             raise error
 
-    monkeypatch.setattr("adagrpo_ray.run.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128))
-    monkeypatch.setattr("adagrpo_ray.run.place_and_train", train)
+    monkeypatch.setattr("adagrpo_ray.training.run.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128))
+    monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", train)
     ear = Ear()
     config = load_config(None, [f"run.folder={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
     raised: BaseException | None = None
@@ -78,8 +78,8 @@ def test_the_nodes_have_to_share_the_folder_that_the_run_is_in_and_no_other(monk
 
     config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379", "folder": "elsewhere"}})
     placement = place(config, Hardware(4, 0), ours=False)
-    monkeypatch.setattr("adagrpo_ray.trainer.connect", lambda config, patience_s: nullcontext(placement))
-    monkeypatch.setattr("adagrpo_ray.trainer.check_shared", share)
+    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda config, patience_s: nullcontext(placement))
+    monkeypatch.setattr("adagrpo_ray.training.trainer.check_shared", share)
     inputs = Inputs("tiny", PromptSets((), (), {}), 128)
     with pytest.raises(InterruptedError, match=r"^s3://bucket/resumed$"):
         place_and_train(config, inputs, Path("copy"), Observer(), home="s3://bucket/resumed")

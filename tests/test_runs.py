@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from adagrpo_ray.errors import HistoryError
-from adagrpo_ray.observe import EvaluationRecord, RunWriter, summarize
-from adagrpo_ray.observe.runs import Follower, find, load
+from adagrpo_ray.runs import EvaluationRecord, RunWriter, summarize
+from adagrpo_ray.runs.reader import Follower, find, load
 from tests.histories import evaluation, group, step
 
 

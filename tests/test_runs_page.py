@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from adagrpo_ray.observe import RunWriter
-from adagrpo_ray.observe.records import summarize
+from adagrpo_ray.runs import RunWriter
+from adagrpo_ray.runs.records import summarize
 from tests.browser import chromium, in_browser, opened, served, until
 from tests.held import Gate, started
 from tests.histories import attempt, evaluation, group, step

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.errors import HistoryError
-from adagrpo_ray.observe import RunWriter
-from adagrpo_ray.observe.runs import RunHistory
-from adagrpo_ray.observe.samples import GroupSample
-from adagrpo_ray.observe.why import parameters, rung, why
-from adagrpo_ray.serve.browse import SampleFile, Wanted
-from adagrpo_ray.serve.group_view import LONG, group_page, listing
-from adagrpo_ray.serve.shelf import Shelf
+from adagrpo_ray.runs import RunWriter
+from adagrpo_ray.runs.reader import RunHistory
+from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.why import parameters, rung, why
+from adagrpo_ray.viewer.browse import SampleFile, Wanted
+from adagrpo_ray.viewer.group_view import LONG, group_page, listing
+from adagrpo_ray.viewer.shelf import Shelf
 from adagrpo_ray.types import SamplingParams
 from tests.histories import attempt, group, step
 

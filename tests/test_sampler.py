@@ -20,8 +20,8 @@ from adagrpo_ray.algorithm.methods import Method, make_method
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.learner.collection import Collection
-from adagrpo_ray.learner.sampler import AdaptiveSampler
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.types import Completion, GenerationRequest, Group, Prompt, SamplingParams
 

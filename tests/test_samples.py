@@ -14,11 +14,11 @@ from builders import make_attempt, make_completion, make_group, make_prompt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.learner.batch import training_samples
-from adagrpo_ray.learner.collection import Collection, Failure
-from adagrpo_ray.learner.samples import group_samples
-from adagrpo_ray.observe import GroupSample, RunWriter
-from adagrpo_ray.observe.sample_text import SHOWN, group_text
+from adagrpo_ray.sampling.batch import training_samples
+from adagrpo_ray.sampling.collection import Collection, Failure
+from adagrpo_ray.sampling.sample_table import group_samples
+from adagrpo_ray.runs import GroupSample, RunWriter
+from adagrpo_ray.runs.sample_text import SHOWN, group_text
 from adagrpo_ray.types import Attempt, SamplingParams
 
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())

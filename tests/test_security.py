@@ -23,17 +23,17 @@ import torch
 import yaml
 from conftest import PLANTED
 
-from adagrpo_ray.authentication import own_token, read_again, takes_token
-from adagrpo_ray.cluster import connect
+from adagrpo_ray.cluster.authentication import own_token, read_again, takes_token
+from adagrpo_ray.training.actors import connect
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import CheckpointError, ModelError
-from adagrpo_ray.learner import checkpoint
-from adagrpo_ray.model.load import load_policy, load_tokenizer, resolve_model
-from adagrpo_ray.observe import Observer
-from adagrpo_ray.placement import Hardware, place
-from adagrpo_ray.preflight import Inputs
-from adagrpo_ray.trainer import place_and_train
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.model.pretrained import load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.runs import Observer
+from adagrpo_ray.cluster.placement import Hardware, place
+from adagrpo_ray.training.preflight import Inputs
+from adagrpo_ray.training.trainer import place_and_train
 from tests.held import until
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def test_a_run_says_that_its_cluster_asks_for_no_token(untold: None, monkeypatch
 
     config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379"}})
     placement = place(config, Hardware(4, 0), ours=False)
-    monkeypatch.setattr("adagrpo_ray.trainer.connect", lambda config, patience_s: nullcontext(placement))
+    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda config, patience_s: nullcontext(placement))
     with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
         place_and_train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
 

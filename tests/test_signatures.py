@@ -11,8 +11,8 @@ import pytest
 from adagrpo_ray import Callback, Config, ConfigError, Group, RewardError, train
 from adagrpo_ray.algorithm.criterion import make_criterion
 from adagrpo_ray.config.algorithm import CriterionSettings
-from adagrpo_ray.given import give
-from adagrpo_ray.observe.records import StepRecord
+from adagrpo_ray.extensions.given import give
+from adagrpo_ray.runs.records import StepRecord
 from adagrpo_ray.rewards.registry import SETTING, check_parameters, load_reward, score_group
 
 

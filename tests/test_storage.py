@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adagrpo_ray import storage
-from adagrpo_ray.cache import cache_folder
+from adagrpo_ray.storage import places as storage
+from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ResourceError
-from adagrpo_ray.learner import checkpoint, kept
-from adagrpo_ray.observe import EvaluationRecord, RunWriter
-from adagrpo_ray.observe.history import sizes
-from adagrpo_ray.observe.mirror import open_run
-from adagrpo_ray.resume import find_past
+from adagrpo_ray.checkpoint import files as checkpoint, kept
+from adagrpo_ray.runs import EvaluationRecord, RunWriter
+from adagrpo_ray.runs.history import sizes
+from adagrpo_ray.runs.mirror import open_run
+from adagrpo_ray.checkpoint.resume import find_past
 from tests.histories import SAMPLE, STEP
 from tests.program import metrics, train
 
@@ -212,7 +212,7 @@ def test_samples_are_copied_after_each_step_while_they_are_few(bucket: str, monk
             writer.step(replace(STEP, step=step))
             writer.samples([SAMPLE] * 20)
             assert (lines_of(home, "metrics.jsonl"), lines_of(home, "samples.jsonl")) == (step, 20 * step)
-        monkeypatch.setattr("adagrpo_ray.observe.mirror.LARGE", 100)
+        monkeypatch.setattr("adagrpo_ray.runs.mirror.LARGE", 100)
         copied = []
         for step in (3, 4, 5, 6, 7):
             writer.step(replace(STEP, step=step))

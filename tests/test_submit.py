@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from adagrpo_ray import storage
+from adagrpo_ray.storage import places as storage
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.jobs import check_job_folder, job_id
-from adagrpo_ray.model.load import resolve_model
+from adagrpo_ray.cluster.jobs import check_job_folder, job_id
+from adagrpo_ray.model.pretrained import resolve_model
 from tests.held import until
 from tests.program import ENDING_S
 from tests.reserved import reserved_ports
@@ -144,7 +144,7 @@ def test_an_upload_is_small_and_has_what_a_run_needs(tmp_path: Path) -> None:
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
     names = zipfile.ZipFile(tmp_path / "package.zip").namelist()
     assert (tmp_path / "package.zip").stat().st_size < 2_000_000  # the code alone takes 1.2 million
-    assert {"launch/train.py", TINY, "adagrpo_ray/trainer.py"} <= set(names)
+    assert {"launch/train.py", TINY, "adagrpo_ray/training/trainer.py"} <= set(names)
     assert not {name.split("/")[0] for name in names} & {".git", ".venv", "runs", "tests", "docs", ".mypy_cache"}
 
 

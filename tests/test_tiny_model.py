@@ -19,10 +19,10 @@ from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSett
 from adagrpo_ray.data.arithmetic import Problem, problem_sets, worked_solution
 from adagrpo_ray.data.chat import chat_messages, system_message
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.load import linear_shapes, load_policy, load_tokenizer, resolve_model
-from adagrpo_ray.model.tiny import build_tiny_model, tiny_folder
-from adagrpo_ray.model.tiny_tokenizer import build_tokenizer
-from adagrpo_ray.model.tiny_training import Recipe, prompt_frame, training_example
+from adagrpo_ray.model.pretrained import linear_shapes, load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.toy.tiny import build_tiny_model, tiny_folder
+from adagrpo_ray.toy.tokenizer import build_tokenizer
+from adagrpo_ray.toy.training import Recipe, prompt_frame, training_example
 
 MARKERS = FormatSettings()
 SETTINGS = ArithmeticSettings()
@@ -186,8 +186,8 @@ def test_of_two_builders_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     code = (
         "import filelock\n"
         "from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings\n"
-        "from adagrpo_ray.model.tiny import build_tiny_model\n"
-        "from adagrpo_ray.model.tiny_training import Recipe\n"
+        "from adagrpo_ray.toy.tiny import build_tiny_model\n"
+        "from adagrpo_ray.toy.training import Recipe\n"
         "class Told(filelock.FileLock):\n"
         "    def acquire(self, *args, **kwargs):\n"
         "        print('here', flush=True)\n"

@@ -13,11 +13,11 @@ import pytest
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adagrpo_ray import run as running
+from adagrpo_ray.training import run as running
 from adagrpo_ray.errors import ResourceError
-from adagrpo_ray.observe import RunWriter
-from adagrpo_ray.observe.events import EventFile
-from adagrpo_ray.observe.history import TRACKED, Mark, sizes
+from adagrpo_ray.runs import RunWriter
+from adagrpo_ray.runs.events import EventFile
+from adagrpo_ray.runs.history import TRACKED, Mark, sizes
 from adagrpo_ray.tracking import relay, session
 from adagrpo_ray.tracking.mlflow_run import MlflowRun, metric_name
 from adagrpo_ray.tracking.tracker import TrackedRun
@@ -192,7 +192,7 @@ def test_a_report_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("adagrpo_ray.report.read", fail)
+    monkeypatch.setattr("adagrpo_ray.reports.read", fail)
     said: list[str] = []
     running._report(tmp_path, str(tmp_path), said.append)
     (line,) = said

@@ -20,10 +20,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError
-from adagrpo_ray.observe.history import Mark, sizes
-from adagrpo_ray.observe.names import name_of
-from adagrpo_ray.observe.runs import load
-from adagrpo_ray.observe.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.history import Mark, sizes
+from adagrpo_ray.runs.names import name_of
+from adagrpo_ray.runs.reader import load
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking import check_trackers, relay, session
 from adagrpo_ray.tracking import mlflow_run as mlflow_module
 from adagrpo_ray.tracking.mlflow_run import metric_name

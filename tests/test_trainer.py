@@ -10,16 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from adagrpo_ray import trainer
-from adagrpo_ray.cluster import Actors
+from adagrpo_ray.training import trainer
+from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import RecordError
 from adagrpo_ray.learner.actor import Collected, SyncReport
-from adagrpo_ray.learner.checkpoint import Progress
+from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.learner.updates import TrainReport
-from adagrpo_ray.observe import Observer
-from adagrpo_ray.observe.records import SamplingFigures
-from adagrpo_ray.trainer import _ahead, _is_best, train_on
+from adagrpo_ray.runs import Observer
+from adagrpo_ray.runs.records import SamplingFigures
+from adagrpo_ray.training.trainer import _ahead, _is_best, train_on
 from tests.histories import STEP
 
 

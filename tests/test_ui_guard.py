@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from adagrpo_ray.serve.guard import Guard, is_loopback
+from adagrpo_ray.viewer.guard import Guard, is_loopback
 from tests.test_manifests import launch_ui
 
 

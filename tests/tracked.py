@@ -14,9 +14,9 @@ import pytest
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml
-from adagrpo_ray.observe import EvaluationRecord, GroupSample, Observers, RunWriter, StepRecord, summarize
-from adagrpo_ray.observe.history import Mark
-from adagrpo_ray.observe.samples import AttemptSample, CompletionSample
+from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observers, RunWriter, StepRecord, summarize
+from adagrpo_ray.runs.history import Mark
+from adagrpo_ray.runs.samples import AttemptSample, CompletionSample
 from adagrpo_ray.tracking import tracked
 from adagrpo_ray.types import SamplingParams
 from tests.histories import BEFORE, SAMPLE, STEP

@@ -9,7 +9,7 @@ from adagrpo_ray.algorithm.criterion import Criterion, make_criterion, spread
 from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.algorithm.own_ladder import load_ladder
 from adagrpo_ray.config.algorithm import AlgorithmSettings, AllocationSettings
-from adagrpo_ray.given import NOTHING, Given
+from adagrpo_ray.extensions.given import NOTHING, Given
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.authentication import takes_token
-from adagrpo_ray.cluster import connect, put_model
+from adagrpo_ray.cluster.authentication import takes_token
+from adagrpo_ray.training.actors import connect, put_model
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.load import load_config
 from adagrpo_ray.config.tree import PLAIN, Config
@@ -21,16 +21,16 @@ from adagrpo_ray.errors import ConfigError, DataError, StoppedError
 from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, locate, served
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile
 from adagrpo_ray.evaluation.settings import counting_settings, for_measuring, prompt_settings
-from adagrpo_ray.learner.adapters import read_adapter
-from adagrpo_ray.learner.evaluation import check_finite, evaluation_request
-from adagrpo_ray.placement import Placement, address
-from adagrpo_ray.preflight import Inputs, check
+from adagrpo_ray.lora.adapters import read_adapter
+from adagrpo_ray.sampling.evaluate import check_finite, evaluation_request
+from adagrpo_ray.cluster.placement import Placement, address
+from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.rewards.extract import exact_answer, holds_answer
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
-from adagrpo_ray.trainer import UNGUARDED
+from adagrpo_ray.training.trainer import UNGUARDED
 from adagrpo_ray.types import Completion, Prompt
 
 Split = Literal["held_out", "train", "all"]

@@ -19,8 +19,8 @@ from typing import Any, Self
 from adagrpo_ray.config.fixed import differences
 from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.evaluation.settings import settings_digest
-from adagrpo_ray.observe.record import Record
-from adagrpo_ray.storage import writing
+from adagrpo_ray.runs.record import Record
+from adagrpo_ray.storage.places import writing
 
 RESULTS = "results.jsonl"
 

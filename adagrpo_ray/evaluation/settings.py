@@ -15,7 +15,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import IDS
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.model.identity import fingerprint
-from adagrpo_ray.model.load import read_model_config
+from adagrpo_ray.model.pretrained import read_model_config
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.registry import BUILTIN
 

@@ -12,9 +12,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from adagrpo_ray.errors import ResourceError
-from adagrpo_ray.evaluation.figures import ACCURACY, LENGTHS, Comparison, Estimate
-from adagrpo_ray.observe.figures import few, levels, printable, shown
-from adagrpo_ray.observe.markdown import cell, literal
+from adagrpo_ray.evaluation.comparison import ACCURACY, LENGTHS, Comparison, Estimate
+from adagrpo_ray.runs.wording import few, levels, printable, shown
+from adagrpo_ray.runs.markdown import cell, literal
 
 JSON, MARKDOWN = "evaluation.json", "evaluation.md"
 Rows = list[tuple[str, list[str]]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError, first_line
-from adagrpo_ray.model.card import OURS
+from adagrpo_ray.cards.card import OURS
 from adagrpo_ray.model.folder import check_model_folder
 from adagrpo_ray.model.gguf_file import is_gguf
 from adagrpo_ray.model.gguf_model import dequantised
@@ -44,7 +44,7 @@ def find_base(asked: str | None, config: Config | None, named: str, card: str | 
 
 def _folder(name: str, setting: str, config: Config | None, revision: Any) -> Path:
     if name == TINY:
-        from adagrpo_ray.model.tiny import build_tiny_model
+        from adagrpo_ray.toy.tiny import build_tiny_model
 
         config = config or Config()
         return build_tiny_model(config.arithmetic, config.data.format)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from adagrpo_ray.adapter import PEFT_PREFIX
+from adagrpo_ray.lora.payload import PEFT_PREFIX
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.export.merge import Merge
 

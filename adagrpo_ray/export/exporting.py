@@ -20,8 +20,8 @@ from adagrpo_ray.errors import AdaGRPOError, ConfigError, ModelError, ResourceEr
 from adagrpo_ray.export import merge
 from adagrpo_ray.export.base import find_base
 from adagrpo_ray.export.check import check_bytes, compare
-from adagrpo_ray.export.source import Source, opened
-from adagrpo_ray.model.card import CARD, Facts, Merge, adapter_card, merged_card
+from adagrpo_ray.export.adapter_source import Source, opened
+from adagrpo_ray.cards.card import CARD, Facts, Merge, adapter_card, merged_card
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, read_json
 from adagrpo_ray.model.gguf_model import ORIGIN
 from adagrpo_ray.model.identity import ModelIdentity

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.learner.adapters import Adapter, check_fit
+from adagrpo_ray.lora.adapters import Adapter, check_fit
 from adagrpo_ray.model.folder import INDEX, WEIGHTS
 
 SHARD_BYTES = 2 * 2**30

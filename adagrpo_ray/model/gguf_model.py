@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.cache import cache_folder
+from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.errors import ModelError, first_line
-from adagrpo_ray.model.cached import make_once, progress, save_model, without_bars
+from adagrpo_ray.storage.cached import make_once, progress, save_model, without_bars
 from adagrpo_ray.model.gguf_file import base_name, file_digest, find_gguf
 from adagrpo_ray.model.gguf_header import FLOATS, Header, read_header
 from adagrpo_ray.model.gguf_rope import ROPE_FACTORS, set_rope

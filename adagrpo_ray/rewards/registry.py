@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adagrpo_ray.errors import ConfigError, RewardError
-from adagrpo_ray.extension import check_kind, load_function, signature
-from adagrpo_ray.given import NOTHING, Given
+from adagrpo_ray.extensions.loading import check_kind, load_function, signature
+from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.rewards import functions as built_in
 from adagrpo_ray.rewards.gym import reasoning_gym
 from adagrpo_ray.rewards.latex import latex

@@ -15,8 +15,8 @@ from pebble import ProcessExpired, ProcessPool
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.given import NOTHING, Given
-from adagrpo_ray.rewards import worker
+from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.rewards import scoring_process as worker
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.rewards.spawn import MainlessSpawnContext
 from adagrpo_ray.types import Completion, Prompt

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adagrpo_ray.adapter import AdapterWeights
+from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.template_choice import use_template
-from adagrpo_ray.environment import collector_off
+from adagrpo_ray.cluster.environment import collector_off
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError
-from adagrpo_ray.model.completion_text import CompletionText, stop_ids
-from adagrpo_ray.rollout.load import EngineLoad
+from adagrpo_ray.data.completion_text import CompletionText, stop_ids
+from adagrpo_ray.rollout.engine_load import EngineLoad
 from adagrpo_ray.rollout.output import EngineOutput
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
@@ -140,7 +140,7 @@ class RolloutEngine:
             # The log-probabilities of the distribution really sampled from, after temperature and filters.
             logprobs_mode="processed_logprobs",
             logits_processors=[PHASES] if config.uses_phases else None,
-            worker_extension_cls="adagrpo_ray.rollout.worker.AdapterWorker",
+            worker_extension_cls="adagrpo_ray.rollout.worker_extension.AdapterWorker",
             disable_log_stats=True,
         )
         load = EngineLoad()

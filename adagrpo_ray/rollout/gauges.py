@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from ray.util.metrics import Gauge
 
-from adagrpo_ray.observe.names import LABEL, name_of
+from adagrpo_ray.runs.names import LABEL, name_of
 
 GAUGES = {
     "outstanding_tokens": "tokens that the rollout actor may still have to generate",

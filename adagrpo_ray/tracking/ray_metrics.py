@@ -13,10 +13,10 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from adagrpo_ray.errors import first_line
-from adagrpo_ray.observe.measured import measured, ratio
-from adagrpo_ray.observe.names import LABEL, name_of
-from adagrpo_ray.observe.observer import Observer
-from adagrpo_ray.observe.records import EvaluationRecord, StepRecord
+from adagrpo_ray.runs.measured import measured, ratio
+from adagrpo_ray.runs.names import LABEL, name_of
+from adagrpo_ray.runs.observer import Observer
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 
 REFRESH_S = 1.0
 """Ray forgets a gauge that nobody has set for two of its report intervals, and a step may take longer than that."""

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from algorithm_report import write_report
 
-from adagrpo_ray.cluster import Actors, actors, begin, connect
+from adagrpo_ray.training.actors import Actors, actors, begin, connect
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.observe import EvaluationRecord, Observer, StepRecord
-from adagrpo_ray.preflight import check
-from adagrpo_ray.trainer import train_on
+from adagrpo_ray.runs import EvaluationRecord, Observer, StepRecord
+from adagrpo_ray.training.preflight import check
+from adagrpo_ray.training.trainer import train_on
 
 METHODS = {
     "grpo": ["algorithm.name=grpo"],

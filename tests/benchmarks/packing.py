@@ -19,7 +19,7 @@ from adagrpo_ray.config import load_config
 from adagrpo_ray.config.tree import Packing
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.load import resolve_model
+from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.types import TrainSample
 
 PROMPTS, ANSWERS = (64, 512, 4096), (32, 512)

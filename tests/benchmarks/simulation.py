@@ -260,7 +260,7 @@ def main() -> None:
         from constants import measure
 
         from adagrpo_ray.config import load_config
-        from adagrpo_ray.preflight import check
+        from adagrpo_ray.training.preflight import check
 
         config = load_config(args.config, ["algorithm.triggers=[]", *args.settings])
         constants, lengths, prompt_lengths = measure(config, check(config))

@@ -18,11 +18,11 @@ from typing import Any
 import ray
 import torch
 
-from adagrpo_ray.adapter import PEFT_PREFIX, AdapterWeights, pack
+from adagrpo_ray.lora.payload import PEFT_PREFIX, AdapterWeights, pack
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.memory import Shape, shape_of
-from adagrpo_ray.model.files import ModelFiles
-from adagrpo_ray.model.load import load_tokenizer, resolve_model
+from adagrpo_ray.training.memory import Shape, shape_of
+from adagrpo_ray.model.node_files import ModelFiles
+from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.pool import RolloutPool

@@ -25,15 +25,15 @@ import torch
 from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.learner.batch import training_samples
+from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.load import flash_attention
-from adagrpo_ray.observe import Observers
-from adagrpo_ray.preflight import Inputs, check
+from adagrpo_ray.model.pretrained import flash_attention
+from adagrpo_ray.runs import Observers
+from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.rollout.engine import RolloutEngine
-from adagrpo_ray.trainer import place_and_train
+from adagrpo_ray.training.trainer import place_and_train
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, TrainBatch, TrainSample
 
 ROUNDS, WARM_UP = 20, 3  # of an update, and how many of them are not counted

@@ -22,8 +22,8 @@ from trl_variants import VARIANTS, Variant, common
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.model.load import load_tokenizer
-from adagrpo_ray.preflight import check
+from adagrpo_ray.model.pretrained import load_tokenizer
+from adagrpo_ray.training.preflight import check
 from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.types import Prompt
 

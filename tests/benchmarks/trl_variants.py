@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.preflight import Inputs
+from adagrpo_ray.training.preflight import Inputs
 
 Common = dict[str, Any]  # the GRPOConfig arguments that all variants share
 

@@ -1,0 +1,106 @@
+"""Checkpoints in a folder that may be at a URL: written and read on this machine, kept there.
+
+Its files are copied one by one, `checksums.json` last, and `latest` and `best` are moved when all are there: whatever
+ends a copy halfway, the checkpoints before count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adagrpo_ray.storage import places as storage
+from adagrpo_ray.errors import CheckpointError, ResourceError
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.checkpoint.files import BEST, CHECKSUMS, LATEST
+
+
+def save(
+    folder: str, step: int, contents: Mapping[str, Any], keep_last: int, measured: Mapping[int, float] | None = None
+) -> None:
+    """`checkpoint.save` into a path or a URL; earlier checkpoints are as they were where it fails."""
+    if not storage.is_url(folder):
+        return checkpoint.save(Path(folder), step, contents, keep_last, measured)
+    with _writing(folder), storage.scratch() as local:
+        checkpoint.save(local, step, contents, keep_last)
+        path = next(path for path in local.iterdir() if checkpoint.is_checkpoint(path))
+        found = storage.files(folder)
+        there = _names(found)
+        whole = [name for name in there if f"{name}/{CHECKSUMS}" in found]
+        latest = (storage.find(folder, LATEST) or "").strip()
+        stays, best = checkpoint.stay(whole, latest, path.name, keep_last, measured or {})
+        url = storage.join(folder, path.name)
+        storage.remove(url)  # there only where a run was taken back, or died in a copy
+        names = sorted(storage.below(path), key=lambda name: name == CHECKSUMS)
+        storage.push(path, url, names)
+        storage.push(local, folder, [LATEST])
+        if best is not None:
+            storage.leave(folder, BEST, f"{best}\n")
+        elif BEST in found:
+            storage.clear(folder, BEST)
+        for name in there - stays:
+            storage.remove(storage.join(folder, name))
+
+
+def load(path: str) -> dict[str, Any]:
+    """`checkpoint.load` of a path or a URL."""
+    if not storage.is_url(path):
+        return checkpoint.load(Path(path))
+    with storage.scratch() as local:
+        fetch(path, local / path.rpartition("/")[2])
+        return checkpoint.load(local / path.rpartition("/")[2])
+
+
+def fetch(url: str, path: Path) -> None:
+    """Copy the files of a checkpoint to a local path, whatever of it is there; CheckpointError where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        storage.pull(url, path, sorted(storage.files(url)))
+    except (OSError, ResourceError) as error:
+        raise CheckpointError(f"cannot read the checkpoint {url}: {error}") from error
+
+
+def outline(url: str, folder: Path) -> None:
+    """Make the folder of checkpoints at `url` locally, with `latest` and empty checkpoints, to pick one from.
+
+    Nothing where no checkpoint has ever been whole there.
+    """
+    found = storage.files(url)
+    if any(name.endswith(f"/{CHECKSUMS}") for name in found):
+        for name in _names(found):
+            (folder / name).mkdir(parents=True)
+        storage.pull(url, folder, [LATEST] if LATEST in found else [])
+
+
+def set_latest(path: str) -> None:
+    """`checkpoint.set_latest` for a URL."""
+    folder, _, name = path.rpartition("/")
+    with _writing(path):
+        storage.leave(folder, LATEST, f"{name}\n")
+
+
+def named(place: str) -> str:
+    """The checkpoint that `place` names where that is the file `best`, and else `place`; paths or URLs."""
+    folder, _, name = place.rpartition("/")
+    if name != BEST or Path(place).is_dir():
+        return place
+    text = storage.find(folder, BEST)
+    if text is not None and not checkpoint.NAME.fullmatch(text.strip()):
+        raise CheckpointError(f"{place} does not name a checkpoint; give the folder of one of those beside it")
+    return place if text is None else storage.join(folder, text.strip())
+
+
+def _names(found: set[str]) -> set[str]:
+    """The checkpoints that files are of."""
+    first = {name.partition("/")[0] for name in found if "/" in name}
+    return {name for name in first if checkpoint.is_checkpoint(Path(name))}
+
+
+@contextmanager
+def _writing(url: str) -> Iterator[None]:
+    try:
+        yield
+    except ResourceError as error:
+        raise CheckpointError(f"no checkpoint was kept in {url}, those before are as they were: {error}") from error

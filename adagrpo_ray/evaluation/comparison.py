@@ -1,0 +1,176 @@
+"""From finished problems to figures with intervals, and to differences between models. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo_ray.algorithm.estimators import bootstrap_means, pass_at_k, powers_of_two, wilson
+from adagrpo_ray.evaluation.results import ProblemResult
+from adagrpo_ray.runs.record import Record
+
+DRAWS, SEED = 2000, 0
+CONFIDENCE = (
+    f"95 % intervals by the percentile bootstrap over problems ({DRAWS} draws, seed {SEED}); where a share is 0 or 1 "
+    "on every problem, Wilson's interval of so many problems; differences are paired, problem by problem"
+)
+ACCURACY = "accuracy"
+LENGTHS = ("tokens", "characters")
+
+
+@dataclass(frozen=True)
+class Estimate(Record):
+    """A mean over problems and its 95 % interval, which is None if there is one problem only."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ModelFigures(Record):
+    """One model. `not_scored` of its problems count as wrong; figures are shares, but for those of LENGTHS."""
+
+    name: str
+    folder: str
+    digest: str
+    not_scored: int
+    figures: Mapping[str, Estimate]
+    accuracy_by_level: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Difference(Record):
+    """The figures of `second` less those of `first`, on how many problems it is more often right, and less often."""
+
+    first: str
+    second: str
+    better: int
+    worse: int
+    figures: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """All models on the same problems, with `samples` completions of each, and every pair of them."""
+
+    problems: int
+    samples: int
+    confidence: str
+    models: tuple[ModelFigures, ...]
+    differences: tuple[Difference, ...]
+
+
+def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> Comparison:
+    """Figures of each (name, folder, digest, results), the results being of the same problems in the same order."""
+    first = models[0][3]
+    tables = [_values(results) for *_, results in models]
+    names = list(tables[0])
+    stacked = [np.stack(list(table.values()), axis=1) for table in tables]
+    pairs = list(combinations(range(len(models)), 2))
+    apart = [stacked[other] - stacked[one] for one, other in pairs]
+    drawn = bootstrap_means(np.concatenate([*stacked, *apart], axis=1), DRAWS, SEED)
+    means = np.split(drawn, len(models) + len(pairs), axis=1)
+
+    def difference(number: int) -> Difference:
+        (one, other), values = pairs[number], apart[number]
+        accuracy = values[:, names.index(ACCURACY)]
+        return Difference(
+            first=models[one][0],
+            second=models[other][0],
+            better=int((accuracy > 0).sum()),
+            worse=int((accuracy < 0).sum()),
+            figures=_estimates(names, values, means[len(models) + number], shares=False),
+        )
+
+    return Comparison(
+        problems=len(first),
+        samples=len(first[0].completions),
+        confidence=CONFIDENCE,
+        models=tuple(
+            ModelFigures(
+                name=name,
+                folder=folder,
+                digest=digest,
+                not_scored=sum(bool(result.error) for result in results),
+                figures=_estimates(names, values, mean),
+                accuracy_by_level=_by_level(results, values[:, [names.index(ACCURACY)]]),
+            )
+            for (name, folder, digest, results), values, mean in zip(models, stacked, means, strict=False)
+        ),
+        differences=tuple(difference(number) for number in range(len(pairs))),
+    )
+
+
+def _values(results: Sequence[ProblemResult]) -> dict[str, NDArray[np.float64]]:
+    """Each figure's value [P] on each problem."""
+    return {
+        name: np.array(column, np.float64)
+        for name, column in zip(_names(results), zip(*map(_of_problem, results), strict=True), strict=True)
+    }
+
+
+def _names(results: Sequence[ProblemResult]) -> list[str]:
+    samples = len(results[0].completions)
+    return [
+        ACCURACY,
+        *(f"pass@{k}" for k in powers_of_two(samples)),
+        "right_answer_and_format",
+        "right_answer_anywhere",
+        "right_format",
+        "format_errors",
+        "cut_off",
+        *LENGTHS,
+    ]
+
+
+def _of_problem(result: ProblemResult) -> list[float]:
+    """The figures of one problem, in the order of `_names`."""
+    completions = result.completions
+    n, right = len(completions), sum(c.correct for c in completions)
+
+    def share(marks: Sequence[bool]) -> float:
+        return sum(marks) / n
+
+    return [
+        right / n,
+        *(pass_at_k(n, right, k) for k in powers_of_two(n)),
+        share([c.correct and c.right_format for c in completions]),
+        share([c.right_anywhere for c in completions]),
+        share([c.right_format for c in completions]),
+        share([not c.right_format for c in completions]),
+        share([c.cut_off for c in completions]),
+        sum(c.tokens for c in completions) / n,
+        sum(len(c.text) for c in completions) / n,
+    ]
+
+
+def _by_level(results: Sequence[ProblemResult], accuracy: NDArray[np.float64]) -> dict[str, Estimate]:
+    """Accuracy [P, 1] of the problems of each level."""
+    levels = np.array([result.level for result in results])
+    found = {}
+    for level in sorted(set(levels.tolist()) - {""}):
+        values = accuracy[levels == level]
+        found[level] = _estimates([ACCURACY], values, bootstrap_means(values, DRAWS, SEED))[ACCURACY]
+    return found
+
+
+def _estimates(
+    names: Sequence[str], values: NDArray[np.float64], means: NDArray[np.float64], *, shares: bool = True
+) -> dict[str, Estimate]:
+    """Each column of `values` [P, M] with the interval that the drawn `means` [draws, M] give."""
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    found = {}
+    for column, name in enumerate(names):
+        own = values[:, column]
+        interval: tuple[float | None, float | None] = (float(low[column]), float(high[column]))
+        if len(own) < 2:
+            interval = (None, None)
+        elif shares and name not in LENGTHS and (own == own[0]).all() and own[0] in (0.0, 1.0):
+            interval = wilson(int(own.sum()), len(own))
+        found[name] = Estimate(float(own.mean()), *interval)
+    return found

@@ -1,0 +1,97 @@
+"""How far a measurement is: a bar on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from adagrpo_ray.runs.wording import duration, number, printable
+from adagrpo_ray.runs.progress import Clock
+
+LINE_INTERVAL_S = 5.0
+"""Least time between two lines of a log."""
+
+
+class EvaluationProgress:
+    """A `Watcher` that shows what it hears on `console`. Use it as a context manager, or the cursor stays hidden.
+
+    `unfinished` problems are left of all `models` together; the time that they take is told by the pace since the
+    first request.
+    """
+
+    def __init__(
+        self, models: int, unfinished: int, console: Console, *, live: bool, clock: Clock = time.monotonic
+    ) -> None:
+        self._models, self._unfinished, self._console, self._clock = models, unfinished, console, clock
+        self._began, self._asked_at, self._printed_at = clock(), clock(), -LINE_INTERVAL_S
+        self._name, self._problems, self._number = "", 0, 0
+        self._accuracies: list[float] = []
+        self._made = self._tokens = 0  # by this program
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4) if live else None
+
+    def __enter__(self) -> EvaluationProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def phase(self, text: str) -> None:
+        """Say it, and how long this has been going on."""
+        self._console.print(f"[{self._clock() - self._began:7.1f} s] {printable(text)}", soft_wrap=True)
+
+    def model(self, name: str, finished: Sequence[float], problems: int) -> None:
+        """Begin with a model."""
+        if not self._number:
+            self._asked_at = self._clock()
+        self._number, self._name, self._problems = self._number + 1, name, problems
+        self._accuracies = list(finished)
+        if finished:
+            self.phase(f"{name}: {len(finished)} of {problems} problems were finished before")
+        if self._live is not None:
+            self._live.start()
+
+    def problem(self, accuracy: float, tokens: int) -> None:
+        """Count a finished problem, and show it or not: about a line every five seconds, and a model's last one."""
+        self._accuracies.append(accuracy)
+        self._made, self._tokens = self._made + 1, self._tokens + tokens
+        now, ends = self._clock(), len(self._accuracies) == self._problems
+        if self._live is None and (ends or now - self._printed_at >= LINE_INTERVAL_S):
+            self._printed_at = now
+            self._console.print("  ".join([self._count(), *self._figures()]), soft_wrap=True)
+        if self._live is not None and ends:
+            self._live.console.print("  ".join([self._count(), *self._figures()]), soft_wrap=True)
+
+    def close(self) -> None:
+        """Let go of the terminal. Closing twice is fine."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _count(self) -> str:
+        width = len(str(self._problems))
+        return f"{printable(self._name)}  {len(self._accuracies):>{width}}/{self._problems}"
+
+    def _figures(self) -> list[str]:
+        done = self._accuracies
+        seconds = max(self._clock() - self._asked_at, 1e-9)
+        return [
+            f"accuracy so far {number(sum(done) / len(done)) if done else '-'}",
+            f"{self._tokens / seconds:,.0f} tokens/s",
+            f"{duration((self._unfinished - self._made) * seconds / self._made)} left" if self._made else "- left",
+        ]
+
+    def _render(self) -> RenderableType:
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True)
+        line.add_row(
+            f"{printable(self._name)} ({self._number}/{self._models})",
+            ProgressBar(total=self._problems, completed=len(self._accuracies)),
+            f"{len(self._accuracies)}/{self._problems}",
+        )
+        return Group(line, "  ".join(self._figures()))

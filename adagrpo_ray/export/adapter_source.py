@@ -1,0 +1,165 @@
+"""The adapter to export, from wherever it is, as a local folder in PEFT's layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from safetensors.torch import save_file
+
+from adagrpo_ray.storage import places as storage
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.tree import PLAIN
+from adagrpo_ray.data.template_choice import TEMPLATE_FILE, chosen_template
+from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ModelError
+from adagrpo_ray.checkpoint import files as checkpoint, kept
+from adagrpo_ray.lora.adapters import Adapter, read_adapter
+from adagrpo_ray.cards.card import CARD
+from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from adagrpo_ray.runs.history import EVALUATIONS, METRICS, Mark
+from adagrpo_ray.runs.records import Summary, summarize
+from adagrpo_ray.checkpoint.resume import FOLDER
+
+CONFIG, ADAPTER = "config.yaml", "adapter"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter, whose folder is in PEFT's layout, and what is known of the run that made it.
+
+    Where there is no `card`, `summary` may have what one tells. `template` is as `chosen_template` gives it.
+    """
+
+    name: str
+    adapter: Adapter
+    config: Config | None
+    card: str | None
+    summary: Summary | None = None
+    template: str | None = None
+
+
+@contextmanager
+def opened(place: str) -> Iterator[Source]:
+    """The adapter at `place`: a run folder, one of its checkpoints, or an adapter's own folder; a path or a URL.
+
+    Within the block it is there as local files, which nobody writes to. Raises ModelError where there is none, and as
+    `read_adapter`.
+    """
+    place = kept.named(storage.plain(place).rstrip("/"))
+    if not storage.is_url(place):
+        place = os.path.abspath(place)
+    with storage.scratch() as local:
+        try:
+            found = _of_checkpoint(place, local) if checkpoint.is_checkpoint(Path(place)) else _of_files(place, local)
+            yield found
+        except AdaGRPOError as error:
+            raise type(error)(str(error).replace(str(local), place.rpartition("/")[0])) from error
+
+
+def _of_files(place: str, local: Path) -> Source:
+    """Of a run folder, or of an adapter's."""
+    names = _names(place)
+    if ADAPTER_CONFIG in names:
+        folder, run = place, place.rpartition("/")[0]
+    elif f"{ADAPTER}/{ADAPTER_CONFIG}" in names:
+        folder, run = storage.join(place, ADAPTER), place
+        names = {name.removeprefix(f"{ADAPTER}/") for name in names if name.startswith(f"{ADAPTER}/")}
+    elif CONFIG in names:
+        there = {PurePath(name).parent for name in names if PurePath(name).name == checkpoint.CHECKSUMS}
+        newest = checkpoint.upto((path.name for path in there if checkpoint.is_checkpoint(path)), "")
+        instead = f"; give its newest checkpoint, {storage.join(place, FOLDER, newest[0])}" if newest else ""
+        raise ModelError(f"{place} is a run that has left no {ADAPTER}/ yet{instead}")
+    else:
+        raise ModelError(
+            f"{place} is no run folder, no checkpoint and no adapter: it holds neither {CONFIG} nor {ADAPTER_CONFIG}"
+        )
+    card = storage.find(folder, CARD)
+    config = _config(run, local)
+    name = (folder if config is None else run).rpartition("/")[2]
+    files = Path(folder)
+    if storage.is_url(folder):
+        files = local / PurePath(folder).relative_to(PurePath(place).parent)
+        storage.pull(folder, files, [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name in names])
+    return Source(name, read_adapter(files), config, card, template=_template(config, folder))
+
+
+def _of_checkpoint(place: str, local: Path) -> Source:
+    """Of a checkpoint: its float32 weights, in PEFT's layout."""
+    from peft import LoraConfig
+
+    run, _, step = place.rsplit("/", 2)
+    path = Path(place)
+    if storage.is_url(place):
+        path = local / step
+        kept.fetch(place, path)
+    adapter, progress = read_adapter(path), checkpoint.progress(path)
+    folder = local / ADAPTER
+    folder.mkdir()
+    save_file(adapter.tensors, folder / ADAPTER_WEIGHTS)
+    LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=adapter.base,
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        target_modules=sorted({module.rpartition(".")[2] for module in adapter.pairs}),
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    name = f"{run.rpartition('/')[2]}-{step}"
+    summary = _summary(run, Mark(progress.step, progress.sizes), name, local)
+    config = _config(run, local)
+    return Source(name, replace(adapter, folder=folder), config, None, summary, _template(config, f"{run}/{ADAPTER}"))
+
+
+def _template(config: Config | None, folder: str) -> str | None:
+    """The chat template of the run: that in the adapter's folder, else the file that its settings name.
+
+    Raises ModelError if both are gone: the merged model would be asked in another way than it was trained.
+    """
+    if config is None or config.data.chat_template in (None, PLAIN):
+        return None if config is None else chosen_template(config.data)
+    if (kept := storage.find(folder, TEMPLATE_FILE)) is not None:
+        return kept
+    try:
+        return chosen_template(config.data)
+    except ConfigError as error:
+        raise ModelError(f"the chat template of the run is not in {folder}, and {error}") from None
+
+
+def _summary(run: str, mark: Mark, name: str, local: Path) -> Summary | None:
+    """What the run had measured up to the mark; None where its folder does not tell."""
+    folder = Path(run)
+    if storage.is_url(run):
+        folder = local / "measured"
+        storage.pull(run, folder, sorted({METRICS, EVALUATIONS} & storage.files(run)))
+    try:
+        steps, evaluations = mark.read(folder)
+    except CheckpointError:
+        return None
+    before, after = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
+    return summarize(steps, before, after, name=name, folder=run, adapter=run)
+
+
+def _config(run: str, local: Path) -> Config | None:
+    """The settings of the run in that folder; None where there are none, or another version's."""
+    text = storage.find(run, CONFIG) if run else None
+    if text is None:
+        return None
+    storage.leave(str(local), CONFIG, text)
+    try:
+        return load_config(local / CONFIG)
+    except ConfigError:
+        return None
+
+
+def _names(place: str) -> set[str]:
+    """All files below `place`, relative to it; ModelError where there is nothing."""
+    if storage.is_url(place):
+        names = storage.files(place)
+    else:
+        names = set(storage.below(Path(place))) if Path(place).is_dir() else set()
+    if not names:
+        raise ModelError(f"{place} is not there, or is empty; give a run folder, a checkpoint or an adapter's folder")
+    return names

@@ -1,0 +1,1 @@
+"""Functions of the user's: loading them by name, and sending them by value."""

@@ -1,0 +1,48 @@
+"""Whether an adapter with these settings can be trained on the base model: found out before an actor starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.lora.adapters import Adapter, check_fit, read_adapter
+from adagrpo_ray.model.pretrained import build_without_weights, shapes_of, with_adapter
+from adagrpo_ray.model.quantised import check_unquantised
+
+SETTING = "model.adapter"
+
+
+def check_trainable(config: Config, model_path: str, found: Any) -> None:
+    """ModelError if the model at `model_path` is quantised, if `model.lora.targets` are not all linear layers of it, or
+    if `model.adapter` has weights for other layers. `found` is Transformers' configuration of the model."""
+    check_unquantised(model_path, found, config.model.path, "the learner trains on weights that are not")
+    model = build_without_weights(found, config)
+    layers = shapes_of(model)
+    with torch.device("meta"):
+        with_adapter(model, config)
+    if config.model.adapter is not None:
+        adapter = read_adapter(Path(config.model.adapter), SETTING)
+        check_fit(adapter, layers, f"model.path={config.model.path!r}", SETTING)
+        check_same_layers(adapter, layers, config)
+
+
+def check_same_layers(adapter: Adapter, layers: Mapping[str, tuple[int, int]], config: Config) -> None:
+    """ModelError unless the adapter has weights for all layers that `model.lora.targets` names, and for no others."""
+    name, targets = f"{SETTING}={str(adapter.folder)!r}", config.model.lora.targets
+    held = sorted({module.rpartition(".")[2] for module in adapter.pairs})
+    if set(held) != set(targets):
+        raise ModelError(
+            f"{name} has weights for {', '.join(held)}, and model.lora.targets names {', '.join(targets)}; "
+            f"set model.lora.targets=[{','.join(held)}]"
+        )
+    meant = [module for module in layers if module.rpartition(".")[2] in targets]
+    if lacking := [module for module in meant if module not in adapter.pairs]:
+        raise ModelError(
+            f"{name} holds no weights for {len(lacking)} of the {len(meant)} layers that model.lora.targets names "
+            f"(first: {lacking[0]}); give an adapter of all of them"
+        )

@@ -1,0 +1,119 @@
+"""The tables of a report, as rows of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from adagrpo_ray.config.secrets import holds_secret
+from adagrpo_ray.runs.wording import change, duration, levels, number, rungs, shown, whole
+from adagrpo_ray.runs.measured import ratio
+from adagrpo_ray.reports.run_data import Run
+
+Row = tuple[str, ...]
+
+
+def summary(runs: Sequence[Run]) -> list[Row]:
+    """What is to be known of each run first: a row a figure, a column a run after its name."""
+    columns = [dict(_figures(run)) for run in runs]
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [(name, *(column.get(name, "-") for column in columns)) for name in names]
+
+
+def by_level(runs: Sequence[Run]) -> list[Row]:
+    """Held-out accuracy, resamples and groups without spread of each difficulty class, a row a run; none without any.
+
+    Columns: class, run, accuracy before, after, change, resamples, share without spread of first attempts, trained on.
+    """
+    names = levels(
+        name
+        for run in runs
+        for mapping in (
+            run.summary.accuracy_by_level_before,
+            run.summary.accuracy_by_level_after,
+            run.summary.resamples_by_level,
+        )
+        for name in mapping
+    )
+    return [(shown(level), run.label, *_of_level(run, level)) for level in names for run in runs]
+
+
+def settings(run: Run) -> str:
+    """The run's settings as YAML, without what is a secret after all."""
+    return yaml.safe_dump(_bare(run.history.config), sort_keys=False, allow_unicode=True, width=110)
+
+
+def differences(runs: Sequence[Run]) -> list[Row]:
+    """The settings that are not the same in all runs: key, then one value a run. Names of runs are left out."""
+    flat = [dict(_flat(_bare(run.history.config))) for run in runs]
+    keys = dict.fromkeys(key for tree in flat for key in tree)
+    rows = [(key, *(tree.get(key, "-") for tree in flat)) for key in keys if key != "run.name"]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _figures(run: Run) -> Iterator[tuple[str, str]]:
+    s, steps = run.summary, run.history.steps
+    planned = run.history.setting("run.steps")
+    yield "state", "finished" if run.ended else "not finished"
+    yield "steps", f"{s.steps:,}" if run.ended or planned is None else f"{s.steps:,} of {planned}"
+    for name, key in (("model", "model.path"), ("data", "data.source"), ("method", "algorithm.name")):
+        yield name, str(_bare(run.history.setting(key) or "-"))
+    yield "held-out accuracy before", number(s.accuracy_before)
+    yield "held-out accuracy after", number(s.accuracy_after)
+    yield "change", change(s.accuracy_before, s.accuracy_after)
+    if run.history.evaluations:
+        yield "last measured after step", f"{run.history.evaluations[-1].step:,}"
+    yield "tokens generated", f"{s.generated_tokens:,}"
+    yield "of these by resamples", f"{s.extra_tokens:,}"
+    yield "tokens trained on", f"{s.trained_tokens:,}"
+    yield "tokens generated for each group with spread", whole(s.tokens_per_informative_group)
+    yield "resamples", _counts(s.resamples)
+    yield "of these met the criterion", _counts(s.rescued)
+    yield "groups that never met it", f"{s.groups_exhausted:,}"
+    yield "groups not scored", f"{s.groups_failed:,}"
+    yield "updates skipped", f"{s.skipped_updates:,}"
+    yield "time of all steps", duration(s.seconds)
+    phases = dict.fromkeys(name for record in steps for name in record.seconds_by_phase)
+    for phase in phases:
+        yield f"of this in {phase}", duration(math.fsum(record.seconds_by_phase.get(phase, 0.0) for record in steps))
+    yield "tokens generated a second", whole(ratio(s.generated_tokens, s.seconds))
+    yield "rollout actors replaced", f"{steps[-1].rollout_restarts:,}"
+
+
+def _counts(by_rung: tuple[int, ...]) -> str:
+    """The sum, and in brackets what each rung has of it, where there are several."""
+    return f"{sum(by_rung):,}" + (f" (by rung {rungs(by_rung)})" if len(by_rung) > 1 else "")
+
+
+def _of_level(run: Run, level: str) -> Row:
+    s = run.summary
+    before, after = s.accuracy_by_level_before.get(level), s.accuracy_by_level_after.get(level)
+    return (
+        number(before),
+        number(after),
+        change(before, after),
+        f"{s.resamples_by_level.get(level, 0):,}",
+        number(s.flat_before_by_level.get(level)),
+        number(s.flat_after_by_level.get(level)),
+    )
+
+
+def _bare(value: Any) -> Any:
+    """`value` without secrets: a configuration that was edited by hand may hold what none is written with."""
+    if isinstance(value, Mapping):
+        return {key: _bare(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_bare(item) for item in value]
+    return "(withheld: it holds a secret)" if isinstance(value, str) and holds_secret(value) else value
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values as one line of YAML; lists are values."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()

@@ -1,0 +1,42 @@
+"""A report, drawn and put where it belongs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from adagrpo_ray.storage import places as storage
+from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.reports import palette
+from adagrpo_ray.reports.drawing import as_png, as_svg
+from adagrpo_ray.reports.charts import charts
+from adagrpo_ray.reports.page import Drawing, page
+from adagrpo_ray.reports.run_data import Run, labelled
+
+PAGE, PLOTS = "report.html", "plots"
+MOST_BARS = 500
+
+
+def write_report(runs: Sequence[Run], out: str, interval: int | None = None) -> str:
+    """Leave the page of `runs` and the figures as PNG in the folder `out`, a path or a URL; where the page is.
+
+    Bars are for `interval` steps each, by default as many as make ten. ResourceError where `out` cannot be written,
+    ConfigError where there are more runs or bars than can be told apart.
+    """
+    if len(runs) > palette.MOST:
+        raise ConfigError(f"{len(runs)} runs cannot be told apart in one figure; give {palette.MOST} or fewer")
+    runs = labelled(runs)
+    steps = max(len(run.history.steps) for run in runs)
+    length = interval or math.ceil(steps / 10)
+    if steps / length > MOST_BARS:
+        raise ConfigError(
+            f"--interval={interval} makes a bar of every {interval} of {steps:,} steps; "
+            f"give {steps // MOST_BARS + 1} or more"
+        )
+    drawings = []
+    with storage.outgoing(storage.join(out, PLOTS)) as folder:
+        for chart in charts(runs, length):
+            (folder / f"{chart.name}.png").write_bytes(as_png(chart.figure))
+            drawings.append(Drawing(chart.name, chart.title, chart.caption, as_svg(chart.figure, chart.name)))
+    storage.leave(out, PAGE, page(runs, drawings))
+    return storage.join(out, PAGE)

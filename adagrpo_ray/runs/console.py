@@ -1,0 +1,82 @@
+"""A run on the terminal of whoever started it, or in the log that stands in for a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from adagrpo_ray.runs.wording import evaluation_line, printable
+from adagrpo_ray.runs.observer import Observer
+from adagrpo_ray.runs.progress import Bar, Clock, Lines, Progress
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.final_lines import report
+from adagrpo_ray.runs.terminal import is_terminal, rich_console
+
+
+class Console(Observer):
+    """Shows a run of `steps` steps on `stream`: a live display on a terminal, else plain lines.
+
+    `terminal` and `width` overrule what the stream is found to be. Use it as a context manager: a live
+    display left behind takes the cursor with it.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        stream: TextIO | None = None,
+        *,
+        terminal: bool | None = None,
+        width: int | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        stream = stream or sys.stdout
+        live = is_terminal(stream) if terminal is None else terminal
+        self._clock = clock
+        self._began = clock()
+        self._over = False
+        self._rich = rich_console(stream, live=live, width=width)
+        kind = Bar if live else Lines
+        self._progress: Progress = kind(steps, self._rich, clock)
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def phase(self, text: str) -> None:
+        """Say what begins, and how long the run has been going."""
+        if not self._over:
+            self._progress.start()
+        self._line(f"[{self._clock() - self._began:7.1f} s] {printable(text)}")
+
+    def step(self, record: StepRecord) -> None:
+        """Show the step."""
+        self._progress.step(record)
+
+    def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        """Say what was measured on the held-out prompts."""
+        self._line(evaluation_line(label, record))
+
+    def summary(self, summary: Summary) -> None:
+        """End the progress display and print the report."""
+        self.close()
+        self._over = True
+        self._line("")
+        for part in report(summary):
+            if isinstance(part, str):
+                self._line(part)
+            else:
+                self._rich.print(part)
+
+    def close(self) -> None:
+        """End the progress display. Closing twice is fine."""
+        self._progress.close()
+
+    def _line(self, text: str) -> None:
+        # A path that the terminal wraps by itself can still be copied in one piece.
+        self._rich.print(text, soft_wrap=True)

@@ -1,0 +1,77 @@
+"""The end report of a run, as text for a terminal or a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from adagrpo_ray.runs.wording import change, few, levels, number, printable, rungs, shown, whole
+from adagrpo_ray.runs.records import Interval, Summary
+
+
+def report(summary: Summary) -> Iterator[RenderableType]:
+    """The parts of the report, from top to bottom."""
+    yield f"run {printable(summary.name)}: {summary.steps} steps in {summary.seconds:.1f} s"
+    yield ""
+    if summary.accuracy_before is None and summary.accuracy_after is None:
+        yield "held-out accuracy: not measured"
+    else:
+        yield (
+            f"held-out accuracy: {number(summary.accuracy_before)} -> {number(summary.accuracy_after)} "
+            f"({change(summary.accuracy_before, summary.accuracy_after)})"
+        )
+    names = levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after, *summary.resamples_by_level])
+    if names:
+        yield _by_level(summary, names)
+    yield ""
+    yield (
+        f"resamples: {sum(summary.resamples)} (by rung {rungs(summary.resamples)}), of which "
+        f"{sum(summary.rescued)} met the criterion ({rungs(summary.rescued)}); "
+        f"{summary.groups_exhausted} groups never did"
+    )
+    if summary.skipped_updates:
+        yield f"updates skipped: {summary.skipped_updates}, since a loss, log-probability or gradient was not finite"
+    if summary.groups_failed:
+        yield f"not scored: {summary.groups_failed} groups, on which reward functions failed"
+    if summary.resamples_by_interval:
+        yield _intervals(summary.resamples_by_interval)
+    yield ""
+    yield (
+        f"tokens: {summary.generated_tokens:,} generated ({summary.extra_tokens:,} by resamples), "
+        f"{summary.trained_tokens:,} trained; "
+        f"{whole(summary.tokens_per_informative_group)} for each group with spread"
+    )
+    yield f"adapter: {printable(str(summary.adapter))}"
+    yield f"run folder: {printable(str(summary.folder))}"
+
+
+def _by_level(summary: Summary, names: list[str]) -> Table:
+    table = _table("class", "before", "after", "change", "resamples", "no spread: first", "trained")
+    named, others = few(names)
+    for name in named:
+        before = summary.accuracy_by_level_before.get(name)
+        after = summary.accuracy_by_level_after.get(name)
+        resamples = str(summary.resamples_by_level.get(name, 0))
+        flat = (m.get(name) for m in (summary.flat_before_by_level, summary.flat_after_by_level))
+        table.add_row(shown(name), number(before), number(after), change(before, after), resamples, *map(number, flat))
+    if others:
+        table.add_row(others)
+    return table
+
+
+def _intervals(intervals: tuple[Interval, ...]) -> Table:
+    table = _table("steps", "resamples", "mean reward")
+    for interval in intervals:
+        table.add_row(f"{interval.first}-{interval.last}", str(interval.resamples), number(interval.reward_mean))
+    return table
+
+
+def _table(name: str, *figures: str) -> Table:
+    """A table without lines, so that it looks the same in every encoding; names left, figures right."""
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    table.add_column(name, overflow="fold")
+    for figure in figures:
+        table.add_column(figure, justify="right", overflow="fold")
+    return table

@@ -1,0 +1,66 @@
+"""A callback of the user's own, whose errors are told as its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import ExtensionError
+from adagrpo_ray.extensions.loading import told
+from adagrpo_ray.runs.observer import Observer
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.samples import GroupSample
+
+
+class Guarded(Observer):
+    """Tells `callback` what it is told; what that raises is an ExtensionError which names it, and ends the run.
+
+    A callback may guard what a run is for, and one that fails silently guards nothing.
+    """
+
+    def __init__(self, callback: Observer) -> None:
+        self._callback = callback
+
+    def began(self, config: Config, folder: str) -> None:
+        """Tell it."""
+        with self._named("began"):
+            self._callback.began(config, folder)
+
+    def phase(self, text: str) -> None:
+        """Tell it."""
+        with self._named("phase"):
+            self._callback.phase(text)
+
+    def step(self, record: StepRecord) -> None:
+        """Tell it."""
+        with self._named("step"):
+            self._callback.step(record)
+
+    def samples(self, groups: Sequence[GroupSample]) -> None:
+        """Tell it."""
+        with self._named("samples"):
+            self._callback.samples(groups)
+
+    def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        """Tell it."""
+        with self._named("evaluation"):
+            self._callback.evaluation(label, record)
+
+    def summary(self, summary: Summary) -> None:
+        """Tell it."""
+        with self._named("summary"):
+            self._callback.summary(summary)
+
+    def ended(self, error: BaseException | None) -> None:
+        """Tell it."""
+        with self._named("ended"):
+            self._callback.ended(error)
+
+    @contextmanager
+    def _named(self, method: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            name = f"{type(self._callback).__name__}.{method}"
+            raise ExtensionError(f"callback {name} raised {told(error)}; mend it, or leave it out") from error

@@ -1,0 +1,67 @@
+"""How far a run folder was written at some step: what stands before that, and how to go back to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adagrpo_ray.errors import CheckpointError
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
+
+METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
+
+TRACKED = "tracking.json"
+"""Under which ids trackers know the run."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The last finished step, and the bytes of each file of lines after it; a file not named had none.
+
+    Before the first measurement, which is step 0, it is -1.
+    """
+
+    step: int
+    sizes: Mapping[str, int]
+
+    def read(self, folder: Path) -> tuple[list[StepRecord], list[EvaluationRecord]]:
+        """The steps and measurements before the mark; CheckpointError where lines are lost or unreadable."""
+        try:
+            steps = [StepRecord.from_dict(values) for values in self._lines(folder / METRICS)]
+            if len(steps) != self.step:
+                raise ValueError(f"{METRICS} has {len(steps)} steps")
+            return steps, [EvaluationRecord.from_dict(values) for values in self._lines(folder / EVALUATIONS)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder} does not hold what was measured up to step {self.step} ({error!r}); bring its "
+                f"{METRICS} and {EVALUATIONS} back, or resume from another checkpoint"
+            ) from error
+
+    def cut(self, folder: Path) -> None:
+        """Remove every line after the mark."""
+        for name in (METRICS, EVALUATIONS, SAMPLES):
+            if (folder / name).exists():
+                # Of samples, which nothing depends on, some may be missing.
+                os.truncate(folder / name, min(self.sizes.get(name, 0), (folder / name).stat().st_size))
+
+    def _lines(self, path: Path) -> list[Any]:
+        size = self.sizes.get(path.name, 0)
+        data = path.read_bytes()[:size] if size else b""
+        if len(data) < size:
+            raise ValueError(f"{path.name} has {len(data)} bytes of {size}")
+        return [json.loads(line) for line in data.splitlines()]
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file of lines in `folder`, which are on disk for good after this."""
+    found = {}
+    for name in (METRICS, EVALUATIONS, SAMPLES):
+        if (folder / name).exists():
+            with (folder / name).open("rb") as file:
+                os.fsync(file.fileno())
+                found[name] = os.fstat(file.fileno()).st_size
+    return found

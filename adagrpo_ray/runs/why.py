@@ -1,0 +1,105 @@
+"""Why a group was sampled again or not, in words: what its criterion said of each attempt, and what followed."""
+
+from __future__ import annotations
+
+from adagrpo_ray.algorithm.statistics import RewardStatistics
+from adagrpo_ray.runs.reader import RunHistory
+from adagrpo_ray.runs.samples import AttemptSample, GroupSample
+from adagrpo_ray.types import SamplingParams
+
+
+def why(group: GroupSample, number: int, run: RunHistory) -> str:
+    """Sentences on the group's attempt `number`, from 0, under the settings of the run."""
+    if number + 1 < len(group.attempts):
+        return f"{_failed(group, number, run)} So it was sampled again, with {rung(group.attempts[number + 1])}."
+    name = run.setting("algorithm.name")
+    if group.outcome == "trained":
+        attempt = group.attempts[number]
+        met = "GRPO trains on every group as it is" if name == "grpo" else f"It met the criterion {_kind(run)}"
+        return f"{met}: {_right(attempt)}, best reward {_best(attempt)}."
+    failed = _failed(group, number, run)
+    if group.outcome == "waiting":
+        return f"{failed} It waits for its next attempt in a later step."
+    if group.outcome == "dropped":
+        return (
+            f"{failed} It was given up: it had waited for more than algorithm.max_group_age="
+            f"{run.setting('algorithm.max_group_age')} steps, or a reward function failed on its next attempt."
+        )
+    if any(c.advantage is not None for attempt in group.attempts for c in attempt.completions):
+        return f"{failed} No rung was left; it was trained on all the same (algorithm.on_exhausted=train)."
+    if name == "dapo":
+        return f"{failed} DAPO drops such a group and samples another prompt."
+    return f"{failed} No rung was left, and it was not trained on (algorithm.on_exhausted=drop)."
+
+
+def rung(attempt: AttemptSample) -> str:
+    """Where an attempt stands on the ladder, and what it samples with."""
+    place = "the base parameters" if attempt.rung < 0 else f"rung {attempt.rung}"
+    return f"{place} ({parameters(attempt.sampling)})"
+
+
+def parameters(sampling: SamplingParams) -> str:
+    """The temperature, and the other parameters that are not switched off."""
+    off = SamplingParams()
+    parts = [f"temperature {sampling.temperature:g}"]
+    for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
+        value = getattr(sampling, name)
+        if value != getattr(off, name):
+            parts.append(f"{name} {value:g}")
+    if sampling.answer is not None:
+        parts.append(f"then for the answer {parameters(sampling.answer)}")
+    return ", ".join(parts)
+
+
+def statistics(group: GroupSample, number: int) -> RewardStatistics:
+    """Of the rewards of all attempts up to `number`: what advantages are measured against."""
+    rewards = [c.reward for attempt in group.attempts[: number + 1] for c in attempt.completions]
+    return RewardStatistics.of(rewards)
+
+
+def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
+    """What the criterion missed in an attempt."""
+    attempt, kind = group.attempts[number], _kind(run)
+    match kind:
+        case "any_correct":
+            missing = f"none of {len(attempt.completions)} is right; best reward {_best(attempt)}"
+            return f"No completion met the criterion any_correct: {missing}."
+        case "any_above":
+            column = run.setting("algorithm.criterion.reward")
+            highest = _number(max(_scores(attempt, column), default=None))
+            by = "reward" if column is None else f"score by {column}"
+            return f"No completion met the criterion any_above: best {by} {highest}, not above {_threshold(run):g}."
+        case "spread":
+            std = f"{statistics(group, number).std:.3g}, not above {_threshold(run):g}"
+            missing = f"its rewards so far have a standard deviation of {std}; best reward {_best(attempt)}"
+            return f"The group did not meet the criterion spread: {missing}."
+    return f"The group did not meet the criterion {kind}: {_right(attempt)}, best reward {_best(attempt)}."
+
+
+def _kind(run: RunHistory) -> str:
+    """The criterion that was in force."""
+    if run.setting("algorithm.name") == "dapo":
+        return "spread"
+    return str(run.setting("algorithm.criterion.kind") or "any_correct")
+
+
+def _threshold(run: RunHistory) -> float:
+    value = run.setting("algorithm.criterion.threshold")
+    return float(value) if isinstance(value, int | float) and run.setting("algorithm.name") != "dapo" else 0.0
+
+
+def _scores(attempt: AttemptSample, column: str | None) -> list[float]:
+    scores = [c.reward if column is None else c.rewards.get(column) for c in attempt.completions]
+    return [score for score in scores if score is not None]
+
+
+def _best(attempt: AttemptSample) -> str:
+    return _number(attempt.best_reward)
+
+
+def _right(attempt: AttemptSample) -> str:
+    return f"{sum(c.correct for c in attempt.completions)} of {len(attempt.completions)} right"
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"

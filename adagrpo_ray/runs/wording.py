@@ -1,0 +1,94 @@
+"""Figures and names in the words of the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from adagrpo_ray.runs.names import TEXT, name_of
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
+
+LARGE = 1e6
+"""From here on three decimals say nothing, and a number is shown with an exponent."""
+
+
+MOST_LEVELS = 24
+"""Lines of a terminal that has no more: so many levels are named; metrics.jsonl and report.html have all of them."""
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """Three decimals, or as `form` has it; '-' for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{value:{form.replace('f', 'e') if abs(value) >= LARGE else form}}"
+
+
+def whole(value: float | None) -> str:
+    """No decimals, with commas; '-' for what was not measured."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def change(before: float | None, after: float | None) -> str:
+    """The signed difference, or '-' where one side was not measured."""
+    return "-" if before is None or after is None else number(after - before, "+.3f")
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: '0:38', '1:02:03'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def rungs(counts: Iterable[int]) -> str:
+    """Resamples by rung, the first rung first: '8+4', and '0' where there is no ladder."""
+    return "+".join(str(count) for count in counts) or "0"
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal: a path or an error may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def shown(level: str) -> str:
+    """A level's name, or another text of the user's, for people: of bearable length, without what cannot be seen."""
+    return name_of(level, TEXT, 80)
+
+
+def levels(names: Iterable[str]) -> list[str]:
+    """Each level once, without the nameless one, numbers in the order of their size."""
+
+    def key(name: str) -> list[tuple[int, str, str]]:
+        # By their length and then their digits: a number of thousands of digits is more than int() takes.
+        parts = ((part, part.lstrip("0") if part.isdecimal() else None) for part in re.split(r"(\d+)", name))
+        return [(-1, "", part) if digits is None else (len(digits), digits, part) for part, digits in parts]
+
+    return sorted({name for name in names if name}, key=key)
+
+
+def few(names: Sequence[str]) -> tuple[Sequence[str], str]:
+    """As many of the names as a reader bears, and what to say of the others: "" or "and 900 more classes"."""
+    left = len(names) - MOST_LEVELS
+    return (names, "") if left <= 0 else (names[:MOST_LEVELS], f"and {left:,} more class{'es' if left > 1 else ''}")
+
+
+def step_figures(record: StepRecord) -> list[str]:
+    """What one wants to see of a step at once, next to its pace."""
+    return [
+        f"reward {number(record.reward_mean)}",
+        f"accuracy {number(record.accuracy)}",
+        f"resamples {rungs(record.resamples)}",
+        f"groups {record.groups_ready} ready {record.groups_waiting} waiting"
+        + (f" {record.groups_failed} not scored" if record.groups_failed else ""),
+        *([f"updates skipped {record.skipped_updates}"] if record.skipped_updates else []),
+    ]
+
+
+def evaluation_line(label: str, record: EvaluationRecord) -> str:
+    """A measurement on the held-out prompts in one line."""
+    named, others = few(levels(record.accuracy_by_level))
+    by_level = [f"{shown(level)}: {number(record.accuracy_by_level[level])}" for level in named]
+    failed = f"{record.failed} prompts not scored, " if record.failed else ""
+    about = f"({record.samples} samples, {failed}{record.seconds:.1f} s)"
+    said = [*by_level, *([others] if others else []), about]
+    return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *said])

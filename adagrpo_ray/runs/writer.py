@@ -1,0 +1,150 @@
+"""The run folder: what is measured, kept on disk as it happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from adagrpo_ray.errors import ConfigError, ResourceError, first_line
+from adagrpo_ray.runs.events import EventFile
+from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES, Mark
+from adagrpo_ray.runs.observer import Observer
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.sample_text import group_text
+from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.storage.places import leave, writing
+
+_writing = partial(writing, otherwise="set run.folder to another")
+
+
+class RunWriter(Observer):
+    """Makes the folder of a new run, or goes on with that of an earlier one, and writes into it.
+
+    `config.yaml` (the text given), `metrics.jsonl` (a line a step), `samples.jsonl` (a line a group shown),
+    `evaluations.jsonl` (a line a measurement on the held-out prompts), `summary.json`, and `tensorboard/`. A run that
+    dies leaves all of its finished steps behind; one that fails before it measured anything leaves no folder.
+    """
+
+    def __init__(
+        self, folder: Path, config: str, mark: Mark | None = None, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Make `folder`, or take it back to `mark` and continue there; `tell` gets warnings.
+
+        ConfigError where a new one holds something already, ResourceError where it cannot be written.
+        """
+        self.folder, self.home = folder, str(folder)  # where it is written, and where it is kept
+        self._holds_something, self._tell, self._shown = mark is not None, tell, True
+        with _writing(folder):
+            if mark is None:
+                self._begin(config)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                leave(str(folder), "config.yaml", config)
+                mark.cut(folder)
+            try:
+                (folder / METRICS).touch()
+                self._events = EventFile(folder / "tensorboard", None if mark is None else mark.step + 1)
+            except OSError:
+                if mark is None:
+                    shutil.rmtree(folder, ignore_errors=True)  # or its name would be taken
+                raise
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        with suppress(ResourceError):  # that error is what has to be heard
+            self.close()
+        if not self._holds_something:
+            shutil.rmtree(self.folder, ignore_errors=True)  # or its name would be taken
+
+    def step(self, record: StepRecord) -> None:
+        """Append the step to `metrics.jsonl` and to TensorBoard."""
+        self._append(METRICS, record.to_dict())
+        self._show(lambda: self._events.add(step_scalars(record), record.step))
+
+    def samples(self, groups: Sequence[GroupSample]) -> None:
+        """Append the groups to `samples.jsonl`, and show the first in TensorBoard where it was resampled."""
+        if groups:
+            self._append(SAMPLES, *(group.to_dict() for group in groups))
+        if groups and groups[0].resampled:
+            self._show(lambda: self._events.add_text("samples/resampled", group_text(groups[0]), groups[0].step))
+
+    def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        """Append the measurement and its label to `evaluations.jsonl` and to TensorBoard."""
+        self._append(EVALUATIONS, {"label": label, **record.to_dict()})
+        self._show(lambda: self._events.add(evaluation_scalars(record), record.step))
+
+    def summary(self, summary: Summary) -> None:
+        """Write `summary.json`, whole or not at all."""
+        path = self.folder / "summary.json"
+        aside = self.folder / "summary.json.part"
+        with _writing(path):
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(summary.to_dict(), indent=2, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+
+    def close(self) -> None:
+        """Close TensorBoard's file. Closing twice is fine."""
+        with _writing(self.folder / "tensorboard"):
+            self._events.close()
+
+    def _begin(self, config: str) -> None:
+        if self.folder.exists() and not (self.folder.is_dir() and _is_empty(self.folder)):
+            raise taken(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # Exclusive: of two runs that start under one name at the same time, one is refused.
+            with (self.folder / "config.yaml").open("x", encoding="utf-8") as file:
+                file.write(config)
+        except FileExistsError:
+            raise taken(self.folder) from None
+        except OSError:
+            (self.folder / "config.yaml").unlink(missing_ok=True)
+            raise
+
+    def _append(self, name: str, *records: Mapping[str, object]) -> None:
+        path, self._holds_something = self.folder / name, True
+        # Opened for each step: nothing is left in a buffer when the run dies.
+        with _writing(path), path.open("a", encoding="utf-8") as file:
+            # In ASCII, whatever the texts: then a line of the file is a record.
+            file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+    def _show(self, add: Callable[[], None]) -> None:
+        """Add to TensorBoard's file; it is let go if anything but the disk fails: it shows what other files keep."""
+        if not self._shown:
+            return
+        try:
+            with _writing(self.folder / "tensorboard"):
+                add()
+        except ResourceError:
+            raise
+        except (Exception, SystemExit) as error:
+            self._shown = False
+            self._tell(f"warning: TensorBoard is let go, the run continues without it: {first_line(error)}")
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
+def taken(folder: Path | str) -> ConfigError:
+    """What to say of a run folder that another run has."""
+    return ConfigError(
+        f"run.name={str(folder).rpartition('/')[2]!r}: {folder} is there already and not empty; "
+        "choose another run.name, or move that folder away"
+    )

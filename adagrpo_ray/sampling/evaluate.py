@@ -1,0 +1,79 @@
+"""Accuracy on held-out prompts, over the same `generate` and `score` that the sampler uses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from adagrpo_ray.algorithm.ladder import request_seed
+from adagrpo_ray.config.tree import EvaluationSettings
+from adagrpo_ray.errors import DivergedError
+from adagrpo_ray.sampling.sampler import Generate, Score
+from adagrpo_ray.runs.records import EvaluationRecord
+from adagrpo_ray.types import Completion, GenerationRequest, Prompt
+
+
+def evaluation_request(
+    prompt: Prompt, settings: EvaluationSettings, max_new_tokens: int, seed: int
+) -> GenerationRequest:
+    """What is asked for to measure on a prompt: the same every time."""
+    return GenerationRequest(
+        prompt_id=prompt.id,
+        prompt_token_ids=prompt.token_ids,
+        n=settings.samples,
+        sampling=settings.sampling.params(),
+        max_new_tokens=max_new_tokens,
+        seed=request_seed(seed, prompt.id, -1, 0),
+    )
+
+
+def check_finite(completions: Sequence[Completion]) -> None:
+    """DivergedError if a log-probability of a sampled token is not finite."""
+    if not all(np.isfinite(completion.logprobs).all() for completion in completions):
+        raise DivergedError(
+            "log-probabilities of the model's completions are not finite, so its weights or logits are not either; "
+            "evaluate an earlier checkpoint, or another model"
+        )
+
+
+async def evaluate(
+    prompts: Sequence[Prompt],
+    settings: EvaluationSettings,
+    generate: Generate,
+    score: Score,
+    *,
+    step: int,
+    max_new_tokens: int,
+    seed: int,
+) -> EvaluationRecord:
+    """Share of right completions (avg@k for k = `settings.samples`), all prompts and by level.
+
+    The seeds are the same every time, so that two measurements of a run compare. Completions that could not be scored
+    count as wrong. DivergedError if a log-probability is not finite: an accuracy of such a model means nothing.
+    """
+    began = time.perf_counter()
+
+    async def measure(prompt: Prompt) -> tuple[str, float, float, bool]:
+        completions = await generate(evaluation_request(prompt, settings, max_new_tokens, seed))
+        check_finite(completions)
+        scores, correct = await score(prompt, completions)
+        length = float(np.mean([len(c.token_ids) for c in completions]))
+        return prompt.level, float(correct.mean()), length, scores.error is not None
+
+    results = await asyncio.gather(*(measure(prompt) for prompt in prompts))
+    levels: dict[str, list[float]] = defaultdict(list)
+    for level, accuracy, *_ in results:
+        levels[level].append(accuracy)
+    return EvaluationRecord(
+        step=step,
+        accuracy=float(np.mean([accuracy for _, accuracy, *_ in results])),
+        accuracy_by_level={level: float(np.mean(levels[level])) for level in sorted(levels)},
+        samples=len(results) * settings.samples,
+        failed=sum(failed for *_, failed in results),
+        mean_length=float(np.mean([length for _, _, length, _ in results])),
+        seconds=time.perf_counter() - began,
+    )

@@ -1,0 +1,84 @@
+"""What a step's sampling says in figures."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.runs.measured import known, mean, measured
+from adagrpo_ray.runs.records import SamplingFigures
+from adagrpo_ray.types import Group
+
+
+def sampling_figures(
+    step: int, collection: Collection, functions: Sequence[str], height: int, *, exhausted_dropped: bool
+) -> SamplingFigures:
+    """Figures of `step`; `height` is the ladder's number of rungs, `functions` the reward functions' names."""
+    first = [g for g in collection.attempts if len(g.attempts) == 1]
+    resampled = [g for g in collection.attempts if len(g.attempts) > 1]
+    trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
+    resamples = Counter(g.last.rung for g in resampled)
+    rescued = Counter(g.last.rung for g in collection.ready if len(g.attempts) > 1)
+    lost = [f for f in collection.failed if f.dropped]  # no attempt holds what was generated for them
+    rungs = range(max(height, max(resamples, default=-1) + 1))
+    correct = [(g.prompt.level, float(g.last.correct.mean())) for g in first]
+    flat_before = [(g.prompt.level, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
+    flat_after = [(g.prompt.level, float(g.statistics.std == 0.0)) for g in trained]
+    scores = np.concatenate([g.last.rewards_by_function for g in first]) if first else np.empty((0, len(functions)))
+    completions = [c for g in collection.attempts for c in g.last.completions]
+    return SamplingFigures(
+        reward_mean=mean(float(r) for g in first for r in g.last.rewards),
+        reward_by_function={name: mean(map(known, scores[:, i].tolist())) for i, name in enumerate(functions)},
+        accuracy=mean(value for _, value in correct),
+        accuracy_by_level=_by_level(correct),
+        groups_ready=len(collection.ready),
+        groups_waiting=len(collection.waiting),
+        groups_late=len(collection.late),
+        groups_exhausted=len(collection.exhausted),
+        groups_failed=len(collection.failed),
+        groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
+        resamples=tuple(resamples[rung] for rung in rungs),
+        resamples_by_level=dict(Counter(g.prompt.level for g in resampled)),
+        rescued=tuple(rescued[rung] for rung in rungs),
+        flat_before=mean(value for _, value in flat_before),
+        flat_after=mean(value for _, value in flat_after),
+        flat_before_by_level=_by_level(flat_before),
+        flat_after_by_level=_by_level(flat_after),
+        informative_groups=sum(not value for _, value in flat_after),
+        generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
+        extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
+        # The step before this one made the version that this one trains.
+        staleness=mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
+        completion_length=mean(float(len(c.token_ids)) for c in completions),
+        group_size=mean(float(g.size) for g in first),
+        reward_std=_std(np.concatenate([g.last.rewards for g in first])) if first else None,
+        reward_std_by_function={name: _std(scores[:, i]) for i, name in enumerate(functions)},
+        flat_by_function={name: _flat_share(first, i) for i, name in enumerate(functions)},
+        clipped_ratio=mean(float(c.truncated) for c in completions),
+        mean_terminated_length=mean(float(len(c.token_ids)) for c in completions if not c.truncated),
+    )
+
+
+def _by_level(values: Sequence[tuple[str, float]]) -> dict[str, float]:
+    levels: dict[str, list[float]] = defaultdict(list)
+    for level, value in values:
+        levels[level].append(value)
+    return measured({level: mean(levels[level]) for level in sorted(levels)})
+
+
+def _std(values: NDArray[np.floating[Any]]) -> float | None:
+    """Sample standard deviation of the scores that are not NaN; None for fewer than two."""
+    applicable = values[~np.isnan(values)].astype(np.float64)
+    return float(applicable.std(ddof=1)) if len(applicable) > 1 else None
+
+
+def _flat_share(groups: Sequence[Group], function: int) -> float | None:
+    """Share of groups whose newest scores by a function are all equal, of those with two at least."""
+    columns = (group.last.rewards_by_function[:, function] for group in groups)
+    applicable = [column[~np.isnan(column)] for column in columns]
+    return mean(float((column == column[0]).all()) for column in applicable if len(column) > 1)

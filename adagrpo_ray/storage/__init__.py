@@ -1,0 +1,1 @@
+"""Files and folders at paths and URLs, and the caches of this machine."""

@@ -1,0 +1,1 @@
+"""The embedded task's tiny model, made on this machine."""

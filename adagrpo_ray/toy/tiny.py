@@ -1,0 +1,62 @@
+"""The tiny base model on disk: built on first use, then taken from the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from adagrpo_ray.storage.cache import cache_folder
+from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
+from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.storage.cached import make_once, progress, save_model
+from adagrpo_ray.toy.tokenizer import build_tokenizer
+from adagrpo_ray.toy.training import Recipe, train_tiny_model
+
+# Counts up with every change of the code that changes the model; the constants of a Recipe are hashed anyway.
+RECIPE_VERSION = 2
+
+
+def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None) -> Path:
+    """The folder of the tiny Qwen3 model and its tokenizer for these settings.
+
+    Trains it (under a minute on one core) where the cache does not hold it yet; of several processes that ask
+    at the same time one trains and the others wait. Raises ModelError where the cache cannot be written.
+    """
+    recipe = recipe or Recipe()
+    folder = tiny_folder(arithmetic, format, recipe)
+    try:
+        return make_once(folder, lambda partial: _train(partial, arithmetic, format, recipe))
+    except OSError as error:
+        raise ModelError(
+            f"cannot write the tiny model to {folder}: {error}; "
+            "set XDG_CACHE_HOME to a folder that can be written and has 10 MB free"
+        ) from None
+
+
+def tiny_folder(arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None) -> Path:
+    """Where the tiny model for these settings is, or would be."""
+    return cache_folder() / f"tiny-{_recipe_hash(arithmetic, format, recipe or Recipe())}"
+
+
+def _recipe_hash(arithmetic: ArithmeticSettings, markers: FormatSettings, recipe: Recipe) -> str:
+    """12 hex digits that change with anything that the model depends on."""
+    parts = {
+        "version": RECIPE_VERSION,
+        "recipe": asdict(recipe),
+        "keep_carry": sorted(arithmetic.keep_carry.items()),
+        "seed": arithmetic.seed,
+        "markers": markers.model_dump(),
+        "system_prompt": SYSTEM_PROMPT,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _train(folder: Path, arithmetic: ArithmeticSettings, markers: FormatSettings, recipe: Recipe) -> None:
+    tokenizer = build_tokenizer(markers)
+    title, done = "building the tiny base model, once", "built the tiny base model"
+    with progress(title, recipe.steps, done, " (under a minute)") as advance:
+        model = train_tiny_model(tokenizer, arithmetic, markers, recipe, advance)
+    save_model(model, tokenizer, folder)

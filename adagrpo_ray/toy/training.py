@@ -1,0 +1,214 @@
+"""The tiny base model's supervised run: both procedures of addition, each begun with a given probability.
+
+The model practises the right and the wrong procedure equally often. They part at one token, the first carry,
+and only there does the loss weigh them by `keep_carry`; what follows depends on the procedure, not on how often
+it is begun. So even a class that succeeds 4 times in 100 has learned its right procedure well.
+
+Every prompt starts with the same system message. Its keys and values are computed once a batch and shared,
+which saves a third of the work; the gradient flows through them as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSettings
+from adagrpo_ray.data.arithmetic import draw_problem, worked_solution
+from adagrpo_ray.data.chat import chat_messages, system_message
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about the tiny model that is not in the configuration.
+
+    Muon trains the layers' matrices, AdamW the rest; on this task that takes half the steps of AdamW alone.
+    """
+
+    hidden: int = 128
+    intermediate: int = 256
+    layers: int = 4
+    heads: int = 4
+    head_dim: int = 32
+    max_positions: int = 512
+    steps: int = 200
+    batch: int = 32
+    muon_rate: float = 0.02
+    adamw_rate: float = 0.02
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class Example:
+    """A problem's tokens after the shared head: question, end of the prompt, worked solution.
+
+    `weights` has one entry for each of `token_ids`: how much it counts in the loss; 0 for the prompt.
+    """
+
+    token_ids: list[int]
+    weights: list[float]
+
+
+def train_tiny_model(
+    tokenizer: PreTrainedTokenizerFast,
+    arithmetic: ArithmeticSettings,
+    markers: FormatSettings,
+    recipe: Recipe,
+    advance: Callable[[], None],
+) -> Any:
+    """A trained Qwen3ForCausalLM in float32; `advance` is called after each step.
+
+    The same arguments give the same weights on the same machine: one thread adds up in one order. One thread
+    also bears a busy machine, where two would wait for each other at every small matrix.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(arithmetic.seed)
+            model = _new_model(tokenizer, recipe)
+        _train(model, tokenizer, arithmetic, markers, recipe, advance)
+    finally:
+        torch.set_num_threads(threads)
+    return model
+
+
+def training_example(
+    tokenizer: PreTrainedTokenizerFast,
+    tail: list[int],
+    rng: np.random.Generator,
+    digits: int,
+    keep_carry: float,
+    markers: FormatSettings,
+) -> Example:
+    """A random problem of the class with one of the two procedures; `tail` ends its prompt."""
+    problem = draw_problem(rng, digits)
+    right, wrong = (
+        [*tokenizer.encode(worked_solution(problem, keep, markers)), tokenizer.eos_token_id] for keep in (True, False)
+    )
+    fork = next(i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b)
+    keep = rng.random() < 0.5
+    prompt, solution = [*tokenizer.encode(problem.text), *tail], right if keep else wrong
+    weights = [0.0] * len(prompt) + [1.0] * len(solution)
+    weights[len(prompt) + fork] = 2 * (keep_carry if keep else 1 - keep_carry)
+    return Example([*prompt, *solution], weights)
+
+
+def prompt_frame(tokenizer: PreTrainedTokenizerFast, markers: FormatSettings) -> tuple[list[int], list[int]]:
+    """The token ids before and after the question in every rendered prompt."""
+    question = "12+34"
+    messages = chat_messages(question, system_message(DataSettings(format=markers)))
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    head, _, tail = rendered.rpartition(question)
+    return tokenizer.encode(head), tokenizer.encode(tail)
+
+
+def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Any:
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        head_dim=recipe.head_dim,
+        max_position_embeddings=recipe.max_positions,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    return model
+
+
+def _train(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    arithmetic: ArithmeticSettings,
+    markers: FormatSettings,
+    recipe: Recipe,
+    advance: Callable[[], None],
+) -> None:
+    """Supervised steps over fresh problems. The classes take turns by step, so a batch needs next to no padding."""
+    import torch
+
+    optimizers = _optimizers(model, recipe)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=optimizer.param_groups[0]["lr"],
+            total_steps=recipe.steps,
+            pct_start=recipe.warmup,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+        )
+        for optimizer in optimizers
+    ]
+    head, tail = prompt_frame(tokenizer, markers)
+    levels = sorted(arithmetic.keep_carry.items())
+    rng = np.random.default_rng(arithmetic.seed)
+    model.train()
+    for step in range(recipe.steps):
+        digits, share = levels[step % len(levels)]
+        examples = [training_example(tokenizer, tail, rng, digits, share, markers) for _ in range(recipe.batch)]
+        loss = _loss(model, torch.tensor([head]), *_padded(examples, tokenizer.pad_token_id))
+        model.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        advance()
+    model.eval()
+
+
+def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    import torch
+
+    from adagrpo_ray.toy.muon import Muon
+
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
+    return [
+        Muon(matrices, lr=recipe.muon_rate, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(others, lr=recipe.adamw_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay),
+    ]
+
+
+def _padded(examples: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and weights, each [batch, longest]; the padding's weight is 0."""
+    import torch
+
+    longest = max(len(e.token_ids) for e in examples)
+    ids = [e.token_ids + [pad] * (longest - len(e.token_ids)) for e in examples]
+    weights = [e.weights + [0.0] * (longest - len(e.weights)) for e in examples]
+    return torch.tensor(ids), torch.tensor(weights)
+
+
+def _loss(model: Any, head: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy of `ids` [batch, length] after the shared `head` [1, head length]."""
+    from torch.nn.functional import cross_entropy
+
+    cache = model(head, use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(ids))
+    logits = model(ids[:, :-1], past_key_values=cache).logits
+    losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    wanted = weights[:, 1:].flatten()
+    return (losses * wanted).sum() / wanted.sum()

@@ -1,0 +1,31 @@
+"""Samples as the rows of a table, one a completion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from adagrpo_ray.runs.samples import GroupSample
+
+COLUMNS = (
+    *("step", "prompt_id", "level", "prompt", "answer", "outcome", "attempt", "rung", "sampling"),
+    *("completion", "tokens", "finish_reason", "weight_version", "reward", "rewards", "correct", "advantage"),
+)
+
+Cell = str | int | float | bool | None
+
+
+def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
+    """The rows of `groups`, in the order of COLUMNS; None for what was not measured."""
+    return [
+        [
+            *(group.step, group.prompt_id, group.level, group.prompt, group.answer, group.outcome),
+            *(number, attempt.rung, json.dumps(asdict(attempt.sampling))),
+            *(completion.text, completion.tokens, completion.finish_reason, completion.weight_version),
+            *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),
+        ]
+        for group in groups
+        for number, attempt in enumerate(group.attempts)
+        for completion in attempt.completions
+    ]

@@ -1,0 +1,321 @@
+"""How much memory a run takes, estimated before anything starts: arithmetic on the model's shape and the settings.
+
+Left out, since they are small: norms, biases, vLLM's slots for adapters, and what allocators lose to fragments.
+Parts are summed as if all were at their largest at once.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import ModelError, ResourceError
+from adagrpo_ray.learner.buffers import REDUCE_BUCKET, chunk_tokens
+from adagrpo_ray.model.gguf_file import find_gguf, is_gguf
+from adagrpo_ray.model.gguf_header import read_header
+from adagrpo_ray.model.gguf_model import gguf_config
+from adagrpo_ray.model.pretrained import TINY, flash_attention
+from adagrpo_ray.cluster.placement import Hardware, Placement, address
+
+SIZES = {"float32": 4, "bfloat16": 2}  # bytes a number
+# Backward of logsumexp holds the logits, their difference to the result, its exponential, and the gradient.
+LOGITS_COPIES = 4
+ENTROPY_COPIES = 2  # more with an entropy bonus: its own gradient by the logits, and the sum of both
+MAX_LIVE_PARAMETERS = 1_000_000_000  # that stage 3 holds whole at a time: DeepSpeed's own default
+PROCESS = 2**30  # bytes of one process beside its tensors: libraries, a CUDA context, the communicators
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a dense decoder with gated MLPs, as its layers have them."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool  # one matrix for input and output embeddings
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the linear layers of one decoder layer, by name."""
+        h, q, kv, m = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
+        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        return attention | {"gate_proj": (h, m), "up_proj": (h, m), "down_proj": (m, h)}
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the base model: its linear layers and its embeddings."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return embeddings + self.layers * sum(i * o for i, o in self.linear.values())
+
+    def adapter_parameters(self, r: int, targets: tuple[str, ...]) -> int:
+        """Parameters of a LoRA adapter: A is [r x inputs] and B [outputs x r]; ModelError for an unknown target."""
+        unknown = sorted(set(targets) - set(self.linear))
+        if unknown:
+            raise ModelError(f"the shape of model.lora.targets {unknown[0]!r} is not known")
+        return self.layers * r * sum(sum(self.linear[target]) for target in set(targets))
+
+    def kv_token(self, size: int, tensor_parallel: int) -> int:
+        """Bytes of a token in one GPU's KV cache, `size` a number: key and value of the heads there, at least one."""
+        return 2 * self.layers * max(1, self.kv_heads // tensor_parallel) * self.head_dim * size
+
+    def layer_activations(self, size: int, dropped: tuple[str, ...]) -> int:
+        """Bytes a token that one layer keeps for its backward pass; `dropped` are the targets with LoRA dropout.
+
+        Frozen weights need no inputs for their gradient, but LoRA's A does: projections of one input share
+        it, unless each drops values of its own, with a mask of a byte a value. Attention keeps query, key
+        and value (both repeated for all heads) and output; the MLP keeps gate, its activation, and up; the
+        norms of the hidden states, queries and keys keep their inputs in float32.
+        """
+        h, q, kv, m = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
+        inputs = sum(self.linear[name][0] for name in dropped) * (size + 1) if dropped else (2 * h + q + m) * size
+        return inputs + (4 * q + 3 * m) * size + (2 * h + q + kv) * 4
+
+    def shared_attention(self, size: int) -> int:
+        """Bytes a token that attention keeps more if prompts are shared (`model/shared_attention.py`).
+
+        Queries are kept twice, keys and values of prompts for twice as many tokens as the completions have, and query,
+        key, value and output of a completion are filled up to twice its length. Lengths that differ more may take more.
+        """
+        return (1 + 2 * 2 + 4) * self.heads * self.head_dim * size
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one learner rank, and of one GPU of a rollout actor (of the actor, where there are no GPUs)."""
+
+    learner_weights: int
+    optimizer: int  # the adapter, its gradient and their sum, float32 copy and Adam moments, and DeepSpeed's buffer
+    offloaded: int  # of host memory, where the copy and the moments are there, with a gradient and buffer of their own
+    activations: int
+    logits: int
+    rollout_weights: int
+    kv_cache: int | None  # None: a share of a memory that is not known
+    kv_token: int  # of one token
+
+    @property
+    def learner(self) -> dict[str, int]:
+        """A learner rank's parts, in bytes."""
+        state = {"weights": self.learner_weights, "adapter and optimizer": self.optimizer}
+        return state | {"activations": self.activations, "logits": self.logits, "process": PROCESS}
+
+    @property
+    def rollout(self) -> dict[str, int]:
+        """A rollout GPU's parts, in bytes."""
+        cache = {} if self.kv_cache is None else {"KV cache": self.kv_cache}
+        return {"weights": self.rollout_weights, "process": PROCESS} | cache
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape in a Hugging Face config; ModelError where it lacks a size or is a mixture of experts."""
+    text = config.get_text_config()
+    if any((getattr(text, name, 0) or 0) > 1 for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise ModelError(f"the shape of a mixture of experts ({text.model_type}) is not known")
+
+    def size(name: str, default: int | None = None) -> int:
+        value = getattr(text, name, None) or default
+        if value is None:
+            raise ModelError(f"the config of {text.model_type} has no {name}")
+        return int(value)
+
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    return Shape(
+        hidden=hidden,
+        layers=size("num_hidden_layers"),
+        intermediate=size("intermediate_size"),
+        heads=heads,
+        kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", hidden // heads),
+        vocabulary=size("vocab_size"),
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
+    )
+
+
+def read_shape(config: Config) -> Shape:
+    """The shape of `model.path`, without the network and without building it; ModelError says why there is none."""
+    path = config.model.path
+    if path == TINY:
+        from adagrpo_ray.toy.tiny import tiny_folder
+
+        path = str(tiny_folder(config.arithmetic, config.data.format))
+        if not Path(path).is_dir():
+            raise ModelError("the tiny model is built on first use")
+    if is_gguf(path):
+        called = f"model.path={path!r}"
+        # Of the header alone: --dry-run writes nothing.
+        return shape_of(gguf_config(read_header(find_gguf(path), called), called))
+    from transformers import AutoConfig
+
+    try:
+        trusted = config.model.trust_remote_code
+        found = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:  # what a file holds makes Transformers fail in any way
+        if isinstance(error, OSError) and not os.path.exists(path):
+            raise ModelError(f"{path} is not on this machine yet") from None
+        raise ModelError(f"{path} has no config.json that can be read") from None
+    return shape_of(found)
+
+
+def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: bool = False) -> Estimate:
+    """What one learner rank and one rollout GPU of `memory` bytes take; ModelError for an unknown LoRA target.
+
+    `flash` says whether flash-attention runs there.
+    """
+    s, r, lora = config.learner, config.rollout, config.model.lora
+    size, stage = SIZES[config.model.dtype], s.zero_stage
+    adapter = shape.adapter_parameters(lora.r, lora.targets)
+    budget, longest = s.micro_batch_tokens, _longest(config)
+    tokens = max(budget, longest)  # a longer sample is a micro-batch of its own
+
+    def part(whole: int, from_stage: int) -> int:
+        """What one rank has of `whole`, which is divided from this ZeRO stage on."""
+        return whole // s.ranks if stage >= from_stage else whole
+
+    gathered = min(shape.parameters, MAX_LIVE_PARAMETERS) if stage == 3 else 0  # for the layers that run
+    # Stage 0 steps on float32 weights themselves; all else steps on a float32 copy. Adam has two moments.
+    master = 0 if stage == 0 and size == 4 else 4
+    optimizer = part(adapter * size, 3) + adapter * (size + 4)  # a gradient and its float32 sum are whole on each rank
+    optimizer += REDUCE_BUCKET * size if stage > 0 else 0
+    optimizer += 0 if s.offload_optimizer else part(adapter * (master + 8), 1)
+    # Samples that share a micro-batch need a mask, a byte for each pair of tokens of a row: of two padded rows or
+    # more, or of the packed row, which flash-attention does without; of shared prompts, of each completion with
+    # its prompt. Each layer makes numbers to add of it.
+    packing = s.packing_with(flash)
+    pairs = {"padded": min(longest, budget // 2), "packed": 0 if flash else budget, "shared": longest}
+    mask = budget * pairs[packing]
+    layer = tokens * shape.layer_activations(size, lora.targets if lora.dropout > 0 else ()) + mask * size
+    if packing == "shared":
+        layer += tokens * shape.shared_attention(size)
+    # Checkpointing keeps each layer's input, and all of the one layer that is computed again.
+    kept = tokens * shape.layers * shape.hidden * size + layer if s.gradient_checkpointing else shape.layers * layer
+    copies = LOGITS_COPIES + (ENTROPY_COPIES if config.algorithm.loss.entropy_coef > 0 else 0)
+    served = shape.parameters * size // r.tensor_parallel
+    # vLLM fills its share of the memory with KV cache, after weights and all else.
+    left = None if memory is None else max(0, int(r.gpu_memory_share * memory) - served - PROCESS)
+    return Estimate(
+        learner_weights=part(shape.parameters * size, 3) + gathered * size,
+        optimizer=optimizer,
+        offloaded=part(adapter * (master + 4 + 8 + size), 1) if s.offload_optimizer else 0,
+        activations=kept + mask,
+        logits=min(tokens, chunk_tokens(shape.vocabulary)) * shape.vocabulary * 4 * copies,
+        rollout_weights=served,
+        kv_cache=left if r.kv_cache_gib is None else int(r.kv_cache_gib * 2**30),
+        kv_token=shape.kv_token(size, r.tensor_parallel),
+    )
+
+
+def describe(
+    shape: Shape, config: Config, placement: Placement, memory: int | None = None, *, flash: bool = False
+) -> list[str]:
+    """Lines on what a learner rank and a rollout actor take and, where `memory` (bytes) is known, whether it fits.
+
+    `memory` is that of each GPU, or of the machine that all share where there are none. ModelError as `estimate`.
+    """
+    e, longest, on_gpu = estimate(shape, config, memory, flash=flash), _longest(config), placement.gpus > 0
+    if not on_gpu:  # host memory is all there is
+        e = replace(e, optimizer=e.optimizer + e.offloaded, offloaded=0)
+    room = f"in what rollout.gpu_memory_share={config.rollout.gpu_memory_share:g} leaves of a GPU"
+    if e.kv_cache is not None:
+        tokens = e.kv_cache // e.kv_token
+        room = f"room for {tokens} tokens, or {tokens // longest} sequences of {longest} at a time"
+    host = f", and {_gib(e.offloaded)} GiB of host memory" if e.offloaded else ""
+    lines = [
+        f"a learner rank: {_sum(e.learner)}{host}",
+        f"{'a GPU of a rollout actor' if on_gpu else 'a rollout actor'}: {_sum(e.rollout)}",
+        f"KV cache: {e.kv_token} bytes a token, {room}",
+    ]
+    if memory is None:
+        return lines
+    if not on_gpu:
+        devices = [("all actors, on this machine", e, placement.learner_ranks, placement.rollout_actors)]
+    elif takes_turns(config, placement, shape, memory, flash=flash):
+        devices = [
+            ("both, on one GPU of this machine, while vLLM generates", replace(e, activations=0, logits=0), 1, 1),
+            ("the same while the learner trains and vLLM sleeps", replace(e, rollout_weights=0, kv_cache=0), 1, 1),
+        ]
+    elif placement.shared:
+        devices = [("both, on one GPU of this machine", e, 1, 1)]
+    else:
+        devices = [("a learner rank's GPU", e, 1, 0), ("a rollout actor's GPU", e, 0, 1)]
+    return lines + [_verdict(where, parts, config, memory, ranks, actors) for where, parts, ranks, actors in devices]
+
+
+def takes_turns(config: Config, placement: Placement, shape: Shape, memory: int, *, flash: bool = False) -> bool:
+    """Whether vLLM sleeps while the learner trains: as `rollout.sleep` says, or where both do not fit on one GPU."""
+    if config.rollout.sleep is not None:
+        return config.rollout.sleep
+    e = estimate(shape, config, memory, flash=flash)
+    too_much = sum(e.learner.values()) + sum(e.rollout.values()) > memory
+    return placement.shared and config.algorithm.max_staleness == 0 and too_much
+
+
+def settled(config: Config, placement: Placement) -> Config:
+    """The settings with `rollout.sleep` decided by this machine's GPU; false where it or the model is not known.
+
+    On a cluster the GPU is another machine's, so it is false there. Raises as `gpu_memory`.
+    """
+    asleep = config.rollout.sleep
+    if asleep is None and placement.shared and address(config) is None:
+        with suppress(ModelError):
+            shape, memory = read_shape(config), gpu_memory()
+            asleep = takes_turns(config, placement, shape, memory, flash=flash_attention(config))
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"sleep": bool(asleep)})})
+
+
+def device_memory(hardware: Hardware) -> int:
+    """Bytes of one of this machine's GPUs, or of the machine where it has none; raises as `gpu_memory`."""
+    if hardware.gpus > 0:
+        return gpu_memory()
+    return int(Path("/proc/meminfo").read_text().split()[1]) * 1024  # its first line is "MemTotal: N kB"
+
+
+def gpu_memory() -> int:
+    """Bytes of this machine's first GPU; ResourceError where CUDA does not tell."""
+    # In a process of its own: the CUDA context that this takes would stay in the driver for the whole run.
+    ask = [sys.executable, "-c", "import torch; print(torch.cuda.mem_get_info()[1])"]
+    told = subprocess.run(ask, capture_output=True, text=True, check=False)
+    if told.returncode:
+        why = (told.stderr.strip().splitlines() or [f"exit code {told.returncode}"])[-1]
+        raise ResourceError(f"CUDA does not tell the memory of this machine's GPU ({why}); look at it with nvidia-smi")
+    return int(told.stdout.split()[-1])
+
+
+def _verdict(where: str, e: Estimate, config: Config, memory: int, ranks: int, actors: int) -> str:
+    """Whether so many learner ranks and rollout actors fit in the `memory` bytes there, and what to do if not."""
+    s, cache, longest = config.learner, e.kv_cache or 0, _longest(config)
+    sequence = e.kv_token * longest if e.rollout_weights else 0  # vLLM refuses a cache without room for one
+    cache_key = "rollout.gpu_memory_share" if config.rollout.kv_cache_gib is None else "rollout.kv_cache_gib"
+    total = ranks * sum(e.learner.values()) + actors * sum(e.rollout.values())
+    if total <= memory:
+        if actors and cache < sequence:
+            return f"{where}: no sequence fits in the KV cache: lower rollout.max_new_tokens or raise {cache_key}"
+        return f"{where}: {_gib(total)} GiB fits in {_gib(memory)} GiB"
+    tokens_key = "learner.micro_batch_tokens" if s.micro_batch_tokens > longest else "rollout.max_new_tokens"
+    if not s.gradient_checkpointing:
+        tokens_key += " or set learner.gradient_checkpointing=true"
+    parts = {tokens_key: ranks * e.activations, cache_key: actors * max(0, cache - sequence)}
+    enough = total - sum(parts.values()) < memory
+    advice = f"lower {max(parts, key=parts.__getitem__)}" if enough else "take a smaller model.path"
+    return f"{where}: {_gib(total)} GiB does not fit in {_gib(memory)} GiB: {advice}"
+
+
+def _longest(config: Config) -> int:
+    """Tokens of the longest sequence; of its completion only, where the prompts set the rest."""
+    return config.rollout.max_model_len or config.rollout.max_new_tokens
+
+
+def _sum(parts: dict[str, int]) -> str:
+    return " + ".join(f"{name} {_gib(size)}" for name, size in parts.items()) + f" = {_gib(sum(parts.values()))} GiB"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"

@@ -1,0 +1,85 @@
+"""Everything that can be found wrong before an actor starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from adagrpo_ray.algorithm.methods import make_method
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.prompts import PromptSets, load_prompts
+from adagrpo_ray.data.template_choice import chosen_template
+from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.cluster.joining import check_ray
+from adagrpo_ray.model.gguf_file import is_gguf
+from adagrpo_ray.model.gguf_model import read_origin
+from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
+from adagrpo_ray.cluster.placement import address, local_hardware, place
+from adagrpo_ray.rewards import load_reward
+from adagrpo_ray.rewards.ground_truth import check_ground_truths
+from adagrpo_ray.rollout.architectures import check_served
+from adagrpo_ray.tracking import check_trackers
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run needs, checked: where the model is, its prompts, the longest sequence in tokens, given functions.
+
+    `notices` are what the user should know before the start, `template` is what `chosen_template` gave.
+    """
+
+    model_path: str
+    prompts: PromptSets
+    max_model_len: int
+    given: Given = NOTHING
+    notices: tuple[str, ...] = ()
+    template: str | None = None
+
+
+def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop: Event | None = None) -> Inputs:
+    """Load and check model, rewards, criterion, ladder and data; raises an AdaGRPOError that says what to mend.
+
+    Where it is not for `training`, there will be no learner, no criterion is needed, and any prompts will do.
+    Once `stop` is set, what takes long is left out.
+    """
+    check_ray(address(config))
+    if training:
+        check_trackers(config)
+    for function in config.rewards.functions:
+        load_reward(function.function, given)
+    if training:
+        make_method(config.algorithm, [f.function for f in config.rewards.functions], given)
+    if address(config) is None:
+        place(config, local_hardware(), ours=True, learner=training)
+    model_path = resolve_model(config)
+    found = read_model_config(model_path, config)
+    check_served(config, found)
+    if training:
+        from adagrpo_ray.lora.trainable import check_trainable  # torch takes a second, which only this needs
+
+        check_trainable(config, model_path, found)
+    tokenizer = load_tokenizer(model_path, config)
+    prompts = load_prompts(config, tokenizer, training=training)
+    max_model_len = _max_model_len(config, found, prompts)
+    origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
+    notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
+    notices = (*([origin.in_words] if origin else []), *notices)
+    return Inputs(model_path, prompts, max_model_len, given, notices, chosen_template(config.data))
+
+
+def _max_model_len(config: Config, found: Any, prompts: PromptSets) -> int:
+    """The longest sequence in tokens; `found` is Transformers' configuration of the base model."""
+    longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out))
+    needed = longest + config.rollout.max_new_tokens
+    limit = getattr(found.get_text_config(), "max_position_embeddings", None)
+    wanted = config.rollout.max_model_len or needed
+    if limit is not None and wanted > limit:
+        raise ConfigError(
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
+            f"{wanted} positions, {config.model.path} has {limit}; lower rollout.max_new_tokens or "
+            "data.length_quantile"
+        )
+    return wanted

@@ -1,0 +1,199 @@
+"""The one engine behind the chat: it serves a base model, and beside it the adapter that was chosen last."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.algorithm import PhaseSettings, SamplingSettings
+from adagrpo_ray.data.template_choice import chosen_template
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelError, RolloutError, first_line
+from adagrpo_ray.lora.adapters import Adapter, check_fit, read_adapter, weights_file
+from adagrpo_ray.model.pretrained import linear_shapes, load_tokenizer, read_model_config, resolve_model
+from adagrpo_ray.rollout.engine import Piece, RolloutEngine
+from adagrpo_ray.viewer.conversation import Rendered, Side
+from adagrpo_ray.viewer.offers import Base
+from adagrpo_ray.types import GenerationRequest, SamplingParams
+
+CONVERSATION = 4096
+"""Tokens that a conversation may have where neither the model nor rollout.max_model_len says less or more."""
+SEQUENCES = 8
+
+
+class ChatModel:
+    """Starts with the first message, and anew where another base model or a larger rank is asked for.
+
+    One message is answered at a time: who uses it holds `lock`.
+    """
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.tokenizer: Any = None
+        self.limit = 0  # tokens of a conversation
+        self._thread = ThreadPoolExecutor(1, "engine")
+        self._begun: asyncio.Task[None] | None = None
+        self._engine: RolloutEngine | None = None
+        self._serving: tuple[Config, int] | None = None
+        self._adapter: tuple[str, int, int] | None = None
+        self._version = -1
+
+    @property
+    def starting(self) -> bool:
+        """Whether the engine is half started; then only the end of this process ends it."""
+        return self._begun is not None and (not self._begun.done() or self._begun.cancelled())
+
+    def serves(self, base: Base, rank: int) -> bool:
+        """Whether the engine is there for this model and adapters of this rank."""
+        return self._serving is not None and self._serving[0] == base.config and self._serving[1] >= rank
+
+    async def serve(self, base: Base, rank: int) -> None:
+        """Have the engine serve `base`, and adapters up to `rank`; ModelError where it does not start.
+
+        Where the caller is cancelled the engine starts all the same, for who comes next.
+        """
+        if self._begun is not None:
+            await asyncio.wait({self._begun})
+        if not self.serves(base, rank):
+            await self.stop()
+            self._begun = asyncio.create_task(self._begin(base, rank))
+            await asyncio.shield(self._begun)
+
+    async def _begin(self, base: Base, rank: int) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            self._engine, self.tokenizer, self.limit = await loop.run_in_executor(
+                self._thread, _start, base.config, rank
+            )
+            some_tokens = np.zeros(4, np.int32)  # what is compiled late is compiled now
+            await self._running().generate(GenerationRequest("warm-up", some_tokens, 2, SamplingParams(), 2, seed=0))
+            self._serving = base.config, rank
+        except AdaGRPOError:
+            raise
+        except Exception as error:  # vLLM fails in any way, and has said more on the terminal
+            raise ModelError(f"{base.name} does not start ({first_line(error)}); the terminal says more") from error
+        finally:
+            if self._serving is None:
+                await self.stop()
+
+    async def use(self, path: Path, base: Base) -> None:
+        """Have the engine serve the adapter at `path`, read anew where it has changed.
+
+        Raises ModelError where it cannot be, and as `read_adapter`.
+        """
+        wanted = _stamp(path)
+        if self._adapter == wanted:
+            return
+        adapter = await asyncio.to_thread(_read, path, base.config)
+        engine = self._running()
+        self._adapter = None
+        self._version += 1
+        try:
+            await engine.apply(adapter.packed(self._version, base.config.model.dtype))
+        except ActorLostError:
+            await self.stop()
+            raise
+        except Exception as error:  # what vLLM says to tensors that it has no place for
+            raise ModelError(f"the adapter {str(path)!r} cannot be served ({first_line(error)})") from error
+        self._adapter = wanted
+
+    async def stream(
+        self, side: Side, prompt: Rendered, sampling: SamplingParams, max_new_tokens: int
+    ) -> AsyncGenerator[Piece, None]:
+        """An answer as it grows; ChatError where there is no room left for one, RolloutError where it fails."""
+        room = self.limit - len(prompt.token_ids)
+        if room < 1:
+            raise ChatError(
+                f"the conversation has {len(prompt.token_ids)} tokens, and there is room for {self.limit}; clear it"
+            )
+        request = GenerationRequest(
+            prompt_id=side,
+            prompt_token_ids=np.asarray(prompt.token_ids, np.int32),
+            n=1,
+            sampling=sampling,
+            max_new_tokens=min(max_new_tokens, room),
+            seed=random.randrange(2**31),
+        )
+        try:
+            async with aclosing(self._running().stream(request, base=side == "base")) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except ActorLostError:
+            await self.stop()
+            raise
+        except AdaGRPOError:
+            raise
+        except Exception as error:  # what vLLM says to a request that it does not take
+            raise RolloutError(f"the model gave no answer: {_cause(error)}") from error
+
+    async def stop(self) -> None:
+        """End the engine's processes; the next message starts it again."""
+        engine, self._engine, self._serving, self._adapter = self._engine, None, None, None
+        if engine is not None:
+            await engine.stop()
+
+    def _running(self) -> RolloutEngine:
+        if self._engine is None:
+            raise RolloutError("the model has stopped; send the message again")
+        return self._engine
+
+
+def _cause(error: Exception) -> str:
+    """What vLLM says beneath its own "it failed"."""
+    cause = error.__cause__
+    return first_line(cause if isinstance(cause, Exception) else error)
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Another one where the adapter at `path` has been written anew; ModelError where there is none."""
+    file = weights_file(path)
+    try:
+        status = file.stat()
+    except OSError:
+        raise ModelError(f"the adapter {str(path)!r} holds no {file.name} any more; choose another one") from None
+    return str(file), status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path, config: Config) -> Adapter:
+    """The adapter at `path`, which fits the model of `config`; raises as `read_adapter` and `check_fit`."""
+    adapter = read_adapter(path)
+    check_fit(adapter, linear_shapes(resolve_model(config), config), config.model.path)
+    return adapter
+
+
+def _start(config: Config, rank: int) -> tuple[RolloutEngine, Any, int]:
+    """The engine, its tokenizer, and the tokens that a conversation may have."""
+    # The page's process has threads, which a fork would leave behind in the middle of anything.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    path = resolve_model(config)
+    tokenizer = load_tokenizer(path, config)
+    limit = _limit(config, path)
+    return RolloutEngine.create(path, limit, _serving(config, rank), chosen_template(config.data)), tokenizer, limit
+
+
+def _limit(config: Config, path: str) -> int:
+    most = getattr(read_model_config(path, config).get_text_config(), "max_position_embeddings", None)
+    wanted = config.rollout.max_model_len or max(CONVERSATION, 2 * config.rollout.max_new_tokens)
+    return wanted if most is None else min(wanted, int(most))
+
+
+def _serving(config: Config, rank: int) -> Config:
+    """The settings of a run as an engine for chatting has them."""
+    rollout = {"sync": "adapter", "sleep": False, "max_sequences": SEQUENCES}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"lora": config.model.lora.model_copy(update={"r": rank})}),
+            "rollout": config.rollout.model_copy(update=rollout),
+            "algorithm": config.algorithm.model_copy(update={"max_staleness": 0}),
+            # Phases may be switched on with any message.
+            "evaluation": config.evaluation.model_copy(update={"sampling": SamplingSettings(answer=PhaseSettings())}),
+        }
+    )

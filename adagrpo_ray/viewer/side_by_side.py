@@ -1,0 +1,72 @@
+"""Runs side by side: the settings in which they differ, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adagrpo_ray.runs import wording as figures
+from adagrpo_ray.runs.measured import mean, ratio
+from adagrpo_ray.runs.records import retries
+from adagrpo_ray.runs.reader import RunHistory
+
+NAMES = {"run.name", "run.folder"}
+"""Settings that tell runs apart without changing what they do."""
+RECENT = 10
+"""Steps over which the last rewards are averaged."""
+
+Row = tuple[str, ...]
+
+
+def differences(runs: Sequence[RunHistory]) -> list[Row]:
+    """Every setting that is not the same in all runs: its key, then its value in each; '-' where one lacks it."""
+    flat = [dict(_flat(run.config)) for run in runs]
+    keys = sorted({key for settings in flat for key in settings} - NAMES)
+    rows = [(key, *(settings.get(key, "-") for settings in flat)) for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def results(runs: Sequence[RunHistory]) -> list[Row]:
+    """What came of each run so far: the name of a figure, then the figure for each run."""
+    columns = [_results(run) for run in runs]
+    return [(name, *(column[name] for column in columns)) for name in (columns[0] if columns else ())]
+
+
+def _results(run: RunHistory) -> dict[str, str]:
+    steps, held_out = run.steps, run.evaluations
+    before = held_out[0].accuracy if held_out and held_out[0].step == 0 else None
+    last = held_out[-1].accuracy if held_out and held_out[-1].step > 0 else None
+    best = max((record.accuracy for record in held_out), default=None)
+    seconds, tokens = math.fsum(r.seconds for r in steps), sum(r.generated_tokens for r in steps)
+    costs = retries(steps)
+    planned = run.setting("run.steps")
+    return {
+        "steps": f"{len(steps)} of {planned}" if isinstance(planned, int) else str(len(steps)),
+        "state": "ended" if run.summary is not None else "not ended",
+        "held-out accuracy before": figures.number(before),
+        "held-out accuracy, last": figures.number(last),
+        "change": figures.change(before, last),
+        "held-out accuracy, best": figures.number(best),
+        f"mean reward, last {RECENT} steps": figures.number(mean(r.reward_mean for r in steps[-RECENT:])),
+        "time of all steps": figures.duration(seconds),
+        "generated tokens": f"{tokens:,}",
+        "generated tokens a second": figures.whole(ratio(tokens, seconds)),
+        "trained tokens": f"{sum(r.trained_tokens for r in steps):,}",
+        "updates skipped": f"{sum(r.skipped_updates for r in steps):,}",
+        "tokens of resamples": f"{costs.extra_tokens:,}",
+        "resamples": f"{sum(sum(r.resamples) for r in steps):,}",
+        "resamples that met the criterion, by rung": figures.rungs(costs.rescued),
+        "groups that never did": f"{costs.groups_exhausted:,}",
+        "tokens for each group with spread": figures.whole(costs.tokens_per_informative_group),
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and their values as one writes them on the command line."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
