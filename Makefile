@@ -77,7 +77,7 @@ cluster-up:  ## a Ray cluster in containers: a head, rollout workers, a learner;
 
 cluster-train: setup  ## the same as train, as a job on that cluster; the adapter comes to runs/
 	RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token $(PY) launch/submit.py -- --config $(CONFIG) \
-		run.folder=/runs rollout.actors=$(or $(ROLLOUTS),2) learner.ranks=$(or $(LEARNERS),1) \
+		run.output_dir=/runs rollout.actors=$(or $(ROLLOUTS),2) learner.ranks=$(or $(LEARNERS),1) \
 		rollout.resources.rollout=1 learner.resources.learner=1 $(ARGS)
 
 cluster-down:  ## stop that cluster; runs stay

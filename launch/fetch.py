@@ -71,11 +71,11 @@ def over_cluster(client: JobSubmissionClient, job: JobDetails, source: str, into
             archive.extractall(into, filter="data")
     except (binascii.Error, ValueError, tarfile.TarError, EOFError) as error:
         raise ResourceError(
-            f"the node of job {job.submission_id} does not give out {source} ({error}); let run.folder be a folder "
+            f"the node of job {job.submission_id} does not give out {source} ({error}); let run.output_dir be a folder "
             "that all nodes share, or a URL"
         ) from None
     if not (into / "adapter").is_dir():
         raise ResourceError(
             f"{source} has no adapter on the node of job {job.submission_id}: the learner wrote it on another one; "
-            "let run.folder be a folder that all nodes share, or a URL"
+            "let run.output_dir be a folder that all nodes share, or a URL"
         )

@@ -115,10 +115,10 @@ def prepare(options: argparse.Namespace) -> Job:
     if given != DEFAULT and (given.is_absolute() or not (ROOT / given).resolve().is_relative_to(ROOT)):
         raise ConfigError(f"--config {given} must be relative to {ROOT}, since that folder is uploaded; copy it there")
     config = load_config(ROOT / given, training.overrides)
-    if not is_lasting(config.run.folder):
+    if not is_lasting(config.run.output_dir):
         raise ConfigError(
-            f"run.folder={config.run.folder!r} is relative, and Ray deletes a job's working directory; "
-            "add run.folder=/a/folder/that/all/nodes/share or a URL"
+            f"run.output_dir={config.run.output_dir!r} is relative, and Ray deletes a job's working directory; "
+            "add run.output_dir=/a/folder/that/all/nodes/share or a URL"
         )
     if any(map(holds_secret, [*training.overrides, training.resume or ""])):
         raise ConfigError("an argument holds a URL with a secret, which the dashboard would show; hand it by --env")
@@ -128,7 +128,7 @@ def prepare(options: argparse.Namespace) -> Job:
     if not NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r} may hold letters, digits, dots, dashes and underscores")
     job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_folder = f"{config.run.folder.rstrip('/')}/{config.run.name or job}"
+    run_folder = f"{config.run.output_dir.rstrip('/')}/{config.run.name or job}"
     if training.resume not in (None, "auto"):  # it goes on where it was: a run folder, or what is in its checkpoints/
         run_folder = re.sub(r"/checkpoints/(step-\d+|best)$", "", training.resume.rstrip("/"))
     metadata = {

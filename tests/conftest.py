@@ -121,7 +121,7 @@ def refused(
 
     def run(*overrides: str, config: str = TINY, options: tuple[str, ...] = ()) -> str:
         there = set(tmp_path.rglob("*"))
-        code = launch.main(["--config", config, *options, f"run.folder={tmp_path / 'runs'}", *overrides])
+        code = launch.main(["--config", config, *options, f"run.output_dir={tmp_path / 'runs'}", *overrides])
         captured = capsys.readouterr()
         assert code == 2
         assert captured.err.startswith("error: ")

@@ -75,14 +75,14 @@ def settings(folder: Path | str, steps: int) -> list[str]:
     Sequences are decoded one at a time, since what is decoded beside a sequence changes its last bits.
     """
     return [
-        f"run.folder={folder}",
+        f"run.output_dir={folder}",
         "run.name=run",
         f"run.steps={steps}",
-        "data.held_out_prompts=4",
+        "data.eval_prompts=4",
         "evaluation.samples=1",
         "algorithm.prompts_per_step=4",
         "algorithm.resample=deferred",
-        "rollout.max_sequences=1",
+        "rollout.max_num_seqs=1",
     ]
 
 

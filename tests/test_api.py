@@ -96,8 +96,8 @@ def load(**overrides: object) -> Config:
 
 
 def test_settings_may_be_given_as_a_mapping_or_as_on_the_command_line(tmp_path: Path) -> None:
-    as_mapping = Config.load(TINY, {"run.steps": 3, "run.folder": tmp_path / "a: b", "algorithm.triggers": []})
-    as_texts = Config.load(TINY, ["run.steps=3", f"run.folder='{tmp_path}/a: b'", "algorithm.triggers=[]"])
+    as_mapping = Config.load(TINY, {"run.steps": 3, "run.output_dir": tmp_path / "a: b", "algorithm.triggers": []})
+    as_texts = Config.load(TINY, ["run.steps=3", f"run.output_dir='{tmp_path}/a: b'", "algorithm.triggers=[]"])
     assert as_mapping == as_texts
     assert as_mapping.run.folder == f"{tmp_path}/a: b"
     with pytest.raises(ConfigError, match=r"unknown key 'run\.stesp' \(value 3\); did you mean 'run\.steps'"):

@@ -167,7 +167,7 @@ def test_a_card_of_others_is_left_aside(other: str | None) -> None:
         (["x", "--hf_token=abc def"], "x '--hf_token=***'"),
         (["x", "API_KEY=abc"], "x 'API_KEY=***'"),
         (["x", "s=hf_abcdefghij"], "x 's=***'"),
-        (["x", "run.folder=s3://me:pw@host/runs"], "x 'run.folder=s3://***@host/runs'"),
+        (["x", "run.output_dir=s3://me:pw@host/runs"], "x 'run.output_dir=s3://***@host/runs'"),
         (["x", "https://host/d?sig=abc&x=1"], "x 'https://host/d?***'"),
     ],
 )

@@ -56,7 +56,7 @@ def tokenizer_of(adds: str = "", template: str | None = CHATML) -> Any:
 
 def config_of(path: Path, rows: list[Any], **data: Any) -> Config:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"source": str(path), "held_out_prompts": 0} | data
+    settings = {"source": str(path), "eval_prompts": 0} | data
     return Config.model_validate({"data": settings, "algorithm": {"prompts_per_step": 1}})
 
 
@@ -355,7 +355,7 @@ def run(tmp_path: Path, file: Path) -> Path:
     rows.write_text(json.dumps({"prompt": "1?", "solution": "7"}) + "\n")
     config = load_config(
         "launch/configs/tiny-cpu.yaml",
-        [f"model.path={base}", f"data.source={rows}", f"data.chat_template={file}", "data.held_out_prompts=0"],
+        [f"model.path={base}", f"data.source={rows}", f"data.chat_template={file}", "data.eval_prompts=0"],
     )
     folder = make_run(tmp_path / "run", base, config)
     (folder / "adapter" / "chat_template.jinja").write_text(ASKS)

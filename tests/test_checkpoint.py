@@ -334,7 +334,7 @@ class TestLines:
 
 class TestFindPast:
     def configure(self, tmp_path: Path, *overrides: str) -> Config:
-        return load_config(TINY, [f"run.folder={tmp_path}", "run.name=run", "run.steps=2", *overrides])
+        return load_config(TINY, [f"run.output_dir={tmp_path}", "run.name=run", "run.steps=2", *overrides])
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:

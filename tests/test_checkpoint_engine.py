@@ -33,8 +33,8 @@ def configure(*overrides: str) -> Config:
         "learner.learning_rate=1e-3",
         "learner.weight_decay=0.01",
         "learner.schedule=cosine",
-        "learner.warmup=0.5",
-        "algorithm.updates=1",
+        "learner.warmup_ratio=0.5",
+        "algorithm.num_iterations=1",
     ]
     return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
@@ -137,7 +137,7 @@ def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype
     """Its moments are corrected as those of one step: a weight moves by the rate, whatever the size of its gradient."""
     engine = make_engine(
         model_path,
-        *(f"learner.zero_stage={stage}", f"model.dtype={dtype}", "learner.warmup=0.0", "learner.weight_decay=0.01"),
+        *(f"learner.zero_stage={stage}", f"model.dtype={dtype}", "learner.warmup_ratio=0.0", "learner.weight_decay=0.01"),
     )
     before = engine.snapshot()
     assert before is not None

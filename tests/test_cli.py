@@ -76,7 +76,7 @@ def test_missing_column(refused: Callable[..., str], tmp_path: Path) -> None:
 
 
 def test_fewer_prompts_than_a_step_needs(refused: Callable[..., str], tmp_path: Path) -> None:
-    told = refused(f"data.source={rows(tmp_path, {'prompt': '1+1', 'solution': '2'})}", "data.held_out_prompts=0")
+    told = refused(f"data.source={rows(tmp_path, {'prompt': '1+1', 'solution': '2'})}", "data.eval_prompts=0")
     assert "algorithm.prompts_per_step=16" in told
 
 
@@ -110,7 +110,7 @@ def test_unknown_key_is_told_the_nearest(refused: Callable[..., str]) -> None:
 
 
 def test_more_gpus_than_there_are(refused: Callable[..., str]) -> None:
-    assert "rollout.tensor_parallel=2" in refused("rollout.tensor_parallel=2")
+    assert "rollout.tensor_parallel_size=2" in refused("rollout.tensor_parallel_size=2")
 
 
 def test_dry_run_estimates_memory_from_a_config_alone(

@@ -40,7 +40,7 @@ def write_parquet(path: Path, rows: list[Any]) -> Path:
 
 
 def load(source: Path | str, prompts_per_step: int = 1, rollout: Any = None, seed: int = 0, **data: Any) -> PromptSets:
-    data = {"held_out_prompts": 0, "source": str(source)} | data
+    data = {"eval_prompts": 0, "source": str(source)} | data
     config = Config.model_validate(
         {
             "run": {"seed": seed},
@@ -144,7 +144,7 @@ def test_prompts_that_leave_no_room_for_a_completion_are_dropped(tmp_path: Path)
 
 def test_split_is_exact_disjoint_and_follows_the_seed(tmp_path: Path):
     path = write_jsonl(tmp_path / "d.jsonl", rows_of(50))
-    a, b, c = (load(path, seed=seed, held_out_prompts=10, train_prompts=20) for seed in (0, 0, 1))
+    a, b, c = (load(path, seed=seed, eval_prompts=10, train_prompts=20) for seed in (0, 0, 1))
     ids = [{p.id for p in part} for part in (a.train, a.held_out)]
     assert (len(ids[0]), len(ids[1]), len(ids[0] & ids[1])) == (20, 10, 0)
     assert [p.id for p in a.train] == [p.id for p in b.train]
@@ -153,7 +153,7 @@ def test_split_is_exact_disjoint_and_follows_the_seed(tmp_path: Path):
 
 
 def test_arithmetic_comes_in_levels():
-    prompts = load("arithmetic", held_out_prompts=8, train_prompts=40)
+    prompts = load("arithmetic", eval_prompts=8, train_prompts=40)
     assert (len(prompts.train), len(prompts.held_out), prompts.dropped) == (40, 8, {})
     assert {p.level for p in prompts.held_out} == {"2 digits", "3 digits", "4 digits", "5 digits"}
     first = prompts.train[0]
@@ -211,9 +211,9 @@ def test_files_that_are_not_what_their_name_says(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"answer": "solutoin"}, r"data\.columns\.answer='solutoin': .* no column 'solutoin'; did you mean 'solution'"),
+        ({"answer": "solutoin"}, r"data\.columns\.ground_truth='solutoin': .* no column 'solutoin'; did you mean 'solution'"),
         ({"prompt": "promt"}, r"data\.columns\.prompt='promt': .* did you mean 'prompt'"),
-        ({"level": "zzz"}, r"data\.columns\.level='zzz': .* it has prompt, solution, meta"),
+        ({"level": "zzz"}, r"data\.columns\.difficulty='zzz': .* it has prompt, solution, meta"),
         ({"answer": "meta.gound"}, r"no column 'gound' in 'meta'; did you mean 'ground'"),
         ({"answer": "solution.text"}, r"no column 'text' in 'solution'; it has no columns"),
     ],
@@ -231,7 +231,7 @@ def test_too_few_prompts_says_how_many_and_why(tmp_path: Path):
         match=r"leaves 2 prompts to train on beside 3 held out \(dropped: 1 without a prompt\)"
         r".* algorithm\.prompts_per_step=4",
     ):
-        load(write_jsonl(tmp_path / "d.jsonl", rows), prompts_per_step=4, held_out_prompts=3)
+        load(write_jsonl(tmp_path / "d.jsonl", rows), prompts_per_step=4, eval_prompts=3)
 
 
 @pytest.mark.parametrize("prompt", ["End with {think_edn}", "{}", "open { brace", "{think_end.no}"])

@@ -28,7 +28,7 @@ def load(path: Path, rows: list[Any], template: str | None = None, seed: int = 0
     tokenizer = build_tokenizer(Config().data.format)
     if template is not None:
         tokenizer.chat_template = template
-    settings = {"source": str(path), "held_out_prompts": 0} | data
+    settings = {"source": str(path), "eval_prompts": 0} | data
     config = Config.model_validate({"run": {"seed": seed}, "data": settings, "algorithm": {"prompts_per_step": 1}})
     return load_prompts(config, tokenizer)
 
@@ -94,7 +94,7 @@ SAME_PROBLEM = [
 
 @pytest.mark.parametrize("seed", range(8))
 def test_rows_of_one_problem_are_all_on_one_side(tmp_path: Path, seed: int) -> None:
-    prompts = load(tmp_path / "d.jsonl", [*SAME_PROBLEM, *numbered(8)], seed=seed, held_out_prompts=6)
+    prompts = load(tmp_path / "d.jsonl", [*SAME_PROBLEM, *numbered(8)], seed=seed, eval_prompts=6)
     assert (len(prompts.train), len(prompts.held_out), prompts.dropped) == (7, 6, {})
     assert not texts(prompts.train) & texts(prompts.held_out)
     assert sum(p.text.strip() == "1+1" for p in (*prompts.train, *prompts.held_out)) == 5
@@ -102,7 +102,7 @@ def test_rows_of_one_problem_are_all_on_one_side(tmp_path: Path, seed: int) -> N
 
 def test_the_rest_of_a_problem_that_had_to_be_cut_is_not_trained_on(tmp_path: Path) -> None:
     rows = [row(text, str(n)) for text in ("a", "b") for n in range(3)]
-    prompts = load(tmp_path / "d.jsonl", rows, held_out_prompts=2)
+    prompts = load(tmp_path / "d.jsonl", rows, eval_prompts=2)
     assert (len(prompts.train), len(prompts.held_out)) == (3, 2)
     assert prompts.dropped == {"of a held-out problem": 1}
     assert not texts(prompts.train) & texts(prompts.held_out)
@@ -114,8 +114,8 @@ def test_a_column_can_name_the_problem(tmp_path: Path) -> None:
         for n in range(8)
     ]
     with pytest.raises(DataError, match="6 of a held-out problem"):
-        load(tmp_path / "d.jsonl", rows, held_out_prompts=2)
-    prompts = load(tmp_path / "d.jsonl", rows, held_out_prompts=2, columns={"problem": "extra.id"})
+        load(tmp_path / "d.jsonl", rows, eval_prompts=2)
+    prompts = load(tmp_path / "d.jsonl", rows, eval_prompts=2, columns={"problem": "extra.id"})
     assert (len(prompts.train), len(prompts.held_out)) == (6, 2)
     assert len({p.columns["extra"]["id"] for p in prompts.held_out}) == 1  # type: ignore[index]
     with pytest.raises(DataError, match=r"data\.columns\.problem='extra' holds a dict.*row 1"):
@@ -123,20 +123,20 @@ def test_a_column_can_name_the_problem(tmp_path: Path) -> None:
 
 
 def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
-    one = load(tmp_path / "d.jsonl", numbered(30), held_out_prompts=10, train_prompts=8)
-    other = load(tmp_path / "d.jsonl", numbered(30)[::-1], held_out_prompts=10, train_prompts=8)
+    one = load(tmp_path / "d.jsonl", numbered(30), eval_prompts=10, train_prompts=8)
+    other = load(tmp_path / "d.jsonl", numbered(30)[::-1], eval_prompts=10, train_prompts=8)
     assert texts(one.held_out) == texts(other.held_out)
     assert texts(one.train) == texts(other.train)
 
 
 def test_more_rows_move_no_problem_from_training_to_the_held_out_side(tmp_path: Path) -> None:
-    few = load(tmp_path / "d.jsonl", numbered(30), held_out_prompts=10)
-    many = load(tmp_path / "d.jsonl", numbered(60), held_out_prompts=10)
+    few = load(tmp_path / "d.jsonl", numbered(30), eval_prompts=10)
+    many = load(tmp_path / "d.jsonl", numbered(60), eval_prompts=10)
     assert not texts(few.train) & texts(many.held_out)
 
 
 def test_fewer_prompts_to_train_on_are_some_of_the_more(tmp_path: Path) -> None:
-    few, more = (load(tmp_path / "d.jsonl", numbered(30), held_out_prompts=5, train_prompts=n) for n in (6, 12))
+    few, more = (load(tmp_path / "d.jsonl", numbered(30), eval_prompts=5, train_prompts=n) for n in (6, 12))
     assert texts(few.train) < texts(more.train)
     assert texts(few.held_out) == texts(more.held_out)
 

@@ -50,7 +50,7 @@ def load(path: Path, rows: list[Any], template: str | None = PLAIN, **data: Any)
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"source": str(path), "held_out_prompts": 0, "system_prompt": None} | data
+    settings = {"source": str(path), "eval_prompts": 0, "system_prompt": None} | data
     config = Config.model_validate({"data": settings, "algorithm": {"prompts_per_step": 1}})
     return load_prompts(config, tokenizer_of(template))
 
@@ -284,7 +284,7 @@ def test_a_template_that_leaves_out_a_message_is_refused(path: Path, template: s
 
 
 def test_a_template_that_ignores_the_format_instruction_is_refused_for_the_arithmetic_task_too() -> None:
-    config = Config.model_validate({"data": {"held_out_prompts": 0}})
+    config = Config.model_validate({"data": {"eval_prompts": 0}})
     with pytest.raises(DataError, match=r"leaves out 'Think between .* set data\.system_prompt to null"):
         load_prompts(config, tokenizer_of(NO_SYSTEM))
 

@@ -103,7 +103,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, learner: Learner, *overrides: str, seen: Seen | None = None) -> Seen:
     steps = f"run.steps={len(learner.reports)}"
-    config = load_config(None, [steps, "data.held_out_prompts=0", "learner.learning_rate=1e-3", *overrides])
+    config = load_config(None, [steps, "data.eval_prompts=0", "learner.learning_rate=1e-3", *overrides])
     for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
         (folder / name).touch()
     seen = seen or Seen()
@@ -170,7 +170,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_the_learning_rate_of_a_step_without_an_update_is_that_of_the_schedule(tmp_path: Path) -> None:
     learner = Learner([None, None, None, None])
-    seen = run(tmp_path, learner, "algorithm.updates=1", "learner.schedule=linear", "learner.warmup=0.0")
+    seen = run(tmp_path, learner, "algorithm.num_iterations=1", "learner.schedule=linear", "learner.warmup_ratio=0.0")
     assert [record.learning_rate for record in seen.steps] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 

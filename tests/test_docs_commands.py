@@ -209,7 +209,7 @@ def test_training(
     told = capsys.readouterr().out
     assert yaml.safe_load(told)["run"]["steps"] == config.run.steps
     assert f"{config.rollout.actors} x rollout actor: 1 CPU, {0.5 if gpus == 1 else min(gpus, 1):g} GPU" in told or (
-        config.rollout.tensor_parallel > 1 or config.run.ray_address is not None
+        config.rollout.tensor_parallel_size > 1 or config.run.ray_address is not None
     )
     if gpus and config.model.path == "Qwen/Qwen3-1.7B":
         assert f"GiB fits in {gib}.0 GiB" in told

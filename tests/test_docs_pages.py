@@ -187,7 +187,7 @@ def test_the_reader_who_follows_the_quick_start_gets_what_it_says(
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     config = load_config("mine.yaml")
-    assert config.data.columns.answer == "answer"
+    assert config.data.columns.ground_truth == "answer"
     assert load_reward(config.rewards.functions[0].function)(completions=["short", "x" * 9999], answer="1") == [
         1.0,
         0.0,

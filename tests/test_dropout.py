@@ -24,8 +24,8 @@ CPU = torch.device("cpu")
 
 def configure(*overrides: str) -> Config:
     settings = [
-        *("model.lora.dropout=0.1", "learner.learning_rate=1e-3", "learner.warmup=0.0", "run.steps=4"),
-        *("algorithm.updates=1", "algorithm.loss.beta=0.04"),
+        *("model.lora.dropout=0.1", "learner.learning_rate=1e-3", "learner.warmup_ratio=0.0", "run.steps=4"),
+        *("algorithm.num_iterations=1", "algorithm.loss.beta=0.04"),
     ]
     return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
@@ -86,7 +86,7 @@ def test_without_dropout_the_first_ratios_are_1_and_no_pass_is_added(
         Policy, "forward", lambda self, rows: (passes.append(torch.is_grad_enabled()), forward(self, rows))[1]
     )
     for dropout, wanted in (("0.0", [True]), ("0.1", [False, True])):
-        config = configure(f"model.lora.dropout={dropout}", "algorithm.loss.beta=0.0", "algorithm.updates=2")
+        config = configure(f"model.lora.dropout={dropout}", "algorithm.loss.beta=0.0", "algorithm.num_iterations=2")
         engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
         move(engine._policy)
         passes.clear()

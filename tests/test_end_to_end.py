@@ -30,10 +30,10 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ended = launch(
         "--config",
         "launch/configs/tiny-cpu.yaml",
-        f"run.folder={folder}",
+        f"run.output_dir={folder}",
         "run.name=e2e",
         f"run.steps={STEPS}",
-        "data.held_out_prompts=16",
+        "data.eval_prompts=16",
         "algorithm.resample=immediate",
         *MODES[request.param],
         # The first rung draws as first attempts do, so that only the second one filters anything.
@@ -96,10 +96,10 @@ def test_steps_without_a_single_group_do_not_stop_a_run_that_samples_ahead(tmp_p
         "--config",
         "launch/configs/tiny-cpu.yaml",
         *MODES["ahead"],
-        f"run.folder={tmp_path}",
+        f"run.output_dir={tmp_path}",
         "run.name=nothing",
         "run.steps=3",
-        "data.held_out_prompts=0",
+        "data.eval_prompts=0",
         "algorithm.prompts_per_step=4",
         "algorithm.criterion={kind: any_above, threshold: 99}",
         "algorithm.triggers=[]",
@@ -134,10 +134,10 @@ def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is
     ended = launch(
         "--config",
         "launch/configs/tiny-cpu.yaml",
-        f"run.folder={tmp_path}",
+        f"run.output_dir={tmp_path}",
         "run.name=failing",
         "run.steps=4",
-        "data.held_out_prompts=0",
+        "data.eval_prompts=0",
         "algorithm.name=grpo",
         "algorithm.prompts_per_step=4",
         "rewards.functions=[{function: 'failing_rewards:score'}]",
@@ -157,7 +157,7 @@ def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is
 def test_configuration_is_kept_and_reads_back(run: tuple[Path, str]) -> None:
     kept = yaml.safe_load((run[0] / "config.yaml").read_text())
     assert kept["run"]["steps"] == STEPS
-    assert kept["data"]["held_out_prompts"] == 16
+    assert kept["data"]["eval_prompts"] == 16
 
 
 def test_adapter_loads_with_peft_and_is_not_the_initial_one(run: tuple[Path, str]) -> None:
@@ -184,7 +184,7 @@ def test_output_reads_well_without_a_terminal(run: tuple[Path, str]) -> None:
 def test_a_run_folder_is_never_overwritten(run: tuple[Path, str]) -> None:
     folder, _ = run
     before = (folder / "summary.json").read_bytes()
-    ended = launch("--config", "launch/configs/tiny-cpu.yaml", f"run.folder={folder.parent}", "run.name=e2e")
+    ended = launch("--config", "launch/configs/tiny-cpu.yaml", f"run.output_dir={folder.parent}", "run.name=e2e")
     assert ended.returncode != 0
     assert "run.name" in ended.stderr
     assert (folder / "summary.json").read_bytes() == before

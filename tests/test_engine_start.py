@@ -19,7 +19,7 @@ from adagrpo_ray.rollout.engine import RolloutEngine
 from tests.held import engines
 
 LENGTH = 256
-QUICK = ("data.train_prompts=8", "data.held_out_prompts=4", "algorithm.prompts_per_step=1")
+QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")
 
 
 def start(base: Path, *overrides: str) -> RolloutEngine:

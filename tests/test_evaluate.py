@@ -284,21 +284,21 @@ def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp
     weights = folder / "adapter_model.safetensors"
     wide = {name: t.repeat((32, 1) if "lora_A" in name else (1, 32)) for name, t in load_file(weights).items()}
     save_file(wide, weights)
-    error = refused("--adapter", str(folder), "rollout.sync=adapter")
+    error = refused("--adapter", str(folder), "rollout.lora_mode=adapter")
     assert "has r=512" in error
-    assert "rollout.sync=merged" in error
+    assert "rollout.lora_mode=merged" in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--no-base",), "there is nothing to measure"),
-        (("data.held_out_prompts=0",), "data.held_out_prompts leaves no prompt there"),
+        (("data.eval_prompts=0",), "data.eval_prompts leaves no prompt there"),
         (("data.source=none.jsonl",), "data.source='none.jsonl' is no file"),
         (("rewards.functions=[{function: exakt}]",), "did you mean 'exact'"),
         (("-k", "4", "evaluation.sampling.temperature=0"), "evaluation.samples=4 with temperature 0"),
         (("--out", "s3://bucket/out"), "is a URL"),
-        (("rollout.tensor_parallel=2",), "rollout.tensor_parallel=2 needs GPUs"),
+        (("rollout.tensor_parallel_size=2",), "rollout.tensor_parallel_size=2 needs GPUs"),
     ],
 )
 def test_other_mistakes(refused: Callable[..., str], arguments: tuple[str, ...], told: str) -> None:

@@ -15,7 +15,7 @@ from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.evaluation.results import RESULTS, CompletionResult, ProblemResult, ResultFile
 from adagrpo_ray.evaluation.settings import BASE_WEIGHTS, counting_settings
 
-SETTINGS = {"run.seed": 0, "evaluation.samples": 2, "data.columns.level": None}
+SETTINGS = {"run.seed": 0, "evaluation.samples": 2, "data.columns.difficulty": None}
 
 
 def result(problem: str, model: str = "base", settings: str = "") -> ProblemResult:
@@ -122,7 +122,7 @@ def test_settings_count_where_results_depend_on_them(tmp_path: Path) -> None:
     weights(tmp_path)
     before = counting(tmp_path)
     assert json.loads(json.dumps(before)) == before
-    free = ("rollout.actors=3", "data.held_out_prompts=7", "algorithm.group_size=8", "learner.ranks=2", "run.steps=3")
+    free = ("rollout.actors=3", "data.eval_prompts=7", "algorithm.group_size=8", "learner.ranks=2", "run.steps=3")
     assert counting(tmp_path, *free) == before
     for override in (
         "run.seed=1",

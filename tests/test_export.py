@@ -28,7 +28,7 @@ from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.types import GenerationRequest, SamplingParams
 from tests.scripts import script
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.held_out_prompts=3", "data.train_prompts=1"])
+CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.eval_prompts=3", "data.train_prompts=1"])
 Exported = Callable[..., tuple[int, str, str]]
 
 
@@ -400,7 +400,7 @@ def test_the_card_of_a_run_says_what_the_run_was(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
     assert f"Held-out accuracy: {summary['accuracy_before']:.3f} before, {summary['accuracy_after']:.3f} after." in card
     assert f"| tokens generated | {summary['generated_tokens']:,}, " in card
-    assert re.search(r"python launch/train\.py --config launch/configs/tiny-cpu\.yaml .*run\.folder=", card)
+    assert re.search(r"python launch/train\.py --config launch/configs/tiny-cpu\.yaml .*run\.output_dir=", card)
     assert "| prompts held out | 4 |" in card
     assert "| vllm" in card
     assert len(front_matter(card)["adagrpo_ray"]["base_fingerprint"]) == 32

@@ -28,7 +28,7 @@ from tests.held import PATIENCE_S, engines
 
 SETTINGS = [
     "data.train_prompts=16",
-    "data.held_out_prompts=0",
+    "data.eval_prompts=0",
 ]
 
 Task = asyncio.Future[list[list[list[int]]]]

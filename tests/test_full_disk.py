@@ -114,7 +114,7 @@ def test_a_checkpoint_on_a_disk_that_became_read_only(disk: Disk) -> None:
 def test_a_run_folder_that_cannot_be_begun_leaves_its_name_free(disk: Disk) -> None:
     for free in (0, 1):  # for its configuration
         disk.fill(free)
-        with pytest.raises(ResourceError, match=rf"^cannot write {disk.folder}/run {FULL}; free .* run\.folder to"):
+        with pytest.raises(ResourceError, match=rf"^cannot write {disk.folder}/run {FULL}; free .* run\.output_dir to"):
             RunWriter(disk.folder / "run", "a: 1\n")
     disk.clear()
     RunWriter(disk.folder / "run", "a: 1\n").close()

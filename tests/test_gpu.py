@@ -39,7 +39,7 @@ CLOSE = {"float32": 1e-3, "bfloat16": 0.2}
 
 
 def configure(*overrides: str) -> Config:
-    common = ["data.train_prompts=16", "data.held_out_prompts=0", "rollout.gpu_memory_share=0.3"]
+    common = ["data.train_prompts=16", "data.eval_prompts=0", "rollout.gpu_memory_utilization=0.3"]
     return load_config(
         "launch/configs/tiny-cpu.yaml", [*common, "rollout.kv_cache_gib=null", "learner.learning_rate=0.01", *overrides]
     )
@@ -112,7 +112,7 @@ def stop(actor: Any) -> None:
 @pytest.mark.parametrize("dtype", list(CLOSE))
 @pytest.mark.parametrize("sync", ["adapter", "merged"])
 def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype: str) -> None:
-    config = configure(f"rollout.sync={sync}", f"model.dtype={dtype}")
+    config = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}")
     actor, pool, path = start(config)
     prompt = load_prompts(config, load_tokenizer(path, config)).train[0]
     learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
@@ -134,7 +134,7 @@ def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype:
 
 @pytest.mark.parametrize("sync", ["adapter", "merged"])
 def test_a_sleeping_engine_leaves_the_gpu_and_serves_the_same_after_it(cluster: None, sync: str) -> None:
-    config = configure(f"rollout.sync={sync}", "rollout.sleep=true")
+    config = configure(f"rollout.lora_mode={sync}", "rollout.sleep=true")
     actor, pool, path = start(config)
     prompt = load_prompts(config, load_tokenizer(path, config)).train[0]
     learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
@@ -145,7 +145,7 @@ def test_a_sleeping_engine_leaves_the_gpu_and_serves_the_same_after_it(cluster: 
     awake, total = torch.cuda.mem_get_info()
     asyncio.run(pool.sleep())
     asleep, _ = torch.cuda.mem_get_info()
-    assert asleep - awake > 0.8 * config.rollout.gpu_memory_share * total - 2**31, "2 GiB is for what stays"
+    assert asleep - awake > 0.8 * config.rollout.gpu_memory_utilization * total - 2**31, "2 GiB is for what stays"
 
     asyncio.run(pool.wake())
     asyncio.run(pool.apply(pack(1, learner.adapter(), 16, 32.0, torch.float32)))
@@ -194,20 +194,20 @@ def test_real_steps_on_a_model_of_real_width(wide_model: Path, tmp_path: Path, s
     ended = launch(
         "--config",
         "launch/configs/tiny-cpu.yaml",
-        f"run.folder={tmp_path}",
+        f"run.output_dir={tmp_path}",
         "run.name=wide",
         "run.steps=2",
         f"model.path={wide_model}",
         "model.dtype=bfloat16",
-        "data.held_out_prompts=0",
+        "data.eval_prompts=0",
         "algorithm.name=grpo",  # which trains on groups that all fail, by the KL term alone
         "algorithm.loss.beta=0.04",
         "rewards.functions=[{function: format_approximate}]",
         "rollout.max_new_tokens=64",
         "rollout.kv_cache_gib=null",
-        "rollout.gpu_memory_share=0.3",
+        "rollout.gpu_memory_utilization=0.3",
         f"rollout.sleep={sleep}",
-        f"rollout.sync={sync}",
+        f"rollout.lora_mode={sync}",
         "learner.gradient_checkpointing=true",
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr

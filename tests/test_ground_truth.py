@@ -77,7 +77,7 @@ def config_of(*functions: str, data: dict[str, Any] | None = None, **rewards: An
     return Config.model_validate(
         {
             "rewards": {"functions": [{"function": name} for name in functions], **rewards},
-            "data": {"held_out_prompts": 0, "source": "d.jsonl", "system_prompt": SYSTEM_PROMPT, **(data or {})},
+            "data": {"eval_prompts": 0, "source": "d.jsonl", "system_prompt": SYSTEM_PROMPT, **(data or {})},
             "algorithm": {"prompts_per_step": 1},
         }
     )
@@ -213,7 +213,7 @@ def test_answers_longer_than_a_completion_are_told() -> None:
 
 def test_answers_of_several_lines_are_told() -> None:
     (notice,) = check(config_of("exact"), "First we add.\nThen it is 42.")
-    assert "data.columns.answer='solution': 1 of 1 ground truths have several lines" in notice
+    assert "data.columns.ground_truth='solution': 1 of 1 ground truths have several lines" in notice
 
 
 CLOSED = CHATML.replace("assistant\n' }}", "assistant\n<think>\n\n</think>\n\n' }}")

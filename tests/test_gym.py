@@ -51,7 +51,7 @@ def settings(*tasks: dict[str, Any], **more: Any) -> ReasoningGymSettings:
 
 def config_of(*tasks: dict[str, Any], gym: dict[str, Any] | None = None, **sections: Any) -> Config:
     tree: dict[str, Any] = {
-        "data": {"source": "reasoning_gym", "train_prompts": 24, "held_out_prompts": 8},
+        "data": {"source": "reasoning_gym", "train_prompts": 24, "eval_prompts": 8},
         "reasoning_gym": {"tasks": list(tasks), **(gym or {})},
         "rewards": {"functions": [{"function": "reasoning_gym"}], "correct_above": 0.99},
         "algorithm": {"prompts_per_step": 2},
@@ -163,7 +163,7 @@ def test_a_seed_gives_its_prompts_and_held_out_ones_stay() -> None:
     first, again = load(*tasks), load(*tasks)
     ids = [prompt.id for prompt in first.train]
     assert ids == [prompt.id for prompt in again.train]
-    more = load(*tasks, data={"source": "reasoning_gym", "train_prompts": 40, "held_out_prompts": 8})
+    more = load(*tasks, data={"source": "reasoning_gym", "train_prompts": 40, "eval_prompts": 8})
     assert [p.id for p in more.held_out] == [p.id for p in first.held_out]
     assert [p.id for p in more.train][:24] == ids
     assert [p.id for p in load(*tasks, run={"seed": 5}).train] == ids

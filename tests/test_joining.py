@@ -267,7 +267,7 @@ def test_the_program_refuses_a_long_tmpdir_before_anything_starts(options: list[
     folder = f"{tmp_path}/{'x' * 110}"
     began = time.time()
     ended = subprocess.run(
-        [sys.executable, str(ROOT / "launch/train.py"), f"run.folder={tmp_path / 'runs'}", *options],
+        [sys.executable, str(ROOT / "launch/train.py"), f"run.output_dir={tmp_path / 'runs'}", *options],
         capture_output=True,
         text=True,
         timeout=300,

@@ -49,16 +49,16 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["ui", "--host", ""], "--host is empty"),
         (["ui", "--runs", ""], "--runs is empty"),
         (["ui", "--runs", "file"], "--runs file is a file"),
-        (["submit", "--entrypoint-cpus", "nan", "--", "run.folder=/x"], "--entrypoint-cpus nan"),
-        (["submit", "--entrypoint-cpus=-1", "--", "run.folder=/x"], "--entrypoint-cpus -1"),
-        (["submit", "--stop-wait=-3", "--", "run.folder=/x"], "--stop-wait -3"),
-        (["submit", "--fetch", "file", "--", "run.folder=/x"], "--fetch file cannot be made"),
-        (["submit", "--fetch", "file/inner", "--", "run.folder=/x"], "--fetch file/inner cannot be made"),
-        (["submit", "--name", "", "--", "run.folder=/x"], "--name is empty"),
-        (["submit", "--env", "A=1", "--env", "A=2", "--", "run.folder=/x"], "--env names a variable twice"),
-        (["submit", "--address", "", "--", "run.folder=/x"], "--address is empty"),
-        (["submit", "--address", "http://", "--", "run.folder=/x"], "--address 'http://' is no URL"),
-        (["submit", "--address", "http://127.0.0.1:abc", "--", "run.folder=/x"], "is no URL"),
+        (["submit", "--entrypoint-cpus", "nan", "--", "run.output_dir=/x"], "--entrypoint-cpus nan"),
+        (["submit", "--entrypoint-cpus=-1", "--", "run.output_dir=/x"], "--entrypoint-cpus -1"),
+        (["submit", "--stop-wait=-3", "--", "run.output_dir=/x"], "--stop-wait -3"),
+        (["submit", "--fetch", "file", "--", "run.output_dir=/x"], "--fetch file cannot be made"),
+        (["submit", "--fetch", "file/inner", "--", "run.output_dir=/x"], "--fetch file/inner cannot be made"),
+        (["submit", "--name", "", "--", "run.output_dir=/x"], "--name is empty"),
+        (["submit", "--env", "A=1", "--env", "A=2", "--", "run.output_dir=/x"], "--env names a variable twice"),
+        (["submit", "--address", "", "--", "run.output_dir=/x"], "--address is empty"),
+        (["submit", "--address", "http://", "--", "run.output_dir=/x"], "--address 'http://' is no URL"),
+        (["submit", "--address", "http://127.0.0.1:abc", "--", "run.output_dir=/x"], "is no URL"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_refused(
@@ -72,7 +72,7 @@ def test_an_option_that_cannot_be_used_is_refused(
 )
 def test_resources_that_are_none_are_refused(error_of: Callable[..., str], text: str) -> None:
     assert "is no JSON object of numbers above 0" in error_of(
-        "submit", "--entrypoint-resources", text, "--", "run.folder=/x"
+        "submit", "--entrypoint-resources", text, "--", "run.output_dir=/x"
     )
 
 
@@ -121,4 +121,4 @@ def test_a_user_without_a_name_can_submit(monkeypatch: pytest.MonkeyPatch) -> No
         raise KeyError(f"getpwuid(): uid not found: {os.getuid()}")
 
     monkeypatch.setattr(submit.getpass, "getuser", nameless)
-    assert submit.prepare(submit.parse(["--", "run.folder=/x"])).metadata["user"] == "unknown"
+    assert submit.prepare(submit.parse(["--", "run.output_dir=/x"])).metadata["user"] == "unknown"

@@ -42,7 +42,7 @@ def configure(*overrides: str) -> Config:
         [
             "learner.learning_rate=1e-4",
             "algorithm.loss.beta=0.04",
-            "algorithm.updates=1",
+            "algorithm.num_iterations=1",
             f"run.steps={STEPS}",
             *overrides,
         ],
@@ -128,7 +128,7 @@ def test_how_the_work_is_cut_and_kept_changes_nothing(
 @pytest.mark.parametrize(("updates", "clipped"), [(1, False), (3, True)])
 def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, updates: int, clipped: bool) -> None:
     """The old policy is the one before the first update: only against that one can a ratio leave the range."""
-    config = configure(f"algorithm.updates={updates}", "learner.learning_rate=0.01", "learner.schedule=linear")
+    config = configure(f"algorithm.num_iterations={updates}", "learner.learning_rate=0.01", "learner.schedule=linear")
     engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, make_samples(), 1, 200)[0]
     report = engine.train(batch)

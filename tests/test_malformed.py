@@ -32,7 +32,7 @@ def parquet(**columns: list[Any]) -> bytes:
 
 
 def load(source: Path, **settings: Any) -> PromptSets:
-    data = {"source": str(source), "held_out_prompts": 0}
+    data = {"source": str(source), "eval_prompts": 0}
     return load_prompts(
         Config.model_validate({"data": data, "algorithm": {"prompts_per_step": 1}, **settings}), TOKENIZER
     )
@@ -129,19 +129,19 @@ PARQUET = parquet(prompt=["1+1"] * 50, solution=["2"] * 50)
         ("d.jsonl", b"\x1f\x8b\x08\x00\x00\x00" * 9, (), ("d.jsonl", "UTF-8")),
         ("d.jsonl", PARQUET, (), ("d.jsonl",)),
         ("d.jsonl", b'{"solution": "2"}\n', (), ("data.columns.prompt='prompt'", "row 1", "it has solution")),
-        ("d.jsonl", LINE + b'{"prompt": "1"}\n', (), ("data.columns.answer='solution'", "row 2")),
-        ("d.jsonl", NESTED, ("data.columns.answer=solution.x",), ("data.columns.answer='solution.x'", "'solution'")),
-        ("d.jsonl", NESTED, ("data.columns.answer=list.0",), ("data.columns.answer='list.0'", "'list'")),
-        ("d.jsonl", NESTED, ("data.columns.answer=meta.clas",), ("'clas' in 'meta'", "did you mean 'class'")),
+        ("d.jsonl", LINE + b'{"prompt": "1"}\n', (), ("data.columns.ground_truth='solution'", "row 2")),
+        ("d.jsonl", NESTED, ("data.columns.ground_truth=solution.x",), ("data.columns.ground_truth='solution.x'", "'solution'")),
+        ("d.jsonl", NESTED, ("data.columns.ground_truth=list.0",), ("data.columns.ground_truth='list.0'", "'list'")),
+        ("d.jsonl", NESTED, ("data.columns.ground_truth=meta.clas",), ("'clas' in 'meta'", "did you mean 'class'")),
         ("d.jsonl", NESTED, ("data.columns.prompt=a..b",), ("data.columns.prompt='a..b'",)),
-        ("d.jsonl", NESTED, ("data.columns.level=meta",), ("data.columns.level='meta' holds a dict", "row 1")),
-        ("d.jsonl", NESTED, ("data.columns.level=list",), ("data.columns.level='list' holds a list",)),
+        ("d.jsonl", NESTED, ("data.columns.difficulty=meta",), ("data.columns.difficulty='meta' holds a dict", "row 1")),
+        ("d.jsonl", NESTED, ("data.columns.difficulty=list",), ("data.columns.difficulty='list' holds a list",)),
         ("d.jsonl", LINE, (), ("leaves 0 prompts to train on beside 1 held out", "algorithm.prompts_per_step=16")),
         ("d.jsonl", b'{"prompt": "", "solution": "2"}\n', (), ("dropped: 1 without a prompt",)),
         (
             "d.jsonl",
             b'{"prompt": "' + b"1" * 100_000 + b'", "solution": "2"}',
-            ("algorithm.prompts_per_step=1", "data.held_out_prompts=0"),
+            ("algorithm.prompts_per_step=1", "data.eval_prompts=0"),
             ("prompts of up to 1000", "lower rollout.max_new_tokens or data.length_quantile"),
         ),
         ("d.parquet", PARQUET[:-30], (), ("cannot read d.parquet", "it must be a parquet file")),
@@ -263,7 +263,7 @@ def test_an_unknown_key_of_any_section(refused: Refused, section: str) -> None:
         ("run.steps={}", "run.steps={}"),
         ("run.name=", "has no value; write run.name=null"),
         ("run.name=../other", "run.name='../other'"),
-        ("run.folder=''", "run.folder=''"),
+        ("run.output_dir=''", "run.output_dir=''"),
         ("run.seed=-1", "run.seed=-1"),
         ("model.path=5", "model.path='5'"),
         ("model.lora.r=7", "model.lora.r=7"),
@@ -271,7 +271,7 @@ def test_an_unknown_key_of_any_section(refused: Refused, section: str) -> None:
         ("model.lora.targets=q_proj", "model.lora.targets='q_proj'"),
         ("data.columns=prompt", "data.columns='prompt'"),
         ("data.source=null", "data.source=null"),
-        ("data.held_out_prompts=-5", "data.held_out_prompts=-5"),
+        ("data.eval_prompts=-5", "data.eval_prompts=-5"),
         ("data.system_prompt='{nothing}'", "data.system_prompt='{nothing}'"),
         ("rewards.functions=[]", "rewards.functions=[]"),
         ("rewards.functions=exact", "rewards.functions='exact'"),
@@ -288,7 +288,7 @@ def test_an_unknown_key_of_any_section(refused: Refused, section: str) -> None:
         ("learner.betas=[2, 3]", "learner.betas.0=2"),
         ("arithmetic.keep_carry={1: 0.5}", "arithmetic.keep_carry.1"),
         ("evaluation.sampling.temperature=hot", "evaluation.sampling.temperature='hot'"),
-        ("checkpoint.keep_last=0", "checkpoint.keep_last=0"),
+        ("checkpoint.save_total_limit=0", "checkpoint.save_total_limit=0"),
         ("run.steps=" + "x" * 100_000, "run.steps='xxx"),
         # Overrides that are none
         ("run.steps", "cannot read the override 'run.steps'"),
@@ -478,20 +478,20 @@ def test_runs_that_nothing_can_go_on_from(refused: Refused, tmp_path: Path, wher
 
 def test_run_folders_that_cannot_be_made(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("no folder")
-    assert "file.txt" in refused("run.folder=file.txt", "run.name=x")
+    assert "file.txt" in refused("run.output_dir=file.txt", "run.name=x")
     (tmp_path / "taken" / "x").mkdir(parents=True)
     (tmp_path / "taken" / "x" / "config.yaml").write_text("")
-    assert "run.name='x'" in refused("run.folder=taken", "run.name=x")
-    assert "x" * 50 in refused(f"run.folder={'x' * 300}", "run.name=x")
-    assert "run.folder='memory://' names no bucket" in refused("run.folder=memory://")
-    assert "run.folder='zzz://bucket/runs': Protocol not known: zzz" in refused("run.folder=zzz://bucket/runs")
+    assert "run.name='x'" in refused("run.output_dir=taken", "run.name=x")
+    assert "x" * 50 in refused(f"run.output_dir={'x' * 300}", "run.name=x")
+    assert "run.output_dir='memory://' names no bucket" in refused("run.output_dir=memory://")
+    assert "run.output_dir='zzz://bucket/runs': Protocol not known: zzz" in refused("run.output_dir=zzz://bucket/runs")
 
 
 # --- secrets ---
 
 
 @pytest.mark.parametrize(
-    "setting", ["run.folder", "run.ray_address", "model.path", "model.adapter", "data.source", "tracking.mlflow"]
+    "setting", ["run.output_dir", "run.ray_address", "model.path", "model.adapter", "data.source", "tracking.mlflow"]
 )
 @pytest.mark.parametrize(
     "url", ["https://user:hunter2@host/x", "s3://hunter2@bucket/x", "https://host/x?token=hunter2"]
@@ -506,6 +506,6 @@ def test_a_place_without_secrets_is_taken() -> None:
     from adagrpo_ray.config import load_config
 
     for place in ("s3://bucket/runs", "owner/name", "runs@home", "file:///mnt/a", "https://host:8080/a"):
-        assert load_config(TINY, [f"run.folder={place}"]).run.folder == place
+        assert load_config(TINY, [f"run.output_dir={place}"]).run.folder == place
     with pytest.raises(ConfigError):
-        load_config(TINY, ["run.folder=s3://key@bucket/runs"])
+        load_config(TINY, ["run.output_dir=s3://key@bucket/runs"])

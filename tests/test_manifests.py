@@ -255,7 +255,7 @@ def test_every_setting_of_the_compose_file_has_a_default() -> None:
 def test_a_job_fits_the_cluster_that_it_comes_with(name: str) -> None:
     manifest = kuberay(name)
     config, types = config_of(manifest["spec"]["entrypoint"]), node_types(manifest)
-    assert config.run.folder == "/runs"
+    assert config.run.output_dir == "/runs"
     assert config.rollout.resources == {"rollout": 1}
     assert config.learner.resources == {"learner": 1}
     assert config.rollout.actors <= types["rollout"]["min_workers"]

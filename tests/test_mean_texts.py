@@ -53,8 +53,8 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment.setenv("PYTHONPATH", str(folder), prepend=":")
         environment.setenv("WANDB_MODE", "offline")
         ended = program.launch(
-            *("--config", "launch/configs/tiny-cpu.yaml", f"run.folder={folder}", "run.name=run", "run.steps=3"),
-            *(f"data.source={folder / 'problems.jsonl'}", "data.columns.level=level", "data.held_out_prompts=60"),
+            *("--config", "launch/configs/tiny-cpu.yaml", f"run.output_dir={folder}", "run.name=run", "run.steps=3"),
+            *(f"data.source={folder / 'problems.jsonl'}", "data.columns.difficulty=level", "data.eval_prompts=60"),
             f"data.system_prompt={SYSTEM_PROMPT}",
             *("evaluation.samples=1", "evaluation.every=2", "algorithm.prompts_per_step=8", "run.report=true"),
             *("checkpoint.every=1", "rollout.max_new_tokens=16", "run.samples_per_step=8"),

@@ -193,7 +193,7 @@ def test_logits_are_those_of_a_chunk() -> None:
 def test_kv_cache_by_size_and_by_share() -> None:
     assert estimate(SHAPE, config("rollout.kv_cache_gib=2")).kv_cache == 2 * GIB
     assert estimate(SHAPE, config()).kv_cache is None
-    half = estimate(SHAPE, config("rollout.gpu_memory_share=0.5", "rollout.tensor_parallel=2"), 16 * GIB)
+    half = estimate(SHAPE, config("rollout.gpu_memory_utilization=0.5", "rollout.tensor_parallel_size=2"), 16 * GIB)
     assert half.rollout_weights == PARAMETERS  # two bytes a number, on two GPUs
     assert half.kv_cache == 8 * GIB - PARAMETERS - GIB
     assert estimate(SHAPE, config(), 4 * GIB).kv_cache == 0
@@ -214,7 +214,7 @@ def test_lines_where_the_memory_is_not_known() -> None:
     assert len(lines) == 3
     assert lines[1:] == [
         "a GPU of a rollout actor: weights 3.2 + process 1.0 = 4.2 GiB",
-        "KV cache: 114688 bytes a token, in what rollout.gpu_memory_share=0.45 leaves of a GPU",
+        "KV cache: 114688 bytes a token, in what rollout.gpu_memory_utilization=0.45 leaves of a GPU",
     ]
 
 
@@ -263,15 +263,15 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
         (
             1,
             24,
-            ["learner.gradient_checkpointing=true", "rollout.gpu_memory_share=0.9", "rollout.sleep=false"],
-            "both, on one GPU of this machine: 30.9 GiB does not fit in 24.0 GiB: lower rollout.gpu_memory_share",
+            ["learner.gradient_checkpointing=true", "rollout.gpu_memory_utilization=0.9", "rollout.sleep=false"],
+            "both, on one GPU of this machine: 30.9 GiB does not fit in 24.0 GiB: lower rollout.gpu_memory_utilization",
         ),
         (
             2,
             80,
-            ["rollout.gpu_memory_share=0.05"],
+            ["rollout.gpu_memory_utilization=0.05"],
             "a rollout actor's GPU: no sequence fits in the KV cache: "
-            "lower rollout.max_new_tokens or raise rollout.gpu_memory_share",
+            "lower rollout.max_new_tokens or raise rollout.gpu_memory_utilization",
         ),
     ],
 )

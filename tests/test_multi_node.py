@@ -151,8 +151,8 @@ def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, gate: Gate, 
     start_ray(network, "second", *join, '{"rollout": 1}')
 
     submit = ("ray", "job", "submit", "--address", f"http://{head}:8265", "--working-dir", ".", "--")
-    train = ("python", "launch/train.py", f"run.folder={tmp_path}", "run.name=run", "run.steps=5")
-    where = ("rollout.resources.rollout=1", "learner.resources.learner=1", "data.held_out_prompts=8")
+    train = ("python", "launch/train.py", f"run.output_dir={tmp_path}", "run.name=run", "run.steps=5")
+    where = ("rollout.resources.rollout=1", "learner.resources.learner=1", "data.eval_prompts=8")
     refused = network.run(None, *submit, *train, *where, "rollout.actors=3")
     assert refused.returncode == 1
     assert "need 3 of the custom resource 'rollout'" in refused.stdout

@@ -25,8 +25,8 @@ def brief(completions, answer, **context):
     return [1.0 if len(text) < 40 else 0.0 for text in completions]
 
 def load(steps):
-    few = {"data.held_out_prompts": 0, "algorithm.prompts_per_step": 4}
-    return Config.load("launch/configs/tiny-cpu.yaml", {**few, "run.folder": FOLDER, "run.steps": steps})
+    few = {"data.eval_prompts": 0, "algorithm.prompts_per_step": 4}
+    return Config.load("launch/configs/tiny-cpu.yaml", {**few, "run.output_dir": FOLDER, "run.steps": steps})
 
 async def cells():
     try:

@@ -310,7 +310,7 @@ class TestRunWriter:
 
     def test_a_path_below_a_file_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(ResourceError, match=r"cannot write .*file/sums .*set run\.folder"):
+        with pytest.raises(ResourceError, match=r"cannot write .*file/sums .*set run\.output_dir"):
             RunWriter(tmp_path / "file" / "sums", "")
 
     def test_a_read_only_folder_cannot_be_written(self, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from adagrpo_ray.rollout.phases import (
     phase_args,
 )
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.train_prompts=16", "data.held_out_prompts=0"])
+CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.train_prompts=16", "data.eval_prompts=0"])
 INF = math.inf
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 

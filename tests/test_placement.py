@@ -15,7 +15,7 @@ def config(**sizes: float) -> Config:
     """A configuration with these sizes: `actors=2` is rollout.actors, `ranks` and `learner_cpus` are the learner's."""
     keys = {
         "actors": "rollout.actors",
-        "tensor_parallel": "rollout.tensor_parallel",
+        "tensor_parallel": "rollout.tensor_parallel_size",
         "rollout_cpus": "rollout.cpus",
         "ranks": "learner.ranks",
         "learner_cpus": "learner.cpus",
@@ -63,7 +63,7 @@ def test_one_gpu_holds_one_of_each(sizes: dict[str, Any]) -> None:
         placed(1, **sizes)
     all_sizes = {"actors": 1, "tensor_parallel": 1, "ranks": 1, **sizes}
     assert str(refused.value) == (
-        f"rollout.actors={all_sizes['actors']}, rollout.tensor_parallel={all_sizes['tensor_parallel']} and "
+        f"rollout.actors={all_sizes['actors']}, rollout.tensor_parallel_size={all_sizes['tensor_parallel']} and "
         f"learner.ranks={all_sizes['ranks']} need more than the 1 GPU there is; set all three to 1"
     )
 
@@ -80,7 +80,7 @@ def test_too_few_gpus_are_told_with_their_figures(gpus: float, sizes: dict[str, 
     with pytest.raises(ResourceError) as refused:
         placed(gpus, **sizes)
     assert str(refused.value).startswith(figures)
-    assert str(refused.value).endswith("lower rollout.actors, rollout.tensor_parallel or learner.ranks")
+    assert str(refused.value).endswith("lower rollout.actors, rollout.tensor_parallel_size or learner.ranks")
 
 
 def test_on_our_own_machine_cpus_are_only_a_count() -> None:

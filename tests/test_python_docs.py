@@ -160,7 +160,7 @@ def test_a_run_goes_on_from_a_cell(notebook: Notebook) -> None:
 
 # --- what goes wrong, on the same Ray
 
-FEW = {"run.steps": 3, "data.held_out_prompts": 0, "algorithm.prompts_per_step": 4}
+FEW = {"run.steps": 3, "data.eval_prompts": 0, "algorithm.prompts_per_step": 4}
 
 
 def load(**others: object) -> Config:

@@ -41,12 +41,12 @@ pytestmark = [
 
 SMOLLM2 = "launch/configs/smollm2-cpu.yaml"
 SMALL = (
-    *("data.train_prompts=40", "data.held_out_prompts=10", "evaluation.samples=1", "algorithm.prompts_per_step=4"),
+    *("data.train_prompts=40", "data.eval_prompts=10", "evaluation.samples=1", "algorithm.prompts_per_step=4"),
     *("model.dtype=float32", "learner.learning_rate=1e-3"),
 )
 STEPS = 3
 # The same to the last bit: what is decoded beside a sequence changes its last bits.
-EXACT = ("rollout.max_sequences=1", "checkpoint.every=1", f"run.steps={STEPS}", "run.name=run")
+EXACT = ("rollout.max_num_seqs=1", "checkpoint.every=1", f"run.steps={STEPS}", "run.name=run")
 AGREE = {"float32": (1e-4, 1e-3), "bfloat16": (0.05, 1.0)}
 """Largest differences of log-probabilities between vLLM and the learner, by type: over all tokens, and of any one."""
 
@@ -101,7 +101,7 @@ def gap(learner: LearnerEngine, samples: Sequence[TrainSample]) -> np.ndarray[An
 def test_rollouts_and_learner_agree_after_steps(
     model_path: str, prompts: tuple[Prompt, ...], sync: str, dtype: str
 ) -> None:
-    config = configure(f"rollout.sync={sync}", f"model.dtype={dtype}")
+    config = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}")
     learner = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
 
     async def draw(engine: RolloutEngine, seed: int) -> tuple[TrainSample, ...]:
@@ -140,7 +140,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run with two actors and two ranks; its folder and output."""
     folder = tmp_path_factory.mktemp("real")
     settings = (*SMALL, *EXACT, "rollout.actors=2", "learner.ranks=2", "learner.zero_stage=2", "run.report=true")
-    ended = launch("--config", SMOLLM2, f"run.folder={folder}", *settings)
+    ended = launch("--config", SMOLLM2, f"run.output_dir={folder}", *settings)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder / "run", ended.stdout
 
@@ -168,7 +168,7 @@ def test_a_run_that_goes_on_is_the_same_to_the_last_bit(run: tuple[Path, str], t
         shutil.rmtree(folder / "checkpoints" / f"step-{step:06d}")
     (folder / "checkpoints" / "latest").write_text("step-000001\n")
     settings = (*SMALL, *EXACT, "rollout.actors=2", "learner.ranks=2", "learner.zero_stage=2")
-    ended = launch("--config", SMOLLM2, f"run.folder={tmp_path}", "--resume", "auto", *settings)
+    ended = launch("--config", SMOLLM2, f"run.output_dir={tmp_path}", "--resume", "auto", *settings)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "going on after step 1" in ended.stdout
     assert metrics(folder) == metrics(whole)
@@ -179,7 +179,7 @@ def test_a_run_that_goes_on_is_the_same_to_the_last_bit(run: tuple[Path, str], t
 def test_an_evaluation_measures_what_the_run_measured(run: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = run
     command = (sys.executable, "launch/evaluate.py", "--adapter", str(folder), "--out", str(tmp_path / "out"))
-    ended = subprocess.run([*command, "rollout.max_sequences=1"], capture_output=True, text=True, check=False)
+    ended = subprocess.run([*command, "rollout.max_num_seqs=1"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     summary = json.loads((folder / "summary.json").read_text())
     assert f"{summary['accuracy_after']:.3f}" in ended.stdout

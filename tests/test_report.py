@@ -480,7 +480,7 @@ class TestAtTheEndOfARun:
         monkeypatch.setattr(program, "place_and_train", train)
         stream = io.StringIO()
         with Console(1, stream, terminal=True, width=200) as console:
-            program.run(load_config(config, [f"run.folder={folder}", "run.name=ended"]), console)
+            program.run(load_config(config, [f"run.output_dir={folder}", "run.name=ended"]), console)
         return stream.getvalue()
 
     @pytest.mark.usefixtures("one_figure")

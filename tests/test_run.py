@@ -45,7 +45,7 @@ def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseExcep
     monkeypatch.setattr("adagrpo_ray.training.run.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128))
     monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", train)
     ear = Ear()
-    config = load_config(None, [f"run.folder={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
+    config = load_config(None, [f"run.output_dir={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
     raised: BaseException | None = None
     try:
         run(config, ear)

@@ -197,7 +197,7 @@ def test_a_run_is_followed_while_it_goes_on(browser: Any, tmp_path: Path, tiny_m
     """It waits after some of its steps until the page has shown them."""
     waits = (3, 6, 9)
     gate.close(tmp_path / "runs" / "live" / "metrics.jsonl", *((steps, 0) for steps in waits))
-    settings = [f"run.folder={tmp_path / 'runs'}", "run.name=live", "run.steps=12", "data.held_out_prompts=4"]
+    settings = [f"run.output_dir={tmp_path / 'runs'}", "run.name=live", "run.steps=12", "data.eval_prompts=4"]
     settings += ["evaluation.samples=1", "algorithm.prompts_per_step=4", *gate.settings]
     command = [sys.executable, "launch/train.py", *settings]
     with (

@@ -18,9 +18,9 @@ def configure(schedule: str, warmup: float, steps: int, updates: int) -> Config:
         None,
         [
             f"run.steps={steps}",
-            f"algorithm.updates={updates}",
+            f"algorithm.num_iterations={updates}",
             f"learner.schedule={schedule}",
-            f"learner.warmup={warmup}",
+            f"learner.warmup_ratio={warmup}",
             "learner.learning_rate=5e-4",
         ],
     )
@@ -56,7 +56,7 @@ def test_a_run_of_one_update_has_the_peak_rate(schedule: str) -> None:
 
 @pytest.mark.parametrize("warmup", [0.6, 1.0])
 def test_a_warmup_that_covers_the_only_update_is_refused(warmup: float) -> None:
-    with pytest.raises(ConfigError, match=rf"learner\.warmup={warmup}.*run\.steps=1.*rate of 0"):
+    with pytest.raises(ConfigError, match=rf"learner\.warmup_ratio={warmup}.*run\.steps=1.*rate of 0"):
         configure("linear", warmup, 1, 1)
 
 

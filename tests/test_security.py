@@ -70,7 +70,7 @@ def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProc
         sys.executable,
         "launch/train.py",
         f"run.ray_address={address}",
-        f"run.folder={folder / f'runs{len(token)}'}",
+        f"run.output_dir={folder / f'runs{len(token)}'}",
     ]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
@@ -265,7 +265,7 @@ def test_vllm_reads_safetensors_alone(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_checkpoint_with_a_pickle_in_it_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    checkpoint.save(tmp_path, 1, {"state.json": {}}, keep_last=1)
+    checkpoint.save(tmp_path, 1, {"state.json": {}}, save_total_limit=1)
     path = tmp_path / "step-000001"
     plant(path, marker)
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -295,7 +295,7 @@ def test_code_that_comes_with_a_model_runs_only_where_that_is_asked_for_and_said
     text = (model / "config.json").read_text()
     text = re.sub(r'"model_type": "\w+"', '"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}', text)
     (model / "config.json").write_text(text)
-    arguments = [f"run.folder={tmp_path / 'runs'}", f"model.path={model}"]
+    arguments = [f"run.output_dir={tmp_path / 'runs'}", f"model.path={model}"]
     assert launch.main(arguments) == 2
     captured = capsys.readouterr()
     assert not marker.exists()

@@ -196,7 +196,7 @@ def test_a_plain_value_has_the_type_of_its_setting(override: str, expected: obje
         ("run.steps=!!python/object:os.getcwd 7", "the value of run.steps is not valid YAML at line 1, column 1"),
         ("run.steps=!!timestamp 2024-01-01", "the value of run.steps is not valid YAML at line 1, column 1"),
         ("model.lora.targets=&a [*a]", "the value of model.lora.targets is not valid YAML at line 1"),
-        ('run.folder="a\\0b"', "run.folder='a\\x00b' holds a null character"),
+        ('run.output_dir="a\\0b"', "run.output_dir='a\\x00b' holds a null character"),
     ],
 )
 def test_a_value_of_another_type_is_refused(override: str, message: str) -> None:
@@ -211,7 +211,7 @@ def test_a_value_of_another_type_is_refused(override: str, message: str) -> None
         ({"learner.learning_rate": np.float32(0.5)}, 0.5),
         ({"learner.learning_rate": 1}, 1.0),
         ({"learner.betas": np.array([0.5, 0.25])}, (0.5, 0.25)),
-        ({"rollout.eager": np.bool_(True)}, True),
+        ({"rollout.enforce_eager": np.bool_(True)}, True),
         ({"model.path": Path("a") / "b"}, "a/b"),
         ({"model.path": np.str_("a")}, "a"),
         ({"model.lora.targets": ["q_proj"]}, ("q_proj",)),
@@ -328,7 +328,7 @@ def test_config_yaml_reads_back_every_text(tmp_path: Path, text: str) -> None:
         "learner.resources={a: 0.00001}",
         "run.max_restarts=99999999999",
         "evaluation.every=99999999999",
-        "data.held_out_prompts=99999999999",
+        "data.eval_prompts=99999999999",
         "run.ray_address=''",
         "model.adapter=''",
         "model.lora.targets=['']",

@@ -32,8 +32,8 @@ STAGES: list[Any] = [
 
 def configure(*overrides: str) -> Config:
     settings = [
-        *("learner.learning_rate=1e-3", "learner.warmup=0.0", "learner.schedule=linear", "run.steps=8"),
-        *("algorithm.updates=1", "algorithm.loss.beta=0.04"),
+        *("learner.learning_rate=1e-3", "learner.warmup_ratio=0.0", "learner.schedule=linear", "run.steps=8"),
+        *("algorithm.num_iterations=1", "algorithm.loss.beta=0.04"),
     ]
     return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
@@ -173,7 +173,7 @@ def test_skipped_updates_in_a_row_are_counted_over_steps_and_through_a_checkpoin
 
 def test_a_skipped_update_ends_its_batch(model_path: str) -> None:
     """The next update on it would start from the same weights."""
-    engine = make_engine(model_path, "algorithm.updates=3")
+    engine = make_engine(model_path, "algorithm.num_iterations=3")
     report = engine.train(bad(1, **FAULTS["NaN advantage"][0])[0])
     assert (report.skipped, report.skipped_in_a_row, report.last) == (1, 1, None)
 

@@ -225,7 +225,7 @@ def test_samples_are_copied_after_each_step_while_they_are_few(bucket: str, monk
 def test_checkpoints_are_kept_pruned_and_loaded(bucket: str) -> None:
     folder = f"{bucket}/run/checkpoints"
     for step in (1, 2, 3):
-        kept.save(folder, step, contents(step), keep_last=2)
+        kept.save(folder, step, contents(step), save_total_limit=2)
     assert names(folder) == {"latest", "step-000002", "step-000003"}
     assert storage.find(folder, "latest") == "step-000003\n"
     loaded = kept.load(f"{folder}/step-000002")
@@ -234,7 +234,7 @@ def test_checkpoints_are_kept_pruned_and_loaded(bucket: str) -> None:
     assert not list((cache_folder() / "scratch").iterdir())
 
     kept.set_latest(f"{folder}/step-000002")  # as where a run is taken back
-    kept.save(folder, 3, contents(30), keep_last=2)
+    kept.save(folder, 3, contents(30), save_total_limit=2)
     assert kept.load(f"{folder}/step-000003")["state.json"] == {"value": 30}
     storage.leave(f"{folder}/step-000003", "state.json", "{}")
     with pytest.raises(CheckpointError, match="damaged"):
@@ -268,32 +268,32 @@ def test_an_upload_that_fails_leaves_the_checkpoint_before(
     bucket: str, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     folder = f"{bucket}/run/checkpoints"
-    kept.save(folder, 1, contents(1), keep_last=1)
+    kept.save(folder, 1, contents(1), save_total_limit=1)
     with monkeypatch.context() as patch:
         fail(patch, part, times=10**6)
         with pytest.raises(CheckpointError, match="the network is down"):
-            kept.save(folder, 2, contents(2), keep_last=1)
+            kept.save(folder, 2, contents(2), save_total_limit=1)
     assert storage.find(folder, "latest") == "step-000001\n"
     assert kept.load(f"{folder}/step-000001")["state.json"] == {"value": 1}
-    kept.save(folder, 2, contents(3), keep_last=1)
+    kept.save(folder, 2, contents(3), save_total_limit=1)
     assert names(folder) == {"latest", "step-000002"}
     assert kept.load(f"{folder}/step-000002")["state.json"] == {"value": 3}
 
 
 def settings(bucket: str) -> Config:
-    return load_config(None, [f"run.folder={bucket}/runs", "run.name=one", "run.steps=4"])
+    return load_config(None, [f"run.output_dir={bucket}/runs", "run.name=one", "run.steps=4"])
 
 
 def a_run(config: Config) -> tuple[str, RunWriter]:
     """A run without a step that has two checkpoints, after a measurement each; its folder and writer."""
-    home = storage.join(config.run.folder, "one")
+    home = storage.join(config.run.output_dir, "one")
     writer = open_run(home, "", print)
     for step in (1, 2):
         writer.evaluation(f"number {step}", RECORD)
         writer.samples([SAMPLE])
         progress = {"step": 0, "weight_version": 0, "sizes": sizes(writer.folder)}
         state = {"state.json": {**progress, "settings": fixed_settings(config), "retries": {}}}
-        kept.save(f"{home}/checkpoints", step, state, keep_last=2)
+        kept.save(f"{home}/checkpoints", step, state, save_total_limit=2)
     return home, writer
 
 
@@ -345,7 +345,7 @@ def test_a_run_without_a_whole_checkpoint_begins_anew(bucket: str, monkeypatch: 
     with monkeypatch.context() as patch:
         fail(patch, "checksums", times=10**6)
         with pytest.raises(CheckpointError):
-            kept.save(f"{home}/checkpoints", 1, contents(1), keep_last=1)
+            kept.save(f"{home}/checkpoints", 1, contents(1), save_total_limit=1)
     past = find_past("auto", config, told.append)
     assert past.checkpoint is None
     assert told == [f"no checkpoint in {home}: beginning with the first step"]

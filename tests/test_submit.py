@@ -30,7 +30,7 @@ from tests.scripts import script
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 TINY = "launch/configs/tiny-cpu.yaml"
-SMALL = ("run.steps=2", "data.held_out_prompts=8", "algorithm.prompts_per_step=4")
+SMALL = ("run.steps=2", "data.eval_prompts=8", "algorithm.prompts_per_step=4")
 TOKEN = "a-token-that-only-this-test-knows"
 
 
@@ -156,7 +156,7 @@ def test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prom
     assert done.returncode == 0, done.stdout + done.stderr
     assert cluster.job("plain")["status"] == "SUCCEEDED"
     runs = Path(cluster.env["HOME"]) / "runs"
-    assert f"run.folder='runs' is relative, and Ray deletes a job's working directory: using {runs}" in done.stdout
+    assert f"run.output_dir='runs' is relative, and Ray deletes a job's working directory: using {runs}" in done.stdout
     assert (runs / "plain" / "adapter" / "adapter_model.safetensors").is_file()
     check_figures(scraper.seen, runs / "plain")
     (found,) = json.loads((cluster.folder / "ray" / "prom_metrics_service_discovery.json").read_text())
@@ -169,7 +169,7 @@ def test_submit_shows_the_log_names_the_job_and_fetches_the_results(cluster: Clu
     """The second run on this cluster, for the test before has done one."""
     options = ("--name", "good", "--env", "A_SECRET", "--env", "PLAIN=1", "--fetch", str(tmp_path / "got"))
     done = cluster.submit(
-        *options, "--", "--config", TINY, f"run.folder={tmp_path / 'runs'}", *SMALL, A_SECRET="never-shown"
+        *options, "--", "--config", TINY, f"run.output_dir={tmp_path / 'runs'}", *SMALL, A_SECRET="never-shown"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     job = cluster.job("good-")
@@ -218,7 +218,7 @@ def test_results_come_through_the_dashboard_alone(cluster: Cluster, tmp_path: Pa
 
 
 def test_what_only_the_cluster_finds_wrong_is_one_line_and_the_jobs_exit_code(cluster: Cluster, tmp_path: Path) -> None:
-    settings = (f"run.folder={tmp_path}", "data.source=nothing.jsonl")
+    settings = (f"run.output_dir={tmp_path}", "data.source=nothing.jsonl")
     done = cluster.submit("--name", "bad", "--", "--config", TINY, *settings)
     assert done.returncode == 2
     assert cluster.job("bad-")["status"] == "FAILED"
@@ -231,7 +231,7 @@ def test_what_only_the_cluster_finds_wrong_is_one_line_and_the_jobs_exit_code(cl
 def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
     command = ("launch/submit.py", "--address", cluster.address, "--name", "stopped", "--stop-wait", "20", "--")
     with subprocess.Popen(
-        [sys.executable, *command, "--config", TINY, f"run.folder={tmp_path}", "run.steps=500"],
+        [sys.executable, *command, "--config", TINY, f"run.output_dir={tmp_path}", "run.steps=500"],
         cwd=ROOT,
         env=cluster.env,
         stdout=subprocess.PIPE,
@@ -250,7 +250,7 @@ def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.slow
 def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
-    settings = (f"run.folder={tmp_path}", "run.name=cut", "run.steps=500", *SMALL[1:])
+    settings = (f"run.output_dir={tmp_path}", "run.name=cut", "run.steps=500", *SMALL[1:])
     assert cluster.submit("--name", "cut", "--no-wait", "--", "--config", TINY, *settings).returncode == 0
     job, metrics = cluster.job("cut-")["submission_id"], tmp_path / "cut" / "metrics.jsonl"
     until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) >= 2)
@@ -268,13 +268,13 @@ def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ((f"--config={TINY}", "run.folder=/runs", "run.stps=3"), "did you mean 'run.steps'?"),
-        ((f"--config={TINY}",), "run.folder='runs' is relative"),
-        (("--config=/etc/passwd", "run.folder=/runs"), "--config /etc/passwd must be relative to"),
-        (("run.folder=s3://user:password@host/runs",), "run.folder holds a user, a password or a query"),
-        (("run.folder=/runs", "data.split=s3://user:password@host"), "an argument holds a URL with a secret"),
-        (("run.folder=/runs", "--resume", "s3://bucket/run?token=1"), "an argument holds a URL with a secret"),
-        (("run.folder=/runs", "--resume=auto"), "run.name, which is not set"),
+        ((f"--config={TINY}", "run.output_dir=/runs", "run.stps=3"), "did you mean 'run.steps'?"),
+        ((f"--config={TINY}",), "run.output_dir='runs' is relative"),
+        (("--config=/etc/passwd", "run.output_dir=/runs"), "--config /etc/passwd must be relative to"),
+        (("run.output_dir=s3://user:password@host/runs",), "run.output_dir holds a user, a password or a query"),
+        (("run.output_dir=/runs", "data.split=s3://user:password@host"), "an argument holds a URL with a secret"),
+        (("run.output_dir=/runs", "--resume", "s3://bucket/run?token=1"), "an argument holds a URL with a secret"),
+        (("run.output_dir=/runs", "--resume=auto"), "run.name, which is not set"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_cluster_is_asked(arguments: tuple[str, ...], told: str) -> None:
@@ -295,17 +295,17 @@ def test_what_is_wrong_is_said_before_any_cluster_is_asked(arguments: tuple[str,
     ],
 )
 def test_options_that_cannot_work_are_one_error(options: tuple[str, ...], told: str) -> None:
-    assert told in refused(*options, "--", "run.folder=/runs")
+    assert told in refused(*options, "--", "run.output_dir=/runs")
 
 
 @pytest.mark.parametrize(
     ("training", "folder"),
     [
-        (("run.folder=/runs", "run.name=one"), "/runs/one"),
-        (("run.folder=s3://bucket/runs", "run.name=one", "--resume=auto"), "s3://bucket/runs/one"),
-        (("run.folder=/runs", "--resume=/old/one/"), "/old/one"),
-        (("run.folder=/runs", "--resume=/old/one/checkpoints/step-000012"), "/old/one"),
-        (("run.folder=/runs", "--resume=s3://bucket/checkpoints/one/checkpoints/best"), "s3://bucket/checkpoints/one"),
+        (("run.output_dir=/runs", "run.name=one"), "/runs/one"),
+        (("run.output_dir=s3://bucket/runs", "run.name=one", "--resume=auto"), "s3://bucket/runs/one"),
+        (("run.output_dir=/runs", "--resume=/old/one/"), "/old/one"),
+        (("run.output_dir=/runs", "--resume=/old/one/checkpoints/step-000012"), "/old/one"),
+        (("run.output_dir=/runs", "--resume=s3://bucket/checkpoints/one/checkpoints/best"), "s3://bucket/checkpoints/one"),
     ],
 )
 def test_the_run_folder_of_a_job_is_known_beforehand(training: tuple[str, ...], folder: str) -> None:
@@ -344,7 +344,7 @@ def refused(*arguments: str) -> str:
     ids=["wrong", "not sent", "no file"],
 )
 def test_a_bad_token_is_one_error(cluster: Cluster, env: dict[str, str]) -> None:
-    done = cluster.submit("--", "run.folder=/runs", **env)
+    done = cluster.submit("--", "run.output_dir=/runs", **env)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: the cluster at {cluster.address} takes no request without its token")
     assert "RAY_AUTH_TOKEN_PATH" in done.stderr
@@ -364,7 +364,7 @@ def test_outside_of_a_job_a_relative_folder_stays(monkeypatch: pytest.MonkeyPatc
 def test_in_a_job_a_folder_that_lasts_stays(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "id"}}))
     told: list[str] = []
-    config = load_config(None, [f"run.folder={folder}"])
+    config = load_config(None, [f"run.output_dir={folder}"])
     assert job_id() == "id"
     assert check_job_folder(config, told.append) == config
     assert not told

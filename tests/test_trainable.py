@@ -22,7 +22,7 @@ from adagrpo_ray.rollout import architectures
 from adagrpo_ray.rollout.architectures import check_served
 
 TINY = "launch/configs/tiny-cpu.yaml"
-QUICK = ("data.train_prompts=8", "data.held_out_prompts=4", "algorithm.prompts_per_step=1")
+QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")
 
 
 def settings(*overrides: str) -> Config:
@@ -251,7 +251,7 @@ def test_a_folder_of_gguf_says_what_to_do(base: Path) -> None:
         ("XGLMForCausalLM", "adapter", r"XGLMForCausalLM, which the installed vLLM does not serve; use another model"),
         ("XGLMForCausalLM", "merged", r"XGLMForCausalLM, which the installed vLLM does not serve"),
         ("NoSuchForCausalLM", "merged", r"NoSuchForCausalLM, which the installed vLLM does not serve"),
-        ("GPT2LMHeadModel", "adapter", r"GPT2LMHeadModel, .* without LoRA adapters; set rollout\.sync=merged"),
+        ("GPT2LMHeadModel", "adapter", r"GPT2LMHeadModel, .* without LoRA adapters; set rollout\.lora_mode=merged"),
     ],
 )
 def test_what_vllm_does_not_serve_is_refused_before_the_start(
@@ -260,7 +260,7 @@ def test_what_vllm_does_not_serve_is_refused_before_the_start(
     of_base(architectures=[architecture])(base)
     for training in (True, False):
         with pytest.raises(ModelError, match=rf"model\.path='{base}' is a {told}"):
-            check(settings(f"model.path={base}", f"rollout.sync={sync}"), training=training)
+            check(settings(f"model.path={base}", f"rollout.lora_mode={sync}"), training=training)
 
 
 @pytest.mark.parametrize(
@@ -275,10 +275,10 @@ def test_what_vllm_does_not_serve_is_refused_before_the_start(
 )
 def test_what_vllm_serves_is_not_refused(architecture: str, sync: str) -> None:
     found = SimpleNamespace(architectures=[architecture])
-    check_served(settings(f"rollout.sync={sync}"), found)
+    check_served(settings(f"rollout.lora_mode={sync}"), found)
     found.architectures = [f"No{architecture}"]
     with pytest.raises(ModelError, match="which the installed vLLM does not serve"):
-        check_served(settings(f"rollout.sync={sync}"), found)
+        check_served(settings(f"rollout.lora_mode={sync}"), found)
 
 
 def test_nothing_is_refused_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_a_figure_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_st
     monkeypatch.setattr(trainer, "get", lambda answers: answers)
     learner = Learner(fault)
     running = Actors((learner,), ())
-    config = load_config(None, ["run.steps=5", "data.held_out_prompts=0", f"checkpoint.every={every}"])
+    config = load_config(None, ["run.steps=5", "data.eval_prompts=0", f"checkpoint.every={every}"])
     with pytest.raises(RecordError, match=rf"{figure} is nan.*fault of adagrpo_ray.*; {kept}"):
         train_on(running, config, tmp_path, Observer())
     assert learner.steps == trained

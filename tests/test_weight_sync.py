@@ -35,7 +35,7 @@ from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingPar
 from tests.held import engines
 
 CONFIG = load_config(
-    "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.held_out_prompts=0"]
+    "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.eval_prompts=0"]
 )
 
 ENDLESS = 128

@@ -28,7 +28,7 @@ SHOWN = (
     *("algorithm.loss.correction", "algorithm.loss.correction_mode", "algorithm.loss.correction_floor"),
     *("algorithm.loss.correction_cap", "algorithm.loss.entropy_coef", "algorithm.loss.mask_truncated_completions"),
     "algorithm.overlong_buffer",
-    *("learner.learning_rate", "learner.schedule", "learner.warmup", "learner.weight_decay", "learner.gradient_clip"),
+    *("learner.learning_rate", "learner.schedule", "learner.warmup_ratio", "learner.weight_decay", "learner.max_grad_norm"),
     *("model.lora.r", "model.lora.alpha", "model.lora.dropout", "model.lora.targets", "model.dtype"),
     *("rollout.max_new_tokens", "rewards.correct_by", "rewards.correct_above"),
 )
@@ -109,7 +109,7 @@ def training(config: Config) -> str:
         for key in SHOWN
         if (value := _at(tree, key)) is not None and (adaptive or not key.startswith(ADAPTIVE))
     ]
-    rows.append((code("algorithm.updates"), str(config.algorithm.updates_per_batch)))
+    rows.append((code("algorithm.num_iterations"), str(config.algorithm.updates_per_batch)))
     text = f"## Training\n\nBy {METHODS[config.algorithm.name]}, with these settings:\n\n" + _table(
         ("setting", "value"), rows
     )

@@ -46,11 +46,11 @@ class Progress:
 
 
 def save(
-    folder: Path, step: int, contents: Mapping[str, Any], keep_last: int, measured: Mapping[int, float] | None = None
+    folder: Path, step: int, contents: Mapping[str, Any], save_total_limit: int, measured: Mapping[int, float] | None = None
 ) -> None:
     """Write `contents` into `folder` as the checkpoint of `step`, then remove all but those that `stay`.
 
-    `measured` is the held-out accuracy by step, where the best checkpoint is to stay beside the newest `keep_last`.
+    `measured` is the held-out accuracy by step, where the best checkpoint is to stay beside the newest `save_total_limit`.
     A name of `contents` ends in .json and has JSON values, or in .safetensors and has numpy arrays by name.
     Raises CheckpointError where the folder cannot be written; earlier checkpoints are then as they were.
     """
@@ -58,7 +58,7 @@ def save(
     with _writing(path):
         for left in folder.glob("step-*.part"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        kept, best = stay((other.name for other in _all(folder)), _latest(folder), path.name, keep_last, measured or {})
+        kept, best = stay((other.name for other in _all(folder)), _latest(folder), path.name, save_total_limit, measured or {})
         _remove(path)  # there only where a run was taken back and has come here again
         with _made_aside(path) as aside:
             for name, content in contents.items():
@@ -75,7 +75,7 @@ def save(
 
 
 def stay(
-    there: Iterable[str], latest: str, new: str, keep_last: int, measured: Mapping[int, float]
+    there: Iterable[str], latest: str, new: str, save_total_limit: int, measured: Mapping[int, float]
 ) -> tuple[set[str], str | None]:
     """The checkpoints that stay when `new` joins those that are there, whose newest is `latest`; the best of them.
 
@@ -84,7 +84,7 @@ def stay(
     counting = upto({*upto(there, latest), new}, new)
     candidates = [name for name in reversed(counting) if _step(name) in measured]
     best = max(candidates, key=lambda name: measured[_step(name)], default=None)
-    return {*counting[:keep_last], *([best] if best else [])}, best
+    return {*counting[:save_total_limit], *([best] if best else [])}, best
 
 
 def load(path: Path) -> dict[str, Any]:

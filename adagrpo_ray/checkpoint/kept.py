@@ -18,19 +18,19 @@ from adagrpo_ray.checkpoint.files import BEST, CHECKSUMS, LATEST
 
 
 def save(
-    folder: str, step: int, contents: Mapping[str, Any], keep_last: int, measured: Mapping[int, float] | None = None
+    folder: str, step: int, contents: Mapping[str, Any], save_total_limit: int, measured: Mapping[int, float] | None = None
 ) -> None:
     """`checkpoint.save` into a path or a URL; earlier checkpoints are as they were where it fails."""
     if not storage.is_url(folder):
-        return checkpoint.save(Path(folder), step, contents, keep_last, measured)
+        return checkpoint.save(Path(folder), step, contents, save_total_limit, measured)
     with _writing(folder), storage.scratch() as local:
-        checkpoint.save(local, step, contents, keep_last)
+        checkpoint.save(local, step, contents, save_total_limit)
         path = next(path for path in local.iterdir() if checkpoint.is_checkpoint(path))
         found = storage.files(folder)
         there = _names(found)
         whole = [name for name in there if f"{name}/{CHECKSUMS}" in found]
         latest = (storage.find(folder, LATEST) or "").strip()
-        stays, best = checkpoint.stay(whole, latest, path.name, keep_last, measured or {})
+        stays, best = checkpoint.stay(whole, latest, path.name, save_total_limit, measured or {})
         url = storage.join(folder, path.name)
         storage.remove(url)  # there only where a run was taken back, or died in a copy
         names = sorted(storage.below(path), key=lambda name: name == CHECKSUMS)

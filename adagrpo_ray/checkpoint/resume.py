@@ -140,4 +140,4 @@ def progress_of(config: Config, folder: Path, records: Sequence[StepRecord]) -> 
 def _of_name(config: Config) -> str:
     if config.run.name is None:
         raise ConfigError("--resume auto goes on with the run of run.name, which is not set; set it, or give a folder")
-    return storage.join(config.run.folder, config.run.name)
+    return storage.join(config.run.output_dir, config.run.name)

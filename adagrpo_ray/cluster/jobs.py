@@ -28,13 +28,13 @@ def is_lasting(folder: str) -> bool:
 
 
 def check_job_folder(config: Config, tell: Callable[[str], None]) -> Config:
-    """The configuration with a `run.folder` that outlives the job; `tell` hears of a change.
+    """The configuration with a `run.output_dir` that outlives the job; `tell` hears of a change.
 
     A job starts in Ray's copy of what was uploaded, which Ray deletes later, with any run made in it: there a
     relative folder is one in the home folder of whoever the job runs as. Outside of jobs nothing changes.
     """
-    if job_id() is None or is_lasting(config.run.folder):
+    if job_id() is None or is_lasting(config.run.output_dir):
         return config
-    folder = str(Path.home() / config.run.folder)
-    tell(f"run.folder={config.run.folder!r} is relative, and Ray deletes a job's working directory: using {folder}")
+    folder = str(Path.home() / config.run.output_dir)
+    tell(f"run.output_dir={config.run.output_dir!r} is relative, and Ray deletes a job's working directory: using {folder}")
     return config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})})

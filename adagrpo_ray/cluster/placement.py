@@ -93,13 +93,13 @@ def place(config: Config, hardware: Hardware, *, ours: bool, learner: bool = Tru
     ranks = s.ranks if learner else 0
     on_gpu = hardware.gpus > 0
     shared = on_gpu and learner and hardware.gpus < 2
-    if not on_gpu and r.tensor_parallel > 1:
-        raise ResourceError(f"rollout.tensor_parallel={r.tensor_parallel} needs GPUs, and there are none; set it to 1")
-    actor_gpus, rank_gpus = (float(r.tensor_parallel), 1.0) if on_gpu else (0.0, 0.0)
+    if not on_gpu and r.tensor_parallel_size > 1:
+        raise ResourceError(f"rollout.tensor_parallel_size={r.tensor_parallel_size} needs GPUs, and there are none; set it to 1")
+    actor_gpus, rank_gpus = (float(r.tensor_parallel_size), 1.0) if on_gpu else (0.0, 0.0)
     if shared:
-        if r.actors > 1 or s.ranks > 1 or r.tensor_parallel > 1:
+        if r.actors > 1 or s.ranks > 1 or r.tensor_parallel_size > 1:
             raise ResourceError(
-                f"rollout.actors={r.actors}, rollout.tensor_parallel={r.tensor_parallel} and "
+                f"rollout.actors={r.actors}, rollout.tensor_parallel_size={r.tensor_parallel_size} and "
                 f"learner.ranks={s.ranks} need more than the 1 GPU there is; set all three to 1"
             )
         actor_gpus = rank_gpus = 0.5
@@ -114,7 +114,7 @@ def place(config: Config, hardware: Hardware, *, ours: bool, learner: bool = Tru
     if placement.gpus > hardware.gpus:
         raise ResourceError(
             f"rollout.actors={r.actors} x {actor_gpus:g}{and_ranks} need {placement.gpus:g} GPUs, "
-            f"there are {hardware.gpus:g}; lower rollout.actors, rollout.tensor_parallel{or_ranks}"
+            f"there are {hardware.gpus:g}; lower rollout.actors, rollout.tensor_parallel_size{or_ranks}"
         )
     if not ours and placement.cpus > hardware.cpus:
         raise ResourceError(
@@ -136,7 +136,7 @@ def place(config: Config, hardware: Hardware, *, ours: bool, learner: bool = Tru
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in takes.items() if amount)
             raise ResourceError(
                 f"no node of the cluster has what one {kind} takes ({wanted}), and it cannot be split; lower "
-                f"{'rollout.cpus or rollout.tensor_parallel' if kind == 'rollout actor' else 'learner.cpus'}, or add "
+                f"{'rollout.cpus or rollout.tensor_parallel_size' if kind == 'rollout actor' else 'learner.cpus'}, or add "
                 "larger nodes"
             )
     return placement

@@ -168,7 +168,7 @@ class AlgorithmSettings(Section):
     on_exhausted: Literal["train", "drop"] = Field(
         "train", description="adagrpo: a group that fails on the last rung: train on it all the same, or drop it"
     )
-    updates: PositiveInt | None = Field(
+    num_iterations: PositiveInt | None = Field(
         None, description="optimizer steps on a step's batch; null: 3 for adagrpo, 1 for grpo and dapo"
     )
     overlong_buffer: PositiveInt | None = Field(
@@ -181,4 +181,4 @@ class AlgorithmSettings(Section):
     @property
     def updates_per_batch(self) -> int:
         """`updates`, or what the method does by itself: more than one pays where informative groups are rare."""
-        return self.updates if self.updates is not None else 3 if self.name == "adagrpo" else 1
+        return self.num_iterations if self.num_iterations is not None else 3 if self.name == "adagrpo" else 1

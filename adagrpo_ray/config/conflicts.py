@@ -77,9 +77,9 @@ def conflicts(config: Config) -> Iterator[str]:
             "learner.zero_stage to 1, 2 or 3, or leave the optimizer where it is"
         )
     updates = config.run.steps * a.updates_per_batch
-    if updates == round(config.learner.warmup * updates) == 1:
+    if updates == round(config.learner.warmup_ratio * updates) == 1:
         yield (
-            f"learner.warmup={config.learner.warmup} of run.steps={config.run.steps} gives the run's only update a "
+            f"learner.warmup_ratio={config.learner.warmup_ratio} of run.steps={config.run.steps} gives the run's only update a "
             "learning rate of 0, so that it trains nothing; set it to 0"
         )
     if r.sleep and a.max_staleness > 0:
@@ -119,10 +119,10 @@ def conflicts(config: Config) -> Iterator[str]:
             f"evaluation.samples={config.evaluation.samples} with temperature 0 draws the same completion again; "
             "use samples=1 or a temperature above 0"
         )
-    if config.checkpoint.keep_best and not (config.evaluation.every and config.data.held_out_prompts):
+    if config.checkpoint.keep_best and not (config.evaluation.every and config.data.eval_prompts):
         yield (
             f"checkpoint.keep_best=true goes by measurements while training, and evaluation.every="
-            f"{config.evaluation.every} with data.held_out_prompts={config.data.held_out_prompts} makes none; raise "
+            f"{config.evaluation.every} with data.eval_prompts={config.data.eval_prompts} makes none; raise "
             "both above 0 or set keep_best to false"
         )
 

@@ -10,10 +10,10 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError
 
 FREE = {
-    *("run.steps", "run.folder", "run.name", "run.ray_address", "run.max_restarts"),
+    *("run.steps", "run.output_dir", "run.name", "run.ray_address", "run.max_restarts"),
     *("run.samples_per_step", "run.report", "evaluation.every"),
-    *("checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best"),
-    *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel", "rollout.sleep"),
+    *("checkpoint.every", "checkpoint.save_total_limit", "checkpoint.keep_best"),
+    *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel_size", "rollout.sleep"),
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
     *("learner.packing", "learner.offload_optimizer", "learner.max_skipped_updates"),
     *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),

@@ -60,7 +60,7 @@ def gym_conflicts(config: Config) -> Iterator[str]:
     for number, task in enumerate(tasks):
         if given := {"seed", "size"} & set(task.config):
             key = given.pop()
-            other = "reasoning_gym.seed" if key == "seed" else "data.train_prompts and data.held_out_prompts"
+            other = "reasoning_gym.seed" if key == "seed" else "data.train_prompts and data.eval_prompts"
             yield f"reasoning_gym.tasks.{number}.config.{key} is set by {other}; remove it"
     counted = Counter((task.name, repr(sorted(task.config.items()))) for task in tasks)
     if double := [name for (name, _), count in counted.items() if count > 1]:

@@ -26,7 +26,7 @@ def refuse_secrets(config: Config) -> None:
     """ConfigError, without the value, where a setting that names a place holds a secret."""
     run, model, data = config.run, config.model, config.data
     for key, place in (
-        ("run.folder", run.folder),
+        ("run.output_dir", run.output_dir),
         ("run.ray_address", run.ray_address),
         ("model.path", model.path),
         ("model.adapter", model.adapter),

@@ -67,7 +67,7 @@ class RunSettings(Section):
         max_length=255,
         description="folder of the run; null: config name and time",
     )
-    folder: str = Field(
+    output_dir: str = Field(
         "runs", min_length=1, description="where run folders are made: a path, or a URL as in s3://bucket/runs"
     )
     steps: PositiveInt = Field(100, description="training steps")
@@ -134,8 +134,8 @@ class ColumnSettings(Section):
     """Which columns of the data set are what; a dot reaches into a nested value."""
 
     prompt: str = Field("prompt", min_length=1, description="the problem: text, or a list of chat messages")
-    answer: str = Field("solution", min_length=1, description="ground truth for the reward functions")
-    level: str | None = Field(None, min_length=1, description="difficulty class for the reports")
+    ground_truth: str = Field("solution", min_length=1, description="ground truth for the reward functions")
+    difficulty: str | None = Field(None, min_length=1, description="difficulty class for the reports")
     problem: str | None = Field(
         None,
         min_length=1,
@@ -183,7 +183,7 @@ class DataSettings(Section):
     train_prompts: PositiveInt | None = Field(
         None, description="how many prompts to train on; null: all there are, 2000 of generated ones"
     )
-    held_out_prompts: Count = Field(128, description="how many prompts to keep aside to measure accuracy on")
+    eval_prompts: Count = Field(128, description="how many prompts to keep aside to measure accuracy on")
     length_quantile: float = Field(1.0, gt=0.0, le=1.0, description="drop prompts longer than this quantile of lengths")
     shuffle: bool = Field(True, description="new order of the prompts for each pass over them")
 
@@ -196,21 +196,21 @@ class RolloutSettings(Section):
         None, description="rollout actors that a run may grow to as nodes join the cluster; null: rollout.actors"
     )
     max_restarts: Count = Field(10, description="rollout actors that a run replaces when they die or hang")
-    tensor_parallel: PositiveInt = Field(1, description="GPUs of one rollout actor")
+    tensor_parallel_size: PositiveInt = Field(1, description="GPUs of one rollout actor")
     cpus: Amount = Field(1.0, description="CPUs that Ray reserves for one rollout actor")
     resources: Resources = Field({}, description="custom Ray resources of one rollout actor: names of its nodes' kind")
     max_new_tokens: PositiveInt = Field(256, description="most tokens of a completion")
     max_model_len: PositiveInt | None = Field(None, description="most tokens of prompt and completion; null: as needed")
-    max_sequences: PositiveInt = Field(128, description="sequences that one actor decodes at a time")
-    kv_cache_gib: Gibibytes | None = Field(None, description="size of the KV cache; null: by gpu_memory_share")
-    gpu_memory_share: float = Field(0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take")
+    max_num_seqs: PositiveInt = Field(128, description="sequences that one actor decodes at a time")
+    kv_cache_gib: Gibibytes | None = Field(None, description="size of the KV cache; null: by gpu_memory_utilization")
+    gpu_memory_utilization: float = Field(0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take")
     sleep: bool | None = Field(
         None,
         description="on one shared GPU, vLLM leaves it while the learner trains; null: where both do not fit, "
         "on a Ray of our own",
     )
-    eager: bool = Field(False, description="no compilation: starts faster, generates slower")
-    sync: Literal["adapter", "merged"] = Field(
+    enforce_eager: bool = Field(False, description="no compilation: starts faster, generates slower")
+    lora_mode: Literal["adapter", "merged"] = Field(
         "adapter", description="LoRA served by vLLM's LoRA kernels, or merged into the base weights"
     )
     start_timeout_s: Seconds = Field(600.0, description="seconds that a rollout actor may take to start")
@@ -231,8 +231,8 @@ class LearnerSettings(Section):
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's weight decay")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's moment decays")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up")
-    warmup: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
-    gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
+    warmup_ratio: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     max_skipped_updates: PositiveInt | None = Field(
         3,
         description="updates skipped in a row, because a loss, log-probability or gradient was not finite, that end "
@@ -267,7 +267,7 @@ class CheckpointSettings(Section):
     """What a run keeps to go on from."""
 
     every: Count = Field(0, description="steps between checkpoints, which wait for all rollouts; 0: one at the end")
-    keep_last: PositiveInt = Field(2, description="how many checkpoints stay, the newest ones")
+    save_total_limit: PositiveInt = Field(2, description="how many checkpoints stay, the newest ones")
     keep_best: bool = Field(
         False,
         description="the checkpoint with the best held-out accuracy stays too, named by the file best; "

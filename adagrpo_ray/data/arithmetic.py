@@ -71,7 +71,7 @@ def problem_sets(
         if share > count_problems(digits):
             raise DataError(
                 f"arithmetic has {count_problems(digits)} problems of {digits} digits and {share} are asked for; "
-                "lower data.train_prompts or data.held_out_prompts, or add digits to arithmetic.keep_carry"
+                "lower data.train_prompts or data.eval_prompts, or add digits to arithmetic.keep_carry"
             )
     streams = [_distinct(digits, settings.seed) for digits in levels]
     problems = [next(stream) for stream in islice(cycle(streams), held_out + train)]

@@ -209,7 +209,7 @@ class _Stream:
                 raise DataError(
                     f"{self._place}: {self._task.name} gave {self._given} different problems in {self._drawn} draws "
                     "and more are asked for; widen its config, or lower its weight, data.train_prompts or "
-                    "data.held_out_prompts"
+                    "data.eval_prompts"
                 )
 
     def _next(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
     else:
         prompts = _fitting(maker.make(_read(load_rows(data), config)), config, dropped)
         problems = [maker.problems[prompt.id] for prompt in prompts]
-        rest, aside, lost = split(problems, config.run.seed, data.held_out_prompts, data.train_prompts)
+        rest, aside, lost = split(problems, config.run.seed, data.eval_prompts, data.train_prompts)
         kept = [[prompts[i] for i in rest], [prompts[i] for i in aside]]
         if lost:
             dropped["of a held-out problem"] += len(lost)
@@ -71,7 +71,7 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
         raise DataError(
             f"data.source={data.source!r} leaves {len(kept[0])} prompts to train on beside {len(kept[1])} held out "
             f"(dropped: {reasons}), a step needs algorithm.prompts_per_step={needed}; "
-            "give more data, or lower that or data.held_out_prompts"
+            "give more data, or lower that or data.eval_prompts"
         )
     return PromptSets(tuple(kept[0]), tuple(kept[1]), dict(dropped), tuple(maker.notes()), template_digest(tokenizer))
 
@@ -91,7 +91,7 @@ class _Row:
 
 def _generated(config: Config) -> tuple[list[_Row], list[_Row]]:
     """Generated problems to train on, and those held out."""
-    train, held_out = config.data.train_prompts or GENERATED_PROMPTS, config.data.held_out_prompts
+    train, held_out = config.data.train_prompts or GENERATED_PROMPTS, config.data.eval_prompts
     if config.data.source == ARITHMETIC:
         sums = problem_sets(config.arithmetic, train, held_out)
         return [*map(_arithmetic_row, sums[0])], [*map(_arithmetic_row, sums[1])]
@@ -118,7 +118,7 @@ def _read(rows: Sequence[Row], config: Config) -> Iterator[_Row]:
         try:
             level, problem = (_scalar(row, names, key) for key in ("level", "problem"))
             prompt = column(row, names.prompt, "data.columns.prompt")
-            answer = column(row, names.answer, "data.columns.answer")
+            answer = column(row, names.answer, "data.columns.ground_truth")
         except DataError as error:
             raise DataError(f"{error}{place}") from None
         yield _Row(prompt, answer, level, problem, {**absent, **row}, place)

@@ -86,7 +86,7 @@ def plan(
         tell(note)
     prompts = {"held_out": sets.held_out, "train": sets.train, "all": (*sets.held_out, *sets.train)}[split]
     if not prompts:
-        key = "data.held_out_prompts" if split == "held_out" else "data.train_prompts"
+        key = "data.eval_prompts" if split == "held_out" else "data.train_prompts"
         raise DataError(f"--split {split}: {key} leaves no prompt there; raise it, or give --split all")
     for place in places:
         _warn_of_other_data(place, config, tell)
@@ -157,7 +157,7 @@ async def _models(
     """One model after another: the base first, which no adapter can be taken back to."""
     await fleet.ready()
     rollout, samples = plan.config.rollout, plan.config.evaluation.samples
-    at_once = math.ceil(AHEAD * (rollout.max_actors or rollout.actors) * rollout.max_sequences / samples)
+    at_once = math.ceil(AHEAD * (rollout.max_actors or rollout.actors) * rollout.max_num_seqs / samples)
     endings = Endings(rollout.max_new_tokens, plain=plan.config.data.chat_template == PLAIN)
     generate = endings.watched(fleet.pool.generate)
     places = asyncio.Semaphore(at_once)  # so that few are lost with a program that is killed

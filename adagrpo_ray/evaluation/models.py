@@ -83,10 +83,10 @@ def served(config: Config, adapters: Sequence[Adapter]) -> Config:
     """The settings under which engines serve all of these, one after another; ConfigError where a rank is too large."""
     largest = max(adapters, key=lambda adapter: adapter.r, default=None)
     rank = served_rank(largest.r if largest is not None else 0)
-    if rank is None and largest is not None and config.rollout.sync == "adapter":
+    if rank is None and largest is not None and config.rollout.lora_mode == "adapter":
         raise ConfigError(
             f"{OPTION}={str(largest.folder)!r} has r={largest.r}, and vLLM's LoRA kernels serve ranks of up to "
-            f"{RANKS[-1]}; set rollout.sync=merged"
+            f"{RANKS[-1]}; set rollout.lora_mode=merged"
         )
     # Of no account where weights are merged.
     lora = config.model.lora.model_copy(update={"r": rank or RANKS[-1]})
@@ -105,9 +105,9 @@ def candidates(
     Raises ModelError where an adapter does not fit the model at `model_path`.
     """
     found = [Candidate(BASE, model_path, BASE, None)] if base else []
-    if adapters and config.rollout.sync == "merged":
+    if adapters and config.rollout.lora_mode == "merged":
         found_config = read_model_config(model_path, config)
-        check_unquantised(model_path, found_config, config.model.path, "rollout.sync=merged adds to its weights")
+        check_unquantised(model_path, found_config, config.model.path, "rollout.lora_mode=merged adds to its weights")
     shapes = linear_shapes(model_path, config) if adapters else {}
     for name, adapter in adapters:
         check_fit(adapter, shapes, f"model.path={config.model.path!r}", OPTION)

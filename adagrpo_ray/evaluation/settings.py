@@ -24,7 +24,7 @@ COUNTING = (
     *("data.source", "data.subset", "data.split", "data.columns", "data.format", "data.system_prompt"),
     "data.template_kwargs",
     *("rewards.functions", "rewards.correct_by", "rewards.correct_above"),
-    *("evaluation.samples", "evaluation.sampling", "rollout.max_new_tokens", "rollout.sync"),
+    *("evaluation.samples", "evaluation.sampling", "rollout.max_new_tokens", "rollout.lora_mode"),
 )
 """Keys of the settings that results depend on. Which prompts are measured is none: each has results of its own."""
 

@@ -270,7 +270,7 @@ class LearnerActor:
             "sampler.json": sampler,
             checkpoint.STATE: state,
         }
-        kept.save(folder, progress.step, contents, self._config.checkpoint.keep_last, measured)
+        kept.save(folder, progress.step, contents, self._config.checkpoint.save_total_limit, measured)
 
     def load_checkpoint(self, path: str) -> None:
         """Go on from the checkpoint at `path`, which every rank reads."""

@@ -55,7 +55,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # the engine is told where a batch ends, since batches differ in size
         "optimizer": {"type": "AdamW", "params": optimizer},
-        "gradient_clipping": s.gradient_clip,
+        "gradient_clipping": s.max_grad_norm,
         "zero_optimization": zero,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "steps_per_print": 2**31,

@@ -32,4 +32,4 @@ def learning_rate(config: Config, step: int, update: int = 0) -> float:
 
 def warmup_updates(config: Config) -> int:
     """In how many updates the learning rate rises from 0 to its peak."""
-    return round(config.learner.warmup * config.run.steps * config.algorithm.updates_per_batch)
+    return round(config.learner.warmup_ratio * config.run.steps * config.algorithm.updates_per_batch)

@@ -189,7 +189,7 @@ def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
             f"{t.prompt.answer!r:.100} scores {_shown(t.score(column))} and rewards.correct_above="
             f"{settings.correct_above:g} (prompt {t.prompt.id}: {t.prompt.text!r:.100})"
         )
-        remedy = "look at data.columns.answer, data.format, the tokenizer's rendering of its markers, and correct_above"
+        remedy = "look at data.columns.ground_truth, data.format, the tokenizer's rendering of its markers, and correct_above"
         if built_in and len(wrong) == len(scored):
             raise RewardError(f"{told}: {remedy}")
         notices.append(f"{told}: {remedy}")
@@ -227,11 +227,11 @@ def _answers(config: Config, name: str, scored: Sequence[Tried]) -> list[str]:
     if name in BUILTIN and (long := [t.tokens for t in scored if t.tokens > limit]):
         notices.append(
             f"rollout.max_new_tokens={limit} is less than {len(long)} of {len(scored)} ground truths take in the asked "
-            f"format ({max(long)} tokens): raise it, or look at data.columns.answer"
+            f"format ({max(long)} tokens): raise it, or look at data.columns.ground_truth"
         )
     if name in _COMPARE_TEXTS and (many := [t for t in scored if "\n" in final_answer(t.prompt.answer)]):
         notices.append(
-            f"data.columns.answer={config.data.columns.answer!r}: {len(many)} of {len(scored)} ground truths have "
+            f"data.columns.ground_truth={config.data.columns.ground_truth!r}: {len(many)} of {len(scored)} ground truths have "
             f"several lines ({many[0].prompt.answer!r:.200}), and {name!r} counts the same text alone as correct; name "
             "the column of the final answer"
         )

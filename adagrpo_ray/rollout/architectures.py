@@ -24,7 +24,7 @@ LORA = "SupportsLoRA"
 
 def check_served(config: Config, found: Any) -> None:
     """ModelError if vLLM has no model for the architecture of `found`, Transformers' configuration of the base model,
-    or one without LoRA and `rollout.sync` asks for it."""
+    or one without LoRA and `rollout.lora_mode` asks for it."""
     architecture = next(iter(getattr(found, "architectures", None) or ()), None)
     known = registered()
     if architecture is None or not known or getattr(found, "auto_map", None) or _plugins():
@@ -33,8 +33,8 @@ def check_served(config: Config, found: Any) -> None:
     if architecture not in known:
         if not _by_transformers(architecture):
             raise ModelError(f"{name}, which the installed vLLM does not serve; use another model or another vLLM")
-    elif config.rollout.sync == "adapter" and takes_lora(*known[architecture]) is False:
-        raise ModelError(f"{name}, which vLLM serves without LoRA adapters; set rollout.sync=merged")
+    elif config.rollout.lora_mode == "adapter" and takes_lora(*known[architecture]) is False:
+        raise ModelError(f"{name}, which vLLM serves without LoRA adapters; set rollout.lora_mode=merged")
 
 
 @cache

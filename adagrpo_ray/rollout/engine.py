@@ -107,11 +107,11 @@ class RolloutEngine:
         if on_cpu:
             # Two engines that each bind to all cores spin against one another.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            if r.eager:  # vLLM compiles some of its sampler even then, which needs a C++ compiler
+            if r.enforce_eager:  # vLLM compiles some of its sampler even then, which needs a C++ compiler
                 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         elif config.uses_phases:  # vLLM's second model runner does not take logits processors of this interface
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-        adapter, kept = r.sync == "adapter", kept_versions(config)
+        adapter, kept = r.lora_mode == "adapter", kept_versions(config)
         args = AsyncEngineArgs(
             model=model_path,
             load_format="safetensors",  # by itself vLLM takes pickled weights where there are no others
@@ -119,18 +119,18 @@ class RolloutEngine:
             trust_remote_code=config.model.trust_remote_code,
             seed=config.run.seed,
             max_model_len=max_model_len,
-            max_num_seqs=r.max_sequences,
+            max_num_seqs=r.max_num_seqs,
             # A seeded request whose prefill is cut in two ends vLLM's CPU engine, so none is ever cut there.
             enable_chunked_prefill=False if on_cpu else None,
             max_num_batched_tokens=max(max_model_len, 8192) if on_cpu else None,
             # vLLM's 128 there is longer than many a prompt: each completion of a group would compute it again.
             block_size=32 if on_cpu else None,
-            tensor_parallel_size=r.tensor_parallel,
-            enforce_eager=r.eager,
+            tensor_parallel_size=r.tensor_parallel_size,
+            enforce_eager=r.enforce_eager,
             # By itself vLLM would put several workers into our own placement group, where there is no room for them.
-            distributed_executor_backend="mp" if r.tensor_parallel > 1 else IN_PROCESS if on_cpu else None,
+            distributed_executor_backend="mp" if r.tensor_parallel_size > 1 else IN_PROCESS if on_cpu else None,
             kv_cache_memory_bytes=int(r.kv_cache_gib * 2**30) if r.kv_cache_gib is not None else None,
-            gpu_memory_utilization=r.gpu_memory_share,
+            gpu_memory_utilization=r.gpu_memory_utilization,
             enable_sleep_mode=bool(r.sleep),
             enable_lora=adapter,
             # On CPUs vLLM computes a request without an adapter with the last slot, so that one is left empty.
@@ -272,7 +272,7 @@ class RolloutEngine:
         """Hand the tensors to all workers; the digest of what each one holds."""
         digests: list[str]
         data = weights.data.tobytes()
-        if self._config.rollout.sync == "adapter":
+        if self._config.rollout.lora_mode == "adapter":
             lora_id = next(self._lora_ids)
             digests = await self._engine.collective_rpc(
                 "install_adapter", args=(lora_id, data, weights.r, weights.alpha, kept_versions(self._config))

@@ -29,13 +29,13 @@ ELSEWHERE = re.compile(r"root cause|stack trace above|EngineDeadError|Engine cor
 FATAL = "EngineCore encountered a fatal error"
 """What vLLM writes before the traceback of an engine that dies."""
 NAMES = {
-    "gpu_memory_utilization": "rollout.gpu_memory_share or rollout.kv_cache_gib",
+    "gpu_memory_utilization": "rollout.gpu_memory_utilization or rollout.kv_cache_gib",
     "max_model_len": "rollout.max_model_len",
-    "max_num_seqs": "rollout.max_sequences",
+    "max_num_seqs": "rollout.max_num_seqs",
     "kv_cache_memory_bytes": "rollout.kv_cache_gib",
     "VLLM_CPU_KVCACHE_SPACE": "rollout.kv_cache_gib",
-    "tensor_parallel_size": "rollout.tensor_parallel",
-    "enforce_eager": "rollout.eager",
+    "tensor_parallel_size": "rollout.tensor_parallel_size",
+    "enforce_eager": "rollout.enforce_eager",
     "max_lora_rank": "model.lora.r",
     "max_loras": "algorithm.max_staleness",
     "trust_remote_code": "model.trust_remote_code",

@@ -21,7 +21,7 @@ from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.storage.places import leave, writing
 
-_writing = partial(writing, otherwise="set run.folder to another")
+_writing = partial(writing, otherwise="set run.output_dir to another")
 
 
 class RunWriter(Observer):

@@ -60,7 +60,7 @@ def as_connected(config: Config) -> Config:
             f"this program is connected to the Ray at {there} already, and run.ray_address or RAY_ADDRESS names "
             f"{asked!r}; call ray.shutdown() first, or leave the address out"
         )
-    folder = config.run.folder if is_lasting(config.run.folder) else str(Path(config.run.folder).absolute())
+    folder = config.run.output_dir if is_lasting(config.run.output_dir) else str(Path(config.run.output_dir).absolute())
     return config.model_copy(update={"run": config.run.model_copy(update={"ray_address": there, "folder": folder})})
 
 

@@ -198,9 +198,9 @@ def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: 
     # Checkpointing keeps each layer's input, and all of the one layer that is computed again.
     kept = tokens * shape.layers * shape.hidden * size + layer if s.gradient_checkpointing else shape.layers * layer
     copies = LOGITS_COPIES + (ENTROPY_COPIES if config.algorithm.loss.entropy_coef > 0 else 0)
-    served = shape.parameters * size // r.tensor_parallel
+    served = shape.parameters * size // r.tensor_parallel_size
     # vLLM fills its share of the memory with KV cache, after weights and all else.
-    left = None if memory is None else max(0, int(r.gpu_memory_share * memory) - served - PROCESS)
+    left = None if memory is None else max(0, int(r.gpu_memory_utilization * memory) - served - PROCESS)
     return Estimate(
         learner_weights=part(shape.parameters * size, 3) + gathered * size,
         optimizer=optimizer,
@@ -209,7 +209,7 @@ def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: 
         logits=min(tokens, chunk_tokens(shape.vocabulary)) * shape.vocabulary * 4 * copies,
         rollout_weights=served,
         kv_cache=left if r.kv_cache_gib is None else int(r.kv_cache_gib * 2**30),
-        kv_token=shape.kv_token(size, r.tensor_parallel),
+        kv_token=shape.kv_token(size, r.tensor_parallel_size),
     )
 
 
@@ -223,7 +223,7 @@ def describe(
     e, longest, on_gpu = estimate(shape, config, memory, flash=flash), _longest(config), placement.gpus > 0
     if not on_gpu:  # host memory is all there is
         e = replace(e, optimizer=e.optimizer + e.offloaded, offloaded=0)
-    room = f"in what rollout.gpu_memory_share={config.rollout.gpu_memory_share:g} leaves of a GPU"
+    room = f"in what rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization:g} leaves of a GPU"
     if e.kv_cache is not None:
         tokens = e.kv_cache // e.kv_token
         room = f"room for {tokens} tokens, or {tokens // longest} sequences of {longest} at a time"
@@ -293,7 +293,7 @@ def _verdict(where: str, e: Estimate, config: Config, memory: int, ranks: int, a
     """Whether so many learner ranks and rollout actors fit in the `memory` bytes there, and what to do if not."""
     s, cache, longest = config.learner, e.kv_cache or 0, _longest(config)
     sequence = e.kv_token * longest if e.rollout_weights else 0  # vLLM refuses a cache without room for one
-    cache_key = "rollout.gpu_memory_share" if config.rollout.kv_cache_gib is None else "rollout.kv_cache_gib"
+    cache_key = "rollout.gpu_memory_utilization" if config.rollout.kv_cache_gib is None else "rollout.kv_cache_gib"
     total = ranks * sum(e.learner.values()) + actors * sum(e.rollout.values())
     if total <= memory:
         if actors and cache < sequence:

@@ -44,7 +44,7 @@ def run(
     `as_connected`, `check`, `find_past` and `place_and_train` raise.
     """
     tell = observer.phase
-    storage.check(config.run.folder, "run.folder")
+    storage.check(config.run.output_dir, "run.output_dir")
     written = config = check_job_folder(config, tell)
     config = as_connected(config)
     past = None if resume is None else find_past(resume, config, tell)
@@ -59,7 +59,7 @@ def run(
     tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
     for note in (*prompts.notes, *inputs.notices):
         tell(note)
-    home = storage.join(config.run.folder, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    home = storage.join(config.run.output_dir, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     restarts = 0
     with ExitStack() as ending:
         while True:

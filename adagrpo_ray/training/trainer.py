@@ -230,7 +230,7 @@ class _Run:
             )
 
     def _evaluate(self, label: str, step: int) -> EvaluationRecord | None:
-        if not self._config.data.held_out_prompts:
+        if not self._config.data.eval_prompts:
             return None
         record: EvaluationRecord = self._patiently("evaluate", step)
         self._observer.evaluation(label, record)

@@ -12,7 +12,7 @@ from adagrpo_ray.runs.measured import mean, ratio
 from adagrpo_ray.runs.records import retries
 from adagrpo_ray.runs.reader import RunHistory
 
-NAMES = {"run.name", "run.folder"}
+NAMES = {"run.name", "run.output_dir"}
 """Settings that tell runs apart without changing what they do."""
 RECENT = 10
 """Steps over which the last rewards are averaged."""

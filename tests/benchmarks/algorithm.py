@@ -33,8 +33,8 @@ METHODS = {
     "adagrpo": [],
     "adagrpo-immediate": ["algorithm.resample=immediate"],
     "adagrpo-uniform": ["algorithm.allocation.enabled=false"],
-    "adagrpo-one-update": ["algorithm.updates=1"],
-    "grpo-three-updates": ["algorithm.name=grpo", "algorithm.updates=3"],
+    "adagrpo-one-update": ["algorithm.num_iterations=1"],
+    "grpo-three-updates": ["algorithm.name=grpo", "algorithm.num_iterations=3"],
 }
 STEPS = {"0.01": 16, "0.04": 12, "0.20": 10}  # of a run, by success rate of the base model
 DIGITS = (3, 4)
@@ -94,7 +94,7 @@ def configure(rate: str, method: str, seed: int, learning_rate: str) -> Config:
             "algorithm.group_size=8",
             "evaluation.every=1",
             "evaluation.samples=1",
-            "data.held_out_prompts=64",
+            "data.eval_prompts=64",
             *METHODS[method],
         ],
     )

@@ -39,8 +39,8 @@ HERE = Path(__file__).parent
 OUT = Path("runs/bench/bench.json")
 TOY, REAL = "launch/configs/tiny-cpu.yaml", "launch/configs/smollm2-cpu.yaml"
 TIMEOUT_S = 1200.0  # that one part may take
-WORK = ("data.held_out_prompts=0", "algorithm.name=grpo")
-FAST = ("rollout.eager=false",)
+WORK = ("data.eval_prompts=0", "algorithm.name=grpo")
+FAST = ("rollout.enforce_eager=false",)
 TYPES, AHEAD = ("float32", "bfloat16"), (0, 1, 2)
 Figures = dict[str, Any]  # of one part; with an "error" in their place where it failed
 

@@ -80,8 +80,8 @@ def measure(config: Config, inputs: Inputs) -> tuple[Constants, list[int], list[
         completion_seconds=sum(part[1] for part in controller),
         pending_seconds=controller[1][2],
         learner_seconds_per_token=1 / learner_alone(config, inputs, answers[:TRAINED]),
-        max_sequences=config.rollout.max_sequences,
-        merged=config.rollout.sync == "merged",
+        max_sequences=config.rollout.max_num_seqs,
+        merged=config.rollout.lora_mode == "merged",
         reward_workers=config.rewards.workers,
     )
     return constants, [len(c.token_ids) for c in completions], prompt_lengths
@@ -115,7 +115,7 @@ async def engine(started: RolloutEngine, config: Config, inputs: Inputs) -> tupl
         n = min(a.group_size, sequences)
         requests = [
             GenerationRequest(p.id, p.token_ids, n, a.sampling.params(), tokens, next(seeds))
-            for p in islice(prompts, min(sequences, config.rollout.max_sequences) // n)
+            for p in islice(prompts, min(sequences, config.rollout.max_num_seqs) // n)
         ]
         began = time.perf_counter()
         groups = await asyncio.gather(*(started.generate(request) for request in requests))
@@ -137,7 +137,7 @@ async def adapter(started: RolloutEngine, config: Config, inputs: Inputs) -> Fie
     lora, dtype = config.model.lora, getattr(torch, config.model.dtype)
     policy = load_policy(inputs.model_path, config)
     named = {n.replace(".default.", "."): p.detach() for n, p in policy.named_parameters() if p.requires_grad}
-    other = 64 * lora.r if config.rollout.sync == "merged" else 1  # vLLM's LoRA slots have room for the rank alone
+    other = 64 * lora.r if config.rollout.lora_mode == "merged" else 1  # vLLM's LoRA slots have room for the rank alone
     rows, packing, applying = list[tuple[float, ...]](), list[float](), list[float]()
     for version, rank in enumerate([other, lora.r] * (1 + ROUNDS)):
         began = time.perf_counter()

@@ -58,7 +58,7 @@ class TimedActor(RolloutActor):
 
 
 def settings(mode: str, folder: Path) -> Config:
-    changes = {"model.path": folder, "model.dtype": "bfloat16", "rollout.sync": mode, "rollout.kv_cache_gib": 0.25}
+    changes = {"model.path": folder, "model.dtype": "bfloat16", "rollout.lora_mode": mode, "rollout.kv_cache_gib": 0.25}
     return load_config("launch/configs/tiny-cpu.yaml", [f"{key}={value}" for key, value in changes.items()])
 
 

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("overrides", nargs="*", help="key=value changes of the settings")
     given = parser.parse_intermixed_args()
-    overrides = [f"run.steps={ROUNDS}", "data.held_out_prompts=0", "algorithm.name=grpo", *given.overrides]
+    overrides = [f"run.steps={ROUNDS}", "data.eval_prompts=0", "algorithm.name=grpo", *given.overrides]
     config = load_config(given.config, overrides)
     figures: dict[str, Any]
     try:
