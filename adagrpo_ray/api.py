@@ -17,13 +17,13 @@ from adagrpo_ray.algorithm.own_ladder import LadderFunction
 from adagrpo_ray.config.load import changed
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.extensions.loading import check_call
 from adagrpo_ray.extensions.given import Given, give, name_of
+from adagrpo_ray.extensions.loading import check_call
+from adagrpo_ray.rewards import registry as rewards
+from adagrpo_ray.rewards.registry import RewardFunction
 from adagrpo_ray.runs.guarded import Guarded
 from adagrpo_ray.runs.observer import Observer, Observers
 from adagrpo_ray.runs.records import Summary
-from adagrpo_ray.rewards import registry as rewards
-from adagrpo_ray.rewards.registry import RewardFunction
 from adagrpo_ray.stop import Stop
 
 Callback = Observer

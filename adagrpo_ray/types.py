@@ -40,7 +40,7 @@ class Prompt:
 
     `id` is stable over runs, models and templates, and unique in its data set. `text` is the problem as the user
     wrote it, `token_ids` the chat template's rendering with the generation prompt. `answer` is the ground truth
-    handed to the reward functions, `level` a difficulty class for the reports ("" where there is none),
+    handed to the reward functions, `difficulty` a difficulty class for the reports ("" where there is none),
     `columns` all that the row holds, each column whole and under its own name, for the reward functions.
     """
 
@@ -48,7 +48,7 @@ class Prompt:
     text: str
     token_ids: TokenIds
     answer: str
-    level: str = ""
+    difficulty: str = ""
     columns: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -111,9 +111,9 @@ class Attempt:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One visit of a prompt: its attempts so far and the statistics of all their rewards.
+    """One epoch of a prompt: its attempts so far and the statistics of all their rewards.
 
-    `visit` counts how often the prompt was drawn from the data, from 0; `born` is the step that drew it; `size`
+    `epoch` counts how often the prompt was drawn from the data, from 0; `born` is the step that drew it; `size`
     is G, the completions of each attempt; `start` is how many rungs above the base the first attempt stands; `late`
     says that an earlier step ended without it.
     Worked example: four completions score [0, 0, 0, 0], nobody is correct, so the group is resampled and
@@ -121,7 +121,7 @@ class Group:
     """
 
     prompt: Prompt
-    visit: int
+    epoch: int
     born: int
     size: int
     start: int = 0
@@ -153,7 +153,7 @@ class TrainSample:
     """One completion with all that the loss needs.
 
     `token_weights` [T] already hold the loss's normalisation over the whole batch of all ranks, so that
-    the sum over tokens is the loss whatever micro-batches or ranks the samples fall into. `level` is the prompt's.
+    the sum over tokens is the loss whatever micro-batches or ranks the samples fall into. `difficulty` is the prompt's.
     """
 
     prompt_token_ids: TokenIds
@@ -161,7 +161,7 @@ class TrainSample:
     behaviour_logprobs: Floats
     token_weights: Floats
     advantage: float
-    level: str = ""
+    difficulty: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from ending import ended, not_empty
 
-from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.export.exporting import ExportRequest, export
 from adagrpo_ray.export.push import Push, check_name, plan_push, push
+from adagrpo_ray.storage import places as storage
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import ResourceError
+from adagrpo_ray.storage import places as storage
 
 LEFT_OUT = ("checkpoints", "tensorboard")
 """Parts of a run folder that stay where they are: large, or of use only there."""

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from ending import ended, not_empty
 
-from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.storage import places as storage
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -26,10 +26,10 @@ from follow import follow, say
 from train import DEFAULT
 from train import parse as parse_training
 
+from adagrpo_ray.cluster.jobs import is_lasting
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.secrets import holds_secret
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError, first_line
-from adagrpo_ray.cluster.jobs import is_lasting
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

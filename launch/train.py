@@ -41,9 +41,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def dry_run(config: Config) -> None:
-    from adagrpo_ray.training.memory import describe, device_memory, read_shape
-    from adagrpo_ray.model.pretrained import flash_attention
     from adagrpo_ray.cluster.placement import Hardware, address, local_hardware, place
+    from adagrpo_ray.model.pretrained import flash_attention
+    from adagrpo_ray.training.memory import describe, device_memory, read_shape
 
     print(as_yaml(config), end="")
     joined = address(config)

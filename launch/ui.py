@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from ending import ended, not_empty
 
-from adagrpo_ray.storage.cache import state_folder
 from adagrpo_ray.cluster.children import ChildGuard
 from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.storage.cache import state_folder
 
 TINY = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
 

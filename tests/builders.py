@@ -13,8 +13,8 @@ from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
 PLAIN = SamplingParams()
 
 
-def make_prompt(id: str = "p", level: str = "", length: int = 3) -> Prompt:
-    return Prompt(id, id, np.arange(length, dtype=np.int32), answer="42", level=level)
+def make_prompt(id: str = "p", difficulty: str = "", length: int = 3) -> Prompt:
+    return Prompt(id, id, np.arange(length, dtype=np.int32), answer="42", difficulty=difficulty)
 
 
 def make_completion(length: int = 2, text: str = "", first_token: int = 0) -> Completion:
@@ -42,9 +42,9 @@ def make_attempt(
     )
 
 
-def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = None, visit: int = 0) -> Group:
+def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = None, epoch: int = 0) -> Group:
     """A group after `attempts`: rewards, or whole attempts."""
-    group = Group(prompt or make_prompt(), visit, born=1, size=2)
+    group = Group(prompt or make_prompt(), epoch, born=1, size=2)
     for number, attempt in enumerate(attempts):
         done = attempt if isinstance(attempt, Attempt) else make_attempt(attempt, rung=number - 1)
         group = group.with_attempt(done)
@@ -52,7 +52,7 @@ def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = Non
 
 
 def flat(statistics: UpdateStatistics) -> list[float]:
-    """All numbers of `statistics` but those by level, to compare with a tolerance."""
+    """All numbers of `statistics` but those by difficulty, to compare with a tolerance."""
     values = asdict(statistics)
-    values.pop("entropy_by_level")
+    values.pop("entropy_by_difficulty")
     return [v for value in values.values() for v in (value.values() if isinstance(value, dict) else [value])]

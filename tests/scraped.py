@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adagrpo_ray.runs.reader import load
 from adagrpo_ray.rollout import gauges as rollout
+from adagrpo_ray.runs.reader import load
 from adagrpo_ray.tracking.ray_metrics import COUNTERS, GAUGES, LABELS, Figure, step_counts, step_gauges
 
 DASHBOARD = Path("cluster/grafana/adagrpo.json")

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.errors import CheckpointError, ModelError
-from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.lora.adapters import RANKS, check_fit, read_adapter, read_settings, served_rank
 from adagrpo_ray.model.folder import AdapterSettings
 from adagrpo_ray.model.pretrained import linear_shapes, load_policy

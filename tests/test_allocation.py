@@ -47,7 +47,7 @@ def test_hard_prompts_start_on_the_first_rung() -> None:
 
 
 def test_solved_prompts_are_visited_less_often() -> None:
-    visits = [allocate(posterior(0.99), visit, SETTINGS, default=8) is not None for visit in range(1, 9)]
+    visits = [allocate(posterior(0.99), epoch, SETTINGS, default=8) is not None for epoch in range(1, 9)]
     assert visits == [False, False, False, True, False, False, False, True]
 
 

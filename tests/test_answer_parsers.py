@@ -55,7 +55,7 @@ def test_extraction_keeps_its_contract(text: str, other: str) -> None:
 @settings(max_examples=60)
 def test_every_score_is_in_the_functions_table(name: str, text: str, truth: str) -> None:
     texts = [text, f"{T}{S}{text}{E}", f"{S}{text}", f"{T}{S}{truth}{E}"]
-    scores = BUILTIN[name](completions=texts, answer=truth, prompt="?", format=FORMAT, level="")
+    scores = BUILTIN[name](completions=texts, answer=truth, prompt="?", format=FORMAT, difficulty="")
     assert len(scores) == len(texts)
     assert set(scores) <= SCORES[name], (scores, text, truth)
 

@@ -87,7 +87,9 @@ def test_types_travel_with_the_package() -> None:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What runs would have been started with; none is."""
     runs: list[dict[str, Any]] = []
-    monkeypatch.setattr(adagrpo_ray.training.run, "run", lambda config, told, **rest: runs.append({"config": config, **rest}))
+    monkeypatch.setattr(
+        adagrpo_ray.training.run, "run", lambda config, told, **rest: runs.append({"config": config, **rest})
+    )
     return runs
 
 

@@ -66,9 +66,9 @@ def test_number_of_problems_by_counting_them(digits: int):
 def test_sets_are_different_problems_in_equal_interleaved_shares():
     train, held_out = problem_sets(ArithmeticSettings(), 400, 40)
     assert (len(train), len(held_out), len({*train, *held_out})) == (400, 40, 440)
-    assert [p.level for p in train[:5]] == ["2 digits", "3 digits", "4 digits", "5 digits", "2 digits"]
-    assert set(Counter(p.level for p in train).values()) == {100}
-    assert set(Counter(p.level for p in held_out).values()) == {10}
+    assert [p.difficulty for p in train[:5]] == ["2 digits", "3 digits", "4 digits", "5 digits", "2 digits"]
+    assert set(Counter(p.difficulty for p in train).values()) == {100}
+    assert set(Counter(p.difficulty for p in held_out).values()) == {10}
 
 
 def test_sets_depend_on_the_seed_alone():

@@ -11,8 +11,8 @@ from builders import make_attempt, make_group, make_prompt
 
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.types import Group, TrainSample
 
 MIXED = make_attempt([1, 0, 0, 0], lengths=[1, 2, 3, 4])
@@ -143,8 +143,8 @@ def test_an_entropy_bonus_keeps_zero_advantages() -> None:
 
 
 def test_samples_carry_their_difficulty() -> None:
-    group = make_group(MIXED, prompt=make_prompt(level="2 digits"))
-    assert {s.level for s in training_samples([group], settings(), 10)} == {"2 digits"}
+    group = make_group(MIXED, prompt=make_prompt(difficulty="2 digits"))
+    assert {s.difficulty for s in training_samples([group], settings(), 10)} == {"2 digits"}
 
 
 def picked(*attempts: list[float], train_on: str) -> list[float]:

@@ -14,15 +14,15 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+from adagrpo_ray.cards.card import Facts, Merge, adapter_card, merged_card, package_versions
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.cards.card import Facts, Merge, adapter_card, merged_card, package_versions
 from adagrpo_ray.model.identity import ModelIdentity, fingerprint, front_matter, identify
 from adagrpo_ray.runs import summarize
 from tests.histories import BEFORE, STEP
 
-AFTER = replace(BEFORE, step=1, accuracy=0.5, accuracy_by_level={"2": 0.75, "5": 0.25})
+AFTER = replace(BEFORE, step=1, accuracy=0.5, accuracy_by_difficulty={"2": 0.75, "5": 0.25})
 SUMMARY = summarize([STEP], BEFORE, AFTER, name="my-run", folder="runs/my-run", adapter="runs/my-run/adapter")
 QWEN = ModelIdentity("Qwen/Qwen3-1.7B", True, "abc123", "f" * 32, "apache-2.0")
 TINY = ModelIdentity("tiny", fingerprint="f" * 32, license="mit")
@@ -68,7 +68,7 @@ def test_folders_and_files_of_this_machine_are_not_in_the_front_matter_nor_as_li
     assert "see the base model's own card" in text
 
 
-def test_results_by_level_and_tokens() -> None:
+def test_results_by_difficulty_and_tokens() -> None:
     text = card()
     assert "Held-out accuracy: 0.250 before, 0.500 after." in text
     assert "| all | 0.250 | 0.500 | +0.250 | 4 |" in text

@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.errors import ChatError, ModelError, RolloutError
-from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.model.pretrained import load_policy
-from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.rollout.engine import Piece
-from adagrpo_ray.viewer.conversation import SIDES, Conversation, Message, render, sampling_params, split_thought
+from adagrpo_ray.toy.tokenizer import build_tokenizer
+from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.chat_model import _read, _stamp
+from adagrpo_ray.viewer.conversation import SIDES, Conversation, Message, render, sampling_params, split_thought
 from adagrpo_ray.viewer.offers import FINAL, Base, adapter_of, default_config, offers, other_base
 from adagrpo_ray.viewer.store import ChatSettings, Store
 from adagrpo_ray.viewer.turn import Asked, _served_rank, grow, turn
-from adagrpo_ray.types import SamplingParams
 
 TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
 END = "</think>"

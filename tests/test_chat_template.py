@@ -13,22 +13,22 @@ from scripted import CHATML, byte_tokenizer, scripted_model
 from tokenizers import processors
 from transformers import AutoTokenizer
 
+from adagrpo_ray.cards.card import Facts, adapter_card
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
+from adagrpo_ray.data.completion_text import stop_ids
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.data.template import text_head
 from adagrpo_ray.data.template_choice import chosen_template, use_template
 from adagrpo_ray.errors import ChatError, CheckpointError, ConfigError, DataError, ModelError
 from adagrpo_ray.evaluation.settings import prompt_settings
-from adagrpo_ray.export.exporting import ExportRequest, export
 from adagrpo_ray.export.adapter_source import opened
-from adagrpo_ray.cards.card import Facts, adapter_card
-from adagrpo_ray.data.completion_text import stop_ids
+from adagrpo_ray.export.exporting import ExportRequest, export
 from adagrpo_ray.model.identity import ModelIdentity
 from adagrpo_ray.model.pretrained import load_tokenizer
-from adagrpo_ray.runs import summarize
 from adagrpo_ray.rollout.endings import Endings
+from adagrpo_ray.runs import summarize
 from adagrpo_ray.viewer.conversation import Message, render
 from tests.builders import make_completion
 from tests.histories import BEFORE, STEP

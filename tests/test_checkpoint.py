@@ -14,21 +14,21 @@ import pytest
 from builders import make_attempt, make_group, make_prompt
 
 from adagrpo_ray.algorithm.allocation import Posterior
+from adagrpo_ray.checkpoint.files import load, newest, progress, save, set_latest
+from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
+from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import FREE, check_fixed, fixed_settings
 from adagrpo_ray.data.order import IDS
 from adagrpo_ray.errors import CheckpointError, ConfigError
-from adagrpo_ray.checkpoint.files import load, newest, progress, save, set_latest
-from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.runs import RunWriter, StepRecord, retries
 from adagrpo_ray.runs.history import Mark, sizes
-from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
 from adagrpo_ray.types import SamplingParams
 from tests.histories import BEFORE, SAMPLE, STEP
 
 TINY = "launch/configs/tiny-cpu.yaml"
 CONTENTS = {"state.json": {"third": 1 / 3}, "adapter.safetensors": {"a": np.arange(3, dtype=np.float32) / 3}}
-PROMPTS = {name: make_prompt(name, level="5 digits") for name in ("p", "q")}
+PROMPTS = {name: make_prompt(name, difficulty="5 digits") for name in ("p", "q")}
 HOT = SamplingParams(temperature=1.3, min_p=0.1, answer=SamplingParams(temperature=0.7))
 
 
@@ -54,12 +54,12 @@ class TestSampler:
         second = make_attempt([0.0, 0.0], rung=0, sampling=HOT, lengths=[0, 5])
         odd = replace(second.completions[1], text='"\ud800 \u2028\0\n', weight_version=3, finish_reason="length")
         second = replace(second, completions=(second.completions[0], odd))
-        groups = [make_group(first, second, prompt=PROMPTS["q"], visit=7), make_group(prompt=PROMPTS["p"])]
+        groups = [make_group(first, second, prompt=PROMPTS["q"], epoch=7), make_group(prompt=PROMPTS["p"])]
         return {
             "prompts": {"taken": 41, "ids": IDS},
             "waiting": groups,
             "posteriors": {"p": Posterior(0.1 + 0.2, 2.0)},
-            "levels": {"": Posterior(), "5 digits": Posterior(1e-17, 3.0)},
+            "difficulties": {"": Posterior(), "5 digits": Posterior(1e-17, 3.0)},
         }
 
     def test_a_state_comes_back_to_the_last_bit(self, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ class TestSampler:
         assert back["waiting"][0].statistics.count == 4
 
     def test_an_empty_state_comes_back(self, tmp_path: Path) -> None:
-        empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "levels": {}}
+        empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "difficulties": {}}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")

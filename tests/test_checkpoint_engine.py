@@ -12,9 +12,9 @@ import pytest
 import ray
 import torch
 
+from adagrpo_ray.checkpoint.files import load, save
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.checkpoint.files import load, save
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.updates import TrainReport
@@ -137,7 +137,12 @@ def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype
     """Its moments are corrected as those of one step: a weight moves by the rate, whatever the size of its gradient."""
     engine = make_engine(
         model_path,
-        *(f"learner.zero_stage={stage}", f"model.dtype={dtype}", "learner.warmup_ratio=0.0", "learner.weight_decay=0.01"),
+        *(
+            f"learner.zero_stage={stage}",
+            f"model.dtype={dtype}",
+            "learner.warmup_ratio=0.0",
+            "learner.weight_decay=0.01",
+        ),
     )
     before = engine.snapshot()
     assert before is not None

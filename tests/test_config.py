@@ -64,7 +64,9 @@ def test_overrides_change_the_file_and_the_last_one_counts(tmp_path: Path) -> No
 
 
 def test_an_overrides_value_is_yaml_and_may_hold_an_equals_sign() -> None:
-    config = load_config(None, ["model.lora.targets=[q_proj, v_proj]", "data.source=a=b.jsonl", "rollout.enforce_eager=true"])
+    config = load_config(
+        None, ["model.lora.targets=[q_proj, v_proj]", "data.source=a=b.jsonl", "rollout.enforce_eager=true"]
+    )
     assert config.model.lora.targets == ("q_proj", "v_proj")
     assert config.data.source == "a=b.jsonl"
     assert config.rollout.enforce_eager is True
@@ -148,7 +150,10 @@ def test_a_word_that_is_not_on_the_list_is_told_the_list_and_the_nearest(overrid
         ("run.steps=0", "run.steps=0: input should be greater than or equal to 1"),
         ("algorithm.group_size=1", "algorithm.group_size=1: input should be greater than or equal to 2"),
         ("algorithm.sampling.top_p=0", "algorithm.sampling.top_p=0: input should be greater than 0"),
-        ("rollout.gpu_memory_utilization=1.5", "rollout.gpu_memory_utilization=1.5: input should be less than or equal to 1"),
+        (
+            "rollout.gpu_memory_utilization=1.5",
+            "rollout.gpu_memory_utilization=1.5: input should be less than or equal to 1",
+        ),
         ("learner.ranks=two", "learner.ranks='two': input should be a valid integer"),
         ("algorithm=5", "algorithm=5: input should be a valid dictionary"),
         ("run.name=a/b", "run.name='a/b': string should match pattern"),

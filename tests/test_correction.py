@@ -90,28 +90,34 @@ def tokens_of(ratios: Sequence[Sequence[float]], advantage: float = 1.0) -> Toke
     )
 
 
-def settings_of(level: str, mode: str, low: float | None, high: float | None) -> LossSettings:
+def settings_of(difficulty: str, mode: str, low: float | None, high: float | None) -> LossSettings:
     return LossSettings.model_validate(
-        {"correction": level, "correction_mode": mode, "correction_floor": low, "correction_cap": high, "beta": 0.0}
+        {
+            "correction": difficulty,
+            "correction_mode": mode,
+            "correction_floor": low,
+            "correction_cap": high,
+            "beta": 0.0,
+        }
     )
 
 
 @pytest.mark.parametrize(("low", "high"), BOUNDS)
-@pytest.mark.parametrize(("level", "mode"), SOURCES)
-def test_weights_are_those_of_the_source(level: str, mode: str, low: float | None, high: float | None) -> None:
-    rng = random.Random(f"{level} {mode} {low} {high}")
+@pytest.mark.parametrize(("difficulty", "mode"), SOURCES)
+def test_weights_are_those_of_the_source(difficulty: str, mode: str, low: float | None, high: float | None) -> None:
+    rng = random.Random(f"{difficulty} {mode} {low} {high}")
     rows = [*RATIOS, *([rng.lognormvariate(0, 0.7) for _ in range(rng.randint(1, 9))] for _ in range(50))]
     bounds = (low or 0.0, high or math.inf)
-    tokens, settings = tokens_of(rows), settings_of(level, mode, low, high)
+    tokens, settings = tokens_of(rows), settings_of(difficulty, mode, low, high)
     got = rollout_correction(tokens.old, tokens.behaviour, tokens.sequence, settings)
-    expected = [w for row in rows for w in SOURCES[level, mode](row, *bounds)]
+    expected = [w for row in rows for w in SOURCES[difficulty, mode](row, *bounds)]
     assert got.weights.tolist() == pytest.approx(expected, rel=1e-9)
     kept = {
         "token": lambda row: row,
         "sequence": lambda row: [math.prod(row)],
         "geometric": lambda row: [geometric(row)],
     }
-    outside = [o for row in rows for o in _spread([not inside(v, *bounds) for v in kept[level](row)], len(row))]
+    outside = [o for row in rows for o in _spread([not inside(v, *bounds) for v in kept[difficulty](row)], len(row))]
     assert got.truncated.tolist() == ([False] * len(outside) if mode == "mask" else outside)
     assert got.masked.tolist() == (outside if mode == "mask" else [False] * len(outside))
     # The weights multiply the surrogate, 1 here, and masked tokens stay in the mean over tokens.
@@ -162,8 +168,8 @@ def test_without_a_correction_all_weights_are_one() -> None:
 
 def test_no_tokens_have_no_weights() -> None:
     empty = torch.zeros(0)
-    for level, mode in SOURCES:
-        got = rollout_correction(empty, empty, empty.long(), settings_of(level, mode, 0.5, 2.0))
+    for difficulty, mode in SOURCES:
+        got = rollout_correction(empty, empty, empty.long(), settings_of(difficulty, mode, 0.5, 2.0))
         assert got.weights.shape == (0,)
 
 

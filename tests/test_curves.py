@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from adagrpo_ray.runs.records import summarize
 from adagrpo_ray.runs.reader import RunHistory
-from adagrpo_ray.viewer import side_by_side as comparison, plot
+from adagrpo_ray.runs.records import summarize
+from adagrpo_ray.viewer import plot
+from adagrpo_ray.viewer import side_by_side as comparison
 from adagrpo_ray.viewer.run_curves import MOST_POINTS, Axis, Curve, Plot, plots, thin
 from tests.histories import evaluation, step
 

@@ -66,9 +66,9 @@ def rendered(prompts: PromptSets) -> str:
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
 def test_dapo_math_17k_layout(tmp_path: Path, write: Callable[[Path, list[Any]], Path]):
     path = write(tmp_path / f"d.{write.__name__.removeprefix('write_')}", [DAPO])
-    prompts = load(path, columns={"answer": "reward_model.ground_truth", "level": "data_source"})
+    prompts = load(path, columns={"answer": "reward_model.ground_truth", "difficulty": "data_source"})
     (prompt,) = prompts.train
-    assert (prompt.text, prompt.answer, prompt.level) == ("Solve: 1+1?", "2", "math_dapo")
+    assert (prompt.text, prompt.answer, prompt.difficulty) == ("Solve: 1+1?", "2", "math_dapo")
     assert prompt.columns == DAPO
     assert rendered(prompts) == ("<|im_start|>user\nSolve: 1+1?<|im_end|>\n<|im_start|>assistant\n")
 
@@ -77,7 +77,7 @@ def test_dapo_math_17k_layout(tmp_path: Path, write: Callable[[Path, list[Any]],
 def test_processed_layout(tmp_path: Path, write: Callable[[Path, list[Any]], Path]):
     path = write(tmp_path / f"d.{write.__name__.removeprefix('write_')}", [PROCESSED])
     (prompt,) = load(path).train
-    assert (prompt.text, prompt.answer, prompt.level) == ("Solve: 1+1?", "2", "")
+    assert (prompt.text, prompt.answer, prompt.difficulty) == ("Solve: 1+1?", "2", "")
     assert prompt.columns == PROCESSED
 
 
@@ -155,7 +155,7 @@ def test_split_is_exact_disjoint_and_follows_the_seed(tmp_path: Path):
 def test_arithmetic_comes_in_levels():
     prompts = load("arithmetic", eval_prompts=8, train_prompts=40)
     assert (len(prompts.train), len(prompts.held_out), prompts.dropped) == (40, 8, {})
-    assert {p.level for p in prompts.held_out} == {"2 digits", "3 digits", "4 digits", "5 digits"}
+    assert {p.difficulty for p in prompts.held_out} == {"2 digits", "3 digits", "4 digits", "5 digits"}
     first = prompts.train[0]
     assert sum(map(int, first.text.split("+"))) == int(first.answer)
     assert not {p.id for p in prompts.train} & {p.id for p in prompts.held_out}
@@ -211,9 +211,12 @@ def test_files_that_are_not_what_their_name_says(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"answer": "solutoin"}, r"data\.columns\.ground_truth='solutoin': .* no column 'solutoin'; did you mean 'solution'"),
+        (
+            {"answer": "solutoin"},
+            r"data\.columns\.ground_truth='solutoin': .* no column 'solutoin'; did you mean 'solution'",
+        ),
         ({"prompt": "promt"}, r"data\.columns\.prompt='promt': .* did you mean 'prompt'"),
-        ({"level": "zzz"}, r"data\.columns\.difficulty='zzz': .* it has prompt, solution, meta"),
+        ({"difficulty": "zzz"}, r"data\.columns\.difficulty='zzz': .* it has prompt, solution, meta"),
         ({"answer": "meta.gound"}, r"no column 'gound' in 'meta'; did you mean 'ground'"),
         ({"answer": "solution.text"}, r"no column 'text' in 'solution'; it has no columns"),
     ],
@@ -275,7 +278,7 @@ def order_of(n: int, seed: int = 0, shuffle: bool = True) -> PromptOrder:
 
 
 def visits(order: PromptOrder, n: int) -> list[tuple[str, int]]:
-    return [(prompt.id, visit) for prompt, visit in order.take(n)]
+    return [(prompt.id, epoch) for prompt, epoch in order.take(n)]
 
 
 def test_without_shuffle_the_passes_are_in_the_datas_order():
@@ -286,7 +289,7 @@ def test_each_pass_visits_every_prompt_once_in_a_new_order():
     taken = visits(order_of(20), 60)
     passes = [taken[i : i + 20] for i in (0, 20, 40)]
     for number, one in enumerate(passes):
-        assert [visit for _, visit in one] == [number] * 20
+        assert [epoch for _, epoch in one] == [number] * 20
         assert {name for name, _ in one} == {str(i) for i in range(20)}
         expected = np.random.default_rng([0, number]).permutation(20)
         assert [name for name, _ in one] == [str(i) for i in expected]

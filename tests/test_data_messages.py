@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
 
+from adagrpo_ray.cards.card import Facts, adapter_card
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError, DataError
 from adagrpo_ray.evaluation.settings import counting_settings, prompt_settings
-from adagrpo_ray.cards.card import Facts, adapter_card
 from adagrpo_ray.model.identity import ModelIdentity
-from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.runs import summarize
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.viewer.conversation import Message, render
 from tests.histories import BEFORE, STEP
 
@@ -57,7 +57,7 @@ def load(path: Path, rows: list[Any], template: str | None = PLAIN, **data: Any)
 
 def rendered(path: Path, prompt: Any, template: str | None = PLAIN, **others: Any) -> str:
     """The only prompt of a file with one row."""
-    columns = {key: others.pop(key) for key in list(others) if key in ("tools", "image", "images", "level")}
+    columns = {key: others.pop(key) for key in list(others) if key in ("tools", "image", "images", "difficulty")}
     (found,) = load(path, [{"prompt": prompt, "solution": "2", **columns}], template, **others).train
     return str(tokenizer_of().decode(found.token_ids.tolist()))
 
@@ -379,7 +379,7 @@ def test_words_for_booleans_are_refused_as_arguments(word: str) -> None:
         load_config(TINY, {"data.template_kwargs": {"enable_thinking": word}})
 
 
-# --- columns and levels ---
+# --- columns and difficulties ---
 
 
 def test_nested_columns_are_passed_whole_and_under_their_names(path: Path) -> None:
@@ -389,17 +389,17 @@ def test_nested_columns_are_passed_whole_and_under_their_names(path: Path) -> No
         "extra_info": {"split": "train", "index": 7},
         "answer": "a rationale",
     }
-    columns = {"prompt": "question", "answer": "reward_model.ground_truth", "level": "extra_info.split"}
+    columns = {"prompt": "question", "answer": "reward_model.ground_truth", "difficulty": "extra_info.split"}
     prompts = load(path, [row, {**row, "question": "2+2", "tests": ["x"]}], columns=columns)
     first, second = prompts.train
     assert first.columns == {**row, "tests": None}
     assert second.columns["tests"] == ["x"]
-    assert (first.answer, first.level) == ("2", "train")
+    assert (first.answer, first.difficulty) == ("2", "train")
 
 
 @pytest.mark.parametrize(
-    ("value", "level"), [(None, ""), (float("nan"), ""), (" easy ", "easy"), (3, "3"), ("", ""), ("\n", "")]
+    ("value", "difficulty"), [(None, ""), (float("nan"), ""), (" easy ", "easy"), (3, "3"), ("", ""), ("\n", "")]
 )
-def test_levels_are_words_without_white_space_around_them(path: Path, value: Any, level: str) -> None:
-    rows = [{"prompt": "1", "solution": "1", "level": value}]
-    assert load(path, rows, columns={"level": "level"}).train[0].level == level
+def test_levels_are_words_without_white_space_around_them(path: Path, value: Any, difficulty: str) -> None:
+    rows = [{"prompt": "1", "solution": "1", "difficulty": value}]
+    assert load(path, rows, columns={"difficulty": "difficulty"}).train[0].difficulty == difficulty

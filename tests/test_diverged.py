@@ -16,22 +16,22 @@ from builders import make_attempt, make_completion, make_group, make_prompt
 from histories import STEP
 from numpy.typing import NDArray
 
-from adagrpo_ray.training import trainer
 from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
-from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.tree import EvaluationSettings
 from adagrpo_ray.errors import ConfigError, DivergedError
 from adagrpo_ray.learner.actor import Collected, SyncReport
+from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_metrics
+from adagrpo_ray.rewards import Scores
+from adagrpo_ray.runs import Observer, StepRecord
+from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.batch import broken_samples
 from adagrpo_ray.sampling.evaluate import evaluate
-from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_figures
-from adagrpo_ray.runs import Observer, StepRecord
-from adagrpo_ray.runs.records import SamplingFigures
-from adagrpo_ray.rewards import Scores
+from adagrpo_ray.training import trainer
+from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
-FIGURES = SamplingFigures(**{name: getattr(STEP, name) for name in SamplingFigures.__dataclass_fields__})
+FIGURES = SamplingMetrics(**{name: getattr(STEP, name) for name in SamplingMetrics.__dataclass_fields__})
 
 
 def statistics(loss: float, ratio: float = 1.0) -> UpdateStatistics:
@@ -182,14 +182,14 @@ def test_figures_are_of_the_first_update_and_the_last() -> None:
         )
         for rank in (1, 2)
     ]
-    figures = update_figures(ranks, updates=3)
+    figures = update_metrics(ranks, updates=3)
     assert (figures["loss"], figures["grad_norm"], figures["entropy"]) == (0.75, 3.0, 2.0)
     assert (figures["last_loss"], figures["last_grad_norm"], figures["last_entropy"]) == (3.0, 4.0, 2.0)
     assert (figures["ratio_max"], figures["clip_share"], figures["skipped_updates"]) == (1.5, 1.0, 0)
-    once = update_figures(ranks, updates=1)
+    once = update_metrics(ranks, updates=1)
     assert [once[f"last_{name}"] for name in ("loss", "kl", "entropy", "grad_norm")] == [None] * 4
-    nothing = update_figures([], updates=3)
-    assert {value for name, value in nothing.items() if name != "entropy_by_level"} == {None, 0}
+    nothing = update_metrics([], updates=3)
+    assert {value for name, value in nothing.items() if name != "entropy_by_difficulty"} == {None, 0}
     assert replace(STEP, **nothing).loss is None  # all are fields of a record
 
 

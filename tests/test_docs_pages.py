@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from adagrpo_ray.algorithm.overlong import overlong_penalty
+from adagrpo_ray.checkpoint.resume import FOLDER
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.explain import settings
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
 from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
-from adagrpo_ray.checkpoint.resume import FOLDER
-from adagrpo_ray.rewards import load_reward
 from tests.documents import PAGES, ROOT, blocks, files
 from tests.histories import evaluation, step
 

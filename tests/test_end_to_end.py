@@ -62,8 +62,8 @@ def test_summary_says_what_the_run_was(run: tuple[Path, str]) -> None:
 def test_failing_groups_were_resampled_and_hard_classes_more_often(run: tuple[Path, str]) -> None:
     steps = metrics(run[0])
     assert sum(sum(s["resamples"]) for s in steps) > 0
-    by_level = [sum(s["resamples_by_level"].get(f"{digits} digits", 0) for s in steps) for digits in (2, 5)]
-    assert by_level[0] < by_level[1]
+    by_difficulty = [sum(s["resamples_by_difficulty"].get(f"{digits} digits", 0) for s in steps) for digits in (2, 5)]
+    assert by_difficulty[0] < by_difficulty[1]
 
 
 def test_every_step_sent_one_new_version(run: tuple[Path, str]) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ActorLostError, RolloutError
-from adagrpo_ray.training.preflight import check
 from adagrpo_ray.rollout.engine import RolloutEngine
+from adagrpo_ray.training.preflight import check
 from tests.held import engines
 
 LENGTH = 256

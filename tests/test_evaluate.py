@@ -85,7 +85,7 @@ def test_figures_are_those_that_the_run_measured_itself(
         figures = model["figures"]
         assert figures["accuracy"]["value"] == record["accuracy"]
         assert figures["tokens"]["value"] == record["mean_length"]
-        assert {k: v["value"] for k, v in model["accuracy_by_level"].items()} == record["accuracy_by_level"]
+        assert {k: v["value"] for k, v in model["accuracy_by_difficulty"].items()} == record["accuracy_by_difficulty"]
 
 
 def test_every_problem_is_measured_once_with_each_model(out: tuple[Path, str]) -> None:

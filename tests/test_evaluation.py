@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.config.tree import EvaluationSettings
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.sampling.evaluate import evaluate
-from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.rewards import Scores
+from adagrpo_ray.runs.records import EvaluationRecord
+from adagrpo_ray.sampling.evaluate import evaluate
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
 
 def measure(*, stop: bool = False) -> EvaluationRecord:
-    """Of an easy prompt and one of a level of its own whose completions cannot be scored."""
+    """Of an easy prompt and one of a difficulty of its own whose completions cannot be scored."""
 
     async def generate(request: GenerationRequest) -> tuple[Completion, ...]:
         return (make_completion(4),) * request.n
@@ -39,7 +39,7 @@ def measure(*, stop: bool = False) -> EvaluationRecord:
 def test_what_cannot_be_scored_counts_as_wrong_and_is_counted() -> None:
     record = measure()
     assert record.accuracy == pytest.approx(2 / 3)
-    assert record.accuracy_by_level == {"easy": 1.0, "hard": 0.5}
+    assert record.accuracy_by_difficulty == {"easy": 1.0, "hard": 0.5}
     assert (record.samples, record.failed, record.mean_length) == (6, 1, 4.0)
 
 

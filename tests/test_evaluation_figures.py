@@ -29,10 +29,17 @@ def completion(mark: str) -> CompletionResult:
     )
 
 
-def results(*marks: str, level: str = "") -> list[ProblemResult]:
+def results(*marks: str, difficulty: str = "") -> list[ProblemResult]:
     return [
         ProblemResult(
-            "m", "s", str(number), "1+2", "3", level and f"{level} {number % 2}", "", (*map(completion, text),)
+            "m",
+            "s",
+            str(number),
+            "1+2",
+            "3",
+            difficulty and f"{difficulty} {number % 2}",
+            "",
+            (*map(completion, text),),
         )
         for number, text in enumerate(marks)
     ]
@@ -109,7 +116,7 @@ def test_differences_are_paired() -> None:
 
 
 def test_table_shows_all_models_side_by_side() -> None:
-    comparison = compared(results("RRrx", "xxxa", level="class"), results("RRRR", "RRxx", level="class"))
+    comparison = compared(results("RRrx", "xxxa", difficulty="class"), results("RRRR", "RRxx", difficulty="class"))
     told = shown(comparison, 200)
     lines = {line.strip().split("  ")[0]: line for line in told.splitlines()}
     assert "model 0" in told.splitlines()[1]
@@ -136,7 +143,7 @@ def test_what_could_not_be_scored_is_counted() -> None:
 
 
 def test_files_hold_the_same(tmp_path: Path) -> None:
-    comparison = compared(results("RRrx", "xxxa", level="a|b"), results("RRRR", "RRxx", level="a|b"))
+    comparison = compared(results("RRrx", "xxxa", difficulty="a|b"), results("RRRR", "RRxx", difficulty="a|b"))
     save(tmp_path, comparison, {"run.seed": 0, "data.source": "a|b"})
     kept = json.loads((tmp_path / JSON).read_text())
     assert kept["models"][0]["figures"]["accuracy"]["value"] == 0.375

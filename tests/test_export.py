@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adagrpo_ray.storage import places as storage
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.export import exporting, merge
@@ -25,6 +24,7 @@ from adagrpo_ray.lora.adapters import read_adapter
 from adagrpo_ray.model.identity import fingerprint, front_matter
 from adagrpo_ray.model.pretrained import load_policy
 from adagrpo_ray.rollout.engine import RolloutEngine
+from adagrpo_ray.storage import places as storage
 from adagrpo_ray.types import GenerationRequest, SamplingParams
 from tests.scripts import script
 

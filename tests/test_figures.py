@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from builders import make_attempt, make_group, make_prompt
 
+from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Collection, Failure
-from adagrpo_ray.sampling.metrics import sampling_figures
-from adagrpo_ray.runs.records import SamplingFigures
+from adagrpo_ray.sampling.metrics import sampling_metrics
 
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")
@@ -29,18 +29,18 @@ STUCK = FAILED.with_attempt(
 )
 
 
-def figures(height: int = 3, *, exhausted_dropped: bool = False, **parts: object) -> SamplingFigures:
+def figures(height: int = 3, *, exhausted_dropped: bool = False, **parts: object) -> SamplingMetrics:
     collection = replace(NOTHING, **parts)  # type: ignore[arg-type]
-    return sampling_figures(2, collection, ["format", "answer"], height, exhausted_dropped=exhausted_dropped)
+    return sampling_metrics(2, collection, ["format", "answer"], height, exhausted_dropped=exhausted_dropped)
 
 
 @pytest.fixture
-def step() -> SamplingFigures:
+def step() -> SamplingMetrics:
     """One group solved at once, one after a resample, one that failed on the second rung."""
     return figures(ready=(SOLVED, RESCUED), exhausted=(STUCK,), attempts=(SOLVED, FAILED, RESCUED, STUCK))
 
 
-def test_rewards_are_of_first_attempts_only(step: SamplingFigures) -> None:
+def test_rewards_are_of_first_attempts_only(step: SamplingMetrics) -> None:
     assert step.reward_mean == pytest.approx((3 + 1 + 1 + 1) / 4)
     assert step.reward_by_function == {
         "format": pytest.approx(1.0),
@@ -48,9 +48,9 @@ def test_rewards_are_of_first_attempts_only(step: SamplingFigures) -> None:
     }
 
 
-def test_accuracy_is_of_first_attempts_only(step: SamplingFigures) -> None:
+def test_accuracy_is_of_first_attempts_only(step: SamplingMetrics) -> None:
     assert step.accuracy == pytest.approx(0.25)
-    assert step.accuracy_by_level == {"2 digits": 0.5, "5 digits": 0.0}
+    assert step.accuracy_by_difficulty == {"2 digits": 0.5, "5 digits": 0.0}
 
 
 def test_groups_are_counted_by_how_they_ended() -> None:
@@ -76,26 +76,26 @@ def test_groups_that_could_not_be_scored_cost_their_tokens_and_no_rate() -> None
     assert (step.groups_failed, step.groups_dropped, step.generated_tokens) == (2, 0, 10)
 
 
-def test_resamples_are_counted_by_rung_and_level(step: SamplingFigures) -> None:
+def test_resamples_are_counted_by_rung_and_level(step: SamplingMetrics) -> None:
     assert step.resamples == (1, 1, 0)
-    assert step.resamples_by_level == {"5 digits": 2}
+    assert step.resamples_by_difficulty == {"5 digits": 2}
 
 
 def test_a_rung_above_the_ladder_is_still_counted() -> None:
     assert figures(height=0, attempts=(STUCK,)).resamples == (0, 1)
 
 
-def test_flat_shares_before_and_after_adaptation(step: SamplingFigures) -> None:
+def test_flat_shares_before_and_after_adaptation(step: SamplingMetrics) -> None:
     assert step.flat_before == pytest.approx(1 / 2)  # of two first attempts, the hard one's was flat
     assert step.flat_after == pytest.approx(1 / 3)  # of three groups that ended, the stuck one
 
 
-def test_tokens_of_all_attempts_count(step: SamplingFigures) -> None:
+def test_tokens_of_all_attempts_count(step: SamplingMetrics) -> None:
     assert step.generated_tokens == 10 + 30 + 80 + 10
     assert step.completion_length == pytest.approx(130 / 8)
 
 
-def test_the_group_size_is_that_of_first_attempts(step: SamplingFigures) -> None:
+def test_the_group_size_is_that_of_first_attempts(step: SamplingMetrics) -> None:
     large = replace(make_group(make_attempt([1] * 6, by_function=[[1, 0]] * 6)), size=6)
     assert step.group_size == 2
     assert figures(ready=(SOLVED, large), attempts=(SOLVED, large, RESCUED)).group_size == 4
@@ -111,13 +111,13 @@ def test_earlier_steps_attempts_do_not_count_again() -> None:
 def test_a_step_without_groups_has_no_rates() -> None:
     step = figures(height=2)
     assert step.resamples == (0, 0)
-    assert (step.generated_tokens, step.groups_ready, step.accuracy_by_level) == (0, 0, {})
+    assert (step.generated_tokens, step.groups_ready, step.accuracy_by_difficulty) == (0, 0, {})
     unknown = [step.reward_mean, step.accuracy, step.flat_before, step.flat_after]
     unknown += [step.completion_length, step.group_size]
     assert {*unknown, *step.reward_by_function.values()} == {None}
 
 
-def test_retry_economics(step: SamplingFigures) -> None:
+def test_retry_economics(step: SamplingMetrics) -> None:
     assert step.rescued == (1, 0, 0)
     assert step.extra_tokens == 80 + 10
     assert step.informative_groups == 2
@@ -129,12 +129,12 @@ def test_a_group_that_began_on_a_rung_was_not_rescued_by_it() -> None:
     assert (step.resamples, step.rescued) == ((0, 0, 0), (0, 0, 0))
 
 
-def test_flat_shares_by_level(step: SamplingFigures) -> None:
-    assert step.flat_before_by_level == {"2 digits": 0.0, "5 digits": 1.0}
-    assert step.flat_after_by_level == {"2 digits": 0.0, "5 digits": 0.5}
+def test_flat_shares_by_difficulty(step: SamplingMetrics) -> None:
+    assert step.flat_before_by_difficulty == {"2 digits": 0.0, "5 digits": 1.0}
+    assert step.flat_after_by_difficulty == {"2 digits": 0.0, "5 digits": 0.5}
 
 
-def test_reward_stds_are_over_all_first_completions(step: SamplingFigures) -> None:
+def test_reward_stds_are_over_all_first_completions(step: SamplingMetrics) -> None:
     """As TRL 1.16: `nanstd` of the batch, with n - 1; scores that do not apply are left out."""
     assert step.reward_std == pytest.approx(1.0)  # of 3, 1, 1, 1: mean 1.5, squares 2.25 + 3 x 0.25, of 3
     assert step.reward_std_by_function == {
@@ -143,7 +143,7 @@ def test_reward_stds_are_over_all_first_completions(step: SamplingFigures) -> No
     }
 
 
-def test_share_of_flat_groups_by_function(step: SamplingFigures) -> None:
+def test_share_of_flat_groups_by_function(step: SamplingMetrics) -> None:
     # Format is flat in both first attempts; the hard one's answer has one score only, which tells nothing.
     assert step.flat_by_function == {"format": 1.0, "answer": 0.0}
 

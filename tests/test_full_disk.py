@@ -16,19 +16,19 @@ import torch
 from peft import LoraConfig
 from test_export import make_run
 
-from adagrpo_ray.storage import places as storage
+from adagrpo_ray.checkpoint import kept
+from adagrpo_ray.checkpoint.files import check, load, newest, save
 from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
 from adagrpo_ray.errors import CheckpointError, ConfigError, ModelError, ResourceError
 from adagrpo_ray.export.exporting import ExportRequest, export
-from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.checkpoint.files import check, load, newest, save
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.toy.tiny import build_tiny_model
-from adagrpo_ray.toy.training import Recipe
 from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.history import Mark, sizes
+from adagrpo_ray.storage import places as storage
+from adagrpo_ray.toy.tiny import build_tiny_model
+from adagrpo_ray.toy.training import Recipe
 from tests.histories import BEFORE, STEP
 from tests.program import launch, metrics, settings, train
 

@@ -15,12 +15,12 @@ import ray
 import torch
 from test_end_to_end import metrics
 
-from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor

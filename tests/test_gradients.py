@@ -86,7 +86,12 @@ def test_the_norm_is_that_of_all_parameters() -> None:
 
 def configure(*overrides: str) -> Config:
     settings = [
-        *("model.dtype=bfloat16", "learner.learning_rate=1e-4", "learner.warmup_ratio=0.0", "learner.max_grad_norm=1e6"),
+        *(
+            "model.dtype=bfloat16",
+            "learner.learning_rate=1e-4",
+            "learner.warmup_ratio=0.0",
+            "learner.max_grad_norm=1e6",
+        ),
         *("algorithm.num_iterations=1", "algorithm.loss.beta=0.0", f"learner.betas=[{BETA1},0.999]", "run.steps=4"),
     ]
     return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])

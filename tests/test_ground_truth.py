@@ -16,8 +16,8 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.rewards.ground_truth import check_ground_truths, evenly
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(Config().data.format)
 

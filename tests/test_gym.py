@@ -27,10 +27,10 @@ from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.data.row_id import normalised
 from adagrpo_ray.errors import ConfigError, DataError, RewardError
-from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
 from adagrpo_ray.rewards.gym import reasoning_gym
 from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.types import Completion, Prompt
 
 pytestmark = pytest.mark.real
@@ -111,7 +111,7 @@ def test_every_tasks_own_answer_is_right_in_a_scoring_process(problems: tuple[Gy
         found: dict[str, list[list[float]]] = {}
         for number, problem in enumerate(problems):
             answer = str(problem.entry["answer"] or "")
-            prompt = Prompt(str(number), "?", np.zeros(1, np.int32), answer, problem.level, problem.columns)
+            prompt = Prompt(str(number), "?", np.zeros(1, np.int32), answer, problem.difficulty, problem.columns)
             marked = f"thought{FORMAT.think_end}{FORMAT.answer_start}{answer}{FORMAT.answer_end}"
             texts = [answer, f" {answer}\n", marked, f"It is <answer>{answer}</answer>", "no answer", "", "(", "[1"]
             scores, _ = await scorer.score(prompt, [completion(text) for text in texts])
@@ -151,7 +151,7 @@ def test_prompts_have_the_question_the_answer_and_what_the_reward_needs() -> Non
     (prompt, *_) = load(SUMS).train
     assert prompt.text == prompt.columns["entry"]["question"]  # type: ignore[index]
     assert prompt.answer == prompt.columns["entry"]["answer"]  # type: ignore[index]
-    assert (prompt.level, prompt.columns["task"], prompt.columns["task_config"]) == (
+    assert (prompt.difficulty, prompt.columns["task"], prompt.columns["task_config"]) == (
         "chain_sum",
         "chain_sum",
         {"max_terms": 3},
@@ -181,19 +181,19 @@ def test_a_resumed_run_goes_on_with_the_next_prompt() -> None:
 
 def test_weights_are_shares_of_both_sets_and_a_task_without_weight_gives_none() -> None:
     sets = load(SUMS, {"name": "gcd", "weight": 3.0}, {"name": "lcm", "weight": 0.0})
-    assert Counter(prompt.level for prompt in sets.train) == {"chain_sum": 6, "gcd": 18}
-    assert Counter(prompt.level for prompt in sets.held_out) == {"chain_sum": 2, "gcd": 6}
+    assert Counter(prompt.difficulty for prompt in sets.train) == {"chain_sum": 6, "gcd": 18}
+    assert Counter(prompt.difficulty for prompt in sets.held_out) == {"chain_sum": 2, "gcd": 6}
 
 
 def test_difficulty_classes() -> None:
     easy, hard = {"max_terms": 2, "max_digits": 1}, {"max_terms": 2, "max_digits": 3}
     tasks = ({"name": "chain_sum", "config": easy}, {"name": "chain_sum", "config": hard}, {"name": "gcd"})
-    assert {p.level for p in generate(settings(*tasks), 6)} == {
+    assert {p.difficulty for p in generate(settings(*tasks), 6)} == {
         *("chain_sum max_digits=1", "chain_sum max_digits=3", "gcd")
     }
-    by_terms = generate(settings({**SUMS, "level": "num_terms"}), 30)
-    assert {p.level for p in by_terms} == {"chain_sum num_terms=2", "chain_sum num_terms=3"}
-    assert all(p.level.endswith(str(p.entry["metadata"]["num_terms"])) for p in by_terms)
+    by_terms = generate(settings({**SUMS, "difficulty": "num_terms"}), 30)
+    assert {p.difficulty for p in by_terms} == {"chain_sum num_terms=2", "chain_sum num_terms=3"}
+    assert all(p.difficulty.endswith(str(p.entry["metadata"]["num_terms"])) for p in by_terms)
 
 
 def test_no_question_comes_twice_in_different_tasks() -> None:
@@ -268,12 +268,12 @@ def test_a_task_that_finds_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     ("task", "gym", "words"),
     [
         (
-            {"name": "gcd", "level": "nothing"},
+            {"name": "gcd", "difficulty": "nothing"},
             {},
-            r"level='nothing': the metadata of gcd have no such entry; they",
+            r"difficulty='nothing': the metadata of gcd have no such entry; they",
         ),
-        ({"name": "gcd", "level": "numbers"}, {}, r"level='numbers': the metadata of gcd hold a list there"),
-        ({"name": "chain_sum", "level": "expression"}, {}, r"level='expression' makes 20 difficulty classes"),
+        ({"name": "gcd", "difficulty": "numbers"}, {}, r"difficulty='numbers': the metadata of gcd hold a list there"),
+        ({"name": "chain_sum", "difficulty": "expression"}, {}, r"difficulty='expression' makes 20 difficulty classes"),
         ({"name": "rush_hour"}, {"examples": 1}, r"reasoning_gym\.examples: rush_hour \(.*\) gives no answer to show"),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from builders import make_prompt
 
+from adagrpo_ray.cards.sections import data_in_words
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.tree import FormatSettings
@@ -14,10 +15,9 @@ from adagrpo_ray.data import gym_tasks
 from adagrpo_ray.data.gym_problems import GymProblem, _turns
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.evaluation.settings import COUNTING
-from adagrpo_ray.cards.sections import data_in_words
-from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
 from adagrpo_ray.rewards.gym import gym_answer, runs_code
+from adagrpo_ray.toy.tokenizer import build_tokenizer
 
 FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end

@@ -19,12 +19,12 @@ import pytest
 import ray
 from ray.core.generated import gcs_service_pb2
 
-from adagrpo_ray.training import actors as cluster
 from adagrpo_ray.cluster import joining
-from adagrpo_ray.training.actors import connect
+from adagrpo_ray.cluster.placement import address
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ResourceError
-from adagrpo_ray.cluster.placement import address
+from adagrpo_ray.training import actors as cluster
+from adagrpo_ray.training.actors import connect
 
 ROOT = Path(__file__).parents[1]
 SERVICE = "ray.rpc.NodeInfoGcsService"

@@ -87,5 +87,5 @@ def test_request_seeds_differ_by_each_argument() -> None:
 
 
 @given(st.integers(0, 2**31 - 1), st.text(), st.integers(-1, 10**6), st.integers(0, 100))
-def test_request_seed_fits_31_bits(run_seed: int, prompt_id: str, visit: int, attempt: int) -> None:
-    assert 0 <= request_seed(run_seed, prompt_id, visit, attempt) < 2**31
+def test_request_seed_fits_31_bits(run_seed: int, prompt_id: str, epoch: int, attempt: int) -> None:
+    assert 0 <= request_seed(run_seed, prompt_id, epoch, attempt) < 2**31

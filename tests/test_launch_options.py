@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from adagrpo_ray.storage.cache import cache_folder, state_folder
 from adagrpo_ray.errors import ConfigError, ResourceError
+from adagrpo_ray.storage.cache import cache_folder, state_folder
 from tests.scripts import script
 
 

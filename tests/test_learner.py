@@ -67,7 +67,7 @@ def make_samples(count: int = 13) -> tuple[TrainSample, ...]:
             behaviour_logprobs=np.full(length, -4.0, np.float32),
             token_weights=np.full(length, 1 / total, np.float32),
             advantage=float(rng.normal()),
-            level=("easy", "hard", "")[number % 3],
+            difficulty=("easy", "hard", "")[number % 3],
         )
         for number, length in enumerate(lengths)
     )
@@ -173,9 +173,11 @@ def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: i
         assert merged.loss == pytest.approx(one.statistics.loss, abs=1e-4)
         assert merged.tokens == one.statistics.tokens == sum(len(s.token_ids) for s in make_samples())
         assert merged.entropy.mean == pytest.approx(one.statistics.entropy.mean, rel=1e-4)
-        by_level = {level: aggregate.mean for level, aggregate in one.statistics.entropy_by_level.items()}
-        assert set(by_level) == {"easy", "hard", ""}
-        assert merged.figures()["entropy_by_level"] == pytest.approx(by_level, rel=1e-4)
+        by_difficulty = {
+            difficulty: aggregate.mean for difficulty, aggregate in one.statistics.entropy_by_difficulty.items()
+        }
+        assert set(by_difficulty) == {"easy", "hard", ""}
+        assert merged.figures()["entropy_by_difficulty"] == pytest.approx(by_difficulty, rel=1e-4)
         assert reports[0].grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
     for rank in ranks:
         ray.kill(rank)

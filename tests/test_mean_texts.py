@@ -36,9 +36,9 @@ def problems(path: Path) -> None:
     """Additions, four of each class."""
     numbers = random.Random(0)
     with path.open("w") as file:
-        for place, level in enumerate(CLASSES * 4):
+        for place, difficulty in enumerate(CLASSES * 4):
             a = numbers.randrange(1000)
-            row = {"prompt": f"{a}+{place}=", "solution": str(a + place), "level": level}
+            row = {"prompt": f"{a}+{place}=", "solution": str(a + place), "difficulty": difficulty}
             file.write(json.dumps(row) + "\n")
 
 
@@ -54,7 +54,7 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment.setenv("WANDB_MODE", "offline")
         ended = program.launch(
             *("--config", "launch/configs/tiny-cpu.yaml", f"run.output_dir={folder}", "run.name=run", "run.steps=3"),
-            *(f"data.source={folder / 'problems.jsonl'}", "data.columns.difficulty=level", "data.eval_prompts=60"),
+            *(f"data.source={folder / 'problems.jsonl'}", "data.columns.difficulty=difficulty", "data.eval_prompts=60"),
             f"data.system_prompt={SYSTEM_PROMPT}",
             *("evaluation.samples=1", "evaluation.every=2", "algorithm.prompts_per_step=8", "run.report=true"),
             *("checkpoint.every=1", "rollout.max_new_tokens=16", "run.samples_per_step=8"),
@@ -92,9 +92,9 @@ def test_the_run_ends_with_all_that_a_run_leaves(mean: Path, history: RunHistory
     assert (mean / "run" / "checkpoints" / "latest").read_text().strip() in {
         path.name for path in (mean / "run" / "checkpoints").iterdir()
     }
-    levels = {level for record in history.evaluations for level in record.accuracy_by_level}
-    assert levels <= set(CLASSES)
-    assert len(levels) > 20
+    difficulties = {difficulty for record in history.evaluations for difficulty in record.accuracy_by_difficulty}
+    assert difficulties <= set(CLASSES)
+    assert len(difficulties) > 20
     for record in history.steps:
         assert record.reward_by_function["meine_belohnung:nirgends"] is None
         assert record.reward_mean is not None
@@ -109,7 +109,7 @@ def test_tensorboard_has_every_point(mean: Path, expected: dict[tuple[str, int],
     assert all(math.isfinite(value) for value in points.values())
     assert points == pytest.approx({key: min(value, 3.4028234e38) for key, value in expected.items()}, rel=1e-6)
     for tag, _ in points:
-        if tag.startswith("accuracy_held_out_by_level/"):
+        if tag.startswith("accuracy_held_out_by_difficulty/"):
             name = tag.partition("/")[2]
             assert text_of(name) in CLASSES or any(name_of(text) == name for text in CLASSES)
 
@@ -132,7 +132,7 @@ def test_mlflow_has_every_point(mean: Path, expected: dict[tuple[str, int], floa
             found |= {(tag, point.step): point.value for point in points}
     assert found == expected
     assert run.info.status == "FINISHED"
-    names = {name.partition("/")[2] for name in run.data.metrics if name.startswith("accuracy_held_out_by_level/")}
+    names = {name.partition("/")[2] for name in run.data.metrics if name.startswith("accuracy_held_out_by_difficulty/")}
     assert names <= {metric_name(name_of(text)) for text in CLASSES}
 
 
@@ -150,4 +150,4 @@ def test_the_report_and_the_card_hold_no_markup_of_the_data(mean: Path) -> None:
 def test_a_resumed_run_reads_all_of_it_back(mean: Path, history: RunHistory) -> None:
     lines = (mean / "run" / "metrics.jsonl").read_text("ascii").splitlines()
     assert [json.loads(line) for line in lines] == [record.to_dict() for record in history.steps]
-    assert {group.level for group in history.samples} <= set(CLASSES)
+    assert {group.difficulty for group in history.samples} <= set(CLASSES)

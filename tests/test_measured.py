@@ -18,19 +18,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.errors import AdaGRPOError, HistoryError, RecordError
-from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.sampling.metrics import sampling_figures
-from adagrpo_ray.runs.wording import step_figures
-from adagrpo_ray.runs.measured import mean, measured, ratio
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary, summarize
-from adagrpo_ray.runs.final_lines import report
-from adagrpo_ray.runs.reader import RunHistory, load
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.reports import Run, tables
 from adagrpo_ray.reports.charts import charts
-from adagrpo_ray.viewer import side_by_side as comparison, plot
-from adagrpo_ray.viewer.run_curves import Curve, Plot
+from adagrpo_ray.runs.final_lines import report
+from adagrpo_ray.runs.measured import mean, measured, ratio
+from adagrpo_ray.runs.reader import RunHistory, load
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary, summarize
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.wording import step_metrics
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.sampling.metrics import sampling_metrics
 from adagrpo_ray.tracking.ray_metrics import step_counts
+from adagrpo_ray.viewer import plot
+from adagrpo_ray.viewer import side_by_side as comparison
+from adagrpo_ray.viewer.run_curves import Curve, Plot
 from tests.histories import BEFORE, STEP, attempt, step
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -55,8 +56,8 @@ def test_every_kind_of_record_refuses_it() -> None:
     with pytest.raises(RecordError, match=r"CompletionSample\.rewards\['exact'\] is inf"):
         replace(completion, rewards={"exact": math.inf})
     summary = summarize([STEP], None, None, name="n", folder="f", adapter="a")
-    with pytest.raises(RecordError, match=r"Summary\.flat_before_by_level\['5'\] is -inf"):
-        replace(summary, flat_before_by_level={"5": -math.inf})
+    with pytest.raises(RecordError, match=r"Summary\.flat_before_by_difficulty\['5'\] is -inf"):
+        replace(summary, flat_before_by_difficulty={"5": -math.inf})
 
 
 def test_what_was_not_measured_is_null_and_comes_back_as_none() -> None:
@@ -113,7 +114,7 @@ def test_the_largest_rewards_make_finite_figures() -> None:
     extreme = make_group(make_attempt(rewards, by_function=[[r] for r in rewards], correct=[True] * 4))
     nothing = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
     with np.errstate(all="raise"):
-        figures = sampling_figures(
+        figures = sampling_metrics(
             1, replace(nothing, ready=(extreme,), attempts=(extreme,)), ["big"], 1, exhausted_dropped=False
         )
     assert figures.reward_mean == pytest.approx(LARGEST / 2)
@@ -130,8 +131,8 @@ def test_updates_that_were_skipped_are_shown_wherever_a_run_is(tmp_path: Path) -
     record = replace(STEP, skipped_updates=2)
     summary = summarize([record, record, STEP], None, None, name="n", folder="f", adapter="a")
     assert summary.skipped_updates == 4
-    assert "updates skipped 2" in step_figures(record)
-    assert not any("skipped" in part for part in step_figures(STEP))
+    assert "updates skipped 2" in step_metrics(record)
+    assert not any("skipped" in part for part in step_metrics(STEP))
     assert any("updates skipped: 4" in str(part) for part in report(summary))
     assert not any(
         "skipped" in str(part) for part in report(summarize([STEP], None, None, name="n", folder="f", adapter="a"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import GPT2Config, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
 
+from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError, ResourceError
 from adagrpo_ray.training.memory import (
@@ -26,7 +27,6 @@ from adagrpo_ray.training.memory import (
     shape_of,
     takes_turns,
 )
-from adagrpo_ray.cluster.placement import Hardware, place
 
 GIB = 2**30
 SHAPE = Shape(

@@ -20,7 +20,7 @@ MEAN = (
     *("facile é", "a/b", "a", "..", ".", "../../etc/passwd", "/", "//", "a//b", ".hidden", " lead", "trail ", " ", "%"),
     *("50 %", "%41", "A", "%H", "%Habc", ":41", "::", ":H", "a:b", "my_rewards:short", "~", "a\nb", "a\tb", "a\rb"),
     *("\x00", "\x1b[31mred", "[red]x[/red]", "$x$", r"\frac{1}", "$", '"quoted"', "'", "<script>alert(1)</script>"),
-    *("|", "a|b", "\\|", "*bold*", "[x](javascript:1)", "`", "```", "# head", "---", "&amp;", "{{level}}", "${x}"),
+    *("|", "a|b", "\\|", "*bold*", "[x](javascript:1)", "`", "```", "# head", "---", "&amp;", "{{difficulty}}", "${x}"),
     *("\N{GRINNING FACE}", "\u202e gnp", "\ud800", "\ud83d\ude00", "e\u0301", "\xe9", "\u200b", "数学", "prüfe"),
     *("x" * 199, "x" * 200, "x" * 201, "x" * 5000, "é" * 5000, "é" * 5001, "9" * 5000, "nan", "None", "null", "-1"),
 )
@@ -67,7 +67,7 @@ def test_ordinary_names_stay_as_they_are(text: str) -> None:
 
 @given(texts)
 def test_mlflow_takes_every_name(text: str) -> None:
-    for group in ("flat_before_by_level", "accuracy_held_out_by_level"):
+    for group in ("flat_before_by_difficulty", "accuracy_held_out_by_difficulty"):
         if text:
             name = metric_name(f"{group}/{name_of(text)}")
             _validate_metric_name(name)
@@ -77,15 +77,15 @@ def test_mlflow_takes_every_name(text: str) -> None:
 
 
 @given(st.lists(texts, max_size=20, unique=True))
-def test_no_two_classes_share_a_curve_in_tensorboard_or_in_mlflow(levels: list[str]) -> None:
-    accuracies = {level: number / 100 for number, level in enumerate(levels)}
+def test_no_two_classes_share_a_curve_in_tensorboard_or_in_mlflow(difficulties: list[str]) -> None:
+    accuracies = {difficulty: number / 100 for number, difficulty in enumerate(difficulties)}
     tags = {
-        **step_scalars(replace(STEP, accuracy_by_level=accuracies)),
-        **evaluation_scalars(replace(BEFORE, accuracy_by_level=accuracies)),
+        **step_scalars(replace(STEP, accuracy_by_difficulty=accuracies)),
+        **evaluation_scalars(replace(BEFORE, accuracy_by_difficulty=accuracies)),
     }
-    for group in ("accuracy_by_level/", "accuracy_held_out_by_level/"):
+    for group in ("accuracy_by_difficulty/", "accuracy_held_out_by_difficulty/"):
         found = {tag: value for tag, value in tags.items() if tag.startswith(group)}
-        assert sorted(found.values()) == sorted(value for level, value in accuracies.items() if level)
+        assert sorted(found.values()) == sorted(value for difficulty, value in accuracies.items() if difficulty)
         assert len({metric_name(tag) for tag in found}) == len(found)
         for tag in found:
             Summary.Value(tag=tag, simple_value=1.0).SerializeToString()

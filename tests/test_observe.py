@@ -24,8 +24,10 @@ from adagrpo_ray.runs import (
     RunWriter,
     StepRecord,
     Summary,
-    wording as figures,
     summarize,
+)
+from adagrpo_ray.runs import (
+    wording as figures,
 )
 from adagrpo_ray.runs.observer import telling
 from adagrpo_ray.runs.scalars import step_scalars
@@ -44,13 +46,13 @@ STEP_JSON = {
     "groups_failed": 0,
     "groups_dropped": 0,
     "resamples": [3, 1],
-    "resamples_by_level": {"2": 1, "5": 3},
-    "accuracy_by_level": {"2": 0.75, "5": 0.0},
+    "resamples_by_difficulty": {"2": 1, "5": 3},
+    "accuracy_by_difficulty": {"2": 0.75, "5": 0.0},
     "rescued": [2, 0],
     "flat_before": 0.5,
     "flat_after": 0.125,
-    "flat_before_by_level": {"5": 1.0},
-    "flat_after_by_level": {"5": 0.25},
+    "flat_before_by_difficulty": {"5": 1.0},
+    "flat_after_by_difficulty": {"5": 0.25},
     "informative_groups": 5,
     "generated_tokens": 4000,
     "extra_tokens": 1000,
@@ -86,7 +88,7 @@ STEP_JSON = {
     "correction_max": 2.0,
     "masked_share": 0.0,
     "entropy": 1.25,
-    "entropy_by_level": {"2": 0.5, "5": 2.0},
+    "entropy_by_difficulty": {"2": 0.5, "5": 2.0},
     **dict.fromkeys(("last_loss", "last_kl", "last_entropy", "last_grad_norm")),
     "skipped_updates": 0,
 }
@@ -125,7 +127,7 @@ def test_metrics_that_trl_has_too_carry_its_names() -> None:
         "completions/clipped_ratio": 0.25,
         "completions/mean_terminated_length": 42.0,
         "entropy": 1.25,
-        "entropy_by_level/2": 0.5,
+        "entropy_by_difficulty/2": 0.5,
         "clip_ratio/low_mean": 0.015,
         "clip_ratio/high_mean": 0.005,
         "policy/ratio_min": 0.7,
@@ -146,7 +148,7 @@ def test_records_of_earlier_versions_lack_the_newer_figures() -> None:
         name: value for name, value in STEP.to_dict().items() if not name.startswith(("entropy", "ratio", "reward_std"))
     }
     record = StepRecord.from_dict(old)
-    assert (record.entropy, record.entropy_by_level, record.ratio_max, record.reward_std_by_function) == (
+    assert (record.entropy, record.entropy_by_difficulty, record.ratio_max, record.reward_std_by_function) == (
         None,
         {},
         None,
@@ -179,11 +181,11 @@ class TestRecords:
             "tokens_per_informative_group": 800.0,
             "groups_exhausted": 12,
             "groups_failed": 0,
-            "accuracy_by_level_before": {"10": 0.0, "2": 0.5},
-            "accuracy_by_level_after": {"10": 0.5, "2": 1.0},
-            "resamples_by_level": {"2": 12, "5": 36},
-            "flat_before_by_level": {"5": 1.0},
-            "flat_after_by_level": {"5": 0.25},
+            "accuracy_by_difficulty_before": {"10": 0.0, "2": 0.5},
+            "accuracy_by_difficulty_after": {"10": 0.5, "2": 1.0},
+            "resamples_by_difficulty": {"2": 12, "5": 36},
+            "flat_before_by_difficulty": {"5": 1.0},
+            "flat_after_by_difficulty": {"5": 0.25},
             # ceil(12 / 10) = 2 steps an interval.
             "resamples_by_interval": [
                 {"from": 1, "to": 2, "resamples": 3, "reward_mean": 1.5 / 16},
@@ -238,7 +240,7 @@ class TestRunWriter:
                 "label": "before",
                 "step": 0,
                 "accuracy": 0.25,
-                "accuracy_by_level": {"10": 0.0, "2": 0.5},
+                "accuracy_by_difficulty": {"10": 0.0, "2": 0.5},
                 "samples": 128,
                 "failed": 0,
                 "mean_length": 40.0,
@@ -265,7 +267,7 @@ class TestRunWriter:
 
     def test_tensorboard_shows_the_figures_in_groups(self, tmp_path: Path) -> None:
         with RunWriter(tmp_path / "run", "") as writer:
-            writer.evaluation("before", replace(BEFORE, accuracy_by_level={"": 0.25}))
+            writer.evaluation("before", replace(BEFORE, accuracy_by_difficulty={"": 0.25}))
             writer.step(STEPS[0])
             writer.step(STEPS[7])
         scalars = read_scalars(tmp_path / "run" / "tensorboard")
@@ -277,10 +279,10 @@ class TestRunWriter:
         assert scalars["adaptive/group_size"] == [(1, 6.5), (8, 6.5)]
         assert scalars["adaptive/groups_failed"] == [(1, 0.0), (8, 0.0)]
         assert scalars["accuracy/held_out_failed"] == [(0, 0.0)]
-        assert scalars["resamples_by_level/5"] == [(1, 3.0), (8, 3.0)]
+        assert scalars["resamples_by_difficulty/5"] == [(1, 3.0), (8, 3.0)]
         assert scalars["time/rollout"] == [(1, pytest.approx(0.3)), (8, pytest.approx(0.3))]
         assert {"policy/loss", "tokens/generated", "sync/bytes", "time/step"} <= set(scalars)
-        # Not measured: no point on a curve, and no curve for the level without a name.
+        # Not measured: no point on a curve, and no curve for the difficulty without a name.
         assert not {"policy/kl", "reward_by_function/length"} & set(scalars)
         assert not [tag for tag in scalars if tag.endswith("/")]
 
@@ -438,17 +440,17 @@ class TestPlainConsole:
         stream = io.TextIOWrapper(raw, encoding="ascii")
         with Console(1, stream) as console:
             console.phase("loading \N{GREEK SMALL LETTER PI} ...")
-            console.evaluation("before", replace(BEFORE, accuracy_by_level={"\u96e3": 0.5}))
+            console.evaluation("before", replace(BEFORE, accuracy_by_difficulty={"\u96e3": 0.5}))
             console.step(STEP)
             summary = run_summary(Path("runs/\udcff\u96e3"))
-            console.summary(replace(summary, accuracy_by_level_after={"\u96e3" * 200: 0.5}))
+            console.summary(replace(summary, accuracy_by_difficulty_after={"\u96e3" * 200: 0.5}))
         assert b"loading ? ..." in raw.getvalue()
         assert b"runs/??" in raw.getvalue()
 
     def test_names_from_a_data_set_steer_nothing(self) -> None:
         stream = io.StringIO()
         with Console(1, stream) as console:
-            console.evaluation("before", replace(BEFORE, accuracy_by_level={"\x1b[2J[red]x": 0.5, "": 1.0}))
+            console.evaluation("before", replace(BEFORE, accuracy_by_difficulty={"\x1b[2J[red]x": 0.5, "": 1.0}))
         assert stream.getvalue() == "held-out accuracy before: 0.250  %1B[2J[red]x: 0.500  (128 samples, 3.0 s)\n"
 
     def test_what_could_not_be_scored_is_shown(self) -> None:
@@ -634,12 +636,12 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_levels_are_in_the_order_of_their_numbers() -> None:
-    assert figures.levels(["10", "2", "level 3", "", "level 12", "2", "hard"]) == [
+    assert figures.difficulties(["10", "2", "difficulty 3", "", "difficulty 12", "2", "hard"]) == [
         "2",
         "10",
         "hard",
-        "level 3",
-        "level 12",
+        "difficulty 3",
+        "difficulty 12",
     ]
 
 

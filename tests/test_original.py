@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config import load_config
 from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
-from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
 CONFIG = load_config("launch/configs/local-1gpu.yaml")

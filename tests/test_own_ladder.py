@@ -37,9 +37,9 @@ def test_a_function_is_asked_after_each_failed_attempt() -> None:
 
 
 def test_a_function_sees_which_prompt_it_is() -> None:
-    ladder = own(lambda group, step: HOT if group.prompt.level == "hard" else None)
-    assert ladder.next(make_group([0], prompt=make_prompt(level="hard")), 1) == HOT
-    assert ladder.next(make_group([0], prompt=make_prompt(level="easy")), 1) is None
+    ladder = own(lambda group, step: HOT if group.prompt.difficulty == "hard" else None)
+    assert ladder.next(make_group([0], prompt=make_prompt(difficulty="hard")), 1) == HOT
+    assert ladder.next(make_group([0], prompt=make_prompt(difficulty="easy")), 1) is None
 
 
 def test_a_subclass_has_the_rungs_of_the_configuration() -> None:

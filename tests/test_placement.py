@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from adagrpo_ray.cluster.placement import Hardware, Placement, place
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ResourceError
-from adagrpo_ray.cluster.placement import Hardware, Placement, place
 
 
 def config(**sizes: float) -> Config:

@@ -22,8 +22,9 @@ import ray
 import yaml
 
 from adagrpo_ray import Callback, Config, ExtensionError, ResourceError, StepRecord, StoppedError, Summary, train
-from adagrpo_ray.training import actors as cluster, run, trainer
 from adagrpo_ray.cluster.authentication import own_token
+from adagrpo_ray.training import actors as cluster
+from adagrpo_ray.training import run, trainer
 from adagrpo_ray.training.actors import Actors, as_connected
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +135,7 @@ def test_a_reward_function_of_a_cell_counts_as_the_configuration_says(notebook: 
 def test_a_criterion_and_a_ladder_of_a_cell_decide(notebook: Notebook) -> None:
     summary = notebook.summaries[2]
     algorithm = settings(summary)["algorithm"]
-    assert (algorithm["criterion"]["kind"], algorithm["ladder"]) == ("two_right", "by_level")
+    assert (algorithm["criterion"]["kind"], algorithm["ladder"]) == ("two_right", "by_difficulty")
     assert sum(sum(step["resamples"]) for step in steps(summary)) > 0
 
 

@@ -45,7 +45,7 @@ def test_every_gauge_of_a_step_is_shown_as_it_was_measured() -> None:
     assert {name for name, _ in shown} == set(GAUGES) - {"held_out_accuracy"}
     assert shown["reward_mean", ""] == STEP.reward_mean
     assert shown["tokens_per_second", ""] == STEP.generated_tokens / STEP.seconds
-    assert shown["accuracy_by_level", "5"] == STEP.accuracy_by_level["5"]
+    assert shown["accuracy_by_difficulty", "5"] == STEP.accuracy_by_difficulty["5"]
     assert shown["phase_seconds", "sync"] == STEP.seconds_by_phase["sync"]
 
 
@@ -58,16 +58,16 @@ def test_every_counter_counts_what_a_step_did() -> None:
 
 
 def test_a_level_without_a_name_and_levels_without_end_make_no_time_series(monkeypatch: pytest.MonkeyPatch) -> None:
-    levels = {"": 1.0, **{f"level {number}": 0.5 for number in range(1000)}}
+    difficulties = {"": 1.0, **{f"difficulty {number}": 0.5 for number in range(1000)}}
     made = watched(monkeypatch)
     metrics = RayMetrics("run")
-    metrics.step(replace(STEP, accuracy_by_level=levels))
-    metrics.step(replace(STEP, accuracy_by_level={f"other {number}": 0.5 for number in range(1000)}))
-    metrics.step(replace(STEP, accuracy_by_level={"level 7": 0.75}))
+    metrics.step(replace(STEP, accuracy_by_difficulty=difficulties))
+    metrics.step(replace(STEP, accuracy_by_difficulty={f"other {number}": 0.5 for number in range(1000)}))
+    metrics.step(replace(STEP, accuracy_by_difficulty={"difficulty 7": 0.75}))
     metrics.close()
-    shown = {tags["level"]: value for value, tags in made["adagrpo_accuracy_by_level"]}
-    assert shown.keys() == {f"level {number}" for number in range(MOST_LABELS)}
-    assert shown["level 7"] == 0.75
+    shown = {tags["difficulty"]: value for value, tags in made["adagrpo_accuracy_by_difficulty"]}
+    assert shown.keys() == {f"difficulty {number}" for number in range(MOST_LABELS)}
+    assert shown["difficulty 7"] == 0.75
 
 
 def test_a_step_that_took_no_time_has_no_pace() -> None:
@@ -79,8 +79,8 @@ def test_what_the_newest_step_did_not_measure_is_not_shown_any_more(monkeypatch:
     monkeypatch.setattr(ray_metrics, "REFRESH_S", 0.01)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     metrics = RayMetrics("run")
-    metrics.step(replace(STEP, kl=0.5, accuracy_by_level={"easy": 1.0, "hard": 0.0}))
-    metrics.step(replace(STEP, kl=None, accuracy_by_level={"easy": 0.5}))
+    metrics.step(replace(STEP, kl=0.5, accuracy_by_difficulty={"easy": 1.0, "hard": 0.0}))
+    metrics.step(replace(STEP, kl=None, accuracy_by_difficulty={"easy": 0.5}))
     while len(made.get("adagrpo_loss", ())) < 5:  # the second step, refreshed
         assert metrics._thread.is_alive()
     metrics.close()
@@ -88,21 +88,23 @@ def test_what_the_newest_step_did_not_measure_is_not_shown_any_more(monkeypatch:
     assert set(before) == {0.5}
     assert math.isnan(last)  # Ray would show 0.5 for twenty seconds more
     assert len(made["adagrpo_kl"]) < len(made["adagrpo_loss"])
-    hard = [value for value, tags in made["adagrpo_accuracy_by_level"] if tags["level"] == "hard"]
+    hard = [value for value, tags in made["adagrpo_accuracy_by_difficulty"] if tags["difficulty"] == "hard"]
     assert set(hard[:-1]) == {0.0}
     assert math.isnan(hard[-1])
-    assert [tags["level"] for _, tags in made["adagrpo_accuracy_by_level"]][-1:] == ["easy"]
+    assert [tags["difficulty"] for _, tags in made["adagrpo_accuracy_by_difficulty"]][-1:] == ["easy"]
 
 
 def test_texts_of_users_are_labels_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     made = watched(monkeypatch)
     said: list[str] = []
     metrics = RayMetrics("läufe", said.append)
-    metrics.step(replace(STEP, accuracy_by_level={"facile é": 0.5, "a\n": 1.0}, reward_by_function={"m:prüfe": 0.25}))
+    metrics.step(
+        replace(STEP, accuracy_by_difficulty={"facile é": 0.5, "a\n": 1.0}, reward_by_function={"m:prüfe": 0.25})
+    )
     metrics.close()
-    assert made["adagrpo_accuracy_by_level"] == [
-        (0.5, {"run": "l%C3%A4ufe", "level": "facile %C3%A9"}),
-        (1.0, {"run": "l%C3%A4ufe", "level": "a%0A"}),
+    assert made["adagrpo_accuracy_by_difficulty"] == [
+        (0.5, {"run": "l%C3%A4ufe", "difficulty": "facile %C3%A9"}),
+        (1.0, {"run": "l%C3%A4ufe", "difficulty": "a%0A"}),
     ]
     assert [tags["function"] for _, tags in made["adagrpo_reward"]] == ["m:pr%C3%BCfe"]
     assert said == []

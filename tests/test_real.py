@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.engine import RolloutEngine
-from adagrpo_ray.viewer.conversation import Message, Side, render
-from adagrpo_ray.viewer.chat_model import ChatModel
-from adagrpo_ray.viewer.offers import Base
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
+from adagrpo_ray.viewer.chat_model import ChatModel
+from adagrpo_ray.viewer.conversation import Message, Side, render
+from adagrpo_ray.viewer.offers import Base
 from tests.program import launch, metrics
 
 pytestmark = [
@@ -155,9 +155,9 @@ def test_two_actors_and_two_ranks_train(run: tuple[Path, str]) -> None:
             assert abs(step["correction_mean"] - 1) < 1e-3
     tasks = {task.name for task in configure().reasoning_gym.tasks}
     (first, *_) = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    assert first["accuracy_by_level"].keys() <= tasks
+    assert first["accuracy_by_difficulty"].keys() <= tasks
     page = (folder / "report.html").read_text()
-    assert all(name in page for name in first["accuracy_by_level"])
+    assert all(name in page for name in first["accuracy_by_difficulty"])
 
 
 def test_a_run_that_goes_on_is_the_same_to_the_last_bit(run: tuple[Path, str], tmp_path: Path) -> None:

@@ -20,15 +20,15 @@ from conftest import PLANTED, TINY
 from matplotlib.figure import Figure
 from PIL import Image
 
-from adagrpo_ray.training import run as program
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError, HistoryError
-from adagrpo_ray.runs import Console, EvaluationRecord, GroupSample, RunWriter, StepRecord, summarize
 from adagrpo_ray.reports import Run, drawing, examples, read, tables, write_report
 from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.reports.page import page
 from adagrpo_ray.reports.run_data import labelled
+from adagrpo_ray.runs import Console, EvaluationRecord, GroupSample, RunWriter, StepRecord, summarize
+from adagrpo_ray.training import run as program
 from tests.histories import attempt, evaluation, group, step
 from tests.scripts import script
 
@@ -162,8 +162,8 @@ class TestOfARun:
         assert figures["tokens trained on"] == f"{summary['trained_tokens']:,}"
         assert figures["resamples"] == f"{sum(summary['resamples']):,}"
         assert figures["of these met the criterion"] == f"{sum(summary['rescued']):,}"
-        for level, accuracy in summary["accuracy_by_level_after"].items():
-            assert [row[3] for row in page.rows if row[:2] == [level, "run"]] == [f"{accuracy:.3f}"]
+        for difficulty, accuracy in summary["accuracy_by_difficulty_after"].items():
+            assert [row[3] for row in page.rows if row[:2] == [difficulty, "run"]] == [f"{accuracy:.3f}"]
         assert "prompts_per_step: 4" in page.text
         assert PLANTED not in page.text
 
@@ -221,7 +221,7 @@ class TestStates:
         assert run.summary.steps == 13
 
     def test_nothing_was_measured(self, tmp_path: Path) -> None:
-        """None wherever a record may have it, no reward function, no level, no rung."""
+        """None wherever a record may have it, no reward function, no difficulty, no rung."""
         unknown = {f.name: None for f in fields(StepRecord) if f.type == "float | None"}
         empty = {f.name: {} for f in fields(StepRecord) if str(f.type).startswith("Mapping")}
         nothing = step(1, **{**unknown, **empty, "resamples": (), "rescued": (), "seconds": 0.0})
@@ -308,11 +308,11 @@ class TestTexts:
             attempt([0.0], trained=False, text=EVIL),
             attempt([1.0, 0.0], 0, text=EVIL),
             prompt=EVIL,
-            level=EVIL,
+            difficulty=EVIL,
             answer=EVIL,
         )
         steps = [
-            step(n, reward_by_function={EVIL: 0.5, "_a": 0.1}, accuracy_by_level={EVIL: 0.5, "$\\frac$": 0.1})
+            step(n, reward_by_function={EVIL: 0.5, "_a": 0.1}, accuracy_by_difficulty={EVIL: 0.5, "$\\frac$": 0.1})
             for n in (1, 2)
         ]
         folder = make(tmp_path / "a&b", steps, [evaluation(0, 0.5)], [sample], f"note: {json.dumps(EVIL)}\n")

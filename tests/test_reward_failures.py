@@ -17,10 +17,10 @@ from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.rewards import RewardScorer, Scores
 from adagrpo_ray.rewards.registry import BUILTIN
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
 pytestmark = pytest.mark.faults

@@ -32,7 +32,7 @@ OF_TEXTS = sorted(set(BUILTIN) - {"reasoning_gym"})
 
 
 def score(name: str, text: str, truth: str = "42", format: FormatSettings = FORMAT) -> float | None:
-    (value,) = BUILTIN[name](completions=[text], answer=truth, prompt="?", format=format, level="")
+    (value,) = BUILTIN[name](completions=[text], answer=truth, prompt="?", format=format, difficulty="")
     return value
 
 
@@ -470,7 +470,7 @@ def test_functions_get_the_context_and_cannot_reach_each_other() -> None:
         return [0.0, 0.0]
 
     grade((look, 1.0), (look, 1.0))
-    wanted = {"completions": ["a", "bb"], "answer": "42", "prompt": "?", "format": FORMAT, "level": "", "x": 1}
+    wanted = {"completions": ["a", "bb"], "answer": "42", "prompt": "?", "format": FORMAT, "difficulty": "", "x": 1}
     wanted["columns"] = {"x": 1, "answer": 0}  # a column that has the name of an argument is found there
     assert seen == [wanted, wanted]
 

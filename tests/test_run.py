@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import ConfigError, LearnerLostError, RewardError
 from adagrpo_ray.runs import Observer
-from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.run import run
 from adagrpo_ray.training.trainer import place_and_train
@@ -42,7 +42,9 @@ def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseExcep
         if (error := next(left)) is not None:
             raise error
 
-    monkeypatch.setattr("adagrpo_ray.training.run.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128))
+    monkeypatch.setattr(
+        "adagrpo_ray.training.run.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128)
+    )
     monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", train)
     ear = Ear()
     config = load_config(None, [f"run.output_dir={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])

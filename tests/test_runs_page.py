@@ -40,7 +40,7 @@ def make_run(root: Path, name: str, steps: int, rate: float, *, ended: bool = Tr
                 [
                     group(number, prompt=f"{number}+7= of {name}"),
                     group(number, FAILED, stuck, prompt=HOSTILE, prompt_id=f"h{number}", outcome="exhausted"),
-                    group(number, attempt([1.0, 0.0], text=LONG), prompt_id=f"l{number}", level="5 digits"),
+                    group(number, attempt([1.0, 0.0], text=LONG), prompt_id=f"l{number}", difficulty="5 digits"),
                 ]
             )
         if ended:
@@ -134,7 +134,7 @@ def test_groups_are_filtered(page: Any) -> None:
     page.check("#groups-resampled input")
     until(lambda: len(rows(page)) == 4)
     page.uncheck("#groups-resampled input")
-    choose(page, "groups-level", "5 digits")
+    choose(page, "groups-difficulty", "5 digits")
     until(lambda: len(rows(page)) == 2)
     page.fill("#groups-text textarea, #groups-text input", "nowhere")
     until(lambda: "No group of this run is like that" in page.inner_text("#groups-list"))

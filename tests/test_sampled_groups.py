@@ -17,10 +17,10 @@ from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.runs.why import parameters, rung, why
+from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.browse import SampleFile, Wanted
 from adagrpo_ray.viewer.group_view import LONG, group_page, listing
 from adagrpo_ray.viewer.shelf import Shelf
-from adagrpo_ray.types import SamplingParams
 from tests.histories import attempt, group, step
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>${alert(3)}{{constructor}}\"'`</pre></details>"
@@ -41,7 +41,7 @@ def settings(**algorithm: Any) -> RunHistory:
 
 GROUPS = (
     group(1, FAILED, outcome="waiting", prompt="one plus one"),
-    group(2, RESCUE, level="5 digits"),
+    group(2, RESCUE, difficulty="5 digits"),
     group(3),
     group(4, FAILED, STUCK, outcome="exhausted", answer="Straße"),
 )
@@ -53,7 +53,7 @@ GROUPS = (
         (Wanted(), [4, 3, 2, 1]),
         (Wanted(first_step=2, last_step=3), [3, 2]),
         (Wanted(outcome="trained"), [3, 2]),
-        (Wanted(level="5 digits"), [2]),
+        (Wanted(difficulty="5 digits"), [2]),
         (Wanted(resampled=True), [4, 3]),
         (Wanted(text="ONE PLUS"), [1]),
         (Wanted(text="strasse"), [4]),
@@ -162,7 +162,7 @@ def test_an_open_group_shows_each_attempt_with_its_rewards_and_advantages() -> N
         "3+7=",
         "12+7=19 #0",
         "+0.500",
-        "level 2 digits",
+        "difficulty 2 digits",
     ):
         assert part in page
     assert "4 rewards of all 2 attempts: mean 0.25, standard deviation 0.5" in page
@@ -173,7 +173,7 @@ def test_an_open_group_shows_each_attempt_with_its_rewards_and_advantages() -> N
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     words: dict[str, Any] = dict.fromkeys(("text", "finish_reason", "weight_version"), HOSTILE)
     hostile = replace(RESCUE.completions[0], rewards={HOSTILE: 1.0}, **words)
-    words = dict.fromkeys(("step", "prompt", "prompt_id", "answer", "level", "outcome"), HOSTILE)
+    words = dict.fromkeys(("step", "prompt", "prompt_id", "answer", "difficulty", "outcome"), HOSTILE)
     sample = group(3, replace(RESCUE, completions=(hostile,)), **words)
     entry = write(tmp_path, sample).entries()[0]
     for page in (group_page(sample, settings()), listing([entry], more=False, chosen=entry.at)):
@@ -205,7 +205,7 @@ def test_a_shelf_opens_its_own_runs_only(tmp_path: Path) -> None:
         assert not found
         assert "there is no run" in problems[0]
     (entry,), _ = shelf.groups("a", Wanted(), 5)
-    assert (shelf.group("a", entry.at), shelf.levels("a"), shelf.newest("a")) == (group(1), ["2 digits"], entry)
+    assert (shelf.group("a", entry.at), shelf.difficulties("a"), shelf.newest("a")) == (group(1), ["2 digits"], entry)
     (tmp_path / "runs" / "b").symlink_to("a")
     assert shelf.names() == ["a"]
 

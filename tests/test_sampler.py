@@ -20,9 +20,9 @@ from adagrpo_ray.algorithm.methods import Method, make_method
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
+from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
-from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.types import Completion, GenerationRequest, Group, Prompt, SamplingParams
 
 BASE, WARM, HOT = SamplingParams(temperature=1.0), SamplingParams(temperature=1.1), SamplingParams(temperature=1.3)
@@ -91,7 +91,7 @@ def make_sampler(
     prompts: Sequence[str],
     ladder: Ladder | None = None,
     method: Method | None = None,
-    levels: Mapping[str, str] | None = None,
+    difficulties: Mapping[str, str] | None = None,
     drop_failed: bool = True,
     **settings: object,
 ) -> AdaptiveSampler:
@@ -103,7 +103,9 @@ def make_sampler(
     return AdaptiveSampler(
         chosen,
         method or Method(any_correct, ladder or Ladder(BASE, TWO_RUNGS), False, False, allocation=allocation),
-        PromptOrder([make_prompt(id, level=(levels or {}).get(id, "")) for id in prompts], seed=0, shuffle=False),
+        PromptOrder(
+            [make_prompt(id, difficulty=(difficulties or {}).get(id, "")) for id in prompts], seed=0, shuffle=False
+        ),
         fake.generate,
         fake.score,
         max_new_tokens=16,
@@ -157,8 +159,8 @@ def test_a_request_says_all_that_the_engine_needs() -> None:
 def test_seeds_come_from_run_prompt_visit_and_attempt() -> None:
     fake = Fake({"a": [FAIL], "b": [PASS]})
     run_steps(make_sampler(fake, prompts=["a", "b"]), 2)
-    assert [r.seed for r in fake.of("a")] == [request_seed(SEED, "a", visit, n) for visit in (0, 1) for n in (0, 1, 2)]
-    assert [r.seed for r in fake.of("b")] == [request_seed(SEED, "b", visit, 0) for visit in (0, 1)]
+    assert [r.seed for r in fake.of("a")] == [request_seed(SEED, "a", epoch, n) for epoch in (0, 1) for n in (0, 1, 2)]
+    assert [r.seed for r in fake.of("b")] == [request_seed(SEED, "b", epoch, 0) for epoch in (0, 1)]
     assert len({r.seed for r in fake.requests}) == len(fake.requests) == 8
 
 
@@ -211,8 +213,8 @@ def test_statistics_are_over_all_attempts_and_never_mix_prompts() -> None:
 def test_a_new_visit_starts_without_the_statistics_of_the_last_one() -> None:
     fake = Fake({"a": [FAIL, FAIL, FAIL, PASS]})
     first, second = run_steps(make_sampler(fake, prompts=["a"]), 2)
-    assert (first.exhausted[0].visit, first.exhausted[0].statistics.count) == (0, 6)
-    assert (second.ready[0].visit, second.ready[0].statistics.count, second.ready[0].born) == (1, 2, 2)
+    assert (first.exhausted[0].epoch, first.exhausted[0].statistics.count) == (0, 6)
+    assert (second.ready[0].epoch, second.ready[0].statistics.count, second.ready[0].born) == (1, 2, 2)
 
 
 def test_results_come_in_order_of_the_slots_whoever_ends_first() -> None:
@@ -337,12 +339,12 @@ def test_every_group_ends_once_and_no_step_exceeds_its_budget(
     for number, step in enumerate(steps, start=1):
         assert budget is None or 2 * len(step.attempts) <= budget
         assert all(number - g.born <= age for g in (*step.ready, *step.exhausted, *step.waiting))
-        sampled = Counter((g.prompt.id, g.visit) for g in step.attempts)
+        sampled = Counter((g.prompt.id, g.epoch) for g in step.attempts)
         assert resample == "immediate" or max(sampled.values()) == 1
     assert sum(len(step.attempts) for step in steps) == len(fake.requests)
 
     ended = [*(g for s in steps for g in (*s.ready, *s.exhausted, *s.aged)), *steps[-1].waiting]
-    drawn = [(g.prompt.id, g.visit) for g in ended]
+    drawn = [(g.prompt.id, g.epoch) for g in ended]
     assert sorted(drawn) == sorted(("abcde"[n % 5], n // 5) for n in range(len(drawn)))  # none twice, none lost
     for group in ended:
         assert rungs(group) == list(range(-1, len(group.attempts) - 1))
@@ -752,10 +754,10 @@ def test_a_start_above_a_ladder_of_no_rungs_is_the_base() -> None:
 
 
 def test_a_prompt_never_seen_goes_by_its_difficulty_class() -> None:
-    levels = {"a": "hard", "b": "hard", "c": "easy", "d": "easy"}
+    difficulties = {"a": "hard", "b": "hard", "c": "easy", "d": "easy"}
     fake = Fake({"a": [FAIL], "b": [(0.0,) * 4], "c": [PASS], "d": [PASS]})
     sampler = make_sampler(
-        fake, prompts="acbd", levels=levels, prompts_per_step=2, ladder=Ladder(BASE, ((1, (WARM,)),)),
+        fake, prompts="acbd", difficulties=difficulties, prompts_per_step=2, ladder=Ladder(BASE, ((1, (WARM,)),)),
         allocation=ALLOCATION | {"informative": 0.5},
     )  # fmt: skip
     _, second = run_steps(sampler, 2)

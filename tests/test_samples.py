@@ -14,11 +14,11 @@ from builders import make_attempt, make_completion, make_group, make_prompt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.runs import GroupSample, RunWriter
+from adagrpo_ray.runs.sample_text import SHOWN, group_text
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.collection import Collection, Failure
 from adagrpo_ray.sampling.sample_table import group_samples
-from adagrpo_ray.runs import GroupSample, RunWriter
-from adagrpo_ray.runs.sample_text import SHOWN, group_text
 from adagrpo_ray.types import Attempt, SamplingParams
 
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
@@ -110,7 +110,7 @@ def test_groups_are_shown_by_what_became_of_them_and_resampled_ones_first() -> N
 
 def test_groups_that_a_step_left_alone_are_not_shown() -> None:
     never = make_group(prompt=make_prompt("never"))
-    earlier = replace(FAILED, visit=3)  # waits since another visit
+    earlier = replace(FAILED, epoch=3)  # waits since another epoch
     kept = Failure(SOLVED, 5, dropped=False, error="no")  # went on with other scores
     groups = shown(
         ready=(SOLVED,), waiting=(never, earlier, FAILED), aged=(never,), failed=(kept,), attempts=(SOLVED, FAILED)
@@ -175,7 +175,7 @@ def test_a_run_leaves_groups_of_every_step(whole: Path) -> None:
     assert any(group.resampled for group in groups)
     for group in groups:
         assert "+" in group.prompt
-        assert group.level.endswith("digits")
+        assert group.difficulty.endswith("digits")
         assert [a.rung for a in group.attempts] == sorted({a.rung for a in group.attempts})
         for sampled in group.attempts:
             assert all(0 <= c.weight_version < group.step and c.tokens for c in sampled.completions)

@@ -23,15 +23,15 @@ import torch
 import yaml
 from conftest import PLANTED
 
+from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.cluster.authentication import own_token, read_again, takes_token
-from adagrpo_ray.training.actors import connect
+from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import CheckpointError, ModelError
-from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.model.pretrained import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.runs import Observer
-from adagrpo_ray.cluster.placement import Hardware, place
+from adagrpo_ray.training.actors import connect
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.trainer import place_and_train
 from tests.held import until

@@ -12,8 +12,8 @@ from adagrpo_ray import Callback, Config, ConfigError, Group, RewardError, train
 from adagrpo_ray.algorithm.criterion import make_criterion
 from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.extensions.given import give
-from adagrpo_ray.runs.records import StepRecord
 from adagrpo_ray.rewards.registry import SETTING, check_parameters, load_reward, score_group
+from adagrpo_ray.runs.records import StepRecord
 
 
 class Scorer:
@@ -55,7 +55,9 @@ def units(completions: list[str], answer: str, unit: str, **context: object) -> 
     return [3.0 for _ in completions]
 
 
-def named(completions: list[str], answer: str, prompt: str, format: object, level: str, columns: object) -> list[float]:
+def named(
+    completions: list[str], answer: str, prompt: str, format: object, difficulty: str, columns: object
+) -> list[float]:
     return [4.0 for _ in completions]
 
 
@@ -80,9 +82,9 @@ def load(function: Callable[..., Any]) -> Any:
         (one_by_one, "'mine' is a generator function; `return` what it yields"),
         (
             without_context,
-            r"'mine' takes \(completions.*\), and is called with prompt, format, level, columns too; .*\*\*context",
+            r"'mine' takes \(completions.*\), and is called with prompt, format, difficulty, columns too; .*\*\*context",
         ),
-        (lambda: [], ".*is called with completions, answer, prompt, format, level, columns too"),
+        (lambda: [], ".*is called with completions, answer, prompt, format, difficulty, columns too"),
         (by_place, ".*take completions without the slash"),
         (len, "'mine' takes .*is called with completions"),
     ],

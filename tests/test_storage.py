@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adagrpo_ray.storage import places as storage
-from adagrpo_ray.storage.cache import cache_folder
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.checkpoint import kept
+from adagrpo_ray.checkpoint.resume import find_past
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ResourceError
-from adagrpo_ray.checkpoint import files as checkpoint, kept
 from adagrpo_ray.runs import EvaluationRecord, RunWriter
 from adagrpo_ray.runs.history import sizes
 from adagrpo_ray.runs.mirror import open_run
-from adagrpo_ray.checkpoint.resume import find_past
+from adagrpo_ray.storage import places as storage
+from adagrpo_ray.storage.cache import cache_folder
 from tests.histories import SAMPLE, STEP
 from tests.program import metrics, train
 

@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from adagrpo_ray.storage import places as storage
+from adagrpo_ray.cluster.jobs import check_job_folder, job_id
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.cluster.jobs import check_job_folder, job_id
 from adagrpo_ray.model.pretrained import resolve_model
+from adagrpo_ray.storage import places as storage
 from tests.held import until
 from tests.program import ENDING_S
 from tests.reserved import reserved_ports
@@ -305,7 +305,10 @@ def test_options_that_cannot_work_are_one_error(options: tuple[str, ...], told: 
         (("run.output_dir=s3://bucket/runs", "run.name=one", "--resume=auto"), "s3://bucket/runs/one"),
         (("run.output_dir=/runs", "--resume=/old/one/"), "/old/one"),
         (("run.output_dir=/runs", "--resume=/old/one/checkpoints/step-000012"), "/old/one"),
-        (("run.output_dir=/runs", "--resume=s3://bucket/checkpoints/one/checkpoints/best"), "s3://bucket/checkpoints/one"),
+        (
+            ("run.output_dir=/runs", "--resume=s3://bucket/checkpoints/one/checkpoints/best"),
+            "s3://bucket/checkpoints/one",
+        ),
     ],
 )
 def test_the_run_folder_of_a_job_is_known_beforehand(training: tuple[str, ...], folder: str) -> None:

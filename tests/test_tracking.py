@@ -181,9 +181,9 @@ def test_a_run_that_is_tracked_from_its_middle_on_is_there_from_its_beginning(tm
 
 def test_names_of_levels_become_names_that_mlflow_takes() -> None:
     assert metric_name("time/step") == "time/step"
-    assert metric_name("accuracy_by_level/3 digits") == "accuracy_by_level/3 digits"
-    assert metric_name(f"accuracy_by_level/{name_of('../../<b>')}") == "accuracy_by_level/:2E.:2F..:2F:3Cb:3E"
-    assert metric_name(f"accuracy_by_level/{name_of('..')}") == "accuracy_by_level/:2E."
+    assert metric_name("accuracy_by_difficulty/3 digits") == "accuracy_by_difficulty/3 digits"
+    assert metric_name(f"accuracy_by_difficulty/{name_of('../../<b>')}") == "accuracy_by_difficulty/:2E.:2F..:2F:3Cb:3E"
+    assert metric_name(f"accuracy_by_difficulty/{name_of('..')}") == "accuracy_by_difficulty/:2E."
     assert metric_name(f"rewards/{name_of('m:prüfe')}/mean") == "rewards/m:prüfe/mean"
 
 

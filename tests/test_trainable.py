@@ -17,9 +17,9 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.lora.trainable import check_trainable
 from adagrpo_ray.model.pretrained import load_policy
-from adagrpo_ray.training.preflight import check
 from adagrpo_ray.rollout import architectures
 from adagrpo_ray.rollout.architectures import check_served
+from adagrpo_ray.training.preflight import check
 
 TINY = "launch/configs/tiny-cpu.yaml"
 QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")

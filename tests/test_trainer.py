@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from adagrpo_ray.training import trainer
-from adagrpo_ray.training.actors import Actors
+from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import RecordError
 from adagrpo_ray.learner.actor import Collected, SyncReport
-from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import Observer
-from adagrpo_ray.runs.records import SamplingFigures
+from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.training import trainer
+from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.training.trainer import _ahead, _is_best, train_on
 from tests.histories import STEP
 
@@ -66,7 +66,7 @@ class Learner:
         return SimpleNamespace(remote=partial(getattr(type(self), f"do_{method}"), self))
 
     def do_collect(self, step: int, last: int) -> Collected:
-        figures = SamplingFigures(**{f.name: getattr(STEP, f.name) for f in fields(SamplingFigures)})
+        figures = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
         if self.fault == "collect" and step == 3:
             figures = replace(figures, reward_mean=math.nan)
         return Collected((None,), 7, figures, (), 1, 0, ())

@@ -13,7 +13,7 @@ from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
 from adagrpo_ray.config.algorithm import LossSettings
 
 
-def statistics_of(ratios: list[float], levels: list[str], weights: list[float] | None = None) -> UpdateStatistics:
+def statistics_of(ratios: list[float], difficulties: list[str], weights: list[float] | None = None) -> UpdateStatistics:
     """One token a completion, of these ratios policy / old = old / behaviour, with entropies 1, 2, 3 ..."""
     log = torch.tensor(ratios).log()
     policy = torch.full_like(log, -1.0)
@@ -26,7 +26,7 @@ def statistics_of(ratios: list[float], levels: list[str], weights: list[float] |
         weights=torch.tensor(weights) if weights else torch.full_like(log, 0.1),
         sequence=torch.arange(len(log)),
         entropy=torch.arange(1.0, len(log) + 1),
-        levels=levels,
+        difficulties=difficulties,
     )
     return policy_loss(tokens, LossSettings())[1]
 
@@ -39,34 +39,38 @@ def test_what_the_loss_measures() -> None:
         (0.5, 3.5 / 3, 2)
     )
     assert s.logp_difference.high == pytest.approx(math.log(3))
-    assert (s.entropy.mean, s.entropy_by_level["easy"].mean, s.entropy_by_level["hard"].mean) == (2.0, 1.0, 2.5)
+    assert (s.entropy.mean, s.entropy_by_difficulty["easy"].mean, s.entropy_by_difficulty["hard"].mean) == (
+        2.0,
+        1.0,
+        2.5,
+    )
     figures = s.figures()
     assert (figures["clip_low"], figures["clip_high"], figures["capped_share"]) == pytest.approx((0, 1 / 3, 1 / 3))
-    assert figures["entropy_by_level"] == {"easy": 1.0, "hard": 2.5}
+    assert figures["entropy_by_difficulty"] == {"easy": 1.0, "hard": 2.5}
 
 
 def test_tokens_without_weight_count_nowhere() -> None:
     """The copy of a sample that fills up a rank's micro-batches has weights of zero."""
     s = statistics_of([0.5, 1.0, 100.0], ["easy", "hard", "idle"], [0.5, 0.5, 0.0])
     assert (s.tokens, s.clipped_high, s.ratio.high, s.entropy.mean) == (2, 0, 1.0, 1.5)
-    assert set(s.entropy_by_level) == {"easy", "hard"}
+    assert set(s.entropy_by_difficulty) == {"easy", "hard"}
 
 
 def test_merging_is_the_same_as_measuring_together() -> None:
-    ratios, levels = [0.5, 1.0, 3.0, 1.1], ["easy", "hard", "hard", ""]
-    first = statistics_of(ratios[:2], levels[:2])
-    merged = UpdateStatistics().merged(first).merged(statistics_of(ratios[2:], levels[2:]))
-    together = statistics_of(ratios, levels)
+    ratios, difficulties = [0.5, 1.0, 3.0, 1.1], ["easy", "hard", "hard", ""]
+    first = statistics_of(ratios[:2], difficulties[:2])
+    merged = UpdateStatistics().merged(first).merged(statistics_of(ratios[2:], difficulties[2:]))
+    together = statistics_of(ratios, difficulties)
     assert merged.ratio == together.ratio
     assert merged.importance_ratio == together.importance_ratio
     assert merged.loss == pytest.approx(together.loss, rel=1e-6)
-    assert set(merged.entropy_by_level) == {"easy", "hard", ""}
+    assert set(merged.entropy_by_difficulty) == {"easy", "hard", ""}
     assert pickle.loads(pickle.dumps(merged)) == merged  # as between processes
 
 
 def test_nothing_measured_is_none() -> None:
     figures = UpdateStatistics().figures()
-    assert figures.pop("entropy_by_level") == {}
+    assert figures.pop("entropy_by_difficulty") == {}
     assert set(figures.values()) == {None}
 
 

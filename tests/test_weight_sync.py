@@ -15,7 +15,6 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.algorithm.correction import rollout_correction
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.config import Config, load_config
@@ -26,6 +25,7 @@ from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_policy, load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor

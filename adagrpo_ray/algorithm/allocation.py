@@ -1,4 +1,4 @@
-"""Who gets how much of the budget: a posterior of each prompt's success rate decides at its next visit."""
+"""Who gets how much of the budget: a posterior of each prompt's success rate decides at its next epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Posterior:
     wrong: float = 0.0
 
     def after(self, right: int, wrong: int, discount: float) -> Posterior:
-        """The posterior after one more visit; older ones count `discount` as much, since the policy has moved."""
+        """The posterior after one more epoch; older ones count `discount` as much, since the policy has moved."""
         return Posterior(discount * self.right + right, discount * self.wrong + wrong)
 
     @property
@@ -26,14 +26,14 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Share:
-    """What a prompt gets at a visit: completions of its group, and how many rungs it starts above the base."""
+    """What a prompt gets at an epoch: completions of its group, and how many rungs it starts above the base."""
 
     size: int
     start: int
 
 
-def allocate(posterior: Posterior | None, visit: int, settings: AllocationSettings, default: int) -> Share | None:
-    """The share of a prompt at its `visit`-th visit (from 0); None: not this time, it is solved.
+def allocate(posterior: Posterior | None, epoch: int, settings: AllocationSettings, default: int) -> Share | None:
+    """The share of a prompt at its `epoch`-th epoch (from 0); None: not this time, it is solved.
 
     Without a posterior it gets `default` completions. Else its group is the smallest that holds right and wrong
     completions with probability `settings.informative`, which for success rate p and n completions is
@@ -43,7 +43,7 @@ def allocate(posterior: Posterior | None, visit: int, settings: AllocationSettin
     if posterior is None:
         return Share(default, 0)
     p = posterior.mean
-    if p > settings.solved_above and visit % settings.solved_every:
+    if p > settings.solved_above and epoch % settings.solved_every:
         return None
     size, most = settings.sizes(default)
     while size < most and 1 - p**size - (1 - p) ** size < settings.informative:

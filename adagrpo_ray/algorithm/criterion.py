@@ -11,8 +11,8 @@ import numpy as np
 
 from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.errors import ExtensionError
-from adagrpo_ray.extensions.loading import check_call, load_function, told
 from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.extensions.loading import check_call, load_function, told
 from adagrpo_ray.types import Group
 
 Criterion = Callable[[Group], bool]

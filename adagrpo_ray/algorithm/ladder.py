@@ -49,7 +49,7 @@ class Ladder:
         return max((len(rungs) for _, rungs in self.triggers), default=0)
 
 
-def request_seed(run_seed: int, prompt_id: str, visit: int, attempt: int) -> int:
+def request_seed(run_seed: int, prompt_id: str, epoch: int, attempt: int) -> int:
     """Seed of one attempt, 0 <= seed < 2**31: the same request sent again draws the same completions."""
-    key = f"{run_seed}/{prompt_id}/{visit}/{attempt}".encode()
+    key = f"{run_seed}/{prompt_id}/{epoch}/{attempt}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1

@@ -58,7 +58,7 @@ class Tokens:
 
     Log-probabilities: `policy` with gradient, `old` before this update, `behaviour` of the distribution that
     the token was drawn from, `reference` of the model without its adapter (None: no KL term). `sequence` says
-    which completion a token belongs to, from 0, and `levels` the difficulty of each completion. `entropy` is the
+    which completion a token belongs to, from 0, and `difficulties` the difficulty of each completion. `entropy` is the
     policy's, in nats (None: not measured, and no bonus).
     """
 
@@ -70,7 +70,7 @@ class Tokens:
     weights: torch.Tensor
     sequence: torch.Tensor
     entropy: torch.Tensor | None = None
-    levels: Sequence[str] = ()
+    difficulties: Sequence[str] = ()
 
 
 def policy_loss(tokens: Tokens, settings: LossSettings) -> tuple[torch.Tensor, UpdateStatistics]:
@@ -124,7 +124,7 @@ def policy_loss(tokens: Tokens, settings: LossSettings) -> tuple[torch.Tensor, U
         kl=kl,
         entropy=t.entropy,
         sequence=t.sequence,
-        levels=t.levels,
+        difficulties=t.difficulties,
     )
     return loss, update_statistics(loss, measured)
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.config.algorithm import SamplingSettings
 from adagrpo_ray.errors import ExtensionError
-from adagrpo_ray.extensions.loading import check_call, load_function, told
 from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.extensions.loading import check_call, load_function, told
 from adagrpo_ray.types import Group, SamplingParams
 
 LadderFunction = Callable[[Group, int], SamplingParams | None]

@@ -55,7 +55,7 @@ class UpdateStatistics:
     weight above 0 alike, whatever the loss's normalisation, as TRL's metrics do (`global_masked_mean` in its
     grpo_trainer.py): `kl` to the reference policy; `ratio` policy / old; `importance_ratio`, the correction as it
     multiplies the loss, one value a token or, by sequence, one a completion; `logp_difference`
-    |old - behaviour| log-probability, if both are finite; `entropy` of the policy in nats, and `entropy_by_level`.
+    |old - behaviour| log-probability, if both are finite; `entropy` of the policy in nats, and `entropy_by_difficulty`.
     Of `tokens`, those whose ratio stopped counting below (`clipped_low`) or above (`clipped_high`) the clip range,
     and those whose importance weight was `truncated` to a bound or `masked` by being outside of both.
     """
@@ -71,7 +71,7 @@ class UpdateStatistics:
     importance_ratio: Aggregate = Aggregate()
     logp_difference: Aggregate = Aggregate()
     entropy: Aggregate = Aggregate()
-    entropy_by_level: Mapping[str, Aggregate] = field(default_factory=dict)
+    entropy_by_difficulty: Mapping[str, Aggregate] = field(default_factory=dict)
 
     def merged(self, other: UpdateStatistics) -> UpdateStatistics:
         """The statistics of both sets of tokens together."""
@@ -100,8 +100,8 @@ class UpdateStatistics:
             "entropy": self.entropy.mean,
             **{name: count / self.tokens if self.tokens else None for name, count in shares.items()},
         }
-        by_level = {level: aggregate.mean for level, aggregate in self.entropy_by_level.items()}
-        return {**single, "entropy_by_level": by_level}
+        by_difficulty = {difficulty: aggregate.mean for difficulty, aggregate in self.entropy_by_difficulty.items()}
+        return {**single, "entropy_by_difficulty": by_difficulty}
 
 
 @dataclass(frozen=True)
@@ -124,18 +124,20 @@ class Measured:
     kl: torch.Tensor | None
     entropy: torch.Tensor | None
     sequence: torch.Tensor
-    levels: Sequence[str]
+    difficulties: Sequence[str]
 
 
 @torch.no_grad()
 def update_statistics(loss: torch.Tensor, m: Measured) -> UpdateStatistics:
     """The statistics of these tokens; one transfer from the device."""
     nowhere = torch.zeros_like(m.live)
-    names = sorted(set(m.levels)) if m.entropy is not None else []
+    names = sorted(set(m.difficulties)) if m.entropy is not None else []
     number = {name: i for i, name in enumerate(names)}
-    of_level = m.sequence
+    of_difficulty = m.sequence
     if names:
-        of_level = torch.tensor([number[level] for level in m.levels], device=m.live.device)[m.sequence]
+        of_difficulty = torch.tensor([number[difficulty] for difficulty in m.difficulties], device=m.live.device)[
+            m.sequence
+        ]
     entropy, kl = (m.ratio if values is None else values for values in (m.entropy, m.kl))
     aggregates = [
         _aggregate(kl, nowhere if m.kl is None else m.live),
@@ -143,7 +145,7 @@ def update_statistics(loss: torch.Tensor, m: Measured) -> UpdateStatistics:
         _aggregate(m.importance, m.live & m.weighs),
         _aggregate(m.difference, m.live & m.difference.isfinite()),
         _aggregate(entropy, nowhere if m.entropy is None else m.live),
-        *(_aggregate(entropy, m.live & (of_level == i)) for i in range(len(names))),
+        *(_aggregate(entropy, m.live & (of_difficulty == i)) for i in range(len(names))),
     ]
     flags = (m.live, m.clipped_low, m.clipped_high, m.truncated, m.masked)
     counts = [(m.live & flag).sum().double() for flag in flags]
@@ -162,7 +164,7 @@ def update_statistics(loss: torch.Tensor, m: Measured) -> UpdateStatistics:
         importance_ratio=done[2],
         logp_difference=done[3],
         entropy=done[4],
-        entropy_by_level={name: a for name, a in zip(names, done[5:], strict=True) if a.count},
+        entropy_by_difficulty={name: a for name, a in zip(names, done[5:], strict=True) if a.count},
     )
 
 

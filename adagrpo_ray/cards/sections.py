@@ -14,9 +14,9 @@ from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.source import is_generated, is_hub_name
 from adagrpo_ray.model.gguf_file import base_name
 from adagrpo_ray.model.identity import TINY, ModelIdentity
-from adagrpo_ray.runs.wording import change, few, levels, number, rungs, shown, whole
 from adagrpo_ray.runs.markdown import cell, code, fenced, literal
 from adagrpo_ray.runs.records import Summary
+from adagrpo_ray.runs.wording import change, difficulties, few, number, rungs, shown, whole
 from adagrpo_ray.types import SamplingParams
 
 METHODS = {"adagrpo": "adaptive GRPO", "grpo": "GRPO", "dapo": "DAPO's dynamic sampling"}
@@ -28,7 +28,13 @@ SHOWN = (
     *("algorithm.loss.correction", "algorithm.loss.correction_mode", "algorithm.loss.correction_floor"),
     *("algorithm.loss.correction_cap", "algorithm.loss.entropy_coef", "algorithm.loss.mask_truncated_completions"),
     "algorithm.overlong_buffer",
-    *("learner.learning_rate", "learner.schedule", "learner.warmup_ratio", "learner.weight_decay", "learner.max_grad_norm"),
+    *(
+        "learner.learning_rate",
+        "learner.schedule",
+        "learner.warmup_ratio",
+        "learner.weight_decay",
+        "learner.max_grad_norm",
+    ),
     *("model.lora.r", "model.lora.alpha", "model.lora.dropout", "model.lora.targets", "model.dtype"),
     *("rollout.max_new_tokens", "rewards.correct_by", "rewards.correct_above"),
 )
@@ -122,13 +128,15 @@ def results(config: Config, summary: Summary) -> str:
     if summary.accuracy_before is None and summary.accuracy_after is None:
         measured = "Held-out accuracy was not measured.\n"
     else:
-        named, others = few(levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after]))
-        before, after = summary.accuracy_by_level_before, summary.accuracy_by_level_after
+        named, others = few(
+            difficulties([*summary.accuracy_by_difficulty_before, *summary.accuracy_by_difficulty_after])
+        )
+        before, after = summary.accuracy_by_difficulty_before, summary.accuracy_by_difficulty_after
         rows = [("all", *_compared(summary.accuracy_before, summary.accuracy_after), str(sum(summary.resamples)))] + [
             (
                 literal(shown(name)),
                 *_compared(before.get(name), after.get(name)),
-                str(summary.resamples_by_level.get(name, 0)),
+                str(summary.resamples_by_difficulty.get(name, 0)),
             )
             for name in named
         ]

@@ -46,7 +46,11 @@ class Progress:
 
 
 def save(
-    folder: Path, step: int, contents: Mapping[str, Any], save_total_limit: int, measured: Mapping[int, float] | None = None
+    folder: Path,
+    step: int,
+    contents: Mapping[str, Any],
+    save_total_limit: int,
+    measured: Mapping[int, float] | None = None,
 ) -> None:
     """Write `contents` into `folder` as the checkpoint of `step`, then remove all but those that `stay`.
 
@@ -58,7 +62,9 @@ def save(
     with _writing(path):
         for left in folder.glob("step-*.part"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        kept, best = stay((other.name for other in _all(folder)), _latest(folder), path.name, save_total_limit, measured or {})
+        kept, best = stay(
+            (other.name for other in _all(folder)), _latest(folder), path.name, save_total_limit, measured or {}
+        )
         _remove(path)  # there only where a run was taken back and has come here again
         with _made_aside(path) as aside:
             for name, content in contents.items():

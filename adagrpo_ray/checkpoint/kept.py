@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.storage import places as storage
-from adagrpo_ray.errors import CheckpointError, ResourceError
 from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.checkpoint.files import BEST, CHECKSUMS, LATEST
+from adagrpo_ray.errors import CheckpointError, ResourceError
+from adagrpo_ray.storage import places as storage
 
 
 def save(
-    folder: str, step: int, contents: Mapping[str, Any], save_total_limit: int, measured: Mapping[int, float] | None = None
+    folder: str,
+    step: int,
+    contents: Mapping[str, Any],
+    save_total_limit: int,
+    measured: Mapping[int, float] | None = None,
 ) -> None:
     """`checkpoint.save` into a path or a URL; earlier checkpoints are as they were where it fails."""
     if not storage.is_url(folder):

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adagrpo_ray.storage import places as storage
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.checkpoint import kept
+from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError
-from adagrpo_ray.checkpoint import files as checkpoint, kept
-from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.runs import EvaluationRecord, RunWriter, StepRecord, retries
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES, TRACKED, Mark, sizes
 from adagrpo_ray.runs.mirror import MirroredWriter
+from adagrpo_ray.storage import places as storage
 
 AUTO = "auto"
 FOLDER = "checkpoints"

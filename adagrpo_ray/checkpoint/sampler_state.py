@@ -33,7 +33,7 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
         "prompts": state["prompts"],
         "waiting": [_plain_group(group, str(number), arrays) for number, group in enumerate(state["waiting"])],
         "posteriors": {prompt: asdict(posterior) for prompt, posterior in state["posteriors"].items()},
-        "levels": {level: asdict(posterior) for level, posterior in state["levels"].items()},
+        "difficulties": {difficulty: asdict(posterior) for difficulty, posterior in state["difficulties"].items()},
     }
     return plain, arrays
 
@@ -48,7 +48,7 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
         "prompts": plain["prompts"],
         "waiting": [_group(group, str(number), arrays, prompts) for number, group in enumerate(plain["waiting"])],
         "posteriors": {prompt: Posterior(**values) for prompt, values in plain["posteriors"].items()},
-        "levels": {level: Posterior(**values) for level, values in plain["levels"].items()},
+        "difficulties": {difficulty: Posterior(**values) for difficulty, values in plain["difficulties"].items()},
     }
 
 
@@ -57,7 +57,7 @@ def _plain_group(group: Group, place: str, arrays: Arrays) -> dict[str, Any]:
         arrays[f"{place}.prompt"] = np.ascontiguousarray(group.prompt.token_ids)
     return {
         "prompt": group.prompt.id,
-        "visit": group.visit,
+        "epoch": group.epoch,
         "born": group.born,
         "size": group.size,
         "start": group.start,
@@ -98,7 +98,7 @@ def _group(plain: Mapping[str, Any], place: str, arrays: Arrays, prompts: Mappin
         prompt = replace(prompt, token_ids=arrays[f"{place}.prompt"])
     return Group(
         prompt=prompt,
-        visit=plain["visit"],
+        epoch=plain["epoch"],
         born=plain["born"],
         size=plain["size"],
         start=plain["start"],

@@ -36,5 +36,7 @@ def check_job_folder(config: Config, tell: Callable[[str], None]) -> Config:
     if job_id() is None or is_lasting(config.run.output_dir):
         return config
     folder = str(Path.home() / config.run.output_dir)
-    tell(f"run.output_dir={config.run.output_dir!r} is relative, and Ray deletes a job's working directory: using {folder}")
+    tell(
+        f"run.output_dir={config.run.output_dir!r} is relative, and Ray deletes a job's working directory: using {folder}"
+    )
     return config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})})

@@ -94,7 +94,9 @@ def place(config: Config, hardware: Hardware, *, ours: bool, learner: bool = Tru
     on_gpu = hardware.gpus > 0
     shared = on_gpu and learner and hardware.gpus < 2
     if not on_gpu and r.tensor_parallel_size > 1:
-        raise ResourceError(f"rollout.tensor_parallel_size={r.tensor_parallel_size} needs GPUs, and there are none; set it to 1")
+        raise ResourceError(
+            f"rollout.tensor_parallel_size={r.tensor_parallel_size} needs GPUs, and there are none; set it to 1"
+        )
     actor_gpus, rank_gpus = (float(r.tensor_parallel_size), 1.0) if on_gpu else (0.0, 0.0)
     if shared:
         if r.actors > 1 or s.ranks > 1 or r.tensor_parallel_size > 1:

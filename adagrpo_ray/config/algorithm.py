@@ -112,7 +112,7 @@ class AllocationSettings(Section):
     min_group: GroupSize | None = Field(None, description="fewest completions of a group; null: half of group_size")
     max_group: GroupSize | None = Field(None, description="most completions of a group; null: group_size")
     informative: Share = Field(0.8, description="wanted probability that a group holds right and wrong completions")
-    discount: Share = Field(0.7, description="weight of a visit's results one visit later")
+    discount: Share = Field(0.7, description="weight of an epoch's results one epoch later")
     hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
     solved_above: Share = Field(0.95, description="prompts with a success rate above this are visited less often")
     solved_every: PositiveInt = Field(4, description="of so many visits of a solved prompt one takes place")

@@ -16,7 +16,23 @@ from adagrpo_ray.config.typed import Misfit
 from adagrpo_ray.config.yaml_text import Plain, parse, resolved
 from adagrpo_ray.errors import ConfigError
 
-RENAMED = {"learner.layout": "learner.packing"}
+RENAMED = {
+    "algorithm.updates": "algorithm.num_iterations",
+    "checkpoint.keep_last": "checkpoint.save_total_limit",
+    "data.columns.answer": "data.columns.ground_truth",
+    "data.columns.level": "data.columns.difficulty",
+    "data.held_out_prompts": "data.eval_prompts",
+    "learner.gradient_clip": "learner.max_grad_norm",
+    "learner.layout": "learner.packing",
+    "learner.warmup": "learner.warmup_ratio",
+    "reasoning_gym.tasks.level": "reasoning_gym.tasks.difficulty",
+    "rollout.eager": "rollout.enforce_eager",
+    "rollout.gpu_memory_share": "rollout.gpu_memory_utilization",
+    "rollout.max_sequences": "rollout.max_num_seqs",
+    "rollout.sync": "rollout.lora_mode",
+    "rollout.tensor_parallel": "rollout.tensor_parallel_size",
+    "run.folder": "run.output_dir",
+}
 """Settings that had another name, by that name."""
 
 _shown = reprlib.Repr()  # of any value, however long, deep or full of aliases
@@ -168,8 +184,8 @@ def _explain(error: Any) -> str:
     """One line for one of pydantic's errors: key, value, what to do."""
     place, value = tuple(error["loc"]), error["input"]
     key = ".".join(str(part).strip("'") for part in place if part != "[key]")
-    if key in RENAMED:
-        return f"{key} (value {_shown.repr(value)}) is called {RENAMED[key]} now; rename it"
+    if (new := RENAMED.get(".".join(str(part) for part in place if not isinstance(part, int)))) is not None:
+        return f"{key} (value {_shown.repr(value)}) is called {new} now; rename it"
     if error["type"] == "extra_forbidden":
         valid = _valid_names(place[:-1])
         near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)

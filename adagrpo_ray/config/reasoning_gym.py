@@ -25,7 +25,7 @@ class GymTaskSettings(Section):
     config: dict[str, JsonValue] = Field(
         {}, description="settings of the task by name, as max_terms: 2; the others keep the task's defaults"
     )
-    level: str | None = Field(
+    difficulty: str | None = Field(
         None,
         min_length=1,
         description="entry of the problem's metadata that divides the task into difficulty classes, as num_terms; "

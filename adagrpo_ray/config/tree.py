@@ -203,7 +203,9 @@ class RolloutSettings(Section):
     max_model_len: PositiveInt | None = Field(None, description="most tokens of prompt and completion; null: as needed")
     max_num_seqs: PositiveInt = Field(128, description="sequences that one actor decodes at a time")
     kv_cache_gib: Gibibytes | None = Field(None, description="size of the KV cache; null: by gpu_memory_utilization")
-    gpu_memory_utilization: float = Field(0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take")
+    gpu_memory_utilization: float = Field(
+        0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take"
+    )
     sleep: bool | None = Field(
         None,
         description="on one shared GPU, vLLM leaves it while the learner trains; null: where both do not fit, "

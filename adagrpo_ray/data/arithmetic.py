@@ -52,7 +52,7 @@ class Problem:
         return len(str(self.a))
 
     @property
-    def level(self) -> str:
+    def difficulty(self) -> str:
         """The difficulty class."""
         return f"{self.digits} digits"
 
@@ -65,15 +65,15 @@ def problem_sets(
     The classes take turns, so that each has an equal share of both sets. The held-out problems depend on
     the settings alone, not on how many there are to train on. Raises DataError where a class has too few.
     """
-    levels = sorted(settings.keep_carry)
-    shares = {digits: len(range(i, held_out + train, len(levels))) for i, digits in enumerate(levels)}
+    difficulties = sorted(settings.keep_carry)
+    shares = {digits: len(range(i, held_out + train, len(difficulties))) for i, digits in enumerate(difficulties)}
     for digits, share in shares.items():
         if share > count_problems(digits):
             raise DataError(
                 f"arithmetic has {count_problems(digits)} problems of {digits} digits and {share} are asked for; "
                 "lower data.train_prompts or data.eval_prompts, or add digits to arithmetic.keep_carry"
             )
-    streams = [_distinct(digits, settings.seed) for digits in levels]
+    streams = [_distinct(digits, settings.seed) for digits in difficulties]
     problems = [next(stream) for stream in islice(cycle(streams), held_out + train)]
     return tuple(problems[held_out:]), tuple(problems[:held_out])
 

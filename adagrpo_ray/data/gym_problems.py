@@ -50,7 +50,7 @@ class GymProblem:
 
     task: str
     config: Mapping[str, Any]
-    level: str
+    difficulty: str
     entry: Mapping[str, Any]
     examples: tuple[tuple[str, str], ...] = ()
 
@@ -110,10 +110,10 @@ def generate(settings: ReasoningGymSettings, count: int) -> tuple[GymProblem, ..
     turns = list(_turns([task.weight for task in settings.tasks], count))
     problems = [streams[number].draw() for number in turns]
     for number, task in enumerate(settings.tasks):
-        levels = {problem.level for problem, turn in zip(problems, turns, strict=True) if turn == number}
-        if task.level is not None and len(levels) > MOST_CLASSES:
+        difficulties = {problem.difficulty for problem, turn in zip(problems, turns, strict=True) if turn == number}
+        if task.difficulty is not None and len(difficulties) > MOST_CLASSES:
             raise DataError(
-                f"{SETTING}.{number}.level={task.level!r} makes {len(levels)} difficulty classes, more than the "
+                f"{SETTING}.{number}.difficulty={task.difficulty!r} makes {len(difficulties)} difficulty classes, more than the "
                 f"{MOST_CLASSES} that reports can show; name an entry with fewer values, or narrow the task's config"
             )
     return tuple(problems)
@@ -165,7 +165,7 @@ class _Stream:
     def draw(self) -> GymProblem:
         """The next problem whose question was not seen."""
         entry = self._new()
-        return GymProblem(self._task.name, self._task.config, self._level(entry), entry, self._examples)
+        return GymProblem(self._task.name, self._task.config, self._difficulty(entry), entry, self._examples)
 
     def _example(self, _: int) -> tuple[str, str]:
         entry = self._new()
@@ -228,20 +228,20 @@ class _Stream:
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % 2**31  # numpy's seeds have 32 bits
         return make_dataset(self._task.name, self._task.config, seed, self._place)
 
-    def _level(self, entry: Mapping[str, Any]) -> str:
-        key = self._task.level
+    def _difficulty(self, entry: Mapping[str, Any]) -> str:
+        key = self._task.difficulty
         if key is None:
             return self._name
         metadata = entry["metadata"]
         if key not in metadata:
             raise DataError(
-                f"{self._place}.level={key!r}: the metadata of {self._task.name} have no such entry; they have "
+                f"{self._place}.difficulty={key!r}: the metadata of {self._task.name} have no such entry; they have "
                 f"{', '.join(metadata)}"
             )
         value = answer_text(metadata[key])
         if value is None:
             raise DataError(
-                f"{self._place}.level={key!r}: the metadata of {self._task.name} hold a {type(metadata[key]).__name__} "
+                f"{self._place}.difficulty={key!r}: the metadata of {self._task.name} hold a {type(metadata[key]).__name__} "
                 "there; name an entry with a text or a number"
             )
         return f"{self._name} {key}={value}"

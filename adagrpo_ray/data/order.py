@@ -25,7 +25,7 @@ def check_ids(state: Mapping[str, Any]) -> None:
 
 
 class PromptOrder:
-    """Hands out prompts; the visit number of a prompt is the number of the pass, from 0."""
+    """Hands out prompts; the epoch number of a prompt is the number of the pass, from 0."""
 
     def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool, template: str = "") -> None:
         """`template` tells the chat template that rendered the prompts from others."""
@@ -38,11 +38,11 @@ class PromptOrder:
         return len(self._prompts)
 
     def take(self, n: int) -> list[tuple[Prompt, int]]:
-        """The next `n` prompts with their visit numbers."""
+        """The next `n` prompts with their epoch numbers."""
         size, chosen = len(self._prompts), []
         for position in range(self.taken, self.taken + n):
-            visit, place = divmod(position, size)
-            chosen.append((self._prompts[self._permutation(visit)[place]], visit))
+            epoch, place = divmod(position, size)
+            chosen.append((self._prompts[self._permutation(epoch)[place]], epoch))
         self.taken += n
         return chosen
 
@@ -68,10 +68,10 @@ class PromptOrder:
     def _digest(self) -> str:
         return hashlib.sha256("\n".join(prompt.id for prompt in self._prompts).encode()).hexdigest()
 
-    def _permutation(self, visit: int) -> Sequence[int]:
+    def _permutation(self, epoch: int) -> Sequence[int]:
         if not self._shuffle:
             return range(len(self._prompts))
-        if self._pass != visit:
-            order = np.random.default_rng([self._seed, visit]).permutation(len(self._prompts))
-            self._pass, self._order = visit, order.tolist()
+        if self._pass != epoch:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts))
+            self._pass, self._order = epoch, order.tolist()
         return self._order

@@ -82,7 +82,7 @@ class _Row:
 
     prompt: Any
     answer: Any
-    level: Any
+    difficulty: Any
     problem: Any
     columns: Row
     place: str = ""
@@ -100,13 +100,13 @@ def _generated(config: Config) -> tuple[list[_Row], list[_Row]]:
 
 
 def _arithmetic_row(problem: Problem) -> _Row:
-    return _Row(problem.text, problem.answer, problem.level, None, {})
+    return _Row(problem.text, problem.answer, problem.difficulty, None, {})
 
 
 def _gym_row(problem: GymProblem) -> _Row:
     """Tasks that accept many answers may give none."""
     answer = problem.entry["answer"]
-    return _Row(problem.messages, answer, problem.level, None, problem.columns, needs_answer=False)
+    return _Row(problem.messages, answer, problem.difficulty, None, problem.columns, needs_answer=False)
 
 
 def _read(rows: Sequence[Row], config: Config) -> Iterator[_Row]:
@@ -116,12 +116,12 @@ def _read(rows: Sequence[Row], config: Config) -> Iterator[_Row]:
     for number, row in enumerate(rows, start=1):
         place = f" (row {number} of data.source={config.data.source!r})"
         try:
-            level, problem = (_scalar(row, names, key) for key in ("level", "problem"))
+            difficulty, problem = (_scalar(row, names, key) for key in ("difficulty", "problem"))
             prompt = column(row, names.prompt, "data.columns.prompt")
-            answer = column(row, names.answer, "data.columns.ground_truth")
+            answer = column(row, names.ground_truth, "data.columns.ground_truth")
         except DataError as error:
             raise DataError(f"{error}{place}") from None
-        yield _Row(prompt, answer, level, problem, {**absent, **row}, place)
+        yield _Row(prompt, answer, difficulty, problem, {**absent, **row}, place)
 
 
 def _scalar(row: Row, names: ColumnSettings, key: str) -> Any:
@@ -179,7 +179,7 @@ class _Maker:
         chat = read_chat(row.prompt, row.columns)
         if chat is None:
             return "without a prompt"
-        answer, level = answer_text(row.answer), answer_text(row.level) or ""
+        answer, difficulty = answer_text(row.answer), answer_text(row.difficulty) or ""
         if answer is None:
             if row.needs_answer:
                 return "without an answer"
@@ -192,7 +192,7 @@ class _Maker:
             return "with control tokens of the model"
         rendered = self._template.render(chat, None if own_system else self._system)
         try:
-            for text in (rendered, answer, level, problem):
+            for text in (rendered, answer, difficulty, problem):
                 text.encode()
         except UnicodeEncodeError:
             return "not Unicode"
@@ -200,7 +200,7 @@ class _Maker:
         self._continued += chat.continues
         self._own_system += own_system
         ids = self._template.token_ids(rendered)
-        return Prompt(name, chat.problem, np.asarray(ids, np.int32), answer, level, row.columns)
+        return Prompt(name, chat.problem, np.asarray(ids, np.int32), answer, difficulty, row.columns)
 
 
 def _fitting(prompts: list[Prompt], config: Config, dropped: Counter[str]) -> list[Prompt]:

@@ -32,7 +32,7 @@ class Estimate(Record):
 
 
 @dataclass(frozen=True)
-class ModelFigures(Record):
+class ModelMetrics(Record):
     """One model. `not_scored` of its problems count as wrong; figures are shares, but for those of LENGTHS."""
 
     name: str
@@ -40,7 +40,7 @@ class ModelFigures(Record):
     digest: str
     not_scored: int
     figures: Mapping[str, Estimate]
-    accuracy_by_level: Mapping[str, Estimate]
+    accuracy_by_difficulty: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Comparison(Record):
     problems: int
     samples: int
     confidence: str
-    models: tuple[ModelFigures, ...]
+    models: tuple[ModelMetrics, ...]
     differences: tuple[Difference, ...]
 
 
@@ -92,13 +92,13 @@ def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> 
         samples=len(first[0].completions),
         confidence=CONFIDENCE,
         models=tuple(
-            ModelFigures(
+            ModelMetrics(
                 name=name,
                 folder=folder,
                 digest=digest,
                 not_scored=sum(bool(result.error) for result in results),
                 figures=_estimates(names, values, mean),
-                accuracy_by_level=_by_level(results, values[:, [names.index(ACCURACY)]]),
+                accuracy_by_difficulty=_by_difficulty(results, values[:, [names.index(ACCURACY)]]),
             )
             for (name, folder, digest, results), values, mean in zip(models, stacked, means, strict=False)
         ),
@@ -149,13 +149,13 @@ def _of_problem(result: ProblemResult) -> list[float]:
     ]
 
 
-def _by_level(results: Sequence[ProblemResult], accuracy: NDArray[np.float64]) -> dict[str, Estimate]:
-    """Accuracy [P, 1] of the problems of each level."""
-    levels = np.array([result.level for result in results])
+def _by_difficulty(results: Sequence[ProblemResult], accuracy: NDArray[np.float64]) -> dict[str, Estimate]:
+    """Accuracy [P, 1] of the problems of each difficulty."""
+    difficulties = np.array([result.difficulty for result in results])
     found = {}
-    for level in sorted(set(levels.tolist()) - {""}):
-        values = accuracy[levels == level]
-        found[level] = _estimates([ACCURACY], values, bootstrap_means(values, DRAWS, SEED))[ACCURACY]
+    for difficulty in sorted(set(difficulties.tolist()) - {""}):
+        values = accuracy[difficulties == difficulty]
+        found[difficulty] = _estimates([ACCURACY], values, bootstrap_means(values, DRAWS, SEED))[ACCURACY]
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.cluster.authentication import takes_token
-from adagrpo_ray.training.actors import connect, put_model
+from adagrpo_ray.cluster.placement import Placement, address
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.load import load_config
 from adagrpo_ray.config.tree import PLAIN, Config
@@ -22,14 +22,14 @@ from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, 
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile
 from adagrpo_ray.evaluation.settings import counting_settings, for_measuring, prompt_settings
 from adagrpo_ray.lora.adapters import read_adapter
-from adagrpo_ray.sampling.evaluate import check_finite, evaluation_request
-from adagrpo_ray.cluster.placement import Placement, address
-from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.rewards.extract import exact_answer, holds_answer
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
+from adagrpo_ray.sampling.evaluate import check_finite, evaluation_request
+from adagrpo_ray.training.actors import connect, put_model
+from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.training.trainer import UNGUARDED
 from adagrpo_ray.types import Completion, Prompt
 
@@ -206,7 +206,7 @@ def judge(
         problem=prompt.id,
         prompt=prompt.text,
         answer=prompt.answer,
-        level=prompt.level,
+        difficulty=prompt.difficulty,
         error=scores.error or "",
         completions=tuple(
             CompletionResult(

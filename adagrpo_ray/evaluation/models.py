@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adagrpo_ray.storage import places as storage
-from adagrpo_ray.lora.payload import AdapterWeights
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.checkpoint import kept
+from adagrpo_ray.checkpoint.resume import FOLDER
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, ModelError
-from adagrpo_ray.checkpoint import files as checkpoint, kept
 from adagrpo_ray.lora.adapters import RANKS, Adapter, check_fit, served_rank
+from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from adagrpo_ray.model.pretrained import linear_shapes, read_model_config
 from adagrpo_ray.model.quantised import check_unquantised
-from adagrpo_ray.checkpoint.resume import FOLDER
+from adagrpo_ray.storage import places as storage
 
 OPTION = "--adapter"
 BASE = "base"

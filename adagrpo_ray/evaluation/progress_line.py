@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from adagrpo_ray.runs.wording import duration, number, printable
 from adagrpo_ray.runs.progress import Clock
+from adagrpo_ray.runs.wording import duration, number, printable
 
 LINE_INTERVAL_S = 5.0
 """Least time between two lines of a log."""

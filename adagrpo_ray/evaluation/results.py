@@ -53,7 +53,7 @@ class ProblemResult(Record):
     problem: str
     prompt: str
     answer: str
-    level: str
+    difficulty: str
     error: str
     completions: tuple[CompletionResult, ...]
 

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.evaluation.comparison import ACCURACY, LENGTHS, Comparison, Estimate
-from adagrpo_ray.runs.wording import few, levels, printable, shown
 from adagrpo_ray.runs.markdown import cell, literal
+from adagrpo_ray.runs.wording import difficulties, few, printable, shown
 
 JSON, MARKDOWN = "evaluation.json", "evaluation.md"
 Rows = list[tuple[str, list[str]]]
@@ -92,10 +92,12 @@ def figure_rows(comparison: Comparison) -> Rows:
         label = f"accuracy (avg@{n})" if name == ACCURACY else LABELS.get(name, name)
         rows.append((label, [_shown(model.figures[name], name) for model in models]))
         if name == ACCURACY:
-            named, others = few(levels(level for model in models for level in model.accuracy_by_level))
+            named, others = few(
+                difficulties(difficulty for model in models for difficulty in model.accuracy_by_difficulty)
+            )
             rows += [
-                (f"  {shown(level)}", [_shown(model.accuracy_by_level[level], name) for model in models])
-                for level in named
+                (f"  {shown(difficulty)}", [_shown(model.accuracy_by_difficulty[difficulty], name) for model in models])
+                for difficulty in named
             ]
             rows += [(f"  {others}", ["" for _ in models])] if others else []
     if any(model.not_scored for model in models):

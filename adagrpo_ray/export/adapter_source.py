@@ -10,18 +10,19 @@ from pathlib import Path, PurePath
 
 from safetensors.torch import save_file
 
-from adagrpo_ray.storage import places as storage
+from adagrpo_ray.cards.card import CARD
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.checkpoint import kept
+from adagrpo_ray.checkpoint.resume import FOLDER
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.tree import PLAIN
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE, chosen_template
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ModelError
-from adagrpo_ray.checkpoint import files as checkpoint, kept
 from adagrpo_ray.lora.adapters import Adapter, read_adapter
-from adagrpo_ray.cards.card import CARD
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, Mark
 from adagrpo_ray.runs.records import Summary, summarize
-from adagrpo_ray.checkpoint.resume import FOLDER
+from adagrpo_ray.storage import places as storage
 
 CONFIG, ADAPTER = "config.yaml", "adapter"
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from adagrpo_ray.cards.card import OURS
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError, first_line
-from adagrpo_ray.cards.card import OURS
 from adagrpo_ray.model.folder import check_model_folder
 from adagrpo_ray.model.gguf_file import is_gguf
 from adagrpo_ray.model.gguf_model import dequantised

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from adagrpo_ray.lora.payload import PEFT_PREFIX
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.export.merge import Merge
+from adagrpo_ray.lora.payload import PEFT_PREFIX
 
 EPSILON = {"float32": 2.0**-20, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Largest relative difference of a merged weight by its type: twice what rounding does (float32: sixteen times)."""

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from adagrpo_ray.cards.card import CARD, Facts, Merge, adapter_card, merged_card
 from adagrpo_ray.config.tree import PLAIN
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE, use_template
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, ModelError, ResourceError, first_line
 from adagrpo_ray.export import merge
+from adagrpo_ray.export.adapter_source import Source, opened
 from adagrpo_ray.export.base import find_base
 from adagrpo_ray.export.check import check_bytes, compare
-from adagrpo_ray.export.adapter_source import Source, opened
-from adagrpo_ray.cards.card import CARD, Facts, Merge, adapter_card, merged_card
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, INDEX, read_json
 from adagrpo_ray.model.gguf_model import ORIGIN
 from adagrpo_ray.model.identity import ModelIdentity

@@ -9,37 +9,38 @@ from typing import Any
 
 import ray
 
-from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.algorithm.methods import make_method
+from adagrpo_ray.cards.card import CARD
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.checkpoint import kept
+from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
+from adagrpo_ray.cluster.environment import collector_off
+from adagrpo_ray.cluster.network import use_node_address
+from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.tree import PLAIN, Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE
-from adagrpo_ray.cluster.environment import collector_off
 from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.extensions.given import NOTHING, Given
-from adagrpo_ray.checkpoint import files as checkpoint, kept
 from adagrpo_ray.learner.background import Background
-from adagrpo_ray.sampling.batch import broken_samples, training_samples
-from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.learner.engine import EngineState, LearnerEngine
-from adagrpo_ray.sampling.evaluate import evaluate
-from adagrpo_ray.sampling.metrics import sampling_figures
 from adagrpo_ray.learner.gather import listen
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.sampling.sampler import AdaptiveSampler
-from adagrpo_ray.sampling.sample_table import group_samples
-from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.learner.updates import TrainReport
-from adagrpo_ray.cards.card import CARD
+from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.cluster.network import use_node_address
-from adagrpo_ray.runs.records import EvaluationRecord, SamplingFigures
-from adagrpo_ray.runs.samples import GroupSample
-from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
+from adagrpo_ray.runs.records import EvaluationRecord, SamplingMetrics
+from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.sampling.batch import broken_samples, training_samples
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.sampling.evaluate import evaluate
+from adagrpo_ray.sampling.metrics import sampling_metrics
+from adagrpo_ray.sampling.sample_table import group_samples
+from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.storage.places import outgoing
 
 POLL_S = 1.0
@@ -62,7 +63,7 @@ class Collected:
 
     batches: tuple[Any, ...]
     trained_tokens: int
-    figures: SamplingFigures
+    figures: SamplingMetrics
     groups: tuple[GroupSample, ...]
     rollout_actors: int
     rollout_restarts: int
@@ -155,7 +156,7 @@ class LearnerActor:
         return Collected(
             batches=tuple(ray.put(batch) for batch in batches),
             trained_tokens=sum(len(s.token_ids) for s in samples),
-            figures=sampling_figures(
+            figures=sampling_metrics(
                 step, collection, self._functions, self._method.ladder.height, exhausted_dropped=drop
             ),
             groups=group_samples(

@@ -221,7 +221,7 @@ class LearnerEngine:
             weights=self._flat([s.token_weights for s in samples]),
             sequence=self._flat([np.full(len(s.token_ids), i) for i, s in enumerate(samples)]),
             entropy=entropy,
-            levels=[s.level for s in samples],
+            difficulties=[s.difficulty for s in samples],
         )
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:

@@ -54,7 +54,7 @@ class Policy(torch.nn.Module):
         if self._max_over_ranks is not None:
             chunks = self._max_over_ranks(chunks)
         parts = [
-            checkpoint(_token_figures, head, h, t, self._entropy_gradient, use_reentrant=False)
+            checkpoint(_token_metrics, head, h, t, self._entropy_gradient, use_reentrant=False)
             for h, t in zip(chosen.tensor_split(chunks), rows.targets.tensor_split(chunks), strict=True)
         ]
         logprobs, entropies = zip(*parts, strict=True)
@@ -67,7 +67,7 @@ class Policy(torch.nn.Module):
             yield
 
 
-def _token_figures(
+def _token_metrics(
     head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor, entropy_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of each token [n] from hidden states [n x H]."""

@@ -40,7 +40,7 @@ class TrainReport:
     skipped_in_a_row: int
 
 
-def update_figures(reports: Sequence[TrainReport], updates: int) -> dict[str, Any]:
+def update_metrics(reports: Sequence[TrainReport], updates: int) -> dict[str, Any]:
     """The fields of StepRecord that `reports`, one a rank, are about; `updates` is how many a batch may have.
 
     Figures are of the first update, which is on fresh data, except those of OF_LAST. No reports: nothing was trained.

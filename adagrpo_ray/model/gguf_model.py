@@ -17,13 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.errors import ModelError, first_line
-from adagrpo_ray.storage.cached import make_once, progress, save_model, without_bars
 from adagrpo_ray.model.gguf_file import base_name, file_digest, find_gguf
 from adagrpo_ray.model.gguf_header import FLOATS, Header, read_header
 from adagrpo_ray.model.gguf_rope import ROPE_FACTORS, set_rope
 from adagrpo_ray.model.gguf_tokenizer import check_reloaded, end_tokens, load_gguf_tokenizer
+from adagrpo_ray.storage.cache import cache_folder
+from adagrpo_ray.storage.cached import make_once, progress, save_model, without_bars
 
 ORIGIN = "gguf.json"
 """The file of a folder that says which GGUF file it was made of."""

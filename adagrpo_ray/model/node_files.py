@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.gguf_model import dequantised
+from adagrpo_ray.storage.cache import cache_folder
 
 
 @dataclass(frozen=True)

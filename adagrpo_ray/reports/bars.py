@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from adagrpo_ray.runs.measured import ratio
-from adagrpo_ray.runs.records import Interval, intervals
 from adagrpo_ray.reports.chart import Chart
 from adagrpo_ray.reports.drawing import bars, key, panels, titled
 from adagrpo_ray.reports.run_data import Run
+from adagrpo_ray.runs.measured import ratio
+from adagrpo_ray.runs.records import Interval, intervals
 
 T = TypeVar("T")
 

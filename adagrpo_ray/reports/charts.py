@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from adagrpo_ray.runs.records import StepRecord
 from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.chart import Chart
 from adagrpo_ray.reports.curves import Quantity, accuracy, curves
 from adagrpo_ray.reports.run_data import Run
+from adagrpo_ray.runs.records import StepRecord
 
 
 def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:

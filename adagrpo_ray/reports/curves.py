@@ -9,11 +9,11 @@ from typing import Literal
 
 from matplotlib.axes import Axes
 
-from adagrpo_ray.runs.wording import levels
-from adagrpo_ray.runs.records import StepRecord
 from adagrpo_ray.reports.chart import Chart
 from adagrpo_ray.reports.drawing import curve, empty, ground, panels, share, titled
 from adagrpo_ray.reports.run_data import Run
+from adagrpo_ray.runs.records import StepRecord
+from adagrpo_ray.runs.wording import difficulties
 
 MOST_PANELS = 9
 """Of one figure: three rows. What does not fit is in the tables."""
@@ -67,16 +67,16 @@ def curves(
 
 
 def accuracy(runs: Sequence[Run], x: Literal["generated tokens", "step"], window: int) -> Chart:
-    """Accuracy of first attempts and on held-out prompts against `x`: of all prompts, and of each level."""
-    steps = (record.accuracy_by_level for run in runs for record in run.history.steps)
-    measured = (record.accuracy_by_level for run in runs for record in run.history.evaluations)
-    named = levels(name for by_level in chain(steps, measured) for name in by_level)[: MOST_PANELS - 1]
+    """Accuracy of first attempts and on held-out prompts against `x`: of all prompts, and of each difficulty."""
+    steps = (record.accuracy_by_difficulty for run in runs for record in run.history.steps)
+    measured = (record.accuracy_by_difficulty for run in runs for record in run.history.evaluations)
+    named = difficulties(name for by_difficulty in chain(steps, measured) for name in by_difficulty)[: MOST_PANELS - 1]
     alone = ["held-out prompts", "first attempts in training"]
     figure, axes = panels(1 + len(named), alone if len(runs) == 1 else [run.label for run in runs])
-    for panel, level in zip(axes, [None, *named], strict=True):
+    for panel, difficulty in zip(axes, [None, *named], strict=True):
         for number, run in enumerate(runs):
-            _accuracy(panel, run, x, level, window, (number, number) if len(runs) > 1 else (0, 1))
-        titled(panel, "all prompts" if level is None else level, x, "accuracy" if panel is axes[0] else "")
+            _accuracy(panel, run, x, difficulty, window, (number, number) if len(runs) > 1 else (0, 1))
+        titled(panel, "all prompts" if difficulty is None else difficulty, x, "accuracy" if panel is axes[0] else "")
         if not empty(panel):
             share(panel)
     if len(runs) > 1:
@@ -92,14 +92,14 @@ def said(caption: str, window: int) -> str:
     return caption if window == 1 else f"{caption} Curves are means over {window} steps."
 
 
-def _accuracy(axes: Axes, run: Run, x: str, level: str | None, window: int, numbers: tuple[int, int]) -> None:
+def _accuracy(axes: Axes, run: Run, x: str, difficulty: str | None, window: int, numbers: tuple[int, int]) -> None:
     """Both curves of a run, the held-out prompts in front."""
     steps, evaluations = run.history.steps, run.history.evaluations
     held_out, first = numbers
     curve(
         axes,
         [r.step for r in steps] if x == "step" else run.tokens,
-        [r.accuracy if level is None else r.accuracy_by_level.get(level) for r in steps],
+        [r.accuracy if difficulty is None else r.accuracy_by_difficulty.get(difficulty) for r in steps],
         first,
         window=window,
         points=held_out != first,
@@ -108,6 +108,6 @@ def _accuracy(axes: Axes, run: Run, x: str, level: str | None, window: int, numb
     curve(
         axes,
         [e.step if x == "step" else run.tokens_until(e.step) for e in evaluations],
-        [e.accuracy if level is None else e.accuracy_by_level.get(level) for e in evaluations],
+        [e.accuracy if difficulty is None else e.accuracy_by_difficulty.get(difficulty) for e in evaluations],
         held_out,
     )

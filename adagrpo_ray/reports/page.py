@@ -10,11 +10,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from adagrpo_ray.runs.wording import number, shown
-from adagrpo_ray.runs.samples import CompletionSample, GroupSample
-from adagrpo_ray.runs.why import rung, why
 from adagrpo_ray.reports import palette, tables
 from adagrpo_ray.reports.run_data import Run
+from adagrpo_ray.runs.samples import CompletionSample, GroupSample
+from adagrpo_ray.runs.why import rung, why
+from adagrpo_ray.runs.wording import number, shown
 
 MOST_CHARACTERS = 2000
 """Of one text; what is longer loses its middle."""
@@ -46,7 +46,7 @@ def page(runs: Sequence[Run], drawings: Sequence[Drawing]) -> str:
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         labels=labels,
         summary=tables.summary(runs),
-        levels=tables.by_level(runs),
+        difficulties=tables.by_difficulty(runs),
         drawings=[{**asdict(drawing), "svg": Markup(drawing.svg)} for drawing in drawings],
         differences=tables.differences(runs) if len(runs) > 1 else None,
         settings=[(run.label, tables.settings(run)) for run in runs],
@@ -57,7 +57,7 @@ def page(runs: Sequence[Run], drawings: Sequence[Drawing]) -> str:
 def _group(run: Run, group: GroupSample) -> dict[str, object]:
     return {
         "step": group.step,
-        "level": shown(group.level),
+        "difficulty": shown(group.difficulty),
         "prompt": _cut(group.prompt),
         "answer": _cut(group.answer),
         "functions": any(len(c.rewards) > 1 for attempt in group.attempts for c in attempt.completions),

@@ -9,13 +9,13 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
-from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import HistoryError
-from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
-from adagrpo_ray.runs.records import Summary, summarize
-from adagrpo_ray.runs.reader import CONFIG, SUMMARY, RunHistory, load
-from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.reports.examples import choose
+from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
+from adagrpo_ray.runs.reader import CONFIG, SUMMARY, RunHistory, load
+from adagrpo_ray.runs.records import Summary, summarize
+from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.storage import places as storage
 
 NEEDED = {CONFIG, METRICS, EVALUATIONS, SAMPLES, SUMMARY}
 

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from adagrpo_ray.config.secrets import holds_secret
-from adagrpo_ray.runs.wording import change, duration, levels, number, rungs, shown, whole
-from adagrpo_ray.runs.measured import ratio
 from adagrpo_ray.reports.run_data import Run
+from adagrpo_ray.runs.measured import ratio
+from adagrpo_ray.runs.wording import change, difficulties, duration, number, rungs, shown, whole
 
 Row = tuple[str, ...]
 
@@ -23,22 +23,22 @@ def summary(runs: Sequence[Run]) -> list[Row]:
     return [(name, *(column.get(name, "-") for column in columns)) for name in names]
 
 
-def by_level(runs: Sequence[Run]) -> list[Row]:
+def by_difficulty(runs: Sequence[Run]) -> list[Row]:
     """Held-out accuracy, resamples and groups without spread of each difficulty class, a row a run; none without any.
 
     Columns: class, run, accuracy before, after, change, resamples, share without spread of first attempts, trained on.
     """
-    names = levels(
+    names = difficulties(
         name
         for run in runs
         for mapping in (
-            run.summary.accuracy_by_level_before,
-            run.summary.accuracy_by_level_after,
-            run.summary.resamples_by_level,
+            run.summary.accuracy_by_difficulty_before,
+            run.summary.accuracy_by_difficulty_after,
+            run.summary.resamples_by_difficulty,
         )
         for name in mapping
     )
-    return [(shown(level), run.label, *_of_level(run, level)) for level in names for run in runs]
+    return [(shown(difficulty), run.label, *_of_difficulty(run, difficulty)) for difficulty in names for run in runs]
 
 
 def settings(run: Run) -> str:
@@ -88,16 +88,16 @@ def _counts(by_rung: tuple[int, ...]) -> str:
     return f"{sum(by_rung):,}" + (f" (by rung {rungs(by_rung)})" if len(by_rung) > 1 else "")
 
 
-def _of_level(run: Run, level: str) -> Row:
+def _of_difficulty(run: Run, difficulty: str) -> Row:
     s = run.summary
-    before, after = s.accuracy_by_level_before.get(level), s.accuracy_by_level_after.get(level)
+    before, after = s.accuracy_by_difficulty_before.get(difficulty), s.accuracy_by_difficulty_after.get(difficulty)
     return (
         number(before),
         number(after),
         change(before, after),
-        f"{s.resamples_by_level.get(level, 0):,}",
-        number(s.flat_before_by_level.get(level)),
-        number(s.flat_after_by_level.get(level)),
+        f"{s.resamples_by_difficulty.get(difficulty, 0):,}",
+        number(s.flat_before_by_difficulty.get(difficulty)),
+        number(s.flat_after_by_difficulty.get(difficulty)),
     )
 
 

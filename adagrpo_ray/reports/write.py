@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.reports import palette
-from adagrpo_ray.reports.drawing import as_png, as_svg
 from adagrpo_ray.reports.charts import charts
+from adagrpo_ray.reports.drawing import as_png, as_svg
 from adagrpo_ray.reports.page import Drawing, page
 from adagrpo_ray.reports.run_data import Run, labelled
+from adagrpo_ray.storage import places as storage
 
 PAGE, PLOTS = "report.html", "plots"
 MOST_BARS = 500

@@ -15,9 +15,9 @@ import numpy as np
 
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM
 from adagrpo_ray.config.tree import Config, FormatSettings
+from adagrpo_ray.data.completion_text import CompletionText
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given
-from adagrpo_ray.data.completion_text import CompletionText
 from adagrpo_ray.rewards.extract import final_answer
 from adagrpo_ray.rewards.registry import BUILTIN, SETTING, Scores, check_parameters, load_reward, score_group
 from adagrpo_ray.rewards.scorer import RewardScorer

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adagrpo_ray.errors import ConfigError, RewardError
-from adagrpo_ray.extensions.loading import check_kind, load_function, signature
 from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.extensions.loading import check_kind, load_function, signature
 from adagrpo_ray.rewards import functions as built_in
 from adagrpo_ray.rewards.gym import reasoning_gym
 from adagrpo_ray.rewards.latex import latex
@@ -49,7 +49,7 @@ class Scores:
     error: str | None = None
 
 
-WORDS = ("completions", "answer", "prompt", "format", "level", "columns")
+WORDS = ("completions", "answer", "prompt", "format", "difficulty", "columns")
 """Arguments of each reward function; the columns of the prompt's row are given too."""
 
 SETTING = "rewards.functions"
@@ -111,7 +111,7 @@ def score_group(
     answer: str,
     prompt: str,
     format: FormatSettings,
-    level: str = "",
+    difficulty: str = "",
     columns: Mapping[str, object] | None = None,
 ) -> Scores:
     """Call each (function, weight) on the group and add up.
@@ -124,7 +124,7 @@ def score_group(
     """
     # Last come our own words: a column of such a name must not take their place, and is in `columns`.
     row = dict(columns or {})
-    context = {**row, "columns": row, "answer": answer, "prompt": prompt, "format": format, "level": level}
+    context = {**row, "columns": row, "answer": answer, "prompt": prompt, "format": format, "difficulty": difficulty}
     raw = np.empty((len(completions), len(functions)), dtype=np.float32)
     totals = np.zeros(len(completions))
     for column, (function, weight) in enumerate(functions):

@@ -50,7 +50,7 @@ class RewardScorer:
         closed, it raises RewardError.
         """
         texts = [c.text for c in completions]
-        task = (texts, prompt.answer, prompt.text, prompt.level, dict(prompt.columns))
+        task = (texts, prompt.answer, prompt.text, prompt.difficulty, dict(prompt.columns))
         try:
             rewards, by_function = await self._run(task, prompt.id)
         except RewardError as error:

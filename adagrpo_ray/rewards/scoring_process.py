@@ -55,7 +55,7 @@ def start(
 
 
 def score(
-    completions: Sequence[str], answer: str, prompt: str, level: str, columns: Mapping[str, object]
+    completions: Sequence[str], answer: str, prompt: str, difficulty: str, columns: Mapping[str, object]
 ) -> tuple[list[float], list[list[float]]]:
     """Weighted totals [G] and raw scores [G, F] of one group; ends the process where memory runs out."""
     if _load_error is not None:
@@ -68,7 +68,7 @@ def score(
                 answer=answer,
                 prompt=prompt,
                 format=_format,
-                level=level,
+                difficulty=difficulty,
                 columns=columns,
             )
     except MemoryError:

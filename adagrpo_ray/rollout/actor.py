@@ -6,11 +6,11 @@ import asyncio
 
 import ray
 
-from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.cluster.children import ChildGuard
-from adagrpo_ray.config.tree import Config
-from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.cluster.network import use_node_address
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.lora.payload import AdapterWeights
+from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
 from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.types import Completion, GenerationRequest

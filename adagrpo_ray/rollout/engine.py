@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adagrpo_ray.lora.payload import AdapterWeights
-from adagrpo_ray.config.tree import Config
-from adagrpo_ray.data.template_choice import use_template
 from adagrpo_ray.cluster.environment import collector_off
-from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError
+from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.completion_text import CompletionText, stop_ids
+from adagrpo_ray.data.template_choice import use_template
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError
+from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine_load import EngineLoad
 from adagrpo_ray.rollout.output import EngineOutput
 from adagrpo_ray.types import Completion, GenerationRequest
@@ -303,7 +303,7 @@ class RolloutEngine:
 
     async def sleep(self) -> None:
         """Leave the GPU: weights go to host memory, the cache is dropped. No request may be in flight."""
-        await self._engine.sleep(level=1)
+        await self._engine.sleep(difficulty=1)
 
     async def wake(self) -> None:
         """Come back to the GPU. The adapter may be lost (vLLM issues 39934, 53888) until the next `apply`."""

@@ -13,9 +13,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError, RolloutError
-from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.rollout.pool import Member, RolloutPool, answer

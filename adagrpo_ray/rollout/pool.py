@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
-from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError, first_line
+from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.types import Completion, GenerationRequest
 

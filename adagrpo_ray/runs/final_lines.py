@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from adagrpo_ray.runs.wording import change, few, levels, number, printable, rungs, shown, whole
+from adagrpo_ray.runs.wording import change, few, difficulties, number, printable, rungs, shown, whole
 from adagrpo_ray.runs.records import Interval, Summary
 
 
@@ -22,9 +22,9 @@ def report(summary: Summary) -> Iterator[RenderableType]:
             f"held-out accuracy: {number(summary.accuracy_before)} -> {number(summary.accuracy_after)} "
             f"({change(summary.accuracy_before, summary.accuracy_after)})"
         )
-    names = levels([*summary.accuracy_by_level_before, *summary.accuracy_by_level_after, *summary.resamples_by_level])
+    names = difficulties([*summary.accuracy_by_difficulty_before, *summary.accuracy_by_difficulty_after, *summary.resamples_by_difficulty])
     if names:
-        yield _by_level(summary, names)
+        yield _by_difficulty(summary, names)
     yield ""
     yield (
         f"resamples: {sum(summary.resamples)} (by rung {rungs(summary.resamples)}), of which "
@@ -47,14 +47,14 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     yield f"run folder: {printable(str(summary.folder))}"
 
 
-def _by_level(summary: Summary, names: list[str]) -> Table:
+def _by_difficulty(summary: Summary, names: list[str]) -> Table:
     table = _table("class", "before", "after", "change", "resamples", "no spread: first", "trained")
     named, others = few(names)
     for name in named:
-        before = summary.accuracy_by_level_before.get(name)
-        after = summary.accuracy_by_level_after.get(name)
-        resamples = str(summary.resamples_by_level.get(name, 0))
-        flat = (m.get(name) for m in (summary.flat_before_by_level, summary.flat_after_by_level))
+        before = summary.accuracy_by_difficulty_before.get(name)
+        after = summary.accuracy_by_difficulty_after.get(name)
+        resamples = str(summary.resamples_by_difficulty.get(name, 0))
+        flat = (m.get(name) for m in (summary.flat_before_by_difficulty, summary.flat_after_by_difficulty))
         table.add_row(shown(name), number(before), number(after), change(before, after), resamples, *map(number, flat))
     if others:
         table.add_row(others)

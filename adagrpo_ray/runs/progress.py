@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from adagrpo_ray.runs.wording import duration, step_figures
+from adagrpo_ray.runs.wording import duration, step_metrics
 from adagrpo_ray.runs.records import StepRecord
 
 LINE_INTERVAL_S = 1.0
@@ -67,7 +67,7 @@ class Lines(Progress):
         """Print the step, or hold it back until it is known whether it was the last."""
         count = f"step {record.step:>{len(str(self._steps))}}/{self._steps}"
         self._held_back = "  ".join(
-            [count, *step_figures(record), *self._pace.figures(record), f"{record.seconds:.2f} s"]
+            [count, *step_metrics(record), *self._pace.figures(record), f"{record.seconds:.2f} s"]
         )
         now = self._clock()
         if self._printed_at is None or record.step >= self._steps or now - self._printed_at >= LINE_INTERVAL_S:
@@ -101,7 +101,7 @@ class Bar(Progress):
         """Put the step's figures under the bar."""
         tokens, left = self._pace.figures(record)
         # Replaced, never changed: the display's own thread may be reading them.
-        self._figures = [*step_figures(record), tokens]
+        self._figures = [*step_metrics(record), tokens]
         self._step, self._left = record.step, left
         self._live.start()
 

@@ -1,6 +1,6 @@
 """What is measured, as frozen dataclasses, and the sum of a run.
 
-A figure that was not measured is None, and null in JSON; no record takes infinity or NaN. A level of "" holds the
+A figure that was not measured is None, and null in JSON; no record takes infinity or NaN. A difficulty of "" holds the
 prompts that have none.
 """
 
@@ -19,7 +19,7 @@ from adagrpo_ray.runs.record import Record
 
 
 @dataclass(frozen=True)
-class SamplingFigures(Record):
+class SamplingMetrics(Record):
     """What the sampler knows of a step.
 
     Rewards and accuracy count first attempts only: resampling until one completion is right would bias them upwards.
@@ -39,7 +39,7 @@ class SamplingFigures(Record):
     reward_mean: float | None
     reward_by_function: Mapping[str, float | None]
     accuracy: float | None
-    accuracy_by_level: Mapping[str, float]
+    accuracy_by_difficulty: Mapping[str, float]
     groups_ready: int
     groups_waiting: int
     groups_late: int
@@ -47,12 +47,12 @@ class SamplingFigures(Record):
     groups_failed: int
     groups_dropped: int
     resamples: tuple[int, ...]
-    resamples_by_level: Mapping[str, int]
+    resamples_by_difficulty: Mapping[str, int]
     rescued: tuple[int, ...]
     flat_before: float | None
     flat_after: float | None
-    flat_before_by_level: Mapping[str, float]
-    flat_after_by_level: Mapping[str, float]
+    flat_before_by_difficulty: Mapping[str, float]
+    flat_after_by_difficulty: Mapping[str, float]
     informative_groups: int
     generated_tokens: int
     extra_tokens: int
@@ -67,7 +67,7 @@ class SamplingFigures(Record):
 
 
 @dataclass(frozen=True)
-class StepRecord(SamplingFigures):
+class StepRecord(SamplingMetrics):
     """One training step.
 
     `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
@@ -108,7 +108,7 @@ class StepRecord(SamplingFigures):
     correction_max: float | None = field(default=None, kw_only=True)
     masked_share: float | None = field(default=None, kw_only=True)
     entropy: float | None = field(default=None, kw_only=True)
-    entropy_by_level: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    entropy_by_difficulty: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
     last_loss: float | None = field(default=None, kw_only=True)
     last_kl: float | None = field(default=None, kw_only=True)
     last_entropy: float | None = field(default=None, kw_only=True)
@@ -125,7 +125,7 @@ class EvaluationRecord(Record):
 
     step: int
     accuracy: float
-    accuracy_by_level: Mapping[str, float]
+    accuracy_by_difficulty: Mapping[str, float]
     samples: int
     failed: int
     mean_length: float
@@ -170,7 +170,7 @@ class Retries(Record):
 class Summary(Record):
     """A whole run. `seconds` is the time of its steps, without start-up and measurements.
 
-    `flat_before_by_level` and `flat_after_by_level` are means over the steps that had groups of the level.
+    `flat_before_by_difficulty` and `flat_after_by_difficulty` are means over the steps that had groups of the difficulty.
     """
 
     accuracy_before: float | None
@@ -185,11 +185,11 @@ class Summary(Record):
     tokens_per_informative_group: float | None
     groups_exhausted: int
     groups_failed: int
-    accuracy_by_level_before: Mapping[str, float]
-    accuracy_by_level_after: Mapping[str, float]
-    resamples_by_level: Mapping[str, int]
-    flat_before_by_level: Mapping[str, float]
-    flat_after_by_level: Mapping[str, float]
+    accuracy_by_difficulty_before: Mapping[str, float]
+    accuracy_by_difficulty_after: Mapping[str, float]
+    resamples_by_difficulty: Mapping[str, int]
+    flat_before_by_difficulty: Mapping[str, float]
+    flat_after_by_difficulty: Mapping[str, float]
     resamples_by_interval: tuple[Interval, ...]
     name: str
     folder: Path | str
@@ -223,11 +223,11 @@ def summarize(
         seconds=math.fsum(r.seconds for r in records),
         **asdict(retries(records)),
         groups_failed=sum(r.groups_failed for r in records),
-        accuracy_by_level_before=before.accuracy_by_level if before else {},
-        accuracy_by_level_after=after.accuracy_by_level if after else {},
-        resamples_by_level=dict(sum((Counter(r.resamples_by_level) for r in records), Counter())),
-        flat_before_by_level=_by_level(r.flat_before_by_level for r in records),
-        flat_after_by_level=_by_level(r.flat_after_by_level for r in records),
+        accuracy_by_difficulty_before=before.accuracy_by_difficulty if before else {},
+        accuracy_by_difficulty_after=after.accuracy_by_difficulty if after else {},
+        resamples_by_difficulty=dict(sum((Counter(r.resamples_by_difficulty) for r in records), Counter())),
+        flat_before_by_difficulty=_by_difficulty(r.flat_before_by_difficulty for r in records),
+        flat_after_by_difficulty=_by_difficulty(r.flat_after_by_difficulty for r in records),
         resamples_by_interval=intervals(records, max(1, math.ceil(len(records) / 10))),
         name=name,
         folder=folder,
@@ -258,8 +258,8 @@ def _by_rung(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(sum(rung) for rung in zip_longest(*counts, fillvalue=0))
 
 
-def _by_level(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean share of each level over the steps that had it."""
+def _by_difficulty(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Mean share of each difficulty over the steps that had it."""
     steps = list(shares)
     names = sorted({name for shares_of_step in steps for name in shares_of_step})
     return measured({name: mean(own[name] for own in steps if name in own) for name in names})

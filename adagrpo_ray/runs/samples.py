@@ -60,18 +60,18 @@ class AttemptSample(Record):
 
 @dataclass(frozen=True)
 class GroupSample(Record):
-    """One visit of a prompt as it stood when `step` had trained, with all of its attempts, the oldest first.
+    """One epoch of a prompt as it stood when `step` had trained, with all of its attempts, the oldest first.
 
     `outcome`: "trained" on; "exhausted", its ladder used up, and trained on all the same where its completions have
     advantages (`algorithm.on_exhausted`); "waiting" for a resample in a later step; or "dropped", given up for its age
     or because a reward function failed on it. `prompt` is the problem as the data set has it, `answer` its ground
-    truth, `level` its class of difficulty, "" where there is none.
+    truth, `difficulty` its class of difficulty, "" where there is none.
     """
 
     step: int
     prompt_id: str
     prompt: str
-    level: str
+    difficulty: str
     answer: str
     outcome: Outcome
     attempts: tuple[AttemptSample, ...]

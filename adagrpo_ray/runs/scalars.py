@@ -24,7 +24,7 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             "completions/clipped_ratio": record.clipped_ratio,
             "completions/mean_terminated_length": record.mean_terminated_length,
             "accuracy/first_attempt": record.accuracy,
-            **_tags("accuracy_by_level", record.accuracy_by_level),
+            **_tags("accuracy_by_difficulty", record.accuracy_by_difficulty),
             "adaptive/groups_ready": record.groups_ready,
             "adaptive/groups_waiting": record.groups_waiting,
             "adaptive/groups_late": record.groups_late,
@@ -35,9 +35,9 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             "adaptive/flat_after": record.flat_after,
             **{f"adaptive/resamples_rung_{rung}": count for rung, count in enumerate(record.resamples)},
             **{f"adaptive/rescued_rung_{rung}": count for rung, count in enumerate(record.rescued)},
-            **_tags("resamples_by_level", record.resamples_by_level),
-            **_tags("flat_before_by_level", record.flat_before_by_level),
-            **_tags("flat_after_by_level", record.flat_after_by_level),
+            **_tags("resamples_by_difficulty", record.resamples_by_difficulty),
+            **_tags("flat_before_by_difficulty", record.flat_before_by_difficulty),
+            **_tags("flat_after_by_difficulty", record.flat_after_by_difficulty),
             "adaptive/informative_groups": record.informative_groups,
             "adaptive/group_size": record.group_size,
             "tokens/extra": record.extra_tokens,
@@ -63,7 +63,7 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
             "sampling/sampling_logp_difference/mean": record.behaviour_gap,
             "sampling/sampling_logp_difference/max": record.behaviour_gap_max,
             "entropy": record.entropy,
-            **_tags("entropy_by_level", record.entropy_by_level),
+            **_tags("entropy_by_difficulty", record.entropy_by_difficulty),
             "policy/last_loss": record.last_loss,
             "policy/last_kl": record.last_kl,
             "policy/last_entropy": record.last_entropy,
@@ -86,7 +86,7 @@ def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
     return measured(
         {
             "accuracy/held_out": record.accuracy,
-            **_tags("accuracy_held_out_by_level", record.accuracy_by_level),
+            **_tags("accuracy_held_out_by_difficulty", record.accuracy_by_difficulty),
             "accuracy/held_out_failed": record.failed,
             "tokens/held_out_completion_length": record.mean_length,
             "time/evaluation": record.seconds,
@@ -95,5 +95,5 @@ def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
 
 
 def _tags(group: str, values: Mapping[str, float | None], figure: str = "") -> dict[str, float | None]:
-    """One tag a text, by its name there; without the nameless level, which has no curve of its own."""
+    """One tag a text, by its name there; without the nameless difficulty, which has no curve of its own."""
     return {f"{group}/{name_of(text)}{figure}": value for text, value in values.items() if text}

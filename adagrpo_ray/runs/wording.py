@@ -13,7 +13,7 @@ LARGE = 1e6
 
 
 MOST_LEVELS = 24
-"""Lines of a terminal that has no more: so many levels are named; metrics.jsonl and report.html have all of them."""
+"""Lines of a terminal that has no more: so many difficulties are named; metrics.jsonl and report.html have all of them."""
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -50,13 +50,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def shown(level: str) -> str:
-    """A level's name, or another text of the user's, for people: of bearable length, without what cannot be seen."""
-    return name_of(level, TEXT, 80)
+def shown(difficulty: str) -> str:
+    """A difficulty's name, or another text of the user's, for people: of bearable length, without what cannot be seen."""
+    return name_of(difficulty, TEXT, 80)
 
 
-def levels(names: Iterable[str]) -> list[str]:
-    """Each level once, without the nameless one, numbers in the order of their size."""
+def difficulties(names: Iterable[str]) -> list[str]:
+    """Each difficulty once, without the nameless one, numbers in the order of their size."""
 
     def key(name: str) -> list[tuple[int, str, str]]:
         # By their length and then their digits: a number of thousands of digits is more than int() takes.
@@ -72,7 +72,7 @@ def few(names: Sequence[str]) -> tuple[Sequence[str], str]:
     return (names, "") if left <= 0 else (names[:MOST_LEVELS], f"and {left:,} more class{'es' if left > 1 else ''}")
 
 
-def step_figures(record: StepRecord) -> list[str]:
+def step_metrics(record: StepRecord) -> list[str]:
     """What one wants to see of a step at once, next to its pace."""
     return [
         f"reward {number(record.reward_mean)}",
@@ -86,9 +86,9 @@ def step_figures(record: StepRecord) -> list[str]:
 
 def evaluation_line(label: str, record: EvaluationRecord) -> str:
     """A measurement on the held-out prompts in one line."""
-    named, others = few(levels(record.accuracy_by_level))
-    by_level = [f"{shown(level)}: {number(record.accuracy_by_level[level])}" for level in named]
+    named, others = few(difficulties(record.accuracy_by_difficulty))
+    by_difficulty = [f"{shown(difficulty)}: {number(record.accuracy_by_difficulty[difficulty])}" for difficulty in named]
     failed = f"{record.failed} prompts not scored, " if record.failed else ""
     about = f"({record.samples} samples, {failed}{record.seconds:.1f} s)"
-    said = [*by_level, *([others] if others else []), about]
+    said = [*by_difficulty, *([others] if others else []), about]
     return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *said])

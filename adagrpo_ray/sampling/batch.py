@@ -88,5 +88,5 @@ def _sample(prompt: Prompt, completion: Completion, weights: Floats, advantage: 
         behaviour_logprobs=completion.logprobs,
         token_weights=weights,
         advantage=advantage,
-        level=prompt.level,
+        difficulty=prompt.difficulty,
     )

@@ -12,8 +12,8 @@ import numpy as np
 from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config.tree import EvaluationSettings
 from adagrpo_ray.errors import DivergedError
-from adagrpo_ray.sampling.sampler import Generate, Score
 from adagrpo_ray.runs.records import EvaluationRecord
+from adagrpo_ray.sampling.sampler import Generate, Score
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
 
@@ -50,7 +50,7 @@ async def evaluate(
     max_new_tokens: int,
     seed: int,
 ) -> EvaluationRecord:
-    """Share of right completions (avg@k for k = `settings.samples`), all prompts and by level.
+    """Share of right completions (avg@k for k = `settings.samples`), all prompts and by difficulty.
 
     The seeds are the same every time, so that two measurements of a run compare. Completions that could not be scored
     count as wrong. DivergedError if a log-probability is not finite: an accuracy of such a model means nothing.
@@ -62,16 +62,18 @@ async def evaluate(
         check_finite(completions)
         scores, correct = await score(prompt, completions)
         length = float(np.mean([len(c.token_ids) for c in completions]))
-        return prompt.level, float(correct.mean()), length, scores.error is not None
+        return prompt.difficulty, float(correct.mean()), length, scores.error is not None
 
     results = await asyncio.gather(*(measure(prompt) for prompt in prompts))
-    levels: dict[str, list[float]] = defaultdict(list)
-    for level, accuracy, *_ in results:
-        levels[level].append(accuracy)
+    difficulties: dict[str, list[float]] = defaultdict(list)
+    for difficulty, accuracy, *_ in results:
+        difficulties[difficulty].append(accuracy)
     return EvaluationRecord(
         step=step,
         accuracy=float(np.mean([accuracy for _, accuracy, *_ in results])),
-        accuracy_by_level={level: float(np.mean(levels[level])) for level in sorted(levels)},
+        accuracy_by_difficulty={
+            difficulty: float(np.mean(difficulties[difficulty])) for difficulty in sorted(difficulties)
+        },
         samples=len(results) * settings.samples,
         failed=sum(failed for *_, failed in results),
         mean_length=float(np.mean([length for _, _, length, _ in results])),

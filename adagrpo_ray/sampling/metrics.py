@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.runs.measured import known, mean, measured
-from adagrpo_ray.runs.records import SamplingFigures
+from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import Group
 
 
-def sampling_figures(
+def sampling_metrics(
     step: int, collection: Collection, functions: Sequence[str], height: int, *, exhausted_dropped: bool
-) -> SamplingFigures:
+) -> SamplingMetrics:
     """Figures of `step`; `height` is the ladder's number of rungs, `functions` the reward functions' names."""
     first = [g for g in collection.attempts if len(g.attempts) == 1]
     resampled = [g for g in collection.attempts if len(g.attempts) > 1]
@@ -26,16 +26,16 @@ def sampling_figures(
     rescued = Counter(g.last.rung for g in collection.ready if len(g.attempts) > 1)
     lost = [f for f in collection.failed if f.dropped]  # no attempt holds what was generated for them
     rungs = range(max(height, max(resamples, default=-1) + 1))
-    correct = [(g.prompt.level, float(g.last.correct.mean())) for g in first]
-    flat_before = [(g.prompt.level, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
-    flat_after = [(g.prompt.level, float(g.statistics.std == 0.0)) for g in trained]
+    correct = [(g.prompt.difficulty, float(g.last.correct.mean())) for g in first]
+    flat_before = [(g.prompt.difficulty, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
+    flat_after = [(g.prompt.difficulty, float(g.statistics.std == 0.0)) for g in trained]
     scores = np.concatenate([g.last.rewards_by_function for g in first]) if first else np.empty((0, len(functions)))
     completions = [c for g in collection.attempts for c in g.last.completions]
-    return SamplingFigures(
+    return SamplingMetrics(
         reward_mean=mean(float(r) for g in first for r in g.last.rewards),
         reward_by_function={name: mean(map(known, scores[:, i].tolist())) for i, name in enumerate(functions)},
         accuracy=mean(value for _, value in correct),
-        accuracy_by_level=_by_level(correct),
+        accuracy_by_difficulty=_by_difficulty(correct),
         groups_ready=len(collection.ready),
         groups_waiting=len(collection.waiting),
         groups_late=len(collection.late),
@@ -43,12 +43,12 @@ def sampling_figures(
         groups_failed=len(collection.failed),
         groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
         resamples=tuple(resamples[rung] for rung in rungs),
-        resamples_by_level=dict(Counter(g.prompt.level for g in resampled)),
+        resamples_by_difficulty=dict(Counter(g.prompt.difficulty for g in resampled)),
         rescued=tuple(rescued[rung] for rung in rungs),
         flat_before=mean(value for _, value in flat_before),
         flat_after=mean(value for _, value in flat_after),
-        flat_before_by_level=_by_level(flat_before),
-        flat_after_by_level=_by_level(flat_after),
+        flat_before_by_difficulty=_by_difficulty(flat_before),
+        flat_after_by_difficulty=_by_difficulty(flat_after),
         informative_groups=sum(not value for _, value in flat_after),
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
@@ -64,11 +64,11 @@ def sampling_figures(
     )
 
 
-def _by_level(values: Sequence[tuple[str, float]]) -> dict[str, float]:
-    levels: dict[str, list[float]] = defaultdict(list)
-    for level, value in values:
-        levels[level].append(value)
-    return measured({level: mean(levels[level]) for level in sorted(levels)})
+def _by_difficulty(values: Sequence[tuple[str, float]]) -> dict[str, float]:
+    difficulties: dict[str, list[float]] = defaultdict(list)
+    for difficulty, value in values:
+        difficulties[difficulty].append(value)
+    return measured({difficulty: mean(difficulties[difficulty]) for difficulty in sorted(difficulties)})
 
 
 def _std(values: NDArray[np.floating[Any]]) -> float | None:

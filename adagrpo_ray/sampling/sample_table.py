@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.sampling.batch import is_masked, picked
-from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.runs.measured import known
 from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample, Outcome, well_formed
+from adagrpo_ray.sampling.batch import is_masked, picked
+from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import Attempt, Completion, Group
 
 
@@ -48,7 +48,7 @@ def _advantages(group: Group, settings: AlgorithmSettings) -> dict[Completion, f
 
 def _visit(group: Group) -> tuple[str, int]:
     """What stays the same of a group from step to step."""
-    return group.prompt.id, group.visit
+    return group.prompt.id, group.epoch
 
 
 def _sample(
@@ -58,7 +58,7 @@ def _sample(
         step=step,
         prompt_id=well_formed(group.prompt.id),
         prompt=well_formed(group.prompt.text),
-        level=well_formed(group.prompt.level),
+        difficulty=well_formed(group.prompt.difficulty),
         answer=well_formed(group.prompt.answer),
         outcome=outcome,
         attempts=tuple(

@@ -21,9 +21,9 @@ from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
+from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.collection import Collection, Failure
-from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, SamplingParams
 
 Generate = Callable[[GenerationRequest], Awaitable[tuple[Completion, ...]]]
@@ -66,7 +66,7 @@ class AdaptiveSampler:
         self._waiting: list[Group] = []
         self._begun = self._in_flight = 0  # collections
         self._posteriors: dict[str, Posterior] = {}  # by prompt
-        self._levels: dict[str, Posterior] = {}  # by difficulty class, for prompts that were never seen
+        self._difficulties: dict[str, Posterior] = {}  # by difficulty class, for prompts that were never seen
 
     async def collect(self, step: int) -> Collection:
         """Sample the groups of `step` (counted from 1): waiting ones, then new prompts.
@@ -147,14 +147,14 @@ class AdaptiveSampler:
             "prompts": self._prompts.state_dict(),
             "waiting": list(self._waiting),
             "posteriors": dict(self._posteriors),
-            "levels": dict(self._levels),
+            "difficulties": dict(self._difficulties),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with the same prompts, settings and seed."""
         self._prompts.load_state_dict(state["prompts"])
         self._waiting = list(state["waiting"])
-        self._posteriors, self._levels = dict(state["posteriors"]), dict(state["levels"])
+        self._posteriors, self._difficulties = dict(state["posteriors"]), dict(state["difficulties"])
 
     @staticmethod
     def _resume(queue: Sequence[Group], slots: int, places: int) -> tuple[list[Group], list[Group]]:
@@ -172,29 +172,29 @@ class AdaptiveSampler:
         groups: list[Group] = []
         passed_over = 0
         while len(groups) < n:
-            ((prompt, visit),) = self._prompts.take(1)
+            ((prompt, epoch),) = self._prompts.take(1)
             share: Share | None = Share(self._settings.group_size, 0)
             # Where whole passes are left out everything is solved, and one may as well go on training on it.
             if self._method.allocation is not None and passed_over < len(self._prompts):
-                posterior = self._posteriors.get(prompt.id) or self._levels.get(prompt.level)
-                share = allocate(posterior, visit, self._method.allocation, self._settings.group_size)
+                posterior = self._posteriors.get(prompt.id) or self._difficulties.get(prompt.difficulty)
+                share = allocate(posterior, epoch, self._method.allocation, self._settings.group_size)
             if share is None:
                 passed_over += 1
             else:
-                groups.append(Group(prompt, visit, born=step, size=share.size, start=share.start))
+                groups.append(Group(prompt, epoch, born=step, size=share.size, start=share.start))
         return groups
 
     def _learn(self, first_attempts: Sequence[Group]) -> None:
         """Update the posteriors, by first attempts alone, since stopping at a success biases the rest."""
         if self._method.allocation is None:
             return
-        levels: dict[str, NDArray[np.bool_]] = {}
+        difficulties: dict[str, NDArray[np.bool_]] = {}
         for group in first_attempts:
             self._update(self._posteriors, group.prompt.id, group.last.correct)
-            before = levels.get(group.prompt.level, np.empty(0, np.bool_))
-            levels[group.prompt.level] = np.concatenate([before, group.last.correct])
-        for level, correct in levels.items():
-            self._update(self._levels, level, correct)
+            before = difficulties.get(group.prompt.difficulty, np.empty(0, np.bool_))
+            difficulties[group.prompt.difficulty] = np.concatenate([before, group.last.correct])
+        for difficulty, correct in difficulties.items():
+            self._update(self._difficulties, difficulty, correct)
 
     def _update(self, posteriors: dict[str, Posterior], key: str, correct: NDArray[np.bool_]) -> None:
         assert self._method.allocation is not None
@@ -269,7 +269,7 @@ class AdaptiveSampler:
                 n=group.size,
                 sampling=sampling,
                 max_new_tokens=self._max_new_tokens,
-                seed=request_seed(self._seed, group.prompt.id, group.visit, number),
+                seed=request_seed(self._seed, group.prompt.id, group.epoch, number),
             )
         )
         visit.scoring = True

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.config.secrets import holds_secret
 from adagrpo_ray.errors import ConfigError, ResourceError
+from adagrpo_ray.storage.cache import cache_folder
 
 PAUSES_S = (0.5, 2.0)
 """Before each further try of what failed."""

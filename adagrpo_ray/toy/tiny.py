@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
 from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.storage.cached import make_once, progress, save_model
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.toy.training import Recipe, train_tiny_model

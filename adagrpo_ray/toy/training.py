@@ -162,11 +162,11 @@ def _train(
         for optimizer in optimizers
     ]
     head, tail = prompt_frame(tokenizer, markers)
-    levels = sorted(arithmetic.keep_carry.items())
+    difficulties = sorted(arithmetic.keep_carry.items())
     rng = np.random.default_rng(arithmetic.seed)
     model.train()
     for step in range(recipe.steps):
-        digits, share = levels[step % len(levels)]
+        digits, share = difficulties[step % len(difficulties)]
         examples = [training_example(tokenizer, tail, rng, digits, share, markers) for _ in range(recipe.batch)]
         loss = _loss(model, torch.tensor([head]), *_padded(examples, tokenizer.pad_token_id))
         model.zero_grad()

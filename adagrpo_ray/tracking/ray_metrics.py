@@ -42,7 +42,7 @@ GAUGES = {
     "reward_mean": "mean reward of first attempts",
     "reward": "mean reward of first attempts by reward function",
     "accuracy": "share of first attempts that are right",
-    "accuracy_by_level": "the same by difficulty class",
+    "accuracy_by_difficulty": "the same by difficulty class",
     "held_out_accuracy": "accuracy on the held-out prompts when it was measured last",
     "groups_waiting": "groups that wait for a resample",
     "flat_before": "share of first attempts without spread of rewards",
@@ -79,7 +79,7 @@ COUNTERS = {
 
 LABELS = {
     "reward": "function",
-    "accuracy_by_level": "level",
+    "accuracy_by_difficulty": "difficulty",
     "phase_seconds": "phase",
     "groups": "outcome",
     "resamples": "rung",
@@ -98,7 +98,7 @@ def step_gauges(record: StepRecord) -> Iterator[Figure]:
     }
     yield from (Figure(name, value) for name, value in measured(plain).items())
     yield from _labelled("reward", record.reward_by_function)
-    yield from _labelled("accuracy_by_level", record.accuracy_by_level)
+    yield from _labelled("accuracy_by_difficulty", record.accuracy_by_difficulty)
     yield from _labelled("phase_seconds", record.seconds_by_phase)
 
 
@@ -215,5 +215,5 @@ class RayMetrics(Observer):
 
 
 def _labelled(name: str, values: Mapping[str, float | None]) -> Iterator[Figure]:
-    """A figure for each value, without the nameless level."""
+    """A figure for each value, without the nameless difficulty."""
     yield from (Figure(name, value, LABELS[name], of) for of, value in measured(values).items() if of)

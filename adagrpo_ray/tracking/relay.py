@@ -12,8 +12,8 @@ from threading import Thread
 
 from adagrpo_ray.errors import first_line
 from adagrpo_ray.runs.observer import Observer
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
 from adagrpo_ray.runs.reader import RunHistory
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
 from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking.tracker import State, TrackedRun, Tracker

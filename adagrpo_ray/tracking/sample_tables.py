@@ -9,7 +9,7 @@ from dataclasses import asdict
 from adagrpo_ray.runs.samples import GroupSample
 
 COLUMNS = (
-    *("step", "prompt_id", "level", "prompt", "answer", "outcome", "attempt", "rung", "sampling"),
+    *("step", "prompt_id", "difficulty", "prompt", "answer", "outcome", "attempt", "rung", "sampling"),
     *("completion", "tokens", "finish_reason", "weight_version", "reward", "rewards", "correct", "advantage"),
 )
 
@@ -20,7 +20,7 @@ def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
     """The rows of `groups`, in the order of COLUMNS; None for what was not measured."""
     return [
         [
-            *(group.step, group.prompt_id, group.level, group.prompt, group.answer, group.outcome),
+            *(group.step, group.prompt_id, group.difficulty, group.prompt, group.answer, group.outcome),
             *(number, attempt.rung, json.dumps(asdict(attempt.sampling))),
             *(completion.text, completion.tokens, completion.finish_reason, completion.weight_version),
             *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),

@@ -11,13 +11,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from adagrpo_ray.cluster.jobs import is_lasting, job_id
+from adagrpo_ray.cluster.placement import address
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, ResourceError, StoppedError, first_line
-from adagrpo_ray.cluster.jobs import is_lasting, job_id
 from adagrpo_ray.runs.history import TRACKED
 from adagrpo_ray.runs.observer import Observer, Observers
 from adagrpo_ray.runs.reader import RunHistory, load
-from adagrpo_ray.cluster.placement import address
 from adagrpo_ray.storage.places import find, leave
 from adagrpo_ray.tracking.mlflow_run import MlflowRun, is_uri
 from adagrpo_ray.tracking.ray_metrics import RayMetrics

@@ -21,19 +21,19 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adagrpo_ray.cluster.authentication import own_token
 from adagrpo_ray.cluster.children import ChildGuard
-from adagrpo_ray.config.tree import Config
 from adagrpo_ray.cluster.environment import environment
-from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError, first_line
 from adagrpo_ray.cluster.jobs import is_lasting
 from adagrpo_ray.cluster.joining import check_address, check_temporary_folders, ray_errors
-from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.gguf_file import is_gguf
-from adagrpo_ray.model.pretrained import TINY
 from adagrpo_ray.cluster.network import loopback_alone
 from adagrpo_ray.cluster.placement import Hardware, Placement, address, local_hardware, place
-from adagrpo_ray.training.preflight import Inputs
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError, first_line
+from adagrpo_ray.learner.actor import LearnerActor
+from adagrpo_ray.model.gguf_file import is_gguf
+from adagrpo_ray.model.node_files import ModelFiles
+from adagrpo_ray.model.pretrained import TINY
 from adagrpo_ray.stop import Stop
+from adagrpo_ray.training.preflight import Inputs
 
 STOP_TIMEOUT_S = 20.0
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adagrpo_ray.cluster.placement import Hardware, Placement, address
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, ResourceError
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET, chunk_tokens
@@ -21,7 +22,6 @@ from adagrpo_ray.model.gguf_file import find_gguf, is_gguf
 from adagrpo_ray.model.gguf_header import read_header
 from adagrpo_ray.model.gguf_model import gguf_config
 from adagrpo_ray.model.pretrained import TINY, flash_attention
-from adagrpo_ray.cluster.placement import Hardware, Placement, address
 
 SIZES = {"float32": 4, "bfloat16": 2}  # bytes a number
 # Backward of logsumexp holds the logits, their difference to the result, its exponential, and the gradient.

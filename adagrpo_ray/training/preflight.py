@@ -8,16 +8,16 @@ from threading import Event
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
+from adagrpo_ray.cluster.joining import check_ray
+from adagrpo_ray.cluster.placement import address, local_hardware, place
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.data.template_choice import chosen_template
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import NOTHING, Given
-from adagrpo_ray.cluster.joining import check_ray
 from adagrpo_ray.model.gguf_file import is_gguf
 from adagrpo_ray.model.gguf_model import read_origin
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
-from adagrpo_ray.cluster.placement import address, local_hardware, place
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
 from adagrpo_ray.rollout.architectures import check_served

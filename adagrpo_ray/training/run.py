@@ -8,20 +8,20 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from adagrpo_ray.storage import places as storage
-from adagrpo_ray.training.actors import as_connected
+from adagrpo_ray.checkpoint.resume import find_past, past_of
+from adagrpo_ray.cluster.jobs import check_job_folder, job_id
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import LearnerLostError, StoppedError, first_line
 from adagrpo_ray.extensions.given import NOTHING, Given
-from adagrpo_ray.cluster.jobs import check_job_folder, job_id
 from adagrpo_ray.runs import Observer, Observers, Summary
 from adagrpo_ray.runs.mirror import open_run
 from adagrpo_ray.runs.observer import telling
-from adagrpo_ray.training.preflight import check
-from adagrpo_ray.checkpoint.resume import find_past, past_of
 from adagrpo_ray.stop import Stop
+from adagrpo_ray.storage import places as storage
 from adagrpo_ray.tracking import tracked
+from adagrpo_ray.training.actors import as_connected
+from adagrpo_ray.training.preflight import check
 from adagrpo_ray.training.trainer import place_and_train
 
 CODES = "functions.json"
@@ -59,7 +59,9 @@ def run(
     tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
     for note in (*prompts.notes, *inputs.notices):
         tell(note)
-    home = storage.join(config.run.output_dir, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    home = storage.join(
+        config.run.output_dir, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     restarts = 0
     with ExitStack() as ending:
         while True:

@@ -11,8 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adagrpo_ray.cards.card import Facts, adapter_card, package_versions
+from adagrpo_ray.checkpoint.resume import FOLDER, Past, progress_of
 from adagrpo_ray.cluster.authentication import takes_token
-from adagrpo_ray.training.actors import Actors, actors, any_dead, connect, get
+from adagrpo_ray.cluster.nodes import check_shared
+from adagrpo_ray.cluster.placement import Placement, address
 from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import (
@@ -27,17 +30,14 @@ from adagrpo_ray.errors import (
 )
 from adagrpo_ray.learner.actor import Collected, Pending
 from adagrpo_ray.learner.schedule import learning_rate
-from adagrpo_ray.learner.updates import TrainReport, update_figures
-from adagrpo_ray.training.memory import settled
-from adagrpo_ray.cards.card import Facts, adapter_card, package_versions
+from adagrpo_ray.learner.updates import TrainReport, update_metrics
 from adagrpo_ray.model.identity import identify
-from adagrpo_ray.cluster.nodes import check_shared
 from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
-from adagrpo_ray.cluster.placement import Placement, address
-from adagrpo_ray.training.preflight import Inputs
-from adagrpo_ray.checkpoint.resume import FOLDER, Past, progress_of
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage.places import join
+from adagrpo_ray.training.actors import Actors, actors, any_dead, connect, get
+from adagrpo_ray.training.memory import settled
+from adagrpo_ray.training.preflight import Inputs
 
 UNGUARDED = (
     "asks for no token, so that whoever reaches its ports can run anything on it; start it with RAY_AUTH_MODE=token "
@@ -203,7 +203,7 @@ class _Run:
             seconds=ended - began,
             **asdict(collected.figures),
             trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
-            **update_figures(reports, updates),
+            **update_metrics(reports, updates),
             learning_rate=reports[0].learning_rate if reports else learning_rate(self._config, step, updates - 1),
             weight_version=sync.version,
             sync_bytes=sync.sent_bytes,

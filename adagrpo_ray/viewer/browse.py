@@ -25,7 +25,7 @@ class Entry:
     step: int
     prompt_id: str
     prompt: str
-    level: str
+    difficulty: str
     outcome: str
     attempts: int
     resampled: bool
@@ -42,7 +42,7 @@ class Wanted:
     first_step: int | None = None
     last_step: int | None = None
     outcome: str = ""
-    level: str = ""
+    difficulty: str = ""
     resampled: bool = False
     text: str = ""
 
@@ -52,7 +52,7 @@ class Wanted:
             (self.first_step is None or entry.step >= self.first_step)
             and (self.last_step is None or entry.step <= self.last_step)
             and self.outcome in ("", entry.outcome)
-            and self.level in ("", entry.level)
+            and self.difficulty in ("", entry.difficulty)
             and (entry.resampled or not self.resampled)
         )
 
@@ -111,7 +111,7 @@ def _entry(values: Any, at: int) -> Entry:
         step=group.step,
         prompt_id=group.prompt_id,
         prompt=group.prompt if len(group.prompt) <= SHOWN else f"{group.prompt[:SHOWN]}…",
-        level=group.level,
+        difficulty=group.difficulty,
         outcome=group.outcome,
         attempts=len(group.attempts),
         resampled=group.resampled,

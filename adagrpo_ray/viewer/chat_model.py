@@ -20,9 +20,9 @@ from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelErr
 from adagrpo_ray.lora.adapters import Adapter, check_fit, read_adapter, weights_file
 from adagrpo_ray.model.pretrained import linear_shapes, load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.rollout.engine import Piece, RolloutEngine
+from adagrpo_ray.types import GenerationRequest, SamplingParams
 from adagrpo_ray.viewer.conversation import Rendered, Side
 from adagrpo_ray.viewer.offers import Base
-from adagrpo_ray.types import GenerationRequest, SamplingParams
 
 CONVERSATION = 4096
 """Tokens that a conversation may have where neither the model nor rollout.max_model_len says less or more."""

@@ -12,9 +12,9 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.errors import AdaGRPOError, ChatError
+from adagrpo_ray.viewer.chat_model import ChatModel
 from adagrpo_ray.viewer.controls import Controls, Updates
 from adagrpo_ray.viewer.conversation import SIDES, Conversation, Message, Side, split_thought
-from adagrpo_ray.viewer.chat_model import ChatModel
 from adagrpo_ray.viewer.offers import Base, adapter_of, offers, other_base
 from adagrpo_ray.viewer.store import ChatSettings, Store
 from adagrpo_ray.viewer.turn import Asked, Going

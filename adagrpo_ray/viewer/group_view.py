@@ -54,7 +54,7 @@ def listing(entries: Sequence[Entry], *, more: bool, chosen: int | None) -> str:
     """The list of groups, each of which can be chosen; `chosen` is where the open one begins."""
     if not entries:
         return '<p class="note">No group of this run is like that.</p>'
-    head = ("step", "outcome", "level", "attempts", "best reward", "right", "problem")
+    head = ("step", "outcome", "difficulty", "attempts", "best reward", "right", "problem")
     figures = {"step", "attempts", "best reward", "right"}
     top = "".join(f'<th class="figure">{name}</th>' if name in figures else f"<th>{name}</th>" for name in head)
     body = "".join(_entry(entry, entry.at == chosen) for entry in entries)
@@ -68,7 +68,7 @@ def listing(entries: Sequence[Entry], *, more: bool, chosen: int | None) -> str:
 def group_page(group: GroupSample, run: RunHistory) -> str:
     """One group: the problem, and of each attempt its parameters, completions, rewards, and what followed and why."""
     facts = f"{group.outcome} in step {group.step} · prompt {group.prompt_id}" + (
-        f" · level {group.level}" if group.level else ""
+        f" · difficulty {group.difficulty}" if group.difficulty else ""
     )
     parts = [
         f"<h4>{escape(facts)}</h4>",
@@ -88,7 +88,7 @@ def _entry(entry: Entry, chosen: bool) -> str:
     current = ' aria-current="true"' if chosen else ""
     return (
         f'<tr data-at="{entry.at}"{current}><td class="figure">{escape(str(entry.step))}</td>'
-        f"<td>{escape(entry.outcome)}</td><td>{escape(entry.level)}</td>"
+        f"<td>{escape(entry.outcome)}</td><td>{escape(entry.difficulty)}</td>"
         f'<td class="figure">{entry.attempts}</td><td class="figure">{best}</td>'
         f'<td class="figure">{entry.last_right} of {entry.last_size}</td>'
         f'<td class="text"><button type="button">{escape(entry.prompt)}</button></td></tr>'

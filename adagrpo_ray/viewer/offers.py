@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from adagrpo_ray.checkpoint.files import BEST, is_checkpoint
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ConfigError, HistoryError
-from adagrpo_ray.checkpoint.files import BEST, is_checkpoint
 from adagrpo_ray.model.folder import ADAPTER_CONFIG
 from adagrpo_ray.model.pretrained import TINY
 from adagrpo_ray.runs.reader import CONFIG, find

@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import Literal
 
 from adagrpo_ray.runs.measured import mean, ratio
-from adagrpo_ray.runs.records import StepRecord
 from adagrpo_ray.runs.reader import RunHistory
+from adagrpo_ray.runs.records import StepRecord
 
 Axis = Literal["step", "generated tokens"]
 Point = tuple[float, float | None]

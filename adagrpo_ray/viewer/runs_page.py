@@ -11,7 +11,8 @@ import gradio as gr
 from adagrpo_ray.errors import ConfigError, HistoryError
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import Outcome
-from adagrpo_ray.viewer import side_by_side as comparison, group_view, plot
+from adagrpo_ray.viewer import group_view, plot
+from adagrpo_ray.viewer import side_by_side as comparison
 from adagrpo_ray.viewer.browse import Wanted
 from adagrpo_ray.viewer.run_curves import AXES, Axis, plots
 from adagrpo_ray.viewer.shelf import Shelf
@@ -55,7 +56,9 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
             first = gr.Number(0, label="From step", precision=0, elem_id="groups-first", min_width=90)
             last = gr.Number(0, label="To step (0: all)", precision=0, elem_id="groups-last", min_width=90)
             outcome = gr.Dropdown(OUTCOMES, value=ANY, label="Outcome", elem_id="groups-outcome", min_width=120)
-            level = gr.Dropdown([("any", ANY)], value=ANY, label="Level", elem_id="groups-level", min_width=120)
+            difficulty = gr.Dropdown(
+                [("any", ANY)], value=ANY, label="Difficulty", elem_id="groups-difficulty", min_width=120
+            )
         with gr.Row(equal_height=True):
             text = gr.Textbox(label="Text in problem, answer or completions", elem_id="groups-text", scale=4)
             resampled = gr.Checkbox(False, label="Resampled only", elem_id="groups-resampled", scale=1)
@@ -63,7 +66,7 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
         opened = _html("groups-open", group_view.STYLE)
     drawn, listed, opened_at = gr.State(None), gr.State(None), gr.State(None)
     timer = gr.Timer(EVERY_S)
-    filters: list[Any] = [run, first, last, outcome, level, resampled, text]
+    filters: list[Any] = [run, first, last, outcome, difficulty, resampled, text]
 
     def find(now: list[str] | None) -> Any:
         """The runs that there are now; of those that were chosen the ones that still are, or the newest."""
@@ -81,15 +84,15 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
         return stamp, _notice(problems), shown, _compared(found)
 
     def settle(names: list[str] | None, now: str | None, grade: str) -> tuple[Any, ...]:
-        """The run whose groups are listed is one of those shown; another one has other levels, and no group open."""
+        """The run whose groups are listed is one of those shown; another one has other difficulties, and no group open."""
         names = names or []
         name = now if now in names else next(iter(names), None)
         rest = (gr.skip(), gr.skip()) if name == now else (None, "")
         return gr.Dropdown(names, value=name), classify(name, grade), *rest
 
     def classify(name: str | None, now: str) -> Any:
-        """The levels that the groups of the run have."""
-        found = _levels(shelf, name)
+        """The difficulties that the groups of the run have."""
+        found = _difficulties(shelf, name)
         return gr.Dropdown([("any", ANY), *((each, each) for each in found)], value=now if now in found else ANY)
 
     def look(before: Hashable, place: int | None, name: str | None, *asked: Any) -> tuple[Any, Any]:
@@ -127,14 +130,14 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
     }
     settling: dict[str, Any] = {
         "fn": settle,
-        "inputs": [chosen, run, level],
-        "outputs": [run, level, opened_at, opened],
+        "inputs": [chosen, run, difficulty],
+        "outputs": [run, difficulty, opened_at, opened],
         **HIDDEN,
     }
     switching: dict[str, Any] = {
         "fn": lambda name, grade: (classify(name, grade), None, ""),
-        "inputs": [run, level],
-        "outputs": [level, opened_at, opened],
+        "inputs": [run, difficulty],
+        "outputs": [difficulty, opened_at, opened],
         **HIDDEN,
     }
     # What hands changed is an `input`. `change` would follow what these functions set as well, and a Dropdown of
@@ -171,9 +174,9 @@ def _names(shelf: Shelf) -> tuple[list[str], list[str]]:
     return names, [] if names else [f"There is no run in {shelf.root} yet. Start one, then Refresh."]
 
 
-def _levels(shelf: Shelf, name: str | None) -> list[str]:
+def _difficulties(shelf: Shelf, name: str | None) -> list[str]:
     try:
-        return shelf.levels(name) if name else []
+        return shelf.difficulties(name) if name else []
     except (HistoryError, ConfigError):  # which the list of groups says
         return []
 
@@ -202,14 +205,19 @@ def _compared(runs: Sequence[RunHistory]) -> str:
 
 
 def _wanted(
-    first: float | None, last: float | None, outcome: str | None, level: str | None, resampled: bool, text: str | None
+    first: float | None,
+    last: float | None,
+    outcome: str | None,
+    difficulty: str | None,
+    resampled: bool,
+    text: str | None,
 ) -> Wanted:
     """The filters as the page has them."""
     return Wanted(
         first_step=int(first or 0) or None,
         last_step=int(last or 0) or None,
         outcome=outcome or ANY,
-        level=level or ANY,
+        difficulty=difficulty or ANY,
         resampled=resampled,
         text=(text or "").strip(),
     )

@@ -53,10 +53,10 @@ class Shelf:
         with self._lock:
             return self._take(name)[1].find(wanted, most)
 
-    def levels(self, name: str) -> list[str]:
+    def difficulties(self, name: str) -> list[str]:
         """The difficulty classes of its sampled groups."""
         with self._lock:
-            return sorted({entry.level for entry in self._take(name)[1].entries()} - {""})
+            return sorted({entry.difficulty for entry in self._take(name)[1].entries()} - {""})
 
     def group(self, name: str, at: int) -> GroupSample:
         """The sampled group that begins at this byte of its samples; HistoryError where none does."""

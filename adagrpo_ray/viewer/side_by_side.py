@@ -9,8 +9,8 @@ from typing import Any
 
 from adagrpo_ray.runs import wording as figures
 from adagrpo_ray.runs.measured import mean, ratio
-from adagrpo_ray.runs.records import retries
 from adagrpo_ray.runs.reader import RunHistory
+from adagrpo_ray.runs.records import retries
 
 NAMES = {"run.name", "run.output_dir"}
 """Settings that tell runs apart without changing what they do."""

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from algorithm_report import write_report
 
-from adagrpo_ray.training.actors import Actors, actors, begin, connect
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.runs import EvaluationRecord, Observer, StepRecord
+from adagrpo_ray.training.actors import Actors, actors, begin, connect
 from adagrpo_ray.training.preflight import check
 from adagrpo_ray.training.trainer import train_on
 

@@ -123,13 +123,15 @@ def plot(curves: Runs, target: float, path: Path) -> None:
                 end = min(getattr(points[-1], key) for points in runs)
                 grid = np.linspace(0.0, end, 200)
                 # Between two measurements a run has the accuracy of the earlier one.
-                levels = [
+                difficulties = [
                     np.array([p.accuracy for p in points])[
                         np.searchsorted([getattr(p, key) for p in points], grid, side="right") - 1
                     ]
                     for points in runs
                 ]
-                axis.plot(grid, np.median(levels, axis=0), label=method, linewidth=2.0 if method == "adagrpo" else 1.2)
+                axis.plot(
+                    grid, np.median(difficulties, axis=0), label=method, linewidth=2.0 if method == "adagrpo" else 1.2
+                )
             axis.axhline(target, color="grey", linewidth=0.6, linestyle=":")
             axis.set_xlabel("generated tokens" if key == "tokens" else "seconds of training")
         axes[row][0].set_ylabel(f"held-out accuracy\nfrom a success rate of {setting}")

@@ -23,19 +23,19 @@ from numpy.typing import NDArray
 from simulated_parts import Constants
 from throughput import learner_alone
 
-from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.sampling.sampler import AdaptiveSampler
+from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.model.pretrained import load_policy
-from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.rewards import RewardScorer, Scores
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.fleet import MAX_REQUESTS
 from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.sampling.batch import training_samples
+from adagrpo_ray.sampling.sampler import AdaptiveSampler
+from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
 ROUNDS = 3  # measurements of everything, after one that does not count

@@ -18,14 +18,14 @@ from typing import Any
 import ray
 import torch
 
-from adagrpo_ray.lora.payload import PEFT_PREFIX, AdapterWeights, pack
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.training.memory import Shape, shape_of
+from adagrpo_ray.lora.payload import PEFT_PREFIX, AdapterWeights, pack
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.training.memory import Shape, shape_of
 
 # Qwen3-1.7B, but for the vocabulary: embeddings carry no adapter.
 QWEN3 = {

@@ -25,14 +25,14 @@ import torch
 from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.model.pretrained import flash_attention
-from adagrpo_ray.runs import Observers
-from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.rollout.engine import RolloutEngine
+from adagrpo_ray.runs import Observers
+from adagrpo_ray.sampling.batch import training_samples
+from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.training.trainer import place_and_train
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, TrainBatch, TrainSample
 
@@ -65,9 +65,9 @@ class Rollouts:
                 n=a.group_size,
                 sampling=a.sampling.params(),
                 max_new_tokens=config.rollout.max_new_tokens,
-                seed=request_seed(config.run.seed, prompt.id, visit, 0),
+                seed=request_seed(config.run.seed, prompt.id, epoch, 0),
             )
-            for prompt, visit in drawn
+            for prompt, epoch in drawn
         ]
         answers = await asyncio.gather(*(self._engine.generate(request) for request in requests))
         return [(prompt, answer) for (prompt, _), answer in zip(drawn, answers, strict=True)]
@@ -102,13 +102,13 @@ def batch_of(config: Config, answers: Answers) -> TrainBatch:
             answer=prompt.answer,
             prompt=prompt.text,
             format=config.data.format,
-            level=prompt.level,
+            difficulty=prompt.difficulty,
             columns=prompt.columns,
         )
         correct = scores.by_function[:, -1] > config.rewards.correct_above
         sampling = config.algorithm.sampling.params()
         attempt = Attempt(-1, sampling, completions, scores.rewards, scores.by_function, correct)
-        groups.append(Group(prompt, visit=0, born=1, size=len(completions)).with_attempt(attempt))
+        groups.append(Group(prompt, epoch=0, born=1, size=len(completions)).with_attempt(attempt))
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
     packing = config.learner.packing_with(flash_attention(config))
     return pack_batches(1, samples, 1, config.learner.micro_batch_tokens, packing)[0]

@@ -23,8 +23,8 @@ from trl_variants import VARIANTS, Variant, common
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.model.pretrained import load_tokenizer
-from adagrpo_ray.training.preflight import check
 from adagrpo_ray.rewards.registry import load_reward, score_group
+from adagrpo_ray.training.preflight import check
 from adagrpo_ray.types import Prompt
 
 ROUNDS, WARM_UP = 20, 3  # steps, and how many of them are not counted
@@ -54,7 +54,7 @@ class Meter(TrainerCallback):
                 answer=prompt.answer,
                 prompt=prompt.text,
                 format=self._config.data.format,
-                level=prompt.level,
+                difficulty=prompt.difficulty,
                 columns=prompt.columns,
             )
             rewards += scores.rewards.tolist()
