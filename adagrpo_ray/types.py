@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.algorithm.statistics import RewardStatistics
-
 TokenIds = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
@@ -111,12 +109,12 @@ class Attempt:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One epoch of a prompt: its attempts so far and the statistics of all their rewards.
+    """One epoch of a prompt and its attempts so far.
 
     `epoch` counts how often the prompt was drawn from the data, from 0; `born` is the step that drew it; `size`
     is G, the completions of each attempt; `start` is how many rungs above the base the first attempt stands; `late`
     says that an earlier step ended without it.
-    Worked example: four completions score [0, 0, 0, 0], nobody is correct, so the group is resampled and
+    Worked example: four completions score [0, 0, 0, 0], none is correct, so the group is resampled and
     scores [1, 0, 0, 0]: two attempts, statistics over all eight rewards.
     """
 
@@ -127,15 +125,10 @@ class Group:
     start: int = 0
     late: bool = False
     attempts: tuple[Attempt, ...] = ()
-    statistics: RewardStatistics = field(default_factory=RewardStatistics)
 
     def with_attempt(self, attempt: Attempt) -> Group:
-        """The group after one more attempt, its rewards merged into the statistics."""
-        return replace(
-            self,
-            attempts=(*self.attempts, attempt),
-            statistics=self.statistics.merge(RewardStatistics.of(attempt.rewards.tolist())),
-        )
+        """The group after one more attempt."""
+        return replace(self, attempts=(*self.attempts, attempt))
 
     @property
     def last(self) -> Attempt:

@@ -18,8 +18,9 @@ from adagrpo_ray.config import load_config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.errors import CheckpointError, ModelError
 from adagrpo_ray.lora.adapters import RANKS, check_fit, read_adapter, read_settings, served_rank
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.folder import AdapterSettings
-from adagrpo_ray.model.pretrained import linear_shapes, load_policy
+from adagrpo_ray.model.pretrained import linear_shapes
 
 CONFIG = load_config("launch/configs/tiny-cpu.yaml")
 STEP = "checkpoints/step-000004"

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.algorithm.advantage import advantages
-from adagrpo_ray.algorithm.statistics import RewardStatistics
+from adagrpo_ray.algorithm.statistics import RewardStatistics, statistics_of
 from adagrpo_ray.types import Group
 
 
 def of_last(group: Group, epsilon: float = 1e-4, bound: float = 10.0) -> list[float]:
-    return [float(a) for a in advantages(group.last.rewards, group.statistics, epsilon, bound)]
+    return [float(a) for a in advantages(group.last.rewards, statistics_of(group), epsilon, bound)]
 
 
 def original(rows: list[list[float]]) -> list[float]:

@@ -10,6 +10,7 @@ import pytest
 from builders import make_attempt, make_group, make_prompt
 
 from adagrpo_ray.algorithm.advantage import advantages
+from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.sampling.batch import training_samples
@@ -48,7 +49,7 @@ def test_a_sample_carries_its_prompt_and_completion() -> None:
 def test_epsilon_and_bound_come_from_the_settings() -> None:
     group = make_group([0, 0, 0, 0], MIXED)
     samples = training_samples([group], settings(advantage_epsilon=0.5, advantage_bound=1.0), max_new_tokens=10)
-    expected = advantages(group.last.rewards, group.statistics, 0.5, 1.0)
+    expected = advantages(group.last.rewards, statistics_of(group), 0.5, 1.0)
     assert [s.advantage for s in samples] == expected.tolist()
     assert max(s.advantage for s in samples) == 1.0
 

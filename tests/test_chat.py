@@ -20,7 +20,7 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.errors import ChatError, ModelError, RolloutError
-from adagrpo_ray.model.pretrained import load_policy
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.rollout.engine import Piece
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.types import SamplingParams

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import load_config
-from adagrpo_ray.model.pretrained import load_policy
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.chat_model import ChatModel
 from adagrpo_ray.viewer.conversation import Message, Side, render

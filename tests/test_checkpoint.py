@@ -14,6 +14,7 @@ import pytest
 from builders import make_attempt, make_group, make_prompt
 
 from adagrpo_ray.algorithm.allocation import Posterior
+from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.files import load, newest, progress, save, set_latest
 from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
 from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
@@ -69,7 +70,7 @@ class TestSampler:
         back = from_plain(files["sampler.json"], files["sampler.safetensors"], PROMPTS)
         assert told(back) == told(self.state())
         assert back["waiting"][0].prompt is PROMPTS["q"]
-        assert back["waiting"][0].statistics.count == 4
+        assert statistics_of(back["waiting"][0]).count == 4
 
     def test_an_empty_state_comes_back(self, tmp_path: Path) -> None:
         empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "difficulties": {}}

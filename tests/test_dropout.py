@@ -16,7 +16,7 @@ from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
-from adagrpo_ray.model.pretrained import load_policy
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.types import TrainSample
 
 CPU = torch.device("cpu")

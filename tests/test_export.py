@@ -21,8 +21,8 @@ from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.export import exporting, merge
 from adagrpo_ray.export.check import Comparison
 from adagrpo_ray.lora.adapters import read_adapter
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.identity import fingerprint, front_matter
-from adagrpo_ray.model.pretrained import load_policy
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.types import GenerationRequest, SamplingParams

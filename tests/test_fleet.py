@@ -18,8 +18,9 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import ModelError, ResourceError, RolloutError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.pretrained import load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.rollout.pool import Member
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams

@@ -25,6 +25,7 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.data.completion_text import stop_ids
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.export.base import find_base
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model import gguf_header
 from adagrpo_ray.model.gguf_file import find_gguf, is_gguf
 from adagrpo_ray.model.gguf_header import read_header
@@ -32,7 +33,7 @@ from adagrpo_ray.model.gguf_model import dequantised, read_origin
 from adagrpo_ray.model.gguf_rope import llama3_factors
 from adagrpo_ray.model.identity import identify
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.pretrained import load_policy, load_tokenizer, read_model_config, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.model.quantised import check_unquantised
 from adagrpo_ray.training.memory import read_shape, shape_of
 from tests.gguf_files import HEADS, HIDDEN, LAYERS, TOKENS, Recipe, llama, patched, place_of, qwen3, write_gguf

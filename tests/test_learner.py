@@ -26,8 +26,9 @@ from adagrpo_ray.learner.layout import LAYOUTS, Rows, join, pad, share
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.pretrained import load_policy, resolve_model
+from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainSample
 

@@ -390,7 +390,7 @@ def test_an_index_of_weights_that_are_not_there(
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from adagrpo_ray.model.pretrained import load_policy
+    from adagrpo_ray.lora.peft_model import load_policy
 
     folder = tmp_path_factory.mktemp("adapter")
     load_policy(str(tiny_model), Config.model_validate({"model": {"dtype": "float32"}})).save_pretrained(folder)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from adagrpo_ray.algorithm.criterion import any_correct
 from adagrpo_ray.algorithm.ladder import Ladder, request_seed
 from adagrpo_ray.algorithm.methods import Method, make_method
+from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
@@ -203,18 +204,18 @@ def test_statistics_are_over_all_attempts_and_never_mix_prompts() -> None:
     fake = Fake({"a": [(-3.0, -1.0), (-2.0, -2.0), (8.0, 0.0)], "b": [(-9.0, -7.0), (4.0, 0.0)]})
     (step,) = run_steps(make_sampler(fake, prompts=["a", "b"]), 1)
     a, b = step.ready
-    assert (a.statistics.count, a.statistics.mean) == (6, 0.0)
-    assert a.statistics.m2 == pytest.approx(9 + 1 + 4 + 4 + 64)
-    assert (b.statistics.count, b.statistics.mean) == (4, -3.0)
-    assert b.statistics.m2 == pytest.approx(36 + 16 + 49 + 9)
+    assert (statistics_of(a).count, statistics_of(a).mean) == (6, 0.0)
+    assert statistics_of(a).m2 == pytest.approx(9 + 1 + 4 + 4 + 64)
+    assert (statistics_of(b).count, statistics_of(b).mean) == (4, -3.0)
+    assert statistics_of(b).m2 == pytest.approx(36 + 16 + 49 + 9)
     assert a.last.rewards.tolist() == [8.0, 0.0]
 
 
 def test_a_new_visit_starts_without_the_statistics_of_the_last_one() -> None:
     fake = Fake({"a": [FAIL, FAIL, FAIL, PASS]})
     first, second = run_steps(make_sampler(fake, prompts=["a"]), 2)
-    assert (first.exhausted[0].epoch, first.exhausted[0].statistics.count) == (0, 6)
-    assert (second.ready[0].epoch, second.ready[0].statistics.count, second.ready[0].born) == (1, 2, 2)
+    assert (first.exhausted[0].epoch, statistics_of(first.exhausted[0]).count) == (0, 6)
+    assert (second.ready[0].epoch, statistics_of(second.ready[0]).count, second.ready[0].born) == (1, 2, 2)
 
 
 def test_results_come_in_order_of_the_slots_whoever_ends_first() -> None:
@@ -263,9 +264,9 @@ def test_deferred_samples_one_attempt_a_step_at_the_next_rung() -> None:
     ]
     assert [r.sampling for r in fake.of("hard")] == [BASE, WARM, HOT]
     hard = steps[2].ready[0]
-    assert (hard.born, hard.statistics.count) == (1, 6)
-    assert hard.statistics.mean == pytest.approx(-4 / 6)
-    assert hard.statistics.m2 == pytest.approx(16 + 4 + 4 - 16 / 6)
+    assert (hard.born, statistics_of(hard).count) == (1, 6)
+    assert statistics_of(hard).mean == pytest.approx(-4 / 6)
+    assert statistics_of(hard).m2 == pytest.approx(16 + 4 + 4 - 16 / 6)
 
 
 def test_deferred_groups_that_fail_on_the_last_rung_are_exhausted() -> None:
@@ -348,7 +349,7 @@ def test_every_group_ends_once_and_no_step_exceeds_its_budget(
     assert sorted(drawn) == sorted(("abcde"[n % 5], n // 5) for n in range(len(drawn)))  # none twice, none lost
     for group in ended:
         assert rungs(group) == list(range(-1, len(group.attempts) - 1))
-        assert group.statistics.count == 2 * len(group.attempts)
+        assert statistics_of(group).count == 2 * len(group.attempts)
 
 
 @settings(max_examples=40)
@@ -483,7 +484,7 @@ def test_a_late_group_keeps_the_attempts_that_it_has() -> None:
     first, second = asyncio.run(scenario())
     assert ids(first.late) == ["hard"]
     (hard,) = [g for g in second.ready if g.prompt.id == "hard"]
-    assert (rungs(hard), hard.statistics.count, hard.born) == ([-1, 0], 4, 1)
+    assert (rungs(hard), statistics_of(hard).count, hard.born) == ([-1, 0], 4, 1)
 
 
 def test_late_groups_take_no_place_from_failed_ones() -> None:
@@ -645,7 +646,10 @@ def test_scores_given_for_a_group_that_cannot_be_scored_are_trained_on() -> None
     (step,) = run_steps(make_sampler(fake, prompts=["bad", "lost"], drop_failed=False), 1)
     assert [f.group.prompt.id for f in step.failed] == ["bad", "lost"]  # once each
     assert not any(f.dropped for f in step.failed)
-    assert (step.ready[0].statistics.count, step.ready[0].statistics.mean) == (6, pytest.approx((-4 * 4 + 1) / 6))
+    assert (statistics_of(step.ready[0]).count, statistics_of(step.ready[0]).mean) == (
+        6,
+        pytest.approx((-4 * 4 + 1) / 6),
+    )
     assert step.exhausted[0].last.rewards.tolist() == [-4.0, -4.0]
     assert not step.exhausted[0].last.correct.any()
 
@@ -787,4 +791,6 @@ def test_a_restored_sampler_goes_on_as_the_other_would_have(resample: str) -> No
     assert len(fake.requests) > before
 
     assert asked(fake.requests) == asked(other_fake.requests)
-    assert [[g.statistics for g in c.ready] for c in ends] == [[g.statistics for g in c.ready] for c in other_ends]
+    assert [[statistics_of(g) for g in c.ready] for c in ends] == [
+        [statistics_of(g) for g in c.ready] for c in other_ends
+    ]

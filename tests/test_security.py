@@ -29,7 +29,8 @@ from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import CheckpointError, ModelError
-from adagrpo_ray.model.pretrained import load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.lora.peft_model import load_policy
+from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.training.actors import connect
 from adagrpo_ray.training.preflight import Inputs

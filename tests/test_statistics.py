@@ -10,7 +10,7 @@ from builders import make_group
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adagrpo_ray.algorithm.statistics import RewardStatistics
+from adagrpo_ray.algorithm.statistics import RewardStatistics, statistics_of
 
 REWARDS = st.floats(-20, 20, width=32)
 
@@ -81,6 +81,6 @@ def test_a_reward_that_is_not_finite_is_refused_by_its_value(bad: float) -> None
 
 def test_a_group_merges_each_attempt() -> None:
     group = make_group([0, 0, 0, 0], [1, 0, 0, 0])
-    assert (group.statistics.count, group.statistics.mean) == (8, 0.125)
+    assert (statistics_of(group).count, statistics_of(group).mean) == (8, 0.125)
     assert group.last.rewards.tolist() == [1, 0, 0, 0]
     assert group.generated_tokens == 16

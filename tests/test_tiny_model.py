@@ -19,7 +19,8 @@ from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSett
 from adagrpo_ray.data.arithmetic import Problem, problem_sets, worked_solution
 from adagrpo_ray.data.chat import chat_messages, system_message
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.pretrained import linear_shapes, load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.lora.peft_model import load_policy
+from adagrpo_ray.model.pretrained import linear_shapes, load_tokenizer, resolve_model
 from adagrpo_ray.toy.tiny import build_tiny_model, tiny_folder
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.toy.training import Recipe, prompt_frame, training_example

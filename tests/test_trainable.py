@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.lora.trainable import check_trainable
-from adagrpo_ray.model.pretrained import load_policy
 from adagrpo_ray.rollout import architectures
 from adagrpo_ray.rollout.architectures import check_served
 from adagrpo_ray.training.preflight import check

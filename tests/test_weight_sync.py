@@ -26,8 +26,9 @@ from adagrpo_ray.learner.layout import pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.lora.payload import AdapterWeights, pack
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.pretrained import load_policy, load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.pool import RolloutPool

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.errors import ExtensionError
 from adagrpo_ray.extensions.given import NOTHING, Given
@@ -43,7 +44,7 @@ def any_above(threshold: float, column: int | None) -> Criterion:
 
 def spread(threshold: float) -> Criterion:
     """The rewards of all attempts have a standard deviation above `threshold`, so that advantages differ."""
-    return lambda group: group.statistics.std > threshold
+    return lambda group: statistics_of(group).std > threshold
 
 
 def own(criterion: Callable[[Group], object], name: str) -> Criterion:

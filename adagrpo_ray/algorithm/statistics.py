@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from adagrpo_ray.types import Group
+
 
 @dataclass(frozen=True)
 class RewardStatistics:
@@ -47,3 +49,11 @@ class RewardStatistics:
     def std(self) -> float:
         """Sample standard deviation (divisor n - 1); 0.0 for fewer than two rewards."""
         return math.sqrt(self.m2 / (self.count - 1)) if self.count > 1 else 0.0
+
+
+def statistics_of(group: Group) -> RewardStatistics:
+    """Statistics of the rewards of all attempts; raises ValueError if a reward is not finite."""
+    found = RewardStatistics()
+    for attempt in group.attempts:
+        found = found.merge(RewardStatistics.of(attempt.rewards.tolist()))
+    return found

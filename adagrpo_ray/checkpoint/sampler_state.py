@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.allocation import Posterior
-from adagrpo_ray.algorithm.statistics import RewardStatistics
 from adagrpo_ray.data.order import check_ids
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
@@ -63,7 +62,6 @@ def _plain_group(group: Group, place: str, arrays: Arrays) -> dict[str, Any]:
         "start": group.start,
         "late": group.late,
         "attempts": [_plain_attempt(a, f"{place}.{number}", arrays) for number, a in enumerate(group.attempts)],
-        "statistics": asdict(group.statistics),
     }
 
 
@@ -104,7 +102,6 @@ def _group(plain: Mapping[str, Any], place: str, arrays: Arrays, prompts: Mappin
         start=plain["start"],
         late=plain["late"],
         attempts=attempts,
-        statistics=RewardStatistics(**plain["statistics"]),
     )
 
 

@@ -25,7 +25,8 @@ from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
-from adagrpo_ray.model.pretrained import flash_attention, load_policy
+from adagrpo_ray.lora.peft_model import load_policy
+from adagrpo_ray.model.pretrained import flash_attention
 from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainBatch, TrainSample
 

@@ -11,7 +11,8 @@ import torch
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.lora.adapters import Adapter, check_fit, read_adapter
-from adagrpo_ray.model.pretrained import build_without_weights, shapes_of, with_adapter
+from adagrpo_ray.lora.peft_model import with_adapter
+from adagrpo_ray.model.pretrained import build_without_weights, shapes_of
 from adagrpo_ray.model.quantised import check_unquantised
 
 SETTING = "model.adapter"

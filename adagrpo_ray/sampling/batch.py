@@ -8,6 +8,7 @@ import numpy as np
 
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.loss import token_weights
+from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.types import Completion, Floats, Group, Prompt, TrainSample
 
@@ -54,7 +55,7 @@ def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completi
         for attempt in attempts
         for completion, advantage, correct in zip(
             attempt.completions,
-            advantages(attempt.rewards, group.statistics, settings.advantage_epsilon, settings.advantage_bound),
+            advantages(attempt.rewards, statistics_of(group), settings.advantage_epsilon, settings.advantage_bound),
             attempt.correct,
             strict=True,
         )

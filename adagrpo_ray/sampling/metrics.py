@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Collection
@@ -28,7 +29,7 @@ def sampling_metrics(
     rungs = range(max(height, max(resamples, default=-1) + 1))
     correct = [(g.prompt.difficulty, float(g.last.correct.mean())) for g in first]
     flat_before = [(g.prompt.difficulty, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
-    flat_after = [(g.prompt.difficulty, float(g.statistics.std == 0.0)) for g in trained]
+    flat_after = [(g.prompt.difficulty, float(statistics_of(g).std == 0.0)) for g in trained]
     scores = np.concatenate([g.last.rewards_by_function for g in first]) if first else np.empty((0, len(functions)))
     completions = [c for g in collection.attempts for c in g.last.completions]
     return SamplingMetrics(

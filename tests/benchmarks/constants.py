@@ -28,7 +28,7 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.lora.payload import pack
-from adagrpo_ray.model.pretrained import load_policy
+from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.rewards import RewardScorer, Scores
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.fleet import MAX_REQUESTS
