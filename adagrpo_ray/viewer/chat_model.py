@@ -187,7 +187,7 @@ def _limit(config: Config, path: str) -> int:
 
 def _serving(config: Config, rank: int) -> Config:
     """The settings of a run as an engine for chatting has them."""
-    rollout = {"sync": "adapter", "sleep": False, "max_sequences": SEQUENCES}
+    rollout = {"lora_mode": "adapter", "sleep": False, "max_num_seqs": SEQUENCES}
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"lora": config.model.lora.model_copy(update={"r": rank})}),
