@@ -14,7 +14,7 @@ from adagrpo_ray.algorithm import own_ladder as ladders
 from adagrpo_ray.algorithm.criterion import Criterion
 from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.algorithm.own_ladder import LadderFunction
-from adagrpo_ray.config.load import changed
+from adagrpo_ray.config.reading import changed
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import Given, give, name_of

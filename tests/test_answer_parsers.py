@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adagrpo_ray.config.tree import FormatSettings
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.rewards.extract import after_thought, exact_answer, marked_answer, number_after_start, same_answer
 from adagrpo_ray.rewards.numbers import normalised, parse_number
 from adagrpo_ray.rewards.registry import BUILTIN

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adagrpo_ray.config.tree import DataSettings
+from adagrpo_ray.config.data import DataSettings
 from adagrpo_ray.data.answers import answer_text, restore_floats
 from adagrpo_ray.data.source import load_rows
 from adagrpo_ray.rewards.numbers import parse_number

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adagrpo_ray.config import load_config
-from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
+from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings
 from adagrpo_ray.data.arithmetic import Problem, count_problems, draw_problem, problem_sets, worked_solution
 from adagrpo_ray.errors import ConfigError, DataError
 

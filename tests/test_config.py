@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.config.explain import as_yaml, settings
+from adagrpo_ray.config.learner import LearnerSettings
+from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.types import SamplingParams
 
@@ -323,9 +325,54 @@ def test_sizes_that_just_fit_are_taken(overrides: list[str]) -> None:
 
 
 def test_all_that_does_not_fit_is_told_together() -> None:
-    message = complaint("algorithm.budget=7", "rewards.correct_by=answer")
-    assert "algorithm.budget=7" in message
-    assert "rewards.correct_by='answer'" in message
+    lines = complaint("algorithm.budget=7", "rewards.correct_by=answer", "learner.offload_optimizer=true").splitlines()
+    assert [line.split(" ")[0] for line in lines] == [
+        *("rewards.correct_by='answer'", "learner.offload_optimizer=true"),  # of one section each
+        "algorithm.budget=7",  # of algorithm and rollout
+    ]
+
+
+def test_what_does_not_fit_is_told_with_what_is_no_value() -> None:
+    lines = complaint("run.steps=0", "rewards.correct_by=answer").splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["run.steps=0:", "rewards.correct_by='answer'"]
+
+
+def test_a_section_by_itself_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValidationError, match=r"learner\.offload_optimizer=true is a part of ZeRO"):
+        LearnerSettings(offload_optimizer=True)
+    assert LearnerSettings(offload_optimizer=True, zero_stage=1).zero_stage == 1
+
+
+def test_a_copy_of_a_section_has_no_other_names() -> None:
+    assert Config().run.model_copy(update={"steps": 7}).steps == 7
+    with pytest.raises(TypeError, match="RunSettings has no 'folder'"):
+        Config().run.model_copy(update={"folder": "runs"})
+
+
+# --- secrets ---
+
+SECRET = "https://user:hunter2@host/x"
+
+
+def test_every_place_with_a_secret_is_told_and_none_is_shown() -> None:
+    lines = complaint(f"run.output_dir={SECRET}", f"data.source={SECRET}", "algorithm.budget=7").splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["run.output_dir", "data.source"]
+    assert "hunter2" not in "".join(lines)
+
+
+@pytest.mark.parametrize("key", ["run.outputdir", "run.folder", "nothing"])
+def test_an_unknown_key_shows_no_secret(key: str) -> None:
+    message = complaint(f"{key}={SECRET}")
+    assert f"{key}" in message
+    assert "(value ***)" in message
+    assert "hunter2" not in message
+
+
+def test_pydantics_own_error_shows_no_secret() -> None:
+    for build in (lambda: RunSettings(output_dir=SECRET), lambda: Config.model_validate({"model": {"path": SECRET}})):
+        with pytest.raises(ValidationError, match="holds a user, a password or a query") as raised:
+            build()
+        assert "hunter2" not in str(raised.value)
 
 
 # --- the settings told to a person ---

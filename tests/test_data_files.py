@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adagrpo_ray.config.tree import DataSettings
+from adagrpo_ray.config.data import DataSettings
 from adagrpo_ray.data.source import is_hub_name, load_rows
 from adagrpo_ray.errors import DataError
 

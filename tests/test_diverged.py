@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
 from adagrpo_ray.config import load_config
-from adagrpo_ray.config.tree import EvaluationSettings
+from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import ConfigError, DivergedError
 from adagrpo_ray.learner.actor import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_metrics

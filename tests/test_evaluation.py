@@ -10,7 +10,7 @@ import pytest
 from builders import make_completion, make_prompt
 from numpy.typing import NDArray
 
-from adagrpo_ray.config.tree import EvaluationSettings
+from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.runs.records import EvaluationRecord

@@ -18,7 +18,7 @@ from test_export import make_run
 
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.checkpoint.files import check, load, newest, save
-from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
+from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings
 from adagrpo_ray.errors import CheckpointError, ConfigError, ModelError, ResourceError
 from adagrpo_ray.export.exporting import ExportRequest, export
 from adagrpo_ray.learner.actor import LearnerActor

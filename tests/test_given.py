@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from builders import make_completion
 
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
-from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import fingerprint, give, name_of
 from adagrpo_ray.rewards import RewardScorer

@@ -18,9 +18,9 @@ import pytest
 pytest.importorskip("reasoning_gym", reason="needs the extra real")
 
 from adagrpo_ray.config import Config
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.reasoning_gym import ReasoningGymSettings
 from adagrpo_ray.config.rewards import RewardsSettings
-from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.data import gym_problems as source
 from adagrpo_ray.data.gym_problems import GymProblem, generate, problem_rows
 from adagrpo_ray.data.order import PromptOrder

@@ -9,8 +9,8 @@ from builders import make_prompt
 
 from adagrpo_ray.cards.sections import data_in_words
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.fixed import fixed_settings
-from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.data import gym_tasks
 from adagrpo_ray.data.gym_problems import GymProblem, _turns
 from adagrpo_ray.errors import ConfigError

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.tree import Packing
+from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import agreement
 from adagrpo_ray.learner.agreement import check_agreement

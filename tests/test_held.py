@@ -16,7 +16,7 @@ pytestmark = pytest.mark.faults
 
 SCORE = """
 from held import exact
-from adagrpo_ray.config.tree import FormatSettings
+from adagrpo_ray.config.data import FormatSettings
 
 for number in range(5):
     score = exact(["SOLUTION_START_FLAG1SOLUTION_END_FLAG"], answer="1", format=FormatSettings())

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.tree import Packing
+from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.actor import LearnerActor

@@ -516,6 +516,6 @@ def test_a_place_without_secrets_is_taken() -> None:
     from adagrpo_ray.config import load_config
 
     for place in ("s3://bucket/runs", "owner/name", "runs@home", "file:///mnt/a", "https://host:8080/a"):
-        assert load_config(TINY, [f"run.output_dir={place}"]).run.folder == place
+        assert load_config(TINY, [f"run.output_dir={place}"]).run.output_dir == place
     with pytest.raises(ConfigError):
         load_config(TINY, ["run.output_dir=s3://key@bucket/runs"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adagrpo_ray.config.tree import Packing
+from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.types import TrainBatch, TrainSample
 

@@ -13,8 +13,8 @@ from builders import make_completion
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
-from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import RewardScorer, Scores

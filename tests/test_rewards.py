@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adagrpo_ray.config.tree import FormatSettings
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import Scores, load_reward
 from adagrpo_ray.rewards.extract import final_answer, holds_answer, marked_answer, same_answer

@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 import pytest
 
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
-from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.types import Completion, Prompt

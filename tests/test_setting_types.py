@@ -12,7 +12,7 @@ import yaml
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.algorithm import RungSettings, TriggerSettings
 from adagrpo_ray.config.explain import as_yaml
-from adagrpo_ray.config.tree import LearnerSettings
+from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.yaml_text import dump, parse, resolved
 from adagrpo_ray.errors import ConfigError
 

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSettings
+from adagrpo_ray.config.data import ArithmeticSettings, DataSettings, FormatSettings
 from adagrpo_ray.data.arithmetic import Problem, problem_sets, worked_solution
 from adagrpo_ray.data.chat import chat_messages, system_message
 from adagrpo_ray.errors import ModelError
@@ -186,7 +186,7 @@ def test_of_two_builders_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Both come to the lock before either gets it."""
     code = (
         "import filelock\n"
-        "from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings\n"
+        "from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings\n"
         "from adagrpo_ray.toy.tiny import build_tiny_model\n"
         "from adagrpo_ray.toy.training import Recipe\n"
         "class Told(filelock.FileLock):\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from adagrpo_ray.config.tree import PLAIN, Config
+from adagrpo_ray.config.data import PLAIN
+from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -104,6 +105,20 @@ class LossSettings(Section):
         0.0, ge=0.0, description="weight of the entropy bonus, which keeps the policy exploring; 0: none"
     )
 
+    def conflicts(self) -> Iterator[str]:
+        """Bounds without importance weights, and a mask without bounds."""
+        if self.correction == "none" and (self.correction_mode == "mask" or self.correction_floor is not None):
+            yield (
+                f"algorithm.loss.correction=none has no weights that correction_mode={self.correction_mode} and "
+                f"correction_floor={self.correction_floor} could bound; set it to token, sequence or geometric, or "
+                "leave the two out"
+            )
+        if self.correction_mode == "mask" and self.correction_floor is None and self.correction_cap is None:
+            yield (
+                "algorithm.loss.correction_mode=mask has no bounds to go by, since correction_floor and "
+                "correction_cap are null; give one of them"
+            )
+
 
 class AllocationSettings(Section):
     """How earlier results decide what a prompt gets; a prompt never seen goes by its difficulty class."""
@@ -178,7 +193,40 @@ class AlgorithmSettings(Section):
     advantage_bound: float = Field(10.0, gt=0.0, description="advantages are clipped to plus and minus this")
     loss: LossSettings = Field(LossSettings(), description="the policy loss")
 
+    def conflicts(self) -> Iterator[str]:
+        """Sizes of groups that exclude each other, and settings that this method or criterion does not use."""
+        fewest, most = self.group_sizes
+        if fewest > most:
+            yield (
+                f"algorithm.allocation.min_group={fewest} is more than max_group={most}; lower the first or raise "
+                "the second (null: half of group_size, and group_size)"
+            )
+        if self.ladder is not None and self.name != "adagrpo":
+            yield (
+                f"algorithm.ladder={self.ladder!r} resamples, which algorithm.name={self.name} does not; leave it "
+                "out, or set algorithm.name to adagrpo"
+            )
+        steps = [trigger.from_step for trigger in self.triggers]
+        if steps != sorted(set(steps)):
+            yield f"algorithm.triggers have from_step {steps}; order them by step, each step once"
+        if self.criterion.reward is not None and self.criterion.kind != "any_above":
+            yield (
+                f"algorithm.criterion.reward={self.criterion.reward!r} counts for kind any_above only, not for "
+                f"{self.criterion.kind!r}; leave it out or change the kind"
+            )
+        resamples = (params for trigger in self.triggers for params in trigger.ladder())
+        if any(params.temperature == 0.0 for params in (self.sampling, *resamples)):
+            yield (
+                "algorithm: a temperature of 0 in training draws the same completion G times, which teaches nothing; "
+                "use a temperature above 0"
+            )
+
+    @property
+    def group_sizes(self) -> tuple[int, int]:
+        """Fewest and most completions of a group's first attempt."""
+        return self.allocation.sizes(self.group_size) if self.allocation.enabled else (self.group_size,) * 2
+
     @property
     def updates_per_batch(self) -> int:
-        """`updates`, or what the method does by itself: more than one pays where informative groups are rare."""
+        """`num_iterations`, or what the method does by itself: more than one pays where informative groups are rare."""
         return self.num_iterations if self.num_iterations is not None else 3 if self.name == "adagrpo" else 1

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pydantic import Field, JsonValue
 
 from adagrpo_ray.config.section import Count, Section
-
-if TYPE_CHECKING:
-    from adagrpo_ray.config.tree import Config
 
 REASONING_GYM = "reasoning_gym"
 """Name of the data source, of its section and of its reward function."""
@@ -46,27 +42,13 @@ class ReasoningGymSettings(Section):
     )
     seed: Count = Field(0, description="seed of the problems")
 
-
-def gym_conflicts(config: Config) -> Iterator[str]:
-    """What is wrong with the tasks, and with the reward function of that name for other data."""
-    tasks, source = config.reasoning_gym.tasks, config.data.source
-    if source == REASONING_GYM and not tasks:
-        yield (
-            f"data.source={source} draws prompts from reasoning_gym.tasks, which is empty; name tasks, as in "
-            "reasoning_gym.tasks=[{name: chain_sum}]"
-        )
-    elif source == REASONING_GYM and not sum(task.weight for task in tasks):
-        yield "reasoning_gym.tasks have weights that sum to 0; give one of them a weight above 0"
-    for number, task in enumerate(tasks):
-        if given := {"seed", "size"} & set(task.config):
-            key = given.pop()
-            other = "reasoning_gym.seed" if key == "seed" else "data.train_prompts and data.eval_prompts"
-            yield f"reasoning_gym.tasks.{number}.config.{key} is set by {other}; remove it"
-    counted = Counter((task.name, repr(sorted(task.config.items()))) for task in tasks)
-    if double := [name for (name, _), count in counted.items() if count > 1]:
-        yield f"reasoning_gym.tasks names {double[0]!r} twice with the same config; give it once, with one weight"
-    if source != REASONING_GYM and any(f.function == REASONING_GYM for f in config.rewards.functions):
-        yield (
-            f"rewards.functions: {REASONING_GYM!r} scores prompts of data.source={REASONING_GYM} only, and data.source="
-            f"{source!r}; use another function"
-        )
+    def conflicts(self) -> Iterator[str]:
+        """Settings of a task that are given elsewhere, and a task that is given twice."""
+        for number, task in enumerate(self.tasks):
+            if given := {"seed", "size"} & set(task.config):
+                key = given.pop()
+                other = "reasoning_gym.seed" if key == "seed" else "data.train_prompts and data.eval_prompts"
+                yield f"reasoning_gym.tasks.{number}.config.{key} is set by {other}; remove it"
+        counted = Counter((task.name, repr(sorted(task.config.items()))) for task in self.tasks)
+        if double := [name for (name, _), count in counted.items() if count > 1]:
+            yield f"reasoning_gym.tasks names {double[0]!r} twice with the same config; give it once, with one weight"

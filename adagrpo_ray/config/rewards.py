@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -45,3 +46,15 @@ class RewardsSettings(Section):
     error_score: float = Field(
         0.0, ge=-1e6, le=1e6, description="with on_error=score: the reward of all its completions, none of them right"
     )
+
+    def conflicts(self) -> Iterator[str]:
+        """A function that is named twice, and correctness by a function that is not named."""
+        if len(set(self.names)) != len(self.names):
+            yield f"rewards.functions names a function twice: {self.names}; give each one weight"
+        if self.correct_by is not None and self.correct_by not in self.names:
+            yield f"rewards.correct_by={self.correct_by!r} is none of rewards.functions {self.names}; name one of them"
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the reward functions, in their order."""
+        return [reward.function for reward in self.functions]

@@ -6,8 +6,10 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ConfigError
+from pydantic_core import PydanticCustomError
+
+SECRET = "secret"
+"""The type of pydantic's error for a secret, whose value may not be shown."""
 
 _SECRET = re.compile(r"://[^/\s?#]*@|://\S*[?&][^\s=&]+=")
 _USER, _QUERY = re.compile(r"://[^/\s?#]*@"), re.compile(r"(://[^\s?]*)\?[^\s=&]+=\S*")
@@ -22,22 +24,15 @@ def holds_secret(text: str) -> bool:
     return _SECRET.search(text) is not None
 
 
-def refuse_secrets(config: Config) -> None:
-    """ConfigError, without the value, where a setting that names a place holds a secret."""
-    run, model, data = config.run, config.model, config.data
-    for key, place in (
-        ("run.output_dir", run.output_dir),
-        ("run.ray_address", run.ray_address),
-        ("model.path", model.path),
-        ("model.adapter", model.adapter),
-        ("data.source", data.source),
-        ("tracking.mlflow", config.tracking.mlflow),
-    ):
-        if place is not None and holds_secret(place):
-            raise ConfigError(
-                f"{key} holds a user, a password or a query in its URL, which config.yaml and logs would show; leave "
-                "them to the environment"
-            )
+def without_secret(place: str) -> str:
+    """`place`, unless it holds a secret: then pydantic's error of the type SECRET, which goes behind the key."""
+    if holds_secret(place):
+        raise PydanticCustomError(
+            SECRET,
+            "holds a user, a password or a query in its URL, which config.yaml and logs would show; leave them to the "
+            "environment",
+        )
+    return place
 
 
 def shown_command(arguments: Sequence[str]) -> str:

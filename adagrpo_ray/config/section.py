@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from adagrpo_ray.config.secrets import without_secret
 from adagrpo_ray.config.typed import read_as
 
 
@@ -14,6 +16,12 @@ def _as_ray_counts(amount: float) -> float:
     if 0 < amount < 0.0001:
         raise ValueError("input is less than Ray counts; write 0, or 0.0001 and more")
     return amount
+
+
+def _custom(resource: str) -> str:
+    if resource in ("memory", "object_store_memory"):
+        raise ValueError("this is a resource of Ray's own; give custom ones, as rollout: 1")
+    return resource
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -27,16 +35,55 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Gibibytes = Annotated[float, Field(gt=0.0, lt=2**33)]
 """Of memory, whose bytes go into a signed number of 64 bits."""
 Amount = Annotated[float, Field(ge=0.0, lt=2**31), AfterValidator(_as_ray_counts)]
-Resources = dict[Annotated[str, Field(pattern=r"^[a-z][A-Za-z0-9_.-]*$")], Annotated[Amount, Field(gt=0.0)]]
+Resource = Annotated[str, Field(pattern=r"^[a-z][A-Za-z0-9_.-]*$"), AfterValidator(_custom)]
+Resources = dict[Resource, Annotated[Amount, Field(gt=0.0)]]
 Digits = Annotated[int, Field(ge=2, le=9)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(without_secret)]
+"""A path, a name or a URL without a user, a password or a query."""
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown keys are refused, values cannot change once read, types are as they are written."""
+    """A part of the tree: unknown keys are refused, values cannot change once read, types are as they are written.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    Errors of pydantic's own do not show values, since one may be a secret; those of `adagrpo_ray.config.reading` do,
+    but for secrets.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _typed(cls, value: Any, info: ValidationInfo) -> Any:
         return read_as(cls.model_fields[str(info.field_name)].annotation, value)
+
+    def conflicts(self) -> Iterator[str]:
+        """Settings of this section that are valid each and do not go together: full keys, values and what to change."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _without_conflicts(self, info: ValidationInfo) -> Self:
+        """Add the conflicts to the list that is the context of the validation, so that all are reported together.
+
+        Raises ValueError with them if there is no such list.
+        """
+        found = list(self.conflicts())
+        if isinstance(info.context, list):
+            info.context.extend(found)
+        elif found:
+            raise ValueError("; ".join(found))
+        return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, which are not validated. Raises TypeError for a name that is no setting."""
+        if unknown := set(update or ()) - set(type(self).model_fields):
+            raise TypeError(f"{type(self).__name__} has no {sorted(unknown)[0]!r}")
+        return super().model_copy(update=update, deep=deep)
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a setting of this type holds: by itself, as one of several types, or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((s for s in map(section_of, get_args(annotation)) if s is not None), None)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from adagrpo_ray.config.section import Section
+from adagrpo_ray.config.section import Location, Section
 
 
 class TrackingSettings(Section):
@@ -18,9 +18,7 @@ class TrackingSettings(Section):
         max_length=256,
         description="Weights & Biases: PROJECT or ENTITY/PROJECT; its key is in the environment (docs/tracking.md)",
     )
-    mlflow: str | None = Field(
-        None, min_length=1, description="MLflow: a tracking server's URI, or a folder (docs/tracking.md)"
-    )
+    mlflow: Location | None = Field(None, description="MLflow: a tracking server's URI, or a folder (docs/tracking.md)")
     tags: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._/-]*$", max_length=64)], ...] = Field(
         (), description="tags of the run in W&B and MLflow"
     )

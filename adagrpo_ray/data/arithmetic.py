@@ -17,7 +17,7 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
+from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings
 from adagrpo_ray.errors import DataError
 
 ARITHMETIC = "arithmetic"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adagrpo_ray.config.tree import DataSettings
+from adagrpo_ray.config.data import DataSettings
 from adagrpo_ray.data.arithmetic import ARITHMETIC, SYSTEM_PROMPT
 from adagrpo_ray.errors import ConfigError
 

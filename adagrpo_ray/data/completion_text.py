@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adagrpo_ray.config.tree import FormatSettings
+from adagrpo_ray.config.data import FormatSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

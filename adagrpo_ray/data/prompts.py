@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adagrpo_ray.config.tree import ColumnSettings, Config
+from adagrpo_ray.config.data import ColumnSettings
+from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.answers import answer_text
 from adagrpo_ray.data.arithmetic import ARITHMETIC, Problem, problem_sets
 from adagrpo_ray.data.chat import system_message

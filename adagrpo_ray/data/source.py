@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adagrpo_ray.config.data import DataSettings
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM
-from adagrpo_ray.config.tree import DataSettings
 from adagrpo_ray.data.answers import restore_floats
 from adagrpo_ray.data.arithmetic import ARITHMETIC
 from adagrpo_ray.data.formats import NAMED_KINDS, Row, kind, read_file

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adagrpo_ray.config.tree import PLAIN, TEMPLATE_RESERVED, DataSettings
+from adagrpo_ray.config.data import PLAIN, TEMPLATE_RESERVED, DataSettings
 from adagrpo_ray.data.arithmetic import THINK_START
 from adagrpo_ray.data.messages import REASONING, SYSTEM_ROLES, Chat, Message
 from adagrpo_ray.data.plain import plain_text

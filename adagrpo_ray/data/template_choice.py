@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.config.tree import PLAIN, DataSettings
+from adagrpo_ray.config.data import PLAIN, DataSettings
 from adagrpo_ray.data.template import without_own_tags
 from adagrpo_ray.errors import ConfigError
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.cluster.authentication import takes_token
 from adagrpo_ray.cluster.placement import Placement, address
+from adagrpo_ray.config.data import PLAIN
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.load import load_config
-from adagrpo_ray.config.tree import PLAIN, Config
+from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, DataError, StoppedError
 from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, locate, served
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile

@@ -15,7 +15,7 @@ from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.checkpoint.resume import FOLDER
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.tree import PLAIN
+from adagrpo_ray.config.data import PLAIN
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE, chosen_template
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ModelError
 from adagrpo_ray.lora.adapters import Adapter, read_adapter

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from adagrpo_ray.cards.card import CARD, Facts, Merge, adapter_card, merged_card
-from adagrpo_ray.config.tree import PLAIN
+from adagrpo_ray.config.data import PLAIN
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE, use_template
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, ModelError, ResourceError, first_line
 from adagrpo_ray.export import merge

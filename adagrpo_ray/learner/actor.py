@@ -17,7 +17,8 @@ from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.cluster.environment import collector_off
 from adagrpo_ray.cluster.network import use_node_address
 from adagrpo_ray.cluster.placement import Placement
-from adagrpo_ray.config.tree import PLAIN, Config
+from adagrpo_ray.config.data import PLAIN
+from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo_ray.config.tree import Config, Packing
+from adagrpo_ray.config.learner import Packing
+from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.learner.layout import LAYOUTS, Rows
 from adagrpo_ray.types import TrainSample

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
-from adagrpo_ray.config.tree import Config, Packing
+from adagrpo_ray.config.learner import Packing
+from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import CheckpointError, ModelError
 from adagrpo_ray.learner.agreement import check_agreement
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET

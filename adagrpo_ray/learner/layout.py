@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adagrpo_ray.config.tree import Packing
+from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.model.shared_attention import shared_prompt
 from adagrpo_ray.types import TokenIds, TrainSample
 

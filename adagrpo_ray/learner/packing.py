@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from adagrpo_ray.config.tree import Packing
+from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.learner.layout import prompt_key
 from adagrpo_ray.types import TrainBatch, TrainSample
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from adagrpo_ray.checkpoint import files as checkpoint
-from adagrpo_ray.config.tree import LoraSettings
+from adagrpo_ray.config.model import LoraSettings
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.lora.payload import PEFT_PREFIX, AdapterWeights, as_pairs, pack
 from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, AdapterSettings, adapter_settings, read_adapter_folder

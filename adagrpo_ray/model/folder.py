@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.config.tree import LoraSettings
+from adagrpo_ray.config.model import LoraSettings
 from adagrpo_ray.errors import ModelError, first_line
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adagrpo_ray.rewards.numbers import Number, closing_brace, normalised, plain, read_number, same_number
 
 if TYPE_CHECKING:
-    from adagrpo_ray.config.tree import FormatSettings
+    from adagrpo_ray.config.data import FormatSettings
 
 # A number in running text: "1.2.3" and "1,2" are found, and then are no numbers. ASCII digits only.
 _NUMBER_TEXT = r"\.?[0-9][0-9.,]*(?:[eE][+-]?[0-9]+(?![0-9A-Za-z]))?"

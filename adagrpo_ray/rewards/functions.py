@@ -27,7 +27,7 @@ from adagrpo_ray.rewards.extract import (
 from adagrpo_ray.rewards.numbers import Number, read_number, same_number
 
 if TYPE_CHECKING:
-    from adagrpo_ray.config.tree import FormatSettings
+    from adagrpo_ray.config.data import FormatSettings
 
 
 def format_approximate(completions: list[str], *, format: FormatSettings, **context: object) -> list[float]:

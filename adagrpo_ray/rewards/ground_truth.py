@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM
-from adagrpo_ray.config.tree import Config, FormatSettings
+from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.completion_text import CompletionText
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given

@@ -16,7 +16,7 @@ from adagrpo_ray.errors import ConfigError, RewardError
 from adagrpo_ray.rewards.extract import after_thought, marked_answer
 
 if TYPE_CHECKING:
-    from adagrpo_ray.config.tree import FormatSettings
+    from adagrpo_ray.config.data import FormatSettings
 
 EVALUATE_LISTS = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
 """Tasks that give an answer to Python's `eval`, to read a list."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adagrpo_ray.rewards.extract import final_answer, marked_answer, same_answer
 
 if TYPE_CHECKING:
-    from adagrpo_ray.config.tree import FormatSettings
+    from adagrpo_ray.config.data import FormatSettings
 
 # math-verify's patterns take quadratic time; an answer stands at the end of a completion.
 MAX_LENGTH = 4000

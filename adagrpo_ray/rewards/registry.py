@@ -20,7 +20,7 @@ from adagrpo_ray.rewards.latex import latex
 from adagrpo_ray.types import Floats
 
 if TYPE_CHECKING:
-    from adagrpo_ray.config.tree import FormatSettings
+    from adagrpo_ray.config.data import FormatSettings
 
 RewardFunction = Callable[..., Sequence[float | None]]
 

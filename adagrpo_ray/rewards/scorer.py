@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardsSettings
-from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.rewards import scoring_process as worker

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from adagrpo_ray.config.tree import FormatSettings
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.rewards.registry import RewardFunction, load_reward, score_group

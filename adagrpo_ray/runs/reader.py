@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.config.load import read_tree
+from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from adagrpo_ray.algorithm.ladder import request_seed
-from adagrpo_ray.config.tree import EvaluationSettings
+from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.sampling.sampler import Generate, Score

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from adagrpo_ray.config.tree import ArithmeticSettings, FormatSettings
+from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings
 from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.storage.cache import cache_folder

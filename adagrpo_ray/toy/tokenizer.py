@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from adagrpo_ray.config.tree import FormatSettings
+from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT, THINK_START
 
 if TYPE_CHECKING:

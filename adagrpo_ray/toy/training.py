@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adagrpo_ray.config.tree import ArithmeticSettings, DataSettings, FormatSettings
+from adagrpo_ray.config.data import ArithmeticSettings, DataSettings, FormatSettings
 from adagrpo_ray.data.arithmetic import draw_problem, worked_solution
 from adagrpo_ray.data.chat import chat_messages, system_message
 

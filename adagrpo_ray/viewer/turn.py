@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.config.tree import PLAIN
+from adagrpo_ray.config.data import PLAIN
 from adagrpo_ray.errors import AdaGRPOError, ChatError, ModelError
 from adagrpo_ray.lora.adapters import RANKS, read_settings, served_rank
 from adagrpo_ray.rollout.engine import Piece

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from adagrpo_ray.config import load_config
-from adagrpo_ray.config.tree import Packing
+from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.model.pretrained import resolve_model

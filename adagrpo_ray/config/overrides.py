@@ -1,0 +1,118 @@
+"""Overrides of settings by dotted keys, put into the tree of a file before it is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from adagrpo_ray.config.refusals import shown
+from adagrpo_ray.config.section import Section, section_of
+from adagrpo_ray.config.yaml_text import Plain, parse
+from adagrpo_ray.errors import ConfigError
+
+Root = type[Section]
+"""The class of the whole tree: what is a section in it, and the defaults."""
+
+
+def override(root: Root, tree: dict[str, Any], overrides: Sequence[str] | Mapping[str, object]) -> None:
+    """Change `tree`, the settings of `root` as a file has them, by overrides as `read_settings` takes them.
+
+    Raises ConfigError for an override that cannot be read, or that reaches into what is no section, mapping or list.
+    """
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            if not isinstance(key, str) or not all(key.strip().split(".")):
+                raise ConfigError(f"overrides have the key {key!r}; give dotted keys, as in 'learner.learning_rate'")
+            _set(root, tree, key, _keyed(value), f"{key}={shown(value)}")
+        return
+    for text in overrides:
+        key, value = _read(text)
+        _set(root, tree, key, value, text)
+
+
+def _read(override: str) -> tuple[str, Any]:
+    """Key and value of one "dotted.key=value"."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise ConfigError(f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4")
+    key = key.strip()
+    if not text.strip():
+        raise ConfigError(
+            f"the override {override!r} has no value; write {key}=null for none, {key}='\"\"' for an empty text"
+        )
+    return key, parse(text, f"the value of {key}")
+
+
+def _keyed(value: object) -> object:
+    """A value of Python's with the keys of its mappings as text, as those of YAML are here."""
+    if isinstance(value, Mapping):
+        texts = {str(key) for key in value if isinstance(key, str)}
+        return {
+            str(key) if isinstance(key, int) and str(key) not in texts else key: _keyed(inner)
+            for key, inner in value.items()
+        }
+    return [_keyed(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _set(root: Root, tree: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Set `key` to `value`, making mappings on the way; errors show `said`."""
+    names = key.strip().split(".")
+    node: Any = tree
+    for depth, name in enumerate(names):
+        last = depth == len(names) - 1
+        if isinstance(node, list):
+            if not (name.isascii() and name.isdecimal()) or int(name) >= len(node):
+                there = f"none of its numbers 0 to {len(node) - 1}" if node else "no number of an empty list"
+                raise ConfigError(f"{said!r}: {'.'.join(names[:depth])} is a list of {len(node)}; {name!r} is {there}")
+            index: Any = int(name)
+        elif isinstance(node, dict):
+            index = name
+        else:
+            there = f"{'.'.join(names[:depth])} is the value {shown(node)}"
+            raise ConfigError(f"{said!r}: {there} and has no {name!r}")
+        if last:
+            before = node[index] if isinstance(node, list) else node.get(index)
+            merges = isinstance(before, dict) and isinstance(value, dict) and _is_section(root, names)
+            node[index] = _merged(root, before, value, tuple(names)) if merges else value
+        else:
+            given = isinstance(node, list) or index in node
+            node[index] = _opened(node[index] if given else _default(root, names[: depth + 1]))
+            node = node[index]
+
+
+def _default(root: Root, place: Sequence[str]) -> Any:
+    """What the setting at `place` is if no file and no override says more; None if there is no such setting."""
+    value: Any = root().model_dump(mode="json")
+    for part in place:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _opened(inner: Any) -> Any:
+    """What an override goes into: a mapping for nothing, a section of Python's as a mapping."""
+    if isinstance(inner, BaseModel):
+        return inner.model_dump(mode="json")
+    return {} if inner is None or (isinstance(inner, Plain) and inner.is_null) else inner
+
+
+def _merged(root: Root, before: dict[str, Any], new: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    """A section with the keys in `new` as they are there, and the others as before."""
+    merged = dict(before)
+    for key, value in new.items():
+        inner = merged.get(key)
+        into = isinstance(inner, dict) and isinstance(value, dict) and _is_section(root, (*place, str(key)))
+        merged[key] = _merged(root, inner, value, (*place, str(key))) if into and inner is not None else value
+    return merged
+
+
+def _is_section(root: Root, place: Sequence[str]) -> bool:
+    """Whether the setting at `place` is a section, rather than a mapping of the user's own names."""
+    section: type[BaseModel] | None = root
+    for part in place:
+        if section is None or (not part.isdecimal() and part not in section.model_fields):
+            return False
+        if not part.isdecimal():
+            section = section_of(section.model_fields[part].annotation)
+    return section is not None

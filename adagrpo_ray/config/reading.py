@@ -1,0 +1,90 @@
+"""Reading settings of any root section: a YAML file, then dotted overrides, then one clear error or the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from adagrpo_ray.config.overrides import override
+from adagrpo_ray.config.refusals import explain
+from adagrpo_ray.config.section import Section
+from adagrpo_ray.config.yaml_text import parse, resolved
+from adagrpo_ray.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=Section)
+
+DECIDED = "decided"
+"""In the config.yaml of a run: settings that were null, by dotted key, with the values that the run took."""
+
+
+def read_settings(
+    root: type[Settings], path: str | Path | None, overrides: Sequence[str] | Mapping[str, object] = ()
+) -> Settings:
+    """The settings in the YAML file at `path`, changed by `overrides` ("learner.learning_rate=1e-4").
+
+    The value of such a text is YAML; {"learner.learning_rate": 1e-4} has it as it is. List entries are reached by
+    number ("algorithm.triggers.0.from_step=5"). Of two overrides of one key the last counts. A mapping for a section
+    ("learner={ranks: 2}") changes the keys that it names. The file may be the config.yaml of a run: settings that the
+    run decided are null again, unless they were changed there. Raises ConfigError that names every bad key, its value
+    and the nearest valid name, settings that do not go together, a key that a file gives twice, or a place that holds
+    a secret.
+    """
+    tree = {} if path is None else _read(Path(path))
+    return _settings(root, _undecided(tree), overrides)
+
+
+def changed(settings: Settings, overrides: Sequence[str] | Mapping[str, object]) -> Settings:
+    """`settings` with other values, as `read_settings` takes them; raises what it raises."""
+    return _settings(type(settings), settings.model_dump(mode="json"), overrides)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file as they stand there, which is what ran if a run wrote it.
+
+    Raises ConfigError if the file is no mapping.
+    """
+    return {key: resolved(value) for key, value in _read(path).items() if key != DECIDED}
+
+
+def _settings(root: type[Settings], tree: dict[str, Any], overrides: Sequence[str] | Mapping[str, object]) -> Settings:
+    override(root, tree, overrides)
+    conflicts: list[str] = []
+    try:
+        settings = root.model_validate(tree, context=conflicts)
+    except ValidationError as error:
+        raise ConfigError("\n".join([*(explain(e, root) for e in error.errors()), *conflicts])) from None
+    if conflicts:
+        raise ConfigError("\n".join(conflicts))
+    return settings
+
+
+def _undecided(tree: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a file without DECIDED, and null for those of its settings that still have these values."""
+    decided = tree.get(DECIDED)
+    if not isinstance(decided, dict):
+        return tree
+    for key, value in decided.items():
+        *sections, name = key.split(".")
+        node: Any = tree
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if isinstance(node, dict) and node.get(name) == value:
+            node[name] = None
+    return {key: value for key, value in tree.items() if key != DECIDED}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, a path with a null character
+        raise ConfigError(f"cannot read the configuration {path}: {error}; give --config a YAML file") from None
+    tree = parse(text, f"the configuration {path}")
+    if not isinstance(tree, dict):
+        tree = resolved(tree)
+        if tree is None:
+            return {}
+        raise ConfigError(f"the configuration {path} holds a {type(tree).__name__}; it must be a mapping of sections")
+    return tree
