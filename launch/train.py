@@ -46,20 +46,20 @@ def dry_run(config: Config) -> None:
     from adagrpo_ray.training.memory import describe, device_memory, read_shape
 
     print(as_yaml(config), end="")
-    joined = address(config)
+    joined = address(config.run)
     memory: int | None = None  # of a cluster's nodes nothing is known before it is joined
     if joined is None:
         hardware = local_hardware()
-        placement = place(config, hardware, ours=True)
+        placement = place(config.rollout, config.learner, hardware, ours=True)
         memory = device_memory(hardware)
         print(f"# placement on this machine ({hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs), in a Ray of its own:")
     else:
         named = dict.fromkeys((*config.rollout.resources, *config.learner.resources), math.inf)
-        placement = place(config, Hardware(math.inf, math.inf, named), ours=False)
+        placement = place(config.rollout, config.learner, Hardware(math.inf, math.inf, named), ours=False)
         print(f"# placement on the Ray cluster at {joined}, where its nodes have GPUs:")
     print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
     try:
-        lines = describe(read_shape(config), config, placement, memory, flash=flash_attention(config))
+        lines = describe(read_shape(config), config, placement, memory, flash=flash_attention(config.model))
     except ModelError as error:
         lines = [f"not estimated: {error}"]
     print("# memory that this takes, estimated:")

@@ -197,7 +197,7 @@ def test_a_checkpoint_of_unknown_settings_is_refused(run: Path) -> None:
 def test_an_adapter_of_another_model_does_not_fit(
     run: Path, tiny_model: Path, harm: Callable[[Path], Any], told: str
 ) -> None:
-    layers = linear_shapes(str(tiny_model), CONFIG)
+    layers = linear_shapes(str(tiny_model), CONFIG.model)
     check_fit(read_adapter(run / "adapter"), layers, "model.path='tiny'")
     edited(base_model_name_or_path="Qwen/Another")(run / "adapter")
     harm(run / "adapter")
@@ -211,7 +211,7 @@ def test_the_rank_that_an_engine_is_set_up_for() -> None:
 
 
 def test_an_adapter_of_some_layers_that_says_so_fits(run: Path, tiny_model: Path) -> None:
-    layers = linear_shapes(str(tiny_model), CONFIG)
+    layers = linear_shapes(str(tiny_model), CONFIG.model)
     weights(lambda t: [t.pop(name) for name in list(t) if "layers.1." in name])(run / "adapter")
     with pytest.raises(ModelError, match="it holds no weights for"):
         check_fit(read_adapter(run / "adapter"), layers, "model.path='tiny'")

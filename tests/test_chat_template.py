@@ -15,7 +15,9 @@ from transformers import AutoTokenizer
 
 from adagrpo_ray.cards.card import Facts, adapter_card
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.data import DataSettings
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
+from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.data.completion_text import stop_ids
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
@@ -225,10 +227,10 @@ def test_a_tokenizer_without_a_template_is_told_both_ways(tmp_path: Path, file: 
     with pytest.raises(
         ModelError, match=r"has no chat template; give a Jinja file as data\.chat_template, or set it to none"
     ):
-        load_tokenizer(model["path"], Config.model_validate({"model": model}))
+        load_tokenizer(model["path"], ModelSettings(**model), DataSettings())
     for choice, expected in (("none", None), (str(file), ASKS)):
-        config = Config.model_validate({"model": model, "data": {"chat_template": choice}})
-        assert load_tokenizer(model["path"], config).chat_template == expected
+        data = DataSettings(chat_template=choice)
+        assert load_tokenizer(model["path"], ModelSettings(**model), data).chat_template == expected
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,8 @@ class TestFindPast:
         past = find_past("auto", self.configure(tmp_path), heard.append)
         assert past.checkpoint == folder / FOLDER / "step-000001"
         assert "step-000002 is damaged" in heard[0]
-        past.writer(self.configure(tmp_path), silent).close()
+        past.writer("taken back", silent).close()
+        assert (folder / "config.yaml").read_text() == "taken back"
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
         assert (folder / FOLDER / "latest").read_text() == "step-000001\n"
 

@@ -14,6 +14,7 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.config.explain import as_yaml, settings
 from adagrpo_ray.config.learner import LearnerSettings
+from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.types import SamplingParams
@@ -373,6 +374,39 @@ def test_pydantics_own_error_shows_no_secret() -> None:
         with pytest.raises(ValidationError, match="holds a user, a password or a query") as raised:
             build()
         assert "hunter2" not in str(raised.value)
+
+
+# --- the config.yaml of a run ---
+
+RAN = Config.model_validate({"run": {"name": "one", "steps": 7}, "rollout": {"sleep": True}})
+CHOSEN = {"run.name": "one", "rollout.sleep": True}
+
+
+def test_what_a_run_decided_is_null_again_for_who_loads_its_file(tmp_path: Path) -> None:
+    path = written(tmp_path, as_yaml(RAN, CHOSEN))
+    assert yaml.safe_load(path.read_text())["rollout"]["sleep"] is True
+    assert load_config(path) == Config.load(overrides={"run.steps": 7})
+    assert load_config(written(tmp_path, as_yaml(RAN))) == RAN  # as it was given
+
+
+def test_an_override_or_a_change_by_hand_goes_before_what_a_run_decided(tmp_path: Path) -> None:
+    path = written(tmp_path, as_yaml(RAN, CHOSEN))
+    assert load_config(path, ["rollout.sleep=true"]).rollout.sleep is True
+    path.write_text(path.read_text().replace("sleep: true", "sleep: false", 1))
+    assert load_config(path).rollout.sleep is False
+
+
+def test_the_settings_that_ran_can_be_read_without_loading_them(tmp_path: Path) -> None:
+    assert read_tree(written(tmp_path, as_yaml(RAN, CHOSEN))) == yaml.safe_load(as_yaml(RAN))
+
+
+@pytest.mark.parametrize("decided", ["5", "[run.name]", "{}", "{run.name: x, nothing.at.all: 1, run: 2}"])
+def test_what_is_said_to_be_decided_may_be_anything(tmp_path: Path, decided: str) -> None:
+    path = written(tmp_path, f"run: {{name: one}}\ndecided: {decided}\n")
+    if decided.startswith("{"):
+        assert load_config(path).run.name == "one"
+    else:
+        assert complaint(path=path).startswith("unknown key 'decided'")
 
 
 # --- the settings told to a person ---

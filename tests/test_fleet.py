@@ -47,7 +47,8 @@ def model_path() -> str:
 
 @pytest.fixture(scope="module")
 def requests(model_path: str) -> list[GenerationRequest]:
-    prompts = load_prompts(configure(), load_tokenizer(model_path, configure())).train
+    config = configure()
+    prompts = load_prompts(config, load_tokenizer(model_path, config.model, config.data)).train
     return [GenerationRequest(p.id, p.token_ids, 8, SamplingParams(), 96, seed) for seed, p in enumerate(prompts)]
 
 
@@ -78,7 +79,7 @@ def cluster() -> Iterator[Cluster]:
 
 @asynccontextmanager
 async def running(config: Config, model_path: str) -> AsyncIterator[Fleet]:
-    placement = place(config, Hardware(3, 0), ours=True)
+    placement = place(config.rollout, config.learner, Hardware(3, 0), ours=True)
     fleet = Fleet(config, placement, ModelFiles(model_path), 256)
     await fleet.open()
     try:

@@ -22,6 +22,7 @@ from filelock import FileLock
 from adagrpo_ray.cards.sections import base_in_words, base_model
 from adagrpo_ray.cards.usage import use_adapter
 from adagrpo_ray.config import Config
+from adagrpo_ray.config.data import DataSettings
 from adagrpo_ray.data.completion_text import stop_ids
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.export.base import find_base
@@ -136,7 +137,7 @@ def test_a_terminal_gets_a_bar(file: Path, monkeypatch: pytest.MonkeyPatch, capf
 def test_tokenizer_template_and_ends_come_along(tmp_path: Path, cache: Path) -> None:
     recipe = Recipe(values={"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 2})
     folder = dequantised(str(write_gguf(tmp_path / "x.gguf", recipe)))
-    tokenizer = load_tokenizer(str(folder), settings(folder))
+    tokenizer = load_tokenizer(str(folder), settings(folder).model, DataSettings())
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (TOKENS[1], TOKENS[0], TOKENS[0])
     assert tokenizer.chat_template == recipe.template
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
@@ -160,7 +161,7 @@ def test_a_text_begins_with_the_bos_if_the_file_says_so(
     keys = {"model": model, "pre": pre, "add_bos_token": said}
     recipe = Recipe(values={f"tokenizer.ggml.{key}": value for key, value in keys.items()})
     folder = dequantised(str(write_gguf(tmp_path / "x.gguf", recipe)))
-    tokenizer = load_tokenizer(str(folder), settings(folder))
+    tokenizer = load_tokenizer(str(folder), settings(folder).model, DataSettings())
     plain = tokenizer.encode("the", add_special_tokens=False)
     assert tokenizer.encode("the") == ([1, *plain] if adds else plain)
 
@@ -170,7 +171,7 @@ def test_digits_are_cut_as_the_file_says(tmp_path: Path, cache: Path) -> None:
     pieces = {}
     for pre in ("smollm", "default"):
         folder = dequantised(str(write_gguf(tmp_path / f"{pre}.gguf", Recipe(values={"tokenizer.ggml.pre": pre}))))
-        tokenizer = load_tokenizer(str(folder), settings(folder))
+        tokenizer = load_tokenizer(str(folder), settings(folder).model, DataSettings())
         backend: Any = tokenizer.backend_tokenizer
         pieces[pre] = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("a  12")]
     assert pieces == {"smollm": ["a", "ĠĠ", "1", "2"], "default": ["a", "Ġ", "Ġ12"]}
@@ -179,7 +180,7 @@ def test_digits_are_cut_as_the_file_says(tmp_path: Path, cache: Path) -> None:
 def test_a_run_takes_it_as_any_other_model(file: Path) -> None:
     config = settings(file)
     folder = resolve_model(config)
-    found = read_model_config(folder, config)
+    found = read_model_config(folder, config.model)
     check_unquantised(folder, found, config.model.path, "")
     assert found.get_text_config().max_position_embeddings == 512
     policy = load_policy(folder, config)
@@ -517,8 +518,8 @@ def test_smollm2_answers_a_question() -> None:
     assert origin is not None
     assert origin.digest == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     assert origin.types == "Q4_1 (some tensors Q8_0, F32)"
-    assert read_shape(config) == shape_of(read_model_config(folder, config))
-    tokenizer = load_tokenizer(folder, config)
+    assert read_shape(config) == shape_of(read_model_config(folder, config.model))
+    tokenizer = load_tokenizer(folder, config.model, config.data)
     assert stop_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
     messages = [{"role": "user", "content": "What is the capital of France?"}]

@@ -114,7 +114,7 @@ def stop(actor: Any) -> None:
 def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype: str) -> None:
     config = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}")
     actor, pool, path = start(config)
-    prompt = load_prompts(config, load_tokenizer(path, config)).train[0]
+    prompt = load_prompts(config, load_tokenizer(path, config.model, config.data)).train[0]
     learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
     gaps, moved = [], 0.0
     for version in range(2):
@@ -136,7 +136,7 @@ def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype:
 def test_a_sleeping_engine_leaves_the_gpu_and_serves_the_same_after_it(cluster: None, sync: str) -> None:
     config = configure(f"rollout.lora_mode={sync}", "rollout.sleep=true")
     actor, pool, path = start(config)
-    prompt = load_prompts(config, load_tokenizer(path, config)).train[0]
+    prompt = load_prompts(config, load_tokenizer(path, config.model, config.data)).train[0]
     learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
     weights = pack(0, learner.adapter(), 16, 32.0, torch.float32)
     asyncio.run(pool.apply(weights))

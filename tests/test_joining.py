@@ -21,7 +21,8 @@ from ray.core.generated import gcs_service_pb2
 
 from adagrpo_ray.cluster import joining
 from adagrpo_ray.cluster.placement import address
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.training import actors as cluster
 from adagrpo_ray.training.actors import connect
@@ -186,7 +187,7 @@ def test_the_address_is_the_one_that_ray_would_take(
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("RAY_ADDRESS", variable)
-    assert address(load_config(None, {"run.ray_address": setting})) == joined
+    assert address(RunSettings(ray_address=setting)) == joined
 
 
 def test_the_program_refuses_a_dead_address(
@@ -322,7 +323,7 @@ def test_what_ray_raises_at_its_start_is_one_error_and_leaves_no_process(
     monkeypatch.setattr(ray, "init", failing)
 
     def start() -> None:
-        with connect(Config()):
+        with connect(Config(), None):
             pass
 
     said = refusal(start)
@@ -341,7 +342,7 @@ def test_what_ray_raises_on_joining_is_one_error(
     monkeypatch.setattr(cluster, "_init", lambda **options: (_ for _ in ()).throw(mismatch))
 
     def join() -> None:
-        with connect(load_config(None, {"run.ray_address": there})):
+        with connect(Config(), there):
             pass
 
     message = refusal(join)

@@ -18,12 +18,12 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError, ResourceError
 from adagrpo_ray.training.memory import (
     Shape,
+    decide_sleep,
     describe,
     device_memory,
     estimate,
     gpu_memory,
     read_shape,
-    settled,
     shape_of,
     takes_turns,
 )
@@ -67,7 +67,7 @@ def config(*overrides: str) -> Config:
 
 def described(gpus: int, memory: float | None, *overrides: str) -> list[str]:
     settings = config(*overrides)
-    placement = place(settings, Hardware(8, gpus), ours=True)
+    placement = place(settings.rollout, settings.learner, Hardware(8, gpus), ours=True)
     return describe(SHAPE, settings, placement, None if memory is None else int(memory * GIB))
 
 
@@ -281,7 +281,8 @@ def test_what_does_not_fit_is_told_with_what_to_do(gpus: int, memory: float, set
 
 def turns(gpus: int, memory: float, *overrides: str) -> bool:
     settings = config("learner.gradient_checkpointing=true", *overrides)
-    return takes_turns(settings, place(settings, Hardware(8, gpus), ours=True), SHAPE, int(memory * GIB))
+    placement = place(settings.rollout, settings.learner, Hardware(8, gpus), ours=True)
+    return takes_turns(settings, placement, SHAPE, int(memory * GIB))
 
 
 def test_vllm_sleeps_where_both_do_not_fit_on_one_gpu() -> None:
@@ -310,7 +311,31 @@ def test_taking_turns_each_needs_room_for_itself_alone() -> None:
 
 def test_without_a_gpu_nothing_sleeps() -> None:
     settings = config()
-    assert settled(settings, place(settings, Hardware(8, 0), ours=True)).rollout.sleep is False
+    assert decide_sleep(settings, place(settings.rollout, settings.learner, Hardware(8, 0), ours=True)) is False
+
+
+@pytest.mark.parametrize(("memory", "sleeps"), [(16, True), (24, False)])
+def test_a_gpu_of_our_own_decides_what_the_settings_leave_open(
+    monkeypatch: pytest.MonkeyPatch, memory: int, sleeps: bool
+) -> None:
+    monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SHAPE)
+    monkeypatch.setattr("adagrpo_ray.training.memory.gpu_memory", lambda: memory * GIB)
+    settings = config("learner.gradient_checkpointing=true")
+    placement = place(settings.rollout, settings.learner, Hardware(8, 1), ours=True)
+    assert decide_sleep(settings, placement) is sleeps
+    assert decide_sleep(settings, None) is False  # on a cluster it is another machine's
+    for asked in (True, False):
+        given = config("learner.gradient_checkpointing=true", f"rollout.sleep={str(asked).lower()}")
+        assert decide_sleep(given, placement) is decide_sleep(given, None) is asked
+
+
+def test_a_model_that_is_not_known_does_not_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(config: Config) -> Shape:
+        raise ModelError("not here")
+
+    monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", unknown)
+    settings = config()
+    assert decide_sleep(settings, place(settings.rollout, settings.learner, Hardware(8, 1), ours=True)) is False
 
 
 def test_each_actor_with_a_gpu_of_its_own_is_told_of() -> None:

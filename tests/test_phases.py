@@ -335,7 +335,8 @@ def model() -> str:
 @pytest.fixture(scope="module")
 def prompts(model: str) -> list[dict[str, Any]]:
     return [
-        {"prompt_token_ids": p.token_ids.tolist()} for p in load_prompts(CONFIG, load_tokenizer(model, CONFIG)).train
+        {"prompt_token_ids": p.token_ids.tolist()}
+        for p in load_prompts(CONFIG, load_tokenizer(model, CONFIG.model, CONFIG.data)).train
     ]
 
 

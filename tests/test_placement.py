@@ -23,8 +23,12 @@ def config(**sizes: float) -> Config:
     return load_config(None, [f"{keys[name]}={value}" for name, value in sizes.items()])
 
 
+def place_all(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
+    return place(config.rollout, config.learner, hardware, ours=ours)
+
+
 def placed(gpus: float, *, cpus: float = 64, ours: bool = True, **sizes: Any) -> Placement:
-    return place(config(**sizes), Hardware(cpus, gpus), ours=ours)
+    return place_all(config(**sizes), Hardware(cpus, gpus), ours=ours)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +56,9 @@ def test_gpus_of_a_rollout_actor_and_of_a_learner_rank(
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_sleep_makes_room_on_a_shared_gpu_only(gpus: int) -> None:
     settings = load_config(None, ["rollout.sleep=true"])
-    assert place(settings, Hardware(8, 1), ours=True).shared
+    assert place_all(settings, Hardware(8, 1), ours=True).shared
     with pytest.raises(ResourceError, match=r"rollout\.sleep=true"):
-        place(settings, Hardware(8, gpus), ours=True)
+        place_all(settings, Hardware(8, gpus), ours=True)
 
 
 @pytest.mark.parametrize("sizes", [{"actors": 2}, {"ranks": 2}, {"tensor_parallel": 2}])
@@ -122,30 +126,30 @@ CLUSTER = Hardware(8.0, 0.0, {"rollout": 2.0}, ({"CPU": 2.0, "rollout": 1.0}, {"
 
 def test_custom_resources_count_for_each_actor() -> None:
     settings = load_config(None, ["rollout.actors=2", "rollout.resources={rollout: 1}"])
-    placement = place(settings, CLUSTER, ours=False)
+    placement = place_all(settings, CLUSTER, ours=False)
     assert placement.rollout == {"CPU": 1.0, "GPU": 0.0, "rollout": 1.0}
     assert placement.total("rollout") == 2
     assert "2 x rollout actor: 1 CPU, 0 GPU, 1 rollout each" in placement.describe()
     more = load_config(None, ["rollout.actors=3", "rollout.resources={rollout: 1}"])
     with pytest.raises(ResourceError, match=r"need 3 of the custom resource 'rollout'.*the cluster has 2; start nodes"):
-        place(more, CLUSTER, ours=False)
+        place_all(more, CLUSTER, ours=False)
 
 
 def test_what_no_node_can_hold_is_refused_though_all_together_could() -> None:
     with pytest.raises(ResourceError, match=r"no node .* one learner rank takes \(6 CPU\).*lower learner\.cpus"):
-        place(load_config(None, ["learner.cpus=6"]), CLUSTER, ours=False)
+        place_all(load_config(None, ["learner.cpus=6"]), CLUSTER, ours=False)
 
 
 def test_without_a_learner_rollout_actors_have_gpus_of_their_own_and_nothing_is_said_of_ranks() -> None:
     settings = load_config(None, ["learner.ranks=4", "learner.cpus=6", "learner.resources={learner: 1}"])
     for gpus, each in ((1, 1.0), (2, 1.0), (0, 0.0)):
-        placement = place(settings, Hardware(8, gpus), ours=True, learner=False)
+        placement = place(settings.rollout, None, Hardware(8, gpus), ours=True)
         assert (placement.rollout_gpus, placement.gpus, placement.cpus) == (each, each, 1.0)
         assert not placement.shared
         assert placement.describe() == f"1 x rollout actor: 1 CPU, {each:g} GPU each"
         assert placement.total("learner") == 0
-    assert place(settings, CLUSTER, ours=False, learner=False).learner_ranks == 0
+    assert place(settings.rollout, None, CLUSTER, ours=False).learner_ranks == 0
     with pytest.raises(ResourceError) as refused:
-        place(load_config(None, ["rollout.actors=3"]), Hardware(8, 2), ours=True, learner=False)
+        place(load_config(None, ["rollout.actors=3"]).rollout, None, Hardware(8, 2), ours=True)
     assert "rollout.actors=3 x 1 need 3 GPUs, there are 2" in str(refused.value)
     assert "learner" not in str(refused.value)

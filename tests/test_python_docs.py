@@ -23,9 +23,11 @@ import yaml
 
 from adagrpo_ray import Callback, Config, ExtensionError, ResourceError, StepRecord, StoppedError, Summary, train
 from adagrpo_ray.cluster.authentication import own_token
+from adagrpo_ray.cluster.joining import find_ray
+from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.training import actors as cluster
 from adagrpo_ray.training import run, trainer
-from adagrpo_ray.training.actors import Actors, as_connected
+from adagrpo_ray.training.actors import Actors
 
 ROOT = Path(__file__).parents[1]
 CELL = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
@@ -219,5 +221,9 @@ def test_a_criterion_that_raises_later_ends_the_run_with_a_checkpoint(shared: Pa
 
 def test_another_address_than_that_of_the_ray_that_is_there_is_an_error(shared: Path) -> None:
     with pytest.raises(ResourceError, match=r"connected to the Ray at .* names '10\.0\.0\.9:6379'"):
-        as_connected(load(**{"run.ray_address": "10.0.0.9:6379"}))
-    assert as_connected(load(**{"run.ray_address": "auto"})).run.folder == str(shared / "runs")
+        find_ray(RunSettings(ray_address="10.0.0.9:6379"))
+    assert find_ray(RunSettings(ray_address="auto")) == ray.get_runtime_context().gcs_address
+
+
+def test_on_a_ray_that_was_there_the_run_folder_is_absolute(notebook: Notebook, shared: Path) -> None:
+    assert settings(notebook.summaries[0])["run"]["output_dir"] == str(shared / "runs")

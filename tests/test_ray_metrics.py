@@ -12,6 +12,7 @@ import pytest
 import ray
 import yaml
 
+from adagrpo_ray.cluster.placement import address
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.tracking import check_trackers, ray_metrics
@@ -156,8 +157,8 @@ def test_a_port_that_is_taken_is_said_before_ray_starts(monkeypatch: pytest.Monk
         port = taken.getsockname()[1]
         config = load_config(None, [f"tracking.prometheus_port={port}"])
         with pytest.raises(ConfigError, match=f"tracking.prometheus_port={port} cannot be used"):
-            check_trackers(config)
-    check_trackers(config)
+            check_trackers(config.tracking, address(config.run))
+    check_trackers(config.tracking, address(config.run))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ConfigError, match=f"this run joins the one at 10.0.0.1:6379.*--metrics-export-port={port}"):
-        check_trackers(config)
+        check_trackers(config.tracking, address(config.run))

@@ -62,7 +62,8 @@ def model_path() -> str:
 
 @pytest.fixture(scope="module")
 def prompts(model_path: str) -> tuple[Prompt, ...]:
-    return load_prompts(configure(), load_tokenizer(model_path, configure())).train[:6]
+    config = configure()
+    return load_prompts(config, load_tokenizer(model_path, config.model, config.data)).train[:6]
 
 
 def ask(prompt: Prompt, seed: int, temperature: float = 1.0) -> GenerationRequest:

@@ -43,7 +43,7 @@ def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseExcep
             raise error
 
     monkeypatch.setattr(
-        "adagrpo_ray.training.run.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128)
+        "adagrpo_ray.training.resolve.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128)
     )
     monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", train)
     ear = Ear()
@@ -78,11 +78,11 @@ def test_the_nodes_have_to_share_the_folder_that_the_run_is_in_and_no_other(monk
     def share(folder: str) -> None:
         raise InterruptedError(folder)
 
-    config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379", "folder": "elsewhere"}})
-    placement = place(config, Hardware(4, 0), ours=False)
-    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda config, patience_s: nullcontext(placement))
+    config = Config.model_validate({"run": {"output_dir": "elsewhere"}})
+    placement = place(config.rollout, config.learner, Hardware(4, 0), ours=False)
+    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda *_: nullcontext(placement))
     monkeypatch.setattr("adagrpo_ray.training.trainer.check_shared", share)
-    inputs = Inputs("tiny", PromptSets((), (), {}), 128)
+    inputs = Inputs("tiny", PromptSets((), (), {}), 128, joined="10.0.0.2:6379")
     with pytest.raises(InterruptedError, match=r"^s3://bucket/resumed$"):
         place_and_train(config, inputs, Path("copy"), Observer(), home="s3://bucket/resumed")
 

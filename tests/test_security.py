@@ -91,7 +91,7 @@ def test_a_ray_of_our_own_refuses_whoever_has_no_token(
     untold: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what others ask for is not for the one that we start
-    with connect(Config()):
+    with connect(Config(), None):
         address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         nothing: dict[str, str] = {}
@@ -123,7 +123,7 @@ def test_a_ray_of_our_own_refuses_whoever_has_no_token(
 def test_a_ray_of_our_own_listens_on_loopback_alone(untold: None) -> None:
     me = psutil.Process()
     before = listening(me, *me.children(recursive=True))
-    with connect(Config()):
+    with connect(Config(), None):
         ray.get(ray.remote(lambda: None).remote())  # so that there is a worker too
         ours = me.children(recursive=True)
         metrics = ray.nodes()[0]["MetricsExportPort"]
@@ -148,11 +148,12 @@ def test_a_run_says_that_its_cluster_asks_for_no_token(untold: None, monkeypatch
         def phase(self, text: str) -> None:
             raise InterruptedError(text)
 
-    config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379"}})
-    placement = place(config, Hardware(4, 0), ours=False)
-    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda config, patience_s: nullcontext(placement))
+    config = Config()
+    placement = place(config.rollout, config.learner, Hardware(4, 0), ours=False)
+    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda *_: nullcontext(placement))
+    inputs = Inputs("tiny", PromptSets((), (), {}), 128, joined="10.0.0.2:6379")
     with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
-        place_and_train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
+        place_and_train(config, inputs, Path("unused"), Told())
 
 
 def test_what_listens_in_the_containers_is_published_on_loopback_alone() -> None:
@@ -202,7 +203,7 @@ def test_pickles_beside_safetensors_are_not_read(tiny_model: Path, tmp_path: Pat
     plant(model, marker)
     config = Config.model_validate({"model": {"path": str(model), **FLOAT32}})
     assert resolve_model(config) == str(model)
-    load_tokenizer(str(model), config)
+    load_tokenizer(str(model), config.model, config.data)
     policy = load_policy(str(model), config)
     policy.save_pretrained(tmp_path / "adapter")
     plant(tmp_path / "adapter", marker)

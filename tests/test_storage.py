@@ -16,6 +16,7 @@ from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.checkpoint.resume import find_past
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ResourceError
 from adagrpo_ray.runs import EvaluationRecord, RunWriter
@@ -309,7 +310,7 @@ def test_the_past_is_found_and_taken_back(bucket: str) -> None:
         assert len(past.evaluations) == 2
         assert told.pop() == f"going on after step 0, from {home}/checkpoints/step-000002"
     past = find_past(f"{home}/checkpoints/step-000001", config, told.append)
-    with past.writer(config, told.append):
+    with past.writer(as_yaml(config), told.append):
         assert storage.find(f"{home}/checkpoints", "latest") == "step-000001\n"
         assert (lines_of(home, "evaluations.jsonl"), lines_of(home, "samples.jsonl")) == (1, 1)
 

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from adagrpo_ray.cluster.jobs import check_job_folder, job_id
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.cluster.jobs import job_folder, job_id
+from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.storage import places as storage
@@ -359,7 +359,7 @@ def test_outside_of_a_job_a_relative_folder_stays(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     told: list[str] = []
     assert job_id() is None
-    assert check_job_folder(Config(), told.append) == Config()
+    assert job_folder("runs", told.append) == "runs"
     assert not told
 
 
@@ -367,7 +367,15 @@ def test_outside_of_a_job_a_relative_folder_stays(monkeypatch: pytest.MonkeyPatc
 def test_in_a_job_a_folder_that_lasts_stays(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "id"}}))
     told: list[str] = []
-    config = load_config(None, [f"run.output_dir={folder}"])
     assert job_id() == "id"
-    assert check_job_folder(config, told.append) == config
+    assert job_folder(folder, told.append) == folder
     assert not told
+
+
+def test_in_a_job_a_relative_folder_is_one_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "id"}}))
+    monkeypatch.setenv("HOME", "/home/me")
+    told: list[str] = []
+    assert job_folder("runs", told.append) == "/home/me/runs"
+    assert "run.output_dir='runs' is relative" in told[0]
+    assert told[0].endswith("using /home/me/runs")

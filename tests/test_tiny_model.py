@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.data import ArithmeticSettings, DataSettings, FormatSettings
+from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.data.arithmetic import Problem, problem_sets, worked_solution
 from adagrpo_ray.data.chat import chat_messages, system_message
 from adagrpo_ray.errors import ModelError
@@ -38,7 +39,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> Any:
-    return load_tokenizer(str(folder), Config())
+    return load_tokenizer(str(folder), ModelSettings(), DataSettings())
 
 
 def config(path: str | Path = "tiny", run: Any = None, **model: Any) -> Config:
@@ -282,12 +283,12 @@ def test_unknown_path():
 
 
 def test_a_model_that_cannot_be_built_has_no_shapes(folder: Path, tmp_path: Path):
-    assert linear_shapes(str(folder), config())["model.layers.3.mlp.down_proj"] == (256, 128)
+    assert linear_shapes(str(folder), config().model)["model.layers.3.mlp.down_proj"] == (256, 128)
     copy = shutil.copytree(folder, tmp_path / "copy")
     settings = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**settings, "hidden_act": "none"}))
     with pytest.raises(ModelError, match=r"model\.path=.* cannot be built: "):
-        linear_shapes(str(copy), config(copy))
+        linear_shapes(str(copy), config(copy).model)
 
 
 def test_adapter_folder_is_checked(tmp_path: Path):
@@ -300,11 +301,11 @@ def test_adapter_folder_is_checked(tmp_path: Path):
 
 def test_tokenizer_needs_a_chat_template(folder: Path, tmp_path: Path):
     with pytest.raises(ModelError, match=r"has no tokenizer"):
-        load_tokenizer(str(tmp_path), config(tmp_path))
+        load_tokenizer(str(tmp_path), config(tmp_path).model, DataSettings())
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"no chat template"):
-        load_tokenizer(str(copy), config(copy))
+        load_tokenizer(str(copy), config(copy).model, DataSettings())
 
 
 def tensors(model: Any, part: str) -> list[torch.Tensor]:

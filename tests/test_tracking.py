@@ -46,7 +46,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("WANDB__SERVICE_WAIT", f"{PATIENCE_S:g}")  # for its process to begin, on a busy machine
     monkeypatch.setattr(session, "END_S", PATIENCE_S)
-    check_trackers(config("tracking.wandb=project", "tracking.mlflow=folder"))
+    check_trackers(config("tracking.wandb=project", "tracking.mlflow=folder").tracking, None)
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ from pathlib import Path
 from adagrpo_ray.tracking import check_trackers, relay, session
 from tests.tracked import config, track
 settings = config("tracking.wandb=project")
-check_trackers(settings)
+check_trackers(settings.tracking, None)
 session.END_S = 1.0
 track(settings, Path(sys.argv[1]) / "run", [1, 2], tell=lambda text: print(text, flush=True))
 """
@@ -388,9 +388,9 @@ def test_a_relative_folder_is_refused_in_a_job_which_loses_it(monkeypatch: pytes
     job = {"metadata": {"job_submission_id": "job-1"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     with pytest.raises(ConfigError, match=r"tracking\.mlflow='mlruns' is relative"):
-        check_trackers(config("tracking.mlflow=mlruns"))
+        check_trackers(config("tracking.mlflow=mlruns").tracking, None)
     for place in ("/shared/mlruns", "https://host/mlflow", "databricks"):
-        check_trackers(config(f"tracking.mlflow={place}"))
+        check_trackers(config(f"tracking.mlflow={place}").tracking, None)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "a?b", "/a"])

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.model import ModelSettings
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.lora.trainable import check_trainable
@@ -196,7 +198,7 @@ def test_layers_that_peft_or_vllm_cannot_change_are_refused(
 
     found = getattr(transformers, kind)(**{**SMALL, **named})
     with pytest.raises(ModelError, match=r"^model\.lora\.targets: here " + told):
-        check_trainable(settings("model.path=here", f"model.lora.targets=[{targets}]"), "here", found)
+        check_trainable(settings("model.path=here", f"model.lora.targets=[{targets}]").model, "here", found)
 
 
 @pytest.fixture
@@ -263,6 +265,10 @@ def test_what_vllm_does_not_serve_is_refused_before_the_start(
             check(settings(f"model.path={base}", f"rollout.lora_mode={sync}"), training=training)
 
 
+def served(found: Any, **rollout: Any) -> None:
+    check_served(ModelSettings(), RolloutSettings(**rollout), found)
+
+
 @pytest.mark.parametrize(
     ("architecture", "sync"),
     [
@@ -275,24 +281,24 @@ def test_what_vllm_does_not_serve_is_refused_before_the_start(
 )
 def test_what_vllm_serves_is_not_refused(architecture: str, sync: str) -> None:
     found = SimpleNamespace(architectures=[architecture])
-    check_served(settings(f"rollout.lora_mode={sync}"), found)
+    served(found, lora_mode=sync)
     found.architectures = [f"No{architecture}"]
     with pytest.raises(ModelError, match="which the installed vLLM does not serve"):
-        check_served(settings(f"rollout.lora_mode={sync}"), found)
+        served(found, lora_mode=sync)
 
 
 def test_nothing_is_refused_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """An architecture that config.json does not name, code of the model's own, a plugin of vLLM's, no vLLM here."""
     unknown = SimpleNamespace(architectures=["NoSuchForCausalLM"])
     with pytest.raises(ModelError, match="NoSuchForCausalLM"):
-        check_served(settings(), unknown)
-    check_served(settings(), SimpleNamespace(architectures=None))
-    check_served(settings(), SimpleNamespace(**vars(unknown), auto_map={"AutoModelForCausalLM": "own.Model"}))
+        served(unknown)
+    served(SimpleNamespace(architectures=None))
+    served(SimpleNamespace(**vars(unknown), auto_map={"AutoModelForCausalLM": "own.Model"}))
     monkeypatch.setattr(architectures, "_plugins", lambda: ["one"])
-    check_served(settings(), unknown)
+    served(unknown)
     monkeypatch.setattr(architectures, "_plugins", list)
     monkeypatch.setattr(architectures, "registered", dict)
-    check_served(settings(), unknown)
+    served(unknown)
 
 
 def test_the_registry_is_read_as_vllm_has_it() -> None:

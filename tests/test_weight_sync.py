@@ -51,7 +51,7 @@ def model_path() -> str:
 
 @pytest.fixture(scope="module")
 def prompt(model_path: str) -> Prompt:
-    return load_prompts(CONFIG, load_tokenizer(model_path, CONFIG)).train[0]
+    return load_prompts(CONFIG, load_tokenizer(model_path, CONFIG.model, CONFIG.data)).train[0]
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +351,7 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
     fresh = load_policy(model_path, CONFIG)  # the untouched base: an adapter that changes nothing yet
     tensors = {n.replace(".default.", "."): p.detach() for n, p in fresh.named_parameters() if p.requires_grad}
     asyncio.run(pool.apply(pack(40, tensors, 16, 32.0, torch.float32)))
-    prompts = load_prompts(CONFIG, load_tokenizer(model_path, CONFIG)).train
+    prompts = load_prompts(CONFIG, load_tokenizer(model_path, CONFIG.model, CONFIG.data)).train
     policy = Policy(fresh).eval()
     parameters = [p for p in policy.parameters() if p.requires_grad]
 

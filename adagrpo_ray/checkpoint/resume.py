@@ -10,7 +10,6 @@ from pathlib import Path
 from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.checkpoint.files import Progress
-from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError
@@ -44,13 +43,21 @@ class Past:
         assert self.checkpoint is not None
         return storage.join(self.home, FOLDER, self.checkpoint.name) if self.home else str(self.checkpoint)
 
-    def writer(self, config: Config, tell: Callable[[str], None]) -> RunWriter:
-        """The run folder, taken back to the mark: what was written after it is gone, and made again."""
+    @property
+    def place(self) -> str:
+        """Where the run folder is kept: a path or a URL."""
+        return self.home or str(self.folder)
+
+    def writer(self, config: str, tell: Callable[[str], None]) -> RunWriter:
+        """The run folder, taken back to the mark: what was written after it is gone, and made again.
+
+        `config` is the text of its new config.yaml.
+        """
         if self.checkpoint is not None:  # first: no checkpoint may count whose lines are gone
             kept.set_latest(self.source) if self.home else checkpoint.set_latest(self.checkpoint)
         if self.home:
-            return MirroredWriter(self.folder, as_yaml(config), self.home, tell, self.mark)
-        return RunWriter(self.folder, as_yaml(config), self.mark, tell)
+            return MirroredWriter(self.folder, config, self.home, tell, self.mark)
+        return RunWriter(self.folder, config, self.mark, tell)
 
 
 def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:

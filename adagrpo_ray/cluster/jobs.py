@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from adagrpo_ray.config.tree import Config
-
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the program of a submitted job, and for no other one."""
 
@@ -27,16 +25,14 @@ def is_lasting(folder: str) -> bool:
     return "://" in folder or Path(folder).is_absolute()
 
 
-def check_job_folder(config: Config, tell: Callable[[str], None]) -> Config:
-    """The configuration with a `run.output_dir` that outlives the job; `tell` hears of a change.
+def job_folder(folder: str, tell: Callable[[str], None]) -> str:
+    """`run.output_dir` as it outlives the job that this process is the program of; `tell` gets a change.
 
     A job starts in Ray's copy of what was uploaded, which Ray deletes later, with any run made in it: there a
-    relative folder is one in the home folder of whoever the job runs as. Outside of jobs nothing changes.
+    relative folder is one in the home folder of the job's user. Outside of jobs nothing changes.
     """
-    if job_id() is None or is_lasting(config.run.output_dir):
-        return config
-    folder = str(Path.home() / config.run.output_dir)
-    tell(
-        f"run.output_dir={config.run.output_dir!r} is relative, and Ray deletes a job's working directory: using {folder}"
-    )
-    return config.model_copy(update={"run": config.run.model_copy(update={"folder": folder})})
+    if job_id() is None or is_lasting(folder):
+        return folder
+    lasting = str(Path.home() / folder)
+    tell(f"run.output_dir={folder!r} is relative, and Ray deletes a job's working directory: using {lasting}")
+    return lasting

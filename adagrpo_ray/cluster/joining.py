@@ -17,6 +17,8 @@ from typing import IO
 from ray.exceptions import AuthenticationError
 
 from adagrpo_ray.cluster.authentication import takes_token
+from adagrpo_ray.cluster.placement import address
+from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.errors import AdaGRPOError, ResourceError, first_line
 
 SET_TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token or RAY_AUTH_TOKEN_PATH to a file with it"
@@ -30,6 +32,25 @@ CONNECT_S = 5.0
 ANSWER_S = 10.0
 LEAST_FREE = 2**20
 """Bytes that are written and removed again: Ray's logs begin at once."""
+
+
+def find_ray(run: RunSettings) -> str | None:
+    """The address of the Ray to run on, None for one of our own: of the one that this program is connected to, if any.
+
+    Raises ResourceError if the program is connected to another one than `run.ray_address` or RAY_ADDRESS names.
+    """
+    import ray
+
+    asked = address(run)
+    if not ray.is_initialized():
+        return asked
+    there = str(ray.get_runtime_context().gcs_address)
+    if asked not in (None, "auto", there):
+        raise ResourceError(
+            f"this program is connected to the Ray at {there} already, and run.ray_address or RAY_ADDRESS names "
+            f"{asked!r}; call ray.shutdown() first, or leave the address out"
+        )
+    return there
 
 
 def check_ray(joined: str | None) -> None:

@@ -51,8 +51,8 @@ def check_shared(folder: str) -> None:
                 clear(folder, left)
     if problems:
         raise ResourceError(
-            f"the run folder {folder!r} is not one place for the whole cluster ({'; '.join(problems)}); let run.output_dir "
-            "be a folder that all nodes share, or a URL such as s3://bucket/path"
+            f"the run folder {folder!r} is not one place for the whole cluster ({'; '.join(problems)}); let "
+            "run.output_dir be a folder that all nodes share, or a URL such as s3://bucket/path"
         )
 
 

@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config.learner import LearnerSettings
+from adagrpo_ray.config.rollout import RolloutSettings
+from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.errors import ResourceError
 
 
@@ -82,17 +84,17 @@ class Placement:
         )
 
 
-def place(config: Config, hardware: Hardware, *, ours: bool, learner: bool = True) -> Placement:
+def place(rollout: RolloutSettings, learner: LearnerSettings | None, hardware: Hardware, *, ours: bool) -> Placement:
     """Who gets what. Without GPUs all run on CPUs; one GPU is shared by all; else every actor has its own.
 
     `ours` says that we start Ray on this machine ourselves, where CPUs are only a count that we choose;
     an existing cluster has what it has. Without a `learner` there are rollout actors only, which share no GPU. Raises
-    ResourceError where the actors can never be placed.
+    ResourceError if the actors can never be placed.
     """
-    r, s = config.rollout, config.learner
+    r, s = rollout, learner or LearnerSettings()
     ranks = s.ranks if learner else 0
     on_gpu = hardware.gpus > 0
-    shared = on_gpu and learner and hardware.gpus < 2
+    shared = on_gpu and learner is not None and hardware.gpus < 2
     if not on_gpu and r.tensor_parallel_size > 1:
         raise ResourceError(
             f"rollout.tensor_parallel_size={r.tensor_parallel_size} needs GPUs, and there are none; set it to 1"
@@ -132,22 +134,24 @@ def place(config: Config, hardware: Hardware, *, ours: bool, learner: bool = Tru
                 f"the cluster has {hardware.resources.get(name, 0.0):g}; start nodes with ray start "
                 f"--resources='{{\"{name}\": 1}}', or mend the setting"
             )
-    kinds = (("rollout actor", placement.rollout), ("learner rank", placement.learner))
-    for kind, takes in kinds if learner else kinds[:1]:
+    kinds = (
+        ("rollout actor", placement.rollout, "rollout.cpus or rollout.tensor_parallel_size"),
+        ("learner rank", placement.learner, "learner.cpus"),
+    )
+    for kind, takes, keys in kinds if learner else kinds[:1]:
         if hardware.nodes and not any(all(node.get(k, 0.0) >= v for k, v in takes.items()) for node in hardware.nodes):
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in takes.items() if amount)
             raise ResourceError(
-                f"no node of the cluster has what one {kind} takes ({wanted}), and it cannot be split; lower "
-                f"{'rollout.cpus or rollout.tensor_parallel_size' if kind == 'rollout actor' else 'learner.cpus'}, or add "
-                "larger nodes"
+                f"no node of the cluster has what one {kind} takes ({wanted}), and it cannot be split; lower {keys}, "
+                "or add larger nodes"
             )
     return placement
 
 
-def address(config: Config) -> str | None:
+def address(run: RunSettings) -> str | None:
     """The cluster to join; None if we start our own ('local'). RAY_ADDRESS overrules 'auto', as in Ray."""
     variable = os.environ.get("RAY_ADDRESS", "").strip()
-    named = (config.run.ray_address or "").strip()
+    named = (run.ray_address or "").strip()
     if named in ("", "auto"):
         named = variable or named
     return None if named in ("", "local") else named

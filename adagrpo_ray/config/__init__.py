@@ -1,4 +1,4 @@
-"""Every setting: the tree (`tree`, `algorithm`), how it is read (`load`) and explains itself (`explain`)."""
+"""Every setting: the tree and its sections, how it is read (`load`, `reading`) and explains itself (`explain`)."""
 
 from adagrpo_ray.config.load import load_config
 from adagrpo_ray.config.tree import Config

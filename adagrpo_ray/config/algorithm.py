@@ -214,8 +214,8 @@ class AlgorithmSettings(Section):
                 f"algorithm.criterion.reward={self.criterion.reward!r} counts for kind any_above only, not for "
                 f"{self.criterion.kind!r}; leave it out or change the kind"
             )
-        resamples = (params for trigger in self.triggers for params in trigger.ladder())
-        if any(params.temperature == 0.0 for params in (self.sampling, *resamples)):
+        resamples = [params.temperature for trigger in self.triggers for params in trigger.ladder()]
+        if 0.0 in (self.sampling.temperature, *resamples):
             yield (
                 "algorithm: a temperature of 0 in training draws the same completion G times, which teaches nothing; "
                 "use a temperature above 0"
@@ -224,7 +224,8 @@ class AlgorithmSettings(Section):
     @property
     def group_sizes(self) -> tuple[int, int]:
         """Fewest and most completions of a group's first attempt."""
-        return self.allocation.sizes(self.group_size) if self.allocation.enabled else (self.group_size,) * 2
+        usual = self.group_size
+        return self.allocation.sizes(usual) if self.allocation.enabled else (usual, usual)
 
     @property
     def updates_per_batch(self) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from adagrpo_ray.config.reading import DECIDED
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.config.yaml_text import dump
 
@@ -41,9 +42,13 @@ def as_markdown() -> str:
     return "\n".join(lines)
 
 
-def as_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back."""
-    return dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+def as_yaml(config: Config, decided: Mapping[str, object] | None = None) -> str:
+    """The configuration as YAML that `load_config` reads back.
+
+    `decided` are settings by dotted key that were null until the run took the values here: they are read as null.
+    """
+    tree = config.model_dump(mode="json") | ({DECIDED: dict(decided)} if decided else {})
+    return dump(tree, sort_keys=False, width=110)
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""One pydantic tree for every setting. Each field's description is its line of documentation."""
+"""One pydantic tree for every setting, a file for each section. A field's description is its line of documentation."""
 
 from __future__ import annotations
 

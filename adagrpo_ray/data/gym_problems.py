@@ -113,8 +113,9 @@ def generate(settings: ReasoningGymSettings, count: int) -> tuple[GymProblem, ..
         difficulties = {problem.difficulty for problem, turn in zip(problems, turns, strict=True) if turn == number}
         if task.difficulty is not None and len(difficulties) > MOST_CLASSES:
             raise DataError(
-                f"{SETTING}.{number}.difficulty={task.difficulty!r} makes {len(difficulties)} difficulty classes, more than the "
-                f"{MOST_CLASSES} that reports can show; name an entry with fewer values, or narrow the task's config"
+                f"{SETTING}.{number}.difficulty={task.difficulty!r} makes {len(difficulties)} difficulty classes, more "
+                f"than the {MOST_CLASSES} that reports can show; name an entry with fewer values, or narrow the task's "
+                "config"
             )
     return tuple(problems)
 
@@ -241,8 +242,8 @@ class _Stream:
         value = answer_text(metadata[key])
         if value is None:
             raise DataError(
-                f"{self._place}.difficulty={key!r}: the metadata of {self._task.name} hold a {type(metadata[key]).__name__} "
-                "there; name an entry with a text or a number"
+                f"{self._place}.difficulty={key!r}: the metadata of {self._task.name} hold a "
+                f"{type(metadata[key]).__name__} there; name an entry with a text or a number"
             )
         return f"{self._name} {key}={value}"
 

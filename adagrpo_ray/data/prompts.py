@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adagrpo_ray.config.data import ColumnSettings
+from adagrpo_ray.config.data import ColumnSettings, DataSettings
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.answers import answer_text
 from adagrpo_ray.data.arithmetic import ARITHMETIC, Problem, problem_sets
@@ -52,13 +53,13 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
     Raises DataError if a column is missing, if a row has a prompt that cannot be read or that the chat template does
     not render whole, or if fewer prompts are left than a step needs; if it is not for `training`, if none is left.
     """
-    data, maker = config.data, _Maker(config, tokenizer)
+    data, maker = config.data, _Maker(config.data, tokenizer)
     dropped = maker.dropped
     if is_generated(data.source):
         refuse_parts(data)
-        kept = [_fitting(maker.make(rows), config, dropped) for rows in _generated(config)]
+        kept = [_fitting(maker.make(rows), data, config.rollout, dropped) for rows in _generated(config)]
     else:
-        prompts = _fitting(maker.make(_read(load_rows(data), config)), config, dropped)
+        prompts = _fitting(maker.make(_read(load_rows(data), data)), data, config.rollout, dropped)
         problems = [maker.problems[prompt.id] for prompt in prompts]
         rest, aside, lost = split(problems, config.run.seed, data.eval_prompts, data.train_prompts)
         kept = [[prompts[i] for i in rest], [prompts[i] for i in aside]]
@@ -110,12 +111,12 @@ def _gym_row(problem: GymProblem) -> _Row:
     return _Row(problem.messages, answer, problem.difficulty, None, problem.columns, needs_answer=False)
 
 
-def _read(rows: Sequence[Row], config: Config) -> Iterator[_Row]:
+def _read(rows: Sequence[Row], data: DataSettings) -> Iterator[_Row]:
     """Each row by `data.columns`. Every row gets every column that some row has; None is what it does not hold."""
-    names = config.data.columns
+    names = data.columns
     absent = dict.fromkeys(name for row in rows for name in row) if isinstance(rows, list) else {}
     for number, row in enumerate(rows, start=1):
-        place = f" (row {number} of data.source={config.data.source!r})"
+        place = f" (row {number} of data.source={data.source!r})"
         try:
             difficulty, problem = (_scalar(row, names, key) for key in ("difficulty", "problem"))
             prompt = column(row, names.prompt, "data.columns.prompt")
@@ -139,9 +140,9 @@ def _scalar(row: Row, names: ColumnSettings, key: str) -> Any:
 class _Maker:
     """Makes prompts of rows and counts those that it drops."""
 
-    def __init__(self, config: Config, tokenizer: Any) -> None:
-        self._template = ChatTemplate(tokenizer, config.data)
-        self._system = system_message(config.data)
+    def __init__(self, data: DataSettings, tokenizer: Any) -> None:
+        self._template = ChatTemplate(tokenizer, data)
+        self._system = system_message(data)
         self.dropped: Counter[str] = Counter()
         self.problems: dict[str, str] = {}  # by the ids of prompts
         self._continued = self._own_system = 0
@@ -204,15 +205,15 @@ class _Maker:
         return Prompt(name, chat.problem, np.asarray(ids, np.int32), answer, difficulty, row.columns)
 
 
-def _fitting(prompts: list[Prompt], config: Config, dropped: Counter[str]) -> list[Prompt]:
+def _fitting(
+    prompts: list[Prompt], data: DataSettings, rollout: RolloutSettings, dropped: Counter[str]
+) -> list[Prompt]:
     """The prompts that are not longer than the quantile of lengths, and leave room for a completion."""
     if not prompts:
         return prompts
-    longest = float(
-        np.quantile([len(p.token_ids) for p in prompts], config.data.length_quantile, method="inverted_cdf")
-    )
-    if config.rollout.max_model_len is not None:
-        longest = min(longest, config.rollout.max_model_len - config.rollout.max_new_tokens)
+    longest = float(np.quantile([len(p.token_ids) for p in prompts], data.length_quantile, method="inverted_cdf"))
+    if rollout.max_model_len is not None:
+        longest = min(longest, rollout.max_model_len - rollout.max_new_tokens)
     kept = [p for p in prompts if len(p.token_ids) <= longest]
     if len(kept) < len(prompts):
         dropped["too long"] += len(prompts) - len(kept)

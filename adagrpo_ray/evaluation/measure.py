@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.cluster.authentication import takes_token
-from adagrpo_ray.cluster.placement import Placement, address
-from adagrpo_ray.config.data import PLAIN
+from adagrpo_ray.cluster.placement import Placement
+from adagrpo_ray.config.data import PLAIN, FormatSettings
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.load import load_config
 from adagrpo_ray.config.tree import Config
@@ -96,7 +96,7 @@ def plan(
         config=config,
         inputs=inputs,
         prompts=prompts[:limit],
-        models=candidates(config, inputs.model_path, named, base, tell),
+        models=candidates(config.model, config.rollout, inputs.model_path, named, base, tell),
         settings={**counting_settings(config, inputs.model_path), **prompt_settings(sets)},
     )
 
@@ -111,8 +111,8 @@ def measure(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
         return
     if stop.is_set():
         raise StoppedError("stopped as asked, before anything was started")
-    with connect(plan.config, learner=False) as placement:
-        joined = address(plan.config)
+    joined = plan.inputs.joined
+    with connect(plan.config, joined, learner=False) as placement:
         if joined is not None and not takes_token():
             watcher.phase(f"warning: the Ray cluster at {joined} {UNGUARDED}")
         watcher.phase(f"starting {placement.describe()}")
@@ -133,7 +133,7 @@ def finished(plan: Plan, results: ResultFile, model: Candidate) -> list[ProblemR
 async def _measure(plan: Plan, placement: Placement, results: ResultFile, watcher: Watcher, stop: Event) -> None:
     """All models, until they are done or `stop` is set."""
     config = plan.config
-    fleet = Fleet(config, placement, put_model(config, plan.inputs), plan.inputs.max_model_len)
+    fleet = Fleet(config, placement, put_model(config.model, plan.inputs), plan.inputs.max_model_len)
     scorer = RewardScorer(config.rewards, config.data.format)
     await fleet.open()
     work = asyncio.create_task(_models(plan, fleet, scorer, results, watcher, stop))
@@ -171,7 +171,7 @@ async def _models(
             scores, correct = await scorer.score(prompt, completions)
         if stop.is_set():  # what failed then may have failed for that
             return
-        result = judge(plan.config, model.digest, results.digest, prompt, completions, scores, correct)
+        result = judge(plan.config.data.format, model.digest, results.digest, prompt, completions, scores, correct)
         results.add(result)
         watcher.problem(float(np.mean(correct)), sum(c.tokens for c in result.completions))
 
@@ -192,7 +192,7 @@ async def _models(
 
 
 def judge(
-    config: Config,
+    format: FormatSettings,
     model: str,
     settings: str,
     prompt: Prompt,
@@ -216,7 +216,7 @@ def judge(
                 cut_off=completion.finish_reason == "length",
                 reward=float(reward),
                 correct=bool(right),
-                right_format=exact_answer(completion.text, config.data.format) is not None,
+                right_format=exact_answer(completion.text, format) is not None,
                 right_anywhere=bool(right) or holds_answer(completion.text, prompt.answer),
             )
             for completion, reward, right in zip(completions, scores.rewards, correct, strict=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.checkpoint.resume import FOLDER
+from adagrpo_ray.config.model import ModelSettings
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, ModelError
 from adagrpo_ray.lora.adapters import RANKS, Adapter, check_fit, served_rank
@@ -95,7 +97,8 @@ def served(config: Config, adapters: Sequence[Adapter]) -> Config:
 
 
 def candidates(
-    config: Config,
+    model: ModelSettings,
+    rollout: RolloutSettings,
     model_path: str,
     adapters: Sequence[tuple[str, Adapter]],
     base: bool,
@@ -106,15 +109,15 @@ def candidates(
     Raises ModelError where an adapter does not fit the model at `model_path`.
     """
     found = [Candidate(BASE, model_path, BASE, None)] if base else []
-    if adapters and config.rollout.lora_mode == "merged":
-        found_config = read_model_config(model_path, config)
-        check_unquantised(model_path, found_config, config.model.path, "rollout.lora_mode=merged adds to its weights")
-    shapes = linear_shapes(model_path, config) if adapters else {}
+    if adapters and rollout.lora_mode == "merged":
+        found_config = read_model_config(model_path, model)
+        check_unquantised(model_path, found_config, model.path, "rollout.lora_mode=merged adds to its weights")
+    shapes = linear_shapes(model_path, model) if adapters else {}
     for name, adapter in adapters:
-        check_fit(adapter, shapes, f"model.path={config.model.path!r}", OPTION)
-        if adapter.base and adapter.base not in (model_path, config.model.path):
+        check_fit(adapter, shapes, f"model.path={model.path!r}", OPTION)
+        if adapter.base and adapter.base not in (model_path, model.path):
             tell(f"warning: {adapter.folder} names another base model, {adapter.base}, than {model_path}")
-        weights = adapter.packed(0, config.model.dtype)
+        weights = adapter.packed(0, model.dtype)
         new = Candidate(name, str(adapter.folder), weights.digest, weights)
         same = next((other for other in found if other.digest == new.digest), None)
         if same is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.fixed import fixed_settings
+from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import IDS
 from adagrpo_ray.data.prompts import PromptSets
@@ -51,7 +52,7 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
         for key, value in fixed_settings(config).items()
         if any(key == name or key.startswith(f"{name}.") for name in COUNTING)
     }
-    flat[BASE_WEIGHTS] = _weights(model_path, config)
+    flat[BASE_WEIGHTS] = _weights(model_path, config.model)
     for function in config.rewards.functions:
         if function.function not in BUILTIN:
             flat[OWN_REWARD.format(function.function)] = _source(function.function)
@@ -68,11 +69,11 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _weights(path: str, config: Config) -> str:
+def _weights(path: str, model: ModelSettings) -> str:
     """Tells the files of a base model from others without reading all of them; a Hub model has its commit."""
     if Path(path).is_dir():
         return fingerprint(Path(path))
-    return str(getattr(read_model_config(path, config), "_commit_hash", None))
+    return str(getattr(read_model_config(path, model), "_commit_hash", None))
 
 
 def _source(name: str) -> str:

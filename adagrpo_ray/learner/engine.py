@@ -122,7 +122,7 @@ class LearnerEngine:
 
     def _choose_packing(self, base: Any) -> Packing:
         """The packing with which log-probabilities are those of the model itself; ModelError if there is none."""
-        packing = self._config.learner.packing_with(flash_attention(self._config))
+        packing = self._config.learner.packing_with(flash_attention(self._config.model))
         if packing == "shared" and not shares_prompts(base):  # which null allows
             packing = "padded"
 

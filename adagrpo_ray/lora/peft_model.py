@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.lora.payload import PEFT_PREFIX
@@ -13,7 +14,7 @@ from adagrpo_ray.model.gguf_file import is_gguf
 from adagrpo_ray.model.pretrained import flash_attention, shapes_of
 
 
-def with_adapter(base: Any, config: Config) -> Any:
+def with_adapter(base: Any, model: ModelSettings) -> Any:
     """The model `base` with a new adapter on its linear layers that `model.lora.targets` names (a PeftModel).
 
     Raises ModelError if one of them is the name of none of its layers, or of something that no LoRA adapter of vLLM's
@@ -21,7 +22,7 @@ def with_adapter(base: Any, config: Config) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    lora, layers, setting = config.model.lora, shapes_of(base), f"model.lora.targets: {config.model.path}"
+    lora, layers, setting = model.lora, shapes_of(base), f"model.lora.targets: {model.path}"
     head = base.get_output_embeddings()
     names = {n.rpartition(".")[2] for n, m in base.named_modules() if n in layers and m is not head}
     if unknown := [target for target in lora.targets if target not in names]:
@@ -70,7 +71,7 @@ def load_policy(path: str, config: Config) -> Any:
 
     from adagrpo_ray.model.shared_attention import share_prompts  # imports transformers, which takes seconds
 
-    settings, flash = config.model, flash_attention(config)
+    settings, flash = config.model, flash_attention(config.model)
     if settings.adapter is not None:  # it may be another one on this node
         check_adapter_folder(settings.adapter, settings.lora)
     packing = config.learner.packing_with(flash)
@@ -93,7 +94,7 @@ def load_policy(path: str, config: Config) -> Any:
     if packing == "shared" and not share_prompts(base) and config.learner.packing == "shared":
         raise ModelError(f"{name} has layers that cannot share a prompt; set learner.packing=padded")
     torch.manual_seed(config.run.seed)
-    policy = with_adapter(base, config)
+    policy = with_adapter(base, settings)
     if is_gguf(settings.path):  # a name that says something on other machines too, as a folder of the cache does not
         policy.peft_config["default"].base_model_name_or_path = settings.path
     if settings.adapter is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.lora.adapters import Adapter, check_fit, read_adapter
 from adagrpo_ray.lora.peft_model import with_adapter
@@ -18,23 +18,23 @@ from adagrpo_ray.model.quantised import check_unquantised
 SETTING = "model.adapter"
 
 
-def check_trainable(config: Config, model_path: str, found: Any) -> None:
+def check_trainable(settings: ModelSettings, model_path: str, found: Any) -> None:
     """ModelError if the model at `model_path` is quantised, if `model.lora.targets` are not all linear layers of it, or
     if `model.adapter` has weights for other layers. `found` is Transformers' configuration of the model."""
-    check_unquantised(model_path, found, config.model.path, "the learner trains on weights that are not")
-    model = build_without_weights(found, config)
+    check_unquantised(model_path, found, settings.path, "the learner trains on weights that are not")
+    model = build_without_weights(found, settings)
     layers = shapes_of(model)
     with torch.device("meta"):
-        with_adapter(model, config)
-    if config.model.adapter is not None:
-        adapter = read_adapter(Path(config.model.adapter), SETTING)
-        check_fit(adapter, layers, f"model.path={config.model.path!r}", SETTING)
-        check_same_layers(adapter, layers, config)
+        with_adapter(model, settings)
+    if settings.adapter is not None:
+        adapter = read_adapter(Path(settings.adapter), SETTING)
+        check_fit(adapter, layers, f"model.path={settings.path!r}", SETTING)
+        check_same_layers(adapter, layers, settings.lora.targets)
 
 
-def check_same_layers(adapter: Adapter, layers: Mapping[str, tuple[int, int]], config: Config) -> None:
-    """ModelError unless the adapter has weights for all layers that `model.lora.targets` names, and for no others."""
-    name, targets = f"{SETTING}={str(adapter.folder)!r}", config.model.lora.targets
+def check_same_layers(adapter: Adapter, layers: Mapping[str, tuple[int, int]], targets: Sequence[str]) -> None:
+    """ModelError unless the adapter has weights for all layers of the `targets`, and for no others."""
+    name = f"{SETTING}={str(adapter.folder)!r}"
     held = sorted({module.rpartition(".")[2] for module in adapter.pairs})
     if set(held) != set(targets):
         raise ModelError(

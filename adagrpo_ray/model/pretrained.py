@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from adagrpo_ray.config.data import DataSettings
+from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.template_choice import chosen_template, use_template
 from adagrpo_ray.errors import ModelError, first_line
@@ -36,15 +38,15 @@ def resolve_model(config: Config) -> str:
         return str(dequantised(path))
     if os.path.exists(path):
         check_model_folder(path)
-    read_model_config(path, config)
+    read_model_config(path, config.model)
     return path
 
 
-def read_model_config(path: str, config: Config) -> Any:
+def read_model_config(path: str, model: ModelSettings) -> Any:
     """Transformers' configuration of the causal language model at `path`; ModelError where there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    trusted = config.model.trust_remote_code
+    trusted = model.trust_remote_code
     try:
         found = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
     except Exception as error:  # what a file holds makes Transformers fail in any way
@@ -67,7 +69,7 @@ def read_model_config(path: str, config: Config) -> Any:
     return found
 
 
-def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, model: ModelSettings, data: DataSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of the model at `path`, with the chat template of `data.chat_template`.
 
     Raises ModelError if there is none or it has no chat template and is given none, ConfigError as `chosen_template`.
@@ -76,36 +78,36 @@ def load_tokenizer(path: str, config: Config) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, trust_remote_code=config.model.trust_remote_code
+            path, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # what a file holds makes Transformers fail in any way
         raise ModelError(
-            f"model.path={config.model.path!r} has no tokenizer that can be used: {first_line(error)}; save it there "
+            f"model.path={model.path!r} has no tokenizer that can be used: {first_line(error)}; save it there "
             "with save_pretrained"
         ) from None
-    use_template(tokenizer, chosen_template(config.data))
-    if tokenizer.chat_template is None and config.data.chat_template is None:
+    use_template(tokenizer, chosen_template(data))
+    if tokenizer.chat_template is None and data.chat_template is None:
         raise ModelError(
-            f"model.path={config.model.path!r}: its tokenizer has no chat template; give a Jinja file as "
+            f"model.path={model.path!r}: its tokenizer has no chat template; give a Jinja file as "
             "data.chat_template, or set it to none for prompts of plain text"
         )
     return tokenizer
 
 
-def flash_attention(config: Config) -> bool:
+def flash_attention(model: ModelSettings) -> bool:
     """Whether flash-attention runs here: it is installed, there is a CUDA device, and the model is in bfloat16."""
     import torch
     from transformers.utils import is_flash_attn_2_available
 
-    return config.model.dtype == "bfloat16" and torch.cuda.is_available() and bool(is_flash_attn_2_available())
+    return model.dtype == "bfloat16" and torch.cuda.is_available() and bool(is_flash_attn_2_available())
 
 
-def linear_shapes(path: str, config: Config) -> dict[str, tuple[int, int]]:
+def linear_shapes(path: str, model: ModelSettings) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of every linear layer of the model at `path`, by module name; its weights are not read.
 
     Raises ModelError if Transformers cannot build it.
     """
-    return shapes_of(build_without_weights(read_model_config(path, config), config))
+    return shapes_of(build_without_weights(read_model_config(path, model), model))
 
 
 def shapes_of(model: Any) -> dict[str, tuple[int, int]]:
@@ -116,14 +118,13 @@ def shapes_of(model: Any) -> dict[str, tuple[int, int]]:
     return {name: (layer.in_features, layer.out_features) for name, layer in layers}
 
 
-def build_without_weights(found: Any, config: Config) -> Any:
+def build_without_weights(found: Any, model: ModelSettings) -> Any:
     """The model of a Transformers configuration, its weights without memory; ModelError if it cannot be built."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    trusted = config.model.trust_remote_code
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
+            return AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # what a file holds makes Transformers fail in any way
-        raise ModelError(f"model.path={config.model.path!r} cannot be built: {first_line(error)}") from None
+        raise ModelError(f"model.path={model.path!r} cannot be built: {first_line(error)}") from None

@@ -5,10 +5,10 @@ A reward function, built-in or your own, is called once per group:
     def f(completions: list[str], answer: str, **context) -> list[float | None]
 
 `answer` is the ground truth as the data has it, of which the built-in functions take the `final_answer`; the context
-holds `prompt` (the problem's text), `format` (the markers `think_end`, `answer_start`, `answer_end`), `difficulty`, each
-column of the prompt's row under its own name, and all of these in the mapping `columns`: there a column is found whose
-name is one of the arguments here. Nested columns are whole. It returns one score a completion; None says "does not
-apply here" and is left out of the sum.
+holds `prompt` (the problem's text), `format` (the markers `think_end`, `answer_start`, `answer_end`), `difficulty`,
+each column of the prompt's row under its own name, and all of these in the mapping `columns`: there a column is found
+whose name is one of the arguments here. Nested columns are whole. It returns one score a completion; None says "does
+not apply here" and is left out of the sum.
 """
 
 from __future__ import annotations

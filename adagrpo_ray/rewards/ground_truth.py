@@ -15,6 +15,7 @@ import numpy as np
 
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM
+from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.completion_text import CompletionText
 from adagrpo_ray.errors import RewardError
@@ -78,10 +79,11 @@ def check_ground_truths(
             notices.append(check_parameters(function, reward.function, [prompt.columns for prompt in prompts]))
     rows = evenly([prompt for prompt in prompts if prompt.answer], settings.check_prompts)
     if rows:
-        tried = _try(config, rows, CompletionText(tokenizer, config.data.format), tokenizer, given, stop)
+        tried = _try(settings, config.data.format, rows, tokenizer, given, stop)
         notices += [] if not tried else _judged(config, tried)
         rendered = [str(tokenizer.decode(row.token_ids.tolist(), skip_special_tokens=False)) for row in rows]
-        notices += [_closed_thought(config, rows[0], rendered[0]), _unasked(config, rendered)]
+        asked = (config.data.format, settings)
+        notices += [_closed_thought(*asked, rows[0], rendered[0]), _unasked(*asked, rendered)]
     return tuple(f"warning: {notice}" for notice in notices if notice)
 
 
@@ -101,20 +103,21 @@ def completions_of(truth: str, format: FormatSettings, *, whole: bool = False) -
 
 
 def _try(
-    config: Config,
+    rewards: RewardsSettings,
+    format: FormatSettings,
     rows: Sequence[Prompt],
-    text: CompletionText,
     tokenizer: Any,
     given: Given,
     stop: Event | None,
 ) -> list[Tried]:
     """The rows, scored by the rules of a run; none begins more than `rewards.timeout_s` after the first was scored."""
-    settings = config.rewards.model_copy(update={"workers": 1, "on_error": "drop"})
+    text = CompletionText(tokenizer, format)
+    settings = rewards.model_copy(update={"workers": 1, "on_error": "drop"})
     functions = [(reward.function, reward.weight) for reward in settings.functions]
-    gym = _decides(config) == REASONING_GYM
+    gym = _decides(rewards) == REASONING_GYM
 
     def texts_of(row: Prompt) -> tuple[tuple[str, ...], int]:
-        wanted, alone, *others = completions_of(row.answer, config.data.format, whole=gym)
+        wanted, alone, *others = completions_of(row.answer, format, whole=gym)
         ids = tokenizer.encode(wanted, add_special_tokens=False)
         tokens = len(tokenizer.encode(alone, add_special_tokens=False)) if gym else len(ids)
         return (text.text(ids), alone, *others), tokens
@@ -124,12 +127,10 @@ def _try(
         tried = []
         for row in rows:
             texts, tokens = texts_of(row)
-            scores = score_group(
-                loaded, completions=texts, answer=row.answer, prompt=row.text, format=config.data.format
-            )
+            scores = score_group(loaded, completions=texts, answer=row.answer, prompt=row.text, format=format)
             tried.append(Tried(row, texts, tokens, scores))
         return tried
-    scorer = RewardScorer(settings, config.data.format, given)
+    scorer = RewardScorer(settings, format, given)
 
     async def work() -> list[Tried]:
         tried: list[Tried] = []
@@ -179,7 +180,7 @@ def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
         notices.append(f"{told}; a run would not learn from them")
     if not scored:
         return notices
-    names, name = [f.function for f in settings.functions], _decides(config)
+    names, name = settings.names, _decides(settings)
     column, built_in = names.index(name), name in BUILTIN
     wrong = [t for t in scored if not _correct(t, column, settings.correct_above, built_in)]
     if wrong:
@@ -190,7 +191,10 @@ def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
             f"{t.prompt.answer!r:.100} scores {_shown(t.score(column))} and rewards.correct_above="
             f"{settings.correct_above:g} (prompt {t.prompt.id}: {t.prompt.text!r:.100})"
         )
-        remedy = "look at data.columns.ground_truth, data.format, the tokenizer's rendering of its markers, and correct_above"
+        remedy = (
+            "look at data.columns.ground_truth, data.format, the tokenizer's rendering of its markers, and "
+            "correct_above"
+        )
         if built_in and len(wrong) == len(scored):
             raise RewardError(f"{told}: {remedy}")
         notices.append(f"{told}: {remedy}")
@@ -206,9 +210,9 @@ def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
     return [*notices, *_answers(config, name, scored)]
 
 
-def _decides(config: Config) -> str:
+def _decides(rewards: RewardsSettings) -> str:
     """The function whose score says which completions are correct."""
-    return config.rewards.correct_by or config.rewards.functions[-1].function
+    return rewards.correct_by or rewards.names[-1]
 
 
 def _correct(tried: Tried, column: int, above: float, built_in: bool) -> bool:
@@ -232,17 +236,16 @@ def _answers(config: Config, name: str, scored: Sequence[Tried]) -> list[str]:
         )
     if name in _COMPARE_TEXTS and (many := [t for t in scored if "\n" in final_answer(t.prompt.answer)]):
         notices.append(
-            f"data.columns.ground_truth={config.data.columns.ground_truth!r}: {len(many)} of {len(scored)} ground truths have "
-            f"several lines ({many[0].prompt.answer!r:.200}), and {name!r} counts the same text alone as correct; name "
-            "the column of the final answer"
+            f"data.columns.ground_truth={config.data.columns.ground_truth!r}: {len(many)} of {len(scored)} ground "
+            f"truths have several lines ({many[0].prompt.answer!r:.200}), and {name!r} counts the same text alone as "
+            "correct; name the column of the final answer"
         )
     return notices
 
 
-def _closed_thought(config: Config, prompt: Prompt, rendered: str) -> str:
+def _closed_thought(format: FormatSettings, rewards: RewardsSettings, prompt: Prompt, rendered: str) -> str:
     """A warning if the chat template has ended the thought before the completion begins."""
-    end, names = config.data.format.think_end, [f.function for f in config.rewards.functions]
-    needing = [name for name in names if name in _NEED_THINK_END]
+    end, needing = format.think_end, [name for name in rewards.names if name in _NEED_THINK_END]
     _, found, behind = rendered.rpartition(prompt.text)
     if not (needing and found and end in behind):
         return ""
@@ -256,10 +259,9 @@ def _shown(score: float) -> str:
     return "nothing (not applicable)" if np.isnan(score) else f"{score:g}"
 
 
-def _unasked(config: Config, rendered: Sequence[str]) -> str:
+def _unasked(format: FormatSettings, rewards: RewardsSettings, rendered: Sequence[str]) -> str:
     """A warning if a reward function pays for the answer between markers that no prompt asks for."""
-    start, names = config.data.format.answer_start, [f.function for f in config.rewards.functions]
-    needing = [name for name in names if name in _NEED_MARKERS]
+    start, needing = format.answer_start, [name for name in rewards.names if name in _NEED_MARKERS]
     if not needing or any(start in text for text in rendered):
         return ""
     return (

@@ -33,7 +33,7 @@ class RewardScorer:
     def __init__(self, settings: RewardsSettings, format: FormatSettings, given: Given = NOTHING) -> None:
         self._settings = settings
         self._format, self._given = format, given
-        self._names = [f.function for f in settings.functions]
+        self._names = settings.names
         self._correct_by = self._names.index(settings.correct_by) if settings.correct_by is not None else -1
         self._pending: set[Future[Any]] = set()
         self._closed = False

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config.model import ModelSettings
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import ModelError
 
 MODELS = "vllm.model_executor.models"
@@ -22,18 +23,18 @@ LORA = "SupportsLoRA"
 """The base class of vLLM's models that serve LoRA adapters."""
 
 
-def check_served(config: Config, found: Any) -> None:
+def check_served(model: ModelSettings, rollout: RolloutSettings, found: Any) -> None:
     """ModelError if vLLM has no model for the architecture of `found`, Transformers' configuration of the base model,
     or one without LoRA and `rollout.lora_mode` asks for it."""
     architecture = next(iter(getattr(found, "architectures", None) or ()), None)
     known = registered()
     if architecture is None or not known or getattr(found, "auto_map", None) or _plugins():
         return
-    name = f"model.path={config.model.path!r} is a {architecture}"
+    name = f"model.path={model.path!r} is a {architecture}"
     if architecture not in known:
         if not _by_transformers(architecture):
             raise ModelError(f"{name}, which the installed vLLM does not serve; use another model or another vLLM")
-    elif config.rollout.lora_mode == "adapter" and takes_lora(*known[architecture]) is False:
+    elif rollout.lora_mode == "adapter" and takes_lora(*known[architecture]) is False:
         raise ModelError(f"{name}, which vLLM serves without LoRA adapters; set rollout.lora_mode=merged")
 
 
@@ -83,7 +84,7 @@ def _names(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.ClassDef):
             yield node.name, module
         elif isinstance(node, ast.ImportFrom):
-            up = package.rsplit(".", node.difficulty - 1)[0] if node.difficulty else ""
+            up = package.rsplit(".", node.level - 1)[0] if node.level else ""
             place = ".".join(part for part in (up, node.module or "") if part)
             yield from ((alias.asname or alias.name, place) for alias in node.names)
 

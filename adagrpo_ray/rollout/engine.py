@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adagrpo_ray.cluster.environment import collector_off
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.completion_text import CompletionText, stop_ids
 from adagrpo_ray.data.template_choice import use_template
@@ -32,9 +33,9 @@ PHASES = "adagrpo_ray.rollout.phases:PhaseLogitsProcessor"
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
-def kept_versions(config: Config) -> int:
+def kept_versions(algorithm: AlgorithmSettings) -> int:
     """Versions that an engine holds in mode `adapter`: the newest, those of steps in flight, and one more."""
-    return config.algorithm.max_staleness + 2
+    return algorithm.max_staleness + 2
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class RolloutEngine:
                 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         elif config.uses_phases:  # vLLM's second model runner does not take logits processors of this interface
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-        adapter, kept = r.lora_mode == "adapter", kept_versions(config)
+        adapter, kept = r.lora_mode == "adapter", kept_versions(config.algorithm)
         args = AsyncEngineArgs(
             model=model_path,
             load_format="safetensors",  # by itself vLLM takes pickled weights where there are no others
@@ -275,7 +276,7 @@ class RolloutEngine:
         if self._config.rollout.lora_mode == "adapter":
             lora_id = next(self._lora_ids)
             digests = await self._engine.collective_rpc(
-                "install_adapter", args=(lora_id, data, weights.r, weights.alpha, kept_versions(self._config))
+                "install_adapter", args=(lora_id, data, weights.r, weights.alpha, kept_versions(self._config.algorithm))
             )
             from vllm.lora.request import LoRARequest
 

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from adagrpo_ray.cluster.jobs import is_lasting, job_id
-from adagrpo_ray.cluster.placement import address
+from adagrpo_ray.config.tracking import TrackingSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, ResourceError, StoppedError, first_line
 from adagrpo_ray.runs.history import TRACKED
@@ -26,13 +26,12 @@ from adagrpo_ray.tracking.tracker import State, TrackedRun, Tracker
 from adagrpo_ray.tracking.wandb_run import WandbRun
 
 
-def check_trackers(config: Config) -> None:
+def check_trackers(tracking: TrackingSettings, joined: str | None) -> None:
     """ConfigError where a tracker needs a package that is not installed, a folder that does not last, or a port that
-    is taken.
+    is taken. `joined` is the address of the Ray that the run joins, None for one of our own.
 
     Their packages are imported here, and not by two threads at a time, which half of what they import does not stand.
     """
-    tracking = config.tracking
     for key, value, tracker in (("wandb", tracking.wandb, WandbRun), ("mlflow", tracking.mlflow, MlflowRun)):
         if value is None:
             continue
@@ -50,7 +49,7 @@ def check_trackers(config: Config) -> None:
             "server's URI or an absolute path"
         )
     if tracking.prometheus_port is not None:
-        _check_port(tracking.prometheus_port, address(config))
+        _check_port(tracking.prometheus_port, joined)
 
 
 def _check_port(port: int, joined: str | None) -> None:

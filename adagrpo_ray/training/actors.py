@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -22,10 +21,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from adagrpo_ray.cluster.authentication import own_token
 from adagrpo_ray.cluster.children import ChildGuard
 from adagrpo_ray.cluster.environment import environment
-from adagrpo_ray.cluster.jobs import is_lasting
 from adagrpo_ray.cluster.joining import check_address, check_temporary_folders, ray_errors
 from adagrpo_ray.cluster.network import loopback_alone
-from adagrpo_ray.cluster.placement import Hardware, Placement, address, local_hardware, place
+from adagrpo_ray.cluster.placement import Hardware, Placement, local_hardware, place
+from adagrpo_ray.config.learner import LearnerSettings
+from adagrpo_ray.config.model import ModelSettings
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, ResourceError, StoppedError, first_line
 from adagrpo_ray.learner.actor import LearnerActor
@@ -46,46 +47,32 @@ class Actors:
     model: Any
 
 
-def as_connected(config: Config) -> Config:
-    """The configuration of a run in a program that may have called `ray.init`: then it runs on that Ray.
-
-    Its folder is then an absolute path, since actors may have another current folder. Raises ResourceError where the
-    configuration or RAY_ADDRESS names another cluster.
-    """
-    if not ray.is_initialized():
-        return config
-    there, asked = ray.get_runtime_context().gcs_address, address(config)
-    if asked not in (None, "auto", there):
-        raise ResourceError(
-            f"this program is connected to the Ray at {there} already, and run.ray_address or RAY_ADDRESS names "
-            f"{asked!r}; call ray.shutdown() first, or leave the address out"
-        )
-    folder = config.run.output_dir if is_lasting(config.run.output_dir) else str(Path(config.run.output_dir).absolute())
-    return config.model_copy(update={"run": config.run.model_copy(update={"ray_address": there, "folder": folder})})
-
-
 @contextmanager
-def connect(config: Config, patience_s: float = 0.0, *, learner: bool = True) -> Iterator[Placement]:
-    """Be part of a Ray cluster, and know where the actors go; a cluster of our own ends with the block.
+def connect(
+    config: Config, joined: str | None, patience_s: float = 0.0, *, learner: bool = True
+) -> Iterator[Placement]:
+    """Be part of the Ray cluster at `joined`, and know where the actors go.
 
-    A program that was connected before stays so.
-    Where a joined one can never hold them, raises ResourceError, after `patience_s` in which lost nodes may come back.
-    Without a `learner` there are rollout actors only.
+    If `joined` is None, it is a Ray of our own, which ends with the block. A program that was connected before stays
+    so. Without a `learner` there are rollout actors only. Raises ResourceError if a joined cluster can never hold the
+    actors, after `patience_s` in which lost nodes may come back.
     """
     with (
-        own_token() if address(config) is None else nullcontext(),
-        _connected(config, patience_s, learner) as placement,
+        own_token() if joined is None else nullcontext(),
+        _connected(config, joined, patience_s, config.learner if learner else None) as placement,
     ):
         yield placement
 
 
 @contextmanager
-def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Placement]:
-    joined, connected = address(config), ray.is_initialized()
+def _connected(
+    config: Config, joined: str | None, patience_s: float, learner: LearnerSettings | None
+) -> Iterator[Placement]:
+    connected = ray.is_initialized()
     guard: ChildGuard | None = None
     if joined is None:
         hardware = local_hardware()
-        placement = place(config, hardware, ours=True, learner=learner)
+        placement = place(config.rollout, learner, hardware, ours=True)
         before = set(psutil.Process().children(recursive=True))
         check_temporary_folders()
         with environment(_threads(hardware)), loopback_alone(), _cleared(before), ray_errors(None):
@@ -104,7 +91,7 @@ def _connected(config: Config, patience_s: float, learner: bool) -> Iterator[Pla
             _init(address=_answering(joined, time.monotonic() + patience_s))
     try:
         if joined is not None:
-            placement = _place_on_cluster(config, time.monotonic() + patience_s, learner)
+            placement = _place_on_cluster(config.rollout, learner, time.monotonic() + patience_s)
         yield placement
     finally:
         if joined is None or not connected:
@@ -146,10 +133,10 @@ def _answering(joined: str, deadline: float) -> str:
             time.sleep(1.0)
 
 
-def _place_on_cluster(config: Config, deadline: float, learner: bool) -> Placement:
+def _place_on_cluster(rollout: RolloutSettings, learner: LearnerSettings | None, deadline: float) -> Placement:
     while True:
         try:
-            return place(config, cluster_hardware(), ours=False, learner=learner)
+            return place(rollout, learner, cluster_hardware(), ours=False)
         except ResourceError:
             if time.monotonic() > deadline:
                 raise
@@ -213,13 +200,13 @@ def _create(config: Config, placement: Placement, inputs: Inputs, group: Any) ->
             ).remote()
             for rank in range(placement.learner_ranks)
         ),
-        model=put_model(config, inputs),
+        model=put_model(config.model, inputs),
     )
 
 
-def put_model(config: Config, inputs: Inputs) -> Any:
+def put_model(model: ModelSettings, inputs: Inputs) -> Any:
     """A reference to the ModelFiles of the base model, for actors on any node."""
-    path, name = inputs.model_path, config.model.path
+    path, name = inputs.model_path, model.path
     if name == TINY:
         return ray.put(replace(ModelFiles.carry(path), template=inputs.template))
     return ray.put(ModelFiles(path, gguf=name if is_gguf(name) else None, template=inputs.template))

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.cluster.placement import Hardware, Placement, address
+from adagrpo_ray.cluster.placement import Hardware, Placement
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, ResourceError
 from adagrpo_ray.learner.buffers import REDUCE_BUCKET, chunk_tokens
@@ -173,7 +174,7 @@ def estimate(shape: Shape, config: Config, memory: int | None = None, *, flash: 
     s, r, lora = config.learner, config.rollout, config.model.lora
     size, stage = SIZES[config.model.dtype], s.zero_stage
     adapter = shape.adapter_parameters(lora.r, lora.targets)
-    budget, longest = s.micro_batch_tokens, _longest(config)
+    budget, longest = s.micro_batch_tokens, _longest(config.rollout)
     tokens = max(budget, longest)  # a longer sample is a micro-batch of its own
 
     def part(whole: int, from_stage: int) -> int:
@@ -220,7 +221,7 @@ def describe(
 
     `memory` is that of each GPU, or of the machine that all share where there are none. ModelError as `estimate`.
     """
-    e, longest, on_gpu = estimate(shape, config, memory, flash=flash), _longest(config), placement.gpus > 0
+    e, longest, on_gpu = estimate(shape, config, memory, flash=flash), _longest(config.rollout), placement.gpus > 0
     if not on_gpu:  # host memory is all there is
         e = replace(e, optimizer=e.optimizer + e.offloaded, offloaded=0)
     room = f"in what rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization:g} leaves of a GPU"
@@ -258,17 +259,17 @@ def takes_turns(config: Config, placement: Placement, shape: Shape, memory: int,
     return placement.shared and config.algorithm.max_staleness == 0 and too_much
 
 
-def settled(config: Config, placement: Placement) -> Config:
-    """The settings with `rollout.sleep` decided by this machine's GPU; false where it or the model is not known.
+def decide_sleep(config: Config, placement: Placement | None) -> bool:
+    """`rollout.sleep`; if that is null, what this machine's GPU asks for, and false if the model is not known.
 
-    On a cluster the GPU is another machine's, so it is false there. Raises as `gpu_memory`.
+    `placement` is that in a Ray of our own, None on a cluster, whose GPU is another machine's: there null is false.
+    Raises as `gpu_memory`.
     """
-    asleep = config.rollout.sleep
-    if asleep is None and placement.shared and address(config) is None:
+    if config.rollout.sleep is None and placement is not None and placement.shared:
         with suppress(ModelError):
             shape, memory = read_shape(config), gpu_memory()
-            asleep = takes_turns(config, placement, shape, memory, flash=flash_attention(config))
-    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"sleep": bool(asleep)})})
+            return takes_turns(config, placement, shape, memory, flash=flash_attention(config.model))
+    return bool(config.rollout.sleep)
 
 
 def device_memory(hardware: Hardware) -> int:
@@ -291,7 +292,7 @@ def gpu_memory() -> int:
 
 def _verdict(where: str, e: Estimate, config: Config, memory: int, ranks: int, actors: int) -> str:
     """Whether so many learner ranks and rollout actors fit in the `memory` bytes there, and what to do if not."""
-    s, cache, longest = config.learner, e.kv_cache or 0, _longest(config)
+    s, cache, longest = config.learner, e.kv_cache or 0, _longest(config.rollout)
     sequence = e.kv_token * longest if e.rollout_weights else 0  # vLLM refuses a cache without room for one
     cache_key = "rollout.gpu_memory_utilization" if config.rollout.kv_cache_gib is None else "rollout.kv_cache_gib"
     total = ranks * sum(e.learner.values()) + actors * sum(e.rollout.values())
@@ -308,9 +309,9 @@ def _verdict(where: str, e: Estimate, config: Config, memory: int, ranks: int, a
     return f"{where}: {_gib(total)} GiB does not fit in {_gib(memory)} GiB: {advice}"
 
 
-def _longest(config: Config) -> int:
+def _longest(rollout: RolloutSettings) -> int:
     """Tokens of the longest sequence; of its completion only, where the prompts set the rest."""
-    return config.rollout.max_model_len or config.rollout.max_new_tokens
+    return rollout.max_model_len or rollout.max_new_tokens
 
 
 def _sum(parts: dict[str, int]) -> str:

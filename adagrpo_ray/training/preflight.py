@@ -8,8 +8,8 @@ from threading import Event
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
-from adagrpo_ray.cluster.joining import check_ray
-from adagrpo_ray.cluster.placement import address, local_hardware, place
+from adagrpo_ray.cluster.joining import check_ray, find_ray
+from adagrpo_ray.cluster.placement import local_hardware, place
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.data.template_choice import chosen_template
@@ -28,7 +28,8 @@ from adagrpo_ray.tracking import check_trackers
 class Inputs:
     """What a run needs, checked: where the model is, its prompts, the longest sequence in tokens, given functions.
 
-    `notices` are what the user should know before the start, `template` is what `chosen_template` gave.
+    `notices` are what the user should know before the start, `template` is what `chosen_template` gave, and `joined`
+    is the address of the Ray to run on, None for one of our own.
     """
 
     model_path: str
@@ -37,6 +38,7 @@ class Inputs:
     given: Given = NOTHING
     notices: tuple[str, ...] = ()
     template: str | None = None
+    joined: str | None = None
 
 
 def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop: Event | None = None) -> Inputs:
@@ -45,29 +47,30 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     Where it is not for `training`, there will be no learner, no criterion is needed, and any prompts will do.
     Once `stop` is set, what takes long is left out.
     """
-    check_ray(address(config))
+    joined = find_ray(config.run)
+    check_ray(joined)
     if training:
-        check_trackers(config)
+        check_trackers(config.tracking, joined)
     for function in config.rewards.functions:
         load_reward(function.function, given)
     if training:
-        make_method(config.algorithm, [f.function for f in config.rewards.functions], given)
-    if address(config) is None:
-        place(config, local_hardware(), ours=True, learner=training)
+        make_method(config.algorithm, config.rewards.names, given)
+    if joined is None:
+        place(config.rollout, config.learner if training else None, local_hardware(), ours=True)
     model_path = resolve_model(config)
-    found = read_model_config(model_path, config)
-    check_served(config, found)
+    found = read_model_config(model_path, config.model)
+    check_served(config.model, config.rollout, found)
     if training:
         from adagrpo_ray.lora.trainable import check_trainable  # torch takes a second, which only this needs
 
-        check_trainable(config, model_path, found)
-    tokenizer = load_tokenizer(model_path, config)
+        check_trainable(config.model, model_path, found)
+    tokenizer = load_tokenizer(model_path, config.model, config.data)
     prompts = load_prompts(config, tokenizer, training=training)
     max_model_len = _max_model_len(config, found, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
     notices = (*([origin.in_words] if origin else []), *notices)
-    return Inputs(model_path, prompts, max_model_len, given, notices, chosen_template(config.data))
+    return Inputs(model_path, prompts, max_model_len, given, notices, chosen_template(config.data), joined)
 
 
 def _max_model_len(config: Config, found: Any, prompts: PromptSets) -> int:

@@ -1,18 +1,16 @@
-"""A run from its settings to its end: checked, written down, and begun again where a learner rank dies."""
+"""A run from its settings to its end: resolved, written down, and begun again if a learner rank dies."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from adagrpo_ray.checkpoint.resume import find_past, past_of
-from adagrpo_ray.cluster.jobs import check_job_folder, job_id
+from adagrpo_ray.checkpoint.resume import past_of
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import LearnerLostError, StoppedError, first_line
+from adagrpo_ray.errors import LearnerLostError, first_line
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.runs import Observer, Observers, Summary
 from adagrpo_ray.runs.mirror import open_run
@@ -20,8 +18,7 @@ from adagrpo_ray.runs.observer import telling
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.tracking import tracked
-from adagrpo_ray.training.actors import as_connected
-from adagrpo_ray.training.preflight import check
+from adagrpo_ray.training.resolve import resolve
 from adagrpo_ray.training.trainer import place_and_train
 
 CODES = "functions.json"
@@ -41,43 +38,26 @@ def run(
 
     `name` begins the folder's name where `run.name` is not set; `given` are functions that the configuration names. A
     learner rank that dies costs the steps since the last checkpoint, up to `run.max_restarts` times. Raises what
-    `as_connected`, `check`, `find_past` and `place_and_train` raise.
+    `resolve`, `open_run` and `place_and_train` raise.
     """
     tell = observer.phase
-    storage.check(config.run.output_dir, "run.output_dir")
-    written = config = check_job_folder(config, tell)
-    config = as_connected(config)
-    past = None if resume is None else find_past(resume, config, tell)
-    if config.model.trust_remote_code:
-        tell(f"warning: model.trust_remote_code=true runs Python code of {config.model.path}, here and in all actors")
-    tell("checking model, data and rewards")
-    inputs = check(config, given, stop=stop)
-    if stop is not None and stop.is_set():
-        raise StoppedError("stopped as asked, before anything was started")
-    prompts = inputs.prompts
-    dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())
-    tell(f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out{dropped}")
-    for note in (*prompts.notes, *inputs.notices):
-        tell(note)
-    home = storage.join(
-        config.run.output_dir, config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    ready = resolve(config, tell, name=name, resume=resume, stop=stop, given=given)
+    config, past, home = ready.config, ready.past, ready.home
+    text = as_yaml(config, ready.decided)
     restarts = 0
     with ExitStack() as ending:
         while True:
             patience = config.rollout.start_timeout_s if restarts else 0.0
-            writing = past.writer(written, tell) if past else open_run(home, as_yaml(written), tell)
+            writing = past.writer(text, tell) if past else open_run(home, text, tell)
             try:
                 with writing as writer, tracked(config, writer.folder, tell, past is not None) as trackers:
-                    home = writer.home
                     if not restarts:
                         _keep_codes(home, given, tell)
                         ending.enter_context(telling(observer, config, home))
                     observers = Observers(writer, trackers, observer)
-                    named = config.model_copy(
-                        update={"run": config.run.model_copy(update={"name": writer.folder.name})}
+                    summary = place_and_train(
+                        config, ready.inputs, writer.folder, observers, past, stop, home, patience
                     )
-                    summary = place_and_train(named, inputs, writer.folder, observers, past, stop, home, patience)
                     if config.run.report:
                         _report(writer.folder, home, tell)
                     return summary

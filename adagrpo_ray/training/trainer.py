@@ -15,7 +15,7 @@ from adagrpo_ray.cards.card import Facts, adapter_card, package_versions
 from adagrpo_ray.checkpoint.resume import FOLDER, Past, progress_of
 from adagrpo_ray.cluster.authentication import takes_token
 from adagrpo_ray.cluster.nodes import check_shared
-from adagrpo_ray.cluster.placement import Placement, address
+from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import (
@@ -36,7 +36,6 @@ from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observer, StepRecord
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage.places import join
 from adagrpo_ray.training.actors import Actors, actors, any_dead, connect, get
-from adagrpo_ray.training.memory import settled
 from adagrpo_ray.training.preflight import Inputs
 
 UNGUARDED = (
@@ -62,11 +61,10 @@ def place_and_train(
     by a signal or no step was finished, LearnerLostError where a learner rank died, and ResourceError where a joined
     cluster has no room, after `patience_s` of waiting for it.
     """
-    with connect(config, patience_s) as placement:
-        config = settled(config, placement)
-        if address(config) is not None:
+    with connect(config, inputs.joined, patience_s) as placement:
+        if inputs.joined is not None:
             if not takes_token():
-                observer.phase(f"warning: the Ray cluster at {address(config)} {UNGUARDED}")
+                observer.phase(f"warning: the Ray cluster at {inputs.joined} {UNGUARDED}")
             check_shared(home or str(folder))
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:

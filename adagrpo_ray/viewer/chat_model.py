@@ -165,7 +165,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 def _read(path: Path, config: Config) -> Adapter:
     """The adapter at `path`, which fits the model of `config`; raises as `read_adapter` and `check_fit`."""
     adapter = read_adapter(path)
-    check_fit(adapter, linear_shapes(resolve_model(config), config), config.model.path)
+    check_fit(adapter, linear_shapes(resolve_model(config), config.model), config.model.path)
     return adapter
 
 
@@ -174,13 +174,13 @@ def _start(config: Config, rank: int) -> tuple[RolloutEngine, Any, int]:
     # The page's process has threads, which a fork would leave behind in the middle of anything.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     path = resolve_model(config)
-    tokenizer = load_tokenizer(path, config)
+    tokenizer = load_tokenizer(path, config.model, config.data)
     limit = _limit(config, path)
     return RolloutEngine.create(path, limit, _serving(config, rank), chosen_template(config.data)), tokenizer, limit
 
 
 def _limit(config: Config, path: str) -> int:
-    most = getattr(read_model_config(path, config).get_text_config(), "max_position_embeddings", None)
+    most = getattr(read_model_config(path, config.model).get_text_config(), "max_position_embeddings", None)
     wanted = config.rollout.max_model_len or max(CONVERSATION, 2 * config.rollout.max_new_tokens)
     return wanted if most is None else min(wanted, int(most))
 

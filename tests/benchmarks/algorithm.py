@@ -136,7 +136,7 @@ class Bench:
 def bench(rate: str, folder: Path) -> Iterator[Bench]:
     config = configure(rate, "grpo", 0, LEARNING_RATES[0])
     inputs = check(config)
-    with connect(config) as placement, actors(config, placement, inputs) as running:
+    with connect(config, inputs.joined) as placement, actors(config, placement, inputs) as running:
         yield Bench(running, rate, folder)
 
 

@@ -80,7 +80,7 @@ def write_base_model(folder: Path) -> Shape:
             weight.data.view(-1).copy_(some.repeat(-(-weight.numel() // some.numel()))[: weight.numel()])
     model.save_pretrained(folder)
     tiny = load_config("launch/configs/tiny-cpu.yaml")
-    load_tokenizer(resolve_model(tiny), tiny).save_pretrained(folder)
+    load_tokenizer(resolve_model(tiny), tiny.model, tiny.data).save_pretrained(folder)
     return shape_of(config)
 
 

@@ -33,6 +33,7 @@ from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.runs import Observers
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.training.preflight import Inputs, check
+from adagrpo_ray.training.resolve import resolve
 from adagrpo_ray.training.trainer import place_and_train
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, TrainBatch, TrainSample
 
@@ -110,7 +111,7 @@ def batch_of(config: Config, answers: Answers) -> TrainBatch:
         attempt = Attempt(-1, sampling, completions, scores.rewards, scores.by_function, correct)
         groups.append(Group(prompt, epoch=0, born=1, size=len(completions)).with_attempt(attempt))
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
-    packing = config.learner.packing_with(flash_attention(config))
+    packing = config.learner.packing_with(flash_attention(config.model))
     return pack_batches(1, samples, 1, config.learner.micro_batch_tokens, packing)[0]
 
 
@@ -200,8 +201,9 @@ def program(config: Config) -> dict[str, Any]:
     counted = config.run.steps
     longer = config.run.model_copy(update={"steps": counted + config.algorithm.max_staleness})
     config = config.model_copy(update={"run": longer})
+    ready = resolve(config, lambda text: None, name="bench")
     with tempfile.TemporaryDirectory() as folder:
-        place_and_train(config, check(config), Path(folder), Keep())
+        place_and_train(ready.config, ready.inputs, Path(folder), Keep())
     steps = seen[counted // 4 : counted]
     seconds = sum(s.seconds for s in steps)
     return {

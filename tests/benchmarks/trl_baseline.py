@@ -88,7 +88,7 @@ def run(variant: Variant, config: Config) -> dict[str, Any]:
 
         order = PromptOrder(inputs.prompts.train, config.run.seed, config.data.shuffle)
         prompts = [p for p, _ in order.take(config.run.steps * config.algorithm.prompts_per_step)]
-        tokenizer = load_tokenizer(inputs.model_path, config)
+        tokenizer = load_tokenizer(inputs.model_path, config.model, config.data)
         texts = tokenizer.batch_decode([p.token_ids for p in prompts])
         again = tokenizer(text=texts)["input_ids"]
         if any(ids != p.token_ids.tolist() for ids, p in zip(again, prompts, strict=True)):
