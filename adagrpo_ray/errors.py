@@ -116,4 +116,4 @@ def first_line(error: BaseException) -> str:
 
 _HEADING = re.compile(r"\d+ validation errors? for ")
 _PAGE = "For further information visit"
-_DETAILS = re.compile(r"\s*\[type=\w+, input_value=.*\]\s*$", re.DOTALL)
+_DETAILS = re.compile(r"\s*\[type=\w+(?:, input_value=.*)?\]\s*$", re.DOTALL)

@@ -16,7 +16,7 @@ from adagrpo_ray.config.explain import as_yaml, settings
 from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.config.run_settings import RunSettings
-from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.errors import ConfigError, first_line
 from adagrpo_ray.types import SamplingParams
 
 CONFIGS = sorted((Path(__file__).parents[1] / "launch" / "configs").glob("*.yaml"))
@@ -374,6 +374,7 @@ def test_pydantics_own_error_shows_no_secret() -> None:
         with pytest.raises(ValidationError, match="holds a user, a password or a query") as raised:
             build()
         assert "hunter2" not in str(raised.value)
+        assert "[type=" not in first_line(raised.value)
 
 
 # --- the config.yaml of a run ---

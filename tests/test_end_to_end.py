@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from adagrpo_ray.config import load_config
 from tests.program import launch
 
 STEPS = 4
@@ -158,6 +159,8 @@ def test_configuration_is_kept_and_reads_back(run: tuple[Path, str]) -> None:
     kept = yaml.safe_load((run[0] / "config.yaml").read_text())
     assert kept["run"]["steps"] == STEPS
     assert kept["data"]["eval_prompts"] == 16
+    assert (kept["run"]["name"], kept["rollout"]["sleep"], kept["decided"]) == ("e2e", False, {"rollout.sleep": False})
+    assert load_config(run[0] / "config.yaml").rollout.sleep is None
 
 
 def test_adapter_loads_with_peft_and_is_not_the_initial_one(run: tuple[Path, str]) -> None:
