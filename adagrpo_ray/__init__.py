@@ -67,8 +67,8 @@ _HOMES = {
     "algorithm.ladder": ("Ladder",),
     "api": ("Callback", "train"),
     "config.tree": ("Config",),
-    "observe.records": ("EvaluationRecord", "StepRecord", "Summary"),
-    "observe.samples": ("AttemptSample", "CompletionSample", "GroupSample"),
+    "runs.records": ("EvaluationRecord", "StepRecord", "Summary"),
+    "runs.samples": ("AttemptSample", "CompletionSample", "GroupSample"),
     "stop": ("Stop",),
     "types": ("Attempt", "Completion", "Group", "Prompt", "SamplingParams"),
 }
