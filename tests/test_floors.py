@@ -46,7 +46,7 @@ def parsed(module: str) -> ast.Module:
 
 
 def names_in(node: ast.stmt, module: str) -> Iterator[str]:
-    """The modules that an import statement of `module` imports; for `from a import b`, a.b if it is a module, else a."""
+    """The modules that an import statement of `module` imports: for `from a import b`, a.b if it is one, else a."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
