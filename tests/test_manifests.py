@@ -268,7 +268,7 @@ def test_a_job_fits_the_cluster_that_it_comes_with(name: str) -> None:
 
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_has_settings_that_exist(command: str) -> None:
-    assert config_of(command).run.folder == "/runs"
+    assert config_of(command).run.output_dir == "/runs"
 
 
 def test_versions_and_images_are_those_of_this_project() -> None:
