@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.program import ENDING_S
-
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "one_process.py"
 LINE = re.compile(
@@ -32,7 +30,7 @@ def test_the_example_is_short_and_imports_no_ray() -> None:
 
 def test_the_example_trains_and_every_step_syncs_new_weights(tiny_model: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, str(EXAMPLE), "3"], capture_output=True, text=True, cwd=ROOT, timeout=2 * ENDING_S, check=False
+        [sys.executable, str(EXAMPLE), "3"], capture_output=True, text=True, cwd=ROOT, timeout=240, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     steps = [found.groups() for line in ended.stdout.splitlines() if (found := LINE.fullmatch(line))]
