@@ -128,7 +128,7 @@ class Step:
     async def sync(self, version: int) -> str:
         """Sync: send the adapter to the engine, in memory. The digest is that of the tensors which it read back.
 
-        Raises SyncError if the engine does not hold what was sent.
+        Raises SyncError if the engine does not hold the tensors that were sent.
         """
         lora, dtype = self.config.model.lora, getattr(torch, self.config.model.dtype)
         weights = pack(version, self.learner.adapter(), lora.r, lora.alpha, dtype)
