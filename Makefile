@@ -46,9 +46,10 @@ test-real: setup-dev setup-real  ## the tests on a real model of 135 million par
 test-faults: setup-dev  ## the tests that inject faults, ten times in a row on a busy machine (hours); ARGS="--times 3 tests/test_fleet.py"
 	$(PY) -m tests.repeated $(ARGS)
 
-lint: setup-dev  ## ruff and mypy
+lint: setup-dev  ## ruff, mypy and the check of plain English
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	$(PY) -m tests.support.language
 	.venv/bin/mypy
 
 docs: setup-dev  ## the documentation as a site in site/, with every setting; a broken link is an error

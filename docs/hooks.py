@@ -1,4 +1,4 @@
-"""What mkdocs adds to the pages of this folder: every setting, out of the models, and SECURITY.md."""
+"""Pages that mkdocs adds to those of this folder: the table of all settings, and SECURITY.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([^)#]+)(#[^)]*)?\)")  # a link t
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made of something else."""
+    """Add the generated pages."""
     files.append(File.generated(config, "configuration.md", content=as_markdown()))
     security = (ROOT / "SECURITY.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "security.md", content=security))
@@ -25,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Let links to files of the repository be their names, where the site does not hold these files."""
+    """Replace links to files that are not on the site by the names of these files."""
     return OUTSIDE.sub(_inside, markdown)
 
 

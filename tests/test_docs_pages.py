@@ -1,4 +1,4 @@
-"""What the pages say: messages that the program prints, settings that exist, files that are there."""
+"""The pages name messages, settings, metrics and files: each of these exists."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -67,10 +68,10 @@ def pattern(message: str) -> re.Pattern[str]:
 
 
 def told(page: str) -> list[str]:
-    """Messages in the first column of tables that say so."""
+    """The messages in the first column of tables with that heading."""
     inside, found = False, []
     for line in (DOCS / page).read_text().splitlines():
-        if line.startswith("| what is said |"):
+        if line.startswith("| message |"):
             inside = True
         elif not line.startswith("|"):
             inside = False
@@ -92,11 +93,11 @@ def test_a_message_that_nothing_prints_is_found(messages: list[str]) -> None:
     assert not any(pattern("unknown key ... (worth ...)").search(text) for text in messages)
 
 
-def test_every_figure_is_one_of_tensorboard() -> None:
-    tags = {*step_scalars(step(1)), *evaluation_scalars(evaluation(1, 0.5))}
-    named = re.findall(
-        r"`((?:adaptive|policy|tokens|accuracy|reward|time|sync|rollout)/[\w]+)`", page_text("troubleshooting")
-    )
+@pytest.mark.parametrize("page", ["troubleshooting", "glossary"])
+def test_every_metric_is_one_of_tensorboard(page: str) -> None:
+    tags = {*step_scalars(replace(step(1), kl=0.1)), *evaluation_scalars(evaluation(1, 0.5))}
+    groups = "|".join({tag.partition("/")[0] for tag in tags if "/" in tag})
+    named = [text for text in code(page_text(page)) if re.fullmatch(rf"(?:{groups})/[a-z0-9_/]+", text)]
     assert len(named) >= 6
     assert set(named) <= tags
 
@@ -202,7 +203,7 @@ def test_every_block_of_yaml_is_a_part_of_a_configuration() -> None:
         Config.model_validate(tree)  # raises what is wrong with it
 
 
-def test_every_file_of_a_run_folder_is_told() -> None:
+def test_every_file_of_a_run_folder_has_its_row() -> None:
     named = {name.rstrip("/") for cells in rows("index.md") for name in code(cells[0])}
     assert named >= {EVALUATIONS, METRICS, SAMPLES, FOLDER, "adapter", "config.yaml", "summary.json", "tensorboard"}
 
@@ -253,3 +254,13 @@ def test_every_page_is_in_the_navigation_and_in_the_readme() -> None:
     for page in DOCS.glob("*.md"):
         assert f": {page.name}\n" in navigation, page.name
         assert f"](docs/{page.name})" in readme, page.name
+
+
+def test_the_readme_is_short_and_names_the_commands_first() -> None:
+    """A newcomer reads it whole: three commands of make, the example, then everything else by a link."""
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    first = next(blocks(ROOT / "README.md", "bash"))
+    assert re.findall(r"^make ([\w-]+)", first, re.MULTILINE) == ["train", "test", "train-real"]
+    links = re.findall(r"\]\((docs/[^)]+)\)", readme)
+    assert links[0] == "docs/examples/one_process.py"

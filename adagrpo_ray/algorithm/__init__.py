@@ -1,1 +1,1 @@
-"""Floor 0: the algorithm, in pure Python and torch. Imports no engine and no Ray."""
+"""The algorithm, in pure Python and torch, without an engine and without Ray."""

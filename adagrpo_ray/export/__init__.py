@@ -1,4 +1,4 @@
-"""From an adapter to a model of its own: found (`source`, `base`), merged, checked, written whole, pushed to the Hub.
+"""From an adapter to a merged model: found (`adapter_source`, `base`), merged, checked, written, pushed to the Hub.
 
-`exporting` goes through all but the last.
+`exporting` has all steps but the last.
 """

@@ -1,1 +1,1 @@
-"""Floor 2: the DeepSpeed learner, the adaptive sampler, and the Ray actor of one rank."""
+"""The learner: the DeepSpeed engine, and the Ray actor of one rank."""

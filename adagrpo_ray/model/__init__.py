@@ -1,1 +1,1 @@
-"""The base model: the tiny one built here, and loading any other with its adapter."""
+"""The base model: loading it and its tokenizer, its identity, GGUF files, and its files on the nodes."""

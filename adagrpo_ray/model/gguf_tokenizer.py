@@ -14,7 +14,7 @@ DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "ex
 Transformers cuts all of these texts as GPT-2 does: spaces before a digit become other tokens.
 """
 BEGINNING_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe")
-"""Byte-difficulty pre-tokenizers whose texts begin with the BOS unless the file says otherwise, by the same names."""
+"""Byte-level pre-tokenizers whose texts begin with the BOS unless the file says otherwise, by the same names."""
 PROBES = ("a", "  12 + 345\n\n67, né: don't", "<think>x</think>")
 
 

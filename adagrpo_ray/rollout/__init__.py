@@ -1,1 +1,1 @@
-"""Floor 2: vLLM rollout engines, the Ray actors around them, and the pool that routes requests."""
+"""Rollouts: the vLLM engine, the Ray actor around it, the router of requests, and the fleet of actors."""

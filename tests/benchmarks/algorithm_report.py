@@ -149,21 +149,21 @@ def write_report(docs: Path, curves: Runs, rates: dict[str, str], target: float)
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     seeds = len(next(iter(next(iter(curves.values())).values())))
     chosen = ", ".join(f"{method} {rate}" for method, rate in rates.items())
-    text = f"""# What adaptivity is worth
+    text = f"""# Benchmark of adaptive sampling
 
 Made by `make bench-algorithm` at commit {git.stdout.strip() or "unknown"} on {os.cpu_count()} CPU cores
 ({platform.machine()}, Python {platform.python_version()}); do not edit by hand. The same figures, seed by seed, are in
-[results/algorithm.json](results/algorithm.json). How it is measured: `{sys.argv[0].split("/")[-1]} --help`.
+[results/algorithm.json](results/algorithm.json). Method: `{sys.argv[0].split("/")[-1]} --help`.
 
 Generated tokens and seconds of training until the held-out accuracy first reached {target:g}; median over {seeds} seeds
-(smallest to largest of those that reached it), and the ratio of medians to GRPO's. Start-up and measurements are not in
+(smallest to largest of those that reached it), and the ratio of medians to GRPO's. Start-up and evaluations are not in
 the seconds.
 
 {table(found)}
 
 Learning rates, tuned on other seeds: {chosen}.
 
-How much that depends on the target: ratios of medians to GRPO's, tokens / seconds, for other accuracies ("-": one of
+The dependence on the target: ratios of medians to GRPO's, tokens / seconds, for other accuracies ("-": one of
 the two did not get there in half of its runs).
 
 {sensitivity(curves)}

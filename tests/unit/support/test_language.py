@@ -1,0 +1,165 @@
+"""The check of the language: which turns of phrase it finds, at which lines, and how it holds files to the baseline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.language import PATTERNS, complaints, findings, main, page_texts, python_texts, read, updated
+
+DIALECT = {
+    "Returns None where there is no run.": ["where for if or when"],
+    "RewardError where it breaks.": ["where for if or when"],
+    "A file is copied where the last copy failed.": ["where for if or when"],
+    "It ends. Where both fail, it waits.": ["where for if or when"],
+    "Where is the run?": [],
+    "the folder where runs are kept": [],
+    "What a step's sampling brought in.": ["what instead of a noun"],
+    "What is a rung?": [],
+    "names the key and what to do": [],
+    "it tells the learner, which says so": ["tell or say for log or report"] * 2,
+    "the run goes on after a restart": ["go on for continue"],
+    "mend the function": ["mend for fix"],
+    "read anew": ["anew for again"],
+    "a file beside the adapter": ["beside"],
+    "besides, it is fast": [],
+    "another try is in vain": ["in vain"],
+    "for want of its messages": ["for want of"],
+    "of no account here": ["of no account"],
+    "what becomes of a group": ["becomes of", "what instead of a noun"],
+    "this comes to the same": ["comes to"],
+    "whoever reads it, and nobody else": ["a person for a thing"] * 2,
+    "The same outside of the event loop.": ["a docstring that refers to another"],
+    "Returns the mean of an empty list as None if there is no reward.": [],
+}
+
+
+@pytest.mark.parametrize("text", DIALECT)
+def test_turns_of_phrase_of_the_dialect_are_found(text: str) -> None:
+    assert [finding.pattern for finding in findings("page.md", text)] == sorted(DIALECT[text])
+
+
+def test_every_pattern_has_an_example() -> None:
+    named = [name for names in DIALECT.values() for name in names]
+    assert set(named) == {*PATTERNS}
+
+
+SOURCE = '''"""Sums things.
+
+The rest goes on here.
+"""
+
+told = "beside"  # one word is no text
+
+# A comment that mends
+# the code anew.
+def add(a: int) -> str:
+    """None where it is odd."""
+    return f"run {a} goes on; {told} is in vain"
+'''
+
+
+def test_docstrings_comments_and_texts_of_a_program_are_read_with_their_lines() -> None:
+    assert [(finding.line, finding.pattern) for finding in findings("module.py", SOURCE)] == [
+        (3, "go on for continue"),
+        (8, "mend for fix"),
+        (9, "anew for again"),
+        (11, "where for if or when"),
+        (12, "go on for continue"),
+        (12, "in vain"),
+    ]
+
+
+def test_a_formatted_text_is_read_once_and_whole() -> None:
+    texts = [text.text for text in python_texts('error = f"{name} goes" f" on"\n')]
+    assert texts == ["... goes on"]
+
+
+PAGE = """# What it is
+
+A run goes
+on, and `what it says` is code.
+
+```bash
+make train  # goes on
+```
+
+| a cell | beside |
+| --- | --- |
+- whoever
+"""
+
+
+def test_a_page_is_read_without_its_code_and_across_its_lines() -> None:
+    assert [(finding.line, finding.pattern) for finding in findings("page.md", PAGE)] == [
+        (1, "what instead of a noun"),
+        (3, "go on for continue"),
+        (10, "beside"),
+        (12, "a person for a thing"),
+    ]
+    assert all("make train" not in text.text for text in page_texts(PAGE))
+
+
+FILES = {"README.md": "a run goes on\n", "docs/a.md": "fine\n", "launch/b.py": '"""It goes on."""\n'}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_files_without_a_finding_are_not_counted(repository: Path) -> None:
+    assert {path: len(found) for path, found in read(repository).items()} == {"README.md": 1, "launch/b.py": 1}
+
+
+def test_a_file_above_its_baseline_fails_with_its_lines(repository: Path) -> None:
+    lines = complaints(read(repository), {"README.md": 1})
+    assert lines[0] == "launch/b.py: 1 turns of phrase to avoid, 0 allowed"
+    assert lines[1:] == ["launch/b.py:1: go on for continue: ... It goes on. ..."]
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/a.md", "docs/gone.md"])
+def test_a_file_below_its_baseline_asks_for_an_update(repository: Path, path: str) -> None:
+    allowed = {"README.md": 1, "launch/b.py": 1}
+    allowed[path] = allowed.get(path, 0) + 2
+    (line,) = complaints(read(repository), allowed)
+    assert line.startswith(f"{path}: ")
+    assert line.endswith("run python -m tests.support.language --update")
+
+
+def test_an_update_may_move_the_counts_but_not_raise_their_sum(repository: Path) -> None:
+    found = read(repository)
+    now = {"README.md": 1, "launch/b.py": 1}
+    assert updated(found, None) == now
+    assert updated(found, {"docs/a.md": 1, "README.md": 2}) == now
+    with pytest.raises(ValueError, match="2 turns of phrase, 1 allowed"):
+        updated(found, {"README.md": 1})
+
+
+def test_the_command_fails_until_the_baseline_fits(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = repository / "language.json"
+
+    def run(*arguments: str) -> tuple[int, str]:
+        return main(arguments, repository, baseline), capsys.readouterr().out
+
+    assert run()[0] == 1
+    assert run("--update") == (0, "2 turns of phrase in 2 files\n")
+    assert json.loads(baseline.read_text()) == {"README.md": 1, "launch/b.py": 1}
+    assert run()[0] == 0
+    (repository / "README.md").write_text("a run continues\n")
+    assert run()[0] == 1
+    assert run("--update")[0] == 0
+    (repository / "README.md").write_text("a run goes on\n")
+    code, output = run("--update")
+    assert (code, json.loads(baseline.read_text())) == (1, {"launch/b.py": 1})
+    assert output == "error: 2 turns of phrase, 1 allowed: write plainer first\n"
+
+
+def test_the_findings_of_a_file_are_listed(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--show", "README.md"], repository, repository / "language.json") == 0
+    assert capsys.readouterr().out == "README.md:1: go on for continue: ... a run goes on ...\n"
