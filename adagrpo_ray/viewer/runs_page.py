@@ -84,7 +84,7 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
         return stamp, _notice(problems), shown, _compared(found)
 
     def settle(names: list[str] | None, now: str | None, grade: str) -> tuple[Any, ...]:
-        """The run whose groups are listed is one of those shown; another one has other difficulties, and no group open."""
+        """Lists the groups of a run that is shown. Another run has other difficulties, and no open group."""
         names = names or []
         name = now if now in names else next(iter(names), None)
         rest = (gr.skip(), gr.skip()) if name == now else (None, "")
