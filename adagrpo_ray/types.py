@@ -12,24 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from adagrpo_ray.config.sampling import SamplingParams as SamplingParams  # a setting that flows as it is
+
 TokenIds = NDArray[np.int32]
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How tokens are drawn, in no engine's own words.
-
-    `top_k` 0 and `min_p` 0.0 switch those filters off. A temperature of 0 is greedy decoding. Where `answer` is
-    given it takes over after the marker of the thought's end; its own `answer` is None.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    answer: SamplingParams | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ def make_method(settings: AlgorithmSettings, functions: Sequence[str], given: Gi
     3.2). `adagrpo`: failing groups climb the ladder of the triggers, or one of the user's own, and
     earlier results size the groups. Raises ConfigError for a bad criterion or ladder.
     """
-    base = settings.sampling.params()
+    base = settings.sampling
     match settings.name:
         case "grpo":
             return Method(lambda group: True, Ladder(base), refill=False, drop_exhausted=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from adagrpo_ray.config.typed import read_as
 
@@ -40,3 +40,10 @@ class Section(BaseModel):
     @classmethod
     def _typed(cls, value: Any, info: ValidationInfo) -> Any:
         return read_as(cls.model_fields[str(info.field_name)].annotation, value)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, in one line: key, value, and what it should be."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {message[:1].lower()}{message[1:]}"

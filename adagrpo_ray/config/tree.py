@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
-from adagrpo_ray.config.algorithm import AlgorithmSettings, SamplingSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.conflicts import conflicts
 from adagrpo_ray.config.reasoning_gym import ReasoningGymSettings
 from adagrpo_ray.config.rewards import RewardsSettings
+from adagrpo_ray.config.sampling import SamplingParams
 from adagrpo_ray.config.section import (
     Amount,
     Count,
@@ -261,7 +262,7 @@ class EvaluationSettings(Section):
     """Accuracy on the held-out prompts."""
 
     samples: PositiveInt = Field(1, description="completions of each held-out prompt")
-    sampling: SamplingSettings = Field(SamplingSettings(), description="their sampling parameters")
+    sampling: SamplingParams = Field(SamplingParams(), description="their sampling parameters")
     every: Count = Field(0, description="steps between measurements while training; 0: only before and after")
 
 

@@ -25,7 +25,7 @@ def evaluation_request(
         prompt_id=prompt.id,
         prompt_token_ids=prompt.token_ids,
         n=settings.samples,
-        sampling=settings.sampling.params(),
+        sampling=settings.sampling,
         max_new_tokens=max_new_tokens,
         seed=request_seed(seed, prompt.id, -1, 0),
     )

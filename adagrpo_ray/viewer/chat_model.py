@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.config.algorithm import PhaseSettings, SamplingSettings
+from adagrpo_ray.config.sampling import PhaseParams, SamplingParams
 from adagrpo_ray.data.template_choice import chosen_template
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelError, RolloutError, first_line
 from adagrpo_ray.lora.adapters import Adapter, check_fit, read_adapter, weights_file
 from adagrpo_ray.model.pretrained import linear_shapes, load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.rollout.engine import Piece, RolloutEngine
-from adagrpo_ray.types import GenerationRequest, SamplingParams
+from adagrpo_ray.types import GenerationRequest
 from adagrpo_ray.viewer.conversation import Rendered, Side
 from adagrpo_ray.viewer.offers import Base
 
@@ -187,13 +187,13 @@ def _limit(config: Config, path: str) -> int:
 
 def _serving(config: Config, rank: int) -> Config:
     """The settings of a run as an engine for chatting has them."""
-    rollout = {"sync": "adapter", "sleep": False, "max_sequences": SEQUENCES}
+    rollout = {"lora_mode": "adapter", "sleep": False, "max_num_seqs": SEQUENCES}
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"lora": config.model.lora.model_copy(update={"r": rank})}),
             "rollout": config.rollout.model_copy(update=rollout),
             "algorithm": config.algorithm.model_copy(update={"max_staleness": 0}),
             # Phases may be switched on with any message.
-            "evaluation": config.evaluation.model_copy(update={"sampling": SamplingSettings(answer=PhaseSettings())}),
+            "evaluation": config.evaluation.model_copy(update={"sampling": SamplingParams(answer=PhaseParams())}),
         }
     )
