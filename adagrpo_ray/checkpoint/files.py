@@ -54,7 +54,8 @@ def save(
 ) -> None:
     """Write `contents` into `folder` as the checkpoint of `step`, then remove all but those that `stay`.
 
-    `measured` is the held-out accuracy by step, where the best checkpoint is to stay beside the newest `save_total_limit`.
+    `measured` is the held-out accuracy by step, given if the best checkpoint stays as well as the newest
+    `save_total_limit`.
     A name of `contents` ends in .json and has JSON values, or in .safetensors and has numpy arrays by name.
     Raises CheckpointError where the folder cannot be written; earlier checkpoints are then as they were.
     """

@@ -303,7 +303,7 @@ class RolloutEngine:
 
     async def sleep(self) -> None:
         """Leave the GPU: weights go to host memory, the cache is dropped. No request may be in flight."""
-        await self._engine.sleep(difficulty=1)
+        await self._engine.sleep(level=1)
 
     async def wake(self) -> None:
         """Come back to the GPU. The adapter may be lost (vLLM issues 39934, 53888) until the next `apply`."""
