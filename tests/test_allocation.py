@@ -11,8 +11,8 @@ SETTINGS = AllocationSettings(enabled=True, min_group=2, max_group=16, informati
 
 
 def posterior(mean: float, count: float = 1000.0) -> Posterior:
-    right = mean * (count + 2) - 1
-    return Posterior(right, count - right)
+    correct = mean * (count + 2) - 1
+    return Posterior(correct, count - correct)
 
 
 def test_posterior_by_hand() -> None:
@@ -20,7 +20,7 @@ def test_posterior_by_hand() -> None:
     one = Posterior().after(1, 7, discount=0.5)
     assert one.mean == pytest.approx(2 / 10)
     two = one.after(4, 4, discount=0.5)
-    assert (two.right, two.wrong) == (4.5, 7.5)
+    assert (two.correct, two.wrong) == (4.5, 7.5)
     assert two.mean == pytest.approx(5.5 / 14)
 
 

@@ -25,7 +25,7 @@ SETTING = "algorithm.criterion.kind"
 
 
 def any_correct(group: Group) -> bool:
-    """Some completion of the last attempt is right."""
+    """Some completion of the last attempt is correct."""
     return bool(group.last.correct.any())
 
 

@@ -46,25 +46,25 @@ def is_masked(completion: Completion, settings: AlgorithmSettings) -> bool:
 def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:
     """Completions of one group to train on, each with its advantage; newest attempts first.
 
-    `balanced` picks as many as one attempt has: right ones up to half, else wrong ones, else more right ones
+    `balanced` picks as many as one attempt has: correct ones up to half, else wrong ones, else more correct ones
     (arXiv 2510.04996, section 3), so that one success among many failures is not drowned by them.
     """
-    attempts = (group.last,) if settings.train_on == "last" else group.attempts[::-1]
+    attempts, statistics = (group.last,) if settings.train_on == "last" else group.attempts[::-1], statistics_of(group)
     pool = [
-        (completion, float(advantage), bool(correct))
+        (completion, float(advantage), bool(is_correct))
         for attempt in attempts
-        for completion, advantage, correct in zip(
+        for completion, advantage, is_correct in zip(
             attempt.completions,
-            advantages(attempt.rewards, statistics_of(group), settings.advantage_epsilon, settings.advantage_bound),
+            advantages(attempt.rewards, statistics, settings.advantage_epsilon, settings.advantage_bound),
             attempt.correct,
             strict=True,
         )
     ]
     if settings.train_on == "balanced":
         size = len(group.last.completions)
-        right, wrong = [p for p in pool if p[2]], [p for p in pool if not p[2]]
-        kept = min(len(right), max(size // 2, size - len(wrong)))
-        pool = [*right[:kept], *wrong[: size - kept]]
+        correct, wrong = [p for p in pool if p[2]], [p for p in pool if not p[2]]
+        kept = min(len(correct), max(size // 2, size - len(wrong)))
+        pool = [*correct[:kept], *wrong[: size - kept]]
     for completion, advantage, _ in pool:
         yield completion, advantage
 
