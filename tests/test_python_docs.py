@@ -24,7 +24,7 @@ import yaml
 from adagrpo_ray import Callback, Config, ExtensionError, ResourceError, StepRecord, StoppedError, Summary, train
 from adagrpo_ray.cluster.authentication import own_token
 from adagrpo_ray.training import actors as cluster
-from adagrpo_ray.training import run, trainer
+from adagrpo_ray.training import run, start
 from adagrpo_ray.training.actors import Actors, as_connected
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
                 made.append(stack.enter_context(cluster.actors(config, placement, inputs, stop)))
             yield made[0]
 
-        patch.setattr(trainer, "actors", again)
+        patch.setattr(start, "actors", again)
         patch.setattr(run, "_report", lambda *_: None)  # a second or two each, and test_report.py's
         yield folder
 

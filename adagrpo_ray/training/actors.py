@@ -61,7 +61,7 @@ def as_connected(config: Config) -> Config:
             f"{asked!r}; call ray.shutdown() first, or leave the address out"
         )
     folder = config.run.output_dir if is_lasting(config.run.output_dir) else str(Path(config.run.output_dir).absolute())
-    return config.model_copy(update={"run": config.run.model_copy(update={"ray_address": there, "folder": folder})})
+    return config.model_copy(update={"run": config.run.model_copy(update={"ray_address": there, "output_dir": folder})})
 
 
 @contextmanager

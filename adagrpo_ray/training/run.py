@@ -22,7 +22,7 @@ from adagrpo_ray.storage import places as storage
 from adagrpo_ray.tracking import tracked
 from adagrpo_ray.training.actors import as_connected
 from adagrpo_ray.training.preflight import check
-from adagrpo_ray.training.trainer import place_and_train
+from adagrpo_ray.training.start import place_and_train
 
 CODES = "functions.json"
 """Fingerprints of the functions given to a run, in its folder."""

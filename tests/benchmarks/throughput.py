@@ -33,7 +33,7 @@ from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.runs import Observers
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.training.preflight import Inputs, check
-from adagrpo_ray.training.trainer import place_and_train
+from adagrpo_ray.training.start import place_and_train
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, TrainBatch, TrainSample
 
 ROUNDS, WARM_UP = 20, 3  # of an update, and how many of them are not counted

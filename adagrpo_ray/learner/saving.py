@@ -1,0 +1,71 @@
+"""What a run keeps of its learner: checkpoints, and the adapter in PEFT's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from adagrpo_ray.cards.card import CARD
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.checkpoint import kept
+from adagrpo_ray.data.template_choice import TEMPLATE_FILE
+from adagrpo_ray.learner.engine import EngineState, LearnerEngine
+from adagrpo_ray.runs.group_codec import Arrays
+from adagrpo_ray.storage.places import outgoing
+
+MOMENTS, RANDOM = "optimizer.safetensors", "random.safetensors"
+SAMPLER, SAMPLER_ARRAYS = "sampler.json", "sampler.safetensors"
+
+
+def save_checkpoint(
+    folder: str,
+    engine: EngineState,
+    sampler: tuple[dict[str, Any], Arrays],
+    progress: checkpoint.Progress,
+    save_total_limit: int,
+    accuracies: Mapping[int, float],
+) -> None:
+    """Write a checkpoint into `folder`; `sampler` is of `Collector.state`, `accuracies` as in `checkpoint.save`."""
+    plain, arrays = sampler
+    counts = {"optimizer_steps": engine.optimizer_steps, "skipped_in_a_row": engine.skipped_in_a_row}
+    contents = {
+        checkpoint.WEIGHTS: engine.weights,
+        MOMENTS: engine.moments,
+        RANDOM: engine.random,
+        SAMPLER_ARRAYS: arrays,
+        SAMPLER: plain,
+        checkpoint.STATE: {**asdict(progress), **counts},
+    }
+    kept.save(folder, progress.step, contents, save_total_limit, accuracies)
+
+
+def load_checkpoint(path: str) -> tuple[EngineState, dict[str, Any], Arrays]:
+    """The engine's state and the sampler's, as `save_checkpoint` got them, of the checkpoint at a path or URL."""
+    files = kept.load(path)
+    state = files[checkpoint.STATE]
+    engine = EngineState(
+        weights=files[checkpoint.WEIGHTS],
+        moments=files[MOMENTS],
+        random=files[RANDOM],
+        optimizer_steps=state["optimizer_steps"],
+        skipped_in_a_row=state.get("skipped_in_a_row", 0),  # earlier versions did not count
+    )
+    return engine, files[SAMPLER], files[SAMPLER_ARRAYS]
+
+
+def save_adapter(
+    folder: str, engine: LearnerEngine, tensors: dict[str, torch.Tensor], card: str | None, template: str | None
+) -> None:
+    """Write `tensors` of `LearnerEngine.adapter`, the model card, and the template of `data.chat_template` if any.
+
+    ResourceError if the folder, a path or a URL, cannot be written; what was there before is then as it was.
+    """
+    with outgoing(folder) as local:
+        engine.save_adapter(str(local), tensors)
+        if card is not None:
+            (local / CARD).write_text(card, encoding="utf-8", errors="replace")
+        if template:
+            (local / TEMPLATE_FILE).write_text(template, encoding="utf-8")
