@@ -21,7 +21,7 @@ from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.errors import ChatError, ModelError, RolloutError
 from adagrpo_ray.lora.peft_model import load_policy
-from adagrpo_ray.rollout.engine import Piece
+from adagrpo_ray.rollout.streaming import Piece
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.chat_model import _read, _stamp

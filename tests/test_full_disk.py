@@ -158,18 +158,18 @@ def test_an_adapter_that_does_not_fit_leaves_the_one_before(disk: Disk) -> None:
     engine._policy = SimpleNamespace(peft_model=SimpleNamespace(peft_config={"default": LoraConfig(r=1)}))  # type: ignore[assignment]
     folder, files = disk.folder / "adapter", ["adapter_config.json", "adapter_model.safetensors", "README.md"]
 
-    def save_of(value: float) -> None:
+    def write(value: float) -> None:
         save_adapter(str(folder), engine, {"a": torch.full((4000,), value)}, card=f"{value}" * 4000, template=None)
 
-    save_of(1)
+    write(1)
     before = [(folder / name).read_bytes() for name in files]
     disk.fill(free=2)
     with pytest.raises(ResourceError, match=rf"^cannot write {folder} {FULL}; free or unlock that place$"):
-        save_of(2)
+        write(2)
     assert [(folder / name).read_bytes() for name in files] == before
     assert sorted(path.name for path in disk.folder.iterdir()) == ["adapter", "ballast"]
     disk.clear()
-    save_of(2)
+    write(2)
     assert (folder / files[1]).read_bytes() != before[1]
 
 

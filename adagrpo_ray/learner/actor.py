@@ -45,14 +45,6 @@ class LearnerActor:
     ranks together. No method is a coroutine, since one would make Ray run every method in an event loop.
     """
 
-    _config: Config
-    _rank: int
-    _model: ModelFiles
-    _engine: LearnerEngine
-    _background: Background
-    _fleet: Fleet
-    _collector: Collector
-
     def __init__(self) -> None:
         self._of_run, self._of_actor = ExitStack(), ExitStack()  # parts that have begun, and how they end
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from adagrpo_ray.config.tree import Config, Packing
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.learner.layout import LAYOUTS, Rows
+from adagrpo_ray.model.pretrained import flash_attention
+from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainSample
 
 LENGTHS = ((3, (12,)), (7, (5, 9, 2)), (1, (16,)))
@@ -22,6 +24,25 @@ BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 SmolLM2-135M has 1.7e-5 in float32 and 0.012 in bfloat16 (rows filled up or joined, random tokens or text); there is
 room for larger models. A scale or a cap of the logits that is missed makes a difference of nats.
 """
+
+
+def agreed_packing(model: Any, logprobs: Callable[[Rows], torch.Tensor], config: Config) -> Packing:
+    """The packing with which log-probabilities are those of the model itself; ModelError if there is none.
+
+    Arguments as in `check_agreement`. If nothing was asked for and prompts cannot be shared, rows are padded.
+    """
+    packing = config.learner.packing_with(flash_attention(config))
+    if packing == "shared" and not shares_prompts(model):  # which null allows
+        packing = "padded"
+    try:
+        check_agreement(model, logprobs, packing, config)
+    except ModelError:
+        if packing != "shared" or config.learner.packing is not None:
+            raise
+        model.set_attn_implementation("sdpa")
+        packing = "padded"
+        check_agreement(model, logprobs, packing, config)
+    return packing
 
 
 @torch.no_grad()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from adagrpo_ray.cards.card import CARD
 from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE
-from adagrpo_ray.learner.engine import EngineState, LearnerEngine
+from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.engine_state import EngineState
+from adagrpo_ray.model.folder import ADAPTER_WEIGHTS
 from adagrpo_ray.runs.group_codec import Arrays
 from adagrpo_ray.storage.places import outgoing
 
@@ -59,13 +63,22 @@ def load_checkpoint(path: str) -> tuple[EngineState, dict[str, Any], Arrays]:
 def save_adapter(
     folder: str, engine: LearnerEngine, tensors: dict[str, torch.Tensor], card: str | None, template: str | None
 ) -> None:
-    """Write `tensors` of `LearnerEngine.adapter`, the model card, and the template of `data.chat_template` if any.
+    """Write `tensors` of `LearnerEngine.adapter` in PEFT's layout, the model card, and the run's own chat template.
 
     ResourceError if the folder, a path or a URL, cannot be written; what was there before is then as it was.
     """
     with outgoing(folder) as local:
-        engine.save_adapter(str(local), tensors)
+        _write_peft(local, engine.peft_config, tensors)
         if card is not None:
             (local / CARD).write_text(card, encoding="utf-8", errors="replace")
         if template:
             (local / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+
+
+def _write_peft(folder: Path, peft_config: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """PEFT's two files: adapter_config.json and adapter_model.safetensors."""
+    # Not `save_file`, whose files nobody else may read.
+    (folder / ADAPTER_WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    peft_config.inference_mode = True
+    peft_config.save_pretrained(str(folder))
+    peft_config.inference_mode = False

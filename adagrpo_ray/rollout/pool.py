@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
-from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError, first_line
+from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine import SyncReceipt
+from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.types import Completion, GenerationRequest
-
-
-@dataclass(eq=False)
-class Member:
-    """A rollout actor that takes requests; `outstanding` is in tokens that `requests` may still have to generate."""
-
-    actor: Any
-    name: str
-    node: str = ""
-    outstanding: int = 0
-    requests: int = 0
-
 
 Lost = Callable[[Member, str], None]
 
@@ -110,11 +97,11 @@ class RolloutPool:
 
     async def sleep(self) -> None:
         """Have all members leave their GPUs; nothing may be in flight. One that is lost meanwhile leaves the pool."""
-        await self._all(lambda m: self._in_time(m, m.actor.sleep.remote(), "leave its GPU"))
+        await self._all(lambda m: m.in_time(m.actor.sleep.remote(), self._stall_timeout, "leave its GPU"))
 
     async def wake(self) -> None:
         """Have them come back; a version has to be applied before they generate again."""
-        await self._all(lambda m: self._in_time(m, m.actor.wake.remote(), "come back to its GPU"))
+        await self._all(lambda m: m.in_time(m.actor.wake.remote(), self._stall_timeout, "come back to its GPU"))
         self.version = self._newest = -1  # so that no answer counts before
         self._sent = None
 
@@ -129,16 +116,6 @@ class RolloutPool:
                 raise result
         return [result for result in results if not isinstance(result, BaseException)]
 
-    async def _in_time(self, member: Member, reference: Any, what: str) -> Any:
-        """The actor's answer; ActorLostError where it hangs."""
-        try:
-            async with asyncio.timeout(self._stall_timeout):
-                return await answer(member, reference)
-        except TimeoutError:
-            raise ActorLostError(
-                f"{member.name} did not {what} within rollout.stall_timeout_s={self._stall_timeout:g} s"
-            ) from None
-
     async def _least_loaded(self) -> Member:
         async with self._changed:
             await self._changed.wait_for(lambda: self._members or self._closed is not None)
@@ -147,33 +124,16 @@ class RolloutPool:
         return min(self._members, key=lambda member: member.outstanding)
 
     async def _ask(self, member: Member, request: GenerationRequest) -> tuple[Completion, ...]:
-        tokens = request.n * request.max_new_tokens
-        member.outstanding += tokens
-        member.requests += 1
-        reference = member.actor.generate.remote(request)
         try:
-            async with asyncio.timeout(self._request_timeout):
-                completions: tuple[Completion, ...] = await answer(member, reference)
-            return completions
-        except asyncio.CancelledError:
-            ray.cancel(reference)  # the actor aborts it, so that nothing is generated that nobody needs
-            raise
-        except TimeoutError:
-            ray.cancel(reference)
-            raise ActorLostError(
-                f"{member.name} gave no answer for prompt {request.prompt_id} in {self._request_timeout:g} s; "
-                "raise rollout.request_timeout_s, or lower rollout.max_new_tokens"
-            ) from None
+            return await member.generate(request, self._request_timeout)
         finally:
-            member.outstanding -= tokens
-            member.requests -= 1
-            if member not in self._members:  # somebody waits for it to end
+            if member not in self._members:  # `drain` waits for it to end
                 await self._notify()
 
     async def _bring(self, member: Member, reference: Any, weights: AdapterWeights) -> SyncReceipt:
         """Have a member put a version into effect, and compare what it holds then; ActorLostError where it hangs."""
-        applied = member.actor.apply.remote(reference)
-        receipt: SyncReceipt = await self._in_time(member, applied, f"take version {weights.version}")
+        applied, what = member.actor.apply.remote(reference), f"take version {weights.version}"
+        receipt: SyncReceipt = await member.in_time(applied, self._stall_timeout, what)
         if (receipt.version, receipt.digest) != (weights.version, weights.digest):
             raise SyncError(
                 f"{member.name} holds version {receipt.version} with digest {receipt.digest[:12]}; "
@@ -194,21 +154,3 @@ class RolloutPool:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-async def answer(member: Member, reference: Any) -> Any:
-    """What the actor answers; ActorLostError where it or its engine is gone, its own error where it raised one."""
-    try:
-        return await reference
-    except TaskCancelledError as error:
-        raise ActorLostError(f"{member.name} gave the request up") from error
-    except RayTaskError as error:
-        if isinstance(error.cause, ActorLostError):
-            raise ActorLostError(f"{member.name}: {error.cause}") from None
-        if isinstance(error.cause, AdaGRPOError):
-            raise error.cause from None
-        failed = f"{type(error.cause).__name__}: {first_line(error.cause)}"
-        raise RolloutError(f"{member.name} failed: {failed}") from error
-    except RayActorError as error:
-        # The first line says how it ended; many more say what may have been the cause.
-        raise ActorLostError(f"{member.name} died: {first_line(error)}") from error

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, StoppedError
 from adagrpo_ray.learner.actor import SyncReport
 from adagrpo_ray.learner.collector import Collected, Pending
@@ -42,22 +41,11 @@ class Learners:
 
     def sync(self, version: int) -> SyncReport:
         """Send the adapter to all rollout actors, as `version`."""
-        report: SyncReport = self._on_all("sync", version)[0]
+        report: SyncReport = self.on_all("sync", version)[0]
         return report
 
-    def load_checkpoint(self, path: str) -> None:
-        """Continue from the checkpoint at a path or URL."""
-        self._on_all("load_checkpoint", path)
-
-    def save_checkpoint(self, folder: str, progress: Progress, accuracies: Mapping[int, float]) -> None:
-        """Write a checkpoint into `folder`; `accuracies` say which ones stay."""
-        self._on_all("save_checkpoint", folder, progress, accuracies)
-
-    def save_adapter(self, folder: str, card: str | None) -> None:
-        """Write the adapter, with its model card."""
-        self._on_all("save_adapter", folder, card)
-
-    def _on_all(self, method: str, *arguments: Any) -> list[Any]:
+    def on_all(self, method: str, *arguments: Any) -> list[Any]:
+        """The ranks' answers to a method of `LearnerActor` that all of them work on together."""
         return self._answers([getattr(rank, method).remote(*arguments) for rank in self._ranks])
 
     def _answers(self, calls: list[Any]) -> list[Any]:

@@ -9,14 +9,7 @@ from pathlib import Path
 
 from adagrpo_ray.checkpoint.resume import FOLDER, Past, progress_of
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import (
-    DivergedError,
-    ExtensionError,
-    RecordError,
-    RewardError,
-    RolloutError,
-    StoppedError,
-)
+from adagrpo_ray.errors import DivergedError, ExtensionError, RecordError, RewardError, RolloutError, StoppedError
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
 from adagrpo_ray.stop import Stop
@@ -99,7 +92,7 @@ class Trainer:
             observer.phase(f"stopped as asked; {self.keep()}")
         adapter = join(self._home, "adapter")
         summary = summarize(self._records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
-        self._learners.save_adapter(adapter, self._card(summary) if self._card else None)
+        self._learners.on_all("save_adapter", adapter, self._card(summary) if self._card else None)
         observer.summary(summary)
         return summary
 
@@ -120,7 +113,7 @@ class Trainer:
             self._learners.sync(0)
             before = self._evaluate("before", 0)
             return before, before
-        self._learners.load_checkpoint(past.source)
+        self._learners.on_all("load_checkpoint", past.source)
         self._learners.sync(past.mark.step)
         self._records, self._saved = list(past.records), past.mark.step
         self._accuracies = {record.step: record.accuracy for record in past.evaluations}
@@ -160,5 +153,5 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         progress = progress_of(self._config, self._folder, self._records)
         accuracies = self._accuracies if self._config.checkpoint.keep_best else {}
-        self._learners.save_checkpoint(join(self._home, FOLDER), progress, accuracies)
+        self._learners.on_all("save_checkpoint", join(self._home, FOLDER), progress, accuracies)
         self._saved = progress.step
