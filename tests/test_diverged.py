@@ -20,8 +20,7 @@ from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.tree import EvaluationSettings
 from adagrpo_ray.errors import ConfigError, DivergedError
-from adagrpo_ray.learner.actor import SyncReport
-from adagrpo_ray.learner.collector import Collected
+from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_metrics
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.runs import Observer, StepRecord

@@ -13,8 +13,7 @@ import pytest
 from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import RecordError
-from adagrpo_ray.learner.actor import SyncReport
-from adagrpo_ray.learner.collector import Collected
+from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.runs.records import SamplingMetrics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,23 +17,16 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.learner.background import Background
-from adagrpo_ray.learner.collector import Collected, Collector, Pending
+from adagrpo_ray.learner.collector import Collector
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.gather import listen
+from adagrpo_ray.learner.replies import Collected, Pending, SyncReport
 from adagrpo_ray.learner.saving import load_checkpoint, save_adapter, save_checkpoint
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.lora.payload import first_not_finite, pack
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.runs.records import EvaluationRecord
-
-
-@dataclass(frozen=True)
-class SyncReport:
-    """One version that all rollout actors have proved to hold, and its size."""
-
-    version: int
-    sent_bytes: int
 
 
 class LearnerActor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,13 +17,13 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.replies import Collected, Pending
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.runs.group_codec import Arrays
-from adagrpo_ray.runs.records import EvaluationRecord, SamplingMetrics
-from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.sampling.batch import broken_samples, training_samples
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.evaluate import evaluate
@@ -34,29 +33,6 @@ from adagrpo_ray.sampling.sampler import AdaptiveSampler
 
 POLL_S = 1.0
 """How long `collect` and `evaluate` let their caller wait: the longest that a request to stop goes unnoticed."""
-
-
-@dataclass(frozen=True)
-class Pending:
-    """It is not done yet: ask again. `notices` say what happened to rollouts and scoring since the last answer."""
-
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Collected:
-    """A step's batches, one object reference a rank, with the metrics of their sampling and some groups to show.
-
-    `rollout_actors` are at work, `rollout_restarts` were replaced in this run; `notices` as in `Pending`.
-    """
-
-    batches: tuple[Any, ...]
-    trained_tokens: int
-    metrics: SamplingMetrics
-    groups: tuple[GroupSample, ...]
-    rollout_actors: int
-    rollout_restarts: int
-    notices: tuple[str, ...]
 
 
 class Collector:

@@ -10,17 +10,14 @@ import torch
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.learner.agreement import agreed_packing
-from adagrpo_ray.learner.deepspeed_setup import join_ranks, with_deepspeed
+from adagrpo_ray.learner.deepspeed_setup import prepare
 from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.engine_state import EngineState, read_generators, write_generators
 from adagrpo_ray.learner.gradients import GradientSum, hand_over
 from adagrpo_ray.learner.layout import LAYOUTS, Rows
 from adagrpo_ray.learner.masters import Masters
-from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
-from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 
@@ -30,30 +27,13 @@ class LearnerEngine:
     def __init__(self, model_path: str, config: Config, rank: int, world_size: int, master: tuple[str, int]) -> None:
         """Join the process group at `master` (address, port), load the model, and hand it to DeepSpeed."""
         self._config, self._rank, self._world_size = config, rank, world_size
-        torch.manual_seed(config.run.seed)
-        self._device = join_ranks(rank, world_size, master)
-        peft_model = load_policy(model_path, config)
-        if config.learner.gradient_checkpointing:
-            peft_model.enable_input_require_grads()
-            peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        # Under stage 3 each use of a layer gathers its weights from all ranks: they must use the head equally often.
-        together = config.learner.zero_stage == 3 and world_size > 1
-        self._policy = Policy(
-            peft_model,
-            self._max_over_ranks if together else None,
-            entropy_gradient=config.algorithm.loss.entropy_coef > 0.0,
-        )
-        trainable = [p for p in self._policy.parameters() if p.requires_grad]
-        weights = {name: p.detach().to("cpu", torch.float32, copy=True).numpy() for name, p in self._named().items()}
-        self._engine = with_deepspeed(self._policy, trainable, config)
-        self._masters().begin(weights)
-        self._trainable = tuple(trainable)
-        self._shapes = [getattr(p, "ds_shape", p.shape) for p in trainable]  # under stage 3 a part of it is here
+        prepared = prepare(model_path, config, rank, world_size, master)
+        self._policy, self._engine, self._device = prepared.policy, prepared.engine, prepared.device
+        self._trainable = prepared.trainable
+        self._shapes = [getattr(p, "ds_shape", p.shape) for p in self._trainable]  # under stage 3 a part of it is here
         self._mode = UpdateMode(self._policy)
         self._skipped_in_a_row = 0
-        self._policy.eval()
-        base = peft_model.get_base_model()
-        self.packing = agreed_packing(base, lambda rows: self._policy(rows)[0], config)  # `pack_batches` must know it
+        self.packing = prepared.packing  # which `pack_batches` must know
         self._lay_out = LAYOUTS[self.packing]
 
     def train(self, batch: TrainBatch) -> TrainReport:
@@ -158,7 +138,7 @@ class LearnerEngine:
         """The adapter's tensors on the host, float32, keyed as in PEFT's files; whole under ZeRO-3 too."""
         import deepspeed
 
-        named = self._named()
+        named = self._policy.adapter_parameters()
         with deepspeed.zero.GatheredParameters(list(named.values()), enabled=self._config.learner.zero_stage == 3):
             return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in named.items()}
 
@@ -180,23 +160,12 @@ class LearnerEngine:
         """PEFT's own settings of the adapter."""
         return self._policy.peft_model.peft_config["default"]
 
-    def _named(self) -> dict[str, torch.nn.Parameter]:
-        """The adapter's parameters, by their names in PEFT's files."""
-        named = self._policy.peft_model.named_parameters()
-        return {name.replace(".default.", "."): p for name, p in named if p.requires_grad}
-
     def _masters(self) -> Masters:
-        return Masters(self._engine, self._named(), self._rank, self._world_size)
+        return Masters(self._engine, self._policy.adapter_parameters(), self._rank, self._world_size)
 
     def _reference(self, rows: Rows) -> torch.Tensor:
         with self._policy.reference():
             return self._policy.forward(rows)[0]
-
-    def _max_over_ranks(self, number: int) -> int:
-        """The largest of the ranks' numbers, which all of them call this for."""
-        numbers = torch.tensor(number, device=self._device)
-        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
-        return int(numbers)
 
     def _flat(self, arrays: list[Any]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)

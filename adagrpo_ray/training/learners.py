@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from adagrpo_ray.errors import AdaGRPOError, LearnerLostError, StoppedError
-from adagrpo_ray.learner.actor import SyncReport
-from adagrpo_ray.learner.collector import Collected, Pending
+from adagrpo_ray.learner.replies import Collected, Pending, SyncReport
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import EvaluationRecord
 from adagrpo_ray.stop import Stop

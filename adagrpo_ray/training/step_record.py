@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.learner.actor import SyncReport
-from adagrpo_ray.learner.collector import Collected
+from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.learner.updates import TrainReport, update_metrics
 from adagrpo_ray.runs import StepRecord
