@@ -46,9 +46,9 @@ def test_hard_prompts_start_on_the_first_rung() -> None:
     assert allocate(posterior(0.02), 1, SETTINGS, default=8) == Share(16, 1)
 
 
-def test_solved_prompts_are_visited_less_often() -> None:
-    visits = [allocate(posterior(0.99), epoch, SETTINGS, default=8) is not None for epoch in range(1, 9)]
-    assert visits == [False, False, False, True, False, False, False, True]
+def test_solved_prompts_are_sampled_less_often() -> None:
+    sampled = [allocate(posterior(0.99), epoch, SETTINGS, default=8) is not None for epoch in range(1, 9)]
+    assert sampled == [False, False, False, True, False, False, False, True]
 
 
 def test_sizes_not_given_are_half_of_the_group_and_all_of_it() -> None:

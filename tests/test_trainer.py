@@ -1,4 +1,4 @@
-"""How far rollouts may run ahead of a step, and after which steps a checkpoint is made."""
+"""How far rollouts may run ahead of a step, and after which steps a run is evaluated and saved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adagrpo_ray.runs import Observer
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
-from adagrpo_ray.training.cadence import ahead, is_best
+from adagrpo_ray.training.cadence import ahead, evaluates_after, is_best, saves_after
 from adagrpo_ray.training.trainer import train_on
 from tests.histories import STEP
 
@@ -55,6 +55,16 @@ def test_an_accuracy_is_the_best_if_it_beats_all_after_training() -> None:
         accuracies[step] = accuracy
         found += [s for s in (step, step + 1) if is_best(accuracies, s)]
     assert found == [2, 4, 10]
+
+
+def test_evaluations_and_checkpoints_come_as_often_as_asked_for_and_at_the_end() -> None:
+    config = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.every=3"])
+    assert [step for step in range(1, 6) if evaluates_after(config, step)] == [2, 4, 5]
+    assert [step for step in range(1, 6) if saves_after(config, step, {0: 0.1, 2: 0.5})] == [3, 5]
+    best = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.keep_best=true"])
+    assert [step for step in range(1, 6) if saves_after(best, step, {0: 0.1, 2: 0.5, 4: 0.25})] == [2, 5]
+    never = load_config(None, ["run.steps=5"])
+    assert [step for step in range(1, 6) if evaluates_after(never, step) or saves_after(never, step, {})] == [5]
 
 
 class Learner:

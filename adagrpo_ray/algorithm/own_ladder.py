@@ -21,21 +21,21 @@ SETTING = "algorithm.ladder"
 """Names the ladder."""
 
 MOST_RESAMPLES = 64
-"""Of a group, where the ladder is the user's own: one without an end would sample a hopeless group for ever."""
+"""Of a group, with a ladder of the user's own: one without an end would sample a hopeless group for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnLadder(Ladder):
-    """Asks `ladder`, which is `name` in the configuration, and looks at what it says.
+    """Asks `ladder`, which is `name` in the configuration, and checks its answers.
 
-    Raises ExtensionError, which names it, where it raises or gives parameters that nothing can be sampled with.
+    Raises ExtensionError, which names it, if it raises or gives parameters that nothing can be sampled with.
     """
 
     ladder: LadderFunction
     name: str
 
     def next(self, group: Group, step: int) -> SamplingParams | None:
-        """Parameters of the group's next attempt at `step`; None where it has none left."""
+        """Parameters of the group's next attempt at `step`; None if it has none left."""
         if len(group.attempts) > MOST_RESAMPLES:
             return None
         try:

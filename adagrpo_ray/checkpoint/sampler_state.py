@@ -14,7 +14,7 @@ from adagrpo_ray.types import Group, Prompt
 
 
 def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
-    """What `AdaptiveSampler.state_dict` gave, as JSON values and arrays."""
+    """The state that `AdaptiveSampler.state_dict` gave, as JSON values and arrays."""
     arrays: Arrays = {}
     for number, group in enumerate(state["waiting"]):
         arrays |= arrays_of(group, str(number))
@@ -28,7 +28,7 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
 
 
 def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
-    """What `to_plain` was given, for `AdaptiveSampler.load_state_dict`; `prompts` are the data set's, by id.
+    """The state that `to_plain` was given, for `AdaptiveSampler.load_state_dict`; `prompts` are the data set's, by id.
 
     Raises CheckpointError if the data set has no such prompt any more, or the ids are of another version.
     """

@@ -43,7 +43,7 @@ class Section(BaseModel):
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, in one line: key, value, and what it should be."""
+    """The first problem that pydantic found, in one line: key, value, and the values that are allowed."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {message[:1].lower()}{message[1:]}"

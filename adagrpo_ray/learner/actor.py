@@ -54,7 +54,7 @@ class LearnerActor:
         self._background.run(self._fleet.open())
 
     def ready(self) -> None:
-        """Wait until the rollout actors that a run begins with are at work; raises what they raised."""
+        """Wait until the rollout actors that a run begins with are at work; raises their errors."""
         self._background.run(self._fleet.ready())
 
     def start(self, config: Config, rank: int, model: ModelFiles, master: tuple[str, int]) -> None:
@@ -110,7 +110,7 @@ class LearnerActor:
         return self._collector.evaluate(step)
 
     def abandon(self) -> None:
-        """Give up what is being sampled."""
+        """Give up the sampling in flight."""
         self._collector.abandon()
 
     def save_adapter(self, folder: str, card: str | None = None) -> None:
@@ -122,7 +122,7 @@ class LearnerActor:
     def save_checkpoint(self, folder: str, progress: Progress, accuracies: Mapping[int, float]) -> None:
         """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes.
 
-        `accuracies` say which ones stay, as in `checkpoint.save`.
+        `accuracies` decide which ones stay, as in `checkpoint.save`.
         """
         engine = self._engine.snapshot()
         if engine is not None:
@@ -137,6 +137,6 @@ class LearnerActor:
             self._collector.restore(sampler, arrays)
 
     def stop(self) -> None:
-        """Give up what is being sampled, and end the rollout actors and the scoring processes."""
+        """Give up the sampling in flight, and end the rollout actors and the scoring processes."""
         self._of_run.close()
         self._of_actor.close()

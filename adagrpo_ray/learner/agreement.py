@@ -1,4 +1,4 @@
-"""Whether the learner's log-probabilities are those of the model itself: measured once, before the first step."""
+"""Whether the learner's log-probabilities are those of the model itself: compared once, before the first step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def agreed_packing(model: Any, logprobs: Callable[[Rows], torch.Tensor], config:
 
 @torch.no_grad()
 def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], packing: Packing, config: Config) -> None:
-    """ModelError unless `logprobs` gives what the model's own logits give, on some short sequences.
+    """ModelError unless `logprobs` agrees with the model's own logits on some short sequences.
 
     `model` is the causal language model with its adapter, on its device and in eval mode; `logprobs` is the policy as
     the learner calls it, with rows of that packing. Under ZeRO-3 all ranks call this together, and do the same.

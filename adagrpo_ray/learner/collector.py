@@ -38,7 +38,7 @@ POLL_S = 1.0
 class Collector:
     """Sampler, scorer and evaluation of one run, over the rollout actors of a fleet that may serve several runs.
 
-    What it awaits runs in `background`, where the sampling of coming steps continues while this one is trained on.
+    Its coroutines run in `background`, in which the sampling of coming steps continues while this one is trained on.
     Its scoring processes are there until `close`.
     """
 
@@ -51,7 +51,7 @@ class Collector:
         packing: Packing,
         given: Given = NOTHING,
     ) -> None:
-        """Raises ConfigError if the criterion or ladder is not what it has to be."""
+        """Raises ConfigError if the criterion or the ladder cannot be loaded or called."""
         self._config, self._background, self._fleet = config, background, fleet
         self._prompts, self._packing = prompts, packing
         self._functions = [f.function for f in config.rewards.functions]
@@ -107,7 +107,7 @@ class Collector:
         return self._evaluations.pop(step).result()
 
     def abandon(self) -> None:
-        """Give up what is being sampled. The next step, and a checkpoint, find the sampler as if it had not begun."""
+        """Give up the sampling in flight. The next step, and a checkpoint, find the sampler as if it had not begun."""
         self._background.cancel([*self._collections.values(), *self._evaluations.values()])
         self._collections, self._evaluations = {}, {}
 
@@ -134,7 +134,7 @@ class Collector:
         self._sampler.load_state_dict(from_plain(plain, arrays, prompts))
 
     def close(self) -> None:
-        """Give up what is being sampled, and end the scoring processes."""
+        """Give up the sampling in flight, and end the scoring processes."""
         self.abandon()
         self._scorer.close()
 

@@ -97,7 +97,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # the engine is told where a batch ends, since batches differ in size
+        "gradient_accumulation_steps": 1,  # the engine gets the end of a batch, since batches differ in size
         "optimizer": {"type": "AdamW", "params": optimizer},
         "gradient_clipping": s.max_grad_norm,
         "zero_optimization": zero,

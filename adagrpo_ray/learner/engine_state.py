@@ -1,4 +1,4 @@
-"""What the learner's next optimizer step depends on, for checkpoints."""
+"""The state of a learner engine, for checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adagrpo_ray.errors import CheckpointError
 
 @dataclass(frozen=True, eq=False)
 class EngineState:
-    """All that the next optimizer step depends on beside the batch; see `Masters.read` for weights and moments.
+    """All that the next optimizer step depends on apart from the batch; see `Masters.read` for weights and moments.
 
     `random` holds the states of torch's generators, as "cpu.RANK" and "cuda.RANK".
     """

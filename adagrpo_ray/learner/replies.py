@@ -11,7 +11,7 @@ from adagrpo_ray.runs.samples import GroupSample
 
 @dataclass(frozen=True)
 class Pending:
-    """It is not done yet: ask again. `notices` say what happened to rollouts and scoring since the last answer."""
+    """It is not done yet: ask again. `notices` are events of rollouts and scoring since the last reply."""
 
     notices: tuple[str, ...]
 

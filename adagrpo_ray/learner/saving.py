@@ -1,4 +1,4 @@
-"""What a run keeps of its learner: checkpoints, and the adapter in PEFT's layout."""
+"""Saving a learner: checkpoints, and the adapter in PEFT's layout."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def save_adapter(
 ) -> None:
     """Write `tensors` of `LearnerEngine.adapter` in PEFT's layout, the model card, and the run's own chat template.
 
-    ResourceError if the folder, a path or a URL, cannot be written; what was there before is then as it was.
+    ResourceError if the folder, a path or a URL, cannot be written; earlier files there are then unchanged.
     """
     with outgoing(folder) as local:
         _write_peft(local, engine.peft_config, tensors)
@@ -77,7 +77,7 @@ def save_adapter(
 
 def _write_peft(folder: Path, peft_config: Any, tensors: dict[str, torch.Tensor]) -> None:
     """PEFT's two files: adapter_config.json and adapter_model.safetensors."""
-    # Not `save_file`, whose files nobody else may read.
+    # Not `save_file`, whose files other users may not read.
     (folder / ADAPTER_WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     peft_config.inference_mode = True
     peft_config.save_pretrained(str(folder))

@@ -35,7 +35,7 @@ class AdapterWeights:
 
 
 def pack(version: int, tensors: Mapping[str, torch.Tensor], r: int, alpha: float, dtype: torch.dtype) -> AdapterWeights:
-    """The adapter for the object store, from PEFT's state dict; `dtype` is what the engines compute in."""
+    """The adapter for the object store, from PEFT's state dict; `dtype` is the type that the engines compute in."""
     on_host = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     return AdapterWeights(
         version=version,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SyncReceipt:
-    """What a rollout actor says after it applied a version: the digest of what it holds now."""
+    """The answer of a rollout actor to a new version: the digest of the weights that it holds now."""
 
     version: int
     digest: str
@@ -52,11 +52,11 @@ class RolloutEngine:
 
     @property
     def load(self) -> Mapping[str, float]:
-        """How much the engine had to do in its last decoding step: `gauges.GAUGES` says what there is."""
+        """How much the engine had to do in its last decoding step: `gauges.GAUGES` has the names."""
         return self._load.values
 
     async def warm_up(self) -> None:
-        """Generate a little, so that what is compiled late is compiled now, however long that takes."""
+        """Generate a little, so that late compilation happens now, however long that takes."""
         request = GenerationRequest("warm-up", np.zeros(4, np.int32), 2, OurParams(), 2, seed=0)
         await self._last(request, self._params(request), self._lora)
 
@@ -91,7 +91,7 @@ class RolloutEngine:
         return last
 
     def _params(self, request: GenerationRequest, **how: Any) -> Any:
-        """The request in vLLM's words; `how` says what comes back."""
+        """The request in vLLM's words; `how` selects the parts of its output."""
         from vllm import SamplingParams
 
         from adagrpo_ray.rollout.phases import phase_args
@@ -104,7 +104,7 @@ class RolloutEngine:
             **own.model_dump(exclude={"answer"}),
             seed=request.seed,
             max_tokens=request.max_new_tokens,
-            # Beside these, vLLM stops at those that generation_config.json names.
+            # Apart from these, vLLM stops at those that generation_config.json names.
             stop_token_ids=self._stops,
             extra_args=phase_args(self._config.data.format.think_end, s, s.answer) if s.answer is not None else None,
             **how,
@@ -122,8 +122,8 @@ class RolloutEngine:
         """Put a version into effect for all requests that come after; SyncError if it did not arrive whole.
 
         In mode `adapter`, requests in flight end under the version that they began with. In mode `merged` the engine
-        pauses between two decoding steps, and they continue under the new weights: what the cache holds of them and
-        of all prefixes belongs to the old weights, so it is dropped and computed again.
+        pauses between two decoding steps, and they continue under the new weights: the cached keys and values
+        belong to the old weights, so they are dropped and computed again.
         """
         with self._started.alive():
             digests = await self._install(weights)
@@ -136,7 +136,7 @@ class RolloutEngine:
         return SyncReceipt(weights.version, digests[0])
 
     async def _install(self, weights: AdapterWeights) -> list[str]:
-        """Hand the tensors to all workers; the digest of what each one holds."""
+        """Hand the tensors to all workers; returns the digest of the weights that each one holds."""
         digests: list[str]
         data = weights.data.tobytes()
         if self._config.rollout.lora_mode == "adapter":
@@ -149,7 +149,7 @@ class RolloutEngine:
             # Name and id are new for every version: adapters of one name share prefix-cache blocks.
             self._lora = LoRARequest(f"adapter-{lora_id}", lora_id, lora_path="in-memory")
         else:
-            # What the engine's own `pause_generation` does, without the 20 ms that it sleeps.
+            # As the engine's own `pause_generation`, without the 20 ms that it sleeps.
             await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
             try:
                 digests = await self._engine.collective_rpc("merge_adapter", args=(data, weights.r, weights.alpha))

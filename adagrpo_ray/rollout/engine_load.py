@@ -1,4 +1,4 @@
-"""What vLLM reports of its engine after each step, and an engine that does no step any more."""
+"""The load that vLLM reports of its engine after each step, and an engine that does no step any more."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EngineLoad:
     def logger(self) -> type:
         """A class for vLLM's `stat_loggers`.
 
-        vLLM would add its own Prometheus logger, of a hundred figures that nobody reads here, unless it finds one.
+        vLLM would add its own Prometheus logger, of a hundred metrics that are not read here, unless it finds one.
         """
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 

@@ -103,7 +103,7 @@ def _arguments(model_path: str, max_model_len: int, config: Config) -> Any:
     adapter, kept = r.lora_mode == "adapter", kept_versions(config)
     return AsyncEngineArgs(
         model=model_path,
-        load_format="safetensors",  # by itself vLLM takes pickled weights where there are no others
+        load_format="safetensors",  # by itself vLLM takes pickled weights if there are no others
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         seed=config.run.seed,
@@ -116,7 +116,7 @@ def _arguments(model_path: str, max_model_len: int, config: Config) -> Any:
         block_size=32 if on_cpu else None,
         tensor_parallel_size=r.tensor_parallel_size,
         enforce_eager=r.enforce_eager,
-        # By itself vLLM would put several workers into our own placement group, where there is no room for them.
+        # By itself vLLM would put several workers into our own placement group, which has no room for them.
         distributed_executor_backend="mp" if r.tensor_parallel_size > 1 else IN_PROCESS if on_cpu else None,
         kv_cache_memory_bytes=int(r.kv_cache_gib * 2**30) if r.kv_cache_gib is not None else None,
         gpu_memory_utilization=r.gpu_memory_utilization,

@@ -1,4 +1,4 @@
-"""A rollout actor as its pool sees it: what it still has to do, its answers, and the signs that it is lost."""
+"""A rollout actor as its pool sees it: its outstanding tokens, its answers, and the signs that it is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Member:
             self.requests -= 1
 
     async def in_time(self, reference: Any, limit_s: float, what: str) -> Any:
-        """The actor's answer; ActorLostError if it hangs. `what` says what it was to do."""
+        """The actor's answer; ActorLostError if it hangs, which names its task, `what`."""
         try:
             async with asyncio.timeout(limit_s):
                 return await self.answer(reference)
@@ -68,5 +68,5 @@ class Member:
             failed = f"{type(error.cause).__name__}: {first_line(error.cause)}"
             raise RolloutError(f"{self.name} failed: {failed}") from error
         except RayActorError as error:
-            # The first line says how it ended; many more say what may have been the cause.
+            # The first line has how it ended; many more list possible causes.
             raise ActorLostError(f"{self.name} died: {first_line(error)}") from error

@@ -22,12 +22,12 @@ class MergeWorker:
     _base: dict[str, torch.Tensor]
 
     def merge_adapter(self, data: bytes, r: int, alpha: float) -> str:
-        """Load base + (alpha / r) B A through vLLM's own weight reload; returns the digest of what was merged.
+        """Load base + (alpha / r) B A through vLLM's own weight reload; returns the digest of the merged adapter.
 
         Merges always start from the base weights as they are on disk, kept in host memory. Afterwards each
         changed layer is run on a probe and compared with its merged weight, since vLLM may pack weights
-        into a form that cannot be read; RuntimeError where they differ. With `tensor_parallel` above 1 there is no
-        probe, since a worker holds shards only: there the digest alone is compared, and it is of what arrived.
+        into a form that cannot be read; RuntimeError if they differ. With `rollout.tensor_parallel_size` above 1
+        there is no probe, since a worker holds shards only: then the digest of the tensors that arrived is all.
         """
         pairs = as_pairs(unpack(data))
         base = self._base_weights()

@@ -47,7 +47,7 @@ NEUTRAL = {**PhaseParams().model_dump(), "presence_penalty": 0.0, "frequency_pen
 def phase_args(marker: str | Sequence[int], thought: Any, answer: Any) -> dict[str, Any]:
     """A request's `extra_args`.
 
-    `thought` and `answer` are mappings or anything that has PhaseParams' attributes; what is left out is neutral.
+    `thought` and `answer` are mappings or anything that has PhaseParams' attributes; missing ones are neutral.
     A `marker` that is a text is found however the model cuts it into tokens. Token ids must be those that the model
     itself writes: its first and last characters may share a token with the text next to it.
     """
@@ -67,7 +67,7 @@ def _mapping(values: Any) -> dict[str, Any]:
 
 
 def _parse(phases: Any) -> tuple[str | list[int], PhaseParams, PhaseParams]:
-    """Marker, thought and answer out of what stands under `KEY`; ValueError if something does not fit."""
+    """Marker, thought and answer out of the value of `KEY`; ValueError if something does not fit."""
     wanted = {"marker", "thought", "answer"}
     if not isinstance(phases, Mapping) or set(phases) != wanted:
         raise ValueError(f"extra_args[{KEY!r}]={phases!r} must hold marker, thought and answer; use phase_args")
@@ -118,7 +118,7 @@ def filter_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
 class PhaseTensors:
     """The parameters of R rows; a filter that no row uses is None.
 
-    `temperature`, `top_p`, `top_k`, `min_p` and `penalty` are [R]; `used` [R, V] says which tokens are in a
+    `temperature`, `top_p`, `top_k`, `min_p` and `penalty` are [R]; `used` [R, V] marks the tokens that are in a
     row's prompt or output.
     """
 

@@ -20,9 +20,9 @@ Lost = Callable[[Member, str], None]
 class RolloutPool:
     """Routes requests over its members. Lives in the process that samples; not shared between threads.
 
-    A member that dies, hangs or whose engine dies leaves the pool, `lost` is told, and its requests are sent to others
-    with the same seeds. Where there is no member, requests wait for one to be added; but where nobody adds any,
-    as with `lost` None, or after `close`, they raise.
+    A member that dies, hangs or whose engine dies leaves the pool, `lost` is called, and its requests go to others with
+    the same seeds. Without a member, requests wait for one to be added; they raise if none will be, which is so
+    with `lost` None, and after `close`.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RolloutPool:
         self._members = [Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)]
         self._request_timeout, self._stall_timeout = request_timeout_s, stall_timeout_s
         self._lost = lost
-        self._closed: str | None = None if lost else "there is no rollout actor"  # why nobody will join any more
+        self._closed: str | None = None if lost else "there is no rollout actor"  # why no member will join any more
         self._changed = asyncio.Condition()
         self._sent: tuple[Any, AdapterWeights] | None = None  # the newest version: a reference to it, and itself
         self.version = -1  # in effect on all members
@@ -45,9 +45,8 @@ class RolloutPool:
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's completions, from the member with the fewest outstanding tokens, or from another in its place.
 
-        Where the caller is cancelled, the actor gives the request up too. Raises RolloutError where no member is left
-        to send it to, SyncError where one answered under a version that was not in effect meanwhile, and what else an
-        engine raises for this request.
+        If the caller is cancelled, the actor gives the request up too. Raises RolloutError if no member is left to send
+        it to, SyncError if one answered under a version that was not in effect meanwhile, and the engine's own errors.
         """
         while True:
             member, oldest = await self._least_loaded(), self.version
@@ -62,7 +61,7 @@ class RolloutPool:
             return completions
 
     async def add(self, member: Member) -> None:
-        """Bring it to the newest version, then send requests to it; ActorLostError where it is lost meanwhile."""
+        """Bring it to the newest version, then send requests to it; ActorLostError if it is lost meanwhile."""
         held = None
         while held is not self._sent:
             held = self._sent
@@ -79,7 +78,7 @@ class RolloutPool:
             await self._changed.wait_for(lambda: member.outstanding == 0)
 
     async def close(self, reason: str) -> None:
-        """No member will come any more: where there is none, requests raise a RolloutError with this reason."""
+        """No member will come any more: once there is none, requests raise a RolloutError with this reason."""
         self._closed = reason
         await self._notify()
 
@@ -106,7 +105,7 @@ class RolloutPool:
         self._sent = None
 
     async def _all(self, work: Callable[[Member], Awaitable[Any]]) -> list[Any]:
-        """What comes of it for each member, side by side; who is lost meanwhile leaves the pool and gives nothing."""
+        """The results of all members, side by side; one that is lost meanwhile leaves the pool and has none."""
         members = self.members
         results = await asyncio.gather(*(work(member) for member in members), return_exceptions=True)
         for member, result in zip(members, results, strict=True):
@@ -131,7 +130,7 @@ class RolloutPool:
                 await self._notify()
 
     async def _bring(self, member: Member, reference: Any, weights: AdapterWeights) -> SyncReceipt:
-        """Have a member put a version into effect, and compare what it holds then; ActorLostError where it hangs."""
+        """Have a member put a version into effect, and compare its digest; ActorLostError if it hangs."""
         applied, what = member.actor.apply.remote(reference), f"take version {weights.version}"
         receipt: SyncReceipt = await member.in_time(applied, self._stall_timeout, what)
         if (receipt.version, receipt.digest) != (weights.version, weights.digest):
@@ -142,7 +141,7 @@ class RolloutPool:
         return receipt
 
     def _remove(self, member: Member, reason: str) -> None:
-        """Take it out, once, whoever notices first."""
+        """Take it out, once, however many requests notice."""
         if member not in self._members:
             return
         self._members.remove(member)

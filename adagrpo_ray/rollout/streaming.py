@@ -12,7 +12,7 @@ from adagrpo_ray.types import GenerationRequest
 
 @dataclass(frozen=True)
 class Piece:
-    """What a completion has grown by; `finish_reason` is None until its end."""
+    """The newest part of a completion; `finish_reason` is None until its end."""
 
     text: str
     tokens: int

@@ -1,4 +1,4 @@
-"""What runs inside vLLM's worker process: putting a LoRA version into effect, and reading it back.
+"""Inside vLLM's worker process: putting a LoRA version into effect, and reading it back.
 
 vLLM mixes `AdapterWorker` into its worker class (`worker_extension_cls`); methods are called through
 `collective_rpc`, between two steps of the engine, so no forward pass sees half an update.
@@ -20,7 +20,7 @@ class AdapterWorker(MergeWorker):
     def install_adapter(self, lora_id: int, data: bytes, r: int, alpha: float, keep: int) -> str:
         """Serve the adapter under `lora_id` and forget all but the newest `keep`; returns the digest read back.
 
-        The digest is taken from the slots that the LoRA kernels read, not from what arrived.
+        The digest is taken from the slots that the LoRA kernels read, not from the tensors that arrived.
         """
         from vllm.lora.lora_model import LoRAModel
         from vllm.lora.peft_helper import PEFTHelper
@@ -63,7 +63,7 @@ class AdapterWorker(MergeWorker):
 def _whole(shard: torch.Tensor, whole: torch.Tensor, dim: int) -> torch.Tensor:
     """The tensor like `whole` whose shards along `dim` the tensor-parallel workers hold; all of them call this.
 
-    Where there are fewer heads than workers, several hold the same shard, one after the other.
+    If there are fewer heads than workers, several hold the same shard, one after the other.
     """
     if shard.shape == whole.shape:
         return shard

@@ -96,7 +96,7 @@ def sampling_of(plain: Mapping[str, Any]) -> SamplingParams:
 def readable_attempts(
     group: Group, functions: Sequence[str], advantages: Mapping[Completion, float]
 ) -> list[dict[str, Any]]:
-    """The attempts of `plain_group`, for people: tokens are counted, scores stand beside the text that they are of.
+    """The attempts of `plain_group`, for people: tokens are counted, and each text has its scores.
 
     `functions` are the reward functions' names; a score is None if the function does not apply, and so is the
     advantage of a completion that has none in `advantages`.

@@ -1,4 +1,4 @@
-"""What a step sampled, for people to read: problem, attempts, completions, rewards, advantages."""
+"""Groups of a step for people to read: problem, attempts, completions, rewards, advantages."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class AttemptSample(Record):
 class GroupSample(Record):
     """One epoch of a prompt as it stood when `step` had trained, with all of its attempts, the oldest first.
 
-    `outcome`: "trained" on; "exhausted", its ladder used up, and trained on all the same where its completions have
+    `outcome`: "trained" on; "exhausted", its ladder used up, and trained on all the same if its completions have
     advantages (`algorithm.on_exhausted`); "waiting" for a resample in a later step; or "dropped", given up for its age
     or because a reward function failed on it. `prompt` is the problem as the data set has it, `answer` its ground
-    truth, `difficulty` its class of difficulty, "" where there is none.
+    truth, `difficulty` its class of difficulty, "" if there is none.
     """
 
     step: int

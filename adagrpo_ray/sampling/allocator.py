@@ -59,7 +59,7 @@ class Allocator:
             _update(self._difficulties, difficulty, correct, discount)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next groups depend on."""
+        """The state that the next groups depend on."""
         return {
             "prompts": self._prompts.state_dict(),
             "posteriors": dict(self._posteriors),

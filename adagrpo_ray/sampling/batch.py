@@ -1,4 +1,4 @@
-"""From groups to what the loss needs: advantages from cached statistics, weights over the whole batch."""
+"""From groups to training samples: advantages from cached statistics, weights over the whole batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def training_samples(
     """The completions that `settings.train_on` picks, with their advantages and token weights.
 
     Advantages come from the statistics over all attempts whatever is picked. Completions without weight (empty, or
-    `is_masked`) are left out, after they were counted as `token_weights` says. So are those whose advantage is zero
+    `is_masked`) are left out, after `token_weights` has counted them. So are those whose advantage is zero
     if neither a KL term nor an entropy bonus gives them a gradient: the loss is the same without them.
     """
     chosen = [

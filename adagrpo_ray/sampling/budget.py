@@ -1,4 +1,4 @@
-"""What a step may still generate, and how many groups fit into that."""
+"""The budget of a step, and how many groups fit into the rest of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 class Budget:
     """The budget of one step, in completions or in tokens (`algorithm.budget_unit`).
 
-    A completion is paid for before it is sampled, at the price of the longest one, and what it did not need comes back
+    A completion is paid for before it is sampled, at the price of the longest one, and the unused part comes back
     after it: so the limit holds whatever the lengths are. Every group counts as one of `group_size` completions, the
     most that a group may have.
     """
@@ -38,6 +38,6 @@ class Budget:
         return True
 
     def give_back(self, completions: int, tokens: int) -> None:
-        """Return what these completions, of `tokens` in all, have paid and not used."""
+        """Return the unused part of the price that these completions, of `tokens` in all, have paid."""
         if self._in_tokens:
             self._left += completions * self._price - tokens

@@ -39,7 +39,7 @@ class GroupRun:
 
 
 class GroupSampler:
-    """Runs groups: generates, scores, and asks the method's criterion and ladder what comes next."""
+    """Runs groups: generates, scores, and lets the method's criterion and ladder decide about the next attempt."""
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class GroupSampler:
     async def run(self, groups: Sequence[Group], step: int, budget: Budget, enough: int) -> list[GroupRun]:
         """All these groups side by side, until `enough` of them count; in their order, whichever ends first.
 
-        What then still generates is cancelled; what is generated in full is scored and counts.
+        Groups that still generate then are cancelled; those that are generated in full are scored and count.
         """
         runs = [GroupRun(group) for group in groups]
         late = {id(run) for run in runs if run.group.late}  # the step waits for these
         tasks = [asyncio.create_task(self._finish(run, step, budget)) for run in runs]
         try:
             for next_to_end in asyncio.as_completed(tasks):
-                run = await next_to_end  # raises what it raised
+                run = await next_to_end  # raises its error
                 late.discard(id(run))
                 enough -= self.counted([run])
                 if enough <= 0 and not late:

@@ -57,5 +57,5 @@ def _advantages(group: Group, settings: AlgorithmSettings) -> dict[Completion, f
 
 
 def _identity(group: Group) -> tuple[str, int]:
-    """What stays the same of a group from step to step."""
+    """The part of a group that stays the same from step to step."""
     return group.prompt.id, group.epoch

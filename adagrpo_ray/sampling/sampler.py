@@ -21,7 +21,7 @@ MAX_ROUNDS = 10  # of groups that a step may sample to fill up, if no budget end
 
 @dataclass(frozen=True)
 class _Queue:
-    """What a collection changes before it ends: how many prompts are taken, and the groups that wait."""
+    """The state that a collection changes before it ends: the number of prompts taken, and the groups that wait."""
 
     taken: int
     waiting: tuple[Group, ...]
@@ -29,9 +29,9 @@ class _Queue:
 
 @dataclass(frozen=True, eq=False)
 class _Claim:
-    """What a collection has taken: groups that are too old, groups to resume and, as it draws them, new ones.
+    """The groups that a collection has taken: too old ones, those to resume and, as it draws them, new ones.
 
-    `before` is the queue as it was then, `number` counts collections; `alone` says that no other one was in flight.
+    `before` is the queue as it was then, `number` counts collections; `alone` means that no other one was in flight.
     """
 
     before: _Queue
@@ -75,11 +75,11 @@ class AdaptiveSampler:
         until the step is full; if completions cost less of the budget than they might have, it samples as many
         more groups as then fit. If it samples more groups than it needs, it ends without those that still
         generate, but for those that an earlier step ended without. Several steps may be collected at once; each takes
-        what waits when it begins.
+        the groups that wait when it begins.
 
         A group that cannot be scored is dropped; if `drop_failed` is False it continues with the scores given.
 
-        Raises what `generate` or `score` raises, and RewardError if groups are dropped and none was scored; the
+        Raises the errors of `generate` and `score`, and RewardError if groups are dropped and none was scored; the
         step's other groups are then cancelled, as all are if the caller is. Either way it is as if the collection
         had never begun, and the same requests are sent if it begins again. If others ran at the same time, its groups
         wait instead, as they were before it, the new ones to go first.
@@ -97,7 +97,7 @@ class AdaptiveSampler:
         return self._end(claim, runs)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on, as plain data and frozen dataclasses; exact between steps."""
+        """The state that the next step depends on, as plain data and frozen dataclasses; exact between steps."""
         return {"waiting": list(self._waiting), **self._allocator.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -134,7 +134,7 @@ class AdaptiveSampler:
         return runs
 
     def _undo(self, claim: _Claim) -> None:
-        """Give back what a collection has taken: the whole queue unless another collection ran at the same time."""
+        """Give the groups of a collection back: the whole queue unless another collection ran at the same time."""
         if claim.alone and self._begun == claim.number:
             self._prompts.taken, self._waiting = claim.before.taken, claim.before.waiting
         else:

@@ -14,11 +14,11 @@ from adagrpo_ray.training.actors import any_dead, get
 
 
 class Learners:
-    """Handles of the ranks. Every method raises what `LearnerActor` raises, and LearnerLostError if a rank died."""
+    """Handles of the ranks. Every method raises the errors of `LearnerActor`, and LearnerLostError if a rank died."""
 
-    def __init__(self, ranks: Sequence[Any], stop: Stop, tell: Callable[[str], None]) -> None:
-        """`tell` gets the notices of rollouts and scoring; once `stop` is set, rank 0 is not waited for any more."""
-        self._ranks, self._stop, self._tell = ranks, stop, tell
+    def __init__(self, ranks: Sequence[Any], stop: Stop, notify: Callable[[str], None]) -> None:
+        """`notify` gets the notices of rollouts and scoring; once `stop` is set, rank 0 is not waited for any more."""
+        self._ranks, self._stop, self._notify = ranks, stop, notify
 
     def collect(self, step: int, last: int) -> Collected:
         """The batches of a step, while the sampling of steps up to `last` begins; StoppedError on `stop`."""
@@ -31,7 +31,7 @@ class Learners:
         return record
 
     def abandon(self) -> None:
-        """Give up what rank 0 samples."""
+        """Give up the sampling in flight on rank 0."""
         get(self._ranks[0].abandon.remote())
 
     def train(self, batches: Sequence[Any]) -> list[TrainReport]:
@@ -64,7 +64,7 @@ class Learners:
         while not self._stop.is_set():
             answer = get(getattr(self._ranks[0], method).remote(*arguments))
             for notice in getattr(answer, "notices", ()):
-                self._tell(notice)
+                self._notify(notice)
             if not isinstance(answer, Pending):
                 return answer
         raise StoppedError("stopped as asked")

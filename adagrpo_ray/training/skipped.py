@@ -9,10 +9,10 @@ from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.learner.updates import TrainReport
 
 
-def warn_of_skipped(step: int, report: TrainReport | None, tell: Callable[[str], None]) -> None:
-    """Tell if an update of the step was skipped; `report` is None if there was nothing to train on."""
+def warn_of_skipped(step: int, report: TrainReport | None, notify: Callable[[str], None]) -> None:
+    """Warn if an update of the step was skipped; `report` is None if there was nothing to train on."""
     if report is not None and report.cause is not None:
-        tell(
+        notify(
             f"warning: step {step}: an update was skipped, because numbers were not finite: {report.cause} "
             f"({report.skipped_in_a_row} in a row)"
         )

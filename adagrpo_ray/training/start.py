@@ -39,7 +39,7 @@ def place_and_train(
 ) -> Summary:
     """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `home`/adapter.
 
-    `folder` is where `observer` writes, `home` the path or URL where the learners do: `folder` too unless given.
+    `observer` writes into `folder`, the learners into `home`, a path or URL: `folder` too unless given.
     Ends soon after `stop` is set, with a checkpoint of the last finished step; raises StoppedError if that was
     by a signal or no step was finished, LearnerLostError if a learner rank died, and ResourceError if a joined
     cluster has no room, after `patience_s` of waiting for it.

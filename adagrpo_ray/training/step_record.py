@@ -1,4 +1,4 @@
-"""The record of one step, out of what its phases report."""
+"""The record of one step, out of the reports of its phases."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Trainer:
         self._records: list[StepRecord] = []
         self._accuracies: dict[int, float] = {}  # on the held-out prompts, by step
         self._saved = 0  # the step of the newest checkpoint
-        self._between_steps = True  # the learners stand where the newest record says
+        self._between_steps = True  # the learners are in the state of the newest record
 
     def run(self, past: Past | None) -> Summary:
         """All steps that are left, with their evaluations and checkpoints; writes the adapter and sums up."""
