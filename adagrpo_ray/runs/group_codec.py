@@ -61,15 +61,18 @@ def arrays_of(group: Group, place: str) -> Arrays:
 def group_of(plain: Mapping[str, Any], arrays: Arrays, place: str, prompt: Prompt) -> Group:
     """The group whose `plain_group` and `arrays_of` these are; `prompt` is that of its id, as rendered today."""
 
+    def kept(names: Sequence[str], at: str) -> dict[str, Any]:
+        return {name: arrays[f"{at}.{name}"] for name in names}
+
     def completion(values: Mapping[str, Any], at: str) -> Completion:
-        return Completion(**values, **{name: arrays[f"{at}.{name}"] for name in OF_COMPLETION})
+        return Completion(**values, **kept(OF_COMPLETION, at))
 
     def attempt(values: Mapping[str, Any], at: str) -> Attempt:
         return Attempt(
             rung=values["rung"],
             sampling=sampling_of(values["sampling"]),
             completions=tuple(completion(each, f"{at}.{c}") for c, each in enumerate(values["completions"])),
-            **{name: arrays[f"{at}.{name}"] for name in OF_ATTEMPT},
+            **kept(OF_ATTEMPT, at),
         )
 
     if plain["attempts"] and not np.array_equal(prompt.token_ids, arrays[f"{place}.prompt"]):
