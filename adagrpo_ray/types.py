@@ -1,4 +1,4 @@
-"""What flows through a training step, as frozen dataclasses.
+"""The data that flows through a training step, as frozen dataclasses.
 
 Axis names used in all docstrings: G completions of a group, T tokens of one completion,
 F reward functions, N completions of a training batch.
@@ -12,24 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from adagrpo_ray.config.sampling import SamplingParams as SamplingParams  # a setting that flows as it is
+
 TokenIds = NDArray[np.int32]
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How tokens are drawn, in no engine's own words.
-
-    `top_k` 0 and `min_p` 0.0 switch those filters off. A temperature of 0 is greedy decoding. Where `answer` is
-    given it takes over after the marker of the thought's end; its own `answer` is None.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    answer: SamplingParams | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +24,7 @@ class Prompt:
 
     `id` is stable over runs, models and templates, and unique in its data set. `text` is the problem as the user
     wrote it, `token_ids` the chat template's rendering with the generation prompt. `answer` is the ground truth
-    handed to the reward functions, `difficulty` a difficulty class for the reports ("" where there is none),
+    handed to the reward functions, `difficulty` a difficulty class for the reports ("" if there is none),
     `columns` all that the row holds, each column whole and under its own name, for the reward functions.
     """
 
@@ -66,7 +52,7 @@ class GenerationRequest:
 class Completion:
     """One sampled completion.
 
-    `token_ids` [T] ends with the end-of-text token where `finish_reason` is "stop"; it may hold pad tokens,
+    `token_ids` [T] ends with the end-of-text token if `finish_reason` is "stop"; it may hold pad tokens,
     which are sampled tokens like any other. `logprobs` [T] are those of the behaviour policy: the
     distribution that the tokens were really drawn from, after temperature and filters.
     `weight_version` is the LoRA version in force when the request came in. It drew all of them, except where weights
@@ -90,8 +76,8 @@ class Attempt:
     """One sampling of a group, scored.
 
     `rung` is -1 for the first attempt (the base parameters), else the place in the ladder of resamples,
-    from 0. `rewards` [G] are the weighted totals, `rewards_by_function` [G, F] the raw scores (NaN where a
-    function does not apply), `correct` [G] says which completions count as right.
+    from 0. `rewards` [G] are the weighted totals, `rewards_by_function` [G, F] the raw scores (NaN if a
+    function does not apply), `correct` [G] marks the completions that count as correct.
     """
 
     rung: int
@@ -113,7 +99,7 @@ class Group:
 
     `epoch` counts how often the prompt was drawn from the data, from 0; `born` is the step that drew it; `size`
     is G, the completions of each attempt; `start` is how many rungs above the base the first attempt stands; `late`
-    says that an earlier step ended without it.
+    means that an earlier step ended without it.
     Worked example: four completions score [0, 0, 0, 0], none is correct, so the group is resampled and
     scores [1, 0, 0, 0]: two attempts, statistics over all eight rewards.
     """
@@ -159,9 +145,9 @@ class TrainSample:
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    """What one rank trains on in one step, cut into micro-batches.
+    """The samples of one rank in one step, cut into micro-batches.
 
-    Every rank has the same number of micro-batches; none at all where the step has nothing to train on.
+    Every rank has the same number of micro-batches; none at all if the step has nothing to train on.
     """
 
     step: int

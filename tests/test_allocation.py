@@ -11,8 +11,8 @@ SETTINGS = AllocationSettings(enabled=True, min_group=2, max_group=16, informati
 
 
 def posterior(mean: float, count: float = 1000.0) -> Posterior:
-    right = mean * (count + 2) - 1
-    return Posterior(right, count - right)
+    correct = mean * (count + 2) - 1
+    return Posterior(correct, count - correct)
 
 
 def test_posterior_by_hand() -> None:
@@ -20,7 +20,7 @@ def test_posterior_by_hand() -> None:
     one = Posterior().after(1, 7, discount=0.5)
     assert one.mean == pytest.approx(2 / 10)
     two = one.after(4, 4, discount=0.5)
-    assert (two.right, two.wrong) == (4.5, 7.5)
+    assert (two.correct, two.wrong) == (4.5, 7.5)
     assert two.mean == pytest.approx(5.5 / 14)
 
 
@@ -46,9 +46,9 @@ def test_hard_prompts_start_on_the_first_rung() -> None:
     assert allocate(posterior(0.02), 1, SETTINGS, default=8) == Share(16, 1)
 
 
-def test_solved_prompts_are_visited_less_often() -> None:
-    visits = [allocate(posterior(0.99), epoch, SETTINGS, default=8) is not None for epoch in range(1, 9)]
-    assert visits == [False, False, False, True, False, False, False, True]
+def test_solved_prompts_are_sampled_less_often() -> None:
+    sampled = [allocate(posterior(0.99), epoch, SETTINGS, default=8) is not None for epoch in range(1, 9)]
+    assert sampled == [False, False, False, True, False, False, False, True]
 
 
 def test_sizes_not_given_are_half_of_the_group_and_all_of_it() -> None:

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.errors import ChatError, ModelError, RolloutError
 from adagrpo_ray.lora.peft_model import load_policy
-from adagrpo_ray.rollout.engine import Piece
+from adagrpo_ray.rollout.streaming import Piece
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.chat_model import _read, _stamp
@@ -116,7 +116,7 @@ def test_thought_and_answer_are_told_apart(text: str, thinks: bool, thought: str
 
 
 def test_without_a_thought_the_answers_parameters_hold_from_the_beginning() -> None:
-    hot, cool = PhaseSettings(temperature=1.3), PhaseSettings(temperature=0.2, top_p=0.9)
+    hot, cool = PhaseParams(temperature=1.3), PhaseParams(temperature=0.2, top_p=0.9)
     assert sampling_params(hot, None, True) == SamplingParams(temperature=1.3)
     both = SamplingParams(temperature=1.3, answer=SamplingParams(temperature=0.2, top_p=0.9))
     assert sampling_params(hot, cool, True) == both
@@ -302,7 +302,7 @@ def test_a_turn_is_stopped_while_the_model_starts(tokenizer: Any) -> None:
 
 
 def test_settings_come_back_after_a_start(tmp_path: Path) -> None:
-    settings = ChatSettings(model="other", view="base", sampling=PhaseSettings(temperature=0.3))
+    settings = ChatSettings(model="other", view="base", sampling=PhaseParams(temperature=0.3))
     Store(tmp_path / "state").keep_settings(settings)
     assert Store(tmp_path / "state").settings(ChatSettings()) == (settings, None)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["chat.json"]

@@ -11,11 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.config.explain import as_yaml, settings
 from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.config.run_settings import RunSettings
+from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.errors import ConfigError, first_line
 from adagrpo_ray.types import SamplingParams
 
@@ -438,7 +438,7 @@ def test_every_setting_is_listed_once(tmp_path: Path) -> None:
     assert len(set(listed)) == len(listed)
     # Sections that are null by default are listed with what they could hold.
     optional = {key for key in listed if ".answer." in key}
-    assert len(optional) == 3 * len(PhaseSettings.model_fields)
+    assert len(optional) == 3 * len(PhaseParams.model_fields)
     assert set(listed) - optional == set(leaves(full.model_dump()))
 
 
@@ -485,4 +485,4 @@ def test_phases_are_known_to_be_used_wherever_they_are_asked_for() -> None:
     ):
         assert load_config(None, [override]).uses_phases
     (rung,) = load_config(None, [override]).algorithm.triggers[0].ladder()
-    assert (rung.temperature, rung.answer) == (1.2, SamplingParams(temperature=0.5))
+    assert (rung.temperature, rung.answer) == (1.2, PhaseParams(temperature=0.5))

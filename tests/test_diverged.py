@@ -20,18 +20,18 @@ from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import ConfigError, DivergedError
-from adagrpo_ray.learner.actor import Collected, SyncReport
+from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_metrics
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.runs import Observer, StepRecord
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.batch import broken_samples
 from adagrpo_ray.sampling.evaluate import evaluate
-from adagrpo_ray.training import trainer
+from adagrpo_ray.training import learners, trainer
 from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
-FIGURES = SamplingMetrics(**{name: getattr(STEP, name) for name in SamplingMetrics.__dataclass_fields__})
+METRICS = SamplingMetrics(**{name: getattr(STEP, name) for name in SamplingMetrics.__dataclass_fields__})
 
 
 def statistics(loss: float, ratio: float = 1.0) -> UpdateStatistics:
@@ -61,7 +61,7 @@ class Learner:
 
     def do_collect(self, step: int, last: int) -> Collected:
         tokens = 0 if self.reports[0] is None else 7
-        return Collected(("batch",), tokens, FIGURES, (), 1, 0, ())
+        return Collected(("batch",), tokens, METRICS, (), 1, 0, ())
 
     def do_train(self, batch: Any) -> TrainReport:
         report = self.reports[0]
@@ -79,7 +79,7 @@ class Learner:
 
     def do_save_adapter(self, folder: str, card: str | None) -> None: ...
 
-    def do_save_checkpoint(self, folder: str, progress: Any, measured: Any) -> None:
+    def do_save_checkpoint(self, folder: str, progress: Any, accuracies: Any) -> None:
         self.saved.append(progress.step)
 
 
@@ -98,7 +98,7 @@ class Seen(Observer):
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Actors are objects of this process."""
-    monkeypatch.setattr(trainer, "get", lambda answer: answer)
+    monkeypatch.setattr(learners, "get", lambda answer: answer)
 
 
 def run(folder: Path, learner: Learner, *overrides: str, seen: Seen | None = None) -> Seen:

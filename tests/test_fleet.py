@@ -22,7 +22,7 @@ from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.fleet import Fleet
-from adagrpo_ray.rollout.pool import Member
+from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.faults import drain
 from tests.held import PATIENCE_S, engines

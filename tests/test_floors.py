@@ -17,12 +17,15 @@ ENGINES = {"ray", "vllm", "deepspeed"}
 MODEL_LIBRARIES = {"peft", "transformers"}
 
 LAYERS = (
-    *("errors", "stop", "types", "config", "extensions", "algorithm"),
+    *("errors", "stop", "config", "types", "extensions", "algorithm"),
     *("data", "rewards", "storage", "runs", "toy", "model", "cards"),
     *("checkpoint", "cluster", "lora", "rollout", "sampling", "learner"),
     *("reports", "tracking", "training", "evaluation", "export", "viewer", "api"),
 )
 """Packages, and modules at the root, from the lowest to the highest: each imports only from those before it."""
+
+VLLM_USERS = ("engine", "engine_start", "engine_load", "merge_worker", "phases", "streaming", "worker_extension")
+"""Files of `rollout/` that import vLLM."""
 
 LOADS_NO_ENGINE = (
     *("errors", "stop", "types", "config", "extensions", "algorithm", "data", "rewards", "storage", "runs"),
@@ -185,8 +188,8 @@ def test_the_algorithm_uses_no_model_library(module: str) -> None:
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("vllm", {f"rollout.{name}" for name in ("engine", "engine_load", "phases", "worker_extension")}),
-        ("deepspeed", {f"learner.{name}" for name in ("engine", "gradients", "masters")}),
+        ("vllm", {f"rollout.{name}" for name in VLLM_USERS}),
+        ("deepspeed", {f"learner.{name}" for name in ("deepspeed_setup", "engine", "gradients", "masters")}),
         ("wandb", {"tracking.wandb_run"}),
         ("mlflow", {"tracking.mlflow_run"}),
         ("gradio", {f"viewer.{name}" for name in ("app", "chat_page", "controls", "runs_page")}),

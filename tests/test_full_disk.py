@@ -21,8 +21,8 @@ from adagrpo_ray.checkpoint.files import check, load, newest, save
 from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings
 from adagrpo_ray.errors import CheckpointError, ConfigError, ModelError, ResourceError
 from adagrpo_ray.export.exporting import ExportRequest, export
-from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.saving import save_adapter
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.history import Mark, sizes
@@ -156,23 +156,20 @@ def test_lines_that_do_not_fit_end_a_run_that_then_goes_on(disk: Disk, capfd: py
 def test_an_adapter_that_does_not_fit_leaves_the_one_before(disk: Disk) -> None:
     engine = object.__new__(LearnerEngine)
     engine._policy = SimpleNamespace(peft_model=SimpleNamespace(peft_config={"default": LoraConfig(r=1)}))  # type: ignore[assignment]
-    actor = LearnerActor()
-    actor._engine, actor._rank = engine, 0
     folder, files = disk.folder / "adapter", ["adapter_config.json", "adapter_model.safetensors", "README.md"]
 
-    def save_adapter(value: float) -> None:
-        engine.adapter = lambda: {"a": torch.full((4000,), value)}  # type: ignore[method-assign]
-        actor.save_adapter(str(folder), card=f"{value}" * 4000)
+    def write(value: float) -> None:
+        save_adapter(str(folder), engine, {"a": torch.full((4000,), value)}, card=f"{value}" * 4000, template=None)
 
-    save_adapter(1)
+    write(1)
     before = [(folder / name).read_bytes() for name in files]
     disk.fill(free=2)
     with pytest.raises(ResourceError, match=rf"^cannot write {folder} {FULL}; free or unlock that place$"):
-        save_adapter(2)
+        write(2)
     assert [(folder / name).read_bytes() for name in files] == before
     assert sorted(path.name for path in disk.folder.iterdir()) == ["adapter", "ballast"]
     disk.clear()
-    save_adapter(2)
+    write(2)
     assert (folder / files[1]).read_bytes() != before[1]
 
 

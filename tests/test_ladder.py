@@ -22,7 +22,7 @@ HOT = SamplingParams(temperature=1.3, top_p=0.97)
 @pytest.fixture(scope="module")
 def published() -> Ladder:
     algorithm = load_config(CONFIGS / "local-1gpu.yaml").algorithm
-    return Ladder(algorithm.sampling.params(), tuple((t.from_step, t.ladder()) for t in algorithm.triggers))
+    return Ladder(algorithm.sampling, tuple((t.from_step, t.ladder()) for t in algorithm.triggers))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
-"""The order of events where a rollout actor leaves the GPU to the learner."""
+"""The parts of a learner actor: when each ends, and how a rollout actor leaves the GPU to the learner."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from adagrpo_ray.config import load_config
+from adagrpo_ray.learner import actor as module
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.background import Background
+from adagrpo_ray.learner.collector import Collector
 
 
 class Pool:
@@ -37,11 +40,13 @@ def make_actor(events: list[str], background: Background, *, sleep: bool, fails:
             raise RuntimeError("out of memory")
         return "report"
 
+    collector = object.__new__(Collector)
+    collector._background = background
+    collector._fleet = SimpleNamespace(pool=Pool(events))  # type: ignore[assignment]
     actor = LearnerActor()
     actor._config = load_config(None, [f"rollout.sleep={str(sleep).lower()}"])
-    actor._background = background
     actor._engine = SimpleNamespace(train=train, release=lambda: events.append("release"))  # type: ignore[assignment]
-    actor._fleet = SimpleNamespace(pool=Pool(events))  # type: ignore[assignment]
+    actor._collector = collector
     return actor
 
 
@@ -51,14 +56,74 @@ def test_vllm_sleeps_while_the_learner_trains_and_wakes_when_its_memory_is_free(
     assert events == ["sleep", "train", "release", "wake"]
 
 
-def test_vllm_wakes_where_training_fails(background: Background) -> None:
+def test_vllm_wakes_if_training_fails(background: Background) -> None:
     events: list[str] = []
     with pytest.raises(RuntimeError, match="out of memory"):
         make_actor(events, background, sleep=True, fails=True).train("batch")
     assert events == ["sleep", "train", "release", "wake"]
 
 
-def test_both_stay_where_nothing_needs_to_sleep(background: Background) -> None:
+def test_both_stay_if_nothing_needs_to_sleep(background: Background) -> None:
     events: list[str] = []
     make_actor(events, background, sleep=False).train("batch")
     assert events == ["train"]
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens to a fleet and to collectors that do nothing else."""
+    events: list[str] = []
+
+    class OneFleet:
+        def __init__(self, *_: Any) -> None: ...
+
+        async def open(self) -> None:
+            events.append("open fleet")
+
+        async def close(self) -> None:
+            events.append("close fleet")
+
+    class OneCollector:
+        def __init__(self, config: Any, background: Background, fleet: Any, prompts: str, *_: Any) -> None:
+            self._prompts = prompts
+            events.append(f"begin {prompts}")
+            if prompts == "bad":
+                raise ValueError(prompts)
+
+        def close(self) -> None:
+            events.append(f"end {self._prompts}")
+
+    monkeypatch.setattr(module, "Fleet", OneFleet)
+    monkeypatch.setattr(module, "Collector", OneCollector)
+    return events
+
+
+def opened() -> LearnerActor:
+    actor: Any = LearnerActor()
+    actor.open(None, None, [None], 1)
+    actor._config, actor._engine = None, SimpleNamespace(packing="padded")
+    return actor  # type: ignore[no-any-return]
+
+
+def test_a_run_ends_when_the_next_begins_and_the_fleet_with_the_actor(events: list[str]) -> None:
+    actor: Any = opened()
+    actor.attach("first")
+    actor.attach("second")
+    assert events == ["open fleet", "begin first", "end first", "begin second"]
+    actor.stop()
+    assert events[4:] == ["end second", "close fleet"]
+    assert not actor._background._thread.is_alive()
+    actor.stop()
+    assert len(events) == 6
+
+
+def test_an_actor_stops_whatever_part_has_begun(events: list[str]) -> None:
+    LearnerActor().stop()
+    assert events == []
+    opened().stop()
+    assert events == ["open fleet", "close fleet"]
+    actor: Any = opened()
+    with pytest.raises(ValueError, match="bad"):
+        actor.attach("bad")
+    actor.stop()
+    assert events[2:] == ["open fleet", "begin bad", "close fleet"]

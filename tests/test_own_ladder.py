@@ -77,10 +77,17 @@ def leaves(group: Group, step: int) -> SamplingParams:
         (lambda group, step: 1.2, r"'mine' returned 1\.2; have it return SamplingParams, or None"),
         (
             lambda group, step: SamplingParams(temperature=3.0),
-            r"temperature=3\.0: input should be less than or equal to 2",
+            r"'mine' made parameters with temperature=3\.0: input should be less than or equal to 2",
+        ),
+        (
+            lambda group, step: HOT.model_copy(update={"answer": HOT.model_copy(update={"top_p": 2.0})}),
+            r"'mine' returned .*; answer\.top_p=2\.0: input should be",
         ),
         (lambda group, step: SamplingParams(temperature=0.0), "a temperature of 0 draws the same completion again"),
-        (lambda group, step: SamplingParams(answer=SamplingParams(top_p=2.0)), r"answer\.top_p=2\.0: input should be"),
+        (
+            lambda group, step: SamplingParams(answer=SamplingParams(top_p=2.0)),
+            r"'mine' made parameters with top_p=2\.0: input should be",
+        ),
     ],
 )
 def test_a_ladder_that_fails_is_told_by_its_name(ladder: Callable[..., Any], told: str) -> None:

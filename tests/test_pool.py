@@ -16,7 +16,8 @@ from ray.exceptions import RayActorError
 from adagrpo_ray.errors import RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.rollout.engine import SyncReceipt
-from adagrpo_ray.rollout.pool import Member, RolloutPool
+from adagrpo_ray.rollout.member import Member
+from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.builders import make_completion
 

@@ -26,7 +26,7 @@ from adagrpo_ray.cluster.authentication import own_token
 from adagrpo_ray.cluster.joining import find_ray
 from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.training import actors as cluster
-from adagrpo_ray.training import run, trainer
+from adagrpo_ray.training import run, start
 from adagrpo_ray.training.actors import Actors
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
                 made.append(stack.enter_context(cluster.actors(config, placement, inputs, stop)))
             yield made[0]
 
-        patch.setattr(trainer, "actors", again)
+        patch.setattr(start, "actors", again)
         patch.setattr(run, "_report", lambda *_: None)  # a second or two each, and test_report.py's
         yield folder
 

@@ -16,7 +16,7 @@ from adagrpo_ray.errors import ConfigError, LearnerLostError, RewardError
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.run import run
-from adagrpo_ray.training.trainer import place_and_train
+from adagrpo_ray.training.start import place_and_train
 
 LOST = LearnerLostError("a learner rank died")
 
@@ -80,8 +80,8 @@ def test_the_nodes_have_to_share_the_folder_that_the_run_is_in_and_no_other(monk
 
     config = Config.model_validate({"run": {"output_dir": "elsewhere"}})
     placement = place(config.rollout, config.learner, Hardware(4, 0), ours=False)
-    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda *_: nullcontext(placement))
-    monkeypatch.setattr("adagrpo_ray.training.trainer.check_shared", share)
+    monkeypatch.setattr("adagrpo_ray.training.start.connect", lambda *_: nullcontext(placement))
+    monkeypatch.setattr("adagrpo_ray.training.start.check_shared", share)
     inputs = Inputs("tiny", PromptSets((), (), {}), 128, joined="10.0.0.2:6379")
     with pytest.raises(InterruptedError, match=r"^s3://bucket/resumed$"):
         place_and_train(config, inputs, Path("copy"), Observer(), home="s3://bucket/resumed")

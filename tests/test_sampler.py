@@ -1,4 +1,4 @@
-"""The adaptive sampler over a fake engine and scorer: who is sampled again, when, and how."""
+"""The adaptive sampler over a fake engine and scorer: which groups are sampled again, when, and how."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_request_says_all_that_the_engine_needs() -> None:
     assert (second.n, second.max_new_tokens, second.sampling) == (2, 16, WARM)
 
 
-def test_seeds_come_from_run_prompt_visit_and_attempt() -> None:
+def test_seeds_come_from_run_prompt_epoch_and_attempt() -> None:
     fake = Fake({"a": [FAIL], "b": [PASS]})
     run_steps(make_sampler(fake, prompts=["a", "b"]), 2)
     assert [r.seed for r in fake.of("a")] == [request_seed(SEED, "a", epoch, n) for epoch in (0, 1) for n in (0, 1, 2)]
@@ -211,7 +211,7 @@ def test_statistics_are_over_all_attempts_and_never_mix_prompts() -> None:
     assert a.last.rewards.tolist() == [8.0, 0.0]
 
 
-def test_a_new_visit_starts_without_the_statistics_of_the_last_one() -> None:
+def test_a_new_epoch_starts_without_the_statistics_of_the_last_one() -> None:
     fake = Fake({"a": [FAIL, FAIL, FAIL, PASS]})
     first, second = run_steps(make_sampler(fake, prompts=["a"]), 2)
     assert (first.exhausted[0].epoch, statistics_of(first.exhausted[0]).count) == (0, 6)
@@ -729,7 +729,7 @@ def test_the_overlong_penalty_is_part_of_the_rewards() -> None:
 ALLOCATION = {"enabled": True, "min_group": 2, "max_group": 4, "discount": 1.0, "hard_below": 0.3, "solved_above": 0.7}
 
 
-def test_allocation_sizes_a_group_by_its_prompts_earlier_visits() -> None:
+def test_allocation_sizes_a_group_by_its_prompts_earlier_epochs() -> None:
     fake = Fake({"mixed": [PASS], "hard": [FAIL, FAIL, FAIL, (0.0,) * 4]})
     sampler = make_sampler(fake, prompts=["mixed", "hard"], allocation=ALLOCATION | {"informative": 0.6})
     first, second = run_steps(sampler, 2)

@@ -14,7 +14,9 @@ from builders import make_attempt, make_completion, make_group, make_prompt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.runs import GroupSample, RunWriter
+from adagrpo_ray.runs.group_codec import plain_group
 from adagrpo_ray.runs.sample_text import SHOWN, group_text
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.collection import Collection, Failure
@@ -58,8 +60,8 @@ def test_a_group_is_shown_with_all_that_it_was_sampled_and_scored_by() -> None:
     (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
     assert (group.step, group.prompt_id, group.prompt, group.answer) == (7, "rescued", "rescued", "42")
     assert [(a.rung, a.sampling) for a in group.attempts] == [(-1, SamplingParams()), (0, HOT)]
-    right, wrong = group.attempts[1].completions
-    assert (right.reward, right.rewards, right.correct) == (2.0, {"format": 1.0, "answer": 1.0}, True)
+    correct, wrong = group.attempts[1].completions
+    assert (correct.reward, correct.rewards, correct.correct) == (2.0, {"format": 1.0, "answer": 1.0}, True)
     assert (wrong.reward, wrong.correct, wrong.tokens, wrong.finish_reason) == (0.0, False, 2, "stop")
     assert group.attempts[0].completions[1].rewards["answer"] is None
 
@@ -116,6 +118,24 @@ def test_groups_that_a_step_left_alone_are_not_shown() -> None:
         ready=(SOLVED,), waiting=(never, earlier, FAILED), aged=(never,), failed=(kept,), attempts=(SOLVED, FAILED)
     )
     assert [g.prompt_id for g in groups] == ["solved", "failed"]
+
+
+def test_samples_of_earlier_versions_are_read() -> None:
+    """They have an `answer` of null in the parameters of the answer."""
+    (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
+    values = json.loads(json.dumps(group.to_dict()))
+    answer = values["attempts"][1]["sampling"]["answer"]
+    assert answer == PhaseParams(temperature=0.5).model_dump()
+    answer["answer"] = None
+    assert GroupSample.from_dict(values) == group
+
+
+def test_what_samples_show_of_an_attempt_is_what_a_checkpoint_keeps_of_it() -> None:
+    (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
+    for kept, sample in zip(plain_group(RESCUED)["attempts"], group.to_dict()["attempts"], strict=True):  # type: ignore[call-overload]
+        assert (sample["rung"], sample["sampling"]) == (kept["rung"], kept["sampling"])
+        for completion, values in zip(sample["completions"], kept["completions"], strict=True):
+            assert completion.items() >= values.items()
 
 
 HOSTILE = [

@@ -34,7 +34,7 @@ from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.training.actors import connect
 from adagrpo_ray.training.preflight import Inputs
-from adagrpo_ray.training.trainer import place_and_train
+from adagrpo_ray.training.start import place_and_train
 from tests.held import until
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +150,7 @@ def test_a_run_says_that_its_cluster_asks_for_no_token(untold: None, monkeypatch
 
     config = Config()
     placement = place(config.rollout, config.learner, Hardware(4, 0), ours=False)
-    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda *_: nullcontext(placement))
+    monkeypatch.setattr("adagrpo_ray.training.start.connect", lambda *_: nullcontext(placement))
     inputs = Inputs("tiny", PromptSets((), (), {}), 128, joined="10.0.0.2:6379")
     with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
         place_and_train(config, inputs, Path("unused"), Told())

@@ -15,7 +15,8 @@ import torch
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import CheckpointError, DivergedError
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.learner.engine import EngineState, LearnerEngine
+from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.engine_state import EngineState
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.model.node_files import ModelFiles

@@ -1,4 +1,4 @@
-"""How far rollouts may run ahead of a step, and after which steps a checkpoint is made."""
+"""How far rollouts may run ahead of a step, and after which steps a run is evaluated and saved."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import pytest
 from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import RecordError
-from adagrpo_ray.learner.actor import Collected, SyncReport
+from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.runs.records import SamplingMetrics
-from adagrpo_ray.training import trainer
+from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
-from adagrpo_ray.training.trainer import _ahead, _is_best, train_on
+from adagrpo_ray.training.cadence import ahead, evaluates_after, is_best, saves_after
+from adagrpo_ray.training.trainer import train_on
 from tests.histories import STEP
 
 
 @pytest.mark.parametrize(
-    ("staleness", "every", "ahead"),
+    ("staleness", "every", "last"),
     [
         (0, 0, [1, 2, 3, 4, 5, 6, 7]),
         (1, 0, [2, 3, 4, 5, 6, 7, 7]),
@@ -34,26 +35,36 @@ from tests.histories import STEP
         (9, 1, [1, 2, 3, 4, 5, 6, 7]),
     ],
 )
-def test_rollouts_run_ahead_up_to_the_next_checkpoint(staleness: int, every: int, ahead: list[int]) -> None:
+def test_rollouts_run_ahead_up_to_the_next_checkpoint(staleness: int, every: int, last: list[int]) -> None:
     overrides = ["run.steps=7", f"algorithm.max_staleness={staleness}", f"checkpoint.every={every}"]
     config = load_config(None, overrides)
-    assert [_ahead(config, step) for step in range(1, 8)] == ahead
+    assert [ahead(config, step) for step in range(1, 8)] == last
 
 
-@pytest.mark.parametrize(("every", "ahead"), [(0, [2, 2, 4, 4, 6, 6, 7]), (3, [2, 2, 3, 4, 6, 6, 7])])
-def test_nor_past_a_measurement_that_may_be_the_best(every: int, ahead: list[int]) -> None:
+@pytest.mark.parametrize(("every", "last"), [(0, [2, 2, 4, 4, 6, 6, 7]), (3, [2, 2, 3, 4, 6, 6, 7])])
+def test_rollouts_do_not_run_past_an_evaluation_that_may_be_the_best(every: int, last: list[int]) -> None:
     overrides = ["run.steps=7", "algorithm.max_staleness=9", "evaluation.every=2", f"checkpoint.every={every}"]
     config = load_config(None, [*overrides, "checkpoint.keep_best=true"])
-    assert [_ahead(config, step) for step in range(1, 8)] == ahead
+    assert [ahead(config, step) for step in range(1, 8)] == last
 
 
-def test_a_measurement_is_the_best_where_it_beats_all_after_training() -> None:
-    measured: dict[int, float] = {0: 0.9}
+def test_an_accuracy_is_the_best_if_it_beats_all_after_training() -> None:
+    accuracies: dict[int, float] = {0: 0.9}
     found = []
     for step, accuracy in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.25), (10, 0.75)):
-        measured[step] = accuracy
-        found += [s for s in (step, step + 1) if _is_best(measured, s)]
+        accuracies[step] = accuracy
+        found += [s for s in (step, step + 1) if is_best(accuracies, s)]
     assert found == [2, 4, 10]
+
+
+def test_evaluations_and_checkpoints_come_as_often_as_asked_for_and_at_the_end() -> None:
+    config = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.every=3"])
+    assert [step for step in range(1, 6) if evaluates_after(config, step)] == [2, 4, 5]
+    assert [step for step in range(1, 6) if saves_after(config, step, {0: 0.1, 2: 0.5})] == [3, 5]
+    best = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.keep_best=true"])
+    assert [step for step in range(1, 6) if saves_after(best, step, {0: 0.1, 2: 0.5, 4: 0.25})] == [2, 5]
+    never = load_config(None, ["run.steps=5"])
+    assert [step for step in range(1, 6) if evaluates_after(never, step) or saves_after(never, step, {})] == [5]
 
 
 class Learner:
@@ -66,10 +77,10 @@ class Learner:
         return SimpleNamespace(remote=partial(getattr(type(self), f"do_{method}"), self))
 
     def do_collect(self, step: int, last: int) -> Collected:
-        figures = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
+        metrics = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
         if self.fault == "collect" and step == 3:
-            figures = replace(figures, reward_mean=math.nan)
-        return Collected((None,), 7, figures, (), 1, 0, ())
+            metrics = replace(metrics, reward_mean=math.nan)
+        return Collected((None,), 7, metrics, (), 1, 0, ())
 
     def do_train(self, batch: object) -> TrainReport:
         self.steps += 1
@@ -81,7 +92,7 @@ class Learner:
 
     def do_abandon(self) -> None: ...
 
-    def do_save_checkpoint(self, folder: str, progress: Progress, measured: object) -> None:
+    def do_save_checkpoint(self, folder: str, progress: Progress, accuracies: object) -> None:
         self.saved.append(progress.step)
 
 
@@ -91,7 +102,7 @@ class Learner:
 def test_a_figure_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, figure: str, trained: int
 ) -> None:
-    monkeypatch.setattr(trainer, "get", lambda answers: answers)
+    monkeypatch.setattr(learners, "get", lambda answers: answers)
     learner = Learner(fault)
     running = Actors((learner,), ())
     config = load_config(None, ["run.steps=5", "data.eval_prompts=0", f"checkpoint.every={every}"])

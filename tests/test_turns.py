@@ -13,7 +13,7 @@ from scripted import byte_tokenizer, scripted_model
 
 from adagrpo_ray.config import load_config
 from adagrpo_ray.rewards.registry import BUILTIN
-from adagrpo_ray.rollout.engine import Piece, RolloutEngine
+from adagrpo_ray.rollout.streaming import Piece, StreamingEngine
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 
 MARKERS = ["data.format.answer_start=<answer>", "data.format.answer_end=</answer>"]
@@ -27,7 +27,7 @@ async def said(folder: Path, tokenizer: Any, *samplings: SamplingParams) -> tupl
         [*MARKERS, "rollout.kv_cache_gib=0.1", "evaluation.sampling={answer: {top_k: 1}}"],
     )
     prompt = tokenizer.encode("?\n", add_special_tokens=False)
-    engine = await RolloutEngine.start(str(folder), 64, config)
+    engine = await StreamingEngine.start(str(folder), 64, config)
     try:
         requests = [GenerationRequest("p", np.array(prompt, np.int32), 1, s, 12, seed=0) for s in samplings]
         completions = [(await engine.generate(request))[0] for request in requests]

@@ -25,6 +25,7 @@ from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.learner.saving import save_adapter
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
@@ -69,7 +70,7 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["adapter", "merged"])
 def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any, RolloutPool]]:
     config = Config.model_validate(
-        CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"sync": request.param}}
+        CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"lora_mode": request.param}}
     )
 
     class Watched(RolloutActor):  # here, so that Ray sends the class itself
@@ -277,7 +278,7 @@ def test_the_written_adapter_loads_with_peft(model_path: str, learner: LearnerEn
     from transformers import AutoModelForCausalLM
 
     tensors = learner.adapter()
-    learner.save_adapter(str(tmp_path), tensors)
+    save_adapter(str(tmp_path), learner, tensors, card=None, template=None)
     base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(tmp_path))
     loaded = {n.replace(".default.", "."): p for n, p in model.named_parameters() if "lora_" in n}
@@ -292,7 +293,7 @@ def test_the_written_adapter_loads_with_vllm(
     """From its files, as anyone would serve it, and not through our sync."""
     from vllm.lora.request import LoRARequest
 
-    learner.save_adapter(str(tmp_path), learner.adapter())
+    save_adapter(str(tmp_path), learner, learner.adapter(), card=None, template=None)
     config = Config.model_validate(CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"sync": "adapter"}})
     with asyncio.Runner() as loop:
         engine = loop.run(RolloutEngine.start(model_path, 256, config))

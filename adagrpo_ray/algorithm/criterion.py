@@ -25,7 +25,7 @@ SETTING = "algorithm.criterion.kind"
 
 
 def any_correct(group: Group) -> bool:
-    """Some completion of the last attempt is right."""
+    """Some completion of the last attempt is correct."""
     return bool(group.last.correct.any())
 
 
@@ -37,7 +37,7 @@ def any_above(threshold: float, column: int | None) -> Criterion:
 
     def satisfied(group: Group) -> bool:
         rewards = group.last.rewards if column is None else group.last.rewards_by_function[:, column]
-        return bool((rewards > threshold).any())  # NaN, where the function does not apply, is above nothing
+        return bool((rewards > threshold).any())  # NaN, of a function that does not apply, is above nothing
 
     return satisfied
 
@@ -48,7 +48,7 @@ def spread(threshold: float) -> Criterion:
 
 
 def own(criterion: Callable[[Group], object], name: str) -> Criterion:
-    """The user's own criterion; ExtensionError, which names it, where it raises or does not say True or False."""
+    """The user's own criterion; ExtensionError, which names it, if it raises or returns neither True nor False."""
 
     def satisfied(group: Group) -> bool:
         try:

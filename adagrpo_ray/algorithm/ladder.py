@@ -36,9 +36,9 @@ class Ladder:
         return rungs[attempts - 1] if attempts <= len(rungs) else None
 
     def next(self, group: Group, step: int) -> SamplingParams | None:
-        """Parameters of the group's next attempt at `step`; None where it has used up the ladder.
+        """Parameters of the group's next attempt at `step`; None if it has used up the ladder.
 
-        A group that was to start on a rung which is not there starts at the base.
+        A group that was to start on a missing rung starts at the base.
         """
         params = self.params(step, len(group.attempts) + group.start)
         return self.base if params is None and not group.attempts else params

@@ -14,10 +14,10 @@ from adagrpo_ray.extensions.given import NOTHING, Given
 
 @dataclass(frozen=True)
 class Method:
-    """What the sampler does with a group: when it is ready, what a failing one may still try, and what then.
+    """How groups are sampled: the criterion of a ready one, the ladder of failing ones, and the end of exhausted ones.
 
     `refill`: a group that failed for good makes room for a new prompt of the same step. `drop_exhausted`: it
-    is not trained on. `allocation`: who gets how much; None: every prompt the same.
+    is not trained on. `allocation` sizes the groups; None: all alike.
     """
 
     criterion: Criterion
@@ -35,7 +35,7 @@ def make_method(settings: AlgorithmSettings, functions: Sequence[str], given: Gi
     3.2). `adagrpo`: failing groups climb the ladder of the triggers, or one of the user's own, and
     earlier results size the groups. Raises ConfigError for a bad criterion or ladder.
     """
-    base = settings.sampling.params()
+    base = settings.sampling
     match settings.name:
         case "grpo":
             return Method(lambda group: True, Ladder(base), refill=False, drop_exhausted=False)

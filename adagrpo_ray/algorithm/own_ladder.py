@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from adagrpo_ray.algorithm.ladder import Ladder
-from adagrpo_ray.config.algorithm import SamplingSettings
+from adagrpo_ray.config.section import first_problem
 from adagrpo_ray.errors import ExtensionError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.extensions.loading import check_call, load_function, told
@@ -21,25 +21,27 @@ SETTING = "algorithm.ladder"
 """Names the ladder."""
 
 MOST_RESAMPLES = 64
-"""Of a group, where the ladder is the user's own: one without an end would sample a hopeless group for ever."""
+"""Of a group, with a ladder of the user's own: one without an end would sample a hopeless group for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnLadder(Ladder):
-    """Asks `ladder`, which is `name` in the configuration, and looks at what it says.
+    """Asks `ladder`, which is `name` in the configuration, and checks its answers.
 
-    Raises ExtensionError, which names it, where it raises or gives parameters that nothing can be sampled with.
+    Raises ExtensionError, which names it, if it raises or gives parameters that nothing can be sampled with.
     """
 
     ladder: LadderFunction
     name: str
 
     def next(self, group: Group, step: int) -> SamplingParams | None:
-        """Parameters of the group's next attempt at `step`; None where it has none left."""
+        """Parameters of the group's next attempt at `step`; None if it has none left."""
         if len(group.attempts) > MOST_RESAMPLES:
             return None
         try:
             params: object = self.ladder(group, step)
+        except ValidationError as error:
+            raise ExtensionError(f"{SETTING}: {self.name!r} made parameters with {first_problem(error)}") from error
         except BaseException as error:  # SystemExit too: it would end the thread that all sampling runs in
             raise ExtensionError(f"{SETTING}: {self.name!r} raised {told(error)}; mend it") from error
         if params is None:
@@ -53,13 +55,12 @@ class OwnLadder(Ladder):
         return params
 
     def _check(self, params: SamplingParams) -> None:
-        """Whether they are as the configuration's have to be."""
+        """Raise ExtensionError unless they are as the configuration's have to be."""
         problem = "a temperature of 0 draws the same completion again" if params.temperature == 0.0 else None
         try:
-            SamplingSettings.model_validate(asdict(params))
+            SamplingParams(**params.model_dump())  # pydantic's `model_copy` lets anything through
         except ValidationError as error:
-            first = error.errors()[0]
-            problem = f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg'].lower()}"
+            problem = first_problem(error)
         if problem is not None:
             raise ExtensionError(f"{SETTING}: {self.name!r} returned {params}; {problem}")
 

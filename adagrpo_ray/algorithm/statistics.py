@@ -1,4 +1,4 @@
-"""Running statistics of rewards: what a failed attempt leaves behind for the attempts after it."""
+"""Running statistics of rewards, which a failed attempt leaves to the attempts after it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RewardStatistics:
 
     @classmethod
     def of(cls, rewards: Iterable[float]) -> RewardStatistics:
-        """Statistics of `rewards`; raises ValueError where one of them is not finite."""
+        """Statistics of `rewards`; raises ValueError if one of them is not finite."""
         values = [float(r) for r in rewards]
         for value in values:
             if not math.isfinite(value):

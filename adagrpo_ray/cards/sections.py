@@ -191,9 +191,9 @@ def _ladder(config: Config) -> str:
         if not trigger.rungs:
             yield (f"from {trigger.from_step}", "no resamples", *("-" for _ in range(7)))
         for place, rung in enumerate(trigger.rungs, start=1):
-            yield row(f"from {trigger.from_step}", str(place), str(rung.times), rung.params())
+            yield row(f"from {trigger.from_step}", str(place), str(rung.times), rung.params)
 
-    rows = [row("all", "first attempt", "1", a.sampling.params())]
+    rows = [row("all", "first attempt", "1", a.sampling)]
     if a.name == "adagrpo":
         rows += [line for trigger in a.triggers for line in climbed(trigger)]
     return _table(("steps", "rung", "times", *(kind.replace("_", " ") for kind in kinds), "after the thought"), rows)

@@ -1,4 +1,4 @@
-"""Going on with an earlier run: where it stands, and what it has measured."""
+"""Resuming an earlier run: its newest good checkpoint, and its records so far."""
 
 from __future__ import annotations
 

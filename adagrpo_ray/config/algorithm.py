@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from adagrpo_ray.config.sampling import SamplingParams
 from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, Share
-from adagrpo_ray.types import SamplingParams
-
-SMALLEST_TEMPERATURE = 0.01
-"""vLLM samples with this one in place of any that is above 0 and below it (vllm.sampling_params, `_MAX_TEMP`)."""
 
 
-def _as_vllm_samples(temperature: float) -> float:
-    if 0 < temperature < SMALLEST_TEMPERATURE:
-        raise ValueError(f"vLLM would sample with {SMALLEST_TEMPERATURE}; write 0 or {SMALLEST_TEMPERATURE} and more")
-    return temperature
-
-
-Temperature = Annotated[float, Field(ge=0.0, le=2.0), AfterValidator(_as_vllm_samples)]
-
-
-class PhaseSettings(Section):
-    """Sampling parameters of one phase of a completion."""
-
-    temperature: Temperature = Field(1.0, description="softmax temperature, at most 2; 0 is greedy decoding")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="keep the likeliest tokens up to this probability mass")
-    top_k: Count = Field(0, description="keep the k likeliest tokens; 0 keeps all")
-    min_p: Share = Field(0.0, description="drop tokens less likely than this share of the likeliest; 0 keeps all")
-    repetition_penalty: float = Field(1.0, ge=0.01, le=2.0, description="above 1.0 makes repeated tokens less likely")
-
-
-class SamplingSettings(PhaseSettings):
-    """Sampling parameters of one attempt; `answer` takes over where the thought ends."""
-
-    answer: PhaseSettings | None = Field(
-        None, description="parameters from data.format.think_end on, the others then being the thought's; null: one set"
-    )
-
-    def params(self) -> SamplingParams:
-        """The same as the frozen dataclass that flows through a step."""
-        own = SamplingParams(**self.model_dump(include=set(PhaseSettings.model_fields)))
-        return own if self.answer is None else replace(own, answer=SamplingParams(**self.answer.model_dump()))
-
-
-class RungSettings(SamplingSettings):
+class RungSettings(SamplingParams):
     """One kind of resample, used `times` times in a row before the next rung."""
 
     times: PositiveInt = Field(1, description="how many resamples in a row use these parameters")
+
+    @property
+    def params(self) -> SamplingParams:
+        """The parameters alone."""
+        return SamplingParams(**self.model_dump(exclude={"times"}))
 
 
 class TriggerSettings(Section):
@@ -61,7 +30,7 @@ class TriggerSettings(Section):
 
     def ladder(self) -> tuple[SamplingParams, ...]:
         """The parameters of each resample, one entry a resample."""
-        return tuple(rung.params() for rung in self.rungs for _ in range(rung.times))
+        return tuple(rung.params for rung in self.rungs for _ in range(rung.times))
 
 
 class CriterionSettings(Section):
@@ -147,7 +116,7 @@ class AlgorithmSettings(Section):
     )
     prompts_per_step: PositiveInt = Field(8, description="groups sampled a step")
     group_size: GroupSize = Field(8, description="completions of a group in one attempt")
-    sampling: SamplingSettings = Field(SamplingSettings(), description="parameters of every first attempt")
+    sampling: SamplingParams = Field(SamplingParams(), description="parameters of every first attempt")
     criterion: CriterionSettings = Field(CriterionSettings(), description="adagrpo: when a group is not sampled again")
     triggers: tuple[TriggerSettings, ...] = Field(
         (TriggerSettings(from_step=1, rungs=(RungSettings(temperature=2.0, min_p=0.1),)),),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from adagrpo_ray.config.algorithm import SamplingSettings
+from adagrpo_ray.config.sampling import SamplingParams
 from adagrpo_ray.config.section import Count, Location, PositiveInt, Section
 
 
@@ -41,7 +41,7 @@ class EvaluationSettings(Section):
     """Accuracy on the held-out prompts."""
 
     samples: PositiveInt = Field(1, description="completions of each held-out prompt")
-    sampling: SamplingSettings = Field(SamplingSettings(), description="their sampling parameters")
+    sampling: SamplingParams = Field(SamplingParams(), description="their sampling parameters")
     every: Count = Field(0, description="steps between measurements while training; 0: only before and after")
 
     def conflicts(self) -> Iterator[str]:

@@ -31,7 +31,7 @@ from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.sampling.evaluate import check_finite, evaluation_request
 from adagrpo_ray.training.actors import connect, put_model
 from adagrpo_ray.training.preflight import Inputs, check
-from adagrpo_ray.training.trainer import UNGUARDED
+from adagrpo_ray.training.start import UNGUARDED
 from adagrpo_ray.types import Completion, Prompt
 
 Split = Literal["held_out", "train", "all"]

@@ -1,4 +1,4 @@
-"""Whether the learner's log-probabilities are those of the model itself: measured once, before the first step."""
+"""Whether the learner's log-probabilities are those of the model itself: compared once, before the first step."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.learner.layout import LAYOUTS, Rows
+from adagrpo_ray.model.pretrained import flash_attention
+from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainSample
 
 LENGTHS = ((3, (12,)), (7, (5, 9, 2)), (1, (16,)))
@@ -25,9 +27,28 @@ room for larger models. A scale or a cap of the logits that is missed makes a di
 """
 
 
+def agreed_packing(model: Any, logprobs: Callable[[Rows], torch.Tensor], config: Config) -> Packing:
+    """The packing with which log-probabilities are those of the model itself; ModelError if there is none.
+
+    Arguments as in `check_agreement`. If nothing was asked for and prompts cannot be shared, rows are padded.
+    """
+    packing = config.learner.packing_with(flash_attention(config.model))
+    if packing == "shared" and not shares_prompts(model):  # which null allows
+        packing = "padded"
+    try:
+        check_agreement(model, logprobs, packing, config)
+    except ModelError:
+        if packing != "shared" or config.learner.packing is not None:
+            raise
+        model.set_attn_implementation("sdpa")
+        packing = "padded"
+        check_agreement(model, logprobs, packing, config)
+    return packing
+
+
 @torch.no_grad()
 def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], packing: Packing, config: Config) -> None:
-    """ModelError unless `logprobs` gives what the model's own logits give, on some short sequences.
+    """ModelError unless `logprobs` agrees with the model's own logits on some short sequences.
 
     `model` is the causal language model with its adapter, on its device and in eval mode; `logprobs` is the policy as
     the learner calls it, with rows of that packing. Under ZeRO-3 all ranks call this together, and do the same.

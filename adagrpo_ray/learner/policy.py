@@ -60,6 +60,11 @@ class Policy(torch.nn.Module):
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
+    def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's parameters, by their names in PEFT's files."""
+        named = self.peft_model.named_parameters()
+        return {name.replace(".default.", "."): p for name, p in named if p.requires_grad}
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it the model is the reference policy: adapter off, no gradients."""

@@ -35,7 +35,7 @@ class AdapterWeights:
 
 
 def pack(version: int, tensors: Mapping[str, torch.Tensor], r: int, alpha: float, dtype: torch.dtype) -> AdapterWeights:
-    """The adapter for the object store, from PEFT's state dict; `dtype` is what the engines compute in."""
+    """The adapter for the object store, from PEFT's state dict; `dtype` is the type that the engines compute in."""
     on_host = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     return AdapterWeights(
         version=version,
@@ -44,6 +44,11 @@ def pack(version: int, tensors: Mapping[str, torch.Tensor], r: int, alpha: float
         alpha=alpha,
         digest=digest_of(as_pairs(on_host), alpha / r),
     )
+
+
+def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds a number which is not finite; None if all are finite."""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
 
 
 def unpack(data: bytes) -> dict[str, torch.Tensor]:

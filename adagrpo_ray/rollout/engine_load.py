@@ -1,10 +1,15 @@
-"""What vLLM says of its engine after each step."""
+"""The load that vLLM reports of its engine after each step, and an engine that does no step any more."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from adagrpo_ray.errors import ActorLostError
+
+T = TypeVar("T")
 
 
 class EngineLoad:
@@ -14,10 +19,23 @@ class EngineLoad:
         self.values: Mapping[str, float] = {}
         self.stepped_at = time.monotonic()
 
+    async def while_it_steps(self, work: Coroutine[Any, Any, T], limit_s: float) -> T:
+        """The result of `work`; ActorLostError if the engine does no step for so long (`rollout.stall_timeout_s`)."""
+        began, task = time.monotonic(), asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                left = max(began, self.stepped_at) + limit_s - time.monotonic()
+                if left <= 0:
+                    raise ActorLostError(f"its vLLM engine did no step for rollout.stall_timeout_s={limit_s:g} s")
+                await asyncio.wait({task}, timeout=left)
+            return task.result()
+        finally:
+            task.cancel()  # if the caller is cancelled or gives up, vLLM aborts the request
+
     def logger(self) -> type:
         """A class for vLLM's `stat_loggers`.
 
-        vLLM would add its own Prometheus logger, of a hundred figures that nobody reads here, unless it finds one.
+        vLLM would add its own Prometheus logger, of a hundred metrics that are not read here, unless it finds one.
         """
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 

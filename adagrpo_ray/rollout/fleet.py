@@ -18,7 +18,8 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError, RolloutError
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.gauges import RolloutGauges
-from adagrpo_ray.rollout.pool import Member, RolloutPool, answer
+from adagrpo_ray.rollout.member import Member
+from adagrpo_ray.rollout.pool import RolloutPool
 
 MAX_REQUESTS = 4096  # that one rollout actor may have in flight
 STOP_TIMEOUT_S = 10.0
@@ -112,9 +113,9 @@ class Fleet:
         """Start an actor and put it to work; where it cannot start, another one takes its place."""
         limit = self._config.rollout.start_timeout_s
         try:
-            member.node = await answer(member, member.actor.node.remote())  # waits for room
+            member.node = await member.answer(member.actor.node.remote())  # waits for room
             async with asyncio.timeout(limit):
-                await answer(member, member.actor.start.remote(*self._start, member.name))
+                await member.answer(member.actor.start.remote(*self._start, member.name))
                 await self.pool.add(member)
         except TimeoutError:
             await self._end(member)

@@ -1,7 +1,7 @@
 """Phase-dependent sampling on vLLM: one set of sampling parameters for the thought, another for the answer.
 
 A completion is in the thought until a marker, a text such as `</think>` or a sequence of token ids, has been
-generated; from the next token on it is in the answer, to its end. This file and `marker` need vLLM and nothing else:
+generated; from the next token on it is in the answer, to its end. It works with plain vLLM too:
 
     from vllm import LLM, SamplingParams
     from adagrpo_ray.rollout.phases import PhaseLogitsProcessor, phase_args
@@ -21,15 +21,17 @@ Axis names: R batch rows that have phases, V the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from math import isfinite
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
+from adagrpo_ray.config.sampling import PhaseParams
+from adagrpo_ray.config.section import first_problem
 from adagrpo_ray.rollout.marker import MarkerWatch, Pieces, TextWatch, Watch
 
 if TYPE_CHECKING:
@@ -39,56 +41,13 @@ if TYPE_CHECKING:
 
 KEY = "phases"  # of a request's extra_args
 GREEDY_BELOW = 1e-5  # the temperature under which vLLM, too, takes the likeliest token
-NEUTRAL = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Sampling parameters of one phase. `top_k` 0 and `min_p` 0.0 switch those filters off; temperature 0 is greedy."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    @classmethod
-    def parse(cls, name: str, values: Any) -> Phase:
-        """A phase from a mapping of its parameters; ValueError, beginning with `name`, where one does not fit."""
-        known = [f.name for f in fields(cls)]
-        if not isinstance(values, Mapping):
-            raise ValueError(f"{name}={values!r} is no mapping; give it some of {', '.join(known)}")
-        for key, value in values.items():
-            if key not in known:
-                raise ValueError(f"{name}.{key}={value!r} is not known; use {', '.join(known)}")
-            fits, wanted = {
-                "temperature": (_number(value) and value >= 0, "a number from 0 (greedy) up"),
-                "top_p": (_number(value) and 0 < value <= 1, "a number above 0 and up to 1 (off)"),
-                "top_k": (_number(value) and isinstance(value, int) and value >= 0, "a whole number from 0 (off) up"),
-                "min_p": (_number(value) and 0 <= value <= 1, "a number from 0 (off) to 1"),
-                "repetition_penalty": (_number(value) and value > 0, "a number above 0; 1 is off"),
-            }[key]
-            if not fits:
-                raise ValueError(f"{name}.{key}={value!r} does not fit; give {wanted}")
-        return cls(**values)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+NEUTRAL = {**PhaseParams().model_dump(), "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 def phase_args(marker: str | Sequence[int], thought: Any, answer: Any) -> dict[str, Any]:
     """A request's `extra_args`.
 
-    `thought` and `answer` are mappings or anything that has Phase's attributes; what is left out is neutral.
+    `thought` and `answer` are mappings or anything that has PhaseParams' attributes; missing ones are neutral.
     A `marker` that is a text is found however the model cuts it into tokens. Token ids must be those that the model
     itself writes: its first and last characters may share a token with the text next to it.
     """
@@ -104,11 +63,11 @@ def phase_args(marker: str | Sequence[int], thought: Any, answer: Any) -> dict[s
 def _mapping(values: Any) -> dict[str, Any]:
     if isinstance(values, Mapping):
         return dict(values)
-    return {f.name: getattr(values, f.name) for f in fields(Phase) if hasattr(values, f.name)}
+    return {name: getattr(values, name) for name in PhaseParams.model_fields if hasattr(values, name)}
 
 
-def _parse(phases: Any) -> tuple[str | list[int], Phase, Phase]:
-    """Marker, thought and answer out of what stands under `KEY`; ValueError where something does not fit."""
+def _parse(phases: Any) -> tuple[str | list[int], PhaseParams, PhaseParams]:
+    """Marker, thought and answer out of the value of `KEY`; ValueError if something does not fit."""
     wanted = {"marker", "thought", "answer"}
     if not isinstance(phases, Mapping) or set(phases) != wanted:
         raise ValueError(f"extra_args[{KEY!r}]={phases!r} must hold marker, thought and answer; use phase_args")
@@ -116,8 +75,22 @@ def _parse(phases: Any) -> tuple[str | list[int], Phase, Phase]:
     ids = isinstance(marker, list | tuple) and all(type(t) is int and t >= 0 for t in marker)
     if not marker or not (ids or isinstance(marker, str)):
         raise ValueError(f"{KEY}.marker={marker!r} must be a text, or a list of at least one token id")
-    thought, answer = (Phase.parse(f"{KEY}.{name}", phases[name]) for name in ("thought", "answer"))
+    thought, answer = (_params(f"{KEY}.{name}", phases[name]) for name in ("thought", "answer"))
     return marker if isinstance(marker, str) else list(marker), thought, answer
+
+
+def _params(name: str, values: Any) -> PhaseParams:
+    """The parameters in a mapping; ValueError, which begins with `name`, if one does not fit."""
+    known = ", ".join(PhaseParams.model_fields)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name}={values!r} is no mapping; give it some of {known}")
+    for key, value in values.items():
+        if key not in PhaseParams.model_fields:
+            raise ValueError(f"{name}.{key}={value!r} is not known; use {known}")
+    try:
+        return PhaseParams(**values)
+    except ValidationError as error:
+        raise ValueError(f"{name}.{first_problem(error)}") from None
 
 
 def penalise_repetition(logits: torch.Tensor, used: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
@@ -145,7 +118,7 @@ def filter_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
 class PhaseTensors:
     """The parameters of R rows; a filter that no row uses is None.
 
-    `temperature`, `top_p`, `top_k`, `min_p` and `penalty` are [R]; `used` [R, V] says which tokens are in a
+    `temperature`, `top_p`, `top_k`, `min_p` and `penalty` are [R]; `used` [R, V] marks the tokens that are in a
     row's prompt or output.
     """
 
@@ -157,7 +130,7 @@ class PhaseTensors:
     used: torch.Tensor | None
 
     @classmethod
-    def of(cls, phases: Sequence[Phase], texts: Sequence[Sequence[int]], logits: torch.Tensor) -> PhaseTensors:
+    def of(cls, phases: Sequence[PhaseParams], texts: Sequence[Sequence[int]], logits: torch.Tensor) -> PhaseTensors:
         """For rows in these phases with these token ids (prompt and output), sized and placed like `logits` [., V]."""
         size, device = logits.shape[1], logits.device
 
@@ -202,7 +175,7 @@ class _Row:
         self._prompt, self._output = prompt or (), output
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> PhaseParams:
         return self._answer if self._watch.seen else self._thought
 
     @property
@@ -220,13 +193,13 @@ class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM comes
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}  # by place in the batch
-        self._index: torch.Tensor | None = None  # [R] places of `_rows`; None: to be laid out anew
+        self._index: torch.Tensor | None = None  # [R] places of `_rows`; None: to be laid out again
         self._tensors: PhaseTensors | None = None
         self._pieces = Pieces(lambda: cached_tokenizer_from_config(vllm_config.model_config))
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """ValueError where a request's phases do not fit, or it has other sampling parameters beside them."""
+        """Raise ValueError if a request's phases do not fit, or it has other sampling parameters as well."""
         phases = (sampling_params.extra_args or {}).get(KEY)
         if phases is None:
             return

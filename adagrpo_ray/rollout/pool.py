@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
-from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError, first_line
+from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine import SyncReceipt
+from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.types import Completion, GenerationRequest
-
-
-@dataclass(eq=False)
-class Member:
-    """A rollout actor that takes requests; `outstanding` is in tokens that `requests` may still have to generate."""
-
-    actor: Any
-    name: str
-    node: str = ""
-    outstanding: int = 0
-    requests: int = 0
-
 
 Lost = Callable[[Member, str], None]
 
@@ -33,9 +20,9 @@ Lost = Callable[[Member, str], None]
 class RolloutPool:
     """Routes requests over its members. Lives in the process that samples; not shared between threads.
 
-    A member that dies, hangs or whose engine dies leaves the pool, `lost` is told, and its requests are sent to others
-    with the same seeds. Where there is no member, requests wait for one to be added; but where nobody adds any,
-    as with `lost` None, or after `close`, they raise.
+    A member that dies, hangs or whose engine dies leaves the pool, `lost` is called, and its requests go to others with
+    the same seeds. Without a member, requests wait for one to be added; they raise if none will be, which is so
+    with `lost` None, and after `close`.
     """
 
     def __init__(
@@ -44,7 +31,7 @@ class RolloutPool:
         self._members = [Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)]
         self._request_timeout, self._stall_timeout = request_timeout_s, stall_timeout_s
         self._lost = lost
-        self._closed: str | None = None if lost else "there is no rollout actor"  # why nobody will join any more
+        self._closed: str | None = None if lost else "there is no rollout actor"  # why no member will join any more
         self._changed = asyncio.Condition()
         self._sent: tuple[Any, AdapterWeights] | None = None  # the newest version: a reference to it, and itself
         self.version = -1  # in effect on all members
@@ -58,9 +45,8 @@ class RolloutPool:
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """The request's completions, from the member with the fewest outstanding tokens, or from another in its place.
 
-        Where the caller is cancelled, the actor gives the request up too. Raises RolloutError where no member is left
-        to send it to, SyncError where one answered under a version that was not in effect meanwhile, and what else an
-        engine raises for this request.
+        If the caller is cancelled, the actor gives the request up too. Raises RolloutError if no member is left to send
+        it to, SyncError if one answered under a version that was not in effect meanwhile, and the engine's own errors.
         """
         while True:
             member, oldest = await self._least_loaded(), self.version
@@ -75,7 +61,7 @@ class RolloutPool:
             return completions
 
     async def add(self, member: Member) -> None:
-        """Bring it to the newest version, then send requests to it; ActorLostError where it is lost meanwhile."""
+        """Bring it to the newest version, then send requests to it; ActorLostError if it is lost meanwhile."""
         held = None
         while held is not self._sent:
             held = self._sent
@@ -92,7 +78,7 @@ class RolloutPool:
             await self._changed.wait_for(lambda: member.outstanding == 0)
 
     async def close(self, reason: str) -> None:
-        """No member will come any more: where there is none, requests raise a RolloutError with this reason."""
+        """No member will come any more: once there is none, requests raise a RolloutError with this reason."""
         self._closed = reason
         await self._notify()
 
@@ -110,16 +96,16 @@ class RolloutPool:
 
     async def sleep(self) -> None:
         """Have all members leave their GPUs; nothing may be in flight. One that is lost meanwhile leaves the pool."""
-        await self._all(lambda m: self._in_time(m, m.actor.sleep.remote(), "leave its GPU"))
+        await self._all(lambda m: m.in_time(m.actor.sleep.remote(), self._stall_timeout, "leave its GPU"))
 
     async def wake(self) -> None:
         """Have them come back; a version has to be applied before they generate again."""
-        await self._all(lambda m: self._in_time(m, m.actor.wake.remote(), "come back to its GPU"))
+        await self._all(lambda m: m.in_time(m.actor.wake.remote(), self._stall_timeout, "come back to its GPU"))
         self.version = self._newest = -1  # so that no answer counts before
         self._sent = None
 
     async def _all(self, work: Callable[[Member], Awaitable[Any]]) -> list[Any]:
-        """What comes of it for each member, side by side; who is lost meanwhile leaves the pool and gives nothing."""
+        """The results of all members, side by side; one that is lost meanwhile leaves the pool and has none."""
         members = self.members
         results = await asyncio.gather(*(work(member) for member in members), return_exceptions=True)
         for member, result in zip(members, results, strict=True):
@@ -129,16 +115,6 @@ class RolloutPool:
                 raise result
         return [result for result in results if not isinstance(result, BaseException)]
 
-    async def _in_time(self, member: Member, reference: Any, what: str) -> Any:
-        """The actor's answer; ActorLostError where it hangs."""
-        try:
-            async with asyncio.timeout(self._stall_timeout):
-                return await answer(member, reference)
-        except TimeoutError:
-            raise ActorLostError(
-                f"{member.name} did not {what} within rollout.stall_timeout_s={self._stall_timeout:g} s"
-            ) from None
-
     async def _least_loaded(self) -> Member:
         async with self._changed:
             await self._changed.wait_for(lambda: self._members or self._closed is not None)
@@ -147,33 +123,16 @@ class RolloutPool:
         return min(self._members, key=lambda member: member.outstanding)
 
     async def _ask(self, member: Member, request: GenerationRequest) -> tuple[Completion, ...]:
-        tokens = request.n * request.max_new_tokens
-        member.outstanding += tokens
-        member.requests += 1
-        reference = member.actor.generate.remote(request)
         try:
-            async with asyncio.timeout(self._request_timeout):
-                completions: tuple[Completion, ...] = await answer(member, reference)
-            return completions
-        except asyncio.CancelledError:
-            ray.cancel(reference)  # the actor aborts it, so that nothing is generated that nobody needs
-            raise
-        except TimeoutError:
-            ray.cancel(reference)
-            raise ActorLostError(
-                f"{member.name} gave no answer for prompt {request.prompt_id} in {self._request_timeout:g} s; "
-                "raise rollout.request_timeout_s, or lower rollout.max_new_tokens"
-            ) from None
+            return await member.generate(request, self._request_timeout)
         finally:
-            member.outstanding -= tokens
-            member.requests -= 1
-            if member not in self._members:  # somebody waits for it to end
+            if member not in self._members:  # `drain` waits for it to end
                 await self._notify()
 
     async def _bring(self, member: Member, reference: Any, weights: AdapterWeights) -> SyncReceipt:
-        """Have a member put a version into effect, and compare what it holds then; ActorLostError where it hangs."""
-        applied = member.actor.apply.remote(reference)
-        receipt: SyncReceipt = await self._in_time(member, applied, f"take version {weights.version}")
+        """Have a member put a version into effect, and compare its digest; ActorLostError if it hangs."""
+        applied, what = member.actor.apply.remote(reference), f"take version {weights.version}"
+        receipt: SyncReceipt = await member.in_time(applied, self._stall_timeout, what)
         if (receipt.version, receipt.digest) != (weights.version, weights.digest):
             raise SyncError(
                 f"{member.name} holds version {receipt.version} with digest {receipt.digest[:12]}; "
@@ -182,7 +141,7 @@ class RolloutPool:
         return receipt
 
     def _remove(self, member: Member, reason: str) -> None:
-        """Take it out, once, whoever notices first."""
+        """Take it out, once, however many requests notice."""
         if member not in self._members:
             return
         self._members.remove(member)
@@ -194,21 +153,3 @@ class RolloutPool:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-async def answer(member: Member, reference: Any) -> Any:
-    """What the actor answers; ActorLostError where it or its engine is gone, its own error where it raised one."""
-    try:
-        return await reference
-    except TaskCancelledError as error:
-        raise ActorLostError(f"{member.name} gave the request up") from error
-    except RayTaskError as error:
-        if isinstance(error.cause, ActorLostError):
-            raise ActorLostError(f"{member.name}: {error.cause}") from None
-        if isinstance(error.cause, AdaGRPOError):
-            raise error.cause from None
-        failed = f"{type(error.cause).__name__}: {first_line(error.cause)}"
-        raise RolloutError(f"{member.name} failed: {failed}") from error
-    except RayActorError as error:
-        # The first line says how it ended; many more say what may have been the cause.
-        raise ActorLostError(f"{member.name} died: {first_line(error)}") from error

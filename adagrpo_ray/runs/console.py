@@ -7,12 +7,12 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from adagrpo_ray.runs.wording import evaluation_line, printable
+from adagrpo_ray.runs.final_lines import report
 from adagrpo_ray.runs.observer import Observer
 from adagrpo_ray.runs.progress import Bar, Clock, Lines, Progress
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
-from adagrpo_ray.runs.final_lines import report
 from adagrpo_ray.runs.terminal import is_terminal, rich_console
+from adagrpo_ray.runs.wording import evaluation_line, printable
 
 
 class Console(Observer):

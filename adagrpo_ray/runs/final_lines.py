@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from adagrpo_ray.runs.wording import change, few, difficulties, number, printable, rungs, shown, whole
 from adagrpo_ray.runs.records import Interval, Summary
+from adagrpo_ray.runs.wording import change, difficulties, few, number, printable, rungs, shown, whole
 
 
 def report(summary: Summary) -> Iterator[RenderableType]:
@@ -22,7 +22,13 @@ def report(summary: Summary) -> Iterator[RenderableType]:
             f"held-out accuracy: {number(summary.accuracy_before)} -> {number(summary.accuracy_after)} "
             f"({change(summary.accuracy_before, summary.accuracy_after)})"
         )
-    names = difficulties([*summary.accuracy_by_difficulty_before, *summary.accuracy_by_difficulty_after, *summary.resamples_by_difficulty])
+    names = difficulties(
+        [
+            *summary.accuracy_by_difficulty_before,
+            *summary.accuracy_by_difficulty_after,
+            *summary.resamples_by_difficulty,
+        ]
+    )
     if names:
         yield _by_difficulty(summary, names)
     yield ""

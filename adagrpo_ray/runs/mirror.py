@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.runs.history import SAMPLES, Mark
 from adagrpo_ray.runs.records import EvaluationRecord, Summary
 from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.runs.writer import RunWriter, taken
+from adagrpo_ray.storage import places as storage
 
 LARGE = 16 * 2**20
 """Bytes from which on samples are copied only where a tenth has come to them: a URL takes whole files alone."""

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from adagrpo_ray.runs.wording import duration, step_metrics
 from adagrpo_ray.runs.records import StepRecord
+from adagrpo_ray.runs.wording import duration, step_metrics
 
 LINE_INTERVAL_S = 1.0
 """Least time between two lines of a log."""

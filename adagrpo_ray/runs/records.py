@@ -170,7 +170,7 @@ class Retries(Record):
 class Summary(Record):
     """A whole run. `seconds` is the time of its steps, without start-up and measurements.
 
-    `flat_before_by_difficulty` and `flat_after_by_difficulty` are means over the steps that had groups of the difficulty.
+    `flat_before_by_difficulty` and `flat_after_by_difficulty` are means over the steps with groups of the difficulty.
     """
 
     accuracy_before: float | None

@@ -1,11 +1,12 @@
-"""What a step sampled, for people to read: problem, attempts, completions, rewards, advantages."""
+"""Groups of a step for people to read: problem, attempts, completions, rewards, advantages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from adagrpo_ray.runs.group_codec import sampling_of
 from adagrpo_ray.runs.record import Record
 from adagrpo_ray.types import SamplingParams
 
@@ -44,16 +45,14 @@ class AttemptSample(Record):
 
     def to_dict(self) -> dict[str, object]:
         """The attempt in JSON's own types."""
-        return {**super().to_dict(), "sampling": asdict(self.sampling)}
+        return {**super().to_dict(), "sampling": self.sampling.model_dump()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The attempt whose `to_dict` gave `values`; KeyError where one is missing."""
-        sampling = dict(values["sampling"])
-        answer = sampling.pop("answer")
+        """The attempt whose `to_dict` gave `values`; KeyError if one is missing."""
         return cls(
             rung=values["rung"],
-            sampling=SamplingParams(**sampling, answer=None if answer is None else SamplingParams(**answer)),
+            sampling=sampling_of(values["sampling"]),
             completions=tuple(CompletionSample.from_dict(completion) for completion in values["completions"]),
         )
 
@@ -62,10 +61,10 @@ class AttemptSample(Record):
 class GroupSample(Record):
     """One epoch of a prompt as it stood when `step` had trained, with all of its attempts, the oldest first.
 
-    `outcome`: "trained" on; "exhausted", its ladder used up, and trained on all the same where its completions have
+    `outcome`: "trained" on; "exhausted", its ladder used up, and trained on all the same if its completions have
     advantages (`algorithm.on_exhausted`); "waiting" for a resample in a later step; or "dropped", given up for its age
     or because a reward function failed on it. `prompt` is the problem as the data set has it, `answer` its ground
-    truth, `difficulty` its class of difficulty, "" where there is none.
+    truth, `difficulty` its class of difficulty, "" if there is none.
     """
 
     step: int
@@ -83,11 +82,6 @@ class GroupSample(Record):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The group whose `to_dict` gave `values`; KeyError where one is missing."""
+        """The group whose `to_dict` gave `values`; KeyError if one is missing."""
         attempts = tuple(AttemptSample.from_dict(attempt) for attempt in values["attempts"])
         return super().from_dict({**values, "attempts": attempts})
-
-
-def well_formed(text: str) -> str:
-    """`text` with U+FFFD for surrogates without their other half, which no file or terminal would take."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from adagrpo_ray.algorithm.statistics import RewardStatistics
+from adagrpo_ray.config.sampling import PhaseParams, SamplingParams
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import AttemptSample, GroupSample
-from adagrpo_ray.types import SamplingParams
 
 
 def why(group: GroupSample, number: int, run: RunHistory) -> str:
@@ -38,15 +38,15 @@ def rung(attempt: AttemptSample) -> str:
     return f"{place} ({parameters(attempt.sampling)})"
 
 
-def parameters(sampling: SamplingParams) -> str:
+def parameters(sampling: PhaseParams) -> str:
     """The temperature, and the other parameters that are not switched off."""
-    off = SamplingParams()
+    off = PhaseParams()
     parts = [f"temperature {sampling.temperature:g}"]
     for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
         value = getattr(sampling, name)
         if value != getattr(off, name):
             parts.append(f"{name} {value:g}")
-    if sampling.answer is not None:
+    if isinstance(sampling, SamplingParams) and sampling.answer is not None:
         parts.append(f"then for the answer {parameters(sampling.answer)}")
     return ", ".join(parts)
 

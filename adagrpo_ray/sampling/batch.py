@@ -1,4 +1,4 @@
-"""From groups to what the loss needs: advantages from cached statistics, weights over the whole batch."""
+"""From groups to training samples: advantages from cached statistics, weights over the whole batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def training_samples(
     """The completions that `settings.train_on` picks, with their advantages and token weights.
 
     Advantages come from the statistics over all attempts whatever is picked. Completions without weight (empty, or
-    `is_masked`) are left out, after they were counted as `token_weights` says. So are those whose advantage is zero
+    `is_masked`) are left out, after `token_weights` has counted them. So are those whose advantage is zero
     if neither a KL term nor an entropy bonus gives them a gradient: the loss is the same without them.
     """
     chosen = [
@@ -46,25 +46,25 @@ def is_masked(completion: Completion, settings: AlgorithmSettings) -> bool:
 def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:
     """Completions of one group to train on, each with its advantage; newest attempts first.
 
-    `balanced` picks as many as one attempt has: right ones up to half, else wrong ones, else more right ones
+    `balanced` picks as many as one attempt has: correct ones up to half, else wrong ones, else more correct ones
     (arXiv 2510.04996, section 3), so that one success among many failures is not drowned by them.
     """
-    attempts = (group.last,) if settings.train_on == "last" else group.attempts[::-1]
+    attempts, statistics = (group.last,) if settings.train_on == "last" else group.attempts[::-1], statistics_of(group)
     pool = [
-        (completion, float(advantage), bool(correct))
+        (completion, float(advantage), bool(is_correct))
         for attempt in attempts
-        for completion, advantage, correct in zip(
+        for completion, advantage, is_correct in zip(
             attempt.completions,
-            advantages(attempt.rewards, statistics_of(group), settings.advantage_epsilon, settings.advantage_bound),
+            advantages(attempt.rewards, statistics, settings.advantage_epsilon, settings.advantage_bound),
             attempt.correct,
             strict=True,
         )
     ]
     if settings.train_on == "balanced":
         size = len(group.last.completions)
-        right, wrong = [p for p in pool if p[2]], [p for p in pool if not p[2]]
-        kept = min(len(right), max(size // 2, size - len(wrong)))
-        pool = [*right[:kept], *wrong[: size - kept]]
+        correct, wrong = [p for p in pool if p[2]], [p for p in pool if not p[2]]
+        kept = min(len(correct), max(size // 2, size - len(wrong)))
+        pool = [*correct[:kept], *wrong[: size - kept]]
     for completion, advantage, _ in pool:
         yield completion, advantage
 

@@ -1,4 +1,4 @@
-"""What a step's sampling brought in."""
+"""The groups of one step, by how they ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adagrpo_ray.types import Group
 class Failure:
     """A group that could not be scored: as it was before, and the first `error`.
 
-    Where it was `dropped`, the `tokens` generated for it went with it; else it went on with `rewards.error_score`.
+    If it was `dropped`, the `tokens` generated for it are lost; else it continued with `rewards.error_score`.
     """
 
     group: Group
@@ -22,10 +22,10 @@ class Failure:
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """What a step's sampling brought in.
+    """The groups of one step, by how they ended.
 
-    `ready` groups met the criterion; `exhausted` ones failed on the last rung; `waiting` ones go on in a
-    later step, `late` ones of this step's among them, which it ended without; `aged` ones were given up because
+    `ready` groups met the criterion; `exhausted` ones failed on the last rung; `waiting` ones continue
+    in a later step, with the `late` ones that this step ended without; `aged` ones were given up because
     they waited too long; `failed` ones could not be scored. `attempts` are all that this step sampled and scored,
     with the group as it was after each.
     """

@@ -13,19 +13,19 @@ from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.runs.records import EvaluationRecord
-from adagrpo_ray.sampling.sampler import Generate, Score
+from adagrpo_ray.sampling.group_run import Generate, Score
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
 
 def evaluation_request(
     prompt: Prompt, settings: EvaluationSettings, max_new_tokens: int, seed: int
 ) -> GenerationRequest:
-    """What is asked for to measure on a prompt: the same every time."""
+    """The request for a held-out prompt: the same every time."""
     return GenerationRequest(
         prompt_id=prompt.id,
         prompt_token_ids=prompt.token_ids,
         n=settings.samples,
-        sampling=settings.sampling.params(),
+        sampling=settings.sampling,
         max_new_tokens=max_new_tokens,
         seed=request_seed(seed, prompt.id, -1, 0),
     )
@@ -50,21 +50,21 @@ async def evaluate(
     max_new_tokens: int,
     seed: int,
 ) -> EvaluationRecord:
-    """Share of right completions (avg@k for k = `settings.samples`), all prompts and by difficulty.
+    """Share of correct completions (avg@k for k = `settings.samples`), all prompts and by difficulty.
 
-    The seeds are the same every time, so that two measurements of a run compare. Completions that could not be scored
+    The seeds are the same every time, so that two evaluations of a run compare. Completions that could not be scored
     count as wrong. DivergedError if a log-probability is not finite: an accuracy of such a model means nothing.
     """
     began = time.perf_counter()
 
-    async def measure(prompt: Prompt) -> tuple[str, float, float, bool]:
+    async def of_prompt(prompt: Prompt) -> tuple[str, float, float, bool]:
         completions = await generate(evaluation_request(prompt, settings, max_new_tokens, seed))
         check_finite(completions)
         scores, correct = await score(prompt, completions)
         length = float(np.mean([len(c.token_ids) for c in completions]))
         return prompt.difficulty, float(correct.mean()), length, scores.error is not None
 
-    results = await asyncio.gather(*(measure(prompt) for prompt in prompts))
+    results = await asyncio.gather(*(of_prompt(prompt) for prompt in prompts))
     difficulties: dict[str, list[float]] = defaultdict(list)
     for difficulty, accuracy, *_ in results:
         difficulties[difficulty].append(accuracy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from adagrpo_ray.runs.samples import GroupSample
 
@@ -21,7 +20,7 @@ def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
     return [
         [
             *(group.step, group.prompt_id, group.difficulty, group.prompt, group.answer, group.outcome),
-            *(number, attempt.rung, json.dumps(asdict(attempt.sampling))),
+            *(number, attempt.rung, json.dumps(attempt.sampling.model_dump())),
             *(completion.text, completion.tokens, completion.finish_reason, completion.weight_version),
             *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),
         ]

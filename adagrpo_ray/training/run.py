@@ -19,7 +19,7 @@ from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.tracking import tracked
 from adagrpo_ray.training.resolve import resolve
-from adagrpo_ray.training.trainer import place_and_train
+from adagrpo_ray.training.start import place_and_train
 
 CODES = "functions.json"
 """Fingerprints of the functions given to a run, in its folder."""

@@ -2,87 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from adagrpo_ray.cards.card import Facts, adapter_card, package_versions
 from adagrpo_ray.checkpoint.resume import FOLDER, Past, progress_of
-from adagrpo_ray.cluster.authentication import takes_token
-from adagrpo_ray.cluster.nodes import check_shared
-from adagrpo_ray.cluster.placement import Placement
-from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import (
-    AdaGRPOError,
-    DivergedError,
-    ExtensionError,
-    LearnerLostError,
-    RecordError,
-    RewardError,
-    RolloutError,
-    StoppedError,
-)
-from adagrpo_ray.learner.actor import Collected, Pending
-from adagrpo_ray.learner.schedule import learning_rate
-from adagrpo_ray.learner.updates import TrainReport, update_metrics
-from adagrpo_ray.model.identity import identify
+from adagrpo_ray.errors import DivergedError, ExtensionError, RecordError, RewardError, RolloutError, StoppedError
+from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage.places import join
-from adagrpo_ray.training.actors import Actors, actors, any_dead, connect, get
-from adagrpo_ray.training.preflight import Inputs
-
-UNGUARDED = (
-    "asks for no token, so that whoever reaches its ports can run anything on it; start it with RAY_AUTH_MODE=token "
-    "(docs/jobs.md)"
-)
-
-
-def place_and_train(
-    config: Config,
-    inputs: Inputs,
-    folder: Path,
-    observer: Observer,
-    past: Past | None = None,
-    stop: Stop | None = None,
-    home: str | None = None,
-    patience_s: float = 0.0,
-) -> Summary:
-    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `home`/adapter.
-
-    `folder` is where `observer` writes, `home` the path or URL where the learners do: `folder` too unless given.
-    Ends soon after `stop` is set, with a checkpoint of the last finished step; raises StoppedError where that was
-    by a signal or no step was finished, LearnerLostError where a learner rank died, and ResourceError where a joined
-    cluster has no room, after `patience_s` of waiting for it.
-    """
-    with connect(config, inputs.joined, patience_s) as placement:
-        if inputs.joined is not None:
-            if not takes_token():
-                observer.phase(f"warning: the Ray cluster at {inputs.joined} {UNGUARDED}")
-            check_shared(home or str(folder))
-        observer.phase(f"starting {_where(config, placement)}")
-        with actors(config, placement, inputs, stop) as running:
-            return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))
-
-
-def _card(config: Config, inputs: Inputs, summary: Summary) -> str:
-    """The model card of the adapter that the run leaves, with the command that this process is."""
-    prompts = (len(inputs.prompts.train), len(inputs.prompts.held_out))
-    base = identify(config.model.path, inputs.model_path)
-    command = shown_command(["python", *sys.orig_argv[1:]])
-    return adapter_card(Facts(config, base, summary, command, prompts, package_versions(), inputs.template))
-
-
-def _where(config: Config, placement: Placement) -> str:
-    """The placement in one line."""
-    turns = "both stay there" if not config.rollout.sleep else "vLLM sleeps while the learner trains"
-    return ", ".join([*placement.describe().splitlines(), *([turns] if placement.shared else [])])
+from adagrpo_ray.training.actors import Actors
+from adagrpo_ray.training.cadence import ahead, evaluates_after, saves_after
+from adagrpo_ray.training.learners import Learners
+from adagrpo_ray.training.skipped import check_skipped, warn_of_skipped
+from adagrpo_ray.training.step_record import step_record
 
 
 def train_on(
@@ -95,21 +31,31 @@ def train_on(
     home: str | None = None,
     card: Callable[[Summary], str] | None = None,
 ) -> Summary:
-    """The steps and measurements of `place_and_train`, on actors that are ready to begin; `card` words its card."""
-    run = _Run(running, config, folder, observer, stop or Stop(), home or str(folder), card)
+    """The steps and evaluations of `place_and_train`, on actors that are ready to begin; `card` words its card."""
+    stop = stop or Stop()
+    learners = Learners(running.learners, stop, observer.phase)
+    trainer = Trainer(learners, config, folder, observer, stop, home or str(folder), card)
     try:
-        return run.finish(past)
+        return trainer.run(past)
     except (StoppedError, DivergedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
-        kept = run.keep()
-        raise type(error)(f"{error}; {kept}") from error
+        raise type(error)(f"{error}; {trainer.keep()}") from error
 
 
-class _Run:
-    """One run on its actors, with what it has measured so far."""
+@dataclass(frozen=True)
+class FinishedStep:
+    """A step that all ranks have done: its record, groups to show, and rank 0's report of its updates, if any."""
+
+    record: StepRecord
+    groups: tuple[GroupSample, ...]
+    updates: TrainReport | None
+
+
+class Trainer:
+    """One run on its learners, with its records and evaluations so far."""
 
     def __init__(
         self,
-        running: Actors,
+        learners: Learners,
         config: Config,
         folder: Path,
         observer: Observer,
@@ -117,37 +63,28 @@ class _Run:
         home: str,
         card: Callable[[Summary], str] | None,
     ) -> None:
-        self._learners, self._config, self._folder, self._home = running.learners, config, folder, home
+        self._learners, self._config, self._folder, self._home = learners, config, folder, home
         self._observer, self._stop, self._card = observer, stop, card
         self._records: list[StepRecord] = []
-        self._measured: dict[int, float] = {}  # held-out accuracy by step
+        self._accuracies: dict[int, float] = {}  # on the held-out prompts, by step
         self._saved = 0  # the step of the newest checkpoint
-        self._skipped_in_a_row = 0  # updates, when the last one was skipped
-        self._in_step = True  # the learners stand where the newest record says
+        self._between_steps = True  # the learners are in the state of the newest record
 
-    def finish(self, past: Past | None) -> Summary:
-        """All steps that are left, measured, kept and summed up."""
+    def run(self, past: Past | None) -> Summary:
+        """All steps that are left, with their evaluations and checkpoints; writes the adapter and sums up."""
         config, observer = self._config, self._observer
         before, last = self._begin(past)
         try:
             for step in range(len(self._records) + 1, config.run.steps + 1):
                 try:
-                    record, groups = self._step(step)
+                    finished = self._step(step)
                 except (DivergedError, RecordError):  # the learners have begun a step that has no record
-                    self._in_step = False
+                    self._between_steps = False
                     raise
-                self._records.append(record)
-                observer.step(record)
-                observer.samples(groups)
-                self._check_skipped(record)
-                ends = step == config.run.steps
-                if ends or _due(config.evaluation.every, step):
-                    last = self._evaluate("after" if ends else f"step {step}", step)
-                if (
-                    ends
-                    or _due(config.checkpoint.every, step)
-                    or (config.checkpoint.keep_best and _is_best(self._measured, step))
-                ):
+                self._record(finished)
+                if evaluates_after(config, step):
+                    last = self._evaluate("after" if step == config.run.steps else f"step {step}", step)
+                if saves_after(config, step, self._accuracies):
                     self._save_checkpoint()
         except StoppedError:
             if self._stop.interrupted or not self._records:
@@ -155,129 +92,66 @@ class _Run:
             observer.phase(f"stopped as asked; {self.keep()}")
         adapter = join(self._home, "adapter")
         summary = summarize(self._records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
-        self._on_all("save_adapter", adapter, self._card(summary) if self._card else None)
+        self._learners.on_all("save_adapter", adapter, self._card(summary) if self._card else None)
         observer.summary(summary)
         return summary
 
     def keep(self) -> str:
-        """A checkpoint of the last finished step, where there is none yet; what to say of it."""
-        get(self._learners[0].abandon.remote())
+        """Make a checkpoint of the last finished step if there is none yet; returns a sentence about it."""
+        self._learners.abandon()
         if not self._records:
             return "no step was finished, so there is nothing to keep"
-        if not self._in_step and not self._saved:
+        if not self._between_steps and not self._saved:
             return "nothing was kept, since there was no checkpoint before (checkpoint.every)"
-        if self._in_step and self._saved < self._records[-1].step:
+        if self._between_steps and self._saved < self._records[-1].step:
             self._save_checkpoint()
         return f"step {self._saved} is in {join(self._home, FOLDER)}: go on with --resume {self._home}"
 
     def _begin(self, past: Past | None) -> tuple[EvaluationRecord | None, EvaluationRecord | None]:
-        """Bring all actors to where the run begins or goes on; its first and last measurement so far."""
+        """Bring all actors to the state that the run begins or continues with; its first and last evaluation so far."""
         if past is None or past.checkpoint is None:
-            self._on_all("sync", 0)
+            self._learners.sync(0)
             before = self._evaluate("before", 0)
             return before, before
-        self._on_all("load_checkpoint", past.source)
-        self._on_all("sync", past.mark.step)
+        self._learners.on_all("load_checkpoint", past.source)
+        self._learners.sync(past.mark.step)
         self._records, self._saved = list(past.records), past.mark.step
-        self._measured = {record.step: record.accuracy for record in past.evaluations}
-        measured = past.evaluations or (None,)
-        return measured[0], measured[-1]
+        self._accuracies = {record.step: record.accuracy for record in past.evaluations}
+        evaluations = past.evaluations or (None,)
+        return evaluations[0], evaluations[-1]
 
-    def _step(self, step: int) -> tuple[StepRecord, tuple[GroupSample, ...]]:
-        """One step: sample and resample groups, one optimizer step on all ranks, the new adapter to all rollouts."""
+    def _step(self, step: int) -> FinishedStep:
+        """One step: sample and resample groups, update on all ranks, send the new adapter to all rollout actors."""
         began = time.perf_counter()
-        collected: Collected = self._patiently("collect", step, _ahead(self._config, step))
+        collected = self._learners.collect(step, ahead(self._config, step))
         sampled = time.perf_counter()
-        reports: list[TrainReport] = []
-        if collected.trained_tokens:
-            batches = zip(self._learners, collected.batches, strict=True)
-            reports = self._answers([learner.train.remote(batch) for learner, batch in batches])
+        reports = self._learners.train(collected.batches) if collected.trained_tokens else []
         trained = time.perf_counter()
-        sync, *_ = self._on_all("sync", step)
+        sync = self._learners.sync(step)
         ended = time.perf_counter()
-        updates = self._config.algorithm.updates_per_batch
-        record = StepRecord(
-            step=step,
-            seconds=ended - began,
-            **asdict(collected.figures),
-            trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
-            **update_metrics(reports, updates),
-            learning_rate=reports[0].learning_rate if reports else learning_rate(self._config, step, updates - 1),
-            weight_version=sync.version,
-            sync_bytes=sync.sent_bytes,
-            rollout_actors=collected.rollout_actors,
-            rollout_restarts=collected.rollout_restarts,
-            seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
-        )
-        if reports and reports[0].cause is not None:
-            self._observer.phase(
-                f"warning: step {step}: an update was skipped, because numbers were not finite: {reports[0].cause} "
-                f"({reports[0].skipped_in_a_row} in a row)"
-            )
-            self._skipped_in_a_row = reports[0].skipped_in_a_row
-        return record, collected.groups
+        seconds = {"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained}
+        record = step_record(self._config, step, collected, reports, sync, seconds)
+        return FinishedStep(record, collected.groups, reports[0] if reports else None)
 
-    def _check_skipped(self, record: StepRecord) -> None:
-        """DivergedError if an update of the step was skipped, and as many in a row as may be."""
-        most, skipped = self._config.learner.max_skipped_updates, self._skipped_in_a_row
-        if record.skipped_updates and most is not None and skipped >= most:
-            raise DivergedError(
-                f"step {record.step}: {skipped} updates in a row were skipped, because numbers in them were not finite "
-                f"(learner.max_skipped_updates={most}); lower learner.learning_rate="
-                f"{self._config.learner.learning_rate}, or read in samples.jsonl what the policy writes"
-            )
+    def _record(self, finished: FinishedStep) -> None:
+        """Hand a step to the observer; DivergedError if too many updates in a row were skipped."""
+        step = finished.record.step
+        warn_of_skipped(step, finished.updates, self._observer.phase)
+        self._records.append(finished.record)
+        self._observer.step(finished.record)
+        self._observer.samples(finished.groups)
+        check_skipped(step, finished.updates, self._config.learner)
 
     def _evaluate(self, label: str, step: int) -> EvaluationRecord | None:
         if not self._config.data.eval_prompts:
             return None
-        record: EvaluationRecord = self._patiently("evaluate", step)
+        record = self._learners.evaluate(step)
         self._observer.evaluation(label, record)
-        self._measured[step] = record.accuracy
+        self._accuracies[step] = record.accuracy
         return record
 
     def _save_checkpoint(self) -> None:
         progress = progress_of(self._config, self._folder, self._records)
-        measured = self._measured if self._config.checkpoint.keep_best else {}
-        self._on_all("save_checkpoint", join(self._home, FOLDER), progress, measured)
+        accuracies = self._accuracies if self._config.checkpoint.keep_best else {}
+        self._learners.on_all("save_checkpoint", join(self._home, FOLDER), progress, accuracies)
         self._saved = progress.step
-
-    def _on_all(self, method: str, *arguments: Any) -> Any:
-        """The answers of all learner ranks, which work together on it."""
-        return self._answers([getattr(learner, method).remote(*arguments) for learner in self._learners])
-
-    def _answers(self, calls: list[Any]) -> Any:
-        """What the ranks answer. Where one dies, the others may be the first to fail, for want of its messages."""
-        try:
-            return get(calls)
-        except LearnerLostError:
-            raise
-        except AdaGRPOError as error:
-            if len(self._learners) > 1 and any_dead(self._learners, within_s=5.0):
-                raise LearnerLostError("a learner rank died") from error
-            raise
-
-    def _patiently(self, method: str, *arguments: Any) -> Any:
-        """Rank 0's answer to what may take long; StoppedError where the user does not want to wait for it."""
-        while not self._stop.is_set():
-            answer = get(getattr(self._learners[0], method).remote(*arguments))
-            for notice in getattr(answer, "notices", ()):
-                self._observer.phase(notice)
-            if not isinstance(answer, Pending):
-                return answer
-        raise StoppedError("stopped as asked")
-
-
-def _due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _is_best(measured: Mapping[int, float], step: int) -> bool:
-    """Whether the measurement after `step` is the best, the first of equal ones, after any training."""
-    return step == max((at for at in measured if at > 0), key=measured.__getitem__, default=0)
-
-
-def _ahead(config: Config, step: int) -> int:
-    """The last step whose rollouts may begin with those of `step`; none is in flight where a checkpoint may be made."""
-    periods = (config.checkpoint.every, config.evaluation.every if config.checkpoint.keep_best else 0)
-    pauses = (math.ceil(step / every) * every for every in periods if every > 0)
-    return min(step + config.algorithm.max_staleness, config.run.steps, *pauses)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.config.algorithm import PhaseSettings, SamplingSettings
+from adagrpo_ray.config.sampling import PhaseParams, SamplingParams
 from adagrpo_ray.data.template_choice import chosen_template
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelError, RolloutError, first_line
 from adagrpo_ray.lora.adapters import Adapter, check_fit, read_adapter, weights_file
 from adagrpo_ray.model.pretrained import linear_shapes, load_tokenizer, read_model_config, resolve_model
-from adagrpo_ray.rollout.engine import Piece, RolloutEngine
-from adagrpo_ray.types import GenerationRequest, SamplingParams
+from adagrpo_ray.rollout.streaming import Piece, StreamingEngine
+from adagrpo_ray.types import GenerationRequest
 from adagrpo_ray.viewer.conversation import Rendered, Side
 from adagrpo_ray.viewer.offers import Base
 
@@ -41,7 +41,7 @@ class ChatModel:
         self.limit = 0  # tokens of a conversation
         self._thread = ThreadPoolExecutor(1, "engine")
         self._begun: asyncio.Task[None] | None = None
-        self._engine: RolloutEngine | None = None
+        self._engine: StreamingEngine | None = None
         self._serving: tuple[Config, int] | None = None
         self._adapter: tuple[str, int, int] | None = None
         self._version = -1
@@ -140,7 +140,7 @@ class ChatModel:
         if engine is not None:
             await engine.stop()
 
-    def _running(self) -> RolloutEngine:
+    def _running(self) -> StreamingEngine:
         if self._engine is None:
             raise RolloutError("the model has stopped; send the message again")
         return self._engine
@@ -169,14 +169,14 @@ def _read(path: Path, config: Config) -> Adapter:
     return adapter
 
 
-def _start(config: Config, rank: int) -> tuple[RolloutEngine, Any, int]:
+def _start(config: Config, rank: int) -> tuple[StreamingEngine, Any, int]:
     """The engine, its tokenizer, and the tokens that a conversation may have."""
     # The page's process has threads, which a fork would leave behind in the middle of anything.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     path = resolve_model(config)
     tokenizer = load_tokenizer(path, config.model, config.data)
     limit = _limit(config, path)
-    return RolloutEngine.create(path, limit, _serving(config, rank), chosen_template(config.data)), tokenizer, limit
+    return StreamingEngine.create(path, limit, _serving(config, rank), chosen_template(config.data)), tokenizer, limit
 
 
 def _limit(config: Config, path: str) -> int:
@@ -194,6 +194,6 @@ def _serving(config: Config, rank: int) -> Config:
             "rollout": config.rollout.model_copy(update=rollout),
             "algorithm": config.algorithm.model_copy(update={"max_staleness": 0}),
             # Phases may be switched on with any message.
-            "evaluation": config.evaluation.model_copy(update={"sampling": SamplingSettings(answer=PhaseSettings())}),
+            "evaluation": config.evaluation.model_copy(update={"sampling": SamplingParams(answer=PhaseParams())}),
         }
     )

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from adagrpo_ray.config import Config
-from adagrpo_ray.config.algorithm import PhaseSettings
+from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.errors import AdaGRPOError, ChatError
 from adagrpo_ray.viewer.chat_model import ChatModel
@@ -150,7 +150,7 @@ class ChatPage:
             system_prompt=system_message(config.data) or "",
             thinking=config.data.template_kwargs.get("enable_thinking") is not False,
             max_new_tokens=config.rollout.max_new_tokens,
-            sampling=PhaseSettings(**sampling.model_dump(exclude={"answer"})),
+            sampling=PhaseParams(**sampling.model_dump(exclude={"answer"})),
             phases=sampling.answer is not None,
             **({} if sampling.answer is None else {"answer": sampling.answer}),
         )

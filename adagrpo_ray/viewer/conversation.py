@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from adagrpo_ray.config.algorithm import PhaseSettings, SamplingSettings
+from adagrpo_ray.config.sampling import PhaseParams, SamplingParams
 from adagrpo_ray.config.section import Section
 from adagrpo_ray.data.arithmetic import THINK_START
 from adagrpo_ray.data.chat import Messages
@@ -16,7 +16,6 @@ from adagrpo_ray.data.messages import Chat
 from adagrpo_ray.data.plain import plain_text
 from adagrpo_ray.data.template import text_head
 from adagrpo_ray.errors import ChatError
-from adagrpo_ray.types import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,8 +149,8 @@ def split_thought(text: str, think_end: str, thinks: bool) -> tuple[str | None, 
     return None, text.strip() or None
 
 
-def sampling_params(sampling: PhaseSettings, answer: PhaseSettings | None, thinking: bool) -> SamplingParams:
+def sampling_params(sampling: PhaseParams, answer: PhaseParams | None, thinking: bool) -> SamplingParams:
     """The parameters of a request; where there is no thought, those of the `answer` hold from the beginning."""
     if answer is not None and not thinking:
         sampling, answer = answer, None
-    return SamplingSettings(**sampling.model_dump(), answer=answer).params()
+    return SamplingParams(**sampling.model_dump(), answer=answer)

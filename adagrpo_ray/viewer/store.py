@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from adagrpo_ray.config.algorithm import PhaseSettings
+from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.config.section import PositiveInt, Section
 from adagrpo_ray.errors import ChatError
 from adagrpo_ray.viewer.conversation import Conversation
@@ -34,9 +34,9 @@ class ChatSettings(Section):
     system_prompt: str = Field("", description="system message; empty: none")
     thinking: bool = Field(True, description="let the model think before it answers")
     max_new_tokens: PositiveInt = Field(256, description="most tokens of an answer")
-    sampling: PhaseSettings = Field(PhaseSettings(), description="sampling parameters")
+    sampling: PhaseParams = Field(PhaseParams(), description="sampling parameters")
     phases: bool = Field(False, description="other sampling parameters after the thought")
-    answer: PhaseSettings = Field(PhaseSettings(temperature=0.7), description="those parameters")
+    answer: PhaseParams = Field(PhaseParams(temperature=0.7), description="those parameters")
 
 
 class Store:

@@ -13,7 +13,7 @@ from typing import Any
 from adagrpo_ray.config.data import PLAIN
 from adagrpo_ray.errors import AdaGRPOError, ChatError, ModelError
 from adagrpo_ray.lora.adapters import RANKS, read_settings, served_rank
-from adagrpo_ray.rollout.engine import Piece
+from adagrpo_ray.rollout.streaming import Piece
 from adagrpo_ray.viewer.chat_model import ChatModel
 from adagrpo_ray.viewer.conversation import SIDES, Conversation, Message, Side, render, sampling_params
 from adagrpo_ray.viewer.offers import Base

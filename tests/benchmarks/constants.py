@@ -114,7 +114,7 @@ async def engine(started: RolloutEngine, config: Config, inputs: Inputs) -> tupl
     for number, sequences, tokens in product(range(1 + ROUNDS), SEQUENCES, (most, 1)):
         n = min(a.group_size, sequences)
         requests = [
-            GenerationRequest(p.id, p.token_ids, n, a.sampling.params(), tokens, next(seeds))
+            GenerationRequest(p.id, p.token_ids, n, a.sampling, tokens, next(seeds))
             for p in islice(prompts, min(sequences, config.rollout.max_num_seqs) // n)
         ]
         began = time.perf_counter()
@@ -270,7 +270,7 @@ def store() -> Fields:
 async def calls(actors: list[Any], config: Config, inputs: Inputs) -> Fields:
     """A call and its answer, with nobody else calling; as `calling` rank 0's seconds for it and a completion."""
     pool = RolloutPool(actors, config.rollout.request_timeout_s, config.rollout.stall_timeout_s)
-    prompt, sampling = inputs.prompts.train[0], config.algorithm.sampling.params()
+    prompt, sampling = inputs.prompts.train[0], config.algorithm.sampling
     requests = {n: GenerationRequest(prompt.id, prompt.token_ids, n, sampling, 1, 0) for n in COMPLETIONS}
     rows, own = list[tuple[float, ...]](), list[float]()
     for number, n in product(range(1 + ROUNDS), COMPLETIONS):

@@ -34,7 +34,7 @@ from adagrpo_ray.runs import Observers
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.training.resolve import resolve
-from adagrpo_ray.training.trainer import place_and_train
+from adagrpo_ray.training.start import place_and_train
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, TrainBatch, TrainSample
 
 ROUNDS, WARM_UP = 20, 3  # of an update, and how many of them are not counted
@@ -64,7 +64,7 @@ class Rollouts:
                 prompt_id=prompt.id,
                 prompt_token_ids=prompt.token_ids,
                 n=a.group_size,
-                sampling=a.sampling.params(),
+                sampling=a.sampling,
                 max_new_tokens=config.rollout.max_new_tokens,
                 seed=request_seed(config.run.seed, prompt.id, epoch, 0),
             )
@@ -107,7 +107,7 @@ def batch_of(config: Config, answers: Answers) -> TrainBatch:
             columns=prompt.columns,
         )
         correct = scores.by_function[:, -1] > config.rewards.correct_above
-        sampling = config.algorithm.sampling.params()
+        sampling = config.algorithm.sampling
         attempt = Attempt(-1, sampling, completions, scores.rewards, scores.by_function, correct)
         groups.append(Group(prompt, epoch=0, born=1, size=len(completions)).with_attempt(attempt))
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)

@@ -1,0 +1,164 @@
+"""Rank 0's sampling for one run: groups into batches, held-out evaluation, and the adapter to the rollout actors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from adagrpo_ray.algorithm.methods import make_method
+from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
+from adagrpo_ray.config.data import PLAIN
+from adagrpo_ray.config.learner import Packing
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.learner.background import Background
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.replies import Collected, Pending
+from adagrpo_ray.lora.payload import AdapterWeights
+from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.rollout.endings import Endings
+from adagrpo_ray.rollout.fleet import Fleet
+from adagrpo_ray.runs.group_codec import Arrays
+from adagrpo_ray.runs.records import EvaluationRecord
+from adagrpo_ray.sampling.batch import broken_samples, training_samples
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.sampling.evaluate import evaluate
+from adagrpo_ray.sampling.metrics import sampling_metrics
+from adagrpo_ray.sampling.sample_table import group_samples
+from adagrpo_ray.sampling.sampler import AdaptiveSampler
+
+POLL_S = 1.0
+"""How long `collect` and `evaluate` let their caller wait: the longest that a request to stop goes unnoticed."""
+
+
+class Collector:
+    """Sampler, scorer and evaluation of one run, over the rollout actors of a fleet that may serve several runs.
+
+    Its coroutines run in `background`, in which the sampling of coming steps continues while this one is trained on.
+    Its scoring processes are there until `close`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        background: Background,
+        fleet: Fleet,
+        prompts: PromptSets,
+        packing: Packing,
+        given: Given = NOTHING,
+    ) -> None:
+        """Raises ConfigError if the criterion or the ladder cannot be loaded or called."""
+        self._config, self._background, self._fleet = config, background, fleet
+        self._prompts, self._packing = prompts, packing
+        self._functions = [f.function for f in config.rewards.functions]
+        self._method = make_method(config.algorithm, self._functions, given)
+        self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
+        self._generate = self._endings.watched(fleet.pool.generate)
+        self._scorer = RewardScorer(config.rewards, config.data.format, given)
+        self._sampler = AdaptiveSampler(
+            config.algorithm,
+            self._method,
+            PromptOrder(prompts.train, config.run.seed, config.data.shuffle, prompts.template),
+            self._generate,
+            self._scorer.score,
+            max_new_tokens=config.rollout.max_new_tokens,
+            seed=config.run.seed,
+            drop_failed=config.rewards.on_error == "drop",
+        )
+        self._collections: dict[int, asyncio.Task[Collection]] = {}  # in flight, by step
+        self._evaluations: dict[int, asyncio.Task[EvaluationRecord]] = {}
+
+    def collect(self, step: int, last: int) -> Collected | Pending:
+        """Sample the groups of a step, with resamples of those that fail, and cut them into each rank's batch.
+
+        The sampling of the coming steps up to `last` begins too, and continues after the return.
+        """
+        for begun in range(step, last + 1):
+            if begun not in self._collections:
+                self._collections[begun] = self._background.start(self._sampler.collect(begun))
+        if not self._background.wait(self._collections[step], POLL_S):
+            return Pending(self._notices())
+        return self._collected(step, self._collections.pop(step).result())
+
+    def evaluate(self, step: int) -> EvaluationRecord | Pending:
+        """Accuracy on the held-out prompts after `step`."""
+        config = self._config
+        if step not in self._evaluations:
+            self._evaluations[step] = self._background.start(
+                evaluate(
+                    self._prompts.held_out,
+                    config.evaluation,
+                    self._generate,
+                    self._scorer.score,
+                    step=step,
+                    max_new_tokens=config.rollout.max_new_tokens,
+                    seed=config.run.seed,
+                )
+            )
+        done = self._background.wait(self._evaluations[step], POLL_S)
+        # Notices go first: after the last evaluation nothing asks for any more.
+        notices = (*self._notices(), *(self._endings.notices() if done else ()))
+        if notices or not done:
+            return Pending(notices)
+        return self._evaluations.pop(step).result()
+
+    def abandon(self) -> None:
+        """Give up the sampling in flight. The next step, and a checkpoint, find the sampler as if it had not begun."""
+        self._background.cancel([*self._collections.values(), *self._evaluations.values()])
+        self._collections, self._evaluations = {}, {}
+
+    def apply(self, weights: AdapterWeights) -> None:
+        """Put a version of the adapter into effect on all rollout actors; raises as `RolloutPool.apply`."""
+        self._background.run(self._fleet.pool.apply(weights))
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Within it the rollout actors leave their GPUs; after it they are back, and need a version to serve."""
+        self._background.run(self._fleet.pool.sleep())
+        try:
+            yield
+        finally:
+            self._background.run(self._fleet.pool.wake())
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """The sampler's state for a checkpoint, exact between two steps: JSON values, and arrays by name."""
+        return to_plain(self._sampler.state_dict())
+
+    def restore(self, plain: dict[str, Any], arrays: Arrays) -> None:
+        """Continue from the state that `state` gave; CheckpointError if it does not fit the prompts."""
+        prompts = {prompt.id: prompt for prompt in self._prompts.train}
+        self._sampler.load_state_dict(from_plain(plain, arrays, prompts))
+
+    def close(self) -> None:
+        """Give up the sampling in flight, and end the scoring processes."""
+        self.abandon()
+        self._scorer.close()
+
+    def _collected(self, step: int, collection: Collection) -> Collected:
+        """The batches of a step that was sampled, and its metrics."""
+        config, drop = self._config, self._method.drop_exhausted
+        groups = [*collection.ready, *(() if drop else collection.exhausted)]
+        samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
+        samples = (*samples, *broken_samples(collection.attempts))
+        batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens, self._packing)
+        shown = config.run.samples_per_step
+        return Collected(
+            batches=tuple(ray.put(batch) for batch in batches),
+            trained_tokens=sum(len(s.token_ids) for s in samples),
+            metrics=sampling_metrics(
+                step, collection, self._functions, self._method.ladder.height, exhausted_dropped=drop
+            ),
+            groups=group_samples(step, collection, self._functions, config.algorithm, shown, exhausted_dropped=drop),
+            rollout_actors=len(self._fleet.pool.members),
+            rollout_restarts=self._fleet.restarts,
+            notices=(*self._notices(), *self._endings.notices()),
+        )
+
+    def _notices(self) -> tuple[str, ...]:
+        return (*self._fleet.notices(), *self._scorer.notices())

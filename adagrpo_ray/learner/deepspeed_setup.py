@@ -1,0 +1,115 @@
+"""Starting a learner rank: the ranks are gathered, the policy is loaded, and DeepSpeed is put around it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adagrpo_ray.config.learner import Packing
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.learner.agreement import agreed_packing
+from adagrpo_ray.learner.buffers import REDUCE_BUCKET
+from adagrpo_ray.learner.gather import init_method
+from adagrpo_ray.learner.masters import Masters
+from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.lora.peft_model import load_policy
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPolicy:
+    """The policy on its device, in eval mode, with DeepSpeed's engine around it.
+
+    `packing` is the one with which its log-probabilities are those of the model itself.
+    """
+
+    policy: Policy
+    engine: Any
+    trainable: tuple[torch.nn.Parameter, ...]
+    device: torch.device
+    packing: Packing
+
+
+def prepare(model_path: str, config: Config, rank: int, world_size: int, master: tuple[str, int]) -> PreparedPolicy:
+    """Join the process group at `master` (address, port), load the model, and hand it to DeepSpeed."""
+    torch.manual_seed(config.run.seed)
+    device = join_ranks(rank, world_size, master)
+    peft_model = load_policy(model_path, config)
+    if config.learner.gradient_checkpointing:
+        peft_model.enable_input_require_grads()
+        peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def max_over_ranks(number: int) -> int:
+        numbers = torch.tensor(number, device=device)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+        return int(numbers)
+
+    # Under stage 3 each use of a layer gathers its weights from all ranks: they must use the head equally often.
+    together = config.learner.zero_stage == 3 and world_size > 1
+    policy = Policy(
+        peft_model,
+        max_over_ranks if together else None,
+        entropy_gradient=config.algorithm.loss.entropy_coef > 0.0,
+    )
+    named = policy.adapter_parameters()
+    weights = {name: p.detach().to("cpu", torch.float32, copy=True).numpy() for name, p in named.items()}
+    trainable = [p for p in policy.parameters() if p.requires_grad]
+    engine = with_deepspeed(policy, trainable, config)
+    Masters(engine, policy.adapter_parameters(), rank, world_size).begin(weights)
+    policy.eval()
+    packing = agreed_packing(peft_model.get_base_model(), lambda rows: policy(rows)[0], config)
+    return PreparedPolicy(policy, engine, tuple(trainable), device, packing)
+
+
+def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.device:
+    """Join the process group at `master` (address, port); returns the device of this rank when all are there."""
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.update(
+        MASTER_ADDR=master[0],
+        MASTER_PORT=str(master[1]),
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",  # Ray shows each actor its own device only
+    )
+    import deepspeed
+
+    # An extra for several CPU ranks on one machine, compiled at first use; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo",
+        verbose=False,
+        init_method=init_method(*master),
+        rank=rank,
+        world_size=world_size,
+    )
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """DeepSpeed's own configuration for these settings."""
+    s = config.learner
+    optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, "torch_adam": True}
+    zero: dict[str, Any] = {"stage": s.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
+    if s.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the engine gets the end of a batch, since batches differ in size
+        "optimizer": {"type": "AdamW", "params": optimizer},
+        "gradient_clipping": s.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+
+
+def with_deepspeed(policy: torch.nn.Module, trainable: list[torch.nn.Parameter], config: Config) -> Any:
+    """DeepSpeed's engine around the policy, which steps on its trainable parameters."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=policy, model_parameters=trainable, config=deepspeed_config(config))
+    return engine

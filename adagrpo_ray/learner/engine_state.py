@@ -1,0 +1,54 @@
+"""The state of a learner engine, for checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adagrpo_ray.errors import CheckpointError
+
+
+@dataclass(frozen=True, eq=False)
+class EngineState:
+    """All that the next optimizer step depends on apart from the batch; see `Masters.read` for weights and moments.
+
+    `random` holds the states of torch's generators, as "cpu.RANK" and "cuda.RANK".
+    """
+
+    weights: dict[str, NDArray[Any]]
+    moments: dict[str, NDArray[Any]]
+    random: dict[str, NDArray[Any]]
+    optimizer_steps: int
+    skipped_in_a_row: int
+
+    def check_finite(self) -> None:
+        """CheckpointError if it holds a number that is not finite."""
+        for name, values in (*self.weights.items(), *self.moments.items()):
+            if not np.isfinite(values).all():
+                raise CheckpointError(
+                    f"{name} of the checkpoint holds numbers that are not finite; take an earlier checkpoint"
+                )
+
+
+def read_generators(rank: int, world_size: int, device: torch.device) -> dict[str, NDArray[Any]]:
+    """The states of all ranks' generators; every rank calls this."""
+    own = {f"cpu.{rank}": torch.get_rng_state().numpy()}
+    if device.type == "cuda":
+        own[f"cuda.{rank}"] = torch.cuda.get_rng_state().numpy()
+    every: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(every, own)
+    return {name: state for one in every for name, state in one.items()}
+
+
+def write_generators(random: Mapping[str, NDArray[Any]], rank: int, device: torch.device) -> None:
+    """Set this rank's generators to their states in `random`; a rank that has none there keeps its own."""
+    cpu, cuda = (random.get(f"{kind}.{rank}") for kind in ("cpu", "cuda"))
+    if cpu is not None:
+        torch.set_rng_state(torch.tensor(cpu))
+    if cuda is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(torch.tensor(cuda))

@@ -1,0 +1,77 @@
+"""New groups: prompts in their order, each with as many completions as its earlier results ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo_ray.algorithm.allocation import Posterior, Share, allocate
+from adagrpo_ray.config.algorithm import AllocationSettings
+from adagrpo_ray.data.order import PromptOrder
+from adagrpo_ray.types import Group
+
+
+class Allocator:
+    """Draws prompts as new groups. Without `settings` every group is of `group_size` completions."""
+
+    def __init__(self, prompts: PromptOrder, settings: AllocationSettings | None, group_size: int) -> None:
+        self._prompts, self._settings, self._group_size = prompts, settings, group_size
+        self._posteriors: dict[str, Posterior] = {}  # by prompt
+        self._difficulties: dict[str, Posterior] = {}  # by difficulty class, for prompts that were never seen
+
+    @property
+    def largest(self) -> int:
+        """The most completions that a group may have."""
+        size = self._group_size
+        return size if self._settings is None else max(size, self._settings.sizes(size)[1])
+
+    def draw(self, n: int, step: int) -> list[Group]:
+        """The next `n` prompts as new groups of `step`, without those that the allocation leaves out."""
+        groups: list[Group] = []
+        passed_over = 0
+        while len(groups) < n:
+            ((prompt, epoch),) = self._prompts.take(1)
+            share: Share | None = Share(self._group_size, 0)
+            # If whole passes are left out everything is solved, and one may as well train on it again.
+            if self._settings is not None and passed_over < len(self._prompts):
+                posterior = self._posteriors.get(prompt.id) or self._difficulties.get(prompt.difficulty)
+                share = allocate(posterior, epoch, self._settings, self._group_size)
+            if share is None:
+                passed_over += 1
+            else:
+                groups.append(Group(prompt, epoch, born=step, size=share.size, start=share.start))
+        return groups
+
+    def learn(self, first_attempts: Sequence[Group]) -> None:
+        """Update the posteriors, by first attempts alone, since stopping at a success biases the rest."""
+        if self._settings is None:
+            return
+        discount = self._settings.discount
+        difficulties: dict[str, NDArray[np.bool_]] = {}
+        for group in first_attempts:
+            _update(self._posteriors, group.prompt.id, group.last.correct, discount)
+            before = difficulties.get(group.prompt.difficulty, np.empty(0, np.bool_))
+            difficulties[group.prompt.difficulty] = np.concatenate([before, group.last.correct])
+        for difficulty, correct in difficulties.items():
+            _update(self._difficulties, difficulty, correct, discount)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state that the next groups depend on."""
+        return {
+            "prompts": self._prompts.state_dict(),
+            "posteriors": dict(self._posteriors),
+            "difficulties": dict(self._difficulties),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state that `state_dict` gave, with the same prompts and settings."""
+        self._prompts.load_state_dict(state["prompts"])
+        self._posteriors, self._difficulties = dict(state["posteriors"]), dict(state["difficulties"])
+
+
+def _update(posteriors: dict[str, Posterior], key: str, correct: NDArray[np.bool_], discount: float) -> None:
+    found = int(correct.sum())
+    posteriors[key] = posteriors.get(key, Posterior()).after(found, len(correct) - found, discount)

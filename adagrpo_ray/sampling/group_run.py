@@ -1,0 +1,143 @@
+"""Groups in one step, side by side: each is sampled until it is ready, exhausted or has to wait.
+
+Works over two callables, `generate` and `score`, so that it is tested without Ray or an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo_ray.algorithm.ladder import request_seed
+from adagrpo_ray.algorithm.methods import Method
+from adagrpo_ray.algorithm.overlong import overlong_penalty
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.rewards.registry import Scores
+from adagrpo_ray.sampling.budget import Budget
+from adagrpo_ray.sampling.collection import Failure
+from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, SamplingParams
+
+Generate = Callable[[GenerationRequest], Awaitable[tuple[Completion, ...]]]
+Score = Callable[[Prompt, Sequence[Completion]], Awaitable[tuple[Scores, NDArray[np.bool_]]]]
+
+
+@dataclass(eq=False)
+class GroupRun:
+    """A group in one step: its state, and the group as it was after each attempt of the step."""
+
+    group: Group
+    state: Literal["late", "ready", "exhausted", "waiting", "failed"] = "late"  # until it ends
+    scoring: bool = False  # its newest completions are there, and not their rewards yet
+    cut: bool = False  # the step has ended without it: no further attempt
+    history: list[Group] = field(default_factory=list)
+    failure: Failure | None = None  # the first
+
+
+class GroupSampler:
+    """Runs groups: generates, scores, and lets the method's criterion and ladder decide about the next attempt."""
+
+    def __init__(
+        self,
+        settings: AlgorithmSettings,
+        method: Method,
+        generate: Generate,
+        score: Score,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        drop_failed: bool,
+    ) -> None:
+        self._settings, self._method, self._generate, self._score = settings, method, generate, score
+        self._max_new_tokens, self._seed, self._drop_failed = max_new_tokens, seed, drop_failed
+
+    def counted(self, runs: Sequence[GroupRun]) -> int:
+        """How many places of a step the runs fill: all that ended or, if the method refills, all ready ones."""
+        return sum(run.state == "ready" if self._method.refill else run.state != "late" for run in runs)
+
+    async def run(self, groups: Sequence[Group], step: int, budget: Budget, enough: int) -> list[GroupRun]:
+        """All these groups side by side, until `enough` of them count; in their order, whichever ends first.
+
+        Groups that still generate then are cancelled; those that are generated in full are scored and count.
+        """
+        runs = [GroupRun(group) for group in groups]
+        late = {id(run) for run in runs if run.group.late}  # the step waits for these
+        tasks = [asyncio.create_task(self._finish(run, step, budget)) for run in runs]
+        try:
+            for next_to_end in asyncio.as_completed(tasks):
+                run = await next_to_end  # raises its error
+                late.discard(id(run))
+                enough -= self.counted([run])
+                if enough <= 0 and not late:
+                    break
+            for run, task in zip(runs, tasks, strict=True):
+                run.cut = True
+                if not run.scoring:
+                    task.cancel()
+            await asyncio.gather(*(task for run, task in zip(runs, tasks, strict=True) if run.scoring))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return runs
+
+    async def _finish(self, run: GroupRun, step: int, budget: Budget) -> GroupRun:
+        """Sample one group until it meets the criterion, has to wait, or has used up its ladder."""
+        while run.state == "late":
+            group = run.group
+            sampling = self._method.ladder.next(group, step)
+            if sampling is None:
+                run.state = "exhausted"
+            elif run.history and self._settings.resample == "deferred":
+                run.state = "waiting"
+            elif run.cut:
+                break
+            elif not budget.take(group.size):
+                run.state = "waiting"
+            else:
+                attempt, error = await self._attempt(run, sampling)
+                budget.give_back(group.size, attempt.generated_tokens)
+                if error is not None and run.failure is None:
+                    run.failure = Failure(group, attempt.generated_tokens, self._drop_failed, error)
+                if error is not None and self._drop_failed:
+                    run.state = "failed"
+                    break
+                run.group = group.with_attempt(attempt)
+                run.history.append(run.group)
+                if self._method.criterion(run.group):
+                    run.state = "ready"
+        return run
+
+    async def _attempt(self, run: GroupRun, sampling: SamplingParams) -> tuple[Attempt, str | None]:
+        """The group's next attempt; if it could not be scored, why."""
+        group, number = run.group, len(run.group.attempts)
+        completions = await self._generate(
+            GenerationRequest(
+                prompt_id=group.prompt.id,
+                prompt_token_ids=group.prompt.token_ids,
+                n=group.size,
+                sampling=sampling,
+                max_new_tokens=self._max_new_tokens,
+                seed=request_seed(self._seed, group.prompt.id, group.epoch, number),
+            )
+        )
+        run.scoring = True
+        scores, correct = await self._score(group.prompt, completions)
+        run.scoring = False
+        rewards, buffer = scores.rewards, self._settings.overlong_buffer
+        if buffer is not None:
+            lengths = [len(c.token_ids) for c in completions]
+            rewards = rewards + overlong_penalty(lengths, self._max_new_tokens, buffer)
+        attempt = Attempt(
+            rung=number + group.start - 1,
+            sampling=sampling,
+            completions=completions,
+            rewards=rewards,
+            rewards_by_function=scores.by_function,
+            correct=correct,
+        )
+        return attempt, scores.error

@@ -1,0 +1,35 @@
+"""After which steps a run is evaluated and saved, and how far its rollouts may run ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from adagrpo_ray.config.tree import Config
+
+
+def evaluates_after(config: Config, step: int) -> bool:
+    """Whether the held-out prompts are evaluated after `step`: as often as asked for, and at the end."""
+    return step == config.run.steps or _due(config.evaluation.every, step)
+
+
+def saves_after(config: Config, step: int, accuracies: Mapping[int, float]) -> bool:
+    """Whether a checkpoint is made after `step`; `accuracies` are those of evaluations so far, by step."""
+    best = config.checkpoint.keep_best and is_best(accuracies, step)
+    return step == config.run.steps or _due(config.checkpoint.every, step) or best
+
+
+def is_best(accuracies: Mapping[int, float], step: int) -> bool:
+    """Whether the accuracy after `step` is the best after any training, the first of equal ones."""
+    return step == max((at for at in accuracies if at > 0), key=accuracies.__getitem__, default=0)
+
+
+def ahead(config: Config, step: int) -> int:
+    """The last step whose rollouts may begin with those of `step`; none is in flight when a checkpoint may be made."""
+    periods = (config.checkpoint.every, config.evaluation.every if config.checkpoint.keep_best else 0)
+    pauses = (math.ceil(step / every) * every for every in periods if every > 0)
+    return min(step + config.algorithm.max_staleness, config.run.steps, *pauses)
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0

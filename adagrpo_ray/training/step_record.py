@@ -1,0 +1,37 @@
+"""The record of one step, out of the reports of its phases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.learner.replies import Collected, SyncReport
+from adagrpo_ray.learner.schedule import learning_rate
+from adagrpo_ray.learner.updates import TrainReport, update_metrics
+from adagrpo_ray.runs import StepRecord
+
+
+def step_record(
+    config: Config,
+    step: int,
+    collected: Collected,
+    reports: Sequence[TrainReport],
+    sync: SyncReport,
+    seconds: Mapping[str, float],
+) -> StepRecord:
+    """The record of `step`; `reports` are one a rank, none if there was nothing to train on, `seconds` by phase."""
+    updates = config.algorithm.updates_per_batch
+    return StepRecord(
+        step=step,
+        seconds=sum(seconds.values()),
+        **asdict(collected.metrics),
+        trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
+        **update_metrics(reports, updates),
+        learning_rate=reports[0].learning_rate if reports else learning_rate(config, step, updates - 1),
+        weight_version=sync.version,
+        sync_bytes=sync.sent_bytes,
+        rollout_actors=collected.rollout_actors,
+        rollout_restarts=collected.rollout_restarts,
+        seconds_by_phase=seconds,
+    )
