@@ -24,11 +24,11 @@ from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.records import summarize
 from adagrpo_ray.runs.writer import RunWriter
-from tests.documents import ROOT, Command, commands, files
-from tests.histories import evaluation, group, step
-from tests.scripts import script
-from tests.test_memory import SHAPE
-from tests.test_promises import names
+from tests.support.documents import Command, commands, files, names
+from tests.support.histories import evaluation, group, step
+from tests.support.places import ROOT
+from tests.support.scripts import script
+from tests.support.shapes import SHAPE
 
 ALL = commands()
 PROGRAMS = ("evaluate", "export", "report", "submit", "train", "ui")

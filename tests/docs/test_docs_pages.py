@@ -21,8 +21,9 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
 from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
-from tests.documents import PAGES, ROOT, blocks, files
-from tests.histories import evaluation, step
+from tests.support.documents import PAGES, blocks, files
+from tests.support.histories import evaluation, step
+from tests.support.places import ROOT
 
 DOCS = ROOT / "docs"
 SOURCES = [*(ROOT / "adagrpo_ray").rglob("*.py"), *(ROOT / "launch").glob("*.py")]

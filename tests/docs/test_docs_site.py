@@ -13,8 +13,8 @@ from mkdocs.config import load_config as mkdocs_config
 from mkdocs.exceptions import Abort
 
 from adagrpo_ray.config.explain import settings
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 LOADED = re.compile(
     r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\ssrc=[\"']?(?P<src>[^\"' >]+)"
     r"|<link\b(?=[^>]*?rel=[\"']?(?:stylesheet|icon|preload|preconnect|modulepreload|dns-prefetch|manifest))"

@@ -12,7 +12,6 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jsonschema
@@ -24,12 +23,11 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from adagrpo_ray.config import Config, load_config
-from tests import scripts
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = ("on-premise", "aws")
 KUBERAY = ("raycluster-cpu", "raycluster-gpu", "rayjob-cpu", "rayjob-gpu")
-SCHEMA = json.loads((ROOT / "tests/schemas/kuberay.json").read_text())
+SCHEMA = json.loads((ROOT / "tests/docs/schemas/kuberay.json").read_text())
 KUBERNETES = "1.33"
 IMAGE = re.compile(r"(?:[\w.:-]+/)*adagrpo-ray:(cpu|gpu)")
 
@@ -75,10 +73,6 @@ def config_of(command: str) -> Config:
     assert (python, script) == ("python", "launch/train.py")
     config = arguments[arguments.index("--config") + 1]
     return load_config(ROOT / config, [a for a in arguments if "=" in a])
-
-
-def launch_ui() -> ModuleType:
-    return scripts.script("ui")
 
 
 # Ray's cluster launcher
@@ -234,7 +228,7 @@ def test_the_web_pages_of_the_containers_are_guarded_and_cannot_change_runs() ->
     assert ui["image"] == services["tensorboard"]["image"] == services["head"]["image"]
     python, script, *arguments = shlex.split(ui["command"])
     assert (python, script) == ("python", "launch/ui.py")
-    options = launch_ui().parse(arguments)
+    options = script("ui").parse(arguments)
     assert (options.runs, options.host, options.no_chat) == ("/runs", "0.0.0.0", True)
     assert options.password_file == "/run/secrets/ray_token"
     assert ui["secrets"] == ["ray_token"]

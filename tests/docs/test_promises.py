@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.documents import names
+from tests.support.places import ROOT
+
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEST = re.compile(r"tests/test_\w+\.py(?:::\w+)*")
-
-
-def names(path: Path) -> set[str]:
-    """All that pytest finds in a file of tests: `test_a`, and `TestB::test_c` of a class."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            found.add(node.name)
-        elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
-    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -9,9 +9,6 @@ import subprocess
 import sys
 
 import psutil
-import pytest
-
-pytestmark = pytest.mark.faults
 
 # With the guard first, as in a rollout actor: killed while its engine starts, it has told nobody of it.
 PARENT = """

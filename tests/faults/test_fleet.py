@@ -24,8 +24,8 @@ from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.rollout.pool import Member
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
-from tests.faults import drain
-from tests.held import PATIENCE_S, engines
+from tests.support.faults import drain
+from tests.support.held import PATIENCE_S, engines
 
 SETTINGS = [
     "data.train_prompts=16",
@@ -127,7 +127,6 @@ async def held(fleet: Fleet, requests: list[GenerationRequest], stopped: list[ps
     return asyncio.gather(first, second)
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
     cluster: Cluster,
@@ -176,7 +175,6 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
     asyncio.run(scenario())
 
 
-@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
@@ -224,7 +222,6 @@ def test_what_cannot_start_says_why_at_once(cluster: Cluster) -> None:
         asyncio.run(scenario("/no/such/model", "rollout.resources={other: 1}", "rollout.start_timeout_s=1"))
 
 
-@pytest.mark.faults
 def test_a_run_whose_actors_all_died_in_their_start_ends_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     """And does not wait for rollout.start_timeout_s."""
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from test_export import make_run
 
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.checkpoint.files import check, load, newest, save
@@ -29,10 +28,9 @@ from adagrpo_ray.runs.history import Mark, sizes
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.toy.tiny import build_tiny_model
 from adagrpo_ray.toy.training import Recipe
-from tests.histories import BEFORE, STEP
-from tests.program import launch, metrics, settings, train
-
-pytestmark = pytest.mark.faults
+from tests.support.histories import BEFORE, STEP
+from tests.support.program import launch, metrics, settings, train
+from tests.support.trained import make_run
 
 PAGE = 4096
 FULL, READ_ONLY = r"\(No space left on device\)", r"\(Read-only file system\)"

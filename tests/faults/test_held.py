@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.held import NAME, Gate, plain, started
-from tests.reserved import reserved, reserved_ports
-
-pytestmark = pytest.mark.faults
+from tests.support.held import NAME, Gate, plain, started
+from tests.support.reserved import reserved, reserved_ports
 
 SCORE = """
 from held import exact

@@ -16,11 +16,11 @@ import pytest
 
 from adagrpo_ray.config import load_config
 from adagrpo_ray.model.pretrained import resolve_model
-from tests.held import Gate, started, until
-from tests.program import metrics, title
-from tests.reserved import reserved
+from tests.support.held import Gate, started, until
+from tests.support.places import ROOT
+from tests.support.program import metrics, title
+from tests.support.reserved import reserved
 
-ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 TINY = "launch/configs/tiny-cpu.yaml"
 HOSTS = ("head", "first", "second")
@@ -140,7 +140,6 @@ def start_ray(network: Network, host: str, *options: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, gate: Gate, tmp_path: Path) -> None:

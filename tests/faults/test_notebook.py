@@ -11,10 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.held import started, until
-from tests.program import ENDING_S, children, metrics, title
-
-pytestmark = pytest.mark.faults
+from tests.support.held import started, until
+from tests.support.program import ENDING_S, children, metrics, title
 
 CELLS = """
 import asyncio, sys

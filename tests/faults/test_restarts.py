@@ -9,10 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.held import Gate, assert_same_run, started
-from tests.program import ENDING_S, children, metrics, settings, title
-
-pytestmark = pytest.mark.faults
+from tests.support.held import Gate, assert_same_run, started
+from tests.support.program import ENDING_S, children, metrics, settings, title
 
 
 def lose(actor: str, gate: Gate, folder: Path, *options: str) -> tuple[int, str, str]:

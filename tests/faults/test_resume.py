@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from adagrpo_ray.checkpoint import files as checkpoint
-from tests.held import Gate, assert_same_run, started
-from tests.program import ENDING_S, children, is_engine, metrics, settings, title, train
+from tests.support.held import Gate, assert_same_run, started
+from tests.support.program import ENDING_S, children, is_engine, metrics, settings, title, train
 
 KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
 
@@ -27,7 +27,6 @@ def assert_ended(processes: set[psutil.Process]) -> None:
     assert [title(process) for process in left] == []
 
 
-@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tmp_path: Path) -> None:
@@ -101,7 +100,6 @@ def test_any_harm_to_any_file_of_a_checkpoint_is_found(whole: Path, tmp_path: Pa
     assert checkpoint.newest(tmp_path, told.append) == tmp_path / "step-000004"
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gate: Gate, tmp_path: Path) -> None:
     """It comes in the middle of a step, whose groups are given up and sampled again by the run that goes on.
@@ -129,7 +127,6 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gat
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_second_signal_ends_a_run_at_once_and_leaves_nothing_behind(gate: Gate, tmp_path: Path) -> None:

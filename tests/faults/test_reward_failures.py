@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from builders import make_completion
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config.algorithm import AlgorithmSettings
@@ -22,8 +21,7 @@ from adagrpo_ray.rewards.registry import BUILTIN
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
-
-pytestmark = pytest.mark.faults
+from tests.support.builders import make_completion
 
 FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end

@@ -22,9 +22,7 @@ from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.types import Completion, Prompt
-from tests.held import until
-
-pytestmark = pytest.mark.faults
+from tests.support.held import until
 
 FORMAT = FormatSettings(think_end="#", answer_start="<", answer_end=">")
 TIMEOUT_S = 1.0  # of the function that hangs

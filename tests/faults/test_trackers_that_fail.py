@@ -21,10 +21,8 @@ from adagrpo_ray.tracking import relay, session
 from adagrpo_ray.tracking.mlflow_run import MlflowRun, metric_name
 from adagrpo_ray.tracking.tracker import TrackedRun
 from adagrpo_ray.training import run as running
-from tests.histories import STEP
-from tests.tracked import config, track
-
-pytestmark = pytest.mark.faults
+from tests.support.histories import STEP
+from tests.support.tracked import config, track
 
 METHODS = ("open", "has", "scalars", "samples", "summary", "close")
 ERRORS = {

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from test_end_to_end import metrics
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import load_prompts
@@ -26,10 +25,9 @@ from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
-from tests.program import launch
+from tests.support.program import launch, metrics
 
 pytestmark = [
-    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.timeout(900),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.program import launch
+from tests.support.program import launch
 
 STEPS = 4
 

@@ -16,7 +16,7 @@ from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ActorLostError, RolloutError
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.training.preflight import check
-from tests.held import engines
+from tests.support.held import engines
 
 LENGTH = 256
 QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")

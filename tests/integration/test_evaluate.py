@@ -24,9 +24,9 @@ from adagrpo_ray.evaluation.models import locate
 from adagrpo_ray.evaluation.results import RESULTS
 from adagrpo_ray.evaluation.table import JSON, MARKDOWN
 from adagrpo_ray.stop import Stop
-from tests.held import NAME, Gate, started, until
-from tests.program import ENDING_S, children, is_engine
-from tests.scripts import script
+from tests.support.held import NAME, Gate, started, until
+from tests.support.program import ENDING_S, children, is_engine
+from tests.support.scripts import script
 
 PROBLEMS = 10
 

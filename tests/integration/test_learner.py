@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from builders import flat
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,6 +30,7 @@ from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainSample
+from tests.support.builders import flat
 
 STEPS = 3
 VOCABULARY = 139  # of the tiny model

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.toy.tokenizer import build_tokenizer
+from tests.support.places import TINY
 
 Refused = Callable[..., str]
 

@@ -16,9 +16,9 @@ from adagrpo_ray.runs.names import name_of, text_of
 from adagrpo_ray.runs.reader import RunHistory, load
 from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking.mlflow_run import metric_name
-from tests import program
-from tests.test_names import MEAN
-from tests.tracked import offline_run
+from tests.support import program
+from tests.support.texts import MEAN
+from tests.support.tracked import offline_run
 
 pytestmark = pytest.mark.slow  # each tracker, file and page meets these texts in a test of its own, too
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.hub import Hub, serving
-from tests.scripts import script
+from tests.support.hub import Hub, serving
+from tests.support.scripts import script
 
 FILES = {"README.md": b"---\nlicense: mit\n---\n# A card\n", "config.json": b"{}", "model.safetensors": b"\0" * 5000}
 SECRETS = {".env": b"x", "run.py": b"print()", "pytorch_model.bin": b"pickle", "model.part": b"half"}

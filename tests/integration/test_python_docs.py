@@ -26,8 +26,8 @@ from adagrpo_ray.cluster.authentication import own_token
 from adagrpo_ray.training import actors as cluster
 from adagrpo_ray.training import run, trainer
 from adagrpo_ray.training.actors import Actors, as_connected
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 CELL = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
 

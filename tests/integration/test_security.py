@@ -21,7 +21,6 @@ import pytest
 import ray
 import torch
 import yaml
-from conftest import PLANTED
 
 from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.cluster.authentication import own_token, read_again, takes_token
@@ -35,9 +34,10 @@ from adagrpo_ray.runs import Observer
 from adagrpo_ray.training.actors import connect
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.trainer import place_and_train
-from tests.held import until
+from tests.support.held import until
+from tests.support.places import ROOT
+from tests.support.program import PLANTED
 
-ROOT = Path(__file__).parents[1]
 FLOAT32 = {"dtype": "float32"}
 
 

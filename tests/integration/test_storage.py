@@ -23,8 +23,8 @@ from adagrpo_ray.runs.history import sizes
 from adagrpo_ray.runs.mirror import open_run
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.storage.cache import cache_folder
-from tests.histories import SAMPLE, STEP
-from tests.program import metrics, train
+from tests.support.histories import SAMPLE, STEP
+from tests.support.program import metrics, train
 
 RECORD = EvaluationRecord(0, 0.5, {}, samples=2, failed=0, mean_length=3.0, seconds=1.0)
 

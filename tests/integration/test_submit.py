@@ -21,13 +21,13 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.storage import places as storage
-from tests.held import until
-from tests.program import ENDING_S
-from tests.reserved import reserved_ports
-from tests.scraped import Scraper, check_figures
-from tests.scripts import script
+from tests.support.held import until
+from tests.support.places import ROOT
+from tests.support.program import ENDING_S
+from tests.support.reserved import reserved_ports
+from tests.support.scraped import Scraper, check_figures
+from tests.support.scripts import script
 
-ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 TINY = "launch/configs/tiny-cpu.yaml"
 SMALL = ("run.steps=2", "data.eval_prompts=8", "algorithm.prompts_per_step=4")

@@ -24,6 +24,7 @@ from adagrpo_ray.model.pretrained import linear_shapes, load_tokenizer, resolve_
 from adagrpo_ray.toy.tiny import build_tiny_model, tiny_folder
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.toy.training import Recipe, prompt_frame, training_example
+from tests.support.places import ROOT
 
 MARKERS = FormatSettings()
 SETTINGS = ArithmeticSettings()
@@ -203,7 +204,7 @@ def test_of_two_builders_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         both = [
             subprocess.Popen(
                 [sys.executable, "-c", code],
-                cwd=Path(__file__).parents[1],
+                cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

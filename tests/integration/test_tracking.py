@@ -28,8 +28,8 @@ from adagrpo_ray.tracking import check_trackers, relay, session
 from adagrpo_ray.tracking import mlflow_run as mlflow_module
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from adagrpo_ray.tracking.tracker import TrackedRun
-from tests import program
-from tests.tracked import config, measured, offline_run, step, track
+from tests.support import program
+from tests.support.tracked import config, measured, offline_run, step, track
 
 KEY = "0123456789abcdef" * 2 + "planted0"
 PATIENCE_S = 120.0
@@ -335,7 +335,7 @@ def test_wandb_without_a_network_ends_with_the_run_and_leaves_no_process(tmp_pat
 import sys
 from pathlib import Path
 from adagrpo_ray.tracking import check_trackers, relay, session
-from tests.tracked import config, track
+from tests.support.tracked import config, track
 settings = config("tracking.wandb=project")
 check_trackers(settings)
 session.END_S = 1.0

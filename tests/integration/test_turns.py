@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted import byte_tokenizer, scripted_model
 
 from adagrpo_ray.config import load_config
 from adagrpo_ray.rewards.registry import BUILTIN
 from adagrpo_ray.rollout.engine import Piece, RolloutEngine
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
+from tests.support.scripted import byte_tokenizer, scripted_model
 
 MARKERS = ["data.format.answer_start=<answer>", "data.format.answer_end=</answer>"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</think>", "<answer>", "</answer>"]

@@ -33,7 +33,7 @@ from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
-from tests.held import engines
+from tests.support.held import engines
 
 CONFIG = load_config(
     "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.eval_prompts=0"]

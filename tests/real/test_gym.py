@@ -33,8 +33,6 @@ from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.types import Completion, Prompt
 
-pytestmark = pytest.mark.real
-
 FORMAT = FormatSettings()
 TOKENIZER = build_tokenizer(FORMAT)
 ACCEPT_MANY = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}

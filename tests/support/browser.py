@@ -17,13 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.program import ENDING_S, children, title
+from tests.support.program import ENDING_S, children, title
 
 CHROMIUM = shutil.which("chromium")
-in_browser = [
-    pytest.mark.ui,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here; `make test-ui` installs it"),
-]
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here; `make test-ui` installs it")
 
 
 @contextmanager

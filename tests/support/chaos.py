@@ -1,4 +1,4 @@
-"""A run whose parts are killed while it goes on, against the same run left alone: python -m tests.chaos
+"""A run whose parts are killed while it goes on, against the same run left alone: python -m tests.support.chaos
 
 Both runs are launch/train.py on three Ray nodes of this machine: a head with a rollout actor, a node with another one,
 and a node with the learner. A seeded plan says which fault comes at which group of which step, where the run waits for
@@ -26,9 +26,19 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from tests.faults import LEARNER_NODE, PATIENCE_S, ROLLOUT_NODE, Fault, NotSurvivedError, Site, children, inject, plan
-from tests.held import Gate
-from tests.program import ENDING_S, metrics, settings, title
+from tests.support.faults import (
+    LEARNER_NODE,
+    PATIENCE_S,
+    ROLLOUT_NODE,
+    Fault,
+    NotSurvivedError,
+    Site,
+    children,
+    inject,
+    plan,
+)
+from tests.support.held import Gate
+from tests.support.program import ENDING_S, metrics, settings, title
 
 OUT = Path("runs/chaos")
 GATE = Gate(OUT.resolve() / "gate")

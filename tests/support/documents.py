@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.support.places import ROOT
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAM = re.compile(r"(?:\S*/)?python3? launch/(\w+)\.py(?: (.*))?$")
@@ -54,4 +56,15 @@ def files() -> dict[str, str]:
             for block in blocks(page, language):
                 if name := re.match(r"# ([\w-]+\.(?:py|yaml))\n", block):
                     found.setdefault(name[1], block)
+    return found
+
+
+def names(path: Path) -> set[str]:
+    """All that pytest finds in a file of tests: `test_a`, and `TestB::test_c` of a class."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
     return found

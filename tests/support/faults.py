@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from tests.held import Gate
-from tests.program import is_engine, metrics, title
+from tests.support.held import Gate
+from tests.support.program import is_engine, metrics, title
 
 ROLLOUT_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"rollout": 1}}
 LEARNER_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"learner": 1}}
 PATIENCE_S = 300.0  # for a target to be there, and for the step after a fault
-GROUPS = 4  # of each step of `tests.program.settings`
+GROUPS = 4  # of each step of `tests.support.program.settings`
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
-from tests.scripted import CHATML
+from tests.support.scripted import CHATML
 
 LAYERS, HIDDEN, HEADS, KEY_VALUE_HEADS, MIDDLE = 2, 64, 2, 1, 96
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from tests.program import is_engine, metrics
+from tests.support.program import is_engine, metrics
 
 MODULE = """
 import json

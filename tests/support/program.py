@@ -14,6 +14,8 @@ import psutil
 ENDING_S = 120.0
 """How long processes may take to end by themselves, however busy the machine is; they would stay for ever."""
 TIMES = ("seconds", "seconds_by_phase")
+PLANTED = "hf_" + "planted0" * 4
+"""A token in the environment of a run, which must not leave it behind."""
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

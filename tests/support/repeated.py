@@ -1,4 +1,4 @@
-"""The tests that inject faults, again and again on a busy machine: python -m tests.repeated
+"""The tests that inject faults, again and again on a busy machine: python -m tests.support.repeated
 
 Each runs `--times` times in a row, two files at a time, while two loops take all the CPU that they get. Other arguments
 go to pytest.

@@ -19,7 +19,7 @@ from adagrpo_ray.runs.history import Mark
 from adagrpo_ray.runs.samples import AttemptSample, CompletionSample
 from adagrpo_ray.tracking import tracked
 from adagrpo_ray.types import SamplingParams
-from tests.histories import BEFORE, SAMPLE, STEP
+from tests.support.histories import BEFORE, SAMPLE, STEP
 
 BLOCK, HEADER = 32768, 7
 

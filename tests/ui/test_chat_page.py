@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.browser import chromium, in_browser, opened, served
+from tests.support.browser import chromium, needs_chromium, opened, served
 
-pytestmark = in_browser
+pytestmark = needs_chromium
 
 FIGURES = re.compile(r"[\d,]+ tokens? · [\d,]+ tokens/s")
 STARTS = 240_000  # milliseconds that a model may take to start on a busy machine

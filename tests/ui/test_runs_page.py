@@ -12,11 +12,11 @@ import pytest
 
 from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.records import summarize
-from tests.browser import chromium, in_browser, opened, served, until
-from tests.held import Gate, started
-from tests.histories import attempt, evaluation, group, step
+from tests.support.browser import chromium, needs_chromium, opened, served, until
+from tests.support.held import Gate, started
+from tests.support.histories import attempt, evaluation, group, step
 
-pytestmark = in_browser
+pytestmark = needs_chromium
 
 HOSTILE = "<img src=x onerror='window.pwned=1'><script>window.pwned=1</script>${window.pwned=1}{{constructor}} $x^2$"
 LONG = "A long thought about numbers. " * 1200

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.places import ROOT
+
 FILES = sorted((ROOT / "adagrpo_ray").rglob("*.py"))
 ENGINES = {"ray", "vllm", "deepspeed"}
 MODELS = {"peft", "transformers"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import make_group
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.statistics import RewardStatistics, statistics_of
 from adagrpo_ray.types import Group
+from tests.support.builders import make_group
 
 
 def of_last(group: Group, epsilon: float = 1e-4, bound: float = 10.0) -> list[float]:

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import make_attempt, make_group
 
 from adagrpo_ray.algorithm.criterion import make_criterion
 from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.errors import ConfigError, ExtensionError
 from adagrpo_ray.extensions.given import give
 from adagrpo_ray.types import Group
+from tests.support.builders import make_attempt, make_group
 
 FUNCTIONS = ("format", "answer")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 from adagrpo_ray.algorithm.ladder import Ladder, request_seed
 from adagrpo_ray.config import load_config
 from adagrpo_ray.types import SamplingParams
+from tests.support.places import CONFIGS
 
-CONFIGS = Path(__file__).parents[1] / "launch" / "configs"
 PLAIN = SamplingParams(temperature=1.0, top_p=1.0)
 WARM = SamplingParams(temperature=1.1, top_p=0.99)
 HOT = SamplingParams(temperature=1.3, top_p=0.97)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from builders import flat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from adagrpo_ray.algorithm.correction import rollout_correction
 from adagrpo_ray.algorithm.loss import Tokens, kl_estimate, policy_loss, token_weights
 from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
 from adagrpo_ray.config.algorithm import LossSettings
+from tests.support.builders import flat
 
 SETTINGS = LossSettings(kind="bnpo", epsilon=0.2, beta=0.04, correction="none")
 TOKENS = st.tuples(st.floats(0.1, 3), st.floats(-5, 5), st.floats(0.1, 3), st.floats(0, 1))

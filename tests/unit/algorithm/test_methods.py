@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from builders import make_group
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.config.algorithm import AlgorithmSettings
+from tests.support.builders import make_group
 
 TRIGGERS = [{"from_step": 1, "rungs": [{"temperature": 1.2}]}]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from builders import make_group, make_prompt
 
 from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.algorithm.methods import make_method
@@ -15,6 +14,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.errors import ConfigError, ExtensionError
 from adagrpo_ray.extensions.given import give
 from adagrpo_ray.types import Group, SamplingParams
+from tests.support.builders import make_group, make_prompt
 
 BASE, WARM, HOT = SamplingParams(), SamplingParams(temperature=1.2), SamplingParams(temperature=1.6)
 TRIGGERS = Ladder(BASE, ((1, (WARM, HOT)),))

@@ -6,11 +6,11 @@ import math
 import statistics
 
 import pytest
-from builders import make_group
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.algorithm.statistics import RewardStatistics, statistics_of
+from tests.support.builders import make_group
 
 REWARDS = st.floats(-20, 20, width=32)
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent / "benchmarks"))
+from tests.support.places import ROOT
+
+sys.path.append(str(ROOT / "tests" / "benchmarks"))
 simulation = importlib.import_module("simulation")
 parts = importlib.import_module("simulated_parts")
 

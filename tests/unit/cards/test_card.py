@@ -20,7 +20,7 @@ from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.identity import ModelIdentity, fingerprint, front_matter, identify
 from adagrpo_ray.runs import summarize
-from tests.histories import BEFORE, STEP
+from tests.support.histories import BEFORE, STEP
 
 AFTER = replace(BEFORE, step=1, accuracy=0.5, accuracy_by_difficulty={"2": 0.75, "5": 0.25})
 SUMMARY = summarize([STEP], BEFORE, AFTER, name="my-run", folder="runs/my-run", adapter="runs/my-run/adapter")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_attempt, make_group, make_prompt
 
 from adagrpo_ray.algorithm.allocation import Posterior
 from adagrpo_ray.algorithm.statistics import statistics_of
@@ -25,7 +24,8 @@ from adagrpo_ray.errors import CheckpointError, ConfigError
 from adagrpo_ray.runs import RunWriter, StepRecord, retries
 from adagrpo_ray.runs.history import Mark, sizes
 from adagrpo_ray.types import SamplingParams
-from tests.histories import BEFORE, SAMPLE, STEP
+from tests.support.builders import make_attempt, make_group, make_prompt
+from tests.support.histories import BEFORE, SAMPLE, STEP
 
 TINY = "launch/configs/tiny-cpu.yaml"
 CONTENTS = {"state.json": {"third": 1 / 3}, "adapter.safetensors": {"a": np.arange(3, dtype=np.float32) / 3}}

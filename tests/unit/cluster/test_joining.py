@@ -25,8 +25,8 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.training import actors as cluster
 from adagrpo_ray.training.actors import connect
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 SERVICE = "ray.rpc.NodeInfoGcsService"
 NODE = ray.util.get_node_ip_address()
 """Ray takes it for 127.0.0.1 and localhost."""

@@ -15,8 +15,9 @@ from adagrpo_ray.config.algorithm import PhaseSettings
 from adagrpo_ray.config.explain import as_yaml, settings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.types import SamplingParams
+from tests.support.places import CONFIGS as CONFIG_FOLDER
 
-CONFIGS = sorted((Path(__file__).parents[1] / "launch" / "configs").glob("*.yaml"))
+CONFIGS = sorted(CONFIG_FOLDER.glob("*.yaml"))
 TWO_TRIGGERS = """
 algorithm:
   triggers:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from scripted import CHATML, byte_tokenizer, scripted_model
 from tokenizers import processors
 from transformers import AutoTokenizer
 
@@ -30,8 +29,9 @@ from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.runs import summarize
 from adagrpo_ray.viewer.conversation import Message, render
-from tests.builders import make_completion
-from tests.histories import BEFORE, STEP
+from tests.support.builders import make_completion
+from tests.support.histories import BEFORE, STEP
+from tests.support.scripted import CHATML, byte_tokenizer, scripted_model
 
 BOS, EOS = "<s>", "</s>"
 WRITES_BOS = "{{ bos_token }}" + CHATML
@@ -347,7 +347,7 @@ def test_the_card_says_how_the_prompts_were_made(file: Path) -> None:
 @pytest.fixture
 def run(tmp_path: Path, file: Path) -> Path:
     """A run folder on a base model without a template, as `data.chat_template`=file leaves one."""
-    from tests.test_export import make_run
+    from tests.support.trained import make_run
 
     tokenizer = tokenizer_of("bos", None)
     base = scripted_model(tmp_path / "base", tokenizer, tokenizer.encode("ab", add_special_tokens=False))

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import CHATML, byte_tokenizer
 
 from adagrpo_ray.config.tree import FormatSettings
 from adagrpo_ray.data.completion_text import CompletionText, end_of_turn, stop_ids
 from adagrpo_ray.rollout.marker import MarkerWatch, Pieces, TextWatch
+from tests.support.scripted import CHATML, byte_tokenizer
 
 FORMAT = FormatSettings()
 S, E = FORMAT.answer_start, FORMAT.answer_end

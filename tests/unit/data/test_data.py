@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_prompt
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import CheckpointError, ConfigError, DataError
 from adagrpo_ray.toy.tokenizer import build_tokenizer
+from tests.support.builders import make_prompt
 
 TOKENIZER = build_tokenizer(Config().data.format)
 DAPO = {

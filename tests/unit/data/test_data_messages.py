@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY
 
 from adagrpo_ray.cards.card import Facts, adapter_card
 from adagrpo_ray.config import Config, load_config
@@ -20,7 +19,8 @@ from adagrpo_ray.model.identity import ModelIdentity
 from adagrpo_ray.runs import summarize
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.viewer.conversation import Message, render
-from tests.histories import BEFORE, STEP
+from tests.support.histories import BEFORE, STEP
+from tests.support.places import TINY
 
 ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"
 BEGIN = "{% if add_generation_prompt %}<assistant>{% endif %}"

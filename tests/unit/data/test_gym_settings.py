@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import make_prompt
 
 from adagrpo_ray.cards.sections import data_in_words
 from adagrpo_ray.config import Config, load_config
@@ -18,6 +17,7 @@ from adagrpo_ray.evaluation.settings import COUNTING
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
 from adagrpo_ray.rewards.gym import gym_answer, runs_code
 from adagrpo_ray.toy.tokenizer import build_tokenizer
+from tests.support.builders import make_prompt
 
 FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end

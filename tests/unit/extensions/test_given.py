@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_completion
 
 from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
 from adagrpo_ray.config.tree import FormatSettings
@@ -23,6 +22,7 @@ from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import fingerprint, give, name_of
 from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.types import Prompt
+from tests.support.builders import make_completion
 
 REWARDS = "rewards.functions"
 

@@ -13,7 +13,7 @@ import pytest
 
 from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.storage.cache import cache_folder, state_folder
-from tests.scripts import script
+from tests.support.scripts import script
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import PLANTED, TINY
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -29,8 +28,10 @@ from adagrpo_ray.reports.page import page
 from adagrpo_ray.reports.run_data import labelled
 from adagrpo_ray.runs import Console, EvaluationRecord, GroupSample, RunWriter, StepRecord, summarize
 from adagrpo_ray.training import run as program
-from tests.histories import attempt, evaluation, group, step
-from tests.scripts import script
+from tests.support.histories import attempt, evaluation, group, step
+from tests.support.places import TINY
+from tests.support.program import PLANTED
+from tests.support.scripts import script
 
 CHARTS = [
     "intervals",

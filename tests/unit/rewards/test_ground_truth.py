@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import CHATML, byte_tokenizer
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
@@ -18,6 +17,7 @@ from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards.ground_truth import check_ground_truths, evenly
 from adagrpo_ray.toy.tokenizer import build_tokenizer
+from tests.support.scripted import CHATML, byte_tokenizer
 
 TOKENIZER = build_tokenizer(Config().data.format)
 

@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import replace
 
 import numpy as np
-from builders import make_completion
 
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
+from tests.support.builders import make_completion
 
 ENDED = make_completion()
 CUT = replace(ENDED, finish_reason="length")

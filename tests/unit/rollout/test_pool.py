@@ -18,7 +18,7 @@ from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.pool import Member, RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
-from tests.builders import make_completion
+from tests.support.builders import make_completion
 
 pytestmark = pytest.mark.faults
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_attempt, make_group
+from tests.support.builders import make_attempt, make_group
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ from adagrpo_ray.tracking.ray_metrics import step_counts
 from adagrpo_ray.viewer import plot
 from adagrpo_ray.viewer import side_by_side as comparison
 from adagrpo_ray.viewer.run_curves import Curve, Plot
-from tests.histories import BEFORE, STEP, attempt, step
+from tests.support.histories import BEFORE, STEP, attempt, step
 
 LARGEST = float(np.finfo(np.float32).max)
 NOT_FINITE = [math.nan, math.inf, -math.inf, np.float32("inf"), np.float64("nan")]

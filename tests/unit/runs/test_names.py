@@ -14,16 +14,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from adagrpo_ray.runs.names import FILE, LABEL, LONGEST, MLFLOW, TAG, Rule, name_of, text_of
 from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking.mlflow_run import metric_name
-from tests.histories import BEFORE, STEP
+from tests.support.histories import BEFORE, STEP
+from tests.support.texts import MEAN
 
-MEAN = (
-    *("facile é", "a/b", "a", "..", ".", "../../etc/passwd", "/", "//", "a//b", ".hidden", " lead", "trail ", " ", "%"),
-    *("50 %", "%41", "A", "%H", "%Habc", ":41", "::", ":H", "a:b", "my_rewards:short", "~", "a\nb", "a\tb", "a\rb"),
-    *("\x00", "\x1b[31mred", "[red]x[/red]", "$x$", r"\frac{1}", "$", '"quoted"', "'", "<script>alert(1)</script>"),
-    *("|", "a|b", "\\|", "*bold*", "[x](javascript:1)", "`", "```", "# head", "---", "&amp;", "{{difficulty}}", "${x}"),
-    *("\N{GRINNING FACE}", "\u202e gnp", "\ud800", "\ud83d\ude00", "e\u0301", "\xe9", "\u200b", "数学", "prüfe"),
-    *("x" * 199, "x" * 200, "x" * 201, "x" * 5000, "é" * 5000, "é" * 5001, "9" * 5000, "nan", "None", "null", "-1"),
-)
 RULES = {"tag": TAG, "mlflow": MLFLOW, "label": LABEL, "file": FILE}
 texts = st.text(st.characters(), max_size=80) | st.text(st.sampled_from("%:HA41/. é\ud800\n"), max_size=12)
 rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

@@ -31,7 +31,7 @@ from adagrpo_ray.runs import (
 )
 from adagrpo_ray.runs.observer import telling
 from adagrpo_ray.runs.scalars import step_scalars
-from tests.histories import BEFORE, SAMPLE, STEP
+from tests.support.histories import BEFORE, SAMPLE, STEP
 
 STEP_JSON = {
     "step": 1,

@@ -11,7 +11,7 @@ import pytest
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs import EvaluationRecord, RunWriter, summarize
 from adagrpo_ray.runs.reader import Follower, find, load
-from tests.histories import evaluation, group, step
+from tests.support.histories import evaluation, group, step
 
 
 def make(folder: Path, steps: int = 0) -> Path:

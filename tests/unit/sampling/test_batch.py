@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import make_attempt, make_group, make_prompt
 
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.statistics import statistics_of
@@ -15,6 +14,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.types import Group, TrainSample
+from tests.support.builders import make_attempt, make_group, make_prompt
 
 MIXED = make_attempt([1, 0, 0, 0], lengths=[1, 2, 3, 4])
 FLAT = make_attempt([1, 1], lengths=[5, 5])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from builders import make_completion, make_prompt
 from numpy.typing import NDArray
 
 from adagrpo_ray.config.tree import EvaluationSettings
@@ -16,6 +15,7 @@ from adagrpo_ray.rewards import Scores
 from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.sampling.evaluate import evaluate
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
+from tests.support.builders import make_completion, make_prompt
 
 
 def measure(*, stop: bool = False) -> EvaluationRecord:

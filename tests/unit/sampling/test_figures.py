@@ -6,11 +6,11 @@ import math
 from dataclasses import replace
 
 import pytest
-from builders import make_attempt, make_group, make_prompt
 
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Collection, Failure
 from adagrpo_ray.sampling.metrics import sampling_metrics
+from tests.support.builders import make_attempt, make_group, make_prompt
 
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from builders import make_completion, make_prompt
 from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.methods import make_method
@@ -17,6 +16,7 @@ from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
+from tests.support.builders import make_completion, make_prompt
 
 CONFIG = load_config("launch/configs/local-1gpu.yaml")
 FUNCTIONS = [f.function for f in CONFIG.rewards.functions]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
-from builders import make_completion, make_prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Completion, GenerationRequest, Group, Prompt, SamplingParams
+from tests.support.builders import make_completion, make_prompt
 
 BASE, WARM, HOT = SamplingParams(temperature=1.0), SamplingParams(temperature=1.1), SamplingParams(temperature=1.3)
 TWO_RUNGS = ((1, (WARM, HOT)),)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import make_attempt, make_completion, make_group, make_prompt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
@@ -20,6 +19,7 @@ from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.collection import Collection, Failure
 from adagrpo_ray.sampling.sample_table import group_samples
 from adagrpo_ray.types import Attempt, SamplingParams
+from tests.support.builders import make_attempt, make_completion, make_group, make_prompt
 
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
 FUNCTIONS = ["format", "answer"]

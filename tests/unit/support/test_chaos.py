@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos import accounted
-from tests.faults import FAULTS, plan
+from tests.support.chaos import accounted
+from tests.support.faults import FAULTS, plan
 
 
 def test_a_plan_has_all_kinds_each_after_a_step_of_its_own() -> None:

@@ -16,8 +16,8 @@ from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.tracking import check_trackers, ray_metrics
 from adagrpo_ray.tracking.ray_metrics import COUNTERS, GAUGES, MOST_LABELS, RayMetrics, step_counts, step_gauges
-from tests.histories import STEP
-from tests.scraped import NAMES, asked, panels
+from tests.support.histories import STEP
+from tests.support.scraped import NAMES, asked, panels
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[float, dict[str, str]]]]:

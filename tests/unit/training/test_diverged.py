@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_attempt, make_completion, make_group, make_prompt
-from histories import STEP
 from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
@@ -30,6 +28,8 @@ from adagrpo_ray.sampling.evaluate import evaluate
 from adagrpo_ray.training import trainer
 from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
+from tests.support.builders import make_attempt, make_completion, make_group, make_prompt
+from tests.support.histories import STEP
 
 FIGURES = SamplingMetrics(**{name: getattr(STEP, name) for name in SamplingMetrics.__dataclass_fields__})
 

@@ -17,7 +17,6 @@ from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ModelError, ResourceError
 from adagrpo_ray.training.memory import (
-    Shape,
     describe,
     device_memory,
     estimate,
@@ -27,18 +26,9 @@ from adagrpo_ray.training.memory import (
     shape_of,
     takes_turns,
 )
+from tests.support.shapes import SHAPE
 
 GIB = 2**30
-SHAPE = Shape(
-    hidden=2048,
-    layers=28,
-    intermediate=6144,
-    heads=16,
-    kv_heads=8,
-    head_dim=128,
-    vocabulary=151936,
-    tied=True,
-)
 # A layer: q and o 2048 x 2048 each, k and v 2048 x 1024 each, three times 2048 x 6144: 50,331,648. 28 of them and
 # the embeddings, 151,936 x 2048 = 311,164,928:
 PARAMETERS = 1_720_451_072

@@ -20,7 +20,7 @@ from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.training import trainer
 from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.training.trainer import _ahead, _is_best, train_on
-from tests.histories import STEP
+from tests.support.histories import STEP
 
 
 @pytest.mark.parametrize(

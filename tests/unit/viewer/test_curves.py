@@ -15,7 +15,7 @@ from adagrpo_ray.runs.records import summarize
 from adagrpo_ray.viewer import plot
 from adagrpo_ray.viewer import side_by_side as comparison
 from adagrpo_ray.viewer.run_curves import MOST_POINTS, Axis, Curve, Plot, plots, thin
-from tests.histories import evaluation, step
+from tests.support.histories import evaluation, step
 
 
 def run(name: str = "a", steps: int = 3, config: dict[str, Any] | None = None, **changes: Any) -> RunHistory:

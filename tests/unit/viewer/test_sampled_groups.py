@@ -21,7 +21,7 @@ from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.browse import SampleFile, Wanted
 from adagrpo_ray.viewer.group_view import LONG, group_page, listing
 from adagrpo_ray.viewer.shelf import Shelf
-from tests.histories import attempt, group, step
+from tests.support.histories import attempt, group, step
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>${alert(3)}{{constructor}}\"'`</pre></details>"
 FAILED, RESCUE = attempt([0.0, 0.0], trained=False), attempt([1.0, 0.0], 0)

@@ -13,12 +13,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from adagrpo_ray.viewer.guard import Guard, is_loopback
-from tests.test_manifests import launch_ui
+from tests.support.scripts import script
 
 
 @pytest.fixture(scope="module")
 def ui() -> ModuleType:
-    return launch_ui()
+    return script("ui")
 
 
 def client(hosts: list[str] | None) -> TestClient:
