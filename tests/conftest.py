@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from tests.support.held import Gate
 from tests.support.places import TINY
-from tests.support.program import PLANTED, train
+from tests.support.program import OUTPUT, PLANTED, train
 
 # Test processes run side by side, and torch's threads of one stall those of another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -71,13 +71,17 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four steps that nothing stopped, with its report; one for all of xdist's processes."""
+    """The folder of a run of four steps that nothing stopped, with its report; one for all of xdist's processes.
+
+    Its output is in `OUTPUT` beside it.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
     with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_security.py's
+        environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_end_to_end.py's
         if not folder.exists():
-            train(folder, 4, "run.report=true")
+            output = train(folder, 4, "run.report=true")
+            (folder / OUTPUT).write_text(output)
     return folder / "run"
 
 

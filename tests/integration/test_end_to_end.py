@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+import shutil
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from tests.support.program import launch
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.reports import read
+from adagrpo_ray.reports.bars import by_interval
+from adagrpo_ray.runs import EvaluationRecord, GroupSample
+from adagrpo_ray.runs.reader import load
+from tests.support.program import AHEAD, OUTPUT, PLANTED, launch, metrics
+from tests.support.report_page import CHARTS, check_pictures, drawings, heights, page_of
 
 STEPS = 4
 
 
-MODES: dict[str, tuple[str, ...]] = {
-    "in turn": (),
-    "ahead": ("rollout.actors=2", "algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2"),
-}
-
-
-@pytest.fixture(scope="module", params=list(MODES))
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of a few steps; its folder and output.
-
-    In turn with one actor of each kind, or with two of each and rollouts that run a step ahead.
-    """
+@pytest.fixture(scope="module")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with two actors of each kind, and rollouts that run a step ahead; its folder and output."""
     folder = tmp_path_factory.mktemp("runs")
     ended = launch(
         "--config",
         "launch/configs/tiny-cpu.yaml",
         f"run.output_dir={folder}",
-        "run.name=e2e",
+        "run.name=ahead",
         f"run.steps={STEPS}",
         "data.eval_prompts=16",
         "algorithm.resample=immediate",
-        *MODES[request.param],
+        *AHEAD,
         # The first rung draws as first attempts do, so that only the second one filters anything.
         "algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.0}, {temperature: 1.1, top_p: 0.99}]}]",
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return folder / "e2e", ended.stdout
+    return folder / "ahead", ended.stdout
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(params=["in turn", "ahead"])
+def run(request: pytest.FixtureRequest) -> tuple[Path, str]:
+    """That run, or the one of all tests, whose actors, one of each kind, take turns; its folder and output."""
+    if request.param == "ahead":
+        return request.getfixturevalue("ahead")  # type: ignore[no-any-return]
+    whole = request.getfixturevalue("whole")
+    return whole, (whole.parent / OUTPUT).read_text()
 
 
 def test_summary_says_what_the_run_was(run: tuple[Path, str]) -> None:
@@ -59,8 +64,8 @@ def test_summary_says_what_the_run_was(run: tuple[Path, str]) -> None:
     assert summary["seconds"] > 0
 
 
-def test_failing_groups_were_resampled_and_hard_classes_more_often(run: tuple[Path, str]) -> None:
-    steps = metrics(run[0])
+def test_failing_groups_were_resampled_and_hard_classes_more_often(ahead: tuple[Path, str]) -> None:
+    steps = metrics(ahead[0])
     assert sum(sum(s["resamples"]) for s in steps) > 0
     by_difficulty = [sum(s["resamples_by_difficulty"].get(f"{digits} digits", 0) for s in steps) for digits in (2, 5)]
     assert by_difficulty[0] < by_difficulty[1]
@@ -72,13 +77,19 @@ def test_every_step_sent_one_new_version(run: tuple[Path, str]) -> None:
     assert all(s["sync_bytes"] > 100_000 for s in steps)
 
 
-def test_learner_and_rollout_agree_where_nothing_was_filtered(run: tuple[Path, str]) -> None:
+def test_learner_and_rollout_agree_where_nothing_was_filtered(whole: Path) -> None:
     """First attempts are drawn at temperature 1, so only resampled groups may show a difference."""
-    steps = metrics(run[0])
-    plain = [s for s in steps if sum(s["resamples"][1:]) == 0 and s["trained_tokens"] and not s["staleness"]]
-    for step in plain:
-        assert step["behaviour_gap"] < 1e-4
-    assert all(s["behaviour_gap"] < 0.5 for s in metrics(run[0]))
+    plain = [s for s in metrics(whole) if not sum(s["resamples"]) and s["trained_tokens"]]
+    assert plain
+    assert all(step["behaviour_gap"] < 1e-4 for step in plain)
+
+
+def test_learner_and_rollout_stay_close_where_rollouts_run_ahead(ahead: tuple[Path, str]) -> None:
+    steps = metrics(ahead[0])
+    for step in steps:
+        if not sum(step["resamples"][1:]) and step["trained_tokens"] and not step["staleness"]:
+            assert step["behaviour_gap"] < 1e-4
+    assert all(step["behaviour_gap"] < 0.5 for step in steps)
 
 
 def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:
@@ -89,73 +100,8 @@ def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:
     assert all((0 < age <= most) if most else age == 0 for age in ages[1:])
 
 
-@pytest.mark.faults
-@pytest.mark.slow
-def test_steps_without_a_single_group_do_not_stop_a_run_that_samples_ahead(tmp_path: Path) -> None:
-    ended = launch(
-        "--config",
-        "launch/configs/tiny-cpu.yaml",
-        *MODES["ahead"],
-        f"run.output_dir={tmp_path}",
-        "run.name=nothing",
-        "run.steps=3",
-        "data.eval_prompts=0",
-        "algorithm.prompts_per_step=4",
-        "algorithm.criterion={kind: any_above, threshold: 99}",
-        "algorithm.triggers=[]",
-        "algorithm.on_exhausted=drop",
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    steps = metrics(tmp_path / "nothing")
-    assert [s["groups_dropped"] for s in steps] == [4, 4, 4]
-    assert [s["trained_tokens"] for s in steps] == [0, 0, 0]
-    assert [s["weight_version"] for s in steps] == [1, 2, 3]
-
-
-FAILING = """
-groups = 0
-
-def score(completions, answer, **context):
-    global groups
-    groups += 1
-    if groups == 2 or groups > 4:
-        raise ValueError(f"no score for group {groups}")
-    return [float(place % 2) for place, _ in enumerate(completions)]
-"""
-
-
-@pytest.mark.faults
-@pytest.mark.slow
-def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "failing_rewards.py").write_text(FAILING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    ended = launch(
-        "--config",
-        "launch/configs/tiny-cpu.yaml",
-        f"run.output_dir={tmp_path}",
-        "run.name=failing",
-        "run.steps=4",
-        "data.eval_prompts=0",
-        "algorithm.name=grpo",
-        "algorithm.prompts_per_step=4",
-        "rewards.functions=[{function: 'failing_rewards:score'}]",
-    )
-    assert ended.returncode != 0
-    said = ended.stdout + ended.stderr
-    assert said.count("no score for group 2") == 1, said
-    assert "3 ready 0 waiting 1 not scored" in said
-    assert "no group of step 2 could be scored" in said
-    assert f"step 1 is in {tmp_path}/failing/checkpoints: go on with --resume {tmp_path}/failing" in said
-    (step,) = metrics(tmp_path / "failing")
-    assert (step["groups_ready"], step["groups_failed"], step["groups_dropped"]) == (3, 1, 1)
-    assert step["trained_tokens"] > 0
-    assert list((tmp_path / "failing" / "checkpoints").iterdir())
-
-
-def test_configuration_is_kept_and_reads_back(run: tuple[Path, str]) -> None:
-    kept = yaml.safe_load((run[0] / "config.yaml").read_text())
+def test_configuration_is_kept_and_reads_back(ahead: tuple[Path, str]) -> None:
+    kept = yaml.safe_load((ahead[0] / "config.yaml").read_text())
     assert kept["run"]["steps"] == STEPS
     assert kept["data"]["eval_prompts"] == 16
 
@@ -174,17 +120,123 @@ def test_adapter_loads_with_peft_and_is_not_the_initial_one(run: tuple[Path, str
 
 def test_output_reads_well_without_a_terminal(run: tuple[Path, str]) -> None:
     folder, output = run
+    held_out = yaml.safe_load((folder / "config.yaml").read_text())["data"]["eval_prompts"]
     assert "\x1b" not in output
     assert f"run folder: {folder}" in output
-    assert "2000 prompts to train on, 16 held out" in output
+    assert f"2000 prompts to train on, {held_out} held out" in output
     assert "held-out accuracy" in output
 
 
-@pytest.mark.parametrize("run", ["in turn"], indirect=True)
-def test_a_run_folder_is_never_overwritten(run: tuple[Path, str]) -> None:
-    folder, _ = run
-    before = (folder / "summary.json").read_bytes()
-    ended = launch("--config", "launch/configs/tiny-cpu.yaml", f"run.output_dir={folder.parent}", "run.name=e2e")
+def test_a_run_folder_is_never_overwritten(whole: Path) -> None:
+    before = (whole / "summary.json").read_bytes()
+    ended = launch("--config", "launch/configs/tiny-cpu.yaml", f"run.output_dir={whole.parent}", "run.name=run")
     assert ended.returncode != 0
     assert "run.name" in ended.stderr
-    assert (folder / "summary.json").read_bytes() == before
+    assert (whole / "summary.json").read_bytes() == before
+
+
+# What the run of all tests leaves
+
+
+class TestReport:
+    def test_a_finished_run_has_left_one_that_says_what_its_summary_says(self, whole: Path) -> None:
+        summary = json.loads((whole / "summary.json").read_text())
+        page = page_of(whole / "report.html")
+        figures = page.figures()
+
+        assert figures["state"] == "finished"
+        assert figures["steps"] == f"{summary['steps']}"
+        assert figures["held-out accuracy before"] == f"{summary['accuracy_before']:.3f}"
+        assert figures["held-out accuracy after"] == f"{summary['accuracy_after']:.3f}"
+        assert figures["tokens generated"] == f"{summary['generated_tokens']:,}"
+        assert figures["of these by resamples"] == f"{summary['extra_tokens']:,}"
+        assert figures["tokens trained on"] == f"{summary['trained_tokens']:,}"
+        assert figures["resamples"] == f"{sum(summary['resamples']):,}"
+        assert figures["of these met the criterion"] == f"{sum(summary['rescued']):,}"
+        for difficulty, accuracy in summary["accuracy_by_difficulty_after"].items():
+            assert [row[3] for row in page.rows if row[:2] == [difficulty, "run"]] == [f"{accuracy:.3f}"]
+        assert "prompts_per_step: 4" in page.text
+        assert PLANTED not in page.text
+
+    def test_its_figures_are_on_the_page_and_beside_it(self, whole: Path) -> None:
+        check_pictures(whole, CHARTS)
+        assert len(drawings(whole / "report.html")) == len(CHARTS)
+
+    def test_its_bars_are_the_intervals_of_its_summary(self, whole: Path) -> None:
+        summary = json.loads((whole / "summary.json").read_text())
+        chart = by_interval([read(str(whole))], 1)
+        intervals = summary["resamples_by_interval"]
+        assert heights(chart.figure, 0) == pytest.approx([i["reward_mean"] or 0.0 for i in intervals])
+        met, rest = np.array(heights(chart.figure, 1)).reshape(2, -1)
+        assert (met + rest).tolist() == [i["resamples"] for i in intervals]
+        assert met.sum() == sum(summary["rescued"])
+
+    def test_the_page_needs_nothing_else(self, whole: Path) -> None:
+        page = page_of(whole / "report.html")
+        policy = [a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv")]
+        assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+        assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "img", "base", "form"}
+        links = [
+            value or "" for _, a in page.tags for name, value in a.items() if name in ("src", "href", "xlink:href")
+        ]
+        assert links
+        assert all(link.startswith("#") for link in links)
+        assert not re.search(r"@import|url\((?!#)", (whole / "report.html").read_text())
+
+    def test_ids_are_unique(self, whole: Path) -> None:
+        ids = [a["id"] for _, a in page_of(whole / "report.html").tags if "id" in a]
+        assert len(ids) == len(set(ids)) > len(CHARTS)
+
+
+def test_a_run_of_the_program_is_read(whole: Path) -> None:
+    history = load(whole)
+    assert [s.step for s in history.steps] == [1, 2, 3, 4]
+    assert history.summary is not None
+    assert history.summary.steps == 4
+    assert history.config["algorithm"]["prompts_per_step"] == 4
+    assert all(isinstance(record, EvaluationRecord) for record in history.evaluations)
+
+
+def test_a_run_leaves_groups_of_every_step(whole: Path) -> None:
+    settings = yaml.safe_load((whole / "config.yaml").read_text())["algorithm"]
+    trained = {"trained", *(["exhausted"] if settings["on_exhausted"] == "train" else [])}
+    groups = [GroupSample.from_dict(values) for values in map(json.loads, (whole / "samples.jsonl").open("rb"))]
+    assert {group.step for group in groups} == {1, 2, 3, 4}
+    assert all(0 < sum(g.step == step for g in groups) <= 4 for step in range(1, 5))
+    assert any(group.resampled for group in groups)
+    for group in groups:
+        assert "+" in group.prompt
+        assert group.difficulty.endswith("digits")
+        assert [a.rung for a in group.attempts] == sorted({a.rung for a in group.attempts})
+        for sampled in group.attempts:
+            assert all(0 <= c.weight_version < group.step and c.tokens for c in sampled.completions)
+            assert all(c.correct == (c.rewards["exact"] > 0) for c in sampled.completions)
+        newest = [c.advantage for c in group.attempts[-1].completions]
+        assert any(a is not None for a in newest) == (group.outcome in trained)
+
+
+def test_a_run_leaves_no_variable_of_its_environment_behind(whole: Path) -> None:
+    files = [file for file in whole.rglob("*") if file.is_file()]
+    assert {"config.yaml", "metrics.jsonl", "summary.json"} <= {file.name for file in files}
+    assert [file for file in files if PLANTED.encode() in file.read_bytes()] == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "one bit", "gone"])
+def test_any_harm_to_any_file_of_a_checkpoint_is_found(whole: Path, tmp_path: Path, harm: str) -> None:
+    shutil.copytree(whole / "checkpoints", tmp_path, dirs_exist_ok=True)
+    files = sorted((tmp_path / "step-000004").iterdir())
+    kinds = ("adapter", "checksums", "optimizer", "random", "sampler", "sampler", "state")
+    assert tuple(file.stem for file in files) == kinds
+    for file in files:
+        good = file.read_bytes()
+        if harm == "gone":
+            file.unlink()
+        else:
+            place = random.randrange(len(good))
+            changed = good[:place] + bytes([good[place] ^ 1 << random.randrange(8)]) + good[place + 1 :]
+            file.write_bytes({"cut": good[:place], "emptied": b"", "one bit": changed}[harm])
+        told: list[str] = []
+        assert checkpoint.newest(tmp_path, told.append) == tmp_path / "step-000003", file
+        assert [f"{tmp_path}/step-000004 is damaged" in text for text in told] == [True]
+        file.write_bytes(good)
+    assert checkpoint.newest(tmp_path, told.append) == tmp_path / "step-000004"

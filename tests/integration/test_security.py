@@ -36,7 +36,6 @@ from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.trainer import place_and_train
 from tests.support.held import until
 from tests.support.places import ROOT
-from tests.support.program import PLANTED
 
 FLOAT32 = {"dtype": "float32"}
 
@@ -313,9 +312,3 @@ def test_no_configuration_of_ours_trusts_code_of_others(path: Path) -> None:
 
 
 # --- secrets ---
-
-
-def test_a_run_leaves_no_variable_of_its_environment_behind(whole: Path) -> None:
-    files = [file for file in whole.rglob("*") if file.is_file()]
-    assert {"config.yaml", "metrics.jsonl", "summary.json"} <= {file.name for file in files}
-    assert [file for file in files if PLANTED.encode() in file.read_bytes()] == []

@@ -14,6 +14,10 @@ import psutil
 ENDING_S = 120.0
 """How long processes may take to end by themselves, however busy the machine is; they would stay for ever."""
 TIMES = ("seconds", "seconds_by_phase")
+AHEAD = ("rollout.actors=2", "algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2")
+"""Settings of a run with two actors of each kind, whose rollouts run a step ahead."""
+OUTPUT = "output"
+"""The file beside the run of all tests, with what it said."""
 PLANTED = "hf_" + "planted0" * 4
 """A token in the environment of a run, which must not leave it behind."""
 

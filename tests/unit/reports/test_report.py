@@ -7,68 +7,26 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from html.parser import HTMLParser
 from itertools import islice
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
-from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError, HistoryError
 from adagrpo_ray.reports import Run, drawing, examples, read, tables, write_report
 from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.charts import charts
-from adagrpo_ray.reports.page import page
 from adagrpo_ray.reports.run_data import labelled
-from adagrpo_ray.runs import Console, EvaluationRecord, GroupSample, RunWriter, StepRecord, summarize
-from adagrpo_ray.training import run as program
+from adagrpo_ray.runs import GroupSample, StepRecord
 from tests.support.histories import attempt, evaluation, group, step
-from tests.support.places import TINY
-from tests.support.program import PLANTED
+from tests.support.report_page import CHARTS, Page, check_pictures, drawings, heights, make, page_of, words
 from tests.support.scripts import script
 
-CHARTS = [
-    "intervals",
-    "accuracy-by-tokens",
-    "accuracy-by-steps",
-    "zero-spread",
-    "rescued",
-    "tokens",
-    "rewards",
-    "phases",
-    "off-policy",
-    "learner",
-]
 EVIL = "<script>alert('$x^2$')</script>"
-
-
-def make(
-    folder: Path,
-    steps: Sequence[StepRecord],
-    evaluations: Sequence[EvaluationRecord] = (),
-    samples: Sequence[GroupSample] = (),
-    config: str = "run:\n  steps: 12\n",
-    *,
-    ended: bool = True,
-) -> Path:
-    """A run folder that these records were written to."""
-    with RunWriter(folder, config) as run:
-        for record in evaluations:
-            run.evaluation("", record)
-        for number, record in enumerate(steps):
-            run.step(record)
-            if not number:
-                run.samples(samples)
-        if ended:
-            ends = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
-            run.summary(summarize(steps, *ends, name=folder.name, folder=folder, adapter=folder / "adapter"))
-    return folder
 
 
 @pytest.fixture
@@ -82,120 +40,6 @@ def usual(tmp_path: Path) -> Path:
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports have their first figure only, which is enough where others are not what a test is about."""
     monkeypatch.setattr("adagrpo_ray.reports.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
-
-
-def words(*runs: Run) -> Page:
-    """The page of these runs without its figures."""
-    return Page(page(runs, []))
-
-
-class Page(HTMLParser):
-    """What a page holds: its tags with their attributes, its rows of cells, and all its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self._cell = False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self._cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self._cell = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._cell:
-            self.rows[-1][-1] += data
-
-    def figures(self) -> dict[str, str]:
-        """The summary of a page of one run."""
-        return {row[0]: row[1] for row in self.rows if len(row) == 2}
-
-
-def page_of(place: str | Path) -> Page:
-    return Page(Path(place).read_text(encoding="utf-8"))
-
-
-def drawings(place: str | Path) -> list[ElementTree.Element]:
-    """The figures of a page, each of them well formed."""
-    text = Path(place).read_text(encoding="utf-8")
-    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
-
-
-def check_pictures(folder: Path, names: Sequence[str]) -> None:
-    """All are there, decode, and show more than one colour."""
-    assert sorted(path.name for path in (folder / "plots").iterdir()) == sorted(f"{name}.png" for name in names)
-    for path in (folder / "plots").iterdir():
-        with Image.open(path) as picture:
-            picture.load()
-            assert picture.width == 1400
-            assert len(set(picture.convert("L").resize((100, 40)).getdata())) > 3, path.name
-
-
-def heights(figure: Figure, panel: int) -> list[float]:
-    """Of the bars of a panel."""
-    return [bar.get_height() for bars in figure.axes[panel].containers for bar in bars]  # type: ignore[attr-defined]
-
-
-class TestOfARun:
-    def test_a_finished_run_has_left_one_that_says_what_its_summary_says(self, whole: Path) -> None:
-        summary = json.loads((whole / "summary.json").read_text())
-        page = page_of(whole / "report.html")
-        figures = page.figures()
-
-        assert figures["state"] == "finished"
-        assert figures["steps"] == f"{summary['steps']}"
-        assert figures["held-out accuracy before"] == f"{summary['accuracy_before']:.3f}"
-        assert figures["held-out accuracy after"] == f"{summary['accuracy_after']:.3f}"
-        assert figures["tokens generated"] == f"{summary['generated_tokens']:,}"
-        assert figures["of these by resamples"] == f"{summary['extra_tokens']:,}"
-        assert figures["tokens trained on"] == f"{summary['trained_tokens']:,}"
-        assert figures["resamples"] == f"{sum(summary['resamples']):,}"
-        assert figures["of these met the criterion"] == f"{sum(summary['rescued']):,}"
-        for difficulty, accuracy in summary["accuracy_by_difficulty_after"].items():
-            assert [row[3] for row in page.rows if row[:2] == [difficulty, "run"]] == [f"{accuracy:.3f}"]
-        assert "prompts_per_step: 4" in page.text
-        assert PLANTED not in page.text
-
-    def test_its_figures_are_on_the_page_and_beside_it(self, whole: Path) -> None:
-        check_pictures(whole, CHARTS)
-        assert len(drawings(whole / "report.html")) == len(CHARTS)
-
-    def test_its_bars_are_the_intervals_of_its_summary(self, whole: Path) -> None:
-        summary = json.loads((whole / "summary.json").read_text())
-        chart = by_interval([read(str(whole))], 1)
-        intervals = summary["resamples_by_interval"]
-        assert heights(chart.figure, 0) == pytest.approx([i["reward_mean"] or 0.0 for i in intervals])
-        met, rest = np.array(heights(chart.figure, 1)).reshape(2, -1)
-        assert (met + rest).tolist() == [i["resamples"] for i in intervals]
-        assert met.sum() == sum(summary["rescued"])
-
-    def test_the_page_needs_nothing_else(self, whole: Path) -> None:
-        page = page_of(whole / "report.html")
-        policy = [a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv")]
-        assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
-        assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "img", "base", "form"}
-        links = [
-            value or "" for _, a in page.tags for name, value in a.items() if name in ("src", "href", "xlink:href")
-        ]
-        assert links
-        assert all(link.startswith("#") for link in links)
-        assert not re.search(r"@import|url\((?!#)", (whole / "report.html").read_text())
-
-    def test_ids_are_unique(self, whole: Path) -> None:
-        ids = [a["id"] for _, a in page_of(whole / "report.html").tags if "id" in a]
-        assert len(ids) == len(set(ids)) > len(CHARTS)
 
 
 class TestStates:
@@ -468,47 +312,6 @@ def test_a_run_at_a_url_gets_its_report_there(usual: Path, memory: str) -> None:
         read(f"{memory}/none")
 
 
-class TestAtTheEndOfARun:
-    def end(self, monkeypatch: pytest.MonkeyPatch, folder: Path, config: str = TINY) -> str:
-        """What the terminal shows of a run that `train` made in no time."""
-
-        def train(config: object, inputs: object, place: Path, observer: Console, *rest: object) -> object:
-            observer.step(step(1))
-            summary = summarize([step(1)], None, None, name=place.name, folder=place, adapter=place / "adapter")
-            observer.summary(summary)
-            return summary
-
-        monkeypatch.setattr(program, "place_and_train", train)
-        stream = io.StringIO()
-        with Console(1, stream, terminal=True, width=200) as console:
-            program.run(load_config(config, [f"run.output_dir={folder}", "run.name=ended"]), console)
-        return stream.getvalue()
-
-    @pytest.mark.usefixtures("one_figure")
-    def test_the_terminal_names_it_last(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
-    ) -> None:
-        shown = self.end(monkeypatch, tmp_path)
-        assert re.search(rf"report: {re.escape(str(tmp_path))}/ended/report\.html\s*$", shown)
-        assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h"), "the display did not begin again"
-        assert page_of(tmp_path / "ended" / "report.html").figures()["state"] == "finished"
-
-    def test_one_that_fails_costs_a_line(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
-    ) -> None:
-        def full(figure: Figure) -> bytes:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr("adagrpo_ray.reports.write.as_png", full)
-        shown = self.end(monkeypatch, tmp_path)
-        line = shown.splitlines()[-1]
-        assert re.search(r"no report: cannot write .*/ended/plots \(No space left on device\)", line)
-        assert f"launch/report.py makes one of {tmp_path}/ended" in line
-        assert "Traceback" not in shown
-        assert (tmp_path / "ended" / "summary.json").exists()
-        assert not list((tmp_path / "ended").glob("plots*"))
-
-
 @pytest.mark.usefixtures("one_figure")
 class TestCommandLine:
     @pytest.fixture
@@ -572,10 +375,3 @@ class TestCommandLine:
         assert err.count("\n") == 1
         assert "secret@" not in err
         assert not (usual / "report.html").exists()
-
-    def test_it_runs_as_a_program(self) -> None:
-        ended = subprocess.run(
-            [sys.executable, "launch/report.py", "--help"], capture_output=True, text=True, check=False
-        )
-        assert ended.returncode == 0
-        assert all(word in ended.stdout for word in ("RUN", "--out FOLDER", "--interval N"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adagrpo_ray.errors import HistoryError
-from adagrpo_ray.runs import EvaluationRecord, RunWriter, summarize
+from adagrpo_ray.runs import RunWriter, summarize
 from adagrpo_ray.runs.reader import Follower, find, load
 from tests.support.histories import evaluation, group, step
 
@@ -134,12 +134,3 @@ def test_a_folder_that_cannot_be_looked_into_hides_no_run(tmp_path: Path) -> Non
     assert find(tmp_path) == [tmp_path / "run"]
     with pytest.raises(HistoryError, match=r"cannot read xxx.*; give a folder that holds run folders"):
         find("x" * 300)
-
-
-def test_a_run_of_the_program_is_read(whole: Path) -> None:
-    history = load(whole)
-    assert [s.step for s in history.steps] == [1, 2, 3, 4]
-    assert history.summary is not None
-    assert history.summary.steps == 4
-    assert history.config["algorithm"]["prompts_per_step"] == 4
-    assert all(isinstance(record, EvaluationRecord) for record in history.evaluations)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
@@ -164,21 +163,3 @@ def test_tensorboard_shows_the_best_of_each_attempt_of_a_resampled_group(tmp_pat
     assert "\n    x\n    # 5\r    # 6zz" in text
     assert "no" not in [line.strip() for line in text.splitlines()]
     assert len(text) < SHOWN + 500
-
-
-def test_a_run_leaves_groups_of_every_step(whole: Path) -> None:
-    settings = yaml.safe_load((whole / "config.yaml").read_text())["algorithm"]
-    trained = {"trained", *(["exhausted"] if settings["on_exhausted"] == "train" else [])}
-    groups = [GroupSample.from_dict(values) for values in lines(whole / "samples.jsonl")]
-    assert {group.step for group in groups} == {1, 2, 3, 4}
-    assert all(0 < sum(g.step == step for g in groups) <= 4 for step in range(1, 5))
-    assert any(group.resampled for group in groups)
-    for group in groups:
-        assert "+" in group.prompt
-        assert group.difficulty.endswith("digits")
-        assert [a.rung for a in group.attempts] == sorted({a.rung for a in group.attempts})
-        for sampled in group.attempts:
-            assert all(0 <= c.weight_version < group.step and c.tokens for c in sampled.completions)
-            assert all(c.correct == (c.rewards["exact"] > 0) for c in sampled.completions)
-        newest = [c.advantage for c in group.attempts[-1].completions]
-        assert any(a is not None for a in newest) == (group.outcome in trained)
