@@ -276,3 +276,10 @@ def test_versions_and_images_are_those_of_this_project() -> None:
         assert images == {f"adagrpo-ray:{name.rpartition('-')[2]}"}
     for name in LAUNCHER:
         assert IMAGE.fullmatch(launcher(name)["docker"]["image"])
+
+
+def test_what_listens_in_the_containers_is_published_on_loopback_alone() -> None:
+    services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)

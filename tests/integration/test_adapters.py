@@ -21,6 +21,7 @@ from adagrpo_ray.lora.adapters import RANKS, check_fit, read_adapter, read_setti
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.folder import AdapterSettings
 from adagrpo_ray.model.pretrained import linear_shapes
+from adagrpo_ray.viewer.chat_model import _read
 
 CONFIG = load_config("launch/configs/tiny-cpu.yaml")
 STEP = "checkpoints/step-000004"
@@ -219,3 +220,12 @@ def test_an_adapter_of_some_layers_that_says_so_fits(run: Path, tiny_model: Path
     adapter = read_adapter(run / "adapter")
     check_fit(adapter, layers, "model.path='tiny'")
     assert not [module for module in adapter.pairs if "layers.1." in module]
+
+
+def test_the_chat_serves_no_adapter_of_another_model(run: Path) -> None:
+    assert _read(run / "adapter", CONFIG).r == 16
+    weights(lambda t: t.update({n: x[:, : x.shape[1] // 2].clone() for n, x in t.items() if "lora_A" in n}))(
+        run / "adapter"
+    )
+    with pytest.raises(ModelError, match="does not fit tiny: "):
+        _read(run / "adapter", CONFIG)

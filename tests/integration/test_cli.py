@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 import ray
 import yaml
 
-CONFIGS = Path("launch/configs").resolve()
-TINY = str(CONFIGS / "tiny-cpu.yaml")
+from adagrpo_ray.cluster import joining
+from tests.support.places import CONFIGS, ROOT, TINY
+from tests.support.reserved import closed_address, silent_address
 
 
 def rows(folder: Path, *rows: dict[str, object]) -> str:
@@ -144,3 +150,48 @@ def test_dry_run_says_why_it_estimates_nothing(
     assert launch.main(["--config", TINY, "--dry-run"]) == 0
     assert "#   not estimated: the tiny model is built on first use" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+# What tests/unit/cluster/test_joining.py asks of the functions, of the program
+
+
+def test_the_program_refuses_a_dead_address(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with closed_address(ray.util.get_node_ip_address()) as closed:
+        assert f"cannot be reached at {closed}" in refused(f"run.ray_address={closed}")
+        monkeypatch.setenv("RAY_ADDRESS", closed)
+        assert f"cannot be reached at {closed}" in refused()
+
+
+def test_the_program_refuses_an_address_that_never_answers(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "ANSWER_S", 0.5)
+    with silent_address(ray.util.get_node_ip_address()) as silent:
+        assert "gave no answer within 0.5 s" in refused(f"run.ray_address={silent}")
+
+
+@pytest.mark.parametrize("options", [[], ["--resume", "auto", "run.name=a"]])
+def test_the_program_refuses_a_long_tmpdir_before_anything_starts(options: list[str], tmp_path: Path) -> None:
+    folder = f"{tmp_path}/{'x' * 110}"
+    began = time.time()
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "launch/train.py"), f"run.output_dir={tmp_path / 'runs'}", *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TMPDIR": folder, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: TMPDIR='{folder}' has ")
+    assert "Traceback" not in ended.stdout
+    assert not (tmp_path / "runs").exists()
+    assert not [p for p in psutil.process_iter(["create_time", "name"]) if _left(p, began, folder)]
+
+
+def _left(process: psutil.Process, began: float, folder: str) -> bool:
+    try:
+        return process.create_time() > began and process.environ().get("TMPDIR") == folder
+    except psutil.Error:
+        return False

@@ -19,12 +19,15 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import StoppedError
 from adagrpo_ray.evaluation.models import locate
 from adagrpo_ray.evaluation.results import RESULTS
+from adagrpo_ray.evaluation.settings import counting_settings
 from adagrpo_ray.evaluation.table import JSON, MARKDOWN
 from adagrpo_ray.stop import Stop
 from tests.support.held import NAME, Gate, started, until
+from tests.support.places import TINY
 from tests.support.program import ENDING_S, children, is_engine
 from tests.support.scripts import script
 
@@ -329,3 +332,8 @@ def test_help_tells_every_option_and_setting(program: ModuleType, capsys: pytest
     told = capsys.readouterr().out
     for option in ("--adapter", "--no-base", "--config", "--split", "--limit", "-k", "--out", "evaluation.samples"):
         assert option in told
+
+
+def test_template_kwargs_are_among_what_results_depend_on(tiny_model: Path) -> None:
+    config = load_config(TINY, ["data.template_kwargs.enable_thinking=false"])
+    assert counting_settings(config, str(tiny_model))["data.template_kwargs.enable_thinking"] is False

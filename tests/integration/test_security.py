@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,22 +17,15 @@ from typing import Any
 import psutil
 import pytest
 import ray
-import torch
-import yaml
 
-from adagrpo_ray.checkpoint import files as checkpoint
-from adagrpo_ray.cluster.authentication import own_token, read_again, takes_token
-from adagrpo_ray.cluster.placement import Hardware, place
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.data.prompts import PromptSets
-from adagrpo_ray.errors import CheckpointError, ModelError
+from adagrpo_ray.config import Config
+from adagrpo_ray.errors import ModelError
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
-from adagrpo_ray.runs import Observer
 from adagrpo_ray.training.actors import connect
-from adagrpo_ray.training.preflight import Inputs
-from adagrpo_ray.training.trainer import place_and_train
+from tests.support.authentication import untold
 from tests.support.held import until
+from tests.support.pickles import plant
 from tests.support.places import ROOT
 
 FLOAT32 = {"dtype": "float32"}
@@ -75,22 +66,22 @@ def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture
-def untold() -> Iterator[None]:
-    """An environment that says nothing of Ray; after the test, Ray goes by the one that was there before."""
-    with pytest.MonkeyPatch.context() as environment:  # undone after what the test itself sets
-        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-            environment.delenv(name, raising=False)
-        read_again()
-        yield
-    read_again()
+@pytest.fixture(scope="class")
+def ours() -> Iterator[set[tuple[str, int]]]:
+    """A Ray of our own, started where others ask for no token; the addresses where this process listened before."""
+    me = psutil.Process()
+    before = listening(me, *me.children(recursive=True))
+    with untold(), pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")  # what others ask for is not for the one that we start
+        with connect(Config()):
+            ray.get(ray.remote(lambda: None).remote())  # so that there is a worker too
+            yield before
 
 
-def test_a_ray_of_our_own_refuses_whoever_has_no_token(
-    untold: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # what others ask for is not for the one that we start
-    with connect(Config()):
+class TestARayOfOurOwn:
+    def test_it_refuses_whoever_has_no_token(
+        self, ours: set[tuple[str, int]], tiny_model: Path, tmp_path: Path
+    ) -> None:
         address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         nothing: dict[str, str] = {}
@@ -113,87 +104,19 @@ def test_a_ray_of_our_own_refuses_whoever_has_no_token(
             assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token" in error
         shown = [file for file in session.rglob("*") if file.is_file() and token.encode() in file.read_bytes()]
         assert shown == []
-    assert len(token) == 64
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
-    assert "RAY_AUTH_TOKEN" not in os.environ
-    assert not (tmp_path / ".ray").exists()  # nor is there a token in a file
+        assert len(token) == 64
+        assert not (tmp_path / ".ray").exists()  # nor is there a token in a file
 
-
-def test_a_ray_of_our_own_listens_on_loopback_alone(untold: None) -> None:
-    me = psutil.Process()
-    before = listening(me, *me.children(recursive=True))
-    with connect(Config()):
-        ray.get(ray.remote(lambda: None).remote())  # so that there is a worker too
-        ours = me.children(recursive=True)
+    def test_it_listens_on_loopback_alone(self, ours: set[tuple[str, int]]) -> None:
+        me = psutil.Process()
+        processes = me.children(recursive=True)
         metrics = ray.nodes()[0]["MetricsExportPort"]
-        until(lambda: ("127.0.0.1", metrics) in listening(*ours))
-        addresses = listening(me, *ours) - before
-    assert {address.removeprefix("::ffff:") for address, _ in addresses} == {"127.0.0.1"}
-
-
-def test_every_run_has_a_token_of_its_own(untold: None) -> None:
-    assert not takes_token()
-    tokens = set()
-    for _ in range(2):
-        with own_token():
-            tokens.add(os.environ["RAY_AUTH_TOKEN"])
-            assert takes_token()
-    assert len(tokens) == 2
-    assert not takes_token()
-
-
-def test_a_run_says_that_its_cluster_asks_for_no_token(untold: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Told(Observer):
-        def phase(self, text: str) -> None:
-            raise InterruptedError(text)
-
-    config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379"}})
-    placement = place(config, Hardware(4, 0), ours=False)
-    monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda config, patience_s: nullcontext(placement))
-    with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
-        place_and_train(config, Inputs("tiny", PromptSets((), (), {}), 128), Path("unused"), Told())
-
-
-def test_what_listens_in_the_containers_is_published_on_loopback_alone() -> None:
-    services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
-    ports = [port for service in services.values() for port in service.get("ports", [])]
-    assert ports
-    assert all(port.startswith("127.0.0.1:") for port in ports)
+        until(lambda: ("127.0.0.1", metrics) in listening(*processes))
+        addresses = listening(me, *processes) - ours
+        assert {address.removeprefix("::ffff:") for address, _ in addresses} == {"127.0.0.1"}
 
 
 # --- pickles ---
-
-
-class Bomb:
-    """Writes a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Path.touch, (self.path,)
-
-
-PICKLED = (
-    *("pytorch_model.bin", "model.bin", "weights.pt", "consolidated.00.pth", "adapter_model.bin", "training_args.bin"),
-    *("tokenizer.pkl", "optimizer.pt", "rng_state.pth"),
-)
-
-
-def plant(folder: Path, marker: Path) -> None:
-    """Pickles in `folder`, both plain and as torch writes them, under names that some loader would take."""
-    for name in PICKLED:
-        (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
-    torch.save({"weight": Bomb(marker)}, folder / "pytorch_model.bin")
-
-
-def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path) -> None:
-    plant(tmp_path, tmp_path / "marker")
-    for name in ("pytorch_model.bin", "tokenizer.pkl"):
-        torch.load(tmp_path / name, weights_only=False) if name.endswith("bin") else pickle.loads(
-            (tmp_path / name).read_bytes()
-        )
-        (tmp_path / "marker").unlink()
 
 
 def test_pickles_beside_safetensors_are_not_read(tiny_model: Path, tmp_path: Path) -> None:
@@ -263,19 +186,6 @@ def test_vllm_reads_safetensors_alone(tmp_path: Path, monkeypatch: pytest.Monkey
         loader._prepare_weights(str(tmp_path), None, None, True, None)
 
 
-def test_a_checkpoint_with_a_pickle_in_it_is_refused(tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    checkpoint.save(tmp_path, 1, {"state.json": {}}, save_total_limit=1)
-    path = tmp_path / "step-000001"
-    plant(path, marker)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        checkpoint.load(path)
-    (path / checkpoint.CHECKSUMS).write_bytes(checkpoint._checksums(path))  # by somebody who knows how they are made
-    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
-        checkpoint.load(path)
-    assert not marker.exists()
-
-
 # --- code of others ---
 
 
@@ -304,11 +214,6 @@ def test_code_that_comes_with_a_model_runs_only_where_that_is_asked_for_and_said
     assert launch.main([*arguments, "model.trust_remote_code=true"]) == 2  # it is no causal language model
     assert f"warning: model.trust_remote_code=true runs Python code of {model}" in capsys.readouterr().out
     assert marker.exists()
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "launch/configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_no_configuration_of_ours_trusts_code_of_others(path: Path) -> None:
-    assert load_config(path).model.trust_remote_code is False
 
 
 # --- secrets ---

@@ -86,15 +86,6 @@ def names(url: str) -> set[str]:
     return {name.partition("/")[0] for name in storage.files(url)}
 
 
-def test_what_is_a_url() -> None:
-    assert storage.is_url("s3://bucket/x")
-    assert not storage.is_url("runs/x")
-    assert not storage.is_url("file:///mnt/runs")
-    assert storage.join("s3://bucket/x/", "a", "b") == "s3://bucket/x/a/b"
-    assert storage.join("file:///mnt/my%20runs", "a") == "/mnt/my runs/a"
-    assert storage.join("runs", "a") == "runs/a"
-
-
 @pytest.mark.parametrize("remote", [False, True])
 def test_small_texts_are_left_found_and_cleared(bucket: str, tmp_path: Path, remote: bool) -> None:
     folder = f"{bucket}/run" if remote else f"file://{tmp_path}/run"

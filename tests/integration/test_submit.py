@@ -16,17 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from adagrpo_ray.cluster.jobs import check_job_folder, job_id
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.config import load_config
 from adagrpo_ray.model.pretrained import resolve_model
-from adagrpo_ray.storage import places as storage
 from tests.support.held import until
 from tests.support.places import ROOT
 from tests.support.program import ENDING_S
 from tests.support.reserved import reserved_ports
 from tests.support.scraped import Scraper, check_figures
-from tests.support.scripts import script
 
 BIN = Path(sys.executable).parent
 TINY = "launch/configs/tiny-cpu.yaml"
@@ -266,78 +262,6 @@ def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ((f"--config={TINY}", "run.output_dir=/runs", "run.stps=3"), "did you mean 'run.steps'?"),
-        ((f"--config={TINY}",), "run.output_dir='runs' is relative"),
-        (("--config=/etc/passwd", "run.output_dir=/runs"), "--config /etc/passwd must be relative to"),
-        (("run.output_dir=s3://user:password@host/runs",), "run.output_dir holds a user, a password or a query"),
-        (("run.output_dir=/runs", "data.split=s3://user:password@host"), "an argument holds a URL with a secret"),
-        (("run.output_dir=/runs", "--resume", "s3://bucket/run?token=1"), "an argument holds a URL with a secret"),
-        (("run.output_dir=/runs", "--resume=auto"), "run.name, which is not set"),
-    ],
-)
-def test_what_is_wrong_is_said_before_any_cluster_is_asked(arguments: tuple[str, ...], told: str) -> None:
-    done = refused("--address", "http://127.0.0.1:9", "--", *arguments)
-    assert told in done
-    assert "127.0.0.1:9" not in done
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (("--env", "NOT_SET_ANYWHERE"), "--env NOT_SET_ANYWHERE is not set here"),
-        (("--env", "=value"), "--env must be KEY or KEY=VALUE"),
-        (("--entrypoint-resources", "[1]"), "--entrypoint-resources '[1]' is no JSON object of numbers"),
-        (("--name", "a b"), "--name 'a b'"),
-        (("--address", "127.0.0.1:8265"), "must begin with http://"),
-        (("--address", "http://127.0.0.1:9"), "no answer from http://127.0.0.1:9"),
-    ],
-)
-def test_options_that_cannot_work_are_one_error(options: tuple[str, ...], told: str) -> None:
-    assert told in refused(*options, "--", "run.output_dir=/runs")
-
-
-@pytest.mark.parametrize(
-    ("training", "folder"),
-    [
-        (("run.output_dir=/runs", "run.name=one"), "/runs/one"),
-        (("run.output_dir=s3://bucket/runs", "run.name=one", "--resume=auto"), "s3://bucket/runs/one"),
-        (("run.output_dir=/runs", "--resume=/old/one/"), "/old/one"),
-        (("run.output_dir=/runs", "--resume=/old/one/checkpoints/step-000012"), "/old/one"),
-        (
-            ("run.output_dir=/runs", "--resume=s3://bucket/checkpoints/one/checkpoints/best"),
-            "s3://bucket/checkpoints/one",
-        ),
-    ],
-)
-def test_the_run_folder_of_a_job_is_known_beforehand(training: tuple[str, ...], folder: str) -> None:
-    submit = script("submit")
-    assert submit.prepare(submit.parse(["--", *training])).run_folder == folder
-
-
-def test_results_come_from_a_url(tmp_path: Path) -> None:
-    fetch, home = script("fetch").fetch, "memory://bucket/runs/fetched"
-    for name in ("adapter/adapter_model.safetensors", "summary.json", "checkpoints/step-000001/state.json"):
-        storage.leave(home, name, name)
-    assert fetch(None, None, home, tmp_path / "got") == "from its URL"
-    assert storage.below(tmp_path / "got") == ["adapter/adapter_model.safetensors", "summary.json"]
-    with pytest.raises(ConfigError, match="Protocol not known: nosuch"):
-        fetch(None, None, "nosuch://bucket/run", tmp_path / "got")
-
-
-def refused(*arguments: str) -> str:
-    """The one error of launch/submit.py, which exits with 2."""
-    command = [sys.executable, "launch/submit.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
-    assert not done.stdout
-    return done.stderr
-
-
-@pytest.mark.parametrize(
     "env",
     [
         {"RAY_AUTH_TOKEN": "wrong"},
@@ -353,21 +277,3 @@ def test_a_bad_token_is_one_error(cluster: Cluster, env: dict[str, str]) -> None
     assert "RAY_AUTH_TOKEN_PATH" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert TOKEN not in done.stderr
-
-
-def test_outside_of_a_job_a_relative_folder_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    told: list[str] = []
-    assert job_id() is None
-    assert check_job_folder(Config(), told.append) == Config()
-    assert not told
-
-
-@pytest.mark.parametrize("folder", ["/shared/runs", "s3://bucket/runs"])
-def test_in_a_job_a_folder_that_lasts_stays(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "id"}}))
-    told: list[str] = []
-    config = load_config(None, [f"run.output_dir={folder}"])
-    assert job_id() == "id"
-    assert check_job_folder(config, told.append) == config
-    assert not told

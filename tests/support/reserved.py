@@ -1,4 +1,4 @@
-"""Ports and networks that no other test process of this machine uses at the same time, whatever its checkout."""
+"""Ports, addresses and networks that no other test process of this machine uses at the same time."""
 
 from __future__ import annotations
 
@@ -37,6 +37,21 @@ def reserved_ports(count: int) -> Iterator[list[int]]:
     numbers = random.Random().sample(PORTS, 1000)
     with ExitStack() as stack:
         yield [stack.enter_context(reserved("port", numbers, _is_free)) for _ in range(count)]
+
+
+@contextmanager
+def closed_address(host: str) -> Iterator[str]:
+    """HOST:PORT at which nothing listens, nor can another program begin to."""
+    with socket.socket() as deaf:
+        deaf.bind((host, 0))
+        yield f"{host}:{deaf.getsockname()[1]}"
+
+
+@contextmanager
+def silent_address(host: str) -> Iterator[str]:
+    """HOST:PORT at which connections are taken and never answered."""
+    with socket.create_server((host, 0)) as listening:
+        yield f"{host}:{listening.getsockname()[1]}"
 
 
 def _is_free(port: int) -> bool:

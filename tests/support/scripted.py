@@ -7,9 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+BOS, EOS = "<s>", "</s>"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -40,6 +41,19 @@ def byte_tokenizer(
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, chat_template=template, clean_up_tokenization_spaces=False, **named
     )
+
+
+def tokenizer_of(adds: str = "", template: str | None = CHATML) -> Any:
+    """A byte-level tokenizer that adds a BOS, a BOS and an EOS, or nothing to a text by its post-processor."""
+    tokenizer: Any = byte_tokenizer((BOS, EOS, "<|im_start|>", "<|im_end|>"), bos_token=BOS, eos_token=EOS)
+    tokenizer.chat_template = template
+    if adds:
+        tokens = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (BOS, EOS)]
+        single = f"{BOS} $A" + (f" {EOS}" if adds == "both" else "")
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, pair=f"{single} $B:1", special_tokens=tokens
+        )
+    return tokenizer
 
 
 def scripted_model(folder: Path, tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], **generation: Any) -> Path:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import http.server
-import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
-import psutil
 import pytest
 import ray
 from ray.core.generated import gcs_service_pb2
@@ -25,7 +22,7 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.training import actors as cluster
 from adagrpo_ray.training.actors import connect
-from tests.support.places import ROOT
+from tests.support.reserved import closed_address, silent_address
 
 SERVICE = "ray.rpc.NodeInfoGcsService"
 NODE = ray.util.get_node_ip_address()
@@ -40,17 +37,14 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def closed() -> Iterator[str]:
-    """An address at which nothing listens, nor can anybody else begin to."""
-    with socket.socket() as deaf:
-        deaf.bind((NODE, 0))
-        yield f"{NODE}:{deaf.getsockname()[1]}"
+    with closed_address(NODE) as there:
+        yield there
 
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address at which connections are taken and nothing is ever said."""
-    with socket.create_server((NODE, 0)) as listening:
-        yield f"{NODE}:{listening.getsockname()[1]}"
+    with silent_address(NODE) as there:
+        yield there
 
 
 @pytest.fixture
@@ -189,21 +183,6 @@ def test_the_address_is_the_one_that_ray_would_take(
     assert address(load_config(None, {"run.ray_address": setting})) == joined
 
 
-def test_the_program_refuses_a_dead_address(
-    refused: Callable[..., str], closed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert f"cannot be reached at {closed}" in refused(f"run.ray_address={closed}")
-    monkeypatch.setenv("RAY_ADDRESS", closed)
-    assert f"cannot be reached at {closed}" in refused()
-
-
-def test_the_program_refuses_an_address_that_never_answers(
-    refused: Callable[..., str], silent: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(joining, "ANSWER_S", 0.5)
-    assert "gave no answer within 0.5 s" in refused(f"run.ray_address={silent}")
-
-
 # --- the folder for temporary files ---
 
 
@@ -260,33 +239,6 @@ def test_a_full_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "_fill", full)
     message = refusal(joining.check_temporary_folders)
     assert "Ray cannot write into /tmp (No space left on device); make room there" in message
-
-
-@pytest.mark.parametrize("options", [[], ["--resume", "auto", "run.name=a"]])
-def test_the_program_refuses_a_long_tmpdir_before_anything_starts(options: list[str], tmp_path: Path) -> None:
-    folder = f"{tmp_path}/{'x' * 110}"
-    began = time.time()
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "launch/train.py"), f"run.output_dir={tmp_path / 'runs'}", *options],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "TMPDIR": folder, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-    )
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"error: TMPDIR='{folder}' has ")
-    assert "Traceback" not in ended.stdout
-    assert not (tmp_path / "runs").exists()
-    assert not [p for p in psutil.process_iter(["create_time", "name"]) if _left(p, began, folder)]
-
-
-def _left(process: psutil.Process, began: float, folder: str) -> bool:
-    try:
-        return process.create_time() > began and process.environ().get("TMPDIR") == folder
-    except psutil.Error:
-        return False
 
 
 # --- what ray.init raises ---

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tokenizers import processors
-from transformers import AutoTokenizer
 
 from adagrpo_ray.cards.card import Facts, adapter_card
 from adagrpo_ray.config import Config, load_config
@@ -22,8 +19,6 @@ from adagrpo_ray.data.template import text_head
 from adagrpo_ray.data.template_choice import chosen_template, use_template
 from adagrpo_ray.errors import ChatError, CheckpointError, ConfigError, DataError, ModelError
 from adagrpo_ray.evaluation.settings import prompt_settings
-from adagrpo_ray.export.adapter_source import opened
-from adagrpo_ray.export.exporting import ExportRequest, export
 from adagrpo_ray.model.identity import ModelIdentity
 from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rollout.endings import Endings
@@ -31,27 +26,13 @@ from adagrpo_ray.runs import summarize
 from adagrpo_ray.viewer.conversation import Message, render
 from tests.support.builders import make_completion
 from tests.support.histories import BEFORE, STEP
-from tests.support.scripted import CHATML, byte_tokenizer, scripted_model
+from tests.support.scripted import BOS, CHATML, EOS, tokenizer_of
 
-BOS, EOS = "<s>", "</s>"
 WRITES_BOS = "{{ bos_token }}" + CHATML
 ASKS = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
 )
 SYSTEM = "Put it between {answer_start} and {answer_end}."
-
-
-def tokenizer_of(adds: str = "", template: str | None = CHATML) -> Any:
-    """A byte-level tokenizer that adds a BOS, a BOS and an EOS, or nothing to a text by its post-processor."""
-    tokenizer: Any = byte_tokenizer((BOS, EOS, "<|im_start|>", "<|im_end|>"), bos_token=BOS, eos_token=EOS)
-    tokenizer.chat_template = template
-    if adds:
-        tokens = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (BOS, EOS)]
-        single = f"{BOS} $A" + (f" {EOS}" if adds == "both" else "")
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=single, pair=f"{single} $B:1", special_tokens=tokens
-        )
-    return tokenizer
 
 
 def config_of(path: Path, rows: list[Any], **data: Any) -> Config:
@@ -342,46 +323,3 @@ def test_the_card_says_how_the_prompts_were_made(file: Path) -> None:
     for text in (own, plain, filed):
         for block in code_of(text):
             compile(block, "card", "exec")
-
-
-@pytest.fixture
-def run(tmp_path: Path, file: Path) -> Path:
-    """A run folder on a base model without a template, as `data.chat_template`=file leaves one."""
-    from tests.support.trained import make_run
-
-    tokenizer = tokenizer_of("bos", None)
-    base = scripted_model(tmp_path / "base", tokenizer, tokenizer.encode("ab", add_special_tokens=False))
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"prompt": "1?", "solution": "7"}) + "\n")
-    config = load_config(
-        "launch/configs/tiny-cpu.yaml",
-        [f"model.path={base}", f"data.source={rows}", f"data.chat_template={file}", "data.eval_prompts=0"],
-    )
-    folder = make_run(tmp_path / "run", base, config)
-    (folder / "adapter" / "chat_template.jinja").write_text(ASKS)
-    return folder
-
-
-def test_the_merged_model_has_the_template_that_it_was_trained_with(run: Path, file: Path, tmp_path: Path) -> None:
-    file.unlink()  # as on another machine
-    told: list[str] = []
-    merged = export(ExportRequest(str(run), tmp_path / "merged"), told.append)
-    assert any("prompts of" in line and "rows.jsonl" in line for line in told)
-    assert AutoTokenizer.from_pretrained(merged).chat_template == ASKS
-    (run / "adapter" / "chat_template.jinja").unlink()
-    gone = r"the chat template of the run is not in .*adapter, and data\.chat_template='.*' cannot be read"
-    with pytest.raises(ModelError, match=gone), opened(str(run)):
-        pass
-
-
-def test_a_model_that_was_trained_on_plain_text_is_compared_on_it(run: Path, tmp_path: Path) -> None:
-    settings = yaml.safe_load((run / "config.yaml").read_text())
-    settings["data"]["chat_template"] = "none"
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    for name in ("chat_template.jinja", "README.md"):
-        (run / "adapter" / name).unlink()
-    told: list[str] = []
-    merged = export(ExportRequest(str(run), tmp_path / "merged"), told.append)
-    assert any("prompts of" in line and "rows.jsonl" in line for line in told)
-    assert AutoTokenizer.from_pretrained(merged).chat_template is None
-    assert "llm.generate(text," in (merged / "README.md").read_text()

@@ -14,7 +14,7 @@ from adagrpo_ray.cards.card import Facts, adapter_card
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError, DataError
-from adagrpo_ray.evaluation.settings import counting_settings, prompt_settings
+from adagrpo_ray.evaluation.settings import prompt_settings
 from adagrpo_ray.model.identity import ModelIdentity
 from adagrpo_ray.runs import summarize
 from adagrpo_ray.toy.tokenizer import build_tokenizer
@@ -321,11 +321,6 @@ def test_template_kwargs_reach_prompts_and_the_chat(path: Path) -> None:
     said = (Message(role="user", text="1+1"),)
     chat = render(tokenizer_of(other), said, "", True, "</think>", {"effort": "high", "enable_thinking": False})
     assert tokenizer_of().decode(list(chat.token_ids)) == "<user>1+1</user><assistant>high"
-
-
-def test_template_kwargs_are_among_what_results_depend_on(tiny_model: Path) -> None:
-    config = load_config(TINY, ["data.template_kwargs.enable_thinking=false"])
-    assert counting_settings(config, str(tiny_model))["data.template_kwargs.enable_thinking"] is False
 
 
 def test_results_of_other_chat_templates_and_names_do_not_mix(path: Path) -> None:
