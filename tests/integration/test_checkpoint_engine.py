@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
-from adagrpo_ray.checkpoint.files import load, save
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.learner.engine import EngineState, LearnerEngine
+from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.updates import TrainReport
-from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.types import TrainBatch, TrainSample
+from tests.support.engine_states import same, through_disk
 
 STEPS = 4
 
@@ -69,26 +64,6 @@ def make_batch(ranks: int = 1) -> tuple[TrainBatch, ...]:
 def train(engine: LearnerEngine, *steps: int) -> list[TrainReport]:
     (batch,) = make_batch()
     return [engine.train(replace(batch, step=step)) for step in steps]
-
-
-def through_disk(state: EngineState | None, folder: Path) -> EngineState:
-    """What a checkpoint makes of it."""
-    assert state is not None
-    arrays = {"weights": state.weights, "moments": state.moments, "random": state.random}
-    contents = {**{f"{k}.safetensors": v for k, v in arrays.items()}, "state.json": {}}
-    save(folder, 1, contents, 1)
-    files = load(folder / "step-000001")
-    return replace(state, **{k: files[f"{k}.safetensors"] for k in arrays})
-
-
-def same(one: EngineState | None, other: EngineState | None) -> bool:
-    assert one is not None
-    assert other is not None
-    pairs = [(one.weights, other.weights), (one.moments, other.moments), (one.random, other.random)]
-    return all(
-        a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
-        for a, b in pairs
-    ) and (one.optimizer_steps, one.skipped_in_a_row) == (other.optimizer_steps, other.skipped_in_a_row)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -185,52 +160,3 @@ def test_weights_are_kept_finer_than_the_model_has_them(model_path: str) -> None
     assert state.weights.keys() == served.keys()
     assert all(torch.equal(torch.tensor(w).bfloat16().float(), served[n]) for n, w in state.weights.items())
     assert any(not torch.equal(torch.tensor(w), served[n]) for n, w in state.weights.items())
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 2)), 3])
-@pytest.mark.usefixtures("cluster")
-def test_two_ranks_go_on_as_if_they_had_not_stopped(model_path: str, tmp_path: Path, stage: int) -> None:
-    class Rank(LearnerActor):
-        def snapshot(self) -> EngineState | None:
-            return self._engine.snapshot()
-
-        def restore(self, state: EngineState) -> None:
-            self._engine.restore(state)
-
-    def start() -> list[Any]:
-        ranks = [ray.remote(Rank).remote() for _ in range(2)]
-        master = ray.get(ranks[0].address.remote())
-        config = configure("learner.ranks=2", f"learner.zero_stage={stage}")
-        ray.get([actor.start.remote(config, rank, ModelFiles(model_path), master) for rank, actor in enumerate(ranks)])
-        return ranks
-
-    def train(ranks: list[Any], step: int) -> list[Any]:
-        work = zip(ranks, make_batch(2), strict=True)
-        return ray.get([rank.train.remote(replace(batch, step=step)) for rank, batch in work])  # type: ignore[no-any-return]
-
-    def snapshot(ranks: list[Any]) -> EngineState:
-        state, nothing = ray.get([rank.snapshot.remote() for rank in ranks])
-        assert nothing is None
-        return state  # type: ignore[no-any-return]
-
-    ranks = start()
-    train(ranks, 2)
-    state = through_disk(snapshot(ranks), tmp_path)
-    assert {"cpu.0", "cpu.1"} <= state.random.keys()
-    expected, end = train(ranks, 3), snapshot(ranks)
-    for rank in ranks:
-        ray.kill(rank)
-    ranks = start()
-    ray.get([rank.restore.remote(state) for rank in ranks])
-    assert same(snapshot(ranks), state)
-    assert train(ranks, 3) == expected
-    assert same(snapshot(ranks), end)
-    for rank in ranks:
-        ray.kill(rank)

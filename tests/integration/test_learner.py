@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, get_args
 
 import numpy as np
 import pytest
-import ray
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.tree import Packing
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import buffers
-from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import LAYOUTS, Rows, join, pad, share
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
 from adagrpo_ray.lora.peft_model import load_policy
-from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainSample
+from tests.support.batches import make_samples
 from tests.support.builders import flat
 
 STEPS = 3
@@ -53,25 +49,6 @@ def configure(*overrides: str) -> Config:
 @pytest.fixture(scope="module")
 def model_path() -> str:
     return resolve_model(configure())
-
-
-def make_samples(count: int = 13) -> tuple[TrainSample, ...]:
-    """Completions of five prompts, of many lengths, with random tokens; the first are pads, which are like others."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 40, count)
-    prompts = [rng.integers(0, 100, rng.integers(3, 20)).astype(np.int32) for _ in range(5)]
-    total = int(lengths.sum())
-    return tuple(
-        TrainSample(
-            prompt_token_ids=prompts[number % len(prompts)],
-            token_ids=np.concatenate([[0], rng.integers(0, 100, length - 1)]).astype(np.int32),
-            behaviour_logprobs=np.full(length, -4.0, np.float32),
-            token_weights=np.full(length, 1 / total, np.float32),
-            advantage=float(rng.normal()),
-            difficulty=("easy", "hard", "")[number % 3],
-        )
-        for number, length in enumerate(lengths)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -141,47 +118,6 @@ def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, up
     assert report.learning_rate == pytest.approx(0.01 * (1 - (updates - 1) / (updates * STEPS)))
     nothing = engine.train(replace(batch, micro_batches=()))
     assert (nothing.first, nothing.last, nothing.skipped) == (None, None, 0)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
-@pytest.mark.usefixtures("cluster")
-def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: int) -> None:
-    class Rank(LearnerActor):
-        """Logits of 7 tokens at a time, so that one rank has more chunks than the other."""
-
-        def start(self, *args: Any) -> None:
-            buffers.LOGITS = VOCABULARY * 7
-            super().start(*args)
-
-    config = configure("learner.ranks=2", f"learner.zero_stage={stage}")
-    ranks = [ray.remote(Rank).remote() for _ in range(2)]
-    master = ray.get(ranks[0].address.remote())
-    ray.get([actor.start.remote(config, rank, ModelFiles(model_path), master) for rank, actor in enumerate(ranks)])
-    batches = pack_batches(1, make_samples(), 2, 120)
-    tokens = [[sum(len(s.token_ids) for s in micro) for micro in batch.micro_batches] for batch in batches]
-    assert any(-(-one // 7) != -(-other // 7) for one, other in zip(*tokens, strict=True))
-    for step, one in enumerate(expected, start=1):
-        work = [rank.train.remote(replace(batch, step=step)) for rank, batch in zip(ranks, batches, strict=True)]
-        reports = [made(report) for report in ray.get(work)]
-        merged = functools.reduce(UpdateStatistics.merged, (r.statistics for r in reports))
-        assert merged.loss == pytest.approx(one.statistics.loss, abs=1e-4)
-        assert merged.tokens == one.statistics.tokens == sum(len(s.token_ids) for s in make_samples())
-        assert merged.entropy.mean == pytest.approx(one.statistics.entropy.mean, rel=1e-4)
-        by_difficulty = {
-            difficulty: aggregate.mean for difficulty, aggregate in one.statistics.entropy_by_difficulty.items()
-        }
-        assert set(by_difficulty) == {"easy", "hard", ""}
-        assert merged.figures()["entropy_by_difficulty"] == pytest.approx(by_difficulty, rel=1e-4)
-        assert reports[0].grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
-    for rank in ranks:
-        ray.kill(rank)
 
 
 @pytest.mark.parametrize("lay_out", [pad, join])

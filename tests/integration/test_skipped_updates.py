@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.errors import CheckpointError, DivergedError
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.learner.engine import EngineState, LearnerEngine
-from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.learner.updates import TrainReport
-from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.types import TrainBatch, TrainSample
+from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.types import TrainBatch
+from tests.support.batches import FAULTS, bad, good
+from tests.support.engine_states import bytes_of
 
 STAGES: list[Any] = [
     *[[f"zero_stage={stage}", f"dtype={dtype}"] for stage in range(3) for dtype in ("float32", "bfloat16")],
@@ -44,63 +41,6 @@ def of_stage(settings: list[str]) -> list[str]:
 
 def make_engine(model_path: str, *overrides: str) -> LearnerEngine:
     return LearnerEngine(model_path, configure(*overrides), 0, 1, ("127.0.0.1", 0))
-
-
-def make_samples() -> list[TrainSample]:
-    """Of decreasing length, so that they keep their order in a batch."""
-    rng = np.random.default_rng(0)
-    return [
-        TrainSample(
-            prompt_token_ids=rng.integers(0, 100, 5).astype(np.int32),
-            token_ids=rng.integers(0, 100, length).astype(np.int32),
-            behaviour_logprobs=np.full(length, -4.0, np.float32),
-            token_weights=np.full(length, 1 / 40, np.float32),
-            advantage=advantage,
-        )
-        for length, advantage in ((14, 1.0), (12, -1.0), (10, 0.5), (8, -0.5))
-    ]
-
-
-def good(step: int, ranks: int = 1) -> list[TrainBatch]:
-    return pack_batches(step, make_samples(), ranks, 20)
-
-
-def bad(step: int, ranks: int = 1, at: int = 1, **fault: Any) -> list[TrainBatch]:
-    """A batch whose sample `at`, which has a micro-batch of its own, has the fields of `fault`."""
-    samples = make_samples()
-    samples[at] = replace(samples[at], **fault)
-    return pack_batches(step, samples, ranks, 20)
-
-
-def with_logprob(value: float) -> dict[str, Any]:
-    logprobs = np.full(12, -4.0, np.float32)
-    logprobs[5] = value
-    return {"behaviour_logprobs": logprobs}
-
-
-FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "NaN behaviour": (with_logprob(math.nan), "behaviour log-probabilities"),
-    "-inf behaviour": (with_logprob(-math.inf), "behaviour log-probabilities"),
-    "NaN advantage": ({"advantage": math.nan}, "advantages"),
-    "infinite weight": ({"token_weights": np.full(12, math.inf, np.float32)}, "advantages"),
-    # So unlikely a behaviour that each token counts twice, the cap of the rollout correction, whatever the model says.
-    "infinite loss": (
-        {
-            "advantage": 3e38,
-            "token_weights": np.full(12, 1.0, np.float32),
-            "behaviour_logprobs": np.full(12, -30.0, np.float32),
-        },
-        "loss",
-    ),
-    "infinite gradient": ({"advantage": 1e30}, "gradient"),
-}
-
-
-def bytes_of(state: EngineState | None) -> dict[str, bytes]:
-    """All of a state but the count of skipped updates."""
-    assert state is not None
-    arrays = {**state.weights, **state.moments, **{f"random/{k}": v for k, v in state.random.items()}}
-    return {**{name: value.tobytes() for name, value in arrays.items()}, "steps": bytes([state.optimizer_steps])}
 
 
 def adapter_bytes(engine: LearnerEngine) -> dict[str, bytes]:
@@ -205,52 +145,3 @@ def test_an_adapter_that_is_not_finite_is_not_sent(model_path: str) -> None:
         next(p for p in actor._engine._policy.parameters() if p.requires_grad).fill_(math.inf)
     with pytest.raises(DivergedError, match=r"after step 7.*lora_A.*learner\.learning_rate"):
         actor.sync(7)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3)), 2])
-@pytest.mark.usefixtures("cluster")
-def test_a_fault_on_one_rank_skips_the_update_on_all(model_path: str, stage: int) -> None:
-    config = configure("learner.ranks=2", f"learner.zero_stage={stage}", "model.dtype=bfloat16")
-
-    class Rank(LearnerActor):
-        def snapshot(self) -> EngineState | None:
-            return self._engine.snapshot()
-
-    def start() -> list[Any]:
-        ranks = [ray.remote(Rank).remote() for _ in range(2)]
-        master = ray.get(ranks[0].address.remote())
-        ray.get([actor.start.remote(config, rank, ModelFiles(model_path), master) for rank, actor in enumerate(ranks)])
-        return ranks
-
-    def train(ranks: list[Any], batches: list[TrainBatch]) -> list[TrainReport]:
-        return ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])  # type: ignore[no-any-return]
-
-    def state(ranks: list[Any]) -> dict[str, bytes]:
-        return bytes_of(ray.get([rank.snapshot.remote() for rank in ranks])[0])
-
-    ranks = start()
-    train(ranks, good(1, 2))
-    before = state(ranks)
-    fault, cause = FAULTS["NaN behaviour"]
-    batches = bad(2, 2, **fault)
-    whole = [all(np.isfinite(s.behaviour_logprobs).all() for m in b.micro_batches for s in m) for b in batches]
-    assert whole == [True, False]
-    reports = train(ranks, batches)
-    assert [(r.skipped, r.cause, r.skipped_in_a_row, r.last) for r in reports] == [(1, cause, 1, None)] * 2
-    assert state(ranks) == before
-    after, end = train(ranks, good(3, 2)), state(ranks)
-    for rank in ranks:
-        ray.kill(rank)
-    others = start()
-    train(others, good(1, 2))
-    assert train(others, good(3, 2)) == after
-    assert state(others) == end != before
-    for rank in others:
-        ray.kill(rank)
