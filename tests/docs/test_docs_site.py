@@ -78,7 +78,7 @@ def test_no_page_has_what_the_theme_would_fetch_a_program_for(site: Path) -> Non
         assert "googletagmanager" not in text
 
 
-def test_every_setting_has_its_line(site: Path) -> None:
+def test_every_setting_is_on_the_site(site: Path) -> None:
     page = html.unescape((site / "configuration.html").read_text())
     rows = re.findall(r"<tr>\s*<td><code>([^<]+)</code></td>\s*<td><code>(.*?)</code></td>\s*<td>(.*?)</td>", page)
     told = {key: (default, re.sub(r"<[^>]+>", "", text)) for key, default, text in rows}

@@ -47,7 +47,6 @@ def has_all(told: str, parts: tuple[str, ...]) -> bool:
 # --- rows that are dropped and counted ---
 
 NO_PROMPT, NO_ANSWER = "without a prompt", "without an answer"
-USER = {"role": "user", "content": "1+2"}
 
 
 @pytest.mark.parametrize(

@@ -220,4 +220,4 @@ def test_a_criterion_that_raises_later_ends_the_run_with_a_checkpoint(shared: Pa
 def test_another_address_than_that_of_the_ray_that_is_there_is_an_error(shared: Path) -> None:
     with pytest.raises(ResourceError, match=r"connected to the Ray at .* names '10\.0\.0\.9:6379'"):
         as_connected(load(**{"run.ray_address": "10.0.0.9:6379"}))
-    assert as_connected(load(**{"run.ray_address": "auto"})).run.folder == str(shared / "runs")
+    assert as_connected(load(**{"run.ray_address": "auto"})).run.output_dir == str(shared / "runs")

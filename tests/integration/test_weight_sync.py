@@ -69,7 +69,7 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["adapter", "merged"])
 def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any, RolloutPool]]:
     config = Config.model_validate(
-        CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"sync": request.param}}
+        CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"lora_mode": request.param}}
     )
 
     class Watched(RolloutActor):  # here, so that Ray sends the class itself
@@ -293,7 +293,9 @@ def test_the_written_adapter_loads_with_vllm(
     from vllm.lora.request import LoRARequest
 
     learner.save_adapter(str(tmp_path), learner.adapter())
-    config = Config.model_validate(CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"sync": "adapter"}})
+    config = Config.model_validate(
+        CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"lora_mode": "adapter"}}
+    )
     with asyncio.Runner() as loop:
         engine = loop.run(RolloutEngine.start(model_path, 256, config))
         engine._lora = LoRARequest("from-disk", 1, str(tmp_path))
@@ -311,7 +313,7 @@ def test_an_engine_of_two_workers_serves_the_whole_adapter(
 
     The actor is in a placement group, as in a run, and its workers are not: the group has room for one.
     """
-    overrides = {"sync": sync, "tensor_parallel": 2}
+    overrides = {"lora_mode": sync, "tensor_parallel_size": 2}
     config = Config.model_validate(CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | overrides})
     noise = torch.Generator().manual_seed(0)
     tensors = {name: t + 0.02 * torch.randn(t.shape, generator=noise) for name, t in learner.adapter().items()}

@@ -101,7 +101,7 @@ def test_settings_may_be_given_as_a_mapping_or_as_on_the_command_line(tmp_path: 
     as_mapping = Config.load(TINY, {"run.steps": 3, "run.output_dir": tmp_path / "a: b", "algorithm.triggers": []})
     as_texts = Config.load(TINY, ["run.steps=3", f"run.output_dir='{tmp_path}/a: b'", "algorithm.triggers=[]"])
     assert as_mapping == as_texts
-    assert as_mapping.run.folder == f"{tmp_path}/a: b"
+    assert as_mapping.run.output_dir == f"{tmp_path}/a: b"
     with pytest.raises(ConfigError, match=r"unknown key 'run\.stesp' \(value 3\); did you mean 'run\.steps'"):
         Config.load(TINY, {"run.stesp": 3})
 

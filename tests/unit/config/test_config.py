@@ -100,6 +100,11 @@ def test_there_are_configurations_to_load() -> None:
     assert {"tiny-cpu", "local-1gpu", "cluster"} <= {path.stem for path in CONFIGS}
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_configuration_of_ours_trusts_code_of_others(path: Path) -> None:
+    assert load_config(path).model.trust_remote_code is False
+
+
 # --- what mistakes are told ---
 
 
@@ -405,8 +410,3 @@ def test_phases_are_known_to_be_used_wherever_they_are_asked_for() -> None:
         assert load_config(None, [override]).uses_phases
     (rung,) = load_config(None, [override]).algorithm.triggers[0].ladder()
     assert (rung.temperature, rung.answer) == (1.2, SamplingParams(temperature=0.5))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_no_configuration_of_ours_trusts_code_of_others(path: Path) -> None:
-    assert load_config(path).model.trust_remote_code is False

@@ -66,7 +66,7 @@ def rendered(prompts: PromptSets) -> str:
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
 def test_dapo_math_17k_layout(tmp_path: Path, write: Callable[[Path, list[Any]], Path]):
     path = write(tmp_path / f"d.{write.__name__.removeprefix('write_')}", [DAPO])
-    prompts = load(path, columns={"answer": "reward_model.ground_truth", "difficulty": "data_source"})
+    prompts = load(path, columns={"ground_truth": "reward_model.ground_truth", "difficulty": "data_source"})
     (prompt,) = prompts.train
     assert (prompt.text, prompt.answer, prompt.difficulty) == ("Solve: 1+1?", "2", "math_dapo")
     assert prompt.columns == DAPO
@@ -82,7 +82,7 @@ def test_processed_layout(tmp_path: Path, write: Callable[[Path, list[Any]], Pat
 
 
 def test_both_layouts_give_the_same_prompt(tmp_path: Path):
-    (a,) = load(write_jsonl(tmp_path / "a.jsonl", [DAPO]), columns={"answer": "reward_model.ground_truth"}).train
+    (a,) = load(write_jsonl(tmp_path / "a.jsonl", [DAPO]), columns={"ground_truth": "reward_model.ground_truth"}).train
     (b,) = load(write_jsonl(tmp_path / "b.jsonl", [PROCESSED])).train
     assert a.id == b.id
     assert len(a.id) == 16
@@ -212,13 +212,13 @@ def test_files_that_are_not_what_their_name_says(tmp_path: Path):
     ("columns", "message"),
     [
         (
-            {"answer": "solutoin"},
+            {"ground_truth": "solutoin"},
             r"data\.columns\.ground_truth='solutoin': .* no column 'solutoin'; did you mean 'solution'",
         ),
         ({"prompt": "promt"}, r"data\.columns\.prompt='promt': .* did you mean 'prompt'"),
         ({"difficulty": "zzz"}, r"data\.columns\.difficulty='zzz': .* it has prompt, solution, meta"),
-        ({"answer": "meta.gound"}, r"no column 'gound' in 'meta'; did you mean 'ground'"),
-        ({"answer": "solution.text"}, r"no column 'text' in 'solution'; it has no columns"),
+        ({"ground_truth": "meta.gound"}, r"no column 'gound' in 'meta'; did you mean 'ground'"),
+        ({"ground_truth": "solution.text"}, r"no column 'text' in 'solution'; it has no columns"),
     ],
 )
 def test_missing_columns_name_setting_and_nearest(tmp_path: Path, columns: dict[str, str], message: str):

@@ -384,7 +384,7 @@ def test_nested_columns_are_passed_whole_and_under_their_names(path: Path) -> No
         "extra_info": {"split": "train", "index": 7},
         "answer": "a rationale",
     }
-    columns = {"prompt": "question", "answer": "reward_model.ground_truth", "difficulty": "extra_info.split"}
+    columns = {"prompt": "question", "ground_truth": "reward_model.ground_truth", "difficulty": "extra_info.split"}
     prompts = load(path, [row, {**row, "question": "2+2", "tests": ["x"]}], columns=columns)
     first, second = prompts.train
     assert first.columns == {**row, "tests": None}

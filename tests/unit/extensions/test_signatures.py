@@ -82,7 +82,8 @@ def load(function: Callable[..., Any]) -> Any:
         (one_by_one, "'mine' is a generator function; `return` what it yields"),
         (
             without_context,
-            r"'mine' takes \(completions.*\), and is called with prompt, format, difficulty, columns too; .*\*\*context",
+            r"'mine' takes \(completions.*\), and is called with prompt, format, difficulty, columns too; "
+            r".*\*\*context",
         ),
         (lambda: [], ".*is called with completions, answer, prompt, format, difficulty, columns too"),
         (by_place, ".*take completions without the slash"),

@@ -229,7 +229,7 @@ class TestExamples:
         assert len(read(str(folder)).examples) == 3
         assert parsed == list(range(1, 201)), "each group once, however long its line"
 
-    def test_a_broken_line_is_named(self, usual: Path) -> None:
+    def test_a_broken_line_of_samples_is_named(self, usual: Path) -> None:
         with (usual / "samples.jsonl").open("a") as file:
             file.write('{"step": 1}\n')
         with pytest.raises(HistoryError, match=r"samples\.jsonl cannot be read .* remove it"):

@@ -78,7 +78,7 @@ def test_the_nodes_have_to_share_the_folder_that_the_run_is_in_and_no_other(monk
     def share(folder: str) -> None:
         raise InterruptedError(folder)
 
-    config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379", "folder": "elsewhere"}})
+    config = Config.model_validate({"run": {"ray_address": "10.0.0.2:6379", "output_dir": "elsewhere"}})
     placement = place(config, Hardware(4, 0), ours=False)
     monkeypatch.setattr("adagrpo_ray.training.trainer.connect", lambda config, patience_s: nullcontext(placement))
     monkeypatch.setattr("adagrpo_ray.training.trainer.check_shared", share)
