@@ -37,15 +37,18 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 LONG = (
-    "weight_sync",
-    "submit",
+    "end_to_end",  # makes the run that others wait for
     "fleet",
-    "end_to_end",
+    "weight_sync",
     "python_docs",
+    "submit",
     "resume",
     "learner",
     "checkpoint_engine",
+    "two_ranks",
     "evaluate",
+    "engine_start",
+    "turns",
 )
 """Files that take longest: begun first, short ones fill up what is left of the time of xdist's processes."""
 

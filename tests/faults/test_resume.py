@@ -81,7 +81,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tm
 def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gate: Gate, tmp_path: Path) -> None:
     """It comes in the middle of a step, whose groups are given up and sampled again by the run that goes on.
 
-    SIGTERM does the same to a job in tests/test_submit.py.
+    SIGTERM does the same to a job in test_submit.py.
     """
     gate.close(tmp_path / "run" / "metrics.jsonl", (2, 1))
     command = [sys.executable, "launch/train.py", *settings(tmp_path, 4), *gate.settings]

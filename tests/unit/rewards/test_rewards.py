@@ -28,7 +28,7 @@ T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end
 
 
 OF_TEXTS = sorted(set(BUILTIN) - {"reasoning_gym"})
-"""Those that need no package: the other one has tests/test_gym.py."""
+"""Those that need no package: the other one has test_gym.py."""
 
 
 def score(name: str, text: str, truth: str = "42", format: FormatSettings = FORMAT) -> float | None:
