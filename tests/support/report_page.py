@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 from matplotlib.figure import Figure
 from PIL import Image
 
-from adagrpo_ray.reports import Run
+from adagrpo_ray.reports import Run, read
 from adagrpo_ray.reports.page import page
 from adagrpo_ray.runs import EvaluationRecord, GroupSample, RunWriter, StepRecord, summarize
+from tests.support.histories import evaluation, step
 
 CHARTS = [
     "intervals",
@@ -114,3 +115,13 @@ def check_pictures(folder: Path, names: Sequence[str]) -> None:
 def heights(figure: Figure, panel: int) -> list[float]:
     """Of the bars of a panel."""
     return [bar.get_height() for bars in figure.axes[panel].containers for bar in bars]  # type: ignore[attr-defined]
+
+
+def two_runs(folder: Path) -> list[Run]:
+    """A run of four steps that ended, and one of two that did not."""
+    shared = "model:\n  path: tiny\nalgorithm:\n  name: "
+    steps = [step(n) for n in range(1, 5)]
+    short = [step(n, resamples=(), rescued=(), reward_mean=0.5) for n in (1, 2)]
+    make(folder / "long", steps, [evaluation(0, 0.25), evaluation(4, 0.5)], config=f"{shared}adagrpo\n")
+    make(folder / "short", short, [evaluation(0, 0.25)], config=f"{shared}grpo\n", ended=False)
+    return [read(str(folder / name)) for name in ("long", "short")]

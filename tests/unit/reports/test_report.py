@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,16 +14,14 @@ import pytest
 from PIL import Image
 
 from adagrpo_ray.errors import ConfigError, HistoryError
-from adagrpo_ray.reports import Run, drawing, examples, read, tables, write_report
+from adagrpo_ray.reports import drawing, examples, read, tables, write_report
 from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.reports.run_data import labelled
-from adagrpo_ray.runs import GroupSample, StepRecord
+from adagrpo_ray.runs import GroupSample
 from tests.support.histories import attempt, evaluation, group, step
-from tests.support.report_page import CHARTS, Page, check_pictures, drawings, heights, make, page_of, words
+from tests.support.report_page import CHARTS, Page, check_pictures, heights, make, page_of, two_runs, words
 from tests.support.scripts import script
-
-EVIL = "<script>alert('$x^2$')</script>"
 
 
 @pytest.fixture
@@ -64,17 +59,6 @@ class TestStates:
         run = read(str(usual))
         assert not run.ended
         assert run.summary.steps == 13
-
-    def test_nothing_was_measured(self, tmp_path: Path) -> None:
-        """None wherever a record may have it, no reward function, no difficulty, no rung."""
-        unknown = {f.name: None for f in fields(StepRecord) if f.type == "float | None"}
-        empty = {f.name: {} for f in fields(StepRecord) if str(f.type).startswith("Mapping")}
-        nothing = step(1, **{**unknown, **empty, "resamples": (), "rescued": (), "seconds": 0.0})
-        folder = make(tmp_path / "run", [replace(nothing, step=n) for n in range(1, 61)], ended=False)
-        page = page_of(write_report([read(str(folder))], str(folder)))
-        check_pictures(folder, [name for name in CHARTS if name not in ("rescued", "rewards", "phases")])
-        assert "nan" not in page.text.lower()
-        assert page.figures()["tokens generated a second"] == "-"
 
     def test_a_run_without_a_configuration(self, usual: Path) -> None:
         (usual / "config.yaml").unlink()
@@ -134,39 +118,8 @@ class TestFigures:
         assert "var(--series-0)" in inside
         assert set(re.findall(r"#[0-9a-f]{6}\b", inside)) == set()
 
-    def test_other_users_of_matplotlib_notice_nothing(self, usual: Path) -> None:
-        """In a process of its own, where nothing else has used it."""
-        script = (
-            "import sys, matplotlib; before = list(dict.items(matplotlib.rcParams))\n"
-            "from adagrpo_ray.reports import read, write_report\n"
-            f"write_report([read({str(usual)!r})], {str(usual)!r})\n"
-            "print('matplotlib.pyplot' in sys.modules, before == list(dict.items(matplotlib.rcParams)))\n"
-        )
-        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert (ended.stdout, ended.stderr) == ("False True\n", "")
-
 
 class TestTexts:
-    def test_what_others_wrote_is_shown_and_does_nothing(self, tmp_path: Path) -> None:
-        sample = group(
-            1,
-            attempt([0.0], trained=False, text=EVIL),
-            attempt([1.0, 0.0], 0, text=EVIL),
-            prompt=EVIL,
-            difficulty=EVIL,
-            answer=EVIL,
-        )
-        steps = [
-            step(n, reward_by_function={EVIL: 0.5, "_a": 0.1}, accuracy_by_difficulty={EVIL: 0.5, "$\\frac$": 0.1})
-            for n in (1, 2)
-        ]
-        folder = make(tmp_path / "a&b", steps, [evaluation(0, 0.5)], [sample], f"note: {json.dumps(EVIL)}\n")
-        place = write_report([read(str(folder))], str(folder))
-        page = page_of(place)
-        assert not [tag for tag, _ in page.tags if tag == "script"]
-        assert page.text.count(EVIL) >= 6
-        assert len(drawings(place)) == len(CHARTS)
-
     @pytest.mark.parametrize(
         ("name", "shown"),
         [
@@ -237,31 +190,13 @@ class TestExamples:
 
 
 class TestSeveralRuns:
-    def both(self, tmp_path: Path) -> list[Run]:
-        shared = "model:\n  path: tiny\nalgorithm:\n  name: "
-        steps = [step(n) for n in range(1, 5)]
-        short = [step(n, resamples=(), rescued=(), reward_mean=0.5) for n in (1, 2)]
-        make(tmp_path / "long", steps, [evaluation(0, 0.25), evaluation(4, 0.5)], config=f"{shared}adagrpo\n")
-        make(tmp_path / "short", short, [evaluation(0, 0.25)], config=f"{shared}grpo\n", ended=False)
-        return [read(str(tmp_path / name)) for name in ("long", "short")]
-
     def test_they_share_figures(self, tmp_path: Path) -> None:
-        runs = self.both(tmp_path)
+        runs = two_runs(tmp_path)
         for chart in charts(runs, 2):
             assert [t.get_text() for t in chart.figure.legends[0].get_texts()] == ["long", "short"], chart.name
         chart = by_interval(runs, 2)
         assert heights(chart.figure, 1) == [8, 8, 0, 0]
         assert heights(chart.figure, 0)[2:] == [0.5, 0.0], "the shorter run has no second interval"
-
-    def test_they_stand_side_by_side(self, tmp_path: Path) -> None:
-        place = write_report(self.both(tmp_path), str(tmp_path / "report"))
-        rows = page_of(place).rows
-        assert ["", "long", "short"] in rows
-        assert ["state", "finished", "not finished"] in rows
-        assert ["tokens generated", "16,000", "8,000"] in rows
-        assert ["algorithm.name", "adagrpo", "grpo"] in rows
-        assert not [row for row in rows if row[0] == "model.path"]
-        check_pictures(tmp_path / "report", CHARTS)
 
     def test_runs_of_one_name_are_told_apart_by_their_folders(self, tmp_path: Path) -> None:
         places = [str(make(tmp_path / parent / "run", [step(1)])) for parent in ("a", "b")]
