@@ -23,6 +23,7 @@ from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.types import Completion, Prompt
 from tests.support.held import until
+from tests.support.places import ROOT
 
 FORMAT = FormatSettings(think_end="#", answer_start="<", answer_end=">")
 TIMEOUT_S = 1.0  # of the function that hangs
@@ -291,14 +292,13 @@ asyncio.run(scorer.score(prompt(do=sys.argv[1], folder=sys.argv[2]), completions
 def script(module: Path, do: str, folder: Path) -> subprocess.Popen[str]:
     """A process that runs SCRIPT; its scoring process leaves its id in the folder."""
     (module / "script.py").write_text(SCRIPT)
-    here = Path(__file__).parent
     return subprocess.Popen(
         [sys.executable, "script.py", do, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=module,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
     )
 
 
