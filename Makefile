@@ -39,7 +39,7 @@ test: setup-dev tiny-model  ## run the tests, two files at a time; ARGS="-k name
 tiny-model: setup
 	@$(PY) -c "from adagrpo_ray.config import load_config as c; from adagrpo_ray.model.pretrained import resolve_model as m; m(c('$(TINY)'))"
 
-test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults (25 minutes)
+test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults, more combinations (half an hour)
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-ui: setup-dev  ## the web pages in headless Chromium, which apt-get installs where there is none (5 minutes)

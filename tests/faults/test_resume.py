@@ -77,6 +77,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tm
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gate: Gate, tmp_path: Path) -> None:
     """It comes in the middle of a step, whose groups are given up and sampled again by the run that goes on.

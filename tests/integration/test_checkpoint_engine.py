@@ -18,6 +18,14 @@ from adagrpo_ray.types import TrainBatch, TrainSample
 from tests.support.engine_states import same, through_disk
 
 STEPS = 4
+STAGES = [
+    *((0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")),
+    *(
+        pytest.param(stage, dtype, marks=pytest.mark.slow)
+        for stage, dtype in ((0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "float32"))
+    ),
+]
+"""`make test` has every stage of ZeRO once, and each type; `make test-slow` the other combinations."""
 
 
 def configure(*overrides: str) -> Config:
@@ -66,13 +74,12 @@ def train(engine: LearnerEngine, *steps: int) -> list[TrainReport]:
     return [engine.train(replace(batch, step=step)) for step in steps]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("stage", "dtype"), STAGES)
 def test_training_goes_on_as_if_it_had_not_stopped(model_path: str, tmp_path: Path, stage: int, dtype: str) -> None:
     goes_on(model_path, tmp_path, f"learner.zero_stage={stage}", f"model.dtype={dtype}")
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_so_does_training_with_an_offloaded_optimizer(model_path: str, tmp_path: Path, stage: int) -> None:
     settings = (f"learner.zero_stage={stage}", "learner.offload_optimizer=true", "model.dtype=bfloat16")
     goes_on(model_path, tmp_path, *settings)
@@ -106,8 +113,7 @@ def test_taking_a_snapshot_changes_nothing(model_path: str) -> None:
     assert first + train(other, 2) == expected
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("stage", "dtype"), STAGES)
 def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype: str) -> None:
     """Its moments are corrected as those of one step: a weight moves by the rate, whatever the size of its gradient."""
     engine = make_engine(
@@ -138,8 +144,15 @@ def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype
     assert moved > 100
 
 
-@pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [
+        (1, False),
+        (2, True),
+        (3, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, True), (2, False), (3, True))),
+    ],
+)
 def test_a_state_fits_every_stage(model_path: str, stage: int, offload: bool) -> None:
     engine = make_engine(model_path)
     train(engine, 1, 2)  # the first step's learning rate is 0

@@ -52,8 +52,11 @@ def test_a_sum_in_bfloat16_would_be_seen(wanted: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [[f"zero_stage={stage}"] for stage in range(4)]
-    + [[f"zero_stage={stage}", "offload_optimizer=true"] for stage in (1, 2, 3)],
+    [
+        *[[f"zero_stage={stage}"] for stage in range(4)],
+        ["zero_stage=2", "offload_optimizer=true"],
+        *(pytest.param([f"zero_stage={stage}", "offload_optimizer=true"], marks=pytest.mark.slow) for stage in (1, 3)),
+    ],
     ids=",".join,
 )
 def test_many_micro_batches_give_the_gradient_of_one(
