@@ -80,7 +80,9 @@ def config_of(command: str) -> Config:
 
 @pytest.mark.parametrize("name", LAUNCHER)
 def test_the_launcher_accepts_the_file(name: str) -> None:
-    validate_config(prepare_config(launcher(name)))
+    config = prepare_config(launcher(name))
+    validate_config(config)  # raises
+    assert config["head_node_type"] in config["available_node_types"]
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
@@ -130,13 +132,17 @@ def test_the_launcher_starts_ray_with_a_token_and_a_local_dashboard(name: str) -
 
 @pytest.mark.parametrize("name", KUBERAY)
 def test_kuberay_accepts_the_manifest(name: str) -> None:
-    jsonschema.validate(kuberay(name), SCHEMA)
+    assert [
+        error.message for error in jsonschema.validators.validator_for(SCHEMA)(SCHEMA).iter_errors(kuberay(name))
+    ] == []
 
 
 @pytest.mark.parametrize("name", KUBERAY)
 def test_kubernetes_accepts_each_pod(name: str) -> None:
-    for group in groups(kuberay(name)).values():
-        check_pod(group["template"])
+    found = groups(kuberay(name))
+    assert {"head", "rollout", "learner"} <= set(found)
+    for group in found.values():
+        check_pod(group["template"])  # raises
 
 
 def test_kubernetes_accepts_the_claim_that_all_pods_mount() -> None:

@@ -36,7 +36,7 @@ STAGES: list[Any] = [
         )
     ),
 ]
-"""`make test` has every stage of ZeRO, each type and the offloaded optimizer once; `make test-slow` all combinations."""
+"""`make test` has each stage of ZeRO, each type and the offloaded optimizer once; `make test-slow` all combinations."""
 
 
 def configure(*overrides: str) -> Config:
