@@ -81,7 +81,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
     with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_end_to_end.py's
+        environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_whole_run.py's
         if not folder.exists():
             output = train(folder, 4, "run.report=true")
             (folder / OUTPUT).write_text(output)
