@@ -3,7 +3,7 @@ PY := .venv/bin/python
 TINY := launch/configs/tiny-cpu.yaml
 CONFIG ?= $(TINY)
 
-.PHONY: help train train-real ui tiny-model test test-slow test-ui test-real test-faults lint docs docs-serve chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
+.PHONY: help train train-real ui tiny-model check unit test test-slow test-ui test-real test-faults lint style types docs docs-serve chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,12 @@ train-real: setup-real  ## train a language model of 135 million parameters on e
 ui: setup  ## chat with trained models and look at runs in a browser; ARGS="--port 8000"
 	$(PY) launch/ui.py $(ARGS)
 
+check: setup-dev  ## lint, types and unit tests side by side, in a minute or so: before every commit
+	@$(MAKE) --no-print-directory -j 3 --output-sync=target style types unit
+
+unit: setup-dev  ## the unit tests alone; ARGS="-k name" picks some
+	$(PY) -m pytest tests/unit -n 2 --dist worksteal -m "not slow" $(ARGS)
+
 test: setup-dev tiny-model  ## run the tests, two files at a time; ARGS="-k name" picks some
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not ui and not real" $(ARGS)
 
@@ -33,7 +39,7 @@ test: setup-dev tiny-model  ## run the tests, two files at a time; ARGS="-k name
 tiny-model: setup
 	@$(PY) -c "from adagrpo_ray.config import load_config as c; from adagrpo_ray.model.pretrained import resolve_model as m; m(c('$(TINY)'))"
 
-test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults (25 minutes)
+test-slow: setup-dev  ## the tests that make test leaves out: whole runs under faults, more combinations (half an hour)
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-ui: setup-dev  ## the web pages in headless Chromium, which apt-get installs where there is none (5 minutes)
@@ -43,13 +49,17 @@ test-ui: setup-dev  ## the web pages in headless Chromium, which apt-get install
 test-real: setup-dev setup-real  ## the tests on a real model of 135 million parameters
 	$(PY) -m pytest -m real $(ARGS)
 
-test-faults: setup-dev  ## the tests that inject faults, ten times in a row on a busy machine (hours); ARGS="--times 3 tests/test_fleet.py"
-	$(PY) -m tests.repeated $(ARGS)
+test-faults: setup-dev  ## the tests that inject faults, ten times in a row on a busy machine (hours); ARGS="--times 3 tests/faults/test_fleet.py"
+	$(PY) -m tests.support.repeated $(ARGS)
 
-lint: setup-dev  ## ruff, mypy and the check of plain English
+lint: style types  ## ruff, mypy and the check of plain English
+
+style: setup-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m tests.support.language
+
+types: setup-dev
 	.venv/bin/mypy
 
 docs: setup-dev  ## the documentation as a site in site/, with every setting; a broken link is an error
@@ -59,7 +69,7 @@ docs-serve: setup-dev  ## the same at http://127.0.0.1:8000, built again as page
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --watch SECURITY.md --watch adagrpo_ray/config
 
 chaos: setup-dev  ## a run of 30 steps under 16 faults against the same run left alone; ARGS="--steps 10 --faults 4"
-	$(PY) -m tests.chaos $(ARGS)
+	$(PY) -m tests.support.chaos $(ARGS)
 
 bench: setup-dev setup-real  ## tokens per second against TRL and the limits, on a toy and a real model; 256 actors simulated (an hour)
 	$(PY) tests/benchmarks/bench.py $(ARGS)

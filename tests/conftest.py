@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from tests.held import Gate
-from tests.program import train
-from tests.scripts import script
+from tests.support.held import Gate
+from tests.support.places import TINY
+from tests.support.program import OUTPUT, PLANTED, train
 
 # Test processes run side by side, and torch's threads of one stall those of another. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,23 +37,32 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 LONG = (
-    "weight_sync",
-    "submit",
+    "end_to_end",  # makes the run that others wait for
     "fleet",
-    "end_to_end",
+    "weight_sync",
     "python_docs",
+    "submit",
     "resume",
     "learner",
     "checkpoint_engine",
+    "two_ranks",
     "evaluate",
+    "engine_start",
+    "turns",
 )
 """Files that take longest: begun first, short ones fill up what is left of the time of xdist's processes."""
 
-PLANTED = "hf_" + "planted0" * 4
-TINY = str(Path("launch/configs/tiny-cpu.yaml").resolve())
+MARKED = ("faults", "gpu", "real", "ui")
+"""Folders whose tests all have the marker of the folder's name."""
+HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` picks tests by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tier = item.path.relative_to(HERE).parts[0]
+        if tier in MARKED:
+            item.add_marker(tier)
     places = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
@@ -68,13 +74,17 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four steps that nothing stopped, with its report; one for all of xdist's processes."""
+    """The folder of a run of four steps that nothing stopped, with its report; one for all of xdist's processes.
+
+    Its output is in `OUTPUT` beside it.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
     with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_security.py's
+        environment.setenv("HF_TOKEN", PLANTED)  # that no run leaves it behind is test_whole_run.py's
         if not folder.exists():
-            train(folder, 4, "run.report=true")
+            output = train(folder, 4, "run.report=true")
+            (folder / OUTPUT).write_text(output)
     return folder / "run"
 
 
@@ -84,11 +94,6 @@ def gate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("gate")
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     return Gate(folder)
-
-
-@pytest.fixture(scope="session")
-def launch() -> ModuleType:
-    return script("train")
 
 
 @pytest.fixture(scope="session")
@@ -103,33 +108,3 @@ def tiny_model() -> Path:
 @pytest.fixture(scope="session")
 def model_path(tiny_model: Path) -> str:
     return str(tiny_model)
-
-
-@pytest.fixture
-def refused(
-    launch: ModuleType,
-    tiny_model: Path,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., str]:
-    """Run with bad input in an empty folder: the one error; nothing was started and nothing written."""
-    import ray
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def run(*overrides: str, config: str = TINY, options: tuple[str, ...] = ()) -> str:
-        there = set(tmp_path.rglob("*"))
-        code = launch.main(["--config", config, *options, f"run.output_dir={tmp_path / 'runs'}", *overrides])
-        captured = capsys.readouterr()
-        assert code == 2
-        assert captured.err.startswith("error: ")
-        assert sum(line.startswith("error: ") for line in captured.err.splitlines()) == 1
-        assert "Traceback" not in captured.err + captured.out
-        assert not ray.is_initialized()
-        assert set(tmp_path.rglob("*")) == there
-        return captured.err.strip()
-
-    monkeypatch.chdir(tmp_path)
-    return run

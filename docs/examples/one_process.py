@@ -159,7 +159,7 @@ async def main(steps: int) -> None:
     """Load the model into both engines, then train."""
     config = settings(steps)
     model_path = resolve_model(config)  # builds the tiny model on first use
-    prompts = load_prompts(config, load_tokenizer(model_path, config))
+    prompts = load_prompts(config, load_tokenizer(model_path, config.model, config.data))
     longest = max(len(prompt.token_ids) for prompt in prompts.train)
     # One rank, which gathers at a free port of this machine.
     learner = LearnerEngine(model_path, config, rank=0, world_size=1, master=("127.0.0.1", 0))

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.places import ROOT
+
 EXAMPLE = ROOT / "docs" / "examples" / "one_process.py"
 LINE = re.compile(
     r"step (\d+): accuracy (\d\.\d\d), (\d+) resamples rescued (\d+) groups, (\d+) completions trained, "

@@ -1,0 +1,267 @@
+"""The pages name messages, settings, metrics and files: each of these exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adagrpo_ray.algorithm.overlong import overlong_penalty
+from adagrpo_ray.checkpoint.resume import FOLDER
+from adagrpo_ray.config import load_config
+from adagrpo_ray.config.explain import settings
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.rewards import load_reward
+from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from tests.support.documents import PAGES, blocks, files
+from tests.support.histories import evaluation, step
+from tests.support.places import ROOT
+
+DOCS = ROOT / "docs"
+SOURCES = [*(ROOT / "adagrpo_ray").rglob("*.py"), *(ROOT / "launch").glob("*.py")]
+NAMED = re.compile(rf"((?:{'|'.join(Config.model_fields)})(?:\.\w+)+)(?:=.*)?")
+"""A setting, with a value or without."""
+HOLE = "\0"
+"""Stands for a value in a message."""
+
+
+def rows(page: str) -> Iterator[list[str]]:
+    """The cells of every row of the page's tables, headings aside."""
+    lines = (DOCS / page).read_text().splitlines()
+    for before, line in pairwise(lines):
+        if line.startswith("| ") and not line.startswith("| ---") and before.startswith("| "):
+            yield [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# --- troubleshooting.md
+
+
+@pytest.fixture(scope="module")
+def messages() -> list[str]:
+    """Every text of the source, with HOLE for each value in it."""
+    found = []
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (str(p.value) if isinstance(p, ast.Constant) else HOLE for p in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def pattern(message: str) -> re.Pattern[str]:
+    """The message, where `...` may be a value, or text with values in it."""
+    return re.compile(".*?".join(map(re.escape, message.split("..."))), re.DOTALL)
+
+
+def told(page: str) -> list[str]:
+    """The messages in the first column of tables with that heading."""
+    inside, found = False, []
+    for line in (DOCS / page).read_text().splitlines():
+        if line.startswith("| message |"):
+            inside = True
+        elif not line.startswith("|"):
+            inside = False
+        elif inside and not line.startswith("| ---"):
+            found += code(line.split(" | ")[0])
+    return found
+
+
+@pytest.mark.parametrize("page", ["troubleshooting.md", "jobs.md"])
+def test_every_message_is_one_that_the_program_prints(page: str, messages: list[str]) -> None:
+    said = [message for message in told(page) if message != "pending: ..."]  # Ray's own
+    assert len(said) > (40 if page == "troubleshooting.md" else 3)
+    for message in said:
+        assert len(message.replace("...", "")) > 8, message
+        assert any(pattern(message).search(text) for text in messages), message
+
+
+def test_a_message_that_nothing_prints_is_found(messages: list[str]) -> None:
+    assert not any(pattern("unknown key ... (worth ...)").search(text) for text in messages)
+
+
+@pytest.mark.parametrize("page", ["troubleshooting", "glossary"])
+def test_every_metric_is_one_of_tensorboard(page: str) -> None:
+    tags = {*step_scalars(replace(step(1), kl=0.1)), *evaluation_scalars(evaluation(1, 0.5))}
+    groups = "|".join({tag.partition("/")[0] for tag in tags if "/" in tag})
+    named = [text for text in code(page_text(page)) if re.fullmatch(rf"(?:{groups})/[a-z0-9_/]+", text)]
+    assert len(named) >= 6
+    assert set(named) <= tags
+
+
+def page_text(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text()
+
+
+# --- settings
+
+
+KEYS = {key for key, _, _ in settings()}
+
+
+def sections() -> set[str]:
+    """Every place of the tree that has settings below it."""
+    return {key.rpartition(".")[0].removesuffix("[]") for key in KEYS} | {
+        key[: dot.start()].removesuffix("[]") for key in KEYS for dot in re.finditer(r"\.", key)
+    }
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*(page for page in PAGES if page.name != "coming-from.md"), ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md"],
+    ids=lambda page: page.name,
+)
+def test_every_setting_that_a_page_names_exists(page: Path) -> None:
+    known = KEYS | sections()
+    for text in code(page.read_text()):
+        found = NAMED.fullmatch(text)
+        if found is not None and not re.search(r"\.(py|md|json|jsonl|yaml|html)$", found[1]):
+            keys = {found[1], re.sub(r"\.\d+", "[]", found[1])}
+            parent = found[1].rpartition(".")[0]
+            assert keys & known or parent in ("rollout.resources", "learner.resources", "data.template_kwargs"), text
+
+
+def test_settings_that_are_compared_with_others_exist() -> None:
+    compared = 0
+    for cells in rows("coming-from.md"):
+        names = [name.partition("=")[0] for name in code(cells[0]) if not name.startswith("--")]
+        for name in names:
+            parents = [names[0].rpartition(".")[0], names[0].partition(".")[0]]
+            wanted = {name} if "." in name else {f"{parent}.{name}" for parent in parents}
+            assert wanted & (KEYS | sections()), (name, wanted)
+            compared += 1
+    assert compared > 60
+
+
+def test_settings_of_trl_are_those_of_the_version_that_is_named() -> None:
+    """As its sources have them: importing it takes seconds."""
+    fields = set()
+    for package, file in (
+        ("trl", "trainer/grpo_config.py"),
+        ("trl", "trainer/grpo_trainer.py"),
+        ("transformers", "training_args.py"),
+    ):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        tree = ast.parse((Path(spec.origin).parent / file).read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                fields.add(node.target.id)
+            elif isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                fields |= {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+    words = {"GRPOTrainer", "PeftModel", "prompt", "train()", "accelerate", "accelerate launch"}
+    words |= {"token_truncate", "sequence_truncate", "token_mask", "sequence_mask", "gspo"}
+    for cells in rows("coming-from.md"):
+        if len(cells) == 4:
+            names = {name.partition("=")[0] for name in code(cells[1])} - words
+            assert names <= fields, names - fields
+    version = re.search(r"^trl==(\d+\.\d+)", (ROOT / "requirements" / "dev.txt").read_text(), re.MULTILINE)
+    assert version is not None
+    assert f"TRL {version[1]} (" in page_text("coming-from")
+
+
+# --- what is shown whole
+
+
+def test_the_reader_who_follows_the_quick_start_gets_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = "".join("".join(blocks(DOCS / "index.md", language)) for language in ("json", "python", "yaml"))
+    assert len(shown.splitlines()) <= 20
+    for name, text in files().items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    config = load_config("mine.yaml")
+    assert config.data.columns.ground_truth == "answer"
+    assert load_reward(config.rewards.functions[0].function)(completions=["short", "x" * 9999], answer="1") == [
+        1.0,
+        0.0,
+    ]
+
+
+def test_every_block_of_yaml_is_a_part_of_a_configuration() -> None:
+    trees = [yaml.safe_load(block) for page in PAGES for block in blocks(page, "yaml")]
+    parts = [tree for tree in trees if set(tree) <= set(Config.model_fields)]
+    assert parts
+    for tree in parts:
+        Config.model_validate(tree)  # raises what is wrong with it
+
+
+def test_every_file_of_a_run_folder_has_its_row() -> None:
+    named = {name.rstrip("/") for cells in rows("index.md") for name in code(cells[0])}
+    assert named >= {EVALUATIONS, METRICS, SAMPLES, FOLDER, "adapter", "config.yaml", "summary.json", "tensorboard"}
+
+
+def test_figures_of_worked_examples() -> None:
+    text = page_text("method")
+    assert "lengths of 80, 90 and 100 get 0, " in text
+    assert overlong_penalty([80, 90, 100], 100, 20).tolist() == [0.0, -0.5, -1.0]
+    assert sum(1 - p**5 - (1 - p) ** 5 >= 0.9 for p in (0.5,)) == 1
+    assert 1 - 0.1**22 - 0.9**22 >= 0.9 > 1 - 0.1**21 - 0.9**21
+    assert "5 completions at p = 0.5, and 22 at p = 0.1" in text
+
+
+def test_every_file_of_the_algorithm_has_its_formulas_and_a_function_that_is_there() -> None:
+    text = page_text("method")
+    for path in (ROOT / "adagrpo_ray" / "algorithm").glob("*.py"):
+        if path.name not in ("__init__.py", "own_ladder.py"):
+            assert f"`adagrpo_ray/algorithm/{path.name}`" in text
+            defined = (node for node in ast.parse(path.read_text()).body)
+            names = {n.name for n in defined if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+            assert any(f"`{name}`" in text for name in names), path
+
+
+# --- links and files
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(ROOT / f"{name}.md" for name in ("SECURITY", "CONTRIBUTING", "CHANGELOG"))], ids=lambda p: p.name
+)
+def test_links_and_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text()
+    plain = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for place in re.findall(r"\]\(([^)\s]+)\)", plain):
+        if not re.match(r"\w+:", place):
+            file, _, anchor = place.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), place
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in {
+                re.sub(r"[^\w -]", "", h.lower()).strip().replace(" ", "-") for h in headings
+            }, place
+    for file in re.findall(r"`((?:launch|docs|tests|adagrpo_ray|cluster|docker|requirements)/[\w./-]*\w)`", text):
+        assert (ROOT / file).exists() or file.startswith("docker/secrets/"), file  # made by make cluster-up
+
+
+def test_every_page_is_in_the_navigation_and_in_the_readme() -> None:
+    navigation, readme = (ROOT / "mkdocs.yml").read_text(), (ROOT / "README.md").read_text()
+    for page in DOCS.glob("*.md"):
+        assert f": {page.name}\n" in navigation, page.name
+        assert f"](docs/{page.name})" in readme, page.name
+
+
+def test_the_readme_is_short_and_names_the_commands_first() -> None:
+    """A newcomer reads it whole: three commands of make, the example, then everything else by a link."""
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    first = next(blocks(ROOT / "README.md", "bash"))
+    assert re.findall(r"^make ([\w-]+)", first, re.MULTILINE) == ["train", "test", "train-real"]
+    links = re.findall(r"\]\((docs/[^)]+)\)", readme)
+    assert links[0] == "docs/examples/one_process.py"

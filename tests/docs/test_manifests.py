@@ -1,0 +1,291 @@
+"""cluster/ and docker/: files are what Ray, KubeRay and Kubernetes accept, and start what this program understands.
+
+No cluster is started: files are held against schemas, against Ray's own readers and against the settings.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from adagrpo_ray.config import Config, load_config
+from tests.support.places import ROOT
+
+LAUNCHER = ("on-premise", "aws")
+KUBERAY = ("raycluster-cpu", "raycluster-gpu", "rayjob-cpu", "rayjob-gpu")
+SCHEMA = json.loads((ROOT / "tests/docs/schemas/kuberay.json").read_text())
+KUBERNETES = "1.33"
+IMAGE = re.compile(r"(?:[\w.:-]+/)*adagrpo-ray:(cpu|gpu)")
+
+
+def launcher(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / f"cluster/{name}.yaml").read_text())
+
+
+def kuberay(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / f"cluster/kuberay/{name}.yaml").read_text())
+
+
+def cluster_spec(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest["spec"] if manifest["kind"] == "RayCluster" else manifest["spec"]["rayClusterSpec"]
+
+
+def groups(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    spec = cluster_spec(manifest)
+    return {"head": spec["headGroupSpec"], **{g["groupName"]: g for g in spec["workerGroupSpecs"]}}
+
+
+def node_types(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each group as Ray's autoscaler sees it."""
+    cluster = {"metadata": {**manifest["metadata"], "namespace": "default"}, "spec": cluster_spec(manifest)}
+    types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    return {("head" if name == "headgroup" else name): kind for name, kind in types.items()}
+
+
+def check_pod(template: dict[str, Any]) -> None:
+    pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": template}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def documented() -> list[str]:
+    """The training commands in the documents about clusters."""
+    texts = ((ROOT / f"docs/{name}.md").read_text().replace("\\\n", " ") for name in ("kubernetes", "launcher"))
+    return [line for text in texts for line in re.findall(r"python launch/train\.py .*", text)]
+
+
+def config_of(command: str) -> Config:
+    """The settings that a training command ends up with."""
+    python, script, *arguments = shlex.split(command)
+    assert (python, script) == ("python", "launch/train.py")
+    config = arguments[arguments.index("--config") + 1]
+    return load_config(ROOT / config, [a for a in arguments if "=" in a])
+
+
+# Ray's cluster launcher
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_the_launcher_accepts_the_file(name: str) -> None:
+    config = prepare_config(launcher(name))
+    validate_config(config)  # raises
+    assert config["head_node_type"] in config["available_node_types"]
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_the_launcher_refuses_a_misspelt_key(name: str) -> None:
+    for section, key in ((None, "max_wokers"), ("docker", "imag"), ("auth", "ssh_usr")):
+        config = launcher(name)
+        (config if section is None else config[section])[key] = "3"
+        with pytest.raises(jsonschema.ValidationError, match=key):
+            validate_config(prepare_config(config))
+
+
+def test_on_aws_the_kinds_of_nodes_differ_and_rollout_nodes_come_and_go() -> None:
+    types = prepare_config(launcher("aws"))["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert types["rollout"]["resources"] == {"rollout": 1}
+    assert types["learner"]["resources"] == {"learner": 4}
+    assert types["rollout"]["min_workers"] < types["rollout"]["max_workers"]
+
+
+def test_on_premise_each_machine_offers_both_resources_once_a_gpu(tmp_path: Path) -> None:
+    config = prepare_config(launcher("on-premise"))
+    workers = config["available_node_types"][config["head_node_type"]]
+    assert workers["min_workers"] == workers["max_workers"] == len(config["provider"]["worker_ips"])
+    for name, script in (("nvidia-smi", "echo GPU 0; echo GPU 1"), ("ray", 'printf "%s\\n" "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    shell = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
+    command = config["worker_start_ray_commands"][-1]
+    said = subprocess.run(["bash", "-c", command], env=shell, capture_output=True, text=True, check=True).stdout
+    start, address, resources = said.splitlines()
+    assert (start, address) == ("start", "--address=10.0.0.1:6379")
+    assert json.loads(resources.removeprefix("--resources=")) == {"rollout": 2, "learner": 2}
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_the_launcher_starts_ray_with_a_token_and_a_local_dashboard(name: str) -> None:
+    config = launcher(name)
+    options = dict(o.removeprefix("-e ").split("=") for o in config["docker"]["run_options"] if o.startswith("-e "))
+    assert options["RAY_AUTH_MODE"] == "token"
+    assert str(Path(options["RAY_AUTH_TOKEN_PATH"]).parent) in config["file_mounts"]
+    assert "RAY_AUTH_TOKEN" not in options  # a secret in the file
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+# KubeRay
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kuberay_accepts_the_manifest(name: str) -> None:
+    assert [
+        error.message for error in jsonschema.validators.validator_for(SCHEMA)(SCHEMA).iter_errors(kuberay(name))
+    ] == []
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kubernetes_accepts_each_pod(name: str) -> None:
+    found = groups(kuberay(name))
+    assert {"head", "rollout", "learner"} <= set(found)
+    for group in found.values():
+        check_pod(group["template"])  # raises
+
+
+def test_kubernetes_accepts_the_claim_that_all_pods_mount() -> None:
+    claim = kuberay("pvc")
+    kubernetes_validate.validate(claim, KUBERNETES, strict=True)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for name in KUBERAY:
+        for group in groups(kuberay(name)).values():
+            volumes = {v["name"]: v for v in group["template"]["spec"]["volumes"]}
+            assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("raycluster-cpu", ("spec",)),
+        ("raycluster-cpu", ("spec", "authOptions")),
+        ("raycluster-cpu", ("spec", "autoscalerOptions")),
+        ("raycluster-cpu", ("spec", "headGroupSpec")),
+        ("raycluster-cpu", ("spec", "workerGroupSpecs", 0)),
+        ("rayjob-cpu", ("spec",)),
+        ("rayjob-cpu", ("spec", "rayClusterSpec", "workerGroupSpecs", 1)),
+    ],
+)
+def test_a_misspelt_kuberay_field_is_refused(name: str, path: tuple[str | int, ...]) -> None:
+    manifest = kuberay(name)
+    part: Any = manifest
+    for step in path:
+        part = part[step]
+    key = next(iter(part))
+    part[f"{key}s"] = part.pop(key)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(manifest, SCHEMA)
+
+
+def test_a_misspelt_kubernetes_field_is_refused() -> None:
+    template = groups(kuberay("raycluster-gpu"))["learner"]["template"]
+    for path, key in (((), "toleration"), (("securityContext",), "runAsNonroot"), (("containers", 0), "volumeMount")):
+        broken = copy.deepcopy(template)
+        part: Any = broken["spec"]
+        for step in path:
+            part = part[step]
+        part[key] = []
+        with pytest.raises(kubernetes_validate.ValidationError, match=key):
+            check_pod(broken)
+    claim = kuberay("pvc")
+    claim["spec"]["accessMode"] = claim["spec"].pop("accessModes")
+    with pytest.raises(kubernetes_validate.ValidationError, match="accessMode"):
+        kubernetes_validate.validate(claim, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_a_job_runs_on_the_same_cluster_as_is_there_without_it(kind: str) -> None:
+    assert cluster_spec(kuberay(f"rayjob-{kind}")) == cluster_spec(kuberay(f"raycluster-{kind}"))
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_pods_need_no_rights_and_a_token_is_asked_for(name: str) -> None:
+    manifest = kuberay(name)
+    assert cluster_spec(manifest)["authOptions"] == {"mode": "token"}
+    for group in groups(manifest).values():
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 1000
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_the_autoscaler_reads_the_resources_that_actors_are_placed_by(name: str) -> None:
+    types = node_types(kuberay(name))
+    gpus = name.endswith("gpu")
+    assert types["head"]["resources"]["CPU"] == 0
+    assert types["rollout"]["resources"]["rollout"] == 1
+    assert types["rollout"]["resources"].get("GPU", 0) == (1 if gpus else 0)
+    assert types["learner"]["resources"].get("GPU", 0) == (types["learner"]["resources"]["learner"] if gpus else 0)
+    assert types["rollout"]["min_workers"] < types["rollout"]["max_workers"]
+
+
+# Compose
+
+
+def test_the_web_pages_of_the_containers_are_guarded_and_cannot_change_runs() -> None:
+    services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
+    ui = services["ui"]
+    assert ui["volumes"] == services["tensorboard"]["volumes"] == ["${RUNS}:/runs:ro"]
+    assert ui["ports"] == ["127.0.0.1:7860:7860"]
+    assert ui["image"] == services["tensorboard"]["image"] == services["head"]["image"]
+    python, script, *arguments = shlex.split(ui["command"])
+    assert (python, script) == ("python", "launch/ui.py")
+    options = script("ui").parse(arguments)
+    assert (options.runs, options.host, options.no_chat) == ("/runs", "0.0.0.0", True)
+    assert options.password_file == "/run/secrets/ray_token"
+    assert ui["secrets"] == ["ray_token"]
+    probe = ui["healthcheck"]["test"]
+    assert probe[:3] == ["CMD", "python", "-c"]
+    assert f"http://127.0.0.1:{options.port}/healthz" in probe[3]
+
+
+def test_every_setting_of_the_compose_file_has_a_default() -> None:
+    used = set(re.findall(r"\$\{(\w+)\}", (ROOT / "docker/docker-compose.yml").read_text()))
+    assert used == used & set(re.findall(r"^(\w+)=", (ROOT / "docker/.env").read_text(), re.MULTILINE))
+
+
+# What the files start
+
+
+@pytest.mark.parametrize("name", [n for n in KUBERAY if n.startswith("rayjob")])
+def test_a_job_fits_the_cluster_that_it_comes_with(name: str) -> None:
+    manifest = kuberay(name)
+    config, types = config_of(manifest["spec"]["entrypoint"]), node_types(manifest)
+    assert config.run.output_dir == "/runs"
+    assert config.rollout.resources == {"rollout": 1}
+    assert config.learner.resources == {"learner": 1}
+    assert config.rollout.actors <= types["rollout"]["min_workers"]
+    assert config.rollout.max_actors == types["rollout"]["max_workers"]
+    learner = types["learner"]["resources"]
+    assert config.learner.ranks <= learner["learner"]
+    assert config.learner.ranks * config.learner.cpus <= learner["CPU"]
+    assert config.rollout.cpus <= types["rollout"]["resources"]["CPU"]
+
+
+@pytest.mark.parametrize("command", documented())
+def test_a_documented_command_has_settings_that_exist(command: str) -> None:
+    assert config_of(command).run.output_dir == "/runs"
+
+
+def test_versions_and_images_are_those_of_this_project() -> None:
+    pin = re.search(r"^ray==(\S+)$", (ROOT / "requirements/cpu.txt").read_text(), re.MULTILINE)
+    assert pin is not None
+    assert ray.__version__ == pin[1]
+    for name in KUBERAY:
+        manifest = kuberay(name)
+        assert cluster_spec(manifest)["rayVersion"] == pin[1]
+        images = {c["image"] for g in groups(manifest).values() for c in g["template"]["spec"]["containers"]}
+        assert images == {f"adagrpo-ray:{name.rpartition('-')[2]}"}
+    for name in LAUNCHER:
+        assert IMAGE.fullmatch(launcher(name)["docker"]["image"])
+
+
+def test_what_listens_in_the_containers_is_published_on_loopback_alone() -> None:
+    services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)

@@ -1,0 +1,227 @@
+"""What one CUDA device shared by vLLM and the learner must do; skipped where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.data.prompts import load_prompts
+from adagrpo_ray.learner.actor import LearnerActor
+from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.lora.payload import pack
+from adagrpo_ray.model.node_files import ModelFiles
+from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
+from adagrpo_ray.rollout.actor import RolloutActor
+from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
+from tests.support.program import launch, metrics
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.timeout(900),
+]
+
+# Largest difference of a token's log-probability between vLLM and the learner, by the type of the weights.
+CLOSE = {"float32": 1e-3, "bfloat16": 0.2}
+
+
+def configure(*overrides: str) -> Config:
+    common = ["data.train_prompts=16", "data.eval_prompts=0", "rollout.gpu_memory_utilization=0.3"]
+    return load_config(
+        "launch/configs/tiny-cpu.yaml", [*common, "rollout.kv_cache_gib=null", "learner.learning_rate=0.01", *overrides]
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(
+        address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 as wide as the one of 1.7 billion parameters, four layers of it, with random weights."""
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    tiny, folder = resolve_model(configure()), tmp_path_factory.mktemp("wide")
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    shape = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    for file in Path(tiny).glob("*token*"):
+        shutil.copy(file, folder)
+    for file in Path(tiny).glob("*.jinja"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def ask(prompt: Prompt, seed: int) -> GenerationRequest:
+    return GenerationRequest(prompt.id, prompt.token_ids, 8, SamplingParams(), 64, seed)
+
+
+def as_samples(prompt: Prompt, completions: tuple[Completion, ...]) -> list[TrainSample]:
+    rng = np.random.default_rng(0)
+    return [
+        TrainSample(
+            prompt.token_ids, c.token_ids, c.logprobs, np.full(len(c.token_ids), 1 / 300, np.float32), rng.normal()
+        )
+        for c in completions
+    ]
+
+
+def start(config: Config) -> tuple[Any, RolloutPool, str]:
+    path = resolve_model(config)
+    actor = ray.remote(num_gpus=0.5)(RolloutActor).remote()
+    ray.get(actor.start.remote(ModelFiles(path), 512, config))
+    return actor, RolloutPool([actor], request_timeout_s=120.0, stall_timeout_s=120.0), path
+
+
+def stop(actor: Any) -> None:
+    ray.get(actor.stop.remote())
+    ray.kill(actor)
+
+
+@pytest.mark.parametrize("dtype", list(CLOSE))
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype: str) -> None:
+    config = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}")
+    actor, pool, path = start(config)
+    prompt = load_prompts(config, load_tokenizer(path, config.model, config.data)).train[0]
+    learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
+    gaps, moved = [], 0.0
+    for version in range(2):
+        weights = pack(version, learner.adapter(), 16, 32.0, getattr(torch, dtype))
+        asyncio.run(pool.apply(weights))
+        completions = asyncio.run(pool.generate(ask(prompt, seed=version)))
+        samples = as_samples(prompt, completions)
+        own = learner.logprobs(tuple(samples))
+        gaps.append(max(float(np.abs(o - c.logprobs).max()) for o, c in zip(own, completions, strict=True)))
+        learner.train(pack_batches(1, samples, 1, 4096, learner.packing)[0])
+        after = learner.logprobs(tuple(samples))
+        moved = max(moved, *(float(np.abs(o - a).max()) for o, a in zip(own, after, strict=True)))
+    stop(actor)
+    assert max(gaps) < CLOSE[dtype]
+    assert moved > CLOSE[dtype], "the step must move the policy further than the two may differ"
+
+
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_a_sleeping_engine_leaves_the_gpu_and_serves_the_same_after_it(cluster: None, sync: str) -> None:
+    config = configure(f"rollout.lora_mode={sync}", "rollout.sleep=true")
+    actor, pool, path = start(config)
+    prompt = load_prompts(config, load_tokenizer(path, config.model, config.data)).train[0]
+    learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
+    weights = pack(0, learner.adapter(), 16, 32.0, torch.float32)
+    asyncio.run(pool.apply(weights))
+    before = asyncio.run(pool.generate(ask(prompt, seed=1)))
+
+    awake, total = torch.cuda.mem_get_info()
+    asyncio.run(pool.sleep())
+    asleep, _ = torch.cuda.mem_get_info()
+    assert asleep - awake > 0.8 * config.rollout.gpu_memory_utilization * total - 2**31, "2 GiB is for what stays"
+
+    asyncio.run(pool.wake())
+    asyncio.run(pool.apply(pack(1, learner.adapter(), 16, 32.0, torch.float32)))
+    after = asyncio.run(pool.generate(ask(prompt, seed=1)))
+    stop(actor)
+    assert [c.text for c in after] == [c.text for c in before]
+    for one, two in zip(before, after, strict=True):
+        np.testing.assert_allclose(one.logprobs, two.logprobs, atol=1e-3)
+
+
+def test_a_learner_of_real_width_trains_in_bfloat16_in_both_layouts(wide_model: Path) -> None:
+    """The same loss with samples side by side and in one row, with and without gradient checkpointing."""
+    rng = np.random.default_rng(0)
+    samples = [
+        TrainSample(
+            rng.integers(0, 1000, 40).astype(np.int32),
+            rng.integers(0, 1000, length).astype(np.int32),
+            np.full(length, -11.9, np.float32),
+            np.full(length, 1 / 4000, np.float32),
+            float(rng.normal()),
+        )
+        for length in (700, 400, 200, 64)
+    ]
+    losses = []
+    for extra in ("padded", "packed", "checkpointing"):
+        config = configure(
+            f"model.path={wide_model}",
+            "model.dtype=bfloat16",
+            "learner.learning_rate=1e-5",
+            f"learner.packing={'packed' if extra == 'packed' else 'padded'}",
+            f"learner.gradient_checkpointing={str(extra == 'checkpointing').lower()}",
+        )
+        learner = LearnerEngine(str(wide_model), config, 0, 1, ("127.0.0.1", 0))
+        update = learner.train(pack_batches(1, samples, 1, 2048, learner.packing)[0]).first
+        assert update is not None
+        assert update.grad_norm > 0
+        losses.append(update.statistics.loss)
+        del learner
+        torch.cuda.empty_cache()
+    assert losses[1:] == pytest.approx([losses[0]] * 2, abs=2e-2)
+
+
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+@pytest.mark.parametrize("sleep", ["true", "false"])
+def test_real_steps_on_a_model_of_real_width(wide_model: Path, tmp_path: Path, sync: str, sleep: str) -> None:
+    ended = launch(
+        "--config",
+        "launch/configs/tiny-cpu.yaml",
+        f"run.output_dir={tmp_path}",
+        "run.name=wide",
+        "run.steps=2",
+        f"model.path={wide_model}",
+        "model.dtype=bfloat16",
+        "data.eval_prompts=0",
+        "algorithm.name=grpo",  # which trains on groups that all fail, by the KL term alone
+        "algorithm.loss.beta=0.04",
+        "rewards.functions=[{function: format_approximate}]",
+        "rollout.max_new_tokens=64",
+        "rollout.kv_cache_gib=null",
+        "rollout.gpu_memory_utilization=0.3",
+        f"rollout.sleep={sleep}",
+        f"rollout.lora_mode={sync}",
+        "learner.gradient_checkpointing=true",
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ("vLLM sleeps while the learner trains" in ended.stdout) == (sleep == "true")
+    steps = metrics(tmp_path / "wide")
+    assert [s["weight_version"] for s in steps] == [1, 2]
+    assert all(s["trained_tokens"] > 0 for s in steps)
+    assert all(s["behaviour_gap"] < 0.05 for s in steps)
+    assert json.loads((tmp_path / "wide" / "summary.json").read_text())["steps"] == 2
+
+
+def test_an_actor_of_a_rank_uses_the_gpu(cluster: None) -> None:
+    config = configure("model.dtype=bfloat16")
+    actor = ray.remote(num_gpus=0.5)(LearnerActor).remote()
+    free, _ = torch.cuda.mem_get_info()
+    ray.get(actor.start.remote(config, 0, ModelFiles(resolve_model(config)), ray.get(actor.address.remote())))
+    left, _ = torch.cuda.mem_get_info()
+    ray.kill(actor)
+    assert left < free

@@ -1,0 +1,73 @@
+"""Whole reports of records made by hand: every picture is drawn, which takes seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+from adagrpo_ray.reports import read, write_report
+from adagrpo_ray.runs import StepRecord
+from tests.support.histories import attempt, evaluation, group, step
+from tests.support.report_page import CHARTS, check_pictures, drawings, make, page_of, two_runs
+
+EVIL = "<script>alert('$x^2$')</script>"
+
+
+def test_nothing_was_measured(tmp_path: Path) -> None:
+    """None wherever a record may have it, no reward function, no difficulty, no rung."""
+    unknown = {f.name: None for f in fields(StepRecord) if f.type == "float | None"}
+    empty = {f.name: {} for f in fields(StepRecord) if str(f.type).startswith("Mapping")}
+    nothing = step(1, **{**unknown, **empty, "resamples": (), "rescued": (), "seconds": 0.0})
+    folder = make(tmp_path / "run", [replace(nothing, step=n) for n in range(1, 61)], ended=False)
+    page = page_of(write_report([read(str(folder))], str(folder)))
+    check_pictures(folder, [name for name in CHARTS if name not in ("rescued", "rewards", "phases")])
+    assert "nan" not in page.text.lower()
+    assert page.figures()["tokens generated a second"] == "-"
+
+
+def test_other_users_of_matplotlib_notice_nothing(tmp_path: Path) -> None:
+    """In a process of its own, where nothing else has used it."""
+    run = str(make(tmp_path / "run", [step(1), step(2)], [evaluation(0, 0.25)], [group(1)]))
+    script = (
+        "import sys, matplotlib; before = list(dict.items(matplotlib.rcParams))\n"
+        "from adagrpo_ray.reports import read, write_report\n"
+        f"write_report([read({run!r})], {run!r})\n"
+        "print('matplotlib.pyplot' in sys.modules, before == list(dict.items(matplotlib.rcParams)))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("False True\n", "")
+
+
+def test_what_others_wrote_is_shown_and_does_nothing(tmp_path: Path) -> None:
+    sample = group(
+        1,
+        attempt([0.0], trained=False, text=EVIL),
+        attempt([1.0, 0.0], 0, text=EVIL),
+        prompt=EVIL,
+        difficulty=EVIL,
+        answer=EVIL,
+    )
+    steps = [
+        step(n, reward_by_function={EVIL: 0.5, "_a": 0.1}, accuracy_by_difficulty={EVIL: 0.5, "$\\frac$": 0.1})
+        for n in (1, 2)
+    ]
+    folder = make(tmp_path / "a&b", steps, [evaluation(0, 0.5)], [sample], f"note: {json.dumps(EVIL)}\n")
+    place = write_report([read(str(folder))], str(folder))
+    page = page_of(place)
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert page.text.count(EVIL) >= 6
+    assert len(drawings(place)) == len(CHARTS)
+
+
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    place = write_report(two_runs(tmp_path), str(tmp_path / "report"))
+    rows = page_of(place).rows
+    assert ["", "long", "short"] in rows
+    assert ["state", "finished", "not finished"] in rows
+    assert ["tokens generated", "16,000", "8,000"] in rows
+    assert ["algorithm.name", "adagrpo", "grpo"] in rows
+    assert not [row for row in rows if row[0] == "model.path"]
+    check_pictures(tmp_path / "report", CHARTS)

@@ -1,0 +1,129 @@
+"""The whole program as a user starts it: launch/train.py on real Ray, vLLM, DeepSpeed and PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adagrpo_ray.config import load_config
+from tests.support.program import AHEAD, OUTPUT, launch, metrics
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with two actors of each kind, and rollouts that run a step ahead; its folder and output."""
+    folder = tmp_path_factory.mktemp("runs")
+    ended = launch(
+        "--config",
+        "launch/configs/tiny-cpu.yaml",
+        f"run.output_dir={folder}",
+        "run.name=ahead",
+        f"run.steps={STEPS}",
+        "data.eval_prompts=16",
+        "algorithm.resample=immediate",
+        *AHEAD,
+        # The first rung draws as first attempts do, so that only the second one filters anything.
+        "algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.0}, {temperature: 1.1, top_p: 0.99}]}]",
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder / "ahead", ended.stdout
+
+
+@pytest.fixture(params=["in turn", "ahead"])
+def run(request: pytest.FixtureRequest) -> tuple[Path, str]:
+    """That run, or the one of all tests, whose actors, one of each kind, take turns; its folder and output."""
+    if request.param == "ahead":
+        return request.getfixturevalue("ahead")  # type: ignore[no-any-return]
+    whole = request.getfixturevalue("whole")
+    return whole, (whole.parent / OUTPUT).read_text()
+
+
+def test_summary_says_what_the_run_was(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    summary, steps = json.loads((folder / "summary.json").read_text()), metrics(folder)
+    assert summary["steps"] == STEPS == len(steps)
+    assert 0 <= summary["accuracy_before"] <= 1
+    assert 0 <= summary["accuracy_after"] <= 1
+    assert summary["generated_tokens"] == sum(s["generated_tokens"] for s in steps) > 0
+    assert summary["trained_tokens"] == sum(s["trained_tokens"] for s in steps) > 0
+    assert summary["resamples"] == [sum(rung) for rung in zip(*(s["resamples"] for s in steps), strict=True)]
+    assert summary["seconds"] > 0
+
+
+def test_failing_groups_were_resampled_and_hard_classes_more_often(ahead: tuple[Path, str]) -> None:
+    steps = metrics(ahead[0])
+    assert sum(sum(s["resamples"]) for s in steps) > 0
+    by_difficulty = [sum(s["resamples_by_difficulty"].get(f"{digits} digits", 0) for s in steps) for digits in (2, 5)]
+    assert by_difficulty[0] < by_difficulty[1]
+
+
+def test_every_step_sent_one_new_version(run: tuple[Path, str]) -> None:
+    steps = metrics(run[0])
+    assert [s["weight_version"] for s in steps] == [1, 2, 3, 4]
+    assert all(s["sync_bytes"] > 100_000 for s in steps)
+
+
+def test_learner_and_rollout_agree_where_nothing_was_filtered(whole: Path) -> None:
+    """First attempts are drawn at temperature 1, so only resampled groups may show a difference."""
+    plain = [s for s in metrics(whole) if not sum(s["resamples"]) and s["trained_tokens"]]
+    assert plain
+    assert all(step["behaviour_gap"] < 1e-4 for step in plain)
+
+
+def test_learner_and_rollout_stay_close_where_rollouts_run_ahead(ahead: tuple[Path, str]) -> None:
+    steps = metrics(ahead[0])
+    for step in steps:
+        if not sum(step["resamples"][1:]) and step["trained_tokens"] and not step["staleness"]:
+            assert step["behaviour_gap"] < 1e-4
+    assert all(step["behaviour_gap"] < 0.5 for step in steps)
+
+
+def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    most = yaml.safe_load((folder / "config.yaml").read_text())["algorithm"]["max_staleness"]
+    ages = [s["staleness"] for s in metrics(folder)]
+    assert ages[0] == 0
+    assert all((0 < age <= most) if most else age == 0 for age in ages[1:])
+
+
+def test_configuration_is_kept_and_reads_back(ahead: tuple[Path, str]) -> None:
+    kept = yaml.safe_load((ahead[0] / "config.yaml").read_text())
+    assert kept["run"]["steps"] == STEPS
+    assert kept["data"]["eval_prompts"] == 16
+    decided = {"rollout.sleep": False}
+    assert (kept["run"]["name"], kept["rollout"]["sleep"], kept["decided"]) == ("ahead", False, decided)
+    assert load_config(ahead[0] / "config.yaml").rollout.sleep is None
+
+
+def test_adapter_loads_with_peft_and_is_not_the_initial_one(run: tuple[Path, str]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = run[0] / "adapter"
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    moved = [p.abs().sum().item() for n, p in model.named_parameters() if "lora_B" in n]
+    assert moved
+    assert all(size > 0 for size in moved)
+
+
+def test_output_reads_well_without_a_terminal(run: tuple[Path, str]) -> None:
+    folder, output = run
+    held_out = yaml.safe_load((folder / "config.yaml").read_text())["data"]["eval_prompts"]
+    assert "\x1b" not in output
+    assert f"run folder: {folder}" in output
+    assert f"2000 prompts to train on, {held_out} held out" in output
+    assert "held-out accuracy" in output
+
+
+def test_a_run_folder_is_never_overwritten(whole: Path) -> None:
+    before = (whole / "summary.json").read_bytes()
+    ended = launch("--config", "launch/configs/tiny-cpu.yaml", f"run.output_dir={whole.parent}", "run.name=run")
+    assert ended.returncode != 0
+    assert "run.name" in ended.stderr
+    assert (whole / "summary.json").read_bytes() == before

@@ -1,0 +1,83 @@
+"""Real engines that do not start, or die: the error tells the cause, which is in another process's output alone."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adagrpo_ray.config import load_config
+from adagrpo_ray.errors import ActorLostError, RolloutError
+from adagrpo_ray.rollout.engine import RolloutEngine
+from adagrpo_ray.training.preflight import check
+from tests.support.held import engines
+
+LENGTH = 256
+QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")
+
+
+def start(base: Path, *overrides: str) -> RolloutEngine:
+    config = load_config("launch/configs/tiny-cpu.yaml", [*QUICK, f"model.path={base}", *overrides])
+    check(config)  # which does not see it
+    return RolloutEngine.create(str(base), LENGTH, config)
+
+
+def cut(tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name][:, :7].clone()
+
+
+def odd(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.1.mlp.stray.weight"] = torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "overrides", "told"),
+    [
+        (cut, (), r"Error: .*(size|shape|dimension)"),
+        (odd, (), r"Error: .*stray"),
+        (None, ("rollout.kv_cache_gib=0.000001",), r"No available memory for .* or rollout\.kv_cache_gib here"),
+    ],
+)
+def test_an_engine_that_does_not_start_tells_the_cause(
+    tiny_model: Path,
+    tmp_path: Path,
+    harm: Callable[[dict[str, torch.Tensor]], Any] | None,
+    overrides: tuple[str, ...],
+    told: str,
+) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    if harm is not None:
+        tensors = load_file(base / "model.safetensors")
+        harm(tensors)
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RolloutError, match=rf"vLLM does not start with model\.path='{base}': .*{told}") as refused:
+        start(base, *overrides)
+    assert "root cause" not in str(refused.value)
+    assert "output is in" in str(refused.value) or "the terminal has" in str(refused.value)
+
+
+@pytest.mark.faults
+def test_an_engine_that_is_killed_is_lost_with_what_is_known_of_it(tiny_model: Path) -> None:
+    engine = start(tiny_model)
+
+    async def scenario() -> None:
+        await engine.warm_up()
+        cores = engines()
+        assert cores
+        for core in cores:
+            core.kill()
+        try:
+            for _ in range(100):  # until vLLM has noticed
+                await engine.warm_up()
+        finally:
+            await engine.stop()
+
+    with pytest.raises(ActorLostError, match=r"its vLLM engine died \(its process ended without an error, as one that"):
+        asyncio.run(scenario())

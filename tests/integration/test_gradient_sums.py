@@ -1,0 +1,71 @@
+"""The gradient of many micro-batches is that of one, at every stage of DeepSpeed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.learner.engine import LearnerEngine
+from tests.support.batches import equal_batches
+from tests.support.engine_states import BETA1, assert_same_gradient, gradient_of
+
+PARTS = 32
+"""Micro-batches with the same gradient, whose sum in bfloat16 is off by more than `assert_same_gradient` allows.
+
+A power of two, so that each one's is that of the whole batch to the last bit, but for the exponent.
+"""
+
+
+def configure(*overrides: str) -> Config:
+    settings = [
+        *(
+            "model.dtype=bfloat16",
+            "learner.learning_rate=1e-4",
+            "learner.warmup_ratio=0.0",
+            "learner.max_grad_norm=1e6",
+        ),
+        *("algorithm.num_iterations=1", "algorithm.loss.beta=0.0", f"learner.betas=[{BETA1},0.999]", "run.steps=4"),
+    ]
+    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+
+
+@pytest.fixture(scope="module")
+def wanted(model_path: str) -> dict[str, Any]:
+    """The gradient of one micro-batch."""
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    engine.train(equal_batches(1)[0])
+    return gradient_of(engine.snapshot())
+
+
+def test_a_sum_in_bfloat16_would_be_seen(wanted: dict[str, Any]) -> None:
+    rounded = {name: torch.from_numpy(gradient).bfloat16() for name, gradient in wanted.items()}
+    low = {name: torch.zeros_like(gradient) for name, gradient in rounded.items()}
+    for _ in range(PARTS):
+        for name, gradient in rounded.items():
+            low[name] += gradient / PARTS
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        assert_same_gradient({name: gradient.float().numpy() for name, gradient in low.items()}, wanted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *[[f"zero_stage={stage}"] for stage in range(4)],
+        ["zero_stage=2", "offload_optimizer=true"],
+        *(pytest.param([f"zero_stage={stage}", "offload_optimizer=true"], marks=pytest.mark.slow) for stage in (1, 3)),
+    ],
+    ids=",".join,
+)
+def test_many_micro_batches_give_the_gradient_of_one(
+    model_path: str, wanted: dict[str, Any], settings: list[str]
+) -> None:
+    config = configure(*[f"learner.{setting}" for setting in settings])
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    (batch,) = equal_batches(PARTS)
+    assert len(batch.micro_batches) == PARTS
+    report = engine.train(batch)
+    assert report.first is not None
+    assert_same_gradient(gradient_of(engine.snapshot()), wanted)

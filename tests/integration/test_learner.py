@@ -1,0 +1,330 @@
+"""The learner on real DeepSpeed: stages and ranks change nothing, and log-probabilities are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.learner import Packing
+from adagrpo_ray.errors import ModelError
+from adagrpo_ray.learner import buffers
+from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.layout import LAYOUTS, Rows, join, pad, share
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.policy import Policy
+from adagrpo_ray.learner.updates import TrainReport, UpdateReport
+from adagrpo_ray.lora.peft_model import load_policy
+from adagrpo_ray.model.pretrained import resolve_model
+from adagrpo_ray.model.shared_attention import shares_prompts
+from adagrpo_ray.types import TrainSample
+from tests.support.batches import make_samples
+from tests.support.builders import flat
+
+STEPS = 3
+VOCABULARY = 139  # of the tiny model
+CPU = torch.device("cpu")
+
+
+def configure(*overrides: str) -> Config:
+    return load_config(
+        "launch/configs/tiny-cpu.yaml",
+        [
+            "learner.learning_rate=1e-4",
+            "algorithm.loss.beta=0.04",
+            "algorithm.num_iterations=1",
+            f"run.steps={STEPS}",
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def model_path() -> str:
+    return resolve_model(configure())
+
+
+@pytest.fixture(scope="module")
+def expected(model_path: str) -> list[Any]:
+    """Loss and gradient norm of each step on one rank, stage 0, all samples in one micro-batch."""
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    batch = pack_batches(1, make_samples(), 1, 100_000)[0]
+    assert len(batch.micro_batches) == 1
+    return [made(engine.train(replace(batch, step=step))) for step in range(1, STEPS + 1)]
+
+
+def made(report: TrainReport) -> UpdateReport:
+    """The report of the last update, which must have been made."""
+    assert report.last is not None
+    assert report.skipped == 0
+    return report.last
+
+
+def test_the_steps_train(expected: list[Any]) -> None:
+    assert len({r.statistics.loss for r in expected}) == STEPS
+    assert all(r.grad_norm > 0 for r in expected)
+    assert expected[0].statistics.kl.total == 0.0 < expected[-1].statistics.kl.total
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *[[f"zero_stage={stage}"] for stage in range(4)],
+        ["zero_stage=2", "offload_optimizer=true"],
+        *(pytest.param([f"zero_stage={stage}", "offload_optimizer=true"], marks=pytest.mark.slow) for stage in (1, 3)),
+        *[[f"packing={packing}"] for packing in get_args(Packing)],
+        ["packing=packed", "zero_stage=3"],
+        ["packing=shared", "zero_stage=3"],
+        ["packing=shared", "gradient_checkpointing=true"],
+        ["gradient_checkpointing=true"],
+        ["packing=packed", "gradient_checkpointing=true", "zero_stage=2", "offload_optimizer=true"],
+    ],
+    ids=",".join,
+)
+def test_how_the_work_is_cut_and_kept_changes_nothing(
+    model_path: str, expected: list[Any], settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "LOGITS", VOCABULARY * 7)  # many chunks
+    config = configure(*[f"learner.{setting}" for setting in settings])
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    assert engine.packing == {s.partition("=")[0]: s.partition("=")[2] for s in settings}.get("packing", "shared")
+    batch = pack_batches(1, make_samples(), 1, 80, engine.packing)[0]
+    assert len(batch.micro_batches) > 3
+    for step, one in enumerate(expected, start=1):
+        other = made(engine.train(replace(batch, step=step)))
+        assert other.statistics.loss == pytest.approx(one.statistics.loss, abs=1e-5)
+        assert flat(other.statistics) == pytest.approx(flat(one.statistics), rel=1e-5, abs=1e-3)  # sums over tokens
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize(("updates", "clipped"), [(1, False), (3, True)])
+def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, updates: int, clipped: bool) -> None:
+    """The old policy is the one before the first update: only against that one can a ratio leave the range."""
+    config = configure(f"algorithm.num_iterations={updates}", "learner.learning_rate=0.01", "learner.schedule=linear")
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    batch = pack_batches(1, make_samples(), 1, 200)[0]
+    report = engine.train(batch)
+    assert report.first is not None
+    first, last = report.first.statistics, made(report).statistics
+    assert (first.ratio.minimum, first.ratio.maximum) == (1.0, 1.0)
+    assert (last.clipped_low + last.clipped_high > 0) is clipped
+    # The schedule counts updates: of 3 x STEPS the last one of this batch is the third.
+    assert report.learning_rate == pytest.approx(0.01 * (1 - (updates - 1) / (updates * STEPS)))
+    nothing = engine.train(replace(batch, micro_batches=()))
+    assert (nothing.first, nothing.last, nothing.skipped) == (None, None, 0)
+
+
+@pytest.mark.parametrize("lay_out", [pad, join])
+def test_logprobs_are_those_of_a_plain_forward_pass(model_path: str, lay_out: Callable[..., Rows]) -> None:
+    """Against Transformers' own logits, one sequence at a time, without padding."""
+    policy = Policy(load_policy(model_path, configure())).eval()
+    samples = make_samples(5)
+    with torch.no_grad():
+        together = policy(lay_out(samples, CPU))[0]
+        alone = []
+        for sample in samples:
+            ids = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.token_ids])).long()
+            logprobs = policy.peft_model(input_ids=ids[None]).logits[0].log_softmax(-1)
+            start = len(sample.prompt_token_ids)
+            alone.append(logprobs[start - 1 : -1].gather(-1, ids[start:, None]).squeeze(-1))
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lay_out", [pad, join])
+def test_entropies_are_those_of_a_plain_forward_pass(model_path: str, lay_out: Callable[..., Rows]) -> None:
+    policy = Policy(load_policy(model_path, configure())).eval()
+    samples = make_samples(5)
+    with torch.no_grad():
+        together = policy(lay_out(samples, CPU))[1]
+        alone = []
+        for sample in samples:
+            ids = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.token_ids])).long()
+            logits = policy.peft_model(input_ids=ids[None]).logits[0, len(sample.prompt_token_ids) - 1 : -1]
+            alone.append(torch.distributions.Categorical(logits=logits).entropy())
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+def test_an_entropy_bonus_raises_the_entropy(model_path: str) -> None:
+    """Advantages of zero and no KL term: the bonus is all that trains."""
+    config = configure("algorithm.loss.beta=0", "algorithm.loss.entropy_coef=1", "learner.learning_rate=0.01")
+    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    batch = pack_batches(1, tuple(replace(s, advantage=0.0) for s in make_samples()), 1, 120)[0]
+    first, *_, last = [made(engine.train(replace(batch, step=step))) for step in range(1, STEPS + 1)]
+    assert first.grad_norm > 0
+    assert first.statistics.loss == pytest.approx(-first.statistics.entropy.mean, rel=1e-4)
+    assert last.statistics.entropy.mean > first.statistics.entropy.mean + 0.01
+
+
+def moved_policy(model_path: str, *overrides: str) -> Policy:
+    """With an adapter that does something, so that both of its matrices have gradients."""
+    policy = Policy(load_policy(model_path, configure(*overrides)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02, generator=generator)
+    return policy
+
+
+@pytest.mark.parametrize("packing", ["packed", "shared"])
+def test_one_row_gives_what_padded_rows_give(model_path: str, packing: Packing) -> None:
+    one_row, rows = (moved_policy(model_path, f"learner.packing={name}") for name in (packing, "padded"))
+    samples = make_samples(7)
+    weights = torch.randn(sum(len(s.token_ids) for s in samples), generator=torch.Generator().manual_seed(0))
+    found = []
+    for policy, name in ((rows, "padded"), (one_row, packing)):
+        logprobs = policy(LAYOUTS[name](samples, CPU))[0]
+        parameters = [p for p in policy.parameters() if p.requires_grad]
+        found.append((logprobs.detach(), torch.autograd.grad((weights * logprobs).sum(), parameters)))
+    (expected, gradients), (got, others) = found
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("packing", ["packed", "shared"])
+def test_neighbours_in_the_row_are_not_seen(model_path: str, packing: Packing) -> None:
+    policy, lay_out = moved_policy(model_path, f"learner.packing={packing}"), LAYOUTS[packing]
+    _, sample, *others = make_samples(8)  # of which one has its prompt
+    with torch.no_grad():
+        alone = policy(lay_out([sample], CPU))[0]
+        for before in range(len(others) + 1):
+            row = [*others[:before], sample, *others[before:]]
+            start = sum(len(s.token_ids) for s in row[:before])
+            beside = policy(lay_out(row, CPU))[0][start : start + len(sample.token_ids)]
+            torch.testing.assert_close(beside, alone, rtol=0, atol=1e-5)
+
+
+class LargestLogits(TorchDispatchMode):
+    """The most rows of any tensor of [rows x vocabulary] that an operation gave; the weights themselves are none."""
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        super().__init__()
+        self.rows, self._weights = 0, weights.untyped_storage().data_ptr()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            logits = isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (VOCABULARY,)
+            if logits and tensor.untyped_storage().data_ptr() != self._weights:
+                self.rows = max(self.rows, tensor.numel() // VOCABULARY)
+        return result
+
+
+@pytest.mark.parametrize("lay_out", [pad, join, share])
+def test_logits_never_exist_for_more_tokens_than_a_chunk(
+    model_path: str, lay_out: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "LOGITS", VOCABULARY * 8 - 1)
+    policy = moved_policy(model_path)
+    rows = lay_out(make_samples(7), CPU)
+    assert len(rows.targets) > 50
+    head = policy.peft_model.get_base_model().get_output_embeddings().weight
+    with LargestLogits(head) as forward:
+        logprobs = policy(rows)[0]
+    with LargestLogits(head) as backward:
+        logprobs.sum().backward()
+    with LargestLogits(head) as reference, policy.reference():
+        policy(rows)
+    assert forward.rows == backward.rows == reference.rows == 7
+
+
+def test_one_tokens_logits_exist_however_large_the_vocabulary() -> None:
+    assert (buffers.chunk_tokens(2**26 + 1), buffers.chunk_tokens(2**26), buffers.chunk_tokens(2**25)) == (1, 1, 2)
+
+
+def test_a_sample_without_tokens_has_no_logprobs(model_path: str) -> None:
+    empty = replace(make_samples(1)[0], token_ids=np.zeros(0, np.int32))
+    for lay_out in (pad, join, share):
+        assert [t.shape for t in moved_policy(model_path)(lay_out([empty], CPU))] == [(0,), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "attention"),
+    [
+        (["model.dtype=bfloat16"], "flash_attention_2"),
+        (["model.dtype=bfloat16", "learner.packing=packed"], "flash_attention_2"),
+        (["model.dtype=bfloat16", "learner.packing=padded"], "sdpa"),
+        (["model.dtype=float32", "learner.packing=packed"], "sdpa"),  # flash-attention is for 16 bits
+    ],
+)
+def test_flash_attention_does_packed_rows_where_it_runs(
+    model_path: str, settings: list[str], attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, attn_implementation: str, **__: Any) -> NoReturn:
+        raise ValueError(f"asked for {attn_implementation}")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    for cuda, asked in ((True, attention), (False, "sdpa")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda cuda=cuda: cuda)
+        with pytest.raises(ModelError, match=rf"asked for {asked}$"):
+            load_policy(model_path, configure(*settings))
+
+
+def test_a_model_whose_layers_have_a_state_is_not_packed(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.Qwen3ForCausalLM._is_stateful", True)
+    load_policy(model_path, configure())
+    with pytest.raises(ModelError, match=r"\(qwen3\) has layers with a state.*set learner\.packing=padded"):
+        load_policy(model_path, configure("learner.packing=packed"))
+    with pytest.raises(
+        ModelError, match=r"\(qwen3\) has layers that cannot share a prompt; set learner\.packing=padded"
+    ):
+        load_policy(model_path, configure("learner.packing=shared"))
+    assert LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0)).packing == "padded"
+
+
+def test_a_model_that_shares_prompts_wrongly_gets_padded_rows_unless_told_otherwise(
+    model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backwards(samples: Sequence[TrainSample], device: torch.device) -> Rows:
+        return share(samples[::-1], device)
+
+    monkeypatch.setitem(LAYOUTS, "shared", backwards)
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    assert engine.packing == "padded"
+    assert not shares_prompts(engine._policy.peft_model.get_base_model())
+    with pytest.raises(ModelError, match=r"differ from .*; set learner\.packing=padded"):
+        LearnerEngine(model_path, configure("learner.packing=shared"), 0, 1, ("127.0.0.1", 0))
+
+
+def test_the_reference_is_the_model_without_its_adapter(model_path: str) -> None:
+    policy = Policy(load_policy(model_path, configure()))
+    rows = pad(make_samples(2), CPU)
+    with torch.no_grad():
+        base = policy(rows)[0]
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+        moved = policy(rows)[0]
+    with policy.reference():
+        reference = policy(rows)[0]
+    assert (moved - base).abs().max() > 1e-3
+    torch.testing.assert_close(reference, base)
+    assert policy.training
+
+
+def test_an_empty_step_changes_nothing(model_path: str) -> None:
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    before = engine.adapter()
+    report = engine.train(pack_batches(1, (), 1, 120)[0])
+    assert (report.first, report.last) == (None, None)
+    after = engine.adapter()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_weights_of_zero_add_nothing(model_path: str, expected: list[Any]) -> None:
+    """What idle ranks get must not change the gradient."""
+    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    samples = make_samples()
+    idle = replace(samples[0], token_weights=np.zeros_like(samples[0].token_weights))
+    report = made(engine.train(pack_batches(1, (*samples, idle), 1, 100_000)[0]))
+    assert report.statistics.loss == pytest.approx(expected[0].statistics.loss, abs=1e-6)
+    assert report.grad_norm == pytest.approx(expected[0].grad_norm, rel=1e-5)

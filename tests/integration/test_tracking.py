@@ -1,0 +1,399 @@
+"""W&B and MLflow as they are, without a network: what a run tells them is read back from what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError
+from adagrpo_ray.runs.history import Mark, sizes
+from adagrpo_ray.runs.names import name_of
+from adagrpo_ray.runs.reader import load
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.tracking import check_trackers, relay, session
+from adagrpo_ray.tracking import mlflow_run as mlflow_module
+from adagrpo_ray.tracking.mlflow_run import metric_name
+from adagrpo_ray.tracking.tracker import TrackedRun
+from tests.support import program
+from tests.support.tracked import config, measured, offline_run, step, track
+
+KEY = "0123456789abcdef" * 2 + "planted0"
+PATIENCE_S = 120.0
+Refused = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", KEY)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", f"{PATIENCE_S:g}")  # for its process to begin, on a busy machine
+    monkeypatch.setattr(session, "END_S", PATIENCE_S)
+    check_trackers(config("tracking.wandb=project", "tracking.mlflow=folder").tracking, None)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The URL of a server that takes requests and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    """The URL of a server that knows no key."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def mlflow_run(place: Path) -> tuple[MlflowClient, Run]:
+    """The only run in a folder."""
+    client = MlflowClient(place.as_uri())
+    experiment = client.get_experiment_by_name("adagrpo_ray")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return client, run
+
+
+def planted(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+# --- W&B ---
+
+
+def test_wandb_has_the_settings_curves_measurements_samples_and_summary_of_a_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = config("tracking.wandb=me/project", "tracking.tags=[first try, tiny]", "tracking.upload_adapter=true")
+    track(settings, tmp_path / "run", [1, 2, 3], tell=said.append)
+    run = offline_run(tmp_path / "run")
+    assert (run.name, run.tags, run.exit_code) == ("run", ("first try", "tiny"), 0)
+    assert {key: run.config[key] for key in settings.model_dump()} == settings.model_dump(mode="json")
+    assert [row["_step"] for row in run.rows] == [0, 1, 2, 3]
+    assert evaluation_scalars(measured(0)).items() <= run.rows[0].items()
+    assert step_scalars(step(2)).items() <= run.rows[2].items()
+    assert evaluation_scalars(measured(2)).items() <= run.rows[2].items()
+    table = json.loads(next((tmp_path / "run").rglob("media/table/samples_3_*.json")).read_text())
+    assert dict(zip(table["columns"], table["data"][0], strict=True))["completion"] == "it is 3"
+    assert run.summary["summary"]["steps"] == 3
+    assert run.summary["reward/mean"] == 3 / 16
+    assert run.artifacts == ["adapter_model.safetensors"]
+    assert "wandb sync" in "".join(said)
+    assert planted(tmp_path) == []
+
+
+def test_a_resumed_run_goes_on_in_wandb_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
+    settings, folder = config("tracking.wandb=project"), tmp_path / "run"
+    marks: list[Mark] = []
+
+    def mark(number: int) -> None:
+        marks.append(Mark(number, sizes(folder)))
+
+    track(settings, folder, [1, 2, 3, 4], end=AdaGRPOError("the learner is gone"), between=mark)
+    before = offline_run(folder)
+    assert before.exit_code == 1
+    track(settings, folder, [3, 4, 5], mark=marks[1], end=StoppedError("as asked"))
+    after = offline_run(folder)
+    assert (after.id, after.exit_code) == (before.id, 255)
+    assert [row["_step"] for row in after.rows] == [0, 1, 2, 3, 4, 5]
+    assert [row["reward/mean"] for row in after.rows[1:]] == [number / 16 for number in range(1, 6)]
+    assert len(list(folder.rglob("media/table/samples_*.json"))) == 5
+
+
+# --- MLflow ---
+
+
+def test_mlflow_has_the_settings_curves_measurements_samples_and_summary_of_a_run(tmp_path: Path) -> None:
+    place = tmp_path / "mlruns"
+    settings = config(f"tracking.mlflow={place}", "tracking.tags=[first try]", "tracking.upload_adapter=true")
+    track(settings, tmp_path / "run", [1, 2, 3])
+    client, run = mlflow_run(place)
+    assert (run.info.run_name, run.info.status, run.data.tags["first try"]) == ("run", "FINISHED", "true")
+    assert run.data.params["learner.learning_rate"] == str(settings.learner.learning_rate)
+    for tag, value in step_scalars(step(3)).items():
+        points = client.get_metric_history(run.info.run_id, tag)
+        assert [point.step for point in points] == [1, 2, 3]
+        assert points[-1].value == value
+    held_out = client.get_metric_history(run.info.run_id, "accuracy/held_out")
+    assert [(point.step, point.value) for point in held_out] == [(0, 0.0), (2, 0.25)]
+    files = {path.name: path for path in place.rglob("artifacts/**/*") if path.is_file()}
+    assert json.loads(files["summary.json"].read_text())["steps"] == 3
+    assert files["adapter_model.safetensors"].read_bytes() == b"weights"
+    assert "learning_rate" in files["config.yaml"].read_text()
+    table = json.loads(files["step-000003.json"].read_text())
+    assert dict(zip(table["columns"], table["data"][0], strict=True))["completion"] == "it is 3"
+    assert planted(tmp_path) == []
+
+
+def test_a_resumed_run_goes_on_in_mlflow_without_a_step_twice(tmp_path: Path) -> None:
+    place, folder = tmp_path / "mlruns", tmp_path / "run"
+    settings = config(f"tracking.mlflow={place}")
+    marks: list[Mark] = []
+
+    def mark(number: int) -> None:
+        marks.append(Mark(number, sizes(folder)))
+
+    track(settings, folder, [1, 2, 3, 4], end=StoppedError("as asked"), between=mark)
+    _, before = mlflow_run(place)
+    assert before.info.status == "KILLED"
+    longer = config(f"tracking.mlflow={place}", "run.steps=9")
+    track(longer, folder, [3, 4, 5, 6], mark=marks[1], end=AdaGRPOError("the learner is gone"))
+    client, after = mlflow_run(place)
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, "FAILED")
+    for tag, steps in (("reward/mean", [1, 2, 3, 4, 5, 6]), ("accuracy/held_out", [0, 2, 4, 6])):
+        assert [point.step for point in client.get_metric_history(after.info.run_id, tag)] == steps
+    assert "steps: 9" in next(place.rglob("artifacts/config.yaml")).read_text()
+
+
+def test_a_run_that_is_tracked_from_its_middle_on_is_there_from_its_beginning(tmp_path: Path) -> None:
+    place, folder = tmp_path / "mlruns", tmp_path / "run"
+    track(config(), folder, [1, 2])
+    track(config(f"tracking.mlflow={place}"), folder, [3], mark=Mark(2, sizes(folder)))
+    client, run = mlflow_run(place)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "time/step")] == [1, 2, 3]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy/held_out")] == [0, 2]
+
+
+def test_names_of_levels_become_names_that_mlflow_takes() -> None:
+    assert metric_name("time/step") == "time/step"
+    assert metric_name("accuracy_by_difficulty/3 digits") == "accuracy_by_difficulty/3 digits"
+    assert metric_name(f"accuracy_by_difficulty/{name_of('../../<b>')}") == "accuracy_by_difficulty/:2E.:2F..:2F:3Cb:3E"
+    assert metric_name(f"accuracy_by_difficulty/{name_of('..')}") == "accuracy_by_difficulty/:2E."
+    assert metric_name(f"rewards/{name_of('m:prüfe')}/mean") == "rewards/m:prüfe/mean"
+
+
+@pytest.mark.slow
+def test_a_run_and_its_resumption_are_one_run_in_both_trackers(tmp_path: Path) -> None:
+    place, folder = tmp_path / "mlruns", tmp_path / "run"
+    options = ("tracking.wandb=project", f"tracking.mlflow={place}", "tracking.upload_adapter=true")
+    for steps in (2, 4):
+        said = program.train(tmp_path, steps, "--resume", "auto", *options)
+        assert "Weights & Biases: offline: wandb sync" in said
+        assert "MLflow: run " in said
+        assert "warning" not in said
+    history = load(folder)
+    client, run = mlflow_run(place)
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    there = offline_run(folder)
+    assert there.exit_code == 0
+    assert [row["_step"] for row in there.rows] == [0, 1, 2, 3, 4]
+    for record in history.steps:
+        assert step_scalars(record).items() <= there.rows[record.step].items()
+        for tag, value in step_scalars(record).items():
+            points = {point.step: point.value for point in client.get_metric_history(run.info.run_id, metric_name(tag))}
+            assert points[record.step] == value
+    artifacts = [path.path for path in client.list_artifacts(run.info.run_id, "adapter")]
+    assert "adapter/adapter_model.safetensors" in artifacts
+    assert "adapter_model.safetensors" in there.artifacts
+    assert planted(tmp_path) == []
+
+
+# --- trackers that fail ---
+
+
+@pytest.mark.faults
+def test_a_tracker_that_cannot_be_reached_costs_one_line_and_no_step(tmp_path: Path) -> None:
+    said: list[str] = []
+    with socket.socket() as deaf, pytest.MonkeyPatch.context() as environment:
+        deaf.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
+        port = deaf.getsockname()[1]
+        environment.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        track(config(f"tracking.mlflow=http://127.0.0.1:{port}"), tmp_path / "run", [1, 2, 3], tell=said.append)
+    (line,) = said
+    assert line.startswith("warning: MLflow is let go, the run continues without it: ")
+    assert str(port) in line
+    assert KEY not in line
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.faults
+def test_a_tracker_that_never_answers_holds_no_step_up_and_the_end_not_for_long(
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "END_S", 0.5)
+    said: list[str] = []
+    track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", [1, 2, 3], tell=said.append)
+    assert said == [
+        "warning: MLflow is let go, the run continues without it: it has not taken everything in time after the end of "
+        "the run"
+    ]
+
+
+@pytest.mark.faults
+def test_a_tracker_that_falls_behind_is_let_go_while_the_run_goes_on(
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "END_S", 0.5)
+    monkeypatch.setattr(relay, "MOST_WAITING", 3)
+    said: list[str] = []
+
+    track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", range(1, 9), tell=said.append)
+    assert said == ["warning: MLflow is let go, the run continues without it: it is 3 records behind"]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+@pytest.mark.faults
+def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        """Takes its first point once it is let go."""
+
+        title = "Slow"
+
+        def __init__(self) -> None:
+            self.begun, self.let_go, self.heard = Event(), Event(), list[int]()
+
+        def open(self, run: TrackedRun) -> tuple[str, dict[str, str]]:
+            return "somewhere", {}
+
+        def has(self, tag: str, step: int) -> bool:
+            return False
+
+        def scalars(self, values: object, step: int) -> None:
+            self.heard.append(step)
+            self.begun.set()
+            assert self.let_go.wait(PATIENCE_S)
+
+        def samples(self, groups: object, step: int) -> None: ...
+
+        def summary(self, summary: object, adapter: str | None) -> None: ...
+
+        def close(self, state: str) -> None: ...
+
+        def abandon(self) -> None:
+            self.let_go.set()
+
+    track(config(), tmp_path / "run", [1, 2, 3])
+    monkeypatch.setattr(relay, "MOST_WAITING", 1)
+    slow, said = Slow(), list[str]()
+    run = TrackedRun("run", tmp_path / "run", config(), None)
+    between = relay.Relay(slow, run, load(tmp_path / "run"), said.append, lambda title, note: None)
+    between.step(step(4))
+    assert slow.begun.wait(PATIENCE_S)
+    for number in (5, 6):
+        between.step(step(number))
+    between.end("finished")
+    between.wait(time.monotonic() + PATIENCE_S)
+    assert slow.heard == [0]
+    assert said == ["Slow: somewhere", "warning: Slow is let go, the run continues without it: it is 1 records behind"]
+
+
+@pytest.mark.faults
+def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, said, taken = tmp_path / "mlruns", list[str](), Event()
+    samples = mlflow_module.MlflowRun.samples
+
+    def take(self: mlflow_module.MlflowRun, groups: Any, number: int) -> None:
+        samples(self, groups, number)
+        taken.set()  # it has all of the first step, and waits for the second
+
+    def break_it(number: int) -> None:
+        if number == 1:
+            assert taken.wait(PATIENCE_S)
+            place.rename(tmp_path / "gone")
+            place.write_text("no folder")
+
+    monkeypatch.setattr(mlflow_module.MlflowRun, "samples", take)
+    settings = config(f"tracking.mlflow={place}")
+    track(settings, tmp_path / "run", [1, 2, 3, 4], tell=said.append, between=break_it)
+    assert [line.split(":")[0] for line in said] == [
+        "MLflow",
+        "warning",
+    ]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.faults
+def test_wandb_without_a_network_ends_with_the_run_and_leaves_no_process(tmp_path: Path, silent_server: str) -> None:
+    script = """
+import sys
+from pathlib import Path
+from adagrpo_ray.tracking import check_trackers, relay, session
+from tests.support.tracked import config, track
+settings = config("tracking.wandb=project")
+check_trackers(settings.tracking, None)
+session.END_S = 1.0
+track(settings, Path(sys.argv[1]) / "run", [1, 2], tell=lambda text: print(text, flush=True))
+"""
+    variables = {**os.environ, "WANDB_MODE": "online", "WANDB_BASE_URL": silent_server, "PYTHONPATH": "."}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    started = set()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables) as running:
+        while running.poll() is None:
+            started |= program.children(running)
+            time.sleep(0.1)
+        said, errors = running.communicate()
+    (line,) = said.splitlines()
+    assert line.startswith("warning: Weights & Biases is let go, the run continues without it: ")
+    assert errors == ""
+    assert running.returncode == 0
+    _, left = psutil.wait_procs(started, timeout=PATIENCE_S)
+    assert [program.title(process) for process in left] == []
+    assert planted(tmp_path) == []
+
+
+def test_a_key_that_wandb_refuses_is_one_line_without_the_key(
+    tmp_path: Path, refusing_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
+    said: list[str] = []
+    track(config("tracking.wandb=project"), tmp_path / "run", [1, 2], tell=said.append)
+    (line,) = said
+    assert line.startswith("warning: Weights & Biases is let go, the run continues without it: ")
+    assert "Failed to authenticate" in line
+    assert KEY not in line
+
+
+# --- before anything starts ---
+
+
+@pytest.mark.parametrize("key", ["wandb", "mlflow"])
+def test_a_missing_package_is_one_error_that_names_the_extra(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setitem(sys.modules, key, None)
+    error = refused(f"tracking.{key}=x")
+    assert f"tracking.{key}='x'" in error
+    assert f"pip install 'adagrpo_ray[{key}]'" in error
+
+
+def test_a_relative_folder_is_refused_in_a_job_which_loses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"metadata": {"job_submission_id": "job-1"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    with pytest.raises(ConfigError, match=r"tracking\.mlflow='mlruns' is relative"):
+        check_trackers(config("tracking.mlflow=mlruns").tracking, None)
+    for place in ("/shared/mlruns", "https://host/mlflow", "databricks"):
+        check_trackers(config(f"tracking.mlflow={place}").tracking, None)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "a b", "a?b", "/a"])
+def test_a_name_that_wandb_would_not_take_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.wandb="):
+        config(f"tracking.wandb={name}")

@@ -1,0 +1,85 @@
+"""launch/ui.py as a user starts it, and a headless Chromium in front of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.program import ENDING_S, children, title
+
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here; `make test-ui` installs it")
+
+
+@contextmanager
+def served(state: Path, *arguments: str, end: int = signal.SIGTERM) -> Iterator[str]:
+    """The address of a server that keeps its state in a folder; its end leaves no process behind."""
+    command = [sys.executable, "launch/ui.py", "--port", "0", *arguments]
+    environment = {**os.environ, "XDG_STATE_HOME": str(state)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as ui:
+        assert ui.stdout is not None
+        try:
+            line = ""
+            while not line.startswith("open "):
+                line = ui.stdout.readline()
+                assert line, "the server has ended"
+            yield re.findall(r"http://\S+", line)[0]
+            started = children(ui)
+            ui.send_signal(end)
+            assert ui.wait(timeout=ENDING_S) == 0
+            _, left = psutil.wait_procs(started, timeout=ENDING_S)
+            assert [title(process) for process in left] == []
+            assert "Traceback" not in ui.stdout.read().partition("ended\n")[2]
+        finally:
+            ui.kill()
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def opened(browser: Any, url: str, width: int = 1280, height: int = 800) -> Iterator[Any]:
+    """A page in a window of its own, which asked no other server for anything and raised no error."""
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    try:
+        page.goto(url)
+        yield page
+        elsewhere = [address for address in asked if not address.startswith((url, "data:", "blob:"))]
+        assert not elsewhere, elsewhere
+        assert not errors, errors
+    finally:
+        context.close()
+
+
+def until(true: Any, seconds: float = 30) -> None:
+    """Wait until `true()` is."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.1)

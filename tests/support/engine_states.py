@@ -1,0 +1,57 @@
+"""What an engine's state holds, compared, and kept as a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adagrpo_ray.checkpoint.files import load, save
+from adagrpo_ray.learner.engine_state import EngineState
+
+BETA1 = 0.9
+"""Of the runs whose first moment `gradient_of` reads."""
+
+
+def through_disk(state: EngineState | None, folder: Path) -> EngineState:
+    """What a checkpoint makes of it."""
+    assert state is not None
+    arrays = {"weights": state.weights, "moments": state.moments, "random": state.random}
+    contents = {**{f"{k}.safetensors": v for k, v in arrays.items()}, "state.json": {}}
+    save(folder, 1, contents, 1)
+    files = load(folder / "step-000001")
+    return replace(state, **{k: files[f"{k}.safetensors"] for k in arrays})
+
+
+def same(one: EngineState | None, other: EngineState | None) -> bool:
+    assert one is not None
+    assert other is not None
+    pairs = [(one.weights, other.weights), (one.moments, other.moments), (one.random, other.random)]
+    return all(
+        a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+        for a, b in pairs
+    ) and (one.optimizer_steps, one.skipped_in_a_row) == (other.optimizer_steps, other.skipped_in_a_row)
+
+
+def bytes_of(state: EngineState | None) -> dict[str, bytes]:
+    """All of a state but the count of skipped updates."""
+    assert state is not None
+    arrays = {**state.weights, **state.moments, **{f"random/{k}": v for k, v in state.random.items()}}
+    return {**{name: value.tobytes() for name, value in arrays.items()}, "steps": bytes([state.optimizer_steps])}
+
+
+def gradient_of(state: EngineState | None) -> dict[str, Any]:
+    """The gradient that Adam got in its first step, by its first moment."""
+    assert state is not None
+    assert state.optimizer_steps == 1
+    return {name: m / (1 - BETA1) for name, m in state.moments.items() if name.startswith("exp_avg/")}
+
+
+def assert_same_gradient(gradient: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """To within the one rounding to bfloat16 (2^-9) of each that both went through, and float32's of the sum."""
+    largest = max(np.abs(g).max() for g in wanted.values())
+    assert largest > 1e-4
+    for name in wanted:
+        np.testing.assert_allclose(gradient[name], wanted[name], rtol=2**-7, atol=largest * 1e-5)

@@ -1,0 +1,9 @@
+"""Where things lie in the checkout, whatever the current folder is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "launch" / "configs"
+TINY = str(CONFIGS / "tiny-cpu.yaml")

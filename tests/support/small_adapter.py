@@ -1,0 +1,20 @@
+"""A LoRA adapter of one layer, in PEFT's layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def save_adapter(folder: Path, r: int = 16) -> None:
+    """It changes nothing: B is zero."""
+    folder.mkdir(parents=True)
+    settings = {"peft_type": "LORA", "r": r, "lora_alpha": 2 * r, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    tensors = {f"{LAYER}.lora_A.weight": torch.ones(r, 8), f"{LAYER}.lora_B.weight": torch.zeros(8, r)}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,30 @@
+"""A run folder as training leaves one, made in a moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.lora.peft_model import load_policy
+from adagrpo_ray.model.identity import fingerprint
+from tests.support.places import TINY
+
+CONFIG = load_config(TINY, ["data.eval_prompts=3", "data.train_prompts=1"])
+
+
+def make_run(folder: Path, model: Path, config: Config = CONFIG, spread: float = 0.05) -> Path:
+    """A run folder with an adapter that changes what the model says, as if it had been trained."""
+    policy = load_policy(str(model), config)
+    noise = torch.Generator().manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0.0, spread, generator=noise)
+    policy.save_pretrained(folder / "adapter")
+    (folder / "adapter" / "README.md").write_text(
+        f"---\ntags: [lora]\nadagrpo_ray: {{base_fingerprint: {fingerprint(model)}}}\n---\n\n# run\n"
+    )
+    (folder / "config.yaml").write_text(as_yaml(config))
+    return folder

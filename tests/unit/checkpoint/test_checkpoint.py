@@ -1,0 +1,430 @@
+"""Checkpoints on disk: exact, whole or not there, and the settings and lines that belong to them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adagrpo_ray.algorithm.allocation import Posterior
+from adagrpo_ray.algorithm.statistics import statistics_of
+from adagrpo_ray.checkpoint.files import load, newest, progress, save, set_latest
+from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
+from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.fixed import FREE, check_fixed, fixed_settings
+from adagrpo_ray.data.order import IDS
+from adagrpo_ray.errors import CheckpointError, ConfigError
+from adagrpo_ray.runs import RunWriter, StepRecord, retries
+from adagrpo_ray.runs.history import Mark, sizes
+from adagrpo_ray.types import SamplingParams
+from tests.support.builders import make_attempt, make_group, make_prompt
+from tests.support.histories import BEFORE, SAMPLE, STEP
+
+TINY = "launch/configs/tiny-cpu.yaml"
+CONTENTS = {"state.json": {"third": 1 / 3}, "adapter.safetensors": {"a": np.arange(3, dtype=np.float32) / 3}}
+PROMPTS = {name: make_prompt(name, difficulty="5 digits") for name in ("p", "q")}
+HOT = SamplingParams(temperature=1.3, min_p=0.1, answer=SamplingParams(temperature=0.7))
+
+
+def told(value: Any) -> Any:
+    """A value so that == says whether it is the same to the last bit, NaN included."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if is_dataclass(value):
+        return {field.name: told(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: told(item) for key, item in value.items()}
+    return [told(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def silent(text: str) -> None:
+    raise AssertionError(text)
+
+
+class TestSampler:
+    def state(self) -> dict[str, Any]:
+        """A state with a group that has failed twice, and one that was never sampled."""
+        first = make_attempt([0.1, 0.2], by_function=[[0.1, math.nan], [0.2, 0.3]], correct=[False, False])
+        second = make_attempt([0.0, 0.0], rung=0, sampling=HOT, lengths=[0, 5])
+        odd = replace(second.completions[1], text='"\ud800 \u2028\0\n', weight_version=3, finish_reason="length")
+        second = replace(second, completions=(second.completions[0], odd))
+        groups = [make_group(first, second, prompt=PROMPTS["q"], epoch=7), make_group(prompt=PROMPTS["p"])]
+        return {
+            "prompts": {"taken": 41, "ids": IDS},
+            "waiting": groups,
+            "posteriors": {"p": Posterior(0.1 + 0.2, 2.0)},
+            "difficulties": {"": Posterior(), "5 digits": Posterior(1e-17, 3.0)},
+        }
+
+    def test_a_state_comes_back_to_the_last_bit(self, tmp_path: Path) -> None:
+        plain, arrays = to_plain(self.state())
+        save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
+        files = load(tmp_path / "step-000001")
+        back = from_plain(files["sampler.json"], files["sampler.safetensors"], PROMPTS)
+        assert told(back) == told(self.state())
+        assert back["waiting"][0].prompt is PROMPTS["q"]
+        assert statistics_of(back["waiting"][0]).count == 4
+
+    def test_an_empty_state_comes_back(self, tmp_path: Path) -> None:
+        empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "difficulties": {}}
+        plain, arrays = to_plain(empty)
+        save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
+        files = load(tmp_path / "step-000001")
+        assert from_plain(files["sampler.json"], files["sampler.safetensors"], {}) == empty
+
+    def test_waiting_groups_keep_the_tokens_that_they_were_sampled_after(self) -> None:
+        plain, arrays = to_plain(self.state())
+        tomorrow = {name: replace(p, token_ids=p.token_ids + 1) for name, p in PROMPTS.items()}
+        sampled, fresh = from_plain(plain, arrays, tomorrow)["waiting"]
+        assert sampled.prompt.token_ids.tolist() == PROMPTS["q"].token_ids.tolist()
+        assert fresh.prompt is tomorrow["p"]
+
+    def test_ids_of_another_version_are_refused_by_their_reason(self) -> None:
+        plain, arrays = to_plain(self.state())
+        del plain["prompts"]["ids"]
+        with pytest.raises(CheckpointError, match="a version that names prompts in another way"):
+            from_plain(plain, arrays, PROMPTS)
+
+    def test_a_prompt_that_is_gone_is_named(self) -> None:
+        plain, arrays = to_plain(self.state())
+        with pytest.raises(CheckpointError, match=r"the prompt q, .*data\.source"):
+            from_plain(plain, arrays, {"p": PROMPTS["p"]})
+
+
+class TestFiles:
+    def test_what_was_saved_is_loaded(self, tmp_path: Path) -> None:
+        save(tmp_path, 12, CONTENTS, 2)
+        files = load(tmp_path / "step-000012")
+        assert files["state.json"] == CONTENTS["state.json"]
+        assert told(files["adapter.safetensors"]) == told(CONTENTS["adapter.safetensors"])
+        assert newest(tmp_path, silent) == tmp_path / "step-000012"
+        assert (tmp_path / "latest").read_text() == "step-000012\n"
+
+    def test_the_newest_stay(self, tmp_path: Path) -> None:
+        for step in (8, 9, 10, 1_000_000):
+            save(tmp_path, step, CONTENTS, 2)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000010", "step-1000000"]
+        assert newest(tmp_path, silent) == tmp_path / "step-1000000"
+
+    def test_no_folder_has_no_checkpoint(self, tmp_path: Path) -> None:
+        assert newest(tmp_path / "none", silent) is None
+
+    def test_what_was_not_finished_is_no_checkpoint(self, tmp_path: Path) -> None:
+        save(tmp_path, 1, CONTENTS, 2)
+        shutil.copytree(tmp_path / "step-000001", tmp_path / "step-000002.part")
+        assert newest(tmp_path, silent) == tmp_path / "step-000001"
+        save(tmp_path, 2, CONTENTS, 2)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001", "step-000002"]
+
+    def test_one_that_latest_does_not_name_yet_does_not_count(self, tmp_path: Path) -> None:
+        save(tmp_path, 1, CONTENTS, 2)
+        shutil.copytree(tmp_path / "step-000001", tmp_path / "step-000002")
+        assert newest(tmp_path, silent) == tmp_path / "step-000001"
+
+    @pytest.mark.parametrize("text", [None, "", "\0\xff", "step-000009", "../step-000001"])
+    def test_all_count_where_latest_says_nothing(self, tmp_path: Path, text: str | None) -> None:
+        save(tmp_path, 1, CONTENTS, 2)
+        save(tmp_path, 2, CONTENTS, 2)
+        (tmp_path / "latest").unlink()
+        if text is not None:
+            (tmp_path / "latest").write_text(text, encoding="latin-1")
+        assert newest(tmp_path, silent) == tmp_path / "step-000002"
+
+    def test_a_run_taken_back_writes_its_steps_again(self, tmp_path: Path) -> None:
+        for step in (1, 2, 3):
+            save(tmp_path, step, CONTENTS, 3)
+        set_latest(tmp_path / "step-000001")
+        assert newest(tmp_path, silent) == tmp_path / "step-000001"
+        again = {"state.json": {"again": True}}
+        save(tmp_path, 2, again, 3)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001", "step-000002"]
+        assert load(tmp_path / "step-000002")["state.json"] == {"again": True}
+
+    def test_what_was_not_on_the_way_to_the_newest_goes(self, tmp_path: Path) -> None:
+        for step in (1, 2, 3):
+            save(tmp_path, step, CONTENTS, 3, {1: 0.25, 2: 0.75, 3: 0.5})
+        set_latest(tmp_path / "step-000001")
+        save(tmp_path, 4, CONTENTS, 3, {1: 0.25, 4: 0.125})
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "latest", "step-000001", "step-000004"]
+        assert (tmp_path / "best").read_text() == "step-000001\n"
+
+    def test_what_a_killed_run_did_not_finish_goes(self, tmp_path: Path) -> None:
+        for name in ("step-000001.part", "step-000007.part"):
+            (tmp_path / name).mkdir()
+        save(tmp_path, 8, CONTENTS, 3)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000008"]
+
+    def test_the_best_stays_too(self, tmp_path: Path) -> None:
+        measured: dict[int, float] = {0: 1.0}
+        found = []
+        for step, accuracy in enumerate((0.25, None, 0.5, 0.5, 0.25, None, 0.75), 1):
+            if accuracy is not None:
+                measured[step] = accuracy
+            save(tmp_path, step, CONTENTS, 1, measured)
+            names = sorted(path.name for path in tmp_path.glob("step-*"))
+            found.append(((tmp_path / "best").read_text().strip()[-1], [name[-1] for name in names]))
+        assert found == [
+            *(("1", ["1"]), ("1", ["1", "2"]), ("3", ["3"]), ("3", ["3", "4"])),
+            *(("3", ["3", "5"]), ("3", ["3", "6"]), ("7", ["7"])),
+        ]
+        save(tmp_path, 8, CONTENTS, 1)  # as where it is not wanted any more
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000008"]
+
+    def test_the_best_of_a_run_that_was_killed_between_two_of_its_writes(self, tmp_path: Path) -> None:
+        save(tmp_path, 1, CONTENTS, 1, {1: 0.25})
+        save(tmp_path, 2, CONTENTS, 1)
+        save(tmp_path / "other", 1, CONTENTS, 1)
+        (tmp_path / "other" / "step-000001").rename(tmp_path / "step-000001")  # not removed yet
+        (tmp_path / "best").write_text("step-000001\n")  # not moved yet
+        save(tmp_path, 3, CONTENTS, 1, {1: 0.25, 2: 0.75, 3: 0.5})
+        assert (tmp_path / "best").read_text() == "step-000002\n"
+        assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000002", "step-000003"]
+
+    @pytest.mark.parametrize("extra", ["more.json", "a folder"])
+    def test_what_does_not_belong_to_it_is_found(self, tmp_path: Path, extra: str) -> None:
+        save(tmp_path, 1, CONTENTS, 2)
+        save(tmp_path, 2, CONTENTS, 2)
+        path = tmp_path / "step-000002" / extra
+        path.mkdir() if extra == "a folder" else path.write_text("{}")
+        heard: list[str] = []
+        assert newest(tmp_path, heard.append) == tmp_path / "step-000001"
+        assert ["step-000002 is damaged" in text for text in heard] == [True]
+
+    def test_a_change_of_any_byte_is_found(self, tmp_path: Path) -> None:
+        save(tmp_path, 1, CONTENTS, 2)
+        save(tmp_path, 2, CONTENTS, 2)
+        heard: list[str] = []
+        files = sorted((tmp_path / "step-000002").iterdir())
+        assert [f.name for f in files] == ["adapter.safetensors", "checksums.json", "state.json"]
+        for file in files:
+            good = file.read_bytes()
+            for place in range(len(good)):
+                file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+                heard.clear()
+                assert newest(tmp_path, heard.append) == tmp_path / "step-000001"
+                assert [text for text in heard if "step-000002 is damaged" in text] == heard != []
+            file.write_bytes(good)
+        assert newest(tmp_path, silent) == tmp_path / "step-000002"
+
+    @pytest.mark.parametrize("name", ["adapter.safetensors", "checksums.json", "state.json"])
+    @pytest.mark.parametrize("harm", ["cut", "remove"])
+    def test_what_is_missing_is_found(self, tmp_path: Path, name: str, harm: str) -> None:
+        save(tmp_path, 1, CONTENTS, 1)
+        file = tmp_path / "step-000001" / name
+        if harm == "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        else:
+            file.unlink()
+        with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete"):
+            load(tmp_path / "step-000001")
+        with pytest.raises(CheckpointError, match=r"all 1 checkpoints in .* are damaged; bring one back"):
+            newest(tmp_path, lambda text: None)
+
+    def test_a_full_disk_leaves_the_one_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save(tmp_path, 1, CONTENTS, 1)
+
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(CheckpointError, match=r"cannot write .*step-000002 \(No space left on device\)"):
+            save(tmp_path, 2, CONTENTS, 1)
+        assert newest(tmp_path, silent) == tmp_path / "step-000001"
+
+
+class TestSettings:
+    def test_the_same_settings_fit(self) -> None:
+        kept = json.loads(json.dumps(fixed_settings(load_config(TINY))))
+        check_fixed(load_config(TINY), kept)
+        assert kept == fixed_settings(load_config(TINY))
+
+    def test_what_may_change_is_there_and_changes(self) -> None:
+        changes = ["run.steps=7", "run.name=x", "rollout.actors=3", "learner.ranks=2", "checkpoint.every=5"]
+        changes += ["rewards.on_error=stop", "rewards.timeout_s=60", "rewards.memory_gib=null", "rewards.workers=2"]
+        check_fixed(load_config(TINY, changes), fixed_settings(load_config(TINY)))
+        tree = load_config(TINY).model_dump()
+        assert {*tree, *(f"{section}.{key}" for section, values in tree.items() for key in values)} >= FREE
+
+    def test_every_key_that_differs_is_named(self) -> None:
+        changed = load_config(TINY, ["learner.learning_rate=1e-3", "algorithm.triggers=[]"])
+        with pytest.raises(ConfigError, match=r"learning_rate was 0\.0002 and is 0\.001") as raised:
+            check_fixed(changed, fixed_settings(load_config(TINY)))
+        assert "algorithm.triggers was" in str(raised.value)
+
+    def test_a_setting_of_another_version_is_named(self) -> None:
+        before = fixed_settings(load_config(TINY))
+        before["learner.gone"] = before.pop("learner.betas")
+        with pytest.raises(ConfigError, match=r"learner\.gone was .* and is 'nothing'"):
+            check_fixed(load_config(TINY), before)
+
+
+class TestLines:
+    STEPS = tuple(replace(STEP, step=step) for step in (1, 2, 3))
+
+    def test_a_record_is_read_as_it_was_written(self) -> None:
+        record = replace(STEP, grad_norm=0.1)
+        assert told(StepRecord.from_dict(json.loads(json.dumps(record.to_dict())))) == told(record)
+
+    def test_a_folder_is_read_and_taken_back_to_a_mark(self, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        with RunWriter(folder, "first") as writer:
+            writer.evaluation("before", BEFORE)
+            writer.step(self.STEPS[0])
+            writer.samples([SAMPLE, SAMPLE])
+            mark = Mark(1, sizes(folder))
+            writer.step(self.STEPS[1])
+            writer.samples([SAMPLE])
+            writer.evaluation("after", BEFORE)
+        steps, evaluations = mark.read(folder)
+        assert ([s.step for s in steps], evaluations) == ([1], [BEFORE])
+        with RunWriter(folder, "second", mark) as writer:
+            writer.step(self.STEPS[1])
+        assert (folder / "config.yaml").read_text() == "second"
+        assert [s.step for s in Mark(2, sizes(folder)).read(folder)[0]] == [1, 2]
+        assert len((folder / "evaluations.jsonl").read_text().splitlines()) == 1
+        assert len((folder / "samples.jsonl").read_text().splitlines()) == 2
+
+    @pytest.mark.parametrize("left", [None, 0, 1])
+    def test_a_run_goes_on_with_what_there_is_of_its_samples(self, tmp_path: Path, left: int | None) -> None:
+        with RunWriter(tmp_path, "") as writer:
+            writer.step(self.STEPS[0])
+            writer.samples([SAMPLE] * 2)
+        mark, file = Mark(1, sizes(tmp_path)), tmp_path / "samples.jsonl"
+        line = file.read_text().splitlines(keepends=True)[0]
+        if left is None:
+            file.unlink()
+        else:
+            file.write_text(line * left)
+        assert len(mark.read(tmp_path)[0]) == 1
+        with RunWriter(tmp_path, "", mark) as writer:
+            writer.samples([SAMPLE])
+        assert file.read_text() == line * ((left or 0) + 1)
+
+    def test_a_run_from_before_there_were_samples_goes_on(self, tmp_path: Path) -> None:
+        with RunWriter(tmp_path, "") as writer:
+            writer.step(self.STEPS[0])
+        mark = Mark(1, sizes(tmp_path))
+        assert "samples.jsonl" not in mark.sizes
+        for _ in range(2):
+            with RunWriter(tmp_path, "", mark) as writer:
+                writer.samples([SAMPLE])
+        assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
+
+    def test_nothing_stands_before_the_first_measurement(self, tmp_path: Path) -> None:
+        with RunWriter(tmp_path, "first") as writer:
+            writer.evaluation("before", BEFORE)
+            writer.step(self.STEPS[0])
+        RunWriter(tmp_path, "second", Mark(-1, {})).close()
+        assert sizes(tmp_path) == {"metrics.jsonl": 0, "evaluations.jsonl": 0}
+
+    def test_lost_lines_are_an_error(self, tmp_path: Path) -> None:
+        with RunWriter(tmp_path, "") as writer:
+            writer.step(self.STEPS[0])
+        mark = Mark(1, sizes(tmp_path))
+        (tmp_path / "metrics.jsonl").write_text("")
+        with pytest.raises(CheckpointError, match=r"up to step 1 .*has 0 bytes of"):
+            mark.read(tmp_path)
+
+
+class TestFindPast:
+    def configure(self, tmp_path: Path, *overrides: str) -> Config:
+        return load_config(TINY, [f"run.output_dir={tmp_path}", "run.name=run", "run.steps=2", *overrides])
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A run with checkpoints after its two steps."""
+        config, records = self.configure(tmp_path), [replace(STEP, step=1), replace(STEP, step=2)]
+        folder = tmp_path / "run"
+        with RunWriter(folder, "") as writer:
+            for number, record in enumerate(records, 1):
+                writer.step(record)
+                state = told(progress_of(config, folder, records[:number]))
+                save(folder / FOLDER, number, {"state.json": state}, 2)
+        return folder
+
+    @pytest.fixture
+    def heard(self) -> list[str]:
+        return []
+
+    @pytest.mark.parametrize("where", ["auto", "", FOLDER + "/step-000002"])
+    def test_the_newest_is_found(self, tmp_path: Path, folder: Path, heard: list[str], where: str) -> None:
+        past = find_past("auto" if where == "auto" else str(folder / where), self.configure(tmp_path), heard.append)
+        assert (past.folder, past.checkpoint) == (folder, folder / FOLDER / "step-000002")
+        assert (past.mark.step, [r.step for r in past.records], past.evaluations) == (2, [1, 2], ())
+        assert heard == [f"going on after step 2, from {past.checkpoint}"]
+
+    def test_a_damaged_one_is_passed_over_and_said(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
+        (folder / FOLDER / "step-000002" / "state.json").write_text("{}")
+        past = find_past("auto", self.configure(tmp_path), heard.append)
+        assert past.checkpoint == folder / FOLDER / "step-000001"
+        assert "step-000002 is damaged" in heard[0]
+        past.writer("taken back", silent).close()
+        assert (folder / "config.yaml").read_text() == "taken back"
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+        assert (folder / FOLDER / "latest").read_text() == "step-000001\n"
+
+    def test_a_damaged_one_that_was_asked_for_is_an_error(self, tmp_path: Path, folder: Path) -> None:
+        path = folder / FOLDER / "step-000002"
+        (path / "state.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="step-000002 is damaged"):
+            find_past(str(path), self.configure(tmp_path), silent)
+
+    def test_the_best_is_found_by_its_name(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
+        best = folder / FOLDER / "best"
+        best.write_text("step-000001\n")
+        for where in (best, best.as_uri()):
+            past = find_past(str(where), self.configure(tmp_path), heard.append)
+            assert past.checkpoint == folder / FOLDER / "step-000001"
+        shutil.rmtree(folder / FOLDER / "step-000001")
+        with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete or not there"):
+            find_past(str(best), self.configure(tmp_path), silent)
+        for text in ("", "\0\xff", "../step-000002"):
+            best.write_text(text, encoding="latin-1")
+            with pytest.raises(CheckpointError, match=f"{best} does not name a checkpoint; give the folder"):
+                find_past(str(best), self.configure(tmp_path), silent)
+        best.unlink()
+        with pytest.raises(CheckpointError, match="best has no checkpoints; give --resume"):
+            find_past(str(best), self.configure(tmp_path), silent)
+
+    def test_a_run_may_be_called_best(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
+        folder.rename(tmp_path / "best")
+        past = find_past(str(tmp_path / "best"), self.configure(tmp_path), heard.append)
+        assert past.folder == tmp_path / "best"
+
+    def test_auto_begins_where_there_is_none(self, tmp_path: Path, heard: list[str]) -> None:
+        past = find_past("auto", self.configure(tmp_path), heard.append)
+        assert (past.folder, past.checkpoint, past.mark.step) == (tmp_path / "run", None, -1)
+        assert "beginning with the first step" in heard[0]
+
+    def test_auto_needs_a_name(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"run\.name, which is not set"):
+            find_past("auto", self.configure(tmp_path, "run.name=null"), silent)
+
+    def test_a_folder_without_any_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="has no checkpoints; give --resume"):
+            find_past(str(tmp_path), self.configure(tmp_path), silent)
+
+    @pytest.mark.parametrize(
+        ("override", "message"), [("run.seed=1", r"run\.seed was 0 and is 1"), ("run.steps=1", r"run\.steps=1 is less")]
+    )
+    def test_other_settings_are_refused(self, tmp_path: Path, folder: Path, override: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            find_past(str(folder), self.configure(tmp_path, override), silent)
+
+    def test_it_says_what_resamples_cost_and_brought(self, folder: Path) -> None:
+        found = progress(folder / FOLDER / "step-000002")
+        assert found.retries == {
+            "rescued": [4, 0],
+            "extra_tokens": 2000,
+            "tokens_per_informative_group": 800.0,
+            "groups_exhausted": 2,
+        }
+        assert retries([]).tokens_per_informative_group is None
+        assert found.weight_version == STEP.weight_version

@@ -1,0 +1,494 @@
+"""Reading the configuration: defaults, YAML, overrides, and what every mistake is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.explain import as_yaml, settings
+from adagrpo_ray.config.learner import LearnerSettings
+from adagrpo_ray.config.reading import read_tree
+from adagrpo_ray.config.run_settings import RunSettings
+from adagrpo_ray.config.sampling import PhaseParams
+from adagrpo_ray.errors import ConfigError, first_line
+from adagrpo_ray.types import SamplingParams
+from tests.support.places import CONFIGS as CONFIG_FOLDER
+
+CONFIGS = sorted(CONFIG_FOLDER.glob("*.yaml"))
+TWO_TRIGGERS = """
+algorithm:
+  triggers:
+    - {from_step: 1, rungs: [{temperature: 1.0}]}
+    - from_step: 100
+      rungs:
+        - {times: 2}
+        - {times: 3, temperature: 1.1, top_p: 0.99}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaint(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, overrides)
+    return str(raised.value)
+
+
+def test_the_defaults_are_valid() -> None:
+    assert load_config(None) == Config()
+
+
+def test_a_file_may_be_empty(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "# nothing but defaults\n")) == Config()
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, "run: {steps: 7}\nmodel: {lora: {r: 8}}\n"))
+    expected = Config().model_dump()
+    expected["run"]["steps"], expected["model"]["lora"]["r"] = 7, 8
+    assert config.model_dump() == expected
+
+
+def test_overrides_change_the_file_and_the_last_one_counts(tmp_path: Path) -> None:
+    path = written(tmp_path, "run: {steps: 7, seed: 3}\n")
+    config = load_config(path, ["run.steps=8", "run.steps=9", "learner.learning_rate=1e-4", "algorithm.budget=null"])
+    assert (config.run.steps, config.run.seed) == (9, 3)
+    assert config.learner.learning_rate == 1e-4
+    assert config.algorithm.budget is None
+
+
+def test_an_overrides_value_is_yaml_and_may_hold_an_equals_sign() -> None:
+    config = load_config(
+        None, ["model.lora.targets=[q_proj, v_proj]", "data.source=a=b.jsonl", "rollout.enforce_eager=true"]
+    )
+    assert config.model.lora.targets == ("q_proj", "v_proj")
+    assert config.data.source == "a=b.jsonl"
+    assert config.rollout.enforce_eager is True
+
+
+def test_overrides_reach_into_lists_and_number_keys(tmp_path: Path) -> None:
+    path = written(tmp_path, TWO_TRIGGERS + "arithmetic: {keep_carry: {2: 0.9, 3: 0.5}}\n")
+    config = load_config(path, ["algorithm.triggers.1.rungs.0.temperature=1.2", "arithmetic.keep_carry.2=0.1"])
+    assert [s.temperature for s in config.algorithm.triggers[1].ladder()] == [1.2, 1.2, 1.1, 1.1, 1.1]
+    assert config.arithmetic.keep_carry == {2: 0.1, 3: 0.5}
+
+
+def test_a_triggers_ladder_has_one_entry_a_resample(tmp_path: Path) -> None:
+    triggers = load_config(written(tmp_path, TWO_TRIGGERS)).algorithm.triggers
+    assert triggers[0].ladder() == (SamplingParams(),)
+    assert triggers[1].ladder() == (*[SamplingParams()] * 2, *[SamplingParams(temperature=1.1, top_p=0.99)] * 3)
+
+
+def test_a_configuration_cannot_change_once_read() -> None:
+    with pytest.raises(ValidationError):
+        Config().run.steps = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_the_configurations_that_come_with_the_program_load(path: Path) -> None:
+    assert load_config(path) != Config()
+
+
+def test_there_are_configurations_to_load() -> None:
+    assert {"tiny-cpu", "local-1gpu", "cluster"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_configuration_of_ours_trusts_code_of_others(path: Path) -> None:
+    assert load_config(path).model.trust_remote_code is False
+
+
+# --- what mistakes are told ---
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("lerner.ranks=2", "unknown key 'lerner' (value {'ranks': 2}); did you mean 'learner'?"),
+        ("learner.rank=2", "unknown key 'learner.rank' (value 2); did you mean 'learner.ranks'?"),
+        ("model.lora.alhpa=2", "unknown key 'model.lora.alhpa' (value 2); did you mean 'model.lora.alpha'?"),
+        ("learner.layout=packed", "learner.layout (value 'packed') is called learner.packing now; rename it"),
+        (
+            "algorithm.triggers.1.rungs.1.temprature=2",
+            "unknown key 'algorithm.triggers.1.rungs.1.temprature' (value 2); "
+            "did you mean 'algorithm.triggers.1.rungs.1.temperature'?",
+        ),
+        ("model.lora.xyz=2", "unknown key 'model.lora.xyz' (value 2); valid: r, alpha, dropout, targets"),
+    ],
+)
+def test_an_unknown_key_is_told_the_nearest_at_any_depth(tmp_path: Path, override: str, told: str) -> None:
+    assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == told
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "model.dtype=float23",
+            "model.dtype='float23': input should be 'float32' or 'bfloat16'; did you mean 'float32'?",
+        ),
+        (
+            "learner.schedule=linar",
+            "learner.schedule='linar': input should be 'constant', 'linear' or 'cosine'; did you mean 'linear'?",
+        ),
+        (
+            "algorithm.loss.kind=dr_gpro",
+            "algorithm.loss.kind='dr_gpro': input should be 'grpo', 'gspo', 'bnpo', 'dapo', 'cispo' or 'dr_grpo'; "
+            "did you mean 'dr_grpo'?",
+        ),
+        ("model.lora.r=7", "model.lora.r=7: input should be 1, 8, 16, 32, 64, 128 or 256"),
+    ],
+)
+def test_a_word_that_is_not_on_the_list_is_told_the_list_and_the_nearest(override: str, told: str) -> None:
+    assert complaint(override) == told
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("run.steps=0", "run.steps=0: input should be greater than or equal to 1"),
+        ("algorithm.group_size=1", "algorithm.group_size=1: input should be greater than or equal to 2"),
+        ("algorithm.sampling.top_p=0", "algorithm.sampling.top_p=0: input should be greater than 0"),
+        (
+            "rollout.gpu_memory_utilization=1.5",
+            "rollout.gpu_memory_utilization=1.5: input should be less than or equal to 1",
+        ),
+        ("learner.ranks=two", "learner.ranks='two': input should be a valid integer"),
+        ("algorithm=5", "algorithm=5: input should be a valid dictionary"),
+        ("run.name=a/b", "run.name='a/b': string should match pattern"),
+        ("arithmetic.keep_carry.2=3", "arithmetic.keep_carry.2=3: input should be less than or equal to 1"),
+        ("algorithm.triggers=[{from_step: 0, rungs: []}]", "algorithm.triggers.0.from_step=0: input should be greater"),
+    ],
+)
+def test_a_value_out_of_range_is_told_with_its_key(override: str, told: str) -> None:
+    assert complaint(override).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("algorithm.triggers=[{rungs: []}]", "algorithm.triggers.0.from_step is missing; set it"),
+        ("algorithm.triggers=[{from_step: 1}]", "algorithm.triggers.0.rungs is missing; set it"),
+        ("rewards.functions=[{weight: 2}]", "rewards.functions.0.function is missing; set it"),
+    ],
+)
+def test_a_missing_value_is_told_by_its_key(override: str, told: str) -> None:
+    assert complaint(override).splitlines()[0] == told
+
+
+def test_every_mistake_is_told_on_its_own_line() -> None:
+    lines = complaint("run.steps=0", "lerner.ranks=2", "model.dtype=float23").splitlines()
+    assert [line.split("=")[0].split(" (")[0] for line in lines] == ["run.steps", "model.dtype", "unknown key 'lerner'"]
+
+
+def test_unparsable_yaml_is_told_with_file_and_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "run:\n  steps: 5\nmodel: {path: tiny\n")
+    assert complaint(path=path).startswith(f"the configuration {path} is not valid YAML at line 4, column 1: ")
+
+
+def test_an_unparsable_override_is_told_with_its_key() -> None:
+    assert complaint("run.steps={").startswith("the value of run.steps is not valid YAML at line 1")
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("just words\n", "str"), ("3\n", "int")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
+    path = written(tmp_path, text)
+    assert complaint(path=path) == f"the configuration {path} holds a {kind}; it must be a mapping of sections"
+
+
+def test_a_missing_file_is_told_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "none.yaml"
+    told = complaint(path=path)
+    assert told.startswith(f"cannot read the configuration {path}: ")
+    assert told.endswith("give --config a YAML file")
+
+
+def test_a_file_that_is_no_text_is_told_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    assert complaint(path=path).startswith(f"cannot read the configuration {path}: ")
+
+
+@pytest.mark.parametrize("override", ["run.steps", "run.steps:5", "=5", "run..steps=5", ".steps=5"])
+def test_an_override_that_sets_nothing_is_refused(override: str) -> None:
+    assert complaint(override) == (
+        f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4"
+    )
+
+
+@pytest.mark.parametrize("number", ["2", "-1", "first"])
+def test_an_override_past_the_end_of_a_list_is_refused(tmp_path: Path, number: str) -> None:
+    override = f"algorithm.triggers.{number}.from_step=3"
+    assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == (
+        f"{override!r}: algorithm.triggers is a list of 2; {number!r} is none of its numbers 0 to 1"
+    )
+
+
+def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "run: {steps: 5}\n")
+    assert complaint("run.steps.more=3", path=path) == "'run.steps.more=3': run.steps is the value 5 and has no 'more'"
+
+
+# --- sizes that do not fit each other ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["algorithm.budget=7", "algorithm.group_size=8"],
+            ["algorithm.budget=7 completions is smaller than the 8", "algorithm.group_size=8", "raise the budget"],
+        ),
+        (
+            ["algorithm.budget=800", "algorithm.budget_unit=tokens", "algorithm.allocation.max_group=10"],
+            ["algorithm.budget=800 tokens is smaller than the 2560 that one group may take", "max_group=10"],
+        ),
+        (
+            ["algorithm.allocation.min_group=9"],
+            ["algorithm.allocation.min_group=9 is more than max_group=8", "null: half of group_size"],
+        ),
+        (
+            ["rollout.max_model_len=256", "rollout.max_new_tokens=256"],
+            ["rollout.max_model_len=256 leaves no room", "rollout.max_new_tokens=256", "raise the first"],
+        ),
+        (
+            ["rollout.sleep=true", "algorithm.max_staleness=1"],
+            ["rollout.sleep=true stops all rollouts", "algorithm.max_staleness=1", "set it to 0"],
+        ),
+        (
+            ["learner.offload_optimizer=true"],
+            ["learner.offload_optimizer=true is a part of ZeRO", "learner.zero_stage=0", "1, 2 or 3"],
+        ),
+        (
+            ["algorithm.triggers=[{from_step: 5, rungs: []}, {from_step: 1, rungs: []}]"],
+            ["algorithm.triggers have from_step [5, 1]", "order them by step"],
+        ),
+        (
+            ["algorithm.triggers=[{from_step: 5, rungs: []}, {from_step: 5, rungs: []}]"],
+            ["algorithm.triggers have from_step [5, 5]", "each step once"],
+        ),
+        (
+            ["rewards.functions=[{function: exact}, {function: exact, weight: 2}]"],
+            ["rewards.functions names a function twice: ['exact', 'exact']"],
+        ),
+        (["rewards.correct_by=answer"], ["rewards.correct_by='answer' is none of rewards.functions ['exact']"]),
+        (
+            ["algorithm.criterion={kind: any_above, reward: answer}"],
+            ["algorithm.criterion.reward='answer' is none of rewards.functions ['exact']"],
+        ),
+        (
+            ["algorithm.sampling.temperature=0"],
+            ["algorithm: a temperature of 0", "use a temperature above 0"],
+        ),
+        (
+            ["algorithm.triggers=[{from_step: 1, rungs: [{}, {temperature: 0}]}]"],
+            ["algorithm: a temperature of 0", "use a temperature above 0"],
+        ),
+        (
+            ["evaluation.samples=4", "evaluation.sampling.temperature=0"],
+            ["evaluation.samples=4 with temperature 0", "use samples=1"],
+        ),
+        (
+            ["checkpoint.keep_best=true"],
+            ["checkpoint.keep_best=true goes by measurements", "evaluation.every=0", "raise both above 0"],
+        ),
+        (
+            ["checkpoint.keep_best=true", "evaluation.every=5", "data.eval_prompts=0"],
+            ["checkpoint.keep_best=true goes by measurements", "data.eval_prompts=0"],
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(overrides: list[str], told: list[str]) -> None:
+    message = complaint(*overrides)
+    assert [part for part in told if part not in message] == []
+    assert ";" not in message.split("; ", 1)[1]  # one problem, one remedy
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm.budget=8", "algorithm.group_size=8"],
+        ["rollout.max_model_len=257", "rollout.max_new_tokens=256"],
+        ["learner.offload_optimizer=true", "learner.zero_stage=1"],
+        ["algorithm.triggers=[{from_step: 1, rungs: []}, {from_step: 5, rungs: []}]"],
+        ["rewards.functions=[{function: exact}, {function: answer}]", "rewards.correct_by=answer"],
+        ["algorithm.criterion={kind: any_above, reward: exact}"],
+        ["evaluation.samples=1", "evaluation.sampling.temperature=0"],
+        ["checkpoint.keep_best=true", "evaluation.every=5"],
+    ],
+)
+def test_sizes_that_just_fit_are_taken(overrides: list[str]) -> None:
+    assert load_config(None, overrides) != Config()
+
+
+def test_all_that_does_not_fit_is_told_together() -> None:
+    lines = complaint("algorithm.budget=7", "rewards.correct_by=answer", "learner.offload_optimizer=true").splitlines()
+    assert [line.split(" ")[0] for line in lines] == [
+        *("rewards.correct_by='answer'", "learner.offload_optimizer=true"),  # of one section each
+        "algorithm.budget=7",  # of algorithm and rollout
+    ]
+
+
+def test_what_does_not_fit_is_told_with_what_is_no_value() -> None:
+    lines = complaint("run.steps=0", "rewards.correct_by=answer").splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["run.steps=0:", "rewards.correct_by='answer'"]
+
+
+def test_a_section_by_itself_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValidationError, match=r"learner\.offload_optimizer=true is a part of ZeRO"):
+        LearnerSettings(offload_optimizer=True)
+    assert LearnerSettings(offload_optimizer=True, zero_stage=1).zero_stage == 1
+
+
+def test_a_copy_of_a_section_has_no_other_names() -> None:
+    assert Config().run.model_copy(update={"steps": 7}).steps == 7
+    with pytest.raises(TypeError, match="RunSettings has no 'folder'"):
+        Config().run.model_copy(update={"folder": "runs"})
+
+
+# --- secrets ---
+
+SECRET = "https://user:hunter2@host/x"
+
+
+def test_every_place_with_a_secret_is_told_and_none_is_shown() -> None:
+    lines = complaint(f"run.output_dir={SECRET}", f"data.source={SECRET}", "algorithm.budget=7").splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["run.output_dir", "data.source"]
+    assert "hunter2" not in "".join(lines)
+
+
+@pytest.mark.parametrize("key", ["run.outputdir", "run.folder", "nothing"])
+def test_an_unknown_key_shows_no_secret(key: str) -> None:
+    message = complaint(f"{key}={SECRET}")
+    assert f"{key}" in message
+    assert "(value ***)" in message
+    assert "hunter2" not in message
+
+
+def test_pydantics_own_error_shows_no_secret() -> None:
+    for build in (lambda: RunSettings(output_dir=SECRET), lambda: Config.model_validate({"model": {"path": SECRET}})):
+        with pytest.raises(ValidationError, match="holds a user, a password or a query") as raised:
+            build()
+        assert "hunter2" not in str(raised.value)
+        assert "[type=" not in first_line(raised.value)
+
+
+# --- the config.yaml of a run ---
+
+RAN = Config.model_validate({"run": {"name": "one", "steps": 7}, "rollout": {"sleep": True}})
+CHOSEN = {"run.name": "one", "rollout.sleep": True}
+
+
+def test_what_a_run_decided_is_null_again_for_who_loads_its_file(tmp_path: Path) -> None:
+    path = written(tmp_path, as_yaml(RAN, CHOSEN))
+    assert yaml.safe_load(path.read_text())["rollout"]["sleep"] is True
+    assert load_config(path) == Config.load(overrides={"run.steps": 7})
+    assert load_config(written(tmp_path, as_yaml(RAN))) == RAN  # as it was given
+
+
+def test_an_override_or_a_change_by_hand_goes_before_what_a_run_decided(tmp_path: Path) -> None:
+    path = written(tmp_path, as_yaml(RAN, CHOSEN))
+    assert load_config(path, ["rollout.sleep=true"]).rollout.sleep is True
+    path.write_text(path.read_text().replace("sleep: true", "sleep: false", 1))
+    assert load_config(path).rollout.sleep is False
+
+
+def test_the_settings_that_ran_can_be_read_without_loading_them(tmp_path: Path) -> None:
+    assert read_tree(written(tmp_path, as_yaml(RAN, CHOSEN))) == yaml.safe_load(as_yaml(RAN))
+
+
+@pytest.mark.parametrize("decided", ["5", "[run.name]", "{}", "{run.name: x, nothing.at.all: 1, run: 2}"])
+def test_what_is_said_to_be_decided_may_be_anything(tmp_path: Path, decided: str) -> None:
+    path = written(tmp_path, f"run: {{name: one}}\ndecided: {decided}\n")
+    if decided.startswith("{"):
+        assert load_config(path).run.name == "one"
+    else:
+        assert complaint(path=path).startswith("unknown key 'decided'")
+
+
+# --- the settings told to a person ---
+
+
+MAPPINGS = (
+    *("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs"),
+    "reasoning_gym.tasks[].config",
+)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys of a dumped configuration down to its values; entries of lists have `[]` in their key."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in MAPPINGS:
+            yield from leaves(value, f"{key}.")
+            continue
+        yield key
+        for entry in value if isinstance(value, tuple) else ():
+            if isinstance(entry, dict):
+                yield from leaves(entry, f"{key}[].")
+
+
+def test_every_setting_is_listed_once(tmp_path: Path) -> None:
+    full = load_config(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
+    listed = [key for key, _, _ in settings()]
+    assert len(set(listed)) == len(listed)
+    # Sections that are null by default are listed with what they could hold.
+    optional = {key for key in listed if ".answer." in key}
+    assert len(optional) == 3 * len(PhaseParams.model_fields)
+    assert set(listed) - optional == set(leaves(full.model_dump()))
+
+
+def test_every_setting_has_its_line() -> None:
+    assert [key for key, _, line in settings() if not line.strip() or "\n" in line] == []
+
+
+def test_listed_defaults_are_those_of_the_configuration() -> None:
+    for key, default, _ in settings():
+        if "[]" not in key and ".answer." not in key:
+            value: Any = Config().model_dump(mode="json")
+            for name in key.split("."):
+                value = value[name]
+            listed = yaml.safe_load(default)
+            if key == "arithmetic.keep_carry":
+                listed = {str(digits): share for digits, share in listed.items()}
+            assert listed == value, key
+    assert ("algorithm.triggers[].from_step", "required") in [(key, default) for key, default, _ in settings()]
+
+
+@pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda p: p.stem if p else "defaults")
+def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, path: Path | None) -> None:
+    config = load_config(path)
+    assert load_config(written(tmp_path, as_yaml(config))) == config
+
+
+def test_how_samples_are_packed_is_as_asked_or_as_flash_attention_runs() -> None:
+    names = ("null", "padded", "packed", "shared")
+    found = {name: load_config(None, [f"learner.packing={name}"]).learner for name in names}
+    assert {name: (s.packing_with(False), s.packing_with(True)) for name, s in found.items()} == {
+        "null": ("shared", "packed"),
+        **{name: (name, name) for name in names[1:]},
+    }
+    assert load_config(None).learner == found["null"]
+
+
+def test_phases_are_known_to_be_used_wherever_they_are_asked_for() -> None:
+    cold = "{temperature: 0.5}"
+    assert not load_config(None, []).uses_phases
+    for override in (
+        f"algorithm.sampling.answer={cold}",
+        f"evaluation.sampling.answer={cold}",
+        f"algorithm.triggers=[{{from_step: 1, rungs: [{{temperature: 1.2, answer: {cold}}}]}}]",
+    ):
+        assert load_config(None, [override]).uses_phases
+    (rung,) = load_config(None, [override]).algorithm.triggers[0].ladder()
+    assert (rung.temperature, rung.answer) == (1.2, PhaseParams(temperature=0.5))

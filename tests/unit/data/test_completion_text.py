@@ -1,0 +1,159 @@
+"""Completions as text: special tokens that stay, what ends a turn, and the marker of the phases however it is cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adagrpo_ray.config.data import FormatSettings
+from adagrpo_ray.data.completion_text import CompletionText, end_of_turn, stop_ids
+from adagrpo_ray.rollout.marker import MarkerWatch, Pieces, TextWatch
+from tests.support.scripted import CHATML, byte_tokenizer
+
+FORMAT = FormatSettings()
+S, E = FORMAT.answer_start, FORMAT.answer_end
+SPECIAL = ("<|im_start|>", "<|im_end|>", "</think>", "<think>", "<answer>", "</answer>")
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_marker_that_is_a_special_token_stays_and_others_go(ended: bool) -> None:
+    tokenizer = byte_tokenizer(SPECIAL, eos_token="<|im_end|>")
+    text = f"<think>a</think><|im_start|>{S}42{E}" + ("<|im_end|>" if ended else "")
+    ids = ids_of(tokenizer, text)
+    assert CompletionText(tokenizer, FORMAT).text(ids, ended=ended) == f"a</think>{S}42{E}"
+    tags = FormatSettings(answer_start="<answer>", answer_end="</answer>")
+    ids = ids_of(tokenizer, "a</think><answer>42</answer><|im_end|>")
+    assert CompletionText(tokenizer, tags).text(ids, ended=True) == "a</think><answer>42</answer>"
+
+
+def test_without_special_markers_it_is_what_the_tokenizer_says() -> None:
+    tokenizer = byte_tokenizer(eos_token="<|im_end|>")
+    ids = ids_of(tokenizer, f"ä </think>{S}<|im_start|>42{E}<|im_end|>")
+    assert CompletionText(tokenizer, FORMAT).text(ids) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_the_token_that_ended_a_completion_goes_even_where_it_is_not_special() -> None:
+    tokenizer = byte_tokenizer(special=["<|im_start|>"], plain=["<|im_end|>"])
+    ids = ids_of(tokenizer, "a<|im_end|>b<|im_end|>")
+    decoder = CompletionText(tokenizer, FORMAT)
+    assert decoder.text(ids, ended=True) == "a<|im_end|>b"
+    assert decoder.text(ids, ended=False) == "a<|im_end|>b<|im_end|>"
+    named = CompletionText(tokenizer, FormatSettings(answer_end="<|im_end|>"))
+    assert named.text(ids, ended=True) == "a<|im_end|>b<|im_end|>"
+
+
+def test_the_unknown_token_is_no_part_of_a_marker() -> None:
+    from adagrpo_ray.toy.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(FORMAT)
+    decoder = CompletionText(tokenizer, FormatSettings(answer_end="»"))
+    assert decoder.text(ids_of(tokenizer, "a»")) == "a"
+
+
+TOKENIZER = byte_tokenizer(SPECIAL, merged=["the", " 42"], eos_token="<|im_end|>")
+
+
+@given(text=st.text(max_size=12), cuts=st.lists(st.integers(1, 3), max_size=40))
+def test_a_stream_adds_up_to_the_whole_text(text: str, cuts: list[int]) -> None:
+    decoder = CompletionText(TOKENIZER, FORMAT)
+    ids = [*ids_of(TOKENIZER, f"{text.encode('utf-8', 'replace').decode()}</think>the é 42"), TOKENIZER.eos_token_id]
+    stream, at, pieces = decoder.stream(), 0, []
+    for cut in [*cuts, len(ids)]:
+        new, at = ids[at : at + cut], at + cut
+        pieces.append(stream.grow(new, "stop" if at >= len(ids) else None))
+        if at >= len(ids):
+            break
+    assert "".join(pieces) == decoder.text(ids, ended=True)
+    assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+USER_ENDS = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+NO_LAST_USER = "{% if messages[-1]['role'] == 'user' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "plain", "expected"),
+    [
+        (CHATML, ["<|im_start|>", "<|im_end|>"], [], "<|im_end|>"),
+        (CHATML, ["<|im_start|>"], ["<|im_end|>"], "<|im_end|>"),
+        (CHATML.replace("<|im_end|>", " </s><s>"), ["<s>", "</s>"], [], "</s>"),
+        (USER_ENDS, ["<|user|>", "<|assistant|>"], [], "<|user|>"),
+        (NO_LAST_USER, ["<|im_start|>", "<|im_end|>"], [], "<|im_end|>"),
+        (PLAIN, ["</s>"], [], None),
+        ("{{ raise_exception('no') }}", ["</s>"], [], None),
+        ("{{ messages[0]['content'] }}", ["</s>"], [], None),
+    ],
+)
+def test_the_end_of_a_turn_is_what_the_template_writes(
+    template: str, special: list[str], plain: list[str], expected: str | None
+) -> None:
+    tokenizer = byte_tokenizer(special, plain, template=template)
+    found = end_of_turn(tokenizer)
+    assert (None if found is None else tokenizer.convert_ids_to_tokens(found)) == expected
+
+
+def test_a_completion_ends_at_the_tokenizers_and_at_the_templates_token() -> None:
+    tokenizer = byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|endoftext|>")
+    assert tokenizer.convert_ids_to_tokens(stop_ids(tokenizer)) == ["<|endoftext|>", "<|im_end|>"]
+    assert stop_ids(byte_tokenizer(["</s>"], template=PLAIN)) == []
+
+
+# The marker of the phases
+
+
+MERGED = byte_tokenizer(SPECIAL[:2], merged=[".</", "think", ">\n", "</think>!"])
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "before", "behind"),
+    [
+        (MERGED, "sum", "\n42"),
+        (MERGED, "sum.", "\n42"),
+        (MERGED, "sum.", "!"),
+        (byte_tokenizer(SPECIAL), "sum", "\n"),
+        (byte_tokenizer(plain=["</think>"]), "sum", ""),
+        (byte_tokenizer(), "</thin</think", ""),
+    ],
+)
+def test_a_marker_is_found_however_it_is_cut(tokenizer: Any, before: str, behind: str) -> None:
+    marker = "</think>"
+    ids = ids_of(tokenizer, f"{before}{marker}{behind}" if before != "</thin</think" else "</thin</think>")
+    watch = TextWatch(marker, Pieces(lambda: tokenizer))
+    first = next(n for n in range(len(ids) + 1) if watch.update(ids[:n]))
+    assert marker in tokenizer.decode(ids[:first], skip_special_tokens=False)
+    assert marker not in tokenizer.decode(ids[: first - 1], skip_special_tokens=False)
+    assert not TextWatch(marker, Pieces(lambda: tokenizer)).update(ids_of(tokenizer, "sum.</thin k>\n"))
+
+
+def test_a_marker_beside_others_in_one_token_has_ids_that_never_come() -> None:
+    ids = ids_of(MERGED, "sum.</think>\n42")
+    assert not MarkerWatch(ids_of(MERGED, "</think>")).update(ids)
+    assert TextWatch("</think>", Pieces(lambda: MERGED)).update(ids)
+
+
+def test_a_marker_outside_ascii_is_found_in_its_bytes() -> None:
+    tokenizer = byte_tokenizer()
+    watch = TextWatch("】答", Pieces(lambda: tokenizer))
+    assert not watch.update(ids_of(tokenizer, "é】\x80"))
+    assert watch.update(ids_of(tokenizer, "é】\x80】答"))
+    broken = TextWatch("</think>", Pieces(lambda: tokenizer))
+    assert broken.update([*ids_of(tokenizer, "é")[:1] * 9, *ids_of(tokenizer, "</think>")])
+
+
+@given(st.text("ab>", max_size=30))
+def test_the_watch_says_what_looking_at_the_whole_text_says(text: str) -> None:
+    watch = TextWatch("aba>", Pieces(lambda: AB))
+    ids = ids_of(AB, text)
+    for n in range(len(ids) + 1):
+        assert watch.update(ids[:n]) == ("aba>" in AB.decode(ids[:n]))
+
+
+AB = byte_tokenizer(merged=["ab", "ba", "aab"])

@@ -1,0 +1,43 @@
+"""A run in which no completion ends by itself says so, once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+
+from adagrpo_ray.rollout.endings import Endings
+from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
+from tests.support.builders import make_completion
+
+ENDED = make_completion()
+CUT = replace(ENDED, finish_reason="length")
+
+
+def notices(*completions: Completion) -> tuple[str, ...]:
+    async def generate(request: GenerationRequest) -> tuple[Completion, ...]:
+        return completions
+
+    endings = Endings(max_new_tokens=7)
+    request = GenerationRequest("p", np.zeros(1, np.int32), len(completions), SamplingParams(), 7, seed=0)
+    assert asyncio.run(_generated(endings, generate, request)) == completions
+    told = endings.notices()
+    assert endings.notices() == ()
+    return told
+
+
+async def _generated(endings: Endings, generate: object, request: GenerationRequest) -> tuple[Completion, ...]:
+    return await endings.watched(generate)(request)  # type: ignore[arg-type]
+
+
+def test_it_is_said_once_that_no_completion_ended_by_itself() -> None:
+    (told,) = notices(CUT, CUT, CUT)
+    assert told.startswith("warning: none of 3 completions ended by itself, all were cut off at")
+    assert "rollout.max_new_tokens=7" in told
+    assert "generation_config.json" in told
+
+
+def test_nothing_is_said_where_one_did_or_none_was_drawn() -> None:
+    assert notices(CUT, ENDED, CUT) == ()
+    assert notices() == ()

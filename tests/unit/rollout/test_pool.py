@@ -1,0 +1,254 @@
+"""Routing of requests over rollout actors, with actors that answer when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.exceptions import RayActorError
+
+from adagrpo_ray.errors import RolloutError, SyncError
+from adagrpo_ray.lora.payload import AdapterWeights, pack
+from adagrpo_ray.rollout.engine import SyncReceipt
+from adagrpo_ray.rollout.member import Member
+from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
+from tests.support.builders import make_completion
+
+pytestmark = pytest.mark.faults
+
+
+class FakeActor:
+    """Keeps its requests open until `answer`."""
+
+    def __init__(self) -> None:
+        self.open: list[asyncio.Future[tuple[Completion, ...]]] = []
+        self.apply: Any = None
+        self.generate = SimpleNamespace(remote=self._generate)
+
+    def _generate(self, request: GenerationRequest) -> asyncio.Future[tuple[Completion, ...]]:
+        self.open.append(asyncio.get_running_loop().create_future())
+        return self.open[-1]
+
+    def answer(self, version: int = 0) -> None:
+        self.open.pop(0).set_result((replace(make_completion(), weight_version=version),))
+
+
+@pytest.fixture
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The requests that the pool gave up, which are no references of Ray's here."""
+    given_up: list[object] = []
+    monkeypatch.setattr("ray.cancel", given_up.append)
+    return given_up
+
+
+def ask(n: int = 1) -> GenerationRequest:
+    return GenerationRequest("p", np.arange(3, dtype=np.int32), n, SamplingParams(), 10, 0)
+
+
+def make_pool(actors: list[FakeActor], timeout: float = 5.0) -> RolloutPool:
+    pool = RolloutPool(actors, timeout, timeout)
+    pool.version = pool._newest = 0
+    return pool
+
+
+def test_the_least_loaded_actor_gets_the_next_request() -> None:
+    async def scenario() -> list[list[int]]:
+        actors, loads = [FakeActor(), FakeActor()], []
+        pool = make_pool(actors)
+        waiting = []
+        for request in (ask(8), ask(1), ask(1)):  # the second actor has less to do, even with two requests
+            waiting.append(asyncio.create_task(pool.generate(request)))
+            await asyncio.sleep(0)
+            loads.append([len(actor.open) for actor in actors])
+        actors[0].answer()
+        await asyncio.sleep(0)
+        await waiting[0]
+        waiting.append(asyncio.create_task(pool.generate(ask(1))))  # now the first one is idle
+        await asyncio.sleep(0)
+        loads.append([len(actor.open) for actor in actors])
+        for actor in actors:
+            while actor.open:
+                actor.answer()
+        await asyncio.gather(*waiting)
+        return loads
+
+    assert asyncio.run(scenario()) == [[1, 0], [1, 1], [1, 2], [1, 2]]
+
+
+def test_an_answer_under_another_version_is_refused() -> None:
+    async def scenario() -> None:
+        actor = FakeActor()
+        waiting = asyncio.create_task(make_pool([actor]).generate(ask()))
+        await asyncio.sleep(0)
+        actor.answer(version=3)
+        await waiting
+
+    with pytest.raises(SyncError, match="version"):
+        asyncio.run(scenario())
+
+
+def test_a_request_may_end_under_any_version_in_effect_since_it_was_sent() -> None:
+    async def scenario(answered: int) -> None:
+        actor = FakeActor()
+        pool = make_pool([actor])
+        pool.version = pool._newest = 2
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        pool._newest = 3  # a sync that not all actors have answered yet
+        actor.answer(version=answered)
+        await waiting
+
+    for version in (2, 3):
+        asyncio.run(scenario(version))
+    for version in (1, 4):
+        with pytest.raises(SyncError, match=rf"version .{version}."):
+            asyncio.run(scenario(version))
+
+
+def test_an_actor_that_never_answers_is_an_error_and_no_hang(cancelled: list[object]) -> None:
+    with pytest.raises(RolloutError, match=r"no answer for prompt p.*request_timeout_s"):
+        asyncio.run(make_pool([FakeActor()], timeout=0.05).generate(ask()))
+    assert len(cancelled) == 1
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_cancelled_on_its_actor(cancelled: list[object]) -> None:
+    async def scenario() -> list[int]:
+        actor = FakeActor()
+        pool = make_pool([actor])
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return [member.outstanding for member in pool.members]
+
+    assert asyncio.run(scenario()) == [0]
+    assert len(cancelled) == 1
+
+
+def test_after_a_wake_no_answer_counts_before_a_version_is_applied() -> None:
+    async def scenario() -> None:
+        actor = FakeActor()
+        for method in ("sleep", "wake"):
+            setattr(actor, method, SimpleNamespace(remote=lambda: asyncio.sleep(0)))
+        pool = make_pool([actor])
+        await pool.sleep()
+        await pool.wake()
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        actor.answer(version=0)
+        await waiting
+
+    with pytest.raises(SyncError, match="version"):
+        asyncio.run(scenario())
+
+
+class Dead:
+    """A reference to the answer of an actor that died."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from asyncio.sleep(0).__await__()
+        raise RayActorError
+
+
+def test_what_a_dead_actor_was_asked_is_asked_of_another_one() -> None:
+    async def scenario() -> list[str]:
+        dead, alive, lost = FakeActor(), FakeActor(), list[str]()
+        dead.generate = SimpleNamespace(remote=lambda request: Dead())
+        pool = RolloutPool([dead, alive], 5.0, 5.0, lambda member, reason: lost.append(f"{member.name}: {reason}"))
+        pool.version = pool._newest = 0
+        waiting = [asyncio.create_task(pool.generate(ask())) for _ in range(2)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert [m.name for m in pool.members] == ["rollout actor 1"]
+        assert [len(actor.open) for actor in (dead, alive)] == [0, 2]
+        alive.answer()
+        alive.answer()
+        await asyncio.gather(*waiting)
+        return lost
+
+    (lost,) = asyncio.run(scenario())
+    assert lost.startswith("rollout actor 0: rollout actor 0 died")
+
+
+def test_requests_wait_for_a_member_where_one_may_come_and_raise_where_none_will() -> None:
+    async def scenario() -> None:
+        pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
+        pool.version = pool._newest = 0
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        await pool.add(Member(actor, "a new one"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        actor.answer()
+        await waiting
+        await pool.drain(pool.members[0])
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        await pool.close("the cluster is gone")
+        with pytest.raises(RolloutError, match="the cluster is gone"):
+            await waiting
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_is_drained_ends_what_it_has_and_gets_no_more() -> None:
+    async def scenario() -> None:
+        pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
+        pool.version = pool._newest = 0
+        member = Member(actor, "a member")
+        await pool.add(member)
+        waiting = asyncio.create_task(pool.generate(ask()))
+        while not actor.open:
+            await asyncio.sleep(0)
+        draining = asyncio.create_task(pool.drain(member))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not draining.done()
+        assert pool.members == ()
+        actor.answer()
+        await waiting
+        await draining
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_hangs_while_it_gets_new_weights_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.put", lambda weights: weights)
+    weights = pack(1, {f"layer.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}, 16, 32.0, torch.float32)
+
+    async def take(weights: AdapterWeights) -> SyncReceipt:
+        return SyncReceipt(weights.version, weights.digest)
+
+    async def scenario() -> list[str]:
+        hung, alive, lost = FakeActor(), FakeActor(), list[str]()
+        hung.apply = SimpleNamespace(remote=lambda weights: asyncio.get_running_loop().create_future())
+        alive.apply = SimpleNamespace(remote=take)
+        pool = RolloutPool([hung, alive], 5.0, 0.05, lambda member, reason: lost.append(reason))
+        assert [receipt.version for receipt in await pool.apply(weights)] == [1]
+        assert [member.name for member in pool.members] == ["rollout actor 1"]
+        return lost
+
+    (reason,) = asyncio.run(scenario())
+    assert "rollout actor 0 did not take version 1 within rollout.stall_timeout_s" in reason
+
+
+@pytest.mark.parametrize(("method", "told"), [("sleep", "leave its GPU"), ("wake", "come back to its GPU")])
+def test_a_member_that_hangs_on_its_way_from_or_to_its_gpu_is_lost(method: str, told: str) -> None:
+    async def scenario() -> list[str]:
+        hung, alive, lost = FakeActor(), FakeActor(), list[str]()
+        setattr(hung, method, SimpleNamespace(remote=lambda: asyncio.get_running_loop().create_future()))
+        setattr(alive, method, SimpleNamespace(remote=lambda: asyncio.sleep(0)))
+        pool = RolloutPool([hung, alive], 5.0, 0.05, lambda member, reason: lost.append(reason))
+        await getattr(pool, method)()
+        assert [member.name for member in pool.members] == ["rollout actor 1"]
+        return lost
+
+    (reason,) = asyncio.run(scenario())
+    assert f"rollout actor 0 did not {told} within rollout.stall_timeout_s" in reason

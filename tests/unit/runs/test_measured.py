@@ -1,0 +1,171 @@
+"""What was not measured is None, and what is not finite is refused: in records, and on the way into them."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adagrpo_ray.errors import AdaGRPOError, HistoryError, RecordError
+from adagrpo_ray.reports import Run, tables
+from adagrpo_ray.reports.charts import charts
+from adagrpo_ray.runs.final_lines import report
+from adagrpo_ray.runs.measured import mean, measured, ratio
+from adagrpo_ray.runs.reader import RunHistory, load
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary, summarize
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.wording import step_metrics
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.sampling.metrics import sampling_metrics
+from adagrpo_ray.tracking.ray_metrics import step_counts
+from adagrpo_ray.viewer import plot
+from adagrpo_ray.viewer import side_by_side as comparison
+from adagrpo_ray.viewer.run_curves import Curve, Plot
+from tests.support.builders import make_attempt, make_group
+from tests.support.histories import BEFORE, STEP, attempt, step
+
+LARGEST = float(np.finfo(np.float32).max)
+NOT_FINITE = [math.nan, math.inf, -math.inf, np.float32("inf"), np.float64("nan")]
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("name", [f.name for f in fields(StepRecord) if "float" in str(f.type)])
+def test_a_record_refuses_what_is_not_finite_and_names_it(name: str, value: float) -> None:
+    inside = {"of this": value} if isinstance(getattr(STEP, name), Mapping) else value
+    with pytest.raises(RecordError, match=rf"^StepRecord\.{name}.* is (nan|-?inf), .*fault of adagrpo_ray") as caught:
+        replace(STEP, **{name: inside})
+    assert ("['of this']" in str(caught.value)) == (inside is not value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # Ray carries it between processes
+    assert isinstance(caught.value, AdaGRPOError)
+
+
+def test_every_kind_of_record_refuses_it() -> None:
+    with pytest.raises(RecordError, match=r"EvaluationRecord\.accuracy is nan"):
+        replace(BEFORE, accuracy=math.nan)
+    completion = attempt([0.0, 1.0]).completions[0]
+    with pytest.raises(RecordError, match=r"CompletionSample\.rewards\['exact'\] is inf"):
+        replace(completion, rewards={"exact": math.inf})
+    summary = summarize([STEP], None, None, name="n", folder="f", adapter="a")
+    with pytest.raises(RecordError, match=r"Summary\.flat_before_by_difficulty\['5'\] is -inf"):
+        replace(summary, flat_before_by_difficulty={"5": -math.inf})
+
+
+def test_what_was_not_measured_is_null_and_comes_back_as_none() -> None:
+    unknown = {f.name: None for f in fields(StepRecord) if f.type == "float | None"}
+    record = replace(STEP, **unknown)
+    text = json.dumps(record.to_dict(), allow_nan=False)
+    assert all(json.loads(text)[name] is None for name in unknown)
+    assert StepRecord.from_dict(json.loads(text)) == record
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"loss": math.nan}, r"StepRecord\.loss is nan"),
+        ({"reward_by_function": {"exact": math.inf}}, r"StepRecord\.reward_by_function\['exact'\] is inf"),
+        ({"seconds": None}, "seconds is null"),
+        ({"step": None}, "step is null"),
+    ],
+)
+def test_a_line_that_no_run_writes_is_refused_with_its_number(tmp_path: Path, line: dict[str, Any], said: str) -> None:
+    lines = [STEP.to_dict(), {**STEP.to_dict(), **line}]
+    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    with pytest.raises(HistoryError, match=rf"metrics\.jsonl, line 2, .*{said}"):
+        load(tmp_path)
+
+
+def test_curves_have_no_point_for_what_was_not_measured() -> None:
+    tags = step_scalars(replace(STEP, loss=None, reward_by_function={"exact": 0.5, "length": None}))
+    assert "policy/loss" not in tags
+    assert "reward_by_function/length" not in tags
+    assert tags["reward_by_function/exact"] == 0.5
+    assert all(math.isfinite(value) for value in [*tags.values(), *evaluation_scalars(BEFORE).values()])
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))))
+def test_a_mean_is_finite_and_between_the_least_and_the_largest(values: list[float | None]) -> None:
+    known = [value for value in values if value is not None]
+    found = mean(values)
+    assert (found is None) == (not known)
+    if found is not None:
+        room = 1e-12 * max(map(abs, known))
+        assert min(known) - room <= found <= max(known) + room
+
+
+def test_ratios_without_parts_are_not_measured() -> None:
+    assert ratio(3.0, 0.0) is None
+    assert ratio(0.0, 4.0) == 0.0
+    assert measured({"a": None, "b": 0, "c": 0.5}) == {"b": 0.0, "c": 0.5}
+
+
+def test_the_largest_rewards_make_finite_figures() -> None:
+    rewards = [LARGEST, -LARGEST, LARGEST, LARGEST]
+    extreme = make_group(make_attempt(rewards, by_function=[[r] for r in rewards], correct=[True] * 4))
+    nothing = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
+    with np.errstate(all="raise"):
+        figures = sampling_metrics(
+            1, replace(nothing, ready=(extreme,), attempts=(extreme,)), ["big"], 1, exhausted_dropped=False
+        )
+    assert figures.reward_mean == pytest.approx(LARGEST / 2)
+    assert figures.reward_by_function == {"big": pytest.approx(LARGEST / 2)}
+    assert figures.flat_before == 0.0
+
+
+def test_a_measurement_says_what_it_always_measures() -> None:
+    with pytest.raises(ValueError, match="accuracy is null"):
+        EvaluationRecord.from_dict({**BEFORE.to_dict(), "accuracy": None})
+
+
+def test_updates_that_were_skipped_are_shown_wherever_a_run_is(tmp_path: Path) -> None:
+    record = replace(STEP, skipped_updates=2)
+    summary = summarize([record, record, STEP], None, None, name="n", folder="f", adapter="a")
+    assert summary.skipped_updates == 4
+    assert "updates skipped 2" in step_metrics(record)
+    assert not any("skipped" in part for part in step_metrics(STEP))
+    assert any("updates skipped: 4" in str(part) for part in report(summary))
+    assert not any(
+        "skipped" in str(part) for part in report(summarize([STEP], None, None, name="n", folder="f", adapter="a"))
+    )
+    assert step_scalars(record)["policy/skipped_updates"] == 2
+    assert ("skipped_updates", 2) in [(figure.name, figure.value) for figure in step_counts(record)]
+    history = RunHistory("n", tmp_path, {}, (record, record, STEP), (), None, ())
+    assert dict(comparison.results([history]))["updates skipped"] == "4"
+    run = Run("n", "f", history, summary, ())
+    assert dict(tables.summary([run]))["updates skipped"] == "4"
+    (learner,) = (chart for chart in charts([run], 1) if chart.name == "learner")
+    (panel,) = (axes for axes in learner.figure.axes if axes.get_title("left") == "updates skipped")
+    assert [*panel.lines[0].get_ydata()] == [2, 2, 0]
+
+
+def test_runs_of_earlier_versions_skipped_nothing_that_they_tell_of() -> None:
+    before = {name: value for name, value in STEP.to_dict().items() if name != "skipped_updates"}
+    assert StepRecord.from_dict(before).skipped_updates == 0
+    summary = summarize([STEP], None, None, name="n", folder="f", adapter="a")
+    kept = {name: value for name, value in summary.to_dict().items() if name != "skipped_updates"}
+    assert Summary.from_dict(kept) == summary
+
+
+def test_a_gap_is_drawn_for_what_was_not_measured(tmp_path: Path) -> None:
+    losses = [0.5, None, 0.25, 0.125, None, 1.0]
+    steps = tuple(step(number, loss=loss) for number, loss in enumerate(losses, 1))
+    history = RunHistory("n", tmp_path, {}, steps, (), None, ())
+    run = Run("n", "f", history, summarize(steps, None, None, name="n", folder="f", adapter="a"), ())
+    (learner,) = (chart for chart in charts([run], 1) if chart.name == "learner")
+    (panel,) = (axes for axes in learner.figure.axes if axes.get_title("left") == "loss")
+    drawn = np.asarray(panel.lines[0].get_ydata(), dtype=float)
+    assert [None if np.isnan(value) else value for value in drawn] == losses
+    curve = Curve("n", "loss", 0, tuple((float(at), loss) for at, loss in enumerate(losses, 1)))
+    page = plot.page(["n"], [Plot("p", (curve,))], "step")
+    assert page.count("<polyline") == 3
+    assert not re.search(r"\b(nan|None)\b", page)

@@ -1,0 +1,98 @@
+"""Text of users as names: told apart, read back, and taken by each place that they go to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from adagrpo_ray.runs.names import FILE, LABEL, LONGEST, MLFLOW, TAG, Rule, name_of, text_of
+from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.tracking.mlflow_run import metric_name
+from tests.support.histories import BEFORE, STEP
+from tests.support.texts import MEAN
+
+RULES = {"tag": TAG, "mlflow": MLFLOW, "label": LABEL, "file": FILE}
+texts = st.text(st.characters(), max_size=80) | st.text(st.sampled_from("%:HA41/. é\ud800\n"), max_size=12)
+rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+@rules
+@given(text=texts)
+@example("%4\xe91")
+@example(":H")
+def test_a_name_says_the_text_as_it_was(rule: Rule, text: str) -> None:
+    assert text_of(name_of(text, rule, 10_000), rule) == text
+
+
+@rules
+@given(one=texts, two=texts)
+def test_texts_that_differ_have_names_that_differ(rule: Rule, one: str, two: str) -> None:
+    for longest in (40, LONGEST):
+        assert (name_of(one, rule, longest) == name_of(two, rule, longest)) == (one == two)
+
+
+@rules
+def test_mean_texts_have_names_of_their_own_in_what_the_place_takes(rule: Rule) -> None:
+    names = [name_of(text, rule) for text in MEAN]
+    assert len(set(names)) == len(set(MEAN))
+    for name in names:
+        assert 0 < len(name.encode()) <= LONGEST
+        assert all(map(rule.allowed, name))
+        assert name.isprintable()
+        assert name.strip() == name
+        assert not name.startswith(".")
+
+
+@pytest.mark.parametrize(
+    "text", ["3 digits", "easy", "hard (1-2)", "50 %", "0.5", "my_rewards:short", "niveau très dur"]
+)
+def test_ordinary_names_stay_as_they_are(text: str) -> None:
+    assert name_of(text, TAG) == text
+    if text.isascii():
+        assert name_of(text, LABEL) == text
+
+
+@given(texts)
+def test_mlflow_takes_every_name(text: str) -> None:
+    for group in ("flat_before_by_difficulty", "accuracy_held_out_by_difficulty"):
+        if text:
+            name = metric_name(f"{group}/{name_of(text)}")
+            _validate_metric_name(name)
+            assert len(name) <= MAX_ENTITY_KEY_LENGTH
+            assert all(len(part.encode()) < 256 for part in name.split("/"))
+            assert len(name.split("/")) == 2
+
+
+@given(st.lists(texts, max_size=20, unique=True))
+def test_no_two_classes_share_a_curve_in_tensorboard_or_in_mlflow(difficulties: list[str]) -> None:
+    accuracies = {difficulty: number / 100 for number, difficulty in enumerate(difficulties)}
+    tags = {
+        **step_scalars(replace(STEP, accuracy_by_difficulty=accuracies)),
+        **evaluation_scalars(replace(BEFORE, accuracy_by_difficulty=accuracies)),
+    }
+    for group in ("accuracy_by_difficulty/", "accuracy_held_out_by_difficulty/"):
+        found = {tag: value for tag, value in tags.items() if tag.startswith(group)}
+        assert sorted(found.values()) == sorted(value for difficulty, value in accuracies.items() if difficulty)
+        assert len({metric_name(tag) for tag in found}) == len(found)
+        for tag in found:
+            Summary.Value(tag=tag, simple_value=1.0).SerializeToString()
+
+
+def test_a_name_that_is_cut_shows_its_beginning_and_is_never_that_of_another_text() -> None:
+    long = "x" * 300
+    cut = name_of(long)
+    assert cut.startswith("x" * 150)
+    assert name_of(cut) != cut  # a class of that very name is another one
+    assert name_of("é" * 300, LABEL).count("%C3") == name_of("é" * 300, LABEL).count("%A9")
+
+
+def test_a_file_of_that_name_can_be_made(tmp_path: Path) -> None:
+    for text in MEAN:
+        (tmp_path / name_of(text, FILE)).touch()
+    assert len(list(tmp_path.iterdir())) == len(set(MEAN))

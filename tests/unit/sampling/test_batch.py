@@ -1,0 +1,182 @@
+"""From groups to training samples: advantages of the merged statistics, weights over the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adagrpo_ray.algorithm.advantage import advantages
+from adagrpo_ray.algorithm.statistics import statistics_of
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.sampling.batch import training_samples
+from adagrpo_ray.types import Group, TrainSample
+from tests.support.builders import make_attempt, make_group, make_prompt
+
+MIXED = make_attempt([1, 0, 0, 0], lengths=[1, 2, 3, 4])
+FLAT = make_attempt([1, 1], lengths=[5, 5])
+
+
+def settings(
+    beta: float = 0.04, kind: str = "bnpo", loss: Mapping[str, object] = {}, **rest: object
+) -> AlgorithmSettings:
+    return AlgorithmSettings.model_validate({"loss": {"beta": beta, "kind": kind, **loss}, **rest})
+
+
+def total_weight(samples: tuple[TrainSample, ...]) -> float:
+    return float(sum(s.token_weights.astype(np.float64).sum() for s in samples))
+
+
+def test_only_the_last_attempt_is_trained_on_by_the_statistics_of_all() -> None:
+    samples = training_samples([make_group([0, 0, 0, 0], MIXED)], settings(), max_new_tokens=10)
+    assert [len(s.token_ids) for s in samples] == [1, 2, 3, 4]
+    assert [s.advantage for s in samples] == pytest.approx([2.474174] + [-0.353453] * 3, abs=1e-6)
+
+
+def test_a_sample_carries_its_prompt_and_completion() -> None:
+    group = make_group(MIXED, prompt=make_prompt(length=7))
+    samples = training_samples([group], settings(), max_new_tokens=10)
+    for sample, completion in zip(samples, MIXED.completions, strict=True):
+        assert sample.prompt_token_ids is group.prompt.token_ids
+        assert sample.token_ids is completion.token_ids
+        assert sample.behaviour_logprobs is completion.logprobs
+        assert sample.token_weights.shape == completion.token_ids.shape
+
+
+def test_epsilon_and_bound_come_from_the_settings() -> None:
+    group = make_group([0, 0, 0, 0], MIXED)
+    samples = training_samples([group], settings(advantage_epsilon=0.5, advantage_bound=1.0), max_new_tokens=10)
+    expected = advantages(group.last.rewards, statistics_of(group), 0.5, 1.0)
+    assert [s.advantage for s in samples] == expected.tolist()
+    assert max(s.advantage for s in samples) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo"])
+def test_means_weigh_one_in_all(kind: str) -> None:
+    samples = training_samples([make_group(MIXED), make_group(FLAT)], settings(kind=kind), max_new_tokens=10)
+    assert len(samples) == 6
+    assert total_weight(samples) == pytest.approx(1.0)
+
+
+def test_dr_grpo_weighs_by_the_tokens_allowed() -> None:
+    samples = training_samples([make_group(MIXED), make_group(FLAT)], settings(kind="dr_grpo"), max_new_tokens=10)
+    assert total_weight(samples) == pytest.approx(20 / (6 * 10))  # 20 tokens; 6 completions of up to 10
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo"])
+def test_without_kl_zero_advantages_are_left_out_and_the_other_weights_stay(kind: str) -> None:
+    groups = [make_group(MIXED), make_group(FLAT)]
+    every = training_samples(groups, settings(beta=0.04, kind=kind), max_new_tokens=10)
+    some = training_samples(groups, settings(beta=0.0, kind=kind), max_new_tokens=10)
+    assert [s.advantage for s in every[4:]] == [0.0, 0.0]
+    assert len(some) == 4
+    for with_kl, without in zip(every, some, strict=False):
+        assert without.advantage == with_kl.advantage
+        assert without.token_weights.tolist() == with_kl.token_weights.tolist()
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo"])
+def test_a_step_without_groups_has_no_samples(kind: str) -> None:
+    assert training_samples([], settings(kind=kind), max_new_tokens=10) == ()
+
+
+def test_a_step_of_flat_groups_has_no_samples_without_kl() -> None:
+    assert training_samples([make_group(FLAT)], settings(beta=0.0), max_new_tokens=10) == ()
+
+
+def cut_off(group: Group, *places: int) -> Group:
+    """`group` with completions of its last attempt that the token limit cut off."""
+    completions = tuple(
+        replace(c, finish_reason="length") if i in places else c for i, c in enumerate(group.last.completions)
+    )
+    return replace(group, attempts=(*group.attempts[:-1], replace(group.last, completions=completions)))
+
+
+MASKING = {"mask_truncated_completions": True}
+
+
+@pytest.mark.parametrize("train_on", ["last", "all", "balanced"])
+@pytest.mark.parametrize("name", ["grpo", "dapo", "adagrpo"])
+def test_truncated_completions_leave_the_loss_and_not_the_statistics(name: str, train_on: str) -> None:
+    group = cut_off(make_group(MIXED), 0, 3)
+    plain = settings(name=name, train_on=train_on)
+    masking = plain.model_copy(update={"loss": plain.loss.model_copy(update=MASKING)})
+    every, some = (training_samples([group], s, max_new_tokens=10) for s in (plain, masking))
+    assert [len(s.token_ids) for s in every] == [1, 2, 3, 4]
+    assert [len(s.token_ids) for s in some] == [2, 3]
+    # Mean and standard deviation are those of all four rewards.
+    assert [s.advantage for s in some] == [s.advantage for s in every[1:3]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight"), [("bnpo", 5 / 5), ("dapo", 5 / 5), ("cispo", 5 / 5), ("grpo", 2 / 4), ("dr_grpo", 5 / 40)]
+)
+def test_masked_completions_count_in_the_normalisation_as_in_trl(kind: str, weight: float) -> None:
+    samples = training_samples(
+        [cut_off(make_group(MIXED), 0, 3)], settings(loss={"kind": kind, **MASKING}), max_new_tokens=10
+    )
+    assert total_weight(samples) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_step_whose_completions_are_all_truncated_has_no_samples_on_any_rank(ranks: int) -> None:
+    group = cut_off(make_group(MIXED), 0, 1, 2, 3)
+    samples = training_samples([group], settings(loss=MASKING), max_new_tokens=10)
+    assert samples == ()
+    assert [batch.micro_batches for batch in pack_batches(1, samples, ranks, 100)] == [()] * ranks
+
+
+@pytest.mark.parametrize("kind", ["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"])
+def test_empty_completions_are_left_out(kind: str) -> None:
+    group = make_group(make_attempt([1, 0, 0], lengths=[0, 1, 0]))
+    samples = training_samples([group], settings(kind=kind), max_new_tokens=10)
+    assert [len(s.token_ids) for s in samples] == [1]
+    nothing = make_group(make_attempt([1, 0], lengths=[0, 0]))
+    assert training_samples([nothing], settings(kind=kind), max_new_tokens=10) == ()
+
+
+def test_an_entropy_bonus_keeps_zero_advantages() -> None:
+    loss = {"beta": 0.0, "entropy_coef": 0.01}
+    assert len(training_samples([make_group(FLAT)], settings(loss=loss), max_new_tokens=10)) == 2
+
+
+def test_samples_carry_their_difficulty() -> None:
+    group = make_group(MIXED, prompt=make_prompt(difficulty="2 digits"))
+    assert {s.difficulty for s in training_samples([group], settings(), 10)} == {"2 digits"}
+
+
+def picked(*attempts: list[float], train_on: str) -> list[float]:
+    """Advantages of what is trained on, of attempts of rewards 0 and 1."""
+    return [s.advantage for s in training_samples([make_group(*attempts)], settings(train_on=train_on), 10)]
+
+
+def test_all_attempts_are_trained_on_newest_first_with_the_same_statistics() -> None:
+    # Mean 1/8 and sample std 0.353553 over the eight rewards.
+    high, low = pytest.approx(2.474174, abs=1e-6), pytest.approx(-0.353453, abs=1e-6)
+    assert picked([0, 0, 0, 0], [1, 0, 0, 0], train_on="all") == [high, low, low, low, low, low, low, low]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "right"),
+    [
+        (([0, 0, 0, 0], [1, 0, 0, 0]), 1),  # as many as there are
+        (([0, 0, 0, 0], [1, 1, 0, 1]), 2),  # up to half
+        (([1, 1, 1, 1], [1, 1, 0, 1]), 3),  # one wrong one is all there is
+        (([0, 0, 0, 0], [0, 0, 0, 0]), 0),
+    ],
+)
+def test_balanced_takes_right_ones_up_to_half_of_one_attempts_size(
+    attempts: tuple[list[float], ...], right: int
+) -> None:
+    samples = training_samples([make_group(*attempts)], settings(train_on="balanced"), 10)
+    assert len(samples) == 4
+    assert sum(s.advantage > 0 for s in samples) == right
+
+
+def test_balanced_prefers_the_newest_failures() -> None:
+    old, new = make_attempt([0, 0], lengths=[1, 1]), make_attempt([1, 0], rung=0, lengths=[5, 6])
+    samples = training_samples([make_group(old, new)], settings(train_on="balanced"), 10)
+    assert [len(s.token_ids) for s in samples] == [5, 6]

@@ -1,0 +1,32 @@
+"""The unit tests are quick: none starts an engine, or takes the time to import one."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.support.places import ROOT
+
+UNIT = sorted((ROOT / "tests" / "unit").rglob("*.py"))
+ENGINES = {"vllm", "deepspeed"}
+FIXTURES = {"tiny_model", "model_path", "whole", "gate"}
+"""Fixtures that build a model, or start programs."""
+STARTS = {"ray.init", "RolloutEngine.start", "RolloutEngine.create", "LearnerEngine"}
+
+
+def test_there_are_unit_tests_to_look_at() -> None:
+    assert len(UNIT) > 50
+
+
+@pytest.mark.parametrize("path", UNIT, ids=lambda path: path.stem)
+def test_a_unit_test_starts_no_engine(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    asked = {argument.arg for node in nodes if isinstance(node, ast.FunctionDef) for argument in node.args.args}
+    called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    assert not {name.partition(".")[0] for name in imported} & ENGINES
+    assert not asked & FIXTURES, "a test with them goes to tests/integration"
+    assert not called & STARTS, "a test that starts an engine goes to tests/integration"

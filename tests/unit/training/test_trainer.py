@@ -1,0 +1,112 @@
+"""How far rollouts may run ahead of a step, and after which steps a run is evaluated and saved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from adagrpo_ray.checkpoint.files import Progress
+from adagrpo_ray.config import load_config
+from adagrpo_ray.errors import RecordError
+from adagrpo_ray.learner.replies import Collected, SyncReport
+from adagrpo_ray.learner.updates import TrainReport
+from adagrpo_ray.runs import Observer
+from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.training import learners
+from adagrpo_ray.training.actors import Actors
+from adagrpo_ray.training.cadence import ahead, evaluates_after, is_best, saves_after
+from adagrpo_ray.training.trainer import train_on
+from tests.support.histories import STEP
+
+
+@pytest.mark.parametrize(
+    ("staleness", "every", "last"),
+    [
+        (0, 0, [1, 2, 3, 4, 5, 6, 7]),
+        (1, 0, [2, 3, 4, 5, 6, 7, 7]),
+        (3, 0, [4, 5, 6, 7, 7, 7, 7]),
+        (1, 3, [2, 3, 3, 5, 6, 6, 7]),  # no rollout of step 4 is in flight when step 3 is saved
+        (9, 2, [2, 2, 4, 4, 6, 6, 7]),
+        (9, 1, [1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_rollouts_run_ahead_up_to_the_next_checkpoint(staleness: int, every: int, last: list[int]) -> None:
+    overrides = ["run.steps=7", f"algorithm.max_staleness={staleness}", f"checkpoint.every={every}"]
+    config = load_config(None, overrides)
+    assert [ahead(config, step) for step in range(1, 8)] == last
+
+
+@pytest.mark.parametrize(("every", "last"), [(0, [2, 2, 4, 4, 6, 6, 7]), (3, [2, 2, 3, 4, 6, 6, 7])])
+def test_rollouts_do_not_run_past_an_evaluation_that_may_be_the_best(every: int, last: list[int]) -> None:
+    overrides = ["run.steps=7", "algorithm.max_staleness=9", "evaluation.every=2", f"checkpoint.every={every}"]
+    config = load_config(None, [*overrides, "checkpoint.keep_best=true"])
+    assert [ahead(config, step) for step in range(1, 8)] == last
+
+
+def test_an_accuracy_is_the_best_if_it_beats_all_after_training() -> None:
+    accuracies: dict[int, float] = {0: 0.9}
+    found = []
+    for step, accuracy in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.25), (10, 0.75)):
+        accuracies[step] = accuracy
+        found += [s for s in (step, step + 1) if is_best(accuracies, s)]
+    assert found == [2, 4, 10]
+
+
+def test_evaluations_and_checkpoints_come_as_often_as_asked_for_and_at_the_end() -> None:
+    config = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.every=3"])
+    assert [step for step in range(1, 6) if evaluates_after(config, step)] == [2, 4, 5]
+    assert [step for step in range(1, 6) if saves_after(config, step, {0: 0.1, 2: 0.5})] == [3, 5]
+    best = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.keep_best=true"])
+    assert [step for step in range(1, 6) if saves_after(best, step, {0: 0.1, 2: 0.5, 4: 0.25})] == [2, 5]
+    never = load_config(None, ["run.steps=5"])
+    assert [step for step in range(1, 6) if evaluates_after(never, step) or saves_after(never, step, {})] == [5]
+
+
+class Learner:
+    """A learner rank whose third step has a figure that is not finite, of `fault`; keeps the checkpoints it makes."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault, self.steps, self.saved = fault, 0, list[int]()
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=partial(getattr(type(self), f"do_{method}"), self))
+
+    def do_collect(self, step: int, last: int) -> Collected:
+        metrics = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
+        if self.fault == "collect" and step == 3:
+            metrics = replace(metrics, reward_mean=math.nan)
+        return Collected((None,), 7, metrics, (), 1, 0, ())
+
+    def do_train(self, batch: object) -> TrainReport:
+        self.steps += 1
+        rate = math.nan if self.fault == "train" and self.steps == 3 else 0.5
+        return TrainReport(None, None, rate, skipped=0, cause=None, skipped_in_a_row=0)
+
+    def do_sync(self, version: int) -> SyncReport:
+        return SyncReport(version, 1)
+
+    def do_abandon(self) -> None: ...
+
+    def do_save_checkpoint(self, folder: str, progress: Progress, accuracies: object) -> None:
+        self.saved.append(progress.step)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("fault", "figure", "trained"), [("train", "learning_rate", 3), ("collect", "reward_mean", 2)])
+@pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*go on with --resume"), (0, "nothing was kept")])
+def test_a_figure_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, figure: str, trained: int
+) -> None:
+    monkeypatch.setattr(learners, "get", lambda answers: answers)
+    learner = Learner(fault)
+    running = Actors((learner,), ())
+    config = load_config(None, ["run.steps=5", "data.eval_prompts=0", f"checkpoint.every={every}"])
+    with pytest.raises(RecordError, match=rf"{figure} is nan.*fault of adagrpo_ray.*; {kept}"):
+        train_on(running, config, tmp_path, Observer())
+    assert learner.steps == trained
+    assert learner.saved == ([1, 2] if every else [])

@@ -1,0 +1,466 @@
+"""The logic of the chat: prompts, thoughts, streams, what is kept, and which adapters there are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from adagrpo_ray.checkpoint import files as checkpoint
+from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config.sampling import PhaseParams
+from adagrpo_ray.errors import ChatError, ModelError, RolloutError
+from adagrpo_ray.rollout.streaming import Piece
+from adagrpo_ray.toy.tokenizer import build_tokenizer
+from adagrpo_ray.types import SamplingParams
+from adagrpo_ray.viewer.chat_model import _stamp
+from adagrpo_ray.viewer.conversation import SIDES, Conversation, Message, render, sampling_params, split_thought
+from adagrpo_ray.viewer.offers import FINAL, Base, adapter_of, default_config, offers, other_base
+from adagrpo_ray.viewer.store import ChatSettings, Store
+from adagrpo_ray.viewer.turn import Asked, _served_rank, grow, turn
+from tests.support.small_adapter import save_adapter
+
+TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
+END = "</think>"
+
+
+# --- what the model reads ---
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build_tokenizer(Config().data.format)
+
+
+def said(*texts: str) -> tuple[Message, ...]:
+    roles = ("user", "assistant")
+    return tuple(Message(role=roles[n % 2], text=text) for n, text in enumerate(texts))  # type: ignore[arg-type]
+
+
+def prompt(tokenizer: Any, messages: tuple[Message, ...], system: str = "", thinking: bool = True) -> str:
+    rendered = render(tokenizer, messages, system, thinking, END)
+    return str(tokenizer.decode(rendered.token_ids))
+
+
+def test_the_prompt_is_the_chat_templates_with_all_turns(tokenizer: Any) -> None:
+    assert prompt(tokenizer, said("1+1", "2", "and 2+2"), system="be short") == (
+        "<|im_start|>system\nbe short<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
+        "<|im_start|>user\nand 2+2<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_without_a_switch_in_the_template_the_thought_is_closed_at_once(tokenizer: Any) -> None:
+    assert prompt(tokenizer, said("1+1"), thinking=False) == prompt(tokenizer, said("1+1")) + END
+
+
+SWITCH = "{% for m in messages %}{{ m.content }};{% endfor %}{{ '<think>\n' if enable_thinking else 'no thought' }}"
+
+
+@pytest.mark.parametrize(
+    ("thinking", "told", "thinks"), [(True, "1+1;<think>\n", True), (False, "1+1;no thought", False)]
+)
+def test_a_switch_in_the_template_is_used(thinking: bool, told: str, thinks: bool) -> None:
+    tokenizer = build_tokenizer(Config().data.format)
+    tokenizer.chat_template = SWITCH
+    rendered = render(tokenizer, said("1+1"), "", thinking, END)
+    assert tokenizer.decode(rendered.token_ids) == told
+    assert rendered.thinks is thinks
+
+
+def test_what_was_not_answered_is_not_read_again(tokenizer: Any) -> None:
+    failed = (Message(role="user", text="lost"), Message(role="assistant", text="no such adapter", end="failed"))
+    assert prompt(tokenizer, (*failed, *said("1+1"))) == prompt(tokenizer, said("1+1"))
+
+
+def test_a_template_that_refuses_is_a_clear_error() -> None:
+    tokenizer = build_tokenizer(Config().data.format)
+    tokenizer.chat_template = "{{ raise_exception('no system messages here') }}"
+    with pytest.raises(ChatError, match="chat template refuses this: no system messages here"):
+        render(tokenizer, said("1+1"), "be short", True, END)
+
+
+def test_a_template_that_leaves_out_the_system_message_is_a_clear_error() -> None:
+    tokenizer = build_tokenizer(Config().data.format)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ChatError, match="leaves out 'be short' of the system message"):
+        render(tokenizer, said("1+1"), "be short", True, END)
+
+
+@pytest.mark.parametrize(
+    ("text", "thinks", "thought", "answer"),
+    [
+        ("", False, None, None),
+        ("just an answer", False, None, "just an answer"),
+        ("<thi", False, None, "<thi"),
+        ("<think>1+", False, "1+", None),
+        ("<think>1+1</think>", False, "1+1", None),
+        ("<think>1+1</think>\n2", False, "1+1", "2"),
+        ("1+1</think>2", False, "1+1", "2"),
+        ("1+", True, "1+", None),
+        ("</think>2", True, None, "2"),
+        ("<think>a</think>b</think>c", False, "a", "b</think>c"),
+    ],
+)
+def test_thought_and_answer_are_told_apart(text: str, thinks: bool, thought: str | None, answer: str | None) -> None:
+    assert split_thought(text, END, thinks) == (thought, answer)
+
+
+def test_without_a_thought_the_answers_parameters_hold_from_the_beginning() -> None:
+    hot, cool = PhaseParams(temperature=1.3), PhaseParams(temperature=0.2, top_p=0.9)
+    assert sampling_params(hot, None, True) == SamplingParams(temperature=1.3)
+    both = SamplingParams(temperature=1.3, answer=SamplingParams(temperature=0.2, top_p=0.9))
+    assert sampling_params(hot, cool, True) == both
+    assert sampling_params(hot, cool, False) == SamplingParams(temperature=0.2, top_p=0.9)
+
+
+def test_a_conversation_has_a_message_on_the_sides_that_answer_and_one_answer_to_it() -> None:
+    asked = Conversation().ask("1+1", ("base", "adapter")).ask("2+2", ("adapter",))
+    assert [m.text for m in asked.base] == ["1+1"]
+    first = asked.answered({"adapter": Message(role="assistant", text="4")})
+    again = first.answered({"adapter": Message(role="assistant", text="4, of course")})
+    assert [m.text for m in again.adapter] == ["1+1", "2+2", "4, of course"]
+    assert again.base == asked.base
+
+
+def test_figures_tell_tokens_and_speed() -> None:
+    assert Message(role="assistant", text="x", tokens=1200, seconds=2.0, end="length").figures() == (
+        "1,200 tokens · 600 tokens/s · cut off"
+    )
+    assert Message(role="assistant", text="", end="failed").figures() == "failed"
+    assert Message(role="assistant", text="x", tokens=1, seconds=0.5, end="stop").figures() == "1 token · 2 tokens/s"
+    assert Message(role="assistant", text="x", tokens=3, seconds=1.5).figures() == "3 tokens · 2 tokens/s · ..."
+
+
+# --- answers that grow ---
+
+
+async def pieces(*texts: str, end: str | None = "stop", closed: list[str] | None = None) -> AsyncGenerator[Piece, None]:
+    try:
+        for number, text in enumerate(texts):
+            await asyncio.sleep(0)
+            yield Piece(text, 1, end if number == len(texts) - 1 else None)
+    finally:
+        if closed is not None:
+            closed.append("closed")
+
+
+async def endless(closed: list[str]) -> AsyncGenerator[Piece, None]:
+    try:
+        while True:
+            await asyncio.sleep(0)
+            yield Piece("x", 1, None)
+    finally:
+        closed.append("closed")
+
+
+async def failing() -> AsyncGenerator[Piece, None]:
+    yield Piece("so f", 1, None)
+    raise RolloutError("the engine is gone")
+
+
+def test_both_sides_grow_to_their_ends() -> None:
+    async def talk() -> list[dict[str, Message]]:
+        return [dict(a) async for a in grow({"base": pieces("a", "b"), "adapter": pieces("c")}, asyncio.Event())]
+
+    last = asyncio.run(talk())[-1]
+    assert {side: (m.text, m.tokens, m.end) for side, m in last.items()} == {
+        "base": ("ab", 2, "stop"),
+        "adapter": ("c", 1, "stop"),
+    }
+
+
+def test_a_side_that_fails_leaves_the_other_alone() -> None:
+    async def talk() -> dict[str, Message]:
+        return [dict(a) async for a in grow({"base": pieces("a", "b"), "adapter": failing()}, asyncio.Event())][-1]
+
+    last = asyncio.run(talk())
+    assert (last["base"].text, last["base"].end) == ("ab", "stop")
+    assert (last["adapter"].text, last["adapter"].end) == ("the engine is gone", "failed")
+
+
+def test_stop_ends_what_still_grows_and_keeps_what_is_there() -> None:
+    closed: list[str] = []
+
+    async def talk() -> dict[str, Message]:
+        stop, last = asyncio.Event(), {}
+        async for answers in grow({"base": endless(closed), "adapter": pieces("c")}, stop):
+            last = dict(answers)
+            if last["base"].tokens > 2:
+                stop.set()
+        return last
+
+    last = asyncio.run(talk())
+    assert last["base"].end == "stopped"
+    assert set(last["base"].text) == {"x"}
+    assert last["adapter"].end == "stop"
+    assert closed == ["closed"]
+
+
+def test_a_page_that_goes_away_gives_its_requests_up() -> None:
+    closed: list[str] = []
+
+    async def talk() -> None:
+        async with aclosing(grow({"base": endless(closed)}, asyncio.Event())) as growing:
+            async for answers in growing:
+                if answers["base"].tokens:
+                    break
+
+    asyncio.run(talk())
+    assert closed == ["closed"]
+
+
+# --- a turn, with an engine that is none ---
+
+
+class Engine:
+    """In place of ChatModel: what it is asked for is written down."""
+
+    def __init__(self, tokenizer: Any, start: Callable[[], Any] = lambda: asyncio.sleep(0)) -> None:
+        self.lock, self.tokenizer, self._start = asyncio.Lock(), tokenizer, start
+        self.calls: list[Any] = []
+
+    def serves(self, base: Any, rank: int) -> bool:
+        return ("serve", base.name, rank) in self.calls
+
+    async def serve(self, base: Any, rank: int) -> None:
+        await self._start()
+        self.calls.append(("serve", base.name, rank))
+
+    async def use(self, path: Path, base: Any) -> None:
+        self.calls.append(("use", path))
+
+    async def stream(self, side: str, prompt: Any, sampling: Any, most: int) -> AsyncGenerator[Piece, None]:
+        self.calls.append((side, sampling, most))
+        async for piece in pieces(f"{side} ", "speaks"):
+            yield piece
+
+
+def ask(engine: Engine, adapter: Path | None, stop: bool = False, **settings: Any) -> list[tuple[Conversation, str]]:
+    """One turn to its end."""
+
+    async def talk() -> list[tuple[Conversation, str]]:
+        base = other_base("a/b", load_config(TINY))
+        asked = Asked("1+1", ChatSettings(model="a/b", **settings), base, adapter, "an adapter")
+        stopped, steps = asyncio.Event(), []
+        async for step in turn(engine, Conversation(), asked, stopped):  # type: ignore[arg-type]
+            steps.append(step)
+            if stop and step[1]:
+                stopped.set()
+        return steps
+
+    return asyncio.run(talk())
+
+
+def last_words(steps: list[tuple[Conversation, str]]) -> dict[str, tuple[str, str]]:
+    return {side: (said[-1].text, said[-1].end) for side in SIDES if (said := steps[-1][0].on(side))}
+
+
+def test_a_turn_starts_the_model_uses_the_adapter_and_has_both_sides_answer(tokenizer: Any, trained: Path) -> None:
+    engine = Engine(tokenizer)
+    steps = ask(engine, trained / "adapter", max_new_tokens=50)
+    assert "starting the model a/b ..." in [words for _, words in steps]
+    assert engine.calls[:2] == [("serve", "a/b", 16), ("use", trained / "adapter")]
+    assert {call[0] for call in engine.calls[2:]} == {"base", "adapter"}
+    assert last_words(steps) == {"base": ("base speaks", "stop"), "adapter": ("adapter speaks", "stop")}
+    assert [said.by for said in (steps[-1][0].base[-1], steps[-1][0].adapter[-1])] == ["a/b", "an adapter"]
+
+
+@pytest.mark.parametrize(("adapter", "told"), [(None, "no adapter is chosen"), (Path("gone"), "is no folder")])
+def test_without_an_adapter_the_base_answers_alone(tokenizer: Any, adapter: Path | None, told: str) -> None:
+    said = last_words(ask(Engine(tokenizer), adapter))
+    assert said["base"] == ("base speaks", "stop")
+    assert told in said["adapter"][0]
+    assert said["adapter"][1] == "failed"
+
+
+def test_a_model_that_does_not_start_is_the_answer_of_both_sides(tokenizer: Any, trained: Path) -> None:
+    async def start() -> None:
+        raise ModelError("no such model")
+
+    said = last_words(ask(Engine(tokenizer, start), trained / "adapter"))
+    assert said == {"base": ("no such model", "failed"), "adapter": ("no such model", "failed")}
+
+
+def test_a_turn_is_stopped_while_the_model_starts(tokenizer: Any) -> None:
+    engine = Engine(tokenizer, lambda: asyncio.sleep(3600))
+    said = last_words(ask(engine, None, stop=True, view="base"))
+    assert said == {"base": ("", "stopped")}
+    assert not engine.lock.locked()
+
+
+# --- what is kept ---
+
+
+def test_settings_come_back_after_a_start(tmp_path: Path) -> None:
+    settings = ChatSettings(model="other", view="base", sampling=PhaseParams(temperature=0.3))
+    Store(tmp_path / "state").keep_settings(settings)
+    assert Store(tmp_path / "state").settings(ChatSettings()) == (settings, None)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["chat.json"]
+
+
+def test_pages_that_keep_settings_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    store, default = Store(tmp_path), ChatSettings(model="default")
+
+    def keep(size: int) -> tuple[ChatSettings, str | None]:
+        store.keep_settings(ChatSettings(system_prompt="x" * 10 * size))
+        return store.settings(default)
+
+    with ThreadPoolExecutor(8) as pages:
+        found = list(pages.map(keep, range(200)))
+    assert {(settings.model, warning) for settings, warning in found} == {("tiny", None)}
+    assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": "tiny", "surprise": 1}', '{"max_new_tokens": -1}', "\xff"])
+def test_settings_that_cannot_be_read_are_put_aside_and_it_is_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "chat.json").write_text(text, encoding="latin-1")
+    settings, warning = Store(tmp_path).settings(ChatSettings(model="default"))
+    assert settings == ChatSettings(model="default")
+    assert warning is not None
+    assert "chat.json could not be read" in warning
+    assert (tmp_path / "chat.bad").read_text(encoding="latin-1") == text
+    assert Store(tmp_path).settings(ChatSettings())[1] is None
+
+
+def test_conversations_come_back_by_name_the_newest_first(tmp_path: Path) -> None:
+    store, conversation = Store(tmp_path), Conversation().ask("1+1 ü", ("base",))
+    store.save("one", Conversation())
+    store.save("one", conversation)
+    store.save("two (b)", Conversation())
+    for newest, oldest in (("one", "two (b)"), ("two (b)", "one")):
+        os.utime(tmp_path / f"conversations/{newest}.json", (2e9, 2e9))
+        os.utime(tmp_path / f"conversations/{oldest}.json", (1e9, 1e9))
+        assert store.names() == [newest, oldest]
+    assert store.load("one") == conversation
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 81, "a\0"])
+def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+    for use in (lambda: Store(tmp_path).load(name), lambda: Store(tmp_path).save(name, Conversation())):
+        with pytest.raises(ChatError, match="cannot be a name"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversation_that_is_gone_or_broken_is_a_clear_error(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ChatError, match="there is no conversation 'gone' any more"):
+        store.load("gone")
+    store.save("broken", Conversation())
+    (tmp_path / "conversations/broken.json").write_text('{"base": 5}')
+    with pytest.raises(ChatError, match=r"broken\.json is no conversation \(base: "):
+        store.load("broken")
+
+
+def test_a_conversation_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "conversations").write_text("a file where the folder goes")
+    with pytest.raises(ChatError, match="cannot write"):
+        Store(tmp_path).save("one", Conversation())
+
+
+# --- what there is to chat with ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves of its adapter."""
+    folder = tmp_path_factory.mktemp("trained") / "first"
+    folder.mkdir()
+    (folder / "metrics.jsonl").touch()
+    (folder / "config.yaml").write_text(as_yaml(load_config(TINY)))
+    save_adapter(folder / "adapter")
+    arrays = {name: t.numpy() for name, t in load_file(folder / "adapter/adapter_model.safetensors").items()}
+    for step in (3, 4):
+        contents = {"adapter.safetensors": arrays, "state.json": {}}
+        checkpoint.save(folder / "checkpoints", step, contents, save_total_limit=2, measured={3: 0.5})
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path, trained: Path) -> Path:
+    """Two runs: one with an adapter and checkpoints, and one on another model that has nothing yet."""
+    shutil.copytree(trained, tmp_path / "runs" / "first")
+    other = tmp_path / "runs" / "second"
+    other.mkdir()
+    (other / "metrics.jsonl").touch()
+    (other / "config.yaml").write_text("model: {path: some/model}\nrollout: {max_new_tokens: 77}\n")
+    return tmp_path / "runs"
+
+
+def test_models_runs_and_adapters_are_found(runs: Path) -> None:
+    tiny, other = offers(str(runs), load_config(TINY))
+    assert (tiny.name, [run.name for run in tiny.runs]) == ("tiny", ["first"])
+    assert list(tiny.runs[0].adapters) == [FINAL, "step 4", "step 3 (best)"]
+    assert (other.name, other.runs[0].adapters) == ("some/model", {})
+
+
+def test_a_base_model_is_offered_without_the_adapter_that_a_run_began_with(runs: Path) -> None:
+    (runs / "second/config.yaml").write_text("model: {path: some/model, adapter: gone/adapter}\n")
+    for base in (*offers(str(runs), load_config(TINY, ["model.adapter=gone"])), other_base("a/b", load_config(TINY))):
+        assert base.config.model.adapter is None
+
+
+def test_a_tiny_model_of_other_settings_is_another_model(runs: Path) -> None:
+    default = load_config(TINY, ["arithmetic.seed=5"])
+    assert [base.name for base in offers(str(runs), default)] == ["tiny", "some/model", "tiny (first)"]
+
+
+def test_a_run_that_cannot_be_read_is_left_out(runs: Path) -> None:
+    (runs / "second/config.yaml").write_text("surprise: 1\n")
+    assert [base.name for base in offers(str(runs), load_config(TINY))] == ["tiny"]
+
+
+def test_the_default_is_the_newest_runs_model(runs: Path, tmp_path: Path) -> None:
+    assert default_config(str(runs), None, [], TINY).model.path == "some/model"
+    assert default_config(str(runs), str(TINY), ["run.seed=3"], TINY).run.seed == 3
+    assert default_config(str(tmp_path / "nothing"), None, [], TINY).model.path == "tiny"
+    (runs / "second/config.yaml").write_text("surprise: 1\n")
+    assert default_config(str(runs), None, [], TINY).model.path == "tiny"
+
+
+def test_another_model_is_served_by_the_same_settings_but_for_trust() -> None:
+    config = load_config(TINY, ["model.trust_remote_code=true"])
+    base = other_base("a/b", config)
+    assert base.config.model.trust_remote_code is False
+    assert (base.config.model.path, base.config.rollout, base.runs) == ("a/b", config.rollout, ())
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"), [("/a/b", "/a/b"), ("~/b", "/home/me/b"), ("~", "/home/me"), ("~no-one/b", "~no-one/b")]
+)
+def test_the_folder_of_an_adapter_may_be_below_a_home(monkeypatch: pytest.MonkeyPatch, folder: str, path: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    base = Base("tiny", load_config(TINY))
+    assert adapter_of(ChatSettings(folder=folder), base) == (Path(path), Path(folder).name)
+
+
+@pytest.mark.parametrize(("r", "rank"), [(1, 1), (12, 16), (256, 256), (257, None)])
+def test_the_engine_serves_the_adapters_rank_or_it_is_said(trained: Path, tmp_path: Path, r: int, rank: int) -> None:
+    folder = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "r": r}))
+    if rank is not None:
+        assert _served_rank(folder) == rank
+        return
+    with pytest.raises(ModelError, match=r"has r=257; choose one of a rank of up to 256"):
+        _served_rank(folder)
+
+
+def test_an_adapter_is_known_by_its_file_until_that_is_written_anew(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    before = _stamp(run / "adapter")
+    assert before == _stamp(run / "adapter") != _stamp(run / "checkpoints/step-000004")
+    (run / "adapter/adapter_model.safetensors").write_bytes(b"another")
+    assert _stamp(run / "adapter") != before
+    with pytest.raises(ModelError, match=r"holds no adapter\.safetensors any more"):
+        _stamp(run / "checkpoints/step-000007")
