@@ -40,7 +40,7 @@ def test_what_each_method_does(
 )
 def test_what_each_method_does_by_itself(name: str, updates: int, allocates: bool) -> None:
     assert settings(name).updates_per_batch == updates
-    assert settings(name, updates=2).updates_per_batch == 2
+    assert settings(name, num_iterations=2).updates_per_batch == 2
     assert (make_method(settings(name), ["exact"]).allocation is not None) is allocates
     assert make_method(settings(name, allocation={"enabled": False}), ["exact"]).allocation is None
 

@@ -636,12 +636,12 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_levels_are_in_the_order_of_their_numbers() -> None:
-    assert figures.difficulties(["10", "2", "difficulty 3", "", "difficulty 12", "2", "hard"]) == [
+    assert figures.difficulties(["10", "2", "level 3", "", "level 12", "2", "hard"]) == [
         "2",
         "10",
         "hard",
-        "difficulty 3",
-        "difficulty 12",
+        "level 3",
+        "level 12",
     ]
 
 

@@ -102,7 +102,7 @@ def test_a_broken_line_is_named(tmp_path: Path, broken: str) -> None:
 
 def test_the_other_files_are_named_too(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", steps=1)
-    append(folder / "samples.jsonl", json.dumps({**group(1).to_dict(), "attempts": [{}]}) + "\n")
+    append(folder / "samples.jsonl", json.dumps({**group(1).to_dict(), "attempts": [{"rung": -1}]}) + "\n")
     with pytest.raises(HistoryError, match=r"samples\.jsonl, line 1, .*lacks 'sampling'"):
         load(folder)
     assert load(folder, samples=False).samples == ()
