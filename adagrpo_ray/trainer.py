@@ -125,7 +125,7 @@ class _Run:
         self._measured: dict[int, float] = {}  # held-out accuracy by step
         self._saved = 0  # the step of the newest checkpoint
         self._skipped_in_a_row = 0  # updates, when the last one was skipped
-        self._in_step = True  # the learners stand where the newest record says
+        self._in_step = True  # sampler and weights stand where the newest record says
 
     def finish(self, past: Past | None) -> Summary:
         """All steps that are left, measured, kept and summed up."""
@@ -139,6 +139,7 @@ class _Run:
                     self._in_step = False
                     raise
                 self._records.append(record)
+                self._in_step = True
                 observer.step(record)
                 observer.samples(groups)
                 self._check_skipped(record)
@@ -189,6 +190,7 @@ class _Run:
         """One step: sample and resample groups, one optimizer step on all ranks, the new adapter to all rollouts."""
         began = time.perf_counter()
         collected: Collected = self._patiently("collect", step, _ahead(self._config, step))
+        self._in_step = False  # sampler and weights are past the newest record, until this step has its own
         sampled = time.perf_counter()
         reports: list[TrainReport] = []
         if collected.trained_tokens:
