@@ -47,7 +47,7 @@ test-ui: setup-dev  ## the web pages in headless Chromium, which apt-get install
 	$(PY) -m pytest -m ui $(ARGS)
 
 test-real: setup-dev setup-real  ## the tests on a real model of 135 million parameters
-	$(PY) -m pytest -m real $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m real $(ARGS)
 
 test-faults: setup-dev  ## the tests that inject faults, ten times in a row on a busy machine (hours); ARGS="--times 3 tests/faults/test_fleet.py"
 	$(PY) -m tests.support.repeated $(ARGS)

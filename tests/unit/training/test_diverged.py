@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
 from adagrpo_ray.config import load_config
 from adagrpo_ray.config.run_settings import EvaluationSettings
-from adagrpo_ray.errors import ConfigError, DivergedError
+from adagrpo_ray.errors import ConfigError, DivergedError, RolloutError
 from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_metrics
 from adagrpo_ray.rewards import Scores
@@ -53,8 +53,11 @@ def skipped(in_a_row: int) -> TrainReport:
 class Learner:
     """One rank whose updates end as `reports` says, None for a step without anything to train on."""
 
-    def __init__(self, reports: Sequence[TrainReport | None], sync_fails: int | None = None) -> None:
+    def __init__(
+        self, reports: Sequence[TrainReport | None], sync_fails: int | None = None, error: Exception | None = None
+    ) -> None:
         self.reports, self.sync_fails, self.saved = list(reports), sync_fails, []
+        self.error = error or DivergedError("after step 2 weights are not finite")
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=lambda *arguments: getattr(self, f"do_{name}")(*arguments))
@@ -72,7 +75,7 @@ class Learner:
         if version:
             self.reports.pop(0)
         if version == self.sync_fails:
-            raise DivergedError("after step 2 weights are not finite")
+            raise self.error
         return SyncReport(version, 1)
 
     def do_abandon(self) -> None: ...
@@ -153,6 +156,18 @@ def test_how_many_may_be_skipped_is_a_setting(tmp_path: Path, most: str, ends: i
 def test_zero_updates_in_a_row_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"learner\.max_skipped_updates"):
         load_config(None, ["learner.max_skipped_updates=0"])
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("skipped", [False, True])
+def test_weights_are_not_kept_as_those_of_the_step_before_where_a_sync_fails(tmp_path: Path, skipped: bool) -> None:
+    """Nor, where the step trained on nothing, is the state of the sampler, which has drawn the step's prompts."""
+    for settings, saved, kept in (([], [], "nothing was kept"), (["checkpoint.every=1"], [1], "step 1 is in")):
+        reports = [made(), None if skipped else made(), made()]
+        learner = Learner(reports, sync_fails=2, error=RolloutError("no rollout actor is left"))
+        with pytest.raises(RolloutError, match=rf"no rollout actor is left; {kept}"):
+            run(tmp_path, learner, *settings)
+        assert learner.saved == saved
 
 
 @pytest.mark.usefixtures("here")
