@@ -24,6 +24,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from adagrpo_ray.config import Config, load_config
 from tests.support.places import ROOT
+from tests.support.scripts import script
 
 LAUNCHER = ("on-premise", "aws")
 KUBERAY = ("raycluster-cpu", "raycluster-gpu", "rayjob-cpu", "rayjob-gpu")
@@ -69,8 +70,8 @@ def documented() -> list[str]:
 
 def config_of(command: str) -> Config:
     """The settings that a training command ends up with."""
-    python, script, *arguments = shlex.split(command)
-    assert (python, script) == ("python", "launch/train.py")
+    python, program, *arguments = shlex.split(command)
+    assert (python, program) == ("python", "launch/train.py")
     config = arguments[arguments.index("--config") + 1]
     return load_config(ROOT / config, [a for a in arguments if "=" in a])
 
@@ -106,8 +107,8 @@ def test_on_premise_each_machine_offers_both_resources_once_a_gpu(tmp_path: Path
     config = prepare_config(launcher("on-premise"))
     workers = config["available_node_types"][config["head_node_type"]]
     assert workers["min_workers"] == workers["max_workers"] == len(config["provider"]["worker_ips"])
-    for name, script in (("nvidia-smi", "echo GPU 0; echo GPU 1"), ("ray", 'printf "%s\\n" "$@"')):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+    for name, text in (("nvidia-smi", "echo GPU 0; echo GPU 1"), ("ray", 'printf "%s\\n" "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     shell = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
     command = config["worker_start_ray_commands"][-1]
@@ -232,8 +233,8 @@ def test_the_web_pages_of_the_containers_are_guarded_and_cannot_change_runs() ->
     assert ui["volumes"] == services["tensorboard"]["volumes"] == ["${RUNS}:/runs:ro"]
     assert ui["ports"] == ["127.0.0.1:7860:7860"]
     assert ui["image"] == services["tensorboard"]["image"] == services["head"]["image"]
-    python, script, *arguments = shlex.split(ui["command"])
-    assert (python, script) == ("python", "launch/ui.py")
+    python, program, *arguments = shlex.split(ui["command"])
+    assert (python, program) == ("python", "launch/ui.py")
     options = script("ui").parse(arguments)
     assert (options.runs, options.host, options.no_chat) == ("/runs", "0.0.0.0", True)
     assert options.password_file == "/run/secrets/ray_token"
