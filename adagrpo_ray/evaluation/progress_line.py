@@ -1,4 +1,4 @@
-"""How far a measurement is: a bar on a terminal, lines in a log."""
+"""How far an evaluation is: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
