@@ -91,7 +91,7 @@ class Attempt:
 
     `rung` is -1 for the first attempt (the base parameters), else the place in the ladder of resamples,
     from 0. `rewards` [G] are the weighted totals, `rewards_by_function` [G, F] the raw scores (NaN where a
-    function does not apply), `correct` [G] says which completions count as right.
+    function does not apply), `correct` [G] says which completions are correct.
     """
 
     rung: int

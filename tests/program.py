@@ -13,7 +13,7 @@ import psutil
 
 ENDING_S = 120.0
 """How long processes may take to end by themselves, however busy the machine is; they would stay for ever."""
-TIMES = ("seconds", "seconds_by_phase")
+TIMES = ("step_time", "time", "tokens_per_second")
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -382,7 +382,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {name: t.numpy() for name, t in load_file(folder / "adapter/adapter_model.safetensors").items()}
     for step in (3, 4):
         contents = {"adapter.safetensors": arrays, "state.json": {}}
-        checkpoint.save(folder / "checkpoints", step, contents, save_total_limit=2, measured={3: 0.5})
+        checkpoint.save(folder / "checkpoints", step, contents, save_total_limit=2, accuracies={3: 0.5})
     return folder
 
 

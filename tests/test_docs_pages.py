@@ -20,7 +20,7 @@ from adagrpo_ray.config.explain import settings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.metric import scalars
 from tests.documents import PAGES, ROOT, blocks, files
 from tests.histories import evaluation, step
 
@@ -92,10 +92,11 @@ def test_a_message_that_nothing_prints_is_found(messages: list[str]) -> None:
     assert not any(pattern("unknown key ... (worth ...)").search(text) for text in messages)
 
 
-def test_every_figure_is_one_of_tensorboard() -> None:
-    tags = {*step_scalars(step(1)), *evaluation_scalars(evaluation(1, 0.5))}
+def test_every_metric_is_one_of_tensorboard() -> None:
+    tags = {*scalars(step(1)), *scalars(evaluation(1, 0.5))}
     named = re.findall(
-        r"`((?:adaptive|policy|tokens|accuracy|reward|time|sync|rollout)/[\w]+)`", page_text("troubleshooting")
+        r"`((?:adaptive|completions|clip_ratio|sampling|rewards|eval|time)/[\w/]+|frac_reward_zero_std|entropy)`",
+        page_text("troubleshooting"),
     )
     assert len(named) >= 6
     assert set(named) <= tags
@@ -207,7 +208,7 @@ def test_every_file_of_a_run_folder_is_told() -> None:
     assert named >= {EVALUATIONS, METRICS, SAMPLES, FOLDER, "adapter", "config.yaml", "summary.json", "tensorboard"}
 
 
-def test_figures_of_worked_examples() -> None:
+def test_numbers_of_worked_examples() -> None:
     text = page_text("method")
     assert "lengths of 80, 90 and 100 get 0, " in text
     assert overlong_penalty([80, 90, 100], 100, 20).tolist() == [0.0, -0.5, -1.0]

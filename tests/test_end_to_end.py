@@ -51,8 +51,8 @@ def test_summary_says_what_the_run_was(run: tuple[Path, str]) -> None:
     folder, _ = run
     summary, steps = json.loads((folder / "summary.json").read_text()), metrics(folder)
     assert summary["steps"] == STEPS == len(steps)
-    assert 0 <= summary["accuracy_before"] <= 1
-    assert 0 <= summary["accuracy_after"] <= 1
+    assert 0 <= summary["eval_accuracy_before"] <= 1
+    assert 0 <= summary["eval_accuracy_after"] <= 1
     assert summary["generated_tokens"] == sum(s["generated_tokens"] for s in steps) > 0
     assert summary["trained_tokens"] == sum(s["trained_tokens"] for s in steps) > 0
     assert summary["resamples"] == [sum(rung) for rung in zip(*(s["resamples"] for s in steps), strict=True)]
@@ -77,8 +77,8 @@ def test_learner_and_rollout_agree_where_nothing_was_filtered(run: tuple[Path, s
     steps = metrics(run[0])
     plain = [s for s in steps if sum(s["resamples"][1:]) == 0 and s["trained_tokens"] and not s["staleness"]]
     for step in plain:
-        assert step["behaviour_gap"] < 1e-4
-    assert all(s["behaviour_gap"] < 0.5 for s in metrics(run[0]))
+        assert step["sampling_logp_difference_mean"] < 1e-4
+    assert all(s["sampling_logp_difference_mean"] < 0.5 for s in metrics(run[0]))
 
 
 def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:

@@ -7,11 +7,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import islice
 from pathlib import Path
+from typing import get_origin, get_type_hints
 from xml.etree import ElementTree
 
 import numpy as np
@@ -36,13 +37,15 @@ CHARTS = [
     "intervals",
     "accuracy-by-tokens",
     "accuracy-by-steps",
-    "zero-spread",
+    "zero-std",
     "rescued",
     "tokens",
     "rewards",
     "phases",
+    "staleness",
     "off-policy",
-    "learner",
+    "policy",
+    "completions",
 ]
 EVIL = "<script>alert('$x^2$')</script>"
 
@@ -117,7 +120,7 @@ class Page(HTMLParser):
         if self._cell:
             self.rows[-1][-1] += data
 
-    def figures(self) -> dict[str, str]:
+    def numbers(self) -> dict[str, str]:
         """The summary of a page of one run."""
         return {row[0]: row[1] for row in self.rows if len(row) == 2}
 
@@ -151,18 +154,18 @@ class TestOfARun:
     def test_a_finished_run_has_left_one_that_says_what_its_summary_says(self, whole: Path) -> None:
         summary = json.loads((whole / "summary.json").read_text())
         page = page_of(whole / "report.html")
-        figures = page.figures()
+        numbers = page.numbers()
 
-        assert figures["state"] == "finished"
-        assert figures["steps"] == f"{summary['steps']}"
-        assert figures["held-out accuracy before"] == f"{summary['accuracy_before']:.3f}"
-        assert figures["held-out accuracy after"] == f"{summary['accuracy_after']:.3f}"
-        assert figures["tokens generated"] == f"{summary['generated_tokens']:,}"
-        assert figures["of these by resamples"] == f"{summary['extra_tokens']:,}"
-        assert figures["tokens trained on"] == f"{summary['trained_tokens']:,}"
-        assert figures["resamples"] == f"{sum(summary['resamples']):,}"
-        assert figures["of these met the criterion"] == f"{sum(summary['rescued']):,}"
-        for difficulty, accuracy in summary["accuracy_by_difficulty_after"].items():
+        assert numbers["state"] == "finished"
+        assert numbers["steps"] == f"{summary['steps']}"
+        assert numbers["held-out accuracy before"] == f"{summary['eval_accuracy_before']:.3f}"
+        assert numbers["held-out accuracy after"] == f"{summary['eval_accuracy_after']:.3f}"
+        assert numbers["tokens generated"] == f"{summary['generated_tokens']:,}"
+        assert numbers["of these by resamples"] == f"{summary['extra_tokens']:,}"
+        assert numbers["tokens trained on"] == f"{summary['trained_tokens']:,}"
+        assert numbers["resamples"] == f"{sum(summary['resamples']):,}"
+        assert numbers["of these met the criterion"] == f"{sum(summary['rescued']):,}"
+        for difficulty, accuracy in summary["eval_accuracy_by_difficulty_after"].items():
             assert [row[3] for row in page.rows if row[:2] == [difficulty, "run"]] == [f"{accuracy:.3f}"]
         assert "prompts_per_step: 4" in page.text
         assert PLANTED not in page.text
@@ -175,7 +178,7 @@ class TestOfARun:
         summary = json.loads((whole / "summary.json").read_text())
         chart = by_interval([read(str(whole))], 1)
         intervals = summary["resamples_by_interval"]
-        assert heights(chart.figure, 0) == pytest.approx([i["reward_mean"] or 0.0 for i in intervals])
+        assert heights(chart.figure, 0) == pytest.approx([i["reward"] or 0.0 for i in intervals])
         met, rest = np.array(heights(chart.figure, 1)).reshape(2, -1)
         assert (met + rest).tolist() == [i["resamples"] for i in intervals]
         assert met.sum() == sum(summary["rescued"])
@@ -203,15 +206,15 @@ class TestStates:
         folder = make(tmp_path / "run", [step(n) for n in range(1, count + 1)], ended=False)
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"step": 14, "sec')
-        figures = words(read(str(folder))).figures()
-        assert figures["state"] == "not finished"
-        assert figures["steps"] == f"{count} of 12"
-        assert figures["held-out accuracy after"] == "-"
+        numbers = words(read(str(folder))).numbers()
+        assert numbers["state"] == "not finished"
+        assert numbers["steps"] == f"{count} of 12"
+        assert numbers["held-out accuracy after"] == "-"
 
-    def test_what_was_measured_before_training_alone_is_no_accuracy_after_it(self, tmp_path: Path) -> None:
+    def test_an_evaluation_before_training_alone_is_no_accuracy_after_it(self, tmp_path: Path) -> None:
         run = read(str(make(tmp_path / "run", [step(1)], [evaluation(0, 0.25)], ended=False)))
-        figures = words(run).figures()
-        assert (figures["held-out accuracy before"], figures["held-out accuracy after"]) == ("0.250", "-")
+        numbers = words(run).numbers()
+        assert (numbers["held-out accuracy before"], numbers["held-out accuracy after"]) == ("0.250", "-")
 
     def test_a_resumed_run_that_still_has_the_summary_of_its_first_end(self, usual: Path) -> None:
         with (usual / "metrics.jsonl").open("a") as file:
@@ -222,22 +225,25 @@ class TestStates:
 
     def test_nothing_was_measured(self, tmp_path: Path) -> None:
         """None wherever a record may have it, no reward function, no difficulty, no rung."""
-        unknown = {f.name: None for f in fields(StepRecord) if f.type == "float | None"}
-        empty = {f.name: {} for f in fields(StepRecord) if str(f.type).startswith("Mapping")}
-        nothing = step(1, **{**unknown, **empty, "resamples": (), "rescued": (), "seconds": 0.0})
+        hints = get_type_hints(StepRecord)
+        unknown = {name: None for name, hint in hints.items() if hint == float | None}
+        empty = {name: {} for name, hint in hints.items() if get_origin(hint) is Mapping}
+        assert unknown
+        assert empty.keys() >= {"rewards_mean", "time"}
+        nothing = step(1, **{**unknown, **empty, "resamples": (), "rescued": (), "step_time": 0.0})
         folder = make(tmp_path / "run", [replace(nothing, step=n) for n in range(1, 61)], ended=False)
         page = page_of(write_report([read(str(folder))], str(folder)))
         check_pictures(folder, [name for name in CHARTS if name not in ("rescued", "rewards", "phases")])
         assert "nan" not in page.text.lower()
-        assert page.figures()["tokens generated a second"] == "-"
+        assert page.numbers()["tokens generated a second"] == "-"
 
     def test_a_run_without_a_configuration(self, usual: Path) -> None:
         (usual / "config.yaml").unlink()
-        assert words(read(str(usual))).figures()["model"] == "-"
+        assert words(read(str(usual))).numbers()["model"] == "-"
 
-    def test_figures_that_only_later_steps_have(self, tmp_path: Path) -> None:
+    def test_metrics_that_only_later_steps_have(self, tmp_path: Path) -> None:
         steps = [
-            step(1, resamples=(), rescued=(), reward_by_function={}),
+            step(1, resamples=(), rescued=(), rewards_mean={}),
             step(2, resamples=(4, 2), rescued=(1, 1)),
         ]
         run = read(str(make(tmp_path / "run", steps)))
@@ -251,13 +257,13 @@ class TestFigures:
         chart = by_interval([read(str(usual))], 5)
         labels = [label.get_text() for label in chart.figure.axes[0].get_xticklabels()]
         assert labels == ["1\N{EN DASH}5", "6\N{EN DASH}10", "11\N{EN DASH}12"]
-        means = [np.mean([step(n).reward_mean for n in span]) for span in (range(1, 6), range(6, 11), (11, 12))]
+        means = [np.mean([step(n).reward for n in span]) for span in (range(1, 6), range(6, 11), (11, 12))]
         assert heights(chart.figure, 0) == pytest.approx(means)
         met, rest = np.array(heights(chart.figure, 1)).reshape(2, -1)
         assert (met + rest).tolist() == [15 + 5, 40 + 5, 23 + 2]
         assert met.tolist() == [6 + 5, 19 + 5, 11 + 2]
 
-    def test_a_curve_by_tokens_has_its_measurements_where_the_tokens_were(self, usual: Path) -> None:
+    def test_a_curve_by_tokens_has_its_evaluations_where_the_tokens_were(self, usual: Path) -> None:
         run = read(str(usual))
         chart = next(c for c in charts([run], 1) if c.name == "accuracy-by-tokens")
         first, held_out = chart.figure.axes[0].lines
@@ -271,7 +277,7 @@ class TestFigures:
         run = read(str(usual))
         chart = next(c for c in charts([run], 1) if c.name == "tokens")
         ends = [list(line.get_ydata())[-1] for line in chart.figure.axes[0].lines]
-        assert ends == [run.summary.generated_tokens, run.summary.trained_tokens, run.summary.extra_tokens]
+        assert ends == [run.summary.generated_tokens, run.summary.extra_tokens, run.summary.trained_tokens]
 
     def test_a_curve_of_very_many_steps_keeps_its_ends(self) -> None:
         _, (axes,) = drawing.panels(1)
@@ -312,7 +318,7 @@ class TestTexts:
             answer=EVIL,
         )
         steps = [
-            step(n, reward_by_function={EVIL: 0.5, "_a": 0.1}, accuracy_by_difficulty={EVIL: 0.5, "$\\frac$": 0.1})
+            step(n, rewards_mean={EVIL: 0.5, "_a": 0.1}, accuracy_by_difficulty={EVIL: 0.5, "$\\frac$": 0.1})
             for n in (1, 2)
         ]
         folder = make(tmp_path / "a&b", steps, [evaluation(0, 0.5)], [sample], f"note: {json.dumps(EVIL)}\n")
@@ -342,7 +348,7 @@ class TestTexts:
 
     def test_a_group_is_shown_with_why_it_was_sampled_again(self, usual: Path) -> None:
         text = words(read(str(usual))).text
-        assert "No completion met the criterion any_correct: none of 2 is right" in text
+        assert "No completion met the criterion any_correct: none of 2 is correct" in text
         assert "sampled again, with rung 0 (temperature 2, min_p 0.1)" in text
         assert "12+7=19 #1" in text
         assert "exact 1.000, length -" in text
@@ -395,7 +401,7 @@ class TestSeveralRuns:
     def both(self, tmp_path: Path) -> list[Run]:
         shared = "model:\n  path: tiny\nalgorithm:\n  name: "
         steps = [step(n) for n in range(1, 5)]
-        short = [step(n, resamples=(), rescued=(), reward_mean=0.5) for n in (1, 2)]
+        short = [step(n, resamples=(), rescued=(), reward=0.5) for n in (1, 2)]
         make(tmp_path / "long", steps, [evaluation(0, 0.25), evaluation(4, 0.5)], config=f"{shared}adagrpo\n")
         make(tmp_path / "short", short, [evaluation(0, 0.25)], config=f"{shared}grpo\n", ended=False)
         return [read(str(tmp_path / name)) for name in ("long", "short")]
@@ -460,7 +466,7 @@ def test_a_run_at_a_url_gets_its_report_there(usual: Path, memory: str) -> None:
     assert (run.label, run.home, len(run.examples)) == ("usual", f"{memory}/usual", 2)
     assert write_report([run], run.home) == f"{memory}/usual/report.html"
     page = Page(files.cat_file("/bucket/runs/usual/report.html").decode())
-    assert page.figures()["steps"] == "12"
+    assert page.numbers()["steps"] == "12"
     with Image.open(io.BytesIO(files.cat_file("/bucket/runs/usual/plots/intervals.png"))) as picture:
         picture.load()
     with pytest.raises(HistoryError, match=re.escape(f"{memory}/none holds no metrics.jsonl")):
@@ -490,7 +496,7 @@ class TestAtTheEndOfARun:
         shown = self.end(monkeypatch, tmp_path)
         assert re.search(rf"report: {re.escape(str(tmp_path))}/ended/report\.html\s*$", shown)
         assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h"), "the display did not begin again"
-        assert page_of(tmp_path / "ended" / "report.html").figures()["state"] == "finished"
+        assert page_of(tmp_path / "ended" / "report.html").numbers()["state"] == "finished"
 
     def test_one_that_fails_costs_a_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path

@@ -41,23 +41,23 @@ def test_rollouts_run_ahead_up_to_the_next_checkpoint(staleness: int, every: int
 
 
 @pytest.mark.parametrize(("every", "ahead"), [(0, [2, 2, 4, 4, 6, 6, 7]), (3, [2, 2, 3, 4, 6, 6, 7])])
-def test_nor_past_a_measurement_that_may_be_the_best(every: int, ahead: list[int]) -> None:
+def test_nor_past_an_evaluation_that_may_be_the_best(every: int, ahead: list[int]) -> None:
     overrides = ["run.steps=7", "algorithm.max_staleness=9", "evaluation.every=2", f"checkpoint.every={every}"]
     config = load_config(None, [*overrides, "checkpoint.keep_best=true"])
     assert [_ahead(config, step) for step in range(1, 8)] == ahead
 
 
-def test_a_measurement_is_the_best_where_it_beats_all_after_training() -> None:
-    measured: dict[int, float] = {0: 0.9}
+def test_an_evaluation_is_the_best_where_it_beats_all_after_training() -> None:
+    accuracies: dict[int, float] = {0: 0.9}
     found = []
     for step, accuracy in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.25), (10, 0.75)):
-        measured[step] = accuracy
-        found += [s for s in (step, step + 1) if _is_best(measured, s)]
+        accuracies[step] = accuracy
+        found += [s for s in (step, step + 1) if _is_best(accuracies, s)]
     assert found == [2, 4, 10]
 
 
 class Learner:
-    """A learner rank whose third step has a figure that is not finite, of `fault`; keeps the checkpoints it makes."""
+    """A learner rank whose third step has a metric that is not finite, of `fault`; keeps the checkpoints it makes."""
 
     def __init__(self, fault: str) -> None:
         self.fault, self.steps, self.saved = fault, 0, list[int]()
@@ -66,10 +66,10 @@ class Learner:
         return SimpleNamespace(remote=partial(getattr(type(self), f"do_{method}"), self))
 
     def do_collect(self, step: int, last: int) -> Collected:
-        figures = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
+        metrics = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
         if self.fault == "collect" and step == 3:
-            figures = replace(figures, reward_mean=math.nan)
-        return Collected((None,), 7, figures, (), 1, 0, ())
+            metrics = replace(metrics, reward=math.nan)
+        return Collected((None,), 7, metrics, (), 1, 0, ())
 
     def do_train(self, batch: object) -> TrainReport:
         self.steps += 1
@@ -81,21 +81,21 @@ class Learner:
 
     def do_abandon(self) -> None: ...
 
-    def do_save_checkpoint(self, folder: str, progress: Progress, measured: object) -> None:
+    def do_save_checkpoint(self, folder: str, progress: Progress, accuracies: object) -> None:
         self.saved.append(progress.step)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("fault", "figure", "trained"), [("train", "learning_rate", 3), ("collect", "reward_mean", 2)])
+@pytest.mark.parametrize(("fault", "metric", "trained"), [("train", "learning_rate", 3), ("collect", "reward", 2)])
 @pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*go on with --resume"), (0, "nothing was kept")])
-def test_a_figure_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, figure: str, trained: int
+def test_a_metric_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, metric: str, trained: int
 ) -> None:
     monkeypatch.setattr(trainer, "get", lambda answers: answers)
     learner = Learner(fault)
     running = Actors((learner,), ())
     config = load_config(None, ["run.steps=5", "data.eval_prompts=0", f"checkpoint.every={every}"])
-    with pytest.raises(RecordError, match=rf"{figure} is nan.*fault of adagrpo_ray.*; {kept}"):
+    with pytest.raises(RecordError, match=rf"\.{metric} is nan.*fault of adagrpo_ray.*; {kept}"):
         train_on(running, config, tmp_path, Observer())
     assert learner.steps == trained
     assert learner.saved == ([1, 2] if every else [])

@@ -50,11 +50,12 @@ def save(
     step: int,
     contents: Mapping[str, Any],
     save_total_limit: int,
-    measured: Mapping[int, float] | None = None,
+    accuracies: Mapping[int, float] | None = None,
 ) -> None:
     """Write `contents` into `folder` as the checkpoint of `step`, then remove all but those that `stay`.
 
-    `measured` is the held-out accuracy by step, where the best checkpoint is to stay beside the newest `save_total_limit`.
+    `accuracies` are those on the held-out prompts by step, if the best checkpoint is to stay beside the newest
+    `save_total_limit`.
     A name of `contents` ends in .json and has JSON values, or in .safetensors and has numpy arrays by name.
     Raises CheckpointError where the folder cannot be written; earlier checkpoints are then as they were.
     """
@@ -63,7 +64,7 @@ def save(
         for left in folder.glob("step-*.part"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         kept, best = stay(
-            (other.name for other in _all(folder)), _latest(folder), path.name, save_total_limit, measured or {}
+            (other.name for other in _all(folder)), _latest(folder), path.name, save_total_limit, accuracies or {}
         )
         _remove(path)  # there only where a run was taken back and has come here again
         with _made_aside(path) as aside:
@@ -81,15 +82,15 @@ def save(
 
 
 def stay(
-    there: Iterable[str], latest: str, new: str, save_total_limit: int, measured: Mapping[int, float]
+    there: Iterable[str], latest: str, new: str, save_total_limit: int, accuracies: Mapping[int, float]
 ) -> tuple[set[str], str | None]:
     """The checkpoints that stay when `new` joins those that are there, whose newest is `latest`; the best of them.
 
-    The best has the highest accuracy in `measured`, by step; of equal ones it is the first. None where none has any.
+    The best has the highest accuracy in `accuracies`, by step; of equal ones it is the first. None where none has any.
     """
     counting = upto({*upto(there, latest), new}, new)
-    candidates = [name for name in reversed(counting) if _step(name) in measured]
-    best = max(candidates, key=lambda name: measured[_step(name)], default=None)
+    candidates = [name for name in reversed(counting) if _step(name) in accuracies]
+    best = max(candidates, key=lambda name: accuracies[_step(name)], default=None)
     return {*counting[:save_total_limit], *([best] if best else [])}, best
 
 

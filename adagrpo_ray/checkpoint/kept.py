@@ -22,11 +22,11 @@ def save(
     step: int,
     contents: Mapping[str, Any],
     save_total_limit: int,
-    measured: Mapping[int, float] | None = None,
+    accuracies: Mapping[int, float] | None = None,
 ) -> None:
     """`checkpoint.save` into a path or a URL; earlier checkpoints are as they were where it fails."""
     if not storage.is_url(folder):
-        return checkpoint.save(Path(folder), step, contents, save_total_limit, measured)
+        return checkpoint.save(Path(folder), step, contents, save_total_limit, accuracies)
     with _writing(folder), storage.scratch() as local:
         checkpoint.save(local, step, contents, save_total_limit)
         path = next(path for path in local.iterdir() if checkpoint.is_checkpoint(path))
@@ -34,7 +34,7 @@ def save(
         there = _names(found)
         whole = [name for name in there if f"{name}/{CHECKSUMS}" in found]
         latest = (storage.find(folder, LATEST) or "").strip()
-        stays, best = checkpoint.stay(whole, latest, path.name, save_total_limit, measured or {})
+        stays, best = checkpoint.stay(whole, latest, path.name, save_total_limit, accuracies or {})
         url = storage.join(folder, path.name)
         storage.remove(url)  # there only where a run was taken back, or died in a copy
         names = sorted(storage.below(path), key=lambda name: name == CHECKSUMS)

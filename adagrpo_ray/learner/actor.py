@@ -56,14 +56,14 @@ class Pending:
 
 @dataclass(frozen=True)
 class Collected:
-    """A step's batches, one object reference a rank, and what to report of their sampling: figures, and some groups.
+    """A step's batches, one object reference a rank, and what to report of their sampling: metrics, and some groups.
 
     `rollout_actors` are at work, `rollout_restarts` were replaced in this run; `notices` as in `Pending`.
     """
 
     batches: tuple[Any, ...]
     trained_tokens: int
-    figures: SamplingMetrics
+    metrics: SamplingMetrics
     groups: tuple[GroupSample, ...]
     rollout_actors: int
     rollout_restarts: int
@@ -156,7 +156,7 @@ class LearnerActor:
         return Collected(
             batches=tuple(ray.put(batch) for batch in batches),
             trained_tokens=sum(len(s.token_ids) for s in samples),
-            figures=sampling_metrics(
+            metrics=sampling_metrics(
                 step, collection, self._functions, self._method.ladder.height, exhausted_dropped=drop
             ),
             groups=group_samples(
@@ -228,7 +228,7 @@ class LearnerActor:
                 )
             )
         done = self._background.wait(self._evaluation, POLL_S)
-        # News come first: after the last measurement nobody asks for any more.
+        # News come first: after the last evaluation nobody asks for any more.
         notices = (*self._notices(), *(self._endings.notices() if done else ()))
         if notices or not done:
             return Pending(notices)
@@ -249,10 +249,10 @@ class LearnerActor:
                 if self._template:
                     (local / TEMPLATE_FILE).write_text(self._template, encoding="utf-8")
 
-    def save_checkpoint(self, folder: str, progress: checkpoint.Progress, measured: Mapping[int, float]) -> None:
+    def save_checkpoint(self, folder: str, progress: checkpoint.Progress, accuracies: Mapping[int, float]) -> None:
         """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes.
 
-        `measured` says which stay, as in `checkpoint.save`.
+        `accuracies` say which stay, as in `checkpoint.save`.
         """
         engine = self._engine.snapshot()
         if engine is None:
@@ -271,7 +271,7 @@ class LearnerActor:
             "sampler.json": sampler,
             checkpoint.STATE: state,
         }
-        kept.save(folder, progress.step, contents, self._config.checkpoint.save_total_limit, measured)
+        kept.save(folder, progress.step, contents, self._config.checkpoint.save_total_limit, accuracies)
 
     def load_checkpoint(self, path: str) -> None:
         """Go on from the checkpoint at `path`, which every rank reads."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +21,7 @@ from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncE
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine_load import EngineLoad
 from adagrpo_ray.rollout.output import EngineOutput
+from adagrpo_ray.runs.records import RolloutLoad
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
 
@@ -150,9 +151,9 @@ class RolloutEngine:
         return cls(engine, tokenizer, config, load, output)
 
     @property
-    def load(self) -> Mapping[str, float]:
-        """How much the engine had to do in its last decoding step: `gauges.GAUGES` says what there is."""
-        return self._load.values
+    def load(self) -> RolloutLoad:
+        """How much the engine had to do in its last decoding step."""
+        return self._load.newest
 
     async def warm_up(self) -> None:
         """Generate a little, so that what is compiled late is compiled now, however long that takes."""

@@ -1,23 +1,24 @@
-"""What vLLM says of its engine after each step."""
+"""The load of a vLLM engine, as vLLM reports it after each decoding step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
+
+from adagrpo_ray.runs.records import RolloutLoad
 
 
 class EngineLoad:
-    """Keeps the newest figures of one engine, and when it last did a step (`time.monotonic`)."""
+    """Keeps the newest load of one engine, and when it last did a step (`time.monotonic`)."""
 
     def __init__(self) -> None:
-        self.values: Mapping[str, float] = {}
+        self.newest = RolloutLoad()
         self.stepped_at = time.monotonic()
 
     def logger(self) -> type:
         """A class for vLLM's `stat_loggers`.
 
-        vLLM would add its own Prometheus logger, of a hundred figures that nobody reads here, unless it finds one.
+        vLLM would add its own Prometheus logger, of a hundred metrics that nothing reads here, unless it finds one.
         """
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -29,11 +30,11 @@ class EngineLoad:
             def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
                 load.stepped_at = time.monotonic()
                 if scheduler_stats is not None:
-                    load.values = {
-                        "sequences_running": scheduler_stats.num_running_reqs,
-                        "sequences_waiting": scheduler_stats.num_waiting_reqs,
-                        "kv_cache_usage": scheduler_stats.kv_cache_usage,
-                    }
+                    load.newest = RolloutLoad(
+                        sequences_running=scheduler_stats.num_running_reqs,
+                        sequences_waiting=scheduler_stats.num_waiting_reqs,
+                        kv_cache_usage=scheduler_stats.kv_cache_usage,
+                    )
 
             def log_engine_initialized(self) -> None: ...
 

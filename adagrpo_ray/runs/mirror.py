@@ -8,12 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from adagrpo_ray.storage import places as storage
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.runs.history import SAMPLES, Mark
-from adagrpo_ray.runs.records import EvaluationRecord, Summary
+from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.runs.writer import RunWriter, taken
+from adagrpo_ray.storage import places as storage
 
 LARGE = 16 * 2**20
 """Bytes from which on samples are copied only where a tenth has come to them: a URL takes whole files alone."""
@@ -65,12 +66,12 @@ class MirroredWriter(RunWriter):
         self._try_to_push()
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Keep the measurement."""
+        """Keep the evaluation."""
         super().evaluation(label, record)
         self._try_to_push()
 
     def summary(self, summary: Summary) -> None:
-        """Keep the summary; ResourceError unless all that was measured is in place then."""
+        """Keep the summary; ResourceError unless all records are in place then."""
         super().summary(summary)
         self._push()
 

@@ -1,4 +1,4 @@
-"""Figures and names in the words of the terminal."""
+"""Metrics and names in the words of the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LARGE = 1e6
 
 
 MOST_LEVELS = 24
-"""Lines of a terminal that has no more: so many difficulties are named; metrics.jsonl and report.html have all of them."""
+"""Difficulties that a terminal names, which has no more lines; metrics.jsonl and report.html have all of them."""
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -51,7 +51,7 @@ def printable(text: str) -> str:
 
 
 def shown(difficulty: str) -> str:
-    """A difficulty's name, or another text of the user's, for people: of bearable length, without what cannot be seen."""
+    """A difficulty's name, or another text of the user's, for people: short, without invisible characters."""
     return name_of(difficulty, TEXT, 80)
 
 
@@ -73,9 +73,9 @@ def few(names: Sequence[str]) -> tuple[Sequence[str], str]:
 
 
 def step_metrics(record: StepRecord) -> list[str]:
-    """What one wants to see of a step at once, next to its pace."""
+    """The metrics of a step that the terminal shows, next to its pace."""
     return [
-        f"reward {number(record.reward_mean)}",
+        f"reward {number(record.reward)}",
         f"accuracy {number(record.accuracy)}",
         f"resamples {rungs(record.resamples)}",
         f"groups {record.groups_ready} ready {record.groups_waiting} waiting"
@@ -85,10 +85,12 @@ def step_metrics(record: StepRecord) -> list[str]:
 
 
 def evaluation_line(label: str, record: EvaluationRecord) -> str:
-    """A measurement on the held-out prompts in one line."""
+    """An evaluation on the held-out prompts in one line."""
     named, others = few(difficulties(record.accuracy_by_difficulty))
-    by_difficulty = [f"{shown(difficulty)}: {number(record.accuracy_by_difficulty[difficulty])}" for difficulty in named]
+    by_difficulty = [
+        f"{shown(difficulty)}: {number(record.accuracy_by_difficulty[difficulty])}" for difficulty in named
+    ]
     failed = f"{record.failed} prompts not scored, " if record.failed else ""
-    about = f"({record.samples} samples, {failed}{record.seconds:.1f} s)"
+    about = f"({record.samples} samples, {failed}{record.runtime:.1f} s)"
     said = [*by_difficulty, *([others] if others else []), about]
     return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *said])

@@ -20,7 +20,7 @@ from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 def evaluation_request(
     prompt: Prompt, settings: EvaluationSettings, max_new_tokens: int, seed: int
 ) -> GenerationRequest:
-    """What is asked for to measure on a prompt: the same every time."""
+    """The request that evaluates a prompt: the same every time."""
     return GenerationRequest(
         prompt_id=prompt.id,
         prompt_token_ids=prompt.token_ids,
@@ -50,21 +50,21 @@ async def evaluate(
     max_new_tokens: int,
     seed: int,
 ) -> EvaluationRecord:
-    """Share of right completions (avg@k for k = `settings.samples`), all prompts and by difficulty.
+    """Share of correct completions (avg@k for k = `settings.samples`), all prompts and by difficulty.
 
-    The seeds are the same every time, so that two measurements of a run compare. Completions that could not be scored
+    The seeds are the same every time, so that two evaluations of a run compare. Completions that could not be scored
     count as wrong. DivergedError if a log-probability is not finite: an accuracy of such a model means nothing.
     """
     began = time.perf_counter()
 
-    async def measure(prompt: Prompt) -> tuple[str, float, float, bool]:
+    async def evaluate_one(prompt: Prompt) -> tuple[str, float, float, bool]:
         completions = await generate(evaluation_request(prompt, settings, max_new_tokens, seed))
         check_finite(completions)
         scores, correct = await score(prompt, completions)
         length = float(np.mean([len(c.token_ids) for c in completions]))
         return prompt.difficulty, float(correct.mean()), length, scores.error is not None
 
-    results = await asyncio.gather(*(measure(prompt) for prompt in prompts))
+    results = await asyncio.gather(*(evaluate_one(prompt) for prompt in prompts))
     difficulties: dict[str, list[float]] = defaultdict(list)
     for difficulty, accuracy, *_ in results:
         difficulties[difficulty].append(accuracy)
@@ -76,6 +76,6 @@ async def evaluate(
         },
         samples=len(results) * settings.samples,
         failed=sum(failed for *_, failed in results),
-        mean_length=float(np.mean([length for _, _, length, _ in results])),
-        seconds=time.perf_counter() - began,
+        completions_mean_length=float(np.mean([length for _, _, length, _ in results])),
+        runtime=time.perf_counter() - began,
     )

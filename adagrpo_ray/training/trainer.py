@@ -33,6 +33,7 @@ from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.learner.updates import TrainReport, update_metrics
 from adagrpo_ray.model.identity import identify
 from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
+from adagrpo_ray.runs.measured import ratio
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage.places import join
 from adagrpo_ray.training.actors import Actors, actors, any_dead, connect, get
@@ -97,7 +98,7 @@ def train_on(
     home: str | None = None,
     card: Callable[[Summary], str] | None = None,
 ) -> Summary:
-    """The steps and measurements of `place_and_train`, on actors that are ready to begin; `card` words its card."""
+    """The steps and evaluations of `place_and_train`, on actors that are ready to begin; `card` words its card."""
     run = _Run(running, config, folder, observer, stop or Stop(), home or str(folder), card)
     try:
         return run.finish(past)
@@ -107,7 +108,7 @@ def train_on(
 
 
 class _Run:
-    """One run on its actors, with what it has measured so far."""
+    """One run on its actors, with its records so far."""
 
     def __init__(
         self,
@@ -122,13 +123,13 @@ class _Run:
         self._learners, self._config, self._folder, self._home = running.learners, config, folder, home
         self._observer, self._stop, self._card = observer, stop, card
         self._records: list[StepRecord] = []
-        self._measured: dict[int, float] = {}  # held-out accuracy by step
+        self._accuracies: dict[int, float] = {}  # of evaluations, by step
         self._saved = 0  # the step of the newest checkpoint
         self._skipped_in_a_row = 0  # updates, when the last one was skipped
         self._in_step = True  # the learners stand where the newest record says
 
     def finish(self, past: Past | None) -> Summary:
-        """All steps that are left, measured, kept and summed up."""
+        """All steps that are left, evaluated, kept and summed up."""
         config, observer = self._config, self._observer
         before, last = self._begin(past)
         try:
@@ -148,7 +149,7 @@ class _Run:
                 if (
                     ends
                     or _due(config.checkpoint.every, step)
-                    or (config.checkpoint.keep_best and _is_best(self._measured, step))
+                    or (config.checkpoint.keep_best and _is_best(self._accuracies, step))
                 ):
                     self._save_checkpoint()
         except StoppedError:
@@ -173,7 +174,7 @@ class _Run:
         return f"step {self._saved} is in {join(self._home, FOLDER)}: go on with --resume {self._home}"
 
     def _begin(self, past: Past | None) -> tuple[EvaluationRecord | None, EvaluationRecord | None]:
-        """Bring all actors to where the run begins or goes on; its first and last measurement so far."""
+        """Bring all actors to where the run begins or goes on; its first and last evaluation so far."""
         if past is None or past.checkpoint is None:
             self._on_all("sync", 0)
             before = self._evaluate("before", 0)
@@ -181,9 +182,9 @@ class _Run:
         self._on_all("load_checkpoint", past.source)
         self._on_all("sync", past.mark.step)
         self._records, self._saved = list(past.records), past.mark.step
-        self._measured = {record.step: record.accuracy for record in past.evaluations}
-        measured = past.evaluations or (None,)
-        return measured[0], measured[-1]
+        self._accuracies = {record.step: record.accuracy for record in past.evaluations}
+        evaluations = past.evaluations or (None,)
+        return evaluations[0], evaluations[-1]
 
     def _step(self, step: int) -> tuple[StepRecord, tuple[GroupSample, ...]]:
         """One step: sample and resample groups, one optimizer step on all ranks, the new adapter to all rollouts."""
@@ -200,8 +201,8 @@ class _Run:
         updates = self._config.algorithm.updates_per_batch
         record = StepRecord(
             step=step,
-            seconds=ended - began,
-            **asdict(collected.figures),
+            step_time=ended - began,
+            **asdict(collected.metrics),
             trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
             **update_metrics(reports, updates),
             learning_rate=reports[0].learning_rate if reports else learning_rate(self._config, step, updates - 1),
@@ -209,7 +210,8 @@ class _Run:
             sync_bytes=sync.sent_bytes,
             rollout_actors=collected.rollout_actors,
             rollout_restarts=collected.rollout_restarts,
-            seconds_by_phase={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
+            tokens_per_second=ratio(collected.metrics.generated_tokens, ended - began),
+            time={"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained},
         )
         if reports and reports[0].cause is not None:
             self._observer.phase(
@@ -234,13 +236,13 @@ class _Run:
             return None
         record: EvaluationRecord = self._patiently("evaluate", step)
         self._observer.evaluation(label, record)
-        self._measured[step] = record.accuracy
+        self._accuracies[step] = record.accuracy
         return record
 
     def _save_checkpoint(self) -> None:
         progress = progress_of(self._config, self._folder, self._records)
-        measured = self._measured if self._config.checkpoint.keep_best else {}
-        self._on_all("save_checkpoint", join(self._home, FOLDER), progress, measured)
+        accuracies = self._accuracies if self._config.checkpoint.keep_best else {}
+        self._on_all("save_checkpoint", join(self._home, FOLDER), progress, accuracies)
         self._saved = progress.step
 
     def _on_all(self, method: str, *arguments: Any) -> Any:
@@ -273,9 +275,9 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _is_best(measured: Mapping[int, float], step: int) -> bool:
-    """Whether the measurement after `step` is the best, the first of equal ones, after any training."""
-    return step == max((at for at in measured if at > 0), key=measured.__getitem__, default=0)
+def _is_best(accuracies: Mapping[int, float], step: int) -> bool:
+    """Whether the evaluation after `step` is the best, the first of equal ones, after any training."""
+    return step == max((at for at in accuracies if at > 0), key=accuracies.__getitem__, default=0)
 
 
 def _ahead(config: Config, step: int) -> int:
