@@ -55,7 +55,7 @@ docs: setup-dev  ## the documentation as a site in site/, with every setting; a 
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo site/index.html
 
 docs-serve: setup-dev  ## the same at http://127.0.0.1:8000, built again as pages change
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --watch SECURITY.md --watch adagrpo_ray/config
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --watch SECURITY.md --watch adagrpo_ray/config --watch adagrpo_ray/runs
 
 chaos: setup-dev  ## a run of 30 steps under 16 faults against the same run left alone; ARGS="--steps 10 --faults 4"
 	$(PY) -m tests.chaos $(ARGS)
