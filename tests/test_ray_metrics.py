@@ -148,7 +148,7 @@ def test_whatever_ray_raises_costs_the_metrics_and_not_the_run(
 
 
 def test_the_dashboard_is_made_from_the_registry() -> None:
-    assert DASHBOARD.read_text() == grafana.as_json(), "python -m adagrpo_ray.tracking.grafana makes it anew"
+    assert DASHBOARD.read_text() == grafana.as_json(), "make dashboard writes it"
 
 
 def test_the_dashboard_asks_for_all_metrics_that_have_a_panel() -> None:

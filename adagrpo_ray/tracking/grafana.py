@@ -1,6 +1,6 @@
 """Grafana's dashboard of a run, made from the registry of metrics: cluster/grafana/adagrpo.json.
 
-`python -m adagrpo_ray.tracking.grafana > cluster/grafana/adagrpo.json` makes the file anew; a test holds it equal.
+`make dashboard` writes the file, and a test holds it equal.
 """
 
 from __future__ import annotations
@@ -112,7 +112,3 @@ def _target(metric: Metric, place: int) -> dict[str, Any]:
         "expr": query,
         "legendFormat": f"{{{{run}}}} {legend}",
     }
-
-
-if __name__ == "__main__":
-    print(as_json(), end="")
