@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,12 @@ def test_a_run_of_an_older_version_is_refused_as_such(tmp_path: Path) -> None:
         r"metrics\.jsonl was written by an older version of adagrpo_ray \(no 'reward', but 'reward_avg'\); "
         "read it with that version, or choose another run$"
     )
-    for read in (load, lambda folder: Follower(folder).read(), lambda folder: reports.read(str(folder))):
+    readers: list[Callable[[Path], object]] = [
+        load,
+        lambda path: Follower(path).read(),
+        lambda path: reports.read(str(path)),
+    ]
+    for read in readers:
         with pytest.raises(HistoryError, match=wanted):
             read(folder)
 

@@ -101,29 +101,25 @@ class Series:
 
 
 @cache
-def metrics_of(record: type[Record]) -> tuple[Metric, ...]:
-    """The metrics that a kind of record declares, in the order of its fields."""
+def metrics_of(record: type[Record], panel: Panel | None = None) -> tuple[Metric, ...]:
+    """The metrics that a kind of record declares, in the order of its fields; of a panel, if one is given."""
     hints = get_type_hints(record, include_extras=True)
     return tuple(
         replace(metric, field=field)
         for field, hint in hints.items()
         for metric in getattr(hint, "__metadata__", ())
-        if isinstance(metric, Metric)
+        if isinstance(metric, Metric) and (panel is None or metric.panel is panel)
     )
 
 
-def values_of(record: Record, panel: Panel | None = None) -> Iterator[Value]:
-    """The values of a record's metrics, or of those in a panel; none for the nameless difficulty."""
+def values_of(record: Record) -> Iterator[Value]:
+    """The values of a record's metrics; none for the nameless difficulty."""
     for metric in metrics_of(type(record)):
-        if panel is not None and metric.panel is not panel:
-            continue
         value = getattr(record, metric.field)
-        if isinstance(value, Mapping):
-            yield from (Value(metric, item, of) for of, item in value.items() if of)
-        elif isinstance(value, tuple):
-            yield from (Value(metric, item, str(number)) for number, item in enumerate(value))
-        else:
+        if metric.label is None:
             yield Value(metric, value)
+        else:
+            yield from (Value(metric, item, of) for of, item in _by_label(value).items())
 
 
 def scalars(record: Record) -> dict[str, float]:
@@ -133,13 +129,27 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def series(records: Sequence[Record], panel: Panel) -> dict[str, Series]:
-    """The values of a panel's metrics in `records` by tag; a record that has none counts 0 of a counter, else None."""
-    rows = [{value.tag: value for value in values_of(record, panel)} for record in records]
-    metrics = {tag: value.metric for row in rows for tag, value in row.items()}
-    return {
-        tag: Series(metric, tuple(row[tag].value if tag in row else 0 if metric.counter else None for row in rows))
-        for tag, metric in metrics.items()
-    }
+    """The values of a panel's metrics in records of one kind, by tag.
+
+    A record without a label that others have counts 0 of a counter, else it has None.
+    """
+    found = {}
+    for metric in metrics_of(type(records[0]), panel) if records else ():
+        column = [getattr(record, metric.field) for record in records]
+        if metric.label is None:
+            found[metric.name] = Series(metric, tuple(column))
+            continue
+        rows, missing = [_by_label(value) for value in column], 0 if metric.counter else None
+        for of in dict.fromkeys(of for row in rows for of in row):
+            found[metric.tag(of)] = Series(metric, tuple(row.get(of, missing) for row in rows))
+    return found
+
+
+def _by_label(value: Mapping[str, float | None] | Sequence[float]) -> Mapping[str, float | None]:
+    """The values of a metric by its label, which is the place in a sequence; without the nameless difficulty."""
+    if isinstance(value, Mapping):
+        return {of: item for of, item in value.items() if of}
+    return {str(place): item for place, item in enumerate(value)}
 
 
 _LABEL = re.compile(r"\{(\w+)\}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from adagrpo_ray.runs.markdown import cell
 from adagrpo_ray.runs.metric import Metric, metrics_of
+from adagrpo_ray.runs.record import Record
 from adagrpo_ray.runs.records import EvaluationRecord, RolloutLoad, StepRecord
 
 HEAD = """# Metrics
@@ -19,7 +20,7 @@ that ends in `_total` is counted over the run. *Combined* says how the values of
 `last` means that there is one value, or the same on all ranks. A metric that was not measured in a step is null in
 `metrics.jsonl`, and has no point elsewhere.
 """
-SECTIONS = (
+SECTIONS: tuple[tuple[str, type[Record]], ...] = (
     ("Of a step", StepRecord),
     ("Of an evaluation on the held-out prompts, in `evaluations.jsonl`", EvaluationRecord),
     ("Of a rollout actor, in Prometheus alone", RolloutLoad),

@@ -42,7 +42,7 @@ class Record:
         always measured.
         """
         wanted = [f for f in fields(cls) if f.name in values or (f.default is MISSING is f.default_factory)]
-        unknown = sorted(values.keys() - {field.name for field in fields(cls)}) if isinstance(values, Mapping) else ()
+        unknown = sorted(values.keys() - {field.name for field in fields(cls)}) if isinstance(values, Mapping) else []
         for field in wanted:
             if field.name not in values and unknown:
                 raise OlderVersionError(f"no {field.name!r}, but {unknown[0]!r}")
