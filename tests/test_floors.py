@@ -33,7 +33,7 @@ def names_in(node: ast.stmt, module: str) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        assert node.difficulty == 0, f"{module} has a relative import"
+        assert node.level == 0, f"{module} has a relative import"
         for alias in node.names:
             inner = f"{node.module}.{alias.name}"
             yield inner if inner in MODULES else str(node.module)

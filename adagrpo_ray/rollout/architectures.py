@@ -83,7 +83,7 @@ def _names(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.ClassDef):
             yield node.name, module
         elif isinstance(node, ast.ImportFrom):
-            up = package.rsplit(".", node.difficulty - 1)[0] if node.difficulty else ""
+            up = package.rsplit(".", node.level - 1)[0] if node.level else ""
             place = ".".join(part for part in (up, node.module or "") if part)
             yield from ((alias.asname or alias.name, place) for alias in node.names)
 
