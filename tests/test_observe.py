@@ -634,9 +634,9 @@ def test_levels_are_in_the_order_of_their_numbers() -> None:
     assert wording.difficulties(["10", "2", "difficulty 3", "", "difficulty 12", "2", "hard"]) == [
         "2",
         "10",
-        "hard",
         "difficulty 3",
         "difficulty 12",
+        "hard",
     ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal, get_type_hints
 
 from adagrpo_ray.runs.names import name_of
@@ -100,16 +99,16 @@ class Series:
     values: tuple[float | None, ...]
 
 
-@cache
 def metrics_of(record: type[Record], panel: Panel | None = None) -> tuple[Metric, ...]:
     """The metrics that a kind of record declares, in the order of its fields; of a panel, if one is given."""
-    hints = get_type_hints(record, include_extras=True)
-    return tuple(
-        replace(metric, field=field)
-        for field, hint in hints.items()
-        for metric in getattr(hint, "__metadata__", ())
-        if isinstance(metric, Metric) and (panel is None or metric.panel is panel)
-    )
+    if record not in _DECLARED:
+        _DECLARED[record] = tuple(
+            replace(metric, field=field)
+            for field, hint in get_type_hints(record, include_extras=True).items()
+            for metric in getattr(hint, "__metadata__", ())
+            if isinstance(metric, Metric)
+        )
+    return tuple(metric for metric in _DECLARED[record] if panel is None or metric.panel is panel)
 
 
 def values_of(record: Record) -> Iterator[Value]:
@@ -152,4 +151,5 @@ def _by_label(value: Mapping[str, float | None] | Sequence[float]) -> Mapping[st
     return {str(place): item for place, item in enumerate(value)}
 
 
+_DECLARED: dict[type[Record], tuple[Metric, ...]] = {}
 _LABEL = re.compile(r"\{(\w+)\}")

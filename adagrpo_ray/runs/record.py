@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
@@ -51,10 +50,15 @@ class Record:
         return cls(**{field.name: recorded(values[field.name]) for field in wanted})
 
 
-@cache
 def optional(record: type[Record]) -> frozenset[str]:
     """The fields of a kind of record that may be None."""
-    return frozenset(name for name, hint in get_type_hints(record).items() if NoneType in get_args(hint))
+    if record not in _OPTIONAL:
+        hints = get_type_hints(record)
+        _OPTIONAL[record] = frozenset(name for name, hint in hints.items() if NoneType in get_args(hint))
+    return _OPTIONAL[record]
+
+
+_OPTIONAL: dict[type[Record], frozenset[str]] = {}
 
 
 def jsonable(value: object) -> object:
