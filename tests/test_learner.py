@@ -178,7 +178,7 @@ def test_two_ranks_train_like_one(model_path: str, expected: list[Any], stage: i
             difficulty: aggregate.mean for difficulty, aggregate in one.statistics.entropy_by_difficulty.items()
         }
         assert set(by_difficulty) == {"easy", "hard", ""}
-        assert merged.figures()["entropy_by_difficulty"] == pytest.approx(by_difficulty, rel=1e-4)
+        assert merged.metrics()["entropy_by_difficulty"] == pytest.approx(by_difficulty, rel=1e-4)
         assert reports[0].grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
     for rank in ranks:
         ray.kill(rank)
