@@ -3,7 +3,7 @@ PY := .venv/bin/python
 TINY := launch/configs/tiny-cpu.yaml
 CONFIG ?= $(TINY)
 
-.PHONY: help train train-real ui tiny-model check unit test test-slow test-ui test-real test-faults lint style types docs docs-serve chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
+.PHONY: help train train-real ui tiny-model check unit test test-slow test-ui test-real test-faults lint style types docs docs-serve dashboard chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -66,7 +66,11 @@ docs: setup-dev  ## the documentation as a site in site/, with every setting; a 
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo site/index.html
 
 docs-serve: setup-dev  ## the same at http://127.0.0.1:8000, built again as pages change
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --watch SECURITY.md --watch adagrpo_ray/config
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --watch SECURITY.md --watch adagrpo_ray/config --watch adagrpo_ray/runs
+
+dashboard: setup  ## write Grafana's dashboard out of the registry of metrics
+	$(PY) -c "from pathlib import Path; from adagrpo_ray.tracking.grafana import as_json; \
+		Path('cluster/grafana/adagrpo.json').write_text(as_json())"
 
 chaos: setup-dev  ## a run of 30 steps under 16 faults against the same run left alone; ARGS="--steps 10 --faults 4"
 	$(PY) -m tests.support.chaos $(ARGS)

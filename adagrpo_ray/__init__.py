@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         RolloutError,
         StoppedError,
     )
-    from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+    from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
     from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
+    from adagrpo_ray.runs.summary import Summary
     from adagrpo_ray.stop import Stop
     from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
 
@@ -67,8 +68,9 @@ _HOMES = {
     "algorithm.ladder": ("Ladder",),
     "api": ("Callback", "train"),
     "config.tree": ("Config",),
-    "runs.records": ("EvaluationRecord", "StepRecord", "Summary"),
+    "runs.records": ("EvaluationRecord", "StepRecord"),
     "runs.samples": ("AttemptSample", "CompletionSample", "GroupSample"),
+    "runs.summary": ("Summary",),
     "stop": ("Stop",),
     "types": ("Attempt", "Completion", "Group", "Prompt", "SamplingParams"),
 }

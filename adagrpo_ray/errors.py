@@ -13,7 +13,7 @@ AdaGRPOError
 ├── DivergedError    updates were skipped one after the other, or weights are not finite
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
-├── RecordError      a figure is infinite or NaN, which is a fault of this library
+├── RecordError      a metric is infinite or NaN, which is a fault of this library
 ├── HistoryError     a run folder cannot be read back, or is none
 ├── ChatError        a message cannot be answered, or a conversation cannot be kept
 ├── TrackingError    a tracker cannot take the run, which continues without it
@@ -80,7 +80,7 @@ class CheckpointError(AdaGRPOError, RuntimeError):
 
 
 class RecordError(AdaGRPOError, ValueError):
-    """A figure is infinite or NaN, which is a fault of this library."""
+    """A metric is infinite or NaN, which is a fault of this library."""
 
 
 class HistoryError(AdaGRPOError, ValueError):

@@ -13,7 +13,7 @@ from types import FrameType
 class Stop(Event):
     """Once it is `set`, from a callback or another thread, a run ends its step or gives it up, and keeps the last one.
 
-    It then has a checkpoint, an adapter and the summary of its steps so far, without another measurement. Where signals
+    It then has a checkpoint, an adapter and the summary of its steps so far, without another evaluation. Where signals
     `interrupted` it, it has the checkpoint alone and raises StoppedError.
     """
 

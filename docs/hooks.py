@@ -1,4 +1,4 @@
-"""Pages that mkdocs adds to those of this folder: the table of all settings, and SECURITY.md."""
+"""Pages that mkdocs adds to those of this folder: all settings and all metrics, made from the code, and SECURITY.md."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from adagrpo_ray.config.explain import as_markdown
+from adagrpo_ray.config import explain
+from adagrpo_ray.runs import metric_table
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"SECURITY.md": "security.md", "adagrpo_ray/config/tree.py": "configuration.md"}
+PAGES = {
+    "SECURITY.md": "security.md",
+    "adagrpo_ray/config/tree.py": "configuration.md",
+    "adagrpo_ray/runs/records.py": "metrics.md",
+}
 """Files of the repository that the site has as pages."""
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([^)#]+)(#[^)]*)?\)")  # a link to a file that is not in docs/
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    files.append(File.generated(config, "configuration.md", content=as_markdown()))
+    files.append(File.generated(config, "configuration.md", content=explain.as_markdown()))
+    files.append(File.generated(config, "metrics.md", content=metric_table.as_markdown()))
     security = (ROOT / "SECURITY.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "security.md", content=security))
     return files

@@ -1,4 +1,4 @@
-"""Measure a base model and adapters side by side: python launch/evaluate.py --adapter runs/NAME [key=value ...]"""
+"""Evaluate a base model and adapters side by side: python launch/evaluate.py --adapter runs/NAME [key=value ...]"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOG_WIDTH = 240  # of tables where there is no window that they have to fit into
 
 
 class Stopping(Exit):
-    """The same, which says what becomes of a measurement."""
+    """The same, which says how an evaluation ends."""
 
     told = b"stopping: finished problems are kept; once more to leave at once\n"
 
@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     lines = [f"  {key}  (default: {default})\n      {text}" for key, default, text in settings()]
     parser = argparse.ArgumentParser(
         prog="launch/evaluate.py",
-        description="Measure a base model and any number of adapters on the same problems, side by side.",
+        description="Evaluate a base model and any number of adapters on the same problems, side by side.",
         usage="%(prog)s [options] [--adapter PATH ...] [key=value ...]",
         epilog="Given again, the same command goes on where it was stopped or killed.\n\n"
         "settings, as overrides or in the YAML file (those of learner and algorithm are of no account here):\n"
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--base",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure the base model too, the first of all (default); --no-base: the adapters alone",
+        help="evaluate the base model too, the first of all (default); --no-base: the adapters alone",
     )
     parser.add_argument(
         "--config",

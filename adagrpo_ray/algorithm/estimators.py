@@ -11,16 +11,16 @@ Z_95 = 1.959963984540054  # of the normal distribution, two-sided
 CHUNK = 64  # draws at a time, so that memory stays small with many problems
 
 
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Chance that at least one of k completions is right, where `right` of n are: unbiased for k <= n.
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that at least one of k completions is correct, where `correct` of n are: unbiased for k <= n.
 
-    1 - C(n - right, k) / C(n, k): of all choices of k among the n, the share that holds a right one (Chen et al.,
-    "Evaluating Large Language Models Trained on Code", 2021, eq. 1). ValueError unless 0 <= right <= n and
-    1 <= k <= n. Worked example: n = 4, right = 1, k = 2 gives 1 - 3/6 = 0.5.
+    1 - C(n - correct, k) / C(n, k): of all choices of k among the n, the share that holds a correct one (Chen et al.,
+    "Evaluating Large Language Models Trained on Code", 2021, eq. 1). ValueError unless 0 <= correct <= n and
+    1 <= k <= n. Worked example: n = 4, correct = 1, k = 2 gives 1 - 3/6 = 0.5.
     """
-    if not (0 <= right <= n and 1 <= k <= n):
-        raise ValueError(f"pass@{k} of {right} right completions in {n}; give 0 <= right <= n and 1 <= k <= n")
-    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+    if not (0 <= correct <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} of {correct} correct completions in {n}; give 0 <= correct <= n and 1 <= k <= n")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def powers_of_two(n: int) -> tuple[int, ...]:
@@ -30,9 +30,9 @@ def powers_of_two(n: int) -> tuple[int, ...]:
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """95 % interval of a share, `successes` of n (Wilson, "Probable inference", 1927); of use at 0 and n too."""
-    share, spread = successes / n, Z_95 * Z_95 / n
-    half = Z_95 * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    low, high = ((share + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
+    share, squared = successes / n, Z_95 * Z_95 / n
+    half = Z_95 * math.sqrt(share * (1 - share) / n + squared / (4 * n))
+    low, high = ((share + squared / 2 + sign * half) / (1 + squared) for sign in (-1, 1))
     return low if successes else 0.0, high if successes < n else 1.0  # there without errors of rounding
 
 

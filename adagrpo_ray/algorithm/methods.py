@@ -30,7 +30,7 @@ class Method:
 def make_method(settings: AlgorithmSettings, functions: Sequence[str], given: Given = NOTHING) -> Method:
     """The method that `settings.name` names; `functions` are the reward functions' names.
 
-    `grpo`: every group is trained on as it is (arXiv 2402.03300). `dapo`: groups without spread of rewards
+    `grpo`: every group is trained on as it is (arXiv 2402.03300). `dapo`: groups with zero reward std
     are dropped and other prompts sampled until the step is full (dynamic sampling, arXiv 2503.14476, section
     3.2). `adagrpo`: failing groups climb the ladder of the triggers, or one of the user's own, and
     earlier results size the groups. Raises ConfigError for a bad criterion or ladder.

@@ -49,12 +49,12 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class UpdateStatistics:
-    """Detached figures of one optimizer step, as plain floats.
+    """Detached statistics of one optimizer step, as plain floats.
 
     `loss` is the sum that the gradient is of, so losses of micro-batches and ranks add up. All else counts tokens of
     weight above 0 alike, whatever the loss's normalisation, as TRL's metrics do (`global_masked_mean` in its
-    grpo_trainer.py): `kl` to the reference policy; `ratio` policy / old; `importance_ratio`, the correction as it
-    multiplies the loss, one value a token or, by sequence, one a completion; `logp_difference`
+    grpo_trainer.py): `kl` to the reference policy; `ratio` policy / old; `importance_ratio`, the rollout correction as
+    it multiplies the loss, one value a token or, by sequence, one a completion; `logp_difference`
     |old - behaviour| log-probability, if both are finite; `entropy` of the policy in nats, and `entropy_by_difficulty`.
     Of `tokens`, those whose ratio stopped counting below (`clipped_low`) or above (`clipped_high`) the clip range,
     and those whose importance weight was `truncated` to a bound or `masked` by being outside of both.
@@ -79,29 +79,33 @@ class UpdateStatistics:
             **{f.name: _merged(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         )
 
-    def figures(self) -> dict[str, Any]:
-        """The figures by their names in `StepRecord`; None if nothing was measured.
+    def metrics(self) -> dict[str, Any]:
+        """The metrics by their names in `StepRecord`; None if there are no values.
 
         What is not finite stays so: such an update is not made, and a record refuses it.
         """
-        shares = {"clip_low": self.clipped_low, "clip_high": self.clipped_high, "capped_share": self.truncated}
-        shares |= {"clip_share": self.clipped_low + self.clipped_high, "masked_share": self.masked}
-        single = {
+        counts = {
+            "clip_ratio_low_mean": self.clipped_low,
+            "clip_ratio_high_mean": self.clipped_high,
+            "clip_ratio_region_mean": self.clipped_low + self.clipped_high,
+            "importance_sampling_ratio_frac_truncated": self.truncated,
+            "importance_sampling_ratio_frac_masked": self.masked,
+        }
+        return {
             "loss": self.loss if self.tokens else None,
             "kl": self.kl.mean,
-            "ratio_min": self.ratio.low,
-            "ratio_mean": self.ratio.mean,
-            "ratio_max": self.ratio.high,
-            "behaviour_gap": self.logp_difference.mean,
-            "behaviour_gap_max": self.logp_difference.high,
-            "correction_min": self.importance_ratio.low,
-            "correction_mean": self.importance_ratio.mean,
-            "correction_max": self.importance_ratio.high,
+            "policy_ratio_min": self.ratio.low,
+            "policy_ratio_mean": self.ratio.mean,
+            "policy_ratio_max": self.ratio.high,
+            "sampling_logp_difference_mean": self.logp_difference.mean,
+            "sampling_logp_difference_max": self.logp_difference.high,
+            "importance_sampling_ratio_min": self.importance_ratio.low,
+            "importance_sampling_ratio_mean": self.importance_ratio.mean,
+            "importance_sampling_ratio_max": self.importance_ratio.high,
             "entropy": self.entropy.mean,
-            **{name: count / self.tokens if self.tokens else None for name, count in shares.items()},
+            "entropy_by_difficulty": {name: values.mean for name, values in self.entropy_by_difficulty.items()},
+            **{name: count / self.tokens if self.tokens else None for name, count in counts.items()},
         }
-        by_difficulty = {difficulty: aggregate.mean for difficulty, aggregate in self.entropy_by_difficulty.items()}
-        return {**single, "entropy_by_difficulty": by_difficulty}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.source import is_hub_name
 from adagrpo_ray.model.identity import ModelIdentity, front_matter
-from adagrpo_ray.runs.records import Summary
+from adagrpo_ray.runs.summary import Summary
 
 CARD = "README.md"
 OURS = "adagrpo_ray"
@@ -48,7 +48,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Merge:
-    """How an adapter was merged: `dtype` of the weights, and the check's figures in words (None: not checked).
+    """How an adapter was merged: `dtype` of the weights, and the check's result in words (None: not checked).
 
     `plain` says that it was trained on prompts of plain text.
     """
@@ -73,8 +73,9 @@ def adapter_card(facts: Facts) -> str:
     """The card of the adapter that a run leaves."""
     config, base, summary = facts.config, facts.base, facts.summary
     gain = ""
-    if summary.accuracy_before is not None and summary.accuracy_after is not None:
-        gain = f" Held-out accuracy: {summary.accuracy_before:.3f} before, {summary.accuracy_after:.3f} after."
+    if summary.eval_accuracy_before is not None and summary.eval_accuracy_after is not None:
+        before, after = summary.eval_accuracy_before, summary.eval_accuracy_after
+        gain = f" Held-out accuracy: {before:.3f} before, {after:.3f} after."
     title = f"# {summary.name}\n\n" + (
         f"A LoRA adapter for {sections.base_in_words(base)}, trained on {sections.data_in_words(config)} with "
         f"reinforcement learning from verifiable rewards ({sections.METHODS[config.algorithm.name]}), by adagrpo_ray."
@@ -119,8 +120,8 @@ def _adapter_head(facts: Facts) -> dict[str, Any]:
     head |= {"license": base.license} if base.license else {}
     head |= {"datasets": [source]} if on_hub else {}
     head["tags"] = [*dict.fromkeys(["lora", "grpo", config.algorithm.name, "reinforcement-learning", OURS])]
-    if summary.accuracy_after is not None:
-        head["model-index"] = [_result(facts, source if on_hub else None, summary.accuracy_after)]
+    if summary.eval_accuracy_after is not None:
+        head["model-index"] = [_result(facts, source if on_hub else None, summary.eval_accuracy_after)]
     head[OURS] = {"base_fingerprint": base.fingerprint, "base_revision": base.revision}
     return head
 

@@ -15,7 +15,7 @@ from adagrpo_ray.data.source import is_generated, is_hub_name
 from adagrpo_ray.model.gguf_file import base_name
 from adagrpo_ray.model.identity import TINY, ModelIdentity
 from adagrpo_ray.runs.markdown import cell, code, fenced, literal
-from adagrpo_ray.runs.records import Summary
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.runs.wording import change, difficulties, few, number, rungs, shown, whole
 from adagrpo_ray.types import SamplingParams
 
@@ -86,7 +86,7 @@ def base_model(base: ModelIdentity, adapter: str | None = None) -> str:
 
 
 def data(config: Config, prompts: tuple[int, int] | None) -> str:
-    """What it was trained and measured on, and what counted as right."""
+    """What it was trained and evaluated on, and which completions counted as correct."""
     d, rewards = config.data, config.rewards
     rows = [("data", data_in_words(config))]
     if d.source == ARITHMETIC:
@@ -101,8 +101,8 @@ def data(config: Config, prompts: tuple[int, int] | None) -> str:
     if prompts is not None:
         rows += [("prompts trained on", str(prompts[0])), ("prompts held out", str(prompts[1]))]
     rows += [(f"reward: {literal(shown(r.function))}", f"weight {r.weight:g}") for r in rewards.functions]
-    right = rewards.correct_by or rewards.functions[-1].function
-    rows.append(("a completion is right", f"where {literal(shown(right))} is above {rewards.correct_above:g}"))
+    decides = rewards.correct_by or rewards.functions[-1].function
+    rows.append(("a completion is correct", f"if {literal(shown(decides))} is above {rewards.correct_above:g}"))
     return "## Data and rewards\n\n" + _table(("", ""), rows)
 
 
@@ -125,14 +125,15 @@ def training(config: Config) -> str:
 def results(config: Config, summary: Summary) -> str:
     """Held-out accuracy before and after, what resampling cost and brought, tokens."""
     e = config.evaluation
-    if summary.accuracy_before is None and summary.accuracy_after is None:
-        measured = "Held-out accuracy was not measured.\n"
+    if summary.eval_accuracy_before is None and summary.eval_accuracy_after is None:
+        accuracy = "Held-out accuracy was not evaluated.\n"
     else:
         named, others = few(
-            difficulties([*summary.accuracy_by_difficulty_before, *summary.accuracy_by_difficulty_after])
+            difficulties([*summary.eval_accuracy_by_difficulty_before, *summary.eval_accuracy_by_difficulty_after])
         )
-        before, after = summary.accuracy_by_difficulty_before, summary.accuracy_by_difficulty_after
-        rows = [("all", *_compared(summary.accuracy_before, summary.accuracy_after), str(sum(summary.resamples)))] + [
+        before, after = summary.eval_accuracy_by_difficulty_before, summary.eval_accuracy_by_difficulty_after
+        whole_set = _compared(summary.eval_accuracy_before, summary.eval_accuracy_after)
+        rows = [("all", *whole_set, str(sum(summary.resamples)))] + [
             (
                 literal(shown(name)),
                 *_compared(before.get(name), after.get(name)),
@@ -141,8 +142,8 @@ def results(config: Config, summary: Summary) -> str:
             for name in named
         ]
         rows += [(others, "", "", "", "")] if others else []
-        measured = (
-            f"Share of right completions on held-out prompts, {e.samples} for each at temperature "
+        accuracy = (
+            f"Share of correct completions on held-out prompts, {e.samples} for each at temperature "
             f"{e.sampling.temperature:g}.\n\n" + _table(("class", "before", "after", "change", "resamples"), rows)
         )
     cost = _table(
@@ -151,7 +152,7 @@ def results(config: Config, summary: Summary) -> str:
             ("steps", f"{summary.steps} in {summary.seconds:,.0f} s"),
             ("tokens generated", f"{summary.generated_tokens:,}, of which {summary.extra_tokens:,} by resamples"),
             ("tokens trained on", f"{summary.trained_tokens:,}"),
-            ("tokens for each group with spread", whole(summary.tokens_per_informative_group)),
+            ("tokens for each informative group", whole(summary.tokens_per_informative_group)),
             ("resamples by rung", rungs(summary.resamples)),
             ("of these met the criterion", rungs(summary.rescued)),
             ("groups that never did", str(summary.groups_exhausted)),
@@ -159,7 +160,7 @@ def results(config: Config, summary: Summary) -> str:
             ("updates skipped", str(summary.skipped_updates)),
         ],
     )
-    return f"## Results\n\n{measured}\n{cost}"
+    return f"## Results\n\n{accuracy}\n{cost}"
 
 
 def made(command: str | None, versions: Mapping[str, str], config: str) -> str:

@@ -64,8 +64,8 @@ def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:
     """The past of the run at `where`: "auto" for that of `run.name`, a run folder, one of its checkpoints, or the file
     `best` beside them.
 
-    Tells which checkpoint it takes and which it passes over. Raises CheckpointError where there is no good one,
-    ConfigError where the settings are not those of the run.
+    Tells which checkpoint it takes and which it passes over. Raises CheckpointError if there is no good one,
+    ConfigError if the settings are not those of the run, HistoryError if an older version wrote it.
     """
     if where == AUTO:
         return past_of(_of_name(config), config, tell)
@@ -97,11 +97,11 @@ def _find(place: Path, auto: bool, config: Config, tell: Callable[[str], None], 
             return Past(folder, Mark(-1, {}))
         path = found
     progress = checkpoint.progress(path)
+    mark = Mark(progress.step, progress.sizes)
+    records, evaluations = mark.read(folder)  # first: an older version's settings have other names too
     check_fixed(config, progress.settings)
     if progress.step > config.run.steps:
         raise ConfigError(f"run.steps={config.run.steps} is less than the {progress.step} steps of {path}; raise it")
-    mark = Mark(progress.step, progress.sizes)
-    records, evaluations = mark.read(folder)
     tell(f"going on after step {progress.step}, from {path}")
     return Past(folder, mark, path, tuple(records), tuple(evaluations))
 

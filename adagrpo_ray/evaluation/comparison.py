@@ -1,4 +1,4 @@
-"""From finished problems to figures with intervals, and to differences between models. Pure."""
+"""From finished problems to metrics with intervals, and to differences between models. Pure."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ class Estimate(Record):
 
 @dataclass(frozen=True)
 class ModelMetrics(Record):
-    """One model. `not_scored` of its problems count as wrong; figures are shares, but for those of LENGTHS."""
+    """One model. `not_scored` of its problems count as wrong; metrics are shares, but for those of LENGTHS."""
 
     name: str
     folder: str
     digest: str
     not_scored: int
-    figures: Mapping[str, Estimate]
+    metrics: Mapping[str, Estimate]
     accuracy_by_difficulty: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
 class Difference(Record):
-    """The figures of `second` less those of `first`, on how many problems it is more often right, and less often."""
+    """The metrics of `second` less those of `first`, on how many problems it is more often correct, and less often."""
 
     first: str
     second: str
     better: int
     worse: int
-    figures: Mapping[str, Estimate]
+    metrics: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> 
             second=models[other][0],
             better=int((accuracy > 0).sum()),
             worse=int((accuracy < 0).sum()),
-            figures=_estimates(names, values, means[len(models) + number], shares=False),
+            metrics=_estimates(names, values, means[len(models) + number], shares=False),
         )
 
     return Comparison(
@@ -97,7 +97,7 @@ def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> 
                 folder=folder,
                 digest=digest,
                 not_scored=sum(bool(result.error) for result in results),
-                figures=_estimates(names, values, mean),
+                metrics=_estimates(names, values, mean),
                 accuracy_by_difficulty=_by_difficulty(results, values[:, [names.index(ACCURACY)]]),
             )
             for (name, folder, digest, results), values, mean in zip(models, stacked, means, strict=False)
@@ -107,7 +107,7 @@ def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> 
 
 
 def _values(results: Sequence[ProblemResult]) -> dict[str, NDArray[np.float64]]:
-    """Each figure's value [P] on each problem."""
+    """Each metric's value [P] on each problem."""
     return {
         name: np.array(column, np.float64)
         for name, column in zip(_names(results), zip(*map(_of_problem, results), strict=True), strict=True)
@@ -119,9 +119,9 @@ def _names(results: Sequence[ProblemResult]) -> list[str]:
     return [
         ACCURACY,
         *(f"pass@{k}" for k in powers_of_two(samples)),
-        "right_answer_and_format",
-        "right_answer_anywhere",
-        "right_format",
+        "correct_answer_and_format",
+        "correct_answer_anywhere",
+        "correct_format",
         "format_errors",
         "cut_off",
         *LENGTHS,
@@ -129,20 +129,20 @@ def _names(results: Sequence[ProblemResult]) -> list[str]:
 
 
 def _of_problem(result: ProblemResult) -> list[float]:
-    """The figures of one problem, in the order of `_names`."""
+    """The metrics of one problem, in the order of `_names`."""
     completions = result.completions
-    n, right = len(completions), sum(c.correct for c in completions)
+    n, correct = len(completions), sum(c.correct for c in completions)
 
     def share(marks: Sequence[bool]) -> float:
         return sum(marks) / n
 
     return [
-        right / n,
-        *(pass_at_k(n, right, k) for k in powers_of_two(n)),
-        share([c.correct and c.right_format for c in completions]),
-        share([c.right_anywhere for c in completions]),
-        share([c.right_format for c in completions]),
-        share([not c.right_format for c in completions]),
+        correct / n,
+        *(pass_at_k(n, correct, k) for k in powers_of_two(n)),
+        share([c.correct and c.correct_format for c in completions]),
+        share([c.correct_anywhere for c in completions]),
+        share([c.correct_format for c in completions]),
+        share([not c.correct_format for c in completions]),
         share([c.cut_off for c in completions]),
         sum(c.tokens for c in completions) / n,
         sum(len(c.text) for c in completions) / n,

@@ -1,4 +1,4 @@
-"""Models measured one after another on the same rollout actors, without a learner."""
+"""Models evaluated one after another on the same rollout actors, without a learner."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AHEAD = 2  # how many times the sequences that all actors decode at once may be 
 
 
 class Watcher(Protocol):
-    """Who hears how a measurement goes on."""
+    """Who hears how an evaluation goes on."""
 
     def phase(self, text: str) -> None:
         """Something begins, or is worth saying."""
@@ -49,12 +49,12 @@ class Watcher(Protocol):
         """A model's turn: the accuracies of its problems that are finished already, of so many in all."""
 
     def problem(self, accuracy: float, tokens: int) -> None:
-        """One more of its problems is finished: the share of right completions, and what they took."""
+        """One more of its problems is finished: the share of correct completions, and what they took."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is to be measured: checked, and nothing started. `settings` are those that results depend on."""
+    """What is to be evaluated: checked, and nothing started. `settings` are those that results depend on."""
 
     config: Config
     inputs: Inputs
@@ -77,7 +77,7 @@ def plan(
     `adapters` as `locate` takes them; `limit` keeps the first so many prompts of the split.
     """
     if not adapters and not base:
-        raise ConfigError("there is nothing to measure: give --adapter, or leave out --no-base")
+        raise ConfigError("there is nothing to evaluate: give --adapter, or leave out --no-base")
     places = [locate(given, tell) for given in adapters]
     found = [read_adapter(place.folder, OPTION) for place in places]
     config = served(for_measuring(config), found)
@@ -215,11 +215,11 @@ def judge(
                 tokens=len(completion.token_ids),
                 cut_off=completion.finish_reason == "length",
                 reward=float(reward),
-                correct=bool(right),
-                right_format=exact_answer(completion.text, format) is not None,
-                right_anywhere=bool(right) or holds_answer(completion.text, prompt.answer),
+                correct=bool(marked),
+                correct_format=exact_answer(completion.text, format) is not None,
+                correct_anywhere=bool(marked) or holds_answer(completion.text, prompt.answer),
             )
-            for completion, reward, right in zip(completions, scores.rewards, correct, strict=True)
+            for completion, reward, marked in zip(completions, scores.rewards, correct, strict=True)
         ),
     )
 

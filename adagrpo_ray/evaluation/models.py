@@ -1,4 +1,4 @@
-"""Finding the models to measure: the base, and adapters in run folders, checkpoints and PEFT folders."""
+"""Finding the models to evaluate: the base, and adapters in run folders, checkpoints and PEFT folders."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to measure; `weights` are None for the base. `digest` tells it from all others of the same base."""
+    """A model to evaluate; `weights` are None for the base. `digest` tells it from all others of the same base."""
 
     name: str
     folder: str
@@ -123,6 +123,6 @@ def candidates(
         if same is None:
             found.append(new)
         else:
-            tell(f"{new.folder} holds the same weights as {same.folder}: measured once")
+            tell(f"{new.folder} holds the same weights as {same.folder}: evaluated once")
     names = [candidate.name for candidate in found]
     return tuple(replace(c, name=c.name if names.count(c.name) == 1 else c.folder) for c in found)

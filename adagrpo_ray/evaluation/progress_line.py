@@ -1,4 +1,4 @@
-"""How far a measurement is: a bar on a terminal, lines in a log."""
+"""How far an evaluation is: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class EvaluationProgress:
         now, ends = self._clock(), len(self._accuracies) == self._problems
         if self._live is None and (ends or now - self._printed_at >= LINE_INTERVAL_S):
             self._printed_at = now
-            self._console.print("  ".join([self._count(), *self._figures()]), soft_wrap=True)
+            self._console.print("  ".join([self._count(), *self._metrics()]), soft_wrap=True)
         if self._live is not None and ends:
-            self._live.console.print("  ".join([self._count(), *self._figures()]), soft_wrap=True)
+            self._live.console.print("  ".join([self._count(), *self._metrics()]), soft_wrap=True)
 
     def close(self) -> None:
         """Let go of the terminal. Closing twice is fine."""
@@ -75,7 +75,7 @@ class EvaluationProgress:
         width = len(str(self._problems))
         return f"{printable(self._name)}  {len(self._accuracies):>{width}}/{self._problems}"
 
-    def _figures(self) -> list[str]:
+    def _metrics(self) -> list[str]:
         done = self._accuracies
         seconds = max(self._clock() - self._asked_at, 1e-9)
         return [
@@ -94,4 +94,4 @@ class EvaluationProgress:
             ProgressBar(total=self._problems, completed=len(self._accuracies)),
             f"{len(self._accuracies)}/{self._problems}",
         )
-        return Group(line, "  ".join(self._figures()))
+        return Group(line, "  ".join(self._metrics()))

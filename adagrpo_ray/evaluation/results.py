@@ -19,7 +19,7 @@ from typing import Any, Self
 from adagrpo_ray.config.fixed import differences
 from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.evaluation.settings import settings_digest
-from adagrpo_ray.runs.record import Record
+from adagrpo_ray.runs.record import OlderVersionError, Record
 from adagrpo_ray.storage.places import writing
 
 RESULTS = "results.jsonl"
@@ -31,8 +31,8 @@ _writing = partial(writing, otherwise="give another --out")
 class CompletionResult(Record):
     """One completion and what it is worth. `cut_off`: it was still going on at `rollout.max_new_tokens`.
 
-    `correct` is what the run's reward functions say; `right_format` that it keeps the prompted format to the letter;
-    `right_anywhere` that it is correct, or that the right answer stands somewhere in it.
+    `correct` is what the run's reward functions say; `correct_format` that it keeps the prompted format to the letter;
+    `correct_anywhere` that it is correct, or that the correct answer stands somewhere in it.
     """
 
     text: str
@@ -40,8 +40,8 @@ class CompletionResult(Record):
     cut_off: bool
     reward: float
     correct: bool
-    right_format: bool
-    right_anywhere: bool
+    correct_format: bool
+    correct_anywhere: bool
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,10 @@ class ResultFile:
         for number, line in enumerate(lines[1:], start=2):
             try:
                 result = ProblemResult.from_dict(self._parsed(number, line))
+            except OlderVersionError as error:
+                raise ResourceError(
+                    f"{self.path} was written by an older version of adagrpo_ray ({error}); give another --out"
+                ) from None
             except (KeyError, TypeError, AttributeError) as error:
                 raise self._damaged(number, repr(error)) from None
             if result.settings != self.digest:

@@ -27,7 +27,7 @@ COUNTING = (
     *("rewards.functions", "rewards.correct_by", "rewards.correct_above"),
     *("evaluation.samples", "evaluation.sampling", "rollout.max_new_tokens", "rollout.lora_mode"),
 )
-"""Keys of the settings that results depend on. Which prompts are measured is none: each has results of its own."""
+"""Keys of the settings that results depend on. Which prompts are evaluated is none: each has results of its own."""
 
 BASE_WEIGHTS, OWN_REWARD = "(the base model's files)", "(the file of {})"
 PROMPT_NAMES, TEMPLATE = "(the names of prompts)", "(the chat template)"

@@ -20,9 +20,9 @@ JSON, MARKDOWN = "evaluation.json", "evaluation.md"
 Rows = list[tuple[str, list[str]]]
 
 LABELS = {
-    "right_answer_and_format": "right answer and format",
-    "right_answer_anywhere": "right answer anywhere",
-    "right_format": "right format",
+    "correct_answer_and_format": "correct answer and format",
+    "correct_answer_anywhere": "correct answer anywhere",
+    "correct_format": "correct format",
     "format_errors": "format errors",
     "cut_off": "cut off",
     "tokens": "mean length, tokens",
@@ -33,7 +33,7 @@ LABELS = {
 def report(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     """All models side by side, then their differences; within `width` characters where that can be had."""
     yield _about(comparison)
-    rows = figure_rows(comparison)
+    rows = metric_rows(comparison)
     names = [model.name for model in comparison.models]
     label = max(len(name) for name, _ in rows)
     needed = label + sum(2 + max(len(row[1][i]) for row in rows) for i in range(len(names)))
@@ -50,7 +50,7 @@ def report(comparison: Comparison, width: int) -> Iterator[RenderableType]:
 def markdown(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     """The same as a Markdown document, with the settings that it depends on."""
     lines = ["# Evaluation", "", _about(comparison), ""]
-    lines += _lines(["", *(shown(model.name) for model in comparison.models)], figure_rows(comparison))
+    lines += _lines(["", *(shown(model.name) for model in comparison.models)], metric_rows(comparison))
     if comparison.differences:
         lines += ["", *_lines(["accuracy", "difference", "better on", "worse on"], difference_rows(comparison))]
     lines += ["", f"{comparison.confidence}.", "", "| model | where | digest |", "| --- | --- | --- |"]
@@ -82,15 +82,15 @@ def save(folder: Path, comparison: Comparison, settings: Mapping[str, Any]) -> N
             ) from error
 
 
-def figure_rows(comparison: Comparison) -> Rows:
-    """One row a figure: its label, and a cell for each model."""
+def metric_rows(comparison: Comparison) -> Rows:
+    """One row a metric: its label, and a cell for each model."""
     models, n = comparison.models, comparison.samples
     rows: Rows = []
-    for name in models[0].figures:
+    for name in models[0].metrics:
         if name == "pass@1":  # the accuracy once more
             continue
         label = f"accuracy (avg@{n})" if name == ACCURACY else LABELS.get(name, name)
-        rows.append((label, [_shown(model.figures[name], name) for model in models]))
+        rows.append((label, [_shown(model.metrics[name], name) for model in models]))
         if name == ACCURACY:
             named, others = few(
                 difficulties(difficulty for model in models for difficulty in model.accuracy_by_difficulty)
@@ -111,7 +111,7 @@ def difference_rows(comparison: Comparison) -> Rows:
         (
             f"{shown(d.second)} - {shown(d.first)}",
             [
-                _shown(d.figures[ACCURACY], ACCURACY, signed=True),
+                _shown(d.metrics[ACCURACY], ACCURACY, signed=True),
                 f"{d.better} of {comparison.problems}",
                 f"{d.worse} of {comparison.problems}",
             ],
@@ -133,7 +133,7 @@ def _shown(estimate: Estimate, name: str, *, signed: bool = False) -> str:
 
 
 def _grid(head: Sequence[str], rows: Rows) -> Table:
-    """A table without lines, so that it looks the same in every encoding; names left, figures right."""
+    """A table without lines, so that it looks the same in every encoding; names left, numbers right."""
     table = Table(box=None, padding=(0, 0, 0, 2))
     table.add_column(head[0], overflow="fold")
     for name in head[1:]:

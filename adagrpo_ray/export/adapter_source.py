@@ -17,11 +17,11 @@ from adagrpo_ray.checkpoint.resume import FOLDER
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.data import PLAIN
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE, chosen_template
-from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ModelError
+from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, HistoryError, ModelError
 from adagrpo_ray.lora.adapters import Adapter, read_adapter
 from adagrpo_ray.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, Mark
-from adagrpo_ray.runs.records import Summary, summarize
+from adagrpo_ray.runs.summary import Summary, summarize
 from adagrpo_ray.storage import places as storage
 
 CONFIG, ADAPTER = "config.yaml", "adapter"
@@ -130,14 +130,14 @@ def _template(config: Config | None, folder: str) -> str | None:
 
 
 def _summary(run: str, mark: Mark, name: str, local: Path) -> Summary | None:
-    """What the run had measured up to the mark; None where its folder does not tell."""
+    """The sum of the run up to the mark; None if its folder does not hold the records."""
     folder = Path(run)
     if storage.is_url(run):
-        folder = local / "measured"
+        folder = local / "records"
         storage.pull(run, folder, sorted({METRICS, EVALUATIONS} & storage.files(run)))
     try:
         steps, evaluations = mark.read(folder)
-    except CheckpointError:
+    except (CheckpointError, HistoryError):
         return None
     before, after = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
     return summarize(steps, before, after, name=name, folder=run, adapter=run)

@@ -86,14 +86,14 @@ class LearnerEngine:
             if len(old) == number:
                 old.append(logprobs.detach())
             tokens = self._tokens(samples, rows, logprobs, old[number], entropy)
-            loss, figures = policy_loss(tokens, self._config.algorithm.loss)
+            loss, update = policy_loss(tokens, self._config.algorithm.loss)
             gradient.note(
                 (logprobs, tokens.old, tokens.behaviour, tokens.reference, tokens.advantages * tokens.weights, loss)
             )
             gradient.add(torch.autograd.grad(loss, self._trainable, allow_unused=True))
             if self._config.learner.zero_stage == 3:
                 self._engine.optimizer.backward_epilogue()  # gives back weights that no hook of this pass did
-            statistics = statistics.merged(figures)
+            statistics = statistics.merged(update)
         whole = gradient.reduce(self._world_size)
         if whole.cause is not None:
             return whole.cause

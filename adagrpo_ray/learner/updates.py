@@ -1,4 +1,4 @@
-"""What the updates of a step report, and the figures that a step's record has of them."""
+"""Reports of the updates of a step, and the metrics that they make."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 
-OF_LAST = ("clip_share", "clip_low", "clip_high", "ratio_min", "ratio_mean", "ratio_max")
-"""Figures of the ratio policy / old: trivial in the first update on a batch, in which both are the same policy."""
+OF_LAST = (
+    *("clip_ratio_low_mean", "clip_ratio_high_mean", "clip_ratio_region_mean"),
+    *("policy_ratio_min", "policy_ratio_mean", "policy_ratio_max"),
+)
+"""Metrics of the ratio policy / old: trivial in the first update on a batch, in which both are the same policy."""
 OF_BOTH = ("loss", "kl", "entropy", "grad_norm")
-"""Figures that the record of a step with several updates has of the last one too, as `last_loss` and so on."""
+"""Metrics that the record of a step with several updates has of the last one too, as `last_update_loss` and so on."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,20 @@ class TrainReport:
 def update_metrics(reports: Sequence[TrainReport], updates: int) -> dict[str, Any]:
     """The fields of StepRecord that `reports`, one a rank, are about; `updates` is how many a batch may have.
 
-    Figures are of the first update, which is on fresh data, except those of OF_LAST. No reports: nothing was trained.
+    Metrics are of the first update, which is on fresh data, except those of OF_LAST. No reports: nothing was trained.
     """
     first, last = _whole([r.first for r in reports]), _whole([r.last for r in reports])
     return {
         **first,
         **{name: last[name] for name in OF_LAST},
-        **{f"last_{name}": last[name] if updates > 1 else None for name in OF_BOTH},
+        **{f"last_update_{name}": last[name] if updates > 1 else None for name in OF_BOTH},
         "skipped_updates": reports[0].skipped if reports else 0,
     }
 
 
 def _whole(reports: Sequence[UpdateReport | None]) -> dict[str, Any]:
-    """Figures of one update, over all ranks; None if it was not made."""
+    """Metrics of one update, over all ranks; None if it was not made."""
     made = [report for report in reports if report is not None]
     statistics = reduce(UpdateStatistics.merged, (report.statistics for report in made), UpdateStatistics())
-    figures = statistics.figures()
-    return {**figures, "loss": figures["loss"] if made else None, "grad_norm": made[0].grad_norm if made else None}
+    metrics = statistics.metrics()
+    return {**metrics, "loss": metrics["loss"] if made else None, "grad_norm": made[0].grad_norm if made else None}

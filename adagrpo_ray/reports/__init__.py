@@ -1,6 +1,6 @@
 """Runs on a page: figures, tables and example groups of one run, or of several side by side.
 
-`source` reads runs, `examples` picks some of their groups. `figures` says what is drawn, as `bars` or `curves`, by
+`run_data` reads runs, `examples` picks some of their groups. `charts` says what is drawn, as `bars` or `curves`, by
 `drawing` in the colours of `palette`; `tables` what stands in columns. `page` makes one HTML file of all that, and
 `write` puts it where it belongs.
 """

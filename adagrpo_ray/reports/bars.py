@@ -1,4 +1,4 @@
-"""Figures of bars: average reward and resamples by interval of steps, and what came of the resamples."""
+"""Figures of bars: mean reward and resamples by interval of steps, and the result of the resamples."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from adagrpo_ray.reports.chart import Chart
 from adagrpo_ray.reports.drawing import bars, key, panels, titled
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs.measured import ratio
-from adagrpo_ray.runs.records import Interval, intervals
+from adagrpo_ray.runs.summary import Interval, intervals
 
 T = TypeVar("T")
 
 
 def by_interval(runs: Sequence[Run], length: int) -> Chart:
-    """Average reward and resamples of every `length` steps; of a single run also how many resamples did it."""
+    """Mean reward and resamples of every `length` steps; of a single run also how many met the criterion."""
     cut = [intervals(run.history.steps, length) for run in runs]
     names = [_name(interval) for interval in max(cut, key=len)]
     figure, (rewards, resamples) = panels(2, [run.label for run in runs], filled=True)
-    bars(rewards, names, [_filled([i.reward_mean for i in c], len(names), None) for c in cut], decimals=2)
+    bars(rewards, names, [_filled([i.reward for i in c], len(names), None) for c in cut], decimals=2)
     titled(rewards, "Average reward", "steps", "mean reward of first attempts")
     counts = [[i.resamples for i in c] for c in cut]
     if len(runs) == 1:
@@ -37,7 +37,7 @@ def by_interval(runs: Sequence[Run], length: int) -> Chart:
         "intervals",
         "Average reward and resamples",
         f"Bars are for {length} step{'s' if length > 1 else ''} each. Rewards are of first attempts: resampling until "
-        "one completion is right would raise them.",
+        "one completion is correct would raise them.",
         figure,
     )
 

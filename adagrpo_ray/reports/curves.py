@@ -1,9 +1,9 @@
-"""Figures of curves: one run by what was measured, several runs by run."""
+"""Figures of curves: metrics of one run, or of several runs side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Literal
 
@@ -12,65 +12,62 @@ from matplotlib.axes import Axes
 from adagrpo_ray.reports.chart import Chart
 from adagrpo_ray.reports.drawing import curve, empty, ground, panels, share, titled
 from adagrpo_ray.reports.run_data import Run
-from adagrpo_ray.runs.records import StepRecord
+from adagrpo_ray.runs import units
+from adagrpo_ray.runs.metric import Metric, series
+from adagrpo_ray.runs.panels import Panel
 from adagrpo_ray.runs.wording import difficulties
 
 MOST_PANELS = 9
-"""Of one figure: three rows. What does not fit is in the tables."""
+"""Of one figure, by difficulty or function: three rows. The others are in the tables."""
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """What is measured of a step."""
+def curves(runs: Sequence[Run], panel: Panel, window: int = 1, *, total: bool = False) -> Iterator[Chart]:
+    """The metrics of a panel by step, each in axes of its own; of a single run all in the same, if they share a unit.
 
-    name: str
-    of: Callable[[StepRecord], float | None]
-
-
-def curves(
-    runs: Sequence[Run],
-    quantities: Sequence[Quantity],
-    *,
-    unit: str | None,
-    window: int = 1,
-    total: bool = False,
-    name: str,
-    title: str,
-    caption: str,
-) -> Chart:
-    """Each quantity by step, a panel each; of a single run all in one panel, if they have a `unit` in common.
-
-    Curves are means over `window` steps, or running totals.
+    Curves are means over `window` steps, or running totals. Nothing if no step has a metric of the panel.
     """
-    quantities = quantities[:MOST_PANELS]
-    together = unit is not None and len(runs) == 1
-    names = [q.name for q in quantities] if together else [run.label for run in runs]
-    figure, axes = panels(1 if together else len(quantities), names)
-    for number, quantity in enumerate(quantities):
-        panel = axes[0 if together else number]
-        for of_run, run in enumerate(runs):
-            steps = run.history.steps
-            values = [quantity.of(record) for record in steps]
+    found = [series(run.history.steps, panel) for run in runs]
+    metrics = _few({tag: line.metric for lines in found for tag, line in lines.items()})
+    if not metrics:
+        return
+    together = panel.unit is not None and len(runs) == 1
+    figure, axes = panels(1 if together else len(metrics), list(metrics) if together else [run.label for run in runs])
+    for number, (tag, metric) in enumerate(metrics.items()):
+        place = axes[0 if together else number]
+        for of_run, (run, lines) in enumerate(zip(runs, found, strict=True)):
+            values = lines[tag].values if tag in lines else [None] * len(run.history.steps)
             curve(
-                panel,
-                [record.step for record in steps],
+                place,
+                [record.step for record in run.history.steps],
                 list(accumulate(value or 0.0 for value in values)) if total else values,
                 number if together else of_run,
                 window=window,
                 points=len(runs) == 1,
             )
-        titled(panel, "" if together and len(quantities) > 1 else quantity.name, "step", unit or "")
-    for panel in axes:
-        if not empty(panel):
-            share(panel) if unit == "share of groups" else ground(panel)
-    return Chart(name, title, caption if total else said(caption, window), figure)
+        titled(place, "" if together and len(metrics) > 1 else tag, "step", metric.unit.name)
+    for place in axes:
+        if not empty(place):
+            share(place) if panel.unit is units.SHARE else ground(place)
+    caption = f"{panel.caption} Running totals." if total else said(panel.caption, window)
+    yield Chart(panel.name, panel.title, caption, figure)
+
+
+def _few(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Those that are drawn: of a metric with labels MOST_PANELS at the most."""
+    drawn: Counter[str] = Counter()
+    kept = {}
+    for tag, metric in metrics.items():
+        drawn[metric.name] += 1
+        if drawn[metric.name] <= MOST_PANELS:
+            kept[tag] = metric
+    return kept
 
 
 def accuracy(runs: Sequence[Run], x: Literal["generated tokens", "step"], window: int) -> Chart:
     """Accuracy of first attempts and on held-out prompts against `x`: of all prompts, and of each difficulty."""
     steps = (record.accuracy_by_difficulty for run in runs for record in run.history.steps)
-    measured = (record.accuracy_by_difficulty for run in runs for record in run.history.evaluations)
-    named = difficulties(name for by_difficulty in chain(steps, measured) for name in by_difficulty)[: MOST_PANELS - 1]
+    evaluated = (record.accuracy_by_difficulty for run in runs for record in run.history.evaluations)
+    named = difficulties(name for by_difficulty in chain(steps, evaluated) for name in by_difficulty)[: MOST_PANELS - 1]
     alone = ["held-out prompts", "first attempts in training"]
     figure, axes = panels(1 + len(named), alone if len(runs) == 1 else [run.label for run in runs])
     for panel, difficulty in zip(axes, [None, *named], strict=True):
@@ -82,7 +79,7 @@ def accuracy(runs: Sequence[Run], x: Literal["generated tokens", "step"], window
     if len(runs) > 1:
         caption = "Thick: held-out prompts. Thin: first attempts in training."
     else:
-        caption = "First attempts alone: resampling until one completion is right would raise the accuracy."
+        caption = "First attempts alone: resampling until one completion is correct would raise the accuracy."
     name = "tokens" if x == "generated tokens" else "steps"
     return Chart(f"accuracy-by-{name}", f"Accuracy by {x.replace('step', 'steps')}", said(caption, window), figure)
 

@@ -75,7 +75,7 @@ def _group(run: Run, group: GroupSample) -> dict[str, object]:
 def _completion(completion: CompletionSample) -> dict[str, object]:
     return {
         "text": _cut(completion.text),
-        "right": "yes" if completion.correct else "no",
+        "correct": "yes" if completion.correct else "no",
         "reward": number(completion.reward),
         "rewards": ", ".join(f"{shown(name)} {number(value)}" for name, value in completion.rewards.items()),
         "advantage": number(completion.advantage),

@@ -13,8 +13,8 @@ from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.reports.examples import choose
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
 from adagrpo_ray.runs.reader import CONFIG, SUMMARY, RunHistory, load
-from adagrpo_ray.runs.records import Summary, summarize
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary, summarize
 from adagrpo_ray.storage import places as storage
 
 NEEDED = {CONFIG, METRICS, EVALUATIONS, SAMPLES, SUMMARY}
@@ -67,11 +67,11 @@ def read(home: str, copy: Path | None = None) -> Run:
         raise HistoryError(str(error).replace(str(folder), home)) from error
     if not history.steps:
         raise HistoryError(f"{home} has no finished step yet; ask again after its first one")
-    measured = history.evaluations
+    evaluations = history.evaluations
     summary = summarize(
         history.steps,
-        measured[0] if measured else None,
-        measured[-1] if len(measured) > 1 else None,
+        evaluations[0] if evaluations else None,
+        evaluations[-1] if len(evaluations) > 1 else None,
         name=history.name,
         folder=home,
         adapter=storage.join(home, "adapter"),

@@ -17,23 +17,24 @@ Row = tuple[str, ...]
 
 
 def summary(runs: Sequence[Run]) -> list[Row]:
-    """What is to be known of each run first: a row a figure, a column a run after its name."""
-    columns = [dict(_figures(run)) for run in runs]
+    """The sum of each run: a row a metric, a column a run after its name."""
+    columns = [dict(_metrics(run)) for run in runs]
     names = dict.fromkeys(name for column in columns for name in column)
     return [(name, *(column.get(name, "-") for column in columns)) for name in names]
 
 
 def by_difficulty(runs: Sequence[Run]) -> list[Row]:
-    """Held-out accuracy, resamples and groups without spread of each difficulty class, a row a run; none without any.
+    """Held-out accuracy, resamples and zero-std groups of each difficulty, a row a run; none without any.
 
-    Columns: class, run, accuracy before, after, change, resamples, share without spread of first attempts, trained on.
+    Columns: difficulty, run, accuracy before, after, change, resamples, share of zero-std groups before resampling and
+    after it.
     """
     names = difficulties(
         name
         for run in runs
         for mapping in (
-            run.summary.accuracy_by_difficulty_before,
-            run.summary.accuracy_by_difficulty_after,
+            run.summary.eval_accuracy_by_difficulty_before,
+            run.summary.eval_accuracy_by_difficulty_after,
             run.summary.resamples_by_difficulty,
         )
         for name in mapping
@@ -54,31 +55,31 @@ def differences(runs: Sequence[Run]) -> list[Row]:
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _figures(run: Run) -> Iterator[tuple[str, str]]:
+def _metrics(run: Run) -> Iterator[tuple[str, str]]:
     s, steps = run.summary, run.history.steps
     planned = run.history.setting("run.steps")
     yield "state", "finished" if run.ended else "not finished"
     yield "steps", f"{s.steps:,}" if run.ended or planned is None else f"{s.steps:,} of {planned}"
     for name, key in (("model", "model.path"), ("data", "data.source"), ("method", "algorithm.name")):
         yield name, str(_bare(run.history.setting(key) or "-"))
-    yield "held-out accuracy before", number(s.accuracy_before)
-    yield "held-out accuracy after", number(s.accuracy_after)
-    yield "change", change(s.accuracy_before, s.accuracy_after)
+    yield "held-out accuracy before", number(s.eval_accuracy_before)
+    yield "held-out accuracy after", number(s.eval_accuracy_after)
+    yield "change", change(s.eval_accuracy_before, s.eval_accuracy_after)
     if run.history.evaluations:
-        yield "last measured after step", f"{run.history.evaluations[-1].step:,}"
+        yield "last evaluated after step", f"{run.history.evaluations[-1].step:,}"
     yield "tokens generated", f"{s.generated_tokens:,}"
     yield "of these by resamples", f"{s.extra_tokens:,}"
     yield "tokens trained on", f"{s.trained_tokens:,}"
-    yield "tokens generated for each group with spread", whole(s.tokens_per_informative_group)
+    yield "tokens generated for each informative group", whole(s.tokens_per_informative_group)
     yield "resamples", _counts(s.resamples)
     yield "of these met the criterion", _counts(s.rescued)
     yield "groups that never met it", f"{s.groups_exhausted:,}"
     yield "groups not scored", f"{s.groups_failed:,}"
     yield "updates skipped", f"{s.skipped_updates:,}"
     yield "time of all steps", duration(s.seconds)
-    phases = dict.fromkeys(name for record in steps for name in record.seconds_by_phase)
+    phases = dict.fromkeys(name for record in steps for name in record.time)
     for phase in phases:
-        yield f"of this in {phase}", duration(math.fsum(record.seconds_by_phase.get(phase, 0.0) for record in steps))
+        yield f"of this in {phase}", duration(math.fsum(record.time.get(phase, 0.0) for record in steps))
     yield "tokens generated a second", whole(ratio(s.generated_tokens, s.seconds))
     yield "rollout actors replaced", f"{steps[-1].rollout_restarts:,}"
 
@@ -90,14 +91,17 @@ def _counts(by_rung: tuple[int, ...]) -> str:
 
 def _of_difficulty(run: Run, difficulty: str) -> Row:
     s = run.summary
-    before, after = s.accuracy_by_difficulty_before.get(difficulty), s.accuracy_by_difficulty_after.get(difficulty)
+    before, after = (
+        s.eval_accuracy_by_difficulty_before.get(difficulty),
+        s.eval_accuracy_by_difficulty_after.get(difficulty),
+    )
     return (
         number(before),
         number(after),
         change(before, after),
         f"{s.resamples_by_difficulty.get(difficulty, 0):,}",
-        number(s.flat_before_by_difficulty.get(difficulty)),
-        number(s.flat_after_by_difficulty.get(difficulty)),
+        number(s.frac_reward_zero_std_by_difficulty.get(difficulty)),
+        number(s.frac_reward_zero_std_after_by_difficulty.get(difficulty)),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +13,7 @@ from adagrpo_ray.data.completion_text import CompletionText, stop_ids
 from adagrpo_ray.errors import RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine_start import StartedEngine, kept_versions, start_engine
+from adagrpo_ray.runs.records import RolloutLoad
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
 
@@ -51,9 +51,9 @@ class RolloutEngine:
         return cls(start_engine(model_path, max_model_len, config, template), config)
 
     @property
-    def load(self) -> Mapping[str, float]:
-        """How much the engine had to do in its last decoding step: `gauges.GAUGES` has the names."""
-        return self._load.values
+    def load(self) -> RolloutLoad:
+        """How much the engine had to do in its last decoding step."""
+        return self._load.newest
 
     async def warm_up(self) -> None:
         """Generate a little, so that late compilation happens now, however long that takes."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from adagrpo_ray.errors import ActorLostError
+from adagrpo_ray.runs.records import RolloutLoad
 
 T = TypeVar("T")
 
 
 class EngineLoad:
-    """Keeps the newest figures of one engine, and when it last did a step (`time.monotonic`)."""
+    """Keeps the newest load of one engine, and when it last did a step (`time.monotonic`)."""
 
     def __init__(self) -> None:
-        self.values: Mapping[str, float] = {}
+        self.newest = RolloutLoad()
         self.stepped_at = time.monotonic()
 
     async def while_it_steps(self, work: Coroutine[Any, Any, T], limit_s: float) -> T:
@@ -47,11 +48,11 @@ class EngineLoad:
             def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
                 load.stepped_at = time.monotonic()
                 if scheduler_stats is not None:
-                    load.values = {
-                        "sequences_running": scheduler_stats.num_running_reqs,
-                        "sequences_waiting": scheduler_stats.num_waiting_reqs,
-                        "kv_cache_usage": scheduler_stats.kv_cache_usage,
-                    }
+                    load.newest = RolloutLoad(
+                        sequences_running=scheduler_stats.num_running_reqs,
+                        sequences_waiting=scheduler_stats.num_waiting_reqs,
+                        kv_cache_usage=scheduler_stats.kv_cache_usage,
+                    )
 
             def log_engine_initialized(self) -> None: ...
 

@@ -20,6 +20,7 @@ from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.runs.records import RolloutLoad
 
 MAX_REQUESTS = 4096  # that one rollout actor may have in flight
 STOP_TIMEOUT_S = 10.0
@@ -166,7 +167,7 @@ class Fleet:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             for member in self.pool.members:
-                load = {"outstanding_tokens": member.outstanding, "outstanding_requests": member.requests}
+                load = RolloutLoad(outstanding_tokens=member.outstanding, outstanding_requests=member.requests)
                 self._gauges.show(member.name, load)
             draining = await asyncio.to_thread(draining_nodes)
             for member in self.pool.members:

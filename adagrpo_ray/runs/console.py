@@ -10,7 +10,8 @@ from typing import TextIO
 from adagrpo_ray.runs.final_lines import report
 from adagrpo_ray.runs.observer import Observer
 from adagrpo_ray.runs.progress import Bar, Clock, Lines, Progress
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.runs.terminal import is_terminal, rich_console
 from adagrpo_ray.runs.wording import evaluation_line, printable
 
@@ -59,7 +60,7 @@ class Console(Observer):
         self._progress.step(record)
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Say what was measured on the held-out prompts."""
+        """Show the evaluation on the held-out prompts."""
         self._line(evaluation_line(label, record))
 
     def summary(self, summary: Summary) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from adagrpo_ray.runs.records import Interval, Summary
+from adagrpo_ray.runs.summary import Interval, Summary
 from adagrpo_ray.runs.wording import change, difficulties, few, number, printable, rungs, shown, whole
 
 
@@ -15,17 +15,17 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     """The parts of the report, from top to bottom."""
     yield f"run {printable(summary.name)}: {summary.steps} steps in {summary.seconds:.1f} s"
     yield ""
-    if summary.accuracy_before is None and summary.accuracy_after is None:
-        yield "held-out accuracy: not measured"
+    if summary.eval_accuracy_before is None and summary.eval_accuracy_after is None:
+        yield "held-out accuracy: not evaluated"
     else:
         yield (
-            f"held-out accuracy: {number(summary.accuracy_before)} -> {number(summary.accuracy_after)} "
-            f"({change(summary.accuracy_before, summary.accuracy_after)})"
+            f"held-out accuracy: {number(summary.eval_accuracy_before)} -> {number(summary.eval_accuracy_after)} "
+            f"({change(summary.eval_accuracy_before, summary.eval_accuracy_after)})"
         )
     names = difficulties(
         [
-            *summary.accuracy_by_difficulty_before,
-            *summary.accuracy_by_difficulty_after,
+            *summary.eval_accuracy_by_difficulty_before,
+            *summary.eval_accuracy_by_difficulty_after,
             *summary.resamples_by_difficulty,
         ]
     )
@@ -47,21 +47,26 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     yield (
         f"tokens: {summary.generated_tokens:,} generated ({summary.extra_tokens:,} by resamples), "
         f"{summary.trained_tokens:,} trained; "
-        f"{whole(summary.tokens_per_informative_group)} for each group with spread"
+        f"{whole(summary.tokens_per_informative_group)} for each informative group"
     )
     yield f"adapter: {printable(str(summary.adapter))}"
     yield f"run folder: {printable(str(summary.folder))}"
 
 
 def _by_difficulty(summary: Summary, names: list[str]) -> Table:
-    table = _table("class", "before", "after", "change", "resamples", "no spread: first", "trained")
+    table = _table("class", "before", "after", "change", "resamples", "zero std: before", "after")
     named, others = few(names)
     for name in named:
-        before = summary.accuracy_by_difficulty_before.get(name)
-        after = summary.accuracy_by_difficulty_after.get(name)
+        before = summary.eval_accuracy_by_difficulty_before.get(name)
+        after = summary.eval_accuracy_by_difficulty_after.get(name)
         resamples = str(summary.resamples_by_difficulty.get(name, 0))
-        flat = (m.get(name) for m in (summary.flat_before_by_difficulty, summary.flat_after_by_difficulty))
-        table.add_row(shown(name), number(before), number(after), change(before, after), resamples, *map(number, flat))
+        shares = (
+            m.get(name)
+            for m in (summary.frac_reward_zero_std_by_difficulty, summary.frac_reward_zero_std_after_by_difficulty)
+        )
+        table.add_row(
+            shown(name), number(before), number(after), change(before, after), resamples, *map(number, shares)
+        )
     if others:
         table.add_row(others)
     return table
@@ -70,14 +75,14 @@ def _by_difficulty(summary: Summary, names: list[str]) -> Table:
 def _intervals(intervals: tuple[Interval, ...]) -> Table:
     table = _table("steps", "resamples", "mean reward")
     for interval in intervals:
-        table.add_row(f"{interval.first}-{interval.last}", str(interval.resamples), number(interval.reward_mean))
+        table.add_row(f"{interval.first}-{interval.last}", str(interval.resamples), number(interval.reward))
     return table
 
 
-def _table(name: str, *figures: str) -> Table:
-    """A table without lines, so that it looks the same in every encoding; names left, figures right."""
+def _table(name: str, *numbers: str) -> Table:
+    """A table without lines, so that it looks the same in every encoding; names left, numbers right."""
     table = Table(box=None, padding=(0, 0, 0, 2))
     table.add_column(name, overflow="fold")
-    for figure in figures:
-        table.add_column(figure, justify="right", overflow="fold")
+    for number_column in numbers:
+        table.add_column(number_column, justify="right", overflow="fold")
     return table

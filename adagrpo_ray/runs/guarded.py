@@ -9,8 +9,9 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ExtensionError
 from adagrpo_ray.extensions.loading import told
 from adagrpo_ray.runs.observer import Observer
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary
 
 
 class Guarded(Observer):

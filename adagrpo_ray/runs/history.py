@@ -1,4 +1,4 @@
-"""How far a run folder was written at some step: what stands before that, and how to go back to it."""
+"""How far a run folder was written at some step: its records up to there, and how to go back to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.errors import CheckpointError
+from adagrpo_ray.errors import CheckpointError, HistoryError
+from adagrpo_ray.runs.record import OlderVersionError
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 
 METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
@@ -22,22 +23,30 @@ TRACKED = "tracking.json"
 class Mark:
     """The last finished step, and the bytes of each file of lines after it; a file not named had none.
 
-    Before the first measurement, which is step 0, it is -1.
+    Before the first evaluation, which is step 0, it is -1.
     """
 
     step: int
     sizes: Mapping[str, int]
 
     def read(self, folder: Path) -> tuple[list[StepRecord], list[EvaluationRecord]]:
-        """The steps and measurements before the mark; CheckpointError where lines are lost or unreadable."""
+        """The steps and evaluations before the mark.
+
+        Raises CheckpointError if lines are lost or unreadable, and HistoryError if an older version wrote them.
+        """
         try:
             steps = [StepRecord.from_dict(values) for values in self._lines(folder / METRICS)]
             if len(steps) != self.step:
                 raise ValueError(f"{METRICS} has {len(steps)} steps")
             return steps, [EvaluationRecord.from_dict(values) for values in self._lines(folder / EVALUATIONS)]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OlderVersionError as error:
+            raise HistoryError(
+                f"{folder} was written by an older version of adagrpo_ray ({error}); resume it with that version, or "
+                "begin a new run from its adapter (model.adapter)"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{folder} does not hold what was measured up to step {self.step} ({error!r}); bring its "
+                f"{folder} does not hold the records up to step {self.step} ({error!r}); bring its "
                 f"{METRICS} and {EVALUATIONS} back, or resume from another checkpoint"
             ) from error
 

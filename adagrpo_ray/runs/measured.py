@@ -1,4 +1,4 @@
-"""Figures that may not have been measured. Such a figure is None, never NaN: NaN would be a fault."""
+"""Metrics that may not have been measured. Such a metric is None, never NaN: NaN would be a fault."""
 
 from __future__ import annotations
 

@@ -10,8 +10,9 @@ from types import TracebackType
 
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.runs.history import SAMPLES, Mark
-from adagrpo_ray.runs.records import EvaluationRecord, Summary
+from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.runs.writer import RunWriter, taken
 from adagrpo_ray.storage import places as storage
 
@@ -65,12 +66,12 @@ class MirroredWriter(RunWriter):
         self._try_to_push()
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Keep the measurement."""
+        """Keep the evaluation."""
         super().evaluation(label, record)
         self._try_to_push()
 
     def summary(self, summary: Summary) -> None:
-        """Keep the summary; ResourceError unless all that was measured is in place then."""
+        """Keep the summary; ResourceError unless all records are in place then."""
         super().summary(summary)
         self._push()
 

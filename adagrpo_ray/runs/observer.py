@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary
 
 
 class Observer:
@@ -30,7 +31,7 @@ class Observer:
         """Groups of the step just told, in full: `run.samples_per_step` of them, or fewer, or none."""
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """The held-out accuracy was measured; `label` says when, such as 'before' or 'after'."""
+        """The held-out prompts were evaluated; `label` says when, such as 'before' or 'after'."""
 
     def summary(self, summary: Summary) -> None:
         """All steps are done, and the adapter is written."""

@@ -42,10 +42,10 @@ class Pace:
         self._steps = steps
         self._latest: deque[StepRecord] = deque(maxlen=10)
 
-    def figures(self, record: StepRecord) -> tuple[str, str]:
+    def texts(self, record: StepRecord) -> tuple[str, str]:
         """Tokens a second and time left after one more step."""
         self._latest.append(record)
-        seconds = sum(r.seconds for r in self._latest)
+        seconds = sum(r.step_time for r in self._latest)
         tokens = sum(r.generated_tokens for r in self._latest)
         left = max(0, self._steps - record.step) * seconds / len(self._latest)
         return f"{tokens / seconds if seconds else 0:,.0f} tokens/s", f"{duration(left)} left"
@@ -67,7 +67,7 @@ class Lines(Progress):
         """Print the step, or hold it back until it is known whether it was the last."""
         count = f"step {record.step:>{len(str(self._steps))}}/{self._steps}"
         self._held_back = "  ".join(
-            [count, *step_metrics(record), *self._pace.figures(record), f"{record.seconds:.2f} s"]
+            [count, *step_metrics(record), *self._pace.texts(record), f"{record.step_time:.2f} s"]
         )
         now = self._clock()
         if self._printed_at is None or record.step >= self._steps or now - self._printed_at >= LINE_INTERVAL_S:
@@ -82,7 +82,7 @@ class Lines(Progress):
 
 
 class Bar(Progress):
-    """A bar with the newest step's figures under it, redrawn in place at the window's present width."""
+    """A bar with the newest step's metrics under it, redrawn in place at the window's present width."""
 
     def __init__(self, steps: int, console: Console, clock: Clock) -> None:
         self._steps, self._clock = steps, clock
@@ -90,7 +90,7 @@ class Bar(Progress):
         self._began = clock()
         self._step = 0
         self._left: str | None = None
-        self._figures: list[str] = []
+        self._texts: list[str] = []
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def start(self) -> None:
@@ -98,10 +98,10 @@ class Bar(Progress):
         self._live.start()
 
     def step(self, record: StepRecord) -> None:
-        """Put the step's figures under the bar."""
-        tokens, left = self._pace.figures(record)
+        """Put the step's metrics under the bar."""
+        tokens, left = self._pace.texts(record)
         # Replaced, never changed: the display's own thread may be reading them.
-        self._figures = [*step_metrics(record), tokens]
+        self._texts = [*step_metrics(record), tokens]
         self._step, self._left = record.step, left
         self._live.start()
 
@@ -119,4 +119,4 @@ class Bar(Progress):
             f"{self._step}/{self._steps}",
             self._left or f"{duration(self._clock() - self._began)} elapsed",
         )
-        return Group(line, Columns(self._figures, padding=(0, 2)))
+        return Group(line, Columns(self._texts, padding=(0, 2)))

@@ -12,8 +12,10 @@ from typing import Any
 from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.record import OlderVersionError
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.runs.tail import Tail
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
@@ -65,7 +67,7 @@ def find(root: str | Path) -> list[Path]:
 def load(folder: str | Path, *, samples: bool = True) -> RunHistory:
     """The run in `folder`. Samples can be many times the rest; `samples=False` leaves them on disk.
 
-    HistoryError where that is no run folder, or a finished line is not what this version writes.
+    Raises HistoryError if that is no run folder, or a finished line is not what this version writes.
     """
     return Follower(folder, samples=samples).read()
 
@@ -115,7 +117,12 @@ def _summary(path: Path) -> Summary | None:
         return Summary.from_dict(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OlderVersionError as error:
+        raise HistoryError(
+            f"{path} was written by an older version of adagrpo_ray ({error}); read it with that version, or choose "
+            "another run"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HistoryError(
             f"{path} is no summary of this version ({error!r}); remove it, or choose another run"
         ) from error

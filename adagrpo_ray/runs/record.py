@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Self
+from types import NoneType
+from typing import Any, Self, get_args, get_type_hints
 
 from adagrpo_ray.errors import RecordError
+
+
+class OlderVersionError(ValueError):
+    """A record was written by an older version, which named its fields otherwise; the message says which."""
 
 
 @dataclass(frozen=True)
 class Record:
     """Base of all records: its fields, in their order, are the keys of its JSON.
 
-    A figure that was not measured is None. RecordError on construction if a number is infinite or NaN.
+    A metric that was not measured is None. Raises RecordError on construction if a number is infinite or NaN.
     """
 
     def __post_init__(self) -> None:
@@ -31,14 +36,29 @@ class Record:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The record whose `to_dict` gave `values`.
 
-        KeyError if a field is missing, unless it has a default: earlier versions did not measure it. ValueError if one
-        is null that is always measured.
+        A field with a default may be missing: it was added later. Raises OlderVersionError if another field is missing
+        and `values` has one that is unknown, KeyError if a field is just missing, and ValueError if one is null that is
+        always measured.
         """
         wanted = [f for f in fields(cls) if f.name in values or (f.default is MISSING is f.default_factory)]
+        unknown = sorted(values.keys() - {field.name for field in fields(cls)}) if isinstance(values, Mapping) else []
         for field in wanted:
-            if values[field.name] is None and "None" not in str(field.type):
+            if field.name not in values and unknown:
+                raise OlderVersionError(f"no {field.name!r}, but {unknown[0]!r}")
+            if values[field.name] is None and field.name not in optional(cls):
                 raise ValueError(f"{field.name} is null")
         return cls(**{field.name: recorded(values[field.name]) for field in wanted})
+
+
+def optional(record: type[Record]) -> frozenset[str]:
+    """The fields of a kind of record that may be None."""
+    if record not in _OPTIONAL:
+        hints = get_type_hints(record)
+        _OPTIONAL[record] = frozenset(name for name, hint in hints.items() if NoneType in get_args(hint))
+    return _OPTIONAL[record]
+
+
+_OPTIONAL: dict[type[Record], frozenset[str]] = {}
 
 
 def jsonable(value: object) -> object:
@@ -71,7 +91,7 @@ def recorded(value: Any) -> Any:
 
 
 def _check(name: str, value: object) -> None:
-    """RecordError if a number in `value` is not finite; records in it were checked when they were made."""
+    """Raises RecordError if a number in `value` is not finite; records in it were checked when they were made."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check(f"{name}[{key!r}]", item)

@@ -1,274 +1,287 @@
-"""What is measured, as frozen dataclasses, and the sum of a run.
+"""The records of a run's steps and evaluations, and of a rollout actor's load: the registry of metrics.
 
-A figure that was not measured is None, and null in JSON; no record takes infinity or NaN. A difficulty of "" holds the
-prompts that have none.
+The annotation of a field is its metric: name, unit, how the values of ranks and micro-batches combine, description,
+panel. A metric that was not measured is None, and null in JSON; no record takes infinity or NaN. A difficulty of ""
+holds the prompts that have none.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import zip_longest
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
-from adagrpo_ray.runs.measured import mean, measured, ratio
+from adagrpo_ray.runs import panels, units
+from adagrpo_ray.runs.metric import Metric
 from adagrpo_ray.runs.record import Record
 
+# fmt: off
+# A metric in three lines: its type, what is counted and how it combines, what it is and where it is drawn.
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingMetrics(Record):
-    """What the sampler knows of a step.
+    """Result of sampling one step, all of it on rank 0.
 
-    Rewards and accuracy count first attempts only: resampling until one completion is right would bias them upwards.
-    The step ended without `groups_late`, `groups_failed` could not be scored, and `groups_dropped` were given up for
-    whatever reason. `resamples` holds one count a rung, `rescued` how many of them met the
-    criterion, `extra_tokens` what they cost. Tokens are without what aborted requests had generated. `flat_before` is
-    the share of first attempts without spread of rewards, `flat_after` that of the groups trained on;
-    `informative_groups` are the others of these. `staleness` is by how many versions what the step trains on is older
-    than the weights that it trains: a mean over the newest attempts. `group_size` is the mean number of completions of
-    a first attempt. `reward_std` and `reward_std_by_function` are sample standard deviations over all completions of
-    first attempts, as TRL 1.16 computes `reward_std` and `rewards/{function}/std`; `flat_by_function` is the share of
-    first attempts whose scores by a function are all equal, among those to which it gave at least two. Of all
-    completions sampled, `clipped_ratio` is the share that the token limit cut off, `completion_length` the mean number
-    of tokens and `mean_terminated_length` that of the others, which ended by themselves.
+    Rewards and accuracy count first attempts only: resampling until one completion is correct would bias them upwards.
+    Rewards are those of TRL 1.16, which computes `reward_std` and `rewards/{function}/std` with n - 1 over all
+    completions of the step. Tokens are without what aborted requests had generated.
     """
 
-    reward_mean: float | None
-    reward_by_function: Mapping[str, float | None]
-    accuracy: float | None
-    accuracy_by_difficulty: Mapping[str, float]
-    groups_ready: int
-    groups_waiting: int
-    groups_late: int
-    groups_exhausted: int
-    groups_failed: int
-    groups_dropped: int
-    resamples: tuple[int, ...]
-    resamples_by_difficulty: Mapping[str, int]
-    rescued: tuple[int, ...]
-    flat_before: float | None
-    flat_after: float | None
-    flat_before_by_difficulty: Mapping[str, float]
-    flat_after_by_difficulty: Mapping[str, float]
-    informative_groups: int
-    generated_tokens: int
-    extra_tokens: int
-    staleness: float | None
-    completion_length: float | None
-    group_size: float | None = field(default=None, kw_only=True)
-    reward_std: float | None = field(default=None, kw_only=True)
-    reward_std_by_function: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
-    flat_by_function: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
-    clipped_ratio: float | None = field(default=None, kw_only=True)
-    mean_terminated_length: float | None = field(default=None, kw_only=True)
+    reward: Annotated[float | None, Metric(
+        "reward", units.REWARD, "mean over completions",
+        "reward of first attempts", panels.REWARD)]
+    reward_std: Annotated[float | None, Metric(
+        "reward_std", units.REWARD, "std over completions",
+        "standard deviation of the rewards of first attempts", panels.REWARD)]
+    rewards_mean: Annotated[Mapping[str, float | None], Metric(
+        "rewards/{function}/mean", units.REWARD, "mean over completions",
+        "score of first attempts by a function, if it applies", panels.REWARDS)]
+    rewards_std: Annotated[Mapping[str, float | None], Metric(
+        "rewards/{function}/std", units.REWARD, "std over completions",
+        "standard deviation of the scores of first attempts by a function")]
+    rewards_frac_zero_std: Annotated[Mapping[str, float | None], Metric(
+        "rewards/{function}/frac_zero_std", units.SHARE, "mean over groups",
+        "share of first attempts whose scores by a function are all equal, of those with two at least")]
+    frac_reward_zero_std: Annotated[float | None, Metric(
+        "frac_reward_zero_std", units.SHARE, "mean over groups",
+        "share of first attempts whose rewards are all equal: before resampling", panels.ZERO_STD)]
+    frac_reward_zero_std_by_difficulty: Annotated[Mapping[str, float], Metric(
+        "frac_reward_zero_std_by_difficulty/{difficulty}", units.SHARE, "mean over groups",
+        "share of first attempts whose rewards are all equal, by difficulty")]
+    frac_reward_zero_std_after: Annotated[float | None, Metric(
+        "adaptive/frac_reward_zero_std_after", units.SHARE, "mean over groups",
+        "share of the groups trained on whose rewards, of all attempts, are all equal: after resampling",
+        panels.ZERO_STD)]
+    frac_reward_zero_std_after_by_difficulty: Annotated[Mapping[str, float], Metric(
+        "adaptive/frac_reward_zero_std_after_by_difficulty/{difficulty}", units.SHARE, "mean over groups",
+        "share of the groups trained on whose rewards are all equal, by difficulty")]
+    accuracy: Annotated[float | None, Metric(
+        "accuracy", units.SHARE, "mean over groups",
+        "share of correct completions in first attempts", panels.ACCURACY)]
+    accuracy_by_difficulty: Annotated[Mapping[str, float], Metric(
+        "accuracy_by_difficulty/{difficulty}", units.SHARE, "mean over groups",
+        "share of correct completions in first attempts, by difficulty", panels.ACCURACY_BY_DIFFICULTY)]
+    completions_mean_length: Annotated[float | None, Metric(
+        "completions/mean_length", units.TOKENS, "mean over completions",
+        "length of the completions of all attempts", panels.COMPLETIONS)]
+    completions_mean_terminated_length: Annotated[float | None, Metric(
+        "completions/mean_terminated_length", units.TOKENS, "mean over completions",
+        "length of the completions that ended by themselves", panels.COMPLETIONS)]
+    completions_clipped_ratio: Annotated[float | None, Metric(
+        "completions/clipped_ratio", units.SHARE, "mean over completions",
+        "share of completions that the token limit cut off", panels.COMPLETIONS)]
+    resamples: Annotated[tuple[int, ...], Metric(
+        "adaptive/resamples/rung_{rung}", units.GROUPS, "sum",
+        "groups that were sampled again on a rung of the ladder", panels.RESAMPLES, counter=True)]
+    resamples_by_difficulty: Annotated[Mapping[str, int], Metric(
+        "adaptive/resamples_by_difficulty/{difficulty}", units.GROUPS, "sum",
+        "groups that were sampled again, by difficulty", counter=True)]
+    rescued: Annotated[tuple[int, ...], Metric(
+        "adaptive/rescued/rung_{rung}", units.GROUPS, "sum",
+        "resamples that met the criterion", panels.RESCUED, counter=True)]
+    groups_ready: Annotated[int, Metric(
+        "adaptive/groups_ready", units.GROUPS, "sum",
+        "groups that met the criterion", panels.GROUPS, counter=True)]
+    groups_waiting: Annotated[int, Metric(
+        "adaptive/groups_waiting", units.GROUPS, "last",
+        "groups that wait for a resample in a later step", panels.GROUPS)]
+    groups_late: Annotated[int, Metric(
+        "adaptive/groups_late", units.GROUPS, "sum",
+        "groups that the step ended without", panels.GROUPS, counter=True)]
+    groups_exhausted: Annotated[int, Metric(
+        "adaptive/groups_exhausted", units.GROUPS, "sum",
+        "groups that failed the criterion on the last rung", panels.GROUPS, counter=True)]
+    groups_failed: Annotated[int, Metric(
+        "adaptive/groups_failed", units.GROUPS, "sum",
+        "groups that could not be scored", panels.GROUPS, counter=True)]
+    groups_dropped: Annotated[int, Metric(
+        "adaptive/groups_dropped", units.GROUPS, "sum",
+        "groups that were given up: exhausted, failed or too old", panels.GROUPS, counter=True)]
+    informative_groups: Annotated[int, Metric(
+        "adaptive/informative_groups", units.GROUPS, "sum",
+        "groups trained on whose reward std is above 0", panels.GROUPS, counter=True)]
+    group_size: Annotated[float | None, Metric(
+        "adaptive/group_size", units.COMPLETIONS, "mean over groups",
+        "completions of a first attempt", panels.GROUP_SIZE)]
+    generated_tokens: Annotated[int, Metric(
+        "adaptive/generated_tokens", units.TOKENS, "sum",
+        "tokens generated", panels.TOKENS, counter=True)]
+    extra_tokens: Annotated[int, Metric(
+        "adaptive/extra_tokens", units.TOKENS, "sum",
+        "tokens generated by resamples", panels.TOKENS, counter=True)]
+    staleness: Annotated[float | None, Metric(
+        "adaptive/staleness", units.VERSIONS, "mean over completions",
+        "versions by which the newest attempts of groups trained on are older than the weights", panels.STALENESS)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepRecord(SamplingMetrics):
     """One training step.
 
-    `behaviour_gap` is the mean absolute difference between the learner's log-probabilities and those that
-    the tokens were drawn with; `correction_mean` the mean importance weight that makes up for it, and
-    `capped_share` the share of tokens whose weight was moved to a bound, `masked_share` of those whose weight is 0
-    because it was outside of them. `clip_low` and `clip_high` are the shares of tokens whose `ratio` to the policy
-    before the update left the clip range below or above, and so stopped counting. `entropy` is the policy's mean over
-    the tokens trained on, in nats. If a step makes several updates, its figures are of the first one, on fresh data,
-    except `clip_...` and `ratio_...`, which are of the last one, as are `last_...` (None if there is one update a
-    step); `learning_rate` is that of its last update. `rollout_actors` were at work when it was sampled,
-    `rollout_restarts` had been replaced until then since the program started. `skipped_updates` of the batch were
-    skipped on all ranks, since a loss, log-probability or gradient was not finite.
+    If a step makes several updates, metrics of the update are those of the first one, which is on fresh data, except
+    `clip_ratio_...` and `policy_ratio_...`, which are of the last one: in the first the ratio is 1. `last_update_...`
+    are of the last one too, and None if there is one update a step.
     """
 
-    step: int
-    seconds: float
-    trained_tokens: int
-    loss: float | None
-    kl: float | None
-    grad_norm: float | None
-    learning_rate: float | None
-    clip_share: float | None
-    behaviour_gap: float | None
-    correction_mean: float | None
-    capped_share: float | None
-    weight_version: int
-    sync_bytes: int
-    rollout_actors: int
-    rollout_restarts: int
-    seconds_by_phase: Mapping[str, float]
-    clip_low: float | None = field(default=None, kw_only=True)
-    clip_high: float | None = field(default=None, kw_only=True)
-    ratio_min: float | None = field(default=None, kw_only=True)
-    ratio_mean: float | None = field(default=None, kw_only=True)
-    ratio_max: float | None = field(default=None, kw_only=True)
-    behaviour_gap_max: float | None = field(default=None, kw_only=True)
-    correction_min: float | None = field(default=None, kw_only=True)
-    correction_max: float | None = field(default=None, kw_only=True)
-    masked_share: float | None = field(default=None, kw_only=True)
-    entropy: float | None = field(default=None, kw_only=True)
-    entropy_by_difficulty: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
-    last_loss: float | None = field(default=None, kw_only=True)
-    last_kl: float | None = field(default=None, kw_only=True)
-    last_entropy: float | None = field(default=None, kw_only=True)
-    last_grad_norm: float | None = field(default=None, kw_only=True)
-    skipped_updates: int = field(default=0, kw_only=True)
+    step: Annotated[int, Metric(
+        "step", units.STEPS, "last",
+        "training steps done")]
+    step_time: Annotated[float, Metric(
+        "step_time", units.SECONDS, "last",
+        "time of the step", panels.STEP_TIME)]
+    time: Annotated[Mapping[str, float], Metric(
+        "time/{phase}", units.SECONDS, "last",
+        "time of the step in the phases rollout, train and sync", panels.PHASES, counter=True)]
+    tokens_per_second: Annotated[float | None, Metric(
+        "adaptive/tokens_per_second", units.TOKENS_PER_SECOND, "last",
+        "generated tokens over the time of the step", panels.PACE)]
+    trained_tokens: Annotated[int, Metric(
+        "adaptive/trained_tokens", units.TOKENS, "sum",
+        "tokens trained on", panels.TOKENS, counter=True)]
+    loss: Annotated[float | None, Metric(
+        "loss", units.LOSS, "sum",
+        "loss that the gradient is of", panels.POLICY)]
+    kl: Annotated[float | None, Metric(
+        "kl", units.NATS, "mean over tokens",
+        "estimate of the KL divergence from the reference policy", panels.POLICY)]
+    entropy: Annotated[float | None, Metric(
+        "entropy", units.NATS, "mean over tokens",
+        "entropy of the policy at the tokens trained on", panels.POLICY)]
+    entropy_by_difficulty: Annotated[Mapping[str, float | None], Metric(
+        "entropy_by_difficulty/{difficulty}", units.NATS, "mean over tokens",
+        "entropy of the policy at the tokens trained on, by difficulty")]
+    grad_norm: Annotated[float | None, Metric(
+        "grad_norm", units.NORM, "last",
+        "norm of the gradient before it is clipped", panels.POLICY)]
+    learning_rate: Annotated[float | None, Metric(
+        "learning_rate", units.RATE, "last",
+        "learning rate of the last update", panels.POLICY)]
+    clip_ratio_low_mean: Annotated[float | None, Metric(
+        "clip_ratio/low_mean", units.SHARE, "mean over tokens",
+        "share of tokens that stopped counting: their ratio left the clip range below", panels.POLICY)]
+    clip_ratio_high_mean: Annotated[float | None, Metric(
+        "clip_ratio/high_mean", units.SHARE, "mean over tokens",
+        "share of tokens that stopped counting: their ratio left the clip range above", panels.POLICY)]
+    clip_ratio_region_mean: Annotated[float | None, Metric(
+        "clip_ratio/region_mean", units.SHARE, "mean over tokens",
+        "share of tokens that stopped counting: their ratio left the clip range", panels.POLICY)]
+    policy_ratio_min: Annotated[float | None, Metric(
+        "adaptive/policy_ratio/min", units.RATIO, "min",
+        "smallest ratio of a token's probability to that before the updates on its batch")]
+    policy_ratio_mean: Annotated[float | None, Metric(
+        "adaptive/policy_ratio/mean", units.RATIO, "mean over tokens",
+        "ratio of a token's probability to that before the updates on its batch")]
+    policy_ratio_max: Annotated[float | None, Metric(
+        "adaptive/policy_ratio/max", units.RATIO, "max",
+        "largest ratio of a token's probability to that before the updates on its batch")]
+    skipped_updates: Annotated[int, Metric(
+        "adaptive/skipped_updates", units.UPDATES, "last",
+        "updates skipped on all ranks, since a loss, log-probability or gradient was not finite",
+        panels.POLICY, counter=True)]
+    last_update_loss: Annotated[float | None, Metric(
+        "adaptive/last_update/loss", units.LOSS, "sum",
+        "loss of the last of several updates on the batch")]
+    last_update_kl: Annotated[float | None, Metric(
+        "adaptive/last_update/kl", units.NATS, "mean over tokens",
+        "KL divergence in the last of several updates")]
+    last_update_entropy: Annotated[float | None, Metric(
+        "adaptive/last_update/entropy", units.NATS, "mean over tokens",
+        "entropy in the last of several updates")]
+    last_update_grad_norm: Annotated[float | None, Metric(
+        "adaptive/last_update/grad_norm", units.NORM, "last",
+        "norm of the gradient of the last of several updates")]
+    sampling_logp_difference_mean: Annotated[float | None, Metric(
+        "sampling/sampling_logp_difference/mean", units.NATS, "mean over tokens",
+        "distance of a token's log-probability from that which it was drawn with", panels.OFF_POLICY)]
+    sampling_logp_difference_max: Annotated[float | None, Metric(
+        "sampling/sampling_logp_difference/max", units.NATS, "max",
+        "largest distance of a token's log-probability from that which it was drawn with", panels.OFF_POLICY)]
+    importance_sampling_ratio_min: Annotated[float | None, Metric(
+        "sampling/importance_sampling_ratio/min", units.RATIO, "min",
+        "smallest weight of the rollout correction, after its bounds", panels.OFF_POLICY)]
+    importance_sampling_ratio_mean: Annotated[float | None, Metric(
+        "sampling/importance_sampling_ratio/mean", units.RATIO, "mean over tokens",
+        "weight of the rollout correction, after its bounds; one a completion if the correction is by sequence",
+        panels.OFF_POLICY)]
+    importance_sampling_ratio_max: Annotated[float | None, Metric(
+        "sampling/importance_sampling_ratio/max", units.RATIO, "max",
+        "largest weight of the rollout correction, after its bounds", panels.OFF_POLICY)]
+    importance_sampling_ratio_frac_truncated: Annotated[float | None, Metric(
+        "sampling/importance_sampling_ratio/frac_truncated", units.SHARE, "mean over tokens",
+        "share of tokens whose weight was moved to a bound", panels.OFF_POLICY)]
+    importance_sampling_ratio_frac_masked: Annotated[float | None, Metric(
+        "sampling/importance_sampling_ratio/frac_masked", units.SHARE, "mean over tokens",
+        "share of tokens whose weight is 0, since it was outside of the bounds", panels.OFF_POLICY)]
+    weight_version: Annotated[int, Metric(
+        "adaptive/weight_version", units.VERSIONS, "last",
+        "version of the adapter that all rollout actors hold")]
+    sync_bytes: Annotated[int, Metric(
+        "adaptive/sync_bytes", units.BYTES, "last",
+        "bytes of the adapter sent to the rollout actors", panels.SYNC, counter=True)]
+    rollout_actors: Annotated[int, Metric(
+        "adaptive/rollout_actors", units.ACTORS, "last",
+        "rollout actors at work when the step was sampled")]
+    rollout_restarts: Annotated[int, Metric(
+        "adaptive/rollout_restarts", units.ACTORS, "last",
+        "rollout actors replaced since the program started")]
 
 
 @dataclass(frozen=True)
 class EvaluationRecord(Record):
-    """Accuracy on the held-out prompts after `step` training steps; `mean_length` is in tokens.
-
-    Of `failed` prompts the completions could not be scored, and count as wrong.
-    """
+    """The evaluation on the held-out prompts after `step` training steps."""
 
     step: int
-    accuracy: float
-    accuracy_by_difficulty: Mapping[str, float]
-    samples: int
-    failed: int
-    mean_length: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Interval(Record):
-    """Some steps in a row, `first` to `last`: their resamples over all rungs and their mean reward."""
-
-    first: int
-    last: int
-    resamples: int
-    reward_mean: float | None
-
-    def to_dict(self) -> dict[str, object]:
-        """The interval with `from` and `to` as its keys, which Python cannot have as names of fields."""
-        return {
-            "from": self.first,
-            "to": self.last,
-            "resamples": self.resamples,
-            "reward_mean": self.reward_mean,
-        }
+    accuracy: Annotated[float, Metric(
+        "eval/accuracy", units.SHARE, "mean over prompts",
+        "share of correct completions of held-out prompts", panels.ACCURACY)]
+    accuracy_by_difficulty: Annotated[Mapping[str, float], Metric(
+        "eval/accuracy_by_difficulty/{difficulty}", units.SHARE, "mean over prompts",
+        "share of correct completions of held-out prompts, by difficulty", panels.ACCURACY_BY_DIFFICULTY)]
+    samples: Annotated[int, Metric(
+        "eval/samples", units.COMPLETIONS, "sum",
+        "completions of held-out prompts")]
+    failed: Annotated[int, Metric(
+        "eval/failed", units.PROMPTS, "sum",
+        "held-out prompts whose completions could not be scored, and count as wrong")]
+    completions_mean_length: Annotated[float, Metric(
+        "eval/completions/mean_length", units.TOKENS, "mean over prompts",
+        "length of the completions of held-out prompts", panels.COMPLETIONS)]
+    runtime: Annotated[float, Metric(
+        "eval/runtime", units.SECONDS, "last",
+        "time of the evaluation", panels.STEP_TIME)]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The interval whose `to_dict` gave `values`; KeyError where one is missing."""
-        return cls(values["from"], values["to"], values["resamples"], values["reward_mean"])
+        """The evaluation whose `to_dict` gave `values`, beside which a line of the run folder has its label."""
+        return super().from_dict({name: value for name, value in values.items() if name != "label"})
 
 
 @dataclass(frozen=True)
-class Retries(Record):
-    """What resampling has cost and brought over some steps; `rescued` is by rung."""
+class RolloutLoad(Record):
+    """How much a rollout actor has to do; None if the source of this record does not measure it.
 
-    rescued: tuple[int, ...]
-    extra_tokens: int
-    tokens_per_informative_group: float | None
-    groups_exhausted: int
-
-
-@dataclass(frozen=True)
-class Summary(Record):
-    """A whole run. `seconds` is the time of its steps, without start-up and measurements.
-
-    `flat_before_by_difficulty` and `flat_after_by_difficulty` are means over the steps with groups of the difficulty.
+    Prometheus has it alone: it changes within a step.
     """
 
-    accuracy_before: float | None
-    accuracy_after: float | None
-    steps: int
-    generated_tokens: int
-    trained_tokens: int
-    resamples: tuple[int, ...]
-    seconds: float
-    rescued: tuple[int, ...]
-    extra_tokens: int
-    tokens_per_informative_group: float | None
-    groups_exhausted: int
-    groups_failed: int
-    accuracy_by_difficulty_before: Mapping[str, float]
-    accuracy_by_difficulty_after: Mapping[str, float]
-    resamples_by_difficulty: Mapping[str, int]
-    flat_before_by_difficulty: Mapping[str, float]
-    flat_after_by_difficulty: Mapping[str, float]
-    resamples_by_interval: tuple[Interval, ...]
-    name: str
-    folder: Path | str
-    adapter: Path | str
-    skipped_updates: int = 0
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The summary whose `to_dict` gave `values`, its folders as text; KeyError where one is missing."""
-        intervals = tuple(Interval.from_dict(interval) for interval in values["resamples_by_interval"])
-        return replace(super().from_dict(values), resamples_by_interval=intervals)
+    outstanding_tokens: Annotated[int | None, Metric(
+        "rollout/outstanding_tokens/{actor}", units.TOKENS, "last",
+        "tokens that the rollout actor may still have to generate", panels.OUTSTANDING)] = None
+    outstanding_requests: Annotated[int | None, Metric(
+        "rollout/outstanding_requests/{actor}", units.REQUESTS, "last",
+        "requests, one a group, that the rollout actor has not answered", panels.REQUESTS)] = None
+    sequences_running: Annotated[int | None, Metric(
+        "rollout/sequences_running/{actor}", units.SEQUENCES, "last",
+        "sequences that the rollout actor's engine decodes", panels.SEQUENCES)] = None
+    sequences_waiting: Annotated[int | None, Metric(
+        "rollout/sequences_waiting/{actor}", units.SEQUENCES, "last",
+        "sequences that wait for room in the rollout actor's engine", panels.SEQUENCES)] = None
+    kv_cache_usage: Annotated[float | None, Metric(
+        "rollout/kv_cache_usage/{actor}", units.SHARE, "last",
+        "share of the engine's KV cache in use", panels.KV_CACHE)] = None
 
 
-def summarize(
-    records: Sequence[StepRecord],
-    before: EvaluationRecord | None,
-    after: EvaluationRecord | None,
-    *,
-    name: str,
-    folder: Path | str,
-    adapter: Path | str,
-) -> Summary:
-    """The sum of a run's steps, in at most ten intervals; accuracies that were not measured are None."""
-    return Summary(
-        accuracy_before=before.accuracy if before else None,
-        accuracy_after=after.accuracy if after else None,
-        steps=len(records),
-        generated_tokens=sum(r.generated_tokens for r in records),
-        trained_tokens=sum(r.trained_tokens for r in records),
-        resamples=_by_rung(r.resamples for r in records),
-        seconds=math.fsum(r.seconds for r in records),
-        **asdict(retries(records)),
-        groups_failed=sum(r.groups_failed for r in records),
-        accuracy_by_difficulty_before=before.accuracy_by_difficulty if before else {},
-        accuracy_by_difficulty_after=after.accuracy_by_difficulty if after else {},
-        resamples_by_difficulty=dict(sum((Counter(r.resamples_by_difficulty) for r in records), Counter())),
-        flat_before_by_difficulty=_by_difficulty(r.flat_before_by_difficulty for r in records),
-        flat_after_by_difficulty=_by_difficulty(r.flat_after_by_difficulty for r in records),
-        resamples_by_interval=intervals(records, max(1, math.ceil(len(records) / 10))),
-        name=name,
-        folder=folder,
-        adapter=adapter,
-        skipped_updates=sum(r.skipped_updates for r in records),
-    )
+# fmt: on
 
-
-def intervals(records: Sequence[StepRecord], length: int) -> tuple[Interval, ...]:
-    """`records` in intervals of `length` steps, the last one of what is left."""
-    return tuple(_interval(records[start : start + length]) for start in range(0, len(records), length))
-
-
-def retries(records: Sequence[StepRecord]) -> Retries:
-    """What resampling has cost and brought over `records`."""
-    generated = sum(r.generated_tokens for r in records)
-    informative = sum(r.informative_groups for r in records)
-    return Retries(
-        rescued=_by_rung(r.rescued for r in records),
-        extra_tokens=sum(r.extra_tokens for r in records),
-        tokens_per_informative_group=ratio(generated, informative),
-        groups_exhausted=sum(r.groups_exhausted for r in records),
-    )
-
-
-def _by_rung(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """Sums for each rung; a later trigger may have a longer ladder than the first steps had."""
-    return tuple(sum(rung) for rung in zip_longest(*counts, fillvalue=0))
-
-
-def _by_difficulty(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean share of each difficulty over the steps that had it."""
-    steps = list(shares)
-    names = sorted({name for shares_of_step in steps for name in shares_of_step})
-    return measured({name: mean(own[name] for own in steps if name in own) for name in names})
-
-
-def _interval(records: Sequence[StepRecord]) -> Interval:
-    return Interval(
-        first=records[0].step,
-        last=records[-1].step,
-        resamples=sum(sum(r.resamples) for r in records),
-        reward_mean=mean(r.reward_mean for r in records),
-    )
+RECORDS: tuple[type[Record], ...] = (StepRecord, EvaluationRecord, RolloutLoad)
+"""All kinds of records that declare metrics."""

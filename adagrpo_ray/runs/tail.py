@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from adagrpo_ray.errors import HistoryError
+from adagrpo_ray.runs.record import OlderVersionError
 
 T = TypeVar("T")
 
@@ -46,6 +47,11 @@ class Tail(Generic[T]):
     def _add(self, line: bytes) -> None:
         try:
             self._items.append(self._parse(json.loads(line), self._end))
+        except OlderVersionError as error:
+            raise HistoryError(
+                f"{self._path} was written by an older version of adagrpo_ray ({error}); read it with that version, or "
+                "choose another run"
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise HistoryError(

@@ -16,7 +16,7 @@ def why(group: GroupSample, number: int, run: RunHistory) -> str:
     if group.outcome == "trained":
         attempt = group.attempts[number]
         met = "GRPO trains on every group as it is" if name == "grpo" else f"It met the criterion {_kind(run)}"
-        return f"{met}: {_right(attempt)}, best reward {_best(attempt)}."
+        return f"{met}: {_correct(attempt)}, best reward {_best(attempt)}."
     failed = _failed(group, number, run)
     if group.outcome == "waiting":
         return f"{failed} It waits for its next attempt in a later step."
@@ -62,7 +62,7 @@ def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
     attempt, kind = group.attempts[number], _kind(run)
     match kind:
         case "any_correct":
-            missing = f"none of {len(attempt.completions)} is right; best reward {_best(attempt)}"
+            missing = f"none of {len(attempt.completions)} is correct; best reward {_best(attempt)}"
             return f"No completion met the criterion any_correct: {missing}."
         case "any_above":
             column = run.setting("algorithm.criterion.reward")
@@ -73,7 +73,7 @@ def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
             std = f"{statistics(group, number).std:.3g}, not above {_threshold(run):g}"
             missing = f"its rewards so far have a standard deviation of {std}; best reward {_best(attempt)}"
             return f"The group did not meet the criterion spread: {missing}."
-    return f"The group did not meet the criterion {kind}: {_right(attempt)}, best reward {_best(attempt)}."
+    return f"The group did not meet the criterion {kind}: {_correct(attempt)}, best reward {_best(attempt)}."
 
 
 def _kind(run: RunHistory) -> str:
@@ -97,8 +97,8 @@ def _best(attempt: AttemptSample) -> str:
     return _number(attempt.best_reward)
 
 
-def _right(attempt: AttemptSample) -> str:
-    return f"{sum(c.correct for c in attempt.completions)} of {len(attempt.completions)} right"
+def _correct(attempt: AttemptSample) -> str:
+    return f"{sum(c.correct for c in attempt.completions)} of {len(attempt.completions)} correct"
 
 
 def _number(value: float | None) -> str:

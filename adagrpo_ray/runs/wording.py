@@ -1,4 +1,4 @@
-"""Figures and names in the words of the terminal."""
+"""Metrics and names in the words of the terminal."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def few(names: Sequence[str]) -> tuple[Sequence[str], str]:
 
 
 def step_metrics(record: StepRecord) -> list[str]:
-    """What one wants to see of a step at once, next to its pace."""
+    """The metrics of a step that the terminal shows, next to its pace."""
     return [
-        f"reward {number(record.reward_mean)}",
+        f"reward {number(record.reward)}",
         f"accuracy {number(record.accuracy)}",
         f"resamples {rungs(record.resamples)}",
         f"groups {record.groups_ready} ready {record.groups_waiting} waiting"
@@ -85,12 +85,12 @@ def step_metrics(record: StepRecord) -> list[str]:
 
 
 def evaluation_line(label: str, record: EvaluationRecord) -> str:
-    """A measurement on the held-out prompts in one line."""
+    """An evaluation on the held-out prompts in one line."""
     named, others = few(difficulties(record.accuracy_by_difficulty))
     by_difficulty = [
         f"{shown(difficulty)}: {number(record.accuracy_by_difficulty[difficulty])}" for difficulty in named
     ]
     failed = f"{record.failed} prompts not scored, " if record.failed else ""
-    about = f"({record.samples} samples, {failed}{record.seconds:.1f} s)"
+    about = f"({record.samples} samples, {failed}{record.runtime:.1f} s)"
     said = [*by_difficulty, *([others] if others else []), about]
     return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *said])

@@ -1,4 +1,4 @@
-"""The run folder: what is measured, kept on disk as it happens."""
+"""The run folder: records are written to disk as they come."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from types import TracebackType
 from adagrpo_ray.errors import ConfigError, ResourceError, first_line
 from adagrpo_ray.runs.events import EventFile
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES, Mark
+from adagrpo_ray.runs.metric import scalars
 from adagrpo_ray.runs.observer import Observer
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.sample_text import group_text
 from adagrpo_ray.runs.samples import GroupSample
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.storage.places import leave, writing
 
 _writing = partial(writing, otherwise="set run.output_dir to another")
@@ -28,8 +29,8 @@ class RunWriter(Observer):
     """Makes the folder of a new run, or goes on with that of an earlier one, and writes into it.
 
     `config.yaml` (the text given), `metrics.jsonl` (a line a step), `samples.jsonl` (a line a group shown),
-    `evaluations.jsonl` (a line a measurement on the held-out prompts), `summary.json`, and `tensorboard/`. A run that
-    dies leaves all of its finished steps behind; one that fails before it measured anything leaves no folder.
+    `evaluations.jsonl` (a line an evaluation on the held-out prompts), `summary.json`, and `tensorboard/`. A run that
+    dies leaves all of its finished steps behind; one that fails before its first record leaves no folder.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class RunWriter(Observer):
     def step(self, record: StepRecord) -> None:
         """Append the step to `metrics.jsonl` and to TensorBoard."""
         self._append(METRICS, record.to_dict())
-        self._show(lambda: self._events.add(step_scalars(record), record.step))
+        self._show(lambda: self._events.add(scalars(record), record.step))
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
         """Append the groups to `samples.jsonl`, and show the first in TensorBoard where it was resampled."""
@@ -83,9 +84,9 @@ class RunWriter(Observer):
             self._show(lambda: self._events.add_text("samples/resampled", group_text(groups[0]), groups[0].step))
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Append the measurement and its label to `evaluations.jsonl` and to TensorBoard."""
+        """Append the evaluation and its label to `evaluations.jsonl` and to TensorBoard."""
         self._append(EVALUATIONS, {"label": label, **record.to_dict()})
-        self._show(lambda: self._events.add(evaluation_scalars(record), record.step))
+        self._show(lambda: self._events.add(scalars(record), record.step))
 
     def summary(self, summary: Summary) -> None:
         """Write `summary.json`, whole or not at all."""

@@ -76,6 +76,6 @@ async def evaluate(
         },
         samples=len(results) * settings.samples,
         failed=sum(failed for *_, failed in results),
-        mean_length=float(np.mean([length for _, _, length, _ in results])),
-        seconds=time.perf_counter() - began,
+        completions_mean_length=float(np.mean([length for _, _, length, _ in results])),
+        runtime=time.perf_counter() - began,
     )

@@ -1,4 +1,4 @@
-"""What a step's sampling says in figures."""
+"""The metrics of sampling one step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adagrpo_ray.types import Group
 def sampling_metrics(
     step: int, collection: Collection, functions: Sequence[str], height: int, *, exhausted_dropped: bool
 ) -> SamplingMetrics:
-    """Figures of `step`; `height` is the ladder's number of rungs, `functions` the reward functions' names."""
+    """Metrics of `step`; `height` is the ladder's number of rungs, `functions` the reward functions' names."""
     first = [g for g in collection.attempts if len(g.attempts) == 1]
     resampled = [g for g in collection.attempts if len(g.attempts) > 1]
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
@@ -28,40 +28,40 @@ def sampling_metrics(
     lost = [f for f in collection.failed if f.dropped]  # no attempt holds what was generated for them
     rungs = range(max(height, max(resamples, default=-1) + 1))
     correct = [(g.prompt.difficulty, float(g.last.correct.mean())) for g in first]
-    flat_before = [(g.prompt.difficulty, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
-    flat_after = [(g.prompt.difficulty, float(statistics_of(g).std == 0.0)) for g in trained]
+    zero_std = [(g.prompt.difficulty, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
+    zero_std_after = [(g.prompt.difficulty, float(statistics_of(g).std == 0.0)) for g in trained]
     scores = np.concatenate([g.last.rewards_by_function for g in first]) if first else np.empty((0, len(functions)))
     completions = [c for g in collection.attempts for c in g.last.completions]
     return SamplingMetrics(
-        reward_mean=mean(float(r) for g in first for r in g.last.rewards),
-        reward_by_function={name: mean(map(known, scores[:, i].tolist())) for i, name in enumerate(functions)},
+        reward=mean(float(r) for g in first for r in g.last.rewards),
+        reward_std=_std(np.concatenate([g.last.rewards for g in first])) if first else None,
+        rewards_mean={name: mean(map(known, scores[:, i].tolist())) for i, name in enumerate(functions)},
+        rewards_std={name: _std(scores[:, i]) for i, name in enumerate(functions)},
+        rewards_frac_zero_std={name: _frac_zero_std(first, i) for i, name in enumerate(functions)},
+        frac_reward_zero_std=mean(value for _, value in zero_std),
+        frac_reward_zero_std_by_difficulty=_by_difficulty(zero_std),
+        frac_reward_zero_std_after=mean(value for _, value in zero_std_after),
+        frac_reward_zero_std_after_by_difficulty=_by_difficulty(zero_std_after),
         accuracy=mean(value for _, value in correct),
         accuracy_by_difficulty=_by_difficulty(correct),
+        completions_mean_length=mean(float(len(c.token_ids)) for c in completions),
+        completions_mean_terminated_length=mean(float(len(c.token_ids)) for c in completions if not c.truncated),
+        completions_clipped_ratio=mean(float(c.truncated) for c in completions),
+        resamples=tuple(resamples[rung] for rung in rungs),
+        resamples_by_difficulty=dict(Counter(g.prompt.difficulty for g in resampled)),
+        rescued=tuple(rescued[rung] for rung in rungs),
         groups_ready=len(collection.ready),
         groups_waiting=len(collection.waiting),
         groups_late=len(collection.late),
         groups_exhausted=len(collection.exhausted),
         groups_failed=len(collection.failed),
         groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
-        resamples=tuple(resamples[rung] for rung in rungs),
-        resamples_by_difficulty=dict(Counter(g.prompt.difficulty for g in resampled)),
-        rescued=tuple(rescued[rung] for rung in rungs),
-        flat_before=mean(value for _, value in flat_before),
-        flat_after=mean(value for _, value in flat_after),
-        flat_before_by_difficulty=_by_difficulty(flat_before),
-        flat_after_by_difficulty=_by_difficulty(flat_after),
-        informative_groups=sum(not value for _, value in flat_after),
+        informative_groups=sum(not value for _, value in zero_std_after),
+        group_size=mean(float(g.size) for g in first),
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
         # The step before this one made the version that this one trains.
         staleness=mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
-        completion_length=mean(float(len(c.token_ids)) for c in completions),
-        group_size=mean(float(g.size) for g in first),
-        reward_std=_std(np.concatenate([g.last.rewards for g in first])) if first else None,
-        reward_std_by_function={name: _std(scores[:, i]) for i, name in enumerate(functions)},
-        flat_by_function={name: _flat_share(first, i) for i, name in enumerate(functions)},
-        clipped_ratio=mean(float(c.truncated) for c in completions),
-        mean_terminated_length=mean(float(len(c.token_ids)) for c in completions if not c.truncated),
     )
 
 
@@ -78,7 +78,7 @@ def _std(values: NDArray[np.floating[Any]]) -> float | None:
     return float(applicable.std(ddof=1)) if len(applicable) > 1 else None
 
 
-def _flat_share(groups: Sequence[Group], function: int) -> float | None:
+def _frac_zero_std(groups: Sequence[Group], function: int) -> float | None:
     """Share of groups whose newest scores by a function are all equal, of those with two at least."""
     columns = (group.last.rewards_by_function[:, function] for group in groups)
     applicable = [column[~np.isnan(column)] for column in columns]

@@ -14,8 +14,8 @@ from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.fixed import flat
 from adagrpo_ray.runs.group_codec import well_formed
 from adagrpo_ray.runs.names import MLFLOW, name_of, text_of
-from adagrpo_ray.runs.records import Summary
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.tracking.sample_tables import COLUMNS, rows
 from adagrpo_ray.tracking.tracker import State, TrackedRun

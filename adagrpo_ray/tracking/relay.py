@@ -11,11 +11,12 @@ from queue import SimpleQueue
 from threading import Thread
 
 from adagrpo_ray.errors import first_line
+from adagrpo_ray.runs.metric import scalars
 from adagrpo_ray.runs.observer import Observer
 from adagrpo_ray.runs.reader import RunHistory
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.samples import GroupSample
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.tracking.tracker import State, TrackedRun, Tracker
 
 MOST_WAITING = 2000
@@ -30,8 +31,8 @@ ABANDON_S = 20.0
 TABLES = 50
 """Steps of a run whose samples are handed over, at most: each makes a table of its own."""
 
-STEP_TAG, EVALUATION_TAG = "time/step", "accuracy/held_out"
-"""A curve that every step has, and one that every measurement has."""
+STEP_TAG, EVALUATION_TAG = "step_time", "eval/accuracy"
+"""A curve that every step has, and one that every evaluation has."""
 
 Note = Callable[[str, object], None]
 
@@ -72,7 +73,7 @@ class Relay(Observer):
         self._put(partial(self._step, record))
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Hand the measurement over."""
+        """Hand the evaluation over."""
         self._put(partial(self._evaluation, record))
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
@@ -125,7 +126,7 @@ class Relay(Observer):
         """Tell the tracker what the folder held when this program began, in the order in which it was told."""
         if self._past is None:
             return
-        measured = {record.step: record for record in self._past.evaluations}
+        evaluated = {record.step: record for record in self._past.evaluations}
         samples: dict[int, list[GroupSample]] = {}
         for group in self._past.samples:
             samples.setdefault(group.step, []).append(group)
@@ -135,14 +136,14 @@ class Relay(Observer):
             if record is not None:
                 self._step(record)
             self._samples(tuple(samples.get(number, ())))
-            if number in measured:
-                self._evaluation(measured[number])
+            if number in evaluated:
+                self._evaluation(evaluated[number])
 
     def _step(self, record: StepRecord) -> None:
-        self._scalars(STEP_TAG, step_scalars(record), record.step)
+        self._scalars(STEP_TAG, scalars(record), record.step)
 
     def _evaluation(self, record: EvaluationRecord) -> None:
-        self._scalars(EVALUATION_TAG, evaluation_scalars(record), record.step)
+        self._scalars(EVALUATION_TAG, scalars(record), record.step)
 
     def _scalars(self, tag: str, values: dict[str, float], step: int) -> None:
         if not self._tracker.has(tag, step):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.runs.records import Summary
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary
 
 State = Literal["finished", "failed", "killed"]
 

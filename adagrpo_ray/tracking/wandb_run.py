@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 
 from adagrpo_ray.errors import TrackingError
-from adagrpo_ray.runs.records import Summary
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.tracking.sample_tables import COLUMNS, rows
 from adagrpo_ray.tracking.tracker import State, TrackedRun

@@ -10,6 +10,7 @@ from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.learner.updates import TrainReport, update_metrics
 from adagrpo_ray.runs import StepRecord
+from adagrpo_ray.runs.measured import ratio
 
 
 def step_record(
@@ -21,10 +22,10 @@ def step_record(
     seconds: Mapping[str, float],
 ) -> StepRecord:
     """The record of `step`; `reports` are one a rank, none if there was nothing to train on, `seconds` by phase."""
-    updates = config.algorithm.updates_per_batch
+    updates, step_time = config.algorithm.updates_per_batch, sum(seconds.values())
     return StepRecord(
         step=step,
-        seconds=sum(seconds.values()),
+        step_time=step_time,
         **asdict(collected.metrics),
         trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
         **update_metrics(reports, updates),
@@ -33,5 +34,6 @@ def step_record(
         sync_bytes=sync.sent_bytes,
         rollout_actors=collected.rollout_actors,
         rollout_restarts=collected.rollout_restarts,
-        seconds_by_phase=seconds,
+        tokens_per_second=ratio(collected.metrics.generated_tokens, step_time),
+        time=seconds,
     )

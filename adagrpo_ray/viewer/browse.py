@@ -31,7 +31,7 @@ class Entry:
     resampled: bool
     first_best: float | None
     last_best: float | None
-    last_right: int
+    last_correct: int
     last_size: int
 
 
@@ -117,6 +117,6 @@ def _entry(values: Any, at: int) -> Entry:
         resampled=group.resampled,
         first_best=group.attempts[0].best_reward if group.attempts else None,
         last_best=group.attempts[-1].best_reward if group.attempts else None,
-        last_right=sum(completion.correct for completion in last),
+        last_correct=sum(completion.correct for completion in last),
         last_size=len(last),
     )

@@ -35,7 +35,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflo
   padding: 8px 10px; font-size: 13px; background: var(--background-fill-secondary); border-radius: 6px; }
 summary { cursor: pointer; }
 .why { border-left: 3px solid var(--color-accent); padding: 2px 10px; margin: 6px 0; }
-.right { color: #10b981; font-weight: 600; }
+.correct { color: #10b981; font-weight: 600; }
 .wrong { color: #e11d48; font-weight: 600; }
 .note { opacity: .75; font-size: 13px; }
 """
@@ -44,7 +44,7 @@ Row = tuple[str, ...]
 
 
 def grid(head: Sequence[str], rows: Iterable[Row]) -> str:
-    """A table of texts: the first column names, the others hold figures or settings."""
+    """A table of texts: the first column names, the others hold numbers or settings."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -54,9 +54,9 @@ def listing(entries: Sequence[Entry], *, more: bool, chosen: int | None) -> str:
     """The list of groups, each of which can be chosen; `chosen` is where the open one begins."""
     if not entries:
         return '<p class="note">No group of this run is like that.</p>'
-    head = ("step", "outcome", "difficulty", "attempts", "best reward", "right", "problem")
-    figures = {"step", "attempts", "best reward", "right"}
-    top = "".join(f'<th class="figure">{name}</th>' if name in figures else f"<th>{name}</th>" for name in head)
+    head = ("step", "outcome", "difficulty", "attempts", "best reward", "correct", "problem")
+    numbers = {"step", "attempts", "best reward", "correct"}
+    top = "".join(f'<th class="figure">{name}</th>' if name in numbers else f"<th>{name}</th>" for name in head)
     body = "".join(_entry(entry, entry.at == chosen) for entry in entries)
     said = f"The newest {len(entries)}; there are more." if more else f"{len(entries)} groups, the newest first."
     return (
@@ -90,7 +90,7 @@ def _entry(entry: Entry, chosen: bool) -> str:
         f'<tr data-at="{entry.at}"{current}><td class="figure">{escape(str(entry.step))}</td>'
         f"<td>{escape(entry.outcome)}</td><td>{escape(entry.difficulty)}</td>"
         f'<td class="figure">{entry.attempts}</td><td class="figure">{best}</td>'
-        f'<td class="figure">{entry.last_right} of {entry.last_size}</td>'
+        f'<td class="figure">{entry.last_correct} of {entry.last_size}</td>'
         f'<td class="text"><button type="button">{escape(entry.prompt)}</button></td></tr>'
     )
 
@@ -120,16 +120,16 @@ def _start(attempt: AttemptSample, number: int) -> str:
 
 
 def _completion(completion: CompletionSample, functions: Sequence[str]) -> str:
-    mark = '<span class="right">right</span>' if completion.correct else '<span class="wrong">wrong</span>'
+    mark = '<span class="correct">correct</span>' if completion.correct else '<span class="wrong">wrong</span>'
     scores = (completion.rewards.get(name) for name in functions)
-    figures = [
+    numbers = [
         _number(completion.reward),
         *map(_number, scores),
         _signed(completion.advantage),
         f"{completion.tokens:,}",
     ]
-    figures += [escape(completion.finish_reason), escape(str(completion.weight_version))]
-    cells = "".join(f'<td class="figure">{figure}</td>' for figure in figures)
+    numbers += [escape(completion.finish_reason), escape(str(completion.weight_version))]
+    cells = "".join(f'<td class="figure">{number}</td>' for number in numbers)
     return f'<tr><td>{mark}</td>{cells}<td class="text">{_text(completion.text)}</td></tr>'
 
 

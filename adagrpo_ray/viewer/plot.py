@@ -1,6 +1,6 @@
 """Plots as SVG that stands in the page itself.
 
-Why not one of Gradio's plots: a run is a colour here and a figure a dash, and `LinePlot` has the colour alone; it also
+Why not one of Gradio's plots: a run is a colour here and a metric a dash, and `LinePlot` has the colour alone; it also
 sends every point of every plot as a table. `Plot` with Matplotlib takes most of a second of CPU at every look, on a
 machine that may be training, and puts new pictures in the place of the old ones. This text takes milliseconds, and
 `HTML` changes in place the attributes that differ, so that a live curve grows and nothing flickers.
@@ -20,7 +20,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 470, 10, 200
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#ca8a04", "#06b6d4", "#78716c")
 """Of the runs, in their order: to be told apart on white and on black."""
 DASHES = ("", "6 4", "2 3", "9 3 2 3", "14 4", "9 3 2 3 2 3")
-"""Of the figures in one plot, in their order."""
+"""Of the metrics in one plot, in their order."""
 COLUMNS = 48
 """Parts of a plot that say, under the pointer, what the curves are there."""
 
@@ -62,7 +62,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A figure in few characters: '0.25', '1,200', '3.4 M'."""
+    """A number in few characters: '0.25', '1,200', '3.4 M'."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == ' k' else size):.3g}{unit}"
@@ -116,7 +116,7 @@ def _ends(plot: Plot, lowest: float, highest: float) -> tuple[float, float]:
 
 
 def _key(number: int, line: str) -> str:
-    """A figure's dash and its name."""
+    """A metric's dash and its name."""
     stroke = f'stroke="currentColor" stroke-width="2" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
     dash = f'<svg viewBox="0 0 26 8" aria-hidden="true"><line x1="0" y1="4" x2="26" y2="4" {stroke}/></svg>'
     return f"<span>{dash} {escape(line)}</span>"
@@ -140,7 +140,7 @@ def _grid(across: _Scale, up: _Scale, axis: Axis) -> str:
 def _curve(curve: Curve, color: str, across: _Scale, up: _Scale) -> str:
     """A line for each stretch between gaps, with dots if they are few, or if a stretch is a single point."""
     dash = DASHES[curve.number % len(DASHES)]
-    few = len(curve.measured) <= 12  # enough to see each: measurements, or a run that has just begun
+    few = len(curve.measured) <= 12  # enough to see each: evaluations, or a run that has just begun
     drawn = ""
     for stretch in curve.stretches():
         places = [(across(x), up(y)) for x, y in stretch]

@@ -1,29 +1,37 @@
-"""The curves of a run: which figures are drawn, over what, and by how many points."""
+"""The curves of a run: which panels are drawn, over what, and by how many points."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from adagrpo_ray.runs.measured import mean, ratio
+from adagrpo_ray.runs import panels
+from adagrpo_ray.runs.measured import mean
+from adagrpo_ray.runs.metric import series
+from adagrpo_ray.runs.panels import Panel
 from adagrpo_ray.runs.reader import RunHistory
-from adagrpo_ray.runs.records import StepRecord
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 
 Axis = Literal["step", "generated tokens"]
 Point = tuple[float, float | None]
 """Its place on the x axis, and the value there; None leaves a gap."""
 
 AXES: tuple[Axis, ...] = ("step", "generated tokens")
+PLOTS = (
+    *(panels.REWARD, panels.ACCURACY, panels.RESAMPLES, panels.GROUP_SIZE),
+    *(panels.ZERO_STD, panels.PACE, panels.STALENESS),
+)
+"""The panels that are drawn, in their order."""
 MOST_POINTS = 150
 """Of one curve: more of them would be noise between the same pixels."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure of one run: `line` says which of the plot's figures it is, `number` its place among them."""
+    """A curve of one run: `line` is its tag, `number` its place among those of the plot."""
 
     run: str
     line: str
@@ -56,28 +64,19 @@ class Plot:
     high: float | None = None
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """A figure of every step, or of every measurement on held-out prompts; None if it was not measured."""
-
-    title: str
-    lines: Callable[[RunHistory], Mapping[str, Sequence[Point]]]  # over steps
-    low: float | None = 0.0
-    high: float | None = None
-
-
 def plots(runs: Sequence[RunHistory], axis: Axis) -> list[Plot]:
     """All plots of these runs, in their order."""
     drawn = []
-    for figure in FIGURES:
-        lines = [figure.lines(run) for run in runs]
-        numbers = {line: number for number, line in enumerate(dict.fromkeys(name for own in lines for name in own))}
+    for panel in PLOTS:
+        lines = [_lines(run, panel) for run in runs]
+        numbers = {line: number for number, line in enumerate(dict.fromkeys(tag for own in lines for tag in own))}
         curves = [
             Curve(run.name, line, numbers[line], thin(_over(axis, run, points)))
             for run, own in zip(runs, lines, strict=True)
             for line, points in own.items()
         ]
-        drawn.append(Plot(figure.title, tuple(curves), figure.low, figure.high))
+        ends = (panel.unit.low, panel.unit.high) if panel.unit is not None else (None, None)
+        drawn.append(Plot(panel.title, tuple(curves), *ends))
     return drawn
 
 
@@ -106,46 +105,11 @@ def _over(axis: Axis, run: RunHistory, points: Sequence[Point]) -> list[Point]:
     return [(float(until[int(step)]), value) for step, value in points if int(step) in until]
 
 
-def _steps(run: RunHistory, value: Callable[[StepRecord], float | None]) -> list[Point]:
-    return [(float(record.step), value(record)) for record in run.steps]
+def _lines(run: RunHistory, panel: Panel) -> dict[str, list[Point]]:
+    """The curves of a panel over steps, by tag: those of the steps, then those of the evaluations."""
+    return _points(run.steps, panel) | _points(run.evaluations, panel)
 
 
-def _held_out(run: RunHistory) -> list[Point]:
-    return [(float(record.step), record.accuracy) for record in run.evaluations]
-
-
-def _by_rung(run: RunHistory) -> dict[str, list[Point]]:
-    """Resamples a step, a line for every rung that some step had."""
-    height = max((len(record.resamples) for record in run.steps), default=0)
-
-    def count(rung: int) -> Callable[[StepRecord], float]:
-        return lambda record: record.resamples[rung] if rung < len(record.resamples) else 0
-
-    return {f"rung {rung}": _steps(run, count(rung)) for rung in range(height)}
-
-
-def _rate(record: StepRecord) -> float | None:
-    return ratio(record.generated_tokens, record.seconds)
-
-
-FIGURES: tuple[_Figure, ...] = (
-    _Figure("Mean reward of first attempts", lambda run: {"reward": _steps(run, lambda r: r.reward_mean)}, low=None),
-    _Figure(
-        "Accuracy",
-        lambda run: {"first attempts": _steps(run, lambda r: r.accuracy), "held-out": _held_out(run)},
-        high=1.0,
-    ),
-    _Figure("Resamples a step", _by_rung),
-    _Figure("Completions of a first attempt", lambda run: {"group size": _steps(run, lambda r: r.group_size)}),
-    _Figure(
-        "Share of groups without spread of rewards",
-        lambda run: {
-            "first attempts": _steps(run, lambda r: r.flat_before),
-            "trained on": _steps(run, lambda r: r.flat_after),
-        },
-        high=1.0,
-    ),
-    _Figure("Generated tokens a second", lambda run: {"tokens a second": _steps(run, _rate)}),
-    _Figure("Staleness, in weight versions", lambda run: {"staleness": _steps(run, lambda r: r.staleness)}, high=1.0),
-)
-"""In the order in which they are shown."""
+def _points(records: Sequence[StepRecord] | Sequence[EvaluationRecord], panel: Panel) -> dict[str, list[Point]]:
+    steps = [float(record.step) for record in records]
+    return {tag: list(zip(steps, found.values, strict=True)) for tag, found in series(records, panel).items()}

@@ -183,7 +183,7 @@ def _difficulties(shelf: Shelf, name: str | None) -> list[str]:
 
 def _stamp(run: RunHistory) -> tuple[Hashable, ...]:
     """What is another one whenever the run has something new to show."""
-    seconds = run.steps[-1].seconds if run.steps else 0.0
+    seconds = run.steps[-1].step_time if run.steps else 0.0
     return run.name, len(run.steps), seconds, len(run.evaluations), run.summary is not None
 
 

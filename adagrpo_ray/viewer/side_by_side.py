@@ -1,4 +1,4 @@
-"""Runs side by side: the settings in which they differ, and what came of them."""
+"""Runs side by side: the settings in which they differ, and their results."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adagrpo_ray.runs import wording as figures
+from adagrpo_ray.runs import wording
 from adagrpo_ray.runs.measured import mean, ratio
 from adagrpo_ray.runs.reader import RunHistory
-from adagrpo_ray.runs.records import retries
+from adagrpo_ray.runs.summary import retries
 
 NAMES = {"run.name", "run.output_dir"}
 """Settings that tell runs apart without changing what they do."""
@@ -29,7 +29,7 @@ def differences(runs: Sequence[RunHistory]) -> list[Row]:
 
 
 def results(runs: Sequence[RunHistory]) -> list[Row]:
-    """What came of each run so far: the name of a figure, then the figure for each run."""
+    """The result of each run so far: the name of a metric, then its value for each run."""
     columns = [_results(run) for run in runs]
     return [(name, *(column[name] for column in columns)) for name in (columns[0] if columns else ())]
 
@@ -39,27 +39,27 @@ def _results(run: RunHistory) -> dict[str, str]:
     before = held_out[0].accuracy if held_out and held_out[0].step == 0 else None
     last = held_out[-1].accuracy if held_out and held_out[-1].step > 0 else None
     best = max((record.accuracy for record in held_out), default=None)
-    seconds, tokens = math.fsum(r.seconds for r in steps), sum(r.generated_tokens for r in steps)
+    seconds, tokens = math.fsum(r.step_time for r in steps), sum(r.generated_tokens for r in steps)
     costs = retries(steps)
     planned = run.setting("run.steps")
     return {
         "steps": f"{len(steps)} of {planned}" if isinstance(planned, int) else str(len(steps)),
         "state": "ended" if run.summary is not None else "not ended",
-        "held-out accuracy before": figures.number(before),
-        "held-out accuracy, last": figures.number(last),
-        "change": figures.change(before, last),
-        "held-out accuracy, best": figures.number(best),
-        f"mean reward, last {RECENT} steps": figures.number(mean(r.reward_mean for r in steps[-RECENT:])),
-        "time of all steps": figures.duration(seconds),
+        "held-out accuracy before": wording.number(before),
+        "held-out accuracy, last": wording.number(last),
+        "change": wording.change(before, last),
+        "held-out accuracy, best": wording.number(best),
+        f"mean reward, last {RECENT} steps": wording.number(mean(r.reward for r in steps[-RECENT:])),
+        "time of all steps": wording.duration(seconds),
         "generated tokens": f"{tokens:,}",
-        "generated tokens a second": figures.whole(ratio(tokens, seconds)),
+        "generated tokens a second": wording.whole(ratio(tokens, seconds)),
         "trained tokens": f"{sum(r.trained_tokens for r in steps):,}",
         "updates skipped": f"{sum(r.skipped_updates for r in steps):,}",
         "tokens of resamples": f"{costs.extra_tokens:,}",
         "resamples": f"{sum(sum(r.resamples) for r in steps):,}",
-        "resamples that met the criterion, by rung": figures.rungs(costs.rescued),
+        "resamples that met the criterion, by rung": wording.rungs(costs.rescued),
         "groups that never did": f"{costs.groups_exhausted:,}",
-        "tokens for each group with spread": figures.whole(costs.tokens_per_informative_group),
+        "tokens for each informative group": wording.whole(costs.tokens_per_informative_group),
     }
 
 

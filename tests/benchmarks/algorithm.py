@@ -67,7 +67,7 @@ class Curve(Observer):
 
     def step(self, record: StepRecord) -> None:
         self._tokens += record.generated_tokens
-        self._seconds += record.seconds
+        self._seconds += record.step_time
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
         self.points.append(Point(record.step, self._tokens, round(self._seconds, 3), record.accuracy))

@@ -205,17 +205,15 @@ def program(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         place_and_train(ready.config, ready.inputs, Path(folder), Keep())
     steps = seen[counted // 4 : counted]
-    seconds = sum(s.seconds for s in steps)
+    seconds = sum(s.step_time for s in steps)
     return {
         "tokens_per_s": sum(s.generated_tokens for s in steps) / seconds,
-        "seconds_per_step": statistics.median(s.seconds for s in steps),
-        "seconds_by_phase": {
-            phase: sum(s.seconds_by_phase[phase] for s in steps) / len(steps) for phase in steps[0].seconds_by_phase
-        },
+        "seconds_per_step": statistics.median(s.step_time for s in steps),
+        "time": {phase: sum(s.time[phase] for s in steps) / len(steps) for phase in steps[0].time},
         "sync_bytes": steps[-1].sync_bytes,
-        "mean_completion_length": statistics.mean(s.completion_length for s in steps),
+        "mean_completion_length": statistics.mean(s.completions_mean_length for s in steps),
         "trained_share": sum(s.trained_tokens for s in steps) / sum(s.generated_tokens for s in steps),
-        "final_reward": statistics.mean(s.reward_mean for s in steps[-5:]),
+        "final_reward": statistics.mean(s.reward for s in steps[-5:]),
     }
 
 

@@ -22,7 +22,7 @@ from adagrpo_ray.cluster.placement import Hardware
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.rewards import load_reward
-from adagrpo_ray.runs.records import summarize
+from adagrpo_ray.runs.summary import summarize
 from adagrpo_ray.runs.writer import RunWriter
 from tests.support.documents import Command, commands, files, names
 from tests.support.histories import evaluation, group, step

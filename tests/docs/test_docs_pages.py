@@ -21,7 +21,7 @@ from adagrpo_ray.config.explain import settings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.metric import scalars
 from tests.support.documents import PAGES, blocks, files
 from tests.support.histories import evaluation, step
 from tests.support.places import ROOT
@@ -96,9 +96,13 @@ def test_a_message_that_nothing_prints_is_found(messages: list[str]) -> None:
 
 @pytest.mark.parametrize("page", ["troubleshooting", "glossary"])
 def test_every_metric_is_one_of_tensorboard(page: str) -> None:
-    tags = {*step_scalars(replace(step(1), kl=0.1)), *evaluation_scalars(evaluation(1, 0.5))}
+    tags = {*scalars(replace(step(1), kl=0.1)), *scalars(evaluation(1, 0.5))}
     groups = "|".join({tag.partition("/")[0] for tag in tags if "/" in tag})
-    named = [text for text in code(page_text(page)) if re.fullmatch(rf"(?:{groups})/[a-z0-9_/]+", text)]
+    named = [
+        text
+        for text in code(page_text(page))
+        if re.fullmatch(rf"(?:{groups})/[a-z0-9_/]+|frac_reward_zero_std|entropy", text)
+    ]
     assert len(named) >= 6
     assert set(named) <= tags
 
@@ -209,7 +213,7 @@ def test_every_file_of_a_run_folder_has_its_row() -> None:
     assert named >= {EVALUATIONS, METRICS, SAMPLES, FOLDER, "adapter", "config.yaml", "summary.json", "tensorboard"}
 
 
-def test_figures_of_worked_examples() -> None:
+def test_numbers_of_worked_examples() -> None:
     text = page_text("method")
     assert "lengths of 80, 90 and 100 get 0, " in text
     assert overlong_penalty([80, 90, 100], 100, 20).tolist() == [0.0, -0.5, -1.0]

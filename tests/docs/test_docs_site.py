@@ -13,6 +13,8 @@ from mkdocs.config import load_config as mkdocs_config
 from mkdocs.exceptions import Abort
 
 from adagrpo_ray.config.explain import settings
+from adagrpo_ray.runs.metric import metrics_of
+from adagrpo_ray.runs.records import RECORDS
 from tests.support.places import ROOT
 
 LOADED = re.compile(
@@ -37,7 +39,7 @@ def foreign(place: str) -> bool:
 
 def test_every_page_of_the_navigation_is_there(site: Path) -> None:
     pages = re.findall(r": (\S+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert {"index", "configuration", "security"} <= set(pages)
+    assert {"index", "configuration", "metrics", "security"} <= set(pages)
     assert set(pages) | {"404"} == {page.stem for page in site.glob("*.html")}
 
 
@@ -89,10 +91,17 @@ def test_every_setting_is_on_the_site(site: Path) -> None:
     assert len(told) == len(list(settings())) > 100
 
 
+def test_every_metric_has_its_line(site: Path) -> None:
+    page = html.unescape((site / "metrics.html").read_text())
+    told = re.findall(r"<tr>\s*<td><code>([^<]+)</code></td>\s*<td><code>([^<]+)</code></td>", page)
+    assert told == [(metric.name, metric.field) for record in RECORDS for metric in metrics_of(record)]
+
+
 def test_links_out_of_the_folder_have_become_names_or_pages(site: Path) -> None:
     for page in site.glob("*.html"):
         assert "](" not in re.sub(r"<pre.*?</pre>|<code.*?</code>", "", page.read_text(), flags=re.DOTALL), page.name
         assert not re.search(r'href="\.\./', page.read_text()), page.name
     assert 'href="configuration.html"' in (site / "index.html").read_text()
     assert 'href="security.html"' in (site / "ui.html").read_text()
+    assert 'href="metrics.html"' in (site / "tracking.html").read_text()
     assert "<code>adagrpo_ray/algorithm/loss.py</code>" in (site / "method.html").read_text()

@@ -57,7 +57,7 @@ def test_a_program_that_waits_does_not_outlive_a_test_that_fails(gate: Gate, tmp
 
 
 def test_the_name_of_the_function_is_the_only_difference() -> None:
-    assert plain(f'{{"reward_by_function": {{"{NAME}": 1.0}}}}') == '{"reward_by_function": {"exact": 1.0}}'
+    assert plain(f'{{"rewards_mean": {{"{NAME}": 1.0}}}}') == '{"rewards_mean": {"exact": 1.0}}'
 
 
 def test_a_reserved_number_is_nobody_elses() -> None:

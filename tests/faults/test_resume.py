@@ -64,7 +64,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tm
     assert_same_run(folder, whole)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, whole)]
     assert summaries[0]["steps"] == 4
-    for key in ("accuracy_before", "accuracy_after", "generated_tokens", "resamples", "rescued"):
+    for key in ("eval_accuracy_before", "eval_accuracy_after", "generated_tokens", "resamples", "rescued"):
         assert summaries[0][key] == summaries[1][key]
     assert {p.suffix for p in (checkpoints / "step-000004").iterdir()} == {".json", ".safetensors"}
     measured = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]

@@ -176,13 +176,13 @@ def test_a_full_disk_still_ends_the_run(tmp_path: Path, monkeypatch: pytest.Monk
 def test_classes_that_json_can_write_and_no_file_takes_are_curves(tmp_path: Path) -> None:
     difficulties = {chr(0xD800): 0.25, chr(0xD801): 0.5, "a\x00b": 0.75}
     with RunWriter(tmp_path / "run", "") as writer:
-        writer.step(replace(STEP, accuracy_by_difficulty=difficulties, reward_mean=1e300))
+        writer.step(replace(STEP, accuracy_by_difficulty=difficulties, reward=1e300))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [
         events.Scalars(f"accuracy_by_difficulty/{name}")[0].value for name in ("%ED%A0%80", "%ED%A0%81", "a%00b")
     ] == [*difficulties.values()]
-    assert events.Scalars("reward/mean")[0].value == pytest.approx(3.4028235e38)  # float32 has no 1e300
+    assert events.Scalars("reward")[0].value == pytest.approx(3.4028235e38)  # float32 has no 1e300
 
 
 @pytest.mark.parametrize("error", [ValueError("no glyphs"), SystemExit(3), MemoryError()])
@@ -211,7 +211,7 @@ def test_thousands_of_classes_go_to_mlflow_in_as_many_requests_as_it_takes() -> 
 
     mlflow = MlflowRun("folder")
     mlflow._client = client = Client()
-    values = {f"accuracy_held_out_by_difficulty/class {number}": number / 5000 for number in range(2500)}
+    values = {f"eval/accuracy_by_difficulty/class {number}": number / 5000 for number in range(2500)}
     mlflow.scalars(values, 3)
     assert {point.key: point.value for batch in client.batches for point in batch} == {
         metric_name(tag): value for tag, value in values.items()

@@ -213,7 +213,7 @@ def test_real_steps_on_a_model_of_real_width(wide_model: Path, tmp_path: Path, s
     steps = metrics(tmp_path / "wide")
     assert [s["weight_version"] for s in steps] == [1, 2]
     assert all(s["trained_tokens"] > 0 for s in steps)
-    assert all(s["behaviour_gap"] < 0.05 for s in steps)
+    assert all(s["sampling_logp_difference_mean"] < 0.05 for s in steps)
     assert json.loads((tmp_path / "wide" / "summary.json").read_text())["steps"] == 2
 
 

@@ -47,8 +47,8 @@ def test_summary_says_what_the_run_was(run: tuple[Path, str]) -> None:
     folder, _ = run
     summary, steps = json.loads((folder / "summary.json").read_text()), metrics(folder)
     assert summary["steps"] == STEPS == len(steps)
-    assert 0 <= summary["accuracy_before"] <= 1
-    assert 0 <= summary["accuracy_after"] <= 1
+    assert 0 <= summary["eval_accuracy_before"] <= 1
+    assert 0 <= summary["eval_accuracy_after"] <= 1
     assert summary["generated_tokens"] == sum(s["generated_tokens"] for s in steps) > 0
     assert summary["trained_tokens"] == sum(s["trained_tokens"] for s in steps) > 0
     assert summary["resamples"] == [sum(rung) for rung in zip(*(s["resamples"] for s in steps), strict=True)]
@@ -72,15 +72,15 @@ def test_learner_and_rollout_agree_where_nothing_was_filtered(whole: Path) -> No
     """First attempts are drawn at temperature 1, so only resampled groups may show a difference."""
     plain = [s for s in metrics(whole) if not sum(s["resamples"]) and s["trained_tokens"]]
     assert plain
-    assert all(step["behaviour_gap"] < 1e-4 for step in plain)
+    assert all(step["sampling_logp_difference_mean"] < 1e-4 for step in plain)
 
 
 def test_learner_and_rollout_stay_close_where_rollouts_run_ahead(ahead: tuple[Path, str]) -> None:
     steps = metrics(ahead[0])
     for step in steps:
         if not sum(step["resamples"][1:]) and step["trained_tokens"] and not step["staleness"]:
-            assert step["behaviour_gap"] < 1e-4
-    assert all(step["behaviour_gap"] < 0.5 for step in steps)
+            assert step["sampling_logp_difference_mean"] < 1e-4
+    assert all(step["sampling_logp_difference_mean"] < 0.5 for step in steps)
 
 
 def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:

@@ -80,14 +80,14 @@ def test_figures_are_those_that_the_run_measured_itself(
     assert f"all of it is in {folder / RESULTS} already" in told
     assert not ray.is_initialized()
     assert (folder / RESULTS).read_bytes() == before
-    measured = [json.loads(line) for line in (whole / "evaluations.jsonl").read_text().splitlines()]
+    evaluations = [json.loads(line) for line in (whole / "evaluations.jsonl").read_text().splitlines()]
     compared = json.loads((folder / JSON).read_text())
     assert compared["problems"] == 4
     assert [model["name"] for model in compared["models"]] == ["base", whole.name]
-    for record, model in zip((measured[0], measured[-1]), compared["models"], strict=True):
-        figures = model["figures"]
+    for record, model in zip((evaluations[0], evaluations[-1]), compared["models"], strict=True):
+        figures = model["metrics"]
         assert figures["accuracy"]["value"] == record["accuracy"]
-        assert figures["tokens"]["value"] == record["mean_length"]
+        assert figures["tokens"]["value"] == record["completions_mean_length"]
         assert {k: v["value"] for k, v in model["accuracy_by_difficulty"].items()} == record["accuracy_by_difficulty"]
 
 
@@ -108,7 +108,7 @@ def test_every_problem_is_measured_once_with_each_model(out: tuple[Path, str]) -
     assert "\x1b" not in told
     assert f"{PROBLEMS} problems (all), 2 models" in told
     assert f"base  {PROBLEMS}/{PROBLEMS}  accuracy so far" in told
-    assert "right answer anywhere" in told
+    assert "correct answer anywhere" in told
     assert (folder / MARKDOWN).read_text().count("| setting | value |") == 1
 
 
@@ -295,7 +295,7 @@ def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--no-base",), "there is nothing to measure"),
+        (("--no-base",), "there is nothing to evaluate"),
         (("data.eval_prompts=0",), "data.eval_prompts leaves no prompt there"),
         (("data.source=none.jsonl",), "data.source='none.jsonl' is no file"),
         (("rewards.functions=[{function: exakt}]",), "did you mean 'exact'"),

@@ -380,7 +380,10 @@ def test_options_that_say_nothing_together(exported: Exported, run: Path, option
 def test_the_card_of_a_run_says_what_the_run_was(whole: Path) -> None:
     card = (whole / "adapter" / "README.md").read_text()
     summary = json.loads((whole / "summary.json").read_text())
-    assert f"Held-out accuracy: {summary['accuracy_before']:.3f} before, {summary['accuracy_after']:.3f} after." in card
+    assert (
+        f"Held-out accuracy: {summary['eval_accuracy_before']:.3f} before, {summary['eval_accuracy_after']:.3f} after."
+        in card
+    )
     assert f"| tokens generated | {summary['generated_tokens']:,}, " in card
     assert re.search(r"python launch/train\.py --config launch/configs/tiny-cpu\.yaml .*run\.output_dir=", card)
     assert "| prompts held out | 4 |" in card

@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.data.arithmetic import SYSTEM_PROMPT
+from adagrpo_ray.runs.metric import scalars
 from adagrpo_ray.runs.names import name_of, text_of
 from adagrpo_ray.runs.reader import RunHistory, load
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from tests.support import program
 from tests.support.texts import MEAN
@@ -75,8 +75,8 @@ def history(mean: Path) -> RunHistory:
 @pytest.fixture(scope="module")
 def expected(history: RunHistory) -> dict[tuple[str, int], float]:
     """Every point of every curve, by tag and step."""
-    points = {(tag, e.step): value for e in history.evaluations for tag, value in evaluation_scalars(e).items()}
-    return points | {(tag, s.step): value for s in history.steps for tag, value in step_scalars(s).items()}
+    points = {(tag, e.step): value for e in history.evaluations for tag, value in scalars(e).items()}
+    return points | {(tag, s.step): value for s in history.steps for tag, value in scalars(s).items()}
 
 
 def test_the_run_ends_with_all_that_a_run_leaves(mean: Path, history: RunHistory) -> None:
@@ -96,9 +96,9 @@ def test_the_run_ends_with_all_that_a_run_leaves(mean: Path, history: RunHistory
     assert difficulties <= set(CLASSES)
     assert len(difficulties) > 20
     for record in history.steps:
-        assert record.reward_by_function["meine_belohnung:nirgends"] is None
-        assert record.reward_mean is not None
-        assert abs(record.reward_mean) > 1e37
+        assert record.rewards_mean["meine_belohnung:nirgends"] is None
+        assert record.reward is not None
+        assert abs(record.reward) > 1e37
 
 
 def test_tensorboard_has_every_point(mean: Path, expected: dict[tuple[str, int], float]) -> None:
@@ -109,8 +109,8 @@ def test_tensorboard_has_every_point(mean: Path, expected: dict[tuple[str, int],
     assert all(math.isfinite(value) for value in points.values())
     assert points == pytest.approx({key: min(value, 3.4028234e38) for key, value in expected.items()}, rel=1e-6)
     for tag, _ in points:
-        if tag.startswith("accuracy_held_out_by_difficulty/"):
-            name = tag.partition("/")[2]
+        if tag.startswith("eval/accuracy_by_difficulty/"):
+            name = tag.rpartition("/")[2]
             assert text_of(name) in CLASSES or any(name_of(text) == name for text in CLASSES)
 
 
@@ -132,7 +132,7 @@ def test_mlflow_has_every_point(mean: Path, expected: dict[tuple[str, int], floa
             found |= {(tag, point.step): point.value for point in points}
     assert found == expected
     assert run.info.status == "FINISHED"
-    names = {name.partition("/")[2] for name in run.data.metrics if name.startswith("accuracy_held_out_by_difficulty/")}
+    names = {name.rpartition("/")[2] for name in run.data.metrics if name.startswith("eval/accuracy_by_difficulty/")}
     assert names <= {metric_name(name_of(text)) for text in CLASSES}
 
 

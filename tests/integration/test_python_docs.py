@@ -128,10 +128,10 @@ def test_a_reward_function_of_a_cell_counts_as_the_configuration_says(notebook: 
     named = settings(summary)["rewards"]["functions"]
     assert [(f["function"], f["weight"]) for f in named] == [("brief", 0.1), ("exact", 1.0)]
     for step in steps(summary):
-        brief, exact = (step["reward_by_function"][name] for name in ("brief", "exact"))
+        brief, exact = (step["rewards_mean"][name] for name in ("brief", "exact"))
         assert step["groups_failed"] == 0
         assert 0 <= brief <= 1
-        assert step["reward_mean"] == pytest.approx(0.1 * brief + exact, abs=1e-5)
+        assert step["reward"] == pytest.approx(0.1 * brief + exact, abs=1e-5)
 
 
 def test_a_criterion_and_a_ladder_of_a_cell_decide(notebook: Notebook) -> None:

@@ -50,7 +50,7 @@ class TestAtTheEndOfARun:
         shown = self.end(monkeypatch, tmp_path)
         assert re.search(rf"report: {re.escape(str(tmp_path))}/ended/report\.html\s*$", shown)
         assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h"), "the display did not begin again"
-        assert page_of(tmp_path / "ended" / "report.html").figures()["state"] == "finished"
+        assert page_of(tmp_path / "ended" / "report.html").numbers()["state"] == "finished"
 
     def test_one_that_fails_costs_a_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path

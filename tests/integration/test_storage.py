@@ -18,7 +18,7 @@ from adagrpo_ray.checkpoint.resume import find_past
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.fixed import fixed_settings
-from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, ResourceError
+from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, HistoryError, ResourceError
 from adagrpo_ray.runs import EvaluationRecord, RunWriter
 from adagrpo_ray.runs.history import sizes
 from adagrpo_ray.runs.mirror import open_run
@@ -27,7 +27,7 @@ from adagrpo_ray.storage.cache import cache_folder
 from tests.support.histories import SAMPLE, STEP
 from tests.support.program import metrics, train
 
-RECORD = EvaluationRecord(0, 0.5, {}, samples=2, failed=0, mean_length=3.0, seconds=1.0)
+RECORD = EvaluationRecord(0, 0.5, {}, samples=2, failed=0, completions_mean_length=3.0, runtime=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +236,10 @@ def test_checkpoints_are_kept_pruned_and_loaded(bucket: str) -> None:
 
 def test_the_best_checkpoint_stays_too_and_is_found(bucket: str) -> None:
     folder = f"{bucket}/runs/one/checkpoints"
-    measured: dict[int, float] = {}
+    accuracies: dict[int, float] = {}
     for step, accuracy in ((1, 0.75), (2, 0.5), (3, 0.5)):
-        measured[step] = accuracy
-        kept.save(folder, step, contents(step), 1, measured)
+        accuracies[step] = accuracy
+        kept.save(folder, step, contents(step), 1, accuracies)
         assert storage.find(folder, "best") == "step-000001\n"
     assert names(folder) == {"best", "latest", "step-000001", "step-000003"}
     assert kept.named(f"{folder}/best") == f"{folder}/step-000001"
@@ -248,7 +248,7 @@ def test_the_best_checkpoint_stays_too_and_is_found(bucket: str) -> None:
         find_past(f"{folder}/best", settings(bucket), print)
 
     storage.leave(f"{folder}/step-000004", "state.json", "{}")  # never was whole
-    kept.save(folder, 5, contents(5), 2, {**measured, 4: 1.0, 5: 1.0})
+    kept.save(folder, 5, contents(5), 2, {**accuracies, 4: 1.0, 5: 1.0})
     assert names(folder) == {"best", "latest", "step-000003", "step-000005"}
     assert storage.find(folder, "best") == "step-000005\n"
     kept.save(folder, 6, contents(6), 1)
@@ -278,7 +278,7 @@ def settings(bucket: str) -> Config:
 
 
 def a_run(config: Config) -> tuple[str, RunWriter]:
-    """A run without a step that has two checkpoints, after a measurement each; its folder and writer."""
+    """A run without a step that has two checkpoints, after an evaluation each; its folder and writer."""
     home = storage.join(config.run.output_dir, "one")
     writer = open_run(home, "", print)
     for step in (1, 2):
@@ -328,6 +328,19 @@ def test_a_bad_checkpoint_is_passed_over(bucket: str, what: str) -> None:
     storage.leave(f"{home}/checkpoints/step-000001", "state.json", "{}")
     with pytest.raises(CheckpointError, match=f"all 2 checkpoints in {home}/checkpoints are damaged"):
         find_past("auto", config, told.append)
+
+
+def test_a_run_of_an_older_version_is_refused_and_not_begun_again(bucket: str) -> None:
+    config, told = settings(bucket), list[str]()
+    home, _ = a_run(config)
+    lines = storage.find(home, "evaluations.jsonl") or ""
+    storage.leave(home, "evaluations.jsonl", lines.replace('"accuracy":', '"accurate":'))
+    for where in ("auto", home):
+        with pytest.raises(
+            HistoryError, match=f"{home} was written by an older version .*no 'accuracy', but 'accurate'"
+        ):
+            find_past(where, config, told.append)
+    assert told == []
 
 
 def test_a_run_without_a_whole_checkpoint_begins_anew(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

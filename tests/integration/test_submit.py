@@ -22,7 +22,7 @@ from tests.support.held import until
 from tests.support.places import ROOT
 from tests.support.program import ENDING_S
 from tests.support.reserved import reserved_ports
-from tests.support.scraped import Scraper, check_figures
+from tests.support.scraped import Scraper, check_metrics
 
 BIN = Path(sys.executable).parent
 TINY = "launch/configs/tiny-cpu.yaml"
@@ -140,7 +140,7 @@ def test_an_upload_is_small_and_has_what_a_run_needs(tmp_path: Path) -> None:
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
     names = zipfile.ZipFile(tmp_path / "package.zip").namelist()
     assert (tmp_path / "package.zip").stat().st_size < 2_000_000  # the code alone takes 1.2 million
-    assert {"launch/train.py", TINY, "adagrpo_ray/training/trainer.py"} <= set(names)
+    assert {"launch/train.py", TINY, "adagrpo_ray/training/trainer.py", "adagrpo_ray/runs/records.py"} <= set(names)
     assert not {name.split("/")[0] for name in names} & {".git", ".venv", "runs", "tests", "docs", ".mypy_cache"}
 
 
@@ -154,7 +154,7 @@ def test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prom
     runs = Path(cluster.env["HOME"]) / "runs"
     assert f"run.output_dir='runs' is relative, and Ray deletes a job's working directory: using {runs}" in done.stdout
     assert (runs / "plain" / "adapter" / "adapter_model.safetensors").is_file()
-    check_figures(scraper.seen, runs / "plain")
+    check_metrics(scraper.seen, runs / "plain")
     (found,) = json.loads((cluster.folder / "ray" / "prom_metrics_service_discovery.json").read_text())
     assert any(target.endswith(f":{cluster.metrics_port}") for target in found["targets"])
     assert nothing_left(cluster)

@@ -21,15 +21,15 @@ from mlflow.entities import Run
 
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError
 from adagrpo_ray.runs.history import Mark, sizes
+from adagrpo_ray.runs.metric import scalars
 from adagrpo_ray.runs.names import name_of
 from adagrpo_ray.runs.reader import load
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
 from adagrpo_ray.tracking import check_trackers, relay, session
 from adagrpo_ray.tracking import mlflow_run as mlflow_module
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from adagrpo_ray.tracking.tracker import TrackedRun
 from tests.support import program
-from tests.support.tracked import config, measured, offline_run, step, track
+from tests.support.tracked import config, evaluated, offline_run, step, track
 
 KEY = "0123456789abcdef" * 2 + "planted0"
 PATIENCE_S = 120.0
@@ -87,7 +87,7 @@ def planted(folder: Path) -> list[Path]:
 # --- W&B ---
 
 
-def test_wandb_has_the_settings_curves_measurements_samples_and_summary_of_a_run(tmp_path: Path) -> None:
+def test_wandb_has_the_settings_curves_evaluations_samples_and_summary_of_a_run(tmp_path: Path) -> None:
     said: list[str] = []
     settings = config("tracking.wandb=me/project", "tracking.tags=[first try, tiny]", "tracking.upload_adapter=true")
     track(settings, tmp_path / "run", [1, 2, 3], tell=said.append)
@@ -95,13 +95,13 @@ def test_wandb_has_the_settings_curves_measurements_samples_and_summary_of_a_run
     assert (run.name, run.tags, run.exit_code) == ("run", ("first try", "tiny"), 0)
     assert {key: run.config[key] for key in settings.model_dump()} == settings.model_dump(mode="json")
     assert [row["_step"] for row in run.rows] == [0, 1, 2, 3]
-    assert evaluation_scalars(measured(0)).items() <= run.rows[0].items()
-    assert step_scalars(step(2)).items() <= run.rows[2].items()
-    assert evaluation_scalars(measured(2)).items() <= run.rows[2].items()
+    assert scalars(evaluated(0)).items() <= run.rows[0].items()
+    assert scalars(step(2)).items() <= run.rows[2].items()
+    assert scalars(evaluated(2)).items() <= run.rows[2].items()
     table = json.loads(next((tmp_path / "run").rglob("media/table/samples_3_*.json")).read_text())
     assert dict(zip(table["columns"], table["data"][0], strict=True))["completion"] == "it is 3"
     assert run.summary["summary"]["steps"] == 3
-    assert run.summary["reward/mean"] == 3 / 16
+    assert run.summary["reward"] == 3 / 16
     assert run.artifacts == ["adapter_model.safetensors"]
     assert "wandb sync" in "".join(said)
     assert planted(tmp_path) == []
@@ -121,25 +121,25 @@ def test_a_resumed_run_goes_on_in_wandb_as_if_it_had_not_been_interrupted(tmp_pa
     after = offline_run(folder)
     assert (after.id, after.exit_code) == (before.id, 255)
     assert [row["_step"] for row in after.rows] == [0, 1, 2, 3, 4, 5]
-    assert [row["reward/mean"] for row in after.rows[1:]] == [number / 16 for number in range(1, 6)]
+    assert [row["reward"] for row in after.rows[1:]] == [number / 16 for number in range(1, 6)]
     assert len(list(folder.rglob("media/table/samples_*.json"))) == 5
 
 
 # --- MLflow ---
 
 
-def test_mlflow_has_the_settings_curves_measurements_samples_and_summary_of_a_run(tmp_path: Path) -> None:
+def test_mlflow_has_the_settings_curves_evaluations_samples_and_summary_of_a_run(tmp_path: Path) -> None:
     place = tmp_path / "mlruns"
     settings = config(f"tracking.mlflow={place}", "tracking.tags=[first try]", "tracking.upload_adapter=true")
     track(settings, tmp_path / "run", [1, 2, 3])
     client, run = mlflow_run(place)
     assert (run.info.run_name, run.info.status, run.data.tags["first try"]) == ("run", "FINISHED", "true")
     assert run.data.params["learner.learning_rate"] == str(settings.learner.learning_rate)
-    for tag, value in step_scalars(step(3)).items():
+    for tag, value in scalars(step(3)).items():
         points = client.get_metric_history(run.info.run_id, tag)
         assert [point.step for point in points] == [1, 2, 3]
         assert points[-1].value == value
-    held_out = client.get_metric_history(run.info.run_id, "accuracy/held_out")
+    held_out = client.get_metric_history(run.info.run_id, "eval/accuracy")
     assert [(point.step, point.value) for point in held_out] == [(0, 0.0), (2, 0.25)]
     files = {path.name: path for path in place.rglob("artifacts/**/*") if path.is_file()}
     assert json.loads(files["summary.json"].read_text())["steps"] == 3
@@ -165,7 +165,7 @@ def test_a_resumed_run_goes_on_in_mlflow_without_a_step_twice(tmp_path: Path) ->
     track(longer, folder, [3, 4, 5, 6], mark=marks[1], end=AdaGRPOError("the learner is gone"))
     client, after = mlflow_run(place)
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FAILED")
-    for tag, steps in (("reward/mean", [1, 2, 3, 4, 5, 6]), ("accuracy/held_out", [0, 2, 4, 6])):
+    for tag, steps in (("reward", [1, 2, 3, 4, 5, 6]), ("eval/accuracy", [0, 2, 4, 6])):
         assert [point.step for point in client.get_metric_history(after.info.run_id, tag)] == steps
     assert "steps: 9" in next(place.rglob("artifacts/config.yaml")).read_text()
 
@@ -175,12 +175,12 @@ def test_a_run_that_is_tracked_from_its_middle_on_is_there_from_its_beginning(tm
     track(config(), folder, [1, 2])
     track(config(f"tracking.mlflow={place}"), folder, [3], mark=Mark(2, sizes(folder)))
     client, run = mlflow_run(place)
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "time/step")] == [1, 2, 3]
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy/held_out")] == [0, 2]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "step_time")] == [1, 2, 3]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "eval/accuracy")] == [0, 2]
 
 
 def test_names_of_levels_become_names_that_mlflow_takes() -> None:
-    assert metric_name("time/step") == "time/step"
+    assert metric_name("time/rollout") == "time/rollout"
     assert metric_name("accuracy_by_difficulty/3 digits") == "accuracy_by_difficulty/3 digits"
     assert metric_name(f"accuracy_by_difficulty/{name_of('../../<b>')}") == "accuracy_by_difficulty/:2E.:2F..:2F:3Cb:3E"
     assert metric_name(f"accuracy_by_difficulty/{name_of('..')}") == "accuracy_by_difficulty/:2E."
@@ -203,8 +203,8 @@ def test_a_run_and_its_resumption_are_one_run_in_both_trackers(tmp_path: Path) -
     assert there.exit_code == 0
     assert [row["_step"] for row in there.rows] == [0, 1, 2, 3, 4]
     for record in history.steps:
-        assert step_scalars(record).items() <= there.rows[record.step].items()
-        for tag, value in step_scalars(record).items():
+        assert scalars(record).items() <= there.rows[record.step].items()
+        for tag, value in scalars(record).items():
             points = {point.step: point.value for point in client.get_metric_history(run.info.run_id, metric_name(tag))}
             assert points[record.step] == value
     artifacts = [path.path for path in client.list_artifacts(run.info.run_id, "adapter")]

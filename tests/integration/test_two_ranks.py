@@ -127,7 +127,7 @@ def test_two_ranks_train_like_one(ranks: Ranks, expected: list[UpdateReport], st
             difficulty: aggregate.mean for difficulty, aggregate in one.statistics.entropy_by_difficulty.items()
         }
         assert set(by_difficulty) == {"easy", "hard", ""}
-        assert merged.figures()["entropy_by_difficulty"] == pytest.approx(by_difficulty, rel=1e-4)
+        assert merged.metrics()["entropy_by_difficulty"] == pytest.approx(by_difficulty, rel=1e-4)
         assert reports[0].grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
 
 

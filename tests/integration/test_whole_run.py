@@ -25,18 +25,18 @@ class TestReport:
     def test_a_finished_run_has_left_one_that_says_what_its_summary_says(self, whole: Path) -> None:
         summary = json.loads((whole / "summary.json").read_text())
         page = page_of(whole / "report.html")
-        figures = page.figures()
+        numbers = page.numbers()
 
-        assert figures["state"] == "finished"
-        assert figures["steps"] == f"{summary['steps']}"
-        assert figures["held-out accuracy before"] == f"{summary['accuracy_before']:.3f}"
-        assert figures["held-out accuracy after"] == f"{summary['accuracy_after']:.3f}"
-        assert figures["tokens generated"] == f"{summary['generated_tokens']:,}"
-        assert figures["of these by resamples"] == f"{summary['extra_tokens']:,}"
-        assert figures["tokens trained on"] == f"{summary['trained_tokens']:,}"
-        assert figures["resamples"] == f"{sum(summary['resamples']):,}"
-        assert figures["of these met the criterion"] == f"{sum(summary['rescued']):,}"
-        for difficulty, accuracy in summary["accuracy_by_difficulty_after"].items():
+        assert numbers["state"] == "finished"
+        assert numbers["steps"] == f"{summary['steps']}"
+        assert numbers["held-out accuracy before"] == f"{summary['eval_accuracy_before']:.3f}"
+        assert numbers["held-out accuracy after"] == f"{summary['eval_accuracy_after']:.3f}"
+        assert numbers["tokens generated"] == f"{summary['generated_tokens']:,}"
+        assert numbers["of these by resamples"] == f"{summary['extra_tokens']:,}"
+        assert numbers["tokens trained on"] == f"{summary['trained_tokens']:,}"
+        assert numbers["resamples"] == f"{sum(summary['resamples']):,}"
+        assert numbers["of these met the criterion"] == f"{sum(summary['rescued']):,}"
+        for difficulty, accuracy in summary["eval_accuracy_by_difficulty_after"].items():
             assert [row[3] for row in page.rows if row[:2] == [difficulty, "run"]] == [f"{accuracy:.3f}"]
         assert "prompts_per_step: 4" in page.text
         assert PLANTED not in page.text
@@ -49,7 +49,7 @@ class TestReport:
         summary = json.loads((whole / "summary.json").read_text())
         chart = by_interval([read(str(whole))], 1)
         intervals = summary["resamples_by_interval"]
-        assert heights(chart.figure, 0) == pytest.approx([i["reward_mean"] or 0.0 for i in intervals])
+        assert heights(chart.figure, 0) == pytest.approx([i["reward"] or 0.0 for i in intervals])
         met, rest = np.array(heights(chart.figure, 1)).reshape(2, -1)
         assert (met + rest).tolist() == [i["resamples"] for i in intervals]
         assert met.sum() == sum(summary["rescued"])

@@ -61,7 +61,7 @@ def test_two_actors_and_two_ranks_train(run: tuple[Path, str]) -> None:
     as_sampled = [step for step in steps if step["trained_tokens"] and not sum(step["resamples"])]
     assert as_sampled
     for step in as_sampled:
-        assert abs(step["correction_mean"] - 1) < 1e-3
+        assert abs(step["importance_sampling_ratio_mean"] - 1) < 1e-3
     tasks = {task.name for task in configure().reasoning_gym.tasks}
     (first, *_) = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert first["accuracy_by_difficulty"].keys() <= tasks
@@ -91,8 +91,8 @@ def test_an_evaluation_measures_what_the_run_measured(run: tuple[Path, str], tmp
     ended = subprocess.run([*command, "rollout.max_num_seqs=1"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     summary = json.loads((folder / "summary.json").read_text())
-    assert f"{summary['accuracy_after']:.3f}" in ended.stdout
-    assert f"{summary['accuracy_before']:.3f}" in ended.stdout
+    assert f"{summary['eval_accuracy_after']:.3f}" in ended.stdout
+    assert f"{summary['eval_accuracy_before']:.3f}" in ended.stdout
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

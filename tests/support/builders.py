@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
+import torch
 
+from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
+from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
 
 PLAIN = SamplingParams()
@@ -56,3 +59,21 @@ def flat(statistics: UpdateStatistics) -> list[float]:
     values = asdict(statistics)
     values.pop("entropy_by_difficulty")
     return [v for value in values.values() for v in (value.values() if isinstance(value, dict) else [value])]
+
+
+def statistics_of(ratios: list[float], difficulties: list[str], weights: list[float] | None = None) -> UpdateStatistics:
+    """One token a completion, of these ratios policy / old = old / behaviour, with entropies 1, 2, 3 ..."""
+    log = torch.tensor(ratios).log()
+    policy = torch.full_like(log, -1.0)
+    tokens = Tokens(
+        policy=policy,
+        old=policy - log,
+        behaviour=policy - 2 * log,
+        reference=policy,
+        advantages=torch.ones_like(log),
+        weights=torch.tensor(weights) if weights else torch.full_like(log, 0.1),
+        sequence=torch.arange(len(log)),
+        entropy=torch.arange(1.0, len(log) + 1),
+        difficulties=difficulties,
+    )
+    return policy_loss(tokens, LossSettings())[1]

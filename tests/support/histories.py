@@ -1,4 +1,4 @@
-"""Steps, measurements and samples of runs that never were, for tests of what reads them."""
+"""Steps, evaluations and samples of runs that never were, for tests of what reads them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from adagrpo_ray.types import SamplingParams
 
 STEP = StepRecord(
     step=1,
-    seconds=0.5,
-    reward_mean=0.25,
-    reward_by_function={"exact": 0.25, "length": None},
+    step_time=0.5,
+    tokens_per_second=8000.0,
+    reward=0.25,
+    rewards_mean={"exact": 0.25, "length": None},
     accuracy=0.375,
     groups_ready=6,
     groups_waiting=2,
@@ -26,49 +27,56 @@ STEP = StepRecord(
     resamples_by_difficulty={"2": 1, "5": 3},
     accuracy_by_difficulty={"2": 0.75, "5": 0.0},
     rescued=(2, 0),
-    flat_before=0.5,
-    flat_after=0.125,
-    flat_before_by_difficulty={"5": 1.0},
-    flat_after_by_difficulty={"5": 0.25},
+    frac_reward_zero_std=0.5,
+    frac_reward_zero_std_after=0.125,
+    frac_reward_zero_std_by_difficulty={"5": 1.0},
+    frac_reward_zero_std_after_by_difficulty={"5": 0.25},
     informative_groups=5,
     generated_tokens=4000,
     extra_tokens=1000,
     staleness=0.75,
     trained_tokens=3200,
-    completion_length=50.0,
+    completions_mean_length=50.0,
     group_size=6.5,
     reward_std=0.5,
-    reward_std_by_function={"exact": 0.5, "length": None},
-    flat_by_function={"exact": 0.5, "length": None},
-    clipped_ratio=0.25,
-    mean_terminated_length=42.0,
+    rewards_std={"exact": 0.5, "length": None},
+    rewards_frac_zero_std={"exact": 0.5, "length": None},
+    completions_clipped_ratio=0.25,
+    completions_mean_terminated_length=42.0,
     loss=0.01,
     kl=None,
     grad_norm=None,
     learning_rate=3e-4,
-    clip_share=0.02,
-    behaviour_gap=0.001,
-    correction_mean=1.01,
-    capped_share=0.0,
+    clip_ratio_region_mean=0.02,
+    sampling_logp_difference_mean=0.001,
+    importance_sampling_ratio_mean=1.01,
+    importance_sampling_ratio_frac_truncated=0.0,
     weight_version=1,
     sync_bytes=1024,
     rollout_actors=2,
     rollout_restarts=0,
-    seconds_by_phase={"rollout": 0.3, "train": 0.15, "sync": 0.05},
-    clip_low=0.015,
-    clip_high=0.005,
-    ratio_min=0.7,
-    ratio_mean=1.0,
-    ratio_max=1.4,
-    behaviour_gap_max=0.25,
-    correction_min=0.9,
-    correction_max=2.0,
-    masked_share=0.0,
+    time={"rollout": 0.3, "train": 0.15, "sync": 0.05},
+    clip_ratio_low_mean=0.015,
+    clip_ratio_high_mean=0.005,
+    policy_ratio_min=0.7,
+    policy_ratio_mean=1.0,
+    policy_ratio_max=1.4,
+    sampling_logp_difference_max=0.25,
+    importance_sampling_ratio_min=0.9,
+    importance_sampling_ratio_max=2.0,
+    importance_sampling_ratio_frac_masked=0.0,
     entropy=1.25,
     entropy_by_difficulty={"2": 0.5, "5": 2.0},
+    last_update_loss=None,
+    last_update_kl=None,
+    last_update_entropy=None,
+    last_update_grad_norm=None,
+    skipped_updates=0,
 )
 
-BEFORE = EvaluationRecord(0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, failed=0, mean_length=40.0, seconds=3.0)
+BEFORE = EvaluationRecord(
+    0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, failed=0, completions_mean_length=40.0, runtime=3.0
+)
 
 SAMPLE = GroupSample(1, "p", "2+3", "1 digit", "5", "trained", ())
 
@@ -82,13 +90,13 @@ def step(number: int, **changes: Any) -> StepRecord:
     record = replace(
         STEP,
         step=number,
-        reward_mean=better,
-        reward_by_function={"exact": better, "length": None},
+        reward=better,
+        rewards_mean={"exact": better, "length": None},
         accuracy=better,
         accuracy_by_difficulty={"2 digits": 0.75, "5 digits": 0.0},
         resamples_by_difficulty={"2 digits": 1, "5 digits": 3},
-        flat_before_by_difficulty={"5 digits": 1.0},
-        flat_after_by_difficulty={"5 digits": 0.25},
+        frac_reward_zero_std_by_difficulty={"5 digits": 1.0},
+        frac_reward_zero_std_after_by_difficulty={"5 digits": 0.25},
         grad_norm=0.3,
         weight_version=number,
     )
@@ -96,20 +104,20 @@ def step(number: int, **changes: Any) -> StepRecord:
 
 
 def evaluation(number: int, accuracy: float) -> EvaluationRecord:
-    """A measurement after step `number`."""
+    """An evaluation after step `number`."""
     return EvaluationRecord(
         step=number,
         accuracy=accuracy,
         accuracy_by_difficulty={"2 digits": accuracy},
         samples=128,
         failed=0,
-        mean_length=50.0,
-        seconds=1.5,
+        completions_mean_length=50.0,
+        runtime=1.5,
     )
 
 
 def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, text: str = "12+7=19") -> AttemptSample:
-    """One sampling of a group, whose right completions are those with a reward above 0."""
+    """One sampling of a group, whose correct completions are those with a reward above 0."""
     mean = sum(rewards) / len(rewards)
     completions = tuple(
         CompletionSample(
@@ -128,7 +136,7 @@ def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, t
 
 
 def group(number: int, *attempts: AttemptSample, **changes: Any) -> GroupSample:
-    """A group that step `number` ended with: by default one that was sampled again, and then had a right one."""
+    """A group that step `number` ended with: by default one that was sampled again, and then had a correct one."""
     sample = GroupSample(
         step=number,
         prompt_id=f"p{number}",

@@ -13,7 +13,7 @@ import psutil
 
 ENDING_S = 120.0
 """How long processes may take to end by themselves, however busy the machine is; they would stay for ever."""
-TIMES = ("seconds", "seconds_by_phase")
+TIMES = ("step_time", "time", "tokens_per_second")
 AHEAD = ("rollout.actors=2", "algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2")
 """Settings of a run with two actors of each kind, whose rollouts run a step ahead."""
 OUTPUT = "output"

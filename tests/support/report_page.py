@@ -20,13 +20,15 @@ CHARTS = [
     "intervals",
     "accuracy-by-tokens",
     "accuracy-by-steps",
-    "zero-spread",
+    "zero-std",
     "rescued",
     "tokens",
     "rewards",
     "phases",
+    "staleness",
     "off-policy",
-    "learner",
+    "policy",
+    "completions",
 ]
 
 
@@ -87,7 +89,7 @@ class Page(HTMLParser):
         if self._cell:
             self.rows[-1][-1] += data
 
-    def figures(self) -> dict[str, str]:
+    def numbers(self) -> dict[str, str]:
         """The summary of a page of one run."""
         return {row[0]: row[1] for row in self.rows if len(row) == 2}
 
@@ -121,7 +123,7 @@ def two_runs(folder: Path) -> list[Run]:
     """A run of four steps that ended, and one of two that did not."""
     shared = "model:\n  path: tiny\nalgorithm:\n  name: "
     steps = [step(n) for n in range(1, 5)]
-    short = [step(n, resamples=(), rescued=(), reward_mean=0.5) for n in (1, 2)]
+    short = [step(n, resamples=(), rescued=(), reward=0.5) for n in (1, 2)]
     make(folder / "long", steps, [evaluation(0, 0.25), evaluation(4, 0.5)], config=f"{shared}adagrpo\n")
     make(folder / "short", short, [evaluation(0, 0.25)], config=f"{shared}grpo\n", ended=False)
     return [read(str(folder / name)) for name in ("long", "short")]

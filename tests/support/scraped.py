@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import urllib.request
-from collections import Counter
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,18 +15,15 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adagrpo_ray.rollout import gauges as rollout
+from adagrpo_ray.runs.metric import Value, metrics_of, values_of
 from adagrpo_ray.runs.reader import load
-from adagrpo_ray.tracking.ray_metrics import COUNTERS, GAUGES, LABELS, Figure, step_counts, step_gauges
+from adagrpo_ray.runs.records import RECORDS
 
 DASHBOARD = Path("cluster/grafana/adagrpo.json")
 Series = tuple[str, str, str]  # name, run, and the value of its own label
 
-NAMES = {
-    *(f"ray_adagrpo_{name}" for name in GAUGES),
-    *(f"ray_adagrpo_{name}_total" for name in COUNTERS),
-    *(f"ray_adagrpo_rollout_{name}" for name in rollout.GAUGES),
-}
+METRICS = tuple(metric for record in RECORDS for metric in metrics_of(record))
+LABELS = {metric.label for metric in METRICS if metric.label is not None}
 
 
 class Scraper:
@@ -60,34 +57,35 @@ class Scraper:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name.startswith("ray_adagrpo_"):
-                    of = next((sample.labels[key] for key in {*LABELS.values(), "actor"} & set(sample.labels)), "")
+                    of = next((sample.labels[key] for key in LABELS & set(sample.labels)), "")
                     self.seen[sample.name, sample.labels["run"], of] = sample.value
 
 
-def check_figures(seen: dict[Series, float], folder: Path) -> None:
+def check_metrics(seen: dict[Series, float], folder: Path) -> None:
     """All that was served is what stands in the run folder, and the dashboard asks for nothing else."""
     run = load(folder)
-    expected: dict[Series, float] = {}
 
-    def series(figure: Figure, name: str) -> Series:
-        return (name, folder.name, figure.of)
+    def series(value: Value) -> Series:
+        return value.metric.prometheus, folder.name, value.of
 
-    for figure in step_gauges(run.steps[-1]):
-        if figure.value == figure.value:  # nan was not measured
-            expected[series(figure, f"ray_adagrpo_{figure.name}")] = figure.value
-    counts: Counter[Series] = Counter()
+    newest = [run.steps[-1], *run.evaluations[-1:]]
+    values = [value for record in newest for value in values_of(record) if value.value is not None]
+    expected = {series(value): float(value.value or 0.0) for value in values if not value.metric.counter}
+    counts: defaultdict[Series, float] = defaultdict(float)
     for step in run.steps:
-        for figure in step_counts(step):
-            counts[series(figure, f"ray_adagrpo_{figure.name}_total")] += figure.value
+        for value in values_of(step):
+            if value.metric.counter:
+                counts[series(value)] += value.value or 0.0
     expected |= {key: value for key, value in counts.items() if value}
-    if run.evaluations:
-        expected["ray_adagrpo_held_out_accuracy", folder.name, ""] = run.evaluations[-1].accuracy
+    assert len(expected) > 40
     assert {key: seen.get(key) for key in expected} == pytest.approx(expected, rel=1e-9)
     actors = {of for name, of_run, of in seen if name.startswith("ray_adagrpo_rollout_") and of}
     assert actors == {"rollout actor 0"}
-    never = {f"ray_adagrpo_{name}_total" for name in COUNTERS} - {name for name, _, _ in expected}
-    unmeasured = {"ray_adagrpo_kl", "ray_adagrpo_held_out_accuracy"} - {name for name, _, _ in expected}
-    assert asked() - {name for name, _, _ in seen} <= never | unmeasured
+    served, expected_names = {name for name, _, _ in seen}, {name for name, _, _ in expected}
+    never = {metric.prometheus for metric in METRICS if metric.counter} - expected_names
+    of_evaluations = {name for name in asked() if name.startswith("ray_adagrpo_eval_")} - expected_names
+    unmeasured = {"ray_adagrpo_kl", "ray_adagrpo_completions_mean_terminated_length"} - expected_names
+    assert asked() - served <= never | unmeasured | of_evaluations
 
 
 def asked() -> set[str]:

@@ -29,10 +29,10 @@ def config(*overrides: str) -> Config:
 
 
 def step(number: int) -> StepRecord:
-    return replace(STEP, step=number, reward_mean=number / 16, weight_version=number)
+    return replace(STEP, step=number, reward=number / 16, weight_version=number)
 
 
-def measured(number: int) -> EvaluationRecord:
+def evaluated(number: int) -> EvaluationRecord:
     return replace(BEFORE, step=number, accuracy=number / 8)
 
 
@@ -51,7 +51,7 @@ def track(
     end: BaseException | None = None,
     between: Callable[[int], None] = lambda number: None,
 ) -> None:
-    """Write these steps, from `mark` on where there is one; measured before the first and after every second.
+    """Write these steps, from `mark` on where there is one; evaluated before the first and after every second.
 
     `end` is what ends the run.
     """
@@ -62,12 +62,12 @@ def track(
     ):
         observer = Observers(writer, trackers)
         if mark is None:
-            observer.evaluation("before", measured(0))
+            observer.evaluation("before", evaluated(0))
         for number in steps:
             observer.step(step(number))
             observer.samples([sample(number)])
             if number % 2 == 0:
-                observer.evaluation(f"step {number}", measured(number))
+                observer.evaluation(f"step {number}", evaluated(number))
             between(number)
         if end is not None:
             raise end

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.runs import RunWriter
-from adagrpo_ray.runs.records import summarize
+from adagrpo_ray.runs.summary import summarize
 from tests.support.browser import chromium, needs_chromium, opened, served, until
 from tests.support.held import Gate, started
 from tests.support.histories import attempt, evaluation, group, step
@@ -151,9 +151,9 @@ def test_an_open_group_says_why_it_was_sampled_again(page: Any) -> None:
     page.click("#groups-list tr:has-text('40+7= of second')")
     page.wait_for_selector("#groups-open >> text=Attempt 2")
     said = page.inner_text("#groups-open")
-    assert "No completion met the criterion any_correct: none of 2 is right; best reward 0." in said
+    assert "No completion met the criterion any_correct: none of 2 is correct; best reward 0." in said
     assert "sampled again, with rung 0 (temperature 2, min_p 0.1)" in said
-    assert "It met the criterion any_correct: 1 of 2 right, best reward 1." in said
+    assert "It met the criterion any_correct: 1 of 2 correct, best reward 1." in said
     assert "+0.500" in said
     until(lambda: page.locator("#groups-list tr[aria-current]").count() == 1)
     assert "40+7= of second" in page.inner_text("#groups-list tr[aria-current]")

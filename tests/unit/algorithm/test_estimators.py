@@ -33,7 +33,7 @@ def test_pass_at_k_of_many_completions_is_exact() -> None:
 
 @pytest.mark.parametrize(("n", "right", "k"), [(4, 5, 1), (4, -1, 1), (4, 1, 0), (4, 1, 5)])
 def test_what_pass_at_k_cannot_be_estimated_for_is_refused(n: int, right: int, k: int) -> None:
-    with pytest.raises(ValueError, match=f"pass@{k} of {right} right completions in {n}"):
+    with pytest.raises(ValueError, match=f"pass@{k} of {right} correct completions in {n}"):
         pass_at_k(n, right, k)
 
 

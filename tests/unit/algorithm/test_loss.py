@@ -273,7 +273,7 @@ def test_extreme_log_ratios_give_a_finite_loss_and_gradient(kind: str, mode: str
             assert math.isfinite(loss.item())
             assert gradient.isfinite().all()
             assert all(
-                v is None or math.isfinite(v) for k, v in statistics.figures().items() if k != "entropy_by_difficulty"
+                v is None or math.isfinite(v) for k, v in statistics.metrics().items() if k != "entropy_by_difficulty"
             )
             assert statistics.ratio.high == pytest.approx(math.exp(20), rel=1e-3)
 

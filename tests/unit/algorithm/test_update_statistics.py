@@ -6,29 +6,9 @@ import math
 import pickle
 
 import pytest
-import torch
 
-from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
-from adagrpo_ray.config.algorithm import LossSettings
-
-
-def statistics_of(ratios: list[float], difficulties: list[str], weights: list[float] | None = None) -> UpdateStatistics:
-    """One token a completion, of these ratios policy / old = old / behaviour, with entropies 1, 2, 3 ..."""
-    log = torch.tensor(ratios).log()
-    policy = torch.full_like(log, -1.0)
-    tokens = Tokens(
-        policy=policy,
-        old=policy - log,
-        behaviour=policy - 2 * log,
-        reference=policy,
-        advantages=torch.ones_like(log),
-        weights=torch.tensor(weights) if weights else torch.full_like(log, 0.1),
-        sequence=torch.arange(len(log)),
-        entropy=torch.arange(1.0, len(log) + 1),
-        difficulties=difficulties,
-    )
-    return policy_loss(tokens, LossSettings())[1]
+from tests.support.builders import statistics_of
 
 
 def test_what_the_loss_measures() -> None:
@@ -44,9 +24,13 @@ def test_what_the_loss_measures() -> None:
         1.0,
         2.5,
     )
-    figures = s.figures()
-    assert (figures["clip_low"], figures["clip_high"], figures["capped_share"]) == pytest.approx((0, 1 / 3, 1 / 3))
-    assert figures["entropy_by_difficulty"] == {"easy": 1.0, "hard": 2.5}
+    metrics = s.metrics()
+    assert (
+        metrics["clip_ratio_low_mean"],
+        metrics["clip_ratio_high_mean"],
+        metrics["importance_sampling_ratio_frac_truncated"],
+    ) == pytest.approx((0, 1 / 3, 1 / 3))
+    assert metrics["entropy_by_difficulty"] == {"easy": 1.0, "hard": 2.5}
 
 
 def test_tokens_without_weight_count_nowhere() -> None:
@@ -69,15 +53,15 @@ def test_merging_is_the_same_as_measuring_together() -> None:
 
 
 def test_nothing_measured_is_none() -> None:
-    figures = UpdateStatistics().figures()
-    assert figures.pop("entropy_by_difficulty") == {}
-    assert set(figures.values()) == {None}
+    metrics = UpdateStatistics().metrics()
+    assert metrics.pop("entropy_by_difficulty") == {}
+    assert set(metrics.values()) == {None}
 
 
 @pytest.mark.parametrize("broken", [Aggregate(1, math.nan, math.nan, math.nan), Aggregate(1, math.inf, 0.0, math.inf)])
-def test_what_is_not_finite_stays_so_when_merged_and_as_a_figure(broken: Aggregate) -> None:
+def test_what_is_not_finite_stays_so_when_merged_and_as_a_metric(broken: Aggregate) -> None:
     fine = Aggregate(1, 1.0, 1.0, 1.0)
     for merged in (broken.merged(fine), fine.merged(broken)):
         assert not math.isfinite(merged.total)
         assert not math.isfinite(merged.maximum)
-        assert not math.isfinite(UpdateStatistics(tokens=2, ratio=merged).figures()["ratio_max"])
+        assert not math.isfinite(UpdateStatistics(tokens=2, ratio=merged).metrics()["policy_ratio_max"])

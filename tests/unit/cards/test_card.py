@@ -80,7 +80,7 @@ def test_results_by_difficulty_and_tokens() -> None:
 
 def test_what_was_not_measured_is_not_claimed() -> None:
     text = card(summary=summarize([STEP], None, None, name="r", folder="r", adapter="r"))
-    assert "Held-out accuracy was not measured." in text
+    assert "Held-out accuracy was not evaluated." in text
     assert "model-index" not in front_matter(text)
     assert "nan" not in text.lower()
 
@@ -246,5 +246,5 @@ def test_every_configuration_of_the_project_has_a_card() -> None:
     files = sorted(Path("launch/configs").glob("*.yaml"))
     assert files
     for file in files:
-        text = adapter_card(Facts(load_config(file), TINY, replace(SUMMARY, accuracy_before=None)))
+        text = adapter_card(Facts(load_config(file), TINY, replace(SUMMARY, eval_accuracy_before=None)))
         assert front_matter(text)["library_name"] == "peft"

@@ -20,7 +20,7 @@ from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import FREE, check_fixed, fixed_settings
 from adagrpo_ray.data.order import IDS
-from adagrpo_ray.errors import CheckpointError, ConfigError
+from adagrpo_ray.errors import CheckpointError, ConfigError, HistoryError
 from adagrpo_ray.runs import RunWriter, StepRecord, retries
 from adagrpo_ray.runs.history import Mark, sizes
 from adagrpo_ray.types import SamplingParams
@@ -162,12 +162,12 @@ class TestFiles:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000008"]
 
     def test_the_best_stays_too(self, tmp_path: Path) -> None:
-        measured: dict[int, float] = {0: 1.0}
+        accuracies: dict[int, float] = {0: 1.0}
         found = []
         for step, accuracy in enumerate((0.25, None, 0.5, 0.5, 0.25, None, 0.75), 1):
             if accuracy is not None:
-                measured[step] = accuracy
-            save(tmp_path, step, CONTENTS, 1, measured)
+                accuracies[step] = accuracy
+            save(tmp_path, step, CONTENTS, 1, accuracies)
             names = sorted(path.name for path in tmp_path.glob("step-*"))
             found.append(((tmp_path / "best").read_text().strip()[-1], [name[-1] for name in names]))
         assert found == [
@@ -317,7 +317,7 @@ class TestLines:
                 writer.samples([SAMPLE])
         assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
 
-    def test_nothing_stands_before_the_first_measurement(self, tmp_path: Path) -> None:
+    def test_nothing_stands_before_the_first_evaluation(self, tmp_path: Path) -> None:
         with RunWriter(tmp_path, "first") as writer:
             writer.evaluation("before", BEFORE)
             writer.step(self.STEPS[0])
@@ -417,6 +417,20 @@ class TestFindPast:
     def test_other_settings_are_refused(self, tmp_path: Path, folder: Path, override: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             find_past(str(folder), self.configure(tmp_path, override), silent)
+
+    @pytest.mark.parametrize("override", ["run.seed=0", "run.seed=1"])
+    def test_a_run_of_an_older_version_is_refused_as_such(self, tmp_path: Path, folder: Path, override: str) -> None:
+        """Also if its settings are not those of the command: they may have had other names."""
+        metrics = folder / "metrics.jsonl"
+        metrics.write_text(metrics.read_text().replace('"reward":', '"reword":'))
+        wanted = (
+            r"run was written by an older version of adagrpo_ray \(no 'reward', but 'reword'\); resume it with that "
+            r"version, or begin a new run from its adapter \(model\.adapter\)"
+        )
+        for where in (str(folder), "auto", str(folder / FOLDER / "step-000001")):
+            with pytest.raises(HistoryError, match=wanted):
+                find_past(where, self.configure(tmp_path, override), silent)
+        assert len(metrics.read_text().splitlines()) == 2
 
     def test_it_says_what_resamples_cost_and_brought(self, folder: Path) -> None:
         found = progress(folder / FOLDER / "step-000002")

@@ -24,8 +24,8 @@ def completion(mark: str) -> CompletionResult:
         cut_off=mark == "x",
         reward=1.0,
         correct=mark in "Rr",
-        right_format=mark == "R",
-        right_anywhere=mark in "Rra",
+        correct_format=mark == "R",
+        correct_anywhere=mark in "Rra",
     )
 
 
@@ -59,34 +59,34 @@ def shown(comparison: Comparison, width: int) -> str:
 
 def test_figures_are_means_over_problems() -> None:
     (model,) = compared(results("RRrx", "xxxa")).models
-    values = {name: estimate.value for name, estimate in model.figures.items()}
+    values = {name: estimate.value for name, estimate in model.metrics.items()}
     assert values == pytest.approx(
         {
             "accuracy": 3 / 8,
             "pass@1": 3 / 8,
             "pass@2": 1 / 2,  # one wrong one leaves no pair of wrong ones
             "pass@4": 1 / 2,
-            "right_answer_and_format": 2 / 8,
-            "right_answer_anywhere": 4 / 8,
-            "right_format": 2 / 8,
+            "correct_answer_and_format": 2 / 8,
+            "correct_answer_anywhere": 4 / 8,
+            "correct_format": 2 / 8,
             "format_errors": 6 / 8,
             "cut_off": 4 / 8,
             "tokens": (2 * 3 + 6 * 5) / 8,
             "characters": (2 * 10 + 6 * 20) / 8,
         }
     )
-    assert all(e.low <= e.value <= e.high for e in model.figures.values())
+    assert all(e.low <= e.value <= e.high for e in model.metrics.values())
 
 
 def test_intervals_narrow_with_problems_and_are_the_same_every_time() -> None:
-    few, many = (compared(results(*["Rx", "xx", "RR"] * n)).models[0].figures["accuracy"] for n in (3, 30))
+    few, many = (compared(results(*["Rx", "xx", "RR"] * n)).models[0].metrics["accuracy"] for n in (3, 30))
     assert 0 < few.low < many.low < many.value < many.high < few.high < 1
-    assert compared(results(*["Rx", "xx", "RR"] * 3)).models[0].figures["accuracy"] == few
+    assert compared(results(*["Rx", "xx", "RR"] * 3)).models[0].metrics["accuracy"] == few
 
 
 def test_shares_at_their_ends_keep_an_interval() -> None:
     (model,) = compared(results(*["x"] * 10)).models
-    accuracy, wrong, tokens = (model.figures[name] for name in ("accuracy", "format_errors", "tokens"))
+    accuracy, wrong, tokens = (model.metrics[name] for name in ("accuracy", "format_errors", "tokens"))
     assert (accuracy.value, accuracy.low) == (0.0, 0.0)
     assert accuracy.high == pytest.approx(0.2775, abs=1e-4)  # Wilson's
     assert (wrong.value, wrong.low, wrong.high) == (1.0, pytest.approx(1 - accuracy.high), 1.0)
@@ -95,7 +95,7 @@ def test_shares_at_their_ends_keep_an_interval() -> None:
 
 def test_one_problem_says_nothing_of_others() -> None:
     comparison = compared(results("Rx"), results("RR"))
-    assert comparison.models[0].figures["accuracy"].low is None
+    assert comparison.models[0].metrics["accuracy"].low is None
     assert json.dumps(comparison.to_dict(), allow_nan=False)
     assert "[" not in shown(comparison, 200)
 
@@ -105,13 +105,13 @@ def test_differences_are_paired() -> None:
     base, better = results(*["x", "R"] * 20), results(*["x", "R"] * 19, "R", "R")
     comparison = compared(base, better, base)
     first, same, back = comparison.differences
-    accuracy = first.figures["accuracy"]
+    accuracy = first.metrics["accuracy"]
     assert (first.first, first.second, first.better, first.worse) == ("model 0", "model 1", 1, 0)
     assert accuracy.value == pytest.approx(1 / 40)
     assert 0 <= accuracy.low <= accuracy.value <= accuracy.high < 0.1
-    alone = comparison.models[0].figures["accuracy"]
+    alone = comparison.models[0].metrics["accuracy"]
     assert alone.high - alone.low > 0.2
-    assert (same.figures["accuracy"].value, same.figures["accuracy"].low, same.figures["accuracy"].high) == (0, 0, 0)
+    assert (same.metrics["accuracy"].value, same.metrics["accuracy"].low, same.metrics["accuracy"].high) == (0, 0, 0)
     assert (back.better, back.worse) == (0, 1)
 
 
@@ -146,8 +146,8 @@ def test_files_hold_the_same(tmp_path: Path) -> None:
     comparison = compared(results("RRrx", "xxxa", difficulty="a|b"), results("RRRR", "RRxx", difficulty="a|b"))
     save(tmp_path, comparison, {"run.seed": 0, "data.source": "a|b"})
     kept = json.loads((tmp_path / JSON).read_text())
-    assert kept["models"][0]["figures"]["accuracy"]["value"] == 0.375
-    assert kept["differences"][0]["figures"]["accuracy"]["value"] == pytest.approx(0.375)
+    assert kept["models"][0]["metrics"]["accuracy"]["value"] == 0.375
+    assert kept["differences"][0]["metrics"]["accuracy"]["value"] == pytest.approx(0.375)
     assert kept["settings"] == {"run.seed": 0, "data.source": "a|b"}
     text = (tmp_path / MARKDOWN).read_text()
     assert text == markdown(comparison, {"run.seed": 0, "data.source": "a|b"})

@@ -43,15 +43,15 @@ class TestStates:
         folder = make(tmp_path / "run", [step(n) for n in range(1, count + 1)], ended=False)
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"step": 14, "sec')
-        figures = words(read(str(folder))).figures()
-        assert figures["state"] == "not finished"
-        assert figures["steps"] == f"{count} of 12"
-        assert figures["held-out accuracy after"] == "-"
+        numbers = words(read(str(folder))).numbers()
+        assert numbers["state"] == "not finished"
+        assert numbers["steps"] == f"{count} of 12"
+        assert numbers["held-out accuracy after"] == "-"
 
-    def test_what_was_measured_before_training_alone_is_no_accuracy_after_it(self, tmp_path: Path) -> None:
+    def test_an_evaluation_before_training_alone_is_no_accuracy_after_it(self, tmp_path: Path) -> None:
         run = read(str(make(tmp_path / "run", [step(1)], [evaluation(0, 0.25)], ended=False)))
-        figures = words(run).figures()
-        assert (figures["held-out accuracy before"], figures["held-out accuracy after"]) == ("0.250", "-")
+        numbers = words(run).numbers()
+        assert (numbers["held-out accuracy before"], numbers["held-out accuracy after"]) == ("0.250", "-")
 
     def test_a_resumed_run_that_still_has_the_summary_of_its_first_end(self, usual: Path) -> None:
         with (usual / "metrics.jsonl").open("a") as file:
@@ -62,11 +62,11 @@ class TestStates:
 
     def test_a_run_without_a_configuration(self, usual: Path) -> None:
         (usual / "config.yaml").unlink()
-        assert words(read(str(usual))).figures()["model"] == "-"
+        assert words(read(str(usual))).numbers()["model"] == "-"
 
-    def test_figures_that_only_later_steps_have(self, tmp_path: Path) -> None:
+    def test_metrics_that_only_later_steps_have(self, tmp_path: Path) -> None:
         steps = [
-            step(1, resamples=(), rescued=(), reward_by_function={}),
+            step(1, resamples=(), rescued=(), rewards_mean={}),
             step(2, resamples=(4, 2), rescued=(1, 1)),
         ]
         run = read(str(make(tmp_path / "run", steps)))
@@ -80,13 +80,13 @@ class TestFigures:
         chart = by_interval([read(str(usual))], 5)
         labels = [label.get_text() for label in chart.figure.axes[0].get_xticklabels()]
         assert labels == ["1\N{EN DASH}5", "6\N{EN DASH}10", "11\N{EN DASH}12"]
-        means = [np.mean([step(n).reward_mean for n in span]) for span in (range(1, 6), range(6, 11), (11, 12))]
+        means = [np.mean([step(n).reward for n in span]) for span in (range(1, 6), range(6, 11), (11, 12))]
         assert heights(chart.figure, 0) == pytest.approx(means)
         met, rest = np.array(heights(chart.figure, 1)).reshape(2, -1)
         assert (met + rest).tolist() == [15 + 5, 40 + 5, 23 + 2]
         assert met.tolist() == [6 + 5, 19 + 5, 11 + 2]
 
-    def test_a_curve_by_tokens_has_its_measurements_where_the_tokens_were(self, usual: Path) -> None:
+    def test_a_curve_by_tokens_has_its_evaluations_where_the_tokens_were(self, usual: Path) -> None:
         run = read(str(usual))
         chart = next(c for c in charts([run], 1) if c.name == "accuracy-by-tokens")
         first, held_out = chart.figure.axes[0].lines
@@ -100,7 +100,7 @@ class TestFigures:
         run = read(str(usual))
         chart = next(c for c in charts([run], 1) if c.name == "tokens")
         ends = [list(line.get_ydata())[-1] for line in chart.figure.axes[0].lines]
-        assert ends == [run.summary.generated_tokens, run.summary.trained_tokens, run.summary.extra_tokens]
+        assert ends == [run.summary.generated_tokens, run.summary.extra_tokens, run.summary.trained_tokens]
 
     def test_a_curve_of_very_many_steps_keeps_its_ends(self) -> None:
         _, (axes,) = drawing.panels(1)
@@ -140,7 +140,7 @@ class TestTexts:
 
     def test_a_group_is_shown_with_why_it_was_sampled_again(self, usual: Path) -> None:
         text = words(read(str(usual))).text
-        assert "No completion met the criterion any_correct: none of 2 is right" in text
+        assert "No completion met the criterion any_correct: none of 2 is correct" in text
         assert "sampled again, with rung 0 (temperature 2, min_p 0.1)" in text
         assert "12+7=19 #1" in text
         assert "exact 1.000, length -" in text
@@ -240,7 +240,7 @@ def test_a_run_at_a_url_gets_its_report_there(usual: Path, memory: str) -> None:
     assert (run.label, run.home, len(run.examples)) == ("usual", f"{memory}/usual", 2)
     assert write_report([run], run.home) == f"{memory}/usual/report.html"
     page = Page(files.cat_file("/bucket/runs/usual/report.html").decode())
-    assert page.figures()["steps"] == "12"
+    assert page.numbers()["steps"] == "12"
     with Image.open(io.BytesIO(files.cat_file("/bucket/runs/usual/plots/intervals.png"))) as picture:
         picture.load()
     with pytest.raises(HistoryError, match=re.escape(f"{memory}/none holds no metrics.jsonl")):

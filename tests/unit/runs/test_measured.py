@@ -7,9 +7,9 @@ import math
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -21,13 +21,14 @@ from adagrpo_ray.reports import Run, tables
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.runs.final_lines import report
 from adagrpo_ray.runs.measured import mean, measured, ratio
+from adagrpo_ray.runs.metric import scalars, values_of
 from adagrpo_ray.runs.reader import RunHistory, load
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord, Summary, summarize
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.record import Record
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
+from adagrpo_ray.runs.summary import summarize
 from adagrpo_ray.runs.wording import step_metrics
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.metrics import sampling_metrics
-from adagrpo_ray.tracking.ray_metrics import step_counts
 from adagrpo_ray.viewer import plot
 from adagrpo_ray.viewer import side_by_side as comparison
 from adagrpo_ray.viewer.run_curves import Curve, Plot
@@ -39,7 +40,7 @@ NOT_FINITE = [math.nan, math.inf, -math.inf, np.float32("inf"), np.float64("nan"
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
-@pytest.mark.parametrize("name", [f.name for f in fields(StepRecord) if "float" in str(f.type)])
+@pytest.mark.parametrize("name", [name for name, hint in get_type_hints(StepRecord).items() if "float" in str(hint)])
 def test_a_record_refuses_what_is_not_finite_and_names_it(name: str, value: float) -> None:
     inside = {"of this": value} if isinstance(getattr(STEP, name), Mapping) else value
     with pytest.raises(RecordError, match=rf"^StepRecord\.{name}.* is (nan|-?inf), .*fault of adagrpo_ray") as caught:
@@ -56,12 +57,13 @@ def test_every_kind_of_record_refuses_it() -> None:
     with pytest.raises(RecordError, match=r"CompletionSample\.rewards\['exact'\] is inf"):
         replace(completion, rewards={"exact": math.inf})
     summary = summarize([STEP], None, None, name="n", folder="f", adapter="a")
-    with pytest.raises(RecordError, match=r"Summary\.flat_before_by_difficulty\['5'\] is -inf"):
-        replace(summary, flat_before_by_difficulty={"5": -math.inf})
+    with pytest.raises(RecordError, match=r"Summary\.frac_reward_zero_std_by_difficulty\['5'\] is -inf"):
+        replace(summary, frac_reward_zero_std_by_difficulty={"5": -math.inf})
 
 
 def test_what_was_not_measured_is_null_and_comes_back_as_none() -> None:
-    unknown = {f.name: None for f in fields(StepRecord) if f.type == "float | None"}
+    unknown = {name: None for name, hint in get_type_hints(StepRecord).items() if hint == float | None}
+    assert len(unknown) > 20
     record = replace(STEP, **unknown)
     text = json.dumps(record.to_dict(), allow_nan=False)
     assert all(json.loads(text)[name] is None for name in unknown)
@@ -72,8 +74,8 @@ def test_what_was_not_measured_is_null_and_comes_back_as_none() -> None:
     ("line", "said"),
     [
         ({"loss": math.nan}, r"StepRecord\.loss is nan"),
-        ({"reward_by_function": {"exact": math.inf}}, r"StepRecord\.reward_by_function\['exact'\] is inf"),
-        ({"seconds": None}, "seconds is null"),
+        ({"rewards_mean": {"exact": math.inf}}, r"StepRecord\.rewards_mean\['exact'\] is inf"),
+        ({"step_time": None}, "step_time is null"),
         ({"step": None}, "step is null"),
     ],
 )
@@ -86,11 +88,11 @@ def test_a_line_that_no_run_writes_is_refused_with_its_number(tmp_path: Path, li
 
 
 def test_curves_have_no_point_for_what_was_not_measured() -> None:
-    tags = step_scalars(replace(STEP, loss=None, reward_by_function={"exact": 0.5, "length": None}))
-    assert "policy/loss" not in tags
-    assert "reward_by_function/length" not in tags
-    assert tags["reward_by_function/exact"] == 0.5
-    assert all(math.isfinite(value) for value in [*tags.values(), *evaluation_scalars(BEFORE).values()])
+    tags = scalars(replace(STEP, loss=None, rewards_mean={"exact": 0.5, "length": None}))
+    assert "loss" not in tags
+    assert "rewards/length/mean" not in tags
+    assert tags["rewards/exact/mean"] == 0.5
+    assert all(math.isfinite(value) for value in [*tags.values(), *scalars(BEFORE).values()])
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))))
@@ -109,20 +111,20 @@ def test_ratios_without_parts_are_not_measured() -> None:
     assert measured({"a": None, "b": 0, "c": 0.5}) == {"b": 0.0, "c": 0.5}
 
 
-def test_the_largest_rewards_make_finite_figures() -> None:
+def test_the_largest_rewards_make_finite_metrics() -> None:
     rewards = [LARGEST, -LARGEST, LARGEST, LARGEST]
     extreme = make_group(make_attempt(rewards, by_function=[[r] for r in rewards], correct=[True] * 4))
     nothing = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
     with np.errstate(all="raise"):
-        figures = sampling_metrics(
+        metrics = sampling_metrics(
             1, replace(nothing, ready=(extreme,), attempts=(extreme,)), ["big"], 1, exhausted_dropped=False
         )
-    assert figures.reward_mean == pytest.approx(LARGEST / 2)
-    assert figures.reward_by_function == {"big": pytest.approx(LARGEST / 2)}
-    assert figures.flat_before == 0.0
+    assert metrics.reward == pytest.approx(LARGEST / 2)
+    assert metrics.rewards_mean == {"big": pytest.approx(LARGEST / 2)}
+    assert metrics.frac_reward_zero_std == 0.0
 
 
-def test_a_measurement_says_what_it_always_measures() -> None:
+def test_an_evaluation_always_has_its_accuracy() -> None:
     with pytest.raises(ValueError, match="accuracy is null"):
         EvaluationRecord.from_dict({**BEFORE.to_dict(), "accuracy": None})
 
@@ -137,23 +139,32 @@ def test_updates_that_were_skipped_are_shown_wherever_a_run_is(tmp_path: Path) -
     assert not any(
         "skipped" in str(part) for part in report(summarize([STEP], None, None, name="n", folder="f", adapter="a"))
     )
-    assert step_scalars(record)["policy/skipped_updates"] == 2
-    assert ("skipped_updates", 2) in [(figure.name, figure.value) for figure in step_counts(record)]
+    assert scalars(record)["adaptive/skipped_updates"] == 2
+    assert [
+        value.value for value in values_of(record) if value.metric.counter and value.metric.field == "skipped_updates"
+    ] == [2]
     history = RunHistory("n", tmp_path, {}, (record, record, STEP), (), None, ())
     assert dict(comparison.results([history]))["updates skipped"] == "4"
     run = Run("n", "f", history, summary, ())
     assert dict(tables.summary([run]))["updates skipped"] == "4"
-    (learner,) = (chart for chart in charts([run], 1) if chart.name == "learner")
-    (panel,) = (axes for axes in learner.figure.axes if axes.get_title("left") == "updates skipped")
+    (policy,) = (chart for chart in charts([run], 1) if chart.name == "policy")
+    (panel,) = (axes for axes in policy.figure.axes if axes.get_title("left") == "adaptive/skipped_updates")
     assert [*panel.lines[0].get_ydata()] == [2, 2, 0]
 
 
-def test_runs_of_earlier_versions_skipped_nothing_that_they_tell_of() -> None:
-    before = {name: value for name, value in STEP.to_dict().items() if name != "skipped_updates"}
-    assert StepRecord.from_dict(before).skipped_updates == 0
-    summary = summarize([STEP], None, None, name="n", folder="f", adapter="a")
-    kept = {name: value for name, value in summary.to_dict().items() if name != "skipped_updates"}
-    assert Summary.from_dict(kept) == summary
+@dataclass(frozen=True)
+class Later(Record):
+    """A record that has got a metric since an earlier version."""
+
+    step: int
+    novelty: float | None = None
+
+
+def test_a_metric_that_was_added_later_is_unknown_in_the_runs_before() -> None:
+    assert Later.from_dict({"step": 3}) == Later(3, None)
+    assert Later.from_dict({"step": 3, "novelty": 0.5}).novelty == 0.5
+    with pytest.raises(KeyError, match="step"):
+        Later.from_dict({})
 
 
 def test_a_gap_is_drawn_for_what_was_not_measured(tmp_path: Path) -> None:
@@ -161,8 +172,8 @@ def test_a_gap_is_drawn_for_what_was_not_measured(tmp_path: Path) -> None:
     steps = tuple(step(number, loss=loss) for number, loss in enumerate(losses, 1))
     history = RunHistory("n", tmp_path, {}, steps, (), None, ())
     run = Run("n", "f", history, summarize(steps, None, None, name="n", folder="f", adapter="a"), ())
-    (learner,) = (chart for chart in charts([run], 1) if chart.name == "learner")
-    (panel,) = (axes for axes in learner.figure.axes if axes.get_title("left") == "loss")
+    (policy,) = (chart for chart in charts([run], 1) if chart.name == "policy")
+    (panel,) = (axes for axes in policy.figure.axes if axes.get_title("left") == "loss")
     drawn = np.asarray(panel.lines[0].get_ydata(), dtype=float)
     assert [None if np.isnan(value) else value for value in drawn] == losses
     curve = Curve("n", "loss", 0, tuple((float(at), loss) for at, loss in enumerate(losses, 1)))

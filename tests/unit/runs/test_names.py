@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from adagrpo_ray.runs.metric import metrics_of, scalars
 from adagrpo_ray.runs.names import FILE, LABEL, LONGEST, MLFLOW, TAG, Rule, name_of, text_of
-from adagrpo_ray.runs.scalars import evaluation_scalars, step_scalars
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from tests.support.histories import BEFORE, STEP
 from tests.support.texts import MEAN
@@ -60,23 +61,23 @@ def test_ordinary_names_stay_as_they_are(text: str) -> None:
 
 @given(texts)
 def test_mlflow_takes_every_name(text: str) -> None:
-    for group in ("flat_before_by_difficulty", "accuracy_held_out_by_difficulty"):
-        if text:
-            name = metric_name(f"{group}/{name_of(text)}")
+    for metric in (*metrics_of(StepRecord), *metrics_of(EvaluationRecord)):
+        if text and metric.label is not None:
+            name = metric_name(metric.tag(text))
             _validate_metric_name(name)
             assert len(name) <= MAX_ENTITY_KEY_LENGTH
             assert all(len(part.encode()) < 256 for part in name.split("/"))
-            assert len(name.split("/")) == 2
+            assert len(name.split("/")) == len(metric.name.split("/"))
 
 
 @given(st.lists(texts, max_size=20, unique=True))
 def test_no_two_classes_share_a_curve_in_tensorboard_or_in_mlflow(difficulties: list[str]) -> None:
     accuracies = {difficulty: number / 100 for number, difficulty in enumerate(difficulties)}
     tags = {
-        **step_scalars(replace(STEP, accuracy_by_difficulty=accuracies)),
-        **evaluation_scalars(replace(BEFORE, accuracy_by_difficulty=accuracies)),
+        **scalars(replace(STEP, accuracy_by_difficulty=accuracies)),
+        **scalars(replace(BEFORE, accuracy_by_difficulty=accuracies)),
     }
-    for group in ("accuracy_by_difficulty/", "accuracy_held_out_by_difficulty/"):
+    for group in ("accuracy_by_difficulty/", "eval/accuracy_by_difficulty/"):
         found = {tag: value for tag, value in tags.items() if tag.startswith(group)}
         assert sorted(found.values()) == sorted(value for difficulty, value in accuracies.items() if difficulty)
         assert len({metric_name(tag) for tag in found}) == len(found)

@@ -25,19 +25,18 @@ from adagrpo_ray.runs import (
     StepRecord,
     Summary,
     summarize,
+    wording,
 )
-from adagrpo_ray.runs import (
-    wording as figures,
-)
+from adagrpo_ray.runs.metric import scalars
 from adagrpo_ray.runs.observer import telling
-from adagrpo_ray.runs.scalars import step_scalars
 from tests.support.histories import BEFORE, SAMPLE, STEP
 
 STEP_JSON = {
     "step": 1,
-    "seconds": 0.5,
-    "reward_mean": 0.25,
-    "reward_by_function": {"exact": 0.25, "length": None},
+    "step_time": 0.5,
+    "tokens_per_second": 8000.0,
+    "reward": 0.25,
+    "rewards_mean": {"exact": 0.25, "length": None},
     "accuracy": 0.375,
     "groups_ready": 6,
     "groups_waiting": 2,
@@ -49,55 +48,56 @@ STEP_JSON = {
     "resamples_by_difficulty": {"2": 1, "5": 3},
     "accuracy_by_difficulty": {"2": 0.75, "5": 0.0},
     "rescued": [2, 0],
-    "flat_before": 0.5,
-    "flat_after": 0.125,
-    "flat_before_by_difficulty": {"5": 1.0},
-    "flat_after_by_difficulty": {"5": 0.25},
+    "frac_reward_zero_std": 0.5,
+    "frac_reward_zero_std_after": 0.125,
+    "frac_reward_zero_std_by_difficulty": {"5": 1.0},
+    "frac_reward_zero_std_after_by_difficulty": {"5": 0.25},
     "informative_groups": 5,
     "generated_tokens": 4000,
     "extra_tokens": 1000,
     "staleness": 0.75,
     "trained_tokens": 3200,
-    "completion_length": 50.0,
+    "completions_mean_length": 50.0,
     "group_size": 6.5,
     "reward_std": 0.5,
-    "reward_std_by_function": {"exact": 0.5, "length": None},
-    "flat_by_function": {"exact": 0.5, "length": None},
-    "clipped_ratio": 0.25,
-    "mean_terminated_length": 42.0,
+    "rewards_std": {"exact": 0.5, "length": None},
+    "rewards_frac_zero_std": {"exact": 0.5, "length": None},
+    "completions_clipped_ratio": 0.25,
+    "completions_mean_terminated_length": 42.0,
     "loss": 0.01,
     "kl": None,
     "grad_norm": None,
     "learning_rate": 0.0003,
-    "clip_share": 0.02,
-    "behaviour_gap": 0.001,
-    "correction_mean": 1.01,
-    "capped_share": 0.0,
+    "clip_ratio_region_mean": 0.02,
+    "sampling_logp_difference_mean": 0.001,
+    "importance_sampling_ratio_mean": 1.01,
+    "importance_sampling_ratio_frac_truncated": 0.0,
     "weight_version": 1,
     "sync_bytes": 1024,
     "rollout_actors": 2,
     "rollout_restarts": 0,
-    "seconds_by_phase": {"rollout": 0.3, "train": 0.15, "sync": 0.05},
-    "clip_low": 0.015,
-    "clip_high": 0.005,
-    "ratio_min": 0.7,
-    "ratio_mean": 1.0,
-    "ratio_max": 1.4,
-    "behaviour_gap_max": 0.25,
-    "correction_min": 0.9,
-    "correction_max": 2.0,
-    "masked_share": 0.0,
+    "time": {"rollout": 0.3, "train": 0.15, "sync": 0.05},
+    "clip_ratio_low_mean": 0.015,
+    "clip_ratio_high_mean": 0.005,
+    "policy_ratio_min": 0.7,
+    "policy_ratio_mean": 1.0,
+    "policy_ratio_max": 1.4,
+    "sampling_logp_difference_max": 0.25,
+    "importance_sampling_ratio_min": 0.9,
+    "importance_sampling_ratio_max": 2.0,
+    "importance_sampling_ratio_frac_masked": 0.0,
     "entropy": 1.25,
     "entropy_by_difficulty": {"2": 0.5, "5": 2.0},
-    **dict.fromkeys(("last_loss", "last_kl", "last_entropy", "last_grad_norm")),
+    **dict.fromkeys(("last_update_loss", "last_update_kl", "last_update_entropy", "last_update_grad_norm")),
     "skipped_updates": 0,
 }
 
-AFTER = EvaluationRecord(12, 0.75, {"10": 0.5, "2": 1.0}, samples=128, failed=0, mean_length=44.0, seconds=2.0)
+AFTER = EvaluationRecord(
+    12, 0.75, {"10": 0.5, "2": 1.0}, samples=128, failed=0, completions_mean_length=44.0, runtime=2.0
+)
 
 STEPS = [
-    replace(STEP, step=step, reward_mean=step / 16, resamples=(step, 1) if step > 6 else (step,))
-    for step in range(1, 13)
+    replace(STEP, step=step, reward=step / 16, resamples=(step, 1) if step > 6 else (step,)) for step in range(1, 13)
 ]
 
 
@@ -116,8 +116,9 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_metrics_that_trl_has_too_carry_its_names() -> None:
-    scalars = step_scalars(STEP)
+    found = scalars(STEP)
     assert {
+        "reward": 0.25,
         "reward_std": 0.5,
         "frac_reward_zero_std": 0.5,
         "rewards/exact/mean": 0.25,
@@ -126,34 +127,28 @@ def test_metrics_that_trl_has_too_carry_its_names() -> None:
         "completions/mean_length": 50.0,
         "completions/clipped_ratio": 0.25,
         "completions/mean_terminated_length": 42.0,
+        "loss": 0.01,
+        "learning_rate": 3e-4,
         "entropy": 1.25,
         "entropy_by_difficulty/2": 0.5,
         "clip_ratio/low_mean": 0.015,
         "clip_ratio/high_mean": 0.005,
-        "policy/ratio_min": 0.7,
-        "policy/ratio_mean": 1.0,
-        "policy/ratio_max": 1.4,
-        "policy/masked_share": 0.0,
+        "clip_ratio/region_mean": 0.02,
+        "adaptive/policy_ratio/min": 0.7,
+        "adaptive/policy_ratio/mean": 1.0,
+        "adaptive/policy_ratio/max": 1.4,
         "sampling/importance_sampling_ratio/min": 0.9,
         "sampling/importance_sampling_ratio/mean": 1.01,
         "sampling/importance_sampling_ratio/max": 2.0,
+        "sampling/importance_sampling_ratio/frac_truncated": 0.0,
+        "sampling/importance_sampling_ratio/frac_masked": 0.0,
         "sampling/sampling_logp_difference/mean": 0.001,
         "sampling/sampling_logp_difference/max": 0.25,
-    }.items() <= scalars.items()
-    assert "rewards/length/mean" not in scalars  # not measured
-
-
-def test_records_of_earlier_versions_lack_the_newer_figures() -> None:
-    old = {
-        name: value for name, value in STEP.to_dict().items() if not name.startswith(("entropy", "ratio", "reward_std"))
-    }
-    record = StepRecord.from_dict(old)
-    assert (record.entropy, record.entropy_by_difficulty, record.ratio_max, record.reward_std_by_function) == (
-        None,
-        {},
-        None,
-        {},
-    )
+        "step_time": 0.5,
+    }.items() <= found.items()
+    assert "rewards/length/mean" not in found  # not measured
+    measured = scalars(replace(STEP, kl=0.5, grad_norm=2.0))
+    assert (measured["kl"], measured["grad_norm"]) == (0.5, 2.0)
 
 
 class TestRecords:
@@ -169,8 +164,8 @@ class TestRecords:
     def test_summary_of_twelve_steps_by_hand(self) -> None:
         summary = run_summary(Path("runs/sums"))
         assert json.loads(json.dumps(summary.to_dict(), allow_nan=False)) == {
-            "accuracy_before": 0.25,
-            "accuracy_after": 0.75,
+            "eval_accuracy_before": 0.25,
+            "eval_accuracy_after": 0.75,
             "steps": 12,
             "generated_tokens": 48000,
             "trained_tokens": 38400,
@@ -181,19 +176,19 @@ class TestRecords:
             "tokens_per_informative_group": 800.0,
             "groups_exhausted": 12,
             "groups_failed": 0,
-            "accuracy_by_difficulty_before": {"10": 0.0, "2": 0.5},
-            "accuracy_by_difficulty_after": {"10": 0.5, "2": 1.0},
+            "eval_accuracy_by_difficulty_before": {"10": 0.0, "2": 0.5},
+            "eval_accuracy_by_difficulty_after": {"10": 0.5, "2": 1.0},
             "resamples_by_difficulty": {"2": 12, "5": 36},
-            "flat_before_by_difficulty": {"5": 1.0},
-            "flat_after_by_difficulty": {"5": 0.25},
+            "frac_reward_zero_std_by_difficulty": {"5": 1.0},
+            "frac_reward_zero_std_after_by_difficulty": {"5": 0.25},
             # ceil(12 / 10) = 2 steps an interval.
             "resamples_by_interval": [
-                {"from": 1, "to": 2, "resamples": 3, "reward_mean": 1.5 / 16},
-                {"from": 3, "to": 4, "resamples": 7, "reward_mean": 3.5 / 16},
-                {"from": 5, "to": 6, "resamples": 11, "reward_mean": 5.5 / 16},
-                {"from": 7, "to": 8, "resamples": 17, "reward_mean": 7.5 / 16},
-                {"from": 9, "to": 10, "resamples": 21, "reward_mean": 9.5 / 16},
-                {"from": 11, "to": 12, "resamples": 25, "reward_mean": 11.5 / 16},
+                {"from": 1, "to": 2, "resamples": 3, "reward": 1.5 / 16},
+                {"from": 3, "to": 4, "resamples": 7, "reward": 3.5 / 16},
+                {"from": 5, "to": 6, "resamples": 11, "reward": 5.5 / 16},
+                {"from": 7, "to": 8, "resamples": 17, "reward": 7.5 / 16},
+                {"from": 9, "to": 10, "resamples": 21, "reward": 9.5 / 16},
+                {"from": 11, "to": 12, "resamples": 25, "reward": 11.5 / 16},
             ],
             "name": "sums",
             "folder": "runs/sums",
@@ -210,16 +205,16 @@ class TestRecords:
     def test_summary_of_nothing(self) -> None:
         summary = summarize([], None, None, name="x", folder=Path("x"), adapter=Path("x"))
         written = summary.to_dict()
-        assert (written["accuracy_before"], written["accuracy_after"]) == (None, None)
+        assert (written["eval_accuracy_before"], written["eval_accuracy_after"]) == (None, None)
         assert (summary.steps, summary.resamples, summary.seconds) == (0, (), 0.0)
         assert summary.resamples_by_interval == ()
 
     def test_a_mean_leaves_out_what_was_not_measured(self) -> None:
-        steps = [replace(STEP, step=s, reward_mean=r) for s, r in enumerate([0.5, None], 1)] * 6
+        steps = [replace(STEP, step=s, reward=r) for s, r in enumerate([0.5, None], 1)] * 6
         summary = summarize(steps, None, None, name="x", folder=Path("x"), adapter=Path("x"))
-        assert {i.reward_mean for i in summary.resamples_by_interval} == {0.5}
+        assert {i.reward for i in summary.resamples_by_interval} == {0.5}
         alone = summarize(steps[1:2], None, None, name="x", folder=Path("x"), adapter=Path("x"))
-        assert alone.resamples_by_interval[0].reward_mean is None
+        assert alone.resamples_by_interval[0].reward is None
 
 
 class TestRunWriter:
@@ -233,7 +228,7 @@ class TestRunWriter:
             writer.summary(run_summary(folder))
         assert (folder / "config.yaml").read_text() == "run:\n  name: sums\n"
         assert read_lines(folder / "metrics.jsonl") == [
-            {**STEP_JSON, "step": s.step, "reward_mean": s.reward_mean, "resamples": list(s.resamples)} for s in STEPS
+            {**STEP_JSON, "step": s.step, "reward": s.reward, "resamples": list(s.resamples)} for s in STEPS
         ]
         assert read_lines(folder / "evaluations.jsonl") == [
             {
@@ -243,8 +238,8 @@ class TestRunWriter:
                 "accuracy_by_difficulty": {"10": 0.0, "2": 0.5},
                 "samples": 128,
                 "failed": 0,
-                "mean_length": 40.0,
-                "seconds": 3.0,
+                "completions_mean_length": 40.0,
+                "runtime": 3.0,
             }
         ]
         assert json.loads((folder / "summary.json").read_text()) == run_summary(folder).to_dict()
@@ -271,19 +266,19 @@ class TestRunWriter:
             writer.step(STEPS[0])
             writer.step(STEPS[7])
         scalars = read_scalars(tmp_path / "run" / "tensorboard")
-        assert scalars["reward/mean"] == [(1, 0.0625), (8, 0.5)]
-        assert scalars["accuracy/first_attempt"] == [(1, 0.375), (8, 0.375)]
-        assert scalars["accuracy/held_out"] == [(0, 0.25)]
-        assert scalars["adaptive/resamples_rung_0"] == [(1, 1.0), (8, 8.0)]
-        assert scalars["adaptive/resamples_rung_1"] == [(8, 1.0)]
+        assert scalars["reward"] == [(1, 0.0625), (8, 0.5)]
+        assert scalars["accuracy"] == [(1, 0.375), (8, 0.375)]
+        assert scalars["eval/accuracy"] == [(0, 0.25)]
+        assert scalars["adaptive/resamples/rung_0"] == [(1, 1.0), (8, 8.0)]
+        assert scalars["adaptive/resamples/rung_1"] == [(8, 1.0)]
         assert scalars["adaptive/group_size"] == [(1, 6.5), (8, 6.5)]
         assert scalars["adaptive/groups_failed"] == [(1, 0.0), (8, 0.0)]
-        assert scalars["accuracy/held_out_failed"] == [(0, 0.0)]
-        assert scalars["resamples_by_difficulty/5"] == [(1, 3.0), (8, 3.0)]
+        assert scalars["eval/failed"] == [(0, 0.0)]
+        assert scalars["adaptive/resamples_by_difficulty/5"] == [(1, 3.0), (8, 3.0)]
         assert scalars["time/rollout"] == [(1, pytest.approx(0.3)), (8, pytest.approx(0.3))]
-        assert {"policy/loss", "tokens/generated", "sync/bytes", "time/step"} <= set(scalars)
+        assert {"loss", "adaptive/generated_tokens", "adaptive/sync_bytes", "step_time"} <= set(scalars)
         # Not measured: no point on a curve, and no curve for the difficulty without a name.
-        assert not {"policy/kl", "reward_by_function/length"} & set(scalars)
+        assert not {"kl", "rewards/length/mean"} & set(scalars)
         assert not [tag for tag in scalars if tag.endswith("/")]
 
     def test_a_folder_in_use_is_refused_and_left_alone(self, tmp_path: Path) -> None:
@@ -390,10 +385,10 @@ class TestPlainConsole:
             "run sums: 12 steps in 6.0 s",
             "",
             "held-out accuracy: 0.250 -> 0.750 (+0.500)",
-            "  class  before  after  change  resamples  no spread: first  trained",
-            "  2       0.500  1.000  +0.500         12                 -        -",
-            "  5           -      -       -         36             1.000    0.250",
-            "  10      0.000  0.500  +0.500          0                 -        -",
+            "  class  before  after  change  resamples  zero std: before  after",
+            "  2       0.500  1.000  +0.500         12                 -      -",
+            "  5           -      -       -         36             1.000  0.250",
+            "  10      0.000  0.500  +0.500          0                 -      -",
             "",
             "resamples: 84 (by rung 78+6), of which 24 met the criterion (24+0); 12 groups never did",
             "  steps  resamples  mean reward",
@@ -404,7 +399,7 @@ class TestPlainConsole:
             "  9-10          21        0.594",
             "  11-12         25        0.719",
             "",
-            "tokens: 48,000 generated (12,000 by resamples), 38,400 trained; 800 for each group with spread",
+            "tokens: 48,000 generated (12,000 by resamples), 38,400 trained; 800 for each informative group",
             "adapter: runs/sums/adapter",
             "run folder: runs/sums",
         ]
@@ -443,7 +438,7 @@ class TestPlainConsole:
             console.evaluation("before", replace(BEFORE, accuracy_by_difficulty={"\u96e3": 0.5}))
             console.step(STEP)
             summary = run_summary(Path("runs/\udcff\u96e3"))
-            console.summary(replace(summary, accuracy_by_difficulty_after={"\u96e3" * 200: 0.5}))
+            console.summary(replace(summary, eval_accuracy_by_difficulty_after={"\u96e3" * 200: 0.5}))
         assert b"loading ? ..." in raw.getvalue()
         assert b"runs/??" in raw.getvalue()
 
@@ -467,7 +462,7 @@ class TestPlainConsole:
     def test_accuracy_that_was_not_measured(self) -> None:
         stream = io.StringIO()
         Console(1, stream).summary(summarize([STEP], None, None, name="x", folder=Path("x"), adapter=Path("y")))
-        assert "held-out accuracy: not measured" in stream.getvalue()
+        assert "held-out accuracy: not evaluated" in stream.getvalue()
         assert "nan" not in stream.getvalue()
 
 
@@ -632,11 +627,11 @@ class TestObservers:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.0, "0:00"), (59.6, "1:00"), (3599.0, "59:59"), (3722.0, "1:02:02")])
 def test_durations(seconds: float, text: str) -> None:
-    assert figures.duration(seconds) == text
+    assert wording.duration(seconds) == text
 
 
 def test_levels_are_in_the_order_of_their_numbers() -> None:
-    assert figures.difficulties(["10", "2", "level 3", "", "level 12", "2", "hard"]) == [
+    assert wording.difficulties(["10", "2", "level 3", "", "level 12", "2", "hard"]) == [
         "2",
         "10",
         "hard",
@@ -646,7 +641,7 @@ def test_levels_are_in_the_order_of_their_numbers() -> None:
 
 
 def test_an_interval_names_its_ends() -> None:
-    assert Interval(3, 4, 7, None).to_dict() == {"from": 3, "to": 4, "resamples": 7, "reward_mean": None}
+    assert Interval(3, 4, 7, None).to_dict() == {"from": 3, "to": 4, "resamples": 7, "reward": None}
 
 
 def test_a_run_that_fails_before_it_measured_anything_leaves_its_name_free(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from adagrpo_ray import reports
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs import RunWriter, summarize
 from adagrpo_ray.runs.reader import Follower, find, load
@@ -30,7 +32,7 @@ def line(number: int) -> str:
     return json.dumps(step(number).to_dict()) + "\n"
 
 
-def test_a_whole_run_comes_back_as_it_was_measured(tmp_path: Path) -> None:
+def test_a_whole_run_comes_back_as_it_was_recorded(tmp_path: Path) -> None:
     steps, before, after = [step(1), step(2)], evaluation(0, 0.25), evaluation(2, 0.5)
     summary = summarize(steps, before, after, name="a", folder=tmp_path / "a", adapter=tmp_path / "a" / "adapter")
     with RunWriter(tmp_path / "a", "run:\n  steps: 2\n") as run:
@@ -58,13 +60,47 @@ def test_a_run_without_samples_or_summary_is_read_all_the_same(tmp_path: Path) -
     assert [s.step for s in history.steps] == [1]
 
 
-def test_figures_that_a_run_before_did_not_measure_are_unknown(tmp_path: Path) -> None:
-    folder = make(tmp_path / "a")
-    old = {name: value for name, value in step(1).to_dict().items() if name != "group_size"}
-    append(folder / "metrics.jsonl", json.dumps(old) + "\n")
-    (record,) = load(folder).steps
-    assert record.group_size is None
-    assert record.staleness == step(1).staleness
+OLD = {"reward_avg": 0.5, **{name: value for name, value in step(1).to_dict().items() if name != "reward"}}
+"""A line of metrics.jsonl in which an older version named a metric otherwise."""
+
+
+def test_a_run_of_an_older_version_is_refused_as_such(tmp_path: Path) -> None:
+    folder = make(tmp_path / "a", steps=1)
+    append(folder / "metrics.jsonl", json.dumps(OLD) + "\n")
+    wanted = (
+        r"metrics\.jsonl was written by an older version of adagrpo_ray \(no 'reward', but 'reward_avg'\); "
+        "read it with that version, or choose another run$"
+    )
+    readers: list[Callable[[Path], object]] = [
+        load,
+        lambda path: Follower(path).read(),
+        lambda path: reports.read(str(path)),
+    ]
+    for read in readers:
+        with pytest.raises(HistoryError, match=wanted):
+            read(folder)
+
+
+def test_so_are_its_evaluations_and_its_summary(tmp_path: Path) -> None:
+    folder, before = make(tmp_path / "a", steps=1), evaluation(0, 0.25)
+    old = {"label": "before", "share": 0.25, **{k: v for k, v in before.to_dict().items() if k != "accuracy"}}
+    (folder / "evaluations.jsonl").write_text(json.dumps(old) + "\n")
+    with pytest.raises(HistoryError, match=r"evaluations\.jsonl was written by an older version .*no 'accuracy'"):
+        load(folder)
+    (folder / "evaluations.jsonl").unlink()
+    summary = summarize([step(1)], None, None, name="a", folder=folder, adapter=folder / "adapter").to_dict()
+    (folder / "summary.json").write_text(json.dumps({"tokens": summary.pop("generated_tokens"), **summary}))
+    with pytest.raises(HistoryError, match=r"summary\.json was written by an older version .*'generated_tokens', but"):
+        load(folder)
+
+
+def test_a_line_that_lacks_a_metric_is_broken_and_not_old(tmp_path: Path) -> None:
+    folder = make(tmp_path / "a", steps=1)
+    line = {"label": "before", **evaluation(0, 0.25).to_dict()}
+    del line["accuracy"]
+    (folder / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(HistoryError, match=r"evaluations\.jsonl, line 1, is no record .*lacks 'accuracy'"):
+        load(folder)
 
 
 def test_an_incomplete_last_line_is_left_for_the_next_look(tmp_path: Path) -> None:
@@ -84,9 +120,9 @@ def test_a_run_that_was_taken_back_is_read_anew(tmp_path: Path, again: int) -> N
     follower = Follower(folder)
     assert len(follower.read().steps) == 2
     os.truncate(folder / "metrics.jsonl", 0)
-    other = [json.dumps(step(n, reward_mean=0.9).to_dict()) + "\n" for n in range(1, again + 1)]
+    other = [json.dumps(step(n, reward=0.9).to_dict()) + "\n" for n in range(1, again + 1)]
     append(folder / "metrics.jsonl", "".join(other))
-    assert [(s.step, s.reward_mean) for s in follower.read().steps] == [(n, 0.9) for n in range(1, again + 1)]
+    assert [(s.step, s.reward) for s in follower.read().steps] == [(n, 0.9) for n in range(1, again + 1)]
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", "7", "null", '{"step": 1}', "\xff", "[" * 100_000])

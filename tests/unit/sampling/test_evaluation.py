@@ -18,7 +18,7 @@ from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 from tests.support.builders import make_completion, make_prompt
 
 
-def measure(*, stop: bool = False) -> EvaluationRecord:
+def evaluated(*, stop: bool = False) -> EvaluationRecord:
     """Of an easy prompt and one of a difficulty of its own whose completions cannot be scored."""
 
     async def generate(request: GenerationRequest) -> tuple[Completion, ...]:
@@ -37,12 +37,12 @@ def measure(*, stop: bool = False) -> EvaluationRecord:
 
 
 def test_what_cannot_be_scored_counts_as_wrong_and_is_counted() -> None:
-    record = measure()
+    record = evaluated()
     assert record.accuracy == pytest.approx(2 / 3)
     assert record.accuracy_by_difficulty == {"easy": 1.0, "hard": 0.5}
-    assert (record.samples, record.failed, record.mean_length) == (6, 1, 4.0)
+    assert (record.samples, record.failed, record.completions_mean_length) == (6, 1, 4.0)
 
 
 def test_an_error_that_is_to_stop_the_run_comes_out() -> None:
     with pytest.raises(RewardError, match="no score"):
-        measure(stop=True)
+        evaluated(stop=True)

@@ -1,4 +1,4 @@
-"""A step's figures from a collection made by hand."""
+"""The metrics of sampling a step, from a collection made by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STUCK = FAILED.with_attempt(
 )
 
 
-def figures(height: int = 3, *, exhausted_dropped: bool = False, **parts: object) -> SamplingMetrics:
+def metrics(height: int = 3, *, exhausted_dropped: bool = False, **parts: object) -> SamplingMetrics:
     collection = replace(NOTHING, **parts)  # type: ignore[arg-type]
     return sampling_metrics(2, collection, ["format", "answer"], height, exhausted_dropped=exhausted_dropped)
 
@@ -37,12 +37,12 @@ def figures(height: int = 3, *, exhausted_dropped: bool = False, **parts: object
 @pytest.fixture
 def step() -> SamplingMetrics:
     """One group solved at once, one after a resample, one that failed on the second rung."""
-    return figures(ready=(SOLVED, RESCUED), exhausted=(STUCK,), attempts=(SOLVED, FAILED, RESCUED, STUCK))
+    return metrics(ready=(SOLVED, RESCUED), exhausted=(STUCK,), attempts=(SOLVED, FAILED, RESCUED, STUCK))
 
 
 def test_rewards_are_of_first_attempts_only(step: SamplingMetrics) -> None:
-    assert step.reward_mean == pytest.approx((3 + 1 + 1 + 1) / 4)
-    assert step.reward_by_function == {
+    assert step.reward == pytest.approx((3 + 1 + 1 + 1) / 4)
+    assert step.rewards_mean == {
         "format": pytest.approx(1.0),
         "answer": pytest.approx((2 + 0 + 0) / 3),  # where it applies
     }
@@ -54,25 +54,25 @@ def test_accuracy_is_of_first_attempts_only(step: SamplingMetrics) -> None:
 
 
 def test_groups_are_counted_by_how_they_ended() -> None:
-    step = figures(ready=(SOLVED, RESCUED), exhausted=(STUCK,), waiting=(FAILED,) * 4, aged=(FAILED,) * 5)
+    step = metrics(ready=(SOLVED, RESCUED), exhausted=(STUCK,), waiting=(FAILED,) * 4, aged=(FAILED,) * 5)
     counted = (step.groups_ready, step.groups_exhausted, step.groups_waiting, step.groups_dropped)
     assert counted == (2, 1, 4, 5)
 
 
 def test_exhausted_groups_count_as_dropped_where_they_are() -> None:
-    step = figures(exhausted=(STUCK,), aged=(FAILED,) * 5, exhausted_dropped=True)
+    step = metrics(exhausted=(STUCK,), aged=(FAILED,) * 5, exhausted_dropped=True)
     assert (step.groups_exhausted, step.groups_dropped) == (1, 6)
 
 
 def test_groups_that_could_not_be_scored_cost_their_tokens_and_no_rate() -> None:
     new, old = replace(FAILED, attempts=()), FAILED
     lost = [Failure(group, tokens, dropped=True, error="no") for group, tokens in ((new, 7), (old, 5))]
-    step = figures(ready=(SOLVED,), failed=tuple(lost), aged=(STUCK,), attempts=(SOLVED,))
+    step = metrics(ready=(SOLVED,), failed=tuple(lost), aged=(STUCK,), attempts=(SOLVED,))
     assert (step.groups_failed, step.groups_dropped) == (2, 3)
     assert (step.generated_tokens, step.extra_tokens) == (10 + 7 + 5, 5)
-    assert (step.accuracy, step.flat_before) == (0.5, 0.0)
+    assert (step.accuracy, step.frac_reward_zero_std) == (0.5, 0.0)
     kept = [replace(failure, dropped=False) for failure in lost]  # their attempts are among the attempts
-    step = figures(exhausted=(STUCK,), failed=tuple(kept), attempts=(STUCK,))
+    step = metrics(exhausted=(STUCK,), failed=tuple(kept), attempts=(STUCK,))
     assert (step.groups_failed, step.groups_dropped, step.generated_tokens) == (2, 0, 10)
 
 
@@ -82,39 +82,39 @@ def test_resamples_are_counted_by_rung_and_level(step: SamplingMetrics) -> None:
 
 
 def test_a_rung_above_the_ladder_is_still_counted() -> None:
-    assert figures(height=0, attempts=(STUCK,)).resamples == (0, 1)
+    assert metrics(height=0, attempts=(STUCK,)).resamples == (0, 1)
 
 
-def test_flat_shares_before_and_after_adaptation(step: SamplingMetrics) -> None:
-    assert step.flat_before == pytest.approx(1 / 2)  # of two first attempts, the hard one's was flat
-    assert step.flat_after == pytest.approx(1 / 3)  # of three groups that ended, the stuck one
+def test_zero_std_shares_before_and_after_resampling(step: SamplingMetrics) -> None:
+    assert step.frac_reward_zero_std == pytest.approx(1 / 2)  # of two first attempts, the hard one's has zero std
+    assert step.frac_reward_zero_std_after == pytest.approx(1 / 3)  # of three groups that ended, the stuck one
 
 
 def test_tokens_of_all_attempts_count(step: SamplingMetrics) -> None:
     assert step.generated_tokens == 10 + 30 + 80 + 10
-    assert step.completion_length == pytest.approx(130 / 8)
+    assert step.completions_mean_length == pytest.approx(130 / 8)
 
 
 def test_the_group_size_is_that_of_first_attempts(step: SamplingMetrics) -> None:
     large = replace(make_group(make_attempt([1] * 6, by_function=[[1, 0]] * 6)), size=6)
     assert step.group_size == 2
-    assert figures(ready=(SOLVED, large), attempts=(SOLVED, large, RESCUED)).group_size == 4
+    assert metrics(ready=(SOLVED, large), attempts=(SOLVED, large, RESCUED)).group_size == 4
 
 
 def test_earlier_steps_attempts_do_not_count_again() -> None:
-    step = figures(ready=(RESCUED,), attempts=(RESCUED,))  # its first attempt was an earlier step's
+    step = metrics(ready=(RESCUED,), attempts=(RESCUED,))  # its first attempt was an earlier step's
     assert step.generated_tokens == 80
     assert step.accuracy is None
-    assert step.reward_mean is None
+    assert step.reward is None
 
 
 def test_a_step_without_groups_has_no_rates() -> None:
-    step = figures(height=2)
+    step = metrics(height=2)
     assert step.resamples == (0, 0)
     assert (step.generated_tokens, step.groups_ready, step.accuracy_by_difficulty) == (0, 0, {})
-    unknown = [step.reward_mean, step.accuracy, step.flat_before, step.flat_after]
-    unknown += [step.completion_length, step.group_size]
-    assert {*unknown, *step.reward_by_function.values()} == {None}
+    unknown = [step.reward, step.accuracy, step.frac_reward_zero_std, step.frac_reward_zero_std_after]
+    unknown += [step.completions_mean_length, step.group_size]
+    assert {*unknown, *step.rewards_mean.values()} == {None}
 
 
 def test_retry_economics(step: SamplingMetrics) -> None:
@@ -125,35 +125,35 @@ def test_retry_economics(step: SamplingMetrics) -> None:
 
 def test_a_group_that_began_on_a_rung_was_not_rescued_by_it() -> None:
     began = replace(RESCUED, attempts=RESCUED.attempts[1:], start=1)
-    step = figures(ready=(began,), attempts=(began,))
+    step = metrics(ready=(began,), attempts=(began,))
     assert (step.resamples, step.rescued) == ((0, 0, 0), (0, 0, 0))
 
 
-def test_flat_shares_by_difficulty(step: SamplingMetrics) -> None:
-    assert step.flat_before_by_difficulty == {"2 digits": 0.0, "5 digits": 1.0}
-    assert step.flat_after_by_difficulty == {"2 digits": 0.0, "5 digits": 0.5}
+def test_zero_std_shares_by_difficulty(step: SamplingMetrics) -> None:
+    assert step.frac_reward_zero_std_by_difficulty == {"2 digits": 0.0, "5 digits": 1.0}
+    assert step.frac_reward_zero_std_after_by_difficulty == {"2 digits": 0.0, "5 digits": 0.5}
 
 
 def test_reward_stds_are_over_all_first_completions(step: SamplingMetrics) -> None:
     """As TRL 1.16: `nanstd` of the batch, with n - 1; scores that do not apply are left out."""
     assert step.reward_std == pytest.approx(1.0)  # of 3, 1, 1, 1: mean 1.5, squares 2.25 + 3 x 0.25, of 3
-    assert step.reward_std_by_function == {
+    assert step.rewards_std == {
         "format": 0.0,
         "answer": pytest.approx(math.sqrt(8 / 3 / 2)),  # of 2, 0, 0: mean 2/3, squares 16/9 + 2 x 4/9, of 2
     }
 
 
-def test_share_of_flat_groups_by_function(step: SamplingMetrics) -> None:
-    # Format is flat in both first attempts; the hard one's answer has one score only, which tells nothing.
-    assert step.flat_by_function == {"format": 1.0, "answer": 0.0}
+def test_share_of_zero_std_groups_by_function(step: SamplingMetrics) -> None:
+    # Format has zero std in both first attempts; the hard one's answer has one score only, which tells nothing.
+    assert step.rewards_frac_zero_std == {"format": 1.0, "answer": 0.0}
 
 
-def test_a_function_that_never_applies_has_no_figures() -> None:
+def test_a_function_that_never_applies_has_no_metrics() -> None:
     group = make_group(make_attempt([1, 0], by_function=[[1, math.nan], [0, math.nan]]))
-    step = figures(ready=(group,), attempts=(group,))
-    assert step.reward_by_function["answer"] is None
-    assert step.reward_std_by_function["answer"] is None
-    assert step.flat_by_function == {"format": 0.0, "answer": None}
+    step = metrics(ready=(group,), attempts=(group,))
+    assert step.rewards_mean["answer"] is None
+    assert step.rewards_std["answer"] is None
+    assert step.rewards_frac_zero_std == {"format": 0.0, "answer": None}
 
 
 def test_truncated_completions_are_counted_and_terminated_ones_measured_apart() -> None:
@@ -161,21 +161,33 @@ def test_truncated_completions_are_counted_and_terminated_ones_measured_apart() 
     cut = replace(
         attempt, completions=(*attempt.completions[:2], replace(attempt.completions[2], finish_reason="length"))
     )
-    step = figures(ready=(make_group(cut),), attempts=(make_group(cut), SOLVED))
-    assert (step.clipped_ratio, step.completion_length, step.mean_terminated_length) == (1 / 5, 8.0, 5.0)
+    step = metrics(ready=(make_group(cut),), attempts=(make_group(cut), SOLVED))
+    assert (step.completions_clipped_ratio, step.completions_mean_length, step.completions_mean_terminated_length) == (
+        1 / 5,
+        8.0,
+        5.0,
+    )
     only = replace(attempt, completions=tuple(replace(c, finish_reason="length") for c in attempt.completions))
-    step = figures(attempts=(make_group(only),))
-    assert (step.clipped_ratio, step.completion_length, step.mean_terminated_length) == (1.0, 10.0, None)
+    step = metrics(attempts=(make_group(only),))
+    assert (step.completions_clipped_ratio, step.completions_mean_length, step.completions_mean_terminated_length) == (
+        1.0,
+        10.0,
+        None,
+    )
 
 
 def test_a_step_without_groups_has_no_stds() -> None:
-    step = figures()
-    assert (step.reward_std, step.clipped_ratio, step.mean_terminated_length) == (None, None, None)
-    assert step.reward_std_by_function == step.flat_by_function == {"format": None, "answer": None}
+    step = metrics()
+    assert (step.reward_std, step.completions_clipped_ratio, step.completions_mean_terminated_length) == (
+        None,
+        None,
+        None,
+    )
+    assert step.rewards_std == step.rewards_frac_zero_std == {"format": None, "answer": None}
 
 
 @pytest.mark.filterwarnings("error")
 def test_large_rewards_have_a_finite_std() -> None:
     group = make_group(make_attempt([3e38, -3e38], by_function=[[3e38, 0], [-3e38, 0]]))
-    step = figures(ready=(group,), attempts=(group,))
+    step = metrics(ready=(group,), attempts=(group,))
     assert step.reward_std == pytest.approx(3e38 * math.sqrt(2), rel=1e-6)

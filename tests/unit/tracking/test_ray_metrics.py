@@ -15,47 +15,39 @@ import yaml
 from adagrpo_ray.cluster.placement import address
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.tracking import check_trackers, ray_metrics
-from adagrpo_ray.tracking.ray_metrics import COUNTERS, GAUGES, MOST_LABELS, RayMetrics, step_counts, step_gauges
-from tests.support.histories import STEP
-from tests.support.scraped import NAMES, asked, panels
+from adagrpo_ray.runs.metric import metrics_of
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
+from adagrpo_ray.tracking import check_trackers, grafana, ray_metrics
+from adagrpo_ray.tracking.ray_metrics import MOST_LABELS, RayMetrics
+from tests.support.gauges import given, watched
+from tests.support.histories import BEFORE, STEP
+from tests.support.scraped import DASHBOARD, METRICS, asked, panels
 
 
-def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[float, dict[str, str]]]]:
-    """What is set or counted from here on, by metric. Ray's metrics raise on tags that are not ASCII, as they do."""
-    made: dict[str, list[tuple[float, dict[str, str]]]] = {}
-
-    class Watched:
-        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
-            self._seen = made.setdefault(name, [])
-
-        def set(self, value: float, tags: dict[str, str]) -> None:
-            for tag in tags.values():
-                tag.encode("ascii")
-            self._seen.append((value, tags))
-
-        inc = set
-
-    monkeypatch.setattr(ray_metrics, "Gauge", Watched)
-    monkeypatch.setattr(ray_metrics, "Counter", Watched)
-    return made
+def test_every_gauge_of_a_step_is_shown_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = {f"last_update_{name}": 0.5 for name in ("loss", "kl", "entropy", "grad_norm")}
+    found = given(monkeypatch, replace(STEP, kl=0.5, grad_norm=0.25, skipped_updates=1, **updates), BEFORE)
+    never = {"groups_failed", "groups_dropped"}  # counters of 0
+    wanted = {m.ray_name for kind in (StepRecord, EvaluationRecord) for m in metrics_of(kind) if m.field not in never}
+    assert {name for name, *_ in found} == wanted
+    assert found["adagrpo_reward",] == STEP.reward
+    assert found["adagrpo_tokens_per_second",] == STEP.generated_tokens / STEP.step_time
+    assert found["adagrpo_accuracy_by_difficulty", "5"] == STEP.accuracy_by_difficulty["5"]
+    assert found["adagrpo_step_time_seconds",] == STEP.step_time
+    assert found["adagrpo_eval_accuracy",] == BEFORE.accuracy
+    assert found["adagrpo_eval_accuracy_by_difficulty", "2"] == BEFORE.accuracy_by_difficulty["2"]
 
 
-def test_every_gauge_of_a_step_is_shown_as_it_was_measured() -> None:
-    shown = {(figure.name, figure.of): figure.value for figure in step_gauges(replace(STEP, kl=0.5, grad_norm=0.25))}
-    assert {name for name, _ in shown} == set(GAUGES) - {"held_out_accuracy"}
-    assert shown["reward_mean", ""] == STEP.reward_mean
-    assert shown["tokens_per_second", ""] == STEP.generated_tokens / STEP.seconds
-    assert shown["accuracy_by_difficulty", "5"] == STEP.accuracy_by_difficulty["5"]
-    assert shown["phase_seconds", "sync"] == STEP.seconds_by_phase["sync"]
-
-
-def test_every_counter_counts_what_a_step_did() -> None:
-    counted = {(figure.name, figure.of): figure.value for figure in step_counts(STEP)}
-    assert {name for name, _ in counted} == set(COUNTERS)
-    assert counted["groups", "ready"] == STEP.groups_ready
-    assert (counted["resamples", "0"], counted["resamples", "1"]) == STEP.resamples
-    assert counted["generated_tokens", ""] == STEP.generated_tokens
+def test_every_counter_counts_what_a_step_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = given(monkeypatch, STEP)
+    assert found["adagrpo_groups_ready",] == STEP.groups_ready
+    assert (found["adagrpo_resamples", "0"], found["adagrpo_resamples", "1"]) == STEP.resamples
+    assert found["adagrpo_generated_tokens",] == STEP.generated_tokens
+    assert found["adagrpo_time_seconds", "sync"] == STEP.time["sync"]
+    assert {metric.ray_name for metric in METRICS if metric.counter} >= {
+        *("adagrpo_trained_tokens", "adagrpo_extra_tokens", "adagrpo_sync_bytes", "adagrpo_skipped_updates"),
+        *("adagrpo_rescued", "adagrpo_groups_late", "adagrpo_groups_exhausted", "adagrpo_groups_dropped"),
+    }
 
 
 def test_a_level_without_a_name_and_levels_without_end_make_no_time_series(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,10 +61,6 @@ def test_a_level_without_a_name_and_levels_without_end_make_no_time_series(monke
     shown = {tags["difficulty"]: value for value, tags in made["adagrpo_accuracy_by_difficulty"]}
     assert shown.keys() == {f"difficulty {number}" for number in range(MOST_LABELS)}
     assert shown["difficulty 7"] == 0.75
-
-
-def test_a_step_that_took_no_time_has_no_pace() -> None:
-    assert "tokens_per_second" not in {figure.name for figure in step_gauges(replace(STEP, seconds=0.0))}
 
 
 def test_what_the_newest_step_did_not_measure_is_not_shown_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +87,13 @@ def test_texts_of_users_are_labels_that_ray_takes(monkeypatch: pytest.MonkeyPatc
     made = watched(monkeypatch)
     said: list[str] = []
     metrics = RayMetrics("läufe", said.append)
-    metrics.step(
-        replace(STEP, accuracy_by_difficulty={"facile é": 0.5, "a\n": 1.0}, reward_by_function={"m:prüfe": 0.25})
-    )
+    metrics.step(replace(STEP, accuracy_by_difficulty={"facile é": 0.5, "a\n": 1.0}, rewards_mean={"m:prüfe": 0.25}))
     metrics.close()
     assert made["adagrpo_accuracy_by_difficulty"] == [
         (0.5, {"run": "l%C3%A4ufe", "difficulty": "facile %C3%A9"}),
         (1.0, {"run": "l%C3%A4ufe", "difficulty": "a%0A"}),
     ]
-    assert [tags["function"] for _, tags in made["adagrpo_reward"]] == ["m:pr%C3%BCfe"]
+    assert [tags["function"] for _, tags in made["adagrpo_rewards_mean"]] == ["m:pr%C3%BCfe"]
     assert said == []
 
 
@@ -129,9 +115,13 @@ def test_whatever_ray_raises_costs_the_metrics_and_not_the_run(
     assert "\n" not in line
 
 
-def test_the_dashboard_asks_for_metrics_that_a_run_has_and_leaves_none_out() -> None:
-    unasked = {f"ray_adagrpo_{name}" for name in ("learning_rate", "completion_length", "rollout_restarts")}
-    assert asked() == NAMES - unasked - {"ray_adagrpo_weight_version"}
+def test_the_dashboard_is_made_from_the_registry() -> None:
+    assert DASHBOARD.read_text() == grafana.as_json(), "make dashboard writes it"
+
+
+def test_the_dashboard_asks_for_all_metrics_that_have_a_panel() -> None:
+    drawn = {metric.prometheus for metric in METRICS if metric.panel is not None}
+    assert asked() == drawn | {"ray_adagrpo_step", "ray_adagrpo_rollout_actors"}
 
 
 def test_each_panel_filters_by_run_and_rates_are_of_counters_alone() -> None:

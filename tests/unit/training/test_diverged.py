@@ -138,6 +138,7 @@ def test_an_update_that_is_made_begins_the_count_again(tmp_path: Path) -> None:
     learner = Learner([skipped(1), skipped(2), made(), skipped(1), None, skipped(2)])
     seen = run(tmp_path, learner)
     assert [record.skipped_updates for record in seen.steps] == [1, 1, 0, 1, 0, 1]
+    assert all(record.tokens_per_second == record.generated_tokens / record.step_time for record in seen.steps)
     assert learner.saved == [6]
 
 
@@ -189,7 +190,7 @@ def test_the_learning_rate_of_a_step_without_an_update_is_that_of_the_schedule(t
     assert [record.learning_rate for record in seen.steps] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
-def test_figures_are_of_the_first_update_and_the_last() -> None:
+def test_metrics_are_of_the_first_update_and_the_last() -> None:
     """Those of two ranks are merged; the ratio's are of the last update, since it is 1 in the first."""
     ranks = [
         TrainReport(
@@ -197,12 +198,16 @@ def test_figures_are_of_the_first_update_and_the_last() -> None:
         )
         for rank in (1, 2)
     ]
-    figures = update_metrics(ranks, updates=3)
-    assert (figures["loss"], figures["grad_norm"], figures["entropy"]) == (0.75, 3.0, 2.0)
-    assert (figures["last_loss"], figures["last_grad_norm"], figures["last_entropy"]) == (3.0, 4.0, 2.0)
-    assert (figures["ratio_max"], figures["clip_share"], figures["skipped_updates"]) == (1.5, 1.0, 0)
+    metrics = update_metrics(ranks, updates=3)
+    assert (metrics["loss"], metrics["grad_norm"], metrics["entropy"]) == (0.75, 3.0, 2.0)
+    assert (metrics["last_update_loss"], metrics["last_update_grad_norm"], metrics["last_update_entropy"]) == (
+        3.0,
+        4.0,
+        2.0,
+    )
+    assert (metrics["policy_ratio_max"], metrics["clip_ratio_region_mean"], metrics["skipped_updates"]) == (1.5, 1.0, 0)
     once = update_metrics(ranks, updates=1)
-    assert [once[f"last_{name}"] for name in ("loss", "kl", "entropy", "grad_norm")] == [None] * 4
+    assert [once[f"last_update_{name}"] for name in ("loss", "kl", "entropy", "grad_norm")] == [None] * 4
     nothing = update_metrics([], updates=3)
     assert {value for name, value in nothing.items() if name != "entropy_by_difficulty"} == {None, 0}
     assert replace(STEP, **nothing).loss is None  # all are fields of a record

@@ -68,7 +68,7 @@ def test_evaluations_and_checkpoints_come_as_often_as_asked_for_and_at_the_end()
 
 
 class Learner:
-    """A learner rank whose third step has a figure that is not finite, of `fault`; keeps the checkpoints it makes."""
+    """A learner rank whose third step has a metric that is not finite, of `fault`; keeps the checkpoints it makes."""
 
     def __init__(self, fault: str) -> None:
         self.fault, self.steps, self.saved = fault, 0, list[int]()
@@ -79,7 +79,7 @@ class Learner:
     def do_collect(self, step: int, last: int) -> Collected:
         metrics = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
         if self.fault == "collect" and step == 3:
-            metrics = replace(metrics, reward_mean=math.nan)
+            metrics = replace(metrics, reward=math.nan)
         return Collected((None,), 7, metrics, (), 1, 0, ())
 
     def do_train(self, batch: object) -> TrainReport:
@@ -97,16 +97,16 @@ class Learner:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("fault", "figure", "trained"), [("train", "learning_rate", 3), ("collect", "reward_mean", 2)])
+@pytest.mark.parametrize(("fault", "metric", "trained"), [("train", "learning_rate", 3), ("collect", "reward", 2)])
 @pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*go on with --resume"), (0, "nothing was kept")])
-def test_a_figure_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, figure: str, trained: int
+def test_a_metric_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, metric: str, trained: int
 ) -> None:
     monkeypatch.setattr(learners, "get", lambda answers: answers)
     learner = Learner(fault)
     running = Actors((learner,), ())
     config = load_config(None, ["run.steps=5", "data.eval_prompts=0", f"checkpoint.every={every}"])
-    with pytest.raises(RecordError, match=rf"{figure} is nan.*fault of adagrpo_ray.*; {kept}"):
+    with pytest.raises(RecordError, match=rf"\.{metric} is nan.*fault of adagrpo_ray.*; {kept}"):
         train_on(running, config, tmp_path, Observer())
     assert learner.steps == trained
     assert learner.saved == ([1, 2] if every else [])

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from adagrpo_ray.runs.reader import RunHistory
-from adagrpo_ray.runs.records import summarize
+from adagrpo_ray.runs.summary import summarize
 from adagrpo_ray.viewer import plot
 from adagrpo_ray.viewer import side_by_side as comparison
 from adagrpo_ray.viewer.run_curves import MOST_POINTS, Axis, Curve, Plot, plots, thin
@@ -28,45 +28,47 @@ def curves(runs: list[RunHistory], axis: Axis = "step") -> dict[tuple[str, str],
     return {(each.run, each.line): each for drawn in plots(runs, axis) for each in drawn.curves}
 
 
-def test_every_figure_of_a_run_has_its_curve_over_steps() -> None:
-    found = curves([run(accuracy=0.375, reward_mean=-0.5, seconds=0.5)])
+def test_every_metric_of_a_plot_has_its_curve_over_steps() -> None:
+    found = curves([run(accuracy=0.375, reward=-0.5, step_time=0.5)])
     per_step = {
         "reward": -0.5,
-        "first attempts": 0.5,  # of the two figures of that name the later one, the share without spread
-        "trained on": 0.125,
-        "rung 0": 3,
-        "rung 1": 1,
-        "group size": 6.5,
-        "tokens a second": 8000,
-        "staleness": 0.75,
+        "reward_std": 0.5,
+        "accuracy": 0.375,
+        "frac_reward_zero_std": 0.5,
+        "adaptive/frac_reward_zero_std_after": 0.125,
+        "adaptive/resamples/rung_0": 3,
+        "adaptive/resamples/rung_1": 1,
+        "adaptive/group_size": 6.5,
+        "adaptive/tokens_per_second": 8000,
+        "adaptive/staleness": 0.75,
     }
     for line, value in per_step.items():
         assert found["a", line].points == ((1, value), (2, value), (3, value)), line
-    assert found["a", "held-out"].points == ((0, 0.25), (3, 0.5))
+    assert found["a", "eval/accuracy"].points == ((0, 0.25), (3, 0.5))
     (accuracy,) = (each for each in plots([run(accuracy=0.375)], "step") if each.title == "Accuracy")
     assert [(each.line, each.number, each.points[0][1]) for each in accuracy.curves] == [
-        ("first attempts", 0, 0.375),
-        ("held-out", 1, 0.25),
+        ("accuracy", 0, 0.375),
+        ("eval/accuracy", 1, 0.25),
     ]
 
 
 def test_over_generated_tokens_a_point_stands_where_its_step_ended() -> None:
     found = curves([run(generated_tokens=1000)], "generated tokens")
     assert [x for x, _ in found["a", "reward"].points] == [1000, 2000, 3000]
-    assert [x for x, _ in found["a", "held-out"].points] == [0, 3000]
+    assert [x for x, _ in found["a", "eval/accuracy"].points] == [0, 3000]
 
 
 def test_a_ladder_that_grew_counts_no_resamples_before() -> None:
     short, long = step(1, resamples=(2,)), step(2, resamples=(1, 4))
     found = curves([RunHistory("a", Path("a"), {}, (short, long), (), None, ())])
-    assert found["a", "rung 1"].points == ((1, 0), (2, 4))
+    assert found["a", "adaptive/resamples/rung_1"].points == ((1, 0), (2, 4))
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    records = (step(1, reward_mean=None), step(2, reward_mean=0.5))
+    records = (step(1, reward=None), step(2, reward=0.5))
     found = curves([RunHistory("a", Path("a"), {}, records, (), None, ())])
     assert found["a", "reward"].points == ((1, None), (2, 0.5))
-    assert found["a", "held-out"].points == ()
+    assert ("a", "eval/accuracy") not in found
 
 
 @pytest.mark.parametrize("count", [1, MOST_POINTS, MOST_POINTS + 1, 10 * MOST_POINTS + 3])
@@ -90,7 +92,7 @@ def test_runs_share_plots_each_in_a_colour_of_its_own() -> None:
     page = plot.page(["one", "two"], plots(runs, "step"), "step")
     for color in plot.COLORS[:2]:
         assert f"background:{color}" in page
-        assert page.count(f'stroke="{color}"') == len(curves(runs)) // 2 + 1  # one name twice, see above
+        assert page.count(f'stroke="{color}"') == len(curves(runs)) // 2
     assert plot.COLORS[2] not in page
 
 
@@ -158,7 +160,7 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
     ("value", "text"),
     [(0, "0"), (0.25, "0.25"), (-1.5, "-1.5"), (1200, "1,200"), (12_345, "12.3 k"), (3.4e6, "3.4 M"), (5e9, "5 G")],
 )
-def test_figures_are_short(value: float, text: str) -> None:
+def test_numbers_are_short(value: float, text: str) -> None:
     assert plot.short(value) == text
 
 
@@ -174,7 +176,7 @@ def test_only_settings_that_differ_are_compared() -> None:
 
 
 def test_results_stand_side_by_side() -> None:
-    ended = run("b", 2, {"run": {"steps": 2}}, generated_tokens=500, seconds=2.0, reward_mean=0.125)
+    ended = run("b", 2, {"run": {"steps": 2}}, generated_tokens=500, step_time=2.0, reward=0.125)
     summary = summarize(ended.steps, *ended.evaluations, name="b", folder="b", adapter="b/adapter")
     ended = RunHistory("b", Path("b"), ended.config, ended.steps, ended.evaluations, summary, ())
     going = RunHistory("a", Path("a"), {"run": {"steps": 9}}, (step(1),), (), None, ())

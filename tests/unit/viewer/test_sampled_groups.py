@@ -92,7 +92,7 @@ def test_a_place_where_no_group_begins_is_refused(tmp_path: Path) -> None:
 def test_the_list_says_how_attempts_went(tmp_path: Path) -> None:
     entry = write(tmp_path, group(3)).entries()[0]
     assert (entry.attempts, entry.resampled, entry.first_best, entry.last_best) == (2, True, 0.0, 1.0)
-    assert (entry.last_right, entry.last_size) == (1, 2)
+    assert (entry.last_correct, entry.last_size) == (1, 2)
     page = text_of(listing([entry], more=False, chosen=None))
     assert "0 → 1" in page
     assert "1 of 2" in page
@@ -102,7 +102,7 @@ def test_why_a_group_was_sampled_again_is_said_for_every_criterion() -> None:
     sample = group(3)
     ending = " So it was sampled again, with rung 0 (temperature 2, min_p 0.1)."
     assert why(sample, 0, settings()) == (
-        "No completion met the criterion any_correct: none of 2 is right; best reward 0." + ending
+        "No completion met the criterion any_correct: none of 2 is correct; best reward 0." + ending
     )
     above = {"kind": "any_above", "reward": "exact", "threshold": 0.5}
     assert why(sample, 0, settings(criterion=above)) == (
@@ -116,12 +116,12 @@ def test_why_a_group_was_sampled_again_is_said_for_every_criterion() -> None:
         "best reward 0." + ending
     )
     assert why(sample, 0, settings(criterion={"kind": "mine:enough"})) == (
-        "The group did not meet the criterion mine:enough: 0 of 2 right, best reward 0." + ending
+        "The group did not meet the criterion mine:enough: 0 of 2 correct, best reward 0." + ending
     )
 
 
 def test_what_became_of_a_group_is_said_at_its_last_attempt() -> None:
-    assert why(group(3), 1, settings()) == "It met the criterion any_correct: 1 of 2 right, best reward 1."
+    assert why(group(3), 1, settings()) == "It met the criterion any_correct: 1 of 2 correct, best reward 1."
     one = group(1, FAILED, outcome="waiting")
     assert why(one, 0, settings()).endswith("It waits for its next attempt in a later step.")
     assert "max_group_age=8 steps" in why(replace(one, outcome="dropped"), 0, settings())

@@ -1,0 +1,155 @@
+"""A metric, the metrics of a record, and their values.
+
+A metric is declared once, in the annotation of its field of a record: `runs/records.py` is the registry. TensorBoard,
+W&B, MLflow, Prometheus, Grafana's dashboard, the plots and the page docs/hooks.py makes of all metrics read it there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_type_hints
+
+from adagrpo_ray.runs.names import name_of
+from adagrpo_ray.runs.panels import Panel
+from adagrpo_ray.runs.record import Record
+from adagrpo_ray.runs.units import SECONDS, Unit
+
+Combine = Literal[
+    "sum",
+    "mean over tokens",
+    "mean over completions",
+    "mean over groups",
+    "mean over prompts",
+    "std over completions",
+    "min",
+    "max",
+    "last",
+]
+"""How the values of ranks and micro-batches become one. `last`: there is one value, or all ranks have the same."""
+
+IMPLIED = ("adaptive", "sampling")
+"""Groups of names that fields, and names for Prometheus, leave out."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of a metric.
+
+    `name` is its name in TensorBoard, W&B and MLflow. A part of it in braces is a label: the metric then has a value
+    for each function, difficulty, rung, phase or actor. A `counter` adds up over the steps of a run. Without a `panel`
+    it is not drawn. `field` is its field, which `metrics_of` fills in.
+    """
+
+    name: str
+    unit: Unit
+    combine: Combine
+    description: str
+    panel: Panel | None = None
+    counter: bool = False
+    field: str = ""
+
+    @property
+    def label(self) -> str | None:
+        """What its values differ in: "function", "difficulty", "rung", "phase" or "actor"; None if it has one value."""
+        found = _LABEL.search(self.name)
+        return found[1] if found else None
+
+    def tag(self, of: str = "") -> str:
+        """The name of the value of `of`. Worked example: "rewards/{function}/mean" of "a/b" is "rewards/a%2Fb/mean"."""
+        return _LABEL.sub(lambda _: name_of(of), self.name)
+
+    @property
+    def identifier(self) -> str:
+        """The name with underscores. Worked example: "adaptive/resamples/rung_{rung}" is "resamples"."""
+        parts = [part for part in self.name.split("/") if not _LABEL.search(part)]
+        return "_".join(parts[1:] if parts[0] in IMPLIED else parts)
+
+    @property
+    def ray_name(self) -> str:
+        """The name of Ray's metric; a time has its unit in it, as is usual in Prometheus."""
+        return f"adagrpo_{self.identifier}{'_seconds' if self.unit is SECONDS else ''}"
+
+    @property
+    def prometheus(self) -> str:
+        """The name under which Ray serves it to Prometheus."""
+        return f"ray_{self.ray_name}{'_total' if self.counter else ''}"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a metric in a record; None if it was not measured. `of` is its label's value, "" without a label."""
+
+    metric: Metric
+    value: float | None
+    of: str = ""
+
+    @property
+    def tag(self) -> str:
+        """Its name in TensorBoard, W&B and MLflow."""
+        return self.metric.tag(self.of)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The values of a metric in some records in a row: one for each record."""
+
+    metric: Metric
+    values: tuple[float | None, ...]
+
+
+def metrics_of(record: type[Record], panel: Panel | None = None) -> tuple[Metric, ...]:
+    """The metrics that a kind of record declares, in the order of its fields; of a panel, if one is given."""
+    if record not in _DECLARED:
+        _DECLARED[record] = tuple(
+            replace(metric, field=field)
+            for field, hint in get_type_hints(record, include_extras=True).items()
+            for metric in getattr(hint, "__metadata__", ())
+            if isinstance(metric, Metric)
+        )
+    return tuple(metric for metric in _DECLARED[record] if panel is None or metric.panel is panel)
+
+
+def values_of(record: Record) -> Iterator[Value]:
+    """The values of a record's metrics; none for the nameless difficulty."""
+    for metric in metrics_of(type(record)):
+        value = getattr(record, metric.field)
+        if metric.label is None:
+            yield Value(metric, value)
+        else:
+            yield from (Value(metric, item, of) for of, item in _by_label(value).items())
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """What trackers show of a record: measured values by tag. The step is left out, which the others are shown over."""
+    values = (value for value in values_of(record) if value.metric.field != "step")
+    return {value.tag: float(value.value) for value in values if value.value is not None}
+
+
+def series(records: Sequence[Record], panel: Panel) -> dict[str, Series]:
+    """The values of a panel's metrics in records of one kind, by tag.
+
+    A record without a label that others have counts 0 of a counter, else it has None.
+    """
+    found = {}
+    for metric in metrics_of(type(records[0]), panel) if records else ():
+        column = [getattr(record, metric.field) for record in records]
+        if metric.label is None:
+            found[metric.name] = Series(metric, tuple(column))
+            continue
+        rows, missing = [_by_label(value) for value in column], 0 if metric.counter else None
+        for of in dict.fromkeys(of for row in rows for of in row):
+            found[metric.tag(of)] = Series(metric, tuple(row.get(of, missing) for row in rows))
+    return found
+
+
+def _by_label(value: Mapping[str, float | None] | Sequence[float]) -> Mapping[str, float | None]:
+    """The values of a metric by its label, which is the place in a sequence; without the nameless difficulty."""
+    if isinstance(value, Mapping):
+        return {of: item for of, item in value.items() if of}
+    return {str(place): item for place, item in enumerate(value)}
+
+
+_DECLARED: dict[type[Record], tuple[Metric, ...]] = {}
+_LABEL = re.compile(r"\{(\w+)\}")
