@@ -100,7 +100,7 @@ def _check_numbers(tensors: Mapping[str, torch.Tensor], name: str) -> None:
     for key, tensor in sorted(tensors.items()):
         if tensor.dtype not in DTYPES:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise ModelError(f"{name}: {key} has the type {kind}; save it as float32 or bfloat16")
+            raise ModelError(f"{name}: {key} is of type {kind}; save it as float32 or bfloat16")
         if not bool(tensor.isfinite().all()):
             raise ModelError(f"{name}: {key} holds numbers that are not finite; give an adapter of an earlier step")
 

@@ -65,7 +65,7 @@ def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is
     assert said.count("no score for group 2") == 1, said
     assert "3 ready 0 waiting 1 not scored" in said
     assert "no group of step 2 could be scored" in said
-    assert f"step 1 is in {tmp_path}/failing/checkpoints: go on with --resume {tmp_path}/failing" in said
+    assert f"step 1 is in {tmp_path}/failing/checkpoints: continue with --resume {tmp_path}/failing" in said
     (step,) = metrics(tmp_path / "failing")
     assert (step["groups_ready"], step["groups_failed"], step["groups_dropped"]) == (3, 1, 1)
     assert step["trained_tokens"] > 0

@@ -149,7 +149,7 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             assert fleet.restarts == 2
             await until(lambda: not {dies, hangs} & set(engines()))
             told = fleet.notices()
-            assert sum("another one starts" in notice for notice in told) == 2
+            assert sum("starting another one" in notice for notice in told) == 2
             stalled = f"engine did no step for rollout.stall_timeout_s={STALL_TIMEOUT_S} s"
             assert sum(stalled in notice for notice in told) == 1
 

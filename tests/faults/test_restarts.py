@@ -35,7 +35,7 @@ def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, g
     code, output, errors = lose("LearnerActor", gate, tmp_path)
     assert code == 0, output + errors
     assert "a learner rank died" in output
-    assert "beginning again, 1 of run.max_restarts=2" in output
+    assert "restarting, 1 of run.max_restarts=2" in output
     assert "going on after step" in output
     assert_same_run(tmp_path / "run", whole)
 

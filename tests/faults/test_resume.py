@@ -98,7 +98,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gat
     assert running.returncode == 128 + signal.SIGINT, output + errors
     assert len(metrics(tmp_path / "run")) == 2
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-000002\n"
-    assert f"step 2 is in {tmp_path}/run/checkpoints: go on with --resume {tmp_path}/run" in errors
+    assert f"step 2 is in {tmp_path}/run/checkpoints: continue with --resume {tmp_path}/run" in errors
     assert_ended(processes)
     gate.open()
     train(tmp_path, 4, "--resume", "auto", *gate.settings)
@@ -118,7 +118,7 @@ def test_a_second_signal_ends_a_run_at_once_and_leaves_nothing_behind(gate: Gate
         learner.suspend()
         running.send_signal(signal.SIGTERM)
         assert running.stderr is not None
-        while "once more to leave at once" not in (line := running.stderr.readline()):
+        while "signal again to exit at once" not in (line := running.stderr.readline()):
             assert line, "it ended without a word"
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=ENDING_S)  # it would wait for the learner for ever

@@ -117,11 +117,11 @@ def renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> None:
         (edited(lora_alpha=float("nan")), r"alpha=nan"),
         (edited(lora_alpha=float("inf")), r"alpha=inf"),
         (edited(lora_alpha=10**400), r"alpha=1000"),
-        (edited(r=8), r"says r=8, and its weights have \[16\]"),
+        (edited(r=8), r"has r=8, but the ranks of its weights are \[16\]"),
         (weights(lambda t: t.clear()), r"holds no tensors"),
-        (weights(lambda t: t.update(head=torch.zeros(1))), r"cannot be used: the adapter holds more than pairs"),
-        (weights(lambda t: t.pop(next(iter(t)))), r"cannot be used: the adapter holds more than pairs"),
-        (weights(lambda t: [t.pop(n) for n in list(t) if "lora_B" in n]), r"cannot be used: the adapter holds more"),
+        (weights(lambda t: t.update(head=torch.zeros(1))), r"cannot be used: the adapter has tensors other than pairs"),
+        (weights(lambda t: t.pop(next(iter(t)))), r"cannot be used: the adapter has tensors other than pairs"),
+        (weights(lambda t: [t.pop(n) for n in list(t) if "lora_B" in n]), r"the adapter has tensors other than pairs"),
         (weights(lambda t: poke(t, float("nan"))), r"q_proj\.lora_A\.weight holds numbers that are not finite"),
         (
             weights(lambda t: poke(t, float("-inf"))),
@@ -134,7 +134,7 @@ def renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> None:
             weights(lambda t: renamed(t, "base_model.", "module.base_model.")),
             r"the key 'module\.\S+ does not begin",
         ),
-        (edited(target_modules=["q_proj"]), r"holds weights for \S+down_proj, and its target_modules are q_proj"),
+        (edited(target_modules=["q_proj"]), r"has weights for \S+down_proj, but its target_modules are q_proj"),
         (edited(use_qalora=True), r"has use_qalora=True; give plain LoRA"),
     ],
 )
@@ -173,13 +173,13 @@ def test_a_checkpoint_of_unknown_settings_is_refused(run: Path) -> None:
     [
         (
             weights(lambda t: t.update({n: x[:, :7].clone() for n, x in t.items() if "q_proj.lora_A" in n})),
-            r"model\.layers\.0\.self_attn\.q_proj has 128 inputs and 128 outputs there, the adapter's A is 16 x 7",
+            r"model\.layers\.0\.self_attn\.q_proj has 128 inputs and 128 outputs there, but the adapter's A is 16 x 7",
         ),
         (
             weights(lambda t: t.update({n.replace("layers.0", "layers.9"): t.pop(n) for n in list(t)})),
             r"which has no linear layer model\.layers\.9\.\S+; it was made for 'Qwen/Another'",
         ),
-        (weights(flat_b), r"and B \d+; it was made for 'Qwen/Another'"),
+        (weights(flat_b), r"and its B is \d+; it was made for 'Qwen/Another'"),
         (
             weights(lambda t: renamed(t, "base_model.model.", "base_model.model._orig_mod.")),
             r"which has no linear layer _orig_mod\.model\.layers",
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_unknown_settings_is_refused(run: Path) -> None:
         ),
         (
             weights(lambda t: [t.pop(name) for name in list(t) if "layers.1." in name]),
-            r"it holds no weights for 7 of the 28 layers there that are named down_proj, .*"
+            r"it has no weights for 7 of the 28 layers there that are named down_proj, .*"
             r"\(first: model\.layers\.1\.self_attn\.q_proj\)",
         ),
     ],
@@ -214,7 +214,7 @@ def test_the_rank_that_an_engine_is_set_up_for() -> None:
 def test_an_adapter_of_some_layers_that_says_so_fits(run: Path, tiny_model: Path) -> None:
     layers = linear_shapes(str(tiny_model), CONFIG.model)
     weights(lambda t: [t.pop(name) for name in list(t) if "layers.1." in name])(run / "adapter")
-    with pytest.raises(ModelError, match="it holds no weights for"):
+    with pytest.raises(ModelError, match="it has no weights for"):
         check_fit(read_adapter(run / "adapter"), layers, "model.path='tiny'")
     edited(layers_to_transform=[0, 2, 3])(run / "adapter")
     adapter = read_adapter(run / "adapter")

@@ -60,7 +60,7 @@ def test_an_engine_that_does_not_start_tells_the_cause(
     with pytest.raises(RolloutError, match=rf"vLLM does not start with model\.path='{base}': .*{told}") as refused:
         start(base, *overrides)
     assert "root cause" not in str(refused.value)
-    assert "output is in" in str(refused.value) or "the terminal has" in str(refused.value)
+    assert "output is in" in str(refused.value)
 
 
 @pytest.mark.faults
@@ -79,5 +79,5 @@ def test_an_engine_that_is_killed_is_lost_with_what_is_known_of_it(tiny_model: P
         finally:
             await engine.stop()
 
-    with pytest.raises(ActorLostError, match=r"its vLLM engine died \(its process ended without an error, as one that"):
+    with pytest.raises(ActorLostError, match=r"its vLLM engine died \(its process ended without an error, like a"):
         asyncio.run(scenario())

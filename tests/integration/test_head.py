@@ -175,7 +175,7 @@ def test_a_model_without_a_part_for_hidden_states_is_refused(monkeypatch: pytest
     policy.peft_model.get_base_model().add_module("body", policy.peft_model.get_base_model()._modules.pop("model"))
     monkeypatch.setattr("transformers.LlamaForCausalLM.base_model_prefix", "")
     monkeypatch.setattr("transformers.LlamaForCausalLM.get_decoder", lambda self: self)
-    with pytest.raises(ModelError, match=r"a LlamaForCausalLM has no part that gives hidden states without the head"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM has no part that computes hidden states without the head"):
         base_of(policy.peft_model.get_base_model())
 
 
@@ -209,7 +209,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     policy = policy_of("LlamaConfig")
     with torch.no_grad():
         policy.peft_model.get_base_model().lm_head.weight[3] = torch.nan
-    with pytest.raises(ModelError, match=r"\(llama\) gives logits that are not finite with model\.dtype=float32"):
+    with pytest.raises(ModelError, match=r"\(llama\) computes logits that are not finite with model\.dtype=float32"):
         check(policy, "padded")
 
 

@@ -284,9 +284,9 @@ GOOD: dict[str, Any] = {"marker": [1], "thought": {}, "answer": {}}
         (GOOD | {"marker": ""}, r"phases\.marker='' must be a text, or a list of at least one token id"),
         (GOOD | {"marker": ["</think>"]}, r"phases\.marker=\['</think>'\]"),
         (GOOD | {"marker": [-1]}, r"phases\.marker=\[-1\]"),
-        (GOOD | {"end": 1}, "must hold marker, thought and answer"),
-        ({"marker": [1], "thought": {}}, "must hold marker, thought and answer"),
-        (GOOD | {"thought": 3}, r"phases\.thought=3 is no mapping"),
+        (GOOD | {"end": 1}, "must have marker, thought and answer"),
+        ({"marker": [1], "thought": {}}, "must have marker, thought and answer"),
+        (GOOD | {"thought": 3}, r"phases\.thought=3 is not a mapping"),
         (GOOD | {"thought": {"temprature": 1}}, r"phases\.thought\.temprature=1 is not known; use temperature"),
         (
             GOOD | {"thought": {"temperature": -1}},
@@ -321,7 +321,7 @@ def test_phases_that_do_not_fit_are_named(phases: Any, message: str) -> None:
 )
 def test_other_parameters_beside_phases_are_refused(beside: dict[str, float]) -> None:
     (key,) = beside
-    with pytest.raises(ValueError, match=rf"{key}=.* beside extra_args\['phases'\]; leave it at"):
+    with pytest.raises(ValueError, match=rf"{key}=.* together with extra_args\['phases'\]; leave it at"):
         PhaseLogitsProcessor.validate_params(SamplingParams(**beside, extra_args={"phases": GOOD}))
     PhaseLogitsProcessor.validate_params(SamplingParams(**beside))
     PhaseLogitsProcessor.validate_params(SamplingParams(top_k=-1, extra_args={"phases": GOOD}))
@@ -452,6 +452,6 @@ def test_equal_phases_are_vllms_own_sampling(llm: LLM, prompts: list[dict[str, A
 
 
 def test_the_engine_refuses_phases_that_do_not_fit(llm: LLM, prompts: list[dict[str, Any]]) -> None:
-    with pytest.raises(VLLMValidationError, match=r"temperature=0\.5 beside extra_args\['phases'\]"):
+    with pytest.raises(VLLMValidationError, match=r"temperature=0\.5 together with extra_args\['phases'\]"):
         llm.generate(prompts[:1], ask(phase_args([101], {}, {}), temperature=0.5), use_tqdm=False)
     assert len(llm.generate(prompts[:1], ask(), use_tqdm=False)[0].outputs) == 8, "it goes on serving"

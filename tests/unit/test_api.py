@@ -137,14 +137,14 @@ def exact(completions: list[str], **context: object) -> list[float]:
     ("arguments", "told"),
     [
         ({"reward_functions": [lambda completions, **context: []]}, r"rewards\.functions: .* has no name to go by"),
-        ({"reward_functions": [half, half]}, "two are called 'half'"),
-        ({"reward_functions": [exact]}, "'exact' is the name of one that is built in"),
+        ({"reward_functions": [half, half]}, "two have the name 'half'"),
+        ({"reward_functions": [exact]}, "'exact' is the name of a built-in one"),
         (
             {"criterion": satisfied, "grpo": True},
-            r"algorithm\.criterion\.kind: .*algorithm\.name=grpo resamples nothing",
+            r"algorithm\.criterion\.kind: .*algorithm\.name=grpo does not resample",
         ),
-        ({"ladder": hotter, "grpo": True}, r"algorithm\.ladder: .*algorithm\.name=grpo resamples nothing"),
-        ({"callbacks": [Callback]}, "callbacks: .*is no Callback"),
+        ({"ladder": hotter, "grpo": True}, r"algorithm\.ladder: .*algorithm\.name=grpo does not resample"),
+        ({"callbacks": [Callback]}, "callbacks: .*is not a Callback"),
         ({"stop": threading.Event()}, r"make one with adagrpo_ray\.Stop\(\)"),
         ({"name": "no/name"}, r"run\.name='no/name'"),
     ],
@@ -157,7 +157,7 @@ def test_what_cannot_be_given_is_one_error(started: list[dict[str, Any]], argume
 
 
 def test_a_configuration_that_names_some_of_the_functions_is_refused(started: list[dict[str, Any]]) -> None:
-    with pytest.raises(ConfigError, match=r"names some of reward_functions, and not \['whole'\]"):
+    with pytest.raises(ConfigError, match=r"names some of reward_functions, but not \['whole'\]"):
         train(load(rewards__functions=[{"function": "half"}]), reward_functions=[half, whole], progress=False)
     with pytest.raises(ConfigError, match=r"make one with Config\.load"):
         train({"run.steps": 3}, progress=False)  # type: ignore[arg-type]

@@ -131,7 +131,7 @@ def test_a_class_that_is_no_ladder_is_refused() -> None:
     class Other(Ladder):
         def __init__(self, base: SamplingParams) -> None: ...
 
-    with pytest.raises(ExtensionError, match="'mine' is a class that is no Ladder"):
+    with pytest.raises(ExtensionError, match="'mine' is a class, but not a Ladder"):
         own(Two)
     with pytest.raises(ExtensionError, match="making 'mine' raised TypeError"):
         own(Other)

@@ -57,7 +57,7 @@ def test_pairs_go_by_the_base_models_names() -> None:
 
 
 def test_an_adapter_with_more_than_pairs_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than pairs of lora_A and lora_B"):
+    with pytest.raises(ValueError, match="tensors other than pairs of lora_A and lora_B"):
         as_pairs({**make_tensors(), "base_model.model.lm_head.weight": torch.zeros(2, 2)})
 
 

@@ -72,7 +72,7 @@ def test_an_error_that_tells_its_own_cause_keeps_it() -> None:
 @pytest.mark.parametrize(
     ("processes", "lines", "told"),
     [
-        ("{'EngineCore_DP0': -9}", (), "its process was ended by signal 9, as the system does if memory runs out"),
+        ("{'EngineCore_DP0': -9}", (), "its process was ended by signal 9, which the system sends if memory runs out"),
         ("{'EngineCore_DP0': -11}", (), "its process was ended by signal 11"),
         ("{'EngineCore_DP0': 1}", ("loading\n", "terminate called\n"), "terminate called"),
         ("{}", (), "Engine core initialization failed. See root cause above. Failed core proc(s): {}"),
@@ -88,11 +88,11 @@ def test_a_process_without_a_traceback_is_told_by_its_signal_or_last_line(
 def test_an_engine_that_died_is_told_by_what_it_wrote_then() -> None:
     """And not by errors that it had survived."""
     survived = "Traceback (most recent call last):\n  File 'a.py'\nKeyError: 'of a request'\n"
-    killed = "its process ended without an error, as one that is killed does"
-    assert output(survived).last_words == output().last_words == killed
+    killed = "its process ended without an error, like a killed process"
+    assert output(survived).exit_cause == output().exit_cause == killed
     fatal = f"{LOGGED}EngineCore encountered a fatal error.\n{LOGGED}Traceback (most recent call last):\n"
     died = output(survived, fatal, f"{LOGGED}  File 'core.py'\n{LOGGED}torch.OutOfMemoryError: CUDA out of memory\n")
-    assert died.last_words == "torch.OutOfMemoryError: CUDA out of memory"
+    assert died.exit_cause == "torch.OutOfMemoryError: CUDA out of memory"
 
 
 def test_output_of_processes_is_kept_to_their_end_and_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
@@ -118,12 +118,12 @@ def test_only_the_newest_output_is_kept() -> None:
 
 
 def test_the_message_says_where_all_of_the_output_is(tmp_path: Path) -> None:
-    code = "from adagrpo_ray.rollout.output import EngineOutput; print(EngineOutput().whereabouts)"
+    code = "from adagrpo_ray.rollout.output import EngineOutput; print(EngineOutput().location)"
     with (tmp_path / "worker.err").open("w") as errors:
         to_file = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors, check=True)
     assert to_file.stdout.decode().strip() == f"its output is in {tmp_path / 'worker.err'}"
     to_pipe = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert to_pipe.stdout.decode().strip() == "the terminal has all that it wrote"
+    assert to_pipe.stdout.decode().strip() == "its output is in the terminal"
 
 
 def test_the_line_of_an_error_is_the_one_that_informs() -> None:

@@ -113,7 +113,7 @@ def test_a_request_may_end_under_any_version_in_effect_since_it_was_sent() -> No
 
 
 def test_an_actor_that_never_answers_is_an_error_and_no_hang(cancelled: list[object]) -> None:
-    with pytest.raises(RolloutError, match=r"no answer for prompt p.*request_timeout_s"):
+    with pytest.raises(RolloutError, match=r"did not answer for prompt p.*request_timeout_s"):
         asyncio.run(make_pool([FakeActor()], timeout=0.05).generate(ask()))
     assert len(cancelled) == 1
 
@@ -236,10 +236,10 @@ def test_a_member_that_hangs_while_it_gets_new_weights_is_lost(monkeypatch: pyte
         return lost
 
     (reason,) = asyncio.run(scenario())
-    assert "rollout actor 0 did not take version 1 within rollout.stall_timeout_s" in reason
+    assert "rollout actor 0 did not apply version 1 within rollout.stall_timeout_s" in reason
 
 
-@pytest.mark.parametrize(("method", "told"), [("sleep", "leave its GPU"), ("wake", "come back to its GPU")])
+@pytest.mark.parametrize(("method", "told"), [("sleep", "release its GPU"), ("wake", "wake on its GPU")])
 def test_a_member_that_hangs_on_its_way_from_or_to_its_gpu_is_lost(method: str, told: str) -> None:
     async def scenario() -> list[str]:
         hung, alive, lost = FakeActor(), FakeActor(), list[str]()

@@ -119,7 +119,7 @@ def test_skipped_updates_in_a_row_end_the_run_with_a_checkpoint(tmp_path: Path) 
     learner, seen = Learner([made(), skipped(1), skipped(2), skipped(3), made()]), Seen()
     wanted = (
         r"step 4: 3 updates in a row were skipped.*learner\.max_skipped_updates=3.*learner\.learning_rate=0\.001"
-        rf".*step 4 is in {tmp_path}/checkpoints: go on with --resume {tmp_path}"
+        rf".*step 4 is in {tmp_path}/checkpoints: continue with --resume {tmp_path}"
     )
     with pytest.raises(DivergedError, match=wanted):
         run(tmp_path, learner, seen=seen)

@@ -205,7 +205,7 @@ def test_lines_where_the_memory_is_not_known() -> None:
     assert len(lines) == 3
     assert lines[1:] == [
         "a GPU of a rollout actor: weights 3.2 + process 1.0 = 4.2 GiB",
-        "KV cache: 114688 bytes a token, in what rollout.gpu_memory_utilization=0.45 leaves of a GPU",
+        "KV cache: 114688 bytes a token, in the rest of rollout.gpu_memory_utilization=0.45 of a GPU",
     ]
 
 
@@ -347,7 +347,7 @@ def test_memory_of_a_gpu_is_asked_in_another_process() -> None:
         assert int(told[0]) >= GIB
         assert told[1] == "False"
     else:
-        with pytest.raises(ResourceError, match="CUDA does not tell"):
+        with pytest.raises(ResourceError, match="CUDA does not report"):
             gpu_memory()
 
 

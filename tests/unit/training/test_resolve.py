@@ -166,10 +166,10 @@ def test_a_run_that_cannot_be_decided_leaves_nothing(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silent() -> int:
-        raise ResourceError("CUDA does not tell")
+        raise ResourceError("CUDA does not report")
 
     machine.hardware = SMALL_GPU
     monkeypatch.setattr("adagrpo_ray.training.memory.gpu_memory", silent)
-    with pytest.raises(ResourceError, match="CUDA does not tell"):
+    with pytest.raises(ResourceError, match="CUDA does not report"):
         run(settings(tmp_path, "run.name=one"), Observer())
     assert list(tmp_path.iterdir()) == []

@@ -98,7 +98,7 @@ class Learner:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("fault", "metric", "trained"), [("train", "learning_rate", 3), ("collect", "reward", 2)])
-@pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*go on with --resume"), (0, "nothing was kept")])
+@pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*continue with --resume"), (0, "nothing was kept")])
 def test_a_metric_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, metric: str, trained: int
 ) -> None:
