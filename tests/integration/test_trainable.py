@@ -104,7 +104,7 @@ def half_and_says_so(folder: Path) -> None:
         (half_and_says_so, r"has no weights for 14 of the 28 layers that model\.lora\.targets names \(first: "),
         (
             only("q_proj", "v_proj"),
-            r"has weights for q_proj, v_proj, and model\.lora\.targets names q_proj, k_proj, .*; "
+            r"has weights for q_proj, v_proj, but model\.lora\.targets names q_proj, k_proj, .*; "
             r"set model\.lora\.targets=\[q_proj,v_proj\]",
         ),
         (said(r=8), r"has r=8 and alpha=32, the settings say model\.lora\.r=16"),

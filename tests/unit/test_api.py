@@ -30,7 +30,7 @@ from adagrpo_ray import (
 from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.runs import Console
 from adagrpo_ray.runs.guarded import Guarded
-from adagrpo_ray.training.run import _keep_codes
+from adagrpo_ray.training.run import _check_codes
 
 TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
 
@@ -174,7 +174,7 @@ def test_code_that_changed_since_a_run_began_is_told(tmp_path: Path) -> None:
     given = [Given(codes={"rewards.functions: f": code}) for code in ("a", "a", "b", "b")]
     counts = []
     for each in given:
-        _keep_codes(str(tmp_path), each, told.append)
+        _check_codes(str(tmp_path), each, told.append)
         counts.append(len(told))
     assert counts == [0, 0, 1, 1]
     assert told == ["warning: rewards.functions: f is not the code that the run began with"]

@@ -133,7 +133,7 @@ def test_a_class_that_is_no_ladder_is_refused() -> None:
 
     with pytest.raises(ExtensionError, match="'mine' is a class, but not a Ladder"):
         own(Two)
-    with pytest.raises(ExtensionError, match="making 'mine' raised TypeError"):
+    with pytest.raises(ExtensionError, match="constructing 'mine' raised TypeError"):
         own(Other)
 
 
