@@ -1,7 +1,7 @@
 """adagrpo_ray: adaptive GRPO on Ray, with vLLM rollout actors and a DeepSpeed learner.
 
-`from adagrpo_ray import Config, train` is all that a run from Python takes; docs/python.md has the rest. What stands
-here is loaded when it is asked for, and nothing of it loads Ray or torch before `train` runs.
+A run from Python needs only `from adagrpo_ray import Config, train`; see docs/python.md. Each name is loaded on first
+use, and none of them loads Ray or torch before `train` runs.
 """
 
 from importlib import import_module
@@ -77,7 +77,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A name of `__all__`, from the module that has it."""
+    """Load a name of `__all__` from its module."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = next((home for home, names in _HOMES.items() if name in names), "errors")
@@ -85,5 +85,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What can be had from here."""
+    """All names of the module, with those that are not loaded yet."""
     return sorted({*globals(), *__all__})

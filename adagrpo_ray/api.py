@@ -1,4 +1,4 @@
-"""`train`: a run from Python, as `launch/train.py` makes one, with functions of your own as they are."""
+"""`train`: a run from Python, like `launch/train.py`, with your own functions passed as objects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.stop import Stop
 
 Callback = Observer
-"""Whoever wants to know how a run goes: subclass it, and override what you want to be told."""
+"""Base class of callbacks: override the methods of the events that you want to receive."""
 
 
 def train(
@@ -42,20 +42,27 @@ def train(
     stop: Stop | None = None,
     progress: bool = True,
 ) -> Summary:
-    """Train as `config` says, to the end, and return what it came to.
+    """Train with the settings of `config` and return the summary of the run.
 
-    `callbacks` are told of the run, in this process; what one raises ends the run, with a checkpoint.
-    Functions of your own go by their names. Those `reward_functions` that `rewards.functions` names count as it says
-    there; where it names none of them, they take its place, with a weight of 1 each. `criterion` takes a `Group` and
-    says whether it has taught enough; `ladder` takes a failed `Group` and the step, and gives the `SamplingParams` of
-    its next attempt or None, or is a subclass of `Ladder`.
-    `name` is `run.name`. `resume` is "auto", for the run of that name, a run folder, or a checkpoint's folder. `stop`
-    ends the run early once it is set; so do SIGINT (an interrupted cell) and SIGTERM, which raise StoppedError.
-    `progress` shows the run on standard output.
+    - `callbacks` receive the events of the run, in this process. An error in one ends the run, with a checkpoint.
+    - `reward_functions`, `criterion` and `ladder` are your own functions, used under their names.
+    - `reward_functions` have the weights that `rewards.functions` gives them. If it names none of them, they replace
+      it, with a weight of 1 each.
+    - `criterion` takes a `Group` and returns whether the group needs no further attempt.
+    - `ladder` takes a failed `Group` and the step. It returns the `SamplingParams` of the next attempt, or None to give
+      the group up. A subclass of `Ladder` is possible, too.
+    - `name` replaces `run.name`.
+    - `resume` is "auto" for the run of that name, or the path of a run folder or of a checkpoint.
+    - `stop` ends the run early once it is set. SIGINT (an interrupted cell) and SIGTERM do so, too, and raise
+      StoppedError.
+    - `progress` shows the run on standard output.
 
-    A Ray that this process has called `ray.init` for is where it runs, and stays as it is; else as `run.ray_address`
-    says. Raises an AdaGRPOError: ConfigError, DataError, ModelError, RewardError or ResourceError for what can be known
-    beforehand; StoppedError, ExtensionError, RewardError and RolloutError with a checkpoint of the last finished step.
+    If this process has called `ray.init`, the run uses that Ray and leaves it running. Otherwise `run.ray_address`
+    selects the Ray.
+
+    Every error is an AdaGRPOError. Raises ConfigError, DataError, ModelError, RewardError or ResourceError for problems
+    that are found before the start. Raises StoppedError, ExtensionError, RewardError or RolloutError after writing a
+    checkpoint of the last finished step.
     """
     if not isinstance(config, Config):
         raise ConfigError(f"config is {config!r:.300}; make one with Config.load('settings.yaml', {{'run.steps': 20}})")
@@ -69,7 +76,7 @@ def train(
         raise ConfigError(f"stop is {stop!r:.300}; make one with adagrpo_ray.Stop()")
     for callback in callbacks:
         _check_callback(callback)
-    # Not before: these load Ray, torch and what else a run takes.
+    # Not at the top: these load Ray, torch and all else that a run needs.
     from adagrpo_ray.runs.console import Console
     from adagrpo_ray.training.run import run
 
@@ -77,14 +84,14 @@ def train(
     with ExitStack() as stack:
         shown = [stack.enter_context(Console(config.run.steps))] if progress else []
         stack.enter_context(stop.on_signals())
-        told = Observers(*shown, *(Guarded(callback) for callback in callbacks))
-        return run(config, told, resume=None if resume is None else str(resume), stop=stop, given=given)
+        observers = Observers(*shown, *(Guarded(callback) for callback in callbacks))
+        return run(config, observers, resume=None if resume is None else str(resume), stop=stop, given=given)
 
 
 def _check_callback(callback: object) -> None:
-    """Raise ConfigError unless each method of a callback can be called with what it is to be told."""
+    """Raise ConfigError unless each method of a callback can be called with the arguments of its event."""
     if not isinstance(callback, Observer):
-        raise ConfigError(f"callbacks: {callback!r:.300} is no Callback; give objects of a subclass of Callback")
+        raise ConfigError(f"callbacks: {callback!r:.300} is not a Callback; give objects of a subclass of Callback")
     for name, method in vars(Observer).items():
         if inspect.isfunction(method):
             _, *arguments = inspect.signature(method).parameters
@@ -97,19 +104,22 @@ def _with_functions(
     criterion: Criterion | None,
     ladder: LadderFunction | type[Ladder] | None,
 ) -> tuple[Config, Given]:
-    """The configuration, naming the functions, and the functions; ConfigError for one that cannot be given."""
+    """The configuration with the names of the functions, and the functions.
+
+    Raises ConfigError if a function cannot be used.
+    """
     functions: dict[tuple[str, str], Callable[..., Any]] = {}
     settings: dict[str, object] = {}
     names = [_new_name(function, rewards.SETTING, tuple(rewards.BUILTIN)) for function in reward_functions]
     functions.update(zip([(rewards.SETTING, name) for name in names], reward_functions, strict=True))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ConfigError(f"reward_functions: two are called {twice[0]!r}; rename one of them")
+        raise ConfigError(f"reward_functions: two have the name {twice[0]!r}; rename one of them")
     listed = config.rewards.names
     unlisted = [name for name in names if name not in listed]
     if unlisted and unlisted != names:
         raise ConfigError(
-            f"{rewards.SETTING} {listed} names some of reward_functions, and not {unlisted}; name all of them there, "
-            "each with its weight, or none"
+            f"{rewards.SETTING} {listed} names some of reward_functions, but not {unlisted}; name all of them there, "
+            "each with its weight, or none of them"
         )
     if unlisted:
         settings[rewards.SETTING] = [{"function": name} for name in names]
@@ -120,8 +130,8 @@ def _with_functions(
         if function is not None:
             if config.algorithm.name != "adagrpo":
                 raise ConfigError(
-                    f"{key}: {function!r:.300} is for algorithm.name=adagrpo, and algorithm.name="
-                    f"{config.algorithm.name} resamples nothing; leave it out, or change the name"
+                    f"{key}: {function!r:.300} needs algorithm.name=adagrpo, and algorithm.name="
+                    f"{config.algorithm.name} does not resample; leave it out, or change algorithm.name"
                 )
             settings[key] = _new_name(function, key, built_in)
             functions[key, str(settings[key])] = function
@@ -131,5 +141,5 @@ def _with_functions(
 def _new_name(function: Callable[..., Any], setting: str, built_in: Sequence[str]) -> str:
     name = name_of(function, setting)
     if name in built_in:
-        raise ConfigError(f"{setting}: {name!r} is the name of one that is built in; rename yours")
+        raise ConfigError(f"{setting}: {name!r} is the name of a built-in one; rename yours")
     return name

@@ -1,26 +1,26 @@
-"""Every exception that this library raises on purpose.
+"""The exceptions that this library raises on purpose.
 
 AdaGRPOError
 ├── ConfigError      a setting is unknown, has a bad value, or does not fit another one
-├── DataError        a data set cannot be read, or a row or column is not what was promised
+├── DataError        a data set cannot be read, or a row or column is not as the settings describe it
 ├── ModelError       a model, tokenizer or adapter cannot be loaded
 ├── RewardError      a reward function cannot be imported, or broke its contract
-├── ExtensionError   a criterion, ladder or callback of the user's own raised, or broke its contract
-├── ResourceError    the machine or cluster cannot hold what the configuration asks for
+├── ExtensionError   a criterion, ladder or callback of the user raised an error, or broke its contract
+├── ResourceError    the machine or cluster lacks a resource that the configuration needs
 ├── RolloutError     a rollout actor could not serve a request
 │   └── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
-├── LearnerLostError a learner rank is gone; the run can go on from its last checkpoint
-├── DivergedError    updates were skipped one after the other, or weights are not finite
+├── LearnerLostError a learner rank is gone; the run can continue from its last checkpoint
+├── DivergedError    too many updates in a row were skipped, or weights are not finite
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
 ├── CheckpointError  a checkpoint cannot be written, is damaged, or does not fit the run
-├── RecordError      a metric is infinite or NaN, which is a fault of this library
-├── HistoryError     a run folder cannot be read back, or is none
+├── RecordError      a metric is infinite or NaN, which is a bug in this library
+├── HistoryError     a run folder cannot be read, or the folder is not one of a run
 ├── ChatError        a message cannot be answered, or a conversation cannot be kept
-├── TrackingError    a tracker cannot take the run, which continues without it
-└── StoppedError     the run was asked to stop, and did
+├── TrackingError    a tracker does not accept the run, which continues without it
+└── StoppedError     the run stopped on request
 
-Messages are one sentence that names the key or file, the value, and what to do. They take a single
-string, so that Ray can carry them between processes.
+A message is one sentence that names the key or file, the value, and the remedy. Every exception takes a single string,
+so that Ray can carry it between processes.
 """
 
 import re
@@ -36,7 +36,7 @@ class ConfigError(AdaGRPOError, ValueError):
 
 
 class DataError(AdaGRPOError, ValueError):
-    """A data set cannot be read, or a row or column is not what was promised."""
+    """A data set cannot be read, or a row or column is not as the settings describe it."""
 
 
 class ModelError(AdaGRPOError, ValueError):
@@ -48,11 +48,11 @@ class RewardError(AdaGRPOError, ValueError):
 
 
 class ExtensionError(AdaGRPOError, RuntimeError):
-    """A criterion, ladder or callback of the user's own raised, or broke its contract."""
+    """A criterion, ladder or callback of the user raised an error, or broke its contract."""
 
 
 class ResourceError(AdaGRPOError, RuntimeError):
-    """The machine or cluster cannot hold what the configuration asks for."""
+    """The machine or cluster lacks a resource that the configuration needs."""
 
 
 class RolloutError(AdaGRPOError, RuntimeError):
@@ -64,11 +64,11 @@ class ActorLostError(RolloutError):
 
 
 class LearnerLostError(AdaGRPOError, RuntimeError):
-    """A learner rank is gone; the run can go on from its last checkpoint."""
+    """A learner rank is gone; the run can continue from its last checkpoint."""
 
 
 class DivergedError(AdaGRPOError, ArithmeticError):
-    """Updates were skipped one after the other because numbers in them were not finite, or weights are not finite."""
+    """Too many updates in a row were skipped because numbers in them were not finite, or weights are not finite."""
 
 
 class SyncError(AdaGRPOError, RuntimeError):
@@ -80,11 +80,11 @@ class CheckpointError(AdaGRPOError, RuntimeError):
 
 
 class RecordError(AdaGRPOError, ValueError):
-    """A metric is infinite or NaN, which is a fault of this library."""
+    """A metric is infinite or NaN, which is a bug in this library."""
 
 
 class HistoryError(AdaGRPOError, ValueError):
-    """A run folder cannot be read back, or is none."""
+    """A run folder cannot be read, or the folder is not one of a run."""
 
 
 class ChatError(AdaGRPOError, ValueError):
@@ -92,23 +92,23 @@ class ChatError(AdaGRPOError, ValueError):
 
 
 class TrackingError(AdaGRPOError, RuntimeError):
-    """A tracker cannot take the run, which continues without it."""
+    """A tracker does not accept the run, which continues without it."""
 
 
 class StoppedError(AdaGRPOError):
-    """The run was asked to stop, and did."""
+    """The run stopped on request."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, or its name and arguments: one line of at most 300 characters.
+    """The message of an error of another library, as one line of at most 300 characters.
 
-    That is its first line, with the next one if the first only announces it. Of pydantic's errors it is what stands
-    below their heading "1 validation error for ...".
+    It is the first line of the message, with the next one if the first ends with a colon. Of pydantic's errors it is
+    the text below the heading "1 validation error for ...". An error without a message gives its name and arguments.
     """
     lines = [line.strip() for line in (str(error).strip() or repr(error)).splitlines() if line.strip()]
     if _HEADING.search(lines[0]):
-        told = " ".join(takewhile(lambda line: not line.startswith(_PAGE), lines[1:]))
-        lines[0] = _DETAILS.sub("", told).replace("Value error, ", "") or lines[0]
+        details = " ".join(takewhile(lambda line: not line.startswith(_PAGE), lines[1:]))
+        lines[0] = _DETAILS.sub("", details).replace("Value error, ", "") or lines[0]
     elif lines[0].endswith(":") and len(lines) > 1:
         lines[0] += f" {lines[1]}"
     return lines[0][:300]

@@ -1,4 +1,4 @@
-"""Ending a run before its last step."""
+"""A request to end a run before its last step."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from types import FrameType
 
 
 class Stop(Event):
-    """Once it is `set`, from a callback or another thread, a run ends its step or gives it up, and keeps the last one.
+    """Ends a run once it is `set`, from a callback or another thread.
 
-    It then has a checkpoint, an adapter and the summary of its steps so far, without another evaluation. Where signals
-    `interrupted` it, it has the checkpoint alone and raises StoppedError.
+    The run finishes or abandons its current step. It then writes a checkpoint of the last finished step, the adapter
+    and the summary of its steps so far, without another evaluation. If a signal ended the run, it writes the checkpoint
+    only and raises StoppedError.
     """
 
     interrupted = 0
-    """The number of the signal that did, if one did."""
+    """The number of the signal that ended the run; 0 if none did."""
 
-    told = b"stopping: the step is given up or ended, then kept; once more to leave at once\n"
-    """What the first signal writes."""
+    told = b"stopping: the step is finished or abandoned, then a checkpoint is written; signal again to exit at once\n"
+    """The notice that the first signal writes to standard error."""
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within the block SIGINT and SIGTERM interrupt, and a second one leaves at once; in the main thread only."""
+        """Handle SIGINT and SIGTERM within the block: the first one interrupts the run, the second one calls `leave`.
+
+        Does nothing outside of the main thread, which alone can handle signals.
+        """
         if current_thread() is not main_thread():
             yield
             return
@@ -37,7 +41,7 @@ class Stop(Event):
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def leave(self, number: int) -> None:
-        """What a second signal does: KeyboardInterrupt, which ends a cell of a notebook and not the notebook."""
+        """End the program after a second signal; KeyboardInterrupt ends a cell of a notebook, not the notebook."""
         raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -45,5 +49,5 @@ class Stop(Event):
             self.leave(number)
         self.interrupted = number
         self.set()
-        # Not print: the signal may have come in the middle of one.
+        # Not print: the signal may have arrived in the middle of one.
         os.write(2, self.told)

@@ -22,10 +22,12 @@ Floats = NDArray[np.float32]
 class Prompt:
     """One problem, as the model sees it.
 
-    `id` is stable over runs, models and templates, and unique in its data set. `text` is the problem as the user
-    wrote it, `token_ids` the chat template's rendering with the generation prompt. `answer` is the ground truth
-    handed to the reward functions, `difficulty` a difficulty class for the reports ("" if there is none),
-    `columns` all that the row holds, each column whole and under its own name, for the reward functions.
+    - `id`: unique in its data set, and the same in every run, with every model and every template.
+    - `text`: the problem as the user wrote it.
+    - `token_ids`: the problem rendered by the chat template, with the generation prompt.
+    - `answer`: the ground truth, for the reward functions.
+    - `difficulty`: the difficulty class, for reports; "" if there is none.
+    - `columns`: all columns of the row by their names, for the reward functions.
     """
 
     id: str
@@ -38,7 +40,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One call on a rollout actor: n completions of one prompt, all with the same parameters."""
+    """One call of a rollout actor: n completions of one prompt, all with the same parameters."""
 
     prompt_id: str
     prompt_token_ids: TokenIds
@@ -52,11 +54,12 @@ class GenerationRequest:
 class Completion:
     """One sampled completion.
 
-    `token_ids` [T] ends with the end-of-text token if `finish_reason` is "stop"; it may hold pad tokens,
-    which are sampled tokens like any other. `logprobs` [T] are those of the behaviour policy: the
-    distribution that the tokens were really drawn from, after temperature and filters.
-    `weight_version` is the LoRA version in force when the request came in. It drew all of them, except where weights
-    are merged and rollouts run ahead of training: there a later version may have drawn the last ones.
+    - `token_ids` [T]: ends with the end-of-text token if `finish_reason` is "stop". It may contain pad tokens, which
+      are sampled tokens like any other.
+    - `logprobs` [T]: log-probabilities under the behaviour policy, which is the distribution that the tokens were drawn
+      from, after temperature and filters.
+    - `weight_version`: the LoRA version in effect when the request arrived. All tokens were drawn from it, with one
+      exception: if weights are merged and rollouts run ahead of training, a later version may have drawn the last ones.
     """
 
     token_ids: TokenIds
@@ -67,17 +70,19 @@ class Completion:
 
     @property
     def truncated(self) -> bool:
-        """Whether it ended by a limit and not by itself."""
+        """Whether a limit ended the completion."""
         return self.finish_reason != "stop"
 
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """One sampling of a group, scored.
+    """One sampling of a group, with its scores.
 
-    `rung` is -1 for the first attempt (the base parameters), else the place in the ladder of resamples,
-    from 0. `rewards` [G] are the weighted totals, `rewards_by_function` [G, F] the raw scores (NaN if a
-    function does not apply), `correct` [G] marks the completions that count as correct.
+    - `rung`: -1 for the first attempt, which uses the base parameters; else the index in the ladder of resamples,
+      from 0.
+    - `rewards` [G]: the weighted sums of the scores.
+    - `rewards_by_function` [G, F]: the scores themselves; NaN if a function does not apply.
+    - `correct` [G]: whether each completion counts as correct.
     """
 
     rung: int
@@ -97,11 +102,14 @@ class Attempt:
 class Group:
     """One epoch of a prompt and its attempts so far.
 
-    `epoch` counts how often the prompt was drawn from the data, from 0; `born` is the step that drew it; `size`
-    is G, the completions of each attempt; `start` is how many rungs above the base the first attempt stands; `late`
-    means that an earlier step ended without it.
-    Worked example: four completions score [0, 0, 0, 0], none is correct, so the group is resampled and
-    scores [1, 0, 0, 0]: two attempts, statistics over all eight rewards.
+    - `epoch`: how often the prompt was drawn from the data before, from 0.
+    - `born`: the step that drew the prompt.
+    - `size`: G, the number of completions of each attempt.
+    - `start`: how many rungs above the base the first attempt is.
+    - `late`: whether an earlier step ended without this group.
+
+    Worked example: four completions score [0, 0, 0, 0]. None is correct, so the group is resampled and scores [1, 0, 0,
+    0]. It then has two attempts, and its statistics are over all eight rewards.
     """
 
     prompt: Prompt
@@ -129,10 +137,13 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class TrainSample:
-    """One completion with all that the loss needs.
+    """One completion with the inputs of the loss.
 
-    `token_weights` [T] already hold the loss's normalisation over the whole batch of all ranks, so that
-    the sum over tokens is the loss whatever micro-batches or ranks the samples fall into. `difficulty` is the prompt's.
+    - `token_ids`, `behaviour_logprobs` [T]: those of the `Completion`.
+    - `token_weights` [T]: contain the normalisation of the loss over the batch of all ranks. So the weighted sum over
+      tokens is the loss, for any division into micro-batches and ranks.
+    - `advantage`: of all tokens of the completion.
+    - `difficulty`: the difficulty class of the prompt.
     """
 
     prompt_token_ids: TokenIds
@@ -145,9 +156,9 @@ class TrainSample:
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    """The samples of one rank in one step, cut into micro-batches.
+    """The samples of one rank in one step, divided into micro-batches.
 
-    Every rank has the same number of micro-batches; none at all if the step has nothing to train on.
+    Every rank has the same number of micro-batches, which is 0 if the step has nothing to train on.
     """
 
     step: int

@@ -1,1 +1,1 @@
-"""The algorithm, in pure Python and torch, without an engine and without Ray."""
+"""The algorithm in pure Python and torch, without an engine or Ray."""

@@ -1,4 +1,4 @@
-"""How many completions a prompt gets: a posterior of its success rate decides at its next epoch."""
+"""The number of completions of a prompt, chosen in each epoch from the posterior of its success rate."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from adagrpo_ray.config.algorithm import AllocationSettings
 
 @dataclass(frozen=True)
 class Posterior:
-    """Beta(1 + correct, 1 + wrong) over a prompt's success rate, from the discounted counts of its epochs."""
+    """Beta(1 + correct, 1 + wrong) over the success rate of a prompt; the counts of earlier epochs are discounted."""
 
     correct: float = 0.0
     wrong: float = 0.0
 
     def after(self, correct: int, wrong: int, discount: float) -> Posterior:
-        """The posterior after one more epoch; older ones count `discount` as much, since the policy has moved."""
+        """The posterior after one more epoch; `discount` multiplies earlier counts, since the policy has changed."""
         return Posterior(discount * self.correct + correct, discount * self.wrong + wrong)
 
     @property
@@ -26,19 +26,21 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Share:
-    """A prompt's share of an epoch: completions of its group, and how many rungs it starts above the base."""
+    """A prompt's share of an epoch: completions of its group, and how many rungs above the base it starts."""
 
     size: int
     start: int
 
 
 def allocate(posterior: Posterior | None, epoch: int, settings: AllocationSettings, default: int) -> Share | None:
-    """The share of a prompt at its `epoch`-th epoch (from 0); None: not this time, it is solved.
+    """The share of a prompt in its `epoch`-th epoch (from 0); None if the prompt is solved and left out this time.
 
-    Without a posterior it gets `default` completions. Else its group is the smallest that holds correct and wrong
-    completions with probability `settings.informative`, which for success rate p and n completions is
-    1 - p^n - (1 - p)^n, within `settings.sizes(default)`. Worked example: p = 0.5 asks for 5 completions to
-    reach 0.9 (1 - 2 / 32 = 0.94), p = 0.1 for 22. A prompt below `hard_below` starts on the first rung.
+    A prompt without a posterior gets `default` completions. Otherwise its group has the smallest size that contains
+    both correct and wrong completions with probability `settings.informative`, within `settings.sizes(default)`. For
+    success rate p and n completions, that probability is 1 - p^n - (1 - p)^n. A prompt whose rate is below `hard_below`
+    starts on the first rung.
+
+    Worked example: to reach 0.9, p = 0.5 needs 5 completions (1 - 2 / 32 = 0.94), and p = 0.1 needs 22.
     """
     if posterior is None:
         return Share(default, 0)

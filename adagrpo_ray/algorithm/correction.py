@@ -12,9 +12,12 @@ from adagrpo_ray.config.algorithm import LossSettings
 
 @dataclass(frozen=True)
 class Correction:
-    """Importance `weights` [n] without gradient, and which tokens [n] were `truncated` to a bound or `masked`.
+    """Importance weights of tokens.
 
-    `by_completion` says that all tokens of a completion have the same weight.
+    - `weights` [n]: without gradient.
+    - `truncated` [n]: whether the weight of a token was truncated to a bound.
+    - `masked` [n]: whether a token was masked.
+    - `by_completion`: whether all tokens of a completion have the same weight.
     """
 
     weights: torch.Tensor
@@ -27,18 +30,20 @@ class Correction:
 def rollout_correction(
     old: torch.Tensor, behaviour: torch.Tensor, sequence: torch.Tensor, settings: LossSettings
 ) -> Correction:
-    """The correction of tokens from their log-probabilities [n] before the update and when they were drawn.
+    """The correction of tokens from their log-probabilities [n] before the update (`old`) and when they were drawn.
 
-    With r the ratio old / behaviour of a token, its product over the completion, or its geometric mean, by
-    `settings.correction`, and the bounds `correction_floor` and `correction_cap`:
+    `settings.correction` selects r: the ratio old / behaviour of a token, its product over the completion, or its
+    geometric mean. `correction_floor` and `correction_cap` are the bounds.
+
     - `truncate`: r clamped to the bounds. By token: TIS of OpenRLHF (`PolicyLoss`, "tis") and verl
-      (`compute_rollout_correction_weights`), TRL's `token_truncate`; by sequence: verl's "sequence", TRL's
-      `sequence_truncate`; geometric: that of verl 0.6 (`rollout_is_level: geometric`).
-    - `mask`: r inside of the bounds, else 0. By token: IcePop (OpenRLHF's "icepop"), TRL's `token_mask`; by sequence:
-      TRL's default, `sequence_mask`. Geometric: the mean decides alone, and the weights of kept
-      completions are those of their tokens, without bounds: OpenRLHF's "seq-mask-tis".
-    Masked tokens still count in the loss's normalisation, as in TRL and OpenRLHF (verl's rejection sampling takes them
-    out of it); the KL term is not masked. A token of unknown probability (NaN) has weight 1, as in TRL.
+      (`compute_rollout_correction_weights`), TRL's `token_truncate`. By sequence: verl's "sequence", TRL's
+      `sequence_truncate`. Geometric: that of verl 0.6 (`rollout_is_level: geometric`).
+    - `mask`: r if it is within the bounds, else 0. By token: IcePop (OpenRLHF's "icepop"), TRL's `token_mask`. By
+      sequence: TRL's default, `sequence_mask`. Geometric: the mean only decides which completions are kept; their
+      tokens have their own weights, without bounds. This is OpenRLHF's "seq-mask-tis".
+
+    Masked tokens still count in the normalisation of the loss, as in TRL and OpenRLHF; verl's rejection sampling
+    removes them from it. The KL term is not masked. A token of unknown probability (NaN) has weight 1, as in TRL.
     """
     log_ratio = torch.where(behaviour.isnan(), 0.0, old - behaviour)
     none = torch.zeros_like(log_ratio, dtype=torch.bool)

@@ -1,6 +1,6 @@
-"""When a group has taught enough, so that it is not sampled again.
+"""The criterion: whether a group needs no further attempt.
 
-A criterion is a function of the group. It sees all attempts, and is asked after each of them.
+A criterion is a function of the group with all of its attempts. It is called after each attempt.
 """
 
 from __future__ import annotations
@@ -21,40 +21,44 @@ Criterion = Callable[[Group], bool]
 BUILT_IN = ("any_correct", "any_above", "spread")
 
 SETTING = "algorithm.criterion.kind"
-"""Names the criterion."""
+"""The setting that names the criterion."""
 
 
 def any_correct(group: Group) -> bool:
-    """Some completion of the last attempt is correct."""
+    """Whether some completion of the last attempt is correct."""
     return bool(group.last.correct.any())
 
 
 def any_above(threshold: float, column: int | None) -> Criterion:
-    """Some completion of the last attempt scores above `threshold`: in total, or by one reward function.
+    """The criterion that some completion of the last attempt has a reward above `threshold`.
 
-    The original's rule is a positive score of the answer's reward function, the last one of the list.
+    The reward is the weighted sum or, with a `column`, the score of one reward function. The original code requires a
+    positive score of the last reward function of the list, which checks the answer.
     """
 
     def satisfied(group: Group) -> bool:
         rewards = group.last.rewards if column is None else group.last.rewards_by_function[:, column]
-        return bool((rewards > threshold).any())  # NaN, of a function that does not apply, is above nothing
+        return bool((rewards > threshold).any())  # NaN, of a function that does not apply, compares as False
 
     return satisfied
 
 
 def spread(threshold: float) -> Criterion:
-    """The rewards of all attempts have a standard deviation above `threshold`, so that advantages differ."""
+    """The criterion that the std of the rewards of all attempts is above `threshold`, so that advantages differ."""
     return lambda group: statistics_of(group).std > threshold
 
 
 def own(criterion: Callable[[Group], object], name: str) -> Criterion:
-    """The user's own criterion; ExtensionError, which names it, if it raises or returns neither True nor False."""
+    """The user's own criterion, called `name`.
+
+    Calling it raises ExtensionError if the criterion raises an error or returns neither True nor False.
+    """
 
     def satisfied(group: Group) -> bool:
         try:
             answer = criterion(group)
         except BaseException as error:  # SystemExit too: it would end the thread that all sampling runs in
-            raise ExtensionError(f"{SETTING}: {name!r} raised {told(error)}; mend it") from error
+            raise ExtensionError(f"{SETTING}: {name!r} raised {told(error)}; fix it") from error
         if not isinstance(answer, bool | np.bool_):
             raise ExtensionError(f"{SETTING}: {name!r} returned {answer!r:.300}; have it return True or False")
         return bool(answer)
@@ -63,10 +67,10 @@ def own(criterion: Callable[[Group], object], name: str) -> Criterion:
 
 
 def make_criterion(settings: CriterionSettings, functions: Sequence[str], given: Given = NOTHING) -> Criterion:
-    """The criterion that the settings name; `functions` are the reward functions' names, in order.
+    """The criterion that the settings name; `functions` are the names of the reward functions, in order.
 
-    A kind 'module:function', or the name of a given one, is the user's own function of a Group. Raises ConfigError for
-    a kind that is neither that nor built in, and for one that cannot be called with a Group.
+    A kind is the name of a built-in criterion, 'module:function', or the name of a function in `given`. Raises
+    ConfigError for any other kind, and for a function that cannot be called with a Group.
     """
     match settings.kind:
         case "any_correct":

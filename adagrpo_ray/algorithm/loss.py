@@ -1,7 +1,7 @@
-"""The policy loss, as a sum over tokens with weights that hold the normalisation.
+"""The policy loss, as a sum over tokens with weights that contain the normalisation.
 
-Because the weights are worked out over the whole batch beforehand, the loss is the same however
-completions are cut into micro-batches or spread over ranks.
+The weights are computed over the whole batch beforehand. So the loss does not depend on how completions are divided
+into micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from adagrpo_ray.algorithm.correction import rollout_correction
 from adagrpo_ray.algorithm.ratios import BOUND, exp_ratio, firsts, over_sequences
-from adagrpo_ray.algorithm.update_statistics import Measured, UpdateStatistics, update_statistics
+from adagrpo_ray.algorithm.update_statistics import TokenMetrics, UpdateStatistics, update_statistics
 from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.types import Floats
 
@@ -25,14 +25,16 @@ LARGEST_K3 = 10.0
 def token_weights(
     lengths: Sequence[int], kind: str, max_new_tokens: int, masked: Sequence[bool] | None = None
 ) -> list[Floats]:
-    """One array of weights [T] for each completion, by the loss's normalisation; zeros for `masked` ones.
+    """One array of weights [T] for each completion, by the normalisation `kind`; zeros for `masked` completions.
 
-    `grpo`, `gspo`: mean over each completion's tokens, then over completions (arXiv 2402.03300, eq. 3;
-    arXiv 2507.18071, eq. 5). `bnpo` (TRL's name, and what the original used), `dapo`, `cispo`: mean over all
-    tokens of the batch (arXiv 2503.14476, eq. 8; arXiv 2506.13585, eq. 4).
-    `dr_grpo`: sum over tokens divided by completions x max_new_tokens (arXiv 2503.20783, section 3.2).
-    As in TRL (`_compute_loss` of grpo_trainer.py), means over tokens are over those of unmasked completions, and
-    numbers of completions count the masked ones too. Empty completions count alike, without tokens.
+    - `grpo`, `gspo`: mean over the tokens of each completion, then over completions (arXiv 2402.03300, eq. 3;
+      arXiv 2507.18071, eq. 5).
+    - `bnpo` (TRL's name; the original code uses it), `dapo`, `cispo`: mean over all tokens of the batch
+      (arXiv 2503.14476, eq. 8; arXiv 2506.13585, eq. 4).
+    - `dr_grpo`: sum over tokens divided by completions x max_new_tokens (arXiv 2503.20783, section 3.2).
+
+    As in TRL (`_compute_loss` of grpo_trainer.py), a mean over tokens excludes masked completions, and a number of
+    completions includes them. Empty completions count as completions without tokens.
     """
     masked = [False] * len(lengths) if masked is None else masked
     count = len(lengths)
@@ -56,10 +58,14 @@ def token_weights(
 class Tokens:
     """The tokens of whole completions, one after the other; every tensor is [n].
 
-    Log-probabilities: `policy` with gradient, `old` before this update, `behaviour` of the distribution that
-    the token was drawn from, `reference` of the model without its adapter (None: no KL term). `sequence` says
-    which completion a token belongs to, from 0, and `difficulties` the difficulty of each completion. `entropy` is the
-    policy's, in nats (None: not measured, and no bonus).
+    - `policy`: log-probabilities, with gradient.
+    - `old`: log-probabilities before the first update on the batch.
+    - `behaviour`: log-probabilities under the distribution that the tokens were drawn from.
+    - `reference`: log-probabilities of the model without its adapter; None for no KL term.
+    - `advantages`, `weights`: see `TrainSample`.
+    - `sequence`: the index of the completion of each token, from 0.
+    - `entropy`: entropy of the policy in nats; None if it is not computed, which excludes a bonus.
+    - `difficulties`: the difficulty class of each completion.
     """
 
     policy: torch.Tensor
@@ -74,20 +80,22 @@ class Tokens:
 
 
 def policy_loss(tokens: Tokens, settings: LossSettings) -> tuple[torch.Tensor, UpdateStatistics]:
-    """The loss of these tokens, summed with their weights, and the statistics of tokens of weight above 0.
+    """The loss of the tokens, summed with their weights, and the statistics of tokens of weight above 0.
 
     Surrogates, with r the ratio policy / old and A the advantage:
+
     - clipped, all kinds but the two below: min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) (arXiv 2402.03300,
       eq. 3; with its own upper bound: DAPO's clip-higher, arXiv 2503.14476, eq. 10);
-    - `gspo`: the same with the sequence's ratio, the geometric mean of its tokens' (arXiv 2507.18071, eq. 7), in the
-      form whose gradient reaches each token by itself (GSPO-token, section 4.3);
+    - `gspo`: the clipped surrogate with the ratio of the sequence, which is the geometric mean of its tokens' ratios
+      (arXiv 2507.18071, eq. 7), in the form that gives each token its own gradient (GSPO-token, section 4.3);
     - `cispo`: sg(min(r, 1 + epsilon_high)) A log policy, so that no token loses its gradient (arXiv 2506.13585,
       eq. 4 and 5).
-    Each token's is multiplied by its weight of `rollout_correction`; the KL term is not. So with `gspo` and a
-    correction by token, each token's gradient has its own weight, as in verl (`compute_policy_loss_gspo` of
-    verl/trainer/ppo/core_algos.py); TRL gives all tokens of a completion the mean of their weights.
-    `entropy_coef` times the entropy is subtracted, with the weights of the loss, as in verl (`entropy_coeff`).
-    Log-ratios are clamped before each `exp` (`exp_ratio`).
+
+    The surrogate of each token is multiplied by its weight of `rollout_correction`; the KL term is not. So with `gspo`
+    and a correction by token, each token's gradient has its own weight, as in verl (`compute_policy_loss_gspo` of
+    verl/trainer/ppo/core_algos.py); TRL gives all tokens of a completion the mean of their weights. `entropy_coef`
+    times the entropy is subtracted, with the weights of the loss, as in verl (`entropy_coeff`). Log-ratios are clamped
+    before each `exp` (`exp_ratio`).
     """
     t, low = tokens, 1 - settings.epsilon
     high = 1 + (settings.epsilon if settings.epsilon_high is None else settings.epsilon_high)
@@ -111,7 +119,7 @@ def policy_loss(tokens: Tokens, settings: LossSettings) -> tuple[torch.Tensor, U
     if t.entropy is not None and settings.entropy_coef:
         per_token = per_token - settings.entropy_coef * t.entropy
     loss = (per_token * t.weights).sum()
-    measured = Measured(
+    metrics = TokenMetrics(
         live=t.weights > 0,
         ratio=ratio,
         importance=correction.weights,
@@ -126,15 +134,16 @@ def policy_loss(tokens: Tokens, settings: LossSettings) -> tuple[torch.Tensor, U
         sequence=t.sequence,
         difficulties=t.difficulties,
     )
-    return loss, update_statistics(loss, measured)
+    return loss, update_statistics(loss, metrics)
 
 
 def kl_estimate(policy: torch.Tensor, reference: torch.Tensor, kind: str) -> torch.Tensor:
-    """Each token's estimate [n] of KL(policy || reference), with d = policy - reference log-probability.
+    """Estimate [n] of KL(policy || reference) for each token, from d = policy - reference log-probability.
 
-    `k1`: d, unbiased and of large variance; `k2`: d^2 / 2, biased, whose gradient is that of the KL on policy;
-    `k3`: exp(-d) + d - 1, unbiased and never negative (Schulman, "Approximating KL divergence", 2020), with d
-    clamped to +-20 and the estimate to 10, as in verl (`low_var_kl` in `kl_penalty_forward` of core_algos.py).
+    - `k1`: d, unbiased, with large variance.
+    - `k2`: d^2 / 2, biased; on policy its gradient is that of the KL.
+    - `k3`: exp(-d) + d - 1, unbiased and never negative (Schulman, "Approximating KL divergence", 2020). d is clamped
+      to +-20 and the estimate to 10, as in verl (`low_var_kl` in `kl_penalty_forward` of core_algos.py).
     """
     difference = policy - reference
     match kind:

@@ -1,4 +1,4 @@
-"""GRPO, DAPO and adaptive GRPO as the same sampling with different answers to a group that teaches nothing."""
+"""GRPO, DAPO and adaptive GRPO as one sampling loop that treats groups without a learning signal differently."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from adagrpo_ray.extensions.given import NOTHING, Given
 
 @dataclass(frozen=True)
 class Method:
-    """How groups are sampled: the criterion of a ready one, the ladder of failing ones, and the end of exhausted ones.
+    """How groups are sampled.
 
-    `refill`: a group that failed for good makes room for a new prompt of the same step. `drop_exhausted`: it
-    is not trained on. `allocation` sizes the groups; None: all alike.
+    - `criterion`: whether a group is ready.
+    - `ladder`: the next attempt of a group that is not ready.
+    - `refill`: whether an exhausted or failed group makes room for a new prompt in the same step.
+    - `drop_exhausted`: whether exhausted groups are left out of the training batch.
+    - `allocation`: the settings that choose the group sizes; None if all groups have the same size.
     """
 
     criterion: Criterion
@@ -28,12 +31,15 @@ class Method:
 
 
 def make_method(settings: AlgorithmSettings, functions: Sequence[str], given: Given = NOTHING) -> Method:
-    """The method that `settings.name` names; `functions` are the reward functions' names.
+    """The method that `settings.name` names; `functions` are the names of the reward functions.
 
-    `grpo`: every group is trained on as it is (arXiv 2402.03300). `dapo`: groups with zero reward std
-    are dropped and other prompts sampled until the step is full (dynamic sampling, arXiv 2503.14476, section
-    3.2). `adagrpo`: failing groups climb the ladder of the triggers, or one of the user's own, and
-    earlier results size the groups. Raises ConfigError for a bad criterion or ladder.
+    - `grpo`: every group is trained on after one attempt (arXiv 2402.03300).
+    - `dapo`: groups with zero reward std are dropped, and other prompts are sampled until the step is full (dynamic
+      sampling, arXiv 2503.14476, section 3.2).
+    - `adagrpo`: groups that fail are resampled on the ladder of the triggers or on the user's own, and the results of
+      earlier epochs choose the group sizes.
+
+    Raises ConfigError if the criterion or the ladder cannot be loaded or called.
     """
     base = settings.sampling
     match settings.name:

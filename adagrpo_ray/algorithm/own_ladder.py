@@ -15,27 +15,27 @@ from adagrpo_ray.extensions.loading import check_call, load_function, told
 from adagrpo_ray.types import Group, SamplingParams
 
 LadderFunction = Callable[[Group, int], SamplingParams | None]
-"""Parameters of the next attempt of a group that failed so far, at a step; None: it is given up."""
+"""From a group that failed so far and the step to the parameters of its next attempt; None gives the group up."""
 
 SETTING = "algorithm.ladder"
-"""Names the ladder."""
+"""The setting that names the ladder."""
 
 MOST_RESAMPLES = 64
-"""Of a group, with a ladder of the user's own: one without an end would sample a hopeless group for ever."""
+"""The most resamples of a group on a ladder of the user's own, which might never end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnLadder(Ladder):
-    """Asks `ladder`, which is `name` in the configuration, and checks its answers.
-
-    Raises ExtensionError, which names it, if it raises or gives parameters that nothing can be sampled with.
-    """
+    """Calls `ladder`, which the configuration names `name`, and checks its results."""
 
     ladder: LadderFunction
     name: str
 
     def next(self, group: Group, step: int) -> SamplingParams | None:
-        """Parameters of the group's next attempt at `step`; None if it has none left."""
+        """Parameters of the next attempt of `group` at `step`; None if there is none.
+
+        Raises ExtensionError if the ladder raises an error or returns parameters that cannot be used.
+        """
         if len(group.attempts) > MOST_RESAMPLES:
             return None
         try:
@@ -43,19 +43,19 @@ class OwnLadder(Ladder):
         except ValidationError as error:
             raise ExtensionError(f"{SETTING}: {self.name!r} made parameters with {first_problem(error)}") from error
         except BaseException as error:  # SystemExit too: it would end the thread that all sampling runs in
-            raise ExtensionError(f"{SETTING}: {self.name!r} raised {told(error)}; mend it") from error
+            raise ExtensionError(f"{SETTING}: {self.name!r} raised {told(error)}; fix it") from error
         if params is None:
             return None if group.attempts else self.base
         if not isinstance(params, SamplingParams):
             raise ExtensionError(
-                f"{SETTING}: {self.name!r} returned {params!r:.300}; have it return SamplingParams, or None where the "
-                "group is to be given up"
+                f"{SETTING}: {self.name!r} returned {params!r:.300}; have it return SamplingParams, or None to give "
+                "the group up"
             )
         self._check(params)
         return params
 
     def _check(self, params: SamplingParams) -> None:
-        """Raise ExtensionError unless they are as the configuration's have to be."""
+        """Raise ExtensionError unless the parameters are valid in the configuration, too."""
         problem = "a temperature of 0 draws the same completion again" if params.temperature == 0.0 else None
         try:
             SamplingParams(**params.model_dump())  # pydantic's `model_copy` lets anything through
@@ -66,24 +66,27 @@ class OwnLadder(Ladder):
 
 
 def load_ladder(name: str, triggers: Ladder, given: Given = NOTHING) -> Ladder:
-    """The user's own ladder of that name: 'module:function', or one that was given.
+    """Load the user's own ladder `name`: 'module:function', or the name of a function or class in `given`.
 
-    A function is asked after each failed attempt; the first one has the parameters of `triggers`, the configuration's
-    ladder. A subclass of Ladder is made with those, and asked for first attempts too. Raises ConfigError if there
-    is none of that name or it cannot be called with a group and a step, ExtensionError if the class cannot be made.
+    `triggers` is the ladder of the configuration. A function is called after each failed attempt, and first attempts
+    have the parameters of `triggers`. A subclass of Ladder is constructed with the base and the triggers of `triggers`,
+    and decides about first attempts, too.
+
+    Raises ConfigError if there is no such ladder or it cannot be called with a group and a step. Raises ExtensionError
+    if the class is not a Ladder or cannot be constructed.
     """
     own = load_function(name, SETTING, (), given)
-    what, arguments = f"{SETTING}: {name!r}", ["group", "step"]
+    prefix, arguments = f"{SETTING}: {name!r}", ["group", "step"]
     if not isinstance(own, type):
-        check_call(own, what, arguments)
+        check_call(own, prefix, arguments)
         return OwnLadder(
             triggers.base, ladder=lambda group, step: own(group, step) if group.attempts else triggers.base, name=name
         )
     if not issubclass(own, Ladder):
-        raise ExtensionError(f"{what} is a class that is no Ladder; subclass adagrpo_ray.Ladder")
+        raise ExtensionError(f"{prefix} is a class, but not a Ladder; subclass adagrpo_ray.Ladder")
     try:
         made: Ladder = own(triggers.base, triggers.triggers)
     except Exception as error:
-        raise ExtensionError(f"{SETTING}: making {name!r} raised {told(error)}; mend it") from error
-    check_call(made.next, f"{what}: its method next", arguments)
+        raise ExtensionError(f"{SETTING}: constructing {name!r} raised {told(error)}; fix it") from error
+    check_call(made.next, f"{prefix}: its method next", arguments)
     return OwnLadder(made.base, made.triggers, ladder=made.next, name=name)

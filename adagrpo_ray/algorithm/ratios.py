@@ -16,7 +16,7 @@ def exp_ratio(log_ratio: torch.Tensor) -> torch.Tensor:
 
 
 def over_sequences(values: torch.Tensor, sequence: torch.Tensor, *, mean: bool) -> torch.Tensor:
-    """Each token's value replaced by the sum (or mean) over its completion; [n]."""
+    """The sum (or mean) of `values` [n] over the completion of each token [n]."""
     count = int(sequence[-1]) + 1 if len(sequence) else 0
     sums = values.new_zeros(count).index_add(0, sequence, values)
     if mean:
@@ -25,5 +25,5 @@ def over_sequences(values: torch.Tensor, sequence: torch.Tensor, *, mean: bool) 
 
 
 def firsts(sequence: torch.Tensor) -> torch.Tensor:
-    """Which tokens [n] are the first of their completion."""
+    """Whether each token [n] is the first of its completion."""
     return torch.cat([sequence.new_ones(min(1, len(sequence))).bool(), sequence[1:] != sequence[:-1]])

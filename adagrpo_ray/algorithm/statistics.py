@@ -1,4 +1,4 @@
-"""Running statistics of rewards, which a failed attempt leaves to the attempts after it."""
+"""Running statistics of rewards, which merge over the attempts of a group."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from adagrpo_ray.types import Group
 
 @dataclass(frozen=True)
 class RewardStatistics:
-    """Count, mean and sum of squared deviations (`m2`) of the rewards seen so far.
+    """Count, mean and sum of squared deviations (`m2`) of rewards.
 
-    Merging is exact: any split of the same rewards gives the same statistics (Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1).
+    Merging is exact: any partition of the same rewards gives the same statistics (Chan, Golub and LeVeque, "Updating
+    formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1).
     """
 
     count: int = 0
@@ -23,7 +23,7 @@ class RewardStatistics:
 
     @classmethod
     def of(cls, rewards: Iterable[float]) -> RewardStatistics:
-        """Statistics of `rewards`; raises ValueError if one of them is not finite."""
+        """Statistics of `rewards`. Raises ValueError if one of them is not finite."""
         values = [float(r) for r in rewards]
         for value in values:
             if not math.isfinite(value):
@@ -52,7 +52,7 @@ class RewardStatistics:
 
 
 def statistics_of(group: Group) -> RewardStatistics:
-    """Statistics of the rewards of all attempts; raises ValueError if a reward is not finite."""
+    """Statistics of the rewards of all attempts. Raises ValueError if a reward is not finite."""
     found = RewardStatistics()
     for attempt in group.attempts:
         found = found.merge(RewardStatistics.of(attempt.rewards.tolist()))

@@ -12,9 +12,10 @@ import torch
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Count, sum, minimum and maximum of some values; without values the minimum is inf, the maximum -inf.
+    """Count, sum, minimum and maximum of some values.
 
-    A NaN among the values makes sum, minimum and maximum NaN.
+    Without values the minimum is inf and the maximum is -inf. A NaN among the values makes sum, minimum and maximum
+    NaN.
     """
 
     count: int = 0
@@ -49,15 +50,20 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class UpdateStatistics:
-    """Detached statistics of one optimizer step, as plain floats.
+    """Statistics of one optimizer step, as plain floats without gradient.
 
-    `loss` is the sum that the gradient is of, so losses of micro-batches and ranks add up. All else counts tokens of
-    weight above 0 alike, whatever the loss's normalisation, as TRL's metrics do (`global_masked_mean` in its
-    grpo_trainer.py): `kl` to the reference policy; `ratio` policy / old; `importance_ratio`, the rollout correction as
-    it multiplies the loss, one value a token or, by sequence, one a completion; `logp_difference`
-    |old - behaviour| log-probability, if both are finite; `entropy` of the policy in nats, and `entropy_by_difficulty`.
-    Of `tokens`, those whose ratio stopped counting below (`clipped_low`) or above (`clipped_high`) the clip range,
-    and those whose importance weight was `truncated` to a bound or `masked` by being outside of both.
+    All but `loss` give each token of weight above 0 the same weight, whatever the normalisation of the loss, as the
+    metrics of TRL do (`global_masked_mean` in its grpo_trainer.py).
+
+    - `loss`: the sum whose gradient is taken, so that the losses of micro-batches and ranks add up.
+    - `tokens`: number of tokens of weight above 0; the next four count some of them.
+    - `clipped_low`, `clipped_high`: the ratio is below or above the clip range, and the surrogate is clipped.
+    - `truncated`, `masked`: the importance weight was truncated to a bound, or masked for being outside of the bounds.
+    - `kl`: KL to the reference policy.
+    - `ratio`: policy / old.
+    - `importance_ratio`: the factor of the rollout correction, one value a token or, by sequence, one a completion.
+    - `logp_difference`: |old - behaviour| of log-probabilities, if both are finite.
+    - `entropy`, `entropy_by_difficulty`: entropy of the policy in nats.
     """
 
     loss: float = 0.0
@@ -82,7 +88,8 @@ class UpdateStatistics:
     def metrics(self) -> dict[str, Any]:
         """The metrics by their names in `StepRecord`; None if there are no values.
 
-        What is not finite stays so: such an update is not made, and a record refuses it.
+        Values that are not finite are returned as they are: the learner skips such an update, and a record refuses
+        them.
         """
         counts = {
             "clip_ratio_low_mean": self.clipped_low,
@@ -109,11 +116,15 @@ class UpdateStatistics:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the loss measures of n tokens; every tensor is [n].
+class TokenMetrics:
+    """Values of n tokens that the loss computes; every tensor is [n].
 
-    `live` tokens count. `weighs` marks the tokens whose `importance` counts: the first of each completion if a
-    completion has one weight, else all of them. `entropy` and `kl` are None if they were not computed.
+    - `live`: whether the token counts.
+    - `weighs`: whether the `importance` of the token counts: for the first token of each completion if a completion has
+      one weight, else for all tokens.
+    - `difference`: |old - behaviour| of log-probabilities.
+    - `kl`, `entropy`: None if they were not computed.
+    - `sequence`, `difficulties`: as in `Tokens`.
     """
 
     live: torch.Tensor
@@ -132,8 +143,8 @@ class Measured:
 
 
 @torch.no_grad()
-def update_statistics(loss: torch.Tensor, m: Measured) -> UpdateStatistics:
-    """The statistics of these tokens; one transfer from the device."""
+def update_statistics(loss: torch.Tensor, m: TokenMetrics) -> UpdateStatistics:
+    """The statistics of the tokens, with one transfer from the device."""
     nowhere = torch.zeros_like(m.live)
     names = sorted(set(m.difficulties)) if m.entropy is not None else []
     number = {name: i for i, name in enumerate(names)}

@@ -30,23 +30,23 @@ from adagrpo_ray.runs.records import EvaluationRecord
 
 
 class LearnerActor:
-    """One rank. Its engine begins with `start`; on rank 0 the fleet begins with `open`, the collector with `attach`.
+    """One rank. `start` creates its engine; on rank 0 `open` creates the fleet and `attach` the collector.
 
-    `start` and `attach` begin a run; called again they begin another one on the same fleet, whose rollout actors are
-    rank 0's own, so that they end with it. `collect`, `evaluate` and `abandon` run on rank 0 alone, the others on all
-    ranks together. No method is a coroutine, since one would make Ray run every method in an event loop.
+    `start` and `attach` begin a run. Called again, they begin another run on the same fleet. Rank 0 owns the rollout
+    actors of the fleet, so they end with it. `collect`, `evaluate` and `abandon` run on rank 0 only, the other methods
+    on all ranks together. No method is a coroutine: a single one would make Ray run every method in an event loop.
     """
 
     def __init__(self) -> None:
-        self._of_run, self._of_actor = ExitStack(), ExitStack()  # parts that have begun, and how they end
+        self._of_run, self._of_actor = ExitStack(), ExitStack()  # the parts that exist, with their clean-up
 
     def address(self) -> tuple[str, int]:
-        """An address of this actor's node, and a port that rank 0 gathers the others at: it is held from now on."""
+        """Reserve a port for the process group of the ranks; returns an address of this node, and the port."""
         host = use_node_address()
         return host, listen(host)
 
     def open(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
-        """Rank 0 asks for the rollout actors; `model` is a list of the reference to ModelFiles. Returns at once."""
+        """Request the rollout actors, on rank 0, and return at once; `model[0]` is a reference to ModelFiles."""
         self._background = Background()
         self._of_actor.callback(self._background.close)
         self._fleet = Fleet(config, placement, model[0], max_model_len)
@@ -54,30 +54,30 @@ class LearnerActor:
         self._background.run(self._fleet.open())
 
     def ready(self) -> None:
-        """Wait until the rollout actors that a run begins with are at work; raises their errors."""
+        """Wait until the first `rollout.actors` rollout actors work; raises their errors."""
         self._background.run(self._fleet.ready())
 
     def start(self, config: Config, rank: int, model: ModelFiles, master: tuple[str, int]) -> None:
-        """Load the model and join the other ranks at `master`; returns when all are there."""
+        """Load the model and join the process group at `master` (address, port); returns when all ranks have joined."""
         self._config, self._rank, self._model = config, rank, model
         use_node_address()
         with collector_off():
             self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
 
     def attach(self, prompts: PromptSets, given: Given = NOTHING) -> None:
-        """Rank 0 gets its prompts, and the functions that were given to the run."""
+        """Create the collector on rank 0 from the prompts and the functions that were given to the run."""
         self._of_run.close()
         self._collector = Collector(self._config, self._background, self._fleet, prompts, self._engine.packing, given)
         self._of_run.callback(self._collector.close)
 
     def collect(self, step: int, last: int) -> Collected | Pending:
-        """The batches of a step; sampling of the coming steps up to `last` begins too."""
+        """The batches of a step; also begins to sample the next steps up to `last`."""
         return self._collector.collect(step, last)
 
     def train(self, batch: Any) -> TrainReport:
-        """The optimizer steps on a batch, on all ranks together; with `rollout.sleep` the rollout actor makes room.
+        """Make the optimizer steps on a batch, on all ranks together.
 
-        It is awake again afterwards, and needs a `sync`.
+        With `rollout.sleep` the rollout actor sleeps meanwhile. It is awake afterwards, and needs a `sync`.
         """
         if not self._config.rollout.sleep:
             return self._engine.train(batch)
@@ -88,9 +88,9 @@ class LearnerActor:
                 self._engine.release()
 
     def sync(self, version: int) -> SyncReport | None:
-        """Send the adapter to all rollout actors as `version`; every rank helps to gather it, rank 0 sends.
+        """Send the adapter to all rollout actors as `version`. All ranks gather it, and rank 0 sends it.
 
-        DivergedError if a number in it is not finite.
+        Raises DivergedError if a number in it is not finite.
         """
         tensors = self._engine.adapter()
         if self._rank != 0:
@@ -110,19 +110,19 @@ class LearnerActor:
         return self._collector.evaluate(step)
 
     def abandon(self) -> None:
-        """Give up the sampling in flight."""
+        """Cancel the sampling in flight."""
         self._collector.abandon()
 
     def save_adapter(self, folder: str, card: str | None = None) -> None:
-        """Write the adapter in PEFT's layout, with its model card; every rank helps to gather it, rank 0 writes."""
+        """Write the adapter in PEFT's layout, with its model card. All ranks gather it, and rank 0 writes it."""
         tensors = self._engine.adapter()
         if self._rank == 0:
             save_adapter(folder, self._engine, tensors, card, self._model.template)
 
     def save_checkpoint(self, folder: str, progress: Progress, accuracies: Mapping[int, float]) -> None:
-        """Write a checkpoint into `folder`, between two steps; every rank helps to gather it, rank 0 writes.
+        """Write a checkpoint into `folder`, between two steps. All ranks gather the state, and rank 0 writes it.
 
-        `accuracies` decide which ones stay, as in `checkpoint.save`.
+        `accuracies` select the checkpoints to keep, as in `checkpoint.save`.
         """
         engine = self._engine.snapshot()
         if engine is not None:
@@ -130,13 +130,13 @@ class LearnerActor:
             save_checkpoint(folder, engine, self._collector.state(), progress, limit, accuracies)
 
     def load_checkpoint(self, path: str) -> None:
-        """Continue from the checkpoint at `path`, which every rank reads."""
+        """Restore the state of the checkpoint at `path`, which every rank reads."""
         engine, sampler, arrays = load_checkpoint(path)
         self._engine.restore(engine)
         if self._rank == 0:
             self._collector.restore(sampler, arrays)
 
     def stop(self) -> None:
-        """Give up the sampling in flight, and end the rollout actors and the scoring processes."""
+        """Cancel the sampling in flight, and end the rollout actors and the scoring processes."""
         self._of_run.close()
         self._of_actor.close()

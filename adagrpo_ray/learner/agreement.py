@@ -1,4 +1,4 @@
-"""Whether the learner's log-probabilities are those of the model itself: compared once, before the first step."""
+"""Checks once, before the first step, that the learner's log-probabilities are those of the model itself."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainSample
 
 LENGTHS = ((3, (12,)), (7, (5, 9, 2)), (1, (16,)))
-"""Tokens of the prompts and of their completions that are compared: of several lengths, so that rows are filled up."""
+"""Lengths in tokens of the prompts and of their completions; they differ, so that rows are padded."""
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
-"""Mean difference over the tokens in nats that rounding explains, by the type of the weights.
+"""The largest mean difference over the tokens, in nats, that rounding explains, by the type of the weights.
 
-SmolLM2-135M has 1.7e-5 in float32 and 0.012 in bfloat16 (rows filled up or joined, random tokens or text); there is
-room for larger models. A scale or a cap of the logits that is missed makes a difference of nats.
+SmolLM2-135M has 1.7e-5 in float32 and 0.012 in bfloat16 (rows padded or packed, random tokens or text), so the bounds
+leave room for larger models. A missing scale or cap of the logits makes a difference of whole nats.
 """
 
 
 def agreed_packing(model: Any, logprobs: Callable[[Rows], torch.Tensor], config: Config) -> Packing:
-    """The packing with which log-probabilities are those of the model itself; ModelError if there is none.
+    """Choose a packing with which the log-probabilities are those of the model itself.
 
-    Arguments as in `check_agreement`. If nothing was asked for and prompts cannot be shared, rows are padded.
+    The arguments are those of `check_agreement`. If `learner.packing` is null and prompts cannot be shared, the packing
+    is "padded". Raises ModelError if the log-probabilities do not agree.
     """
     packing = config.learner.packing_with(flash_attention(config.model))
-    if packing == "shared" and not shares_prompts(model):  # which null allows
+    if packing == "shared" and not shares_prompts(model):  # only if learner.packing is null
         packing = "padded"
     try:
         check_agreement(model, logprobs, packing, config)
@@ -48,10 +49,10 @@ def agreed_packing(model: Any, logprobs: Callable[[Rows], torch.Tensor], config:
 
 @torch.no_grad()
 def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], packing: Packing, config: Config) -> None:
-    """ModelError unless `logprobs` agrees with the model's own logits on some short sequences.
+    """Raise ModelError unless `logprobs` agrees with the model's own logits on some short sequences.
 
-    `model` is the causal language model with its adapter, on its device and in eval mode; `logprobs` is the policy as
-    the learner calls it, with rows of that packing. Under ZeRO-3 all ranks call this together, and do the same.
+    `model` is the causal language model with its adapter, on its device and in eval mode. `logprobs` is the policy as
+    the learner calls it, with rows of `packing`. Under ZeRO-3 all ranks call this together.
     """
     name = f"model.path={config.model.path!r} ({model.config.model_type})"
     remedy = "use another model" if packing == "padded" else "set learner.packing=padded"
@@ -62,25 +63,25 @@ def check_agreement(model: Any, logprobs: Callable[[Rows], torch.Tensor], packin
         ours = logprobs(LAYOUTS[packing](samples, device))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a model that needs more than token ids fails in any way
+    except Exception as error:  # a model that needs more than token ids may raise any error
         raise ModelError(
             f"{name}: the learner cannot compute log-probabilities with it ({first_line(error)}); {remedy}"
         ) from error
     if not bool(own.isfinite().all()):
         raise ModelError(
-            f"{name} gives logits that are not finite with model.dtype={config.model.dtype}; copy its weights again, "
-            "or use another model.dtype"
+            f"{name} computes logits that are not finite with model.dtype={config.model.dtype}; copy its weights "
+            "again, or use another model.dtype"
         )
     difference, allowed = float((ours - own).abs().mean()), BOUNDS[config.model.dtype]
     if not difference <= allowed:
         raise ModelError(
             f"{name}: the learner's log-probabilities differ from the model's own by {difference:.3g} nats on average, "
-            f"and rounding to {config.model.dtype} explains {allowed:g}; {remedy}"
+            f"but rounding to {config.model.dtype} explains only {allowed:g}; {remedy}"
         )
 
 
 def _samples(vocabulary: int) -> tuple[TrainSample, ...]:
-    """Sequences of tokens from the first half of the vocabulary: images and the like have theirs at its end."""
+    """Random sequences from the first half of the vocabulary; tokens of images and the like are at its end."""
     draw = np.random.default_rng(0)
     samples = []
 
@@ -96,7 +97,7 @@ def _samples(vocabulary: int) -> tuple[TrainSample, ...]:
 
 
 def _own(model: Any, sample: TrainSample, device: torch.device) -> torch.Tensor:
-    """Log-probabilities [T] of the completion by the model's own logits, the sequence alone in its row."""
+    """Log-probabilities [T] of the completion from the model's own logits, with the sequence alone in its row."""
     start = len(sample.prompt_token_ids)
     tokens = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.token_ids])).long().to(device)
     logits: torch.Tensor = model(input_ids=tokens[None], use_cache=False).logits[0, start - 1 : -1].float()

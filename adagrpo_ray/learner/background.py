@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for coroutines that go on while their owner does something else."""
+"""An event loop in its own thread, for coroutines that continue while their owner does something else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Background:
-    """Runs coroutines side by side, in the order in which they were started, until `close`."""
+    """Runs coroutines concurrently, started in the order of the calls, until `close`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -19,7 +19,7 @@ class Background:
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin it. Its task may be asked for the result once `wait` says that it is done."""
+        """Start the coroutine. Once `wait` returns True, the task has its result."""
 
         async def begin() -> asyncio.Task[T]:
             return asyncio.get_running_loop().create_task(coroutine)
@@ -27,20 +27,20 @@ class Background:
         return self.run(begin())
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Begin it and wait for it; raises what it raises."""
+        """Start the coroutine and wait for its result; raises its error."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def wait(self, task: asyncio.Task[Any], timeout_s: float) -> bool:
-        """Whether the task is done, after at most so many seconds."""
+        """Wait for the task for at most `timeout_s` seconds; returns whether it is done."""
         self.run(asyncio.wait({task}, timeout=timeout_s))
         return task.done()
 
     def cancel(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
-        """Cancel these and let them end; what they raise meanwhile is dropped."""
+        """Cancel the tasks and wait until they have ended; ignores their errors."""
         self.run(_cancel(tuple(tasks)))
 
     def close(self) -> None:
-        """Cancel all that still runs, let it end, and stop the thread."""
+        """Cancel all tasks, wait until they have ended, and stop the thread."""
 
         async def cancel_all() -> None:
             await _cancel(asyncio.all_tasks() - {asyncio.current_task()})

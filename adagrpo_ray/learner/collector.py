@@ -1,4 +1,4 @@
-"""Rank 0's sampling for one run: groups into batches, held-out evaluation, and the adapter to the rollout actors."""
+"""The sampling of one run on rank 0: batches from groups, the held-out evaluation, and syncs of the adapter."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from adagrpo_ray.sampling.sample_table import group_samples
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 
 POLL_S = 1.0
-"""How long `collect` and `evaluate` let their caller wait: the longest that a request to stop goes unnoticed."""
+"""The longest time in seconds that `collect` and `evaluate` block, and thus delay a request to stop."""
 
 
 class Collector:
-    """Sampler, scorer and evaluation of one run, over the rollout actors of a fleet that may serve several runs.
+    """Sampler, scorer and evaluation of one run, on the rollout actors of a fleet that may serve several runs.
 
-    Its coroutines run in `background`, in which the sampling of coming steps continues while this one is trained on.
-    Its scoring processes are there until `close`.
+    Its coroutines run in `background`, so that the next steps are sampled while the learner trains on this one. Its
+    scoring processes exist until `close`.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Collector:
         self._evaluations: dict[int, asyncio.Task[EvaluationRecord]] = {}
 
     def collect(self, step: int, last: int) -> Collected | Pending:
-        """Sample the groups of a step, with resamples of those that fail, and cut them into each rank's batch.
+        """Sample the groups of a step, with their resamples, and make the batch of each rank from them.
 
-        The sampling of the coming steps up to `last` begins too, and continues after the return.
+        Also begins to sample the next steps up to `last`, which continues after the return.
         """
         for begun in range(step, last + 1):
             if begun not in self._collections:
@@ -87,7 +87,7 @@ class Collector:
         return self._collected(step, self._collections.pop(step).result())
 
     def evaluate(self, step: int) -> EvaluationRecord | Pending:
-        """Accuracy on the held-out prompts after `step`."""
+        """Evaluate the accuracy on the held-out prompts after `step`."""
         config = self._config
         if step not in self._evaluations:
             self._evaluations[step] = self._background.start(
@@ -102,24 +102,24 @@ class Collector:
                 )
             )
         done = self._background.wait(self._evaluations[step], POLL_S)
-        # Notices go first: after the last evaluation nothing asks for any more.
+        # Return notices first: after the last evaluation there is no further call to return them.
         notices = (*self._notices(), *(self._endings.notices() if done else ()))
         if notices or not done:
             return Pending(notices)
         return self._evaluations.pop(step).result()
 
     def abandon(self) -> None:
-        """Give up the sampling in flight. The next step, and a checkpoint, find the sampler as if it had not begun."""
+        """Cancel the sampling in flight. For the next step and for a checkpoint it is as if it had never begun."""
         self._background.cancel([*self._collections.values(), *self._evaluations.values()])
         self._collections, self._evaluations = {}, {}
 
     def apply(self, weights: AdapterWeights) -> None:
-        """Put a version of the adapter into effect on all rollout actors; raises as `RolloutPool.apply`."""
+        """Apply a version of the adapter on all rollout actors; raises the errors of `RolloutPool.apply`."""
         self._background.run(self._fleet.pool.apply(weights))
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
-        """Within it the rollout actors leave their GPUs; after it they are back, and need a version to serve."""
+        """Let the rollout actors sleep within the block; after it they are awake and need `apply` to serve again."""
         self._background.run(self._fleet.pool.sleep())
         try:
             yield
@@ -127,21 +127,21 @@ class Collector:
             self._background.run(self._fleet.pool.wake())
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
-        """The sampler's state for a checkpoint, exact between two steps: JSON values, and arrays by name."""
+        """The sampler's state for a checkpoint as JSON values and arrays by name; exact between two steps."""
         return to_plain(self._sampler.state_dict())
 
     def restore(self, plain: dict[str, Any], arrays: Arrays) -> None:
-        """Continue from the state that `state` gave; CheckpointError if it does not fit the prompts."""
+        """Restore a result of `state`. Raises CheckpointError if it does not fit the prompts."""
         prompts = {prompt.id: prompt for prompt in self._prompts.train}
         self._sampler.load_state_dict(from_plain(plain, arrays, prompts))
 
     def close(self) -> None:
-        """Give up the sampling in flight, and end the scoring processes."""
+        """Cancel the sampling in flight, and end the scoring processes."""
         self.abandon()
         self._scorer.close()
 
     def _collected(self, step: int, collection: Collection) -> Collected:
-        """The batches of a step that was sampled, and its metrics."""
+        """Make the batches and the metrics of a step that has been sampled."""
         config, drop = self._config, self._method.drop_exhausted
         groups = [*collection.ready, *(() if drop else collection.exhausted)]
         samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)

@@ -1,4 +1,4 @@
-"""Starting a learner rank: the ranks are gathered, the policy is loaded, and DeepSpeed is put around it."""
+"""Starts a learner rank: joins the process group, loads the policy, and wraps it in DeepSpeed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adagrpo_ray.lora.peft_model import load_policy
 class PreparedPolicy:
     """The policy on its device, in eval mode, with DeepSpeed's engine around it.
 
-    `packing` is the one with which its log-probabilities are those of the model itself.
+    `packing` is one with which its log-probabilities are those of the model itself.
     """
 
     policy: Policy
@@ -33,7 +33,7 @@ class PreparedPolicy:
 
 
 def prepare(model_path: str, config: Config, rank: int, world_size: int, master: tuple[str, int]) -> PreparedPolicy:
-    """Join the process group at `master` (address, port), load the model, and hand it to DeepSpeed."""
+    """Join the process group at `master` (address, port), load the model, and wrap it in DeepSpeed's engine."""
     torch.manual_seed(config.run.seed)
     device = join_ranks(rank, world_size, master)
     peft_model = load_policy(model_path, config)
@@ -46,7 +46,7 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
         torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
         return int(numbers)
 
-    # Under stage 3 each use of a layer gathers its weights from all ranks: they must use the head equally often.
+    # Under stage 3 each use of a layer gathers its weights from all ranks, so all must use the head equally often.
     together = config.learner.zero_stage == 3 and world_size > 1
     policy = Policy(
         peft_model,
@@ -64,7 +64,7 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
 
 
 def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.device:
-    """Join the process group at `master` (address, port); returns the device of this rank when all are there."""
+    """Join the process group at `master` (address, port); returns the device of this rank when all have joined."""
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -73,11 +73,11 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
         MASTER_PORT=str(master[1]),
         RANK=str(rank),
         WORLD_SIZE=str(world_size),
-        LOCAL_RANK="0",  # Ray shows each actor its own device only
+        LOCAL_RANK="0",  # Ray makes only the actor's own device visible
     )
     import deepspeed
 
-    # An extra for several CPU ranks on one machine, compiled at first use; gloo does without.
+    # An optional kernel for several CPU ranks on one machine, compiled at first use; gloo does not need it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if cuda else "gloo",
@@ -90,7 +90,7 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
-    """DeepSpeed's own configuration for these settings."""
+    """The DeepSpeed configuration for these settings."""
     s = config.learner
     optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, "torch_adam": True}
     zero: dict[str, Any] = {"stage": s.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
@@ -98,7 +98,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # the engine gets the end of a batch, since batches differ in size
+        "gradient_accumulation_steps": 1,  # accumulated outside of DeepSpeed, since batches differ in size
         "optimizer": {"type": "AdamW", "params": optimizer},
         "gradient_clipping": s.max_grad_norm,
         "zero_optimization": zero,
@@ -108,7 +108,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 
 def with_deepspeed(policy: torch.nn.Module, trainable: list[torch.nn.Parameter], config: Config) -> Any:
-    """DeepSpeed's engine around the policy, which steps on its trainable parameters."""
+    """Wrap the policy in DeepSpeed's engine, which steps on the trainable parameters."""
     import deepspeed
 
     engine, *_ = deepspeed.initialize(model=policy, model_parameters=trainable, config=deepspeed_config(config))

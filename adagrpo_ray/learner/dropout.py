@@ -1,4 +1,4 @@
-"""Which modules of the policy drop activations: those of LoRA in an update, none at any other time."""
+"""Dropout of the policy: LoRA's own during an update, and none at any other time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 
 
 class UpdateMode:
-    """Sets a policy up for an update: LoRA's dropout on, any other dropout off.
+    """Sets the modes of a policy for an update: LoRA's dropout on, any other dropout off.
 
     `model.lora.dropout` regularises the adapter. The base model's own dropout (`attention_dropout`, GPT-2's
-    `resid_pdrop`) was a setting of its pretraining; here it would be noise between the policy and the engines that
-    sample from it, in log-probabilities that are compared with theirs. So all modules are in evaluation mode, except
-    LoRA's dropout, and layers that checkpoint their activations: Transformers does that in training mode only. Such a
-    layer is in evaluation mode again while it computes.
+    `resid_pdrop`) was a setting of its pretraining. Here it would add noise to log-probabilities that are compared with
+    those of the rollout engines.
+
+    So all modules are in evaluation mode, with two exceptions: LoRA's dropout, and layers that checkpoint their
+    activations, which Transformers does in training mode only. Such a layer is in evaluation mode while it computes.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -30,19 +31,19 @@ class UpdateMode:
 
     @property
     def drops(self) -> bool:
-        """Whether an update drops any activations."""
+        """Whether an update uses dropout."""
         return any(getattr(module, "p", 0.0) > 0.0 for module in self._dropout)
 
     def begin(self) -> None:
-        """Set every module's mode."""
+        """Set the mode of every module."""
         self._model.eval()
         for module in (*self._dropout, *self._checkpointed):
-            module.training = True  # not `train()`, which goes down to the modules in a layer
+            module.training = True  # not `train()`, which also sets the modules inside of a layer
 
 
 @contextmanager
 def without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; every module is as it was afterwards."""
+    """Put the model into evaluation mode within the block, and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -53,7 +54,7 @@ def without_dropout(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _checkpointed(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Layers that checkpoint their activations; in models with code of their own, the modules that do it for them."""
+    """The layers that checkpoint their activations; in models with custom code, the modules that do it for them."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     found = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]

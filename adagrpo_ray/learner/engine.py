@@ -1,4 +1,4 @@
-"""DeepSpeed around the policy: one optimizer step on a batch, and the adapter taken out of it."""
+"""The DeepSpeed engine around the policy: optimizer steps on a batch, and the adapter that they train."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from adagrpo_ray.types import TrainBatch, TrainSample
 
 
 class LearnerEngine:
-    """The policy of one rank. With several ranks, every method is called on all of them together."""
+    """The policy of one rank. With several ranks, every method must be called on all of them together."""
 
     def __init__(self, model_path: str, config: Config, rank: int, world_size: int, master: tuple[str, int]) -> None:
-        """Join the process group at `master` (address, port), load the model, and hand it to DeepSpeed."""
+        """Join the process group at `master` (address, port), load the model, and wrap it in DeepSpeed's engine."""
         self._config, self._rank, self._world_size = config, rank, world_size
         prepared = prepare(model_path, config, rank, world_size, master)
         self._policy, self._engine, self._device = prepared.policy, prepared.engine, prepared.device
         self._trainable = prepared.trainable
-        self._shapes = [getattr(p, "ds_shape", p.shape) for p in self._trainable]  # under stage 3 a part of it is here
+        self._shapes = [getattr(p, "ds_shape", p.shape) for p in self._trainable]  # stage 3 has only a part here
         self._mode = UpdateMode(self._policy)
         self._skipped_in_a_row = 0
-        self.packing = prepared.packing  # which `pack_batches` must know
+        self.packing = prepared.packing  # for `pack_batches`
         self._lay_out = LAYOUTS[self.packing]
 
     def train(self, batch: TrainBatch) -> TrainReport:
-        """The updates on a batch, whose token weights hold the loss's normalisation.
+        """Make the updates on a batch, whose token weights contain the normalisation of the loss.
 
-        The old policy is the one before the first update, so that the clip range bounds how far all of them together
-        may go. Its log-probabilities are those of the first update's forward pass or, if that one drops activations
-        (`model.lora.dropout`), of a pass before it without dropout: they are compared with the engines', which have
-        none. The policy's own keep LoRA's dropout, which regularises the adapter.
+        The old policy is the policy before the first update, so that the clip range bounds all updates together. Its
+        log-probabilities are those of the first update's forward pass. If that pass has dropout (`model.lora.dropout`),
+        they are from an additional pass without dropout, since the rollout engines have none. The policy's own
+        log-probabilities keep LoRA's dropout, which regularises the adapter.
 
-        An update in which anything is not finite is skipped on all ranks: weights and moments stay as they are. It
-        ends the batch, since its next update would start from the same weights.
+        An update in which a number is not finite is skipped on all ranks: weights and moments stay as they are. It ends
+        the batch, since the next update would start from the same weights.
         """
         self._mode.begin()
         old: list[torch.Tensor] = []
@@ -71,9 +71,9 @@ class LearnerEngine:
         )
 
     def _update(self, batch: TrainBatch, old: list[torch.Tensor], rate: float) -> UpdateReport | str:
-        """One update, or the cause for which it was skipped.
+        """Make one update; returns its report, or the cause if it was skipped.
 
-        Fills `old`, one tensor a micro-batch, in the first update on this batch.
+        The first update on a batch fills `old` with one tensor for each micro-batch.
         """
         statistics = UpdateStatistics()
         gradient = GradientSum(self._shapes, self._device)
@@ -92,7 +92,7 @@ class LearnerEngine:
             )
             gradient.add(torch.autograd.grad(loss, self._trainable, allow_unused=True))
             if self._config.learner.zero_stage == 3:
-                self._engine.optimizer.backward_epilogue()  # gives back weights that no hook of this pass did
+                self._engine.optimizer.backward_epilogue()  # releases weights that no hook of this pass released
             statistics = statistics.merged(update)
         whole = gradient.reduce(self._world_size)
         if whole.cause is not None:
@@ -110,7 +110,7 @@ class LearnerEngine:
         old: torch.Tensor,
         entropy: torch.Tensor,
     ) -> Tokens:
-        """The tokens of a micro-batch, with all that the loss needs."""
+        """The tokens of a micro-batch, with all inputs of the loss."""
         return Tokens(
             policy=policy,
             old=old,
@@ -124,18 +124,18 @@ class LearnerEngine:
         )
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
-        """Log-probabilities [T] of each sample's completion under the policy as it is now."""
+        """Log-probabilities [T] of the completion of each sample under the current policy."""
         with torch.no_grad(), without_dropout(self._policy):
             flat = self._policy(self._lay_out(samples, self._device))[0].cpu()
         return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
 
     def release(self) -> None:
-        """Give the memory back that torch keeps for the next step, for another process on the same GPU."""
+        """Release the memory that torch caches, for another process on the same GPU."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        """The adapter's tensors on the host, float32, keyed as in PEFT's files; whole under ZeRO-3 too."""
+        """The whole tensors of the adapter on the host, in float32, keyed as in PEFT's files."""
         import deepspeed
 
         named = self._policy.adapter_parameters()
@@ -149,7 +149,7 @@ class LearnerEngine:
         return EngineState(weights, moments, random, steps, self._skipped_in_a_row) if self._rank == 0 else None
 
     def restore(self, state: EngineState) -> None:
-        """Continue from `state`, on any number of ranks; CheckpointError if it holds a number that is not finite."""
+        """Restore `state`, on any number of ranks. Raises CheckpointError if a number in it is not finite."""
         state.check_finite()
         self._masters().write(state.weights, state.moments, state.optimizer_steps)
         self._skipped_in_a_row = state.skipped_in_a_row

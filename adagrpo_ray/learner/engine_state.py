@@ -15,9 +15,12 @@ from adagrpo_ray.errors import CheckpointError
 
 @dataclass(frozen=True, eq=False)
 class EngineState:
-    """All that the next optimizer step depends on apart from the batch; see `Masters.read` for weights and moments.
+    """The state that the next optimizer step depends on, apart from the batch.
 
-    `random` holds the states of torch's generators, as "cpu.RANK" and "cuda.RANK".
+    - `weights`, `moments`: as in `Masters.read`.
+    - `random`: the states of torch's generators, as "cpu.RANK" and "cuda.RANK".
+    - `optimizer_steps`: number of steps of Adam.
+    - `skipped_in_a_row`: number of skipped updates since the last one that was made.
     """
 
     weights: dict[str, NDArray[Any]]
@@ -27,16 +30,16 @@ class EngineState:
     skipped_in_a_row: int
 
     def check_finite(self) -> None:
-        """CheckpointError if it holds a number that is not finite."""
+        """Raise CheckpointError if a weight or a moment is not finite."""
         for name, values in (*self.weights.items(), *self.moments.items()):
             if not np.isfinite(values).all():
                 raise CheckpointError(
-                    f"{name} of the checkpoint holds numbers that are not finite; take an earlier checkpoint"
+                    f"{name} of the checkpoint has numbers that are not finite; use an earlier checkpoint"
                 )
 
 
 def read_generators(rank: int, world_size: int, device: torch.device) -> dict[str, NDArray[Any]]:
-    """The states of all ranks' generators; every rank calls this."""
+    """Gather the states of the generators of all ranks; every rank calls this."""
     own = {f"cpu.{rank}": torch.get_rng_state().numpy()}
     if device.type == "cuda":
         own[f"cuda.{rank}"] = torch.cuda.get_rng_state().numpy()
@@ -46,7 +49,7 @@ def read_generators(rank: int, world_size: int, device: torch.device) -> dict[st
 
 
 def write_generators(random: Mapping[str, NDArray[Any]], rank: int, device: torch.device) -> None:
-    """Set this rank's generators to their states in `random`; a rank that has none there keeps its own."""
+    """Set the generators of this rank to their states in `random`; a rank without states there keeps its own."""
     cpu, cuda = (random.get(f"{kind}.{rank}") for kind in ("cpu", "cuda"))
     if cpu is not None:
         torch.set_rng_state(torch.tensor(cpu))

@@ -1,6 +1,6 @@
-"""How learner ranks find each other: at a store on rank 0's node, which listens on one address of it alone.
+"""The store through which the learner ranks find each other; it listens on one address of rank 0's node.
 
-That of torch's own `env://` and `tcp://` listens on all addresses, and asks for no token.
+The store of torch's `env://` and `tcp://` listens on all addresses, and needs no token.
 """
 
 from __future__ import annotations
@@ -18,37 +18,38 @@ SCHEME = "adagrpo"
 
 
 _listening: dict[tuple[str, int], socket.socket] = {}
-"""Sockets of this process that no store has taken yet, by address and port."""
+"""Sockets of this process that no store has taken over yet, by address and port."""
 
 
 def listen(address: str) -> int:
-    """Begin to listen on a free port of an address of this node; the store of rank 0, in this process, takes it over.
+    """Listen on a free port of an address of this node, and return the port.
 
-    So no other program can take the port before the store is there.
+    The store of rank 0, in this process, takes the socket over. So no other program can take the port before the store
+    exists.
     """
-    while _listening:  # of a run before, whose ranks had gathered already
+    while _listening:  # left over from a run whose ranks had joined before
         _listening.popitem()[1].close()
-    made = socket.create_server((address, 0), family=_family(address))
-    port = int(made.getsockname()[1])
-    _listening[address, port] = made
+    server = socket.create_server((address, 0), family=_family(address))
+    port = int(server.getsockname()[1])
+    _listening[address, port] = server
     return port
 
 
 def init_method(address: str, port: int) -> str:
-    """What `torch.distributed.init_process_group` takes, beside rank and world size, to gather ranks there."""
+    """The `init_method` of `torch.distributed.init_process_group` that gathers the ranks at this address and port."""
     return f"{SCHEME}://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 def _gather(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
-    """The store, this rank and the world size, as torch asks for them; it writes the latter two into the URL."""
-    place = urlsplit(url)
-    told = parse_qs(place.query)
-    rank, world_size = int(told["rank"][0]), int(told["world_size"][0])
-    host, port = str(place.hostname), int(place.port or 0)
+    """The rendezvous handler: the store, this rank and the world size. torch writes the latter two into the URL."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    rank, world_size = int(query["rank"][0]), int(query["world_size"][0])
+    host, port = str(parts.hostname), int(parts.port or 0)
     listening = None
     if rank == 0:
-        made = _listening.pop((host, port), None) or socket.create_server((host, port), family=_family(host))
-        listening = made.detach()
+        server = _listening.pop((host, port), None) or socket.create_server((host, port), family=_family(host))
+        listening = server.detach()
     yield TCPStore(host, port, world_size, rank == 0, timeout, master_listen_fd=listening), rank, world_size
 
 

@@ -1,8 +1,8 @@
 """Gradients of the adapter: summed in float32 over micro-batches and ranks, checked, and handed to DeepSpeed.
 
-DeepSpeed gets one gradient for each update, whole and finite. It would add up in bfloat16 itself at stages 0 to 2
-(DeepSpeed 0.19; stage 0 refuses `grad_accum_dtype`), and what it has begun to reduce cannot be dropped in the same way
-at every stage.
+DeepSpeed gets one whole and finite gradient for each update, for two reasons. At stages 0 to 2 it would accumulate in
+bfloat16 (DeepSpeed 0.19; stage 0 refuses `grad_accum_dtype`). And a gradient that it has begun to reduce cannot be
+dropped in the same way at every stage.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ CAUSES = (
     "advantages",
     "loss",
 )
-"""Inputs and result of the loss, in the order in which they are named as the cause of a gradient that is not finite."""
+"""Inputs and result of the loss, in the order in which they are reported as the cause of a skipped update."""
 
 
 @dataclass(frozen=True)
 class Reduced:
     """The gradient of an update over all micro-batches and ranks, the same on every rank.
 
-    `gradients` are float32, one a parameter; `cause` names what was not finite (None: all was).
+    - `gradients`: float32, one for each parameter.
+    - `norm`: the norm of all gradients together.
+    - `cause`: the first of CAUSES that has a number that is not finite, or "gradient"; None if all are finite.
     """
 
     gradients: tuple[torch.Tensor, ...]
@@ -46,22 +48,22 @@ class GradientSum:
         self._sums = tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
     def add(self, gradients: Sequence[torch.Tensor | None]) -> None:
-        """Add the gradients of a micro-batch, one a parameter; None for a parameter that was not used."""
+        """Add the gradients of a micro-batch, one for each parameter; None for a parameter that was not used."""
         for total, gradient in zip(self._sums, gradients, strict=True):
             if gradient is not None:
                 total.add_(gradient)
 
     def note(self, values: Sequence[torch.Tensor | None]) -> None:
-        """Note which of the tensors that CAUSES names are not finite."""
+        """Count the numbers that are not finite in the tensors that CAUSES names."""
         for number, value in enumerate(values):
             if value is not None:
                 self._counts[number] += (~torch.isfinite(value)).sum()
 
     def reduce(self, world_size: int) -> Reduced:
-        """The sum over all ranks, in one all-reduce that all ranks call."""
+        """Sum over all ranks, with one all-reduce; all ranks call this together."""
         if world_size > 1:
             torch.distributed.all_reduce(self._flat)
-        # In float32, as DeepSpeed's own norm: if its square overflows, Adam's second moment does too.
+        # In float32, like DeepSpeed's own norm: if its square overflows, Adam's second moment does, too.
         norm = float(self._flat[: len(self._flat) - len(CAUSES)].norm())
         counts = self._counts.tolist()
         causes = [name for name, count in zip(CAUSES, counts, strict=True) if count != 0]  # NaN is not 0 either
@@ -71,7 +73,7 @@ class GradientSum:
 
 
 class _HandOver(torch.autograd.Function):
-    """A scalar of 0 whose gradient for each parameter is the one that is given."""
+    """A scalar 0 whose gradients for the parameters are the given ones."""
 
     @staticmethod
     def forward(ctx: Any, gradients: Sequence[torch.Tensor], *parameters: torch.Tensor) -> torch.Tensor:
@@ -84,10 +86,10 @@ class _HandOver(torch.autograd.Function):
 
 
 def hand_over(engine: Any, parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
-    """Give DeepSpeed the gradients of an update, which are the same on every rank, and let it step.
+    """Pass the gradients of an update, which are the same on every rank, to DeepSpeed, and make its optimizer step.
 
-    It averages them over the ranks, clips them, and keeps its part of them, by the stage. They are rounded to the type
-    of the parameters here, once.
+    DeepSpeed averages them over the ranks, clips them and, depending on the stage, keeps its part of them. They are
+    rounded to the type of the parameters here, once.
     """
     import deepspeed
 

@@ -1,4 +1,4 @@
-"""The logits that a causal language model makes of its last hidden states, with all that it does to them itself."""
+"""The logits that a causal language model computes from its last hidden states, with its own scales and caps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from adagrpo_ray.errors import ModelError
 
 
 def base_of(model: Any) -> tuple[str, Any]:
-    """The part of `model` that gives hidden states, and the name of its attribute; ModelError if there is none."""
+    """The name of the attribute of `model` that computes hidden states, and its module.
+
+    Raises ModelError if there is none.
+    """
     for base in (model.base_model, model.get_decoder(), getattr(model, "model", None)):
         for name, child in model.named_children():
             if child is base:
                 return name, base
     raise ModelError(
-        f"model.path: a {type(model).__name__} has no part that gives hidden states without the head "
+        f"model.path: a {type(model).__name__} has no part that computes hidden states without the head "
         f"(base_model_prefix={model.base_model_prefix!r}), which the learner needs; use another model"
     )
 
@@ -25,9 +28,9 @@ def base_of(model: Any) -> tuple[str, Any]:
 def own_head(model: Any, output: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from hidden states [n x H] to the model's own logits [n x V].
 
-    `output` is what the part of the model that `base_of` finds gave. Models scale or cap the logits of the head, each
-    under other names in its configuration. Therefore this runs the `forward` of the whole model, in which hidden
-    states that are known already take the place of the base model's.
+    `output` is the output of the module that `base_of` finds. Models scale or cap the logits of the head, each under
+    other names in its configuration. Therefore this runs the `forward` of the whole model, in which the known hidden
+    states replace those of the base model.
     """
     name, base = base_of(model)
     kind, rest = type(output), output[1:] if isinstance(output, tuple) else {**output}
@@ -49,14 +52,15 @@ def own_head(model: Any, output: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 class _Known(torch.nn.Module):
-    """Takes the place of a base model: its forward gives an output that is known, all else is the base model's.
+    """Replaces a base model: its forward returns a known output, and all other attributes are those of the base model.
 
-    `decoder` is the part of it that some models call in its stead.
+    `decoder` is the part of the base model that some models call instead of it.
     """
 
     def __init__(self, base: torch.nn.Module, output: Any, decoder: Any = None) -> None:
         super().__init__()
-        self.__dict__.update(base=base, output=output, inner=decoder)  # not as parts: their weights are not its own
+        # Not as submodules: their weights do not belong to this module.
+        self.__dict__.update(base=base, output=output, inner=decoder)
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """The known output."""

@@ -1,4 +1,4 @@
-"""How the samples of a micro-batch lie in the model's input: in padded rows, or in one row that may share prompts."""
+"""Layouts of a micro-batch in the model's input: padded rows, one packed row, or one row with shared prompts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from adagrpo_ray.types import TokenIds, TrainSample
 class Rows:
     """A micro-batch as tensors: B rows of S tokens, of which n are completion tokens.
 
-    `inputs` are what the model is called with: input_ids [B x S], and what keeps the samples apart. `predicting` [n]
-    index the flattened [B x S] hidden states that predict `targets` [n]; they go sample by sample.
+    - `inputs`: the arguments of the model: input_ids [B x S], and those that separate the samples.
+    - `predicting` [n]: indices of the flattened [B x S] hidden states that predict the targets, sample by sample.
+    - `targets` [n]: ids of the completion tokens.
     """
 
     inputs: dict[str, Any]
@@ -29,7 +30,7 @@ class Rows:
 
 
 def pad(samples: Sequence[TrainSample], device: torch.device) -> Rows:
-    """Each sample in a row of its own, filled up on the right; masks come from lengths, never from a token's value."""
+    """Put each sample into its own row, padded on the right; masks depend on lengths, never on the value of a token."""
     sequences = [_tokens(sample) for sample in samples]
     width = max(map(len, sequences))
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -42,10 +43,10 @@ def pad(samples: Sequence[TrainSample], device: torch.device) -> Rows:
 
 
 def join(samples: Sequence[TrainSample], device: torch.device) -> Rows:
-    """All samples one after the other in one row, each with positions from 0.
+    """Put all samples one after the other into one row, each with positions from 0.
 
-    From these Transformers sees where a sample begins, given one row, no mask and no cache: flash-attention gets the
-    lengths, sdpa a block-diagonal mask (`_is_packed_sequence` in its modeling_flash_attention_utils,
+    With one row, no mask and no cache, Transformers finds the start of each sample from the positions. Flash-attention
+    gets the lengths, and sdpa a block-diagonal mask (`_is_packed_sequence` in its modeling_flash_attention_utils,
     `find_packed_sequence_indices` in its masking_utils).
     """
     sequences = [_tokens(sample) for sample in samples]
@@ -56,10 +57,10 @@ def join(samples: Sequence[TrainSample], device: torch.device) -> Rows:
 
 
 def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
-    """All samples in one row, those of the same prompt that come one after the other behind one copy of it.
+    """Put all samples into one row; neighbouring samples of the same prompt follow one copy of it.
 
-    Their positions go on from the prompt's; `shared_attention` keeps them apart. The mask is a dummy of four
-    dimensions, so that Transformers makes none.
+    The positions of each sample continue those of the prompt, and `shared_attention` separates the samples. The mask is
+    a dummy of four dimensions, which keeps Transformers from making one.
     """
     tokens: list[TokenIds] = []
     positions: list[torch.Tensor] = []
@@ -90,18 +91,18 @@ LAYOUTS: dict[Packing, Callable[[Sequence[TrainSample], torch.device], Rows]] = 
     "packed": join,
     "shared": share,
 }
-"""What lays samples out, by `learner.packing`."""
+"""The function that lays samples out, by `learner.packing`."""
 
 
 def prompt_key(sample: TrainSample) -> bytes:
-    """The same for samples of the same prompt, and for no others."""
+    """A key that is equal for samples of the same prompt, and for no others."""
     return sample.prompt_token_ids.tobytes()
 
 
 def _rows(
     inputs: dict[str, torch.Tensor], samples: Sequence[TrainSample], starts: Sequence[int], device: torch.device
 ) -> Rows:
-    """The rows of `samples`, which begin at `starts` of the flattened input."""
+    """The rows of `samples`, which begin at the indices `starts` of the flattened input."""
     # The last prompt token predicts the first sampled one.
     first = [start + len(sample.prompt_token_ids) - 1 for start, sample in zip(starts, samples, strict=True)]
     predicting = [torch.arange(f, f + len(s.token_ids)) for f, s in zip(first, samples, strict=True)]

@@ -1,11 +1,11 @@
-"""The float32 weights and Adam moments inside DeepSpeed's optimizers, whole, whoever holds them.
+"""The whole float32 weights and Adam moments inside DeepSpeed's optimizers, at every ZeRO stage.
 
 By stage and type of the model (DeepSpeed 0.19), torch's AdamW steps on
     0, float32      the parameters themselves
     0, bfloat16     a float32 copy of each parameter, in `fp32_groups` of an FP16_UnfusedOptimizer
     1 and 2         each rank's part of one flat float32 copy, to which a parameter has a `_hp_mapping`
-    3               each rank's part of every parameter, flat as well; a parameter's own part is its `ds_tensor`
-AdamW makes its state at its first step. Here it is made before, as zeros at step 0, which comes to the same.
+    3               each rank's part of every parameter, also flat; a parameter's own part is its `ds_tensor`
+AdamW creates its state at its first step. This module creates it before, as zeros at step 0, with the same result.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Masters:
-    """Reads and writes them by the parameters' names; every method is called on all ranks together."""
+    """Reads and writes weights and moments by parameter names; every method is called on all ranks together."""
 
     def __init__(self, engine: Any, named: Mapping[str, torch.nn.Parameter], rank: int, world_size: int) -> None:
         self._named, self._rank, self._world_size = named, rank, world_size
         self._stage: int = engine.zero_optimization_stage()
         self._adam: Any = engine.basic_optimizer
         optimizer = engine.optimizer
-        # Stage 3 fills the groups of AdamW during a step only.
+        # Stage 3 fills the groups of AdamW only during a step.
         flat = getattr(optimizer, "fp32_partitioned_groups_flat", None)
         self._stepped = flat or [p for group in self._adam.param_groups for p in group["params"]]
         self._copies: dict[Any, Any] = {}  # of stage 0, by parameter
@@ -43,13 +43,13 @@ class Masters:
             optimizer._lazy_init_hp_params_optimizer_state()
 
     def read(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], int]:
-        """Weights by parameter name, moments as "exp_avg/NAME", and how many steps Adam has done."""
+        """Read the weights by parameter name, the moments as "exp_avg/NAME", and the number of Adam's steps."""
         weights = {name: self._read(p, None) for name, p in self._named.items()}
         moments = {f"{key}/{name}": self._read(p, key) for key in MOMENTS for name, p in self._named.items()}
         return weights, moments, max(int(self._adam.state[t]["step"]) for t in self._stepped)
 
     def write(self, weights: Mapping[str, NDArray[Any]], moments: Mapping[str, NDArray[Any]], steps: int) -> None:
-        """Put back what `read` gave, and the weights into the model too, in its own type."""
+        """Restore the results of `read`; the weights go into the model, too, in its own type."""
         with torch.no_grad():
             for name, parameter in self._named.items():
                 weight = torch.tensor(weights[name])
@@ -63,8 +63,8 @@ class Masters:
     def begin(self, weights: Mapping[str, NDArray[Any]]) -> None:
         """Set the state before any update: `weights`, moments of 0, step 0.
 
-        DeepSpeed 0.19 makes AdamW's state at stage 0 in bfloat16 by a step on gradients of 0, which decays the float32
-        weights and counts in the bias correction: the first update would be three quarters as large as it should.
+        DeepSpeed 0.19 creates AdamW's state at stage 0 in bfloat16 by a step on gradients of 0. That step decays the
+        float32 weights and counts in the bias correction: the first update would be only three quarters of its size.
         """
         moments = {f"{key}/{name}": np.zeros_like(weight) for key in MOMENTS for name, weight in weights.items()}
         self.write(weights, moments, 0)
@@ -88,7 +88,7 @@ class Masters:
             safe_set_local_optimizer_state,
         )
 
-        parts = self._stage == 3  # where setting the whole refuses sizes that the ranks do not divide
+        parts = self._stage == 3  # there, setting whole tensors fails if the ranks do not divide their size
         if parts:
             value = self._part(parameter, value)
         if self._stage == 0:
@@ -101,16 +101,16 @@ class Masters:
     def _write_model(self, parameter: Any, value: torch.Tensor) -> None:
         if self._stage == 3:
             parameter.ds_tensor.copy_(self._part(parameter, value))
-        if parameter.shape == value.shape:  # not where stage 3 holds only its part now
+        if parameter.shape == value.shape:  # under stage 3 only while the parameter is gathered
             parameter.data.copy_(value)
 
     def _own(self, parameter: Any, key: str | None) -> Any:
-        """The tensor of stage 0 itself: the weights, or a moment."""
+        """The tensor itself at stage 0: the weights, or a moment."""
         weights = self._copies.get(parameter, parameter)
         return weights if key is None else self._adam.state[weights][key]
 
     def _part(self, parameter: Any, value: torch.Tensor) -> torch.Tensor:
-        """This rank's part under stage 3, which the last rank fills up with zeros."""
+        """This rank's part of a tensor under stage 3; the last rank's part is padded with zeros."""
         size = parameter.ds_tensor.numel()
         padded = torch.nn.functional.pad(value.flatten(), (0, size * self._world_size - value.numel()))
         return padded[size * self._rank : size * (self._rank + 1)]

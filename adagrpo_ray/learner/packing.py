@@ -1,4 +1,4 @@
-"""Completions of any length into micro-batches by a token budget, the same number for every rank."""
+"""Packs completions of any length into micro-batches by a token budget, with the same number on every rank."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from adagrpo_ray.types import TrainBatch, TrainSample
 def pack_batches(
     step: int, samples: Sequence[TrainSample], ranks: int, token_budget: int, packing: Packing = "padded"
 ) -> list[TrainBatch]:
-    """One TrainBatch for each rank; together they hold every sample once.
+    """Make one TrainBatch for each rank; together they contain every sample once.
 
-    A micro-batch holds at most `token_budget` tokens as they lie in the model's input, with padding and with one copy
-    of a prompt or several, or one sample that is longer. Samples are sorted by length, so that those of a micro-batch
-    need little padding; with shared prompts, those of a prompt stay together, longest group first. Micro-batches
-    are dealt to the ranks in turn. If the last round does not reach all ranks, the others get a copy of the shortest
-    sample with weights of zero: every rank runs the same collectives and nothing is counted twice.
+    A micro-batch has at most `token_budget` tokens in the model's input, including padding and all copies of prompts. A
+    sample that is longer is a micro-batch of its own. Samples are sorted by length, so that a micro-batch needs little
+    padding; with shared prompts, the samples of a prompt stay together, largest group first.
+
+    The ranks get micro-batches in turn. If the last round does not reach all ranks, the others get a copy of the
+    shortest sample with weights of zero. So every rank runs the same collectives, and no sample counts twice.
     """
     micro_batches: list[list[TrainSample]] = []
     for sample in _by_prompt(samples) if packing == "shared" else sorted(samples, key=_length, reverse=True):
@@ -37,7 +38,7 @@ def pack_batches(
 
 
 def _by_prompt(samples: Sequence[TrainSample]) -> Iterable[TrainSample]:
-    """The samples of each prompt one after the other, longest first, and prompts by what all of theirs take."""
+    """The samples of each prompt one after the other, longest first; prompts in the order of their total size."""
     groups: dict[bytes, list[TrainSample]] = {}
     for sample in sorted(samples, key=_length, reverse=True):
         groups.setdefault(prompt_key(sample), []).append(sample)
@@ -46,7 +47,7 @@ def _by_prompt(samples: Sequence[TrainSample]) -> Iterable[TrainSample]:
 
 
 def _size(samples: Sequence[TrainSample], packing: Packing) -> int:
-    """Tokens of a micro-batch; padded rows are as wide as the longest sample, which comes first."""
+    """Tokens of a micro-batch; padded rows are as wide as the longest sample, which is the first."""
     if packing == "padded":
         return _length(samples[0]) * len(samples)
     if packing == "packed":

@@ -1,4 +1,4 @@
-"""The policy as a module whose forward pass gives log-probabilities of completion tokens."""
+"""The policy as a module whose forward pass returns log-probabilities of completion tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adagrpo_ray.learner.dropout import without_dropout
 from adagrpo_ray.learner.head import base_of, own_head
 from adagrpo_ray.learner.layout import Rows
 
-PARTS = 8  # of a chunk of logits, whose probabilities exist one after the other
+PARTS = 8  # a chunk of logits is divided into these, and the probabilities of only one part exist at a time
 
 
 class Policy(torch.nn.Module):
-    """A PEFT model seen as a function from token ids to log-probabilities of the sampled tokens, and entropies."""
+    """A PEFT model as a function from token ids to log-probabilities of the sampled tokens, and entropies."""
 
     def __init__(
         self,
@@ -28,10 +28,11 @@ class Policy(torch.nn.Module):
         *,
         entropy_gradient: bool = False,
     ) -> None:
-        """`max_over_ranks` gives the largest of the numbers that the ranks call it with: an all-reduce MAX.
+        """Create the policy.
 
-        It is needed where a rank holds a part of each weight only (ZeRO stage 3): each chunk of tokens gathers the
-        head's weight from all ranks, so that all have to go over equally many chunks.
+        `max_over_ranks` returns the maximum of its arguments over all ranks (an all-reduce MAX). ZeRO stage 3 needs it:
+        each chunk of tokens gathers the head's weight from all ranks, so that all ranks must have the same number of
+        chunks.
         """
         super().__init__()
         self.peft_model = peft_model
@@ -42,9 +43,9 @@ class Policy(torch.nn.Module):
     def forward(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [n] of `rows.targets` and entropies [n] in nats at their positions, in float32.
 
-        Both are of the policy at temperature 1, without filters. Logits exist for a chunk of the tokens at a time only
-        (`chunk_tokens`) and are computed again in the backward pass. Entropies have a gradient only if
-        `entropy_gradient` was asked for.
+        Both are those of the policy at temperature 1, without filters. Logits exist only for one chunk of tokens at a
+        time (`chunk_tokens`) and are computed again in the backward pass. Entropies have a gradient only with
+        `entropy_gradient`.
         """
         model = self.peft_model.get_base_model()
         output = base_of(model)[1](**rows.inputs, use_cache=False)
@@ -67,7 +68,7 @@ class Policy(torch.nn.Module):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within it the model is the reference policy: adapter off, no gradients."""
+        """Make the model the reference policy within the block: adapter off, no gradients, no dropout."""
         with torch.no_grad(), without_dropout(self), self.peft_model.disable_adapter():
             yield
 
@@ -85,18 +86,18 @@ def _token_metrics(
 
 
 class _Entropy(torch.autograd.Function):
-    """Entropy [n] of softmax(logits [n x V]), by parts of the rows: takes little memory."""
+    """Entropy [n] of softmax(logits [n x V]), computed by parts of the rows to save memory."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
-        """-sum of p log p."""
+        """Return -sum of p log p."""
         entropies = torch.cat([-torch.linalg.vecdot(p.exp(), p) for p in _log_softmax(logits)])
         ctx.save_for_backward(logits, entropies)
         return entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        """By each logit: -p (log p + entropy)."""
+        """Return the gradient by each logit: -p (log p + entropy), times the gradient of the entropy."""
         logits, entropies = ctx.saved_tensors
         result = torch.empty_like(logits)
         rows = zip(*(t.tensor_split(PARTS) for t in (result, entropies, *gradients)), strict=True)
@@ -106,6 +107,6 @@ class _Entropy(torch.autograd.Function):
 
 
 def _log_softmax(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-    """log p by parts of the rows; what is impossible has the lowest number, not -inf, so that p log p is 0."""
+    """log p by parts of the rows; impossible tokens have the lowest number, not -inf, so that p log p is 0."""
     lowest = torch.finfo(logits.dtype).min
     return (part.log_softmax(-1).clamp_(min=lowest) for part in logits.tensor_split(PARTS))

@@ -11,16 +11,22 @@ from adagrpo_ray.runs.samples import GroupSample
 
 @dataclass(frozen=True)
 class Pending:
-    """It is not done yet: ask again. `notices` are events of rollouts and scoring since the last reply."""
+    """The call is not done yet: call again. `notices` are events of rollouts and scoring since the last reply."""
 
     notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Collected:
-    """A step's batches, one object reference a rank, with the metrics of their sampling and some groups to show.
+    """The result of sampling one step.
 
-    `rollout_actors` are at work, `rollout_restarts` were replaced in this run; `notices` as in `Pending`.
+    - `batches`: one object reference of a TrainBatch for each rank.
+    - `trained_tokens`: completion tokens in all batches.
+    - `metrics`: the sampling metrics.
+    - `groups`: some groups, for samples.jsonl.
+    - `rollout_actors`: number of rollout actors that work.
+    - `rollout_restarts`: number of rollout actors that were replaced in this run.
+    - `notices`: as in `Pending`.
     """
 
     batches: tuple[Any, ...]
@@ -34,7 +40,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """One version that all rollout actors have proved to hold, and its size."""
+    """A version of the adapter that all rollout actors have, verified by its digest, and its size."""
 
     version: int
     sent_bytes: int

@@ -1,4 +1,4 @@
-"""Saving a learner: checkpoints, and the adapter in PEFT's layout."""
+"""Saves a learner: checkpoints, and the adapter in PEFT's layout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_checkpoint(
     save_total_limit: int,
     accuracies: Mapping[int, float],
 ) -> None:
-    """Write a checkpoint into `folder`; `sampler` is of `Collector.state`, `accuracies` as in `checkpoint.save`."""
+    """Write a checkpoint into `folder`; `sampler` is from `Collector.state`, `accuracies` as in `checkpoint.save`."""
     plain, arrays = sampler
     counts = {"optimizer_steps": engine.optimizer_steps, "skipped_in_a_row": engine.skipped_in_a_row}
     contents = {
@@ -47,7 +47,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str) -> tuple[EngineState, dict[str, Any], Arrays]:
-    """The engine's state and the sampler's, as `save_checkpoint` got them, of the checkpoint at a path or URL."""
+    """Read the checkpoint at a path or URL: the arguments `engine` and `sampler` of `save_checkpoint`."""
     files = kept.load(path)
     state = files[checkpoint.STATE]
     engine = EngineState(
@@ -55,7 +55,7 @@ def load_checkpoint(path: str) -> tuple[EngineState, dict[str, Any], Arrays]:
         moments=files[MOMENTS],
         random=files[RANDOM],
         optimizer_steps=state["optimizer_steps"],
-        skipped_in_a_row=state.get("skipped_in_a_row", 0),  # earlier versions did not count
+        skipped_in_a_row=state.get("skipped_in_a_row", 0),  # missing in checkpoints of earlier versions
     )
     return engine, files[SAMPLER], files[SAMPLER_ARRAYS]
 
@@ -63,9 +63,9 @@ def load_checkpoint(path: str) -> tuple[EngineState, dict[str, Any], Arrays]:
 def save_adapter(
     folder: str, engine: LearnerEngine, tensors: dict[str, torch.Tensor], card: str | None, template: str | None
 ) -> None:
-    """Write `tensors` of `LearnerEngine.adapter` in PEFT's layout, the model card, and the run's own chat template.
+    """Write `tensors` of `LearnerEngine.adapter` in PEFT's layout, the model card, and the chat template of the run.
 
-    ResourceError if the folder, a path or a URL, cannot be written; earlier files there are then unchanged.
+    Raises ResourceError if `folder`, a path or a URL, cannot be written; earlier files there are then unchanged.
     """
     with outgoing(folder) as local:
         _write_peft(local, engine.peft_config, tensors)
@@ -77,7 +77,7 @@ def save_adapter(
 
 def _write_peft(folder: Path, peft_config: Any, tensors: dict[str, torch.Tensor]) -> None:
     """PEFT's two files: adapter_config.json and adapter_model.safetensors."""
-    # Not `save_file`, whose files other users may not read.
+    # Not `save_file`: other users cannot read its files.
     (folder / ADAPTER_WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     peft_config.inference_mode = True
     peft_config.save_pretrained(str(folder))

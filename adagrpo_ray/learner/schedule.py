@@ -1,4 +1,4 @@
-"""The learning rate of every update, from the number of its step alone."""
+"""The learning rate of an update, computed only from the number of its step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from adagrpo_ray.config.tree import Config
 
 
 def learning_rate(config: Config, step: int, update: int = 0) -> float:
-    """The learning rate of an update, `update` counted from 0 within its `step`, which is counted from 1.
+    """The learning rate of an update; `step` is counted from 1, and `update` from 0 within its step.
 
-    The unit is a step of the run, of `algorithm.updates_per_batch` updates: a step that trains on nothing and an update
-    that is skipped advance the schedule like all others, so that it ends with the run. The factors are those of
-    Transformers' get_scheduler (`constant_with_warmup`, `linear`, `cosine`): with a warm-up, the first update of the
-    run has a rate of 0.
+    Every step advances the schedule by `algorithm.updates_per_batch` updates, even if it trains on nothing or skips an
+    update. So the schedule ends with the run. The factors are those of Transformers' get_scheduler
+    (`constant_with_warmup`, `linear`, `cosine`). With a warm-up, the first update of the run has a rate of 0.
     """
     s, per_step = config.learner, config.algorithm.updates_per_batch
     total = config.run.steps * per_step
@@ -31,5 +30,5 @@ def learning_rate(config: Config, step: int, update: int = 0) -> float:
 
 
 def warmup_updates(config: Config) -> int:
-    """In how many updates the learning rate rises from 0 to its peak."""
+    """The number of updates in which the learning rate rises from 0 to its peak."""
     return round(config.learner.warmup_ratio * config.run.steps * config.algorithm.updates_per_batch)

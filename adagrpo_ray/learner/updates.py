@@ -1,4 +1,4 @@
-"""Reports of the updates of a step, and the metrics that they make."""
+"""Reports of the updates of a step, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OF_LAST = (
     *("clip_ratio_low_mean", "clip_ratio_high_mean", "clip_ratio_region_mean"),
     *("policy_ratio_min", "policy_ratio_mean", "policy_ratio_max"),
 )
-"""Metrics of the ratio policy / old: trivial in the first update on a batch, in which both are the same policy."""
+"""Metrics of the ratio policy / old, taken from the last update: in the first one both are the same policy."""
 OF_BOTH = ("loss", "kl", "entropy", "grad_norm")
-"""Metrics that the record of a step with several updates has of the last one too, as `last_update_loss` and so on."""
+"""Metrics of which a step with several updates also records those of the last one, as `last_update_loss` and so on."""
 
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What one rank reports of one update; the ranks' `statistics` merge to those of the batch."""
+    """The report of one rank about one update; the `statistics` of all ranks merge to those of the batch."""
 
     statistics: UpdateStatistics
     grad_norm: float
@@ -28,25 +28,28 @@ class UpdateReport:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What one rank reports of the updates on a batch.
+    """The report of one rank about the updates on a batch; all but `statistics` is the same on every rank.
 
-    `first` and `last` are the first and the last update that were made, None if none was. `skipped` counts the updates
-    that were skipped, `cause` says what was not finite in the first of them; `skipped_in_a_row` counts over batches,
-    and is 0 after an update that was made. All but `statistics` is the same on every rank.
+    - `first`, `last`: the first and the last update that were made; None if none was.
+    - `learning_rate`: that of the last update that was tried.
+    - `skipped`: number of skipped updates.
+    - `cause`: the tensor with a number that is not finite, in the first skipped update.
+    - `skipped_in_a_row`: number of skipped updates, over batches, since the last update that was made.
     """
 
     first: UpdateReport | None
     last: UpdateReport | None
-    learning_rate: float  # of the last update that was tried
+    learning_rate: float
     skipped: int
     cause: str | None
     skipped_in_a_row: int
 
 
 def update_metrics(reports: Sequence[TrainReport], updates: int) -> dict[str, Any]:
-    """The fields of StepRecord that `reports`, one a rank, are about; `updates` is how many a batch may have.
+    """The fields of StepRecord that come from `reports`, one for each rank; empty if nothing was trained on.
 
-    Metrics are of the first update, which is on fresh data, except those of OF_LAST. No reports: nothing was trained.
+    `updates` is the number of updates of a batch. Metrics are those of the first update, whose data are fresh, except
+    OF_LAST.
     """
     first, last = _whole([r.first for r in reports]), _whole([r.last for r in reports])
     return {
@@ -58,7 +61,7 @@ def update_metrics(reports: Sequence[TrainReport], updates: int) -> dict[str, An
 
 
 def _whole(reports: Sequence[UpdateReport | None]) -> dict[str, Any]:
-    """Metrics of one update, over all ranks; None if it was not made."""
+    """Metrics of one update over all ranks; each is None if the update was not made."""
     made = [report for report in reports if report is not None]
     statistics = reduce(UpdateStatistics.merged, (report.statistics for report in made), UpdateStatistics())
     metrics = statistics.metrics()

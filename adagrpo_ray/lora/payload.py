@@ -1,4 +1,4 @@
-"""LoRA weights as they travel from the learner to the rollout actors, and their proof."""
+"""LoRA weights on their way from the learner to the rollout actors, and the digest that verifies them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ PEFT_PREFIX = "base_model.model."
 class AdapterWeights:
     """One version of the adapter, as one buffer that Ray's object store shares without copies.
 
-    `data` is a safetensors file in memory, keyed as in PEFT's own files. `digest` is that of the tensors in
-    the form that a rollout actor holds (see `digest_of`); every actor must read back the same.
+    - `data`: a safetensors file in memory, keyed as in PEFT's files.
+    - `r`, `alpha`: rank and alpha of LoRA.
+    - `digest`: the `digest_of` the tensors. Every rollout actor computes it from the weights that it holds, and must
+      get the same.
     """
 
     version: int
@@ -30,12 +32,12 @@ class AdapterWeights:
 
     @property
     def scaling(self) -> float:
-        """Factor of B A in the forward pass."""
+        """The factor of B A in the forward pass."""
         return self.alpha / self.r
 
 
 def pack(version: int, tensors: Mapping[str, torch.Tensor], r: int, alpha: float, dtype: torch.dtype) -> AdapterWeights:
-    """The adapter for the object store, from PEFT's state dict; `dtype` is the type that the engines compute in."""
+    """Pack the tensors of PEFT's state dict for the object store; `dtype` is the type that the engines compute in."""
     on_host = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     return AdapterWeights(
         version=version,
@@ -47,7 +49,7 @@ def pack(version: int, tensors: Mapping[str, torch.Tensor], r: int, alpha: float
 
 
 def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor that holds a number which is not finite; None if all are finite."""
+    """The name of the first tensor with a number that is not finite; None if all are finite."""
     return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
 
 
@@ -57,22 +59,22 @@ def unpack(data: bytes) -> dict[str, torch.Tensor]:
 
 
 def as_pairs(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Module name of the base model -> (A [r, in], B [out, r])."""
+    """Map module names of the base model to (A [r, in], B [out, r]). Raises ValueError if there are other tensors."""
     pairs = {}
     for name, tensor in tensors.items():
         other = tensors.get(name.replace(".lora_A.weight", ".lora_B.weight"))
         if name.endswith(".lora_A.weight") and other is not None:
             pairs[name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")] = (tensor, other)
     if 2 * len(pairs) != len(tensors):
-        raise ValueError(f"the adapter holds more than pairs of lora_A and lora_B: {sorted(tensors)[:4]} ...")
+        raise ValueError(f"the adapter has tensors other than pairs of lora_A and lora_B: {sorted(tensors)[:4]} ...")
     return pairs
 
 
 def digest_of(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scaling: float) -> str:
-    """SHA-256 over module names, A and scaling x B, in order of the names.
+    """SHA-256 over module names, A and scaling x B, in the order of the names.
 
-    The scale is part of it because an adapter served with the wrong one is as wrong as with wrong weights.
-    The multiplication is elementwise in the tensors' own type, so that every machine gets the same bytes.
+    It includes the scale because an adapter with the wrong scale is as wrong as one with wrong weights. The
+    multiplication is elementwise in the type of the tensors, so that every machine gets the same bytes.
     """
     sha = hashlib.sha256()
     for module in sorted(pairs):

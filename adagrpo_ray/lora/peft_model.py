@@ -1,4 +1,4 @@
-"""The policy: the base model with a trainable LoRA adapter of PEFT's."""
+"""The policy: the base model with a trainable LoRA adapter of PEFT."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from adagrpo_ray.model.pretrained import flash_attention, shapes_of
 
 
 def with_adapter(base: Any, model: ModelSettings) -> Any:
-    """The model `base` with a new adapter on its linear layers that `model.lora.targets` names (a PeftModel).
+    """Add a new adapter to the linear layers of `base` that `model.lora.targets` names; returns a PeftModel.
 
-    Raises ModelError if one of them is the name of none of its layers, or of something that no LoRA adapter of vLLM's
-    changes: the head, or the experts that Transformers has joined into one tensor.
+    Raises ModelError if a target is not the name of a linear layer, or if vLLM's LoRA cannot change it: the head, or
+    experts that Transformers has joined into one tensor.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -42,14 +42,14 @@ def with_adapter(base: Any, model: ModelSettings) -> Any:
             ),
             autocast_adapter_dtype=False,
         )
-    except Exception as error:  # PEFT knows layers of some models that it cannot change
-        raise ModelError(f"{setting} gets no adapter of {', '.join(lora.targets)}: {first_line(error)}") from None
+    except Exception as error:  # PEFT cannot change some layers of some models
+        raise ModelError(f"{setting} cannot have adapters of {', '.join(lora.targets)}: {first_line(error)}") from None
     trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
     changed = {name.partition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in trained}
     if joined := sorted(changed - {name for name in layers if name.rpartition(".")[2] in lora.targets}):
         raise ModelError(
-            f"{setting} has {joined[0]}, which {', '.join(lora.targets)} name too and which is no linear layer; "
-            "leave out the names that its experts have"
+            f"{setting} has {joined[0]}, which {', '.join(lora.targets)} also names but which is not a linear layer; "
+            "leave out the names of its experts"
         )
     return policy
 
@@ -59,12 +59,14 @@ def _named(model: Any, target: str) -> list[Any]:
 
 
 def load_policy(path: str, config: Config) -> Any:
-    """The base model with a trainable adapter (a PeftModel): a new one, or `model.adapter` to continue.
+    """Load the base model with a trainable adapter (a PeftModel): a new one, or `model.adapter` to continue.
 
-    A new adapter's A is drawn from `run.seed` and B is zero, so that it changes nothing yet. One to continue has the
-    weights of `model.adapter` and the settings of `model.lora`. Raises ModelError if the model has none of
-    `model.lora.targets`, if `model.adapter` does not fill exactly that adapter, or if the model cannot keep the
-    samples of a row apart. Pickled weights are not read.
+    The A of a new adapter is drawn from `run.seed` and its B is zero, so that it does not change the model yet. An
+    adapter to continue has the weights of `model.adapter` and the settings of `model.lora`. Pickled weights are not
+    read.
+
+    Raises ModelError if the model cannot be loaded, lacks a layer of `model.lora.targets`, or cannot separate the
+    samples of a row, or if the weights of `model.adapter` are not exactly those of the adapter.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -72,7 +74,7 @@ def load_policy(path: str, config: Config) -> Any:
     from adagrpo_ray.model.shared_attention import share_prompts  # imports transformers, which takes seconds
 
     settings, flash = config.model, flash_attention(config.model)
-    if settings.adapter is not None:  # it may be another one on this node
+    if settings.adapter is not None:  # the folder may be a different one on this node
         check_adapter_folder(settings.adapter, settings.lora)
     packing = config.learner.packing_with(flash)
     try:
@@ -83,19 +85,19 @@ def load_policy(path: str, config: Config) -> Any:
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
         )
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers may raise any error for an invalid file
         raise ModelError(f"model.path={settings.path!r} cannot be loaded: {first_line(error)}") from None
     name = f"model.path={settings.path!r} ({base.config.model_type})"
     if packing == "packed" and base._is_stateful:
         raise ModelError(
-            f"{name} has layers with a state, which would go from one sample of a packed row to the next; set "
+            f"{name} has layers with a state, which would pass from one sample of a packed row to the next; set "
             "learner.packing=padded"
         )
     if packing == "shared" and not share_prompts(base) and config.learner.packing == "shared":
         raise ModelError(f"{name} has layers that cannot share a prompt; set learner.packing=padded")
     torch.manual_seed(config.run.seed)
     policy = with_adapter(base, settings)
-    if is_gguf(settings.path):  # a name that says something on other machines too, as a folder of the cache does not
+    if is_gguf(settings.path):  # a name that is valid on other machines, too, unlike a folder of the cache
         policy.peft_config["default"].base_model_name_or_path = settings.path
     if settings.adapter is not None:
         _fill(policy, settings.adapter, settings.path)
@@ -103,17 +105,20 @@ def load_policy(path: str, config: Config) -> Any:
 
 
 def _fill(policy: Any, adapter: str, path: str) -> None:
-    """Put the weights of the folder `adapter` into `policy`; ModelError unless each finds its place and none lacks."""
+    """Load the weights in the folder `adapter` into `policy`.
+
+    Raises ModelError if a weight has no place in the policy, or the policy needs one that is missing.
+    """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     misfit = f"model.adapter={adapter!r} does not fit model.path={path!r} and model.lora"
     try:
         result = set_peft_model_state_dict(policy, load_file(os.path.join(adapter, ADAPTER_WEIGHTS)))
-    except Exception as error:  # what a file holds makes PEFT fail in any way
+    except Exception as error:  # PEFT may raise any error for an invalid file
         raise ModelError(f"{misfit}: {first_line(error)}") from None
-    lacking = sorted(key for key in result.missing_keys if "lora_" in key)
+    missing = sorted(key for key in result.missing_keys if "lora_" in key)
     if unknown := sorted(result.unexpected_keys):
         raise ModelError(f"{misfit}, which have no place for its {unknown[0]!r} ({len(unknown)} such keys)")
-    if lacking:
-        raise ModelError(f"{misfit}: it holds no {lacking[0]!r} ({len(lacking)} such keys)")
+    if missing:
+        raise ModelError(f"{misfit}: it has no {missing[0]!r} ({len(missing)} such keys)")

@@ -1,4 +1,4 @@
-"""Whether an adapter with these settings can be trained on the base model: found out before an actor starts."""
+"""Checks, before an actor starts, that an adapter with these settings can be trained on the base model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from adagrpo_ray.model.quantised import check_unquantised
 SETTING = "model.adapter"
 
 
-def check_trainable(settings: ModelSettings, model_path: str, found: Any) -> None:
-    """ModelError if the model at `model_path` is quantised, if `model.lora.targets` are not all linear layers of it, or
-    if `model.adapter` has weights for other layers. `found` is Transformers' configuration of the model."""
-    check_unquantised(model_path, found, settings.path, "the learner trains on weights that are not")
-    model = build_without_weights(found, settings)
+def check_trainable(settings: ModelSettings, model_path: str, model_config: Any) -> None:
+    """Raise ModelError if the base model cannot be trained with these settings.
+
+    That is so if the model at `model_path` is quantised, if a target of `model.lora.targets` is not a linear layer of
+    it, or if `model.adapter` has weights for other layers. `model_config` is Transformers' configuration of the model.
+    """
+    check_unquantised(model_path, model_config, settings.path, "the learner trains on weights that are not")
+    model = build_without_weights(model_config, settings)
     layers = shapes_of(model)
     with torch.device("meta"):
         with_adapter(model, settings)
@@ -33,17 +36,17 @@ def check_trainable(settings: ModelSettings, model_path: str, found: Any) -> Non
 
 
 def check_same_layers(adapter: Adapter, layers: Mapping[str, tuple[int, int]], targets: Sequence[str]) -> None:
-    """ModelError unless the adapter has weights for all layers of the `targets`, and for no others."""
+    """Raise ModelError unless the adapter has weights for all layers of the `targets`, and for no others."""
     name = f"{SETTING}={str(adapter.folder)!r}"
     held = sorted({module.rpartition(".")[2] for module in adapter.pairs})
     if set(held) != set(targets):
         raise ModelError(
-            f"{name} has weights for {', '.join(held)}, and model.lora.targets names {', '.join(targets)}; "
+            f"{name} has weights for {', '.join(held)}, but model.lora.targets names {', '.join(targets)}; "
             f"set model.lora.targets=[{','.join(held)}]"
         )
-    meant = [module for module in layers if module.rpartition(".")[2] in targets]
-    if lacking := [module for module in meant if module not in adapter.pairs]:
+    targeted = [module for module in layers if module.rpartition(".")[2] in targets]
+    if missing := [module for module in targeted if module not in adapter.pairs]:
         raise ModelError(
-            f"{name} holds no weights for {len(lacking)} of the {len(meant)} layers that model.lora.targets names "
-            f"(first: {lacking[0]}); give an adapter of all of them"
+            f"{name} has no weights for {len(missing)} of the {len(targeted)} layers that model.lora.targets names "
+            f"(first: {missing[0]}); give an adapter of all of them"
         )

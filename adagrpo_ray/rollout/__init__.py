@@ -1,1 +1,1 @@
-"""Rollouts: the vLLM engine, the Ray actor around it, the router of requests, and the fleet of actors."""
+"""Rollouts: the vLLM engine, the Ray actor around it, the pool that routes requests, and the fleet of actors."""

@@ -19,34 +19,34 @@ SHOW_INTERVAL_S = 1.0
 
 
 class RolloutActor:
-    """One vLLM engine. All methods are asynchronous, so that requests join the engine's running batch."""
+    """One vLLM engine. All methods are asynchronous, so that new requests join the engine's running batch."""
 
     async def node(self) -> str:
-        """The id of the node that Ray found for it."""
+        """The id of the node that Ray placed the actor on."""
         return str(ray.get_runtime_context().get_node_id())
 
     async def start(self, model: ModelFiles, max_model_len: int, config: Config, name: str = "rollout actor") -> None:
-        """Load the engine and warm it up. Ray's metrics have it under `name`."""
+        """Load the engine and warm it up; `name` is its label in Ray's metrics."""
         use_node_address()
-        self._guard = ChildGuard()  # first, since this process may be killed while the engine's starts
+        self._guard = ChildGuard()  # first, since this process may be killed while that of the engine starts
         self._engine = await RolloutEngine.start(model.here(), max_model_len, config, model.template)
         self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
         await self._engine.warm_up()
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """The request's n completions."""
+        """Generate the n completions of the request."""
         return await self._engine.generate(request)
 
     async def apply(self, weights: AdapterWeights) -> SyncReceipt:
-        """Put a LoRA version into effect; Ray hands over the object that `weights` refers to."""
+        """Apply a version of the adapter. The caller passes a reference, which Ray resolves to `weights`."""
         return await self._engine.apply(weights)
 
     async def sleep(self) -> None:
-        """Leave the GPU until `wake`."""
+        """Release the memory of the GPU until `wake`."""
         await self._engine.sleep()
 
     async def wake(self) -> None:
-        """Be ready for `apply`, and after it for requests."""
+        """Take the memory of the GPU again; the actor then needs `apply` before it serves requests."""
         await self._engine.wake()
 
     async def stop(self) -> None:
@@ -56,7 +56,7 @@ class RolloutActor:
         self._guard.dismiss()
 
     async def _show(self, gauges: RolloutGauges, name: str) -> None:
-        """Show once a second how much the engine has to do."""
+        """Report the load of the engine once a second."""
         while True:
             gauges.show(name, self._engine.load)
             await asyncio.sleep(SHOW_INTERVAL_S)

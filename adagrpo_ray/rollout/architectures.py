@@ -1,7 +1,7 @@
-"""Which models vLLM serves, and which of them with LoRA, read from the files of the installed vLLM.
+"""The models that vLLM serves, and whether it serves them with LoRA, read from the files of the installed vLLM.
 
-Importing vLLM to ask its registry takes 9 s, and asking it about one class 15 s more (two cores, vLLM 0.32). Reading
-the registry's file takes 0.1 s. What these files do not say is not known, and refuses nothing.
+Importing vLLM to use its registry takes 9 s, and a query for one class 15 s more (two cores, vLLM 0.32). Reading the
+file of the registry takes 0.1 s. A model is refused only if these files show that vLLM does not serve it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from adagrpo_ray.errors import ModelError
 
 MODELS = "vllm.model_executor.models"
 LORA = "SupportsLoRA"
-"""The base class of vLLM's models that serve LoRA adapters."""
+"""The base class of the models of vLLM that serve LoRA adapters."""
 
 
-def check_served(model: ModelSettings, rollout: RolloutSettings, found: Any) -> None:
-    """ModelError if vLLM has no model for the architecture of `found`, Transformers' configuration of the base model,
-    or one without LoRA and `rollout.lora_mode` asks for it."""
-    architecture = next(iter(getattr(found, "architectures", None) or ()), None)
+def check_served(model: ModelSettings, rollout: RolloutSettings, model_config: Any) -> None:
+    """Raise ModelError if vLLM does not serve the base model, or serves it without LoRA and `rollout.lora_mode` needs
+    it.
+
+    `model_config` is Transformers' configuration of the base model.
+    """
+    architecture = next(iter(getattr(model_config, "architectures", None) or ()), None)
     known = registered()
-    if architecture is None or not known or getattr(found, "auto_map", None) or _plugins():
+    if architecture is None or not known or getattr(model_config, "auto_map", None) or _plugins():
         return
     name = f"model.path={model.path!r} is a {architecture}"
     if architecture not in known:
@@ -40,7 +43,7 @@ def check_served(model: ModelSettings, rollout: RolloutSettings, found: Any) -> 
 
 @cache
 def registered() -> dict[str, tuple[str, str]]:
-    """vLLM's architectures: the module and the class of each; {} if there is no vLLM or it keeps them elsewhere."""
+    """The module and the class of each architecture of vLLM; {} if vLLM is missing or keeps them elsewhere."""
     found: dict[str, tuple[str, str]] = {}
     for node in ast.walk(_parsed(f"{MODELS}.registry")):
         if isinstance(node, ast.Dict):
@@ -51,13 +54,13 @@ def registered() -> dict[str, tuple[str, str]]:
 
 
 def takes_lora(module: str, name: str) -> bool | None:
-    """Whether the class `name` of a module of vLLM's is one with LoRA adapters; None if that is not known."""
+    """Whether the class `name` in a module of vLLM serves LoRA adapters; None if that is not known."""
     module = module if module.startswith("vllm.") else f"{MODELS}.{module}"
     return True if name == LORA else _inherits(module, name, 0)
 
 
 def _inherits(module: str, name: str, depth: int) -> bool | None:
-    """Whether the class is derived from LORA, by the files of the modules that it and its bases are in."""
+    """Whether the class is derived from LORA, read from the files of its module and those of its bases."""
     tree = _parsed(module)
     own = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
     if own is None or depth > 8:
@@ -68,7 +71,7 @@ def _inherits(module: str, name: str, depth: int) -> bool | None:
         place = dict(_names(tree, module)).get(named or "")
         if named == LORA:
             return True
-        if named is None or place is None or not place.startswith("vllm."):  # torch.nn.Module, and its like
+        if named is None or place is None or not place.startswith("vllm."):  # such as torch.nn.Module
             continue
         above = _inherits(place, named, depth + 1)
         if above:
@@ -78,7 +81,7 @@ def _inherits(module: str, name: str, depth: int) -> bool | None:
 
 
 def _names(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
-    """What the module's classes and imports are called, and the module that each is in."""
+    """The names of the module's classes and imports, each with the module that defines it."""
     package = module.rpartition(".")[0]
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -91,8 +94,8 @@ def _names(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def _parsed(module: str) -> ast.Module:
-    """The module of vLLM, parsed; an empty one if there is none."""
-    found = find_spec("vllm")  # of a package it is found without running it
+    """Parse a module of vLLM; returns an empty module if there is none."""
+    found = find_spec("vllm")  # does not run the package
     for folder in (found.submodule_search_locations or ()) if found is not None else ():
         file = Path(folder, *module.split(".")[1:])
         for path in (file.with_suffix(".py"), file / "__init__.py"):
@@ -104,7 +107,7 @@ def _parsed(module: str) -> ast.Module:
 
 
 def _literal(key: ast.expr, value: ast.expr) -> tuple[str, tuple[str, str]] | None:
-    """An entry "Architecture": ("module", "Class") of a dictionary; None if it is none."""
+    """An entry "Architecture": ("module", "Class") of a dictionary; None for any other entry."""
     try:
         name, entry = ast.literal_eval(key), ast.literal_eval(value)
     except ValueError:
@@ -122,5 +125,5 @@ def _by_transformers(architecture: str) -> bool:
 
 
 def _plugins() -> list[EntryPoint]:
-    """Plugins of other packages, which may add models to vLLM."""
+    """The plugins of other packages, which may add models to vLLM."""
     return [entry for entry in entry_points(group="vllm.general_plugins") if not entry.value.startswith("vllm.")]

@@ -1,4 +1,4 @@
-"""vLLM's async engine: one request per group, and LoRA versions put into effect in memory."""
+"""vLLM's async engine: one request for each group, and versions of the adapter applied in memory."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SyncReceipt:
-    """The answer of a rollout actor to a new version: the digest of the weights that it holds now."""
+    """The reply of a rollout actor to a new version: the digest of the weights that it has now."""
 
     version: int
     digest: str
 
 
 class RolloutEngine:
-    """One vLLM engine. Make it with `start` or `create`; all methods are coroutines of one event loop."""
+    """One vLLM engine, created with `start` or `create`. All methods are coroutines of one event loop."""
 
     def __init__(self, started: StartedEngine, config: Config) -> None:
         self._started, self._engine, self._load, self._config = started, started.engine, started.load, config
         self._text, self._stops = CompletionText(started.tokenizer, config.data.format), stop_ids(started.tokenizer)
         self._version = -1
         self._lora: LoRARequest | None = None
-        self._lora_ids = count(1)  # vLLM's own numbers of adapters; versions may be applied in any order
+        self._lora_ids = count(1)  # vLLM's ids of adapters; not the versions, which may be applied in any order
         self._requests = 0
 
     @classmethod
     async def start(cls, model_path: str, max_model_len: int, config: Config, template: str | None = None) -> Self:
-        """Load the base model, as `start_engine`; the engine serves version -1, the base, until `apply`."""
+        """Load the base model with `start_engine`; the engine serves version -1, the base, until `apply`."""
         return cls.create(model_path, max_model_len, config, template)
 
     @classmethod
     def create(cls, model_path: str, max_model_len: int, config: Config, template: str | None = None) -> Self:
-        """`start` for a thread that may wait, outside of the event loop."""
+        """Do the work of `start` outside of an event loop, in a thread that may block."""
         return cls(start_engine(model_path, max_model_len, config, template), config)
 
     @property
     def load(self) -> RolloutLoad:
-        """How much the engine had to do in its last decoding step."""
+        """The load of the engine in its last decoding step."""
         return self._load.newest
 
     async def warm_up(self) -> None:
-        """Generate a little, so that late compilation happens now, however long that takes."""
+        """Generate a few tokens, so that lazy compilation happens now, without a time limit."""
         request = GenerationRequest("warm-up", np.zeros(4, np.int32), 2, OurParams(), 2, seed=0)
         await self._last(request, self._params(request), self._lora)
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """The request's n completions, under the version in force when it came in; see `apply` for mode `merged`."""
+        """Generate the n completions of the request with the version in effect on arrival; see `apply` for `merged`."""
         from vllm.sampling_params import RequestOutputKind
 
         params = self._params(
@@ -70,7 +70,7 @@ class RolloutEngine:
         version, limit = self._version, self._config.rollout.stall_timeout_s
         final = await self._load.while_it_steps(self._last(request, params, self._lora), limit)
         if final is None or len(final.outputs) != request.n:
-            raise RolloutError(f"vLLM gave no {request.n} completions for prompt {request.prompt_id}")
+            raise RolloutError(f"vLLM did not return {request.n} completions for prompt {request.prompt_id}")
         return tuple(
             Completion(
                 token_ids=np.asarray(output.token_ids, dtype=np.int32),
@@ -83,7 +83,7 @@ class RolloutEngine:
         )
 
     async def _last(self, request: GenerationRequest, params: Any, lora: LoRARequest | None) -> Any:
-        """The last of vLLM's outputs; None if there is none."""
+        """Wait for the last of vLLM's outputs; returns None if there is none."""
         last = None
         with self._started.alive():
             async for output in self._outputs(request, params, lora):
@@ -91,7 +91,7 @@ class RolloutEngine:
         return last
 
     def _params(self, request: GenerationRequest, **how: Any) -> Any:
-        """The request in vLLM's words; `how` selects the parts of its output."""
+        """The request as vLLM's SamplingParams; `how` selects the parts of the output."""
         from vllm import SamplingParams
 
         from adagrpo_ray.rollout.phases import phase_args
@@ -104,14 +104,14 @@ class RolloutEngine:
             **own.model_dump(exclude={"answer"}),
             seed=request.seed,
             max_tokens=request.max_new_tokens,
-            # Apart from these, vLLM stops at those that generation_config.json names.
+            # vLLM also stops at the tokens that generation_config.json names.
             stop_token_ids=self._stops,
             extra_args=phase_args(self._config.data.format.think_end, s, s.answer) if s.answer is not None else None,
             **how,
         )
 
     def _outputs(self, request: GenerationRequest, params: Any, lora: LoRARequest | None) -> Any:
-        """vLLM's outputs of the request; if the caller is cancelled, vLLM aborts it."""
+        """Start the request and return vLLM's outputs; if the caller is cancelled, vLLM aborts the request."""
         from vllm.inputs.engine import tokens_input
 
         self._requests += 1
@@ -119,24 +119,22 @@ class RolloutEngine:
         return self._engine.generate(prompt, params, str(self._requests), lora_request=lora)
 
     async def apply(self, weights: AdapterWeights) -> SyncReceipt:
-        """Put a version into effect for all requests that come after; SyncError if it did not arrive whole.
+        """Apply a version of the adapter for all later requests. Raises SyncError if the weights do not arrive whole.
 
-        In mode `adapter`, requests in flight end under the version that they began with. In mode `merged` the engine
-        pauses between two decoding steps, and they continue under the new weights: the cached keys and values
-        belong to the old weights, so they are dropped and computed again.
+        In mode `adapter`, requests in flight end with the version that they began with. In mode `merged`, the engine
+        pauses between two decoding steps, and requests in flight continue with the new weights. Their cached keys and
+        values belong to the old weights, so they are dropped and computed again.
         """
         with self._started.alive():
             digests = await self._install(weights)
         wrong = next((digest for digest in digests if digest != weights.digest), None)
         if wrong is not None:
-            raise SyncError(
-                f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker holds {wrong[:12]}"
-            )
+            raise SyncError(f"version {weights.version}: sent {weights.digest[:12]}, a rollout worker has {wrong[:12]}")
         self._version = weights.version
         return SyncReceipt(weights.version, digests[0])
 
     async def _install(self, weights: AdapterWeights) -> list[str]:
-        """Hand the tensors to all workers; returns the digest of the weights that each one holds."""
+        """Send the tensors to all workers; returns the digest of the weights that each worker has."""
         digests: list[str]
         data = weights.data.tobytes()
         if self._config.rollout.lora_mode == "adapter":
@@ -149,7 +147,7 @@ class RolloutEngine:
             # Name and id are new for every version: adapters of one name share prefix-cache blocks.
             self._lora = LoRARequest(f"adapter-{lora_id}", lora_id, lora_path="in-memory")
         else:
-            # As the engine's own `pause_generation`, without the 20 ms that it sleeps.
+            # Like the engine's own `pause_generation`, but without its sleep of 20 ms.
             await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
             try:
                 digests = await self._engine.collective_rpc("merge_adapter", args=(data, weights.r, weights.alpha))
@@ -158,11 +156,11 @@ class RolloutEngine:
         return digests
 
     async def sleep(self) -> None:
-        """Leave the GPU: weights go to host memory, the cache is dropped. No request may be in flight."""
+        """Release the GPU's memory: move weights to host memory and drop the cache. No request may be in flight."""
         await self._engine.sleep(level=1)
 
     async def wake(self) -> None:
-        """Come back to the GPU. The adapter may be lost (vLLM issues 39934, 53888) until the next `apply`."""
+        """Take the GPU's memory again. The adapter may be lost (vLLM issues 39934, 53888) until the next `apply`."""
         await self._engine.wake_up()
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The load that vLLM reports of its engine after each step, and an engine that does no step any more."""
+"""The load that vLLM reports after each step of its engine, and detection of an engine that has stalled."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class EngineLoad:
-    """Keeps the newest load of one engine, and when it last did a step (`time.monotonic`)."""
+    """Keeps the newest load of one engine, and the time of its last step (`time.monotonic`)."""
 
     def __init__(self) -> None:
         self.newest = RolloutLoad()
         self.stepped_at = time.monotonic()
 
     async def while_it_steps(self, work: Coroutine[Any, Any, T], limit_s: float) -> T:
-        """The result of `work`; ActorLostError if the engine does no step for so long (`rollout.stall_timeout_s`)."""
+        """Wait for the result of `work`. Raises ActorLostError if the engine does no step for `limit_s` seconds."""
         began, task = time.monotonic(), asyncio.ensure_future(work)
         try:
             while not task.done():
@@ -36,7 +36,7 @@ class EngineLoad:
     def logger(self) -> type:
         """A class for vLLM's `stat_loggers`.
 
-        vLLM would add its own Prometheus logger, of a hundred metrics that are not read here, unless it finds one.
+        It is a Prometheus logger because vLLM would otherwise add its own, with a hundred metrics that are not used.
         """
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 

@@ -1,4 +1,4 @@
-"""The life of vLLM's async engine: started with the settings of a run, watched, and stopped."""
+"""Starts vLLM's async engine with the settings of a run, detects its death, and stops it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from adagrpo_ray.rollout.engine_load import EngineLoad
 from adagrpo_ray.rollout.output import EngineOutput
 
 PHASES = "adagrpo_ray.rollout.phases:PhaseLogitsProcessor"
-# By itself vLLM gives the model a process of its own on CPUs, and the engine spins a whole core while it waits.
+# By default vLLM runs the model in a separate process on CPUs, and the engine spins on a whole core while it waits.
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 @dataclass(frozen=True, eq=False)
 class StartedEngine:
-    """vLLM's AsyncLLM and its tokenizer, with the load that it reports and the output of its processes."""
+    """vLLM's AsyncLLM and its tokenizer, with its load and the output of its processes."""
 
     engine: Any
     tokenizer: Any
@@ -32,34 +32,33 @@ class StartedEngine:
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """ActorLostError, with the cause, if vLLM's engine process dies within it."""
+        """Raise ActorLostError with the cause if vLLM's engine process dies within the block."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             yield
         except EngineDeadError as error:
-            told = f"{self.output.last_words}; {self.output.whereabouts}"
-            raise ActorLostError(f"its vLLM engine died ({told})") from error
+            raise ActorLostError(f"its vLLM engine died ({self.output.exit_cause}; {self.output.location})") from error
 
     def stop(self) -> None:
         """End the engine's processes."""
         from vllm.platforms import current_platform
 
-        # By itself vLLM gives the engine 5 s to tidy up, which it uses on CPUs, although there is nothing to give back.
+        # By default vLLM gives the engine 5 s to clean up. It takes them on CPUs, too, with nothing to release there.
         self.engine.shutdown(timeout=0.0 if current_platform.is_cpu() else None)
-        # Its finalizer does it once more, and fails at the end of Python, when little of Python is left.
+        # Its finalizer calls this again at the exit of Python, when it fails since modules are gone.
         self.engine.shutdown = lambda: None
 
 
 def kept_versions(algorithm: AlgorithmSettings) -> int:
-    """Versions that an engine holds in mode `adapter`: the newest, those of steps in flight, and one more."""
+    """Number of versions that an engine keeps in mode `adapter`: the newest, those of steps in flight, and one more."""
     return algorithm.max_staleness + 2
 
 
 def start_engine(model_path: str, max_model_len: int, config: Config, template: str | None) -> StartedEngine:
-    """Load the base model; RolloutError with the cause if vLLM fails.
+    """Start vLLM with the base model. Raises RolloutError with the cause if vLLM fails.
 
-    `template` as `chosen_template` gave it: completions end at the token that it writes after a message.
+    `template` is the result of `chosen_template`: completions end at the token that it writes after a message.
     """
     output = EngineOutput()
     try:
@@ -67,9 +66,9 @@ def start_engine(model_path: str, max_model_len: int, config: Config, template: 
             return _started(model_path, max_model_len, config, template, output)
     except AdaGRPOError:
         raise
-    except Exception as error:  # a model, a GPU or a setting makes vLLM fail in any way
+    except Exception as error:  # vLLM may raise any error for a model, a GPU or a setting
         raise RolloutError(
-            f"vLLM does not start with model.path={config.model.path!r}: {output.cause(error)}; {output.whereabouts}"
+            f"vLLM does not start with model.path={config.model.path!r}: {output.cause(error)}; {output.location}"
         ) from error
 
 
@@ -89,45 +88,45 @@ def _started(
 
 
 def _arguments(model_path: str, max_model_len: int, config: Config) -> Any:
-    """vLLM's engine arguments, and the environment variables that it goes by."""
+    """Return vLLM's engine arguments, and set the environment variables that it reads."""
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
 
     r, on_cpu = config.rollout, current_platform.is_cpu()
     if on_cpu:
-        # Two engines that each bind to all cores spin against one another.
+        # Two engines that both bind to all cores would compete for them while they spin.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        if r.enforce_eager:  # vLLM compiles some of its sampler even then, which needs a C++ compiler
+        if r.enforce_eager:  # even then vLLM compiles a part of its sampler, which needs a C++ compiler
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     elif config.uses_phases:  # vLLM's second model runner does not take logits processors of this interface
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     adapter, kept = r.lora_mode == "adapter", kept_versions(config.algorithm)
     return AsyncEngineArgs(
         model=model_path,
-        load_format="safetensors",  # by itself vLLM takes pickled weights if there are no others
+        load_format="safetensors",  # by default vLLM loads pickled weights if there are no others
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         seed=config.run.seed,
         max_model_len=max_model_len,
         max_num_seqs=r.max_num_seqs,
-        # A seeded request whose prefill is cut in two ends vLLM's CPU engine, so none is ever cut there.
+        # A request with a seed whose prefill is divided kills vLLM's CPU engine, so no prefill is divided there.
         enable_chunked_prefill=False if on_cpu else None,
         max_num_batched_tokens=max(max_model_len, 8192) if on_cpu else None,
-        # vLLM's 128 there is longer than many a prompt: each completion of a group would compute it again.
+        # vLLM's default there, 128, is longer than many prompts: each completion of a group would compute its prompt.
         block_size=32 if on_cpu else None,
         tensor_parallel_size=r.tensor_parallel_size,
         enforce_eager=r.enforce_eager,
-        # By itself vLLM would put several workers into our own placement group, which has no room for them.
+        # By default vLLM would put several workers into the run's placement group, which has no room for them.
         distributed_executor_backend="mp" if r.tensor_parallel_size > 1 else IN_PROCESS if on_cpu else None,
         kv_cache_memory_bytes=int(r.kv_cache_gib * 2**30) if r.kv_cache_gib is not None else None,
         gpu_memory_utilization=r.gpu_memory_utilization,
         enable_sleep_mode=bool(r.sleep),
         enable_lora=adapter,
-        # On CPUs vLLM computes a request without an adapter with the last slot, so that one is left empty.
+        # On CPUs vLLM computes a request without an adapter with the last slot, so that slot stays empty.
         max_loras=kept + on_cpu if adapter else 1,
         max_cpu_loras=kept + 1 if adapter else None,
         max_lora_rank=config.model.lora.r if adapter else 16,
-        # The log-probabilities of the distribution really sampled from, after temperature and filters.
+        # Log-probabilities of the distribution that tokens are drawn from, after temperature and filters.
         logprobs_mode="processed_logprobs",
         logits_processors=[PHASES] if config.uses_phases else None,
         worker_extension_cls="adagrpo_ray.rollout.worker_extension.AdapterWorker",

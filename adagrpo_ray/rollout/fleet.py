@@ -1,4 +1,4 @@
-"""The rollout actors of a run: started, replaced where they are lost, let go where their node drains."""
+"""The rollout actors of a run: starts them, replaces lost ones, and releases those whose node drains."""
 
 from __future__ import annotations
 
@@ -22,43 +22,45 @@ from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.runs.records import RolloutLoad
 
-MAX_REQUESTS = 4096  # that one rollout actor may have in flight
+MAX_REQUESTS = 4096  # in flight on one rollout actor
 STOP_TIMEOUT_S = 10.0
 WATCH_INTERVAL_S = 1.0
 
 
 class Fleet:
-    """Keeps rollout actors at work in its `pool`. All of it belongs to one event loop.
+    """Keeps the rollout actors of its `pool` running. All of it belongs to one event loop.
 
-    It asks Ray for `rollout.max_actors` of them. Those that the cluster has no room for wait in Ray's queue, where the
-    autoscaler sees them, and join when a node comes: they get the newest weights, then requests. One on a node that
-    drains gets no more requests, ends what it has, and is asked for again elsewhere. One that is lost is replaced, up
-    to `rollout.max_restarts` times in a run.
+    - It requests `rollout.max_actors` actors from Ray. Actors without a free node wait in Ray's queue, which the
+      autoscaler reads. Once they have a node, they get the newest weights, and then requests.
+    - An actor on a node that drains gets no new requests and finishes those in flight. Another one is requested.
+    - A lost actor is replaced, up to `rollout.max_restarts` times in a run.
     """
 
     def __init__(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
         self.pool = RolloutPool([], config.rollout.request_timeout_s, config.rollout.stall_timeout_s, self._lost)
         self.restarts = 0
         self._config, self._placement = config, placement
-        self._start = (model, max_model_len, config)  # what an actor starts with; `model` may be Ray's reference
+        self._start = (model, max_model_len, config)  # arguments of `RolloutActor.start`; `model` may be a reference
         self._wanted = config.rollout.max_actors or config.rollout.actors
-        self._count = 0  # of actors ever asked for, which is the next one's number
+        self._count = 0  # of actors ever requested, which is the number of the next one
         self._gauges = RolloutGauges(config.run.name)
-        self._members: set[Member] = set()  # asked for and not ended, in the pool or not
+        self._members: set[Member] = set()  # requested and not ended, in the pool or not
         self._tasks: set[asyncio.Task[None]] = set()
         self._notices: deque[str] = deque()
         self._failure: AdaGRPOError | None = None
         self._idle_since = math.inf  # when the pool was found empty
 
     async def open(self) -> None:
-        """Ask for all actors; returns at once."""
+        """Request all actors, and return at once."""
         for _ in range(self._wanted):
-            self._employ()
+            self._request()
         self._spawn(self._watch())
 
     async def ready(self) -> None:
-        """Wait until `rollout.actors` are at work. Raises what an actor raised that could not start, and ResourceError
-        where they are not there in time."""
+        """Wait until `rollout.actors` actors are running.
+
+        Raises the error of an actor that could not start, and ResourceError if they are not running in time.
+        """
         wanted, limit = self._config.rollout.actors, self._config.rollout.start_timeout_s
         began = time.monotonic()
         while len(self.pool.members) < wanted:
@@ -74,13 +76,13 @@ class Fleet:
             await asyncio.sleep(0.05)
 
     def notices(self) -> tuple[str, ...]:
-        """What has happened to actors since the last call."""
-        told = tuple(self._notices)
+        """The events of actors since the last call."""
+        notices = tuple(self._notices)
         self._notices.clear()
-        return told
+        return notices
 
     async def close(self) -> None:
-        """Let every actor end its engine's processes, then end the actors."""
+        """End the engine processes of every actor, then the actors."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -91,8 +93,8 @@ class Fleet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _employ(self) -> None:
-        """Ask Ray for one more actor."""
+    def _request(self) -> None:
+        """Request one more actor from Ray."""
         placement, number = self._placement, self._count
         self._count += 1
         actor = (
@@ -108,10 +110,10 @@ class Fleet:
         )
         member = Member(actor, f"rollout actor {number}")
         self._members.add(member)
-        self._spawn(self._bring_up(member, first=number < self._config.rollout.actors))
+        self._spawn(self._start_member(member, first=number < self._config.rollout.actors))
 
-    async def _bring_up(self, member: Member, first: bool) -> None:
-        """Start an actor and put it to work; where it cannot start, another one takes its place."""
+    async def _start_member(self, member: Member, first: bool) -> None:
+        """Start an actor and add it to the pool; if it cannot start, replace it."""
         limit = self._config.rollout.start_timeout_s
         try:
             member.node = await member.answer(member.actor.node.remote())  # waits for room
@@ -126,17 +128,17 @@ class Fleet:
             self._replace(str(error))
         except AdaGRPOError as error:
             await self._end(member)
-            if first:  # a mistake in the settings, most likely: it would come again
+            if first:  # most likely a mistake in the settings, which would fail again
                 self._failure = error
                 await self.pool.close(str(error))
             else:
                 self._replace(f"{member.name} could not start: {error}")
         else:
             if not first:
-                self._notices.append(f"{member.name} joined, {len(self.pool.members)} are at work")
+                self._notices.append(f"{member.name} joined, {len(self.pool.members)} are running")
 
     def _lost(self, member: Member, reason: str) -> None:
-        """The pool has lost it."""
+        """Replace a member that the pool has lost."""
         self._members.discard(member)
         self._spawn(self._end(member))
         self._replace(reason)
@@ -145,8 +147,8 @@ class Fleet:
         limit, left = self._config.rollout.max_restarts, len(self.pool.members)
         if self.restarts < limit:
             self.restarts += 1
-            self._notices.append(f"{reason}; another one starts ({self.restarts} of rollout.max_restarts={limit})")
-            self._employ()
+            self._notices.append(f"{reason}; starting another one ({self.restarts} of rollout.max_restarts={limit})")
+            self._request()
             return
         self._notices.append(f"{reason}; rollout.max_restarts={limit} are used up, {left} are left")
         if not self._members:
@@ -154,16 +156,16 @@ class Fleet:
             self._spawn(self.pool.close(str(self._failure)))
 
     async def _end(self, member: Member) -> None:
-        """End an actor that takes no more requests."""
+        """End an actor that gets no more requests."""
         self._members.discard(member)
         if member.node:
-            with suppress(TimeoutError, RayError):  # it may be dead, hang, or never have started its engine
+            with suppress(TimeoutError, RayError):  # it may be dead or hang, or its engine may not have started
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await member.actor.stop.remote()
         ray.kill(member.actor)
 
     async def _watch(self) -> None:
-        """Look after nodes that drain, and after a pool that stays empty; show how much there is to do."""
+        """Report the load, release actors on nodes that drain, and close a pool that stays empty."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             for member in self.pool.members:
@@ -172,27 +174,27 @@ class Fleet:
             draining = await asyncio.to_thread(draining_nodes)
             for member in self.pool.members:
                 if member.node in draining:
-                    self._spawn(self._let_go(member))
-            await self._bound_idleness()
+                    self._spawn(self._release(member))
+            await self._check_empty()
 
-    async def _let_go(self, member: Member) -> None:
-        self._notices.append(f"{member.name} leaves with its node, which drains; another one is asked for")
-        self._employ()
+    async def _release(self, member: Member) -> None:
+        self._notices.append(f"{member.name} stops because its node drains; requesting another one")
+        self._request()
         await self.pool.drain(member)
         await self._end(member)
 
-    async def _bound_idleness(self) -> None:
+    async def _check_empty(self) -> None:
         limit = self._config.rollout.start_timeout_s
         if self.pool.members:
             self._idle_since = math.inf
             return
         self._idle_since = min(self._idle_since, time.monotonic())
         if time.monotonic() - self._idle_since > limit:
-            await self.pool.close(f"no rollout actor was at work for rollout.start_timeout_s={limit:g} s")
+            await self.pool.close(f"no rollout actor was running for rollout.start_timeout_s={limit:g} s")
 
 
 def draining_nodes() -> set[str]:
-    """The ids of nodes that Ray is about to take away: an autoscaler's idle ones, a cloud's preempted ones."""
-    from ray._private.state import state  # where Ray Train looks, too: there is no public way
+    """The ids of nodes that Ray is about to remove: idle ones of an autoscaler, and preempted ones of a cloud."""
+    from ray._private.state import state  # Ray Train uses it, too: there is no public way
 
     return set(state.get_draining_nodes())

@@ -1,4 +1,4 @@
-"""The load of rollout actors as Ray metrics; `tracking/ray_metrics.py` shows the metrics of a run."""
+"""The load of rollout actors as Ray metrics; those of a run are in `tracking/ray_metrics.py`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from adagrpo_ray.runs.records import RolloutLoad
 
 
 class RolloutGauges:
-    """The gauges of one run's rollout actors in this process, which Ray has to know already.
+    """The gauges of one run's rollout actors in this process, which must be connected to Ray.
 
-    Ray forgets a gauge that is not set for twenty seconds, and with it an actor that is gone.
+    Ray drops a gauge that has not been set for twenty seconds, and thus those of an actor that is gone.
     """
 
     def __init__(self, run: str | None) -> None:
@@ -22,7 +22,7 @@ class RolloutGauges:
         self._made: dict[str, Gauge] = {}
 
     def show(self, actor: str, load: RolloutLoad) -> None:
-        """Set the gauges of the actor of that name. Errors of Ray are ignored: rollouts do without."""
+        """Set the gauges of the actor with that name. Ignores errors of Ray: rollouts do not need metrics."""
         with suppress(Exception):
             for metric in metrics_of(RolloutLoad):
                 value = getattr(load, metric.field)

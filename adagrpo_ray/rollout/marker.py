@@ -1,4 +1,4 @@
-"""Finding the marker between thought and answer in a growing completion: by token ids, or in its text."""
+"""Finds the marker between thought and answer in a growing completion: by token ids, or in its text."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 PARTIAL = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer writes for bytes that are no whole character."""
+"""The character that a tokenizer writes for bytes that are not a whole character."""
 
 MOST_PARTS = 8
-"""Tokens that one character may take; UTF-8 has at most 4 bytes, and byte-level tokens one byte or more each."""
+"""The most tokens of one character, with a margin: UTF-8 has at most 4 bytes, and a token at least one of them."""
 
 
 class Watch(Protocol):
-    """Whether a marker has occurred in a growing list of ids."""
+    """Searches a growing list of ids for a marker.
+
+    - `read`: number of ids that have been read.
+    - `seen`: whether the marker is among them.
+    """
 
     read: int
     seen: bool
 
     def update(self, ids: Sequence[int]) -> bool:
-        """Read what is new in `ids`, the whole list so far; returns whether the marker is in it."""
+        """Read the new ids of `ids`, the whole list so far; returns whether the marker is in it."""
 
 
 class MarkerWatch:
-    """Whether the marker has occurred in a growing list of ids; looks at each id once (Knuth-Morris-Pratt)."""
+    """Searches a growing list of ids for a list of ids; reads each id once (Knuth-Morris-Pratt)."""
 
     def __init__(self, marker: Sequence[int]) -> None:
         self._marker = tuple(marker)
-        # After `n` matched ids and a wrong one, as many may still count as the longest border of those n has.
+        # After `n` matched ids and a mismatch, the longest border of those n ids still matches.
         self._border = [0] + [
             max(k for k in range(n) if self._marker[:k] == self._marker[n - k : n]) for n in range(1, len(marker))
         ]
@@ -36,7 +40,7 @@ class MarkerWatch:
         self.seen = False
 
     def update(self, ids: Sequence[int]) -> bool:
-        """Read what is new in `ids`, the whole list so far; returns whether the marker is in it."""
+        """Read the new ids of `ids`, the whole list so far; returns whether the marker is in it."""
         while self.read < len(ids):
             token = ids[self.read]
             self.read += 1
@@ -50,7 +54,7 @@ class MarkerWatch:
 
 
 class Pieces:
-    """The text of each token, special ones included; `load` gives the tokenizer when the first one is asked for."""
+    """The text of tokens, including special ones; `load` returns the tokenizer and is called on first use."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
         self._load = load
@@ -59,7 +63,7 @@ class Pieces:
         self._known: dict[tuple[int, ...], str] = {}
 
     def text(self, ids: Sequence[int]) -> str:
-        """What these ids add to a text; it ends with `PARTIAL` if they are a part of a character."""
+        """The text that these ids append; it ends with `PARTIAL` if they are a part of a character."""
         key = tuple(ids)
         if key not in self._known:
             self._known[key] = self._decoded(key)
@@ -68,7 +72,7 @@ class Pieces:
     def _decoded(self, ids: tuple[int, ...]) -> str:
         if self._tokenizer is None:
             self._tokenizer = self._load()
-            # Some tokenizers drop the space at the beginning of a text, so that no token is asked for alone.
+            # Some tokenizers drop the space at the beginning of a text, so ids are always decoded after another token.
             self._anchor = list(self._tokenizer.encode("a", add_special_tokens=False))
         decode = self._tokenizer.decode
         before = decode(self._anchor, skip_special_tokens=False)
@@ -76,10 +80,10 @@ class Pieces:
 
 
 class TextWatch:
-    """Whether the marker has occurred in the text of a growing list of ids, however its tokens are cut.
+    """Searches the text of a growing list of ids for a marker, for any division of the text into tokens.
 
-    "</think>" may be one token, several, or the middle of some: in "sum.</think>\n" the first may be ".</" and the last
-    ">\n".
+    "</think>" may be one token, several tokens, or a part of some: in "sum.</think>\n" the first token may be ".</" and
+    the last ">\n".
     """
 
     def __init__(self, marker: str, pieces: Pieces) -> None:
@@ -90,7 +94,7 @@ class TextWatch:
         self.seen = False
 
     def update(self, ids: Sequence[int]) -> bool:
-        """Read what is new in `ids`, the whole list so far; returns whether the marker is in it."""
+        """Read the new ids of `ids`, the whole list so far; returns whether the marker is in it."""
         while self.read < len(ids):
             self._parts.append(ids[self.read])
             self.read += 1

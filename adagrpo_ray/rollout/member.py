@@ -1,4 +1,4 @@
-"""A rollout actor as its pool sees it: its outstanding tokens, its answers, and the signs that it is lost."""
+"""A rollout actor in a pool: its outstanding tokens, its replies, and the detection of its loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from adagrpo_ray.types import Completion, GenerationRequest
 
 @dataclass(eq=False)
 class Member:
-    """A rollout actor that takes requests; `outstanding` is in tokens that `requests` may still have to generate."""
+    """A rollout actor that takes requests.
+
+    - `actor`: its Ray handle.
+    - `node`: the id of its node; "" until it has one.
+    - `outstanding`: the most tokens that its requests in flight may generate.
+    - `requests`: number of requests in flight.
+    """
 
     actor: Any
     name: str
@@ -24,7 +30,10 @@ class Member:
     requests: int = 0
 
     async def generate(self, request: GenerationRequest, limit_s: float) -> tuple[Completion, ...]:
-        """The request's completions; ActorLostError if there is no answer in time. The actor then gives it up too."""
+        """Send the request and wait for its completions.
+
+        Raises ActorLostError if there is no reply in time; the actor then aborts the request.
+        """
         tokens = request.n * request.max_new_tokens
         self.outstanding += tokens
         self.requests += 1
@@ -34,32 +43,32 @@ class Member:
                 completions: tuple[Completion, ...] = await self.answer(reference)
             return completions
         except asyncio.CancelledError:
-            ray.cancel(reference)  # the actor aborts it, so that nothing is generated that is not needed
+            ray.cancel(reference)  # the actor aborts the request, and generates no more tokens for it
             raise
         except TimeoutError:
             ray.cancel(reference)
             raise ActorLostError(
-                f"{self.name} gave no answer for prompt {request.prompt_id} in {limit_s:g} s; "
+                f"{self.name} did not answer for prompt {request.prompt_id} in {limit_s:g} s; "
                 "raise rollout.request_timeout_s, or lower rollout.max_new_tokens"
             ) from None
         finally:
             self.outstanding -= tokens
             self.requests -= 1
 
-    async def in_time(self, reference: Any, limit_s: float, what: str) -> Any:
-        """The actor's answer; ActorLostError if it hangs, which names its task, `what`."""
+    async def in_time(self, reference: Any, limit_s: float, task: str) -> Any:
+        """Wait for the actor's reply. Raises ActorLostError, which names the `task`, if it hangs."""
         try:
             async with asyncio.timeout(limit_s):
                 return await self.answer(reference)
         except TimeoutError:
-            raise ActorLostError(f"{self.name} did not {what} within rollout.stall_timeout_s={limit_s:g} s") from None
+            raise ActorLostError(f"{self.name} did not {task} within rollout.stall_timeout_s={limit_s:g} s") from None
 
     async def answer(self, reference: Any) -> Any:
-        """The actor's answer; ActorLostError if it or its engine is gone, its own error if it raised one."""
+        """Wait for the actor's reply. Raises ActorLostError if it or its engine is gone, or else the actor's error."""
         try:
             return await reference
         except TaskCancelledError as error:
-            raise ActorLostError(f"{self.name} gave the request up") from error
+            raise ActorLostError(f"{self.name} cancelled the request") from error
         except RayTaskError as error:
             if isinstance(error.cause, ActorLostError):
                 raise ActorLostError(f"{self.name}: {error.cause}") from None
@@ -68,5 +77,5 @@ class Member:
             failed = f"{type(error.cause).__name__}: {first_line(error.cause)}"
             raise RolloutError(f"{self.name} failed: {failed}") from error
         except RayActorError as error:
-            # The first line has how it ended; many more list possible causes.
+            # The first line has the kind of death; many more lines list possible causes.
             raise ActorLostError(f"{self.name} died: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Mode `merged` inside vLLM's worker process: base weights and adapter become one, and the layers are checked."""
+"""Mode `merged` inside vLLM's worker process: merges the adapter into the base weights, and checks the layers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from adagrpo_ray.lora.payload import as_pairs, digest_of, unpack
 
 PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-"""Largest share of a layer's output by which the merged layer may differ from the weights that it was given."""
+"""The largest relative difference between the output of a layer and that of its merged weights."""
 
 
 class MergeWorker:
-    """A part of `AdapterWorker`; `model_runner`, `vllm_config` and `reload_weights` are the worker's own."""
+    """A base class of `AdapterWorker`; `model_runner`, `vllm_config` and `reload_weights` are vLLM's."""
 
     model_runner: Any
     vllm_config: Any
@@ -22,12 +22,14 @@ class MergeWorker:
     _base: dict[str, torch.Tensor]
 
     def merge_adapter(self, data: bytes, r: int, alpha: float) -> str:
-        """Load base + (alpha / r) B A through vLLM's own weight reload; returns the digest of the merged adapter.
+        """Load base + (alpha / r) B A through vLLM's weight reload; returns the digest of the adapter.
 
-        Merges always start from the base weights as they are on disk, kept in host memory. Afterwards each
-        changed layer is run on a probe and compared with its merged weight, since vLLM may pack weights
-        into a form that cannot be read; RuntimeError if they differ. With `rollout.tensor_parallel_size` above 1
-        there is no probe, since a worker holds shards only: then the digest of the tensors that arrived is all.
+        Every merge starts from the base weights as they are on disk, which are kept in host memory. Afterwards each
+        changed layer is run on a probe, and its output is compared with that of its merged weight. The weights
+        themselves cannot be compared, since vLLM may pack them. With `rollout.tensor_parallel_size` above 1 a worker
+        has only shards, so there is no probe, and only the tensors that arrived are verified.
+
+        Raises RuntimeError if the base model lacks a weight for a module of the adapter, or an output differs.
         """
         pairs = as_pairs(unpack(data))
         base = self._base_weights()
@@ -61,9 +63,9 @@ class MergeWorker:
 
     @torch.inference_mode()
     def _probe(self, merged: dict[str, torch.Tensor]) -> None:
-        """Compare every changed layer's output on fixed random inputs with that of its merged weight."""
+        """Compare the output of every changed layer on fixed random inputs with that of its merged weight."""
         if self.vllm_config.parallel_config.tensor_parallel_size > 1:
-            return  # a shard holds a part of the rows or columns only
+            return  # a shard has only a part of the rows or columns
         model = self.model_runner.get_model()
         packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         generator = torch.Generator().manual_seed(0)
@@ -79,4 +81,4 @@ class MergeWorker:
             got = layer.quant_method.apply(layer, x.to(device), None).float().cpu()
             error = ((got - expected).norm() / expected.norm()).item()
             if not error < PROBE_TOLERANCE[weight.dtype]:
-                raise RuntimeError(f"layer {name} computes something else than its merged weights (error {error:.2g})")
+                raise RuntimeError(f"the output of layer {name} is not that of its merged weights (error {error:.2g})")

@@ -1,7 +1,7 @@
-"""What vLLM's processes write to the terminal: kept for a while, so that an error can tell its cause.
+"""Keeps the newest terminal output of vLLM's processes, from which an error takes its cause.
 
-vLLM runs the model in a process of its own. If that fails, the exception here says "See root cause above", and the
-cause is in the other process's output alone.
+vLLM runs the model in a separate process. If that fails, the exception in this process is "See root cause above", and
+only the output of the other process has the cause.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from contextlib import contextmanager, suppress
 from adagrpo_ray.errors import first_line
 
 KEPT_BYTES = 2**18
-"""Of the newest output: vLLM's longest traceback (about 20 kB) several times."""
+"""Bytes of output that are kept: enough for several of vLLM's longest tracebacks (about 20 kB)."""
 PREFIXES = re.compile(r"^(?:\([^()]*pid=\d+\) ?)+|^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\] ?")
-"""The process that vLLM names before each line, and its logger's place and time."""
+"""Prefixes of vLLM's lines: the process, or the level, time and place of its logger."""
 TRACEBACK = "Traceback (most recent call last):"
 IGNORED = "Exception ignored in"
 EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:: |:?$)")
 ELSEWHERE = re.compile(r"root cause|stack trace above|EngineDeadError|Engine core initialization failed|cancelled")
-"""What is in exceptions that only say that there was another one."""
+"""Matches exceptions that only refer to another one."""
 FATAL = "EngineCore encountered a fatal error"
-"""What vLLM writes before the traceback of an engine that dies."""
+"""The line that vLLM writes before the traceback of an engine that dies."""
 NAMES = {
     "gpu_memory_utilization": "rollout.gpu_memory_utilization or rollout.kv_cache_gib",
     "max_model_len": "rollout.max_model_len",
@@ -40,21 +40,21 @@ NAMES = {
     "max_loras": "algorithm.max_staleness",
     "trust_remote_code": "model.trust_remote_code",
 }
-"""vLLM's arguments, and the settings that they come from."""
+"""vLLM's arguments, and the settings that determine them."""
 
 
 class EngineOutput:
-    """The output of the processes that are started within `captured`, passed on to its former destination."""
+    """Keeps the output of processes that are started within `captured`, and forwards it to its former destination."""
 
     def __init__(self) -> None:
         self._newest: deque[bytes] = deque()
         self._lock = threading.Lock()
-        self._pipes: dict[int, int] = {}  # the end of a pipe to read, and the descriptor to write to
-        self._place = _place()
+        self._pipes: dict[int, int] = {}  # from the reading end of a pipe to the descriptor that gets its output
+        self._file = _error_file()
 
     @contextmanager
     def captured(self) -> Iterator[None]:
-        """Within it all output of this process and of those that it starts is kept; of the latter to their end."""
+        """Keep the output of this process within the block, and of the processes started in it until they end."""
         _flush()
         before = {descriptor: self._redirect(descriptor) for descriptor in (1, 2)}
         try:
@@ -63,11 +63,11 @@ class EngineOutput:
             _flush()
             for descriptor, to in before.items():
                 os.dup2(to, descriptor)
-            with self._lock:  # what was written so far goes out before what is written next
+            with self._lock:  # forward the output so far before any later output
                 self._take_all()
 
     def _redirect(self, descriptor: int) -> int:
-        """Let the descriptor write into a pipe that a thread empties; returns a copy of the former one."""
+        """Redirect the descriptor into a pipe that a thread empties; returns a copy of the former descriptor."""
         to = os.dup(descriptor)
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
@@ -78,7 +78,7 @@ class EngineOutput:
         return to
 
     def _empty(self, reading: int) -> None:
-        """Take what comes through the pipe until all who write there have ended."""
+        """Read the pipe until all processes that write to it have ended."""
         waiting = select.poll()
         waiting.register(reading, select.POLLIN)
         ended = False
@@ -91,7 +91,7 @@ class EngineOutput:
             os.close(reading)
 
     def _take(self, reading: int) -> bool:
-        """Keep and pass on all that is in the pipe now; whether nothing can come any more."""
+        """Keep and forward the current content of the pipe; returns whether the pipe is closed."""
         while True:
             try:
                 data = os.read(reading, 2**16)
@@ -102,7 +102,7 @@ class EngineOutput:
             self._newest.append(data)
             while sum(map(len, self._newest)) > KEPT_BYTES and len(self._newest) > 1:
                 self._newest.popleft()
-            with suppress(OSError):  # the terminal may be gone, and the pipe must be emptied all the same
+            with suppress(OSError):  # the terminal may be gone, but the pipe must be emptied
                 os.write(self._pipes[reading], data)
 
     def _take_all(self) -> None:
@@ -111,34 +111,36 @@ class EngineOutput:
 
     @property
     def text(self) -> str:
-        """The newest output, with all that was written before now."""
+        """The newest output, including all that is in the pipes."""
         with self._lock:
             self._take_all()
             return b"".join(self._newest).decode(errors="replace")
 
     def cause(self, error: BaseException) -> str:
-        """Why the engine did not start, in a line: the last exception in its output, if `error` says only that there
-        was one."""
-        said = first_line(error)
-        if ELSEWHERE.search(said):
-            said = last_exception(self.text) or _signal(str(error)) or _last_line(self.text) or said
-        return _in_our_words(said)
+        """The reason why the engine did not start, in one line.
+
+        It is `error` itself or, if that only refers to another error, the last exception in the output.
+        """
+        message = first_line(error)
+        if ELSEWHERE.search(message):
+            message = last_exception(self.text) or _signal(str(error)) or _last_line(self.text) or message
+        return _with_settings(message)
 
     @property
-    def last_words(self) -> str:
-        """Why an engine that had started died, in a line: the exception that vLLM wrote then."""
+    def exit_cause(self) -> str:
+        """The reason why a running engine died, in one line: the exception that vLLM wrote."""
         _, fatal, rest = self.text.rpartition(FATAL)
-        said = last_exception(rest) if fatal else None
-        return _in_our_words(said) if said else "its process ended without an error, as one that is killed does"
+        message = last_exception(rest) if fatal else None
+        return _with_settings(message) if message else "its process ended without an error, like a killed process"
 
     @property
-    def whereabouts(self) -> str:
-        """Where all of the output is, to be put into a message."""
-        return f"its output is in {self._place}" if self._place else "the terminal has all that it wrote"
+    def location(self) -> str:
+        """A clause for error messages about the place of the whole output."""
+        return f"its output is in {self._file}" if self._file else "its output is in the terminal"
 
 
 def last_exception(text: str) -> str | None:
-    """The last exception in the output `text` of a process that says more than that there was another one."""
+    """The last exception in the output `text` of a process that does not only refer to another one."""
     found: str | None = None
     lines = [_plain(line) for line in text.splitlines()]
     for number, line in enumerate(lines):
@@ -148,19 +150,19 @@ def last_exception(text: str) -> str | None:
         at = next((n for n in after if lines[n] and not lines[n][0].isspace() and EXCEPTION.match(lines[n])), None)
         if at is None:
             continue
-        told = [lines[at]]
+        parts = [lines[at]]
         for more in lines[at + 1 : at + 8]:
             if not more.strip() or more.strip() == TRACEBACK:
                 break
-            told.append(more)
-        said = first_line(RuntimeError("\n".join(told)))
-        if not ELSEWHERE.search(said):
-            found = said
+            parts.append(more)
+        message = first_line(RuntimeError("\n".join(parts)))
+        if not ELSEWHERE.search(message):
+            found = message
     return found
 
 
 def _plain(line: str) -> str:
-    """The line without what vLLM puts before it."""
+    """Remove the prefixes of vLLM from the line."""
     while True:
         shorter = PREFIXES.sub("", line, count=1)
         if shorter == line:
@@ -168,18 +170,18 @@ def _plain(line: str) -> str:
         line = shorter
 
 
-def _in_our_words(said: str) -> str:
-    """What vLLM said, with the settings that its arguments come from."""
-    named = [f"{theirs} is {ours} here" for theirs, ours in NAMES.items() if theirs in said]
-    return said + (f" ({', '.join(named)})" if named else "")
+def _with_settings(message: str) -> str:
+    """A message of vLLM, with the settings that determine the arguments in it."""
+    named = [f"{argument} is {setting} here" for argument, setting in NAMES.items() if argument in message]
+    return message + (f" ({', '.join(named)})" if named else "")
 
 
-def _signal(said: str) -> str | None:
-    """What vLLM's list of failed processes says of one that a signal ended."""
-    ended = re.search(r"'[^']*': -(\d+)", said)
+def _signal(message: str) -> str | None:
+    """The signal that ended a process, from vLLM's list of failed processes; None if there is none."""
+    ended = re.search(r"'[^']*': -(\d+)", message)
     if ended is None:
         return None
-    memory = ", as the system does if memory runs out" if ended[1] == "9" else ""
+    memory = ", which the system sends if memory runs out" if ended[1] == "9" else ""
     return f"its process was ended by signal {ended[1]}{memory}"
 
 
@@ -187,13 +189,13 @@ def _last_line(text: str) -> str | None:
     return next((plain[:300] for line in reversed(text.splitlines()) if (plain := _plain(line).strip())), None)
 
 
-def _place() -> str | None:
-    """The file that this process writes its errors to, if it is one."""
+def _error_file() -> str | None:
+    """The file that is the standard error of this process; None for a terminal, a pipe or a file without a name."""
     try:
-        place = os.readlink("/proc/self/fd/2")
+        path = os.readlink("/proc/self/fd/2")
     except OSError:
         return None
-    return place if os.path.isfile(place) else None  # neither a terminal nor a pipe nor a file without a name
+    return path if os.path.isfile(path) else None
 
 
 def _flush() -> None:

@@ -1,7 +1,7 @@
 """Phase-dependent sampling on vLLM: one set of sampling parameters for the thought, another for the answer.
 
-A completion is in the thought until a marker, a text such as `</think>` or a sequence of token ids, has been
-generated; from the next token on it is in the answer, to its end. It works with plain vLLM too:
+A completion is in the thought until a marker has been generated, which is a text such as `</think>` or a sequence of
+token ids. From the next token on it is in the answer. This module works with plain vLLM, too:
 
     from vllm import LLM, SamplingParams
     from adagrpo_ray.rollout.phases import PhaseLogitsProcessor, phase_args
@@ -10,10 +10,10 @@ generated; from the next token on it is in the answer, to its end. It works with
     phases = phase_args("</think>", thought={"temperature": 1.2, "min_p": 0.02}, answer={"temperature": 0.0})
     outputs = llm.generate(prompts, SamplingParams(max_tokens=512, logprobs=0, extra_args=phases))
 
-The request's own parameters stay neutral: the processor applies those of the phase, so that vLLM's processed
-log-probabilities are those of the distribution that each token was drawn from. Requests without phases are
-left alone. The processor is written for vLLM's model runner V1, the one for CPUs; on a GPU, where vLLM takes V2
-and its other interface, set VLLM_USE_V2_MODEL_RUNNER=0.
+The request's own parameters stay neutral, and the processor applies those of the phase. So vLLM's processed
+log-probabilities are those of the distribution that each token was drawn from. Requests without phases are not changed.
+The processor is written for vLLM's model runner V1, which runs on CPUs. On GPUs vLLM uses V2, which has another
+interface: set VLLM_USE_V2_MODEL_RUNNER=0 there.
 
 Axis names: R batch rows that have phases, V the vocabulary.
 """
@@ -40,16 +40,17 @@ if TYPE_CHECKING:
     from vllm.v1.sample.logits_processor.interface import BatchUpdate
 
 KEY = "phases"  # of a request's extra_args
-GREEDY_BELOW = 1e-5  # the temperature under which vLLM, too, takes the likeliest token
+GREEDY_BELOW = 1e-5  # the temperature below which vLLM, too, takes the likeliest token
 NEUTRAL = {**PhaseParams().model_dump(), "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 def phase_args(marker: str | Sequence[int], thought: Any, answer: Any) -> dict[str, Any]:
-    """A request's `extra_args`.
+    """The `extra_args` of a request.
 
-    `thought` and `answer` are mappings or anything that has PhaseParams' attributes; missing ones are neutral.
-    A `marker` that is a text is found however the model cuts it into tokens. Token ids must be those that the model
-    itself writes: its first and last characters may share a token with the text next to it.
+    `thought` and `answer` are mappings, or objects with attributes of PhaseParams; missing ones are neutral. A `marker`
+    that is a text is found for any division into tokens. A `marker` of token ids must have the ids that the model
+    writes, whose first and last token may include characters of the text next to the marker. Raises ValueError if an
+    argument is not valid.
     """
     phases = {
         "marker": marker if isinstance(marker, str) else [int(token) for token in marker],
@@ -67,10 +68,10 @@ def _mapping(values: Any) -> dict[str, Any]:
 
 
 def _parse(phases: Any) -> tuple[str | list[int], PhaseParams, PhaseParams]:
-    """Marker, thought and answer out of the value of `KEY`; ValueError if something does not fit."""
+    """Marker, thought and answer from the value of `KEY`. Raises ValueError if one is not valid."""
     wanted = {"marker", "thought", "answer"}
     if not isinstance(phases, Mapping) or set(phases) != wanted:
-        raise ValueError(f"extra_args[{KEY!r}]={phases!r} must hold marker, thought and answer; use phase_args")
+        raise ValueError(f"extra_args[{KEY!r}]={phases!r} must have marker, thought and answer; use phase_args")
     marker = phases["marker"]
     ids = isinstance(marker, list | tuple) and all(type(t) is int and t >= 0 for t in marker)
     if not marker or not (ids or isinstance(marker, str)):
@@ -80,10 +81,10 @@ def _parse(phases: Any) -> tuple[str | list[int], PhaseParams, PhaseParams]:
 
 
 def _params(name: str, values: Any) -> PhaseParams:
-    """The parameters in a mapping; ValueError, which begins with `name`, if one does not fit."""
+    """The parameters in a mapping. Raises ValueError, which begins with `name`, if one is not valid."""
     known = ", ".join(PhaseParams.model_fields)
     if not isinstance(values, Mapping):
-        raise ValueError(f"{name}={values!r} is no mapping; give it some of {known}")
+        raise ValueError(f"{name}={values!r} is not a mapping; give one with some of {known}")
     for key, value in values.items():
         if key not in PhaseParams.model_fields:
             raise ValueError(f"{name}.{key}={value!r} is not known; use {known}")
@@ -94,13 +95,13 @@ def _params(name: str, values: Any) -> PhaseParams:
 
 
 def penalise_repetition(logits: torch.Tensor, used: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Logits [R, V]: of `used` tokens [R, V], positive ones divided and others multiplied by `penalty` [R]."""
+    """Divide the positive logits [R, V] of `used` tokens [R, V] by `penalty` [R], and multiply the others by it."""
     penalty = penalty[:, None]
     return torch.where(used, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def apply_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """Logits [R, V] divided by `temperature` [R]; of a greedy row only the likeliest token is left, with logit 0."""
+    """Divide logits [R, V] by `temperature` [R]; a greedy row keeps only the likeliest token, with logit 0."""
     greedy = temperature < GREEDY_BELOW
     scaled = logits / temperature.masked_fill(greedy, 1.0)[:, None]
     likeliest = torch.full_like(logits, -torch.inf).scatter_(1, logits.argmax(dim=1, keepdim=True), 0.0)
@@ -108,7 +109,7 @@ def apply_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.
 
 
 def filter_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """Logits [R, V] without the tokens less probable than `min_p` [R] times the likeliest one."""
+    """Remove the tokens from logits [R, V] that are less probable than `min_p` [R] times the likeliest one."""
     probabilities = logits.softmax(dim=1)
     least = probabilities.amax(dim=1, keepdim=True) * min_p[:, None]
     return logits.masked_fill(probabilities < least, -torch.inf)
@@ -118,8 +119,8 @@ def filter_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
 class PhaseTensors:
     """The parameters of R rows; a filter that no row uses is None.
 
-    `temperature`, `top_p`, `top_k`, `min_p` and `penalty` are [R]; `used` [R, V] marks the tokens that are in a
-    row's prompt or output.
+    - `temperature`, `min_p`, `top_k`, `top_p`, `penalty`: [R].
+    - `used` [R, V]: whether a token is in the prompt or the output of a row.
     """
 
     temperature: torch.Tensor
@@ -131,7 +132,10 @@ class PhaseTensors:
 
     @classmethod
     def of(cls, phases: Sequence[PhaseParams], texts: Sequence[Sequence[int]], logits: torch.Tensor) -> PhaseTensors:
-        """For rows in these phases with these token ids (prompt and output), sized and placed like `logits` [., V]."""
+        """Tensors for rows in these phases with these token ids (prompt and output).
+
+        Vocabulary and device are those of `logits` [., V].
+        """
         size, device = logits.shape[1], logits.device
 
         def column(values: Sequence[float], off: float, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
@@ -147,7 +151,7 @@ class PhaseTensors:
         return cls(
             temperature=torch.tensor([p.temperature for p in phases], dtype=torch.float32, device=device),
             min_p=column([p.min_p for p in phases], 0.0),
-            # vLLM's words for "off": the whole vocabulary.
+            # vLLM's value for "off" is the size of the vocabulary.
             top_k=column([min(p.top_k or size, size) for p in phases], size, torch.int32),
             top_p=column([p.top_p for p in phases], 1.0),
             penalty=penalty,
@@ -155,19 +159,19 @@ class PhaseTensors:
         )
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """The rows' logits [R, V], in float32, as they are sampled from; vLLM's own order of steps."""
+        """Apply the parameters to the logits [R, V] of the rows, in float32 and in the order of vLLM's steps."""
         if self.penalty is not None and self.used is not None:
             logits = penalise_repetition(logits, self.used, self.penalty)
         logits = apply_temperature(logits, self.temperature)
         if self.min_p is not None:
             logits = filter_min_p(logits, self.min_p)
-        # vLLM's own, since a sort of the vocabulary at each step would cost as much as a small model.
+        # vLLM's own function: sorting the vocabulary at each step would cost as much as a small model.
         filtered: torch.Tensor = apply_top_k_top_p(logits, self.top_k, self.top_p)
         return filtered
 
 
 class _Row:
-    """A request that has phases. `output` is vLLM's own list and grows."""
+    """A request with phases. `output` is vLLM's own list and grows."""
 
     def __init__(self, phases: Any, prompt: Sequence[int] | None, output: Sequence[int], pieces: Pieces) -> None:
         marker, self._thought, self._answer = _parse(phases)
@@ -183,23 +187,23 @@ class _Row:
         return [*self._prompt, *self._output]
 
     def advance(self) -> tuple[Sequence[int], bool]:
-        """The output ids that came since the last call, and whether they ended the thought."""
+        """Read the output ids since the last call; returns them, and whether they ended the thought."""
         read, seen = self._watch.read, self._watch.seen
         return self._output[read:], self._watch.update(self._output) != seen
 
 
-class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM comes without types here
-    """Samples requests that have `extra_args["phases"]` with the parameters of the phase they are in."""
+class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM has no types here
+    """Samples requests that have `extra_args["phases"]` with the parameters of their current phase."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        self._rows: dict[int, _Row] = {}  # by place in the batch
-        self._index: torch.Tensor | None = None  # [R] places of `_rows`; None: to be laid out again
+        self._rows: dict[int, _Row] = {}  # by index in the batch
+        self._index: torch.Tensor | None = None  # [R] indices of `_rows`; None if they have changed
         self._tensors: PhaseTensors | None = None
         self._pieces = Pieces(lambda: cached_tokenizer_from_config(vllm_config.model_config))
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raise ValueError if a request's phases do not fit, or it has other sampling parameters as well."""
+        """Raise ValueError if a request has phases that are not valid, or phases and other sampling parameters."""
         phases = (sampling_params.extra_args or {}).get(KEY)
         if phases is None:
             return
@@ -208,15 +212,15 @@ class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM comes
             value = getattr(sampling_params, key)
             if value != neutral and not (key == "top_k" and value == -1):
                 raise ValueError(
-                    f"{key}={value!r} beside extra_args[{KEY!r}]; leave it at {neutral} and set the phases'"
+                    f"{key}={value!r} together with extra_args[{KEY!r}]; leave it at {neutral} and set it in the phases"
                 )
 
     def is_argmax_invariant(self) -> bool:
-        """No: a repetition penalty may change which token is the likeliest."""
+        """False: a repetition penalty may change which token is the likeliest."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the rows of the batch, in the order that vLLM demands: removed, added, moved."""
+        """Update the rows with changes of the batch, in the order that vLLM requires: removed, added, moved."""
         if batch_update is None:
             return
         self._index = None
@@ -236,7 +240,7 @@ class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM comes
             self._rows[index] = row
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits [batch, V], changed in the rows that have phases."""
+        """Change the logits [batch, V] of rows with phases."""
         if not self._rows:
             return logits
         # Here and not in update_state: under async scheduling the newest output ids are placeholders until now.

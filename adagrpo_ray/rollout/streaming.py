@@ -1,4 +1,4 @@
-"""A completion as it grows, for a conversation."""
+"""Streams a growing completion, for a conversation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Piece:
 
 
 class StreamingEngine(RolloutEngine):
-    """An engine that answers a person."""
+    """An engine whose completions are read while they grow."""
 
     async def stream(self, request: GenerationRequest, *, base: bool = False) -> AsyncGenerator[Piece, None]:
-        """One completion as it grows, under the version in force, or under none: the base model's (mode `adapter`).
+        """Stream one completion with the version in effect or, with `base`, of the base model (mode `adapter`).
 
-        Close it (`contextlib.aclosing`) to give the request up.
+        Close the generator (`contextlib.aclosing`) to abort the request.
         """
         from vllm.sampling_params import RequestOutputKind
 

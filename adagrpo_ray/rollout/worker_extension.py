@@ -1,7 +1,7 @@
-"""Inside vLLM's worker process: putting a LoRA version into effect, and reading it back.
+"""Inside vLLM's worker process: applies a version of the adapter, and reads it back.
 
-vLLM mixes `AdapterWorker` into its worker class (`worker_extension_cls`); methods are called through
-`collective_rpc`, between two steps of the engine, so no forward pass sees half an update.
+vLLM mixes `AdapterWorker` into its worker class (`worker_extension_cls`). Its methods are called through
+`collective_rpc` between two steps of the engine, so that no forward pass sees half an update.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class AdapterWorker(MergeWorker):
     """Mixed into vLLM's worker: `install_adapter` for mode `adapter`, `merge_adapter` for mode `merged`."""
 
     def install_adapter(self, lora_id: int, data: bytes, r: int, alpha: float, keep: int) -> str:
-        """Serve the adapter under `lora_id` and forget all but the newest `keep`; returns the digest read back.
+        """Serve the adapter under `lora_id` and remove all but the newest `keep`; returns the digest read back.
 
-        The digest is taken from the slots that the LoRA kernels read, not from the tensors that arrived.
+        The digest is computed from the slots that the LoRA kernels read, not from the tensors that arrived.
         """
         from vllm.lora.lora_model import LoRAModel
         from vllm.lora.peft_helper import PEFTHelper
@@ -44,7 +44,7 @@ class AdapterWorker(MergeWorker):
 
     @staticmethod
     def _slots(manager: Any, lora_id: int, modules: Any, r: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Module name -> (A, scaled B) as they lie in the kernels' slots, whole again where workers have shards."""
+        """Map module names to (A, scaled B) in the kernels' slots, gathered from the workers if they have shards."""
         slot = manager.lora_index_to_id.index(lora_id)
         held = {}
         for name, layer in manager.modules.items():
@@ -61,9 +61,9 @@ class AdapterWorker(MergeWorker):
 
 
 def _whole(shard: torch.Tensor, whole: torch.Tensor, dim: int) -> torch.Tensor:
-    """The tensor like `whole` whose shards along `dim` the tensor-parallel workers hold; all of them call this.
+    """Gather the tensor of the shape of `whole` from its shards along `dim`; all tensor-parallel workers call this.
 
-    If there are fewer heads than workers, several hold the same shard, one after the other.
+    If there are fewer heads than workers, several neighbouring workers have the same shard.
     """
     if shard.shape == whole.shape:
         return shard

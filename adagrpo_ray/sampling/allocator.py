@@ -1,4 +1,4 @@
-"""New groups: prompts in their order, each with as many completions as its earlier results ask for."""
+"""New groups: prompts in their order, with group sizes chosen from the results of earlier epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adagrpo_ray.types import Group
 
 
 class Allocator:
-    """Draws prompts as new groups. Without `settings` every group is of `group_size` completions."""
+    """Draws prompts as new groups. Without `settings` every group has `group_size` completions."""
 
     def __init__(self, prompts: PromptOrder, settings: AllocationSettings | None, group_size: int) -> None:
         self._prompts, self._settings, self._group_size = prompts, settings, group_size
@@ -24,18 +24,18 @@ class Allocator:
 
     @property
     def largest(self) -> int:
-        """The most completions that a group may have."""
+        """The largest number of completions of a group."""
         size = self._group_size
         return size if self._settings is None else max(size, self._settings.sizes(size)[1])
 
     def draw(self, n: int, step: int) -> list[Group]:
-        """The next `n` prompts as new groups of `step`, without those that the allocation leaves out."""
+        """Draw the next `n` prompts as new groups of `step`, skipping prompts that the allocation leaves out."""
         groups: list[Group] = []
         passed_over = 0
         while len(groups) < n:
             ((prompt, epoch),) = self._prompts.take(1)
             share: Share | None = Share(self._group_size, 0)
-            # If whole passes are left out everything is solved, and one may as well train on it again.
+            # If a whole pass is left out, every prompt is solved: train on them again.
             if self._settings is not None and passed_over < len(self._prompts):
                 posterior = self._posteriors.get(prompt.id) or self._difficulties.get(prompt.difficulty)
                 share = allocate(posterior, epoch, self._settings, self._group_size)
@@ -46,7 +46,7 @@ class Allocator:
         return groups
 
     def learn(self, first_attempts: Sequence[Group]) -> None:
-        """Update the posteriors, by first attempts alone, since stopping at a success biases the rest."""
+        """Update the posteriors from first attempts only; later ones are biased, since resampling ends at a success."""
         if self._settings is None:
             return
         discount = self._settings.discount
@@ -59,7 +59,7 @@ class Allocator:
             _update(self._difficulties, difficulty, correct, discount)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that the next groups depend on."""
+        """The state that determines the next groups."""
         return {
             "prompts": self._prompts.state_dict(),
             "posteriors": dict(self._posteriors),
@@ -67,7 +67,7 @@ class Allocator:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state that `state_dict` gave, with the same prompts and settings."""
+        """Restore a result of `state_dict`; prompts and settings must be the same."""
         self._prompts.load_state_dict(state["prompts"])
         self._posteriors, self._difficulties = dict(state["posteriors"]), dict(state["difficulties"])
 

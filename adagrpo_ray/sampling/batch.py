@@ -1,4 +1,4 @@
-"""From groups to training samples: advantages from cached statistics, weights over the whole batch."""
+"""From groups to training samples: advantages from cached statistics, and token weights over the whole batch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def training_samples(
 ) -> tuple[TrainSample, ...]:
     """The completions that `settings.train_on` picks, with their advantages and token weights.
 
-    Advantages come from the statistics over all attempts whatever is picked. Completions without weight (empty, or
-    `is_masked`) are left out, after `token_weights` has counted them. So are those whose advantage is zero
-    if neither a KL term nor an entropy bonus gives them a gradient: the loss is the same without them.
+    Advantages always use the statistics over all attempts. Completions without weight (empty or `is_masked`) count in
+    `token_weights` and are then left out. Completions with an advantage of zero are left out, too, unless a KL term or
+    an entropy bonus gives them a gradient; the loss is the same without them.
     """
     chosen = [
         (group.prompt, completion, float(advantage))
@@ -39,15 +39,15 @@ def training_samples(
 
 
 def is_masked(completion: Completion, settings: AlgorithmSettings) -> bool:
-    """Whether it is out of the loss because the token limit cut it off (TRL's setting; arXiv 2503.14476, 3.4)."""
+    """Whether the loss leaves a completion out because it was truncated (TRL's setting; arXiv 2503.14476, 3.4)."""
     return settings.loss.mask_truncated_completions and completion.truncated
 
 
 def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:
     """Completions of one group to train on, each with its advantage; newest attempts first.
 
-    `balanced` picks as many as one attempt has: correct ones up to half, else wrong ones, else more correct ones
-    (arXiv 2510.04996, section 3), so that one success among many failures is not drowned by them.
+    `balanced` picks as many completions as one attempt has: up to half of them correct, then wrong ones, then more
+    correct ones (arXiv 2510.04996, section 3). So many failures do not outweigh a few successes.
     """
     attempts, statistics = (group.last,) if settings.train_on == "last" else group.attempts[::-1], statistics_of(group)
     pool = [
@@ -70,10 +70,10 @@ def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completi
 
 
 def broken_samples(groups: Sequence[Group]) -> tuple[TrainSample, ...]:
-    """The first completion of the groups' newest attempts whose log-probabilities are not finite, if there is one.
+    """The first completion in the newest attempts whose log-probabilities are not finite, if there is one.
 
-    Its weights are 0, and it makes the learner skip the update: such numbers come from weights or logits that are not
-    finite, under which rewards mean nothing, be they all alike or not.
+    Its weights are 0, and it makes the learner skip the update. Such log-probabilities come from weights or logits that
+    are not finite, and rewards of such a model have no meaning, even if they are all equal.
     """
     for group in groups:
         for completion in group.last.completions:

@@ -9,9 +9,13 @@ from adagrpo_ray.types import Group
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """A group that could not be scored: as it was before, and the first `error`.
+    """A group that could not be scored.
 
-    If it was `dropped`, the `tokens` generated for it are lost; else it continued with `rewards.error_score`.
+    - `group`: the group before the attempt that could not be scored.
+    - `tokens`: tokens generated in that attempt.
+    - `dropped`: whether the group was dropped, so that these tokens are lost; else it continued with
+      `rewards.error_score`.
+    - `error`: the message of the first error.
     """
 
     group: Group
@@ -24,10 +28,13 @@ class Failure:
 class Collection:
     """The groups of one step, by how they ended.
 
-    `ready` groups met the criterion; `exhausted` ones failed on the last rung; `waiting` ones continue
-    in a later step, with the `late` ones that this step ended without; `aged` ones were given up because
-    they waited too long; `failed` ones could not be scored. `attempts` are all that this step sampled and scored,
-    with the group as it was after each.
+    - `ready`: met the criterion.
+    - `exhausted`: failed on the last rung.
+    - `waiting`: continue in a later step; these include the late ones.
+    - `late`: were still generating when the step ended.
+    - `aged`: were given up because they waited too long.
+    - `failed`: could not be scored.
+    - `attempts`: every attempt that this step sampled and scored, as the group after that attempt.
     """
 
     ready: tuple[Group, ...]

@@ -1,4 +1,4 @@
-"""Accuracy on held-out prompts, over the same `generate` and `score` that the sampler uses."""
+"""Accuracy on held-out prompts, with the same `generate` and `score` as the sampler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 def evaluation_request(
     prompt: Prompt, settings: EvaluationSettings, max_new_tokens: int, seed: int
 ) -> GenerationRequest:
-    """The request for a held-out prompt: the same every time."""
+    """The request for a held-out prompt, which is the same in every evaluation."""
     return GenerationRequest(
         prompt_id=prompt.id,
         prompt_token_ids=prompt.token_ids,
@@ -32,10 +32,10 @@ def evaluation_request(
 
 
 def check_finite(completions: Sequence[Completion]) -> None:
-    """DivergedError if a log-probability of a sampled token is not finite."""
+    """Raise DivergedError if a log-probability of a sampled token is not finite."""
     if not all(np.isfinite(completion.logprobs).all() for completion in completions):
         raise DivergedError(
-            "log-probabilities of the model's completions are not finite, so its weights or logits are not either; "
+            "log-probabilities of the model's completions are not finite, so its weights or logits are not finite; "
             "evaluate an earlier checkpoint, or another model"
         )
 
@@ -50,10 +50,11 @@ async def evaluate(
     max_new_tokens: int,
     seed: int,
 ) -> EvaluationRecord:
-    """Share of correct completions (avg@k for k = `settings.samples`), all prompts and by difficulty.
+    """Evaluate the share of correct completions (avg@k for k = `settings.samples`), overall and by difficulty.
 
-    The seeds are the same every time, so that two evaluations of a run compare. Completions that could not be scored
-    count as wrong. DivergedError if a log-probability is not finite: an accuracy of such a model means nothing.
+    Every evaluation uses the same seeds, so that two evaluations of a run can be compared. Completions that could not
+    be scored count as wrong. Raises DivergedError if a log-probability is not finite: the accuracy of such a model has
+    no meaning.
     """
     began = time.perf_counter()
 

@@ -1,6 +1,6 @@
-"""Groups in one step, side by side: each is sampled until it is ready, exhausted or has to wait.
+"""Runs the groups of one step side by side: samples each until it is ready, exhausted or has to wait.
 
-Works over two callables, `generate` and `score`, so that it is tested without Ray or an engine.
+It needs only two callables, `generate` and `score`, so that tests need neither Ray nor an engine.
 """
 
 from __future__ import annotations
@@ -28,18 +28,26 @@ Score = Callable[[Prompt, Sequence[Completion]], Awaitable[tuple[Scores, NDArray
 
 @dataclass(eq=False)
 class GroupRun:
-    """A group in one step: its state, and the group as it was after each attempt of the step."""
+    """The state of a group in one step.
+
+    - `group`: the group with its attempts so far.
+    - `state`: "late" until the group ends.
+    - `scoring`: whether its newest completions are being scored.
+    - `cut`: whether the step ended without this group, so that it gets no further attempt.
+    - `history`: the group after each attempt of this step.
+    - `failure`: the first scoring error.
+    """
 
     group: Group
-    state: Literal["late", "ready", "exhausted", "waiting", "failed"] = "late"  # until it ends
-    scoring: bool = False  # its newest completions are there, and not their rewards yet
-    cut: bool = False  # the step has ended without it: no further attempt
+    state: Literal["late", "ready", "exhausted", "waiting", "failed"] = "late"
+    scoring: bool = False
+    cut: bool = False
     history: list[Group] = field(default_factory=list)
-    failure: Failure | None = None  # the first
+    failure: Failure | None = None
 
 
 class GroupSampler:
-    """Runs groups: generates, scores, and lets the method's criterion and ladder decide about the next attempt."""
+    """Runs groups: generates, scores, and applies the criterion and the ladder of the method."""
 
     def __init__(
         self,
@@ -56,16 +64,16 @@ class GroupSampler:
         self._max_new_tokens, self._seed, self._drop_failed = max_new_tokens, seed, drop_failed
 
     def counted(self, runs: Sequence[GroupRun]) -> int:
-        """How many places of a step the runs fill: all that ended or, if the method refills, all ready ones."""
+        """How many places of a step the runs fill: one for each ended group or, if the method refills, ready group."""
         return sum(run.state == "ready" if self._method.refill else run.state != "late" for run in runs)
 
     async def run(self, groups: Sequence[Group], step: int, budget: Budget, enough: int) -> list[GroupRun]:
-        """All these groups side by side, until `enough` of them count; in their order, whichever ends first.
+        """Run the groups side by side until `enough` of them count; returns the runs in the order of the groups.
 
-        Groups that still generate then are cancelled; those that are generated in full are scored and count.
+        Groups that are still generating then are cancelled. Groups whose completions are complete are scored and count.
         """
         runs = [GroupRun(group) for group in groups]
-        late = {id(run) for run in runs if run.group.late}  # the step waits for these
+        late = {id(run) for run in runs if run.group.late}  # the step waits for all of these
         tasks = [asyncio.create_task(self._finish(run, step, budget)) for run in runs]
         try:
             for next_to_end in asyncio.as_completed(tasks):
@@ -86,7 +94,7 @@ class GroupSampler:
         return runs
 
     async def _finish(self, run: GroupRun, step: int, budget: Budget) -> GroupRun:
-        """Sample one group until it meets the criterion, has to wait, or has used up its ladder."""
+        """Sample one group until it meets the criterion, has to wait, or has no rung left."""
         while run.state == "late":
             group = run.group
             sampling = self._method.ladder.next(group, step)
@@ -113,7 +121,7 @@ class GroupSampler:
         return run
 
     async def _attempt(self, run: GroupRun, sampling: SamplingParams) -> tuple[Attempt, str | None]:
-        """The group's next attempt; if it could not be scored, why."""
+        """Sample and score the next attempt of the group; returns it, and the error if it could not be scored."""
         group, number = run.group, len(run.group.attempts)
         completions = await self._generate(
             GenerationRequest(

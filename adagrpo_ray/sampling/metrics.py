@@ -1,4 +1,4 @@
-"""The metrics of sampling one step."""
+"""The sampling metrics of one step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from adagrpo_ray.types import Group
 def sampling_metrics(
     step: int, collection: Collection, functions: Sequence[str], height: int, *, exhausted_dropped: bool
 ) -> SamplingMetrics:
-    """Metrics of `step`; `height` is the ladder's number of rungs, `functions` the reward functions' names."""
+    """Metrics of `step`; `height` is the number of rungs, `functions` are the names of the reward functions."""
     first = [g for g in collection.attempts if len(g.attempts) == 1]
     resampled = [g for g in collection.attempts if len(g.attempts) > 1]
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
     resamples = Counter(g.last.rung for g in resampled)
     rescued = Counter(g.last.rung for g in collection.ready if len(g.attempts) > 1)
-    lost = [f for f in collection.failed if f.dropped]  # no attempt holds what was generated for them
+    lost = [f for f in collection.failed if f.dropped]  # no attempt contains their tokens
     rungs = range(max(height, max(resamples, default=-1) + 1))
     correct = [(g.prompt.difficulty, float(g.last.correct.mean())) for g in first]
     zero_std = [(g.prompt.difficulty, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
@@ -60,7 +60,7 @@ def sampling_metrics(
         group_size=mean(float(g.size) for g in first),
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
-        # The step before this one made the version that this one trains.
+        # The version that this step trains is the one of the step before.
         staleness=mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
     )
 
@@ -79,7 +79,7 @@ def _std(values: NDArray[np.floating[Any]]) -> float | None:
 
 
 def _frac_zero_std(groups: Sequence[Group], function: int) -> float | None:
-    """Share of groups whose newest scores by a function are all equal, of those with two at least."""
+    """Share of groups whose newest scores by a function are all equal, among groups with at least two scores."""
     columns = (group.last.rewards_by_function[:, function] for group in groups)
     applicable = [column[~np.isnan(column)] for column in columns]
     return mean(float((column == column[0]).all()) for column in applicable if len(column) > 1)

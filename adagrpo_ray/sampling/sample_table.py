@@ -1,4 +1,4 @@
-"""Which groups of a step are kept in samples.jsonl, for people to read."""
+"""The groups of a step that go into samples.jsonl, for people to read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def group_samples(
     *,
     exhausted_dropped: bool,
 ) -> tuple[GroupSample, ...]:
-    """Up to `count` groups that `step` trained on, sampled or gave up; of these, groups with resamples go first.
+    """Up to `count` groups that `step` trained on, sampled or gave up; groups with resamples come first.
 
-    `functions` are the reward functions' names. Only groups trained on have advantages, and of them the completions
-    that `settings.train_on` picks and the loss does not mask.
+    `functions` are the names of the reward functions. Advantages are given for the completions that are trained on:
+    those that `settings.train_on` picks and the loss does not mask.
     """
     touched = {_identity(group) for group in collection.attempts}
     lost = [failure.group for failure in collection.failed if failure.dropped]
@@ -52,10 +52,10 @@ def group_samples(
 
 
 def _advantages(group: Group, settings: AlgorithmSettings) -> dict[Completion, float]:
-    """The advantages of the completions in the loss."""
+    """The advantages of the completions that are in the loss."""
     return {c: advantage for c, advantage in picked(group, settings) if not is_masked(c, settings)}
 
 
 def _identity(group: Group) -> tuple[str, int]:
-    """The part of a group that stays the same from step to step."""
+    """A key of the group that is the same in every step."""
     return group.prompt.id, group.epoch

@@ -1,4 +1,4 @@
-"""The adaptive sampler: fills a step with waiting groups and new prompts, and keeps the groups that wait."""
+"""The adaptive sampler: fills a step with waiting groups and new prompts, and keeps the groups that have to wait."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.group_run import Generate, GroupRun, GroupSampler, Score
 from adagrpo_ray.types import Group
 
-MAX_ROUNDS = 10  # of groups that a step may sample to fill up, if no budget ends it before
+MAX_ROUNDS = 10  # rounds of new groups that a step may sample to fill its places, if no budget ends it before
 
 
 @dataclass(frozen=True)
 class _Queue:
-    """The state that a collection changes before it ends: the number of prompts taken, and the groups that wait."""
+    """The state that a collection changes before it ends: the number of prompts taken, and the waiting groups."""
 
     taken: int
     waiting: tuple[Group, ...]
@@ -29,9 +29,14 @@ class _Queue:
 
 @dataclass(frozen=True, eq=False)
 class _Claim:
-    """The groups that a collection has taken: too old ones, those to resume and, as it draws them, new ones.
+    """The groups that a collection has taken from the queue and from the prompts.
 
-    `before` is the queue as it was then, `number` counts collections; `alone` means that no other one was in flight.
+    - `before`: the queue before the collection.
+    - `number`: the number of the collection, from 1.
+    - `alone`: whether no other collection was in flight.
+    - `aged`: groups that are too old.
+    - `resumed`: groups to resume in this step.
+    - `new`: groups of new prompts, added as they are drawn.
     """
 
     before: _Queue
@@ -43,7 +48,7 @@ class _Claim:
 
 
 class AdaptiveSampler:
-    """Holds the cache: the groups that wait for a resample, each with all of its attempts."""
+    """Samples the groups of each step, and keeps the cache: the waiting groups with all of their attempts."""
 
     def __init__(
         self,
@@ -67,22 +72,21 @@ class AdaptiveSampler:
         self._begun = self._in_flight = 0  # collections
 
     async def collect(self, step: int) -> Collection:
-        """Sample the groups of `step` (counted from 1): waiting ones, then new prompts.
+        """Sample the groups of `step` (counted from 1): waiting groups first, then new prompts.
 
-        All groups that an earlier step ended without go first, then failed ones in up to half of the places left.
-        Each group runs on its own: it is generated, scored and judged, and asks for its next attempt while
-        others still generate. If the method refills, groups that failed for good make room for new prompts
-        until the step is full; if completions cost less of the budget than they might have, it samples as many
-        more groups as then fit. If it samples more groups than it needs, it ends without those that still
-        generate, but for those that an earlier step ended without. Several steps may be collected at once; each takes
-        the groups that wait when it begins.
+        - Order: late groups of earlier steps come first, then failed groups in up to half of the remaining places.
+        - Each group runs on its own. It requests its next attempt while other groups still generate.
+        - If the method refills, exhausted and failed groups make room for new prompts until the step is full.
+        - If completions take less of the budget than was reserved, more groups are sampled, as many as then fit.
+        - If the step samples more groups than it needs, it ends without those that still generate. It waits for groups
+          that were late in an earlier step.
+        - Several steps may be collected at once. Each takes the groups that wait when it begins.
+        - A group that cannot be scored is dropped or, if `drop_failed` is False, continues with the scores given.
 
-        A group that cannot be scored is dropped; if `drop_failed` is False it continues with the scores given.
-
-        Raises the errors of `generate` and `score`, and RewardError if groups are dropped and none was scored; the
-        step's other groups are then cancelled, as all are if the caller is. Either way it is as if the collection
-        had never begun, and the same requests are sent if it begins again. If others ran at the same time, its groups
-        wait instead, as they were before it, the new ones to go first.
+        Raises the errors of `generate` and `score`. Raises RewardError if groups are dropped and none was scored. Such
+        an error, or cancelling the caller, cancels all groups of the step and undoes the collection: if it begins
+        again, it sends the same requests. If other collections ran at the same time, its groups wait instead, in the
+        state before the collection, and the new ones go first.
         """
         budget = Budget(self._settings, self._allocator.largest, self._max_new_tokens)
         claim = self._claim(step, budget)
@@ -97,16 +101,16 @@ class AdaptiveSampler:
         return self._end(claim, runs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that the next step depends on, as plain data and frozen dataclasses; exact between steps."""
+        """The state that determines the next step, as plain data and frozen dataclasses; exact between two steps."""
         return {"waiting": list(self._waiting), **self._allocator.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state that `state_dict` gave, with the same prompts, settings and seed."""
+        """Restore a result of `state_dict`; prompts, settings and seed must be the same."""
         self._waiting = tuple(state["waiting"])
         self._allocator.load_state_dict(state)
 
     def _claim(self, step: int, budget: Budget) -> _Claim:
-        """Take the groups that are too old for `step`, and those to resume in it."""
+        """Take the groups that are too old for `step`, and the groups to resume in it, from the queue."""
         before = _Queue(self._prompts.taken, self._waiting)
         self._begun += 1
         oldest = step - self._settings.max_group_age
@@ -130,11 +134,11 @@ class AdaptiveSampler:
             resumed = ()
         failed = [run.failure for run in runs if run.failure is not None]
         if failed and self._drop_failed and not any(run.history for run in runs):
-            raise RewardError(f"{failed[0].error}; no group of step {step} could be scored: mend the function")
+            raise RewardError(f"{failed[0].error}; no group of step {step} could be scored: fix the function")
         return runs
 
     def _undo(self, claim: _Claim) -> None:
-        """Give the groups of a collection back: the whole queue unless another collection ran at the same time."""
+        """Undo a collection: restore the queue or, if another collection ran at the same time, requeue its groups."""
         if claim.alone and self._begun == claim.number:
             self._prompts.taken, self._waiting = claim.before.taken, claim.before.waiting
         else:
@@ -142,9 +146,9 @@ class AdaptiveSampler:
             self._waiting = (*self._waiting, *claim.aged, *claim.resumed, *new)
 
     def _end(self, claim: _Claim, runs: Sequence[GroupRun]) -> Collection:
-        """Put the groups that are not done into the queue, learn from first attempts, and sum up the step."""
+        """Queue the groups that have to wait, update the posteriors, and return the result of the step."""
         late = tuple(replace(run.group, late=True) for run in runs if run.state == "late")
-        # A late group that has had an attempt in this step waits like any other.
+        # A late group that had an attempt in this step waits like any other.
         waiting = [
             replace(run.group, late=run.group.late and not run.history) for run in runs if run.state == "waiting"
         ]
@@ -163,9 +167,10 @@ class AdaptiveSampler:
 
 
 def _split(queue: Sequence[Group], slots: int, places: int) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    """The groups to resume in a step of so many slots and places, which over-sampling adds to; and the rest.
+    """The groups to resume in a step, and the groups that keep waiting.
 
-    Late ones first, as far as there are slots; failed ones get half of the places left, or one if it is the only one.
+    Late groups come first, up to `slots`. Failed groups get half of the remaining `places`, or the only remaining one.
+    `places` are the slots and those that over-sampling adds.
     """
     late, failed = [group for group in queue if group.late], [group for group in queue if not group.late]
     left = places - min(slots, len(late))

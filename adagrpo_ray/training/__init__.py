@@ -1,1 +1,1 @@
-"""A run: checks before it, its actors, the loop over its steps, and its end."""
+"""A run: the checks before it, its actors, the loop over its steps, and its end."""

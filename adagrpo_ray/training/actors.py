@@ -1,4 +1,4 @@
-"""Ray: joining or starting a cluster, and the life of the actors on it."""
+"""Joins or starts a Ray cluster, and creates and ends the actors of a run on it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ STOP_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class Actors:
-    """Handles of the learner ranks, in their order; rank 0 has the rollout actors. `model` refers to ModelFiles."""
+    """Handles of the actors of a run.
+
+    - `learners`: the learner ranks, in their order. Rank 0 owns the rollout actors.
+    - `model`: a reference to ModelFiles.
+    """
 
     learners: tuple[Any, ...]
     model: Any
@@ -51,11 +55,11 @@ class Actors:
 def connect(
     config: Config, joined: str | None, patience_s: float = 0.0, *, learner: bool = True
 ) -> Iterator[Placement]:
-    """Be part of the Ray cluster at `joined`, and know where the actors go.
+    """Connect to the Ray cluster at `joined`, and compute the placement of the actors.
 
-    If `joined` is None, it is a Ray of our own, which ends with the block. A program that was connected before stays
-    so. Without a `learner` there are rollout actors only. Raises ResourceError if a joined cluster can never hold the
-    actors, after `patience_s` in which lost nodes may come back.
+    If `joined` is None, start a local Ray that ends with the block. A program that was connected before stays
+    connected. Without a `learner`, the placement has rollout actors only. Raises ResourceError if a joined cluster is
+    too small for the actors, after waiting `patience_s` seconds for lost nodes to return.
     """
     with (
         own_token() if joined is None else nullcontext(),
@@ -78,7 +82,7 @@ def _connected(
         with environment(_threads(hardware)), loopback_alone(), _cleared(before), ray_errors(None):
             _init(
                 address="local",  # or Ray would join a cluster that it finds running on this machine
-                # CPUs are only a count to Ray; ours must be large enough for the actors on a small machine.
+                # CPUs are only a count for Ray, and must suffice for the actors on a small machine.
                 num_cpus=max(int(hardware.cpus), math.ceil(placement.cpus)),
                 num_gpus=int(hardware.gpus),
                 resources={n: placement.total(n) for n in (*placement.rollout_resources, *placement.learner_resources)},
@@ -101,16 +105,19 @@ def _connected(
 
 
 def _threads(hardware: Hardware) -> dict[str, str]:
-    """Variables of the processes on a machine without GPUs, where generation and training take turns on its cores.
+    """Environment variables for a machine without GPUs, on whose cores generation and training take turns.
 
-    By default an idle thread of OpenMP spins for a while, on a core that the other half needs.
+    By default an idle thread of OpenMP spins for a while, on a core that the other one needs.
     """
     return {} if hardware.gpus or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @contextmanager
 def _cleared(before: set[psutil.Process]) -> Iterator[None]:
-    """End what the block has started, all but `before`, if it fails: a Ray that starts by half leaves processes."""
+    """If the block fails, end the processes that it started: those that are not in `before`.
+
+    A Ray that fails during its start leaves processes behind.
+    """
     try:
         yield
     except BaseException:
@@ -122,7 +129,7 @@ def _cleared(before: set[psutil.Process]) -> Iterator[None]:
 
 
 def _answering(joined: str, deadline: float) -> str:
-    """The address of the cluster to join, once it answers; its ResourceError if it does not by the deadline."""
+    """Wait until the cluster to join answers, and return its address. Raises ResourceError after the deadline."""
     while True:
         try:
             check_address(joined)
@@ -144,7 +151,7 @@ def _place_on_cluster(rollout: RolloutSettings, learner: LearnerSettings | None,
 
 
 def _init(**options: Any) -> None:
-    """`ray.init`, less its own handler of SIGTERM, which would end the program at once."""
+    """Call `ray.init` without its handler of SIGTERM, which would end the program at once."""
     before = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level="ERROR", **options)
     if current_thread() is main_thread():
@@ -152,8 +159,8 @@ def _init(**options: Any) -> None:
 
 
 def cluster_hardware() -> Hardware:
-    """What the joined cluster has, and what its autoscaler, where there is one, may still add."""
-    from ray._private.state import state  # where Ray's own libraries look, too: there is no public way
+    """The hardware of the joined cluster, including nodes that its autoscaler, if it has one, may still add."""
+    from ray._private.state import state  # Ray's own libraries use it, too: there is no public way
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     total = dict(ray.cluster_resources())
@@ -168,9 +175,9 @@ def cluster_hardware() -> Hardware:
 
 @contextmanager
 def actors(config: Config, placement: Placement, inputs: Inputs, stop: Stop | None = None) -> Iterator[Actors]:
-    """Started actors that hold the same base model; all of them are gone after the block.
+    """Start the actors of a run, with the same base model; end all of them after the block.
 
-    Raises StoppedError where `stop` is set while they start.
+    Raises StoppedError if `stop` is set while they start, and ResourceError if they have no room in time.
     """
     group = placement_group(placement.bundles())
     running = Actors((), None)
@@ -205,7 +212,7 @@ def _create(config: Config, placement: Placement, inputs: Inputs, group: Any) ->
 
 
 def put_model(model: ModelSettings, inputs: Inputs) -> Any:
-    """A reference to the ModelFiles of the base model, for actors on any node."""
+    """Put the ModelFiles of the base model into the object store, for actors on any node; returns the reference."""
     path, name = inputs.model_path, model.path
     if name == TINY:
         return ray.put(replace(ModelFiles.carry(path), template=inputs.template))
@@ -213,17 +220,19 @@ def put_model(model: ModelSettings, inputs: Inputs) -> Any:
 
 
 def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop | None) -> None:
-    """Start everything side by side: engines load while the ranks find each other."""
+    """Start all actors concurrently: engines load while the ranks find each other."""
     rank0 = running.learners[0]
     get(rank0.open.remote(config, placement, [running.model], inputs.max_model_len))
-    if placement.shared:  # vLLM takes its share of the GPU by what is free there, so nobody else may load meanwhile
+    if (
+        placement.shared
+    ):  # vLLM measures the free memory of the GPU at its start, so the learner must not load meanwhile
         get(rank0.ready.remote(), stop=stop)
     begin(config, running, inputs, stop)
     get(rank0.ready.remote(), stop=stop)
 
 
 def begin(config: Config, running: Actors, inputs: Inputs, stop: Stop | None = None) -> None:
-    """A run from its start on the learners, on actors that may have done another one of the same base model."""
+    """Begin a run on the learners; the actors may have done another run of the same base model."""
     master = get(running.learners[0].address.remote())
     learners = [actor.start.remote(config, rank, running.model, master) for rank, actor in enumerate(running.learners)]
     get(learners, timeout_s=config.rollout.start_timeout_s, stop=stop)
@@ -231,7 +240,7 @@ def begin(config: Config, running: Actors, inputs: Inputs, stop: Stop | None = N
 
 
 def _stop(running: Actors) -> None:
-    """Let every actor end its own processes, then end the actors."""
+    """Have every actor end its own processes, then end the actors."""
     farewells = [actor.stop.remote() for actor in running.learners]
     ray.wait(farewells, num_returns=len(farewells), timeout=STOP_TIMEOUT_S) if farewells else None
     for actor in running.learners:
@@ -239,9 +248,10 @@ def _stop(running: Actors) -> None:
 
 
 def get(references: Any, timeout_s: float = math.inf, stop: Stop | None = None) -> Any:
-    """`ray.get`, with errors of this library as themselves and everything else as an AdaGRPOError.
+    """Call `ray.get`; errors of this library are raised as they are, and others as an AdaGRPOError.
 
-    Raises StoppedError where `stop` is set meanwhile.
+    Raises StoppedError if `stop` is set meanwhile, ResourceError after `timeout_s` seconds, and LearnerLostError if an
+    actor died.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -253,21 +263,21 @@ def get(references: Any, timeout_s: float = math.inf, stop: Stop | None = None) 
                 raise StoppedError("stopped as asked, before the first step") from None
             if time.monotonic() >= deadline:
                 raise ResourceError(
-                    f"the actors did not start within rollout.start_timeout_s={timeout_s:g} s; raise it, or look into "
-                    "Ray's session folder for their logs"
+                    f"the actors did not start within rollout.start_timeout_s={timeout_s:g} s; raise it, or read "
+                    "their logs in Ray's session folder"
                 ) from None
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, AdaGRPOError):
                 raise cause from None
-            raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # holds the actor's traceback
+            raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # has the actor's traceback
         except RayActorError as error:
             raise LearnerLostError(f"a learner rank died: {first_line(error)}") from error
 
 
 def any_dead(actors: Iterable[Any], within_s: float) -> bool:
-    """Whether Ray knows of the death of one of these actors, or hears of it in that time."""
-    from ray._private.state import actors as state_of  # the public way needs a dashboard, which ours has not
+    """Whether Ray reports, within `within_s` seconds, that one of the actors is dead."""
+    from ray._private.state import actors as state_of  # the public way needs a dashboard, which a local Ray lacks
 
     deadline = time.monotonic() + within_s
     while True:

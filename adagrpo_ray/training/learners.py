@@ -1,4 +1,4 @@
-"""The learner ranks as the trainer calls them: rank 0 collects and evaluates, all ranks do the rest together."""
+"""Calls of the trainer to the learner ranks: rank 0 collects and evaluates, all ranks do the rest together."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from adagrpo_ray.training.actors import any_dead, get
 
 
 class Learners:
-    """Handles of the ranks. Every method raises the errors of `LearnerActor`, and LearnerLostError if a rank died."""
+    """Calls the ranks. Every method raises the errors of `LearnerActor`, and LearnerLostError if a rank died."""
 
     def __init__(self, ranks: Sequence[Any], stop: Stop, notify: Callable[[str], None]) -> None:
-        """`notify` gets the notices of rollouts and scoring; once `stop` is set, rank 0 is not waited for any more."""
+        """`notify` gets the notices of rollouts and scoring; once `stop` is set, no call waits for rank 0 any more."""
         self._ranks, self._stop, self._notify = ranks, stop, notify
 
     def collect(self, step: int, last: int) -> Collected:
-        """The batches of a step, while the sampling of steps up to `last` begins; StoppedError on `stop`."""
-        collected: Collected = self._patiently("collect", step, last)
+        """Get the batches of a step, and begin to sample the steps up to `last`. Raises StoppedError on `stop`."""
+        collected: Collected = self._until_done("collect", step, last)
         return collected
 
     def evaluate(self, step: int) -> EvaluationRecord:
-        """Accuracy on the held-out prompts after `step`; StoppedError on `stop`."""
-        record: EvaluationRecord = self._patiently("evaluate", step)
+        """Evaluate the accuracy on the held-out prompts after `step`. Raises StoppedError on `stop`."""
+        record: EvaluationRecord = self._until_done("evaluate", step)
         return record
 
     def abandon(self) -> None:
-        """Give up the sampling in flight on rank 0."""
+        """Cancel the sampling in flight on rank 0."""
         get(self._ranks[0].abandon.remote())
 
     def train(self, batches: Sequence[Any]) -> list[TrainReport]:
-        """The updates on a step's batches, one a rank."""
-        return self._answers([rank.train.remote(batch) for rank, batch in zip(self._ranks, batches, strict=True)])
+        """Make the updates on the batches of a step, one for each rank."""
+        return self._replies([rank.train.remote(batch) for rank, batch in zip(self._ranks, batches, strict=True)])
 
     def sync(self, version: int) -> SyncReport:
         """Send the adapter to all rollout actors, as `version`."""
@@ -44,14 +44,14 @@ class Learners:
         return report
 
     def on_all(self, method: str, *arguments: Any) -> list[Any]:
-        """The ranks' answers to a method of `LearnerActor` that all of them work on together."""
-        return self._answers([getattr(rank, method).remote(*arguments) for rank in self._ranks])
+        """Call a method of `LearnerActor` on all ranks together; returns their replies."""
+        return self._replies([getattr(rank, method).remote(*arguments) for rank in self._ranks])
 
-    def _answers(self, calls: list[Any]) -> list[Any]:
-        """The ranks' answers. If one dies, others may fail first because its messages do not come."""
+    def _replies(self, calls: list[Any]) -> list[Any]:
+        """Wait for the replies of the ranks. If one dies, others may fail first since its messages are missing."""
         try:
-            answers: list[Any] = get(calls)
-            return answers
+            replies: list[Any] = get(calls)
+            return replies
         except LearnerLostError:
             raise
         except AdaGRPOError as error:
@@ -59,12 +59,12 @@ class Learners:
                 raise LearnerLostError("a learner rank died") from error
             raise
 
-    def _patiently(self, method: str, *arguments: Any) -> Any:
-        """Rank 0's answer to a call that may take long; StoppedError once the run is to stop."""
+    def _until_done(self, method: str, *arguments: Any) -> Any:
+        """Call a method of rank 0 until it is done; returns its reply. Raises StoppedError once `stop` is set."""
         while not self._stop.is_set():
-            answer = get(getattr(self._ranks[0], method).remote(*arguments))
-            for notice in getattr(answer, "notices", ()):
+            reply = get(getattr(self._ranks[0], method).remote(*arguments))
+            for notice in getattr(reply, "notices", ()):
                 self._notify(notice)
-            if not isinstance(answer, Pending):
-                return answer
+            if not isinstance(reply, Pending):
+                return reply
         raise StoppedError("stopped as asked")

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before an actor starts."""
+"""All checks that are possible before an actor starts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ from adagrpo_ray.tracking import check_trackers
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run needs, checked: where the model is, its prompts, the longest sequence in tokens, given functions.
+    """The inputs of a run, which have been checked.
 
-    `notices` are what the user should know before the start, `template` is what `chosen_template` gave, and `joined`
-    is the address of the Ray to run on, None for one of our own.
+    - `model_path`: the folder of the base model.
+    - `max_model_len`: the length of the longest sequence, in tokens.
+    - `given`: the functions that were given to the run.
+    - `notices`: for the user, before the start.
+    - `template`: the result of `chosen_template`.
+    - `joined`: the address of the Ray cluster to join; None for a local Ray.
     """
 
     model_path: str
@@ -42,10 +46,10 @@ class Inputs:
 
 
 def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop: Event | None = None) -> Inputs:
-    """Load and check model, rewards, criterion, ladder and data; raises an AdaGRPOError that says what to mend.
+    """Load and check model, rewards, criterion, ladder and data.
 
-    Where it is not for `training`, there will be no learner, no criterion is needed, and any prompts will do.
-    Once `stop` is set, what takes long is left out.
+    Without `training` there is no learner, no criterion is needed, and any number of prompts is allowed. Once `stop` is
+    set, long checks are left out. Raises an AdaGRPOError with the remedy if a check fails.
     """
     joined = find_ray(config.run)
     check_ray(joined)
@@ -58,31 +62,31 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     if joined is None:
         place(config.rollout, config.learner if training else None, local_hardware(), ours=True)
     model_path = resolve_model(config)
-    found = read_model_config(model_path, config.model)
-    check_served(config.model, config.rollout, found)
+    model_config = read_model_config(model_path, config.model)
+    check_served(config.model, config.rollout, model_config)
     if training:
         from adagrpo_ray.lora.trainable import check_trainable  # torch takes a second, which only this needs
 
-        check_trainable(config.model, model_path, found)
+        check_trainable(config.model, model_path, model_config)
     tokenizer = load_tokenizer(model_path, config.model, config.data)
     prompts = load_prompts(config, tokenizer, training=training)
-    max_model_len = _max_model_len(config, found, prompts)
+    max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
     notices = (*([origin.in_words] if origin else []), *notices)
     return Inputs(model_path, prompts, max_model_len, given, notices, chosen_template(config.data), joined)
 
 
-def _max_model_len(config: Config, found: Any, prompts: PromptSets) -> int:
-    """The longest sequence in tokens; `found` is Transformers' configuration of the base model."""
+def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
+    """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
     longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out))
     needed = longest + config.rollout.max_new_tokens
-    limit = getattr(found.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     wanted = config.rollout.max_model_len or needed
     if limit is not None and wanted > limit:
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
-            f"{wanted} positions, {config.model.path} has {limit}; lower rollout.max_new_tokens or "
+            f"{wanted} positions, but {config.model.path} has {limit}; lower rollout.max_new_tokens or "
             "data.length_quantile"
         )
     return wanted

@@ -1,4 +1,4 @@
-"""A run from its settings to its end: resolved, written down, and begun again if a learner rank dies."""
+"""A run from its settings to its end: resolves it, writes its folder, and restarts it if a learner rank dies."""
 
 from __future__ import annotations
 
@@ -34,61 +34,61 @@ def run(
     stop: Stop | None = None,
     given: Given = NOTHING,
 ) -> Summary:
-    """Train as `config` says, and tell `observer`; `resume` as in `find_past`.
+    """Train with the settings of `config`, and pass the events to `observer`; `resume` as in `find_past`.
 
-    `name` begins the folder's name where `run.name` is not set; `given` are functions that the configuration names. A
-    learner rank that dies costs the steps since the last checkpoint, up to `run.max_restarts` times. Raises what
-    `resolve`, `open_run` and `place_and_train` raise.
+    `name` is the prefix of the folder's name if `run.name` is not set; `given` are functions that the configuration
+    names. If a learner rank dies, the run restarts from its last checkpoint, up to `run.max_restarts` times. Raises the
+    errors of `resolve`, `open_run` and `place_and_train`.
     """
-    tell = observer.phase
-    ready = resolve(config, tell, name=name, resume=resume, stop=stop, given=given)
+    notify = observer.phase
+    ready = resolve(config, notify, name=name, resume=resume, stop=stop, given=given)
     config, past, home = ready.config, ready.past, ready.home
     text = as_yaml(config, ready.decided)
     restarts = 0
     with ExitStack() as ending:
         while True:
             patience = config.rollout.start_timeout_s if restarts else 0.0
-            writing = past.writer(text, tell) if past else open_run(home, text, tell)
+            writing = past.writer(text, notify) if past else open_run(home, text, notify)
             try:
-                with writing as writer, tracked(config, writer.folder, tell, past is not None) as trackers:
+                with writing as writer, tracked(config, writer.folder, notify, past is not None) as trackers:
                     if not restarts:
-                        _keep_codes(home, given, tell)
+                        _check_codes(home, given, notify)
                         ending.enter_context(telling(observer, config, home))
                     observers = Observers(writer, trackers, observer)
                     summary = place_and_train(
                         config, ready.inputs, writer.folder, observers, past, stop, home, patience
                     )
                     if config.run.report:
-                        _report(writer.folder, home, tell)
+                        _report(writer.folder, home, notify)
                     return summary
             except LearnerLostError as error:
                 restarts += 1
                 if restarts > config.run.max_restarts:
                     raise
-                tell(f"{error}; beginning again, {restarts} of run.max_restarts={config.run.max_restarts}")
-                past = past_of(home, config, tell)
+                notify(f"{error}; restarting, {restarts} of run.max_restarts={config.run.max_restarts}")
+                past = past_of(home, config, notify)
 
 
-def _keep_codes(home: str, given: Given, tell: Callable[[str], None]) -> None:
-    """Say which of the given functions are not what the run in `home` began with, and keep what they are now."""
+def _check_codes(home: str, given: Given, notify: Callable[[str], None]) -> None:
+    """Warn if a given function has changed since the run in `home` began, and save the current fingerprints."""
     if not given.codes:
         return
     try:
         before: dict[str, str] = json.loads(storage.find(home, CODES) or "{}")
     except ValueError:
         before = {}
-    for what, code in given.codes.items():
-        if before.get(what, code) != code:
-            tell(f"warning: {what} is not the code that the run began with")
+    for function, code in given.codes.items():
+        if before.get(function, code) != code:
+            notify(f"warning: {function} is not the code that the run began with")
     storage.leave(home, CODES, json.dumps(dict(given.codes), indent=2) + "\n")
 
 
-def _report(folder: Path, home: str, tell: Callable[[str], None]) -> None:
-    """Leave a report in the run folder. A run is no worse for a report that fails."""
+def _report(folder: Path, home: str, notify: Callable[[str], None]) -> None:
+    """Write a report into the run folder. If that fails, notify about it: the run is valid without a report."""
     try:
         from adagrpo_ray.reports import read, write_report  # matplotlib takes a second, which only this needs
 
         write_report([read(home, folder)], str(folder))
-        tell(f"report: {storage.join(home, 'report.html')}")
+        notify(f"report: {storage.join(home, 'report.html')}")
     except (Exception, SystemExit) as error:
-        tell(f"no report: {first_line(error)}; launch/report.py makes one of {home}")
+        notify(f"no report: {first_line(error)}; launch/report.py makes one of {home}")

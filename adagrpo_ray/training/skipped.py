@@ -1,4 +1,4 @@
-"""Updates that were skipped because numbers in them were not finite: a warning each, and an end to too many."""
+"""Warns of updates that were skipped because numbers in them were not finite, and ends a run with too many of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def warn_of_skipped(step: int, report: TrainReport | None, notify: Callable[[str
 
 
 def check_skipped(step: int, report: TrainReport | None, settings: LearnerSettings) -> None:
-    """DivergedError if an update of the step was skipped, and as many in a row as `max_skipped_updates`."""
+    """Raise DivergedError if the step skipped an update, and `max_skipped_updates` in a row have been skipped."""
     if report is None or report.cause is None or settings.max_skipped_updates is None:
         return
     if report.skipped_in_a_row >= settings.max_skipped_updates:
         raise DivergedError(
             f"step {step}: {report.skipped_in_a_row} updates in a row were skipped, because numbers in them were not "
             f"finite (learner.max_skipped_updates={settings.max_skipped_updates}); lower learner.learning_rate="
-            f"{settings.learning_rate}, or read in samples.jsonl what the policy writes"
+            f"{settings.learning_rate}, or read the policy's completions in samples.jsonl"
         )

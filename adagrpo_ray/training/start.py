@@ -1,4 +1,4 @@
-"""A run on checked inputs: a Ray cluster, actors on it, and the trainer."""
+"""Starts a run on checked inputs: the Ray cluster, the actors on it, and the trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.trainer import train_on
 
 UNGUARDED = (
-    "asks for no token, so that whoever reaches its ports can run anything on it; start it with RAY_AUTH_MODE=token "
+    "requires no token, so that anyone who reaches its ports can run code on it; start it with RAY_AUTH_MODE=token "
     "(docs/jobs.md)"
 )
 
@@ -36,12 +36,13 @@ def place_and_train(
     home: str | None = None,
     patience_s: float = 0.0,
 ) -> Summary:
-    """A whole run on checked inputs, or the rest of one with a `past`; leaves the adapter in `home`/adapter.
+    """Do a whole run on checked inputs, or the rest of a run with a `past`; writes the adapter to `home`/adapter.
 
-    `observer` writes into `folder`, the learners into `home`, a path or URL: `folder` too unless given.
-    Ends soon after `stop` is set, with a checkpoint of the last finished step; raises StoppedError if that was
-    by a signal or no step was finished, LearnerLostError if a learner rank died, and ResourceError if a joined
-    cluster has no room, after `patience_s` of waiting for it.
+    `observer` writes into `folder`. The learners write into `home`, a path or URL, which is `folder` by default. The
+    run ends soon after `stop` is set, with a checkpoint of the last finished step.
+
+    Raises StoppedError if a signal stopped the run or no step was finished, and LearnerLostError if a learner rank
+    died. Raises ResourceError if a joined cluster has no room, after waiting for it for `patience_s` seconds.
     """
     with connect(config, inputs.joined, patience_s) as placement:
         if inputs.joined is not None:
@@ -54,7 +55,7 @@ def place_and_train(
 
 
 def _card(config: Config, inputs: Inputs, summary: Summary) -> str:
-    """The model card of the adapter that the run leaves, with the command that this process is."""
+    """The model card of the adapter that the run writes, with the command of this process."""
     prompts = (len(inputs.prompts.train), len(inputs.prompts.held_out))
     base = identify(config.model.path, inputs.model_path)
     command = shown_command(["python", *sys.orig_argv[1:]])

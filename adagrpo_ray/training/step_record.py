@@ -1,4 +1,4 @@
-"""The record of one step, out of the reports of its phases."""
+"""The record of one step, made from the reports of its phases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ def step_record(
     sync: SyncReport,
     seconds: Mapping[str, float],
 ) -> StepRecord:
-    """The record of `step`; `reports` are one a rank, none if there was nothing to train on, `seconds` by phase."""
+    """The record of `step`.
+
+    `reports` has one report for each rank, and is empty if there was nothing to train on. `seconds` has the time of
+    each phase.
+    """
     updates, step_time = config.algorithm.updates_per_batch, sum(seconds.values())
     return StepRecord(
         step=step,

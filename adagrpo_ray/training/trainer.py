@@ -1,4 +1,4 @@
-"""The training loop. Control messages and reports pass through here, never batches or weights."""
+"""The training loop. Only control messages and reports pass through it, never batches or weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train_on(
     home: str | None = None,
     card: Callable[[Summary], str] | None = None,
 ) -> Summary:
-    """The steps and evaluations of `place_and_train`, on actors that are ready to begin; `card` words its card."""
+    """Do the steps and evaluations of `place_and_train` on actors that have begun; `card` makes the model card."""
     stop = stop or Stop()
     learners = Learners(running.learners, stop, observer.phase)
     trainer = Trainer(learners, config, folder, observer, stop, home or str(folder), card)
@@ -43,7 +43,12 @@ def train_on(
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """A step that all ranks have done: its record, groups to show, and rank 0's report of its updates, if any."""
+    """A step that all ranks have finished.
+
+    - `record`: its metrics.
+    - `groups`: some of its groups, for samples.jsonl.
+    - `updates`: rank 0's report of its updates; None if there was nothing to train on.
+    """
 
     record: StepRecord
     groups: tuple[GroupSample, ...]
@@ -51,7 +56,7 @@ class FinishedStep:
 
 
 class Trainer:
-    """One run on its learners, with its records and evaluations so far."""
+    """One run on its learners, with the records and evaluations so far."""
 
     def __init__(
         self,
@@ -68,17 +73,17 @@ class Trainer:
         self._records: list[StepRecord] = []
         self._accuracies: dict[int, float] = {}  # on the held-out prompts, by step
         self._saved = 0  # the step of the newest checkpoint
-        self._between_steps = True  # sampler and weights are in the state of the newest record
+        self._between_steps = True  # whether sampler and weights are in the state of the newest record
 
     def run(self, past: Past | None) -> Summary:
-        """All steps that are left, with their evaluations and checkpoints; writes the adapter and sums up."""
+        """Do the remaining steps with their evaluations and checkpoints, write the adapter, and return the summary."""
         config, observer = self._config, self._observer
         before, last = self._begin(past)
         try:
             for step in range(len(self._records) + 1, config.run.steps + 1):
                 try:
                     finished = self._step(step)
-                except (DivergedError, RecordError):  # also of a collection, which has drawn the step's prompts
+                except (DivergedError, RecordError):  # may follow a collection, which has drawn the step's prompts
                     self._between_steps = False
                     raise
                 self._record(finished)
@@ -97,7 +102,7 @@ class Trainer:
         return summary
 
     def keep(self) -> str:
-        """Make a checkpoint of the last finished step if there is none yet; returns a sentence about it."""
+        """Write a checkpoint of the last finished step if there is none yet; returns a clause about it."""
         self._learners.abandon()
         if not self._records:
             return "no step was finished, so there is nothing to keep"
@@ -105,10 +110,10 @@ class Trainer:
             return "nothing was kept, since there was no checkpoint before (checkpoint.every)"
         if self._between_steps and self._saved < self._records[-1].step:
             self._save_checkpoint()
-        return f"step {self._saved} is in {join(self._home, FOLDER)}: go on with --resume {self._home}"
+        return f"step {self._saved} is in {join(self._home, FOLDER)}: continue with --resume {self._home}"
 
     def _begin(self, past: Past | None) -> tuple[EvaluationRecord | None, EvaluationRecord | None]:
-        """Bring all actors to the state that the run begins or continues with; its first and last evaluation so far."""
+        """Set the state that the run begins or continues with; returns its first and last evaluation so far."""
         if past is None or past.checkpoint is None:
             self._learners.sync(0)
             before = self._evaluate("before", 0)
@@ -121,10 +126,10 @@ class Trainer:
         return evaluations[0], evaluations[-1]
 
     def _step(self, step: int) -> FinishedStep:
-        """One step: sample and resample groups, update on all ranks, send the new adapter to all rollout actors."""
+        """Do one step: sample and resample groups, update on all ranks, and sync the adapter to all rollout actors."""
         began = time.perf_counter()
         collected = self._learners.collect(step, ahead(self._config, step))
-        self._between_steps = False  # sampler and weights are past the newest record, until this step has its own
+        self._between_steps = False  # sampler and weights are past the newest record until this step has its own
         sampled = time.perf_counter()
         reports = self._learners.train(collected.batches) if collected.trained_tokens else []
         trained = time.perf_counter()
@@ -135,7 +140,7 @@ class Trainer:
         return FinishedStep(record, collected.groups, reports[0] if reports else None)
 
     def _record(self, finished: FinishedStep) -> None:
-        """Hand a step to the observer; DivergedError if too many updates in a row were skipped."""
+        """Pass a step to the observer. Raises DivergedError if too many updates in a row were skipped."""
         step = finished.record.step
         warn_of_skipped(step, finished.updates, self._observer.phase)
         self._records.append(finished.record)

@@ -55,7 +55,7 @@ HELD = {
     r"launch/export\.py my-model --push .* --yes": "test_push.py::test_all_files_go_in_one_commit_and_no_others",
     r"launch/export\.py runs/NAME --push": "test_push.py::test_an_adapter_of_a_run_can_be_pushed_as_it_is",
     r"launch/submit\.py --fetch": ("test_submit.py::test_submit_shows_the_log_names_the_job_and_fetches_the_results"),
-    r"--resume auto": "test_resume.py::test_a_killed_run_ends_as_one_that_never_stopped",
+    r"--resume auto": "test_resume.py::test_a_resumed_run_after_sigkill_gives_the_same_result",
     # Ray
     r"^ray start --head --num-cpus 4": PLAIN,
     r"^ray start (--head --num-cpus 0|--address)": (

@@ -1,4 +1,4 @@
-"""Steps that bring nothing to train on, and rewards that fail: what a whole run makes of them."""
+"""Whole runs with steps that have nothing to train on, and with reward functions that fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.program import AHEAD, launch, metrics
 
 
 @pytest.mark.slow
-def test_steps_without_a_single_group_do_not_stop_a_run_that_samples_ahead(tmp_path: Path) -> None:
+def test_steps_without_any_group_do_not_stop_a_run_that_samples_ahead(tmp_path: Path) -> None:
     ended = launch(
         "--config",
         "launch/configs/tiny-cpu.yaml",
@@ -44,7 +44,7 @@ def score(completions, answer, **context):
 
 
 @pytest.mark.slow
-def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is_kept(
+def test_a_failing_reward_function_costs_groups_and_then_ends_the_run_with_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "failing_rewards.py").write_text(FAILING)
@@ -61,11 +61,11 @@ def test_a_reward_function_that_fails_costs_a_group_and_at_last_the_run_which_is
         "rewards.functions=[{function: 'failing_rewards:score'}]",
     )
     assert ended.returncode != 0
-    said = ended.stdout + ended.stderr
-    assert said.count("no score for group 2") == 1, said
-    assert "3 ready 0 waiting 1 not scored" in said
-    assert "no group of step 2 could be scored" in said
-    assert f"step 1 is in {tmp_path}/failing/checkpoints: go on with --resume {tmp_path}/failing" in said
+    output = ended.stdout + ended.stderr
+    assert output.count("no score for group 2") == 1, output
+    assert "3 ready 0 waiting 1 not scored" in output
+    assert "no group of step 2 could be scored" in output
+    assert f"step 1 is in {tmp_path}/failing/checkpoints: continue with --resume {tmp_path}/failing" in output
     (step,) = metrics(tmp_path / "failing")
     assert (step["groups_ready"], step["groups_failed"], step["groups_dropped"]) == (3, 1, 1)
     assert step["trained_tokens"] > 0

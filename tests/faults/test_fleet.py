@@ -1,4 +1,4 @@
-"""Rollout actors with real engines that die, leave and join while requests are in flight, on a Ray cluster of nodes."""
+"""Rollout actors with real engines that die, drain and join while requests are in flight, on a Ray cluster of nodes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def requests(model_path: str) -> list[GenerationRequest]:
 
 @pytest.fixture(scope="module")
 def weights(model_path: str) -> Callable[[int], AdapterWeights]:
-    """A version with noise of its own, so that an actor with another one draws other tokens."""
+    """Versions with different noise, so that an actor with another version draws other tokens."""
     parameters = load_policy(model_path, configure()).named_parameters()
     names = {n.replace(".default.", "."): p.shape for n, p in parameters if p.requires_grad}
 
@@ -68,7 +68,7 @@ def weights(model_path: str) -> Callable[[int], AdapterWeights]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head, and one node for one rollout actor; tests add others and take them away again."""
+    """A head, and one node for one rollout actor; tests add other nodes and remove them."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     made.add_node(num_cpus=1, resources={"spot": 1})
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
@@ -105,7 +105,7 @@ async def until(condition: Callable[[], Any]) -> Any:
 
 
 async def both_engines(fleet: Fleet) -> list[psutil.Process]:
-    """The engines of two rollout actors, once both are at work."""
+    """The engines of two rollout actors, once both are running."""
     await until(lambda: len(fleet.pool.members) == 2)
     found: list[psutil.Process] = await until(lambda: there if len(there := engines()) == 2 else None)
     return found
@@ -129,7 +129,7 @@ async def held(fleet: Fleet, requests: list[GenerationRequest], stopped: list[ps
 
 
 @pytest.mark.timeout(900)
-def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
+def test_a_dead_actor_is_replaced_and_its_requests_give_the_same_tokens(
     cluster: Cluster,
     model_path: str,
     requests: list[GenerationRequest],
@@ -145,13 +145,13 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             dies, hangs = await both_engines(fleet)
             drawing = await held(fleet, requests, [dies, hangs])
             dies.kill()
-            assert await drawing == [expected, expected], "those that come in their place have version 1 too"
+            assert await drawing == [expected, expected], "the actors that replace them have version 1, too"
             assert fleet.restarts == 2
             await until(lambda: not {dies, hangs} & set(engines()))
-            told = fleet.notices()
-            assert sum("another one starts" in notice for notice in told) == 2
+            notices = fleet.notices()
+            assert sum("starting another one" in notice for notice in notices) == 2
             stalled = f"engine did no step for rollout.stall_timeout_s={STALL_TIMEOUT_S} s"
-            assert sum(stalled in notice for notice in told) == 1
+            assert sum(stalled in notice for notice in notices) == 1
 
             await until(lambda: len(fleet.pool.members) == 2)
             await fleet.pool.apply(weights(2))
@@ -162,7 +162,7 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
             assert actor is not None
             drawing = await held(fleet, requests, [engine])
             actor.kill()
-            assert await drawing == [other, other], "the one that is left has version 2 too"
+            assert await drawing == [other, other], "the remaining actor has version 2, too"
             assert fleet.restarts == 2
             await until(lambda: engine not in engines())
             assert any("max_restarts=2 are used up, 1 are left" in notice for notice in fleet.notices())
@@ -178,7 +178,7 @@ def test_what_dies_is_replaced_and_its_requests_give_the_same_tokens_elsewhere(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
+def test_a_draining_node_is_released_and_a_new_node_gets_weights_and_requests(
     cluster: Cluster,
     model_path: str,
     requests: list[GenerationRequest],
@@ -201,18 +201,18 @@ def test_a_node_that_drains_is_left_and_one_that_joins_gets_work_and_weights(
             drawing = await held(fleet, requests, [engine])
             drain(cluster, added.node_id)
             await until(lambda: newcomer not in fleet.pool.members)
-            assert newcomer.outstanding, "it ends what it has"
+            assert newcomer.outstanding, "it finishes its requests"
             engine.resume()
             assert await drawing == [expected, expected]
             cluster.remove_node(added)
             assert await draw(fleet, requests) == expected
-            assert fleet.restarts == 0, "who leaves with a node is not one that died"
+            assert fleet.restarts == 0, "an actor of a drained node does not count as lost"
             assert any("drains" in notice for notice in fleet.notices())
 
     asyncio.run(scenario())
 
 
-def test_what_cannot_start_says_why_at_once(cluster: Cluster) -> None:
+def test_actors_that_cannot_start_raise_the_cause_at_once(cluster: Cluster) -> None:
     async def scenario(folder: str, *overrides: str) -> None:
         async with running(configure(*overrides), folder) as fleet:
             await fleet.ready()
@@ -223,8 +223,8 @@ def test_what_cannot_start_says_why_at_once(cluster: Cluster) -> None:
         asyncio.run(scenario("/no/such/model", "rollout.resources={other: 1}", "rollout.start_timeout_s=1"))
 
 
-def test_a_run_whose_actors_all_died_in_their_start_ends_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And does not wait for rollout.start_timeout_s."""
+def test_a_run_whose_actors_all_die_during_their_start_ends_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for rollout.start_timeout_s."""
 
     async def gone(self: Fleet, member: Member) -> None:
         self._members.discard(member)

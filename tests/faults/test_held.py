@@ -1,4 +1,4 @@
-"""What tests of faults stand on: a program that waits where it is told to, and numbers that only one process has."""
+"""Helpers of the tests of faults: programs that wait at given points, and numbers that belong to one process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ for number in range(5):
 """
 
 
-def test_a_program_waits_at_its_points_one_after_the_other(gate: Gate, tmp_path: Path) -> None:
+def test_a_program_waits_at_its_points_in_order(gate: Gate, tmp_path: Path) -> None:
     (tmp_path / "lines").write_text("one\ntwo\n")
     gate.close(tmp_path / "lines", (2, 1), (2, 2), (3, 0))
     with started([sys.executable, "-c", SCORE], stdout=subprocess.PIPE, text=True) as running:
@@ -40,7 +40,7 @@ def test_a_program_waits_at_its_points_one_after_the_other(gate: Gate, tmp_path:
     assert not gate.holds(2), "there are no three lines"
 
 
-def test_a_program_that_waits_does_not_outlive_a_test_that_fails(gate: Gate, tmp_path: Path) -> None:
+def test_a_waiting_program_ends_with_a_failing_test(gate: Gate, tmp_path: Path) -> None:
     (tmp_path / "lines").touch()
     gate.close(tmp_path / "lines", (0, 0))
     programs = []
@@ -60,7 +60,7 @@ def test_the_name_of_the_function_is_the_only_difference() -> None:
     assert plain(f'{{"rewards_mean": {{"{NAME}": 1.0}}}}') == '{"rewards_mean": {"exact": 1.0}}'
 
 
-def test_a_reserved_number_is_nobody_elses() -> None:
+def test_a_reserved_number_belongs_to_one_process() -> None:
     with reserved("test", range(2)) as one, reserved("test", range(2)) as other:
         assert {one, other} == {0, 1}
         with pytest.raises(OSError, match="no test is free"), reserved("test", range(2)):

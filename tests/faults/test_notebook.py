@@ -59,7 +59,7 @@ def test_an_interrupted_cell_ends_its_run_and_the_next_cell_goes_on(tmp_path: Pa
 
     assert running.returncode == 0, output + errors
     assert "stopped: stopped as asked; step " in output
-    assert f"go on with --resume {tmp_path}/run" in output
+    assert f"continue with --resume {tmp_path}/run" in output
     assert "warning: rewards.functions: brief is not the code that the run began with" in output
     assert "went on: True False" in output
     _, left = psutil.wait_procs(processes, timeout=ENDING_S)

@@ -1,4 +1,4 @@
-"""An actor that dies in the middle of a run, on real Ray, vLLM, DeepSpeed and PEFT."""
+"""Actors that die in the middle of a run, on real Ray, vLLM, DeepSpeed and PEFT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.program import ENDING_S, children, metrics, settings, title
 
 
 def lose(actor: str, gate: Gate, folder: Path, *options: str) -> tuple[int, str, str]:
-    """Exit code and output of a run of four steps one of whose actors of that kind is killed in the third."""
+    """Exit code and output of a run of four steps, in the third of which an actor of this kind is killed."""
     gate.close(folder / "run" / "metrics.jsonl", (2, 1))
     command = [sys.executable, "launch/train.py", *settings(folder, 4), "checkpoint.every=1", *gate.settings, *options]
     with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
@@ -31,18 +31,18 @@ def lose(actor: str, gate: Gate, folder: Path, *options: str) -> tuple[int, str,
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, gate: Gate, tmp_path: Path) -> None:
+def test_a_run_that_loses_a_learner_rank_gives_the_same_result(whole: Path, gate: Gate, tmp_path: Path) -> None:
     code, output, errors = lose("LearnerActor", gate, tmp_path)
     assert code == 0, output + errors
     assert "a learner rank died" in output
-    assert "beginning again, 1 of run.max_restarts=2" in output
+    assert "restarting, 1 of run.max_restarts=2" in output
     assert "going on after step" in output
     assert_same_run(tmp_path / "run", whole)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_of_two_ranks_that_may_not_begin_again_ends_with_one_line(gate: Gate, tmp_path: Path) -> None:
+def test_a_run_of_two_ranks_without_restarts_ends_with_one_line(gate: Gate, tmp_path: Path) -> None:
     code, output, errors = lose("LearnerActor", gate, tmp_path, "learner.ranks=2", "run.max_restarts=0")
     assert code == 2, output + errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -53,7 +53,7 @@ def test_a_run_of_two_ranks_that_may_not_begin_again_ends_with_one_line(gate: Ga
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_whose_last_rollout_actor_may_not_come_back_ends_with_a_checkpoint(gate: Gate, tmp_path: Path) -> None:
+def test_a_run_without_rollout_actors_and_restarts_ends_with_a_checkpoint(gate: Gate, tmp_path: Path) -> None:
     code, output, errors = lose("RolloutActor", gate, tmp_path, "checkpoint.every=0", "rollout.max_restarts=0")
     assert code == 2, output + errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]

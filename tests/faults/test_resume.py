@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on ends as one that was not, on real Ray, vLLM, DeepSpeed and PEFT."""
+"""A run that was stopped and resumed gives the result of one that was not, on real Ray, vLLM, DeepSpeed and PEFT."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
 
 
 def assert_ended(processes: set[psutil.Process]) -> None:
-    """All end by themselves, though the program could not see to it."""
+    """All end by themselves, although the killed program could not end them."""
     _, left = psutil.wait_procs(processes, timeout=ENDING_S)
     assert [title(process) for process in left] == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tmp_path: Path) -> None:
-    """It is killed when it has a checkpoint of its second step and none of the third.
+def test_a_resumed_run_after_sigkill_gives_the_same_result(whole: Path, gate: Gate, tmp_path: Path) -> None:
+    """The run is killed when it has a checkpoint of its second step and none of the third.
 
-    That is while it samples the third, or while it measures after it. Its newest checkpoint was damaged, too, so that
-    it goes on from the one before.
+    This is while it samples the third step, or while it evaluates after it. Its newest checkpoint is then damaged, so
+    that it resumes from the one before.
     """
     folder = tmp_path / "run"
     checkpoints = folder / "checkpoints"
-    place = random.randrange(8)  # of four groups that it samples and four that it measures on
-    gate.close(folder / "metrics.jsonl", (2, 4 + place))  # it measures after the second step before
+    place = random.randrange(8)  # of four groups that it samples and four that it evaluates on
+    gate.close(folder / "metrics.jsonl", (2, 4 + place))  # before, it evaluates after the second step
     command = [sys.executable, "launch/train.py", *settings(tmp_path, 4), *gate.settings, "checkpoint.every=1"]
     with (
         (tmp_path / "output").open("w") as output,
@@ -57,10 +57,10 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tm
     state.write_bytes(state.read_bytes()[:-1])
     assert json.loads((checkpoints / "step-000001" / "sampler.json").read_text())["waiting"]
 
-    told = train(tmp_path, 4, "--resume", "auto", *gate.settings, *KEEP_BEST)
+    resumed = train(tmp_path, 4, "--resume", "auto", *gate.settings, *KEEP_BEST)
 
-    assert "step-000002 is damaged" in told
-    assert f"going on after step 1, from {checkpoints}/step-000001" in told
+    assert "step-000002 is damaged" in resumed
+    assert f"going on after step 1, from {checkpoints}/step-000001" in resumed
     assert_same_run(folder, whole)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, whole)]
     assert summaries[0]["steps"] == 4
@@ -79,14 +79,14 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gate: Gate, tmp_path: Path) -> None:
-    """It comes in the middle of a step, whose groups are given up and sampled again by the run that goes on.
+def test_ctrl_c_ends_a_run_with_a_checkpoint_and_leaves_no_process(whole: Path, gate: Gate, tmp_path: Path) -> None:
+    """The signal arrives in the middle of a step, whose groups are abandoned and sampled again by the resumed run.
 
     SIGTERM does the same to a job in test_submit.py.
     """
     gate.close(tmp_path / "run" / "metrics.jsonl", (2, 1))
     command = [sys.executable, "launch/train.py", *settings(tmp_path, 4), *gate.settings]
-    # A session of its own, as a terminal gives: Ctrl-C goes to every process of it.
+    # A separate session, like that of a terminal: Ctrl-C signals every process of it.
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with started(command, **piped, start_new_session=True) as running:
         gate.wait(running)
@@ -98,7 +98,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gat
     assert running.returncode == 128 + signal.SIGINT, output + errors
     assert len(metrics(tmp_path / "run")) == 2
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-000002\n"
-    assert f"step 2 is in {tmp_path}/run/checkpoints: go on with --resume {tmp_path}/run" in errors
+    assert f"step 2 is in {tmp_path}/run/checkpoints: continue with --resume {tmp_path}/run" in errors
     assert_ended(processes)
     gate.open()
     train(tmp_path, 4, "--resume", "auto", *gate.settings)
@@ -107,8 +107,8 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_nothing_behind(whole: Path, gat
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_second_signal_ends_a_run_at_once_and_leaves_nothing_behind(gate: Gate, tmp_path: Path) -> None:
-    """Its learner is stopped, so that the run cannot end by itself after the first signal."""
+def test_a_second_signal_ends_a_run_at_once_and_leaves_no_process(gate: Gate, tmp_path: Path) -> None:
+    """The learner is stopped, so that the run cannot end by itself after the first signal."""
     gate.close(tmp_path / "run" / "metrics.jsonl", (1, 1))
     command = [sys.executable, "launch/train.py", *settings(tmp_path, 4), *gate.settings]
     with started(command, stderr=subprocess.PIPE, text=True) as running:
@@ -118,7 +118,7 @@ def test_a_second_signal_ends_a_run_at_once_and_leaves_nothing_behind(gate: Gate
         learner.suspend()
         running.send_signal(signal.SIGTERM)
         assert running.stderr is not None
-        while "once more to leave at once" not in (line := running.stderr.readline()):
+        while "signal again to exit at once" not in (line := running.stderr.readline()):
             assert line, "it ended without a word"
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=ENDING_S)  # it would wait for the learner for ever

@@ -1,4 +1,4 @@
-"""What one CUDA device shared by vLLM and the learner must do; skipped where there is none."""
+"""vLLM and the learner on one CUDA device; skipped if there is none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-# Largest difference of a token's log-probability between vLLM and the learner, by the type of the weights.
+# The largest difference of a token's log-probability between vLLM and the learner, by the type of the weights.
 CLOSE = {"float32": 1e-3, "bfloat16": 0.2}
 
 
@@ -131,7 +131,7 @@ def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype:
 
 
 @pytest.mark.parametrize("sync", ["adapter", "merged"])
-def test_a_sleeping_engine_leaves_the_gpu_and_serves_the_same_after_it(cluster: None, sync: str) -> None:
+def test_a_sleeping_engine_releases_the_gpu_and_serves_the_same_afterwards(cluster: None, sync: str) -> None:
     config = configure(f"rollout.lora_mode={sync}", "rollout.sleep=true")
     actor, pool, path = start(config)
     prompt = load_prompts(config, load_tokenizer(path, config.model, config.data)).train[0]
@@ -143,7 +143,7 @@ def test_a_sleeping_engine_leaves_the_gpu_and_serves_the_same_after_it(cluster: 
     awake, total = torch.cuda.mem_get_info()
     asyncio.run(pool.sleep())
     asleep, _ = torch.cuda.mem_get_info()
-    assert asleep - awake > 0.8 * config.rollout.gpu_memory_utilization * total - 2**31, "2 GiB is for what stays"
+    assert asleep - awake > 0.8 * config.rollout.gpu_memory_utilization * total - 2**31, "2 GiB may stay in use"
 
     asyncio.run(pool.wake())
     asyncio.run(pool.apply(pack(1, learner.adapter(), 16, 32.0, torch.float32)))
@@ -155,7 +155,7 @@ def test_a_sleeping_engine_leaves_the_gpu_and_serves_the_same_after_it(cluster: 
 
 
 def test_a_learner_of_real_width_trains_in_bfloat16_in_both_layouts(wide_model: Path) -> None:
-    """The same loss with samples side by side and in one row, with and without gradient checkpointing."""
+    """The loss is the same with samples in padded rows and in one row, with and without gradient checkpointing."""
     rng = np.random.default_rng(0)
     samples = [
         TrainSample(

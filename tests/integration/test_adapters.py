@@ -1,4 +1,4 @@
-"""The one reader of adapters: folders in PEFT's layout and checkpoints, and all that is refused of either."""
+"""Reading adapters from folders in PEFT's layout and from checkpoints, and the errors about either."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TARGETS = CONFIG.model.lora.targets
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves of its adapter: PEFT's folder, and a checkpoint."""
+    """The folder of a run with its adapter: PEFT's folder, and a checkpoint."""
     folder = tmp_path_factory.mktemp("trained")
     load_policy(str(tiny_model), CONFIG).save_pretrained(folder / "adapter")
     arrays = {name: t.numpy() for name, t in load_file(folder / "adapter/adapter_model.safetensors").items()}
@@ -41,11 +41,11 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """The same, to be harmed."""
+    """A copy that a test may damage."""
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def test_an_adapter_and_the_checkpoint_it_came_from_are_the_same(trained: Path, tiny_model: Path) -> None:
+def test_an_adapter_equals_that_of_its_checkpoint(trained: Path, tiny_model: Path) -> None:
     final, kept = (read_adapter(trained / place) for place in ("adapter", STEP))
     assert (final.r, final.alpha, final.base) == (16, 32.0, str(tiny_model))
     assert (kept.r, kept.alpha, kept.base) == (16, 32.0, "tiny")
@@ -96,7 +96,7 @@ def renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("damage", "message"),
     [
         (lambda f: shutil.rmtree(f), r"is no folder"),
         (lambda f: (f / "adapter_config.json").unlink(), r"holds no adapter_config\.json"),
@@ -117,11 +117,11 @@ def renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> None:
         (edited(lora_alpha=float("nan")), r"alpha=nan"),
         (edited(lora_alpha=float("inf")), r"alpha=inf"),
         (edited(lora_alpha=10**400), r"alpha=1000"),
-        (edited(r=8), r"says r=8, and its weights have \[16\]"),
+        (edited(r=8), r"has r=8, but the ranks of its weights are \[16\]"),
         (weights(lambda t: t.clear()), r"holds no tensors"),
-        (weights(lambda t: t.update(head=torch.zeros(1))), r"cannot be used: the adapter holds more than pairs"),
-        (weights(lambda t: t.pop(next(iter(t)))), r"cannot be used: the adapter holds more than pairs"),
-        (weights(lambda t: [t.pop(n) for n in list(t) if "lora_B" in n]), r"cannot be used: the adapter holds more"),
+        (weights(lambda t: t.update(head=torch.zeros(1))), r"cannot be used: the adapter has tensors other than pairs"),
+        (weights(lambda t: t.pop(next(iter(t)))), r"cannot be used: the adapter has tensors other than pairs"),
+        (weights(lambda t: [t.pop(n) for n in list(t) if "lora_B" in n]), r"the adapter has tensors other than pairs"),
         (weights(lambda t: poke(t, float("nan"))), r"q_proj\.lora_A\.weight holds numbers that are not finite"),
         (
             weights(lambda t: poke(t, float("-inf"))),
@@ -134,20 +134,22 @@ def renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> None:
             weights(lambda t: renamed(t, "base_model.", "module.base_model.")),
             r"the key 'module\.\S+ does not begin",
         ),
-        (edited(target_modules=["q_proj"]), r"holds weights for \S+down_proj, and its target_modules are q_proj"),
+        (edited(target_modules=["q_proj"]), r"has weights for \S+down_proj, but its target_modules are q_proj"),
         (edited(use_qalora=True), r"has use_qalora=True; give plain LoRA"),
     ],
 )
-def test_what_is_no_plain_adapter_is_refused(run: Path, harm: Callable[[Path], Any], told: str) -> None:
-    harm(run / "adapter")
-    with pytest.raises(ModelError, match=told) as refused:
+def test_an_adapter_that_is_damaged_or_not_plain_lora_is_refused(
+    run: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(run / "adapter")
+    with pytest.raises(ModelError, match=message) as refused:
         read_adapter(run / "adapter", "--adapter")
     assert str(refused.value).startswith("--adapter")
     assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "state.json", "checksums.json"])
-def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(run: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_refused(run: Path, name: str) -> None:
     data = bytearray((run / STEP / name).read_bytes())
     data[-2] ^= 1
     (run / STEP / name).write_bytes(data)
@@ -155,7 +157,7 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(run: Path, name: 
         read_adapter(run / STEP)
 
 
-def test_a_checkpoint_that_is_gone_is_refused(run: Path) -> None:
+def test_a_missing_checkpoint_is_refused(run: Path) -> None:
     for read in (read_adapter, read_settings):
         with pytest.raises(CheckpointError, match="step-000009"):
             read(run / "checkpoints/step-000009")
@@ -169,17 +171,17 @@ def test_a_checkpoint_of_unknown_settings_is_refused(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("damage", "message"),
     [
         (
             weights(lambda t: t.update({n: x[:, :7].clone() for n, x in t.items() if "q_proj.lora_A" in n})),
-            r"model\.layers\.0\.self_attn\.q_proj has 128 inputs and 128 outputs there, the adapter's A is 16 x 7",
+            r"model\.layers\.0\.self_attn\.q_proj has 128 inputs and 128 outputs there, but the adapter's A is 16 x 7",
         ),
         (
             weights(lambda t: t.update({n.replace("layers.0", "layers.9"): t.pop(n) for n in list(t)})),
             r"which has no linear layer model\.layers\.9\.\S+; it was made for 'Qwen/Another'",
         ),
-        (weights(flat_b), r"and B \d+; it was made for 'Qwen/Another'"),
+        (weights(flat_b), r"and its B is \d+; it was made for 'Qwen/Another'"),
         (
             weights(lambda t: renamed(t, "base_model.model.", "base_model.model._orig_mod.")),
             r"which has no linear layer _orig_mod\.model\.layers",
@@ -190,31 +192,31 @@ def test_a_checkpoint_of_unknown_settings_is_refused(run: Path) -> None:
         ),
         (
             weights(lambda t: [t.pop(name) for name in list(t) if "layers.1." in name]),
-            r"it holds no weights for 7 of the 28 layers there that are named down_proj, .*"
+            r"it has no weights for 7 of the 28 layers there that are named down_proj, .*"
             r"\(first: model\.layers\.1\.self_attn\.q_proj\)",
         ),
     ],
 )
 def test_an_adapter_of_another_model_does_not_fit(
-    run: Path, tiny_model: Path, harm: Callable[[Path], Any], told: str
+    run: Path, tiny_model: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
     layers = linear_shapes(str(tiny_model), CONFIG.model)
     check_fit(read_adapter(run / "adapter"), layers, "model.path='tiny'")
     edited(base_model_name_or_path="Qwen/Another")(run / "adapter")
-    harm(run / "adapter")
-    with pytest.raises(ModelError, match=r"adapter='\S+' does not fit model\.path='tiny'.*" + told):
+    damage(run / "adapter")
+    with pytest.raises(ModelError, match=r"adapter='\S+' does not fit model\.path='tiny'.*" + message):
         check_fit(read_adapter(run / "adapter"), layers, "model.path='tiny'")
 
 
-def test_the_rank_that_an_engine_is_set_up_for() -> None:
+def test_served_rank_is_the_next_supported_rank() -> None:
     assert [served_rank(r) for r in (1, 2, 16, 17, 256)] == [1, 8, 16, 32, 256]
     assert served_rank(RANKS[-1] + 1) is None
 
 
-def test_an_adapter_of_some_layers_that_says_so_fits(run: Path, tiny_model: Path) -> None:
+def test_an_adapter_of_some_layers_fits_if_its_settings_say_so(run: Path, tiny_model: Path) -> None:
     layers = linear_shapes(str(tiny_model), CONFIG.model)
     weights(lambda t: [t.pop(name) for name in list(t) if "layers.1." in name])(run / "adapter")
-    with pytest.raises(ModelError, match="it holds no weights for"):
+    with pytest.raises(ModelError, match="it has no weights for"):
         check_fit(read_adapter(run / "adapter"), layers, "model.path='tiny'")
     edited(layers_to_transform=[0, 2, 3])(run / "adapter")
     adapter = read_adapter(run / "adapter")
@@ -222,7 +224,7 @@ def test_an_adapter_of_some_layers_that_says_so_fits(run: Path, tiny_model: Path
     assert not [module for module in adapter.pairs if "layers.1." in module]
 
 
-def test_the_chat_serves_no_adapter_of_another_model(run: Path) -> None:
+def test_the_chat_refuses_an_adapter_of_another_model(run: Path) -> None:
     assert _read(run / "adapter", CONFIG).r == 16
     weights(lambda t: t.update({n: x[:, : x.shape[1] // 2].clone() for n, x in t.items() if "lora_A" in n}))(
         run / "adapter"

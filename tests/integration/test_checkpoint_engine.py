@@ -1,4 +1,4 @@
-"""A learner that is restored trains on as if it had never stopped, whatever DeepSpeed shards."""
+"""A restored learner trains as if it had never stopped, at every stage of ZeRO."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAGES = [
 
 
 def configure(*overrides: str) -> Config:
-    """Dropout, so that torch's generator counts; a schedule that moves at every step."""
+    """Settings with dropout, so that torch's generator counts, and with a schedule that changes at every step."""
     settings = [
         f"run.steps={STEPS}",
         "model.lora.dropout=0.1",
@@ -75,17 +75,19 @@ def train(engine: LearnerEngine, *steps: int) -> list[TrainReport]:
 
 
 @pytest.mark.parametrize(("stage", "dtype"), STAGES)
-def test_training_goes_on_as_if_it_had_not_stopped(model_path: str, tmp_path: Path, stage: int, dtype: str) -> None:
-    goes_on(model_path, tmp_path, f"learner.zero_stage={stage}", f"model.dtype={dtype}")
+def test_a_restored_learner_trains_identically(model_path: str, tmp_path: Path, stage: int, dtype: str) -> None:
+    check_continuation(model_path, tmp_path, f"learner.zero_stage={stage}", f"model.dtype={dtype}")
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_so_does_training_with_an_offloaded_optimizer(model_path: str, tmp_path: Path, stage: int) -> None:
+def test_a_restored_learner_with_an_offloaded_optimizer_trains_identically(
+    model_path: str, tmp_path: Path, stage: int
+) -> None:
     settings = (f"learner.zero_stage={stage}", "learner.offload_optimizer=true", "model.dtype=bfloat16")
-    goes_on(model_path, tmp_path, *settings)
+    check_continuation(model_path, tmp_path, *settings)
 
 
-def goes_on(model_path: str, tmp_path: Path, *settings: str) -> None:
+def check_continuation(model_path: str, tmp_path: Path, *settings: str) -> None:
     engine = make_engine(model_path, *settings)
     train(engine, 1, 2)
     state = through_disk(engine.snapshot(), tmp_path)
@@ -101,7 +103,7 @@ def goes_on(model_path: str, tmp_path: Path, *settings: str) -> None:
     assert expected[0].learning_rate != expected[1].learning_rate
 
 
-def test_taking_a_snapshot_changes_nothing(model_path: str) -> None:
+def test_a_snapshot_does_not_change_the_learner(model_path: str) -> None:
     expected = train(make_engine(model_path, "learner.zero_stage=2"), 1, 2)
     other = make_engine(model_path, "learner.zero_stage=2")
     before = other.snapshot()  # before Adam has any state
@@ -115,7 +117,7 @@ def test_taking_a_snapshot_changes_nothing(model_path: str) -> None:
 
 @pytest.mark.parametrize(("stage", "dtype"), STAGES)
 def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype: str) -> None:
-    """Its moments are corrected as those of one step: a weight moves by the rate, whatever the size of its gradient."""
+    """Moments have the bias correction of one step: a weight moves by the learning rate for any gradient."""
     engine = make_engine(
         model_path,
         *(
@@ -137,7 +139,7 @@ def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype
     moved = 0
     for name, weight in before.weights.items():
         gradient = after.moments[f"exp_avg/{name}"] / (1 - 0.9)
-        large = np.abs(gradient) > 1e-4  # beside which Adam's epsilon is small
+        large = np.abs(gradient) > 1e-4  # large compared with Adam's epsilon
         moved += large.sum()
         step = after.weights[name] - weight * (1 - report.learning_rate * 0.01)
         np.testing.assert_allclose(step[large], -report.learning_rate * np.sign(gradient[large]), rtol=1e-2)
@@ -153,7 +155,7 @@ def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype
         *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, True), (2, False), (3, True))),
     ],
 )
-def test_a_state_fits_every_stage(model_path: str, stage: int, offload: bool) -> None:
+def test_a_state_can_be_restored_at_every_stage(model_path: str, stage: int, offload: bool) -> None:
     engine = make_engine(model_path)
     train(engine, 1, 2)  # the first step's learning rate is 0
     state = engine.snapshot()
@@ -164,7 +166,7 @@ def test_a_state_fits_every_stage(model_path: str, stage: int, offload: bool) ->
     assert all(torch.equal(a, b) for a, b in zip(engine.adapter().values(), other.adapter().values(), strict=True))
 
 
-def test_weights_are_kept_finer_than_the_model_has_them(model_path: str) -> None:
+def test_weights_are_saved_in_float32(model_path: str) -> None:
     engine = make_engine(model_path, "model.dtype=bfloat16")
     train(engine, 1, 2)  # the first step's learning rate is 0
     state = engine.snapshot()

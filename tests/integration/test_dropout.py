@@ -1,4 +1,4 @@
-"""LoRA's dropout is in the update alone, and no other dropout anywhere."""
+"""LoRA's dropout is on only in an update, and any other dropout is always off."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_samples(high: int = 100) -> list[TrainSample]:
 
 
 def move(policy: Any) -> None:
-    """Give the adapter an effect, as if it had been trained for a while."""
+    """Change the adapter, as if it had been trained for a while."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -58,7 +58,7 @@ def move(policy: Any) -> None:
     [[], ["packing=packed"], ["gradient_checkpointing=true"], ["packing=packed", "gradient_checkpointing=true"]],
     ids=lambda settings: ",".join(settings) or "padded",
 )
-def test_with_an_engine_that_agrees_the_importance_weights_are_1(model_path: str, settings: list[str]) -> None:
+def test_importance_weights_are_1_if_the_engine_agrees(model_path: str, settings: list[str]) -> None:
     config = configure(*[f"learner.{setting}" for setting in settings])
     engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     move(engine._policy)
@@ -69,15 +69,15 @@ def test_with_an_engine_that_agrees_the_importance_weights_are_1(model_path: str
     (batch,) = pack_batches(1, samples, 1, 60, engine.packing)
     report = engine.train(batch)
     assert report.first is not None
-    weights, gap = report.first.statistics.importance_ratio, report.first.statistics.logp_difference
+    weights, difference = report.first.statistics.importance_ratio, report.first.statistics.logp_difference
     assert weights.count == 60
     assert (weights.minimum, weights.maximum) == pytest.approx((1.0, 1.0), abs=1e-4)
-    assert gap.maximum < 1e-4
+    assert difference.maximum < 1e-4
     ratios = report.first.statistics.ratio
     assert ratios.maximum - ratios.minimum > 1e-2  # the policy's own pass drops activations
 
 
-def test_without_dropout_the_first_ratios_are_1_and_no_pass_is_added(
+def test_without_dropout_the_first_ratios_are_1_without_an_additional_pass(
     model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[bool] = []
@@ -96,7 +96,7 @@ def test_without_dropout_the_first_ratios_are_1_and_no_pass_is_added(
         assert (report.first.statistics.ratio.minimum == 1.0) is (dropout == "0.0")
 
 
-def test_the_reference_has_no_dropout_and_leaves_the_modes_as_they_are(model_path: str) -> None:
+def test_the_reference_has_no_dropout_and_restores_the_modes(model_path: str) -> None:
     policy = Policy(load_policy(model_path, configure()))
     UpdateMode(policy).begin()
     modes = [module.training for module in policy.modules()]
@@ -183,7 +183,7 @@ def test_the_base_models_own_dropout_is_off_in_an_update(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_layers_are_checkpointed_in_an_update_and_nowhere_else(
+def test_layers_are_checkpointed_only_in_an_update(
     model_path: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(f"learner.gradient_checkpointing={checkpointing}")

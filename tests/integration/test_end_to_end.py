@@ -16,7 +16,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run with two actors of each kind, and rollouts that run a step ahead; its folder and output."""
+    """A run with two actors of each kind whose rollouts run one step ahead; its folder and output."""
     folder = tmp_path_factory.mktemp("runs")
     ended = launch(
         "--config",
@@ -36,14 +36,14 @@ def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(params=["in turn", "ahead"])
 def run(request: pytest.FixtureRequest) -> tuple[Path, str]:
-    """That run, or the one of all tests, whose actors, one of each kind, take turns; its folder and output."""
+    """That run, or the fixture `whole`, whose actors, one of each kind, take turns; its folder and output."""
     if request.param == "ahead":
         return request.getfixturevalue("ahead")  # type: ignore[no-any-return]
     whole = request.getfixturevalue("whole")
     return whole, (whole.parent / OUTPUT).read_text()
 
 
-def test_summary_says_what_the_run_was(run: tuple[Path, str]) -> None:
+def test_summary_describes_the_run(run: tuple[Path, str]) -> None:
     folder, _ = run
     summary, steps = json.loads((folder / "summary.json").read_text()), metrics(folder)
     assert summary["steps"] == STEPS == len(steps)
@@ -68,14 +68,14 @@ def test_every_step_sent_one_new_version(run: tuple[Path, str]) -> None:
     assert all(s["sync_bytes"] > 100_000 for s in steps)
 
 
-def test_learner_and_rollout_agree_where_nothing_was_filtered(whole: Path) -> None:
+def test_learner_and_rollout_agree_without_filters(whole: Path) -> None:
     """First attempts are drawn at temperature 1, so only resampled groups may show a difference."""
     plain = [s for s in metrics(whole) if not sum(s["resamples"]) and s["trained_tokens"]]
     assert plain
     assert all(step["sampling_logp_difference_mean"] < 1e-4 for step in plain)
 
 
-def test_learner_and_rollout_stay_close_where_rollouts_run_ahead(ahead: tuple[Path, str]) -> None:
+def test_learner_and_rollout_stay_close_if_rollouts_run_ahead(ahead: tuple[Path, str]) -> None:
     steps = metrics(ahead[0])
     for step in steps:
         if not sum(step["resamples"][1:]) and step["trained_tokens"] and not step["staleness"]:
@@ -83,7 +83,7 @@ def test_learner_and_rollout_stay_close_where_rollouts_run_ahead(ahead: tuple[Pa
     assert all(step["sampling_logp_difference_mean"] < 0.5 for step in steps)
 
 
-def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:
+def test_rollouts_run_ahead_up_to_the_maximum_staleness(run: tuple[Path, str]) -> None:
     folder, _ = run
     most = yaml.safe_load((folder / "config.yaml").read_text())["algorithm"]["max_staleness"]
     ages = [s["staleness"] for s in metrics(folder)]
@@ -91,7 +91,7 @@ def test_rollouts_run_ahead_as_far_as_they_may(run: tuple[Path, str]) -> None:
     assert all((0 < age <= most) if most else age == 0 for age in ages[1:])
 
 
-def test_configuration_is_kept_and_reads_back(ahead: tuple[Path, str]) -> None:
+def test_configuration_is_saved_and_can_be_loaded(ahead: tuple[Path, str]) -> None:
     kept = yaml.safe_load((ahead[0] / "config.yaml").read_text())
     assert kept["run"]["steps"] == STEPS
     assert kept["data"]["eval_prompts"] == 16
@@ -112,7 +112,7 @@ def test_adapter_loads_with_peft_and_is_not_the_initial_one(run: tuple[Path, str
     assert all(size > 0 for size in moved)
 
 
-def test_output_reads_well_without_a_terminal(run: tuple[Path, str]) -> None:
+def test_output_without_a_terminal_is_plain_lines(run: tuple[Path, str]) -> None:
     folder, output = run
     held_out = yaml.safe_load((folder / "config.yaml").read_text())["data"]["eval_prompts"]
     assert "\x1b" not in output

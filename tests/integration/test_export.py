@@ -280,7 +280,7 @@ def cut_rows(adapter: Path) -> None:
         (lambda r: (r / "adapter/adapter_model.safetensors").write_bytes(b"x" * 99), "is damaged"),
         (lambda r: edited(r / "adapter/adapter_config.json", peft_type="IA3"), "peft_type='IA3'"),
         (lambda r: edited(r / "adapter/adapter_config.json", use_dora=True), "use_dora=True"),
-        (lambda r: edited(r / "adapter/adapter_config.json", r=8), "says r=8, and its weights have [16]"),
+        (lambda r: edited(r / "adapter/adapter_config.json", r=8), "has r=8, but the ranks of its weights are [16]"),
         (lambda r: edited(r / "adapter/adapter_config.json", lora_alpha="x"), "has r=16 and alpha='x'"),
         (lambda r: edited(r / "adapter/adapter_config.json", bias="all"), "bias='all'"),
         (lambda r: edited(r / "adapter/adapter_config.json", fan_in_fan_out=True), "fan_in_fan_out=True"),

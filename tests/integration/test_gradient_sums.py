@@ -13,9 +13,9 @@ from tests.support.batches import equal_batches
 from tests.support.engine_states import BETA1, assert_same_gradient, gradient_of
 
 PARTS = 32
-"""Micro-batches with the same gradient, whose sum in bfloat16 is off by more than `assert_same_gradient` allows.
+"""Number of micro-batches with equal gradients, so many that `assert_same_gradient` fails for their sum in bfloat16.
 
-A power of two, so that each one's is that of the whole batch to the last bit, but for the exponent.
+It is a power of two, so that each gradient has the bits of that of the whole batch, apart from the exponent.
 """
 
 
@@ -40,7 +40,7 @@ def wanted(model_path: str) -> dict[str, Any]:
     return gradient_of(engine.snapshot())
 
 
-def test_a_sum_in_bfloat16_would_be_seen(wanted: dict[str, Any]) -> None:
+def test_a_sum_in_bfloat16_would_fail_the_comparison(wanted: dict[str, Any]) -> None:
     rounded = {name: torch.from_numpy(gradient).bfloat16() for name, gradient in wanted.items()}
     low = {name: torch.zeros_like(gradient) for name, gradient in rounded.items()}
     for _ in range(PARTS):

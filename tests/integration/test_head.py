@@ -1,4 +1,4 @@
-"""Log-probabilities of models that change what their head gives, and the check that they are the model's own."""
+"""Log-probabilities of models that scale or cap their logits, and the check that they are the model's own."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ KINDS = {**CHANGING, **PLAIN}
 
 
 def nested() -> Any:
-    """Gemma 4 with its vision tower: the text model's settings, and with them the cap, lie one level down."""
+    """Gemma 4 with its vision tower: the settings of the text model, with the cap, are one level down."""
     from transformers import Gemma4Config
 
     text = {"final_logit_softcapping": 2.0, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCABULARY}
@@ -73,7 +73,7 @@ def nested() -> Any:
 
 
 def policy_of(kind: str, **settings: Any) -> Policy:
-    """A model of random weights, large enough for logits of several nats, with an adapter that does something."""
+    """A model of random weights, large enough for logits of several nats, with an adapter that has an effect."""
     import transformers
     from peft import LoraConfig, get_peft_model
 
@@ -100,7 +100,7 @@ def check(policy: Policy, packing: Packing) -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, "nested"])
 def test_logprobs_are_those_of_the_models_own_logits(kind: str) -> None:
-    """Exactly, and the gradient of the adapter is that of the model's own logits."""
+    """They are equal, and the gradient of the adapter is that of the model's own logits."""
     policy = policy_of(kind)
     samples = agreement._samples(VOCABULARY)
     model = policy.peft_model.get_base_model()
@@ -137,7 +137,7 @@ def test_prompts_are_shared_exactly_or_the_model_is_refused(kind: str) -> None:
 
 @given(st.integers(1, 300), st.lists(st.integers(0, 300), min_size=1, max_size=20))
 def test_a_prompt_is_copied_for_few_tokens(prompt: int, lengths: list[int]) -> None:
-    """Each completion's tokens are in one block, in their order, and copies stay within what the docstring says."""
+    """The tokens of each completion are in one block, in their order, and copies stay within the documented bound."""
     lengths.sort(reverse=True)
     group = shared_prompt(0, prompt, lengths, CPU)
     tokens = torch.cat([blocks.tokens.flatten()[blocks.kept] for blocks in group.completions])
@@ -146,7 +146,7 @@ def test_a_prompt_is_copied_for_few_tokens(prompt: int, lengths: list[int]) -> N
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 12, 40])
-def test_a_window_ends_where_the_models_own_does(window: int) -> None:
+def test_a_sliding_window_equals_that_of_the_model(window: int) -> None:
     policy = policy_of("MistralConfig", sliding_window=window)
     samples = agreement._samples(VOCABULARY)
     model = policy.peft_model.get_base_model()
@@ -157,7 +157,7 @@ def test_a_window_ends_where_the_models_own_does(window: int) -> None:
 
 @pytest.mark.parametrize("kind", [*CHANGING, "nested"])
 def test_the_head_alone_would_give_other_logprobs(kind: str) -> None:
-    """So that the test above is one."""
+    """Without this, the tests above would show nothing."""
     policy = policy_of(kind)
     rows = pad(agreement._samples(VOCABULARY), CPU)
     model = policy.peft_model.get_base_model()
@@ -175,7 +175,7 @@ def test_a_model_without_a_part_for_hidden_states_is_refused(monkeypatch: pytest
     policy.peft_model.get_base_model().add_module("body", policy.peft_model.get_base_model()._modules.pop("model"))
     monkeypatch.setattr("transformers.LlamaForCausalLM.base_model_prefix", "")
     monkeypatch.setattr("transformers.LlamaForCausalLM.get_decoder", lambda self: self)
-    with pytest.raises(ModelError, match=r"a LlamaForCausalLM has no part that gives hidden states without the head"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM has no part that computes hidden states without the head"):
         base_of(policy.peft_model.get_base_model())
 
 
@@ -183,16 +183,18 @@ def test_logprobs_that_are_not_the_models_own_are_refused(monkeypatch: pytest.Mo
     policy = policy_of("LlamaConfig")
     bare = policy.forward
     monkeypatch.setattr(policy, "forward", lambda rows: (0.9 * bare(rows)[0], None))
-    told = r"model\.path='here' \(llama\): the learner's log-probabilities differ from .* by [\d.]+ nats .*use another"
-    with pytest.raises(ModelError, match=told):
+    message = (
+        r"model\.path='here' \(llama\): the learner's log-probabilities differ from .* by [\d.]+ nats .*use another"
+    )
+    with pytest.raises(ModelError, match=message):
         check(policy, "padded")
     monkeypatch.setattr(policy, "forward", lambda rows: (torch.nan * bare(rows)[0], None))
     with pytest.raises(ModelError, match=r"by nan nats on average"):
         check(policy, "padded")
 
 
-def test_a_row_in_which_samples_see_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a model that does not find the samples by their positions."""
+def test_a_packing_whose_samples_see_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of a model that does not separate samples by their positions."""
     policy = policy_of("LlamaConfig")
     check(policy, "packed")
     bare = policy.forward
@@ -209,11 +211,11 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     policy = policy_of("LlamaConfig")
     with torch.no_grad():
         policy.peft_model.get_base_model().lm_head.weight[3] = torch.nan
-    with pytest.raises(ModelError, match=r"\(llama\) gives logits that are not finite with model\.dtype=float32"):
+    with pytest.raises(ModelError, match=r"\(llama\) computes logits that are not finite with model\.dtype=float32"):
         check(policy, "padded")
 
 
-def test_a_model_that_asks_for_more_than_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_needs_more_than_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of("LlamaConfig")
 
     def asking(*_: Any, **__: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The learner on real DeepSpeed: stages and ranks change nothing, and log-probabilities are right."""
+"""The learner on real DeepSpeed: stages do not change the update, and log-probabilities are correct."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def expected(model_path: str) -> list[Any]:
 
 
 def made(report: TrainReport) -> UpdateReport:
-    """The report of the last update, which must have been made."""
+    """The report of the last update; asserts that it was made."""
     assert report.last is not None
     assert report.skipped == 0
     return report.last
 
 
-def test_the_steps_train(expected: list[Any]) -> None:
+def test_steps_change_the_policy(expected: list[Any]) -> None:
     assert len({r.statistics.loss for r in expected}) == STEPS
     assert all(r.grad_norm > 0 for r in expected)
     assert expected[0].statistics.kl.total == 0.0 < expected[-1].statistics.kl.total
@@ -88,7 +88,7 @@ def test_the_steps_train(expected: list[Any]) -> None:
     ],
     ids=",".join,
 )
-def test_how_the_work_is_cut_and_kept_changes_nothing(
+def test_micro_batches_stages_and_checkpointing_do_not_change_the_update(
     model_path: str, expected: list[Any], settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buffers, "LOGITS", VOCABULARY * 7)  # many chunks
@@ -105,8 +105,8 @@ def test_how_the_work_is_cut_and_kept_changes_nothing(
 
 
 @pytest.mark.parametrize(("updates", "clipped"), [(1, False), (3, True)])
-def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, updates: int, clipped: bool) -> None:
-    """The old policy is the one before the first update: only against that one can a ratio leave the range."""
+def test_the_clip_range_bounds_later_updates_of_a_batch(model_path: str, updates: int, clipped: bool) -> None:
+    """The old policy is that before the first update: only against it can a ratio leave the clip range."""
     config = configure(f"algorithm.num_iterations={updates}", "learner.learning_rate=0.01", "learner.schedule=linear")
     engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, make_samples(), 1, 200)[0]
@@ -123,7 +123,7 @@ def test_later_updates_of_a_batch_are_held_by_the_clip_range(model_path: str, up
 
 @pytest.mark.parametrize("lay_out", [pad, join])
 def test_logprobs_are_those_of_a_plain_forward_pass(model_path: str, lay_out: Callable[..., Rows]) -> None:
-    """Against Transformers' own logits, one sequence at a time, without padding."""
+    """Compare with Transformers' own logits, one sequence at a time, without padding."""
     policy = Policy(load_policy(model_path, configure())).eval()
     samples = make_samples(5)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_entropies_are_those_of_a_plain_forward_pass(model_path: str, lay_out: C
 
 
 def test_an_entropy_bonus_raises_the_entropy(model_path: str) -> None:
-    """Advantages of zero and no KL term: the bonus is all that trains."""
+    """With advantages of zero and no KL term, only the bonus trains."""
     config = configure("algorithm.loss.beta=0", "algorithm.loss.entropy_coef=1", "learner.learning_rate=0.01")
     engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     batch = pack_batches(1, tuple(replace(s, advantage=0.0) for s in make_samples()), 1, 120)[0]
@@ -163,7 +163,7 @@ def test_an_entropy_bonus_raises_the_entropy(model_path: str) -> None:
 
 
 def moved_policy(model_path: str, *overrides: str) -> Policy:
-    """With an adapter that does something, so that both of its matrices have gradients."""
+    """A policy whose adapter has an effect, so that both of its matrices have gradients."""
     policy = Policy(load_policy(model_path, configure(*overrides)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def moved_policy(model_path: str, *overrides: str) -> Policy:
 
 
 @pytest.mark.parametrize("packing", ["packed", "shared"])
-def test_one_row_gives_what_padded_rows_give(model_path: str, packing: Packing) -> None:
+def test_packed_and_shared_rows_equal_padded_rows(model_path: str, packing: Packing) -> None:
     one_row, rows = (moved_policy(model_path, f"learner.packing={name}") for name in (packing, "padded"))
     samples = make_samples(7)
     weights = torch.randn(sum(len(s.token_ids) for s in samples), generator=torch.Generator().manual_seed(0))
@@ -190,7 +190,7 @@ def test_one_row_gives_what_padded_rows_give(model_path: str, packing: Packing) 
 
 
 @pytest.mark.parametrize("packing", ["packed", "shared"])
-def test_neighbours_in_the_row_are_not_seen(model_path: str, packing: Packing) -> None:
+def test_samples_of_a_row_do_not_see_each_other(model_path: str, packing: Packing) -> None:
     policy, lay_out = moved_policy(model_path, f"learner.packing={packing}"), LAYOUTS[packing]
     _, sample, *others = make_samples(8)  # of which one has its prompt
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_neighbours_in_the_row_are_not_seen(model_path: str, packing: Packing) -
 
 
 class LargestLogits(TorchDispatchMode):
-    """The most rows of any tensor of [rows x vocabulary] that an operation gave; the weights themselves are none."""
+    """The most rows of a tensor of [rows x vocabulary] that an operation returned, apart from the weights."""
 
     def __init__(self, weights: torch.Tensor) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def test_logits_never_exist_for_more_tokens_than_a_chunk(
     assert forward.rows == backward.rows == reference.rows == 7
 
 
-def test_one_tokens_logits_exist_however_large_the_vocabulary() -> None:
+def test_a_chunk_has_at_least_one_token() -> None:
     assert (buffers.chunk_tokens(2**26 + 1), buffers.chunk_tokens(2**26), buffers.chunk_tokens(2**25)) == (1, 1, 2)
 
 
@@ -255,17 +255,17 @@ def test_a_sample_without_tokens_has_no_logprobs(model_path: str) -> None:
         (["model.dtype=float32", "learner.packing=packed"], "sdpa"),  # flash-attention is for 16 bits
     ],
 )
-def test_flash_attention_does_packed_rows_where_it_runs(
+def test_packed_rows_use_flash_attention_if_it_runs(
     model_path: str, settings: list[str], attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, attn_implementation: str, **__: Any) -> NoReturn:
-        raise ValueError(f"asked for {attn_implementation}")
+        raise ValueError(f"loaded with {attn_implementation}")
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
-    for cuda, asked in ((True, attention), (False, "sdpa")):
+    for cuda, expected in ((True, attention), (False, "sdpa")):
         monkeypatch.setattr("torch.cuda.is_available", lambda cuda=cuda: cuda)
-        with pytest.raises(ModelError, match=rf"asked for {asked}$"):
+        with pytest.raises(ModelError, match=rf"loaded with {expected}$"):
             load_policy(model_path, configure(*settings))
 
 
@@ -281,7 +281,7 @@ def test_a_model_whose_layers_have_a_state_is_not_packed(model_path: str, monkey
     assert LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0)).packing == "padded"
 
 
-def test_a_model_that_shares_prompts_wrongly_gets_padded_rows_unless_told_otherwise(
+def test_a_model_that_shares_prompts_wrongly_gets_padded_rows_by_default(
     model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def backwards(samples: Sequence[TrainSample], device: torch.device) -> Rows:
@@ -321,7 +321,7 @@ def test_an_empty_step_changes_nothing(model_path: str) -> None:
 
 
 def test_weights_of_zero_add_nothing(model_path: str, expected: list[Any]) -> None:
-    """What idle ranks get must not change the gradient."""
+    """The copies that idle ranks get must not change the gradient."""
     engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
     samples = make_samples()
     idle = replace(samples[0], token_weights=np.zeros_like(samples[0].token_weights))

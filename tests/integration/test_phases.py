@@ -1,4 +1,4 @@
-"""The phase-dependent sampler: its maths, its marker, its rows, and the whole of it on a real engine."""
+"""The phase-dependent sampler: its maths, its marker, its rows, and all of it on a real engine."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_min_p_by_hand() -> None:
         (PhaseParams(top_p=1e-9), 1),
         (PhaseParams(min_p=1.0), 1),
         (PhaseParams(top_k=1, top_p=0.01, min_p=0.9), 1),
-        # top_p is taken of what min_p left: 0.5 and 0.3 are then 0.625 and 0.375.
+        # top_p applies after min_p, which leaves 0.5 and 0.3: they are then 0.625 and 0.375.
         (PhaseParams(min_p=0.5, top_p=0.62), 1),
         # The temperature comes first: at 2 the probabilities are 0.379, 0.294, 0.208, 0.120.
         (PhaseParams(temperature=2.0, top_p=0.7), 3),
@@ -102,7 +102,7 @@ PHASES = st.builds(
 
 
 def by_transformers(phase: PhaseParams, text: list[int], logits: torch.Tensor) -> torch.Tensor:
-    """One row's logits [V] as transformers' own processors change them, in vLLM's order."""
+    """The logits [V] of one row after the processors of transformers, in the order of vLLM."""
     steps = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(phase.repetition_penalty)])
     steps += [TemperatureLogitsWarper(phase.temperature), MinPLogitsWarper(phase.min_p)]
     steps += [TopKLogitsWarper(phase.top_k)] if phase.top_k else []
@@ -119,7 +119,7 @@ def test_all_steps_equal_those_of_transformers(phases: list[PhaseParams], seed: 
     changed = PhaseTensors.of(phases, texts, logits).apply(logits.clone())
     for phase, text, row, before in zip(phases, texts, changed, logits, strict=True):
         expected = by_transformers(phase, text, before)
-        # Where a filter's edge falls on a token, rounding decides; the likeliest is kept whatever it does.
+        # If the edge of a filter falls on a token, rounding decides; the likeliest token is always kept.
         assert (row.isfinite() != expected.isfinite()).sum() <= 1
         both = row.isfinite() & expected.isfinite()
         torch.testing.assert_close(row[both], expected[both])
@@ -154,7 +154,7 @@ def test_marker_is_found_at_its_last_token_and_stays_found(
     marker=st.lists(st.integers(0, 1), min_size=1, max_size=6),
     arrivals=st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=20),
 )
-def test_watch_equals_a_search_of_the_whole_list(marker: list[int], arrivals: list[list[int]]) -> None:
+def test_watch_finds_the_marker_like_a_search_of_the_whole_list(marker: list[int], arrivals: list[list[int]]) -> None:
     watch = MarkerWatch(marker)
     growing: list[int] = []
     for new in arrivals:
@@ -261,7 +261,7 @@ def test_any_sequence_of_updates(data: st.DataObject) -> None:
         assert p.apply(torch.ones(size, 3))[:, 0].tolist() == [1 / t if t else 1.0 for t in batch]
 
 
-# What a request may ask for
+# Validation of requests
 
 
 def test_phase_args_takes_mappings_and_objects() -> None:
@@ -284,9 +284,9 @@ GOOD: dict[str, Any] = {"marker": [1], "thought": {}, "answer": {}}
         (GOOD | {"marker": ""}, r"phases\.marker='' must be a text, or a list of at least one token id"),
         (GOOD | {"marker": ["</think>"]}, r"phases\.marker=\['</think>'\]"),
         (GOOD | {"marker": [-1]}, r"phases\.marker=\[-1\]"),
-        (GOOD | {"end": 1}, "must hold marker, thought and answer"),
-        ({"marker": [1], "thought": {}}, "must hold marker, thought and answer"),
-        (GOOD | {"thought": 3}, r"phases\.thought=3 is no mapping"),
+        (GOOD | {"end": 1}, "must have marker, thought and answer"),
+        ({"marker": [1], "thought": {}}, "must have marker, thought and answer"),
+        (GOOD | {"thought": 3}, r"phases\.thought=3 is not a mapping"),
         (GOOD | {"thought": {"temprature": 1}}, r"phases\.thought\.temprature=1 is not known; use temperature"),
         (
             GOOD | {"thought": {"temperature": -1}},
@@ -301,7 +301,7 @@ GOOD: dict[str, Any] = {"marker": [1], "thought": {}, "answer": {}}
         (GOOD | {"answer": {"repetition_penalty": 0}}, r"phases\.answer\.repetition_penalty=0"),
     ],
 )
-def test_phases_that_do_not_fit_are_named(phases: Any, message: str) -> None:
+def test_invalid_phases_are_named(phases: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PhaseLogitsProcessor.validate_params(SamplingParams(extra_args={"phases": phases}))
 
@@ -319,9 +319,9 @@ def test_phases_that_do_not_fit_are_named(phases: Any, message: str) -> None:
         {"frequency_penalty": 0.5},
     ],
 )
-def test_other_parameters_beside_phases_are_refused(beside: dict[str, float]) -> None:
+def test_other_parameters_together_with_phases_are_refused(beside: dict[str, float]) -> None:
     (key,) = beside
-    with pytest.raises(ValueError, match=rf"{key}=.* beside extra_args\['phases'\]; leave it at"):
+    with pytest.raises(ValueError, match=rf"{key}=.* together with extra_args\['phases'\]; leave it at"):
         PhaseLogitsProcessor.validate_params(SamplingParams(**beside, extra_args={"phases": GOOD}))
     PhaseLogitsProcessor.validate_params(SamplingParams(**beside))
     PhaseLogitsProcessor.validate_params(SamplingParams(top_k=-1, extra_args={"phases": GOOD}))
@@ -355,7 +355,7 @@ def llm(model: str) -> Iterator[LLM]:
         "max_num_batched_tokens": 8192,
     }
     with pytest.MonkeyPatch.context() as patch:
-        # One thread does for so small a model, and threads that wait for one another stall on a shared machine.
+        # One thread is enough for so small a model, and threads that wait for one another stall on a shared machine.
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         llm = LLM(model, logits_processors=[PhaseLogitsProcessor], logprobs_mode="processed_logprobs", **for_two_cores)
@@ -372,7 +372,7 @@ def ask(extra_args: dict[str, Any] | None = None, **kwargs: Any) -> SamplingPara
     return SamplingParams(**{"max_tokens": 96, "logprobs": 0, "n": 8, "seed": 1, "extra_args": extra_args, **kwargs})
 
 
-def test_the_docstrings_example(llm: LLM, prompts: list[dict[str, Any]]) -> None:
+def test_the_example_of_the_docstring_runs(llm: LLM, prompts: list[dict[str, Any]]) -> None:
     phases = phase_args("</think>", thought={"temperature": 1.2, "min_p": 0.02}, answer={"temperature": 0.0})
     outputs = llm.generate(prompts, SamplingParams(max_tokens=128, logprobs=0, extra_args=phases), use_tqdm=False)
     assert len(outputs) == len(prompts)
@@ -380,7 +380,7 @@ def test_the_docstrings_example(llm: LLM, prompts: list[dict[str, Any]]) -> None
 
 
 @pytest.mark.parametrize("as_text", [True, False])
-def test_wild_thought_and_greedy_answer(llm: LLM, prompts: list[dict[str, Any]], as_text: bool) -> None:
+def test_a_hot_thought_is_followed_by_a_greedy_answer(llm: LLM, prompts: list[dict[str, Any]], as_text: bool) -> None:
     marker = llm.get_tokenizer().encode("</think>", add_special_tokens=False)
     request = ask(phase_args("</think>" if as_text else marker, {"temperature": 2.0}, {"temperature": 0.0}))
     outputs = llm.generate(prompts[:8], request, use_tqdm=False)
@@ -394,14 +394,14 @@ def test_wild_thought_and_greedy_answer(llm: LLM, prompts: list[dict[str, Any]],
             thoughts.append(tuple(ids[:end]))
             answers.append(ids[end:])
             starts.append({"prompt_token_ids": prompt["prompt_token_ids"] + ids[:end]})
-    assert len(answers) >= 8, "too few reach the answer for this to show anything"
+    assert len(answers) >= 8, "too few completions reach the answer for this test to show anything"
     assert len(set(thoughts)) >= 8  # all prompts have one seed, so that two of them may draw the same
     limits = [ask(n=1, temperature=0.0, max_tokens=len(answer)) for answer in answers]
     greedy = llm.generate(starts, limits, use_tqdm=False)
     assert [list(o.outputs[0].token_ids) for o in greedy] == answers
 
 
-def test_requests_without_phases_are_unchanged_beside_others(llm: LLM, prompts: list[dict[str, Any]]) -> None:
+def test_phases_do_not_change_other_requests_of_the_batch(llm: LLM, prompts: list[dict[str, Any]]) -> None:
     plain = [ask(seed=7), ask(seed=8, temperature=0.7, top_p=0.9), ask(seed=9, top_k=4, repetition_penalty=1.2)]
     alone = llm.generate(prompts[:3], plain, use_tqdm=False)
     phases = ask(phase_args([101], {"temperature": 2.0, "top_p": 0.8}, {"repetition_penalty": 1.5}))
@@ -451,7 +451,7 @@ def test_equal_phases_are_vllms_own_sampling(llm: LLM, prompts: list[dict[str, A
             assert sampled(a) == pytest.approx(sampled(b), abs=1e-4)
 
 
-def test_the_engine_refuses_phases_that_do_not_fit(llm: LLM, prompts: list[dict[str, Any]]) -> None:
-    with pytest.raises(VLLMValidationError, match=r"temperature=0\.5 beside extra_args\['phases'\]"):
+def test_the_engine_refuses_invalid_phases(llm: LLM, prompts: list[dict[str, Any]]) -> None:
+    with pytest.raises(VLLMValidationError, match=r"temperature=0\.5 together with extra_args\['phases'\]"):
         llm.generate(prompts[:1], ask(phase_args([101], {}, {}), temperature=0.5), use_tqdm=False)
-    assert len(llm.generate(prompts[:1], ask(), use_tqdm=False)[0].outputs) == 8, "it goes on serving"
+    assert len(llm.generate(prompts[:1], ask(), use_tqdm=False)[0].outputs) == 8, "the engine still serves"

@@ -1,4 +1,4 @@
-"""An update in which anything is not finite is skipped on all ranks, and leaves no trace at any stage of ZeRO."""
+"""An update with a number that is not finite is skipped on all ranks, and does not change the state at any stage."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def adapter_bytes(engine: LearnerEngine) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("settings", STAGES, ids=",".join)
-def test_a_skipped_update_leaves_no_trace(model_path: str, settings: list[str]) -> None:
-    """Neither in weights nor moments, nor in what DeepSpeed holds for the next update."""
+def test_a_skipped_update_does_not_change_the_state(model_path: str, settings: list[str]) -> None:
+    """It does not change weights, moments, or anything in DeepSpeed that counts in the next update."""
     engine = make_engine(model_path, *of_stage(settings))
     engine.train(good(1)[0])
     before, served = bytes_of(engine.snapshot()), adapter_bytes(engine)
@@ -109,7 +109,7 @@ def test_a_reference_that_is_not_finite_skips_the_update(model_path: str, monkey
     assert (report.skipped, report.cause) == (1, "reference log-probabilities")
 
 
-def test_skipped_updates_in_a_row_are_counted_over_steps_and_through_a_checkpoint(model_path: str) -> None:
+def test_skipped_updates_in_a_row_are_counted_over_steps_and_checkpoints(model_path: str) -> None:
     fault, _ = FAULTS["NaN advantage"]
     engine = make_engine(model_path)
     assert [engine.train(bad(step, **fault)[0]).skipped_in_a_row for step in (1, 2)] == [1, 2]

@@ -1,4 +1,4 @@
-"""What the preflight says of the adapter that a run is to train, before an actor starts."""
+"""The checks of the adapter that a run is to train, before an actor starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def settings(*overrides: str) -> Config:
 
 @pytest.fixture(scope="module")
 def saved(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter with numbers in it, as PEFT saves it."""
+    """An adapter with weights other than 0, as PEFT saves it."""
     policy = load_policy(str(tiny_model), settings())
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
@@ -45,7 +45,7 @@ def saved(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def adapter(saved: Path, tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """A copy that a test may change."""
     return shutil.copytree(saved, tmp_path / "adapter")
 
 
@@ -58,7 +58,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
     return edit
 
 
-def said(**values: Any) -> Callable[[Path], None]:
+def with_settings(**values: Any) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         file = folder / "adapter_config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -79,50 +79,50 @@ def without(part: str) -> Callable[[Path], None]:
 
 
 def only(*names: str) -> Callable[[Path], None]:
-    """An adapter that was made for fewer layers, and says so."""
+    """An adapter for fewer layers, whose settings say so."""
 
     def edit(folder: Path) -> None:
-        said(target_modules=list(names))(folder)
+        with_settings(target_modules=list(names))(folder)
         weights(lambda t: [t.pop(n) for n in list(t) if not any(f".{name}." in n for name in names)])(folder)
 
     return edit
 
 
-def half_and_says_so(folder: Path) -> None:
-    said(layers_to_transform=[0, 1])(folder)
+def half_with_its_settings(folder: Path) -> None:
+    with_settings(layers_to_transform=[0, 1])(folder)
     for layer in (2, 3):
         without(f"layers.{layer}.")(folder)
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("damage", "message"),
     [
         (prefixed("_orig_mod."), r"does not fit model\.path='tiny', which has no linear layer _orig_mod\."),
         (prefixed("module."), r"has no linear layer module\."),
         (prefixed("language_model."), r"has no linear layer language_model\."),
         (without("layers.3."), r"does not fit .* no weights for 7 of the 28 layers"),
-        (half_and_says_so, r"holds no weights for 14 of the 28 layers that model\.lora\.targets names \(first: "),
+        (half_with_its_settings, r"has no weights for 14 of the 28 layers that model\.lora\.targets names \(first: "),
         (
             only("q_proj", "v_proj"),
-            r"has weights for q_proj, v_proj, and model\.lora\.targets names q_proj, k_proj, .*; "
+            r"has weights for q_proj, v_proj, but model\.lora\.targets names q_proj, k_proj, .*; "
             r"set model\.lora\.targets=\[q_proj,v_proj\]",
         ),
-        (said(r=8), r"has r=8 and alpha=32, the settings say model\.lora\.r=16"),
-        (said(lora_alpha=64), r"has r=16 and alpha=64, the settings say .* model\.lora\.alpha=32"),
+        (with_settings(r=8), r"has r=8 and alpha=32, the settings say model\.lora\.r=16"),
+        (with_settings(lora_alpha=64), r"has r=16 and alpha=64, the settings say .* model\.lora\.alpha=32"),
     ],
 )
-def test_an_adapter_that_would_not_be_continued_as_the_settings_say_is_refused(
-    adapter: Path, harm: Callable[[Path], None], told: str
+def test_an_adapter_that_does_not_match_the_settings_is_refused(
+    adapter: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    harm(adapter)
-    with pytest.raises(ModelError, match=told) as refused:
+    damage(adapter)
+    with pytest.raises(ModelError, match=message) as refused:
         check(settings(f"model.adapter={adapter}"))
     assert str(refused.value).startswith(f"model.adapter='{adapter}'")
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_an_adapter_that_fits_is_continued_with_the_settings_dropout(adapter: Path, tiny_model: Path) -> None:
-    said(lora_dropout=0.5, target_modules=".*(proj)")(adapter)
+def test_an_adapter_that_fits_continues_with_the_dropout_of_the_settings(adapter: Path, tiny_model: Path) -> None:
+    with_settings(lora_dropout=0.5, target_modules=".*(proj)")(adapter)
     config = settings(f"model.adapter={adapter}", "model.lora.dropout=0.1")
     check(config)
     policy = load_policy(str(tiny_model), config)
@@ -135,25 +135,25 @@ def test_an_adapter_that_fits_is_continued_with_the_settings_dropout(adapter: Pa
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("damage", "message"),
     [
         (prefixed("_orig_mod."), r"no place for its 'base_model\.model\._orig_mod\.\S+' \(56 such keys\)"),
-        (without("layers.3."), r"it holds no 'base_model\.model\.model\.layers\.3\.\S+' \(14 such keys\)"),
-        (without("lora_A"), r"it holds no '\S+lora_A\S+' \(28 such keys\)"),
+        (without("layers.3."), r"it has no 'base_model\.model\.model\.layers\.3\.\S+' \(14 such keys\)"),
+        (without("lora_A"), r"it has no '\S+lora_A\S+' \(28 such keys\)"),
     ],
 )
 def test_an_adapter_of_another_file_on_a_node_is_refused_there(
-    adapter: Path, tiny_model: Path, harm: Callable[[Path], None], told: str
+    adapter: Path, tiny_model: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    harm(adapter)
+    damage(adapter)
     with pytest.raises(
-        ModelError, match=r"model\.adapter=\S+ does not fit model\.path='tiny' and model\.lora.*" + told
+        ModelError, match=r"model\.adapter=\S+ does not fit model\.path='tiny' and model\.lora.*" + message
     ):
         load_policy(str(tiny_model), settings(f"model.adapter={adapter}"))
 
 
 @pytest.mark.parametrize(
-    ("targets", "told"),
+    ("targets", "message"),
     [
         ("q_proj,c_attn", r"has no linear layer 'c_attn'; it has down_proj, .*, v_proj$"),
         ("q_proj,lm_head", r"has no linear layer 'lm_head'; .*v_proj \(the head gets no adapter\)$"),
@@ -162,8 +162,8 @@ def test_an_adapter_of_another_file_on_a_node_is_refused_there(
         ("all-linear", r"has no linear layer 'all-linear'; it has"),
     ],
 )
-def test_targets_that_the_model_does_not_have_are_refused_before_the_start(targets: str, told: str) -> None:
-    with pytest.raises(ModelError, match=r"model\.lora\.targets: tiny " + told):
+def test_missing_targets_are_refused_before_the_start(targets: str, message: str) -> None:
+    with pytest.raises(ModelError, match=r"model\.lora\.targets: tiny " + message):
         check(settings(f"model.lora.targets=[{targets}]"))
 
 
@@ -174,36 +174,36 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "named", "targets", "told"),
+    ("kind", "named", "targets", "message"),
     [
         ("GPT2Config", {}, "c_attn", r"has no linear layer 'c_attn'; it has none$"),
         (
             "Glm4MoeConfig",
             {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
             "q_proj,gate_proj,up_proj,down_proj",
-            r"has model\.layers\.\d\.mlp\.experts\S*, which .* name too and which is no linear layer",
+            r"has model\.layers\.\d\.mlp\.experts\S*, which .* also names but which is not a linear layer",
         ),
         (
             "Glm4MoeConfig",
             {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
             "gate_proj",
-            r"gets no adapter of gate_proj: Cannot convert PEFT target",
+            r"cannot have adapters of gate_proj: Cannot convert PEFT target",
         ),
     ],
 )
 def test_layers_that_peft_or_vllm_cannot_change_are_refused(
-    kind: str, named: dict[str, Any], targets: str, told: str
+    kind: str, named: dict[str, Any], targets: str, message: str
 ) -> None:
     import transformers
 
     found = getattr(transformers, kind)(**{**SMALL, **named})
-    with pytest.raises(ModelError, match=r"^model\.lora\.targets: here " + told):
+    with pytest.raises(ModelError, match=r"^model\.lora\.targets: here " + message):
         check_trainable(settings("model.path=here", f"model.lora.targets=[{targets}]").model, "here", found)
 
 
 @pytest.fixture
 def base(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny model, to be changed."""
+    """A copy of the tiny model that a test may change."""
     return shutil.copytree(tiny_model, tmp_path / "base")
 
 
@@ -222,7 +222,7 @@ def of_eight_bits(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("damage", "message"),
     [
         (of_base(quantization_config={"quant_method": "fp8"}), r"quantization_config: fp8"),
         (of_base(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantization_config: gptq"),
@@ -232,14 +232,14 @@ def of_eight_bits(folder: Path) -> None:
         (of_eight_bits, r"model\.layers\.1\.mlp\.up_proj\.weight in model\.safetensors is of type I8"),
     ],
 )
-def test_a_quantised_base_is_refused_before_the_start(base: Path, harm: Callable[[Path], Any], told: str) -> None:
-    harm(base)
-    with pytest.raises(ModelError, match=rf"model\.path='{base}' is quantised \({told}\), and the learner trains"):
+def test_a_quantised_base_is_refused_before_the_start(base: Path, damage: Callable[[Path], Any], message: str) -> None:
+    damage(base)
+    with pytest.raises(ModelError, match=rf"model\.path='{base}' is quantised \({message}\), and the learner trains"):
         check(settings(f"model.path={base}"))
     check(settings(f"model.path={base}"), training=False)  # without an adapter to merge, vLLM may serve it
 
 
-def test_a_folder_of_gguf_says_what_to_do(base: Path) -> None:
+def test_a_folder_with_a_gguf_file_gets_a_remedy(base: Path) -> None:
     (base / "model.safetensors").rename(base / "model.gguf")
     with pytest.raises(
         ModelError, match=rf"holds no \*\.safetensors; give its GGUF file: model\.path={base}/model\.gguf$"
@@ -248,7 +248,7 @@ def test_a_folder_of_gguf_says_what_to_do(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "sync", "told"),
+    ("architecture", "sync", "message"),
     [
         ("XGLMForCausalLM", "adapter", r"XGLMForCausalLM, which the installed vLLM does not serve; use another model"),
         ("XGLMForCausalLM", "merged", r"XGLMForCausalLM, which the installed vLLM does not serve"),
@@ -256,12 +256,12 @@ def test_a_folder_of_gguf_says_what_to_do(base: Path) -> None:
         ("GPT2LMHeadModel", "adapter", r"GPT2LMHeadModel, .* without LoRA adapters; set rollout\.lora_mode=merged"),
     ],
 )
-def test_what_vllm_does_not_serve_is_refused_before_the_start(
-    base: Path, architecture: str, sync: str, told: str
+def test_models_that_vllm_does_not_serve_are_refused_before_the_start(
+    base: Path, architecture: str, sync: str, message: str
 ) -> None:
     of_base(architectures=[architecture])(base)
     for training in (True, False):
-        with pytest.raises(ModelError, match=rf"model\.path='{base}' is a {told}"):
+        with pytest.raises(ModelError, match=rf"model\.path='{base}' is a {message}"):
             check(settings(f"model.path={base}", f"rollout.lora_mode={sync}"), training=training)
 
 
@@ -279,7 +279,7 @@ def served(found: Any, **rollout: Any) -> None:
         ("Gemma3ForConditionalGeneration", "adapter"),
     ],
 )
-def test_what_vllm_serves_is_not_refused(architecture: str, sync: str) -> None:
+def test_models_that_vllm_serves_are_not_refused(architecture: str, sync: str) -> None:
     found = SimpleNamespace(architectures=[architecture])
     served(found, lora_mode=sync)
     found.architectures = [f"No{architecture}"]
@@ -287,8 +287,8 @@ def test_what_vllm_serves_is_not_refused(architecture: str, sync: str) -> None:
         served(found, lora_mode=sync)
 
 
-def test_nothing_is_refused_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An architecture that config.json does not name, code of the model's own, a plugin of vLLM's, no vLLM here."""
+def test_models_are_not_refused_if_support_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No architecture in config.json, custom code of the model, a plugin of vLLM, or no vLLM."""
     unknown = SimpleNamespace(architectures=["NoSuchForCausalLM"])
     with pytest.raises(ModelError, match="NoSuchForCausalLM"):
         served(unknown)
@@ -301,7 +301,7 @@ def test_nothing_is_refused_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -
     served(unknown)
 
 
-def test_the_registry_is_read_as_vllm_has_it() -> None:
+def test_the_parsed_registry_equals_that_of_vllm() -> None:
     from vllm.model_executor.models.registry import _VLLM_MODELS
 
     assert architectures.registered() == _VLLM_MODELS

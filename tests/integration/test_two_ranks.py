@@ -1,6 +1,6 @@
-"""Two learner ranks on real DeepSpeed do together what one rank does.
+"""Two learner ranks on real DeepSpeed give the same result as one rank.
 
-Each is an actor. Both are started once, and each test begins its runs in them, as the runs of a notebook do.
+Each rank is an actor. Both are started once, and each test begins its runs in them, like the runs of a notebook.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Ranks:
     model: ModelFiles
 
     def start(self, config: Config, chunk: int = buffers.LOGITS) -> None:
-        """Begin a run, with logits of so many numbers at a time."""
+        """Begin a run with at most so many logits at a time."""
         self._all("start_with", chunk, config, [0, 1], self.model, self.master)
 
     def train(self, batches: Sequence[TrainBatch]) -> list[TrainReport]:
@@ -59,7 +59,7 @@ class Ranks:
         self._all("restore", state)
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        """What both answer; of an argument that is a list, each gets its own."""
+        """The replies of both; each rank gets its own item of an argument that is a list."""
         calls = []
         for rank, actor in enumerate(self.actors):
             own = [argument[rank] if isinstance(argument, list) else argument for argument in arguments]
@@ -91,7 +91,7 @@ def configure(*overrides: str) -> Config:
 
 
 def made(report: TrainReport) -> UpdateReport:
-    """The report of the last update, which must have been made."""
+    """The report of the last update; asserts that it was made."""
     assert report.last is not None
     assert report.skipped == 0
     return report.last
@@ -132,8 +132,8 @@ def test_two_ranks_train_like_one(ranks: Ranks, expected: list[UpdateReport], st
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 2)), 3])
-def test_two_ranks_go_on_as_if_they_had_not_stopped(ranks: Ranks, tmp_path: Path, stage: int) -> None:
-    """With dropout, so that the random states of both count, and a schedule that moves at every step."""
+def test_two_restored_ranks_train_identically(ranks: Ranks, tmp_path: Path, stage: int) -> None:
+    """With dropout, so that the random states of both ranks count, and a schedule that changes at every step."""
     config = configure(
         "run.steps=4",
         "model.lora.dropout=0.1",

@@ -1,4 +1,4 @@
-"""The adapter that the learner trained is the adapter that the rollout actors serve, in both modes."""
+"""The rollout actors serve the adapter that the learner trained, in both modes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CONFIG = load_config(
 )
 
 ENDLESS = 128
-"""With so many tokens a request has completions that do not end before they have as many."""
+"""A request of so many tokens has completions that only this limit ends."""
 HOT = SamplingParams(temperature=1.3, top_p=0.97)
 
 
@@ -107,7 +107,7 @@ def weights_of(learner: LearnerEngine, version: int) -> AdapterWeights:
     return pack(version, learner.adapter(), CONFIG.model.lora.r, CONFIG.model.lora.alpha, torch.float32)
 
 
-def gap(learner: LearnerEngine, prompt: Prompt, completions: tuple[Completion, ...]) -> float:
+def logp_difference(learner: LearnerEngine, prompt: Prompt, completions: tuple[Completion, ...]) -> float:
     """Largest difference between the learner's and the rollout actor's log-probabilities."""
     expected = learner.logprobs(tuple(as_sample(prompt, c, 0.0) for c in completions))
     return max(float(np.abs(e - c.logprobs).max()) for e, c in zip(expected, completions, strict=True))
@@ -121,13 +121,15 @@ def test_logprobs_agree_after_a_real_training_step(
     asyncio.run(pool.apply(first))
     before = asyncio.run(pool.generate(ask(prompt, seed=1)))
     assert {c.weight_version for c in before} == {0}
-    assert gap(learner, prompt, before) < 1e-4
+    assert logp_difference(learner, prompt, before) < 1e-4
 
     samples = [as_sample(prompt, c, advantage) for c, advantage in zip(before, (1.0, -1.0, 0.5, 2.0), strict=True)]
     update = learner.train(pack_batches(1, samples, 1, 4096)[0]).last
     assert update is not None
     assert update.grad_norm > 0
-    assert gap(learner, prompt, before) > 1e-3, "the step must have moved the policy, or this test shows nothing"
+    assert logp_difference(learner, prompt, before) > 1e-3, (
+        "the step must have moved the policy, or this test shows nothing"
+    )
 
     second = weights_of(learner, 1)
     assert second.digest != first.digest
@@ -135,7 +137,7 @@ def test_logprobs_agree_after_a_real_training_step(
     assert (receipt.version, receipt.digest) == (1, second.digest)
     after = asyncio.run(pool.generate(ask(prompt, seed=2)))
     assert {c.weight_version for c in after} == {1}
-    assert gap(learner, prompt, after) < 1e-4
+    assert logp_difference(learner, prompt, after) < 1e-4
 
 
 def test_merging_starts_from_the_untouched_base_every_time(
@@ -170,7 +172,7 @@ def test_a_version_that_does_not_arrive_whole_is_refused(
 def test_behaviour_logprobs_are_those_of_the_distribution_sampled_from(
     rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt, model_path: str
 ) -> None:
-    """At another temperature they are not the learner's, but those of the learner's logits divided by it."""
+    """At another temperature they equal those of the learner's logits divided by it, not the learner's own."""
     _, pool = rollout
     asyncio.run(pool.apply(weights_of(learner, 30)))
     model, tensors = load_policy(model_path, CONFIG), learner.adapter()
@@ -187,14 +189,14 @@ def test_behaviour_logprobs_are_those_of_the_distribution_sampled_from(
             wanted = (logits / temperature).log_softmax(-1).gather(-1, ids[0, len(prompt.token_ids) :, None])[:, 0]
             off = max(off, float(np.abs(c.logprobs - wanted.numpy()).max()))
         assert off < 1e-4
-        assert gap(learner, prompt, completions) > 100 * off
+        assert logp_difference(learner, prompt, completions) > 100 * off
 
 
 @pytest.mark.faults
-def test_a_version_that_comes_while_requests_are_in_flight(
+def test_a_version_applied_while_requests_are_in_flight(
     rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt, model_path: str, request: Any
 ) -> None:
-    """As an adapter it leaves them alone; merged it draws their later tokens, as if it had read the earlier ones."""
+    """An adapter does not change them; a merged version draws their later tokens, given the earlier ones."""
     actor, pool = rollout
     merged = request.node.callspec.params["rollout"] == "merged"
     old = learner.adapter()
@@ -212,7 +214,7 @@ def test_a_version_that_comes_while_requests_are_in_flight(
         return [part.numpy() for part in flat.split([len(c.token_ids) for c in completions])]
 
     async def overtake(version: int, tokens: int) -> tuple[Completion, ...]:
-        """Completions whose engine stands still, some of them so long and unfinished, until a version is on its way."""
+        """Stop the engine when an unfinished completion has so many tokens, and resume it when a version is sent."""
         await pool.apply(pack(version, old, 16, 32.0, torch.float32))
         (engine,) = engines()
         endless = replace(ask(prompt, seed=version), n=16, max_new_tokens=ENDLESS)
@@ -221,7 +223,7 @@ def test_a_version_that_comes_while_requests_are_in_flight(
             assert not request.done()
         engine.suspend()
         applied = asyncio.create_task(pool.apply(pack(version + 1, new, 16, 32.0, torch.float32)))
-        await actor.drawn.remote()  # it has been asked by now
+        await actor.drawn.remote()  # after its reply, the actor has the call of `apply`, too
         engine.resume()
         await applied
         return await request
@@ -245,7 +247,7 @@ def test_a_version_that_comes_while_requests_are_in_flight(
 
 @pytest.mark.faults
 def test_a_cancelled_request_is_aborted_in_the_engine(rollout: tuple[Any, RolloutPool], prompt: Prompt) -> None:
-    """Its engine stands still, so that it cannot end by itself."""
+    """The engine is stopped, so that the request cannot end by itself."""
     actor, pool = rollout
 
     async def scenario() -> None:
@@ -262,7 +264,7 @@ def test_a_cancelled_request_is_aborted_in_the_engine(rollout: tuple[Any, Rollou
             engine.resume()
 
     asyncio.run(scenario())
-    assert len(asyncio.run(pool.generate(ask(prompt, seed=1)))) == 4  # and it goes on with others
+    assert len(asyncio.run(pool.generate(ask(prompt, seed=1)))) == 4  # and the engine continues with others
 
 
 def test_the_same_request_draws_the_same_completions(rollout: tuple[Any, RolloutPool], prompt: Prompt) -> None:
@@ -290,7 +292,7 @@ def test_the_written_adapter_loads_with_peft(model_path: str, learner: LearnerEn
 def test_the_written_adapter_loads_with_vllm(
     model_path: str, learner: LearnerEngine, prompt: Prompt, tmp_path: Path
 ) -> None:
-    """From its files, as anyone would serve it, and not through our sync."""
+    """Load it from its files, as users do, and not through a sync."""
     from vllm.lora.request import LoRARequest
 
     save_adapter(str(tmp_path), learner, learner.adapter(), card=None, template=None)
@@ -302,15 +304,15 @@ def test_the_written_adapter_loads_with_vllm(
         engine._lora = LoRARequest("from-disk", 1, str(tmp_path))
         completions = loop.run(engine.generate(ask(prompt, seed=1)))
         loop.run(engine.stop())
-    assert gap(learner, prompt, completions) < 1e-4
+    assert logp_difference(learner, prompt, completions) < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sync", ["adapter", "merged"])
-def test_an_engine_of_two_workers_serves_the_whole_adapter(
+def test_an_engine_with_tensor_parallelism_serves_the_whole_adapter(
     cluster: None, model_path: str, learner: LearnerEngine, prompt: Prompt, sync: str
 ) -> None:
-    """Each holds a shard of every layer; the digest is of the tensors that the shards make up.
+    """Each worker has a shard of every layer; the digest is that of the whole tensors.
 
     The actor is in a placement group, as in a run, and its workers are not: the group has room for one.
     """
@@ -346,9 +348,9 @@ def test_an_engine_of_two_workers_serves_the_whole_adapter(
 def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, RolloutPool], model_path: str) -> None:
     """Drawn at T=1.3 and top_p=0.97, weighted completions give the plain mean weight, success rate and gradient.
 
-    Over whole sequences and without a cap, E[w f(completion)] over the rung's distribution is E[f] over the
-    policy's own, up to what top_p never draws. The gradient is measured along one direction, that of the plain
-    gradient of other draws, so that each completion has its own share of it and the sampling error is known.
+    Over whole sequences and without a cap, E[w f(completion)] over the rung's distribution is E[f] over the policy's
+    own, apart from tokens that top_p never draws. The gradient is taken along one direction, that of the plain gradient
+    of other draws, so that each completion has its own share of it and the sampling error is known.
     """
     _, pool = rollout
     fresh = load_policy(model_path, CONFIG)  # the untouched base: an adapter that changes nothing yet
@@ -367,7 +369,7 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
         return [drawn[i : i + 64] for i in range(0, len(drawn), 64)]
 
     def tokens_of(drawn: list[tuple[Prompt, Completion]], of: int | None = None) -> Tokens:
-        """All that the loss needs, with the success as the advantage and the mean over `of` completions as weights."""
+        """The inputs of the loss, with the success as the advantage and the mean over `of` completions as weights."""
         logprobs = torch.cat(
             [policy(pad([as_sample(p, c, 0.0) for p, c in part], torch.device("cpu")))[0] for part in parts(drawn)]
         )
@@ -390,7 +392,7 @@ def test_the_correction_is_unbiased_for_an_aggressive_rung(rollout: tuple[Any, R
     settings = LossSettings(correction="sequence", correction_cap=1e9, epsilon=0.2)
 
     def gradient(drawn: list[tuple[Prompt, Completion]], settings: LossSettings) -> list[torch.Tensor]:
-        """Of the loss over all completions, part by part: the graph of all of them takes 10 GB."""
+        """The gradient of the loss over all completions, part by part, since the whole graph takes 10 GB."""
         losses = (-policy_loss(tokens_of(part, of=len(drawn)), settings)[0] for part in parts(drawn))
         of_parts = [torch.autograd.grad(loss, parameters) for loss in losses]
         return [torch.stack(each).sum(0) for each in zip(*of_parts, strict=True)]

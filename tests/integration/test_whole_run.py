@@ -1,4 +1,4 @@
-"""What the run of all tests leaves: its report, its samples, its checkpoints, and no secret."""
+"""The files of the fixture `whole`: its report, samples and checkpoints, without secrets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.report_page import CHARTS, check_pictures, drawings, heights,
 
 
 class TestReport:
-    def test_a_finished_run_has_left_one_that_says_what_its_summary_says(self, whole: Path) -> None:
+    def test_a_finished_run_has_a_report_that_equals_its_summary(self, whole: Path) -> None:
         summary = json.loads((whole / "summary.json").read_text())
         page = page_of(whole / "report.html")
         numbers = page.numbers()
@@ -41,11 +41,11 @@ class TestReport:
         assert "prompts_per_step: 4" in page.text
         assert PLANTED not in page.text
 
-    def test_its_figures_are_on_the_page_and_beside_it(self, whole: Path) -> None:
+    def test_plots_are_on_the_page_and_in_files(self, whole: Path) -> None:
         check_pictures(whole, CHARTS)
         assert len(drawings(whole / "report.html")) == len(CHARTS)
 
-    def test_its_bars_are_the_intervals_of_its_summary(self, whole: Path) -> None:
+    def test_bars_are_the_intervals_of_the_summary(self, whole: Path) -> None:
         summary = json.loads((whole / "summary.json").read_text())
         chart = by_interval([read(str(whole))], 1)
         intervals = summary["resamples_by_interval"]
@@ -54,7 +54,7 @@ class TestReport:
         assert (met + rest).tolist() == [i["resamples"] for i in intervals]
         assert met.sum() == sum(summary["rescued"])
 
-    def test_the_page_needs_nothing_else(self, whole: Path) -> None:
+    def test_the_page_needs_no_other_file(self, whole: Path) -> None:
         page = page_of(whole / "report.html")
         policy = [a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv")]
         assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
@@ -66,12 +66,12 @@ class TestReport:
         assert all(link.startswith("#") for link in links)
         assert not re.search(r"@import|url\((?!#)", (whole / "report.html").read_text())
 
-    def test_ids_are_unique(self, whole: Path) -> None:
+    def test_ids_on_the_page_are_unique(self, whole: Path) -> None:
         ids = [a["id"] for _, a in page_of(whole / "report.html").tags if "id" in a]
         assert len(ids) == len(set(ids)) > len(CHARTS)
 
 
-def test_a_run_of_the_program_is_read(whole: Path) -> None:
+def test_the_reader_reads_a_run_of_the_program(whole: Path) -> None:
     history = load(whole)
     assert [s.step for s in history.steps] == [1, 2, 3, 4]
     assert history.summary is not None
@@ -80,7 +80,7 @@ def test_a_run_of_the_program_is_read(whole: Path) -> None:
     assert all(isinstance(record, EvaluationRecord) for record in history.evaluations)
 
 
-def test_a_run_leaves_groups_of_every_step(whole: Path) -> None:
+def test_samples_has_groups_of_every_step(whole: Path) -> None:
     settings = yaml.safe_load((whole / "config.yaml").read_text())["algorithm"]
     trained = {"trained", *(["exhausted"] if settings["on_exhausted"] == "train" else [])}
     groups = [GroupSample.from_dict(values) for values in map(json.loads, (whole / "samples.jsonl").open("rb"))]
@@ -98,28 +98,28 @@ def test_a_run_leaves_groups_of_every_step(whole: Path) -> None:
         assert any(a is not None for a in newest) == (group.outcome in trained)
 
 
-def test_a_run_leaves_no_variable_of_its_environment_behind(whole: Path) -> None:
+def test_no_file_of_a_run_contains_an_environment_variable(whole: Path) -> None:
     files = [file for file in whole.rglob("*") if file.is_file()]
     assert {"config.yaml", "metrics.jsonl", "summary.json"} <= {file.name for file in files}
     assert [file for file in files if PLANTED.encode() in file.read_bytes()] == []
 
 
-@pytest.mark.parametrize("harm", ["cut", "emptied", "one bit", "gone"])
-def test_any_harm_to_any_file_of_a_checkpoint_is_found(whole: Path, tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "emptied", "one bit", "gone"])
+def test_any_damage_to_a_file_of_a_checkpoint_is_found(whole: Path, tmp_path: Path, damage: str) -> None:
     shutil.copytree(whole / "checkpoints", tmp_path, dirs_exist_ok=True)
     files = sorted((tmp_path / "step-000004").iterdir())
     kinds = ("adapter", "checksums", "optimizer", "random", "sampler", "sampler", "state")
     assert tuple(file.stem for file in files) == kinds
     for file in files:
         good = file.read_bytes()
-        if harm == "gone":
+        if damage == "gone":
             file.unlink()
         else:
             place = random.randrange(len(good))
             changed = good[:place] + bytes([good[place] ^ 1 << random.randrange(8)]) + good[place + 1 :]
-            file.write_bytes({"cut": good[:place], "emptied": b"", "one bit": changed}[harm])
-        told: list[str] = []
-        assert checkpoint.newest(tmp_path, told.append) == tmp_path / "step-000003", file
-        assert [f"{tmp_path}/step-000004 is damaged" in text for text in told] == [True]
+            file.write_bytes({"cut": good[:place], "emptied": b"", "one bit": changed}[damage])
+        notices: list[str] = []
+        assert checkpoint.newest(tmp_path, notices.append) == tmp_path / "step-000003", file
+        assert [f"{tmp_path}/step-000004 is damaged" in text for text in notices] == [True]
         file.write_bytes(good)
-    assert checkpoint.newest(tmp_path, told.append) == tmp_path / "step-000004"
+    assert checkpoint.newest(tmp_path, notices.append) == tmp_path / "step-000004"

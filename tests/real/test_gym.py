@@ -36,9 +36,9 @@ from adagrpo_ray.types import Completion, Prompt
 FORMAT = FormatSettings()
 TOKENIZER = build_tokenizer(FORMAT)
 ACCEPT_MANY = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
-"""Tasks that give no answer of their own, since many are right."""
+"""Tasks that give no answer of their own, since many answers are correct."""
 TAKE_ANYTHING = {"game_of_life_halting"}
-"""Tasks whose verifier reads each text that is not "True" as "False", and so pays for some that are no answer."""
+"""Tasks whose verifier reads each text that is not "True" as "False", and so gives rewards for texts without answer."""
 EACH = 3
 SUMS = {"name": "chain_sum", "config": {"max_terms": 3}}
 
@@ -101,7 +101,7 @@ def test_every_task_gives_the_same_problems_in_every_process(problems: tuple[Gym
 
 
 @pytest.mark.slow
-def test_every_tasks_own_answer_is_right_in_a_scoring_process(problems: tuple[GymProblem, ...]) -> None:
+def test_the_answer_of_every_task_is_correct_in_a_scoring_process(problems: tuple[GymProblem, ...]) -> None:
     rewards = {"functions": [{"function": "reasoning_gym"}], "correct_above": 0.99, "on_error": "stop"}
     scorer = RewardScorer(RewardsSettings.model_validate(rewards), FORMAT)
 
@@ -145,7 +145,7 @@ def completion(text: str) -> Completion:
 # --- from settings to prompts
 
 
-def test_prompts_have_the_question_the_answer_and_what_the_reward_needs() -> None:
+def test_prompts_have_question_answer_and_columns_for_the_reward() -> None:
     (prompt, *_) = load(SUMS).train
     assert prompt.text == prompt.columns["entry"]["question"]  # type: ignore[index]
     assert prompt.answer == prompt.columns["entry"]["answer"]  # type: ignore[index]
@@ -156,7 +156,7 @@ def test_prompts_have_the_question_the_answer_and_what_the_reward_needs() -> Non
     )
 
 
-def test_a_seed_gives_its_prompts_and_held_out_ones_stay() -> None:
+def test_the_seed_changes_the_training_prompts_and_not_the_held_out_ones() -> None:
     tasks = (SUMS, {"name": "word_ladder", "weight": 0.5})
     first, again = load(*tasks), load(*tasks)
     ids = [prompt.id for prompt in first.train]
@@ -169,7 +169,7 @@ def test_a_seed_gives_its_prompts_and_held_out_ones_stay() -> None:
     assert {normalised(p.text) for p in first.train}.isdisjoint(normalised(p.text) for p in first.held_out)
 
 
-def test_a_resumed_run_goes_on_with_the_next_prompt() -> None:
+def test_a_resumed_run_continues_with_the_next_prompt() -> None:
     order = PromptOrder(load(SUMS).train, 0, shuffle=True)
     order.take(10)
     resumed = PromptOrder(load(SUMS).train, 0, shuffle=True)
@@ -177,13 +177,13 @@ def test_a_resumed_run_goes_on_with_the_next_prompt() -> None:
     assert [p.id for p, _ in resumed.take(30)] == [p.id for p, _ in order.take(30)]
 
 
-def test_weights_are_shares_of_both_sets_and_a_task_without_weight_gives_none() -> None:
+def test_task_weights_are_shares_of_both_sets() -> None:
     sets = load(SUMS, {"name": "gcd", "weight": 3.0}, {"name": "lcm", "weight": 0.0})
     assert Counter(prompt.difficulty for prompt in sets.train) == {"chain_sum": 6, "gcd": 18}
     assert Counter(prompt.difficulty for prompt in sets.held_out) == {"chain_sum": 2, "gcd": 6}
 
 
-def test_difficulty_classes() -> None:
+def test_difficulty_classes_come_from_the_settings() -> None:
     easy, hard = {"max_terms": 2, "max_digits": 1}, {"max_terms": 2, "max_digits": 3}
     tasks = ({"name": "chain_sum", "config": easy}, {"name": "chain_sum", "config": hard}, {"name": "gcd"})
     assert {p.difficulty for p in generate(settings(*tasks), 6)} == {
@@ -194,13 +194,13 @@ def test_difficulty_classes() -> None:
     assert all(p.difficulty.endswith(str(p.entry["metadata"]["num_terms"])) for p in by_terms)
 
 
-def test_no_question_comes_twice_in_different_tasks() -> None:
+def test_no_question_occurs_in_two_tasks() -> None:
     narrow = [{"name": "chain_sum", "config": {"max_terms": 2, "max_digits": n}} for n in (1, 2)]
     problems = generate(settings(*narrow), 200)
     assert len({problem.entry["question"] for problem in problems}) == 200
 
 
-def test_examples_are_no_problems() -> None:
+def test_examples_are_not_among_the_problems() -> None:
     problems = generate(settings(SUMS, {"name": "gcd"}, examples=2), 40)
     shown = {question for problem in problems for question, _ in problem.examples}
     assert len(shown) == 4
@@ -243,7 +243,7 @@ def test_an_error_of_the_generating_process_is_raised_here() -> None:
         load({"name": "chain_sums"})
 
 
-def test_a_generating_process_that_dies_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generating_process_that_dies_raises_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source.pickle, "dumps", lambda _: b"no pickle")
     with pytest.raises(DataError, match=r"process that generates problems ended with exit code 1 \(.*UnpicklingError"):
         problem_rows(settings(SUMS), 1, 0)
@@ -255,7 +255,7 @@ def test_a_task_with_too_few_problems_is_named() -> None:
         generate(settings(sums), 500)
 
 
-def test_a_task_that_finds_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_without_problems_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "LONGEST_S", 1)
     endless = {"name": "base_conversion", "config": {"max_base": 2}}
     with pytest.raises(DataError, match=r"tasks\.0: base_conversion took more than 1 s for one problem"):
@@ -275,7 +275,9 @@ def test_a_task_that_finds_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         ({"name": "rush_hour"}, {"examples": 1}, r"reasoning_gym\.examples: rush_hour \(.*\) gives no answer to show"),
     ],
 )
-def test_levels_and_examples_that_a_task_cannot_have(task: dict[str, Any], gym: dict[str, Any], words: str) -> None:
+def test_impossible_difficulties_and_examples_are_refused(
+    task: dict[str, Any], gym: dict[str, Any], words: str
+) -> None:
     with pytest.raises(DataError, match=words):
         generate(settings(task, **gym), 20)
 
@@ -286,12 +288,12 @@ def test_levels_and_examples_that_a_task_cannot_have(task: dict[str, Any], gym: 
 def test_partial_scores_are_kept() -> None:
     (problem,) = generate(settings(SUMS), 1)
     truth = problem.entry["answer"]
-    right, near, wrong = score(problem, truth, f"the answer is {truth}", "none")
-    assert (right, wrong) == (1.0, 0.0)
+    correct, near, wrong = score(problem, truth, f"the answer is {truth}", "none")
+    assert (correct, wrong) == (1.0, 0.0)
     assert 0.0 < near < 0.3
 
 
-def test_a_verifier_that_fails_on_a_completion_pays_nothing() -> None:
+def test_a_verifier_that_fails_on_a_completion_gives_no_reward() -> None:
     (problem,) = generate(settings({"name": "prime_factorization"}), 1)
     assert score(problem, "zzz", problem.entry["answer"]) == [0.0, 1.0]
 

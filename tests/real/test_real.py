@@ -35,7 +35,7 @@ def prompts() -> tuple[Prompt, ...]:
 
 
 def samples_of(prompts: Sequence[Prompt], answers: Sequence[Sequence[Completion]]) -> tuple[TrainSample, ...]:
-    """Their completions, with advantages that add up to nothing."""
+    """Training samples of the completions, with advantages that add up to 0."""
     total = sum(len(c.token_ids) for group in answers for c in group)
     return tuple(
         TrainSample(
@@ -55,8 +55,8 @@ def weights_of(learner: LearnerEngine, version: int, config: Config) -> AdapterW
     return pack(version, learner.adapter(), lora.r, lora.alpha, getattr(torch, config.model.dtype))
 
 
-def gap(learner: LearnerEngine, samples: Sequence[TrainSample]) -> np.ndarray[Any, Any]:
-    """By token, how far the learner's log-probabilities are from those that the engine told."""
+def logp_difference(learner: LearnerEngine, samples: Sequence[TrainSample]) -> np.ndarray[Any, Any]:
+    """The difference of log-probabilities between the learner and the engine, by token."""
     expected = learner.logprobs(tuple(samples))
     return np.abs(np.concatenate(expected) - np.concatenate([s.behaviour_logprobs for s in samples]))
 
@@ -78,15 +78,15 @@ def test_rollouts_and_learner_agree_after_steps(
         try:
             await engine.apply(weights_of(learner, 0, config))
             samples = await draw(engine, 1)
-            first = gap(learner, samples)
+            first = logp_difference(learner, samples)
             for step in range(1, steps + 1):
                 (batch,) = pack_batches(step, samples, 1, config.learner.micro_batch_tokens, learner.packing)
                 update = learner.train(batch).last
                 assert update is not None
                 assert update.grad_norm > 0
-            moved = gap(learner, samples)
+            moved = logp_difference(learner, samples)
             await engine.apply(weights_of(learner, 1, config))
-            after = gap(learner, await draw(engine, 2))
+            after = logp_difference(learner, await draw(engine, 2))
         finally:
             await engine.stop()
         mean, largest = AGREE[dtype]

@@ -25,7 +25,7 @@ from tests.support.real_model import AGREE, REAL, SMALL, SMOLLM2, ask, base_mode
 pytestmark = REAL
 
 STEPS = 3
-# The same to the last bit: what is decoded beside a sequence changes its last bits.
+# For identical bits: sequences that are decoded in the same batch change the last bits of each other.
 EXACT = (
     *("rollout.max_num_seqs=1", "checkpoint.every=1", f"checkpoint.save_total_limit={STEPS}"),
     *(f"run.steps={STEPS}", "run.name=run"),
@@ -69,7 +69,7 @@ def test_two_actors_and_two_ranks_train(run: tuple[Path, str]) -> None:
     assert all(name in page for name in first["accuracy_by_difficulty"])
 
 
-def test_a_run_that_goes_on_is_the_same_to_the_last_bit(run: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_resumed_run_is_bitwise_identical(run: tuple[Path, str], tmp_path: Path) -> None:
     whole, _ = run
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
@@ -85,7 +85,7 @@ def test_a_run_that_goes_on_is_the_same_to_the_last_bit(run: tuple[Path, str], t
     assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()
 
 
-def test_an_evaluation_measures_what_the_run_measured(run: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_evaluation_gives_the_accuracy_of_the_run(run: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = run
     command = (sys.executable, "launch/evaluate.py", "--adapter", str(folder), "--out", str(tmp_path / "out"))
     ended = subprocess.run([*command, "rollout.max_num_seqs=1"], capture_output=True, text=True, check=False)
@@ -96,7 +96,7 @@ def test_an_evaluation_measures_what_the_run_measured(run: tuple[Path, str], tmp
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_export_opens_in_transformers_and_in_vllm(
+def test_the_export_loads_in_transformers_and_vllm(
     run: tuple[Path, str], model_path: str, prompts: tuple[Prompt, ...], tmp_path: Path, dtype: str
 ) -> None:
     from peft import PeftModel

@@ -1,4 +1,4 @@
-"""The door for Python: what importing costs, how functions get their names, what is refused before anything starts."""
+"""The entry from Python: the cost of the import, the names of functions, and errors before the start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from adagrpo_ray import (
 from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.runs import Console
 from adagrpo_ray.runs.guarded import Guarded
-from adagrpo_ray.training.run import _keep_codes
+from adagrpo_ray.training.run import _check_codes
 
 TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
 
@@ -52,11 +52,11 @@ def hotter(group: Group, step: int) -> SamplingParams | None:
 
 
 class Patient(Ladder):
-    """A ladder of the user's."""
+    """A ladder of the user."""
 
 
 def loaded_by(code: str) -> set[str]:
-    """Packages that are loaded once `code` has run."""
+    """The packages that are loaded after `code` has run."""
     ended = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys\nprint(*{{m.partition('.')[0] for m in sys.modules}})"],
         capture_output=True,
@@ -66,29 +66,29 @@ def loaded_by(code: str) -> set[str]:
     return set(ended.stdout.split())
 
 
-def test_importing_the_package_loads_next_to_nothing() -> None:
+def test_importing_the_package_does_not_load_ray_or_torch() -> None:
     heavy = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "peft"}
     assert not loaded_by("import adagrpo_ray") & {*heavy, "numpy", "pydantic", "rich"}
     assert not loaded_by("from adagrpo_ray import *") & heavy
     assert not loaded_by("from adagrpo_ray import Config, train\nConfig.load(None, {'run.steps': 3})") & heavy
 
 
-def test_every_public_name_is_there_and_no_other() -> None:
+def test_all_names_the_public_names() -> None:
     assert {name: getattr(adagrpo_ray, name) for name in adagrpo_ray.__all__}.keys() <= set(dir(adagrpo_ray))
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         _ = adagrpo_ray.trian  # type: ignore[attr-defined]
 
 
-def test_types_travel_with_the_package() -> None:
+def test_the_package_has_types() -> None:
     assert Path(adagrpo_ray.__file__).with_name("py.typed").exists()
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What runs would have been started with; none is."""
+    """Record the arguments of runs instead of starting them."""
     runs: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        adagrpo_ray.training.run, "run", lambda config, told, **rest: runs.append({"config": config, **rest})
+        adagrpo_ray.training.run, "run", lambda config, observer, **rest: runs.append({"config": config, **rest})
     )
     return runs
 
@@ -97,7 +97,7 @@ def load(**overrides: object) -> Config:
     return Config.load(TINY, {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def test_settings_may_be_given_as_a_mapping_or_as_on_the_command_line(tmp_path: Path) -> None:
+def test_settings_may_be_a_mapping_or_assignments(tmp_path: Path) -> None:
     as_mapping = Config.load(TINY, {"run.steps": 3, "run.output_dir": tmp_path / "a: b", "algorithm.triggers": []})
     as_texts = Config.load(TINY, ["run.steps=3", f"run.output_dir='{tmp_path}/a: b'", "algorithm.triggers=[]"])
     assert as_mapping == as_texts
@@ -106,7 +106,7 @@ def test_settings_may_be_given_as_a_mapping_or_as_on_the_command_line(tmp_path: 
         Config.load(TINY, {"run.stesp": 3})
 
 
-def test_reward_functions_that_the_configuration_does_not_name_take_its_place(started: list[dict[str, Any]]) -> None:
+def test_reward_functions_replace_those_of_the_configuration(started: list[dict[str, Any]]) -> None:
     train(load(), reward_functions=[half, whole], name="mine", progress=False)
     (run,) = started
     assert [(f.function, f.weight) for f in run["config"].rewards.functions] == [("half", 1.0), ("whole", 1.0)]
@@ -114,14 +114,14 @@ def test_reward_functions_that_the_configuration_does_not_name_take_its_place(st
     assert run["given"].find("rewards.functions", "half")(["a"], "") == [0.5]
 
 
-def test_reward_functions_that_it_names_count_as_it_says(started: list[dict[str, Any]]) -> None:
+def test_reward_functions_have_the_weights_of_the_configuration(started: list[dict[str, Any]]) -> None:
     named = [{"function": "half", "weight": 0.25}, {"function": "exact"}]
     config = load(rewards__functions=named, rewards__correct_by="exact")
     train(config, reward_functions=[half], progress=False)
     assert started[0]["config"] == config
 
 
-def test_a_criterion_and_a_ladder_are_named_for_what_they_are(started: list[dict[str, Any]]) -> None:
+def test_criterion_and_ladder_are_named_by_their_function(started: list[dict[str, Any]]) -> None:
     for ladder, name in ((hotter, "hotter"), (Patient, "Patient")):
         train(load(), criterion=satisfied, ladder=ladder, progress=False)
         algorithm = started[-1]["config"].algorithm
@@ -134,55 +134,57 @@ def exact(completions: list[str], **context: object) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"reward_functions": [lambda completions, **context: []]}, r"rewards\.functions: .* has no name to go by"),
-        ({"reward_functions": [half, half]}, "two are called 'half'"),
-        ({"reward_functions": [exact]}, "'exact' is the name of one that is built in"),
+        ({"reward_functions": [half, half]}, "two have the name 'half'"),
+        ({"reward_functions": [exact]}, "'exact' is the name of a built-in one"),
         (
             {"criterion": satisfied, "grpo": True},
-            r"algorithm\.criterion\.kind: .*algorithm\.name=grpo resamples nothing",
+            r"algorithm\.criterion\.kind: .*algorithm\.name=grpo does not resample",
         ),
-        ({"ladder": hotter, "grpo": True}, r"algorithm\.ladder: .*algorithm\.name=grpo resamples nothing"),
-        ({"callbacks": [Callback]}, "callbacks: .*is no Callback"),
+        ({"ladder": hotter, "grpo": True}, r"algorithm\.ladder: .*algorithm\.name=grpo does not resample"),
+        ({"callbacks": [Callback]}, "callbacks: .*is not a Callback"),
         ({"stop": threading.Event()}, r"make one with adagrpo_ray\.Stop\(\)"),
         ({"name": "no/name"}, r"run\.name='no/name'"),
     ],
 )
-def test_what_cannot_be_given_is_one_error(started: list[dict[str, Any]], arguments: dict[str, Any], told: str) -> None:
+def test_an_argument_that_cannot_be_used_is_a_config_error(
+    started: list[dict[str, Any]], arguments: dict[str, Any], message: str
+) -> None:
     config = load(algorithm__name="grpo" if arguments.pop("grpo", False) else "adagrpo")
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         train(config, progress=False, **arguments)
     assert not started
 
 
 def test_a_configuration_that_names_some_of_the_functions_is_refused(started: list[dict[str, Any]]) -> None:
-    with pytest.raises(ConfigError, match=r"names some of reward_functions, and not \['whole'\]"):
+    with pytest.raises(ConfigError, match=r"names some of reward_functions, but not \['whole'\]"):
         train(load(rewards__functions=[{"function": "half"}]), reward_functions=[half, whole], progress=False)
     with pytest.raises(ConfigError, match=r"make one with Config\.load"):
         train({"run.steps": 3}, progress=False)  # type: ignore[arg-type]
     assert not started
 
 
-def test_a_ladder_by_name_is_for_adagrpo() -> None:
+def test_a_ladder_needs_adagrpo() -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.ladder='mine:f' resamples, which algorithm\.name=dapo does not"):
         load(algorithm__ladder="mine:f", algorithm__name="dapo")
 
 
-def test_code_that_changed_since_a_run_began_is_told(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_a_function_that_changed_since_the_run_began_is_a_warning(tmp_path: Path) -> None:
+    notices: list[str] = []
     given = [Given(codes={"rewards.functions: f": code}) for code in ("a", "a", "b", "b")]
     counts = []
     for each in given:
-        _keep_codes(str(tmp_path), each, told.append)
-        counts.append(len(told))
+        _check_codes(str(tmp_path), each, notices.append)
+        counts.append(len(notices))
     assert counts == [0, 0, 1, 1]
-    assert told == ["warning: rewards.functions: f is not the code that the run began with"]
+    assert notices == ["warning: rewards.functions: f is not the code that the run began with"]
 
 
-def test_a_run_in_a_notebook_is_shown_as_lines_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_console_prints_plain_lines_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     class ZMQInteractiveShell:
-        """What rich knows a notebook by, for which it makes HTML."""
+        """The class by which rich detects a notebook, for which it makes HTML."""
 
     monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
     stream = io.StringIO()
@@ -196,7 +198,7 @@ class Failing(Callback):
         raise KeyError(label)
 
 
-def test_an_error_of_a_callback_is_told_as_its_own_with_its_line() -> None:
+def test_an_error_of_a_callback_names_it_and_its_line() -> None:
     record = EvaluationRecord(0, 0.5, {}, 1, 0, 3.0, 0.1)
     with pytest.raises(
         ExtensionError, match=r"callback Failing\.evaluation raised KeyError\('before'\) \(.*test_api\.py, line \d+\)"
@@ -205,22 +207,22 @@ def test_an_error_of_a_callback_is_told_as_its_own_with_its_line() -> None:
     assert isinstance(raised.value.__cause__, KeyError)
 
 
-def test_a_callback_hears_all_that_a_run_tells() -> None:
-    told: list[str] = []
+def test_a_callback_receives_all_events() -> None:
+    events: list[str] = []
 
     class Everything(Callback):
         def __getattribute__(self, name: str) -> Any:
-            return lambda *arguments: told.append(name) if name in hooks else None
+            return lambda *arguments: events.append(name) if name in hooks else None
 
     hooks = [name for name in vars(Callback) if not name.startswith("_")]
     guarded = Guarded(Everything())
     for hook in hooks:
         getattr(guarded, hook)(*range(getattr(Callback, hook).__code__.co_argcount - 1))
-    assert told == hooks
+    assert events == hooks
     assert {"began", "phase", "step", "samples", "evaluation", "summary", "ended"} <= {*hooks}
 
 
-def test_a_signal_interrupts_and_a_second_one_leaves_at_once() -> None:
+def test_a_signal_interrupts_and_a_second_one_exits_at_once() -> None:
     before, stop = signal.getsignal(signal.SIGTERM), Stop()
     with stop.on_signals():
         assert not stop.is_set()
@@ -239,7 +241,7 @@ def test_a_stop_that_was_set_before_can_still_be_interrupted() -> None:
     assert stop.interrupted == signal.SIGINT
 
 
-def test_signals_are_left_alone_in_other_threads() -> None:
+def test_signal_handlers_are_not_set_in_other_threads() -> None:
     seen: list[object] = []
     before = signal.getsignal(signal.SIGINT)
 

@@ -23,19 +23,19 @@ def original(rows: list[list[float]]) -> list[float]:
     return [float((reward - cached.mean()) / (cached.std(ddof=1) + 1e-4)) for reward in rows[-1]]
 
 
-def test_one_attempt_is_grpo() -> None:
+def test_advantages_of_one_attempt_are_those_of_grpo() -> None:
     # Mean 1/2, squared deviations 4 * 1/4, std sqrt(1/3) = 0.577350; 0.5 / 0.577450 = 0.865875.
     assert of_last(make_group([1, 0, 1, 0])) == pytest.approx([0.865875, -0.865875] * 2, abs=1e-6)
 
 
-def test_a_success_after_failures() -> None:
+def test_a_success_after_failures_has_a_large_advantage() -> None:
     # Mean 1/8; squared deviations 49/64 + 7/64 = 7/8, std sqrt(1/8) = 0.353553.
     # 0.875 / 0.353653 = 2.474174 and -0.125 / 0.353653 = -0.353453.
     assert of_last(make_group([0, 0, 0, 0], [1, 0, 0, 0])) == pytest.approx([2.474174] + [-0.353453] * 3, abs=1e-6)
 
 
-def test_three_attempts_of_graded_rewards() -> None:
-    # Nothing right at all scores -7.5, everything right 13.5. The sum over twelve is -30 - 24 - 6, the mean -5.
+def test_advantages_over_three_attempts_match_numbers_by_hand() -> None:
+    # A wholly wrong completion scores -7.5, a wholly correct one 13.5. The sum of twelve is -30 - 24 - 6, the mean -5.
     # Squared deviations: nine of 2.5^2, then 3.5^2, 18.5^2, 0.5^2: 56.25 + 12.25 + 342.25 + 0.25 = 411;
     # std sqrt(411 / 11) = 6.112580. Then 18.5, -2.5, -2.5, 0.5 divided by 6.112680.
     group = make_group([-7.5] * 4, [-7.5, -7.5, -1.5, -7.5], [13.5, -7.5, -7.5, -4.5])
@@ -46,13 +46,13 @@ def test_equal_rewards_have_no_advantage() -> None:
     assert of_last(make_group([0.1] * 4, [0.1] * 4)) == [0.0] * 4
 
 
-def test_a_tiny_spread_is_bounded_on_both_sides() -> None:
+def test_advantages_are_clipped_on_both_sides() -> None:
     statistics = RewardStatistics(count=1000, mean=0.0, m2=0.0)
     rewards = np.array([1.0, -1.0, 2e-4], np.float32)
     assert advantages(rewards, statistics, 1e-4, 3.0).tolist() == pytest.approx([3.0, -3.0, 2.0])
 
 
-def test_epsilon_is_added_to_the_deviation() -> None:
+def test_epsilon_is_added_to_the_standard_deviation() -> None:
     assert of_last(make_group([1, 0, 1, 0]), epsilon=1.0) == pytest.approx([0.5 / 1.5773503, -0.5 / 1.5773503] * 2)
 
 
@@ -65,5 +65,5 @@ def test_epsilon_is_added_to_the_deviation() -> None:
         )
     )
 )
-def test_equals_the_original_over_any_sequence_of_attempts(rows: list[list[float]]) -> None:
+def test_advantages_equal_the_original_for_any_sequence_of_attempts(rows: list[list[float]]) -> None:
     assert of_last(make_group(*rows), bound=1e9) == pytest.approx(original(rows), rel=1e-6, abs=1e-6)

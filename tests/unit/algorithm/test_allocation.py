@@ -1,4 +1,4 @@
-"""The posterior of a prompt's success rate, and what it decides."""
+"""The posterior of a prompt's success rate, and the decisions from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def posterior(mean: float, count: float = 1000.0) -> Posterior:
     return Posterior(correct, count - correct)
 
 
-def test_posterior_by_hand() -> None:
+def test_posterior_matches_numbers_by_hand() -> None:
     assert Posterior().mean == 0.5
     one = Posterior().after(1, 7, discount=0.5)
     assert one.mean == pytest.approx(2 / 10)
@@ -34,11 +34,11 @@ def test_posterior_by_hand() -> None:
         (0.9, 16),
     ],
 )
-def test_groups_are_as_large_as_signal_needs(mean: float, size: int) -> None:
+def test_group_size_depends_on_the_success_rate(mean: float, size: int) -> None:
     assert allocate(posterior(mean), 1, SETTINGS, default=8) == Share(size, 0)
 
 
-def test_a_prompt_never_seen_gets_the_default() -> None:
+def test_a_new_prompt_gets_the_default_size() -> None:
     assert allocate(None, 0, SETTINGS, default=8) == Share(8, 0)
 
 
@@ -51,7 +51,7 @@ def test_solved_prompts_are_sampled_less_often() -> None:
     assert sampled == [False, False, False, True, False, False, False, True]
 
 
-def test_sizes_not_given_are_half_of_the_group_and_all_of_it() -> None:
+def test_default_sizes_are_half_of_the_group_and_all_of_it() -> None:
     assert AllocationSettings().sizes(8) == (4, 8)
     assert AllocationSettings().sizes(2) == (2, 2)
     assert AllocationSettings(min_group=3, max_group=12).sizes(8) == (3, 12)

@@ -1,4 +1,4 @@
-"""Each rollout correction against its source's formula, computed here in plain Python, one completion at a time."""
+"""Each rollout correction against the formula of its source, computed in plain Python, one completion at a time."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def tokens_of(ratios: Sequence[Sequence[float]], advantage: float = 1.0) -> Toke
     )
 
 
-def settings_of(difficulty: str, mode: str, low: float | None, high: float | None) -> LossSettings:
+def settings_of(granularity: str, mode: str, low: float | None, high: float | None) -> LossSettings:
     return LossSettings.model_validate(
         {
-            "correction": difficulty,
+            "correction": granularity,
             "correction_mode": mode,
             "correction_floor": low,
             "correction_cap": high,
@@ -103,21 +103,21 @@ def settings_of(difficulty: str, mode: str, low: float | None, high: float | Non
 
 
 @pytest.mark.parametrize(("low", "high"), BOUNDS)
-@pytest.mark.parametrize(("difficulty", "mode"), SOURCES)
-def test_weights_are_those_of_the_source(difficulty: str, mode: str, low: float | None, high: float | None) -> None:
-    rng = random.Random(f"{difficulty} {mode} {low} {high}")
+@pytest.mark.parametrize(("granularity", "mode"), SOURCES)
+def test_weights_equal_those_of_the_source(granularity: str, mode: str, low: float | None, high: float | None) -> None:
+    rng = random.Random(f"{granularity} {mode} {low} {high}")
     rows = [*RATIOS, *([rng.lognormvariate(0, 0.7) for _ in range(rng.randint(1, 9))] for _ in range(50))]
     bounds = (low or 0.0, high or math.inf)
-    tokens, settings = tokens_of(rows), settings_of(difficulty, mode, low, high)
+    tokens, settings = tokens_of(rows), settings_of(granularity, mode, low, high)
     got = rollout_correction(tokens.old, tokens.behaviour, tokens.sequence, settings)
-    expected = [w for row in rows for w in SOURCES[difficulty, mode](row, *bounds)]
+    expected = [w for row in rows for w in SOURCES[granularity, mode](row, *bounds)]
     assert got.weights.tolist() == pytest.approx(expected, rel=1e-9)
     kept = {
         "token": lambda row: row,
         "sequence": lambda row: [math.prod(row)],
         "geometric": lambda row: [geometric(row)],
     }
-    outside = [o for row in rows for o in _spread([not inside(v, *bounds) for v in kept[difficulty](row)], len(row))]
+    outside = [o for row in rows for o in _spread([not inside(v, *bounds) for v in kept[granularity](row)], len(row))]
     assert got.truncated.tolist() == ([False] * len(outside) if mode == "mask" else outside)
     assert got.masked.tolist() == (outside if mode == "mask" else [False] * len(outside))
     # The weights multiply the surrogate, 1 here, and masked tokens stay in the mean over tokens.
@@ -130,7 +130,7 @@ def _spread(values: list[bool], length: int) -> list[bool]:
     return values if len(values) == length else values * length
 
 
-def test_by_sequence_each_completion_counts_once_in_the_mean_importance_ratio() -> None:
+def test_correction_by_sequence_counts_each_completion_once_in_the_mean_ratio() -> None:
     """As in TRL, whose ratios [B x 1] by sequence are flattened: products 5.25, 0.125, 2.4, 1.1."""
     _, statistics = policy_loss(tokens_of(RATIOS), settings_of("sequence", "mask", None, 3.0))
     assert statistics.importance_ratio.count == 4
@@ -166,14 +166,14 @@ def test_without_a_correction_all_weights_are_one() -> None:
     assert not (got.truncated | got.masked).any()
 
 
-def test_no_tokens_have_no_weights() -> None:
+def test_empty_input_has_no_weights() -> None:
     empty = torch.zeros(0)
-    for difficulty, mode in SOURCES:
-        got = rollout_correction(empty, empty, empty.long(), settings_of(difficulty, mode, 0.5, 2.0))
+    for granularity, mode in SOURCES:
+        got = rollout_correction(empty, empty, empty.long(), settings_of(granularity, mode, 0.5, 2.0))
         assert got.weights.shape == (0,)
 
 
-def test_the_default_is_truncation_by_token_at_two() -> None:
+def test_default_correction_truncates_by_token_at_2() -> None:
     s = LossSettings()
     assert (s.correction, s.correction_mode, s.correction_floor, s.correction_cap) == ("token", "truncate", None, 2.0)
 
@@ -195,6 +195,6 @@ def test_bounds_that_exclude_one_are_refused(bad: dict[str, object]) -> None:
         (["correction_mode=mask", "correction_cap=null"], "correction_mode=mask has no bounds"),
     ],
 )
-def test_settings_of_the_correction_that_do_nothing_are_refused(settings: list[str], message: str) -> None:
+def test_correction_settings_without_effect_are_refused(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, [f"algorithm.loss.{setting}" for setting in settings])

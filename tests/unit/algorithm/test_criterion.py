@@ -1,4 +1,4 @@
-"""When a group has taught enough: each kind of criterion, and what a bad setting is told."""
+"""Each kind of criterion, and the messages about bad settings."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ def satisfied(group: Group, **settings: object) -> bool:
 
 
 def scored(*rows: tuple[float, float]) -> Group:
-    """A group whose completions score (format, answer); none counts as right."""
+    """A group whose completions score (format, answer); none counts as correct."""
     totals = [sum(s for s in row if not math.isnan(s)) for row in rows]
     return make_group(make_attempt(totals, by_function=rows, correct=[False] * len(rows)))
 
 
-def test_any_correct_goes_by_correct_and_not_by_reward() -> None:
+def test_any_correct_ignores_rewards() -> None:
     assert satisfied(make_group(make_attempt([-1, -1], correct=[False, True])), kind="any_correct")
     assert not satisfied(make_group(make_attempt([9, 9], correct=[False, False])), kind="any_correct")
 
 
-def test_any_correct_looks_at_the_last_attempt_alone() -> None:
+def test_any_correct_uses_only_the_last_attempt() -> None:
     assert satisfied(make_group([0, 0], [0, 1]), kind="any_correct")
     assert not satisfied(make_group([0, 1], [0, 0]), kind="any_correct")
 
 
-def test_any_above_takes_the_total_by_default() -> None:
+def test_any_above_uses_the_total_reward_by_default() -> None:
     group = scored((3, -2), (0, -2))  # totals 1 and -2
     assert satisfied(group, kind="any_above", threshold=0.5)
     assert not satisfied(group, kind="any_above", threshold=1.0)  # above, not at
 
 
 @pytest.mark.parametrize(("column", "expected"), [("format", True), ("answer", False)])
-def test_any_above_takes_the_named_function(column: str, expected: bool) -> None:
+def test_any_above_uses_the_named_function(column: str, expected: bool) -> None:
     assert satisfied(scored((3, -2), (0, -2)), kind="any_above", reward=column) is expected
 
 
-def test_any_above_looks_at_the_last_attempt_alone() -> None:
+def test_any_above_uses_only_the_last_attempt() -> None:
     assert not satisfied(make_group([5, 0], [0, 0]), kind="any_above")
 
 
-def test_a_function_that_does_not_apply_is_above_nothing() -> None:
+def test_any_above_ignores_scores_that_do_not_apply() -> None:
     assert not satisfied(scored((3, math.nan), (3, math.nan)), kind="any_above", reward="answer", threshold=-100)
     assert satisfied(scored((3, math.nan), (3, 5)), kind="any_above", reward="answer")
 
@@ -67,13 +67,13 @@ def test_spread_needs_rewards_that_differ(rewards: list[float], threshold: float
     assert satisfied(make_group(rewards), kind="spread", threshold=threshold) is expected
 
 
-def test_spread_is_over_all_attempts() -> None:
+def test_spread_uses_all_attempts() -> None:
     assert satisfied(make_group([0, 0], [1, 1]), kind="spread")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a module of the user's in it."""
+    """The current folder, with a module of the user."""
     (tmp_path / "my_criteria.py").write_text(
         "limit = 3\n"
         "def two_tries(group): return len(group.attempts) >= 2\n"
@@ -90,14 +90,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("here")
-def test_your_own_function_is_asked() -> None:
+def test_a_function_of_the_user_is_called() -> None:
     assert not satisfied(make_group([1]), kind="my_criteria:two_tries")
     assert satisfied(make_group([0], [0]), kind="my_criteria:two_tries")
 
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("my_criteria:three_tries", "has no 'three_tries', which"),
         ("my_criteria:limit", "'my_criteria:limit' is 3, which cannot be called"),
@@ -107,20 +107,20 @@ def test_your_own_function_is_asked() -> None:
         (":two_tries", "or your own as 'module:function'"),
     ],
 )
-def test_an_own_function_that_is_not_there_is_told_with_setting_and_value(kind: str, told: str) -> None:
+def test_an_error_about_a_missing_function_names_setting_and_value(kind: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         satisfied(make_group([1]), kind=kind)
     assert "algorithm.criterion.kind" in str(raised.value)
     assert repr(kind.partition(":")[0])[1:-1] in str(raised.value)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_misspelled_kind_is_told_the_nearest() -> None:
+def test_a_misspelled_kind_gets_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.criterion\.kind: 'any_corect'.*did you mean 'any_correct'\?"):
         satisfied(make_group([1]), kind="any_corect")
 
 
-def test_a_kind_like_none_is_told_all_of_them() -> None:
+def test_an_unknown_kind_gets_a_list_of_all_kinds() -> None:
     with pytest.raises(
         ConfigError, match=r"'xyz'.*use one of any_correct, any_above, spread, or your own as 'module:function'"
     ):
@@ -129,7 +129,7 @@ def test_a_kind_like_none_is_told_all_of_them() -> None:
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         (
             "raises",
@@ -139,12 +139,12 @@ def test_a_kind_like_none_is_told_all_of_them() -> None:
         ("counts", "returned 1; have it return True or False"),
     ],
 )
-def test_an_own_function_that_fails_is_told_by_its_name(name: str, told: str) -> None:
-    with pytest.raises(ExtensionError, match=rf"algorithm\.criterion\.kind: 'my_criteria:{name}' {told}"):
+def test_an_error_of_a_criterion_names_it(name: str, message: str) -> None:
+    with pytest.raises(ExtensionError, match=rf"algorithm\.criterion\.kind: 'my_criteria:{name}' {message}"):
         satisfied(make_group([1]), kind=f"my_criteria:{name}")
 
 
-def test_a_given_function_is_asked_by_its_name() -> None:
+def test_a_given_function_is_found_by_its_name() -> None:
     wanted = 2
     given = give({("algorithm.criterion.kind", "enough"): lambda group: group.last.correct.sum() >= wanted})
     criterion = make_criterion(CriterionSettings(kind="enough"), FUNCTIONS, given)

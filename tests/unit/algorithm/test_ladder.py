@@ -37,13 +37,13 @@ def published() -> Ladder:
         (100_000, [PLAIN] * 5 + [WARM] * 6 + [HOT] * 5),
     ],
 )
-def test_published_schedule(published: Ladder, step: int, resamples: list[SamplingParams]) -> None:
+def test_ladder_follows_the_published_schedule(published: Ladder, step: int, resamples: list[SamplingParams]) -> None:
     climbed = itertools.takewhile(lambda p: p is not None, (published.params(step, n) for n in itertools.count(1)))
     assert list(climbed) == resamples
     assert list(published.rungs(step)) == resamples
 
 
-def test_published_schedule_is_sixteen_high(published: Ladder) -> None:
+def test_published_schedule_has_sixteen_rungs(published: Ladder) -> None:
     assert published.height == 16
 
 
@@ -59,18 +59,18 @@ def test_before_the_first_trigger_nothing_is_resampled() -> None:
     assert ladder.params(5, 1) == WARM
 
 
-def test_a_used_up_ladder_gives_no_parameters() -> None:
+def test_no_parameters_are_left_after_the_last_rung() -> None:
     ladder = Ladder(PLAIN, ((1, (WARM, HOT)),))
     assert [ladder.params(1, n) for n in (1, 2, 3, 4)] == [WARM, HOT, None, None]
 
 
-def test_an_empty_trigger_switches_resampling_off_again() -> None:
+def test_an_empty_trigger_ends_resampling() -> None:
     ladder = Ladder(PLAIN, ((1, (WARM,)), (10, ())))
     assert ladder.params(9, 1) == WARM
     assert ladder.params(10, 1) is None
 
 
-def test_no_triggers_are_plain_grpo() -> None:
+def test_a_ladder_without_triggers_never_resamples() -> None:
     assert Ladder(PLAIN).params(1, 1) is None
     assert Ladder(PLAIN).height == 0
 

@@ -37,7 +37,7 @@ def loss_of(
     lengths: Sequence[int] | None = None,
     **settings: object,
 ) -> tuple[torch.Tensor, UpdateStatistics]:
-    """The loss of tokens by their `ratios` policy / old and `reference_ratios` reference / policy."""
+    """The loss of tokens from their `ratios` policy / old and `reference_ratios` reference / policy."""
     policy = torch.full((len(ratios),), math.log(0.5), dtype=torch.float64)
     reference = None if reference_ratios is None else policy + tensor(reference_ratios).log()
     old = policy - tensor(ratios).log()
@@ -56,7 +56,7 @@ def tokens_of(
     weights: torch.Tensor,
     lengths: Sequence[int] | None = None,
 ) -> Tokens:
-    """By default every token is a completion of its own."""
+    """The tokens of completions of these `lengths`; by default every token is a completion of its own."""
     sequence = torch.repeat_interleave(torch.tensor(lengths or [1] * len(policy)))
     return Tokens(policy, old, behaviour, reference, advantages, weights, sequence)
 
@@ -69,7 +69,7 @@ def tokens_of(
         ("dr_grpo", [[1 / 30], [1 / 30] * 2, [1 / 30] * 5]),  # 1 / (3 completions x 10 allowed tokens)
     ],
 )
-def test_token_weights(kind: str, expected: list[list[float]]) -> None:
+def test_token_weights_match_numbers_by_hand(kind: str, expected: list[list[float]]) -> None:
     weights = token_weights([1, 2, 5], kind, max_new_tokens=10)
     assert [len(w) for w in weights] == [1, 2, 5]
     assert all(w.dtype == np.float32 for w in weights)
@@ -100,13 +100,15 @@ def test_an_unknown_kind_is_refused() -> None:
         (1.5, 0.0, 0.0, 0),
     ],
 )
-def test_clipping(ratio: float, advantage: float, surrogate: float, clipped: int) -> None:
+def test_surrogate_is_clipped_on_the_pessimistic_side(
+    ratio: float, advantage: float, surrogate: float, clipped: int
+) -> None:
     loss, statistics = loss_of([ratio], [advantage], [1.0])
     assert loss.item() == statistics.loss == pytest.approx(-surrogate)
     assert statistics.clipped_low + statistics.clipped_high == clipped
 
 
-def test_tokens_add_up_by_weight() -> None:
+def test_loss_is_the_weighted_sum_over_tokens() -> None:
     # Surrogates 1.2 (held), 1.1, 0.5 | -1.5, -1.0, -0.8 (held), weighted 1/2, 1/4, 1/4 | 1/8, 1/8, 1/4:
     # 0.6 + 0.275 + 0.125 - 0.1875 - 0.125 - 0.2 = 0.4875.
     ratios, advantages = [1.5, 1.1, 0.5, 1.5, 1.0, 0.5], [1.0, 1.0, 1.0, -1.0, -1.0, -1.0]
@@ -124,7 +126,7 @@ def test_kl_is_added_with_beta() -> None:
     assert loss.item() == pytest.approx(-1 + 0.04 * 0.201713, abs=1e-7)
 
 
-def test_gap_is_to_the_behaviour_policy_and_changes_no_loss() -> None:
+def test_logp_difference_is_to_the_behaviour_policy_and_does_not_change_the_loss() -> None:
     policy, ones = tensor([-1.0, -2.0]), torch.ones(2, dtype=torch.float64)
     tokens = tokens_of(policy, policy, tensor([-1.5, -1.0]), None, ones, tensor([0.5, 0.25]))
     loss, statistics = policy_loss(tokens, SETTINGS)
@@ -147,7 +149,7 @@ def test_gradient_agrees_with_finite_differences() -> None:
     assert gradient.tolist() == pytest.approx([d.item() for d in differences], abs=1e-8)
 
 
-def test_held_tokens_have_no_gradient_and_on_policy_ones_the_policy_gradient() -> None:
+def test_clipped_tokens_have_no_gradient_and_on_policy_tokens_the_policy_gradient() -> None:
     policy = tensor([-1.0, -1.0, -1.0, -1.0]).requires_grad_()
     old = policy.detach() - tensor([1.5, 0.5, 1.0, 1.0]).log()
     advantages, weights = tensor([1.0, -1.0, 2.0, -3.0]), tensor([0.25] * 4)
@@ -160,7 +162,9 @@ def test_held_tokens_have_no_gradient_and_on_policy_ones_the_policy_gradient() -
     st.lists(TOKENS, min_size=1, max_size=12),
     st.lists(st.integers(0, 12), max_size=4),
 )
-def test_the_same_however_tokens_are_cut(tokens: list[tuple[float, float, float, float]], cuts: list[int]) -> None:
+def test_statistics_do_not_depend_on_the_division_into_micro_batches(
+    tokens: list[tuple[float, float, float, float]], cuts: list[int]
+) -> None:
     def statistics(part: list[tuple[float, float, float, float]]) -> UpdateStatistics:
         ratios, advantages, references, weights = zip(*part, strict=True)
         return loss_of(ratios, advantages, weights, reference_ratios=references, beta=0.04)[1]
@@ -171,7 +175,7 @@ def test_the_same_however_tokens_are_cut(tokens: list[tuple[float, float, float,
     assert flat(merged) == pytest.approx(flat(statistics(tokens)), rel=1e-9, abs=1e-12)
 
 
-def test_clip_higher_bounds_the_upper_side_alone() -> None:
+def test_epsilon_high_changes_only_the_upper_bound() -> None:
     assert loss_of([1.5], [2.0], [1.0], epsilon_high=0.4)[0].item() == pytest.approx(-2.8)  # held at 1.4
     assert loss_of([0.5], [-2.0], [1.0], epsilon_high=0.4)[0].item() == pytest.approx(1.6)  # held at 0.8
 
@@ -209,7 +213,7 @@ def test_cispo_keeps_the_gradient_of_every_token() -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"), [("k1", [math.log(2), -math.log(2)]), ("k2", [0.240227] * 2), ("k3", [0.193147, 0.306853])]
 )
-def test_kl_estimators(kind: str, expected: list[float]) -> None:
+def test_kl_estimators_match_numbers_by_hand(kind: str, expected: list[float]) -> None:
     """Policy / reference 2 and 1/2."""
     reference = tensor([-1.0, -2.0])
     estimate = kl_estimate(reference + tensor([2.0, 0.5]).log(), reference, kind)
@@ -239,7 +243,7 @@ def test_importance_weights_are_truncated(correction: str, weights: list[float],
     assert statistics.importance_ratio.mean == pytest.approx(sum(weights) / 4)
 
 
-def test_the_correction_leaves_the_kl_term_alone() -> None:
+def test_the_correction_does_not_change_the_kl_term() -> None:
     old = tensor([-1.0])
     tokens = tokens_of(old, old, old - math.log(0.5), old + math.log(2), tensor([0.0]), tensor([1.0]))
     loss, _ = policy_loss(tokens, SETTINGS.model_copy(update={"correction": "token"}))
@@ -250,7 +254,7 @@ def test_the_correction_leaves_the_kl_term_alone() -> None:
 @pytest.mark.parametrize("mode", ["truncate", "mask"])
 @pytest.mark.parametrize("kind", ["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"])
 def test_extreme_log_ratios_give_a_finite_loss_and_gradient(kind: str, mode: str, correction: str) -> None:
-    """Float32, as in training: exp(89) would be infinite; a probability of 0 in the behaviour policy included."""
+    """In float32, as in training, exp(89) would be infinite. One token has probability 0 under the behaviour policy."""
     apart = torch.tensor([1e4, -1e4, 1e4, -1e4, 90.0, -90.0])
     policy = torch.full_like(apart, -2.0).requires_grad_()
     behaviour = policy.detach() - apart.flip(0)
@@ -278,12 +282,12 @@ def test_extreme_log_ratios_give_a_finite_loss_and_gradient(kind: str, mode: str
             assert statistics.ratio.high == pytest.approx(math.exp(20), rel=1e-3)
 
 
-def test_k3_is_bounded_like_verls() -> None:
+def test_k3_is_bounded_as_in_verl() -> None:
     estimate = kl_estimate(tensor([-9.0, -30.0, 0.0, -1.0]), tensor([-1.0, -1.0, -40.0, -1.0]), "k3")
     assert estimate.tolist() == [10.0, 10.0, 10.0, 0.0]
 
 
-def test_the_entropy_bonus_is_subtracted_with_the_weights_of_the_loss() -> None:
+def test_entropy_bonus_is_subtracted_with_the_weights_of_the_loss() -> None:
     policy, entropy = tensor([-1.0, -2.0]), tensor([3.0, 5.0]).requires_grad_()
     tokens = dataclasses.replace(
         tokens_of(policy, policy, policy, None, tensor([0.0, 0.0]), tensor([0.5, 0.25])), entropy=entropy
@@ -314,6 +318,6 @@ def test_masked_completions_have_no_weight(kind: str, expected: list[float]) -> 
 
 
 @pytest.mark.parametrize("kind", ["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"])
-def test_empty_and_wholly_masked_batches_have_weights_of_zero(kind: str) -> None:
+def test_empty_and_fully_masked_batches_have_weights_of_zero(kind: str) -> None:
     assert [w.tolist() for w in token_weights([0, 0], kind, 10)] == [[], []]
     assert [w.tolist() for w in token_weights([0, 2], kind, 10, [True, True])] == [[], [0.0, 0.0]]

@@ -75,7 +75,7 @@ def by_formula(kind: str, batch: list[Sequence]) -> tuple[float, list[list[float
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradient_are_the_papers(kind: str) -> None:
+def test_loss_and_gradient_equal_the_formulas_of_the_papers(kind: str) -> None:
     rng = random.Random(f"papers {kind}")
     settings = LossSettings.model_validate(
         {"kind": kind, "epsilon": LOW, "epsilon_high": HIGH, "beta": BETA, "correction_cap": CAP}

@@ -24,7 +24,7 @@ def settings(name: str, **rest: object) -> AlgorithmSettings:
         ("adagrpo", 1, False, False, True, False),
     ],
 )
-def test_what_each_method_does(
+def test_methods_differ_in_ladder_refill_and_criterion(
     name: str, resamples: int, refill: bool, drops: bool, flat_ready: bool, failed_ready: bool
 ) -> None:
     method = make_method(settings(name), ["exact"])
@@ -38,14 +38,14 @@ def test_what_each_method_does(
 @pytest.mark.parametrize(
     ("name", "updates", "allocates"), [("grpo", 1, False), ("dapo", 1, False), ("adagrpo", 3, True)]
 )
-def test_what_each_method_does_by_itself(name: str, updates: int, allocates: bool) -> None:
+def test_methods_have_their_own_defaults(name: str, updates: int, allocates: bool) -> None:
     assert settings(name).updates_per_batch == updates
     assert settings(name, num_iterations=2).updates_per_batch == 2
     assert (make_method(settings(name), ["exact"]).allocation is not None) is allocates
     assert make_method(settings(name, allocation={"enabled": False}), ["exact"]).allocation is None
 
 
-def test_adagrpo_drops_exhausted_groups_where_told() -> None:
+def test_on_exhausted_drop_drops_exhausted_groups() -> None:
     assert make_method(settings("adagrpo", on_exhausted="drop"), ["exact"]).drop_exhausted
 
 

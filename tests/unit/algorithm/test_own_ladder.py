@@ -1,4 +1,4 @@
-"""A ladder of the user's own: a function, or a subclass of Ladder, asked with care."""
+"""A ladder of the user's own: a function, or a subclass of Ladder, whose results are checked."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def own(ladder: Callable[..., Any]) -> Ladder:
     return load_ladder("mine", TRIGGERS, give({("algorithm.ladder", "mine"): ladder}))
 
 
-def test_a_function_is_asked_after_each_failed_attempt() -> None:
+def test_a_ladder_function_is_called_after_each_failed_attempt() -> None:
     def ladder(group: Group, step: int) -> SamplingParams | None:
         return SamplingParams(temperature=1.0 + step / 10) if len(group.attempts) < 3 else None
 
     group = make_group()
-    asked = []
+    results = []
     for _ in range(4):
-        asked.append(own(ladder).next(group, step=5))
+        results.append(own(ladder).next(group, step=5))
         group = group.with_attempt(make_group([0.0]).last)
-    assert asked == [BASE, SamplingParams(temperature=1.5), SamplingParams(temperature=1.5), None]
+    assert results == [BASE, SamplingParams(temperature=1.5), SamplingParams(temperature=1.5), None]
 
 
-def test_a_function_sees_which_prompt_it_is() -> None:
+def test_a_ladder_function_gets_the_prompt() -> None:
     ladder = own(lambda group, step: HOT if group.prompt.difficulty == "hard" else None)
     assert ladder.next(make_group([0], prompt=make_prompt(difficulty="hard")), 1) == HOT
     assert ladder.next(make_group([0], prompt=make_prompt(difficulty="easy")), 1) is None
 
 
-def test_a_subclass_has_the_rungs_of_the_configuration() -> None:
+def test_a_ladder_subclass_has_the_configured_rungs() -> None:
     class Impatient(Ladder):
         def next(self, group: Group, step: int) -> SamplingParams | None:
             return super().next(group, step) if len(group.attempts) < 2 else None
@@ -52,7 +52,7 @@ def test_a_subclass_has_the_rungs_of_the_configuration() -> None:
     assert ladder.height == 2
 
 
-def test_a_subclass_that_begins_with_none_begins_at_the_base() -> None:
+def test_none_for_a_first_attempt_means_the_base_parameters() -> None:
     class Nothing(Ladder):
         def next(self, group: Group, step: int) -> SamplingParams | None:
             return None
@@ -60,7 +60,7 @@ def test_a_subclass_that_begins_with_none_begins_at_the_base() -> None:
     assert own(Nothing).next(make_group(), 1) == BASE
 
 
-def test_a_ladder_without_an_end_has_one() -> None:
+def test_an_endless_ladder_ends_after_the_most_resamples() -> None:
     ladder = own(lambda group, step: HOT)
     assert ladder.next(make_group(*[[0]] * MOST_RESAMPLES), 1) == HOT
     assert ladder.next(make_group(*[[0]] * (MOST_RESAMPLES + 1)), 1) is None
@@ -71,7 +71,7 @@ def leaves(group: Group, step: int) -> SamplingParams:
 
 
 @pytest.mark.parametrize(
-    ("ladder", "told"),
+    ("ladder", "message"),
     [
         (leaves, r"'mine' raised SystemExit\(3\) \(.*test_own_ladder\.py, line \d+\)"),
         (lambda group, step: 1.2, r"'mine' returned 1\.2; have it return SamplingParams, or None"),
@@ -90,8 +90,8 @@ def leaves(group: Group, step: int) -> SamplingParams:
         ),
     ],
 )
-def test_a_ladder_that_fails_is_told_by_its_name(ladder: Callable[..., Any], told: str) -> None:
-    with pytest.raises(ExtensionError, match=told):
+def test_an_error_of_a_ladder_names_it(ladder: Callable[..., Any], message: str) -> None:
+    with pytest.raises(ExtensionError, match=message):
         own(ladder).next(make_group([0]), 1)
 
 
@@ -110,7 +110,7 @@ class Stepless(Ladder):
 
 
 @pytest.mark.parametrize(
-    ("ladder", "told"),
+    ("ladder", "message"),
     [
         (lambda group: HOT, r"'mine' takes \(group\), and is called with \(group, step\): too many"),
         (lambda group, step, more: HOT, r".*missing a required argument: 'more'"),
@@ -119,25 +119,25 @@ class Stepless(Ladder):
         (Stepless, r"'mine': its method next takes \(group"),
     ],
 )
-def test_a_ladder_that_cannot_be_called_is_refused_before_it_is_asked(ladder: Any, told: str) -> None:
-    with pytest.raises(ConfigError, match=r"algorithm\.ladder: " + told):
+def test_a_ladder_with_the_wrong_signature_is_refused_on_loading(ladder: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.ladder: " + message):
         own(ladder)
 
 
-def test_a_class_that_is_no_ladder_is_refused() -> None:
+def test_a_class_that_is_not_a_ladder_is_refused() -> None:
     class Two:
         def __init__(self, base: SamplingParams, triggers: object) -> None: ...
 
     class Other(Ladder):
         def __init__(self, base: SamplingParams) -> None: ...
 
-    with pytest.raises(ExtensionError, match="'mine' is a class that is no Ladder"):
+    with pytest.raises(ExtensionError, match="'mine' is a class, but not a Ladder"):
         own(Two)
-    with pytest.raises(ExtensionError, match="making 'mine' raised TypeError"):
+    with pytest.raises(ExtensionError, match="constructing 'mine' raised TypeError"):
         own(Other)
 
 
-def test_the_configuration_may_name_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_the_configuration_may_name_a_ladder(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / "my_ladders.py").write_text(
         "from adagrpo_ray import SamplingParams\ndef warm(group, step): return SamplingParams(temperature=1.2)\n"
     )

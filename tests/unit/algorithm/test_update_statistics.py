@@ -1,4 +1,4 @@
-"""Statistics of an update: exact under merging, with NaN kept, and without values unknown."""
+"""Statistics of an update: merging is exact and keeps NaN, and metrics without values are None."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
 from tests.support.builders import statistics_of
 
 
-def test_what_the_loss_measures() -> None:
+def test_statistics_of_tokens_match_numbers_by_hand() -> None:
     s = statistics_of([0.5, 1.0, 3.0], ["easy", "hard", "hard"])
     assert (s.tokens, s.clipped_low, s.clipped_high, s.truncated, s.masked) == (3, 0, 1, 1, 0)
     assert (s.ratio.low, s.ratio.mean, s.ratio.high) == pytest.approx((0.5, 1.5, 3.0))
@@ -33,14 +33,14 @@ def test_what_the_loss_measures() -> None:
     assert metrics["entropy_by_difficulty"] == {"easy": 1.0, "hard": 2.5}
 
 
-def test_tokens_without_weight_count_nowhere() -> None:
-    """The copy of a sample that fills up a rank's micro-batches has weights of zero."""
+def test_tokens_without_weight_do_not_count() -> None:
+    """The idle copy of a sample, for ranks with fewer micro-batches, has weights of zero."""
     s = statistics_of([0.5, 1.0, 100.0], ["easy", "hard", "idle"], [0.5, 0.5, 0.0])
     assert (s.tokens, s.clipped_high, s.ratio.high, s.entropy.mean) == (2, 0, 1.0, 1.5)
     assert set(s.entropy_by_difficulty) == {"easy", "hard"}
 
 
-def test_merging_is_the_same_as_measuring_together() -> None:
+def test_merged_statistics_equal_those_of_all_tokens() -> None:
     ratios, difficulties = [0.5, 1.0, 3.0, 1.1], ["easy", "hard", "hard", ""]
     first = statistics_of(ratios[:2], difficulties[:2])
     merged = UpdateStatistics().merged(first).merged(statistics_of(ratios[2:], difficulties[2:]))
@@ -52,14 +52,14 @@ def test_merging_is_the_same_as_measuring_together() -> None:
     assert pickle.loads(pickle.dumps(merged)) == merged  # as between processes
 
 
-def test_nothing_measured_is_none() -> None:
+def test_metrics_without_values_are_none() -> None:
     metrics = UpdateStatistics().metrics()
     assert metrics.pop("entropy_by_difficulty") == {}
     assert set(metrics.values()) == {None}
 
 
 @pytest.mark.parametrize("broken", [Aggregate(1, math.nan, math.nan, math.nan), Aggregate(1, math.inf, 0.0, math.inf)])
-def test_what_is_not_finite_stays_so_when_merged_and_as_a_metric(broken: Aggregate) -> None:
+def test_values_that_are_not_finite_survive_merging_and_become_metrics(broken: Aggregate) -> None:
     fine = Aggregate(1, 1.0, 1.0, 1.0)
     for merged in (broken.merged(fine), fine.merged(broken)):
         assert not math.isfinite(merged.total)

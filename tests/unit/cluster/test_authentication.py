@@ -53,5 +53,5 @@ def test_a_run_says_that_its_cluster_asks_for_no_token(monkeypatch: pytest.Monke
     placement = place(config.rollout, config.learner, Hardware(4, 0), ours=False)
     monkeypatch.setattr("adagrpo_ray.training.start.connect", lambda *_: nullcontext(placement))
     inputs = Inputs("tiny", PromptSets((), (), {}), 128, joined="10.0.0.2:6379")
-    with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 asks for no token"):
+    with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 requires no token"):
         place_and_train(config, inputs, Path("unused"), Told())

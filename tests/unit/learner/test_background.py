@@ -1,4 +1,4 @@
-"""Coroutines in a thread beside."""
+"""Coroutines in a background thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adagrpo_ray.learner.background import Background
 pytestmark = pytest.mark.faults
 
 
-def test_what_was_started_goes_on_while_its_owner_does_something_else() -> None:
+def test_started_coroutines_run_in_the_background_in_their_order() -> None:
     async def work(started: list[int], number: int) -> int:
         started.append(number)
         await asyncio.sleep(0)
@@ -21,11 +21,11 @@ def test_what_was_started_goes_on_while_its_owner_does_something_else() -> None:
     tasks = [background.start(work(started, number)) for number in range(5)]
     assert all(background.wait(task, timeout_s=120.0) for task in tasks)
     assert [task.result() for task in tasks] == [0, 1, 2, 3, 4]
-    assert started == [0, 1, 2, 3, 4], "they begin in their order"
+    assert started == [0, 1, 2, 3, 4], "coroutines start in their order"
     background.close()
 
 
-def test_an_error_reaches_who_waits_for_it() -> None:
+def test_run_raises_the_error_of_its_coroutine() -> None:
     async def fail() -> None:
         raise ValueError("broken")
 
@@ -35,7 +35,7 @@ def test_an_error_reaches_who_waits_for_it() -> None:
     background.close()
 
 
-def test_closing_cancels_what_still_runs_and_lets_it_clean_up() -> None:
+def test_close_cancels_running_tasks_and_lets_them_clean_up() -> None:
     cleaned = []
 
     async def forever() -> None:
@@ -53,7 +53,7 @@ def test_closing_cancels_what_still_runs_and_lets_it_clean_up() -> None:
     assert task.cancelled()
 
 
-def test_some_are_cancelled_and_the_others_go_on() -> None:
+def test_cancel_ends_only_the_given_tasks() -> None:
     async def forever(ended: list[str], name: str) -> None:
         try:
             await asyncio.Event().wait()

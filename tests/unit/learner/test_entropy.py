@@ -20,7 +20,7 @@ HIDDEN, VOCABULARY, TOKENS = 8, 50, 33
 
 
 class Body(torch.nn.Module):
-    """Gives the hidden states that it gets."""
+    """Returns the hidden states that it gets."""
 
     def forward(self, hidden: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=hidden)
@@ -121,7 +121,7 @@ class Exponentials(TorchDispatchMode):
         return out
 
 
-def test_probabilities_exist_for_a_part_of_a_chunk_and_only_in_the_forward_pass(hidden: torch.Tensor) -> None:
+def test_entropy_computes_probabilities_by_parts_and_only_once(hidden: torch.Tensor) -> None:
     policy = Policy(FakeModel())
     with Exponentials() as forward:
         logprobs, _ = policy(rows_of(hidden))
@@ -147,7 +147,7 @@ def test_impossible_tokens_add_no_entropy() -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 1])
-def test_few_tokens_have_entropies_too(tokens: int) -> None:
+def test_zero_or_one_token_has_entropies(tokens: int) -> None:
     logprobs, entropies = Policy(FakeModel())(rows_of(torch.randn(tokens, HIDDEN)))
     assert logprobs.shape == entropies.shape == (tokens,)
 

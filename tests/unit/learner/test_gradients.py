@@ -1,4 +1,4 @@
-"""Gradients add up in float32, whatever the type of the parameters, and what is not finite is found."""
+"""Gradients are summed in float32 for any type of the parameters, and numbers that are not finite are found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def make_sum(*shapes: tuple[int, ...]) -> GradientSum:
     return GradientSum([torch.Size(shape) for shape in shapes], torch.device("cpu"))
 
 
-def test_small_gradients_add_up_as_in_float64() -> None:
+def test_small_gradients_are_summed_in_float32() -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [torch.rand(7, 3, generator=generator).mul(1e-3).bfloat16() for _ in range(2000)]
     gradient = make_sum((7, 3))
@@ -26,7 +26,7 @@ def test_small_gradients_add_up_as_in_float64() -> None:
     low = torch.zeros(7, 3, dtype=torch.bfloat16)
     for part in parts:
         low += part
-    assert ((low.double() - exact).abs() / exact).min() > 0.1  # what a sum in bfloat16 comes to
+    assert ((low.double() - exact).abs() / exact).min() > 0.1  # the error of a sum in bfloat16
 
 
 def test_a_parameter_that_was_not_used_adds_nothing() -> None:
@@ -37,7 +37,7 @@ def test_a_parameter_that_was_not_used_adds_nothing() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("number", range(len(CAUSES)))
-def test_what_is_not_finite_is_named(number: int, bad: float) -> None:
+def test_the_cause_of_a_skipped_update_is_named(number: int, bad: float) -> None:
     gradient = make_sum((2,))
     values: list[torch.Tensor | None] = [torch.zeros(4) for _ in CAUSES]
     gradient.note(values)
@@ -54,8 +54,8 @@ def test_the_first_cause_is_named() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-def test_a_norm_that_is_not_finite_is_a_gradient_that_is_not(bad: float) -> None:
-    """The square of 1e30 is too large for float32, and so it would be in Adam's second moment."""
+def test_a_norm_that_is_not_finite_names_the_gradient_as_the_cause(bad: float) -> None:
+    """The square of 1e30 is too large for float32, also in Adam's second moment."""
     gradient = make_sum((2,))
     gradient.note([torch.zeros(3) for _ in CAUSES])
     gradient.add([torch.tensor([bad, 0.0])])

@@ -1,4 +1,4 @@
-"""The parts of a learner actor: when each ends, and how a rollout actor leaves the GPU to the learner."""
+"""The parts of a learner actor: the end of each, and the sleep of a rollout actor while the learner trains."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_actor(events: list[str], background: Background, *, sleep: bool, fails:
     return actor
 
 
-def test_vllm_sleeps_while_the_learner_trains_and_wakes_when_its_memory_is_free(background: Background) -> None:
+def test_vllm_sleeps_during_training_and_wakes_after_the_memory_is_released(background: Background) -> None:
     events: list[str] = []
     assert make_actor(events, background, sleep=True).train("batch") == "report"
     assert events == ["sleep", "train", "release", "wake"]
@@ -63,7 +63,7 @@ def test_vllm_wakes_if_training_fails(background: Background) -> None:
     assert events == ["sleep", "train", "release", "wake"]
 
 
-def test_both_stay_if_nothing_needs_to_sleep(background: Background) -> None:
+def test_vllm_does_not_sleep_without_the_setting(background: Background) -> None:
     events: list[str] = []
     make_actor(events, background, sleep=False).train("batch")
     assert events == ["train"]
@@ -71,7 +71,7 @@ def test_both_stay_if_nothing_needs_to_sleep(background: Background) -> None:
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What happens to a fleet and to collectors that do nothing else."""
+    """Record the calls of a fleet and of collectors, which are replaced."""
     events: list[str] = []
 
     class OneFleet:
@@ -105,7 +105,7 @@ def opened() -> LearnerActor:
     return actor  # type: ignore[no-any-return]
 
 
-def test_a_run_ends_when_the_next_begins_and_the_fleet_with_the_actor(events: list[str]) -> None:
+def test_a_new_run_ends_the_one_before_and_stop_ends_the_fleet(events: list[str]) -> None:
     actor: Any = opened()
     actor.attach("first")
     actor.attach("second")
@@ -117,7 +117,7 @@ def test_a_run_ends_when_the_next_begins_and_the_fleet_with_the_actor(events: li
     assert len(events) == 6
 
 
-def test_an_actor_stops_whatever_part_has_begun(events: list[str]) -> None:
+def test_stop_ends_only_the_parts_that_exist(events: list[str]) -> None:
     LearnerActor().stop()
     assert events == []
     opened().stop()

@@ -1,4 +1,4 @@
-"""Micro-batches by token budget: nothing lost, nothing counted twice, every rank equally busy."""
+"""Micro-batches by token budget: no sample is lost or counts twice, and all ranks have the same number."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def idle(sample: TrainSample) -> bool:
     return not sample.token_weights.any()
 
 
-def test_golden_packing() -> None:
+def test_packing_matches_an_example_by_hand() -> None:
     # Longest first: 9 alone (2 x 9 > 16), then 8 + 7 padded to 16, then 3 + 2 + 1 padded to 9.
     samples = [make_sample(1, n) for n in (2, 8, 1, 7, 0, 6)]
     assert shape(pack_batches(1, samples, ranks=1, token_budget=16)) == [[[9], [8, 7], [3, 2, 1]]]
     assert shape(pack_batches(1, samples, ranks=2, token_budget=16)) == [[[9], [3, 2, 1]], [[8, 7], [1]]]
 
 
-def test_padding_counts() -> None:
+def test_padding_counts_in_the_budget() -> None:
     # 10 + 5 + 5 are 20 tokens, but 30 with padding.
     samples = [make_sample(1, n) for n in (9, 4, 4)]
     assert shape(pack_batches(1, samples, ranks=1, token_budget=20)) == [[[10, 5], [5]]]
@@ -72,7 +72,7 @@ def test_a_shared_prompt_counts_once_and_its_samples_stay_together() -> None:
         assert shape(pack_batches(1, samples, 1, budget, "shared")) == expected
 
 
-def test_a_sample_above_the_budget_goes_alone() -> None:
+def test_a_sample_above_the_budget_is_a_micro_batch_of_its_own() -> None:
     samples = [make_sample(1, n) for n in (99, 1, 1)]
     assert shape(pack_batches(1, samples, ranks=1, token_budget=10)) == [[[100], [2, 2]]]
 
@@ -84,7 +84,7 @@ def test_a_step_without_samples_has_no_micro_batches_on_any_rank(ranks: int) -> 
 
 
 @given(LENGTHS, st.integers(1, 4), st.integers(1, 100), PACKINGS)
-def test_every_sample_once_and_idle_copies_weigh_nothing(
+def test_every_sample_is_packed_once_and_idle_copies_have_no_weight(
     lengths: list[tuple[int, int]], ranks: int, budget: int, packing: Packing
 ) -> None:
     samples = [make_sample(*pair) for pair in lengths]
@@ -114,7 +114,7 @@ def test_ranks_have_equally_many_micro_batches_within_the_budget(
         assert len(micro) == 1 or tokens[packing] <= budget
 
 
-def test_the_samples_themselves_are_not_changed() -> None:
+def test_packing_does_not_change_the_samples() -> None:
     sample = make_sample(1, 3)
     pack_batches(1, [sample], ranks=4, token_budget=10)
     assert sample.token_weights.tolist() == [0.5] * 3

@@ -1,4 +1,4 @@
-"""The learning rate of every update against Transformers' schedules, whatever its step trained on."""
+"""The learning rate of every update equals that of Transformers' schedules, also for steps without an update."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def configure(schedule: str, warmup: float, steps: int, updates: int) -> Config:
 
 
 def theirs(schedule: str, warmup: float, total: int) -> list[float]:
-    """The rate that each of `total` updates has, by PyTorch's LambdaLR with Transformers' factors."""
+    """The rates of `total` updates by PyTorch's LambdaLR with Transformers' factors."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
     scheduler = get_scheduler(NAMES[schedule], optimizer, round(warmup * total), total)
     rates = []
@@ -41,9 +41,7 @@ def theirs(schedule: str, warmup: float, total: int) -> list[float]:
 @pytest.mark.parametrize("schedule", NAMES)
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize(("steps", "updates"), [(1, 3), (2, 1), (7, 1), (10, 1), (10, 4)])
-def test_each_update_has_the_rate_of_transformers_schedule(
-    schedule: str, warmup: float, steps: int, updates: int
-) -> None:
+def test_learning_rates_equal_those_of_transformers(schedule: str, warmup: float, steps: int, updates: int) -> None:
     config = configure(schedule, warmup, steps, updates)
     rates = [learning_rate(config, step, update) for step in range(1, steps + 1) for update in range(updates)]
     assert rates == pytest.approx(theirs(schedule, warmup, steps * updates), rel=1e-12, abs=1e-20)

@@ -1,4 +1,4 @@
-"""The adapter as it travels: packing loses nothing, and the digest sees every change."""
+"""The payload of an adapter: packing loses nothing, and every change changes the digest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def packed(tensors: dict[str, torch.Tensor], alpha: float = 8.0, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unpacking_gives_back_what_was_packed(dtype: torch.dtype) -> None:
+def test_unpack_returns_the_packed_tensors(dtype: torch.dtype) -> None:
     tensors = make_tensors()
     weights = packed(tensors, dtype=dtype)
     back = unpack(weights.data.tobytes())
@@ -36,18 +36,18 @@ def test_unpacking_gives_back_what_was_packed(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_receiver_finds_the_same_digest(dtype: torch.dtype) -> None:
+def test_a_receiver_computes_the_same_digest(dtype: torch.dtype) -> None:
     weights = packed(make_tensors(), dtype=dtype)
     assert digest_of(as_pairs(unpack(weights.data.tobytes())), weights.scaling) == weights.digest
 
 
-def test_packing_needs_no_contiguous_tensors_without_gradient() -> None:
+def test_tensors_may_be_not_contiguous_and_have_gradients() -> None:
     tensors = make_tensors()
     awkward = {name: t.t().contiguous().t().requires_grad_() for name, t in tensors.items()}
     assert packed(awkward).digest == packed(tensors).digest
 
 
-def test_pairs_go_by_the_base_models_names() -> None:
+def test_pairs_have_the_module_names_of_the_base_model() -> None:
     tensors = make_tensors()
     pairs = as_pairs(tensors)
     assert tuple(pairs) == MODULES
@@ -56,8 +56,8 @@ def test_pairs_go_by_the_base_models_names() -> None:
         assert b is tensors[f"base_model.model.{module}.lora_B.weight"]
 
 
-def test_an_adapter_with_more_than_pairs_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than pairs of lora_A and lora_B"):
+def test_an_adapter_with_other_tensors_is_refused() -> None:
+    with pytest.raises(ValueError, match="tensors other than pairs of lora_A and lora_B"):
         as_pairs({**make_tensors(), "base_model.model.lm_head.weight": torch.zeros(2, 2)})
 
 
@@ -83,12 +83,12 @@ def test_the_digest_depends_on_the_scale() -> None:
     assert len({packed(make_tensors(), alpha=alpha).digest for alpha in (2.0, 4.0, 8.0)}) == 3
 
 
-def test_the_digest_takes_the_scale_into_b_as_a_receiver_does() -> None:
+def test_the_digest_scales_b_as_a_receiver_does() -> None:
     pairs = as_pairs(make_tensors())
     scaled = {module: (a, b * 2.0) for module, (a, b) in pairs.items()}
     assert digest_of(scaled, 1.0) == digest_of(pairs, 2.0)
 
 
-def test_the_digest_depends_on_no_order() -> None:
+def test_the_digest_does_not_depend_on_the_order() -> None:
     tensors = make_tensors()
     assert packed(dict(reversed(tensors.items()))).digest == packed(tensors).digest

@@ -1,4 +1,4 @@
-"""A run in which no completion ends by itself says so, once."""
+"""A run in which no completion ends by itself gets one warning."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def notices(*completions: Completion) -> tuple[str, ...]:
     endings = Endings(max_new_tokens=7)
     request = GenerationRequest("p", np.zeros(1, np.int32), len(completions), SamplingParams(), 7, seed=0)
     assert asyncio.run(_generated(endings, generate, request)) == completions
-    told = endings.notices()
+    returned = endings.notices()
     assert endings.notices() == ()
-    return told
+    return returned
 
 
 async def _generated(endings: Endings, generate: object, request: GenerationRequest) -> tuple[Completion, ...]:
     return await endings.watched(generate)(request)  # type: ignore[arg-type]
 
 
-def test_it_is_said_once_that_no_completion_ended_by_itself() -> None:
-    (told,) = notices(CUT, CUT, CUT)
-    assert told.startswith("warning: none of 3 completions ended by itself, all were cut off at")
-    assert "rollout.max_new_tokens=7" in told
-    assert "generation_config.json" in told
+def test_a_run_without_a_terminated_completion_is_warned_once() -> None:
+    (warning,) = notices(CUT, CUT, CUT)
+    assert warning.startswith("warning: none of 3 completions ended by itself, all were cut off at")
+    assert "rollout.max_new_tokens=7" in warning
+    assert "generation_config.json" in warning
 
 
-def test_nothing_is_said_where_one_did_or_none_was_drawn() -> None:
+def test_no_warning_if_a_completion_terminated_or_none_was_drawn() -> None:
     assert notices(CUT, ENDED, CUT) == ()
     assert notices() == ()

@@ -1,4 +1,4 @@
-"""What vLLM's processes write, and the cause of a failure that is found in it."""
+"""The output of vLLM's processes, and the cause of a failure that is found in it."""
 
 from __future__ import annotations
 
@@ -58,44 +58,44 @@ def output(*lines: str) -> EngineOutput:
     return kept
 
 
-def test_an_error_that_points_elsewhere_gets_its_cause() -> None:
-    told = output(LOG).cause(FAILED)
-    assert "3.5 GiB KV cache is needed" in told
-    assert told.endswith("(max_model_len is rollout.max_model_len here)")
-    assert "\n" not in told
+def test_an_error_that_refers_to_another_one_gets_its_cause() -> None:
+    cause = output(LOG).cause(FAILED)
+    assert "3.5 GiB KV cache is needed" in cause
+    assert cause.endswith("(max_model_len is rollout.max_model_len here)")
+    assert "\n" not in cause
 
 
-def test_an_error_that_tells_its_own_cause_keeps_it() -> None:
+def test_an_error_with_its_own_cause_keeps_it() -> None:
     assert output(LOG).cause(ValueError("no such model")) == "no such model"
 
 
 @pytest.mark.parametrize(
-    ("processes", "lines", "told"),
+    ("processes", "lines", "cause"),
     [
-        ("{'EngineCore_DP0': -9}", (), "its process was ended by signal 9, as the system does if memory runs out"),
+        ("{'EngineCore_DP0': -9}", (), "its process was ended by signal 9, which the system sends if memory runs out"),
         ("{'EngineCore_DP0': -11}", (), "its process was ended by signal 11"),
         ("{'EngineCore_DP0': 1}", ("loading\n", "terminate called\n"), "terminate called"),
         ("{}", (), "Engine core initialization failed. See root cause above. Failed core proc(s): {}"),
     ],
 )
-def test_a_process_without_a_traceback_is_told_by_its_signal_or_last_line(
-    processes: str, lines: tuple[str, ...], told: str
+def test_without_a_traceback_the_cause_is_the_signal_or_the_last_line(
+    processes: str, lines: tuple[str, ...], cause: str
 ) -> None:
     error = RuntimeError(f"Engine core initialization failed. See root cause above. Failed core proc(s): {processes}")
-    assert output(*lines).cause(error) == told
+    assert output(*lines).cause(error) == cause
 
 
-def test_an_engine_that_died_is_told_by_what_it_wrote_then() -> None:
-    """And not by errors that it had survived."""
+def test_the_cause_of_death_is_the_fatal_error_in_the_output() -> None:
+    """Earlier errors, which it survived, do not count."""
     survived = "Traceback (most recent call last):\n  File 'a.py'\nKeyError: 'of a request'\n"
-    killed = "its process ended without an error, as one that is killed does"
-    assert output(survived).last_words == output().last_words == killed
+    killed = "its process ended without an error, like a killed process"
+    assert output(survived).exit_cause == output().exit_cause == killed
     fatal = f"{LOGGED}EngineCore encountered a fatal error.\n{LOGGED}Traceback (most recent call last):\n"
     died = output(survived, fatal, f"{LOGGED}  File 'core.py'\n{LOGGED}torch.OutOfMemoryError: CUDA out of memory\n")
-    assert died.last_words == "torch.OutOfMemoryError: CUDA out of memory"
+    assert died.exit_cause == "torch.OutOfMemoryError: CUDA out of memory"
 
 
-def test_output_of_processes_is_kept_to_their_end_and_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_processes_is_kept_until_they_end_and_forwarded(capfd: pytest.CaptureFixture[str]) -> None:
     kept = EngineOutput()
     with kept.captured():
         os.write(1, b"ours\n")
@@ -117,16 +117,16 @@ def test_only_the_newest_output_is_kept() -> None:
     assert "first" not in kept.text
 
 
-def test_the_message_says_where_all_of_the_output_is(tmp_path: Path) -> None:
-    code = "from adagrpo_ray.rollout.output import EngineOutput; print(EngineOutput().whereabouts)"
+def test_the_location_of_the_output_is_reported(tmp_path: Path) -> None:
+    code = "from adagrpo_ray.rollout.output import EngineOutput; print(EngineOutput().location)"
     with (tmp_path / "worker.err").open("w") as errors:
         to_file = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors, check=True)
     assert to_file.stdout.decode().strip() == f"its output is in {tmp_path / 'worker.err'}"
     to_pipe = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert to_pipe.stdout.decode().strip() == "the terminal has all that it wrote"
+    assert to_pipe.stdout.decode().strip() == "its output is in the terminal"
 
 
-def test_the_line_of_an_error_is_the_one_that_informs() -> None:
+def test_first_line_skips_headings() -> None:
     class Model(pydantic.BaseModel):
         size: int
 

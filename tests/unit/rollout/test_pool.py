@@ -1,4 +1,4 @@
-"""Routing of requests over rollout actors, with actors that answer when the test says so."""
+"""Routing of requests to rollout actors, with actors that answer when the test lets them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FakeActor:
 
 @pytest.fixture
 def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The requests that the pool gave up, which are no references of Ray's here."""
+    """The requests that the pool cancelled; here they are not references of Ray."""
     given_up: list[object] = []
     monkeypatch.setattr("ray.cancel", given_up.append)
     return given_up
@@ -82,7 +82,7 @@ def test_the_least_loaded_actor_gets_the_next_request() -> None:
     assert asyncio.run(scenario()) == [[1, 0], [1, 1], [1, 2], [1, 2]]
 
 
-def test_an_answer_under_another_version_is_refused() -> None:
+def test_completions_of_another_version_are_refused() -> None:
     async def scenario() -> None:
         actor = FakeActor()
         waiting = asyncio.create_task(make_pool([actor]).generate(ask()))
@@ -112,13 +112,13 @@ def test_a_request_may_end_under_any_version_in_effect_since_it_was_sent() -> No
             asyncio.run(scenario(version))
 
 
-def test_an_actor_that_never_answers_is_an_error_and_no_hang(cancelled: list[object]) -> None:
-    with pytest.raises(RolloutError, match=r"no answer for prompt p.*request_timeout_s"):
+def test_an_actor_that_never_answers_raises_an_error(cancelled: list[object]) -> None:
+    with pytest.raises(RolloutError, match=r"did not answer for prompt p.*request_timeout_s"):
         asyncio.run(make_pool([FakeActor()], timeout=0.05).generate(ask()))
     assert len(cancelled) == 1
 
 
-def test_a_request_that_nobody_waits_for_any_more_is_cancelled_on_its_actor(cancelled: list[object]) -> None:
+def test_a_cancelled_request_is_cancelled_on_its_actor(cancelled: list[object]) -> None:
     async def scenario() -> list[int]:
         actor = FakeActor()
         pool = make_pool([actor])
@@ -132,7 +132,7 @@ def test_a_request_that_nobody_waits_for_any_more_is_cancelled_on_its_actor(canc
     assert len(cancelled) == 1
 
 
-def test_after_a_wake_no_answer_counts_before_a_version_is_applied() -> None:
+def test_completions_after_a_wake_are_refused_until_a_version_is_applied() -> None:
     async def scenario() -> None:
         actor = FakeActor()
         for method in ("sleep", "wake"):
@@ -150,14 +150,14 @@ def test_after_a_wake_no_answer_counts_before_a_version_is_applied() -> None:
 
 
 class Dead:
-    """A reference to the answer of an actor that died."""
+    """A reference to the reply of an actor that died."""
 
     def __await__(self) -> Generator[Any, None, None]:
         yield from asyncio.sleep(0).__await__()
         raise RayActorError
 
 
-def test_what_a_dead_actor_was_asked_is_asked_of_another_one() -> None:
+def test_requests_of_a_dead_actor_go_to_another_one() -> None:
     async def scenario() -> list[str]:
         dead, alive, lost = FakeActor(), FakeActor(), list[str]()
         dead.generate = SimpleNamespace(remote=lambda request: Dead())
@@ -177,7 +177,7 @@ def test_what_a_dead_actor_was_asked_is_asked_of_another_one() -> None:
     assert lost.startswith("rollout actor 0: rollout actor 0 died")
 
 
-def test_requests_wait_for_a_member_where_one_may_come_and_raise_where_none_will() -> None:
+def test_requests_wait_for_a_member_and_raise_if_none_will_join() -> None:
     async def scenario() -> None:
         pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
         pool.version = pool._newest = 0
@@ -198,7 +198,7 @@ def test_requests_wait_for_a_member_where_one_may_come_and_raise_where_none_will
     asyncio.run(scenario())
 
 
-def test_a_member_that_is_drained_ends_what_it_has_and_gets_no_more() -> None:
+def test_a_drained_member_finishes_its_requests_and_gets_no_more() -> None:
     async def scenario() -> None:
         pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
         pool.version = pool._newest = 0
@@ -236,11 +236,11 @@ def test_a_member_that_hangs_while_it_gets_new_weights_is_lost(monkeypatch: pyte
         return lost
 
     (reason,) = asyncio.run(scenario())
-    assert "rollout actor 0 did not take version 1 within rollout.stall_timeout_s" in reason
+    assert "rollout actor 0 did not apply version 1 within rollout.stall_timeout_s" in reason
 
 
-@pytest.mark.parametrize(("method", "told"), [("sleep", "leave its GPU"), ("wake", "come back to its GPU")])
-def test_a_member_that_hangs_on_its_way_from_or_to_its_gpu_is_lost(method: str, told: str) -> None:
+@pytest.mark.parametrize(("method", "task"), [("sleep", "release its GPU"), ("wake", "wake on its GPU")])
+def test_a_member_that_hangs_in_sleep_or_wake_is_lost(method: str, task: str) -> None:
     async def scenario() -> list[str]:
         hung, alive, lost = FakeActor(), FakeActor(), list[str]()
         setattr(hung, method, SimpleNamespace(remote=lambda: asyncio.get_running_loop().create_future()))
@@ -251,4 +251,4 @@ def test_a_member_that_hangs_on_its_way_from_or_to_its_gpu_is_lost(method: str, 
         return lost
 
     (reason,) = asyncio.run(scenario())
-    assert f"rollout actor 0 did not {told} within rollout.stall_timeout_s" in reason
+    assert f"rollout actor 0 did not {task} within rollout.stall_timeout_s" in reason

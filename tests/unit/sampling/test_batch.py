@@ -1,4 +1,4 @@
-"""From groups to training samples: advantages of the merged statistics, weights over the whole batch."""
+"""From groups to training samples: advantages from merged statistics, and weights over the whole batch."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def total_weight(samples: tuple[TrainSample, ...]) -> float:
     return float(sum(s.token_weights.astype(np.float64).sum() for s in samples))
 
 
-def test_only_the_last_attempt_is_trained_on_by_the_statistics_of_all() -> None:
+def test_train_on_last_uses_the_statistics_of_all_attempts() -> None:
     samples = training_samples([make_group([0, 0, 0, 0], MIXED)], settings(), max_new_tokens=10)
     assert [len(s.token_ids) for s in samples] == [1, 2, 3, 4]
     assert [s.advantage for s in samples] == pytest.approx([2.474174] + [-0.353453] * 3, abs=1e-6)
 
 
-def test_a_sample_carries_its_prompt_and_completion() -> None:
+def test_a_sample_has_its_prompt_and_completion() -> None:
     group = make_group(MIXED, prompt=make_prompt(length=7))
     samples = training_samples([group], settings(), max_new_tokens=10)
     for sample, completion in zip(samples, MIXED.completions, strict=True):
@@ -46,7 +46,7 @@ def test_a_sample_carries_its_prompt_and_completion() -> None:
         assert sample.token_weights.shape == completion.token_ids.shape
 
 
-def test_epsilon_and_bound_come_from_the_settings() -> None:
+def test_advantages_use_epsilon_and_bound_of_the_settings() -> None:
     group = make_group([0, 0, 0, 0], MIXED)
     samples = training_samples([group], settings(advantage_epsilon=0.5, advantage_bound=1.0), max_new_tokens=10)
     expected = advantages(group.last.rewards, statistics_of(group), 0.5, 1.0)
@@ -55,19 +55,19 @@ def test_epsilon_and_bound_come_from_the_settings() -> None:
 
 
 @pytest.mark.parametrize("kind", ["grpo", "bnpo"])
-def test_means_weigh_one_in_all(kind: str) -> None:
+def test_weights_of_means_sum_to_1(kind: str) -> None:
     samples = training_samples([make_group(MIXED), make_group(FLAT)], settings(kind=kind), max_new_tokens=10)
     assert len(samples) == 6
     assert total_weight(samples) == pytest.approx(1.0)
 
 
-def test_dr_grpo_weighs_by_the_tokens_allowed() -> None:
+def test_dr_grpo_divides_by_the_token_limit() -> None:
     samples = training_samples([make_group(MIXED), make_group(FLAT)], settings(kind="dr_grpo"), max_new_tokens=10)
     assert total_weight(samples) == pytest.approx(20 / (6 * 10))  # 20 tokens; 6 completions of up to 10
 
 
 @pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo"])
-def test_without_kl_zero_advantages_are_left_out_and_the_other_weights_stay(kind: str) -> None:
+def test_zero_advantages_are_left_out_without_kl_and_other_weights_stay(kind: str) -> None:
     groups = [make_group(MIXED), make_group(FLAT)]
     every = training_samples(groups, settings(beta=0.04, kind=kind), max_new_tokens=10)
     some = training_samples(groups, settings(beta=0.0, kind=kind), max_new_tokens=10)
@@ -83,12 +83,12 @@ def test_a_step_without_groups_has_no_samples(kind: str) -> None:
     assert training_samples([], settings(kind=kind), max_new_tokens=10) == ()
 
 
-def test_a_step_of_flat_groups_has_no_samples_without_kl() -> None:
+def test_zero_std_groups_give_no_samples_without_kl() -> None:
     assert training_samples([make_group(FLAT)], settings(beta=0.0), max_new_tokens=10) == ()
 
 
 def cut_off(group: Group, *places: int) -> Group:
-    """`group` with completions of its last attempt that the token limit cut off."""
+    """`group` with truncated completions in its last attempt."""
     completions = tuple(
         replace(c, finish_reason="length") if i in places else c for i, c in enumerate(group.last.completions)
     )
@@ -100,7 +100,7 @@ MASKING = {"mask_truncated_completions": True}
 
 @pytest.mark.parametrize("train_on", ["last", "all", "balanced"])
 @pytest.mark.parametrize("name", ["grpo", "dapo", "adagrpo"])
-def test_truncated_completions_leave_the_loss_and_not_the_statistics(name: str, train_on: str) -> None:
+def test_masking_truncated_completions_does_not_change_the_statistics(name: str, train_on: str) -> None:
     group = cut_off(make_group(MIXED), 0, 3)
     plain = settings(name=name, train_on=train_on)
     masking = plain.model_copy(update={"loss": plain.loss.model_copy(update=MASKING)})
@@ -143,13 +143,13 @@ def test_an_entropy_bonus_keeps_zero_advantages() -> None:
     assert len(training_samples([make_group(FLAT)], settings(loss=loss), max_new_tokens=10)) == 2
 
 
-def test_samples_carry_their_difficulty() -> None:
+def test_samples_have_the_difficulty_of_their_prompt() -> None:
     group = make_group(MIXED, prompt=make_prompt(difficulty="2 digits"))
     assert {s.difficulty for s in training_samples([group], settings(), 10)} == {"2 digits"}
 
 
 def picked(*attempts: list[float], train_on: str) -> list[float]:
-    """Advantages of what is trained on, of attempts of rewards 0 and 1."""
+    """Advantages of the samples that are trained on, from attempts with rewards 0 and 1."""
     return [s.advantage for s in training_samples([make_group(*attempts)], settings(train_on=train_on), 10)]
 
 
@@ -160,7 +160,7 @@ def test_all_attempts_are_trained_on_newest_first_with_the_same_statistics() -> 
 
 
 @pytest.mark.parametrize(
-    ("attempts", "right"),
+    ("attempts", "correct"),
     [
         (([0, 0, 0, 0], [1, 0, 0, 0]), 1),  # as many as there are
         (([0, 0, 0, 0], [1, 1, 0, 1]), 2),  # up to half
@@ -168,12 +168,12 @@ def test_all_attempts_are_trained_on_newest_first_with_the_same_statistics() -> 
         (([0, 0, 0, 0], [0, 0, 0, 0]), 0),
     ],
 )
-def test_balanced_takes_right_ones_up_to_half_of_one_attempts_size(
-    attempts: tuple[list[float], ...], right: int
+def test_balanced_picks_correct_completions_up_to_half_of_an_attempt(
+    attempts: tuple[list[float], ...], correct: int
 ) -> None:
     samples = training_samples([make_group(*attempts)], settings(train_on="balanced"), 10)
     assert len(samples) == 4
-    assert sum(s.advantage > 0 for s in samples) == right
+    assert sum(s.advantage > 0 for s in samples) == correct
 
 
 def test_balanced_prefers_the_newest_failures() -> None:

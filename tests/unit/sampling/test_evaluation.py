@@ -1,4 +1,4 @@
-"""Accuracy on held-out prompts where some of them cannot be scored."""
+"""Accuracy on held-out prompts if some of them cannot be scored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.builders import make_completion, make_prompt
 
 
 def evaluated(*, stop: bool = False) -> EvaluationRecord:
-    """Of an easy prompt and one of a difficulty of its own whose completions cannot be scored."""
+    """Evaluate an easy prompt, and one of another difficulty whose completions cannot be scored."""
 
     async def generate(request: GenerationRequest) -> tuple[Completion, ...]:
         return (make_completion(4),) * request.n
@@ -36,13 +36,13 @@ def evaluated(*, stop: bool = False) -> EvaluationRecord:
     return asyncio.run(evaluate(prompts, settings, generate, score, step=3, max_new_tokens=8, seed=0))
 
 
-def test_what_cannot_be_scored_counts_as_wrong_and_is_counted() -> None:
+def test_completions_that_cannot_be_scored_count_as_wrong_and_as_failed() -> None:
     record = evaluated()
     assert record.accuracy == pytest.approx(2 / 3)
     assert record.accuracy_by_difficulty == {"easy": 1.0, "hard": 0.5}
     assert (record.samples, record.failed, record.completions_mean_length) == (6, 1, 4.0)
 
 
-def test_an_error_that_is_to_stop_the_run_comes_out() -> None:
+def test_evaluation_raises_errors_that_stop_the_run() -> None:
     with pytest.raises(RewardError, match="no score"):
         evaluated(stop=True)

@@ -1,4 +1,4 @@
-"""With the original's settings, a recorded sequence of rewards gives the original's advantages."""
+"""With the settings of the original, recorded rewards give the advantages of the original."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RIGHT = [[3, 1.5, 4, 5], [3, 1.5, -1.5, -2.5], [0, 0, -2.5, -2], [3, 1.5, -1.5, 
 
 
 def advantages_of_the_original(attempts: Sequence[Sequence[Sequence[float]]]) -> list[float]:
-    """All cached rewards and the last attempt's, mean and sample std; advantages of the last attempt alone."""
+    """Advantages of the last attempt only, from mean and sample std of all cached rewards and its own."""
     totals = [[sum(scores) for scores in attempt] for attempt in attempts]
     cached = np.array(totals).ravel()
     return [(r - cached.mean()) / (cached.std(ddof=1) + 1e-4) for r in totals[-1]]
@@ -47,7 +47,7 @@ def advantages_of_the_original(attempts: Sequence[Sequence[Sequence[float]]]) ->
         (700, [WORSE] * 20, 17),
     ],
 )
-def test_recorded_rewards_give_the_originals_advantages(
+def test_recorded_rewards_give_the_advantages_of_the_original(
     step: int, recorded: list[list[list[float]]], attempts: int
 ) -> None:
     seen: list[GenerationRequest] = []

@@ -1,4 +1,4 @@
-"""The adaptive sampler over a fake engine and scorer: which groups are sampled again, when, and how."""
+"""The adaptive sampler over a fake engine and scorer: the groups that it resamples, with their time and parameters."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ SEED = 7
 
 
 class Fake:
-    """Engine and scorer. A prompt's k-th request gets the k-th row of its script, and its last row ever after.
+    """Engine and scorer. The k-th request of a prompt gets the k-th row of its script, or its last row.
 
-    Each completion carries its reward as its text; where that is NaN, scoring fails. A request with a gate
-    waits until that is set.
+    The text of each completion is its reward; if that is NaN, scoring fails. A request with a gate waits until the gate
+    is set.
     """
 
     def __init__(self, script: Mapping[str, Sequence[Sequence[float]]]) -> None:
@@ -47,7 +47,7 @@ class Fake:
         self.gates: dict[tuple[str, int], asyncio.Event] = {}
         self.length = 2  # of every completion
         self.score_gates: dict[str, asyncio.Event] = {}  # by prompt
-        self.longest = 0  # tokens that might have been generated at worst, seen whenever a request came in
+        self.longest = 0  # the most tokens that might have been generated at the time of a request
         self._spent = self._at_work = 0
 
     def of(self, prompt_id: str) -> list[GenerationRequest]:
@@ -96,7 +96,7 @@ def make_sampler(
     drop_failed: bool = True,
     **settings: object,
 ) -> AdaptiveSampler:
-    """A sampler of groups of two that takes `prompts` in turn, all of them a step unless told otherwise."""
+    """A sampler of groups of two that takes `prompts` in turn, by default all of them in each step."""
     chosen = AlgorithmSettings.model_validate(
         {"prompts_per_step": len(prompts), "group_size": 2, "resample": "immediate", **settings}
     )
@@ -138,7 +138,7 @@ def rungs(group: Group) -> list[int]:
     return [a.rung for a in group.attempts]
 
 
-def test_a_failing_group_climbs_the_ladder_and_others_are_untouched() -> None:
+def test_only_a_failing_group_climbs_the_ladder() -> None:
     fake = Fake({"easy": [PASS], "hard": [FAIL, FAIL, PASS], "other": [PASS]})
     (step,) = run_steps(make_sampler(fake, prompts=["easy", "hard", "other"]), 1)
     assert [r.sampling for r in fake.of("hard")] == [BASE, WARM, HOT]
@@ -148,7 +148,7 @@ def test_a_failing_group_climbs_the_ladder_and_others_are_untouched() -> None:
     assert step.exhausted == step.waiting == step.aged == ()
 
 
-def test_a_request_says_all_that_the_engine_needs() -> None:
+def test_a_request_has_all_that_the_engine_needs() -> None:
     fake = Fake({"hard": [FAIL, PASS]})
     run_steps(make_sampler(fake, prompts=["hard"]), 1)
     first, second = fake.requests
@@ -218,7 +218,7 @@ def test_a_new_epoch_starts_without_the_statistics_of_the_last_one() -> None:
     assert (second.ready[0].epoch, statistics_of(second.ready[0]).count, second.ready[0].born) == (1, 2, 2)
 
 
-def test_results_come_in_order_of_the_slots_whoever_ends_first() -> None:
+def test_results_are_in_the_order_of_the_slots() -> None:
     async def scenario() -> Collection:
         for name in "abc":
             fake.gates[name, 0] = asyncio.Event()
@@ -236,7 +236,7 @@ def test_results_come_in_order_of_the_slots_whoever_ends_first() -> None:
     assert [(g.prompt.id, len(g.attempts)) for g in step.attempts] == [("a", 1), ("a", 2), ("b", 1), ("c", 1)]
 
 
-def test_a_used_up_ladder_is_exhausted() -> None:
+def test_a_group_that_fails_on_the_last_rung_is_exhausted() -> None:
     fake = Fake({"hopeless": [FAIL]})
     (step,) = run_steps(make_sampler(fake, prompts=["hopeless"]), 1)
     assert ids(step.exhausted) == ["hopeless"]
@@ -275,7 +275,7 @@ def test_deferred_groups_that_fail_on_the_last_rung_are_exhausted() -> None:
     assert [ids(s.exhausted) for s in steps] == [[], [], ["hard"]]
 
 
-def test_waiting_groups_take_at_most_half_of_the_slots_and_the_rest_keep_their_turn() -> None:
+def test_waiting_groups_take_at_most_half_of_the_slots_and_others_keep_their_order() -> None:
     fake = Fake({name: [FAIL] for name in "abcdefgh"})
     steps = run_steps(make_sampler(fake, prompts="abcdefgh", prompts_per_step=4, resample="deferred"), 3)
     assert [ids(s.attempts) for s in steps] == [list("abcd"), list("abef"), list("cdgh")]
@@ -288,13 +288,13 @@ def test_an_odd_number_of_slots_leaves_the_larger_half_to_new_prompts() -> None:
     assert ids(second.attempts) == ["a", "d", "e"]
 
 
-def test_a_waiting_group_goes_on_where_a_step_has_one_slot() -> None:
+def test_a_waiting_group_is_resumed_in_a_step_of_one_slot() -> None:
     fake = Fake({"hard": [FAIL, PASS], **easy("abcd")})
     steps = run_steps(make_sampler(fake, prompts=["hard", *"abcd"], prompts_per_step=1, resample="deferred"), 3)
     assert "hard" in [id for step in steps for id in ids(step.ready)]
 
 
-def test_the_budget_goes_to_first_attempts_first_and_cut_off_groups_go_on_later() -> None:
+def test_the_budget_pays_for_first_attempts_first_and_other_groups_continue_later() -> None:
     fake = Fake({"a": [FAIL, PASS], "b": [FAIL, PASS], **easy("cdefg")})
     first, second = run_steps(make_sampler(fake, prompts="abcdefg", prompts_per_step=4, budget=10), 2)
     # Eight for the first attempts; the ninth and tenth completion resample the group that failed first.
@@ -305,14 +305,14 @@ def test_the_budget_goes_to_first_attempts_first_and_cut_off_groups_go_on_later(
     assert rungs(second.ready[0]) == [-1, 0]
 
 
-def test_a_budget_that_does_not_hold_a_whole_group_is_left_unspent() -> None:
+def test_a_rest_of_the_budget_smaller_than_a_group_is_not_spent() -> None:
     fake = Fake({"a": [FAIL], "b": [FAIL]})
     (step,) = run_steps(make_sampler(fake, prompts="ab", budget=5), 1)
     assert len(fake.requests) == 2
     assert ids(step.waiting) == ["a", "b"]
 
 
-def test_no_prompt_is_drawn_that_the_budget_cannot_sample() -> None:
+def test_no_prompt_is_drawn_without_budget_for_it() -> None:
     fake = Fake({name: [PASS] for name in "abc"})
     first, second = run_steps(make_sampler(fake, prompts="abc", prompts_per_step=2, budget=3), 2)
     assert (ids(first.ready), ids(first.waiting)) == (["a"], [])
@@ -359,7 +359,7 @@ def test_every_group_ends_once_and_no_step_exceeds_its_budget(
     resample=st.sampled_from(["immediate", "deferred"]),
     outcomes=st.lists(st.lists(st.sampled_from([FAIL, PASS]), min_size=1, max_size=3), min_size=5, max_size=5),
 )
-def test_a_budget_in_tokens_holds_whatever_lengths_turn_out(
+def test_a_budget_in_tokens_holds_for_all_lengths(
     budget: int, length: int, resample: str, outcomes: list[list[tuple[float, float]]]
 ) -> None:
     fake = Fake(dict(zip("abcde", outcomes, strict=True)))
@@ -370,8 +370,8 @@ def test_a_budget_in_tokens_holds_whatever_lengths_turn_out(
     assert sum(g.last.generated_tokens for g in step.attempts) <= budget
 
 
-def test_tokens_that_were_not_needed_go_to_more_groups() -> None:
-    """A group of two may take 32 tokens and takes 4: of 64 tokens there is room for two, then one at a time."""
+def test_unused_tokens_of_the_budget_pay_for_more_groups() -> None:
+    """A group of two reserves 32 tokens and takes 4: 64 tokens have room for two groups, then for one at a time."""
     fake = Fake(easy("abcde"))
     (step,) = run_steps(make_sampler(fake, prompts="abcde", budget=64, budget_unit="tokens"), 1)
     assert ids(step.ready) == list("abcde")
@@ -380,7 +380,7 @@ def test_tokens_that_were_not_needed_go_to_more_groups() -> None:
     assert ids(step.ready) == list("ab")
 
 
-def test_a_group_that_waited_too_long_is_given_up() -> None:
+def test_a_group_above_the_maximum_age_is_given_up() -> None:
     fake = Fake({name: [FAIL] for name in "abcdefgh"})
     ladder = Ladder(BASE, ((1, (WARM,) * 9),))
     sampler = make_sampler(
@@ -391,7 +391,7 @@ def test_a_group_that_waited_too_long_is_given_up() -> None:
     assert not {"a", "b"} & {*ids(steps[3].waiting), *ids(steps[3].attempts)}
 
 
-def test_a_waiting_group_goes_on_by_the_ladder_of_the_new_step() -> None:
+def test_a_waiting_group_uses_the_ladder_of_the_new_step() -> None:
     fake = Fake({"hard": [FAIL], "easy": [PASS]})
     ladder = Ladder(BASE, ((1, (WARM, WARM)), (2, (HOT, HOT)), (3, ())))
     sampler = make_sampler(
@@ -404,11 +404,11 @@ def test_a_waiting_group_goes_on_by_the_ladder_of_the_new_step() -> None:
 
 
 class BrokenError(RuntimeError):
-    """What the fake engine or scorer raises."""
+    """The error of the fake engine or scorer."""
 
 
 @pytest.mark.parametrize("part", ["generate", "score"])
-def test_an_exception_comes_out_as_itself_and_cancels_the_rest(part: str) -> None:
+def test_an_error_is_raised_and_cancels_the_other_groups(part: str) -> None:
     async def fails(subject: GenerationRequest | Prompt, *rest: object) -> object:
         if getattr(subject, "prompt_id", getattr(subject, "id", None)) == "bad":
             raise BrokenError(part)
@@ -426,7 +426,7 @@ def test_an_exception_comes_out_as_itself_and_cancels_the_rest(part: str) -> Non
     assert fake.cancelled == ["slow"]
 
 
-def test_after_an_exception_waiting_groups_still_wait() -> None:
+def test_waiting_groups_still_wait_after_an_error() -> None:
     async def breaks(request: GenerationRequest) -> tuple[Completion, ...]:
         if broken:
             raise BrokenError
@@ -449,7 +449,7 @@ def test_after_an_exception_waiting_groups_still_wait() -> None:
     assert (third.ready[0].prompt.id, rungs(third.ready[0])) == ("hard", [-1, 0])
 
 
-def test_a_step_that_over_samples_ends_without_the_last_and_the_next_one_waits_for_it() -> None:
+def test_a_late_group_of_over_sampling_is_awaited_by_the_next_step() -> None:
     async def scenario() -> tuple[Collection, Collection, list[bool]]:
         fake.gates["b", 0], fake.gates["b", 1] = asyncio.Event(), asyncio.Event()  # the second is never opened...
         first = await sampler.collect(1)
@@ -487,8 +487,8 @@ def test_a_late_group_keeps_the_attempts_that_it_has() -> None:
     assert (rungs(hard), statistics_of(hard).count, hard.born) == ([-1, 0], 4, 1)
 
 
-def test_late_groups_take_no_place_from_failed_ones() -> None:
-    """Of two places beyond two late groups, one goes to a failed group and one to a new prompt."""
+def test_late_groups_do_not_take_places_of_failed_groups() -> None:
+    """Of the two places after two late groups, one goes to a failed group and one to a new prompt."""
 
     async def scenario() -> Collection:
         for name in "bc":
@@ -502,7 +502,7 @@ def test_late_groups_take_no_place_from_failed_ones() -> None:
     assert ids(second.attempts) == ["b", "c", "a", "e"]
 
 
-def test_a_step_that_ends_early_scores_what_is_generated_in_full() -> None:
+def test_a_step_that_ends_early_scores_complete_groups() -> None:
     async def scenario() -> tuple[Collection, list[bool]]:
         fake.gates["slow", 0] = asyncio.Event()  # is never set
         fake.score_gates = {name: asyncio.Event() for name in ("scored", "failed")}
@@ -534,7 +534,7 @@ def test_over_sampling_stays_within_the_budget() -> None:
     assert len(step.ready) + len(step.late) == 3
 
 
-def test_steps_collected_at_once_share_no_group() -> None:
+def test_concurrent_collections_do_not_share_groups() -> None:
     async def scenario() -> list[Collection]:
         await sampler.collect(1)
         fake.gates["b", 0] = asyncio.Event()
@@ -551,13 +551,13 @@ def test_steps_collected_at_once_share_no_group() -> None:
     assert set(ids(sampler.state_dict()["waiting"])) == {"b", "c"}
 
 
-def asked(requests: Sequence[GenerationRequest]) -> list[object]:
+def requested(requests: Sequence[GenerationRequest]) -> list[object]:
     return [(r.prompt_id, r.n, r.sampling, r.seed) for r in requests]
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
 @pytest.mark.parametrize("resample", ["immediate", "deferred"])
-def test_a_collection_that_does_not_end_leaves_the_sampler_as_it_was(end: str, resample: str) -> None:
+def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str) -> None:
     def make() -> tuple[Fake, AdaptiveSampler]:
         hopeless, script = [(0.0,) * 4], {"a": [(0.0,) * 4], "d": [(0.0,) * 4, (1.0,) * 4]}
         fake = Fake({name: hopeless if name in "be" else [(1.0, 0.0, 0.0, 0.0)] for name in "abcdefgh"} | script)
@@ -574,7 +574,7 @@ def test_a_collection_that_does_not_end_leaves_the_sampler_as_it_was(end: str, r
             collecting = asyncio.create_task(sampler.collect(3))
             await until(lambda: len(fake.requests) >= 3)
             if end == "failed":
-                fake.script = {}  # a KeyError for whoever generates now
+                fake.script = {}  # every request raises KeyError now
             else:
                 for _ in range(3):
                     await asyncio.sleep(0)
@@ -591,12 +591,12 @@ def test_a_collection_that_does_not_end_leaves_the_sampler_as_it_was(end: str, r
         fake, sampler = make()
         script = fake.script
         collection = asyncio.run(scenario(disturbed))
-        ends.append((asked(fake.requests), ids(collection.aged), ids(collection.ready), ids(collection.waiting)))
+        ends.append((requested(fake.requests), ids(collection.aged), ids(collection.ready), ids(collection.waiting)))
     assert ends[0] == ends[1]
     assert ends[0][0]
 
 
-def test_a_collection_that_does_not_end_beside_another_leaves_its_groups_to_the_next() -> None:
+def test_a_cancelled_concurrent_collection_leaves_its_groups_to_the_next() -> None:
     async def scenario() -> tuple[Collection, Collection]:
         await sampler.collect(1)  # hard waits
         fake.gates["a", 0] = fake.gates["b", 0] = asyncio.Event()
@@ -618,7 +618,7 @@ def test_a_collection_that_does_not_end_beside_another_leaves_its_groups_to_the_
     assert not second.late
 
 
-def test_a_group_that_cannot_be_scored_costs_itself_alone() -> None:
+def test_a_group_that_cannot_be_scored_is_the_only_one_dropped() -> None:
     fake = Fake({"good": [PASS], "bad": [UNSCORED], "hard": [FAIL, PASS]})
     sampler = make_sampler(fake, prompts=["good", "bad", "hard"], allocation=ALLOCATION)
     (step,) = run_steps(sampler, 1)
@@ -654,7 +654,7 @@ def test_scores_given_for_a_group_that_cannot_be_scored_are_trained_on() -> None
     assert not step.exhausted[0].last.correct.any()
 
 
-def test_a_step_of_which_nothing_can_be_scored_stops_the_run_and_loses_nothing() -> None:
+def test_a_step_without_any_score_stops_the_run_and_loses_no_group() -> None:
     fake = Fake({"a": [FAIL], "b": [UNSCORED], "c": [UNSCORED], "d": [PASS]})
     sampler = make_sampler(fake, prompts="abcd", prompts_per_step=2)
     (first,) = run_steps(sampler, 1)
@@ -669,7 +669,7 @@ def test_a_step_of_which_nothing_can_be_scored_stops_the_run_and_loses_nothing()
     assert ids(asyncio.run(sampler.collect(2)).ready) == ["c"]
 
 
-def test_a_method_that_refills_takes_another_prompt_for_one_that_cannot_be_scored() -> None:
+def test_dapo_replaces_a_group_that_cannot_be_scored() -> None:
     fake = Fake({"a": [UNSCORED], "b": [PASS], "c": [PASS]})
     (step,) = run_steps(make_sampler(fake, prompts="abc", prompts_per_step=2, method=named("dapo")), 1)
     assert ids(step.ready) == ["b", "c"]
@@ -695,7 +695,7 @@ def test_grpo_trains_on_every_group_after_one_attempt() -> None:
     assert len(fake.requests) == 3
 
 
-def test_dapo_replaces_groups_without_spread_until_the_step_is_full() -> None:
+def test_dapo_replaces_zero_std_groups_until_the_step_is_full() -> None:
     fake = Fake({"a": [FAIL], "b": [PASS], "c": [(1.0, 1.0)], "d": [PASS], "e": [FAIL], "f": [PASS], "g": [PASS]})
     (step,) = run_steps(make_sampler(fake, prompts="abcdefg", prompts_per_step=3, method=named("dapo")), 1)
     assert ids(step.ready) == ["b", "d", "f"]
@@ -704,14 +704,14 @@ def test_dapo_replaces_groups_without_spread_until_the_step_is_full() -> None:
     assert step.waiting == ()
 
 
-def test_dapo_trains_on_fewer_groups_where_its_budget_ends() -> None:
+def test_dapo_trains_on_fewer_groups_if_the_budget_ends() -> None:
     fake = Fake({name: [FAIL] for name in "abcdef"} | {"b": [PASS]})
     (step,) = run_steps(make_sampler(fake, prompts="abcdef", prompts_per_step=3, budget=9, method=named("dapo")), 1)
     assert len(fake.requests) == 4  # of two completions each; the ninth is left unspent
     assert ids(step.ready) == ["b"]
 
 
-def test_dapo_gives_up_after_ten_rounds_where_nothing_has_spread() -> None:
+def test_dapo_gives_up_after_ten_rounds_of_zero_std_groups() -> None:
     fake = Fake({"a": [FAIL]})
     (step,) = run_steps(make_sampler(fake, prompts="a", method=named("dapo")), 1)
     assert len(fake.requests) == 10
@@ -741,7 +741,7 @@ def test_allocation_sizes_a_group_by_its_prompts_earlier_epochs() -> None:
     assert first.exhausted[0].attempts[0].rung == -1
 
 
-def test_allocation_leaves_out_solved_prompts_but_never_everything() -> None:
+def test_allocation_leaves_out_solved_prompts_but_never_all() -> None:
     both = (1.0, 1.0)
     fake = Fake({"solved": [both], "other": [FAIL, FAIL, FAIL, (0.0,) * 4]})
     sampler = make_sampler(fake, prompts=["solved", "other"], prompts_per_step=1, allocation=ALLOCATION)
@@ -751,13 +751,13 @@ def test_allocation_leaves_out_solved_prompts_but_never_everything() -> None:
     assert [ids(s.ready) for s in run_steps(alone, 3)] == [["solved"]] * 3
 
 
-def test_a_start_above_a_ladder_of_no_rungs_is_the_base() -> None:
+def test_a_group_that_starts_on_a_missing_rung_starts_at_the_base() -> None:
     fake = Fake({"hard": [FAIL, (0.0,) * 4]})
     run_steps(make_sampler(fake, prompts=["hard"], ladder=Ladder(BASE), allocation=ALLOCATION), 2)
     assert [r.sampling for r in fake.requests] == [BASE, BASE]
 
 
-def test_a_prompt_never_seen_goes_by_its_difficulty_class() -> None:
+def test_a_new_prompt_uses_the_posterior_of_its_difficulty_class() -> None:
     difficulties = {"a": "hard", "b": "hard", "c": "easy", "d": "easy"}
     fake = Fake({"a": [FAIL], "b": [(0.0,) * 4], "c": [PASS], "d": [PASS]})
     sampler = make_sampler(
@@ -770,7 +770,7 @@ def test_a_prompt_never_seen_goes_by_its_difficulty_class() -> None:
 
 
 @pytest.mark.parametrize("resample", ["immediate", "deferred"])
-def test_a_restored_sampler_goes_on_as_the_other_would_have(resample: str) -> None:
+def test_a_restored_sampler_continues_identically(resample: str) -> None:
     def make() -> tuple[Fake, AdaptiveSampler]:
         fake = Fake({"a": [FAIL, FAIL, PASS, (0.0,) * 4], "b": [PASS, (1.0,) * 4], "c": [FAIL, (1.0, 0.0, 0.0, 0.0)]})
         settings = {"budget": 8, "prompts_per_step": 2, "resample": resample, "allocation": ALLOCATION}
@@ -785,12 +785,12 @@ def test_a_restored_sampler_goes_on_as_the_other_would_have(resample: str) -> No
     assert state["posteriors"]
     assert state["waiting"], "the budget cuts off the second resample, or it is deferred"
     other_fake, other = make()
-    other_fake.requests = list(fake.requests)  # so that its script goes on where the other one's does
+    other_fake.requests = list(fake.requests)  # so that its script continues at the same place as the other one
     other.load_state_dict(state)
     ends, other_ends = asyncio.run(run(sampler, 3, 6)), asyncio.run(run(other, 3, 6))
     assert len(fake.requests) > before
 
-    assert asked(fake.requests) == asked(other_fake.requests)
+    assert requested(fake.requests) == requested(other_fake.requests)
     assert [[statistics_of(g) for g in c.ready] for c in ends] == [
         [statistics_of(g) for g in c.ready] for c in other_ends
     ]

@@ -1,4 +1,4 @@
-"""What people get to read of a step: from a collection made by hand, and out of a run's folder."""
+"""The samples of a step, for people to read: from a collection made by hand, and from the folder of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOT = SamplingParams(temperature=2.0, min_p=0.1, answer=SamplingParams(temperatu
 
 
 def attempt(*scores: tuple[float, float], rung: int = -1, sampling: SamplingParams = HOT) -> Attempt:
-    """An attempt by the scores of its completions, which are summed up."""
+    """An attempt from the scores of its completions, whose sums are the rewards."""
     rewards = [sum(score for score in each if not math.isnan(score)) for each in scores]
     correct = [answer > 0 for _, answer in scores]
     return make_attempt(rewards, rung=rung, by_function=scores, correct=correct, sampling=sampling)
@@ -55,7 +55,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
-def test_a_group_is_shown_with_all_that_it_was_sampled_and_scored_by() -> None:
+def test_a_sample_has_sampling_parameters_and_scores() -> None:
     (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
     assert (group.step, group.prompt_id, group.prompt, group.answer) == (7, "rescued", "rescued", "42")
     assert [(a.rung, a.sampling) for a in group.attempts] == [(-1, SamplingParams()), (0, HOT)]
@@ -66,7 +66,7 @@ def test_a_group_is_shown_with_all_that_it_was_sampled_and_scored_by() -> None:
 
 
 @pytest.mark.parametrize("train_on", ["last", "all", "balanced"])
-def test_advantages_are_those_of_the_batch_and_of_nothing_else(train_on: str) -> None:
+def test_advantages_are_those_of_the_training_batch(train_on: str) -> None:
     settings = AlgorithmSettings.model_validate({"train_on": train_on})
     groups = shown(train_on=train_on, ready=(RESCUED, SOLVED), waiting=(FAILED,), attempts=(RESCUED, SOLVED, FAILED))
     advantages = [c.advantage for g in groups for a in g.attempts for c in a.completions]
@@ -79,13 +79,13 @@ def test_advantages_are_those_of_the_batch_and_of_nothing_else(train_on: str) ->
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_exhausted_groups_have_advantages_where_they_are_trained_on(dropped: bool) -> None:
+def test_exhausted_groups_have_advantages_if_they_are_trained_on(dropped: bool) -> None:
     (group,) = shown(exhausted=(STUCK,), attempts=(STUCK,), exhausted_dropped=dropped)
     assert group.outcome == "exhausted"
     assert [c.advantage is None for c in group.attempts[-1].completions] == [dropped] * 2
 
 
-def test_groups_are_shown_by_what_became_of_them_and_resampled_ones_first() -> None:
+def test_samples_have_the_outcome_and_resampled_groups_come_first() -> None:
     aged = make_group(FIRST, FIRST, prompt=make_prompt("aged"))
     broken = make_group(FIRST, prompt=make_prompt("broken"))
     parts = {
@@ -109,7 +109,7 @@ def test_groups_are_shown_by_what_became_of_them_and_resampled_ones_first() -> N
     assert shown(0, **parts) == []
 
 
-def test_groups_that_a_step_left_alone_are_not_shown() -> None:
+def test_groups_without_an_attempt_in_the_step_are_left_out() -> None:
     never = make_group(prompt=make_prompt("never"))
     earlier = replace(FAILED, epoch=3)  # waits since another epoch
     kept = Failure(SOLVED, 5, dropped=False, error="no")  # went on with other scores
@@ -119,8 +119,8 @@ def test_groups_that_a_step_left_alone_are_not_shown() -> None:
     assert [g.prompt_id for g in groups] == ["solved", "failed"]
 
 
-def test_samples_of_earlier_versions_are_read() -> None:
-    """They have an `answer` of null in the parameters of the answer."""
+def test_samples_of_earlier_versions_can_be_read() -> None:
+    """They have a null `answer` in the parameters of the answer."""
     (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
     values = json.loads(json.dumps(group.to_dict()))
     answer = values["attempts"][1]["sampling"]["answer"]
@@ -129,7 +129,7 @@ def test_samples_of_earlier_versions_are_read() -> None:
     assert GroupSample.from_dict(values) == group
 
 
-def test_what_samples_show_of_an_attempt_is_what_a_checkpoint_keeps_of_it() -> None:
+def test_samples_and_checkpoints_have_the_same_attempts() -> None:
     (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
     for kept, sample in zip(plain_group(RESCUED)["attempts"], group.to_dict()["attempts"], strict=True):  # type: ignore[call-overload]
         assert (sample["rung"], sample["sampling"]) == (kept["rung"], kept["sampling"])
@@ -147,7 +147,7 @@ HOSTILE = [
 ]
 
 
-def test_no_text_breaks_the_files_or_is_cut(tmp_path: Path) -> None:
+def test_any_text_is_written_whole_and_read_back(tmp_path: Path) -> None:
     completions = tuple(make_completion(text=text) for text in HOSTILE)
     hostile = replace(attempt(*[(1.0, 1.0)] * len(HOSTILE), rung=0), completions=completions)
     prompt = replace(make_prompt(HOSTILE[0], HOSTILE[2]), answer=HOSTILE[3])

@@ -1,4 +1,4 @@
-"""A run whose updates are skipped one after the other ends with a checkpoint and an error."""
+"""A run that skips several updates in a row ends with a checkpoint and an error."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def skipped(in_a_row: int) -> TrainReport:
 
 
 class Learner:
-    """One rank whose updates end as `reports` says, None for a step without anything to train on."""
+    """One rank whose updates end with `reports`; None for a step with nothing to train on."""
 
     def __init__(
         self, reports: Sequence[TrainReport | None], sync_fails: int | None = None, error: Exception | None = None
@@ -100,7 +100,7 @@ class Seen(Observer):
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Actors are objects of this process."""
+    """Replace actors by objects of this process."""
     monkeypatch.setattr(learners, "get", lambda answer: answer)
 
 
@@ -119,7 +119,7 @@ def test_skipped_updates_in_a_row_end_the_run_with_a_checkpoint(tmp_path: Path) 
     learner, seen = Learner([made(), skipped(1), skipped(2), skipped(3), made()]), Seen()
     wanted = (
         r"step 4: 3 updates in a row were skipped.*learner\.max_skipped_updates=3.*learner\.learning_rate=0\.001"
-        rf".*step 4 is in {tmp_path}/checkpoints: go on with --resume {tmp_path}"
+        rf".*step 4 is in {tmp_path}/checkpoints: continue with --resume {tmp_path}"
     )
     with pytest.raises(DivergedError, match=wanted):
         run(tmp_path, learner, seen=seen)
@@ -134,7 +134,7 @@ def test_skipped_updates_in_a_row_end_the_run_with_a_checkpoint(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("here")
-def test_an_update_that_is_made_begins_the_count_again(tmp_path: Path) -> None:
+def test_an_update_that_is_made_resets_the_count(tmp_path: Path) -> None:
     learner = Learner([skipped(1), skipped(2), made(), skipped(1), None, skipped(2)])
     seen = run(tmp_path, learner)
     assert [record.skipped_updates for record in seen.steps] == [1, 1, 0, 1, 0, 1]
@@ -144,7 +144,7 @@ def test_an_update_that_is_made_begins_the_count_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("most", "ends"), [("1", 1), ("2", 2), ("null", None)])
-def test_how_many_may_be_skipped_is_a_setting(tmp_path: Path, most: str, ends: int | None) -> None:
+def test_the_limit_of_skipped_updates_is_a_setting(tmp_path: Path, most: str, ends: int | None) -> None:
     learner = Learner([skipped(1), skipped(2), skipped(3), skipped(4)])
     setting = f"learner.max_skipped_updates={most}"
     if ends is None:
@@ -154,15 +154,15 @@ def test_how_many_may_be_skipped_is_a_setting(tmp_path: Path, most: str, ends: i
             run(tmp_path, learner, setting)
 
 
-def test_zero_updates_in_a_row_are_refused() -> None:
+def test_a_limit_of_zero_skipped_updates_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"learner\.max_skipped_updates"):
         load_config(None, ["learner.max_skipped_updates=0"])
 
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("skipped", [False, True])
-def test_weights_are_not_kept_as_those_of_the_step_before_where_a_sync_fails(tmp_path: Path, skipped: bool) -> None:
-    """Nor, where the step trained on nothing, is the state of the sampler, which has drawn the step's prompts."""
+def test_no_checkpoint_is_written_if_a_sync_fails(tmp_path: Path, skipped: bool) -> None:
+    """Also if the step trained on nothing: the sampler has drawn the prompts of the step."""
     for settings, saved, kept in (([], [], "nothing was kept"), (["checkpoint.every=1"], [1], "step 1 is in")):
         reports = [made(), None if skipped else made(), made()]
         learner = Learner(reports, sync_fails=2, error=RolloutError("no rollout actor is left"))
@@ -172,7 +172,7 @@ def test_weights_are_not_kept_as_those_of_the_step_before_where_a_sync_fails(tmp
 
 
 @pytest.mark.usefixtures("here")
-def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     learner = Learner([made(), made(), made()], sync_fails=2)
     with pytest.raises(DivergedError, match=r"weights are not finite; nothing was kept.*checkpoint\.every"):
         run(tmp_path, learner)
@@ -191,7 +191,7 @@ def test_the_learning_rate_of_a_step_without_an_update_is_that_of_the_schedule(t
 
 
 def test_metrics_are_of_the_first_update_and_the_last() -> None:
-    """Those of two ranks are merged; the ratio's are of the last update, since it is 1 in the first."""
+    """Metrics of two ranks are merged; those of the ratio are of the last update, since it is 1 in the first."""
     ranks = [
         TrainReport(
             UpdateReport(statistics(0.25 * rank), 3.0), UpdateReport(statistics(1.0 * rank, 1.5), 4.0), 1e-5, 0, None, 0
@@ -213,8 +213,8 @@ def test_metrics_are_of_the_first_update_and_the_last() -> None:
     assert replace(STEP, **nothing).loss is None  # all are fields of a record
 
 
-def test_completions_that_are_not_finite_reach_the_learner_whatever_their_rewards() -> None:
-    """Rewards that are all alike have no advantage, and the group would be left out."""
+def test_completions_that_are_not_finite_reach_the_learner_with_any_rewards() -> None:
+    """Equal rewards have no advantage, and the group would be left out."""
     good, bad = make_completion(3), make_completion(2)
     bad = replace(bad, logprobs=np.array([0.0, math.nan], np.float32))
     attempt = replace(make_attempt([0.0, 0.0]), completions=(good, bad))
@@ -225,7 +225,7 @@ def test_completions_that_are_not_finite_reach_the_learner_whatever_their_reward
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
-def test_an_evaluation_of_a_model_that_is_not_finite_is_no_result(bad: float) -> None:
+def test_an_evaluation_of_a_model_that_is_not_finite_is_refused(bad: float) -> None:
     async def generate(request: GenerationRequest) -> tuple[Completion, ...]:
         return (replace(make_completion(2), logprobs=np.array([-1.0, bad], np.float32)),)
 

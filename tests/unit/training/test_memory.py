@@ -75,16 +75,16 @@ def test_untied_embeddings_count_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         (GPT2Config(), "the config of gpt2 has no intermediate_size"),
         (Qwen3MoeConfig(), "the shape of a mixture of experts (qwen3_moe) is not known"),
     ],
 )
-def test_shapes_that_are_not_known(model: PreTrainedConfig, told: str) -> None:
+def test_unknown_shapes_are_refused(model: PreTrainedConfig, message: str) -> None:
     with pytest.raises(ModelError) as refused:
         shape_of(model)
-    assert str(refused.value) == told
+    assert str(refused.value) == message
 
 
 def test_parameters_of_the_adapter() -> None:
@@ -120,7 +120,7 @@ def test_kv_bytes_of_a_token(tensor_parallel: int, expected: int) -> None:
         ("float32", 1, 4 * PARAMETERS, 12 * ADAPTER + 12 * ADAPTER // 4 + 80_000_000),
     ],
 )
-def test_zero_stages_divide_over_four_ranks(dtype: str, stage: int, weights: int, optimizer: int) -> None:
+def test_zero_stages_divide_the_state_over_four_ranks(dtype: str, stage: int, weights: int, optimizer: int) -> None:
     e = estimate(SHAPE, config("learner.ranks=4", f"learner.zero_stage={stage}", f"model.dtype={dtype}"))
     assert e.learner_weights == weights
     assert (e.optimizer, e.offloaded) == (optimizer, 0)
@@ -135,7 +135,7 @@ def test_an_offloaded_optimizer_is_in_host_memory() -> None:
     assert described(5, 80, *settings)[0].endswith(" GiB, and 0.1 GiB of host memory")
 
 
-def test_without_gpus_an_offloaded_optimizer_is_where_all_else_is() -> None:
+def test_without_gpus_an_offloaded_optimizer_counts_with_all_else() -> None:
     settings = ["learner.zero_stage=1", "learner.offload_optimizer=true"]
     line = described(0, 100, *settings)[0]
     assert "adapter and optimizer 0.5 + " in line  # 8 + 18 bytes and the buffer: 0.45 GiB
@@ -149,7 +149,7 @@ def test_without_gpus_an_offloaded_optimizer_is_where_all_else_is() -> None:
         # each: 77,824; norms 2 x 2048 + 3072, four bytes each: 28,672. Together 106,496.
         ([], 16384 * 28 * 106_496 + 57 * MASK),
         (["learner.gradient_checkpointing=true"], 16384 * (28 * 2048 * 2 + 106_496) + 3 * MASK),
-        # One sample alone is longer; those that share a micro-batch have 50 tokens at most.
+        # A single sample may be longer; samples that share a micro-batch have at most 50 tokens.
         (["learner.micro_batch_tokens=100"], 8192 * 28 * 106_496 + 57 * 100 * 50),
         # Seven inputs of their own, 5 x 2048 + 2048 + 6144, of 2 + 1 bytes: 55,296; and 53,248 + 28,672 as before.
         (["model.lora.dropout=0.1"], 16384 * 28 * 137_216 + 57 * MASK),
@@ -159,12 +159,12 @@ def test_without_gpus_an_offloaded_optimizer_is_where_all_else_is() -> None:
         ),
         # Each token of a packed row sees all of the row through its mask, not only its own 8192.
         (["learner.packing=packed"], 16384 * 28 * 106_496 + 57 * 2 * MASK),
-        # Where prompts are shared, attention keeps nine more of 2048 numbers a token.
+        # With shared prompts, attention keeps nine more of 2048 numbers a token.
         (["learner.packing=null"], 16384 * 28 * (106_496 + 36_864) + 57 * MASK),
         (["learner.packing=shared"], 16384 * 28 * (106_496 + 36_864) + 57 * MASK),
     ],
 )
-def test_activations(settings: list[str], expected: int) -> None:
+def test_activations_match_numbers_by_hand(settings: list[str], expected: int) -> None:
     assert estimate(SHAPE, config(*settings)).activations == expected
 
 
@@ -200,12 +200,12 @@ def test_lines_for_a_shared_gpu() -> None:
     ]
 
 
-def test_lines_where_the_memory_is_not_known() -> None:
+def test_lines_without_a_known_memory() -> None:
     lines = described(2, None)
     assert len(lines) == 3
     assert lines[1:] == [
         "a GPU of a rollout actor: weights 3.2 + process 1.0 = 4.2 GiB",
-        "KV cache: 114688 bytes a token, in what rollout.gpu_memory_utilization=0.45 leaves of a GPU",
+        "KV cache: 114688 bytes a token, in the rest of rollout.gpu_memory_utilization=0.45 of a GPU",
     ]
 
 
@@ -218,7 +218,7 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "memory", "settings", "told"),
+    ("gpus", "memory", "settings", "line"),
     [
         (
             1,
@@ -266,8 +266,8 @@ def test_all_actors_share_a_machine_without_gpus() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_told_with_what_to_do(gpus: int, memory: float, settings: list[str], told: str) -> None:
-    assert told in described(gpus, memory, *settings)
+def test_a_run_that_does_not_fit_gets_a_remedy(gpus: int, memory: float, settings: list[str], line: str) -> None:
+    assert line in described(gpus, memory, *settings)
 
 
 def turns(gpus: int, memory: float, *overrides: str) -> bool:
@@ -276,7 +276,7 @@ def turns(gpus: int, memory: float, *overrides: str) -> bool:
     return takes_turns(settings, placement, SHAPE, int(memory * GIB))
 
 
-def test_vllm_sleeps_where_both_do_not_fit_on_one_gpu() -> None:
+def test_vllm_sleeps_if_both_do_not_fit_on_one_gpu() -> None:
     assert turns(1, 16)  # 16.5 GiB together
     assert not turns(1, 24)
     assert not turns(2, 16)
@@ -287,13 +287,13 @@ def test_the_setting_decides_whether_vllm_sleeps() -> None:
     assert not turns(1, 16, "rollout.sleep=false")
 
 
-def test_rollouts_that_run_ahead_never_sleep() -> None:
+def test_vllm_never_sleeps_if_rollouts_run_ahead() -> None:
     assert not turns(1, 16, "algorithm.max_staleness=1")
 
 
-def test_taking_turns_each_needs_room_for_itself_alone() -> None:
-    # While vLLM generates the learner keeps its weights, optimizer and process, 4.5 GiB beside vLLM's 7.2; while it
-    # trains vLLM keeps only a process, 1.0 GiB beside 9.3.
+def test_with_sleep_each_must_fit_alone() -> None:
+    # While vLLM generates, the learner keeps its weights, optimizer and process: 4.5 GiB, and 7.2 of vLLM. While it
+    # trains, vLLM keeps only a process: 1.0 GiB, and 9.3 of the learner.
     assert described(1, 16, "learner.gradient_checkpointing=true")[3:] == [
         "both, on one GPU of this machine, while vLLM generates: 11.7 GiB fits in 16.0 GiB",
         "the same while the learner trains and vLLM sleeps: 10.3 GiB fits in 16.0 GiB",
@@ -306,7 +306,7 @@ def test_without_a_gpu_nothing_sleeps() -> None:
 
 
 @pytest.mark.parametrize(("memory", "sleeps"), [(16, True), (24, False)])
-def test_a_gpu_of_our_own_decides_what_the_settings_leave_open(
+def test_the_local_gpu_decides_an_open_sleep_setting(
     monkeypatch: pytest.MonkeyPatch, memory: int, sleeps: bool
 ) -> None:
     monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SHAPE)
@@ -314,13 +314,13 @@ def test_a_gpu_of_our_own_decides_what_the_settings_leave_open(
     settings = config("learner.gradient_checkpointing=true")
     placement = place(settings.rollout, settings.learner, Hardware(8, 1), ours=True)
     assert decide_sleep(settings, placement) is sleeps
-    assert decide_sleep(settings, None) is False  # on a cluster it is another machine's
-    for asked in (True, False):
-        given = config("learner.gradient_checkpointing=true", f"rollout.sleep={str(asked).lower()}")
-        assert decide_sleep(given, placement) is decide_sleep(given, None) is asked
+    assert decide_sleep(settings, None) is False  # on a cluster, whose GPUs are on other machines
+    for sleep in (True, False):
+        given = config("learner.gradient_checkpointing=true", f"rollout.sleep={str(sleep).lower()}")
+        assert decide_sleep(given, placement) is decide_sleep(given, None) is sleep
 
 
-def test_a_model_that_is_not_known_does_not_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_does_not_sleep_if_the_model_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(config: Config) -> Shape:
         raise ModelError("not here")
 
@@ -329,7 +329,7 @@ def test_a_model_that_is_not_known_does_not_sleep(monkeypatch: pytest.MonkeyPatc
     assert decide_sleep(settings, place(settings.rollout, settings.learner, Hardware(8, 1), ours=True)) is False
 
 
-def test_each_actor_with_a_gpu_of_its_own_is_told_of() -> None:
+def test_actors_with_their_own_gpus_get_a_line_each() -> None:
     assert described(2, 80)[3:] == [
         "a learner rank's GPU: 58.2 GiB fits in 80.0 GiB",
         "a rollout actor's GPU: 36.0 GiB fits in 80.0 GiB",
@@ -340,14 +340,17 @@ def test_memory_of_this_machine() -> None:
     assert device_memory(Hardware(2, 0)) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_memory_of_a_gpu_is_asked_in_another_process() -> None:
+def test_memory_of_a_gpu_is_read_in_another_process() -> None:
     if torch.cuda.is_available():
-        code = "import torch; from adagrpo_ray import memory; print(memory.gpu_memory(), torch.cuda.is_initialized())"
-        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-        assert int(told[0]) >= GIB
-        assert told[1] == "False"
+        code = (
+            "import torch; from adagrpo_ray.training.memory import gpu_memory; "
+            "print(gpu_memory(), torch.cuda.is_initialized())"
+        )
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        assert int(output[0]) >= GIB
+        assert output[1] == "False"
     else:
-        with pytest.raises(ResourceError, match="CUDA does not tell"):
+        with pytest.raises(ResourceError, match="CUDA does not report"):
             gpu_memory()
 
 
@@ -357,7 +360,7 @@ def test_the_shape_comes_from_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{"])
-def test_a_folder_without_a_config_that_can_be_read(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError) as refused:
@@ -367,7 +370,7 @@ def test_a_folder_without_a_config_that_can_be_read(tmp_path: Path, content: str
 
 def test_a_hub_name_is_looked_up_in_the_cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> NoReturn:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     with pytest.raises(ModelError) as refused:

@@ -1,4 +1,4 @@
-"""What a run decides before it starts, and what its config.yaml says of it; checks and training are made up here."""
+"""Settings that a run decides before it starts, and its config.yaml; checks and training are replaced here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TWO_GPUS = Hardware(8, 2)
 
 
 class Machine:
-    """Where runs take place: this machine with other hardware, or a cluster at the address `joined`."""
+    """The place of runs: this machine with other hardware, or a cluster at the address `joined`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.hardware, self.joined, self.ran = NO_GPU, None, list[Config]()
@@ -59,7 +59,7 @@ def resolved(config: Config, resume: str | None = None) -> ResolvedRun:
     return resolve(config, lambda text: None, name="tiny", resume=resume)
 
 
-def test_all_that_is_open_is_decided(machine: Machine, tmp_path: Path) -> None:
+def test_open_settings_are_decided(machine: Machine, tmp_path: Path) -> None:
     given = settings(tmp_path)
     ready = resolved(given)
     name, sleep = ready.config.run.name, ready.config.rollout.sleep
@@ -72,7 +72,7 @@ def test_all_that_is_open_is_decided(machine: Machine, tmp_path: Path) -> None:
     assert ready.config == given.model_copy(update=changes)
 
 
-def test_what_is_given_is_not_decided(machine: Machine, tmp_path: Path) -> None:
+def test_given_settings_are_not_decided(machine: Machine, tmp_path: Path) -> None:
     given = settings(tmp_path, "run.name=mine", "rollout.sleep=false")
     ready = resolved(given)
     assert (ready.config, ready.decided, ready.home) == (given, {}, f"{tmp_path}/mine")
@@ -88,7 +88,7 @@ def test_what_is_given_is_not_decided(machine: Machine, tmp_path: Path) -> None:
         (SMALL_GPU, "10.0.0.2:6379", False),  # the GPU of a cluster is another machine's
     ],
 )
-def test_config_yaml_holds_what_ran(
+def test_config_yaml_has_the_resolved_settings(
     machine: Machine, tmp_path: Path, hardware: Hardware, joined: str | None, sleep: bool
 ) -> None:
     machine.hardware, machine.joined = hardware, joined
@@ -111,11 +111,11 @@ def test_a_run_resumes_on_other_hardware_with_its_own_config(machine: Machine, t
     run(load_config(file), Observer(), resume="auto")
     first, second = machine.ran
     assert (first.rollout.sleep, second.rollout.sleep) == (True, False)
-    assert yaml.safe_load(file.read_text())["rollout"]["sleep"] is False  # of what ran last
+    assert yaml.safe_load(file.read_text())["rollout"]["sleep"] is False  # of the last run
     assert fixed_settings(first) == fixed_settings(second)
 
 
-def test_what_was_asked_for_is_not_lost_when_a_run_resumes(machine: Machine, tmp_path: Path) -> None:
+def test_resume_keeps_explicit_settings(machine: Machine, tmp_path: Path) -> None:
     machine.hardware = LARGE_GPU
     run(settings(tmp_path, "run.name=one", "rollout.sleep=true"), Observer())
     again = load_config(tmp_path / "one" / "config.yaml")
@@ -126,7 +126,7 @@ def test_what_was_asked_for_is_not_lost_when_a_run_resumes(machine: Machine, tmp
         run(again, Observer(), resume="auto")
 
 
-def test_what_is_decided_does_not_count_for_a_resume(machine: Machine, tmp_path: Path) -> None:
+def test_resume_ignores_decided_settings(machine: Machine, tmp_path: Path) -> None:
     given = settings(tmp_path)
     assert fixed_settings(resolved(given).config) == fixed_settings(given)
 
@@ -136,14 +136,16 @@ def test_a_resumed_run_has_the_name_of_its_folder(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
 ) -> None:
     past = Past(tmp_path / "there", Mark(-1, {}), home=home)
-    monkeypatch.setattr("adagrpo_ray.training.resolve.find_past", lambda where, config, tell: past)
+    monkeypatch.setattr("adagrpo_ray.training.resolve.find_past", lambda resume, config, notify: past)
     ready = resolved(settings(tmp_path, "run.name=here"), resume="any")
     assert (ready.past, ready.home) == (past, home or f"{tmp_path}/there")
     assert ready.config.run.name == "there"
     assert ready.decided["run.name"] == "there"
 
 
-def test_a_job_gives_its_run_its_id(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_a_job_has_the_id_of_the_job(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = '{"metadata": {"job_submission_id": "raysubmit_1"}}'
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -153,7 +155,7 @@ def test_a_job_gives_its_run_its_id(machine: Machine, tmp_path: Path, monkeypatc
     assert ready.home == f"{tmp_path}/runs/raysubmit_1"
 
 
-def test_on_a_ray_that_was_there_the_folder_is_absolute(
+def test_the_folder_is_absolute_if_ray_is_connected(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -162,14 +164,14 @@ def test_on_a_ray_that_was_there_the_folder_is_absolute(
     assert resolved(settings(Path("runs"))).config.run.output_dir == f"{tmp_path}/runs"
 
 
-def test_a_run_that_cannot_be_decided_leaves_nothing(
+def test_a_run_that_cannot_be_resolved_writes_nothing(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silent() -> int:
-        raise ResourceError("CUDA does not tell")
+        raise ResourceError("CUDA does not report")
 
     machine.hardware = SMALL_GPU
     monkeypatch.setattr("adagrpo_ray.training.memory.gpu_memory", silent)
-    with pytest.raises(ResourceError, match="CUDA does not tell"):
+    with pytest.raises(ResourceError, match="CUDA does not report"):
         run(settings(tmp_path, "run.name=one"), Observer())
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What a run tells of its beginning and end; what lies between is other tests', and made up here."""
+"""Events at the beginning and end of a run; the training between them is replaced here."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from adagrpo_ray.training.start import place_and_train
 LOST = LearnerLostError("a learner rank died")
 
 
-class Ear(Observer):
-    """Notes beginning and end, and what there was of the run's folder by then."""
+class Recorder(Observer):
+    """Records beginning and end, and the content of the run's folder at the beginning."""
 
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.events: list[Any] = []
 
     def began(self, config: Config, folder: str) -> None:
-        self.heard.append((config.run.name, folder, sorted(path.name for path in Path(folder).iterdir())))
+        self.events.append((config.run.name, folder, sorted(path.name for path in Path(folder).iterdir())))
 
     def ended(self, error: BaseException | None) -> None:
-        self.heard.append(error)
+        self.events.append(error)
 
 
-def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseException | None]) -> tuple[list[Any], Any]:
-    """What is told of a run in `folder` whose training ends so, one after the other; and what it raises."""
+def events_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseException | None]
+) -> tuple[list[Any], Any]:
+    """The events of a run in `folder` whose attempts at training end with `ends`, and the error that it raises."""
     left = iter(ends)
 
     def train(*args: Any) -> None:
@@ -46,35 +48,35 @@ def lead(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Sequence[BaseExcep
         "adagrpo_ray.training.resolve.check", lambda config, given, **_: Inputs("tiny", PromptSets((), (), {}), 128)
     )
     monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", train)
-    ear = Ear()
+    recorder = Recorder()
     config = load_config(None, [f"run.output_dir={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
     raised: BaseException | None = None
     try:
-        run(config, ear)
+        run(config, recorder)
     except (RewardError, LearnerLostError, ConfigError, KeyboardInterrupt) as error:
         raised = error
-    return ear.heard, raised
+    return recorder.events, raised
 
 
 @pytest.mark.parametrize("error", [None, RewardError("no"), KeyboardInterrupt()])
-def test_a_run_begins_with_its_folder_and_ends_whatever_ends_it(
+def test_began_follows_the_folder_and_ended_follows_any_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
-    heard, raised = lead(tmp_path, monkeypatch, [error])
-    assert heard == [("one", f"{tmp_path}/one", ["config.yaml", "metrics.jsonl", "tensorboard"]), error]
+    events, raised = events_of(tmp_path, monkeypatch, [error])
+    assert events == [("one", f"{tmp_path}/one", ["config.yaml", "metrics.jsonl", "tensorboard"]), error]
     assert raised is error
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("last", [None, LOST])
-def test_a_run_that_begins_again_is_one_run(
+def test_a_restarted_run_is_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: BaseException | None
 ) -> None:
-    (began, *ended), raised = lead(tmp_path, monkeypatch, [LOST, last])
+    (began, *ended), raised = events_of(tmp_path, monkeypatch, [LOST, last])
     assert (began[:2], ended, raised) == (("one", f"{tmp_path}/one"), [last], last)
 
 
-def test_the_nodes_have_to_share_the_folder_that_the_run_is_in_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_must_share_only_the_folder_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def share(folder: str) -> None:
         raise InterruptedError(folder)
 
@@ -87,8 +89,8 @@ def test_the_nodes_have_to_share_the_folder_that_the_run_is_in_and_no_other(monk
         place_and_train(config, inputs, Path("copy"), Observer(), home="s3://bucket/resumed")
 
 
-def test_of_a_run_that_has_no_folder_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_folder_has_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "mine").touch()
-    heard, raised = lead(tmp_path, monkeypatch, [None])
-    assert (heard, type(raised)) == ([], ConfigError)
+    events, raised = events_of(tmp_path, monkeypatch, [None])
+    assert (events, type(raised)) == ([], ConfigError)

@@ -1,4 +1,4 @@
-"""How far rollouts may run ahead of a step, and after which steps a run is evaluated and saved."""
+"""The steps whose rollouts may run ahead, and the steps after which a run is evaluated and saved."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_rollouts_run_ahead_up_to_the_next_checkpoint(staleness: int, every: int
 
 
 @pytest.mark.parametrize(("every", "last"), [(0, [2, 2, 4, 4, 6, 6, 7]), (3, [2, 2, 3, 4, 6, 6, 7])])
-def test_rollouts_do_not_run_past_an_evaluation_that_may_be_the_best(every: int, last: list[int]) -> None:
+def test_rollouts_do_not_run_ahead_past_an_evaluation_that_may_be_the_best(every: int, last: list[int]) -> None:
     overrides = ["run.steps=7", "algorithm.max_staleness=9", "evaluation.every=2", f"checkpoint.every={every}"]
     config = load_config(None, [*overrides, "checkpoint.keep_best=true"])
     assert [ahead(config, step) for step in range(1, 8)] == last
@@ -57,7 +57,7 @@ def test_an_accuracy_is_the_best_if_it_beats_all_after_training() -> None:
     assert found == [2, 4, 10]
 
 
-def test_evaluations_and_checkpoints_come_as_often_as_asked_for_and_at_the_end() -> None:
+def test_evaluations_and_checkpoints_follow_their_settings_and_the_last_step() -> None:
     config = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.every=3"])
     assert [step for step in range(1, 6) if evaluates_after(config, step)] == [2, 4, 5]
     assert [step for step in range(1, 6) if saves_after(config, step, {0: 0.1, 2: 0.5})] == [3, 5]
@@ -68,7 +68,7 @@ def test_evaluations_and_checkpoints_come_as_often_as_asked_for_and_at_the_end()
 
 
 class Learner:
-    """A learner rank whose third step has a metric that is not finite, of `fault`; keeps the checkpoints it makes."""
+    """A learner rank whose third step has a metric that is not finite, as `fault` selects; records its checkpoints."""
 
     def __init__(self, fault: str) -> None:
         self.fault, self.steps, self.saved = fault, 0, list[int]()
@@ -98,8 +98,8 @@ class Learner:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("fault", "metric", "trained"), [("train", "learning_rate", 3), ("collect", "reward", 2)])
-@pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*go on with --resume"), (0, "nothing was kept")])
-def test_a_metric_that_is_not_finite_ends_the_run_and_keeps_no_weights_of_its_step(
+@pytest.mark.parametrize(("every", "kept"), [(1, "step 2 is in .*continue with --resume"), (0, "nothing was kept")])
+def test_a_metric_that_is_not_finite_ends_the_run_without_a_checkpoint_of_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, kept: str, fault: str, metric: str, trained: int
 ) -> None:
     monkeypatch.setattr(learners, "get", lambda answers: answers)

@@ -1,4 +1,4 @@
-"""One real run whose texts are as mean as texts can be: difficulty classes, a reward function, the folder."""
+"""One real run with hostile texts: difficulty classes, the name of a reward function, the folder."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def problems(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run's parent, "mean", with `said.txt`, its output."""
-    folder = tmp_path_factory.mktemp("läufe") / "mean"
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parent folder of the run, with the output of the program in `output.txt`."""
+    folder = tmp_path_factory.mktemp("läufe") / "hostile"
     folder.mkdir()
     problems(folder / "problems.jsonl")
     (folder / "meine_belohnung.py").write_text(REWARDS)
@@ -63,13 +63,13 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> Path:
             '{function: "meine_belohnung:nirgends"}, {function: exact, weight: 0.0}]',
         )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    (folder / "said.txt").write_text(ended.stdout)
+    (folder / "output.txt").write_text(ended.stdout)
     return folder
 
 
 @pytest.fixture(scope="module")
-def history(mean: Path) -> RunHistory:
-    return load(mean / "run")
+def history(hostile: Path) -> RunHistory:
+    return load(hostile / "run")
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +79,18 @@ def expected(history: RunHistory) -> dict[tuple[str, int], float]:
     return points | {(tag, s.step): value for s in history.steps for tag, value in scalars(s).items()}
 
 
-def test_the_run_ends_with_all_that_a_run_leaves(mean: Path, history: RunHistory) -> None:
-    said = (mean / "said.txt").read_text()
-    unused, *others = (line for line in said.splitlines() if "warning" in line)
+def test_the_run_ends_with_all_of_its_files(hostile: Path, history: RunHistory) -> None:
+    output = (hostile / "output.txt").read_text()
+    unused, *others = (line for line in output.splitlines() if "warning" in line)
     assert "'meine_belohnung:nirgends' applies to none of 64 ground truths" in unused
-    # Whether one of 60 short completions ends is the model's; nothing else may be wrong.
+    # Whether one of 60 short completions ends depends on the model; there must be no other warning.
     assert ["none of 60 completions ended by itself" in line for line in others] in ([], [True])
-    assert "no report" not in said
-    assert "\x1b" not in said
+    assert "no report" not in output
+    assert "\x1b" not in output
     assert [record.step for record in history.steps] == [1, 2, 3]
     assert history.summary is not None
-    assert (mean / "run" / "checkpoints" / "latest").read_text().strip() in {
-        path.name for path in (mean / "run" / "checkpoints").iterdir()
+    assert (hostile / "run" / "checkpoints" / "latest").read_text().strip() in {
+        path.name for path in (hostile / "run" / "checkpoints").iterdir()
     }
     difficulties = {difficulty for record in history.evaluations for difficulty in record.accuracy_by_difficulty}
     assert difficulties <= set(CLASSES)
@@ -101,8 +101,8 @@ def test_the_run_ends_with_all_that_a_run_leaves(mean: Path, history: RunHistory
         assert abs(record.reward) > 1e37
 
 
-def test_tensorboard_has_every_point(mean: Path, expected: dict[tuple[str, int], float]) -> None:
-    events = EventAccumulator(str(mean / "run" / "tensorboard"), size_guidance={"scalars": 0})
+def test_tensorboard_has_every_point(hostile: Path, expected: dict[tuple[str, int], float]) -> None:
+    events = EventAccumulator(str(hostile / "run" / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     points = {(tag, e.step): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
     assert points.keys() == expected.keys()
@@ -114,17 +114,17 @@ def test_tensorboard_has_every_point(mean: Path, expected: dict[tuple[str, int],
             assert text_of(name) in CLASSES or any(name_of(text) == name for text in CLASSES)
 
 
-def test_wandb_has_every_point(mean: Path, expected: dict[tuple[str, int], float]) -> None:
-    run = offline_run(mean / "run")
+def test_wandb_has_every_point(hostile: Path, expected: dict[tuple[str, int], float]) -> None:
+    run = offline_run(hostile / "run")
     rows = {row["_step"]: row for row in run.rows}
     assert {key: rows[key[1]].get(key[0]) for key in expected} == expected
     assert run.exit_code == 0
 
 
-def test_mlflow_has_every_point(mean: Path, expected: dict[tuple[str, int], float]) -> None:
+def test_mlflow_has_every_point(hostile: Path, expected: dict[tuple[str, int], float]) -> None:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-        client = MlflowClient((mean / "mlruns").as_uri())
+        client = MlflowClient((hostile / "mlruns").as_uri())
         (run,) = client.search_runs([client.get_experiment_by_name("adagrpo_ray").experiment_id])
         found: dict[tuple[str, int], float] = {}
         for tag in {tag for tag, _ in expected}:
@@ -136,9 +136,9 @@ def test_mlflow_has_every_point(mean: Path, expected: dict[tuple[str, int], floa
     assert names <= {metric_name(name_of(text)) for text in CLASSES}
 
 
-def test_the_report_and_the_card_hold_no_markup_of_the_data(mean: Path) -> None:
-    page = (mean / "run" / "report.html").read_text(encoding="utf-8")
-    card = (mean / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
+def test_the_report_and_the_card_hold_no_markup_of_the_data(hostile: Path) -> None:
+    page = (hostile / "run" / "report.html").read_text(encoding="utf-8")
+    card = (hostile / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
     for text in (page, card):
         assert "<script>alert(1)" not in text
     assert "| &#42;bold&#42; |" in card or "*bold*" not in card
@@ -147,7 +147,7 @@ def test_the_report_and_the_card_hold_no_markup_of_the_data(mean: Path) -> None:
     assert all(line.replace("\\|", "").count("|") in (3, 6, 10) for line in rows)
 
 
-def test_a_resumed_run_reads_all_of_it_back(mean: Path, history: RunHistory) -> None:
-    lines = (mean / "run" / "metrics.jsonl").read_text("ascii").splitlines()
+def test_a_resumed_run_reads_everything_back(hostile: Path, history: RunHistory) -> None:
+    lines = (hostile / "run" / "metrics.jsonl").read_text("ascii").splitlines()
     assert [json.loads(line) for line in lines] == [record.to_dict() for record in history.steps]
     assert {group.difficulty for group in history.samples} <= set(CLASSES)

@@ -1,4 +1,4 @@
-"""The metrics of sampling a step, from a collection made by hand."""
+"""The sampling metrics of a step, from a collection made by hand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_rewards_are_of_first_attempts_only(step: SamplingMetrics) -> None:
     assert step.reward == pytest.approx((3 + 1 + 1 + 1) / 4)
     assert step.rewards_mean == {
         "format": pytest.approx(1.0),
-        "answer": pytest.approx((2 + 0 + 0) / 3),  # where it applies
+        "answer": pytest.approx((2 + 0 + 0) / 3),  # if it applies
     }
 
 
@@ -59,12 +59,12 @@ def test_groups_are_counted_by_how_they_ended() -> None:
     assert counted == (2, 1, 4, 5)
 
 
-def test_exhausted_groups_count_as_dropped_where_they_are() -> None:
+def test_dropped_exhausted_groups_count_as_dropped() -> None:
     step = metrics(exhausted=(STUCK,), aged=(FAILED,) * 5, exhausted_dropped=True)
     assert (step.groups_exhausted, step.groups_dropped) == (1, 6)
 
 
-def test_groups_that_could_not_be_scored_cost_their_tokens_and_no_rate() -> None:
+def test_groups_that_could_not_be_scored_count_in_tokens_but_not_in_rates() -> None:
     new, old = replace(FAILED, attempts=()), FAILED
     lost = [Failure(group, tokens, dropped=True, error="no") for group, tokens in ((new, 7), (old, 5))]
     step = metrics(ready=(SOLVED,), failed=tuple(lost), aged=(STUCK,), attempts=(SOLVED,))
@@ -76,7 +76,7 @@ def test_groups_that_could_not_be_scored_cost_their_tokens_and_no_rate() -> None
     assert (step.groups_failed, step.groups_dropped, step.generated_tokens) == (2, 0, 10)
 
 
-def test_resamples_are_counted_by_rung_and_level(step: SamplingMetrics) -> None:
+def test_resamples_are_counted_by_rung_and_difficulty(step: SamplingMetrics) -> None:
     assert step.resamples == (1, 1, 0)
     assert step.resamples_by_difficulty == {"5 digits": 2}
 
@@ -117,7 +117,7 @@ def test_a_step_without_groups_has_no_rates() -> None:
     assert {*unknown, *step.rewards_mean.values()} == {None}
 
 
-def test_retry_economics(step: SamplingMetrics) -> None:
+def test_rescued_groups_and_extra_tokens_are_counted(step: SamplingMetrics) -> None:
     assert step.rescued == (1, 0, 0)
     assert step.extra_tokens == 80 + 10
     assert step.informative_groups == 2
@@ -144,7 +144,7 @@ def test_reward_stds_are_over_all_first_completions(step: SamplingMetrics) -> No
 
 
 def test_share_of_zero_std_groups_by_function(step: SamplingMetrics) -> None:
-    # Format has zero std in both first attempts; the hard one's answer has one score only, which tells nothing.
+    # Format has zero std in both first attempts; the answer of the hard group has one score, which does not count.
     assert step.rewards_frac_zero_std == {"format": 1.0, "answer": 0.0}
 
 
@@ -156,7 +156,7 @@ def test_a_function_that_never_applies_has_no_metrics() -> None:
     assert step.rewards_frac_zero_std == {"format": 0.0, "answer": None}
 
 
-def test_truncated_completions_are_counted_and_terminated_ones_measured_apart() -> None:
+def test_truncated_and_terminated_completions_have_separate_metrics() -> None:
     attempt = make_attempt([1, 0, 0], by_function=[[1, 0]] * 3, lengths=[4, 6, 20])
     cut = replace(
         attempt, completions=(*attempt.completions[:2], replace(attempt.completions[2], finish_reason="length"))
