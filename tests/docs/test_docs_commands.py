@@ -36,7 +36,7 @@ PROGRAMS = ("evaluate", "export", "report", "submit", "train", "ui")
 PLAIN = "test_submit.py::test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prometheus"
 HELD = {
     # Programs that are more than read here
-    r"launch/report\.py s3://": "test_report.py::test_a_run_at_a_url_gets_its_report_there",
+    r"launch/report\.py s3://": "test_report.py::test_report_of_a_run_at_a_url_is_written_there",
     r"launch/ui\.py --runs runs": (
         "test_chat_page.py::test_a_start_is_stopped_and_then_both_sides_answer_as_they_are_streamed"
     ),
@@ -68,10 +68,10 @@ HELD = {
     ),
     # docs/tracking.md
     r"^pip install 'adagrpo_ray": "installs the extras of pyproject.toml",
-    r"submit\.py --env WANDB": "test_tracking.py::test_a_relative_folder_is_refused_in_a_job_which_loses_it",
-    r"launch/train\.py tracking\.wandb": "test_tracking.py::test_a_run_and_its_resumption_are_one_run_in_both_trackers",
+    r"submit\.py --env WANDB": "test_tracking.py::test_relative_mlflow_folder_is_refused_in_a_job",
+    r"launch/train\.py tracking\.wandb": "test_tracking.py::test_resumed_run_is_one_run_in_both_trackers",
     r"^ray start --head --metrics-export-port 8080": PLAIN,
-    r"^prometheus --config": "test_ray_metrics.py::test_prometheus_reads_the_file_that_ray_keeps",
+    r"^prometheus --config": "test_ray_metrics.py::test_prometheus_reads_the_discovery_file_of_ray",
     r"^curl -s http://127\.0\.0\.1:8080/metrics": PLAIN,
     # docs/examples
     r"^\.venv/bin/python docs/examples/one_process\.py$": (
@@ -85,7 +85,7 @@ HELD = {
     r"^source \.venv/bin/activate$": "made by venv",
     r"^export \w+=(?!\$\()": "sets variables alone",
     r"^\.venv/bin/tensorboard --logdir runs$": (
-        "test_observe.py::TestRunWriter::test_tensorboard_shows_the_figures_in_groups"
+        "test_observe.py::TestRunWriter::test_tensorboard_shows_metrics_in_groups"
     ),
     r"^make ": "its recipe is read below",
     r"^(mkdir|python3|chmod) .*~/\.adagrpo-ray": "run below",
