@@ -126,7 +126,7 @@ def test_what_became_of_a_group_is_said_at_its_last_attempt() -> None:
     assert why(one, 0, settings()).endswith("It waits for its next attempt in a later step.")
     assert "max_group_age=8 steps" in why(replace(one, outcome="dropped"), 0, settings())
     stuck = group(4, FAILED, STUCK, outcome="exhausted")
-    assert why(stuck, 1, settings()).endswith("trained on all the same (algorithm.on_exhausted=train).")
+    assert why(stuck, 1, settings()).endswith("trained on nevertheless (algorithm.on_exhausted=train).")
     dropped = group(4, FAILED, attempt([0.0, 0.0], 1, trained=False), outcome="exhausted")
     assert why(dropped, 1, settings()).endswith("it was not trained on (algorithm.on_exhausted=drop).")
 
