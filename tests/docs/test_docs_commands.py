@@ -41,7 +41,7 @@ HELD = {
         "test_chat_page.py::test_a_start_is_stopped_and_then_both_sides_answer_as_they_are_streamed"
     ),
     r"launch/evaluate\.py --adapter runs/NAME": (
-        "test_evaluate.py::test_figures_are_those_that_the_run_measured_itself"
+        "test_evaluate.py::test_metrics_equal_those_of_the_evaluations_in_the_run"
     ),
     r"launch/export\.py runs/NAME --out my-model$": "test_export.py::test_the_export_says_what_the_adapter_says",
     r"launch/export\.py runs/NAME/checkpoints": (
