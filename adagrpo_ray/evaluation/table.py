@@ -77,8 +77,8 @@ def save(folder: Path, comparison: Comparison, settings: Mapping[str, Any]) -> N
             os.replace(aside, folder / name)
         except OSError as error:
             raise ResourceError(
-                f"cannot write {folder / name} ({error.strerror or error}); free space or change permissions there, "
-                "then give the same command again"
+                f"cannot write {folder / name} ({error.strerror or error}); free or unlock that place, then give the "
+                "same command again"
             ) from error
 
 

@@ -43,17 +43,17 @@ HELD = {
     r"launch/evaluate\.py --adapter runs/NAME": (
         "test_evaluate.py::test_metrics_equal_those_of_the_evaluations_in_the_run"
     ),
-    r"launch/export\.py runs/NAME --out my-model$": "test_export.py::test_the_export_says_what_the_adapter_says",
+    r"launch/export\.py runs/NAME --out my-model$": "test_export.py::test_merged_model_has_the_logits_of_the_adapter",
     r"launch/export\.py runs/NAME/checkpoints": (
-        "test_export.py::test_a_checkpoint_is_exported_as_its_runs_adapter_is"
+        "test_export.py::test_export_of_last_checkpoint_equals_that_of_the_run"
     ),
-    r"launch/export\.py s3://": "test_export.py::test_a_run_at_a_url",
+    r"launch/export\.py s3://": "test_export.py::test_run_at_a_url_is_exported",
     r"launch/export\.py path/to/peft-adapter": (
-        "test_export.py::test_an_adapters_own_folder_is_enough_and_so_is_a_base_that_is_named"
+        "test_export.py::test_adapter_folder_is_exported_with_and_without_a_base_option"
     ),
-    r"launch/export\.py my-model --push \S+ --private$": "test_push.py::test_nothing_is_sent_without_a_yes",
-    r"launch/export\.py my-model --push .* --yes": "test_push.py::test_all_files_go_in_one_commit_and_no_others",
-    r"launch/export\.py runs/NAME --push": "test_push.py::test_an_adapter_of_a_run_can_be_pushed_as_it_is",
+    r"launch/export\.py my-model --push \S+ --private$": "test_push.py::test_nothing_is_uploaded_without_yes",
+    r"launch/export\.py my-model --push .* --yes": "test_push.py::test_files_are_uploaded_in_one_commit",
+    r"launch/export\.py runs/NAME --push": "test_push.py::test_adapter_of_a_run_is_pushed_without_an_export",
     r"launch/submit\.py --fetch": ("test_submit.py::test_submit_shows_the_log_names_the_job_and_fetches_the_results"),
     r"--resume auto": "test_resume.py::test_a_killed_run_ends_as_one_that_never_stopped",
     # Ray
