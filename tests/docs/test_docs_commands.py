@@ -33,7 +33,7 @@ from tests.support.shapes import SHAPE
 ALL = commands()
 PROGRAMS = ("evaluate", "export", "report", "submit", "train", "ui")
 
-PLAIN = "test_submit.py::test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prometheus"
+PLAIN = "test_submit.py::test_plain_ray_job_submit_keeps_the_run_and_serves_its_metrics"
 HELD = {
     # Programs that are more than read here
     r"launch/report\.py s3://": "test_report.py::test_report_of_a_run_at_a_url_is_written_there",
@@ -52,7 +52,7 @@ HELD = {
     r"launch/export\.py my-model --push \S+ --private$": "test_push.py::test_nothing_is_uploaded_without_yes",
     r"launch/export\.py my-model --push .* --yes": "test_push.py::test_files_are_uploaded_in_one_commit",
     r"launch/export\.py runs/NAME --push": "test_push.py::test_adapter_of_a_run_is_pushed_without_an_export",
-    r"launch/submit\.py --fetch": ("test_submit.py::test_submit_shows_the_log_names_the_job_and_fetches_the_results"),
+    r"launch/submit\.py --fetch": ("test_submit.py::test_submit_shows_the_log_and_fetches_the_results"),
     r"--resume auto": "test_resume.py::test_a_killed_run_ends_as_one_that_never_stopped",
     # Ray
     r"^ray start --head --num-cpus 4": PLAIN,

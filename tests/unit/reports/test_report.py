@@ -283,7 +283,7 @@ class TestCommandLine:
         [
             (["missing"], "missing holds no metrics.jsonl; give the folder of a run, such as runs/NAME"),
             (["empty"], "empty has no finished step yet; try again after its first step"),
-            (["usual", "--interval", "0"], "--interval=0 is no number of steps; give 1 or more"),
+            (["usual", "--interval", "0"], "--interval=0 must be a number of steps, 1 or more"),
             (["usual", "--out", "file"], "cannot write file"),
             (["usual", "--out", "file/below"], "cannot write file/below"),
             (["s3://user:secret@bucket/run"], "RUN=s3://... holds a user, a password or a query"),

@@ -67,7 +67,7 @@ def refused(ui: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str)
 
 
 def test_public_host_without_a_password_is_refused(ui: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--host 0.0.0.0 lets other machines in" in refused(ui, capsys, "--host", "0.0.0.0")
+    assert "--host 0.0.0.0 lets other machines see all runs" in refused(ui, capsys, "--host", "0.0.0.0")
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "cannot read --password-file"), (" \n", "is empty")])
