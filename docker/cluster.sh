@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The cluster of docker-compose.yml: docker/cluster.sh up|down. `up` ends when all workers have joined.
+# Starts or stops the cluster of docker-compose.yml: docker/cluster.sh up|down. `up` waits until all workers have joined.
 set -euo pipefail
 cd "$(dirname "$0")"
 compose=(docker compose)
 docker compose version >/dev/null 2>&1 || compose=(docker-compose)
 
-# Files of runs belong to who starts the cluster. No container runs as root: for root they belong to user 1000.
+# Files of runs belong to the user who starts the cluster. No container runs as root: root's files belong to user 1000.
 CLUSTER_UID=${CLUSTER_UID:-$(id -u)} CLUSTER_GID=${CLUSTER_GID:-$(id -g)}
 [ "$CLUSTER_UID" != 0 ] || CLUSTER_UID=1000 CLUSTER_GID=1000
 export CLUSTER_UID CLUSTER_GID
 
-set_of() { # the value of a setting: the environment's, else that of .env
+set_of() { # the value of a setting in the environment, else in .env
     echo "${!1:-$(sed -n "s/^$1=//p" .env)}"
 }
 
@@ -20,7 +20,7 @@ up() {
     mkdir -p secrets "$runs"
     [ -s $token ] || (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >$token)
     chown "$CLUSTER_UID:$CLUSTER_GID" $token "$runs"
-    expected=3 # with the head: on GPUs one worker of each role
+    expected=3 # on GPUs: the head and one worker for each role
     [ "$(set_of COMPOSE_PROFILES)" = gpu ] || expected=$((1 + $(set_of ROLLOUTS) + $(set_of LEARNERS)))
 
     "${compose[@]}" build head

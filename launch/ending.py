@@ -1,4 +1,4 @@
-"""How the commands end: an exit code, and one line for whatever a person can mend."""
+"""Ends a command: its exit code, and one line on standard error for an error of this library."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from adagrpo_ray.stop import Stop
 
 
 class Exit(Stop):
-    """A second signal ends the program, whatever it does just now."""
+    """A `Stop` whose second signal ends the program at once."""
 
     def leave(self, number: int) -> None:
         os._exit(128 + number)
 
 
 def show_any_text() -> None:
-    """Show letters that the terminal's encoding lacks by their numbers, in place of a UnicodeEncodeError."""
+    """Print characters that the terminal's encoding lacks as escapes, instead of raising UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def not_empty(options: argparse.Namespace, *names: str) -> None:
-    """ConfigError for an option that was given without a value, as "$UNSET" is."""
+    """Raise ConfigError if one of these options has an empty value, as from an unset shell variable."""
     for name in names:
         value = getattr(options, name.strip("-").replace("-", "_").lower())
         for each in value if isinstance(value, list) else [value]:
@@ -36,7 +36,7 @@ def not_empty(options: argparse.Namespace, *names: str) -> None:
 
 
 def ended(work: Callable[[], object], stop: Stop | None = None) -> int:
-    """The exit code of `work`: 0, 2 after an error that is said, or as convention has it after a signal."""
+    """Run `work`. Returns the exit code: 0, 2 after an error of this library, or 128 + the number of a signal."""
     show_any_text()
     try:
         work()

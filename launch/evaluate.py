@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout that is not installed
 
 from ending import Exit, ended, not_empty
 from train import DEFAULT
@@ -16,11 +16,11 @@ from adagrpo_ray.config import load_config
 from adagrpo_ray.config.explain import settings
 from adagrpo_ray.errors import ConfigError, StoppedError
 
-LOG_WIDTH = 240  # of tables where there is no window that they have to fit into
+LOG_WIDTH = 240  # characters of tables in a log, which has no window
 
 
 class Stopping(Exit):
-    """The same, which says how an evaluation ends."""
+    """An `Exit` with the notice of an evaluation."""
 
     told = b"stopping: finished problems are kept; once more to leave at once\n"
 
@@ -31,8 +31,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="launch/evaluate.py",
         description="Evaluate a base model and any number of adapters on the same problems, side by side.",
         usage="%(prog)s [options] [--adapter PATH ...] [key=value ...]",
-        epilog="Given again, the same command goes on where it was stopped or killed.\n\n"
-        "settings, as overrides or in the YAML file (those of learner and algorithm are of no account here):\n"
+        epilog="The same command continues an evaluation that was stopped or killed.\n\n"
+        "settings, as overrides or in the YAML file (those of learner and algorithm have no effect here):\n"
         + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,14 +41,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="PATH",
-        help="an adapter: a run folder, one of its checkpoints or the file 'best' beside them, or a PEFT adapter's "
-        "folder; give it again for more of them",
+        help="an adapter: a run folder, a checkpoint, the file 'best' in a folder of checkpoints, or the folder of a "
+        "PEFT adapter; repeat the option for more adapters",
     )
     parser.add_argument(
         "--base",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="evaluate the base model too, the first of all (default); --no-base: the adapters alone",
+        help="evaluate the base model too, before the adapters (default); --no-base: only the adapters",
     )
     parser.add_argument(
         "--config",
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--split",
         choices=("held_out", "train", "all"),
         default="held_out",
-        help="which prompts: those that training keeps aside, the others, or both (default: held_out)",
+        help="which prompts: those held out from training, those trained on, or both (default: held_out)",
     )
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N of these prompts")
     parser.add_argument(
@@ -68,21 +68,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where results go, and are found again (default: evaluations/ and the name of the run or config)",
+        help="folder of the results, new or to be continued (default: evaluations/ and the name of the run or config)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     return parser.parse_intermixed_args(arguments)
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def evaluate(options: argparse.Namespace, stop: Exit) -> None:
     from adagrpo_ray.evaluation.comparison import compare
-    from adagrpo_ray.evaluation.measure import finished, measure, plan, unfinished
+    from adagrpo_ray.evaluation.execution import execute, finished, plan, unfinished
     from adagrpo_ray.evaluation.models import locate
     from adagrpo_ray.evaluation.progress_line import EvaluationProgress
     from adagrpo_ray.evaluation.results import ResultFile
@@ -101,28 +101,28 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
     live = is_terminal(sys.stdout)
     console = rich_console(sys.stdout, live=live, width=None if live else LOG_WIDTH)
 
-    def tell(text: str) -> None:
+    def notify(text: str) -> None:
         console.print(text, soft_wrap=True)
 
-    tell(f"checking models, data and rewards; settings of {file}")
-    todo = plan(config, options.adapter, base=options.base, split=options.split, limit=options.limit, tell=tell)
-    tell(f"{len(todo.prompts)} problems ({options.split}), {len(todo.models)} models, results in {out}")
+    notify(f"checking models, data and rewards; settings of {file}")
+    todo = plan(config, options.adapter, base=options.base, split=options.split, limit=options.limit, notify=notify)
+    notify(f"{len(todo.prompts)} problems ({options.split}), {len(todo.models)} models, results in {out}")
     with ResultFile(out, todo.settings) as results:
         with EvaluationProgress(len(todo.models), unfinished(todo, results), console, live=live) as progress:
             try:
-                measure(todo, results, progress, stop)
+                execute(todo, results, progress, stop)
             except StoppedError as error:
                 every = len(todo.models) * len(todo.prompts)
                 raise StoppedError(
                     f"{error}; {every - unfinished(todo, results)} of {every} results are in {results.path}: give the "
-                    "same command again to go on"
+                    "same command again to continue"
                 ) from None
         comparison = compare([(m.name, m.folder, m.digest, finished(todo, results, m)) for m in todo.models])
         save(out, comparison, todo.settings)
     console.print()
     for part in report(comparison, console.width):
         console.print(part, soft_wrap=isinstance(part, str))
-    tell(f"results: {results.path}, {out / JSON}, {out / MARKDOWN}")
+    notify(f"results: {results.path}, {out / JSON}, {out / MARKDOWN}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout that is not installed
 
 from ending import ended, not_empty
 
@@ -22,42 +22,42 @@ DTYPES = ("float32", "bfloat16", "float16")
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="launch/export.py",
-        description="Merge the adapter of a run into its base model: a folder that Transformers and vLLM load.",
+        description="Merge the adapter of a run into its base model, as a folder that Transformers and vLLM load.",
         epilog="The merge takes little memory: one file of the result (2 GiB) and one weight in float32. The check "
         "loads the model in float32, first with the adapter, then merged: about 8 GiB for 1.7 billion parameters.",
     )
     parser.add_argument(
         "source",
         metavar="RUN|ADAPTER",
-        help="a run folder, one of its checkpoints, or an adapter's folder (PEFT), each a path or a URL; without --out "
-        "and with --push also a folder made by an export",
+        help="a run folder, a checkpoint, or the folder of a PEFT adapter, each a path or a URL; with --push and "
+        "without --out also a folder made by an export",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="the folder to make; must not be there, or be empty")
+    parser.add_argument("--out", metavar="FOLDER", help="the folder to create; it must not exist, or be empty")
     parser.add_argument("--base", metavar="MODEL", help="base model, a folder or Hub name (default: the run's)")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the merged weights (default: the base model's)")
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compare the merged model with the adapter, and keep nothing where they differ (default: yes)",
+        help="compare the merged model with the adapter, and save nothing if they differ (default: yes)",
     )
     parser.add_argument(
         "--push",
         metavar="OWNER/NAME",
-        help="show what would go to this model repository of the Hub: the export, or without --out the adapter itself",
+        help="list the files to upload to this model repository of the Hub: the export, or without --out the adapter",
     )
-    parser.add_argument("--private", action="store_true", help="the repository is to be a private one")
-    parser.add_argument("--yes", action="store_true", help="really push, with the token of HF_TOKEN or of a login")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--yes", action="store_true", help="really upload, with the token of HF_TOKEN or of a login")
     options = parser.parse_args(arguments)
     if options.out is None and options.push is None:
-        parser.error("give --out FOLDER to merge, or --push OWNER/NAME to push what is there")
+        parser.error("give --out FOLDER to merge, or --push OWNER/NAME to push an adapter or an earlier export")
     if options.push is None and (options.private or options.yes):
-        parser.error("--private and --yes go with --push OWNER/NAME")
+        parser.error("--private and --yes need --push OWNER/NAME")
     return options
 
 
 def to_push(source: str) -> Path:
-    """The folder that is pushed where nothing is exported: a run's adapter, or the source itself."""
+    """The folder to push if nothing is exported: the adapter of a run, or the source itself."""
     if storage.is_url(source):
         raise ConfigError(f"{source} is a URL; give --out FOLDER to export it, or copy it here")
     folder = Path(storage.plain(source))
@@ -71,9 +71,9 @@ def show(planned: Push, *, really: bool) -> None:
         print(f"  {size:>14,}  {name}")
     print(f"  {sum(size for _, size in planned.files):>14,}  bytes in one commit")
     if planned.left:
-        print(f"  left here: {', '.join(planned.left)}")
+        print(f"  not uploaded: {', '.join(planned.left)}")
     if not really:
-        print("nothing was sent; the same with --yes pushes (without --out, since the export is done)")
+        print("nothing was sent; give the same command with --yes to push (without --out, since the export is done)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Bringing the results of a finished job to this machine."""
+"""Copies the results of a finished job to this machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.storage import places as storage
 
 LEFT_OUT = ("checkpoints", "tensorboard")
-"""Parts of a run folder that stay where they are: large, or of use only there."""
+"""Folders that are not copied: they are large, or useful only on the cluster."""
 BEGIN, END = "== files ==", "== end of files =="
 
 
 def fetch(client: JobSubmissionClient, job: JobDetails, source: str, into: Path) -> str:
-    """Copy the run folder `source` of a job, without LEFT_OUT, into the folder `into`; how it came here.
+    """Copy the run folder `source` of a job, without LEFT_OUT, into the folder `into`. Returns the way in words.
 
-    Raises ResourceError where there is nothing to be had, ConfigError where its URL cannot be used.
+    Raises ResourceError if it cannot be copied, and ConfigError if its URL cannot be used.
     """
     try:
         if storage.is_url(source):
@@ -34,7 +34,7 @@ def fetch(client: JobSubmissionClient, job: JobDetails, source: str, into: Path)
         source = storage.plain(source)
         if _visible(Path(source), job):
             shutil.copytree(source, into, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
-            return "from the same folder, seen here"
+            return "from a shared folder"
     except OSError as error:
         raise ResourceError(f"cannot copy {source} to {into}: {error}; copy it by hand") from None
     over_cluster(client, job, source, into)
@@ -42,18 +42,18 @@ def fetch(client: JobSubmissionClient, job: JobDetails, source: str, into: Path)
 
 
 def _visible(source: Path, job: JobDetails) -> bool:
-    """Whether `source` is here what it is on the cluster, rather than an older folder of the same name."""
+    """Whether the folder `source` is shared with the cluster, and not an older local folder of the same name."""
     summary = source / "summary.json"
     return summary.is_file() and summary.stat().st_mtime * 1000 >= (job.start_time or 0)
 
 
 def over_cluster(client: JobSubmissionClient, job: JobDetails, source: str, into: Path) -> None:
-    """The same through the dashboard alone: a second job, on the node of the first one, logs the files as text.
+    """Copy the run folder using only the dashboard: a second job, on the node of the first, logs the files as text.
 
-    Raises ResourceError where that node does not have the folder with its adapter.
+    Raises ResourceError if the folder or its adapter is not on that node.
     """
     left_out = "".join(f" --exclude=./{name}" for name in LEFT_OUT)
-    # Ray may still be writing its own first line into the log when the command begins; hence the second of sleep.
+    # Sleep, because Ray may still be writing its own first line to the log when the command begins.
     packing = f"tar -C {shlex.quote(source)}{left_out} -czf - . 2>/dev/null | base64"
     command = f"sleep 1; echo; echo '{BEGIN}'; {packing}; echo '{END}'"
     node = {"ray.io/node-id": job.driver_node_id} if job.driver_node_id else None
@@ -71,11 +71,11 @@ def over_cluster(client: JobSubmissionClient, job: JobDetails, source: str, into
             archive.extractall(into, filter="data")
     except (binascii.Error, ValueError, tarfile.TarError, EOFError) as error:
         raise ResourceError(
-            f"the node of job {job.submission_id} does not give out {source} ({error}); let run.output_dir be a folder "
-            "that all nodes share, or a URL"
+            f"cannot copy {source} from the node of job {job.submission_id} ({error}); set run.output_dir to a folder "
+            "that all nodes share, or to a URL"
         ) from None
     if not (into / "adapter").is_dir():
         raise ResourceError(
             f"{source} has no adapter on the node of job {job.submission_id}: the learner wrote it on another one; "
-            "let run.output_dir be a folder that all nodes share, or a URL"
+            "set run.output_dir to a folder that all nodes share, or to a URL"
         )

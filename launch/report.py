@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout that is not installed
 
 from ending import ended, not_empty
 
@@ -18,8 +18,8 @@ from adagrpo_ray.storage import places as storage
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="launch/report.py",
-        description="Make the report of a run as one HTML file with its figures as PNG beside it, or of several runs "
-        "in the same figures. Runs need not have ended.",
+        description="Make the report of a run, or of several runs in the same figures: one HTML file, and the figures "
+        "as PNG. Runs may still be in progress.",
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folder: a path, or a URL as in s3://bucket/runs/NAME"
@@ -27,10 +27,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where report.html and plots/ go, a path or a URL (default: the run folder, of several runs ./report)",
+        help="folder for report.html and plots/, a path or a URL (default: the run folder; ./report for several runs)",
     )
     parser.add_argument(
-        "--interval", type=int, metavar="N", help="steps of one bar (default: as many as make ten bars)"
+        "--interval", type=int, metavar="N", help="steps of one bar (default: a tenth of the longest run)"
     )
     return parser.parse_args(arguments)
 
@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def report(options: argparse.Namespace) -> None:
     not_empty(options, "RUNS", "--out")
     if options.interval is not None and options.interval < 1:
-        raise ConfigError(f"--interval={options.interval} is no number of steps; give 1 or more")
+        raise ConfigError(f"--interval={options.interval} must be a number of steps, 1 or more")
     from adagrpo_ray.reports import read, write_report
 
     for place in options.runs:

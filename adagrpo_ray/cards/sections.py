@@ -1,4 +1,4 @@
-"""The sections of a model card, each a piece of Markdown that ends with a newline."""
+"""Makes the sections of a model card, in Markdown that ends with a newline."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ SHOWN = (
     *("model.lora.r", "model.lora.alpha", "model.lora.dropout", "model.lora.targets", "model.dtype"),
     *("rollout.max_new_tokens", "rewards.correct_by", "rewards.correct_above"),
 )
-"""Settings in the card's table; all of them follow as YAML."""
+"""Settings in the table of the card, which also has all settings as YAML."""
 ADAPTIVE = ("algorithm.criterion.", "algorithm.resample", "algorithm.on_exhausted", "algorithm.allocation.")
-"""Beginnings of the keys that count for adaptive GRPO alone."""
+"""Prefixes of the keys that only adaptive GRPO uses."""
 
 
 def base_in_words(base: ModelIdentity) -> str:
-    """The base model in a sentence."""
+    """The base model, as a part of a sentence."""
     if base.on_hub:
         return f"[{base.name}](https://huggingface.co/{base.name})"
     if base.name == TINY:
@@ -55,7 +55,7 @@ def base_in_words(base: ModelIdentity) -> str:
 
 
 def data_in_words(config: Config) -> str:
-    """The data in a sentence."""
+    """The data, as a part of a sentence."""
     source = config.data.source
     if source == ARITHMETIC:
         return "generated additions of two numbers"
@@ -67,18 +67,18 @@ def data_in_words(config: Config) -> str:
 
 
 def source_name(source: str) -> str:
-    """A name on the Hub as it is; of a file or folder its own name, without the folders of the machine."""
+    """The name of the data: that on the Hub, or that of a file or folder without its path."""
     return source if is_generated(source) or is_hub_name(source) else PurePath(source).name
 
 
 def base_model(base: ModelIdentity, adapter: str | None = None) -> str:
-    """Which base model it needs, and the `adapter` that its training continued."""
+    """The base model, and the `adapter` that the training continued."""
     rows = [
         ("base model", base_in_words(base)),
         ("revision", code(base.revision) if base.revision else "not known" if base.on_hub else "-"),
         ("fingerprint of its weights", code(base.fingerprint) if base.fingerprint else "not known"),
-        *([("made of", f"GGUF, {base.gguf.types}, dequantised to float32")] if base.gguf is not None else []),
-        ("licence", base.license or "not known here: see the base model's own card"),
+        *([("made from", f"GGUF, {base.gguf.types}, dequantised to float32")] if base.gguf is not None else []),
+        ("licence", base.license or "not known: see the base model's own card"),
     ]
     if adapter is not None:
         rows.append(("continues the adapter", code("/".join(PurePath(adapter).parts[-2:]))))
@@ -86,7 +86,7 @@ def base_model(base: ModelIdentity, adapter: str | None = None) -> str:
 
 
 def data(config: Config, prompts: tuple[int, int] | None) -> str:
-    """What it was trained and evaluated on, and which completions counted as correct."""
+    """The data of training and evaluation, the rewards, and the condition for a correct completion."""
     d, rewards = config.data, config.rewards
     rows = [("data", data_in_words(config))]
     if d.source == ARITHMETIC:
@@ -107,7 +107,7 @@ def data(config: Config, prompts: tuple[int, int] | None) -> str:
 
 
 def training(config: Config) -> str:
-    """The algorithm's settings, and its ladder of resamples."""
+    """The settings of the algorithm, and its ladder of resamples."""
     tree = config.model_dump(mode="json")
     adaptive = config.algorithm.name == "adagrpo"
     rows = [
@@ -116,14 +116,14 @@ def training(config: Config) -> str:
         if (value := _at(tree, key)) is not None and (adaptive or not key.startswith(ADAPTIVE))
     ]
     rows.append((code("algorithm.num_iterations"), str(config.algorithm.updates_per_batch)))
-    text = f"## Training\n\nBy {METHODS[config.algorithm.name]}, with these settings:\n\n" + _table(
+    text = f"## Training\n\nTrained by {METHODS[config.algorithm.name]} with these settings:\n\n" + _table(
         ("setting", "value"), rows
     )
     return text + "\n### Sampling, and the ladder of resamples\n\n" + _ladder(config)
 
 
 def results(config: Config, summary: Summary) -> str:
-    """Held-out accuracy before and after, what resampling cost and brought, tokens."""
+    """Held-out accuracy before and after training, cost and result of resampling, and tokens."""
     e = config.evaluation
     if summary.eval_accuracy_before is None and summary.eval_accuracy_after is None:
         accuracy = "Held-out accuracy was not evaluated.\n"
@@ -155,7 +155,7 @@ def results(config: Config, summary: Summary) -> str:
             ("tokens for each informative group", whole(summary.tokens_per_informative_group)),
             ("resamples by rung", rungs(summary.resamples)),
             ("of these met the criterion", rungs(summary.rescued)),
-            ("groups that never did", str(summary.groups_exhausted)),
+            ("groups that never met it", str(summary.groups_exhausted)),
             ("groups that could not be scored", str(summary.groups_failed)),
             ("updates skipped", str(summary.skipped_updates)),
         ],
@@ -164,19 +164,19 @@ def results(config: Config, summary: Summary) -> str:
 
 
 def made(command: str | None, versions: Mapping[str, str], config: str) -> str:
-    """The command, the packages, and all settings."""
-    text = "## How it was made\n\n"
+    """The command, the versions of packages, and all settings."""
+    text = "## How it was trained\n\n"
     text += f"{fenced(command, 'bash')}\n" if command else ""
     text += f"{_table(('package', 'version'), list(versions.items()))}\n" if versions else ""
     return f"{text}<details><summary>All settings</summary>\n\n{fenced(config, 'yaml')}\n</details>\n"
 
 
 def merging(base: ModelIdentity, dtype: str, check: str | None) -> str:
-    """How the adapter came into the weights."""
+    """How the adapter was merged, and the results of the check."""
     compared = f"Compared with the adapter on its base model: {check}.\n" if check else "It was not checked.\n"
     return (
-        f"## Merge\n\nThe adapter was added to the untouched weights of {base_in_words(base)} in float32, and the sum "
-        f"kept in {dtype}. {compared}"
+        f"## Merge\n\nThe adapter was added to the original weights of {base_in_words(base)} in float32, and the sum "
+        f"was stored in {dtype}. {compared}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The sections of a model card on how the model is asked: code, prompt and answer."""
+"""Makes the sections of a model card on the use of the model: code, prompt and answer."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from adagrpo_ray.runs.markdown import code, fenced
 
 
 def use_adapter(config: Config, base: ModelIdentity) -> str:
-    """How to load the adapter with PEFT and with vLLM."""
+    """Code that loads the adapter with PEFT and with vLLM."""
     place = "path/to/the/base/model"
     if base.on_hub:
         place = base.name
     loading = f"base = {json.dumps(place)}\n"
     revision = f", revision={json.dumps(base.revision)}" if base.on_hub and base.revision else ""
     if base.name == TINY or base.gguf is not None:
-        made = "builds the model" if base.gguf is None else "dequantises the GGUF file"
+        effect = "builds the model" if base.gguf is None else "dequantises the GGUF file"
         loading = (
             "from adagrpo_ray.config import load_config\n"
             "from adagrpo_ray.model.pretrained import resolve_model\n\n"
-            f'base = resolve_model(load_config("config.yaml"))  # that of the run folder; {made} if need be\n'
+            f'base = resolve_model(load_config("config.yaml"))  # from the run folder; {effect} if necessary\n'
         )
     peft = (
         "import torch\n"
@@ -46,20 +46,20 @@ def use_adapter(config: Config, base: ModelIdentity) -> str:
         f"llm = LLM(base{revision}, enable_lora=True, max_lora_rank={config.model.lora.r})\n"
         f"sampling = SamplingParams(temperature=0.0, max_tokens={config.rollout.max_new_tokens})\n"
         'adapter = LoRARequest("adapter", 1, "path/to/this/adapter")\n'
-        f"print({_asked_of_vllm(config)}[0].outputs[0].text)\n"
+        f"print({_vllm_call(config)}[0].outputs[0].text)\n"
     )
     return f"## Use\n\nWith PEFT:\n\n{fenced(peft, 'python')}\nWith vLLM:\n\n{fenced(vllm, 'python')}"
 
 
 def _own_template(config: Config) -> str:
-    """The line of code that has the tokenizer use the template beside the adapter; "" if it has its own."""
+    """The line of code that sets the template from the adapter's folder; "" if it is the tokenizer's own."""
     if config.data.chat_template in (None, PLAIN):
         return ""
     return f'tokenizer.chat_template = open("path/to/this/adapter/{TEMPLATE_FILE}").read()\n'
 
 
 def _prompt(config: Config) -> str:
-    """The lines of code that make `prompt` of a question, as training made its prompts."""
+    """The lines of code that make `prompt` from a question, as in training."""
     if config.data.chat_template == PLAIN:
         return f'text = {_text(config)}\nprompt = tokenizer(text, return_tensors="pt")\n'
     kwargs = config.data.template_kwargs
@@ -70,18 +70,18 @@ def _prompt(config: Config) -> str:
     )
 
 
-def _asked_of_vllm(config: Config) -> str:
+def _vllm_call(config: Config) -> str:
     """The call of vLLM with the same prompt."""
     if config.data.chat_template == PLAIN:
         return "llm.generate(text, sampling, lora_request=adapter)"
     kwargs = config.data.template_kwargs
     template = ", chat_template=tokenizer.chat_template" if _own_template(config) else ""
-    said = f", chat_template_kwargs={kwargs!r}" if kwargs else ""
-    return f"llm.chat(messages, sampling, lora_request=adapter{template}{said})"
+    arguments = f", chat_template_kwargs={kwargs!r}" if kwargs else ""
+    return f"llm.chat(messages, sampling, lora_request=adapter{template}{arguments})"
 
 
 def use_model(plain: bool = False) -> str:
-    """How to load a merged model with Transformers and with vLLM; `plain` if its prompts are plain text."""
+    """Code that loads a merged model with Transformers and with vLLM; `plain` if its prompts are plain text."""
     if plain:
         transformers = (
             "from transformers import pipeline\n\n"
@@ -114,9 +114,9 @@ def _use(transformers: str, vllm: str) -> str:
 
 
 def answer_format(config: Config, template: str | None = None) -> str:
-    """The system prompt and the chat template that it was trained with, and where its answer stands.
+    """The system prompt and the chat template of training, and the position of the answer.
 
-    `template` is the text of the file that `data.chat_template` names; None if it is not at hand.
+    `template` is the text of the file that `data.chat_template` names; None if it is not available.
     """
     return f"## Prompt and answer\n\n{_trained_with(config, template)}\n{_answer(config)}"
 
@@ -130,22 +130,22 @@ def _trained_with(config: Config, template: str | None) -> str:
             "It was trained on prompts of plain text, without a chat template, after this text and a blank line:\n\n"
             f"{fenced(system)}"
         )
-    said = "It was trained with the chat template of its base model"
+    text = "It was trained with the chat template of its base model"
     if named is not None:
-        said = f"It was trained with the chat template {code(TEMPLATE_FILE)} in the folder of its adapter"
+        text = f"It was trained with the chat template {code(TEMPLATE_FILE)} in the folder of its adapter"
     if config.data.template_kwargs:
-        said += f", its arguments {code(json.dumps(config.data.template_kwargs, ensure_ascii=False))},"
-    asked = (
+        text += f", its arguments {code(json.dumps(config.data.template_kwargs, ensure_ascii=False))},"
+    message = (
         " and no system message of its own.\n" if system is None else f" and this system message:\n\n{fenced(system)}"
     )
-    shown = f"\nThe template:\n\n{fenced(template, 'jinja')}" if template else ""
-    return f"{said}{asked}{shown}"
+    jinja = f"\nThe template:\n\n{fenced(template, 'jinja')}" if template else ""
+    return f"{text}{message}{jinja}"
 
 
 def _answer(config: Config) -> str:
     markers = config.data.format
     return (
-        f"A completion thinks until {code(markers.think_end)}; its answer is what stands between "
+        f"The thoughts of a completion end with {code(markers.think_end)}. Its answer is the text between "
         f"{code(markers.answer_start)} and {code(markers.answer_end)}.\n"
     )
 
@@ -158,6 +158,6 @@ def _messages(config: Config) -> str:
 
 
 def _text(config: Config) -> str:
-    """The prompt of a question as plain text, as a literal of Python."""
+    """The prompt of a question as plain text, as a Python literal."""
     system, question = system_message(config.data), "123+456" if config.data.source == ARITHMETIC else "..."
     return json.dumps(question if system is None else f"{system}\n\n{question}", ensure_ascii=False)

@@ -1,5 +1,6 @@
-"""Evaluating the base model and adapters side by side, apart from training.
+"""Evaluation of the base model and adapters on the same problems, outside of training.
 
-`models` finds what is to be evaluated, `settings` says what must stay the same, `results` keeps a line a finished
-problem, `measure` makes them over rollout actors, and `comparison` and `table` compare them.
+`models` finds the models to evaluate, and `settings` the settings that results depend on. `execution` evaluates the
+models on rollout actors, and `results` stores one line for each finished problem. `comparison` computes metrics and
+differences, `table` formats them, and `progress_line` shows the progress.
 """

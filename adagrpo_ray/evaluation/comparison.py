@@ -1,4 +1,4 @@
-"""From finished problems to metrics with intervals, and to differences between models. Pure."""
+"""Computes metrics with confidence intervals from finished problems, and differences between models. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from adagrpo_ray.runs.record import Record
 
 DRAWS, SEED = 2000, 0
 CONFIDENCE = (
-    f"95 % intervals by the percentile bootstrap over problems ({DRAWS} draws, seed {SEED}); where a share is 0 or 1 "
-    "on every problem, Wilson's interval of so many problems; differences are paired, problem by problem"
+    f"95 % intervals by the percentile bootstrap over problems ({DRAWS} draws, seed {SEED}); if a share is 0 or 1 "
+    "on every problem, Wilson's interval for this number of problems; differences are paired by problem"
 )
 ACCURACY = "accuracy"
 LENGTHS = ("tokens", "characters")
@@ -24,7 +24,7 @@ LENGTHS = ("tokens", "characters")
 
 @dataclass(frozen=True)
 class Estimate(Record):
-    """A mean over problems and its 95 % interval, which is None if there is one problem only."""
+    """A mean over problems with its 95 % interval; `low` and `high` are None if there is only one problem."""
 
     value: float
     low: float | None
@@ -33,7 +33,11 @@ class Estimate(Record):
 
 @dataclass(frozen=True)
 class ModelMetrics(Record):
-    """One model. `not_scored` of its problems count as wrong; metrics are shares, but for those of LENGTHS."""
+    """The metrics of one model.
+
+    not_scored: the number of problems that could not be scored; they count as wrong.
+    metrics: shares, except for LENGTHS, which are means.
+    """
 
     name: str
     folder: str
@@ -45,7 +49,11 @@ class ModelMetrics(Record):
 
 @dataclass(frozen=True)
 class Difference(Record):
-    """The metrics of `second` less those of `first`, on how many problems it is more often correct, and less often."""
+    """Two models compared.
+
+    better, worse: the number of problems that `second` solves more often than `first`, and less often.
+    metrics: those of `second` minus those of `first`.
+    """
 
     first: str
     second: str
@@ -56,7 +64,7 @@ class Difference(Record):
 
 @dataclass(frozen=True)
 class Comparison(Record):
-    """All models on the same problems, with `samples` completions of each, and every pair of them."""
+    """All models on the same problems, with `samples` completions of each problem, and every pair of models."""
 
     problems: int
     samples: int
@@ -66,18 +74,21 @@ class Comparison(Record):
 
 
 def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> Comparison:
-    """Figures of each (name, folder, digest, results), the results being of the same problems in the same order."""
+    """Compare models, each given as (name, folder, digest, results).
+
+    All results are of the same problems in the same order.
+    """
     first = models[0][3]
     tables = [_values(results) for *_, results in models]
     names = list(tables[0])
     stacked = [np.stack(list(table.values()), axis=1) for table in tables]
     pairs = list(combinations(range(len(models)), 2))
-    apart = [stacked[other] - stacked[one] for one, other in pairs]
-    drawn = bootstrap_means(np.concatenate([*stacked, *apart], axis=1), DRAWS, SEED)
+    differences = [stacked[other] - stacked[one] for one, other in pairs]
+    drawn = bootstrap_means(np.concatenate([*stacked, *differences], axis=1), DRAWS, SEED)
     means = np.split(drawn, len(models) + len(pairs), axis=1)
 
     def difference(number: int) -> Difference:
-        (one, other), values = pairs[number], apart[number]
+        (one, other), values = pairs[number], differences[number]
         accuracy = values[:, names.index(ACCURACY)]
         return Difference(
             first=models[one][0],
@@ -107,7 +118,7 @@ def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> 
 
 
 def _values(results: Sequence[ProblemResult]) -> dict[str, NDArray[np.float64]]:
-    """Each metric's value [P] on each problem."""
+    """The values of each metric on each problem; shape [P] for P problems."""
     return {
         name: np.array(column, np.float64)
         for name, column in zip(_names(results), zip(*map(_of_problem, results), strict=True), strict=True)
@@ -150,7 +161,7 @@ def _of_problem(result: ProblemResult) -> list[float]:
 
 
 def _by_difficulty(results: Sequence[ProblemResult], accuracy: NDArray[np.float64]) -> dict[str, Estimate]:
-    """Accuracy [P, 1] of the problems of each difficulty."""
+    """Mean of `accuracy` [P, 1] over the problems of each difficulty."""
     difficulties = np.array([result.difficulty for result in results])
     found = {}
     for difficulty in sorted(set(difficulties.tolist()) - {""}):
@@ -162,7 +173,10 @@ def _by_difficulty(results: Sequence[ProblemResult], accuracy: NDArray[np.float6
 def _estimates(
     names: Sequence[str], values: NDArray[np.float64], means: NDArray[np.float64], *, shares: bool = True
 ) -> dict[str, Estimate]:
-    """Each column of `values` [P, M] with the interval that the drawn `means` [draws, M] give."""
+    """The mean of each column of `values` [P, M], with the interval from the bootstrapped `means` [DRAWS, M].
+
+    `shares`: the values are shares, except for those of LENGTHS.
+    """
     low, high = np.quantile(means, (0.025, 0.975), axis=0)
     found = {}
     for column, name in enumerate(names):

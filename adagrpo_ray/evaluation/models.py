@@ -1,4 +1,4 @@
-"""Finding the models to evaluate: the base, and adapters in run folders, checkpoints and PEFT folders."""
+"""Finds the models to evaluate: the base, and adapters in run folders, checkpoints and PEFT folders."""
 
 from __future__ import annotations
 
@@ -27,28 +27,37 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True)
 class Place:
-    """Where an adapter's files are: a PEFT folder or a checkpoint, and the run folder that it is of, if it is."""
+    """The location of an adapter.
+
+    folder: a PEFT folder or a checkpoint.
+    run: the folder of the run that trained it; None if it is unknown.
+    """
 
     folder: Path
     run: Path | None
 
     @property
     def name(self) -> str:
-        """What to call it: by its run where that is known."""
+        """The name of its run, if it is known, and of the checkpoint; else the name of the folder."""
         if self.run is None:
             return self.folder.name
         return f"{self.run.name}/{self.folder.name}" if checkpoint.is_checkpoint(self.folder) else self.run.name
 
     @property
     def config(self) -> Path | None:
-        """The configuration of its run, where there is one."""
+        """The configuration file of its run; None if there is none."""
         file = self.run / CONFIG_FILE if self.run is not None else None
         return file if file is not None and file.is_file() else None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to evaluate; `weights` are None for the base. `digest` tells it from all others of the same base."""
+    """A model to evaluate.
+
+    folder: its files.
+    digest: differs between all models of the same base.
+    weights: None for the base.
+    """
 
     name: str
     folder: str
@@ -56,9 +65,13 @@ class Candidate:
     weights: AdapterWeights | None
 
 
-def locate(given: str, tell: Callable[[str], None] = lambda text: None) -> Place:
-    """Where the adapter at `given` is: a run folder (its final adapter, or while there is none its newest checkpoint),
-    one checkpoint, the file `best` beside checkpoints, or a folder in PEFT's layout. ModelError where it is none."""
+def locate(given: str, notify: Callable[[str], None] = lambda text: None) -> Place:
+    """Find the adapter at `given`.
+
+    That is a run folder (its final adapter, or before there is one its newest checkpoint), a checkpoint, the file
+    `best` in a folder of checkpoints, or a folder in PEFT's layout. Raises ModelError if it is none of these.
+    `notify` receives warnings about damaged checkpoints.
+    """
     if storage.is_url(given):
         raise ModelError(f"{OPTION}={given!r} is a URL; copy that run's adapter/ to a folder here and give that")
     path = Path(kept.named(storage.plain(given).rstrip("/"))).resolve()
@@ -73,7 +86,7 @@ def locate(given: str, tell: Callable[[str], None] = lambda text: None) -> Place
         return Place(path, path.parent if of_run else None)
     if (path / "adapter").is_dir():
         return Place(path / "adapter", path)
-    newest = checkpoint.newest(path / FOLDER, tell)
+    newest = checkpoint.newest(path / FOLDER, notify)
     if newest is None:
         raise ModelError(
             f"{OPTION}={given!r} holds no {ADAPTER_CONFIG}, no adapter/ and no {FOLDER}/; give a run folder, a "
@@ -83,7 +96,10 @@ def locate(given: str, tell: Callable[[str], None] = lambda text: None) -> Place
 
 
 def served(config: Config, adapters: Sequence[Adapter]) -> Config:
-    """The settings under which engines serve all of these, one after another; ConfigError where a rank is too large."""
+    """The settings with which engines serve all these adapters, one after another.
+
+    Raises ConfigError if a rank is too large.
+    """
     largest = max(adapters, key=lambda adapter: adapter.r, default=None)
     rank = served_rank(largest.r if largest is not None else 0)
     if rank is None and largest is not None and config.rollout.lora_mode == "adapter":
@@ -91,7 +107,7 @@ def served(config: Config, adapters: Sequence[Adapter]) -> Config:
             f"{OPTION}={str(largest.folder)!r} has r={largest.r}, and vLLM's LoRA kernels serve ranks of up to "
             f"{RANKS[-1]}; set rollout.lora_mode=merged"
         )
-    # Of no account where weights are merged.
+    # Without effect if weights are merged.
     lora = config.model.lora.model_copy(update={"r": rank or RANKS[-1]})
     return config.model_copy(update={"model": config.model.model_copy(update={"lora": lora})})
 
@@ -102,11 +118,11 @@ def candidates(
     model_path: str,
     adapters: Sequence[tuple[str, Adapter]],
     base: bool,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> tuple[Candidate, ...]:
-    """The base where it is asked for, then the adapters (by name) in the form that engines take; equal ones once.
+    """The base if `base`, then the adapters, given with their names. Adapters with equal weights are listed once.
 
-    Raises ModelError where an adapter does not fit the model at `model_path`.
+    Raises ModelError if an adapter does not fit the model at `model_path`.
     """
     found = [Candidate(BASE, model_path, BASE, None)] if base else []
     if adapters and rollout.lora_mode == "merged":
@@ -116,13 +132,13 @@ def candidates(
     for name, adapter in adapters:
         check_fit(adapter, shapes, f"model.path={model.path!r}", OPTION)
         if adapter.base and adapter.base not in (model_path, model.path):
-            tell(f"warning: {adapter.folder} names another base model, {adapter.base}, than {model_path}")
+            notify(f"warning: {adapter.folder} names another base model, {adapter.base}, than {model_path}")
         weights = adapter.packed(0, model.dtype)
         new = Candidate(name, str(adapter.folder), weights.digest, weights)
         same = next((other for other in found if other.digest == new.digest), None)
         if same is None:
             found.append(new)
         else:
-            tell(f"{new.folder} holds the same weights as {same.folder}: evaluated once")
+            notify(f"{new.folder} holds the same weights as {same.folder}: evaluated once")
     names = [candidate.name for candidate in found]
     return tuple(replace(c, name=c.name if names.count(c.name) == 1 else c.folder) for c in found)

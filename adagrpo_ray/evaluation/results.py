@@ -1,7 +1,7 @@
-"""The file of results: a line a finished problem, safe on disk before the next one counts.
+"""The file of results: one line for each finished problem, synced to disk at once.
 
-Its first line holds the settings that all others depend on. It is only ever appended to, so that whatever ends a
-program leaves at most its last line unfinished.
+Its first line holds the settings that the results depend on. Lines are only appended, so that a program that is killed
+leaves at most its last line incomplete.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ _writing = partial(writing, otherwise="give another --out")
 
 @dataclass(frozen=True)
 class CompletionResult(Record):
-    """One completion and what it is worth. `cut_off`: it was still going on at `rollout.max_new_tokens`.
+    """One completion and its evaluation.
 
-    `correct` is what the run's reward functions say; `correct_format` that it keeps the prompted format to the letter;
-    `correct_anywhere` that it is correct, or that the correct answer stands somewhere in it.
+    tokens: its length.
+    cut_off: whether it was cut off at `rollout.max_new_tokens`.
+    correct: whether it is correct by the reward functions.
+    correct_format: whether it has exactly the prompted format.
+    correct_anywhere: whether it is correct, or contains the correct answer anywhere.
     """
 
     text: str
@@ -46,7 +49,12 @@ class CompletionResult(Record):
 
 @dataclass(frozen=True)
 class ProblemResult(Record):
-    """One problem, finished: by the digests of model and settings, and its own id. `error`: it could not be scored."""
+    """A finished problem.
+
+    model, settings: their digests.
+    problem: the id of the prompt.
+    error: why it could not be scored; "" if it was.
+    """
 
     model: str
     settings: str
@@ -59,23 +67,22 @@ class ProblemResult(Record):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The result whose `to_dict` gave `values`."""
+        """The result whose `to_dict` returned `values`."""
         completions = tuple(CompletionResult.from_dict(entry) for entry in values["completions"])
-        words = {field.name: str(values[field.name]) for field in fields(cls) if field.name != "completions"}
-        return cls(**words, completions=completions)
+        texts = {field.name: str(values[field.name]) for field in fields(cls) if field.name != "completions"}
+        return cls(**texts, completions=completions)
 
 
 class ResultFile:
-    """Opens the file of results in `folder`, or makes it. No other program can open it meanwhile; use it as a context
-    manager.
+    """The file of results in `folder`, opened or created, and locked for other programs. Use it as a context manager.
 
-    An unfinished last line is cut off. Raises ConfigError where the results there are of other `settings`, or where
-    another program writes it, and ResourceError where it cannot be written or is damaged.
+    An incomplete last line is removed. Raises ConfigError if the file has results of other `settings` or is locked by
+    another program, and ResourceError if it cannot be written or is damaged.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.digest = folder / RESULTS, settings_digest(settings)
-        self._results: dict[str, dict[str, ProblemResult]] = defaultdict(dict)  # by model, then by problem
+        self._results: dict[str, dict[str, ProblemResult]] = defaultdict(dict)  # model -> problem -> result
         with _writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b", buffering=0)
@@ -93,18 +100,18 @@ class ResultFile:
         self._file.close()
 
     def of(self, model: str) -> Mapping[str, ProblemResult]:
-        """The finished problems of a model, by their ids."""
+        """The finished problems of the model with this digest, by their ids."""
         return self._results[model]
 
     def add(self, result: ProblemResult) -> None:
-        """Append a finished problem; it is on disk for good when this returns."""
+        """Append a finished problem, and sync the file to disk."""
         self._append(result.to_dict())
         self._results[result.model][result.problem] = result
 
     def _lock(self) -> None:
         try:
             with _writing(self.path):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with this process, however it ends
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when this process ends
         except ResourceError as error:
             if not isinstance(error.__cause__, BlockingIOError):
                 raise
@@ -126,12 +133,12 @@ class ResultFile:
         before = self._parsed(1, lines[0]).get("settings")
         if not isinstance(before, dict):
             raise self._damaged(1, "it does not hold the settings")
-        # Through JSON, which has lists where Python has tuples.
+        # Converted to JSON and back, which makes tuples lists, as in the file.
         changed = list(differences(before, json.loads(json.dumps(dict(settings)))))
         if changed:
             raise ConfigError(
-                f"{self.path} holds results of other settings: {'; '.join(changed)}; set them back to go on with it, "
-                "or give another --out"
+                f"{self.path} has results of other settings: {'; '.join(changed)}; set them back to continue it, or "
+                "give another --out"
             )
         for number, line in enumerate(lines[1:], start=2):
             try:
@@ -169,5 +176,5 @@ class ResultFile:
                     line = line[self._file.write(line) :]
                 os.fsync(self._file.fileno())
             except OSError:
-                self._file.truncate(size)  # or the next line would go on where this one ends
+                self._file.truncate(size)  # removes the incomplete line
                 raise

@@ -1,4 +1,4 @@
-"""What must stay the same for results to belong together."""
+"""The settings that the results of an evaluation depend on."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ COUNTING = (
     *("rewards.functions", "rewards.correct_by", "rewards.correct_above"),
     *("evaluation.samples", "evaluation.sampling", "rollout.max_new_tokens", "rollout.lora_mode"),
 )
-"""Keys of the settings that results depend on. Which prompts are evaluated is none: each has results of its own."""
+"""Keys of the settings that results depend on.
+
+Settings that select prompts are not among them, since each prompt has results of its own.
+"""
 
 BASE_WEIGHTS, OWN_REWARD = "(the base model's files)", "(the file of {})"
 PROMPT_NAMES, TEMPLATE = "(the names of prompts)", "(the chat template)"
-"""What is not a setting and counts as well, in the place of a key."""
+"""Names of dependencies that are no settings, used as keys."""
 
 
-def for_measuring(config: Config) -> Config:
-    """The settings without what is training's own: no adapter to begin with, nobody to share a GPU with."""
+def for_evaluation(config: Config) -> Config:
+    """The settings without those of training: no initial adapter, and no learner that shares a GPU."""
     return config.model_copy(
         update={
             "algorithm": AlgorithmSettings(),
@@ -46,7 +49,10 @@ def for_measuring(config: Config) -> Config:
 
 
 def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
-    """By dotted key all that results depend on, as JSON values; the model itself and reward functions by digests."""
+    """The settings that results depend on, by dotted key, as JSON values.
+
+    The files of the model and of reward functions are represented by digests.
+    """
     flat = {
         key: value
         for key, value in fixed_settings(config).items()
@@ -60,25 +66,28 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
 
 
 def prompt_settings(prompts: PromptSets) -> dict[str, Any]:
-    """The same of the prompts: how they are named, and the chat template, but not what it renders on which day."""
+    """The properties of the prompts that results depend on, by key: the scheme of their ids, and the chat template.
+
+    The rendered prompts are not among them, since a template may render the date.
+    """
     return {PROMPT_NAMES: IDS, TEMPLATE: prompts.template}
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """A short digest of `counting_settings`."""
+    """A digest of the settings, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _weights(path: str, model: ModelSettings) -> str:
-    """Tells the files of a base model from others without reading all of them; a Hub model has its commit."""
+    """A fingerprint of the base model's files, without reading them completely; the commit of a model of the Hub."""
     if Path(path).is_dir():
         return fingerprint(Path(path))
     return str(getattr(read_model_config(path, model), "_commit_hash", None))
 
 
 def _source(name: str) -> str:
-    """Tells a reward function of the user's own from what it was before it was changed."""
+    """A digest of the file of a user's reward function; "unknown" if it has no Python file."""
     try:
         return hashlib.sha256(Path(inspect.getfile(load_reward(name))).read_bytes()).hexdigest()[:16]
-    except (OSError, TypeError):  # no file of Python's own
+    except (OSError, TypeError):
         return "unknown"

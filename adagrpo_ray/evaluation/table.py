@@ -1,4 +1,4 @@
-"""The comparison on a terminal, and as Markdown and JSON."""
+"""Formats a comparison for a terminal, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LABELS = {
 
 
 def report(comparison: Comparison, width: int) -> Iterator[RenderableType]:
-    """All models side by side, then their differences; within `width` characters where that can be had."""
+    """All models side by side, then their differences, within `width` characters if possible."""
     yield _about(comparison)
     rows = metric_rows(comparison)
     names = [model.name for model in comparison.models]
     label = max(len(name) for name, _ in rows)
     needed = label + sum(2 + max(len(row[1][i]) for row in rows) for i in range(len(names)))
-    if needed > width:  # intervals go below their values
+    if needed > width:  # put the intervals below their values
         rows = [(name, [cell.replace(" [", "\n[") for cell in cells]) for name, cells in rows]
     yield _grid(["", *map(shown, names)], rows)
     if comparison.differences:
@@ -48,12 +48,12 @@ def report(comparison: Comparison, width: int) -> Iterator[RenderableType]:
 
 
 def markdown(comparison: Comparison, settings: Mapping[str, Any]) -> str:
-    """The same as a Markdown document, with the settings that it depends on."""
+    """The comparison as a Markdown document, with the settings that it depends on."""
     lines = ["# Evaluation", "", _about(comparison), ""]
     lines += _lines(["", *(shown(model.name) for model in comparison.models)], metric_rows(comparison))
     if comparison.differences:
         lines += ["", *_lines(["accuracy", "difference", "better on", "worse on"], difference_rows(comparison))]
-    lines += ["", f"{comparison.confidence}.", "", "| model | where | digest |", "| --- | --- | --- |"]
+    lines += ["", f"{comparison.confidence}.", "", "| model | folder | digest |", "| --- | --- | --- |"]
     lines += [
         f"| {cell(literal(shown(m.name)))} | {cell(literal(printable(m.folder)))} | {m.digest[:12]} |"
         for m in comparison.models
@@ -64,7 +64,7 @@ def markdown(comparison: Comparison, settings: Mapping[str, Any]) -> str:
 
 
 def save(folder: Path, comparison: Comparison, settings: Mapping[str, Any]) -> None:
-    """Write both files into `folder`, each whole or not at all; ResourceError where that fails."""
+    """Write the JSON and the Markdown file into `folder`, each atomically. Raises ResourceError if that fails."""
     content = {**comparison.to_dict(), "settings": dict(settings)}
     texts = {
         JSON: json.dumps(content, indent=2, allow_nan=False) + "\n",
@@ -83,11 +83,11 @@ def save(folder: Path, comparison: Comparison, settings: Mapping[str, Any]) -> N
 
 
 def metric_rows(comparison: Comparison) -> Rows:
-    """One row a metric: its label, and a cell for each model."""
+    """One row for each metric: its label, and a cell for each model."""
     models, n = comparison.models, comparison.samples
     rows: Rows = []
     for name in models[0].metrics:
-        if name == "pass@1":  # the accuracy once more
+        if name == "pass@1":  # equal to the accuracy
             continue
         label = f"accuracy (avg@{n})" if name == ACCURACY else LABELS.get(name, name)
         rows.append((label, [_shown(model.metrics[name], name) for model in models]))
@@ -106,7 +106,7 @@ def metric_rows(comparison: Comparison) -> Rows:
 
 
 def difference_rows(comparison: Comparison) -> Rows:
-    """One row a pair of models: the difference in accuracy, and on how many problems which way."""
+    """One row for each pair of models: the difference in accuracy, and the numbers of problems with either sign."""
     return [
         (
             f"{shown(d.second)} - {shown(d.first)}",
@@ -133,7 +133,7 @@ def _shown(estimate: Estimate, name: str, *, signed: bool = False) -> str:
 
 
 def _grid(head: Sequence[str], rows: Rows) -> Table:
-    """A table without lines, so that it looks the same in every encoding; names left, numbers right."""
+    """A table without rules, so that it looks the same in every encoding; names left, numbers right."""
     table = Table(box=None, padding=(0, 0, 0, 2))
     table.add_column(head[0], overflow="fold")
     for name in head[1:]:

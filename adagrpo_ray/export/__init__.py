@@ -1,4 +1,5 @@
-"""From an adapter to a merged model: found (`adapter_source`, `base`), merged, checked, written, pushed to the Hub.
+"""Exports an adapter as a merged model.
 
-`exporting` has all steps but the last.
+`adapter_source` and `base` find the adapter and its base model, `merge` merges and writes them, `check` compares the
+result with the adapter, and `exporting` does these steps in order. `push` uploads a folder to the Hub.
 """

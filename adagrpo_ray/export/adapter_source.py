@@ -1,4 +1,4 @@
-"""The adapter to export, from wherever it is, as a local folder in PEFT's layout."""
+"""Finds the adapter to export, and provides it as a local folder in PEFT's layout."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ CONFIG, ADAPTER = "config.yaml", "adapter"
 
 @dataclass(frozen=True)
 class Source:
-    """An adapter, whose folder is in PEFT's layout, and what is known of the run that made it.
+    """An adapter in a folder with PEFT's layout, and the data of the run that trained it; None for unknown data.
 
-    Where there is no `card`, `summary` may have what one tells. `template` is as `chosen_template` gives it.
+    config: the settings of the run.
+    card: its model card.
+    summary: the totals of the run up to the adapter, for a new card if there is none.
+    template: its chat template, as returned by `chosen_template`.
     """
 
     name: str
@@ -44,10 +47,9 @@ class Source:
 
 @contextmanager
 def opened(place: str) -> Iterator[Source]:
-    """The adapter at `place`: a run folder, one of its checkpoints, or an adapter's own folder; a path or a URL.
+    """Open the adapter at `place`: a run folder, a checkpoint, or the folder of an adapter; a path or a URL.
 
-    Within the block it is there as local files, which nobody writes to. Raises ModelError where there is none, and as
-    `read_adapter`.
+    Its local files exist within the block. Raises ModelError if there is no adapter, and the errors of `read_adapter`.
     """
     place = kept.named(storage.plain(place).rstrip("/"))
     if not storage.is_url(place):
@@ -61,7 +63,7 @@ def opened(place: str) -> Iterator[Source]:
 
 
 def _of_files(place: str, local: Path) -> Source:
-    """Of a run folder, or of an adapter's."""
+    """The adapter in a run folder, or in a folder of its own."""
     names = _names(place)
     if ADAPTER_CONFIG in names:
         folder, run = place, place.rpartition("/")[0]
@@ -69,10 +71,10 @@ def _of_files(place: str, local: Path) -> Source:
         folder, run = storage.join(place, ADAPTER), place
         names = {name.removeprefix(f"{ADAPTER}/") for name in names if name.startswith(f"{ADAPTER}/")}
     elif CONFIG in names:
-        there = {PurePath(name).parent for name in names if PurePath(name).name == checkpoint.CHECKSUMS}
-        newest = checkpoint.upto((path.name for path in there if checkpoint.is_checkpoint(path)), "")
+        folders = {PurePath(name).parent for name in names if PurePath(name).name == checkpoint.CHECKSUMS}
+        newest = checkpoint.upto((path.name for path in folders if checkpoint.is_checkpoint(path)), "")
         instead = f"; give its newest checkpoint, {storage.join(place, FOLDER, newest[0])}" if newest else ""
-        raise ModelError(f"{place} is a run that has left no {ADAPTER}/ yet{instead}")
+        raise ModelError(f"{place} is a run without an {ADAPTER}/ so far{instead}")
     else:
         raise ModelError(
             f"{place} is no run folder, no checkpoint and no adapter: it holds neither {CONFIG} nor {ADAPTER_CONFIG}"
@@ -88,7 +90,7 @@ def _of_files(place: str, local: Path) -> Source:
 
 
 def _of_checkpoint(place: str, local: Path) -> Source:
-    """Of a checkpoint: its float32 weights, in PEFT's layout."""
+    """The adapter of a checkpoint: its float32 weights, written in PEFT's layout."""
     from peft import LoraConfig
 
     run, _, step = place.rsplit("/", 2)
@@ -117,12 +119,12 @@ def _of_checkpoint(place: str, local: Path) -> Source:
 def _template(config: Config | None, folder: str) -> str | None:
     """The chat template of the run: that in the adapter's folder, else the file that its settings name.
 
-    Raises ModelError if both are gone: the merged model would be asked in another way than it was trained.
+    Raises ModelError if both are missing: prompts of the merged model would differ from those of training.
     """
     if config is None or config.data.chat_template in (None, PLAIN):
         return None if config is None else chosen_template(config.data)
-    if (kept := storage.find(folder, TEMPLATE_FILE)) is not None:
-        return kept
+    if (saved := storage.find(folder, TEMPLATE_FILE)) is not None:
+        return saved
     try:
         return chosen_template(config.data)
     except ConfigError as error:
@@ -130,7 +132,7 @@ def _template(config: Config | None, folder: str) -> str | None:
 
 
 def _summary(run: str, mark: Mark, name: str, local: Path) -> Summary | None:
-    """The sum of the run up to the mark; None if its folder does not hold the records."""
+    """The summary of the run up to the mark; None if the records are missing."""
     folder = Path(run)
     if storage.is_url(run):
         folder = local / "records"
@@ -144,7 +146,7 @@ def _summary(run: str, mark: Mark, name: str, local: Path) -> Summary | None:
 
 
 def _config(run: str, local: Path) -> Config | None:
-    """The settings of the run in that folder; None where there are none, or another version's."""
+    """The settings of the run in this folder; None if there are none, or another version wrote them."""
     text = storage.find(run, CONFIG) if run else None
     if text is None:
         return None
@@ -156,11 +158,11 @@ def _config(run: str, local: Path) -> Config | None:
 
 
 def _names(place: str) -> set[str]:
-    """All files below `place`, relative to it; ModelError where there is nothing."""
+    """All files below `place`, relative to it. Raises ModelError if there are none."""
     if storage.is_url(place):
         names = storage.files(place)
     else:
         names = set(storage.below(Path(place))) if Path(place).is_dir() else set()
     if not names:
-        raise ModelError(f"{place} is not there, or is empty; give a run folder, a checkpoint or an adapter's folder")
+        raise ModelError(f"{place} does not exist or is empty; give a run folder, a checkpoint or an adapter's folder")
     return names

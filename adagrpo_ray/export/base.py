@@ -1,4 +1,4 @@
-"""The base model under an adapter: the very weights that it was trained on, in a local folder."""
+"""Finds the base model of an adapter: the same weights that it was trained on, in a local folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from adagrpo_ray.model.gguf_model import dequantised
 from adagrpo_ray.model.identity import TINY, ModelIdentity, front_matter, identify
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
-"""What is taken of a model on the Hub: no pickles, and no code."""
+"""The files that are downloaded of a model on the Hub: no pickles, and no code."""
 
 
-def find_base(asked: str | None, config: Config | None, named: str, card: str | None) -> tuple[ModelIdentity, Path]:
-    """The base model and its folder: `asked` for, else that of the run's `config`, else the one `named` by the adapter.
+def find_base(option: str | None, config: Config | None, named: str, card: str | None) -> tuple[ModelIdentity, Path]:
+    """Find the base model and its folder.
 
-    Raises ModelError where there is none, or where the adapter's `card` says that it was trained on other weights.
+    option: the value of --base; it comes first.
+    config: the settings of the run, whose base model comes next.
+    named: the base model that the adapter's configuration names.
+    card: the adapter's model card.
+
+    Raises ModelError if there is no such model, or if the card has the fingerprint of other weights.
     """
     noted = front_matter(card).get(OURS) if card is not None else None
     noted = noted if isinstance(noted, dict) else {}
-    if asked is not None:
-        name, setting = asked, "--base"
+    if option is not None:
+        name, setting = option, "--base"
     elif config is not None:
         name, setting = config.model.path, "model.path"
     else:
@@ -37,7 +42,7 @@ def find_base(asked: str | None, config: Config | None, named: str, card: str | 
     if expected is not None and base.fingerprint != expected:
         raise ModelError(
             f"{setting}={name!r} is not the model that the adapter was trained on (its weights have the fingerprint "
-            f"{base.fingerprint}, the adapter's card says {expected}); give that one as --base"
+            f"{base.fingerprint}, the adapter's card has {expected}); give that one as --base"
         )
     return base, path
 
@@ -63,13 +68,13 @@ def _from_hub(name: str, setting: str, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-    except Exception as error:  # of the network, of the Hub, of names: each package has its own
+    except Exception as error:  # errors of the network, the Hub or the name have no common class
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(cached, str):
             raise ModelError(
-                f"the base model {setting}={name!r} is neither a folder here nor a model that the Hub gives out "
+                f"the base model {setting}={name!r} is neither a folder here nor available on the Hub "
                 f"({first_line(error)}); give its folder or Hub name as --base"
             ) from None
-        folder = Path(cached).parent  # what training took is there, without licence and card
+        folder = Path(cached).parent  # the files that training used, without licence and card
     check_model_folder(str(folder), setting)
     return folder

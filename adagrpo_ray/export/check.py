@@ -1,8 +1,8 @@
-"""Whether a merged model is base and adapter added and rounded: weights, and log-probabilities in float32.
+"""Checks that a merged model is the rounded sum of base and adapter, by weights and by log-probabilities in float32.
 
-Two differences are kept apart. That between the files and what PEFT itself merges, rounded to the same types, is noise
-of float32, or the export is wrong. That between the rounded weights and the adapter is what the type costs, which is
-compared with what the adapter does.
+Two differences are measured separately. The difference between the files and PEFT's own merge, rounded to the same
+types, is float32 noise unless the export is wrong. The difference between the rounded weights and the adapter is the
+cost of rounding, which is compared with the effect of the adapter.
 """
 
 from __future__ import annotations
@@ -23,28 +23,33 @@ from adagrpo_ray.export.merge import Merge
 from adagrpo_ray.lora.payload import PEFT_PREFIX
 
 EPSILON = {"float32": 2.0**-20, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""Largest relative difference of a merged weight by its type: twice what rounding does (float32: sixteen times)."""
+"""Allowed relative difference of a merged weight, by its type: twice the rounding error (float32: sixteen times)."""
 
 
 MEAN, LARGEST = 1e-3, 2e-2
-"""Largest differences of log-probabilities to PEFT's merge in the same types: over all tokens, and of any one.
+"""Allowed differences of log-probabilities from PEFT's merge in the same types, in nats: mean over all tokens, and of
+any token.
 
-On SmolLM2-135M there is none, in all three types. Sums in another order may round single weights the other way: this
-is about a hundredth of what rounding all of them to bfloat16 does there (0.06 to 0.13).
+On SmolLM2-135M there is no difference in any of the three types. Sums in another order may round single weights the
+other way: the bound is about a hundredth of the effect of rounding all weights to bfloat16 there (0.06 to 0.13).
 """
 COSTLY = 0.5
-"""From this share of the adapter's own effect on, what rounding changes is worth a warning."""
+"""Share of the adapter's effect from which on the change by rounding gives a warning."""
 NOTHING = 1e-4
-"""An adapter with a smaller effect does nothing that rounding could undo."""
+"""An adapter with a smaller effect, in nats, has none that rounding could undo."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean absolute differences of log-probabilities over `tokens` of greedy completions, and of weights.
+    """Absolute differences of log-probabilities over greedy completions, in nats, and of weights.
 
-    `mean` and `largest` are those between the files and PEFT's merge in the same types; `rounding` is what the types
-    change, `effect` what the adapter changes, `agree` the share of tokens that are the first choice of both the adapter
-    and the merged model. `wrong_weights` names the weights that differ by more than rounding.
+    dtype: the type of the merged weights.
+    prompts, tokens: the numbers of prompts and of generated tokens.
+    mean, largest: between the files and PEFT's merge in the same types.
+    rounding: mean change by rounding to the types of the files.
+    effect: mean change by the adapter.
+    agree: share of tokens that are the first choice of both the adapter and the merged model.
+    wrong_weights: names of the weights that differ by more than rounding.
     """
 
     dtype: str
@@ -58,7 +63,7 @@ class Comparison:
     wrong_weights: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The figures in words."""
+        """The results in words."""
         return (
             f"log-probabilities of {self.tokens} tokens of {self.prompts} greedy completions: the adapter changes them "
             f"by {self.effect:.2g} on average, rounding to {self.dtype} by {self.rounding:.2g}; {self.agree:.1%} of "
@@ -67,21 +72,22 @@ class Comparison:
 
     @property
     def problem(self) -> str | None:
-        """Error of the merged model; None if there is none."""
+        """The error of the merged model; None if there is none."""
         if self.wrong_weights:
-            return f"{len(self.wrong_weights)} weights are not base and adapter added, {self.wrong_weights[0]} first"
-        if not (self.mean <= MEAN and self.largest <= LARGEST):  # NaN does not pass
+            count, first = len(self.wrong_weights), self.wrong_weights[0]
+            return f"{count} weights are not the sum of base and adapter (first: {first})"
+        if not (self.mean <= MEAN and self.largest <= LARGEST):  # also true for NaN
             return (
                 f"{self} ({self.largest:.2g} at most), and may differ by {MEAN:g} ({LARGEST:g} at most); check that "
                 "the files of the base model (--base) are whole, and that Transformers is the version of the training"
             )
         if self.rounding >= self.effect > NOTHING:
-            return f"{self}: rounding undoes what the adapter does; use --dtype float32"
+            return f"{self}: rounding undoes the effect of the adapter; use --dtype float32"
         return None
 
     @property
     def warning(self) -> str | None:
-        """Share of the adapter's effect that rounding costs, if that is much."""
+        """A warning if rounding changes much of the adapter's effect; else None."""
         if self.rounding < COSTLY * self.effect or self.effect <= NOTHING:
             return None
         return (
@@ -91,25 +97,28 @@ class Comparison:
 
 
 def check_bytes(numbers: int) -> int:
-    """Memory that `compare` takes for a model of so many numbers: float32 weights, and a fifth beside."""
+    """Memory that `compare` takes for a model of `numbers` parameters, in bytes: float32 weights, and a fifth more."""
     return int(numbers * 4 * 1.2) + 2**29
 
 
 def compare(
     base: Path, adapter: Path, merged: Path, plan: Merge, prompts: Sequence[NDArray[np.int32]], new_tokens: int
 ) -> Comparison:
-    """The adapter on its base against the merged model, one after the other, over greedy completions of `prompts`.
+    """Compare the adapter on its base with the merged model, over greedy completions of `prompts`.
 
-    Raises ModelError if either cannot be loaded.
+    base, adapter, merged: folders. The two models are loaded one after the other.
+    plan: the merge that was written.
+    prompts: token ids, shape [T] each.
+    new_tokens: the number of tokens of each completion.
+
+    Raises ModelError if either model cannot be loaded.
     """
     from peft import PeftModel
 
     try:
         model = PeftModel.from_pretrained(_load(base), str(adapter)).eval()
-    except Exception as error:  # what a file holds makes PEFT fail in any way
-        raise ModelError(
-            f"the adapter cannot be loaded on its base model to compare with: {first_line(error)}"
-        ) from None
+    except Exception as error:  # PEFT raises various errors for invalid files
+        raise ModelError(f"the adapter cannot be loaded on its base model for the check: {first_line(error)}") from None
     wrong = _wrong_weights(model, merged, plan.types)
     texts = [_greedy(model, torch.tensor(prompt.tolist()), new_tokens) for prompt in prompts]
     lengths = [len(prompt) for prompt in prompts]
@@ -121,7 +130,7 @@ def compare(
     gc.collect()
     try:
         model = _load(merged)
-    except Exception as error:  # whatever is wrong with what was written
+    except Exception as error:  # Transformers raises various errors for invalid files
         raise ModelError(f"the merged model cannot be loaded: {first_line(error)}") from None
     got, agree = _logprobs(model, texts, lengths)
     return Comparison(
@@ -138,7 +147,7 @@ def compare(
 
 
 def _rounded(model: Any, types: Mapping[str, str]) -> Any:
-    """The model with its weights rounded, in place, to the types that they have in the files."""
+    """Round the weights of the model in place to the types that they have in the files; returns the model."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if (kind := types.get(name)) is not None:
@@ -162,7 +171,7 @@ def _load(folder: Path) -> Any:
 
 
 def _wrong_weights(model: Any, merged: Path, types: Mapping[str, str]) -> list[str]:
-    """Names of the weights with an adapter that are not in `merged` what PEFT itself would make of them."""
+    """Names of the weights with an adapter that differ from PEFT's own sum, or are missing in `merged`."""
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
     wrong, seen = [], set()
     for file in sorted(merged.glob("*.safetensors")):
@@ -182,7 +191,7 @@ def _weight_name(layer: str) -> str:
 
 
 def _greedy(model: Any, prompt: torch.Tensor, new_tokens: int) -> torch.Tensor:
-    """The prompt [T] and what the model goes on with."""
+    """The prompt [T] followed by the greedy completion: [T + at most new_tokens]."""
     from transformers import GenerationConfig
 
     end = model.generation_config.eos_token_id
@@ -197,7 +206,10 @@ def _greedy(model: Any, prompt: torch.Tensor, new_tokens: int) -> torch.Tensor:
 
 
 def _logprobs(model: Any, texts: Sequence[torch.Tensor], lengths: Sequence[int]) -> tuple[torch.Tensor, float]:
-    """Log-probabilities of all tokens after the first `lengths` of each text; the share that are the first choice."""
+    """Log-probabilities of all tokens after the first `lengths` of each text, and the share that are the first choice.
+
+    The tokens of all texts are concatenated.
+    """
     found, first = [], []
     for text, length in zip(texts, lengths, strict=True):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""An export from its adapter to a folder that is whole and checked, or not there."""
+"""Exports an adapter to a folder with the merged model, which is complete and checked, or not created at all."""
 
 from __future__ import annotations
 
@@ -27,21 +27,26 @@ from adagrpo_ray.model.gguf_model import ORIGIN
 from adagrpo_ray.model.identity import ModelIdentity
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
-"""What goes along from the base model's folder: tokenizer, chat template, generation settings, licence; no code."""
+"""Files that are copied from the base model's folder: tokenizer, chat template, generation settings, licence; no code.
+"""
 LEFT = ("config.json", INDEX, ADAPTER_CONFIG, ORIGIN)
 PROMPTS, NEW_TOKENS, LONGEST_PROMPT = 4, 32, 1024
-"""What the check looks at: so many prompts, not longer than that, and so many tokens after each."""
+"""Number of prompts of the check, tokens generated after each, and largest length of a prompt in tokens."""
 QUESTIONS = ("What is 17 + 25?", "Name three primes.", "Write one sentence about rain.", "Is 91 a prime number? Why?")
-"""Asked where the data of the run are not at hand."""
+"""Prompts of the check if the data of the run are not available."""
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export: `place` as in `opened`, `base` as in `find_base`; `out` is the folder to make.
+    """A requested export.
 
-    `dtype` of the weights, None: as the base has them.
+    place: the adapter, as in `opened`.
+    out: the folder to create.
+    base: the value of --base, as in `find_base`.
+    dtype: the type of the merged weights; None for that of the base model.
+    check: whether to compare the result with the adapter.
     """
 
     place: str
@@ -51,20 +56,20 @@ class ExportRequest:
     check: bool = True
 
 
-def export(request: ExportRequest, tell: Tell) -> Path:
-    """Merge the adapter into its base model, a folder that Transformers and vLLM load; the folder.
+def export(request: ExportRequest, notify: Notify) -> Path:
+    """Merge the adapter into its base model, as a folder that Transformers and vLLM load. Returns the folder.
 
-    It is written aside, compared with the adapter, and renamed: where anything fails nothing is left. `tell` hears
-    sizes and the check's figures. Raises ModelError for an adapter or a base that cannot be used and where the check
-    fails, ConfigError where the folder is taken, ResourceError where there is no room.
+    The folder is written under another name, checked, and renamed: if a step fails, nothing is left. `notify` receives
+    sizes and the results of the check. Raises ModelError if the adapter or the base cannot be used or the check fails,
+    ConfigError if the folder exists, and ResourceError if disk or memory do not suffice.
     """
     out = Path(request.out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"--out={str(request.out)!r} is there already; choose another folder, or move it away")
+        raise ConfigError(f"--out={str(request.out)!r} exists already; choose another folder, or move it away")
     with opened(request.place) as source:
         base, folder = find_base(request.base, source.config, source.adapter.base, source.card)
         planned = merge.plan(folder, source.adapter, request.dtype)
-        tell(
+        notify(
             f"merging {len(planned.pairs)} weights of {source.name} into {base.name}: {_gib(planned.bytes)} of "
             f"{planned.dtype} in {len(planned.shards)} file{'s'[: len(planned.shards) > 1]}; takes about "
             f"{_gib(planned.peak_bytes)} of memory"
@@ -77,35 +82,35 @@ def export(request: ExportRequest, tell: Tell) -> Path:
             merge.write(planned, part)
             checked = None
             if request.check:
-                checked = _checked(folder, source, part, planned, tell)
+                checked = _checked(folder, source, part, planned, notify)
             card = source.card if source.card is not None else _card(source, base)
             text = merged_card(card, source.name, base, Merge(planned.dtype, checked, source.template == ""))
             (part / CARD).write_text(text, encoding="utf-8", errors="replace")
     return out
 
 
-def _checked(base: Path, source: Source, merged: Path, planned: merge.Merge, tell: Tell) -> str:
-    """The check's figures in words; ModelError where it fails."""
-    prompts, of = _prompts(merged, source)
-    tell(f"comparing it with the adapter on {len(prompts)} prompts of {of}")
+def _checked(base: Path, source: Source, merged: Path, planned: merge.Merge, notify: Notify) -> str:
+    """Check the merged model; the results in words. Raises ModelError if the check fails."""
+    prompts, origin = _prompts(merged, source)
+    notify(f"comparing it with the adapter on {len(prompts)} prompts of {origin}")
     comparison = compare(base, source.adapter.folder, merged, planned, prompts, NEW_TOKENS)
     if comparison.problem is not None:
-        raise ModelError(f"the merged model does not say what the adapter says, nothing is kept: {comparison.problem}")
-    tell(str(comparison))
+        raise ModelError(f"the merged model differs from the adapter, nothing is saved: {comparison.problem}")
+    notify(str(comparison))
     if comparison.warning is not None:
-        tell(f"warning: {comparison.warning}")
+        notify(f"warning: {comparison.warning}")
     return str(comparison)
 
 
 def _prompts(merged: Path, source: Source) -> tuple[list[NDArray[np.int32]], str]:
-    """Some prompts by the merged model's own tokenizer, and whose they are: the run's data, where these are here."""
+    """Prompts in tokens of the merged model's tokenizer, and their origin: the run's data if they are available."""
     from transformers import AutoTokenizer
 
     from adagrpo_ray.data.prompts import load_prompts
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(merged))
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers raises various errors for invalid files
         raise ModelError(
             f"the base model has no tokenizer that can be used ({first_line(error)}); add it there"
         ) from None
@@ -115,18 +120,17 @@ def _prompts(merged: Path, source: Source) -> tuple[list[NDArray[np.int32]], str
         try:
             sets = load_prompts(config, tokenizer, training=False)
         except AdaGRPOError:
-            pass  # of another machine, or of the Hub without a network
+            pass  # the data are on another machine, or on the Hub and there is no network
         else:
             found = [p.token_ids for p in (*sets.held_out, *sets.train) if len(p.token_ids) <= LONGEST_PROMPT]
             if found:
                 return found[:: max(1, len(found) // PROMPTS)][:PROMPTS], config.data.source
     kwargs = config.data.template_kwargs if config is not None else {}
-    return [
-        _asked(question, tokenizer, kwargs) for question in QUESTIONS
-    ], "its own, since the run's data are not at hand"
+    questions = [_tokens(question, tokenizer, kwargs) for question in QUESTIONS]
+    return questions, "its own, since the run's data are not available"
 
 
-def _asked(question: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> NDArray[np.int32]:
+def _tokens(question: str, tokenizer: Any, template_kwargs: Mapping[str, Any]) -> NDArray[np.int32]:
     text = question
     if tokenizer.chat_template is not None:
         messages = [{"role": "user", "content": question}]
@@ -141,7 +145,7 @@ def _card(source: Source, base: ModelIdentity) -> str | None:
 
 
 def _copy(base: Path, out: Path, dtype: str | None) -> None:
-    """All of the base model but its weights, with the config's type changed where that of the weights is."""
+    """Copy the base model's files without its weights; set the type in config.json to `dtype` if it is given."""
     for pattern in COPIED:
         for file in base.glob(pattern):
             if file.is_file() and file.name not in LEFT:
@@ -154,19 +158,21 @@ def _copy(base: Path, out: Path, dtype: str | None) -> None:
 
 
 def _keep_template(source: Source, out: Path) -> None:
-    """Give the model the template that it was trained with; a file of that name goes before the base model's own."""
+    """Write the chat template of training; its file takes precedence over the base model's template."""
     if source.template:
         (out / TEMPLATE_FILE).write_text(source.template, encoding="utf-8")
 
 
 def _check_room(out: Path, planned: merge.Merge, *, check: bool) -> None:
-    """ResourceError where the disk or the memory cannot hold it."""
+    """Raise ResourceError if disk or memory do not suffice."""
     import psutil
 
-    there = next(folder for folder in (out, *out.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    parent = next(folder for folder in (out, *out.parents) if folder.exists())
+    free = shutil.disk_usage(parent).free
     if free < planned.bytes:
-        raise ResourceError(f"--out={str(out)!r} takes {_gib(planned.bytes)}, {there} has {_gib(free)} free; make room")
+        raise ResourceError(
+            f"--out={str(out)!r} takes {_gib(planned.bytes)}, {parent} has {_gib(free)} free; make room"
+        )
     memory = psutil.virtual_memory().available
     if memory < planned.peak_bytes:
         raise ResourceError(f"merging takes {_gib(planned.peak_bytes)} of memory, {_gib(memory)} are free; make room")
@@ -179,14 +185,14 @@ def _check_room(out: Path, planned: merge.Merge, *, check: bool) -> None:
 
 @contextmanager
 def _aside(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` at the end of the block, and is gone where the block fails."""
+    """A folder that is renamed to `out` at the end of the block, and removed if the block fails."""
     part = out.with_name(f"{out.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)  # left by an export that was killed
         part.mkdir(parents=True)
         yield part
         part.rename(out)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk, too
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
         raise ResourceError(f"cannot write {out} ({_why(error)}); free or unlock that place") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

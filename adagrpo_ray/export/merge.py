@@ -1,6 +1,6 @@
-"""W + scale * B A for the weights that an adapter changes, tensor by tensor, from file to file.
+"""Merges an adapter into its base model: W + scale * B A for the weights that it changes, from file to file.
 
-No model is built: in memory are one shard of the result and one weight in float32.
+No model is built: the memory holds one shard of the result and one weight in float32.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from adagrpo_ray.lora.adapters import Adapter, check_fit
 from adagrpo_ray.model.folder import INDEX, WEIGHTS
 
 SHARD_BYTES = 2 * 2**30
-"""Most of one file of the result."""
+"""Largest size of one file of the result, in bytes."""
 TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of weights that can be added to, as safetensors and torch call them."""
+"""Types of weights that can be merged: safetensors' name -> torch's name."""
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the base model: the `file` that holds it, its `shape`, its `dtype` there, and that in the result."""
+    """A tensor of the base model.
+
+    file: the file that holds it.
+    dtype: its type there, in safetensors' names.
+    becomes: its type in the result, in safetensors' names.
+    """
 
     file: Path
     shape: tuple[int, ...]
@@ -38,18 +43,24 @@ class Weight:
 
     @property
     def numbers(self) -> int:
-        """How many numbers it has."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """Its size in the result."""
+        """Its size in the result, in bytes."""
         return self.numbers * SIZES.get(self.becomes, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Merge:
-    """What is going to be merged: all `weights` by name, cut into `shards`, and the pairs (A [r, in], B [out, r])."""
+    """A planned merge.
+
+    weights: all tensors of the base model by name.
+    pairs: name of a weight -> (A [r, in], B [out, r]).
+    scaling: the factor of B A, alpha / r.
+    shards: names of the weights in each file of the result.
+    """
 
     weights: Mapping[str, Weight]
     pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -58,23 +69,23 @@ class Merge:
 
     @property
     def dtype(self) -> str:
-        """The type of the merged weights in the result, the coarsest one where they are several."""
+        """The type of the merged weights in the result; the coarsest one if there are several."""
         kinds = {TYPES[self.weights[name].becomes] for name in self.pairs}
         return next(kind for kind in ("bfloat16", "float16", "float32") if kind in kinds)
 
     @property
     def types(self) -> dict[str, str]:
-        """The type in the result of each weight that is a floating point number, as torch calls it."""
+        """Name of a floating-point weight -> its type in the result, in torch's names."""
         return {name: TYPES[weight.becomes] for name, weight in self.weights.items() if weight.becomes in TYPES}
 
     @property
     def bytes(self) -> int:
-        """Size of the result."""
+        """Size of the result, in bytes."""
         return sum(weight.bytes for weight in self.weights.values())
 
     @property
     def peak_bytes(self) -> int:
-        """Memory that `write` takes: a shard, the largest weight as it is or also in float32, the adapter."""
+        """Memory that `write` takes, in bytes: a shard, the largest weight (with its float32 copy), the adapter."""
         shard = max(sum(self.weights[name].bytes for name in names) for names in self.shards)
         largest = max(
             weight.numbers * (SIZES.get(weight.dtype, 1) + (4 if name in self.pairs else 0))
@@ -84,14 +95,15 @@ class Merge:
 
     @property
     def numbers(self) -> int:
-        """How many numbers the model has."""
+        """The number of the model's parameters."""
         return sum(weight.numbers for weight in self.weights.values())
 
 
 def plan(base: Path, adapter: Adapter, dtype: str | None, shard_bytes: int = SHARD_BYTES) -> Merge:
-    """What merging the `adapter` into the model in `base` will write; nothing is written yet.
+    """Plan the merge of `adapter` into the model in the folder `base`, without writing anything.
 
-    `dtype` is that of the result's weights, None: each as in the base. Raises ModelError where the two do not fit.
+    `dtype` is the type of the result's weights; None keeps the type of each weight. Raises ModelError if the adapter
+    does not fit the base, or if a weight that it changes is quantized.
     """
     kind = next((key for key, name in TYPES.items() if name == dtype), None)
     weights = {name: weight for file in sorted(base.glob("*.safetensors")) for name, weight in _weights(file, kind)}
@@ -99,7 +111,7 @@ def plan(base: Path, adapter: Adapter, dtype: str | None, shard_bytes: int = SHA
     for name in sorted(weights.keys() & pairs.keys()):
         if weights[name].dtype not in TYPES:
             raise ModelError(
-                f"{name} of the base model is of type {weights[name].dtype}, quantized; merge into the model it is of"
+                f"{name} of the base model is quantized (type {weights[name].dtype}); merge into the unquantized model"
             )
     matrices = {name: weight.shape for name, weight in weights.items() if len(weight.shape) == 2}
     layers = {name.removesuffix(".weight"): (into, out) for name, (out, into) in matrices.items()}
@@ -108,14 +120,14 @@ def plan(base: Path, adapter: Adapter, dtype: str | None, shard_bytes: int = SHA
 
 
 def write(merge: Merge, out: Path) -> None:
-    """The merged weights into the folder `out`, in safetensors files; raises what writing them raises."""
+    """Write the merged weights as safetensors files into the folder `out`. Raises OSError or SafetensorError."""
     places: dict[str, str] = {}
     for number, names in enumerate(merge.shards, start=1):
         file = out / (
             WEIGHTS if len(merge.shards) == 1 else f"model-{number:05d}-of-{len(merge.shards):05d}.safetensors"
         )
         save_file(_merged(merge, names), file, metadata={"format": "pt"})
-        file.chmod(out.stat().st_mode & 0o666)  # save_file lets nobody else read it
+        file.chmod(out.stat().st_mode & 0o666)  # save_file makes it unreadable for other users
         places.update(dict.fromkeys(names, file.name))
     if len(merge.shards) > 1:
         index = {"metadata": {"total_size": merge.bytes}, "weight_map": dict(sorted(places.items()))}
@@ -123,7 +135,7 @@ def write(merge: Merge, out: Path) -> None:
 
 
 def _merged(merge: Merge, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """The tensors of one shard, as the result has them."""
+    """The tensors of one shard of the result."""
     done = {}
     with ExitStack() as files:
         opened = {
@@ -143,7 +155,7 @@ def _merged(merge: Merge, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
 
 def _weights(file: Path, kind: str | None) -> Iterator[tuple[str, Weight]]:
     with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 it is no dict
+        for name in opened.keys():  # noqa: SIM118 it is not a dict
             part = opened.get_slice(name)
             dtype = part.get_dtype()
             becomes = kind if kind is not None and dtype in TYPES else dtype
@@ -151,7 +163,7 @@ def _weights(file: Path, kind: str | None) -> Iterator[tuple[str, Weight]]:
 
 
 def _shards(weights: Mapping[str, Weight], limit: int) -> Iterator[tuple[str, ...]]:
-    """Names in the order of the base's files, as many in a shard as `limit` bytes take, at least one."""
+    """Split the names, in the order of the base's files, into shards of at most `limit` bytes, or of one weight."""
     names: list[str] = []
     size = 0
     for name, weight in weights.items():

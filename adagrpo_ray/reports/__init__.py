@@ -1,8 +1,8 @@
-"""Runs on a page: figures, tables and example groups of one run, or of several side by side.
+"""Reports: one HTML page with figures, tables and example groups of one run, or of several runs side by side.
 
-`run_data` reads runs, `examples` picks some of their groups. `charts` says what is drawn, as `bars` or `curves`, by
-`drawing` in the colours of `palette`; `tables` what stands in columns. `page` makes one HTML file of all that, and
-`write` puts it where it belongs.
+`run_data` reads runs, and `examples` selects some of their groups. `charts` lists the figures, which `bars` and
+`curves` draw with `drawing` in the colours of `palette`. `tables` makes the tables. `page` renders the HTML page, and
+`write` saves it.
 """
 
 from adagrpo_ray.reports.run_data import Run, read

@@ -1,4 +1,4 @@
-"""Figures of bars: mean reward and resamples by interval of steps, and the result of the resamples."""
+"""Bar charts: mean reward and resamples by interval of steps, and the result of resampling by rung."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def by_interval(runs: Sequence[Run], length: int) -> Chart:
-    """Mean reward and resamples of every `length` steps; of a single run also how many met the criterion."""
+    """Mean reward and resamples of every `length` steps; for a single run also how many met the criterion."""
     cut = [intervals(run.history.steps, length) for run in runs]
     names = [_name(interval) for interval in max(cut, key=len)]
     figure, (rewards, resamples) = panels(2, [run.label for run in runs], filled=True)
@@ -43,7 +43,7 @@ def by_interval(runs: Sequence[Run], length: int) -> Chart:
 
 
 def by_rung(runs: Sequence[Run]) -> Chart | None:
-    """How many groups were sampled again on each rung, and how many met the criterion then; None without a rung."""
+    """Groups sampled again on each rung, and how many of them then met the criterion; None if there is no rung."""
     rungs = max(len(run.summary.resamples) for run in runs)
     if not rungs:
         return None
@@ -66,8 +66,8 @@ def by_rung(runs: Sequence[Run]) -> Chart | None:
         titled(panel, title, "rung", unit)
     return Chart(
         "rescued",
-        "What resampling brought",
-        "A rung is a set of sampling parameters of the ladder, 0 the first one.",
+        "Result of resampling",
+        "A rung is a set of sampling parameters of the ladder; the first one is rung 0.",
         figure,
     )
 
@@ -77,5 +77,5 @@ def _name(interval: Interval) -> str:
 
 
 def _filled(values: Sequence[T], count: int, value: T) -> list[T]:
-    """The values of a run that may be shorter than another one, or have fewer rungs."""
+    """`values`, padded with `value` to `count`: a run may be shorter than another one, or have fewer rungs."""
     return [*values, *[value] * (count - len(values))]

@@ -1,4 +1,4 @@
-"""A figure of a report and the words around it."""
+"""A figure of a report with its title and caption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Chart:
-    """`name` is that of its file, `caption` what there is to see."""
+    """A figure; `name` is the name of its file."""
 
     name: str
     title: str

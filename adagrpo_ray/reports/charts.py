@@ -1,4 +1,4 @@
-"""All figures of a report, in the order of its page."""
+"""The figures of a report, in the order of the page."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ CURVES = (
     *(panels.TOKENS, panels.REWARDS, panels.PHASES, panels.STALENESS),
     *(panels.OFF_POLICY, panels.POLICY, panels.COMPLETIONS),
 )
-"""The panels of metrics that follow the figures about resampling."""
+"""The panels that follow the figures about resampling."""
 
 
 def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:
-    """One figure after the other; bars are for `interval` steps each."""
+    """Yield all figures; each bar is for `interval` steps."""
     longest = max(len(run.history.steps) for run in runs)
     window = 1 + 2 * (longest // (50 if len(runs) == 1 else 16))
     yield by_interval(runs, interval)

@@ -1,4 +1,4 @@
-"""Figures of curves: metrics of one run, or of several runs side by side."""
+"""Line charts of the metrics of one run, or of several runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from adagrpo_ray.runs.panels import Panel
 from adagrpo_ray.runs.wording import difficulties
 
 MOST_PANELS = 9
-"""Of one figure, by difficulty or function: three rows. The others are in the tables."""
+"""Panels of one figure by difficulty or function, in three rows. The tables have the others."""
 
 
 def curves(runs: Sequence[Run], panel: Panel, window: int = 1, *, total: bool = False) -> Iterator[Chart]:
-    """The metrics of a panel by step, each in axes of its own; of a single run all in the same, if they share a unit.
+    """The metrics of a panel by step: those of a single run in the same axes if they share a unit, else in one each.
 
-    Curves are means over `window` steps, or running totals. Nothing if no step has a metric of the panel.
+    Curves are means over `window` steps, or running totals. Yields nothing if no step has a metric of the panel.
     """
     found = [series(run.history.steps, panel) for run in runs]
     metrics = _few({tag: line.metric for lines in found for tag, line in lines.items()})
@@ -48,12 +48,12 @@ def curves(runs: Sequence[Run], panel: Panel, window: int = 1, *, total: bool = 
     for place in axes:
         if not empty(place):
             share(place) if panel.unit is units.SHARE else ground(place)
-    caption = f"{panel.caption} Running totals." if total else said(panel.caption, window)
+    caption = f"{panel.caption} Running totals." if total else _with_window(panel.caption, window)
     yield Chart(panel.name, panel.title, caption, figure)
 
 
 def _few(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Those that are drawn: of a metric with labels MOST_PANELS at the most."""
+    """The metrics that are drawn: at most MOST_PANELS values of a metric with a label."""
     drawn: Counter[str] = Counter()
     kept = {}
     for tag, metric in metrics.items():
@@ -64,7 +64,7 @@ def _few(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
 
 
 def accuracy(runs: Sequence[Run], x: Literal["generated tokens", "step"], window: int) -> Chart:
-    """Accuracy of first attempts and on held-out prompts against `x`: of all prompts, and of each difficulty."""
+    """Accuracy of first attempts and on held-out prompts over `x`, for all prompts and for each difficulty."""
     steps = (record.accuracy_by_difficulty for run in runs for record in run.history.steps)
     evaluated = (record.accuracy_by_difficulty for run in runs for record in run.history.evaluations)
     named = difficulties(name for by_difficulty in chain(steps, evaluated) for name in by_difficulty)[: MOST_PANELS - 1]
@@ -79,18 +79,19 @@ def accuracy(runs: Sequence[Run], x: Literal["generated tokens", "step"], window
     if len(runs) > 1:
         caption = "Thick: held-out prompts. Thin: first attempts in training."
     else:
-        caption = "First attempts alone: resampling until one completion is correct would raise the accuracy."
+        caption = "Of first attempts only: resampling until one completion is correct would raise the accuracy."
     name = "tokens" if x == "generated tokens" else "steps"
-    return Chart(f"accuracy-by-{name}", f"Accuracy by {x.replace('step', 'steps')}", said(caption, window), figure)
+    title = f"Accuracy by {x.replace('step', 'steps')}"
+    return Chart(f"accuracy-by-{name}", title, _with_window(caption, window), figure)
 
 
-def said(caption: str, window: int) -> str:
-    """The caption, and what curves are means over."""
+def _with_window(caption: str, window: int) -> str:
+    """The caption, with a note if curves are means over several steps."""
     return caption if window == 1 else f"{caption} Curves are means over {window} steps."
 
 
 def _accuracy(axes: Axes, run: Run, x: str, difficulty: str | None, window: int, numbers: tuple[int, int]) -> None:
-    """Both curves of a run, the held-out prompts in front."""
+    """Draw both curves of a run, that of the held-out prompts in front."""
     steps, evaluations = run.history.steps, run.history.evaluations
     held_out, first = numbers
     curve(

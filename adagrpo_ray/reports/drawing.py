@@ -1,4 +1,4 @@
-"""Panels with curves and bars. Figures are objects of their own: other users of matplotlib notice nothing."""
+"""Draws panels with curves and bars. Figures are created without pyplot, so that no global state changes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from adagrpo_ray.reports import palette
 
 WIDTH, LEFT, RIGHT, TITLE, BOTTOM, LEGEND = 10.0, 0.8, 0.12, 0.4, 0.55, 0.26
-"""Of a figure, and around each of its panels, in inches. Letting matplotlib find the room takes as long as drawing."""
+"""Width of a figure and margins of its panels, in inches. Automatic layout would take as long as drawing."""
 SMALL_PT, TEXT_PT, TITLE_PT = 7.5, 8.5, 9.5
 FEW, MANY = 30, 1000
-"""Points of a curve: so few are marked each; of more than so many, as many are drawn, which nobody can tell."""
+"""Numbers of points: up to FEW points have markers; of a curve with more than MANY, MANY are drawn."""
 
 
 def panels(count: int, names: Sequence[str] = (), *, filled: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, at most three in a row, and above them the names of the series.
+    """A figure of `count` panels, at most three in a row, below a legend with the names of the series.
 
-    `filled`: series are bars, not curves. One series alone needs no name.
+    There is no legend for a single series. `filled`: the series are bars, not curves.
     """
     texts = [plain(name) for name in names] if len(names) > 1 else []
     in_a_row = max(1, min(len(texts), int(115 / (max(map(len, texts), default=0) + 7))))
@@ -61,8 +61,8 @@ def panels(count: int, names: Sequence[str] = (), *, filled: bool = False) -> tu
 
 
 def titled(axes: Axes, title: str, x: str, y: str) -> None:
-    """Name a panel and its axes. Steps are whole numbers, tokens thousands and millions."""
-    # With a height of its own: else matplotlib looks for one, at some cost.
+    """Set the titles of a panel and its axes. Ticks of steps are integers, those of tokens have suffixes (k, M)."""
+    # A fixed height, because matplotlib takes time to find one.
     axes.set_title(plain(title), fontsize=TITLE_PT, color=palette.INK, loc="left", y=1.0, pad=7)
     axes.set_xlabel(x, fontsize=TEXT_PT, color=palette.MUTED)
     axes.set_ylabel(y, fontsize=TEXT_PT, color=palette.MUTED)
@@ -76,7 +76,7 @@ def titled(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def ground(axes: Axes) -> None:
-    """Let a panel show where zero is, unless that would hide how its curves run; and a single step in its middle."""
+    """Let the y-axis begin at 0, unless that would flatten the curves, and centre a single step."""
     (first, last), (lowest, highest) = axes.dataLim.intervalx, axes.dataLim.intervaly
     if first == last:
         axes.set_xlim(first - 1, first + 1)
@@ -85,7 +85,7 @@ def ground(axes: Axes) -> None:
 
 
 def share(axes: Axes) -> None:
-    """The same for shares: all from 0 to 1."""
+    """Scale the y-axis for shares, from 0 to 1, and centre a single step."""
     ground(axes)
     axes.set_ylim(-0.04, 1.04)
     axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -101,13 +101,13 @@ def curve(
     points: bool = True,
     light: bool = False,
 ) -> None:
-    """Draw series `number`: means of what was measured of `window` values, with the `points` faintly behind unless
-    there are too many.
+    """Draw series `number` as means over `window` values, with the values themselves faint behind it if `points`.
 
-    None in `y` was not measured. A window without any measured value leaves a gap; a point between two gaps has a
-    marker. `light`: thin and without other markers, where another curve of the same colour stands before it.
+    None in `y` is a value that was not measured. A window without a measured value leaves a gap; a point between two
+    gaps has a marker. `light`: draw a thin line without other markers, behind another curve of the same colour.
+    Of more than MANY values, MANY means are drawn.
     """
-    at, values = np.array(x, dtype=float), np.array(y, dtype=float)  # in which None becomes NaN
+    at, values = np.array(x, dtype=float), np.array(y, dtype=float)  # None becomes NaN
     if np.isnan(values).all():
         return
     means = smooth(values, window)
@@ -138,9 +138,9 @@ def bars(
     stacked: bool = False,
     decimals: int = 0,
 ) -> None:
-    """Draw bars over each of `names`, one of each series: side by side, or `stacked` on each other.
+    """Draw one bar of each series at each of `names`: side by side, or `stacked` on each other.
 
-    None was not measured, and has no bar.
+    None is a value that was not measured, and has no bar.
     """
     groups = np.arange(len(names), dtype=float)
     wide = 0.8 if len(names) > 4 else 0.2 * len(names)
@@ -172,14 +172,14 @@ def bars(
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.axhline(0.0, color=palette.MUTED, linewidth=0.7)
     inches = axes.get_position().width * WIDTH
-    room = max(1, int(inches / (0.065 * max(map(len, names)) + 0.08)))  # so many names can stand side by side
+    room = max(1, int(inches / (0.065 * max(map(len, names)) + 0.08)))  # number of names that fit side by side
     shown = range(0, len(names), math.ceil(len(names) / room))
     axes.set_xticks(shown, [plain(names[at]) for at in shown])
     axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def key(axes: Axes, names: Sequence[str]) -> None:
-    """Say in the corner of one panel what its stacked bars are."""
+    """Add a legend of the stacked bars above one panel."""
     axes.legend(
         [_key(number, True) for number in range(len(names))],
         names,
@@ -194,7 +194,7 @@ def key(axes: Axes, names: Sequence[str]) -> None:
 
 
 def empty(axes: Axes) -> bool:
-    """Whether nothing was drawn in a panel, which then says so."""
+    """Whether nothing was drawn in a panel; writes "not measured" into it if so."""
     if axes.has_data():
         return False
     axes.set_xticks([])
@@ -204,9 +204,9 @@ def empty(axes: Axes) -> bool:
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Means of the `window` values around each, fewer at the ends. Shape [N] as `values`.
+    """Means of the `window` values around each value, fewer at the ends; shape [N], as `values`.
 
-    NaN was not measured, and does not count; the mean is NaN if none of the values around was measured.
+    NaN is a value that was not measured, and is left out. A mean is NaN if no value in its window was measured.
     """
     ones, there = np.ones(min(window, len(values))), ~np.isnan(values)
     counts = np.convolve(there.astype(float), ones, "same")
@@ -215,13 +215,13 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 
 
 def _alone(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of the measured points have no measured neighbour, so that no line reaches them."""
+    """Mask of the measured points without a measured neighbour, which no line connects; shape [N], as `there`."""
     around = np.pad(there, 1)
     return np.asarray(there & ~around[:-2] & ~around[2:])
 
 
 def plain(text: str, most: int = 44) -> str:
-    """`text` as matplotlib shows it literally: no formula, no character that its font lacks, of bearable length."""
+    """`text` escaped for matplotlib: no formula, no character that the font lacks, at most `most` characters long."""
     if len(text) > most:
         text = f"{text[: most // 2]}\N{HORIZONTAL ELLIPSIS}{text[-(most // 2) + 1 :]}"
     shown = "".join(c if c.isprintable() and ord(c) in _glyphs() else ascii(c)[1:-1] for c in text)
@@ -229,16 +229,16 @@ def plain(text: str, most: int = 44) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as a picture on a light ground."""
+    """The figure as a PNG image with a light background."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=140, facecolor=palette.SURFACE)
     return file.getvalue()
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element for an HTML page, in the colours that the page has at the time.
+    """The figure as an SVG element for an HTML page, coloured by the CSS variables of the page.
 
-    `name` begins the ids in it, so that several fit on one page.
+    `name` is the prefix of its ids, so that several figures can be on one page.
     """
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -252,7 +252,7 @@ def as_svg(figure: Figure, name: str) -> str:
 
 
 def _key(number: int, filled: bool) -> Patch | Line2D:
-    """What stands beside the name of a series."""
+    """The legend's symbol of a series."""
     colour = palette.colour(number)
     if filled:
         return Patch(facecolor=colour, hatch=palette.hatch(number), edgecolor=palette.SURFACE)

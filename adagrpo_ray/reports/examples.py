@@ -1,4 +1,4 @@
-"""Which groups of a run are shown: some of each kind, from its beginning to its end."""
+"""Selects the example groups of a report: some of each kind, from the whole run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs.samples import GroupSample
 
-SHOWN = {"rescued": 3, "resampled in vain": 2, "sampled once": 1}
-"""How many groups of each kind."""
+SHOWN = {"rescued": 3, "not rescued": 2, "sampled once": 1}
+"""Number of groups of each kind; the first two are of groups that were sampled again."""
 
 WHOLE_BYTES = 32 * 2**20
-"""A file up to this size is read whole; a larger one at so many places, evenly spaced."""
+"""Largest file that is read as a whole, in bytes."""
+
 PLACES = 128
+"""Number of evenly spaced places at which a larger file is read."""
 
 
 def choose(path: Path) -> tuple[GroupSample, ...]:
-    """A few groups of the file at `path`, by kind and step; none where there is no file.
+    """Some groups of the file at `path`, by kind and step; none if there is no file.
 
-    HistoryError where a finished line cannot be read.
+    Raises HistoryError if a complete line cannot be read.
     """
     kinds: dict[str, list[GroupSample]] = {name: [] for name in SHOWN}
     try:
@@ -32,7 +34,7 @@ def choose(path: Path) -> tuple[GroupSample, ...]:
         return ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HistoryError(
-            f"{path} cannot be read ({error!r}); mend it, or remove it to do without examples"
+            f"{path} cannot be read ({error!r}); fix it, or remove it to get a report without examples"
         ) from error
     return tuple(group for name, groups in kinds.items() for group in _spaced(groups, SHOWN[name]))
 
@@ -40,11 +42,11 @@ def choose(path: Path) -> tuple[GroupSample, ...]:
 def _kind(group: GroupSample) -> str:
     if not group.resampled:
         return "sampled once"
-    return "rescued" if any(c.correct for c in group.attempts[-1].completions) else "resampled in vain"
+    return "rescued" if any(c.correct for c in group.attempts[-1].completions) else "not rescued"
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Finished lines of the file, all of them or some."""
+    """The complete lines of the file: all of them, or of a large file those at `PLACES` places."""
     size = path.stat().st_size
     starts = [0] if size <= WHOLE_BYTES else [size * place // PLACES for place in range(PLACES)]
     before = -1
@@ -52,9 +54,9 @@ def _lines(path: Path) -> Iterator[bytes]:
         for start in starts:
             file.seek(start)
             if start:
-                file.readline()  # the rest of one
+                file.readline()  # the rest of a line
             if file.tell() == before:
-                continue  # that one is longer than the places are apart
+                continue  # that line is longer than the distance of two places
             before = file.tell()
             for line in file if len(starts) == 1 else [file.readline()]:
                 if line.endswith(b"\n"):
@@ -62,7 +64,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _spaced(groups: Sequence[GroupSample], count: int) -> Sequence[GroupSample]:
-    """At most `count` of the groups, the first and the last among them."""
+    """At most `count` of the groups, evenly spaced from the first to the last."""
     if len(groups) <= count:
         return groups
     if count == 1:

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that asks nobody for anything."""
+"""Renders the page of a report: one HTML file that loads no other file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from adagrpo_ray.runs.why import rung, why
 from adagrpo_ray.runs.wording import number, shown
 
 MOST_CHARACTERS = 2000
-"""Of one text; what is longer loses its middle."""
+"""Largest number of characters of one text; a longer one loses its middle."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as it stands on the page; `svg` is an element, and trusted."""
+    """A figure on the page; `svg` is an SVG element, which is not escaped."""
 
     name: str
     title: str
@@ -31,7 +31,7 @@ class Drawing:
 
 
 def page(runs: Sequence[Run], drawings: Sequence[Drawing]) -> str:
-    """The whole page. Texts of runs, from names to completions, are escaped."""
+    """The page as HTML. All texts of runs, such as names and completions, are escaped."""
     here = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -39,7 +39,7 @@ def page(runs: Sequence[Run], drawings: Sequence[Drawing]) -> str:
     labels = [run.label for run in runs]
     return environment.get_template("page.html").render(
         title=f"{'Runs' if len(runs) > 1 else 'Run'} {', '.join(labels)}",
-        made=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        created=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         homes=[run.home for run in runs],
         light=palette.LIGHT,
         dark=palette.DARK,

@@ -1,8 +1,8 @@
-"""Colours of a report, for light and dark pages, and for readers who tell few colours apart.
+"""Colours of a report, for light and dark pages, and for colour-blind readers.
 
-Blue and orange are Okabe and Ito's; the others were chosen so that any two differ to readers of each kind of colour
-vision, by at least 9 (OKLab, times 100) on light pages and 12 on dark ones, and from the page by 3 to 1. They never
-stand alone: series differ in their markers too.
+Blue and orange are those of Okabe and Ito. The others were chosen so that any two colours differ, for each kind of
+colour vision, by at least 9 (OKLab, times 100) on light pages and 12 on dark ones, and have a contrast of 3 to 1 to the
+page. Series differ in their markers too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 SURFACE, INK, MUTED, GRID = "#fefefe", "#1d1d1b", "#5c5b57", "#dddbd5"
 MOST = 12
-"""So many series can be told apart."""
+"""Largest number of series that can be distinguished."""
 SERIES = ("#0072b2", "#d55e00", "#3da57d", "#5a1a4a", "#b07ae0", "#3d4a00")
 MARKERS = ("o", "s", "D", "^", "v", "P")
 
@@ -22,7 +22,7 @@ LIGHT = dict(
         strict=True,
     )
 )
-"""CSS variables, by which a figure follows the page that it is on."""
+"""CSS variables and their values on a light page; figures refer to the variables."""
 
 DARK = dict(
     zip(
@@ -34,7 +34,7 @@ DARK = dict(
 
 
 def colour(number: int) -> str:
-    """Colour of a series; they begin anew after the last."""
+    """Colour of a series; the colours repeat after the last one."""
     return SERIES[number % len(SERIES)]
 
 
@@ -44,10 +44,10 @@ def marker(number: int) -> str:
 
 
 def hatch(number: int) -> str | None:
-    """How a bar is hatched: not at all where no other one has its colour."""
+    """Hatch of a bar; None for the first series of each colour."""
     return None if number < len(SERIES) else "//"
 
 
 def dash(number: int) -> Literal["-", "--"]:
-    """Line style of a series: dashed where another one has its colour."""
+    """Line style of a series: solid for the first one of each colour, else dashed."""
     return "-" if number < len(SERIES) else "--"

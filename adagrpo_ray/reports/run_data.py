@@ -1,4 +1,4 @@
-"""The runs of a report: each from its folder or its URL."""
+"""Reads the runs of a report from their folders or URLs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ NEEDED = {CONFIG, METRICS, EVALUATIONS, SAMPLES, SUMMARY}
 
 @dataclass(frozen=True)
 class Run:
-    """A run with at least one step. `label` tells it from the others, `home` is where it is kept, a path or a URL.
+    """A run with at least one step.
 
-    `summary` is of the steps so far, also where the run has not ended. `examples` are a few of its groups.
+    label: a name that no other run of the report has.
+    home: the run folder, a path or a URL.
+    summary: the totals of the steps so far, even if the run has not ended.
+    examples: some of its groups.
     """
 
     label: str
@@ -35,24 +38,25 @@ class Run:
 
     @cached_property
     def ended(self) -> bool:
-        """Whether the run has made all steps that it was to make, and said so."""
-        kept = self.history.summary
-        return kept is not None and kept.steps == len(self.history.steps)  # a resumed run still has its former one
+        """Whether the run has finished: it has written its summary after its last step."""
+        written = self.history.summary
+        # A resumed run still has the summary of its first end.
+        return written is not None and written.steps == len(self.history.steps)
 
     @cached_property
     def tokens(self) -> tuple[int, ...]:
-        """Tokens generated until the end of each step."""
+        """Tokens generated up to the end of each step."""
         return tuple(accumulate(record.generated_tokens for record in self.history.steps))
 
     def tokens_until(self, step: int) -> int:
-        """Tokens generated until the end of `step`, which may be 0."""
+        """Tokens generated up to the end of `step`, which may be 0."""
         return sum(record.generated_tokens for record in self.history.steps if record.step <= step)
 
 
 def read(home: str, copy: Path | None = None) -> Run:
-    """The run at `home`, a path or a URL; `copy` is the same on this machine, where there is one already.
+    """The run at `home`, a path or a URL; `copy` is a local copy of it, if there is one.
 
-    HistoryError where there is no run, or none that has finished a step; ResourceError where it cannot be read.
+    Raises HistoryError if there is no run or it has not finished a step, and ResourceError if it cannot be read.
     """
     if copy is None and storage.is_url(home):
         with storage.scratch() as scratch:
@@ -66,7 +70,7 @@ def read(home: str, copy: Path | None = None) -> Run:
     except HistoryError as error:
         raise HistoryError(str(error).replace(str(folder), home)) from error
     if not history.steps:
-        raise HistoryError(f"{home} has no finished step yet; ask again after its first one")
+        raise HistoryError(f"{home} has no finished step yet; try again after its first step")
     evaluations = history.evaluations
     summary = summarize(
         history.steps,
@@ -80,6 +84,6 @@ def read(home: str, copy: Path | None = None) -> Run:
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with labels that tell them apart: their names, or where they are kept if names are the same."""
+    """The runs with distinct labels: their names, or their paths and URLs if they have the same name."""
     names = Counter(run.history.name for run in runs)
     return [run if names[run.history.name] == 1 else replace(run, label=run.home) for run in runs]

@@ -1,4 +1,4 @@
-"""The tables of a report, as rows of text."""
+"""Makes the tables of a report as rows of text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Row = tuple[str, ...]
 
 
 def summary(runs: Sequence[Run]) -> list[Row]:
-    """The sum of each run: a row a metric, a column a run after its name."""
+    """The totals of the runs: one row for each metric, with its name and one column for each run."""
     columns = [dict(_metrics(run)) for run in runs]
     names = dict.fromkeys(name for column in columns for name in column)
     return [(name, *(column.get(name, "-") for column in columns)) for name in names]
 
 
 def by_difficulty(runs: Sequence[Run]) -> list[Row]:
-    """Held-out accuracy, resamples and zero-std groups of each difficulty, a row a run; none without any.
+    """Held-out accuracy, resamples and zero-std groups: one row for each difficulty and run; no rows if there are none.
 
-    Columns: difficulty, run, accuracy before, after, change, resamples, share of zero-std groups before resampling and
-    after it.
+    Columns: difficulty, run, accuracy before, after, change, resamples, share of zero-std groups before and after
+    resampling.
     """
     names = difficulties(
         name
@@ -43,12 +43,12 @@ def by_difficulty(runs: Sequence[Run]) -> list[Row]:
 
 
 def settings(run: Run) -> str:
-    """The run's settings as YAML, without what is a secret after all."""
+    """The settings of the run as YAML, without secrets."""
     return yaml.safe_dump(_bare(run.history.config), sort_keys=False, allow_unicode=True, width=110)
 
 
 def differences(runs: Sequence[Run]) -> list[Row]:
-    """The settings that are not the same in all runs: key, then one value a run. Names of runs are left out."""
+    """The settings that differ between the runs: one row with the key and the value of each run, without `run.name`."""
     flat = [dict(_flat(_bare(run.history.config))) for run in runs]
     keys = dict.fromkeys(key for tree in flat for key in tree)
     rows = [(key, *(tree.get(key, "-") for tree in flat)) for key in keys if key != "run.name"]
@@ -80,12 +80,12 @@ def _metrics(run: Run) -> Iterator[tuple[str, str]]:
     phases = dict.fromkeys(name for record in steps for name in record.time)
     for phase in phases:
         yield f"of this in {phase}", duration(math.fsum(record.time.get(phase, 0.0) for record in steps))
-    yield "tokens generated a second", whole(ratio(s.generated_tokens, s.seconds))
+    yield "generated tokens per second", whole(ratio(s.generated_tokens, s.seconds))
     yield "rollout actors replaced", f"{steps[-1].rollout_restarts:,}"
 
 
 def _counts(by_rung: tuple[int, ...]) -> str:
-    """The sum, and in brackets what each rung has of it, where there are several."""
+    """The sum, and in brackets the counts by rung if there are several rungs."""
     return f"{sum(by_rung):,}" + (f" (by rung {rungs(by_rung)})" if len(by_rung) > 1 else "")
 
 
@@ -106,7 +106,7 @@ def _of_difficulty(run: Run, difficulty: str) -> Row:
 
 
 def _bare(value: Any) -> Any:
-    """`value` without secrets: a configuration that was edited by hand may hold what none is written with."""
+    """`value` without secrets: no run writes one, but a configuration may have been edited by hand."""
     if isinstance(value, Mapping):
         return {key: _bare(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -115,7 +115,7 @@ def _bare(value: Any) -> Any:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values as one line of YAML; lists are values."""
+    """Yield the dotted keys, each with its value as one line of YAML; a list is one value."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))

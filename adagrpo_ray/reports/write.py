@@ -1,4 +1,4 @@
-"""A report, drawn and put where it belongs."""
+"""Draws a report and saves it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MOST_BARS = 500
 
 
 def write_report(runs: Sequence[Run], out: str, interval: int | None = None) -> str:
-    """Leave the page of `runs` and the figures as PNG in the folder `out`, a path or a URL; where the page is.
+    """Save the page of `runs`, and its figures as PNG, in `out`, a path or a URL. Returns the path or URL of the page.
 
-    Bars are for `interval` steps each, by default as many as make ten. ResourceError where `out` cannot be written,
-    ConfigError where there are more runs or bars than can be told apart.
+    Each bar is for `interval` steps, by default for a tenth of the longest run. Raises ResourceError if `out` cannot be
+    written, and ConfigError if there are too many runs or bars.
     """
     if len(runs) > palette.MOST:
-        raise ConfigError(f"{len(runs)} runs cannot be told apart in one figure; give {palette.MOST} or fewer")
+        raise ConfigError(f"one figure cannot show {len(runs)} runs distinctly; give {palette.MOST} or fewer")
     runs = labelled(runs)
     steps = max(len(run.history.steps) for run in runs)
     length = interval or math.ceil(steps / 10)
     if steps / length > MOST_BARS:
         raise ConfigError(
-            f"--interval={interval} makes a bar of every {interval} of {steps:,} steps; "
+            f"--interval={interval} gives more than {MOST_BARS} bars of {steps:,} steps; "
             f"give {steps // MOST_BARS + 1} or more"
         )
     drawings = []

@@ -1,11 +1,11 @@
-"""What a run shows of itself: records of its steps, the run folder that keeps them, and the terminal.
+"""Records of a run: its metrics, its samples, its summary, the run folder and the terminal.
 
-`records` is the registry of metrics, in terms of `metric`, `units` and `panels`; `metric_table` makes a page of it.
-`samples` are what was sampled, `summary` is the sum of a run, `observer` how the trainer hands them over. `writer` puts
-them into the run folder (JSON lines, and TensorBoard's `events`); `history` takes that back to a step, `reader` reads
-it, also while it is written (`tail`), and `mirror` copies it to a URL. `why` says why a group was sampled again.
-`console` puts it all onto the terminal, with `progress` while it runs and `final_lines` at its end, in the words of
-`wording`.
+`records` is the registry of metrics, declared with `metric`, `units` and `panels`; `metric_table` renders it as a page.
+`samples` holds sampled groups and `summary` the totals of a run. The trainer passes both to an `observer`.
+`writer` stores them in the run folder: JSON lines, and TensorBoard's `events`. `history` cuts a folder back to a step,
+`reader` reads one, even while the run writes it (`tail`), and `mirror` copies one to a URL. `why` explains why a group
+was sampled again. `console` shows the run on a terminal: `progress` during training and `final_lines` at the end, both
+formatted by `wording`.
 """
 
 from adagrpo_ray.runs.console import Console

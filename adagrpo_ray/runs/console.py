@@ -1,4 +1,4 @@
-"""A run on the terminal of whoever started it, or in the log that stands in for a terminal."""
+"""Shows a run on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adagrpo_ray.runs.wording import evaluation_line, printable
 class Console(Observer):
     """Shows a run of `steps` steps on `stream`: a live display on a terminal, else plain lines.
 
-    `terminal` and `width` overrule what the stream is found to be. Use it as a context manager: a live
-    display left behind takes the cursor with it.
+    `terminal` and `width` override the detection. Use it as a context manager: a live display that is not closed
+    leaves the cursor hidden.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Console(Observer):
         self.close()
 
     def phase(self, text: str) -> None:
-        """Say what begins, and how long the run has been going."""
+        """Print the phase that begins, after the seconds since the run began."""
         if not self._over:
             self._progress.start()
         self._line(f"[{self._clock() - self._began:7.1f} s] {printable(text)}")
@@ -60,7 +60,7 @@ class Console(Observer):
         self._progress.step(record)
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Show the evaluation on the held-out prompts."""
+        """Print the evaluation on the held-out prompts."""
         self._line(evaluation_line(label, record))
 
     def summary(self, summary: Summary) -> None:
@@ -79,5 +79,5 @@ class Console(Observer):
         self._progress.close()
 
     def _line(self, text: str) -> None:
-        # A path that the terminal wraps by itself can still be copied in one piece.
+        # The terminal wraps long lines itself, so that a path can be copied in one piece.
         self._rich.print(text, soft_wrap=True)

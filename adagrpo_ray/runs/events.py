@@ -1,4 +1,4 @@
-"""A TensorBoard event file, written by the one who asks for it, so that a failure is raised there."""
+"""Writes TensorBoard event files in the calling thread, so that a failure is raised there."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from adagrpo_ray.runs.names import FILE, name_of
 
 LARGEST = (2 - 2**-23) * 2.0**127
-"""Of float32, which TensorBoard's points are."""
+"""The largest float32: TensorBoard's points have this type."""
 
 
 class EventFile:
-    """A new event file in a folder. torch's SummaryWriter has a thread instead, which prints a failure as a traceback.
+    """A new event file in a folder.
 
-    OSError where the disk does not take it.
+    torch's SummaryWriter writes in a thread of its own, which prints a failure as a traceback and raises nothing.
+    All methods raise OSError if the file cannot be written.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        """Make it; TensorBoard hides what older files of the folder hold from `purge_step` on."""
+        """Create the file. TensorBoard then hides the points of older files in the folder from `purge_step` on."""
         folder.mkdir(parents=True, exist_ok=True)
         host = name_of(socket.gethostname(), FILE, 100)
-        name = f"events.out.tfevents.{time.time_ns()}.{host}.{os.getpid()}"  # read in order of names
+        name = f"events.out.tfevents.{time.time_ns()}.{host}.{os.getpid()}"  # TensorBoard sorts by name
         self._file = (folder / name).open("xb")
         self._records = RecordWriter(self._file)
         self._add(Event(file_version="brain.Event:2"))
@@ -38,21 +39,21 @@ class EventFile:
             self._add(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:
-        """Add a point to the curve of each tag, in float32: what is larger becomes the largest there is."""
+        """Add a point to the curve of each tag, as float32; values beyond its range are clamped."""
         values = [
             Summary.Value(tag=tag, simple_value=min(max(value, -LARGEST), LARGEST)) for tag, value in scalars.items()
         ]
         self._add(Event(step=step, summary=Summary(value=values)))
 
     def add_text(self, tag: str, markdown: str, step: int) -> None:
-        """Add a text to the page of texts."""
+        """Add a text to TensorBoard's page of texts."""
         of_texts = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode(errors="replace")])
         value = Summary.Value(tag=tag, metadata=of_texts, tensor=tensor)
         self._add(Event(step=step, summary=Summary(value=[value])))
 
     def close(self) -> None:
-        """Close the file; closing twice is fine."""
+        """Close the file. It may be closed twice."""
         self._file.close()
 
     def _add(self, event: Event) -> None:

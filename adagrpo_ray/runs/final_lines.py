@@ -1,4 +1,4 @@
-"""The end report of a run, as text for a terminal or a log."""
+"""Formats the final report of a run for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _intervals(intervals: tuple[Interval, ...]) -> Table:
 
 
 def _table(name: str, *numbers: str) -> Table:
-    """A table without lines, so that it looks the same in every encoding; names left, numbers right."""
+    """A table without rules, so that it looks the same in every encoding; names left, numbers right."""
     table = Table(box=None, padding=(0, 0, 0, 2))
     table.add_column(name, overflow="fold")
     for number_column in numbers:

@@ -1,8 +1,8 @@
-"""A group as plain data: whole for checkpoints, with its numbers as named arrays, and readable for samples.jsonl.
+"""Converts groups to plain data and back: complete with arrays for checkpoints, readable for samples.jsonl.
 
-Arrays are named by the group's place, its attempt's number and its completion's: "0.1.rewards", "0.1.3.token_ids".
-"0.prompt" are the tokens that its attempts were sampled after: a chat template that prints the date renders the same
-prompt differently on another day.
+An array's name consists of the place of the group, the number of the attempt and the number of the completion:
+"0.1.rewards", "0.1.3.token_ids". "0.prompt" holds the prompt tokens that the attempts were sampled with: a chat
+template that prints the date renders the same prompt differently on another day.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OF_COMPLETION = ("token_ids", "logprobs")
 
 
 def plain_group(group: Group) -> dict[str, Any]:
-    """The group in JSON's own types, without its arrays; its prompt is kept by its id."""
+    """The group in JSON types, without its arrays. The prompt is stored by its id."""
     return {
         "prompt": group.prompt.id,
         "epoch": group.epoch,
@@ -48,31 +48,31 @@ def plain_group(group: Group) -> dict[str, Any]:
 
 
 def arrays_of(group: Group, place: str) -> Arrays:
-    """The arrays that `plain_group` leaves out, by their names; `place` is the group's own."""
+    """The arrays that `plain_group` leaves out, by name; `place` is the place of the group."""
     arrays: Arrays = {f"{place}.prompt": group.prompt.token_ids} if group.attempts else {}
     for a, attempt in enumerate(group.attempts):
         arrays |= {f"{place}.{a}.{name}": getattr(attempt, name) for name in OF_ATTEMPT}
         for c, completion in enumerate(attempt.completions):
             arrays |= {f"{place}.{a}.{c}.{name}": getattr(completion, name) for name in OF_COMPLETION}
-    # Contiguous, because safetensors copies an array's memory as it lies.
+    # safetensors ignores strides, so arrays have to be contiguous.
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def group_of(plain: Mapping[str, Any], arrays: Arrays, place: str, prompt: Prompt) -> Group:
-    """The group whose `plain_group` and `arrays_of` these are; `prompt` is that of its id, as rendered today."""
+    """The group that `plain_group` and `arrays_of` converted; `prompt` is the prompt of its id, as rendered now."""
 
-    def kept(names: Sequence[str], at: str) -> dict[str, Any]:
+    def stored(names: Sequence[str], at: str) -> dict[str, Any]:
         return {name: arrays[f"{at}.{name}"] for name in names}
 
     def completion(values: Mapping[str, Any], at: str) -> Completion:
-        return Completion(**values, **kept(OF_COMPLETION, at))
+        return Completion(**values, **stored(OF_COMPLETION, at))
 
     def attempt(values: Mapping[str, Any], at: str) -> Attempt:
         return Attempt(
             rung=values["rung"],
             sampling=sampling_of(values["sampling"]),
             completions=tuple(completion(each, f"{at}.{c}") for c, each in enumerate(values["completions"])),
-            **kept(OF_ATTEMPT, at),
+            **stored(OF_ATTEMPT, at),
         )
 
     if plain["attempts"] and not np.array_equal(prompt.token_ids, arrays[f"{place}.prompt"]):
@@ -89,9 +89,9 @@ def group_of(plain: Mapping[str, Any], arrays: Arrays, place: str, prompt: Promp
 
 
 def sampling_of(plain: Mapping[str, Any]) -> SamplingParams:
-    """An attempt's sampling parameters; ValueError if one is not known or out of its bounds."""
+    """The sampling parameters of an attempt. Raises ValueError if one is unknown or out of bounds."""
     answer = plain["answer"]
-    if answer is not None:  # earlier versions wrote an `answer` of null into the answer
+    if answer is not None:  # earlier versions wrote `answer: null` inside the answer
         answer = PhaseParams(**{name: value for name, value in answer.items() if name != "answer"})
     return SamplingParams(**{**plain, "answer": answer})
 
@@ -99,10 +99,10 @@ def sampling_of(plain: Mapping[str, Any]) -> SamplingParams:
 def readable_attempts(
     group: Group, functions: Sequence[str], advantages: Mapping[Completion, float]
 ) -> list[dict[str, Any]]:
-    """The attempts of `plain_group`, for people: tokens are counted, and each text has its scores.
+    """The attempts of `plain_group` for people to read: with the number of tokens and the scores of each completion.
 
-    `functions` are the reward functions' names; a score is None if the function does not apply, and so is the
-    advantage of a completion that has none in `advantages`.
+    `functions` are the names of the reward functions. A score is None if the function does not apply. An advantage is
+    None if `advantages` has none for the completion.
     """
     return [
         {
@@ -132,5 +132,5 @@ def readable_attempts(
 
 
 def well_formed(text: str) -> str:
-    """`text` with U+FFFD for surrogates without their other half, which no file or terminal would take."""
+    """`text` with U+FFFD in place of unpaired surrogates, which cannot be encoded as UTF-8."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""A callback of the user's own, whose errors are told as its own."""
+"""Wraps the user's callbacks, so that their errors name the callback."""
 
 from __future__ import annotations
 
@@ -15,46 +15,47 @@ from adagrpo_ray.runs.summary import Summary
 
 
 class Guarded(Observer):
-    """Tells `callback` what it is told; what that raises is an ExtensionError which names it, and ends the run.
+    """Forwards every event to `callback`.
 
-    A callback may guard what a run is for, and one that fails silently guards nothing.
+    Raises ExtensionError, which names the callback and ends the run, if the callback raises an Exception: a callback
+    may enforce a condition of the run, so that its failure must not pass silently.
     """
 
     def __init__(self, callback: Observer) -> None:
         self._callback = callback
 
     def began(self, config: Config, folder: str) -> None:
-        """Tell it."""
+        """Forward the event."""
         with self._named("began"):
             self._callback.began(config, folder)
 
     def phase(self, text: str) -> None:
-        """Tell it."""
+        """Forward the event."""
         with self._named("phase"):
             self._callback.phase(text)
 
     def step(self, record: StepRecord) -> None:
-        """Tell it."""
+        """Forward the event."""
         with self._named("step"):
             self._callback.step(record)
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
-        """Tell it."""
+        """Forward the event."""
         with self._named("samples"):
             self._callback.samples(groups)
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Tell it."""
+        """Forward the event."""
         with self._named("evaluation"):
             self._callback.evaluation(label, record)
 
     def summary(self, summary: Summary) -> None:
-        """Tell it."""
+        """Forward the event."""
         with self._named("summary"):
             self._callback.summary(summary)
 
     def ended(self, error: BaseException | None) -> None:
-        """Tell it."""
+        """Forward the event."""
         with self._named("ended"):
             self._callback.ended(error)
 
@@ -64,4 +65,4 @@ class Guarded(Observer):
             yield
         except Exception as error:
             name = f"{type(self._callback).__name__}.{method}"
-            raise ExtensionError(f"callback {name} raised {told(error)}; mend it, or leave it out") from error
+            raise ExtensionError(f"callback {name} raised {told(error)}; fix it, or leave it out") from error

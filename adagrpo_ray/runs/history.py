@@ -1,4 +1,4 @@
-"""How far a run folder was written at some step: its records up to there, and how to go back to it."""
+"""Records the length of a run folder's files at a step, and cuts the files back to it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
 
 TRACKED = "tracking.json"
-"""Under which ids trackers know the run."""
+"""The file with the ids of the run in its trackers."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The last finished step, and the bytes of each file of lines after it; a file not named had none.
+    """A position in the JSON-lines files of a run folder.
 
-    Before the first evaluation, which is step 0, it is -1.
+    step: the last finished step; 0 after the first evaluation, -1 before it.
+    sizes: the length of each file at that time, in bytes, by name; 0 for a file without an entry.
     """
 
     step: int
@@ -54,7 +55,7 @@ class Mark:
         """Remove every line after the mark."""
         for name in (METRICS, EVALUATIONS, SAMPLES):
             if (folder / name).exists():
-                # Of samples, which nothing depends on, some may be missing.
+                # Samples may be shorter than the mark: nothing depends on them.
                 os.truncate(folder / name, min(self.sizes.get(name, 0), (folder / name).stat().st_size))
 
     def _lines(self, path: Path) -> list[Any]:
@@ -66,7 +67,7 @@ class Mark:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """The bytes of each file of lines in `folder`, which are on disk for good after this."""
+    """The length of each JSON-lines file in `folder`, in bytes. Syncs the files to disk first."""
     found = {}
     for name in (METRICS, EVALUATIONS, SAMPLES):
         if (folder / name).exists():

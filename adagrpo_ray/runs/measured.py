@@ -1,4 +1,4 @@
-"""Metrics that may not have been measured. Such a metric is None, never NaN: NaN would be a fault."""
+"""Arithmetic on metrics that may not have been measured. Such a metric is None; NaN would be a bug."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from collections.abc import Iterable, Mapping
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that were measured; None if none was.
+    """Mean of the measured values; None if there are none.
 
-    The sum is exact, and of quotients: that of a few values near float64's largest would overflow otherwise.
+    The sum is exact. If it overflows, as that of a few values near the largest float64 does, each value is divided
+    first.
     """
-    measured = [float(value) for value in values if value is not None]
-    if not measured:
+    known = [float(value) for value in values if value is not None]
+    if not known:
         return None
     try:
-        return math.fsum(measured) / len(measured)
+        return math.fsum(known) / len(known)
     except OverflowError:
-        return math.fsum(value / len(measured) for value in measured)
+        return math.fsum(value / len(known) for value in known)
 
 
 def ratio(whole: float, parts: float) -> float | None:
-    """`whole` / `parts`; None if there are no parts. Worked example: tokens a second of a step that took no time."""
+    """`whole` / `parts`; None if `parts` is 0, as for the tokens per second of a step that took no time."""
     return whole / parts if parts else None
 
 
 def known(value: float) -> float | None:
-    """A score of a numpy array, in which NaN marks a reward function that does not apply: None then."""
+    """A score from a numpy array; None if it is NaN, which marks a reward function that does not apply."""
     return None if math.isnan(value) else float(value)
 
 
 def measured(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Those of the named values that were measured."""
+    """The values that were measured, by name."""
     return {name: float(value) for name, value in values.items() if value is not None}

@@ -1,7 +1,7 @@
-"""A metric, the metrics of a record, and their values.
+"""Declarations of metrics, and the values of a record's metrics.
 
-A metric is declared once, in the annotation of its field of a record: `runs/records.py` is the registry. TensorBoard,
-W&B, MLflow, Prometheus, Grafana's dashboard, the plots and the page docs/hooks.py makes of all metrics read it there.
+A metric is declared once, in the annotation of its field in `runs/records.py`. TensorBoard, W&B, MLflow, Prometheus,
+Grafana's dashboard, the plots and the page of all metrics (docs/hooks.py) read the declaration.
 """
 
 from __future__ import annotations
@@ -27,19 +27,24 @@ Combine = Literal[
     "max",
     "last",
 ]
-"""How the values of ranks and micro-batches become one. `last`: there is one value, or all ranks have the same."""
+"""How the values of ranks and micro-batches are combined. `last`: there is one value, or all ranks have the same."""
 
 IMPLIED = ("adaptive", "sampling")
-"""Groups of names that fields, and names for Prometheus, leave out."""
+"""Prefixes that the names of fields, and the names in Prometheus, leave out."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a metric.
+    """The declaration of a metric.
 
-    `name` is its name in TensorBoard, W&B and MLflow. A part of it in braces is a label: the metric then has a value
-    for each function, difficulty, rung, phase or actor. A `counter` adds up over the steps of a run. Without a `panel`
-    it is not drawn. `field` is its field, which `metrics_of` fills in.
+    name: the name in TensorBoard, W&B and MLflow. A part in braces is a label: the metric then has one value for each
+        function, difficulty, rung, phase or actor.
+    unit: the unit of its values.
+    combine: how the values of ranks and micro-batches are combined.
+    description: one line for the page of metrics and for Prometheus.
+    panel: the panel that draws it; None if none does.
+    counter: whether its values add up over the steps of a run.
+    field: the name of its field in the record; filled in by `metrics_of`.
     """
 
     name: str
@@ -52,34 +57,38 @@ class Metric:
 
     @property
     def label(self) -> str | None:
-        """What its values differ in: "function", "difficulty", "rung", "phase" or "actor"; None if it has one value."""
+        """Its label: "function", "difficulty", "rung", "phase" or "actor"; None if the metric has one value."""
         found = _LABEL.search(self.name)
         return found[1] if found else None
 
     def tag(self, of: str = "") -> str:
-        """The name of the value of `of`. Worked example: "rewards/{function}/mean" of "a/b" is "rewards/a%2Fb/mean"."""
+        """The name of the value labelled `of`: of "a/b", "rewards/{function}/mean" is "rewards/a%2Fb/mean"."""
         return _LABEL.sub(lambda _: name_of(of), self.name)
 
     @property
     def identifier(self) -> str:
-        """The name with underscores. Worked example: "adaptive/resamples/rung_{rung}" is "resamples"."""
+        """The name with underscores, without its label: "resamples" for "adaptive/resamples/rung_{rung}"."""
         parts = [part for part in self.name.split("/") if not _LABEL.search(part)]
         return "_".join(parts[1:] if parts[0] in IMPLIED else parts)
 
     @property
     def ray_name(self) -> str:
-        """The name of Ray's metric; a time has its unit in it, as is usual in Prometheus."""
+        """The name of the Ray metric. A time has the suffix "_seconds", which is the convention of Prometheus."""
         return f"adagrpo_{self.identifier}{'_seconds' if self.unit is SECONDS else ''}"
 
     @property
     def prometheus(self) -> str:
-        """The name under which Ray serves it to Prometheus."""
+        """The name in Prometheus."""
         return f"ray_{self.ray_name}{'_total' if self.counter else ''}"
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a metric in a record; None if it was not measured. `of` is its label's value, "" without a label."""
+    """One value of a metric in a record.
+
+    value: None if it was not measured.
+    of: the value of the label, such as the name of a reward function; "" if the metric has no label.
+    """
 
     metric: Metric
     value: float | None
@@ -87,20 +96,20 @@ class Value:
 
     @property
     def tag(self) -> str:
-        """Its name in TensorBoard, W&B and MLflow."""
+        """The name in TensorBoard, W&B and MLflow."""
         return self.metric.tag(self.of)
 
 
 @dataclass(frozen=True)
 class Series:
-    """The values of a metric in some records in a row: one for each record."""
+    """The values of a metric in consecutive records, one for each record."""
 
     metric: Metric
     values: tuple[float | None, ...]
 
 
 def metrics_of(record: type[Record], panel: Panel | None = None) -> tuple[Metric, ...]:
-    """The metrics that a kind of record declares, in the order of its fields; of a panel, if one is given."""
+    """The metrics that a kind of record declares, in the order of its fields; only those of `panel` if it is given."""
     if record not in _DECLARED:
         _DECLARED[record] = tuple(
             replace(metric, field=field)
@@ -112,7 +121,7 @@ def metrics_of(record: type[Record], panel: Panel | None = None) -> tuple[Metric
 
 
 def values_of(record: Record) -> Iterator[Value]:
-    """The values of a record's metrics; none for the nameless difficulty."""
+    """The values of a record's metrics, without those of the nameless difficulty."""
     for metric in metrics_of(type(record)):
         value = getattr(record, metric.field)
         if metric.label is None:
@@ -122,7 +131,7 @@ def values_of(record: Record) -> Iterator[Value]:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """What trackers show of a record: measured values by tag. The step is left out, which the others are shown over."""
+    """The measured values of a record by tag, without the step, which is the x-axis."""
     values = (value for value in values_of(record) if value.metric.field != "step")
     return {value.tag: float(value.value) for value in values if value.value is not None}
 
@@ -130,7 +139,7 @@ def scalars(record: Record) -> dict[str, float]:
 def series(records: Sequence[Record], panel: Panel) -> dict[str, Series]:
     """The values of a panel's metrics in records of one kind, by tag.
 
-    A record without a label that others have counts 0 of a counter, else it has None.
+    If a label occurs only in some of the records, the others get 0 for a counter and None for any other metric.
     """
     found = {}
     for metric in metrics_of(type(records[0]), panel) if records else ():
@@ -145,7 +154,7 @@ def series(records: Sequence[Record], panel: Panel) -> dict[str, Series]:
 
 
 def _by_label(value: Mapping[str, float | None] | Sequence[float]) -> Mapping[str, float | None]:
-    """The values of a metric by its label, which is the place in a sequence; without the nameless difficulty."""
+    """The values of a metric by label, without the nameless difficulty; the label of a sequence is the place in it."""
     if isinstance(value, Mapping):
         return {of: item for of, item in value.items() if of}
     return {str(place): item for place, item in enumerate(value)}

@@ -1,4 +1,4 @@
-"""The run folder at a URL: written on this machine, and copied there as it grows."""
+"""Keeps the run folder at a URL: writes it on this machine and copies it there as it grows."""
 
 from __future__ import annotations
 
@@ -13,65 +13,69 @@ from adagrpo_ray.runs.history import SAMPLES, Mark
 from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.runs.summary import Summary
-from adagrpo_ray.runs.writer import RunWriter, taken
+from adagrpo_ray.runs.writer import RunWriter, folder_not_empty
 from adagrpo_ray.storage import places as storage
 
 LARGE = 16 * 2**20
-"""Bytes from which on samples are copied only where a tenth has come to them: a URL takes whole files alone."""
+"""Size in bytes above which samples are copied only after growing by a tenth: a copy always sends the whole file."""
 
 
-def open_run(home: str, config: str, tell: Callable[[str], None]) -> RunWriter:
-    """The writer of a new run in `home`, a path or a URL, which has to be empty and is found to be writable."""
+def open_run(home: str, config: str, notify: Callable[[str], None]) -> RunWriter:
+    """Open the writer of a new run in `home`, a path or a URL.
+
+    Raises ConfigError if `home` is not empty, or is a URL that cannot be written; ResourceError if a local `home`
+    cannot be written.
+    """
     if not storage.is_url(home):
-        return RunWriter(Path(storage.plain(home)), config, tell=tell)
+        return RunWriter(Path(storage.plain(home)), config, notify=notify)
     if storage.files(home):
-        raise taken(home)
-    return MirroredWriter(storage.fresh(home), config, home, tell)
+        raise folder_not_empty(home)
+    return MirroredWriter(storage.fresh(home), config, home, notify)
 
 
 class MirroredWriter(RunWriter):
-    """Copies every file that changed to `home` after each step; the local folder is gone when all is there.
+    """Copies every changed file to `home` after each step, and removes the local folder at the end of the run.
 
-    Where that fails the run goes on and the next step tries again; the last copy has to succeed. Samples that are
-    `LARGE` come late; a machine that is lost takes the last of them with it, and nothing that a run goes on from.
+    If a copy fails, the run continues and the next step tries again; the last copy has to succeed. Samples larger than
+    `LARGE` are copied less often: if the machine is lost, so are the newest of them. A resumed run does not need them.
     """
 
     def __init__(
-        self, folder: Path, config: str, home: str, tell: Callable[[str], None], mark: Mark | None = None
+        self, folder: Path, config: str, home: str, notify: Callable[[str], None], mark: Mark | None = None
     ) -> None:
-        """Begin in the empty local `folder`, or go on at `mark`; ConfigError where `home` cannot be written."""
+        """Begin in the empty local `folder`, or continue at `mark`. Raises ConfigError if `home` cannot be written."""
         storage.probe(home)
-        super().__init__(folder, config, mark, tell)
+        super().__init__(folder, config, mark, notify)
         self.home = home
-        self._pushed: dict[str, tuple[int, int]] = {}  # as they were when they were copied last
+        self._pushed: dict[str, tuple[int, int]] = {}  # name -> stamp of the file at its last copy
         self._push()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        if error is not None and not self._holds_something:
+        if error is not None and not self._has_records:
             with suppress(ResourceError):
                 storage.remove(self.home)
             return
         if error is not None:
-            self._try_to_push(everything=True)  # that error is what has to be heard
+            self._try_to_push(everything=True)  # a failed copy must not replace the first error
             return
         self._push()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
-        """Keep the groups, and the step, which was told just before."""
+        """Write the groups, and copy them together with the step, which was written just before."""
         super().samples(groups)
         self._try_to_push()
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Keep the evaluation."""
+        """Write and copy the evaluation."""
         super().evaluation(label, record)
         self._try_to_push()
 
     def summary(self, summary: Summary) -> None:
-        """Keep the summary; ResourceError unless all records are in place then."""
+        """Write and copy the summary. Raises ResourceError unless all records are copied."""
         super().summary(summary)
         self._push()
 
@@ -79,7 +83,7 @@ class MirroredWriter(RunWriter):
         try:
             self._push(everything=everything)
         except ResourceError as error:
-            self._tell(str(error))
+            self._notify(str(error))
 
     def _push(self, *, everything: bool = True) -> None:
         for name, stamp in storage.stamps(self.folder).items():
@@ -89,5 +93,5 @@ class MirroredWriter(RunWriter):
                 try:
                     storage.push(self.folder, self.home, [name])
                 except ResourceError as error:
-                    raise ResourceError(f"{error}; what was written so far is in {self.folder}") from error
+                    raise ResourceError(f"{error}; the run folder so far is {self.folder}") from error
                 self._pushed[name] = stamp

@@ -1,8 +1,8 @@
-"""Text of users as names: difficulty classes, functions and run names in tags, labels and metric names.
+"""Escapes text of users for names: difficulties, functions and run names in tags, labels and metric names.
 
-Each place that takes names has a `Rule`. A name says the text as it is, but for characters that the place does not
-take: these are percent-encoded, as in URLs, with the rule's own escape character. So texts that differ have names that
-differ, and `text_of` finds the text again, unless it is too long for the place: then its end is a digest.
+Each kind of name has a `Rule`. A name is the text itself, except that characters which are not allowed are
+percent-encoded as in URLs, with the escape character of the rule. So different texts have different names, and
+`text_of` recovers the text. If a text is too long, the end of its name is a digest instead.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from functools import lru_cache
 from hashlib import sha256
 
 LONGEST = 200
-"""Bytes of a name in UTF-8: a file's name has 255 at the most, MLflow's keys 250 with their group before the name."""
+"""Bytes of a name in UTF-8. The limit for file names is 255, for MLflow's keys, including their prefix, 250."""
 
 _DIGITS = 16
-"""Of the digest, in hexadecimal."""
+"""Hexadecimal digits of the digest."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a place takes: characters that are `allowed`, among them `escape`, and hexadecimal digits.
+    """The characters that a kind of name allows, among them `escape` and hexadecimal digits.
 
-    Nowhere may a name begin with a dot (that is a path) or begin or end with a space (which cannot be seen).
+    No name begins with a dot, which would make it a path, or begins or ends with a space, which is invisible.
     """
 
     escape: str
@@ -32,42 +32,42 @@ class Rule:
 
 
 TAG = Rule("%", lambda c: c.isprintable() and c != "/")
-"""TensorBoard and W&B: any text, in which a slash makes a group."""
+"""TensorBoard and W&B: any printable character except the slash, which makes a group."""
 
 TEXT = Rule("%", str.isprintable)
-"""What people read on a terminal, on a page or in a document: no text may steer a terminal, or be invisible."""
+"""Text on a terminal, on a page or in a document: no control characters, no invisible ones."""
 
 MLFLOW = Rule(":", lambda c: re.match(r"[\w. :-]", c) is not None and c.isprintable())
-"""MLflow: letters and digits of any script, and of other characters these few; a slash makes a folder."""
+"""MLflow: letters and digits of any script, and few other characters; a slash makes a folder."""
 
 LABEL = Rule("%", lambda c: c.isascii() and c.isprintable())
-"""Labels of Ray's metrics: it raises on all that is not ASCII."""
+"""Labels of Ray's metrics: Ray raises on any character that is not ASCII."""
 
 FILE = Rule("%", lambda c: c.isascii() and c.isprintable() and c != "/")
-"""A part of a file's name."""
+"""A part of a file name."""
 
 
 @lru_cache(maxsize=100_000)
 def name_of(text: str, rule: Rule = TAG, longest: int = LONGEST) -> str:
-    """`text` as a name of at most `longest` bytes by the rule. Worked example: "a/b é" is "a%2Fb %C3%A9" as a LABEL.
+    """`text` as a name of at most `longest` bytes. Worked example: as a FILE, "a/b é" is "a%2Fb %C3%A9".
 
-    The escape character itself stays as it is if no escape begins with it: "50 %" is "50 %".
+    The escape character itself stays unless it would begin an escape: "50 %" is "50 %".
     """
     parts = [_part(text, place, rule) for place in range(len(text))]
     if sum(len(part.encode()) for part in parts) <= longest:
         return "".join(parts)
     end = f"{rule.escape}H{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:_DIGITS]}"
-    kept, left = [], longest - len(end)
+    head, left = [], longest - len(end)
     for part in parts:
         left -= len(part.encode())
         if left < 0:
             break
-        kept.append(part)
-    return "".join(kept) + end
+        head.append(part)
+    return "".join(head) + end
 
 
 def text_of(name: str, rule: Rule = TAG) -> str:
-    """The text whose `name_of` is `name`; of one that was too long, what its name shows of it."""
+    """The text whose `name_of` is `name`; its beginning and the digest if the text was too long."""
     parts, place = bytearray(), 0
     while place < len(name):
         if name[place] == rule.escape and _is_byte(name[place + 1 : place + 3]):

@@ -1,4 +1,4 @@
-"""How a run is told to whoever wants to know, and the fan-out to several observers."""
+"""The interface through which a run reports its events, and the forwarding to several observers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from adagrpo_ray.runs.summary import Summary
 
 
 class Observer:
-    """Whoever wants to know how a run goes: override what you want to be told.
+    """Receives the events of a run. Override the methods that you need.
 
-    All methods are called in the program that trains, which waits for them; what they raise ends the run. Where a
-    learner rank died, or a run is resumed, steps after the last checkpoint are told again.
+    All methods are called in the training program, which waits for them; an exception in one ends the run. After a
+    learner rank died, or when a run is resumed, the steps after the last checkpoint are reported again.
     """
 
     def began(self, config: Config, folder: str) -> None:
-        """A run begins, or goes on with `--resume`; `folder` is where it is kept, a path or a URL."""
+        """A run begins, or continues with `--resume`. `folder` is its run folder, a path or a URL."""
 
     def phase(self, text: str) -> None:
         """A part of the run begins that may take a while: 'starting 2 rollout actors ...'."""
@@ -28,59 +28,59 @@ class Observer:
         """A training step is done."""
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
-        """Groups of the step just told, in full: `run.samples_per_step` of them, or fewer, or none."""
+        """Groups of the step reported just before, in full: at most `run.samples_per_step` of them."""
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """The held-out prompts were evaluated; `label` says when, such as 'before' or 'after'."""
+        """The held-out prompts were evaluated. `label` is the time of it, such as 'before' or 'after'."""
 
     def summary(self, summary: Summary) -> None:
         """All steps are done, and the adapter is written."""
 
     def ended(self, error: BaseException | None) -> None:
-        """The run is over, and this is the last that is told of it; `error` is what ended it, None where all went well.
+        """The run is over; `error` is the exception that ended it, None if it finished.
 
-        Told of every run that began, one that was stopped or interrupted too.
+        This is the last event of every run that began, even of one that was stopped or interrupted.
         """
 
 
 class Observers(Observer):
-    """Several observers as one, told in the order given. Put first the one that keeps things."""
+    """Forwards every event to several observers, in the order given. Put the one that stores events first."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
     def began(self, config: Config, folder: str) -> None:
-        """Tell all of them."""
+        """Forward the event."""
         for observer in self._observers:
             observer.began(config, folder)
 
     def phase(self, text: str) -> None:
-        """Tell all of them."""
+        """Forward the event."""
         for observer in self._observers:
             observer.phase(text)
 
     def step(self, record: StepRecord) -> None:
-        """Tell all of them."""
+        """Forward the event."""
         for observer in self._observers:
             observer.step(record)
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
-        """Tell all of them."""
+        """Forward the event."""
         for observer in self._observers:
             observer.samples(groups)
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Tell all of them."""
+        """Forward the event."""
         for observer in self._observers:
             observer.evaluation(label, record)
 
     def summary(self, summary: Summary) -> None:
-        """Tell all of them."""
+        """Forward the event."""
         for observer in self._observers:
             observer.summary(summary)
 
     def ended(self, error: BaseException | None) -> None:
-        """Tell all of them, also where one raises: each may have something to close."""
+        """Forward the event to all of them, even if one raises: each may have something to close."""
         with ExitStack() as stack:
             for observer in reversed(self._observers):
                 stack.callback(observer.ended, error)
@@ -88,12 +88,12 @@ class Observers(Observer):
 
 @contextmanager
 def telling(observer: Observer, config: Config, folder: str) -> Iterator[None]:
-    """Tell `observer` that a run in `folder` began, and at the end how the block ended."""
+    """Call `observer.began` before the block, and `observer.ended` after it, with its exception if it raised one."""
     try:
         observer.began(config, folder)
         yield
     except BaseException as error:
-        with suppress(Exception):  # that error is what has to be heard
+        with suppress(Exception):  # an observer's error must not replace the first one
             observer.ended(error)
         raise
     observer.ended(None)

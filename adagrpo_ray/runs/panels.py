@@ -1,4 +1,4 @@
-"""The panels: metrics that are drawn together, in the report, in the page of runs and in Grafana."""
+"""Panels: metrics that are drawn together in the report, in the page of runs and in Grafana."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from adagrpo_ray.runs.units import Unit
 
 @dataclass(frozen=True)
 class Panel:
-    """`name` is that of its picture's file, `title` stands above it, `caption` says what there is to see.
+    """A panel.
 
-    All of its metrics are in `unit`; None if their units differ.
+    name: the name of its image file.
+    title: the heading.
+    caption: a sentence or two below it.
+    unit: the unit of all its metrics; None if their units differ.
     """
 
     name: str
@@ -35,8 +38,8 @@ ACCURACY_BY_DIFFICULTY = Panel("accuracy-by-difficulty", "Accuracy by difficulty
 ZERO_STD = Panel(
     "zero-std",
     "Groups with zero reward std",
-    "A group whose completions all have the same reward teaches nothing. First attempts are what the policy does by "
-    "itself; `after` is the share of the groups trained on, after resampling.",
+    "A group whose completions all have the same reward gives no gradient. The share is of first attempts, before "
+    "resampling; `after` is the share of the groups trained on, after resampling.",
     units.SHARE,
 )
 RESAMPLES = Panel("resamples", "Resamples by rung", "Groups that were sampled again.", units.GROUPS)
@@ -47,27 +50,30 @@ TOKENS = Panel(
     "tokens", "Tokens", "Extra tokens are those of resamples, and a part of the generated ones.", units.TOKENS
 )
 PACE = Panel(
-    "pace", "Generated tokens per second", "Tokens that a step generated, over its time.", units.TOKENS_PER_SECOND
+    "pace", "Generated tokens per second", "Generated tokens of a step, over its time.", units.TOKENS_PER_SECOND
 )
 STEP_TIME = Panel(
-    "step-time", "Time of a step", "Until every rollout actor holds its adapter; and of an evaluation.", units.SECONDS
+    "step-time",
+    "Time of a step",
+    "A step ends when every rollout actor holds the new adapter. The time of an evaluation is a curve of its own.",
+    units.SECONDS,
 )
 PHASES = Panel("phases", "Time by phase", "Rollout is the time that the learner waits for groups.", units.SECONDS)
 SYNC = Panel("sync", "Adapter sync", "Bytes of adapters sent to the rollout actors.", units.BYTES)
 STALENESS = Panel(
     "staleness",
     "Staleness, in versions",
-    "By how many versions the completions trained on are older than the weights.",
+    "Number of versions by which the completions trained on are older than the weights.",
     units.VERSIONS,
 )
 OFF_POLICY = Panel(
     "off-policy",
     "Distance from the policy that sampled",
-    "How far the learner's log-probabilities are from those that tokens were drawn with, and the importance weights "
+    "Distance of the learner's log-probabilities from those that tokens were sampled with, and the importance weights "
     "of the rollout correction.",
 )
 POLICY = Panel("policy", "Policy update", "The update of each step.")
-COMPLETIONS = Panel("completions", "Completions", "How long completions are, and how many the token limit cuts off.")
+COMPLETIONS = Panel("completions", "Completions", "Length of completions, and the share that the token limit cuts off.")
 OUTSTANDING = Panel("outstanding-tokens", "Outstanding tokens by rollout actor", "", units.TOKENS)
 REQUESTS = Panel("requests", "Requests by rollout actor", "", units.REQUESTS)
 SEQUENCES = Panel("sequences", "Sequences in vLLM", "", units.SEQUENCES)
@@ -78,4 +84,4 @@ PANELS = (
     *(PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS),
     *(OUTSTANDING, REQUESTS, SEQUENCES, KV_CACHE),
 )
-"""All of them, in Grafana's order."""
+"""All panels, in the order of the Grafana dashboard."""

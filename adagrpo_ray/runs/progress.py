@@ -1,4 +1,4 @@
-"""The steps of a run as they pass: a bar on a terminal, lines in a log."""
+"""Shows the progress of a run: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from adagrpo_ray.runs.records import StepRecord
 from adagrpo_ray.runs.wording import duration, step_metrics
 
 LINE_INTERVAL_S = 1.0
-"""Least time between two lines of a log."""
+"""Minimum time between two lines of a log, in seconds."""
 
 Clock = Callable[[], float]
-"""Seconds since some moment."""
+"""Returns seconds since a fixed time."""
 
 
 class Progress(Protocol):
-    """One way to show steps."""
+    """A display of training steps."""
 
     def start(self) -> None:
-        """Show where the run stands from now on."""
+        """Begin to show progress."""
 
     def step(self, record: StepRecord) -> None:
         """Show a finished step."""
 
     def close(self) -> None:
-        """Leave the last step in view and let go of the terminal."""
+        """Leave the last step visible and release the terminal."""
 
 
 class Pace:
-    """Tokens a second and time left, from the latest steps: the first one is slower than all others."""
+    """Tokens per second and time left, from the last ten steps: the first step is slower than all others."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._latest: deque[StepRecord] = deque(maxlen=10)
 
     def texts(self, record: StepRecord) -> tuple[str, str]:
-        """Tokens a second and time left after one more step."""
+        """Tokens per second and time left after one more step."""
         self._latest.append(record)
         seconds = sum(r.step_time for r in self._latest)
         tokens = sum(r.generated_tokens for r in self._latest)
@@ -52,7 +52,7 @@ class Pace:
 
 
 class Lines(Progress):
-    """A line a step, about one a second where steps are faster; the first and last step always."""
+    """Prints one line for each step, but about one a second if steps are faster; always the first and the last."""
 
     def __init__(self, steps: int, console: Console, clock: Clock) -> None:
         self._steps, self._console, self._clock = steps, console, clock
@@ -61,10 +61,10 @@ class Lines(Progress):
         self._held_back: str | None = None
 
     def start(self) -> None:
-        """Nothing: a log has nothing to show before its first step."""
+        """Do nothing: a log shows nothing before the first step."""
 
     def step(self, record: StepRecord) -> None:
-        """Print the step, or hold it back until it is known whether it was the last."""
+        """Print the step, or hold it back until the next step or the end."""
         count = f"step {record.step:>{len(str(self._steps))}}/{self._steps}"
         self._held_back = "  ".join(
             [count, *step_metrics(record), *self._pace.texts(record), f"{record.step_time:.2f} s"]
@@ -75,14 +75,14 @@ class Lines(Progress):
             self.close()
 
     def close(self) -> None:
-        """Print the step held back, which was the last."""
+        """Print the step that was held back, which is the last one."""
         if self._held_back is not None:
             self._console.print(self._held_back, soft_wrap=True)
             self._held_back = None
 
 
 class Bar(Progress):
-    """A bar with the newest step's metrics under it, redrawn in place at the window's present width."""
+    """A bar above the metrics of the newest step, redrawn in place at the current width of the window."""
 
     def __init__(self, steps: int, console: Console, clock: Clock) -> None:
         self._steps, self._clock = steps, clock
@@ -94,13 +94,13 @@ class Bar(Progress):
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def start(self) -> None:
-        """Draw the bar, unless it is there."""
+        """Draw the bar if it is not drawn yet."""
         self._live.start()
 
     def step(self, record: StepRecord) -> None:
         """Put the step's metrics under the bar."""
         tokens, left = self._pace.texts(record)
-        # Replaced, never changed: the display's own thread may be reading them.
+        # A new list, because the thread of the display may be reading the old one.
         self._texts = [*step_metrics(record), tokens]
         self._step, self._left = record.step, left
         self._live.start()

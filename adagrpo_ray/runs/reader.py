@@ -1,4 +1,4 @@
-"""Run folders, read back into records: whole ones, and those that a run is still writing."""
+"""Reads run folders back into records, even while a run is writing them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ CONFIG, SUMMARY = "config.yaml", "summary.json"
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What a run has left so far.
+    """The content of a run folder.
 
-    `config` is the tree of its settings, all of them resolved. `evaluations` are in the order of their steps, step 0
-    being before training. `summary` is there once the run has ended; `samples` are none where it kept none.
+    config: the nested mapping of its settings, all resolved.
+    evaluations: in the order of their steps; step 0 is before training.
+    summary: None until the run has ended.
+    samples: the recorded groups; empty if they were not recorded, or not read.
     """
 
     name: str
@@ -38,7 +40,7 @@ class RunHistory:
     samples: tuple[GroupSample, ...]
 
     def setting(self, key: str) -> Any:
-        """The value of a setting by its dotted key; None where the run's config.yaml has none."""
+        """The value of a setting by its dotted key; None if the run's config.yaml has none."""
         value: Any = self.config
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
@@ -46,9 +48,10 @@ class RunHistory:
 
 
 def find(root: str | Path) -> list[Path]:
-    """The run folders in `root`, or `root` itself where it is one, newest first; none where there is no `root`.
+    """The run folders in `root`, or `root` itself if it is one, newest first; none if `root` does not exist.
 
-    A run is as new as its config.yaml, which it writes when it begins or goes on.
+    They are sorted by the time of their config.yaml, which a run writes when it begins and when it is resumed.
+    Raises HistoryError if `root` cannot be read.
     """
     root = Path(root)
     if _is_run(root):
@@ -65,15 +68,15 @@ def find(root: str | Path) -> list[Path]:
 
 
 def load(folder: str | Path, *, samples: bool = True) -> RunHistory:
-    """The run in `folder`. Samples can be many times the rest; `samples=False` leaves them on disk.
+    """The run in `folder`, without its samples if `samples` is False: they can be many times larger than the rest.
 
-    Raises HistoryError if that is no run folder, or a finished line is not what this version writes.
+    Raises HistoryError if `folder` is no run folder, or if a complete line has another format than this version writes.
     """
     return Follower(folder, samples=samples).read()
 
 
 class Follower:
-    """A run folder that is read again and again: each time at the cost of its lines that are new."""
+    """Reads a run folder repeatedly, each time only the lines that are new."""
 
     def __init__(self, folder: str | Path, *, samples: bool = False) -> None:
         self.folder = Path(folder)
@@ -83,7 +86,7 @@ class Follower:
         self._with_samples = samples
 
     def read(self) -> RunHistory:
-        """The run as it stands now; HistoryError as `load` has it."""
+        """The run as it is now. Raises HistoryError as `load` does."""
         if not _is_run(self.folder):
             raise HistoryError(f"{self.folder} holds no {METRICS}; give the folder of a run, such as runs/NAME")
         config = self.folder / CONFIG
@@ -99,7 +102,7 @@ class Follower:
 
 
 def _is_run(folder: Path) -> bool:
-    return os.path.isfile(folder / METRICS)  # Path's own raises for a folder of somebody else's
+    return os.path.isfile(folder / METRICS)  # Path.is_file raises PermissionError for other users' folders
 
 
 def _begun(folder: Path) -> float:
@@ -112,7 +115,7 @@ def _begun(folder: Path) -> float:
 
 
 def _summary(path: Path) -> Summary | None:
-    """The summary, which is written whole or not at all."""
+    """The summary, or None before it is written; the file is written atomically."""
     try:
         return Summary.from_dict(json.loads(path.read_bytes()))
     except FileNotFoundError:

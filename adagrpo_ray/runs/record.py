@@ -1,4 +1,4 @@
-"""The base of all records: what it refuses, and how it becomes JSON and comes back."""
+"""The base class of all records: checks numbers, and converts to JSON and back."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from adagrpo_ray.errors import RecordError
 
 
 class OlderVersionError(ValueError):
-    """A record was written by an older version, which named its fields otherwise; the message says which."""
+    """A record was written by an older version, with other names of fields; the message has two of them."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Base of all records: its fields, in their order, are the keys of its JSON.
+    """Base class of all records. Its fields, in their order, are the keys of its JSON.
 
-    A metric that was not measured is None. Raises RecordError on construction if a number is infinite or NaN.
+    A metric that was not measured is None. The constructor raises RecordError if a number is infinite or NaN.
     """
 
     def __post_init__(self) -> None:
@@ -29,16 +29,16 @@ class Record:
             _check(f"{type(self).__name__}.{field.name}", getattr(self, field.name))
 
     def to_dict(self) -> dict[str, object]:
-        """The record in JSON's own types."""
+        """The record in JSON types."""
         return {field.name: jsonable(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The record whose `to_dict` gave `values`.
+        """The record whose `to_dict` returned `values`.
 
-        A field with a default may be missing: it was added later. Raises OlderVersionError if another field is missing
-        and `values` has one that is unknown, KeyError if a field is just missing, and ValueError if one is null that is
-        always measured.
+        A field with a default may be missing, because it was added later. If another field is missing, raises
+        OlderVersionError if `values` has an unknown key, and KeyError otherwise. Raises ValueError if a field is null
+        that is always measured.
         """
         wanted = [f for f in fields(cls) if f.name in values or (f.default is MISSING is f.default_factory)]
         unknown = sorted(values.keys() - {field.name for field in fields(cls)}) if isinstance(values, Mapping) else []
@@ -62,7 +62,7 @@ _OPTIONAL: dict[type[Record], frozenset[str]] = {}
 
 
 def jsonable(value: object) -> object:
-    """`value` in JSON's own types."""
+    """`value` in JSON types."""
     if isinstance(value, Record):
         return value.to_dict()
     if isinstance(value, Mapping):
@@ -73,7 +73,7 @@ def jsonable(value: object) -> object:
         return str(value)
     if isinstance(value, bool):
         return value
-    # numpy's scalars are of these two as well, and json would refuse them.
+    # numpy's scalars are instances of these too, and json refuses them.
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -82,7 +82,7 @@ def jsonable(value: object) -> object:
 
 
 def recorded(value: Any) -> Any:
-    """`value` out of JSON, as records have it."""
+    """`value` from JSON in the types of records: a list becomes a tuple."""
     if isinstance(value, Mapping):
         return {key: recorded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -91,7 +91,7 @@ def recorded(value: Any) -> Any:
 
 
 def _check(name: str, value: object) -> None:
-    """Raises RecordError if a number in `value` is not finite; records in it were checked when they were made."""
+    """Raise RecordError if a number in `value` is not finite. Records in it were checked by their constructor."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check(f"{name}[{key!r}]", item)
@@ -100,6 +100,6 @@ def _check(name: str, value: object) -> None:
             _check(f"{name}[{place}]", item)
     elif not isinstance(value, str | Integral | Record) and isinstance(value, Real) and not math.isfinite(value):
         raise RecordError(
-            f"{name} is {value}, and a record takes finite numbers only, None for what was not measured: this is a "
-            "fault of adagrpo_ray; report it with this line and the run's config.yaml"
+            f"{name} is {value}, but a record takes only finite numbers, and None if a metric was not measured: this "
+            "is a fault of adagrpo_ray; report it with this line and the run's config.yaml"
         )

@@ -1,8 +1,8 @@
-"""The records of a run's steps and evaluations, and of a rollout actor's load: the registry of metrics.
+"""The registry of metrics: records of a run's steps and evaluations, and of a rollout actor's load.
 
-The annotation of a field is its metric: name, unit, how the values of ranks and micro-batches combine, description,
-panel. A metric that was not measured is None, and null in JSON; no record takes infinity or NaN. A difficulty of ""
-holds the prompts that have none.
+The annotation of a field declares its metric: name, unit, how the values of ranks and micro-batches are combined,
+description, panel. A metric that was not measured is None, and null in JSON; no record takes infinity or NaN. Prompts
+without a difficulty are counted under the difficulty "".
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from adagrpo_ray.runs.metric import Metric
 from adagrpo_ray.runs.record import Record
 
 # fmt: off
-# A metric in three lines: its type, what is counted and how it combines, what it is and where it is drawn.
+# A metric in three lines: its type; its name, unit and combination; its description and panel.
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingMetrics(Record):
-    """Result of sampling one step, all of it on rank 0.
+    """Result of sampling one step, measured on rank 0.
 
     Rewards and accuracy count first attempts only: resampling until one completion is correct would bias them upwards.
-    Rewards are those of TRL 1.16, which computes `reward_std` and `rewards/{function}/std` with n - 1 over all
-    completions of the step. Tokens are without what aborted requests had generated.
+    Rewards are computed as in TRL 1.16: `reward_std` and `rewards/{function}/std` divide by n - 1 and are taken over
+    all completions of the step. Tokens of aborted requests are not counted.
     """
 
     reward: Annotated[float | None, Metric(
@@ -36,13 +36,13 @@ class SamplingMetrics(Record):
         "standard deviation of the rewards of first attempts", panels.REWARD)]
     rewards_mean: Annotated[Mapping[str, float | None], Metric(
         "rewards/{function}/mean", units.REWARD, "mean over completions",
-        "score of first attempts by a function, if it applies", panels.REWARDS)]
+        "score of first attempts by a function, over the completions that it applies to", panels.REWARDS)]
     rewards_std: Annotated[Mapping[str, float | None], Metric(
         "rewards/{function}/std", units.REWARD, "std over completions",
         "standard deviation of the scores of first attempts by a function")]
     rewards_frac_zero_std: Annotated[Mapping[str, float | None], Metric(
         "rewards/{function}/frac_zero_std", units.SHARE, "mean over groups",
-        "share of first attempts whose scores by a function are all equal, of those with two at least")]
+        "share of first attempts whose scores by a function are all equal, of those with at least two scores")]
     frac_reward_zero_std: Annotated[float | None, Metric(
         "frac_reward_zero_std", units.SHARE, "mean over groups",
         "share of first attempts whose rewards are all equal: before resampling", panels.ZERO_STD)]
@@ -88,7 +88,7 @@ class SamplingMetrics(Record):
         "groups that wait for a resample in a later step", panels.GROUPS)]
     groups_late: Annotated[int, Metric(
         "adaptive/groups_late", units.GROUPS, "sum",
-        "groups that the step ended without", panels.GROUPS, counter=True)]
+        "groups that were still being sampled when the step ended", panels.GROUPS, counter=True)]
     groups_exhausted: Annotated[int, Metric(
         "adaptive/groups_exhausted", units.GROUPS, "sum",
         "groups that failed the criterion on the last rung", panels.GROUPS, counter=True)]
@@ -97,7 +97,7 @@ class SamplingMetrics(Record):
         "groups that could not be scored", panels.GROUPS, counter=True)]
     groups_dropped: Annotated[int, Metric(
         "adaptive/groups_dropped", units.GROUPS, "sum",
-        "groups that were given up: exhausted, failed or too old", panels.GROUPS, counter=True)]
+        "groups that were dropped: exhausted, failed or too old", panels.GROUPS, counter=True)]
     informative_groups: Annotated[int, Metric(
         "adaptive/informative_groups", units.GROUPS, "sum",
         "groups trained on whose reward std is above 0", panels.GROUPS, counter=True)]
@@ -119,9 +119,9 @@ class SamplingMetrics(Record):
 class StepRecord(SamplingMetrics):
     """One training step.
 
-    If a step makes several updates, metrics of the update are those of the first one, which is on fresh data, except
-    `clip_ratio_...` and `policy_ratio_...`, which are of the last one: in the first the ratio is 1. `last_update_...`
-    are of the last one too, and None if there is one update a step.
+    If a step makes several updates, metrics of the update are those of the first update, which is on fresh data.
+    `clip_ratio_...` and `policy_ratio_...` are those of the last update, since the ratio is 1 in the first.
+    `last_update_...` are those of the last update too, and None if a step makes one update.
     """
 
     step: Annotated[int, Metric(
@@ -141,7 +141,7 @@ class StepRecord(SamplingMetrics):
         "tokens trained on", panels.TOKENS, counter=True)]
     loss: Annotated[float | None, Metric(
         "loss", units.LOSS, "sum",
-        "loss that the gradient is of", panels.POLICY)]
+        "loss whose gradient is taken", panels.POLICY)]
     kl: Annotated[float | None, Metric(
         "kl", units.NATS, "mean over tokens",
         "estimate of the KL divergence from the reference policy", panels.POLICY)]
@@ -159,13 +159,13 @@ class StepRecord(SamplingMetrics):
         "learning rate of the last update", panels.POLICY)]
     clip_ratio_low_mean: Annotated[float | None, Metric(
         "clip_ratio/low_mean", units.SHARE, "mean over tokens",
-        "share of tokens that stopped counting: their ratio left the clip range below", panels.POLICY)]
+        "share of tokens without a gradient, since their ratio is below the clip range", panels.POLICY)]
     clip_ratio_high_mean: Annotated[float | None, Metric(
         "clip_ratio/high_mean", units.SHARE, "mean over tokens",
-        "share of tokens that stopped counting: their ratio left the clip range above", panels.POLICY)]
+        "share of tokens without a gradient, since their ratio is above the clip range", panels.POLICY)]
     clip_ratio_region_mean: Annotated[float | None, Metric(
         "clip_ratio/region_mean", units.SHARE, "mean over tokens",
-        "share of tokens that stopped counting: their ratio left the clip range", panels.POLICY)]
+        "share of tokens without a gradient, since their ratio is outside of the clip range", panels.POLICY)]
     policy_ratio_min: Annotated[float | None, Metric(
         "adaptive/policy_ratio/min", units.RATIO, "min",
         "smallest ratio of a token's probability to that before the updates on its batch")]
@@ -193,10 +193,11 @@ class StepRecord(SamplingMetrics):
         "norm of the gradient of the last of several updates")]
     sampling_logp_difference_mean: Annotated[float | None, Metric(
         "sampling/sampling_logp_difference/mean", units.NATS, "mean over tokens",
-        "distance of a token's log-probability from that which it was drawn with", panels.OFF_POLICY)]
+        "absolute difference of a token's log-probabilities in the learner and in sampling", panels.OFF_POLICY)]
     sampling_logp_difference_max: Annotated[float | None, Metric(
         "sampling/sampling_logp_difference/max", units.NATS, "max",
-        "largest distance of a token's log-probability from that which it was drawn with", panels.OFF_POLICY)]
+        "largest absolute difference of a token's log-probabilities in the learner and in sampling",
+        panels.OFF_POLICY)]
     importance_sampling_ratio_min: Annotated[float | None, Metric(
         "sampling/importance_sampling_ratio/min", units.RATIO, "min",
         "smallest weight of the rollout correction, after its bounds", panels.OFF_POLICY)]
@@ -253,23 +254,23 @@ class EvaluationRecord(Record):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The evaluation whose `to_dict` gave `values`, beside which a line of the run folder has its label."""
+        """The evaluation whose `to_dict` returned `values`; the label that a line of the run folder adds is ignored."""
         return super().from_dict({name: value for name, value in values.items() if name != "label"})
 
 
 @dataclass(frozen=True)
 class RolloutLoad(Record):
-    """How much a rollout actor has to do; None if the source of this record does not measure it.
+    """The load of a rollout actor; None for a metric that the source of the record does not measure.
 
-    Prometheus has it alone: it changes within a step.
+    It changes within a step, and so only Prometheus gets it.
     """
 
     outstanding_tokens: Annotated[int | None, Metric(
         "rollout/outstanding_tokens/{actor}", units.TOKENS, "last",
-        "tokens that the rollout actor may still have to generate", panels.OUTSTANDING)] = None
+        "upper bound of the tokens that the rollout actor still has to generate", panels.OUTSTANDING)] = None
     outstanding_requests: Annotated[int | None, Metric(
         "rollout/outstanding_requests/{actor}", units.REQUESTS, "last",
-        "requests, one a group, that the rollout actor has not answered", panels.REQUESTS)] = None
+        "requests, one for each group, that the rollout actor has not answered", panels.REQUESTS)] = None
     sequences_running: Annotated[int | None, Metric(
         "rollout/sequences_running/{actor}", units.SEQUENCES, "last",
         "sequences that the rollout actor's engine decodes", panels.SEQUENCES)] = None

@@ -1,4 +1,4 @@
-"""A sampled group as a text for TensorBoard."""
+"""Formats a sampled group as a text for TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from textwrap import indent
 from adagrpo_ray.runs.samples import AttemptSample, GroupSample
 
 SHOWN = 2000
-"""Characters of a text that are shown; `samples.jsonl` has all of them."""
+"""Characters shown of each text; `samples.jsonl` has all of them."""
 
 
 def group_text(group: GroupSample) -> str:
-    """The problem and the best completion of each attempt, in Markdown that takes nothing of them for its own."""
+    """The problem and the best completion of each attempt in Markdown, with no markup of their own."""
     parts = [
         f"step {group.step}, {group.outcome} after {len(group.attempts)} attempts; the best completion of each:",
         _quoted(group.prompt),
@@ -24,10 +24,10 @@ def group_text(group: GroupSample) -> str:
 
 
 def _rung(attempt: AttemptSample) -> str:
-    where = "base" if attempt.rung < 0 else f"rung {attempt.rung}"
-    return f"{where}, temperature {attempt.sampling.temperature:g}"
+    name = "base" if attempt.rung < 0 else f"rung {attempt.rung}"
+    return f"{name}, temperature {attempt.sampling.temperature:g}"
 
 
 def _quoted(text: str) -> str:
-    """A block of code, which four spaces make of any line."""
+    """`text` as a block of code, by four spaces before each line."""
     return indent(text if len(text) <= SHOWN else f"{text[:SHOWN]} ...", "    ")

@@ -1,4 +1,4 @@
-"""Groups of a step for people to read: problem, attempts, completions, rewards, advantages."""
+"""Records of sampled groups for people to read: problem, attempts, completions, rewards, advantages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ Outcome = Literal["trained", "exhausted", "waiting", "dropped"]
 
 @dataclass(frozen=True)
 class CompletionSample(Record):
-    """One completion; `tokens` is its length, `rewards` are by reward function, None if one does not apply.
+    """One completion.
 
-    `advantage` is the one that it was trained with, None if it was not trained on.
+    tokens: its length.
+    weight_version: the version of the adapter that sampled it.
+    rewards: by reward function; None for one that does not apply.
+    advantage: the advantage that it was trained with; None if it was not trained on.
     """
 
     text: str
@@ -32,7 +35,7 @@ class CompletionSample(Record):
 
 @dataclass(frozen=True)
 class AttemptSample(Record):
-    """One sampling of a group: `rung` is -1 for the base parameters, else the place in the ladder, from 0."""
+    """One attempt of a group; `rung` is its place on the ladder, from 0, or -1 for the base parameters."""
 
     rung: int
     sampling: SamplingParams
@@ -40,16 +43,16 @@ class AttemptSample(Record):
 
     @property
     def best_reward(self) -> float | None:
-        """The highest reward of the attempt; None if it has no completions."""
+        """The highest reward; None if the attempt has no completions."""
         return max((c.reward for c in self.completions), default=None)
 
     def to_dict(self) -> dict[str, object]:
-        """The attempt in JSON's own types."""
+        """The attempt in JSON types."""
         return {**super().to_dict(), "sampling": self.sampling.model_dump()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The attempt whose `to_dict` gave `values`; KeyError if one is missing."""
+        """The attempt whose `to_dict` returned `values`. Raises KeyError if one is missing."""
         return cls(
             rung=values["rung"],
             sampling=sampling_of(values["sampling"]),
@@ -59,12 +62,15 @@ class AttemptSample(Record):
 
 @dataclass(frozen=True)
 class GroupSample(Record):
-    """One epoch of a prompt as it stood when `step` had trained, with all of its attempts, the oldest first.
+    """A group of one prompt, as it was after training step `step`.
 
-    `outcome`: "trained" on; "exhausted", its ladder used up, and trained on all the same if its completions have
-    advantages (`algorithm.on_exhausted`); "waiting" for a resample in a later step; or "dropped", given up for its age
-    or because a reward function failed on it. `prompt` is the problem as the data set has it, `answer` its ground
-    truth, `difficulty` its class of difficulty, "" if there is none.
+    prompt: the text of the problem in the data set.
+    difficulty: "" if the prompt has none.
+    answer: the ground truth.
+    outcome: "trained"; "exhausted" if no rung was left, trained on nevertheless if its completions have advantages
+        (`algorithm.on_exhausted`); "waiting" for a resample in a later step; "dropped" because of its age, or because
+        a reward function failed on it.
+    attempts: the oldest first.
     """
 
     step: int
@@ -77,11 +83,11 @@ class GroupSample(Record):
 
     @property
     def resampled(self) -> bool:
-        """Whether there was more than one attempt."""
+        """Whether it has more than one attempt."""
         return len(self.attempts) > 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The group whose `to_dict` gave `values`; KeyError if one is missing."""
+        """The group whose `to_dict` returned `values`. Raises KeyError if one is missing."""
         attempts = tuple(AttemptSample.from_dict(attempt) for attempt in values["attempts"])
         return super().from_dict({**values, "attempts": attempts})

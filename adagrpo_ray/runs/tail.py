@@ -1,4 +1,4 @@
-"""A file of JSON lines that a run may still be writing: each look reads what was added since the last one."""
+"""Reads a JSON-lines file repeatedly while a run writes it, each time only the lines that are new."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 
 class Tail(Generic[T]):
-    """The lines of `path` as `parse` makes them: a function of the JSON, and of the byte that the line begins at."""
+    """The lines of `path`, each converted by `parse(value, offset)`; `offset` is the byte at which the line begins."""
 
     def __init__(self, path: Path, parse: Callable[[Any, int], T]) -> None:
         self._path, self._parse = path, parse
         self._forget()
 
     def read(self) -> tuple[T, ...]:
-        """All finished lines; none where there is no file. HistoryError names one that cannot be read.
+        """All complete lines; none if the file does not exist. An incomplete last line is left for the next call.
 
-        What follows the last newline is left for the next look. A resumed run cuts its files and writes those steps
-        again: then this begins anew.
+        If the file was cut since the last call, as a resumed run does, it is read again from its beginning.
+        Raises HistoryError, which names the line, if one cannot be parsed.
         """
         try:
             with self._path.open("rb") as file:
@@ -56,10 +56,10 @@ class Tail(Generic[T]):
             problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise HistoryError(
                 f"{self._path}, line {len(self._items) + 1}, is no record of this version ({problem}); "
-                "mend or remove that line, or choose another run"
+                "fix or remove that line, or choose another run"
             ) from error
         self._end += len(line)
-        self._last = line  # all of it: samples may end alike
+        self._last = line  # the whole line, because lines of samples may have equal ends
 
     def _forget(self) -> None:
         self._end = 0

@@ -1,4 +1,4 @@
-"""rich, on whatever stream there is: a terminal, or a log that stands in for one."""
+"""Creates a rich console for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rich.console import Console
 
 
 def rich_console(stream: TextIO, *, live: bool, width: int | None = None) -> Console:
-    """A console on `stream` that redraws and colours only where it is `live`; `width` overrules what is found."""
+    """A console on `stream`. It redraws and colours only if `live`; `width` overrides the width that is detected."""
     return Console(
-        # A cast, because rich asks less of a stream than its types do.
+        # A cast, because rich uses fewer methods of a stream than its annotation requires.
         file=cast(TextIO, _Encodable(stream)),
-        # Said outright: rich would also take variables like FORCE_COLOR for a terminal, and fill logs
+        # Explicit, because rich would treat a log as a terminal if a variable like FORCE_COLOR is set, and fill it
         # with control characters.
         force_terminal=live,
         force_interactive=live,
-        # In a notebook rich would show each line as a page of HTML of its own, past the stream.
+        # In a notebook rich would bypass the stream and show each line as a block of HTML.
         force_jupyter=False,
         color_system="auto" if live else None,
         width=width,
-        # Names from data sets are shown as they are.
+        # Names from data sets are shown literally.
         markup=False,
         emoji=False,
         highlight=False,
@@ -34,7 +34,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 class _Encodable:
-    """A stream that puts '?' for characters that its encoding lacks, instead of ending the run."""
+    """Replaces characters that the stream's encoding lacks by '?', instead of raising an error that ends the run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

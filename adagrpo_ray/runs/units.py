@@ -1,4 +1,4 @@
-"""The units of metrics, and how axes show them."""
+"""The units of metrics, and the axes that they are drawn on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unit:
-    """What a metric is counted in.
+    """The unit of a metric.
 
-    `grafana` is Grafana's name of it, `rate` that of so much per second. An axis begins at `low` and ends at `high`
-    unless a value lies beyond; None leaves the end to the values.
+    grafana: Grafana's name of it.
+    rate: Grafana's name of this unit per second.
+    low, high: the ends of an axis, unless a value lies beyond them; None fits the end to the values.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Why a group was sampled again or not, in words: what its criterion said of each attempt, and what followed."""
+"""Explains in words why a group was sampled again or not: the criterion's result for each attempt, and its effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adagrpo_ray.runs.samples import AttemptSample, GroupSample
 
 
 def why(group: GroupSample, number: int, run: RunHistory) -> str:
-    """Sentences on the group's attempt `number`, from 0, under the settings of the run."""
+    """Explain attempt `number` of the group, counted from 0, under the settings of the run."""
     if number + 1 < len(group.attempts):
         return f"{_failed(group, number, run)} So it was sampled again, with {rung(group.attempts[number + 1])}."
     name = run.setting("algorithm.name")
@@ -22,24 +22,24 @@ def why(group: GroupSample, number: int, run: RunHistory) -> str:
         return f"{failed} It waits for its next attempt in a later step."
     if group.outcome == "dropped":
         return (
-            f"{failed} It was given up: it had waited for more than algorithm.max_group_age="
+            f"{failed} It was dropped: it had waited for more than algorithm.max_group_age="
             f"{run.setting('algorithm.max_group_age')} steps, or a reward function failed on its next attempt."
         )
     if any(c.advantage is not None for attempt in group.attempts for c in attempt.completions):
-        return f"{failed} No rung was left; it was trained on all the same (algorithm.on_exhausted=train)."
+        return f"{failed} No rung was left; it was trained on nevertheless (algorithm.on_exhausted=train)."
     if name == "dapo":
         return f"{failed} DAPO drops such a group and samples another prompt."
     return f"{failed} No rung was left, and it was not trained on (algorithm.on_exhausted=drop)."
 
 
 def rung(attempt: AttemptSample) -> str:
-    """Where an attempt stands on the ladder, and what it samples with."""
+    """The rung of an attempt and its sampling parameters."""
     place = "the base parameters" if attempt.rung < 0 else f"rung {attempt.rung}"
     return f"{place} ({parameters(attempt.sampling)})"
 
 
 def parameters(sampling: PhaseParams) -> str:
-    """The temperature, and the other parameters that are not switched off."""
+    """The temperature, and those of the other parameters that are in effect."""
     off = PhaseParams()
     parts = [f"temperature {sampling.temperature:g}"]
     for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
@@ -52,13 +52,13 @@ def parameters(sampling: PhaseParams) -> str:
 
 
 def statistics(group: GroupSample, number: int) -> RewardStatistics:
-    """Of the rewards of all attempts up to `number`: what advantages are measured against."""
+    """Statistics of the rewards of all attempts up to `number`, from which advantages are computed."""
     rewards = [c.reward for attempt in group.attempts[: number + 1] for c in attempt.completions]
     return RewardStatistics.of(rewards)
 
 
 def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
-    """What the criterion missed in an attempt."""
+    """The reason why an attempt did not meet the criterion."""
     attempt, kind = group.attempts[number], _kind(run)
     match kind:
         case "any_correct":
@@ -77,7 +77,7 @@ def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
 
 
 def _kind(run: RunHistory) -> str:
-    """The criterion that was in force."""
+    """The criterion in effect."""
     if run.setting("algorithm.name") == "dapo":
         return "spread"
     return str(run.setting("algorithm.criterion.kind") or "any_correct")

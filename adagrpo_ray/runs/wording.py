@@ -1,4 +1,4 @@
-"""Metrics and names in the words of the terminal."""
+"""Formats metrics and names for the terminal."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ from adagrpo_ray.runs.names import TEXT, name_of
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 
 LARGE = 1e6
-"""From here on three decimals say nothing, and a number is shown with an exponent."""
+"""Numbers from here on are shown with an exponent: three decimals would be meaningless."""
 
 
-MOST_LEVELS = 24
-"""Difficulties that a terminal names, which has no more lines; metrics.jsonl and report.html have all of them."""
+MOST_DIFFICULTIES = 24
+"""Difficulties that a terminal shows, one on each line; metrics.jsonl and report.html have all of them."""
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """Three decimals, or as `form` has it; '-' for what was not measured."""
+    """`value` with three decimals, or in the format `form`; '-' if it was not measured."""
     if value is None:
         return "-"
     return f"{value:{form.replace('f', 'e') if abs(value) >= LARGE else form}}"
 
 
 def whole(value: float | None) -> str:
-    """No decimals, with commas; '-' for what was not measured."""
+    """`value` without decimals, with commas; '-' if it was not measured."""
     return "-" if value is None else f"{value:,.0f}"
 
 
 def change(before: float | None, after: float | None) -> str:
-    """The signed difference, or '-' where one side was not measured."""
+    """The signed difference, or '-' if one side was not measured."""
     return "-" if before is None or after is None else number(after - before, "+.3f")
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any: '0:38', '1:02:03'."""
+    """Minutes and seconds, with hours if there are any: '0:38', '1:02:03'."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def rungs(counts: Iterable[int]) -> str:
-    """Resamples by rung, the first rung first: '8+4', and '0' where there is no ladder."""
+    """Resamples by rung, the first rung first: '8+4'; '0' if there is no ladder."""
     return "+".join(str(count) for count in counts) or "0"
 
 
 def printable(text: str) -> str:
-    """`text` without what could steer a terminal: a path or an error may hold anything."""
+    """`text` with '?' for control characters, which a path or an error may contain."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def shown(difficulty: str) -> str:
-    """A difficulty's name, or another text of the user's, for people: short, without invisible characters."""
+    """A text of users, such as the name of a difficulty, for people: short, without invisible characters."""
     return name_of(difficulty, TEXT, 80)
 
 
 def difficulties(names: Iterable[str]) -> list[str]:
-    """Each difficulty once, without the nameless one, numbers in the order of their size."""
+    """Each difficulty once, without the nameless one; numbers in names are sorted by their value."""
 
     def key(name: str) -> list[tuple[int, str, str]]:
-        # By their length and then their digits: a number of thousands of digits is more than int() takes.
+        # By length and then by digits, because int() refuses numbers of thousands of digits.
         parts = ((part, part.lstrip("0") if part.isdecimal() else None) for part in re.split(r"(\d+)", name))
         return [(-1, "", part) if digits is None else (len(digits), digits, part) for part, digits in parts]
 
@@ -67,13 +67,15 @@ def difficulties(names: Iterable[str]) -> list[str]:
 
 
 def few(names: Sequence[str]) -> tuple[Sequence[str], str]:
-    """As many of the names as a reader bears, and what to say of the others: "" or "and 900 more classes"."""
-    left = len(names) - MOST_LEVELS
-    return (names, "") if left <= 0 else (names[:MOST_LEVELS], f"and {left:,} more class{'es' if left > 1 else ''}")
+    """The first MOST_DIFFICULTIES names, and a note on the others: "" or "and 900 more classes"."""
+    left = len(names) - MOST_DIFFICULTIES
+    if left <= 0:
+        return names, ""
+    return names[:MOST_DIFFICULTIES], f"and {left:,} more class{'es' if left > 1 else ''}"
 
 
 def step_metrics(record: StepRecord) -> list[str]:
-    """The metrics of a step that the terminal shows, next to its pace."""
+    """The metrics of a step that the terminal shows, without its pace."""
     return [
         f"reward {number(record.reward)}",
         f"accuracy {number(record.accuracy)}",
@@ -92,5 +94,5 @@ def evaluation_line(label: str, record: EvaluationRecord) -> str:
     ]
     failed = f"{record.failed} prompts not scored, " if record.failed else ""
     about = f"({record.samples} samples, {failed}{record.runtime:.1f} s)"
-    said = [*by_difficulty, *([others] if others else []), about]
-    return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *said])
+    details = [*by_difficulty, *([others] if others else []), about]
+    return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *details])

@@ -1,4 +1,4 @@
-"""The run folder: records are written to disk as they come."""
+"""Writes the run folder: each record goes to disk at once."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ _writing = partial(writing, otherwise="set run.output_dir to another")
 
 
 class RunWriter(Observer):
-    """Makes the folder of a new run, or goes on with that of an earlier one, and writes into it.
+    """Creates the folder of a new run, or continues that of an earlier one, and writes into it.
 
-    `config.yaml` (the text given), `metrics.jsonl` (a line a step), `samples.jsonl` (a line a group shown),
-    `evaluations.jsonl` (a line an evaluation on the held-out prompts), `summary.json`, and `tensorboard/`. A run that
-    dies leaves all of its finished steps behind; one that fails before its first record leaves no folder.
+    The files are `config.yaml` (the text given), `metrics.jsonl` (one line for each step), `samples.jsonl` (one for
+    each recorded group), `evaluations.jsonl` (one for each evaluation on the held-out prompts), `summary.json` and
+    `tensorboard/`. A run that dies leaves all its finished steps; one that fails before its first record leaves no
+    folder.
     """
 
     def __init__(
-        self, folder: Path, config: str, mark: Mark | None = None, tell: Callable[[str], None] = lambda text: None
+        self, folder: Path, config: str, mark: Mark | None = None, notify: Callable[[str], None] = lambda text: None
     ) -> None:
-        """Make `folder`, or take it back to `mark` and continue there; `tell` gets warnings.
+        """Create `folder`, or cut its files back to `mark` and continue there; `notify` receives warnings.
 
-        ConfigError where a new one holds something already, ResourceError where it cannot be written.
+        Raises ConfigError if a new folder is not empty, and ResourceError if it cannot be written.
         """
-        self.folder, self.home = folder, str(folder)  # where it is written, and where it is kept
-        self._holds_something, self._tell, self._shown = mark is not None, tell, True
+        self.folder, self.home = folder, str(folder)  # `home` is the URL in MirroredWriter
+        self._has_records, self._notify, self._tensorboard = mark is not None, notify, True
         with _writing(folder):
             if mark is None:
                 self._begin(config)
@@ -54,7 +55,7 @@ class RunWriter(Observer):
                 self._events = EventFile(folder / "tensorboard", None if mark is None else mark.step + 1)
             except OSError:
                 if mark is None:
-                    shutil.rmtree(folder, ignore_errors=True)  # or its name would be taken
+                    shutil.rmtree(folder, ignore_errors=True)  # so that its name is free again
                 raise
 
     def __enter__(self) -> RunWriter:
@@ -66,10 +67,10 @@ class RunWriter(Observer):
         if error is None:
             self.close()
             return
-        with suppress(ResourceError):  # that error is what has to be heard
+        with suppress(ResourceError):  # a failed close must not replace the first error
             self.close()
-        if not self._holds_something:
-            shutil.rmtree(self.folder, ignore_errors=True)  # or its name would be taken
+        if not self._has_records:
+            shutil.rmtree(self.folder, ignore_errors=True)  # so that its name is free again
 
     def step(self, record: StepRecord) -> None:
         """Append the step to `metrics.jsonl` and to TensorBoard."""
@@ -77,7 +78,7 @@ class RunWriter(Observer):
         self._show(lambda: self._events.add(scalars(record), record.step))
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
-        """Append the groups to `samples.jsonl`, and show the first in TensorBoard where it was resampled."""
+        """Append the groups to `samples.jsonl`, and show the first in TensorBoard if it was resampled."""
         if groups:
             self._append(SAMPLES, *(group.to_dict() for group in groups))
         if groups and groups[0].resampled:
@@ -89,7 +90,7 @@ class RunWriter(Observer):
         self._show(lambda: self._events.add(scalars(record), record.step))
 
     def summary(self, summary: Summary) -> None:
-        """Write `summary.json`, whole or not at all."""
+        """Write `summary.json` atomically."""
         path = self.folder / "summary.json"
         aside = self.folder / "summary.json.part"
         with _writing(path):
@@ -100,34 +101,34 @@ class RunWriter(Observer):
             os.replace(aside, path)
 
     def close(self) -> None:
-        """Close TensorBoard's file. Closing twice is fine."""
+        """Close TensorBoard's file. It may be closed twice."""
         with _writing(self.folder / "tensorboard"):
             self._events.close()
 
     def _begin(self, config: str) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and _is_empty(self.folder)):
-            raise taken(self.folder)
+            raise folder_not_empty(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            # Exclusive: of two runs that start under one name at the same time, one is refused.
+            # Exclusive, so that one of two runs is refused if they start with the same name at the same time.
             with (self.folder / "config.yaml").open("x", encoding="utf-8") as file:
                 file.write(config)
         except FileExistsError:
-            raise taken(self.folder) from None
+            raise folder_not_empty(self.folder) from None
         except OSError:
             (self.folder / "config.yaml").unlink(missing_ok=True)
             raise
 
     def _append(self, name: str, *records: Mapping[str, object]) -> None:
-        path, self._holds_something = self.folder / name, True
-        # Opened for each step: nothing is left in a buffer when the run dies.
+        path, self._has_records = self.folder / name, True
+        # Opened for each record, so that no buffer is lost when the run dies.
         with _writing(path), path.open("a", encoding="utf-8") as file:
-            # In ASCII, whatever the texts: then a line of the file is a record.
+            # ASCII only, so that no character of a text is taken for the end of a line.
             file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
     def _show(self, add: Callable[[], None]) -> None:
-        """Add to TensorBoard's file; it is let go if anything but the disk fails: it shows what other files keep."""
-        if not self._shown:
+        """Add to TensorBoard's file, or disable it after any error but one of the disk: other files have the data."""
+        if not self._tensorboard:
             return
         try:
             with _writing(self.folder / "tensorboard"):
@@ -135,17 +136,17 @@ class RunWriter(Observer):
         except ResourceError:
             raise
         except (Exception, SystemExit) as error:
-            self._shown = False
-            self._tell(f"warning: TensorBoard is let go, the run continues without it: {first_line(error)}")
+            self._tensorboard = False
+            self._notify(f"warning: TensorBoard is disabled, the run continues without it: {first_line(error)}")
 
 
 def _is_empty(folder: Path) -> bool:
     return next(folder.iterdir(), None) is None
 
 
-def taken(folder: Path | str) -> ConfigError:
-    """What to say of a run folder that another run has."""
+def folder_not_empty(folder: Path | str) -> ConfigError:
+    """The error for the folder of a new run that is not empty."""
     return ConfigError(
-        f"run.name={str(folder).rpartition('/')[2]!r}: {folder} is there already and not empty; "
+        f"run.name={str(folder).rpartition('/')[2]!r}: {folder} exists already and is not empty; "
         "choose another run.name, or move that folder away"
     )

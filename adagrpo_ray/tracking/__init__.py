@@ -1,8 +1,8 @@
-"""Where a run is shown while it goes on: W&B and MLflow where asked for, Prometheus through Ray.
+"""Trackers: W&B and MLflow if they are configured, and Prometheus through Ray.
 
-`session` says which trackers a run has. `tracker` is what each of them does, `relay` keeps the run from waiting for
-one, `wandb_run` and `mlflow_run` are the two that there are, with `tables` for samples. `ray_metrics` sets the gauges
-and counters that Ray serves to Prometheus.
+`session` creates the trackers of a run. `tracker` is their interface, and `wandb_run` and `mlflow_run` implement it,
+with `sample_tables` for samples. `relay` calls a tracker in a thread of its own, so that the run never waits for it.
+`ray_metrics` sets the gauges and counters that Ray serves to Prometheus; `grafana` makes the dashboard.
 """
 
 from adagrpo_ray.tracking.session import check_trackers, tracked

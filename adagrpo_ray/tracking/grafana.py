@@ -1,6 +1,6 @@
-"""Grafana's dashboard of a run, made from the registry of metrics: cluster/grafana/adagrpo.json.
+"""Makes the Grafana dashboard of a run, cluster/grafana/adagrpo.json, from the registry of metrics.
 
-`make dashboard` writes the file, and a test holds it equal.
+`make dashboard` writes the file. A test checks that it is up to date.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from adagrpo_ray.runs.records import RECORDS
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 NUMBERS = ("step", "eval/accuracy", "adaptive/tokens_per_second", "adaptive/rollout_actors")
-"""Metrics that stand in the first row as numbers."""
+"""Metrics in the first row, shown as numbers."""
 STACKED = (PHASES,)
-"""Panels whose curves add up."""
+"""Panels with stacked curves."""
 
 
 def dashboard(records: Sequence[type[Record]] = RECORDS) -> dict[str, Any]:
-    """The dashboard as Grafana imports it: a row of numbers, then every panel that has a metric."""
+    """The dashboard in Grafana's import format: a row of numbers, then every panel that has a metric."""
     metrics = [metric for record in records for metric in metrics_of(record)]
     by_name = {metric.name: metric for metric in metrics}
-    made = [_number(by_name[name], place) for place, name in enumerate(NUMBERS)]
+    panels = [_number(by_name[name], place) for place, name in enumerate(NUMBERS)]
     drawn = [(panel, own) for panel in PANELS if (own := [m for m in metrics if m.panel is panel])]
-    made += [_curves(panel, own, place) for place, (panel, own) in enumerate(drawn)]
+    panels += [_curves(panel, own, place) for place, (panel, own) in enumerate(drawn)]
     return {
         "title": "adagrpo_ray",
         "uid": "adagrpo-ray",
@@ -38,12 +38,12 @@ def dashboard(records: Sequence[type[Record]] = RECORDS) -> dict[str, Any]:
         "time": {"from": "now-1h", "to": "now"},
         "tags": ["ray"],
         "templating": {"list": [_source(), _runs(by_name["step"])]},
-        "panels": [{"id": number, **panel} for number, panel in enumerate(made, 1)],
+        "panels": [{"id": number, **panel} for number, panel in enumerate(panels, 1)],
     }
 
 
 def as_json(records: Sequence[type[Record]] = RECORDS) -> str:
-    """The dashboard's file."""
+    """The content of the dashboard's file."""
     return json.dumps(dashboard(records), indent=1) + "\n"
 
 
@@ -52,7 +52,7 @@ def _source() -> dict[str, Any]:
 
 
 def _runs(metric: Metric) -> dict[str, Any]:
-    """The variable by which runs are chosen."""
+    """The variable that selects runs."""
     query = f"label_values({metric.prometheus}, run)"
     return {
         "name": "run",
@@ -70,36 +70,36 @@ def _runs(metric: Metric) -> dict[str, Any]:
 
 
 def _number(metric: Metric, place: int) -> dict[str, Any]:
-    where = {"x": 6 * place, "y": 0, "w": 6, "h": 4}
-    return _panel("stat", metric.name, metric.description, where, {"unit": metric.unit.grafana}, [metric])
+    position = {"x": 6 * place, "y": 0, "w": 6, "h": 4}
+    return _panel("stat", metric.name, metric.description, position, {"unit": metric.unit.grafana}, [metric])
 
 
 def _curves(panel: Panel, metrics: Sequence[Metric], place: int) -> dict[str, Any]:
-    """Curves over time; two panels stand side by side."""
-    where = {"x": 12 * (place % 2), "y": 4 + 8 * (place // 2), "w": 12, "h": 8}
+    """A panel of curves over time; there are two panels in a row."""
+    position = {"x": 12 * (place % 2), "y": 4 + 8 * (place // 2), "w": 12, "h": 8}
     units = {metric.unit.rate if metric.counter else metric.unit.grafana for metric in metrics}
     defaults: dict[str, Any] = {"unit": units.pop() if len(units) == 1 else "short"}
     if panel in STACKED:
         defaults["custom"] = {"stacking": {"mode": "normal"}, "fillOpacity": 40}
-    return _panel("timeseries", panel.title, panel.caption, where, defaults, metrics)
+    return _panel("timeseries", panel.title, panel.caption, position, defaults, metrics)
 
 
 def _panel(
-    kind: str, title: str, text: str, where: dict[str, int], defaults: dict[str, Any], metrics: Iterable[Metric]
+    kind: str, title: str, text: str, position: dict[str, int], defaults: dict[str, Any], metrics: Iterable[Metric]
 ) -> dict[str, Any]:
     return {
         "type": kind,
         "title": title,
         "description": text,
         "datasource": SOURCE,
-        "gridPos": where,
+        "gridPos": position,
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "targets": [_target(metric, place) for place, metric in enumerate(metrics)],
     }
 
 
 def _target(metric: Metric, place: int) -> dict[str, Any]:
-    """The query: the value of a gauge, the rate of a counter."""
+    """The query of a metric: the value of a gauge, or the rate of a counter."""
     labels = "run" if metric.label is None else f"run, {metric.label}"
     query, legend = f'{metric.prometheus}{{run=~"$run"}}', metric.name
     if metric.counter:

@@ -1,4 +1,4 @@
-"""A run in MLflow."""
+"""Records a run in MLflow."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from adagrpo_ray.tracking.sample_tables import COLUMNS, rows
 from adagrpo_ray.tracking.tracker import State, TrackedRun
 
 EXPERIMENT = "adagrpo_ray"
-"""Where MLFLOW_EXPERIMENT_NAME is not set."""
+"""The experiment, unless MLFLOW_EXPERIMENT_NAME is set."""
 
 MOST_PARAMS, MOST_METRICS, MOST_CHARACTERS = 100, 1000, 6000
-"""Of one request, and of one parameter's value."""
+"""Limits of one request, and of the value of one parameter."""
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
 class MlflowRun:
-    """A run on the MLflow server at `place`, or in the folder of that name. Credentials are MLflow's own variables."""
+    """A run on the MLflow server at `place`, or in the folder `place`.
+
+    Credentials come from MLflow's environment variables.
+    """
 
     title = "MLflow"
 
@@ -39,17 +42,18 @@ class MlflowRun:
         self._client: Any = None
         self._id = ""
         self._resumed = False
-        self._held: dict[str, int] = {}  # the newest step of a curve that it has from an earlier program
+        self._newest: dict[str, int] = {}  # tag -> the newest step that an earlier program logged
 
     @staticmethod
     def load() -> None:
-        """Import the package; ImportError where it is not there."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import
+        """Import the package. Raises ImportError if it is not installed."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read during the import
         import_module("mlflow")
 
     def open(self, run: TrackedRun) -> tuple[str, Mapping[str, str]]:
-        """Begin a run, or go on with the one that `run.note` names."""
-        if self._uri.startswith("file:"):  # else MLflow asks for a database, for which its small package has no driver
+        """Begin a run, or continue the one that `run.note` names."""
+        # Without it MLflow requires a database, and mlflow-skinny has no driver for one.
+        if self._uri.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
 
@@ -70,13 +74,13 @@ class MlflowRun:
         return f"run {self._id} at {self._uri}", {"id": self._id, "uri": self._uri}
 
     def has(self, tag: str, step: int) -> bool:
-        """Whether it has a point of that curve at the step or later: MLflow would keep both."""
+        """Whether the curve has a point at the step or later. MLflow would keep a second point of a step."""
         if not self._resumed:
             return False
-        if tag not in self._held:
+        if tag not in self._newest:
             history = self._client.get_metric_history(self._id, tag)
-            self._held[tag] = max((point.step for point in history), default=-1)
-        return step <= self._held[tag]
+            self._newest[tag] = max((point.step for point in history), default=-1)
+        return step <= self._newest[tag]
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add a point to each curve."""
@@ -88,13 +92,13 @@ class MlflowRun:
             self._client.log_batch(self._id, metrics=points[start : start + MOST_METRICS])
 
     def samples(self, groups: Sequence[GroupSample], step: int) -> None:
-        """Keep them as a table, an artifact of its own for each step."""
+        """Log the groups as a table, which is one artifact for each step."""
         columns = zip(*rows(groups), strict=True)
         table = {name: list(values) for name, values in zip(COLUMNS, columns, strict=True)}
         self._client.log_table(self._id, table, f"samples/step-{step:06}.json")
 
     def summary(self, summary: Summary, adapter: str | None) -> None:
-        """Keep the summary and the adapter as artifacts."""
+        """Log the summary and the adapter as artifacts."""
         self._client.log_dict(self._id, summary.to_dict(), "summary.json")
         if adapter is None:
             return
@@ -104,28 +108,28 @@ class MlflowRun:
             self._client.log_artifacts(self._id, str(folder), "adapter")
 
     def close(self, state: State) -> None:
-        """Say how the run ended."""
+        """Set the final status of the run."""
         self._client.set_terminated(self._id, STATUS[state])
 
     def abandon(self) -> None:
-        """Nothing: all of it is in the calling thread, which ends with the program."""
+        """Do nothing: all work is in the calling thread, which ends with the program."""
 
     def _params(self, settings: Iterable[tuple[str, Any]]) -> None:
-        """Every setting that the run does not have yet: MLflow lets none change, config.yaml has the newest."""
+        """Log the settings that the run does not have yet. MLflow refuses changes, but config.yaml is up to date."""
         from mlflow.entities import Param
 
-        there = self._client.get_run(self._id).data.params if self._resumed else {}
+        logged = self._client.get_run(self._id).data.params if self._resumed else {}
         named = ((name_of(key, MLFLOW), well_formed(str(value))) for key, value in settings)
-        new = [Param(key, value[:MOST_CHARACTERS]) for key, value in named if key not in there]
+        new = [Param(key, value[:MOST_CHARACTERS]) for key, value in named if key not in logged]
         for start in range(0, len(new), MOST_PARAMS):
             self._client.log_batch(self._id, params=new[start : start + MOST_PARAMS])
 
 
 def is_uri(place: str) -> bool:
-    """Whether `place` is a URI as MLflow takes it, and no folder."""
+    """Whether MLflow takes `place` for a URI, not for a folder."""
     return "://" in place or place == "databricks"
 
 
 def metric_name(tag: str) -> str:
-    """A TensorBoard `tag` as MLflow takes it: parts of it may be text of the user's, each by its name there."""
+    """The name in MLflow of a TensorBoard `tag`, whose parts may be text of users."""
     return "/".join(name_of(text_of(part), MLFLOW) for part in tag.split("/"))

@@ -1,4 +1,4 @@
-"""The metrics of a run as Ray metrics, which the agent of each node serves to Prometheus."""
+"""Sets the metrics of a run as Ray metrics, which the agent of each node serves to Prometheus."""
 
 from __future__ import annotations
 
@@ -20,30 +20,36 @@ from adagrpo_ray.runs.record import Record
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 
 REFRESH_S = 1.0
-"""Ray forgets a gauge that is not set for two of its report intervals, and a step may take longer than that."""
+"""Interval at which gauges are set again, in seconds.
+
+Ray drops a gauge that is not set for two of its report intervals, and a step may take longer than that.
+"""
 
 MOST_LABELS = 50
-"""Values of a label that come from the data: each is a time series of its own in Prometheus. A run keeps its first."""
+"""Values of a label that a run shows; the first ones are kept.
+
+Values come from the data, and each is a time series of its own in Prometheus.
+"""
 
 END_S = 5.0
-"""Seconds for what is left at the end; it takes milliseconds."""
+"""Seconds for the remaining records at the end of a run; they take milliseconds."""
 
 
 class RayMetrics(Observer):
-    """Sets the gauges and counters of the run `name` in this process, which Ray has to know by then.
+    """Sets the gauges and counters of the run `name` in this process, in which Ray must be initialized.
 
-    Gauges show the newest step and evaluation. Counters add up over the steps, and count a step that was done twice
-    twice. A thread of its own sets them, in microseconds and without a message: Ray collects them every ten seconds by
-    itself. An error of Ray costs the metrics and no step: it is reported once, in the run's own thread. A gauge without
-    a value in a new step is set to NaN once, by which Prometheus too marks a series that ends. Without that Ray would
-    show the old value for twenty seconds more.
+    Gauges show the newest step and evaluation. Counters add up over the steps; a step that is repeated counts twice.
+    A thread sets them, which takes microseconds and sends no message: Ray collects them every ten seconds. If Ray
+    raises an error, the metrics are disabled and the run continues; `notify` receives one warning, in the run's thread.
+    A gauge without a value in a new step is set to NaN once, the marker of Prometheus for a series that ends. Without
+    it Ray would show the old value for twenty seconds more.
     """
 
-    def __init__(self, name: str, tell: Callable[[str], None] = lambda text: None) -> None:
-        self._run, self._tell = name_of(name, LABEL), tell
+    def __init__(self, name: str, notify: Callable[[str], None] = lambda text: None) -> None:
+        self._run, self._notify = name_of(name, LABEL), notify
         self._metrics: dict[str, Any] = {}
-        self._labels: dict[str, set[str]] = {}  # of each metric, those that have a time series
-        self._gauges: dict[type[Record], list[Value]] = {}  # of the newest record of each kind
+        self._labels: dict[str, set[str]] = {}  # metric name -> values of its label that have a time series
+        self._gauges: dict[type[Record], list[Value]] = {}  # kind of record -> gauges of the newest record
         self._jobs: SimpleQueue[StepRecord | EvaluationRecord | None] = SimpleQueue()
         self._notices: SimpleQueue[str] = SimpleQueue()
         self._thread = Thread(target=self._work, name="ray-metrics", daemon=True)
@@ -58,26 +64,26 @@ class RayMetrics(Observer):
         self._put(record)
 
     def close(self) -> None:
-        """Show nothing any more: Ray forgets the gauges soon, and keeps the counters."""
+        """Stop the thread. Ray soon drops the gauges, and keeps the counters."""
         self._jobs.put(None)
         self._thread.join(END_S)
-        self._say()
+        self._forward_notices()
 
     def _put(self, record: StepRecord | EvaluationRecord) -> None:
         if self._thread.is_alive():
             self._jobs.put(record)
-        self._say()
+        self._forward_notices()
 
-    def _say(self) -> None:
+    def _forward_notices(self) -> None:
         while not self._notices.empty():
-            self._tell(self._notices.get())
+            self._notify(self._notices.get())
 
     def _work(self) -> None:
         while True:
             try:
                 record = self._jobs.get(timeout=REFRESH_S)
             except Empty:
-                with suppress(Exception):  # Ray may be ending
+                with suppress(Exception):  # Ray may be shutting down
                     if ray.is_initialized():
                         self._set()
                 continue
@@ -85,9 +91,9 @@ class RayMetrics(Observer):
                 return
             try:
                 self._show(record)
-            except BaseException as error:  # whatever Ray raises: this thread has nothing else to end
+            except BaseException as error:  # even SystemExit ends only this thread
                 reason = f"the run continues without them: {first_line(error)}"
-                self._notices.put(f"warning: metrics for Prometheus are let go, {reason}")
+                self._notices.put(f"warning: metrics for Prometheus are disabled, {reason}")
                 return
 
     def _show(self, record: Record) -> None:
@@ -109,14 +115,14 @@ class RayMetrics(Observer):
                 self._metric(value.metric).set(value.value, self._labels_of(value))
 
     def _has_series(self, value: Value) -> bool:
-        """Whether the value is one of the first MOST_LABELS of its metric that this run has shown."""
+        """Whether the label of the value is one of the first MOST_LABELS of its metric in this run."""
         known = self._labels.setdefault(value.metric.name, set())
         if len(known) < MOST_LABELS:
             known.add(value.of)
         return value.of in known
 
     def _metric(self, metric: Metric) -> Any:
-        """Ray's metric, made at its first use, since Ray has to be there."""
+        """The Ray metric, created at its first use, when Ray is initialized."""
         if metric.name not in self._metrics:
             kind = Counter if metric.counter else Gauge
             labels = ("run",) if metric.label is None else ("run", metric.label)

@@ -1,4 +1,4 @@
-"""Between a run and a tracker: the run never waits for it, and continues without it where it fails."""
+"""Passes a run's records to a tracker, so that the run never waits for it, and continues without it if it fails."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.tracking.tracker import State, TrackedRun, Tracker
 
 MOST_WAITING = 2000
-"""Things that a tracker may lag behind by: then it hangs, or takes less than the run gives."""
+"""Largest number of records that a tracker may be behind. A tracker that is further behind hangs or is too slow."""
 
 END_S = 30.0
-"""Seconds for all that is left, at the end of a run."""
+"""Seconds for all remaining records at the end of a run."""
 
 ABANDON_S = 20.0
-"""Seconds for a tracker that is let go to end what is left of it."""
+"""Seconds for a tracker to clean up after it was disabled."""
 
 TABLES = 50
-"""Steps of a run whose samples are handed over, at most: each makes a table of its own."""
+"""Largest number of steps whose samples are passed on; the samples of each step make a table."""
 
 STEP_TAG, EVALUATION_TAG = "step_time", "eval/accuracy"
-"""A curve that every step has, and one that every evaluation has."""
+"""A curve with a point for every step, and one with a point for every evaluation."""
 
 Note = Callable[[str, object], None]
 
 
 class Relay(Observer):
-    """Hands over to a tracker, in a thread of its own, what it is told.
+    """Passes the events of a run to a tracker, in a thread of its own.
 
-    A tracker that raises or falls behind is let go: `tell` hears of it once, and nothing more is handed over. What
-    befalls the tracker is told when the run tells something next, in the run's own thread. The tracker is opened when
-    there is something to show.
+    A tracker that raises or falls behind is disabled: `notify` receives one warning, and the tracker gets no more
+    records. `notify` is called in the run's thread, at the next event of the run. The tracker is opened at the first
+    record.
     """
 
     def __init__(
@@ -50,14 +50,18 @@ class Relay(Observer):
         tracker: Tracker,
         run: TrackedRun,
         past: RunHistory | None,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
         note: Note,
     ) -> None:
-        """Begin; `past` is what the run has behind it, of which the tracker gets what it has not seen."""
-        self._tracker, self._run, self._past, self._tell, self._note = tracker, run, past, tell, note
+        """Start the thread.
+
+        past: the history of a resumed run, of which the tracker gets the records that it does not have.
+        note: stores the tracker's note in the run folder, by the tracker's title.
+        """
+        self._tracker, self._run, self._past, self._notify, self._note = tracker, run, past, notify, note
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._notices: deque[str] = deque()
-        self._given_up = False
+        self._disabled = False
         self._state: State = "finished"
         steps = run.config.run.steps
         self._tables = {max(1, round(number * steps / TABLES)) for number in range(1, TABLES + 1)}
@@ -65,65 +69,65 @@ class Relay(Observer):
         self._thread.start()
 
     def phase(self, text: str) -> None:
-        """Nothing of its own."""
-        self._say()
+        """Only forward notices; a tracker shows no phases."""
+        self._forward_notices()
 
     def step(self, record: StepRecord) -> None:
-        """Hand the step over."""
+        """Pass on the step."""
         self._put(partial(self._step, record))
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Hand the evaluation over."""
+        """Pass on the evaluation."""
         self._put(partial(self._evaluation, record))
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
-        """Hand the samples over, of the steps that get a table."""
+        """Pass on the samples of a step that gets a table."""
         self._put(partial(self._samples, tuple(groups)))
 
     def summary(self, summary: Summary) -> None:
-        """Hand the summary over, and the adapter where it is wanted."""
+        """Pass on the summary, and the adapter if `tracking.upload_adapter` is true."""
         adapter = str(summary.adapter) if self._run.config.tracking.upload_adapter else None
         self._put(partial(self._tracker.summary, summary, adapter))
 
     def end(self, state: State) -> None:
-        """Hand over how the run ended; returns at once."""
+        """Pass on how the run ended, without waiting."""
         self._state = state
         self._jobs.put(None)
 
     def wait(self, deadline: float) -> None:
-        """Wait for what is left, until `deadline` of `time.monotonic`."""
+        """Wait until the tracker has all records, at most until `deadline`, a time of `time.monotonic`."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._let_go("it has not taken everything in time after the end of the run")
-        self._say()
+            self._disable("it did not accept all records in time")
+        self._forward_notices()
 
     def _put(self, job: Callable[[], None]) -> None:
-        if not self._given_up:
+        if not self._disabled:
             self._jobs.put(job)
             if self._jobs.qsize() > MOST_WAITING:
-                self._let_go(f"it is {MOST_WAITING} records behind", wait=False)
-        self._say()
+                self._disable(f"it is {MOST_WAITING} records behind", wait=False)
+        self._forward_notices()
 
     def _work(self) -> None:
         try:
             first = self._jobs.get()
             if first is None:
                 return
-            where, note = self._tracker.open(self._run)
+            place, note = self._tracker.open(self._run)
             self._note(self._tracker.title, dict(note))
-            self._notices.append(f"{self._tracker.title}: {where}")
+            self._notices.append(f"{self._tracker.title}: {place}")
             self._replay()
             job: Callable[[], None] | None = first
-            while job is not None and not self._given_up:
+            while job is not None and not self._disabled:
                 job()
                 job = self._jobs.get()
-            if not self._given_up:
+            if not self._disabled:
                 self._tracker.close(self._state)
-        except BaseException as error:  # whatever a package raises, SystemExit among it
-            self._let_go(first_line(error))
+        except BaseException as error:  # a package may raise anything, even SystemExit
+            self._disable(first_line(error))
 
     def _replay(self) -> None:
-        """Tell the tracker what the folder held when this program began, in the order in which it was told."""
+        """Pass on the records of earlier programs, in their order; the tracker skips those that it has."""
         if self._past is None:
             return
         evaluated = {record.step: record for record in self._past.evaluations}
@@ -131,7 +135,7 @@ class Relay(Observer):
         for group in self._past.samples:
             samples.setdefault(group.step, []).append(group)
         for number, record in enumerate((None, *self._past.steps)):
-            if self._given_up:
+            if self._disabled:
                 return
             if record is not None:
                 self._step(record)
@@ -153,11 +157,11 @@ class Relay(Observer):
         if groups and groups[0].step in self._tables and not self._tracker.has(STEP_TAG, groups[0].step):
             self._tracker.samples(groups, groups[0].step)
 
-    def _let_go(self, reason: str, *, wait: bool = True) -> None:
-        if self._given_up:
+    def _disable(self, reason: str, *, wait: bool = True) -> None:
+        if self._disabled:
             return
-        self._given_up = True
-        self._notices.append(f"warning: {self._tracker.title} is let go, the run continues without it: {reason}")
+        self._disabled = True
+        self._notices.append(f"warning: {self._tracker.title} is disabled, the run continues without it: {reason}")
         ending = Thread(target=self._abandon, daemon=True)
         ending.start()
         if wait:
@@ -167,6 +171,6 @@ class Relay(Observer):
         with suppress(BaseException):  # as in _work
             self._tracker.abandon()
 
-    def _say(self) -> None:
+    def _forward_notices(self) -> None:
         while self._notices:
-            self._tell(self._notices.popleft())
+            self._notify(self._notices.popleft())

@@ -1,4 +1,4 @@
-"""Samples as the rows of a table, one a completion."""
+"""Converts samples to the rows of a table, one for each completion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cell = str | int | float | bool | None
 
 
 def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
-    """The rows of `groups`, in the order of COLUMNS; None for what was not measured."""
+    """The rows of `groups`, in the order of COLUMNS; None for a value that was not measured."""
     return [
         [
             *(group.step, group.prompt_id, group.difficulty, group.prompt, group.answer, group.outcome),

@@ -1,4 +1,4 @@
-"""The trackers of a run: which ones there are, and their life."""
+"""Creates, checks and closes the trackers of a run."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from adagrpo_ray.tracking.wandb_run import WandbRun
 
 
 def check_trackers(tracking: TrackingSettings, joined: str | None) -> None:
-    """ConfigError where a tracker needs a package that is not installed, a folder that does not last, or a port that
-    is taken. `joined` is the address of the Ray that the run joins, None for one of our own.
+    """Check that the trackers can be used.
 
-    Their packages are imported here, and not by two threads at a time, which half of what they import does not stand.
+    `joined` is the address of the Ray that the run joins, None if it starts one.
+    Raises ConfigError if a tracker needs a package that is not installed, a folder that Ray deletes, or a port that is
+    in use. Imports the packages of the trackers: later two threads would import them at the same time, which many of
+    their dependencies do not support.
     """
     for key, value, tracker in (("wandb", tracking.wandb, WandbRun), ("mlflow", tracking.mlflow, MlflowRun)):
         if value is None:
@@ -53,32 +55,32 @@ def check_trackers(tracking: TrackingSettings, joined: str | None) -> None:
 
 
 def _check_port(port: int, joined: str | None) -> None:
-    """A Ray whose port for Prometheus is taken dies soon after its start, and says nothing of it."""
+    """Raise ConfigError unless a new Ray can listen on the port: without it Ray dies soon after its start, silently."""
     key = f"tracking.prometheus_port={port}"
     if joined is not None:
         raise ConfigError(
-            f"{key} is for a Ray of our own, and this run joins the one at {joined}; leave it null, and start that one "
-            f"with --metrics-export-port={port}"
+            f"{key} is for a Ray that the run starts, but this run joins the one at {joined}; leave it null, and start "
+            f"that one with --metrics-export-port={port}"
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))  # where a Ray of our own listens
+            probe.bind(("127.0.0.1", port))  # the address that a local Ray listens on
         except OSError as error:
             raise ConfigError(f"{key} cannot be used ({error.strerror}); choose another port") from None
 
 
 @contextmanager
-def tracked(config: Config, folder: Path, tell: Callable[[str], None], resumed: bool) -> Iterator[Observer]:
-    """All trackers of the run that is written in `folder`, as one observer; the block's end is the run's."""
+def tracked(config: Config, folder: Path, notify: Callable[[str], None], resumed: bool) -> Iterator[Observer]:
+    """Open all trackers of the run in `folder`, as one observer; close them when the block ends."""
     trackers: list[Tracker] = []
     if config.tracking.wandb is not None:
         trackers.append(WandbRun(config.tracking.wandb))
     if config.tracking.mlflow is not None:
         trackers.append(MlflowRun(config.tracking.mlflow))
-    metrics = RayMetrics(folder.name, tell)
-    past = _past(folder, tell) if trackers and resumed else None
-    relays = [_relay(tracker, config, folder, past, tell) for tracker in trackers]
+    metrics = RayMetrics(folder.name, notify)
+    past = _past(folder, notify) if trackers and resumed else None
+    relays = [_relay(tracker, config, folder, past, notify) for tracker in trackers]
     state: State = "failed"
     try:
         yield Observers(metrics, *relays)
@@ -95,32 +97,32 @@ def tracked(config: Config, folder: Path, tell: Callable[[str], None], resumed: 
             relay.wait(deadline)
 
 
-def _past(folder: Path, tell: Callable[[str], None]) -> RunHistory | None:
+def _past(folder: Path, notify: Callable[[str], None]) -> RunHistory | None:
     try:
         return load(folder)
     except Exception as error:
-        tell(f"warning: trackers hear nothing of what was before: {first_line(error)}")
+        notify(f"warning: trackers do not get the steps before the resumption: {first_line(error)}")
         return None
 
 
 def _relay(
-    tracker: Tracker, config: Config, folder: Path, past: RunHistory | None, tell: Callable[[str], None]
+    tracker: Tracker, config: Config, folder: Path, past: RunHistory | None, notify: Callable[[str], None]
 ) -> Relay:
     notes = _Notes(folder)
     run = TrackedRun(folder.name, folder, config, notes.read().get(tracker.title))
-    return Relay(tracker, run, past, tell, notes.add)
+    return Relay(tracker, run, past, notify, notes.add)
 
 
 class _Notes:
-    """What trackers note in the run folder: the ids under which they go on."""
+    """The notes of the trackers in the run folder: the ids with which they continue the run."""
 
-    _lock = Lock()  # of several trackers, each with its thread
+    _lock = Lock()  # each tracker has a thread of its own
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
 
     def read(self) -> dict[str, Any]:
-        """All notes, none where there are none that can be read."""
+        """All notes by title; none if they cannot be read."""
         try:
             notes = json.loads(find(self._folder, TRACKED) or "{}")
         except (ValueError, ResourceError):

@@ -1,4 +1,4 @@
-"""What every tracker does, whichever it is."""
+"""The interface of trackers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ State = Literal["finished", "failed", "killed"]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The run that is tracked: its name, its settings, and the local folder that it is written in.
+    """The run that is tracked.
 
-    `note` is what the tracker has left in the folder when an earlier program told it of this run, None where none did.
+    folder: the local folder that it is written to.
+    note: the note that `Tracker.open` returned in an earlier program of this run; None if there is none.
     """
 
     name: str
@@ -28,31 +29,34 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """A service that shows runs. Its methods may take as long as they want, and raise whatever they want.
+    """A service that shows runs. Its methods may block, and may raise any exception.
 
-    All of them but `abandon` are called by one thread, `open` first and `close` last.
+    One thread calls all methods except `abandon`, `open` first and `close` last.
     """
 
     title: str
     """Its name for people."""
 
     def open(self, run: TrackedRun) -> tuple[str, Mapping[str, str]]:
-        """Begin or go on; says where the run can be seen, and what to note in its folder for the next time."""
+        """Begin the run or continue it.
+
+        Returns the place at which people find the run, and the note to store in its folder for a later program.
+        """
 
     def has(self, tag: str, step: int) -> bool:
-        """Whether it has a value of that curve at `step` or a later one from an earlier program: it takes no other."""
+        """Whether the curve has a value at `step` or later from an earlier program, so that it must not get another."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Points of the curves `values`."""
+        """Add a point to each of the curves, by tag."""
 
     def samples(self, groups: Sequence[GroupSample], step: int) -> None:
-        """Some groups of a step."""
+        """Add groups of a step."""
 
     def summary(self, summary: Summary, adapter: str | None) -> None:
-        """The sum of the run, and the folder or URL of its adapter where that goes there too."""
+        """Add the summary of the run, and the adapter from its folder or URL unless it is None."""
 
     def close(self, state: State) -> None:
-        """The run has ended so."""
+        """End the run with this state."""
 
     def abandon(self) -> None:
-        """End what is left of it at once, from another thread; what it has not sent is lost."""
+        """Stop at once, called from another thread. Records that were not sent are lost."""

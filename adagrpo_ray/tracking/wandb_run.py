@@ -1,4 +1,4 @@
-"""A run in Weights & Biases."""
+"""Records a run in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ from adagrpo_ray.tracking.sample_tables import COLUMNS, rows
 from adagrpo_ray.tracking.tracker import State, TrackedRun
 
 EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}
-"""By which W&B tells how a run ended."""
+"""Exit codes from which W&B derives the state of a run."""
 
 FINISH_S = 20.0
-"""Seconds for what is not uploaded at the end of a run; it stays on disk, and `wandb sync` uploads it later."""
+"""Seconds for the uploads at the end of a run. The rest stays on disk, and `wandb sync` uploads it later."""
 
 GRACE_S, ABANDON_S = 0.5, 10.0
-"""Seconds for wandb's process to end when it is let go, and for the thread that waits for it to see that."""
+"""Seconds for wandb's process to end after it was abandoned, and for the thread that waits for it to notice."""
 
 
 class WandbRun:
-    """A run in `project`, or "entity/project". Takes its key, mode and server from the environment, as wandb does."""
+    """A run in `project`, or "entity/project".
+
+    Key, mode and server come from wandb's environment variables and settings.
+    """
 
     title = "Weights & Biases"
 
@@ -40,20 +43,20 @@ class WandbRun:
         self._project = project
         self._run: Any = None
         self._abandoned = Event()
-        self._started = Event()  # wandb's own process
-        self._busy = Event()  # waiting for that process
-        self._held = -1  # the newest step that it has from an earlier program
+        self._started = Event()  # wandb's process has started
+        self._busy = Event()  # a thread waits for that process
+        self._newest = -1  # the newest step that an earlier program logged
 
     @staticmethod
     def load() -> None:
-        """Import the package; ImportError where it is not there."""
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before the import: it would report its own errors
+        """Import the package. Raises ImportError if it is not installed."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before the import, or wandb sends its errors home
         import_module("wandb")
 
     def open(self, run: TrackedRun) -> tuple[str, Mapping[str, str]]:
-        """Begin a run, or go on with the one that `run.note` names.
+        """Begin a run, or continue the one that `run.note` names.
 
-        Offline nothing can be gone on with: the run is written anew, with what came before, in place of the old one.
+        Offline a run cannot be continued: it is written again from its first step, and replaces the old one.
         """
         with self._waiting():
             return self._open(run)
@@ -64,10 +67,10 @@ class WandbRun:
         settings = wandb.Settings(
             silent=True,
             root_dir=str(run.folder),
-            symlink=False,  # none in what may be copied to an object store
+            symlink=False,  # the folder may be copied to an object store, which has no links
             finish_timeout=FINISH_S,
             finish_timeout_raises=True,
-            # What was not asked for: the terminal, code, git, packages, the machine and its load.
+            # Upload nothing else: terminal output, code, git state, packages, the machine and its load.
             console="off",
             save_code=False,
             disable_code=True,
@@ -79,10 +82,11 @@ class WandbRun:
         )
         mode = wandb.setup(settings=settings).settings
         self._started.set()
-        if not (mode._offline or mode._noop) and not wandb.login(prompt=False):  # it would ask on the terminal
+        # Without prompt=False it would ask for a key on the terminal.
+        if not (mode._offline or mode._noop) and not wandb.login(prompt=False):
             raise TrackingError("it has no key; set WANDB_API_KEY, or WANDB_MODE=offline")
         if self._abandoned.is_set():
-            raise TrackingError("it is not waited for any more")
+            raise TrackingError("it was abandoned while it started")
         entity, _, project = self._project.rpartition("/")
         before = run.note if run.note is not None and run.note.get("project") == self._project else None
         old = sorted((run.folder / "wandb").glob(f"offline-run-*-{before['id']}")) if before else []
@@ -95,19 +99,19 @@ class WandbRun:
             tags=list(run.config.tracking.tags) or None,
             config=run.config.model_dump(mode="json"),
             allow_val_change=True,
-            reinit="create_new",  # beside what the user's own code may have begun
+            reinit="create_new",  # leaves a run that the user's code has begun alone
             settings=settings,
         )
         for folder in old if mode._offline else ():
             shutil.rmtree(folder, ignore_errors=True)
         if before and not mode._offline:
-            self._held = self._run.step - 1
-        where = self._run.url or f"offline: wandb sync {Path(self._run.dir).parent}"
-        return str(where), {"id": self._run.id, "project": self._project}
+            self._newest = self._run.step - 1
+        place = self._run.url or f"offline: wandb sync {Path(self._run.dir).parent}"
+        return str(place), {"id": self._run.id, "project": self._project}
 
     def has(self, tag: str, step: int) -> bool:
-        """Whether it has a row of that step."""
-        return step <= self._held
+        """Whether the run has a row of the step."""
+        return step <= self._newest
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add to the row of the step."""
@@ -120,7 +124,7 @@ class WandbRun:
         self._run.log({"samples": wandb.Table(columns=list(COLUMNS), data=rows(groups))}, step=step)
 
     def summary(self, summary: Summary, adapter: str | None) -> None:
-        """Put the summary beside the last values of the curves, and the adapter into an artifact."""
+        """Add the summary to the last values of the curves, and upload the adapter as an artifact."""
         self._run.summary.update({"summary": summary.to_dict()})
         if adapter is not None:
             import wandb
@@ -133,26 +137,26 @@ class WandbRun:
             self._run.log_artifact(artifact)
 
     def close(self, state: State) -> None:
-        """Upload what is left; TimeoutError where that takes too long."""
+        """Upload the remaining records. Raises TimeoutError if that takes longer than FINISH_S."""
         import wandb
 
         with self._waiting():
             self._run.finish(exit_code=EXIT_CODES[state])
-            if wandb.run is None:  # nobody else in this program has a run
-                wandb.teardown()  # only then all of it is on disk, from where a run folder at a URL is copied
+            if wandb.run is None:  # no other code in this program has a run
+                wandb.teardown()  # flushes all files, before a run folder at a URL is copied
 
     def abandon(self) -> None:
-        """End wandb's own process, which would go on trying, and hold this program up when it ends."""
+        """End wandb's process, which would keep trying and delay the end of this program."""
         import wandb
 
         deadline = time.monotonic() + ABANDON_S
         self._abandoned.set()
         if not self._started.wait(ABANDON_S):
-            return  # killed while it starts, it would leave wandb's lock taken
+            return  # a process killed during its start would leave wandb's lock locked
         while True:
             killing = Timer(GRACE_S, _kill_core)
             killing.start()
-            with suppress(Exception, SystemExit):  # since it was killed
+            with suppress(Exception, SystemExit):  # teardown fails if the process was killed
                 wandb.teardown()
             killing.cancel()
             if not self._busy.is_set() or time.monotonic() > deadline:
@@ -161,7 +165,7 @@ class WandbRun:
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Around what waits for wandb's own process."""
+        """Mark a block that waits for wandb's process."""
         self._busy.set()
         try:
             yield

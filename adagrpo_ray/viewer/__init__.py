@@ -1,8 +1,7 @@
-"""The web application: chat with a base model and its adapters, and look at runs.
+"""The web application: a chat with base models and their adapters, and a viewer of runs.
 
-`app` puts the pages together, and `guard` stands before them. Of the chat, `offers` finds what there is to chat with,
-`adapters` reads an adapter for the engine, `model` is the engine, `conversation` and `turn` are its logic, `store`
-keeps settings and conversations, and `chat_page` with its `controls` is what is seen of it. Of the runs, `shelf` has
-them open, `curves`, `plot` and `comparison` draw them, `browse`, `why` and `group_view` show their sampled groups, and
-`runs_page` is the page.
+`app` assembles the pages, and `guard` protects them. For the chat, `offers` lists models and adapters, `chat_model`
+runs the engine, `conversation` and `turn` are the logic, `store` saves settings and conversations, and `chat_page`
+with its `controls` is the page. For the viewer, `open_runs` reads runs, `run_curves` and `plot` draw their curves,
+`side_by_side` compares them, `browse` and `group_view` show their sampled groups, and `runs_page` is the page.
 """

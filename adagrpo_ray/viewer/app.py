@@ -1,4 +1,4 @@
-"""The pages as one application, and the server that keeps strangers out of it."""
+"""Assembles the pages as one application, and serves it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 TITLE = "adagrpo_ray"
 STYLE = Path(__file__).with_name("style.css")
 GRACE_S = 2
-"""Seconds that open connections have at the end: a page that is open never closes its own."""
+"""Seconds for open connections at the end: an open page never closes its connection."""
 
 
 def make_app(runs: str, chat: ChatPage | None, password: str | None, hosts: Sequence[str] | None) -> FastAPI:
-    """The pages of the runs in the folder `runs`, and of the `chat` where there is one.
+    """The application with the page of the runs in the folder `runs`, and with the chat unless `chat` is None.
 
-    With a `password` a page asks for it. `hosts` are the names that it answers to, None being any.
+    password: required to open a page; None for no password.
+    hosts: host names under which requests are answered; None for any.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as pages:
@@ -50,7 +51,7 @@ def make_app(runs: str, chat: ChatPage | None, password: str | None, hosts: Sequ
         pages,
         path="/",
         auth=None if password is None else (lambda user, given: hmac.compare_digest(given.encode(), password.encode())),
-        auth_message="The password is in the file that this page was started with; any user name will do.",
+        auth_message="The password is in the file given as --password-file; any user name is accepted.",
         theme=_theme(),
         css_paths=STYLE,
         ssr_mode=False,
@@ -61,7 +62,7 @@ def make_app(runs: str, chat: ChatPage | None, password: str | None, hosts: Sequ
 
 
 async def serve(app: FastAPI, listening: socket, chat: ChatPage | None) -> None:
-    """Serve until SIGINT or SIGTERM, then end the chat's engine."""
+    """Serve until SIGINT or SIGTERM, then stop the chat's engine."""
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=GRACE_S)
     try:
         await uvicorn.Server(config).serve(sockets=[listening])
@@ -71,6 +72,6 @@ async def serve(app: FastAPI, listening: socket, chat: ChatPage | None) -> None:
 
 
 def _theme() -> Any:
-    """Gradio's default with the system's own fonts, so that none is fetched from anywhere."""
+    """Gradio's default theme with system fonts, so that no font is downloaded."""
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
     return gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"), radius_size="sm", spacing_size="sm")

@@ -1,4 +1,4 @@
-"""The sampled groups of a run, chosen by what one looks for; on disk until one is opened."""
+"""Searches the sampled groups of a run. Texts stay on disk until a group is opened."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ SHOWN = 100
 
 @dataclass(frozen=True)
 class Entry:
-    """A group in the list. `at` is the byte in the file where it begins; rewards are the best of an attempt's."""
+    """A group in the list.
+
+    at: the offset of its line in the file, in bytes.
+    prompt: the beginning of the problem.
+    attempts: the number of its attempts.
+    first_best, last_best: the highest reward of the first and the last attempt; None if it is unknown.
+    last_correct, last_size: the correct completions, and all completions, of the last attempt.
+    """
 
     at: int
     step: int
@@ -36,8 +43,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to look for; None and "" leave a question open. `text` may be in problems, answers and completions."""
+class Query:
+    """A search for groups. None and "" match every group; `text` is searched in problems, answers and completions."""
 
     first_step: int | None = None
     last_step: int | None = None
@@ -46,8 +53,8 @@ class Wanted:
     resampled: bool = False
     text: str = ""
 
-    def fits(self, entry: Entry) -> bool:
-        """Whether the entry is one of these, as far as it can say without its texts."""
+    def matches(self, entry: Entry) -> bool:
+        """Whether the entry matches everything except `text`."""
         return (
             (self.first_step is None or entry.step >= self.first_step)
             and (self.last_step is None or entry.step <= self.last_step)
@@ -56,42 +63,42 @@ class Wanted:
             and (entry.resampled or not self.resampled)
         )
 
-    def found_in(self, group: GroupSample) -> bool:
-        """Whether one of the group's texts holds `text`, in capitals or not."""
+    def matches_text(self, group: GroupSample) -> bool:
+        """Whether a text of the group contains `text`, ignoring case."""
         texts = [group.prompt_id, group.prompt, group.answer]
         texts += (completion.text for attempt in group.attempts for completion in attempt.completions)
         return any(self.text.casefold() in text.casefold() for text in texts)
 
 
 class SampleFile:
-    """The samples of one run. Texts are read where they are asked for: those of a long run do not fit into memory."""
+    """The samples of one run. Texts are read when needed, since those of a long run do not fit into memory."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / SAMPLES
         self._tail = Tail(self._path, _entry)
 
     def entries(self) -> tuple[Entry, ...]:
-        """All groups so far, the oldest first; HistoryError names a line that cannot be read."""
+        """All groups so far, the oldest first. Raises HistoryError, which names the line, if one cannot be read."""
         return self._tail.read()
 
-    def find(self, wanted: Wanted, most: int) -> tuple[list[Entry], bool]:
-        """The newest groups that are wanted, at most so many; and whether there are more."""
+    def find(self, query: Query, most: int) -> tuple[list[Entry], bool]:
+        """The newest groups that match, at most `most` of them; and whether there are more."""
         found: list[Entry] = []
-        for entry in self._matches(wanted):
+        for entry in self._matches(query):
             if len(found) == most:
                 return found, True
             found.append(entry)
         return found, False
 
     def group(self, at: int) -> GroupSample:
-        """The group that begins at this byte; HistoryError where none does, since the run was taken back."""
+        """The group whose line begins at byte `at`. Raises HistoryError if there is none, as after a resumption."""
         if all(entry.at != at for entry in self.entries()):
-            raise HistoryError(f"that group is no longer in {self._path}: the run went back to a checkpoint")
+            raise HistoryError(f"that group is no longer in {self._path}: the run was resumed from a checkpoint")
         return self._read(at)
 
-    def _matches(self, wanted: Wanted) -> Iterator[Entry]:
+    def _matches(self, query: Query) -> Iterator[Entry]:
         for entry in reversed(self.entries()):
-            if wanted.fits(entry) and (not wanted.text or wanted.found_in(self._read(entry.at))):
+            if query.matches(entry) and (not query.text or query.matches_text(self._read(entry.at))):
                 yield entry
 
     def _read(self, at: int) -> GroupSample:

@@ -1,4 +1,4 @@
-"""The one engine behind the chat: it serves a base model, and beside it the adapter that was chosen last."""
+"""The engine of the chat, which serves one base model together with the adapter chosen last."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from adagrpo_ray.viewer.conversation import Rendered, Side
 from adagrpo_ray.viewer.offers import Base
 
 CONVERSATION = 4096
-"""Tokens that a conversation may have where neither the model nor rollout.max_model_len says less or more."""
+"""Largest number of tokens of a conversation, unless rollout.max_model_len is set or the model has fewer positions."""
 SEQUENCES = 8
 
 
 class ChatModel:
-    """Starts with the first message, and anew where another base model or a larger rank is asked for.
+    """The engine. It starts with the first message, and again for another base model or a larger rank.
 
-    One message is answered at a time: who uses it holds `lock`.
+    It answers one message at a time: a caller has to hold `lock`.
     """
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.tokenizer: Any = None
-        self.limit = 0  # tokens of a conversation
+        self.limit = 0  # largest number of tokens of a conversation
         self._thread = ThreadPoolExecutor(1, "engine")
         self._begun: asyncio.Task[None] | None = None
         self._engine: StreamingEngine | None = None
@@ -48,17 +48,17 @@ class ChatModel:
 
     @property
     def starting(self) -> bool:
-        """Whether the engine is half started; then only the end of this process ends it."""
+        """Whether the engine is starting; then it ends only with this process."""
         return self._begun is not None and (not self._begun.done() or self._begun.cancelled())
 
     def serves(self, base: Base, rank: int) -> bool:
-        """Whether the engine is there for this model and adapters of this rank."""
+        """Whether the engine is running for this model and adapters of this rank."""
         return self._serving is not None and self._serving[0] == base.config and self._serving[1] >= rank
 
     async def serve(self, base: Base, rank: int) -> None:
-        """Have the engine serve `base`, and adapters up to `rank`; ModelError where it does not start.
+        """Start the engine for `base` and adapters of up to `rank`, unless it is running for them.
 
-        Where the caller is cancelled the engine starts all the same, for who comes next.
+        If the caller is cancelled, the start continues, for the next caller. Raises ModelError if the start fails.
         """
         if self._begun is not None:
             await asyncio.wait({self._begun})
@@ -73,24 +73,27 @@ class ChatModel:
             self._engine, self.tokenizer, self.limit = await loop.run_in_executor(
                 self._thread, _start, base.config, rank
             )
-            some_tokens = np.zeros(4, np.int32)  # what is compiled late is compiled now
-            await self._running().generate(GenerationRequest("warm-up", some_tokens, 2, SamplingParams(), 2, seed=0))
+            # The first request triggers the compilation of further kernels.
+            tokens = np.zeros(4, np.int32)
+            await self._running().generate(GenerationRequest("warm-up", tokens, 2, SamplingParams(), 2, seed=0))
             self._serving = base.config, rank
         except AdaGRPOError:
             raise
-        except Exception as error:  # vLLM fails in any way, and has said more on the terminal
-            raise ModelError(f"{base.name} does not start ({first_line(error)}); the terminal says more") from error
+        except Exception as error:  # vLLM raises various errors, and prints the details on the terminal
+            raise ModelError(
+                f"{base.name} does not start ({first_line(error)}); the terminal has the details"
+            ) from error
         finally:
             if self._serving is None:
                 await self.stop()
 
     async def use(self, path: Path, base: Base) -> None:
-        """Have the engine serve the adapter at `path`, read anew where it has changed.
+        """Load the adapter at `path` into the engine, unless it is loaded and unchanged.
 
-        Raises ModelError where it cannot be, and as `read_adapter`.
+        Raises ModelError if it cannot be served, and the errors of `read_adapter`.
         """
-        wanted = _stamp(path)
-        if self._adapter == wanted:
+        stamp = _stamp(path)
+        if self._adapter == stamp:
             return
         adapter = await asyncio.to_thread(_read, path, base.config)
         engine = self._running()
@@ -101,18 +104,18 @@ class ChatModel:
         except ActorLostError:
             await self.stop()
             raise
-        except Exception as error:  # what vLLM says to tensors that it has no place for
+        except Exception as error:  # vLLM raises various errors for tensors that it does not support
             raise ModelError(f"the adapter {str(path)!r} cannot be served ({first_line(error)})") from error
-        self._adapter = wanted
+        self._adapter = stamp
 
     async def stream(
         self, side: Side, prompt: Rendered, sampling: SamplingParams, max_new_tokens: int
     ) -> AsyncGenerator[Piece, None]:
-        """An answer as it grows; ChatError where there is no room left for one, RolloutError where it fails."""
+        """Stream the answer. Raises ChatError if the conversation is too long, and RolloutError if the engine fails."""
         room = self.limit - len(prompt.token_ids)
         if room < 1:
             raise ChatError(
-                f"the conversation has {len(prompt.token_ids)} tokens, and there is room for {self.limit}; clear it"
+                f"the conversation has {len(prompt.token_ids)} tokens, but at most {self.limit} are possible; clear it"
             )
         request = GenerationRequest(
             prompt_id=side,
@@ -131,11 +134,11 @@ class ChatModel:
             raise
         except AdaGRPOError:
             raise
-        except Exception as error:  # what vLLM says to a request that it does not take
+        except Exception as error:  # vLLM raises various errors for requests that it refuses
             raise RolloutError(f"the model gave no answer: {_cause(error)}") from error
 
     async def stop(self) -> None:
-        """End the engine's processes; the next message starts it again."""
+        """Stop the engine's processes. The next message starts them again."""
         engine, self._engine, self._serving, self._adapter = self._engine, None, None, None
         if engine is not None:
             await engine.stop()
@@ -147,13 +150,13 @@ class ChatModel:
 
 
 def _cause(error: Exception) -> str:
-    """What vLLM says beneath its own "it failed"."""
+    """The message of the error that vLLM wraps in a general one."""
     cause = error.__cause__
     return first_line(cause if isinstance(cause, Exception) else error)
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """Another one where the adapter at `path` has been written anew; ModelError where there is none."""
+    """A stamp of the adapter at `path`, which changes when it is written again. Raises ModelError if it is gone."""
     file = weights_file(path)
     try:
         status = file.stat()
@@ -163,15 +166,15 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def _read(path: Path, config: Config) -> Adapter:
-    """The adapter at `path`, which fits the model of `config`; raises as `read_adapter` and `check_fit`."""
+    """Read the adapter at `path`, and check that it fits the model. Raises as `read_adapter` and `check_fit` do."""
     adapter = read_adapter(path)
     check_fit(adapter, linear_shapes(resolve_model(config), config.model), config.model.path)
     return adapter
 
 
 def _start(config: Config, rank: int) -> tuple[StreamingEngine, Any, int]:
-    """The engine, its tokenizer, and the tokens that a conversation may have."""
-    # The page's process has threads, which a fork would leave behind in the middle of anything.
+    """Start the engine; the engine, its tokenizer, and the largest number of tokens of a conversation."""
+    # This process has threads; a fork could copy locks that they hold.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     path = resolve_model(config)
     tokenizer = load_tokenizer(path, config.model, config.data)
@@ -181,19 +184,19 @@ def _start(config: Config, rank: int) -> tuple[StreamingEngine, Any, int]:
 
 def _limit(config: Config, path: str) -> int:
     most = getattr(read_model_config(path, config.model).get_text_config(), "max_position_embeddings", None)
-    wanted = config.rollout.max_model_len or max(CONVERSATION, 2 * config.rollout.max_new_tokens)
-    return wanted if most is None else min(wanted, int(most))
+    limit = config.rollout.max_model_len or max(CONVERSATION, 2 * config.rollout.max_new_tokens)
+    return limit if most is None else min(limit, int(most))
 
 
 def _serving(config: Config, rank: int) -> Config:
-    """The settings of a run as an engine for chatting has them."""
+    """The settings of a run, changed for a chat engine with adapters of up to `rank`."""
     rollout = {"lora_mode": "adapter", "sleep": False, "max_num_seqs": SEQUENCES}
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"lora": config.model.lora.model_copy(update={"r": rank})}),
             "rollout": config.rollout.model_copy(update=rollout),
             "algorithm": config.algorithm.model_copy(update={"max_staleness": 0}),
-            # Phases may be switched on with any message.
+            # Any message may use separate parameters for the answer, which the engine has to be started for.
             "evaluation": config.evaluation.model_copy(update={"sampling": SamplingParams(answer=PhaseParams())}),
         }
     )

@@ -1,4 +1,4 @@
-"""The page of the chat: base model and adapter side by side, one box to write to both."""
+"""The page of the chat: base model and adapter side by side, with one text box for both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adagrpo_ray.viewer.controls import Controls, Updates
 from adagrpo_ray.viewer.conversation import SIDES, Conversation, Message, Side, split_thought
 from adagrpo_ray.viewer.offers import Base, adapter_of, offers, other_base
 from adagrpo_ray.viewer.store import ChatSettings, Store
-from adagrpo_ray.viewer.turn import Asked, Going
+from adagrpo_ray.viewer.turn import Question, RunningTurn
 
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
@@ -25,32 +25,32 @@ LATEX = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# Past the queue, whose stream the browser closes with one event's end while the next one may just be coming.
+# Without the queue: at the end of one event the browser closes the stream, on which the next one may just arrive.
 AT_ONCE = {**QUIET, "queue": False}
 
 
 class ChatPage:
-    """The chat over the runs in a folder; `default` is the model that is offered first, with its settings."""
+    """The chat with the models of the runs in a folder; `default` has the model that is offered first."""
 
     def __init__(self, runs: str, default: Config, store: Store) -> None:
         self._runs, self._default, self._store = runs, default, store
         self._model = ChatModel()
-        self._turns: dict[str, Going] = {}  # the last of each session
+        self._turns: dict[str, RunningTurn] = {}  # session -> its last turn
 
     @property
     def starting(self) -> bool:
-        """Whether the engine is half started, as `ChatModel.starting`."""
+        """Whether the engine is starting, as `ChatModel.starting`."""
         return self._model.starting
 
     async def close(self) -> None:
-        """End the engine."""
+        """Stop the engine."""
         await self._model.stop()
 
     def build(self, pages: gr.Blocks) -> None:
-        """Lay the page out, and say what happens on it; `pages` is what it is a part of."""
+        """Lay out the page, which is a part of `pages`, and connect its events."""
         self._conversation = gr.State(Conversation())
         self._bots: dict[Side, gr.Chatbot] = {}
-        self._figures: dict[Side, gr.Markdown] = {}
+        self._footers: dict[Side, gr.Markdown] = {}
         self._columns: dict[Side, gr.Column] = {}
         with gr.Row(elem_id="chat"):
             with gr.Column(scale=1, min_width=260, elem_id="chat-settings"):
@@ -60,8 +60,8 @@ class ChatPage:
                     for side in SIDES:
                         with gr.Column(min_width=260, elem_id=f"{side}-side") as self._columns[side]:
                             self._bots[side] = _chatbot(side)
-                            self._figures[side] = gr.Markdown(elem_id=f"{side}-figures", elem_classes="figures")
-                with gr.Row(equal_height=True, elem_id="chat-doing"):
+                            self._footers[side] = gr.Markdown(elem_id=f"{side}-footer", elem_classes="footer")
+                with gr.Row(equal_height=True, elem_id="chat-status"):
                     self._note = gr.Markdown("The model is loaded with the first message.", elem_id="note")
                     clear = gr.Button("Clear", size="sm", scale=0, min_width=90, elem_id="clear")
                 self._box = gr.Textbox(
@@ -73,7 +73,7 @@ class ChatPage:
                     submit_btn="Send",
                     elem_id="message",
                 )
-        talk = [self._conversation, *self._bots.values(), *self._figures.values()]
+        talk = [self._conversation, *self._bots.values(), *self._footers.values()]
         around = [c.after, *self._columns.values(), *self._bots.values()]
         pages.load(self._open, None, [*c.chosen, c.saved, *around], **QUIET)
         pages.unload(self._leave)
@@ -83,18 +83,18 @@ class ChatPage:
         c.refresh.click(self._refresh, choice, choice, **AT_ONCE)
         changes = [component.change for component in c.chosen]
         gr.on(changes, self._changed, set(c.chosen), [self._note, *around], trigger_mode="always_last", **AT_ONCE)
-        asked = {self._box, self._conversation, *c.chosen}
-        sent = self._box.submit(self._send, asked, [self._box, self._note, *talk], concurrency_limit=None, **QUIET)
+        inputs = {self._box, self._conversation, *c.chosen}
+        sent = self._box.submit(self._send, inputs, [self._box, self._note, *talk], concurrency_limit=None, **QUIET)
         sent.then(self._ready, None, self._box, **QUIET)
         self._box.stop(self._stop, **AT_ONCE)
         clear.click(self._clear, None, talk, **AT_ONCE)
         c.save.click(self._save, {c.name, self._conversation}, [c.name, c.saved], **QUIET)
         c.load.click(self._load, {c.saved, self._conversation}, talk, **QUIET)
 
-    # what is chosen
+    # the settings
 
     def _open(self) -> Updates:
-        """A page is opened: the settings of last time, with what there is to choose from by now."""
+        """Show a newly opened page: the saved settings, and the current choices."""
         settings, warning = self._store.settings(self._default_settings())
         if warning is not None:
             gr.Warning(warning)
@@ -106,17 +106,17 @@ class ChatPage:
         return {**models, **runs, **adapters, **c.show(settings), **saved, **self._show_sides(settings)}
 
     def _choose_model(self, values: Updates) -> Updates:
-        """Another base model has other runs."""
+        """Show the runs of the chosen base model."""
         c = self._controls
         return c.show_runs(self._base(values[c.model]), values[c.run])
 
     def _choose_run(self, values: Updates) -> Updates:
-        """Another run has other adapters."""
+        """Show the adapters of the chosen run."""
         c = self._controls
         return c.show_adapters(self._base(values[c.model]).run(values[c.run]), values[c.checkpoint])
 
     def _refresh(self, values: Updates) -> Updates:
-        """Runs and adapters that came since the page was opened."""
+        """Show the current models, runs and adapters."""
         c = self._controls
         base = self._base(values[c.model])
         models, runs = c.show_models(self._bases(), values[c.model]), c.show_runs(base, values[c.run])
@@ -124,12 +124,12 @@ class ChatPage:
         return {**models, **runs, **(c.show_adapters(run, values[c.checkpoint]) if run else {})}
 
     def _changed(self, values: Updates) -> Updates:
-        """A setting is another one: it is kept, and the page looks as it says."""
-        if not values[self._controls.model]:  # a page is laid out before it shows anything
+        """Save changed settings, and show the sides and controls that they select."""
+        if not values[self._controls.model]:  # the page does not show its settings yet
             return {self._note: gr.skip()}
         try:
             settings = self._settings(values)
-            self._store.keep_settings(settings)
+            self._store.save_settings(settings)
         except AdaGRPOError as error:
             return {self._note: f"⚠️ {error}"}
         return {self._controls.after: gr.Column(visible=settings.phases), **self._show_sides(settings)}
@@ -138,7 +138,7 @@ class ChatPage:
         return self._controls.settings(values, self._store.settings(self._default_settings())[0])
 
     def _default_settings(self) -> ChatSettings:
-        """Settings for a first start: those that the default model was trained with."""
+        """The settings at the first start: those of the default model's training."""
         config, base = self._default, self._bases()[0]
         run = next((run for run in base.runs if run.adapters), None)
         sampling = config.evaluation.sampling
@@ -159,20 +159,20 @@ class ChatPage:
         return offers(self._runs, self._default)
 
     def _base(self, name: str) -> Base:
-        """The base model of that name, or one that is no run's."""
+        """The base model of this name, or a model that no run trained."""
         return next((base for base in self._bases() if base.name == name), None) or other_base(name, self._default)
 
     def _show_sides(self, settings: ChatSettings) -> Updates:
-        """The sides that answer, under their names."""
+        """Show the sides that answer, with their names."""
         names = {"base": settings.model, "adapter": adapter_of(settings, self._base(settings.model))[1]}
         shown = {side: settings.view in (side, "both") for side in SIDES}
         columns = {self._columns[side]: gr.Column(visible=shown[side]) for side in SIDES}
         return {**columns, **{self._bots[side]: gr.Chatbot(label=names[side]) for side in SIDES}}
 
-    # what is said
+    # the conversation
 
     async def _send(self, values: Updates, request: gr.Request) -> AsyncIterator[Updates]:
-        """A message is sent: the answers as they grow."""
+        """Send the message, and show the answers as they grow."""
         text = (values[self._box] or "").strip()
         if not text:
             return
@@ -182,18 +182,18 @@ class ChatPage:
             gr.Warning(str(error))
             return
         base = self._base(settings.model)
-        asked = Asked(text, settings, base, *adapter_of(settings, base))
+        question = Question(text, settings, base, *adapter_of(settings, base))
         session = str(request.session_hash)
-        this = self._turns[session] = Going(self._model, values[self._conversation], asked)
+        this = self._turns[session] = RunningTurn(self._model, values[self._conversation], question)
         box: Updates = {self._box: gr.Textbox(value="", submit_btn=False, stop_btn="Stop")}
-        async for conversation, doing in this.shown():
-            if self._turns.get(session) is not this:  # what is shown by now is another conversation
+        async for conversation, status in this.updates():
+            if self._turns.get(session) is not this:  # the page shows another conversation now
                 return
-            yield {**box, self._note: doing, **self._show(conversation, base.config.data.format.think_end)}
+            yield {**box, self._note: status, **self._show(conversation, base.config.data.format.think_end)}
             box = {}
 
     def _warned(self, error: AdaGRPOError, output: Any) -> Updates:
-        """Show the error, and leave the page as it is: Gradio wants one output at least."""
+        """Show the error, and leave the page unchanged: Gradio requires at least one output."""
         gr.Warning(str(error))
         return {output: gr.skip()}
 
@@ -201,13 +201,13 @@ class ChatPage:
         return gr.Textbox(submit_btn="Send", stop_btn=False)
 
     async def _stop(self, request: gr.Request) -> None:
-        """The turn of this page ends where it is."""
+        """Stop the turn of this page; the answers so far stay."""
         this = self._turns.get(str(request.session_hash))
         if this is not None:
             await this.stop()
 
     async def _leave(self, request: gr.Request) -> None:
-        """The page was closed, or shows another conversation."""
+        """Stop the turn of a page that was closed, or that shows another conversation."""
         this = self._turns.pop(str(request.session_hash), None)
         if this is not None:
             await this.stop()
@@ -217,7 +217,7 @@ class ChatPage:
         return self._show(Conversation(), "")
 
     def _save(self, values: Updates) -> Updates:
-        """Keep the conversation under its name."""
+        """Save the conversation under the name given, or under the current time."""
         c = self._controls
         name = (values[c.name] or "").strip() or time.strftime("%Y-%m-%d %H.%M.%S")
         try:
@@ -228,11 +228,11 @@ class ChatPage:
         return {c.name: "", c.saved: gr.Dropdown(choices=self._store.names(), value=name)}
 
     async def _load(self, values: Updates, request: gr.Request) -> Updates:
-        """A conversation of earlier comes back, in place of the one that is there."""
+        """Replace the conversation by a saved one."""
         name = values[self._controls.saved]
         try:
             if not name:
-                raise ChatError("no conversation is chosen; choose one in the list of those that are saved")
+                raise ChatError("no conversation is chosen; choose one in the list of saved ones")
             conversation = self._store.load(name)
         except AdaGRPOError as error:
             return self._warned(error, self._conversation)
@@ -240,10 +240,10 @@ class ChatPage:
         return self._show(conversation, self._default.data.format.think_end)
 
     def _show(self, conversation: Conversation, think_end: str) -> Updates:
-        """The conversation on both sides."""
+        """Show the conversation on both sides."""
         bots = {self._bots[side]: _rows(conversation.on(side), think_end) for side in SIDES}
-        figures = {self._figures[side]: _figures(conversation.on(side)) for side in SIDES}
-        return {self._conversation: conversation, **bots, **figures}
+        footers = {self._footers[side]: _footer(conversation.on(side)) for side in SIDES}
+        return {self._conversation: conversation, **bots, **footers}
 
 
 def _chatbot(side: Side) -> gr.Chatbot:
@@ -259,7 +259,7 @@ def _chatbot(side: Side) -> gr.Chatbot:
 
 
 def _rows(messages: tuple[Message, ...], think_end: str) -> list[dict[str, Any]]:
-    """Messages in Gradio's words: a thought is a row of its own, which can be folded."""
+    """Messages in Gradio's format. A thought is a row of its own, which can be folded."""
     rows: list[dict[str, Any]] = []
     for message in messages:
         if message.role == "user":
@@ -269,14 +269,14 @@ def _rows(messages: tuple[Message, ...], think_end: str) -> list[dict[str, Any]]
         else:
             thought, answer = split_thought(message.text, think_end, message.thinks)
             if thought is not None:
-                going = answer is None and not message.end
-                status = {"status": "pending"} if going else {}
+                pending = answer is None and not message.end
+                status = {"status": "pending"} if pending else {}
                 rows.append({"role": "assistant", "content": thought, "metadata": {"title": "Thought", **status}})
             if answer is not None:
                 rows.append({"role": "assistant", "content": answer})
     return rows
 
 
-def _figures(messages: tuple[Message, ...]) -> str:
-    """Of the last answer."""
-    return messages[-1].figures() if messages and messages[-1].role == "assistant" else ""
+def _footer(messages: tuple[Message, ...]) -> str:
+    """The footer of the last answer; "" if there is none."""
+    return messages[-1].footer() if messages and messages[-1].role == "assistant" else ""

@@ -1,4 +1,4 @@
-"""A conversation on two sides, and what the model reads and says of it. No engine and no page."""
+"""Conversations with two sides: their prompts for the model, and the thoughts in its answers. No engine, no page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ END_WORDS = {"": "...", "length": "cut off", "stopped": "stopped", "failed": "fa
 
 
 class Message(Section):
-    """What one side said. Of an answer `by` names who gave it, `thinks` whether the prompt left a thought open."""
+    """A message of the user or an answer of a model.
+
+    by: the name of the model that answered.
+    tokens, seconds: the length of the answer, and the time that it took.
+    end: how the answer ended; "" while it grows.
+    thinks: whether the prompt ended within a thought.
+    """
 
     role: Literal["user", "assistant"]
     text: str
@@ -36,8 +42,8 @@ class Message(Section):
     end: Literal["", "stop", "length", "stopped", "failed"] = ""
     thinks: bool = False
 
-    def figures(self) -> str:
-        """Its tokens and their speed, and how it ended where that was not by itself; dots where it has not yet."""
+    def footer(self) -> str:
+        """Its tokens, tokens per second, and how it ended, unless it ended by itself; "..." while it grows."""
         parts = [f"{self.tokens:,} token{'s' if self.tokens > 1 else ''}"] if self.tokens else []
         if self.tokens and self.seconds:
             parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
@@ -45,7 +51,7 @@ class Message(Section):
 
 
 class Conversation(Section):
-    """What was said on each side, which share the user's messages as long as both are shown."""
+    """The messages of both sides. The sides get the same messages of the user while both are shown."""
 
     base: tuple[Message, ...] = ()
     adapter: tuple[Message, ...] = ()
@@ -55,21 +61,23 @@ class Conversation(Section):
         return self.base if side == "base" else self.adapter
 
     def ask(self, text: str, sides: tuple[Side, ...]) -> Conversation:
-        """The conversation with the user's next message on some sides."""
+        """The conversation with the user's next message added to `sides`."""
         return self.model_copy(update={side: (*self.on(side), Message(role="user", text=text)) for side in sides})
 
     def answered(self, answers: Mapping[Side, Message]) -> Conversation:
-        """The conversation with answers at the end of some sides, in place of what was there of them."""
-        return self.model_copy(update={side: (*_asked(self.on(side)), said) for side, said in answers.items()})
+        """The conversation with these answers at the end of their sides, in place of earlier versions of them."""
+        return self.model_copy(
+            update={side: (*_without_answer(self.on(side)), answer) for side, answer in answers.items()}
+        )
 
 
-def _asked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def _without_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages[:-1] if messages and messages[-1].role == "assistant" else messages
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt for the model; `thinks` says that it has begun a thought for it."""
+    """A prompt for the model; `thinks` if it ends within a thought."""
 
     token_ids: tuple[int, ...]
     thinks: bool
@@ -85,61 +93,61 @@ def render(
     *,
     plain: bool = False,
 ) -> Rendered:
-    """The conversation as the model reads it, by its chat template and `data.template_kwargs`.
+    """Render the conversation by the model's chat template and `data.template_kwargs`.
 
-    Thinking is switched off by the template's own `enable_thinking` where it has that, and else by writing the
-    thought's end at once. If `plain`, the prompt is the text of the only message, as with data.chat_template=none.
-    Raises ChatError where the template refuses the messages, or plain text does.
+    Thinking is switched off by `enable_thinking` if the template has it, and else by appending the end of a thought.
+    If `plain`, the prompt is the text of the only message, as with data.chat_template=none.
+    Raises ChatError if the template refuses the messages or omits one, and if a plain prompt has several messages.
     """
-    said: Messages = [{"role": "system", "content": system}] if system.strip() else []
+    turns: Messages = [{"role": "system", "content": system}] if system.strip() else []
     for message in messages:
-        if message.end == "failed" or not message.text.strip():  # as if it had not been asked
-            said.pop()
+        if message.end == "failed" or not message.text.strip():  # leave out the question too
+            turns.pop()
         else:
-            said.append({"role": message.role, "content": message.text})
+            turns.append({"role": message.role, "content": message.text})
 
     if plain:
-        return _plain(tokenizer, said, thinking, think_end)
+        return _plain(tokenizer, turns, thinking, think_end)
 
     def rendered(thinks: bool) -> str:
         try:
             return str(
                 tokenizer.apply_chat_template(
-                    said,
+                    turns,
                     add_generation_prompt=True,
                     tokenize=False,
                     **{**(template_kwargs or {}), "enable_thinking": thinks},
                 )
             )
-        except Exception as error:  # a template is a program of its own
+        except Exception as error:  # a template is a program and may raise any error
             raise ChatError(f"the model's chat template refuses this: {' '.join(str(error).split())[:200]}") from None
 
     text = rendered(thinking)
-    for each in said:
+    for each in turns:
         if each["role"] != "assistant" and each["content"].strip() not in text:
             shown = " ".join(each["content"].split())[:60]
             raise ChatError(f"the model's chat template leaves out {shown!r} of the {each['role']} message")
     begun = text.rstrip().endswith(THINK_START)
-    if not thinking and text == rendered(True):  # the template knows no such switch
+    if not thinking and text == rendered(True):  # the template has no enable_thinking
         text = f"{text}{think_end}"
         begun = False
     return Rendered(tuple(tokenizer.encode(text, add_special_tokens=False)), begun)
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, said: Messages, thinking: bool, think_end: str) -> Rendered:
-    *before, asked = said
+def _plain(tokenizer: PreTrainedTokenizerBase, turns: Messages, thinking: bool, think_end: str) -> Rendered:
+    *before, question = turns
     if any(message["role"] != "system" for message in before):
-        raise ChatError("data.chat_template=none asks the model in plain text, which has no turns; clear the chat")
+        raise ChatError("prompts of data.chat_template=none are plain text, which has no turns; clear the chat")
     system = before[0]["content"] if before else None
-    text = plain_text(Chat((asked,)), system) + ("" if thinking else think_end)
+    text = plain_text(Chat((question,)), system) + ("" if thinking else think_end)
     head, ids = text_head(tokenizer), tokenizer.encode(text, add_special_tokens=False)
     return Rendered((*(() if ids[: len(head)] == head else head), *ids), False)
 
 
 def split_thought(text: str, think_end: str, thinks: bool) -> tuple[str | None, str | None]:
-    """Thought and answer of a text that may not be whole yet; None for what is not there.
+    """Split a text, which may be incomplete, into thought and answer; None for a part that is missing.
 
-    `thinks` says that the prompt had begun a thought.
+    `thinks`: the prompt ended within a thought.
     """
     head, end, tail = text.partition(think_end)
     begins = head.lstrip().startswith(THINK_START)
@@ -150,7 +158,7 @@ def split_thought(text: str, think_end: str, thinks: bool) -> tuple[str | None, 
 
 
 def sampling_params(sampling: PhaseParams, answer: PhaseParams | None, thinking: bool) -> SamplingParams:
-    """The parameters of a request; where there is no thought, those of the `answer` hold from the beginning."""
+    """The parameters of a request. Without a thought, the parameters of the `answer` apply from the beginning."""
     if answer is not None and not thinking:
         sampling, answer = answer, None
     return SamplingParams(**sampling.model_dump(), answer=answer)

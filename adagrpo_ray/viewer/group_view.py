@@ -1,4 +1,4 @@
-"""The list of sampled groups and one of them, as HTML in which every text of others is text and nothing else."""
+"""Renders the list of sampled groups, and one group, as HTML. All texts of runs are escaped."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from adagrpo_ray.runs.why import rung, statistics, why
 from adagrpo_ray.viewer.browse import Entry
 
 LONG, SHORT = 20_000, 110
-"""Characters of a text that are shown in full, and of its first line."""
+"""Largest number of characters of a text that is shown in full, and of the first line of a folded text."""
 
 STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: left; padding: 4px 10px; vertical-align: top; border: 0;
   border-bottom: 1px solid var(--border-color-primary); }
 th { font-weight: 600; white-space: nowrap; }
-td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { width: 60%; min-width: 240px; overflow-wrap: anywhere; }
 .scroll { overflow: auto; max-height: 420px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .scroll thead th { position: sticky; top: 0; background: var(--background-fill-primary); }
@@ -44,29 +44,33 @@ Row = tuple[str, ...]
 
 
 def grid(head: Sequence[str], rows: Iterable[Row]) -> str:
-    """A table of texts: the first column names, the others hold numbers or settings."""
+    """A table of texts; the first column has the names of the rows."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def listing(entries: Sequence[Entry], *, more: bool, chosen: int | None) -> str:
-    """The list of groups, each of which can be chosen; `chosen` is where the open one begins."""
+    """The list of groups, from which one can be chosen.
+
+    more: whether further groups match.
+    chosen: the offset of the open group.
+    """
     if not entries:
-        return '<p class="note">No group of this run is like that.</p>'
+        return '<p class="note">No group of this run matches.</p>'
     head = ("step", "outcome", "difficulty", "attempts", "best reward", "correct", "problem")
     numbers = {"step", "attempts", "best reward", "correct"}
-    top = "".join(f'<th class="figure">{name}</th>' if name in numbers else f"<th>{name}</th>" for name in head)
+    top = "".join(f'<th class="number">{name}</th>' if name in numbers else f"<th>{name}</th>" for name in head)
     body = "".join(_entry(entry, entry.at == chosen) for entry in entries)
-    said = f"The newest {len(entries)}; there are more." if more else f"{len(entries)} groups, the newest first."
+    note = f"The newest {len(entries)}; there are more." if more else f"{len(entries)} groups, the newest first."
     return (
-        f'<p class="note">{said}</p><div class="scroll"><table><thead><tr>{top}</tr></thead>'
+        f'<p class="note">{note}</p><div class="scroll"><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def group_page(group: GroupSample, run: RunHistory) -> str:
-    """One group: the problem, and of each attempt its parameters, completions, rewards, and what followed and why."""
+    """One group: the problem, and each attempt with its parameters, completions, rewards and explanation."""
     facts = f"{group.outcome} in step {group.step} · prompt {group.prompt_id}" + (
         f" · difficulty {group.difficulty}" if group.difficulty else ""
     )
@@ -76,7 +80,7 @@ def group_page(group: GroupSample, run: RunHistory) -> str:
         f"<div>Answer: {_text(group.answer)}</div>",
     ]
     if not group.attempts:
-        parts.append('<p class="why">It has no attempt yet: the step ended before its first one.</p>')
+        parts.append('<p class="why">It has no attempt yet: the step ended before the first one.</p>')
     parts += (_attempt(group, number, run) for number in range(len(group.attempts)))
     return "".join(parts)
 
@@ -87,10 +91,10 @@ def _entry(entry: Entry, chosen: bool) -> str:
         best += f" → {_number(entry.last_best)}"
     current = ' aria-current="true"' if chosen else ""
     return (
-        f'<tr data-at="{entry.at}"{current}><td class="figure">{escape(str(entry.step))}</td>'
+        f'<tr data-at="{entry.at}"{current}><td class="number">{escape(str(entry.step))}</td>'
         f"<td>{escape(entry.outcome)}</td><td>{escape(entry.difficulty)}</td>"
-        f'<td class="figure">{entry.attempts}</td><td class="figure">{best}</td>'
-        f'<td class="figure">{entry.last_correct} of {entry.last_size}</td>'
+        f'<td class="number">{entry.attempts}</td><td class="number">{best}</td>'
+        f'<td class="number">{entry.last_correct} of {entry.last_size}</td>'
         f'<td class="text"><button type="button">{escape(entry.prompt)}</button></td></tr>'
     )
 
@@ -99,14 +103,14 @@ def _attempt(group: GroupSample, number: int, run: RunHistory) -> str:
     attempt, stats = group.attempts[number], statistics(group, number)
     functions = list(dict.fromkeys(name for c in attempt.completions for name in c.rewards))
     head = ["", "reward", *functions, "advantage", "tokens", "end", "weights"]
-    top = "".join(f'<th class="figure">{escape(name)}</th>' for name in head) + "<th>completion</th>"
+    top = "".join(f'<th class="number">{escape(name)}</th>' for name in head) + "<th>completion</th>"
     rows = "".join(_completion(completion, functions) for completion in attempt.completions)
     merged = "this attempt" if not number else f"all {number + 1} attempts"
     return (
         f"<h4>Attempt {number + 1}: {escape(rung(attempt))}</h4>"
         f'<p class="why">{escape(why(group, number, run))}{_start(attempt, number)}</p>'
         f'<p class="note">{stats.count} rewards of {merged}: mean {stats.mean:.3g}, standard deviation '
-        f"{stats.std:.3g}. Advantages are measured against those of all attempts.</p>"
+        f"{stats.std:.3g}. Advantages are computed from the rewards of all attempts.</p>"
         f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
@@ -114,9 +118,7 @@ def _attempt(group: GroupSample, number: int, run: RunHistory) -> str:
 def _start(attempt: AttemptSample, number: int) -> str:
     if number or attempt.rung < 0:
         return ""
-    return (
-        f" It began on rung {attempt.rung}, since earlier results say that the prompt is hard (algorithm.allocation)."
-    )
+    return f" It began on rung {attempt.rung}, since the prompt is hard by earlier results (algorithm.allocation)."
 
 
 def _completion(completion: CompletionSample, functions: Sequence[str]) -> str:
@@ -129,12 +131,12 @@ def _completion(completion: CompletionSample, functions: Sequence[str]) -> str:
         f"{completion.tokens:,}",
     ]
     numbers += [escape(completion.finish_reason), escape(str(completion.weight_version))]
-    cells = "".join(f'<td class="figure">{number}</td>' for number in numbers)
+    cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
     return f'<tr><td>{mark}</td>{cells}<td class="text">{_text(completion.text)}</td></tr>'
 
 
 def _text(text: str) -> str:
-    """A text, folded away where it is long; of a very long one its two ends."""
+    """A text; a long one is folded, and a very long one loses its middle."""
     if len(text) <= SHORT and "\n" not in text:
         return escape(text) or '<span class="note">empty</span>'
     cut = text

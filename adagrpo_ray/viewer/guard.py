@@ -1,4 +1,4 @@
-"""What stands before every page: where it listens, whom it answers to, and what a browser may fetch for it."""
+"""Protects the pages: the address to listen on, the host names answered, and the origins that a page may load from."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-"""A model's answer may hold an image's address, and Gradio's page names fonts: nothing is fetched from elsewhere."""
+"""Nothing is loaded from other servers: an answer may contain the URL of an image, and Gradio's page names fonts."""
 
 
 class Guard:
-    """Refuses requests for other names than `hosts` (None: any), and forbids what is not of this server.
+    """Refuses requests to other host names than `hosts` (None: any), and forbids pages to load from other servers.
 
-    A page elsewhere may have its own name point to this machine; then the browser takes this server for its own.
+    Other names are refused because of DNS rebinding: a foreign site may let its own name point to this machine, whose
+    pages the browser would then treat as that site's.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str] | None) -> None:
         self._app, self._hosts = app, None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer or refuse one request."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -51,13 +52,13 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
+    """The name in a Host header, without the port."""
     name, colon, port = host.lower().rpartition(":")
     return name if colon and port.isdecimal() else host.lower()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """Whether a server that listens on `host` can be reached only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -67,16 +68,16 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; ResourceError where it cannot."""
+    """Open a listening socket. Raises ResourceError if that fails."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: a name that no host can have
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: the name is invalid
         raise ResourceError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port") from None
 
 
 def read_password(path: str) -> str:
-    """The password in a file; ConfigError where there is none."""
+    """Read the password in a file. Raises ConfigError if there is none."""
     try:
         password = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What there is to chat with: base models, the runs that trained on them, and the adapters that these have left."""
+"""Lists the models to chat with: base models, the runs that trained them, and the adapters of these runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINAL = "end of the run"
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; `adapters` are by what the page calls them, the last one first."""
+    """A run folder; `adapters` maps their names on the page to folders, the last adapter first."""
 
     name: str
     config: Config
@@ -31,29 +31,29 @@ class Run:
 
 @dataclass(frozen=True)
 class Base:
-    """A base model with the settings that it is served by, and the runs on it, the newest first."""
+    """A base model, the settings with which it is served, and the runs that trained it, the newest first."""
 
     name: str
     config: Config
     runs: tuple[Run, ...] = ()
 
     def run(self, name: str) -> Run | None:
-        """The run of that name; None where there is none."""
+        """The run of this name; None if there is none."""
         return next((run for run in self.runs if run.name == name), None)
 
 
 def default_config(root: str, file: str | None, overrides: Sequence[str], fallback: Path) -> Config:
     """The settings in `file`, else those of the newest run in `root`, else those in `fallback`, with `overrides`.
 
-    A run whose settings this version does not know is passed over.
+    Runs whose settings cannot be read by this version are skipped.
     """
     return load_config(file or next((path / CONFIG for path in find(root) if _known(path)), fallback), overrides)
 
 
 def offers(root: str, default: Config) -> tuple[Base, ...]:
-    """The base models of the runs in `root`, that of `default` first, which is there without a run too.
+    """The base models of the runs in `root`, after that of `default`, which is listed even without a run.
 
-    A run whose settings this version does not know is left out.
+    Runs whose settings cannot be read by this version are skipped.
     """
     bases = {_identity(default): (default, list[Run]())}
     for run in _runs(root):
@@ -61,27 +61,27 @@ def offers(root: str, default: Config) -> tuple[Base, ...]:
     names: dict[str, Base] = {}
     for config, runs in bases.values():
         name = config.model.path
-        if name in names:  # tiny models of different settings
+        if name in names:  # tiny models with different settings
             name = f"{name} ({runs[0].name})"
         names[name] = Base(name, _of_base(config), tuple(runs))
     return tuple(names.values())
 
 
 def other_base(path: str, default: Config) -> Base:
-    """A model that no run trained on, served by the settings of `default`; code that comes with it never runs."""
+    """A model that no run trained, served with the settings of `default`; code that comes with it is never run."""
     model = default.model.model_copy(update={"path": path, "trust_remote_code": False})
     return Base(path, _of_base(default.model_copy(update={"model": model})))
 
 
 def _of_base(config: Config) -> Config:
-    """The settings without the adapter that a run began with, which is not served and may be gone."""
+    """The settings without the initial adapter of a run, which is not served and may not exist any more."""
     return config.model_copy(update={"model": config.model.model_copy(update={"adapter": None})})
 
 
 def adapter_of(settings: ChatSettings, base: Base) -> tuple[Path | None, str]:
-    """Where the chosen adapter is, None where none is chosen, and what the page calls it."""
+    """The folder of the chosen adapter, None if none is chosen, and its name on the page."""
     if settings.folder:
-        # Not Path's own: it raises for a user that is none, and a name is typed letter by letter.
+        # Path.expanduser raises for an unknown user, and a name is incomplete while it is typed.
         return Path(os.path.expanduser(settings.folder)), Path(settings.folder).name
     run = base.run(settings.run)
     path = run.adapters.get(settings.checkpoint) if run is not None else None
@@ -89,7 +89,7 @@ def adapter_of(settings: ChatSettings, base: Base) -> tuple[Path | None, str]:
 
 
 def _identity(config: Config) -> str:
-    """Equal where the base models are; a tiny one is made by the settings of its task."""
+    """A text that is equal for equal base models. A tiny model is determined by the settings of its task."""
     if config.model.path != TINY:
         return config.model.path
     return f"{TINY} {config.arithmetic!r} {config.data.format!r}"
@@ -103,14 +103,14 @@ def _runs(root: str) -> list[Run]:
     runs = []
     for folder in folders:
         config = _known(folder)
-        with suppress(OSError):  # what is in it is somebody else's
+        with suppress(OSError):  # files of other users may be unreadable
             if config is not None:
                 runs.append(Run(folder.name, config, _adapters(folder)))
     return runs
 
 
 def _known(folder: Path) -> Config | None:
-    """The settings of the run in `folder`; None where there are none, or another version's."""
+    """The settings of the run in `folder`; None if there are none, or this version cannot read them."""
     file = folder / CONFIG
     try:
         return _config_as_of(file, file.stat().st_mtime_ns)
@@ -120,7 +120,7 @@ def _known(folder: Path) -> Config | None:
 
 @lru_cache(maxsize=1024)
 def _config_as_of(file: Path, written: int) -> Config:
-    """YAML is slow to read, and a page asks for all runs with each of its changes."""
+    """The settings in a file, cached by its modification time: YAML is slow, and every change reads all runs."""
     return load_config(file)
 
 

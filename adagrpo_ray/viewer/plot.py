@@ -1,9 +1,9 @@
-"""Plots as SVG that stands in the page itself.
+"""Draws plots as inline SVG.
 
-Why not one of Gradio's plots: a run is a colour here and a metric a dash, and `LinePlot` has the colour alone; it also
-sends every point of every plot as a table. `Plot` with Matplotlib takes most of a second of CPU at every look, on a
-machine that may be training, and puts new pictures in the place of the old ones. This text takes milliseconds, and
-`HTML` changes in place the attributes that differ, so that a live curve grows and nothing flickers.
+Gradio's plots are not used: here a colour is a run and a dash a metric, but `LinePlot` supports only colours, and sends
+every point of every plot as a table. `Plot` with Matplotlib takes most of a second of CPU for each update, on a machine
+that may be training, and replaces whole images. Inline SVG takes milliseconds, and `HTML` updates only the attributes
+that differ, so that a live curve grows without flicker.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from adagrpo_ray.viewer.run_curves import Axis, Curve, Plot
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 470, 10, 200
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#ca8a04", "#06b6d4", "#78716c")
-"""Of the runs, in their order: to be told apart on white and on black."""
+"""Colours of the runs, in their order; distinct on white and on black."""
 DASHES = ("", "6 4", "2 3", "9 3 2 3", "14 4", "9 3 2 3 2 3")
-"""Of the metrics in one plot, in their order."""
+"""Dashes of the metrics in one plot, in their order."""
 COLUMNS = 48
-"""Parts of a plot that say, under the pointer, what the curves are there."""
+"""Number of columns of a plot that show the values of the curves as a tooltip."""
 
 STYLE = """
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 12px 20px; }
@@ -42,11 +42,11 @@ STYLE = """
 
 
 def page(runs: Sequence[str], plots: Sequence[Plot], axis: Axis) -> str:
-    """A legend of the runs and all plots, as HTML without scripts."""
+    """The legend of the runs, and all plots, as HTML without scripts."""
     colors = {run: COLORS[number % len(COLORS)] for number, run in enumerate(runs)}
     legend = "".join(f'<span><b style="background:{color}"></b>{escape(run)}</span>' for run, color in colors.items())
     xs = [x for plot in plots for curve in plot.curves for x, _ in curve.points]
-    across = _Scale(min([*xs, 0.0]), max([*xs, 1.0]), LEFT, RIGHT)  # the same for all, to be read from top to bottom
+    across = _Scale(min([*xs, 0.0]), max([*xs, 1.0]), LEFT, RIGHT)  # shared by all plots, so that they can be compared
     figures = "".join(_figure(plot, colors, across, axis) for plot in plots)
     return f'<div class="legend">{legend}</div><div class="plots">{figures}</div>'
 
@@ -62,7 +62,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in few characters: '0.25', '1,200', '3.4 M'."""
+    """A number in a few characters: '0.25', '1,200', '3.4 M'."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == ' k' else size):.3g}{unit}"
@@ -96,7 +96,7 @@ def _figure(plot: Plot, colors: dict[str, str], across: _Scale, axis: Axis) -> s
 
 
 class _Scale:
-    """From values to the picture's units, along one axis."""
+    """Maps values to coordinates of the image, along one axis."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.high, self._start, self._end = low, high, start, end
@@ -116,7 +116,7 @@ def _ends(plot: Plot, lowest: float, highest: float) -> tuple[float, float]:
 
 
 def _key(number: int, line: str) -> str:
-    """A metric's dash and its name."""
+    """The dash and the name of a metric, for the legend."""
     stroke = f'stroke="currentColor" stroke-width="2" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
     dash = f'<svg viewBox="0 0 26 8" aria-hidden="true"><line x1="0" y1="4" x2="26" y2="4" {stroke}/></svg>'
     return f"<span>{dash} {escape(line)}</span>"
@@ -129,7 +129,7 @@ def _grid(across: _Scale, up: _Scale, axis: Axis) -> str:
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y}" x2="{RIGHT}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 5}" y="{y}" text-anchor="end" dominant-baseline="middle">{short(value)}</text>')
     whole = [value for value in ticks(across.low, across.high, 6) if abs(value - round(value)) < 1e-9]
-    for value in whole:  # there is no half a step
+    for value in whole:  # no ticks at fractions of a step
         x = across(value)
         parts.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{BOTTOM}"/>')
         parts.append(f'<text x="{x}" y="{BOTTOM + 14}" text-anchor="middle">{short(value)}</text>')
@@ -138,9 +138,9 @@ def _grid(across: _Scale, up: _Scale, axis: Axis) -> str:
 
 
 def _curve(curve: Curve, color: str, across: _Scale, up: _Scale) -> str:
-    """A line for each stretch between gaps, with dots if they are few, or if a stretch is a single point."""
+    """A line for each stretch between gaps, with dots if there are few points, or if a stretch is a single point."""
     dash = DASHES[curve.number % len(DASHES)]
-    few = len(curve.measured) <= 12  # enough to see each: evaluations, or a run that has just begun
+    few = len(curve.measured) <= 12  # as for evaluations, or a run that has just begun
     drawn = ""
     for stretch in curve.stretches():
         places = [(across(x), up(y)) for x, y in stretch]
@@ -152,20 +152,20 @@ def _curve(curve: Curve, color: str, across: _Scale, up: _Scale) -> str:
 
 
 def _columns(curves: Iterable[Curve], across: _Scale, axis: Axis) -> str:
-    """What the curves are at places along the x axis, as titles that a browser shows under the pointer."""
+    """Invisible columns along the x-axis, whose tooltips have the values of the curves."""
     width = (RIGHT - LEFT) / COLUMNS
     known = [(curve, points, [x for x, _ in points]) for curve in curves if (points := curve.measured)]
     parts = []
     for number in range(COLUMNS):
         end = across.low + (number + 1) / COLUMNS * (across.high - across.low)
         here = [(curve, points, bisect_right(xs, end) - 1) for curve, points, xs in known]
-        said = [
+        values = [
             f"{curve.run}, {curve.line}: {short(points[at][1])} at {short(points[at][0])}"
             for curve, points, at in here
             if at >= 0
         ]
-        if said:
-            text = escape("\n".join([f"up to {axis} {short(end)}", *said]))
+        if values:
+            text = escape("\n".join([f"up to {axis} {short(end)}", *values]))
             x = f"{LEFT + number * width:.1f}"
             box = f'x="{x}" y="{TOP}" width="{width:.1f}" height="{BOTTOM - TOP}"'
             parts.append(f"<rect {box}><title>{text}</title></rect>")

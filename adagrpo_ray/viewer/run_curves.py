@@ -1,4 +1,4 @@
-"""The curves of a run: which panels are drawn, over what, and by how many points."""
+"""Computes the curves of runs: the panels drawn, their x-axes, and the reduction to few points."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 
 Axis = Literal["step", "generated tokens"]
 Point = tuple[float, float | None]
-"""Its place on the x axis, and the value there; None leaves a gap."""
+"""The position on the x-axis, and the value; None leaves a gap."""
 
 AXES: tuple[Axis, ...] = ("step", "generated tokens")
 PLOTS = (
     *(panels.REWARD, panels.ACCURACY, panels.RESAMPLES, panels.GROUP_SIZE),
     *(panels.ZERO_STD, panels.PACE, panels.STALENESS),
 )
-"""The panels that are drawn, in their order."""
+"""The panels that are drawn, in this order."""
 MOST_POINTS = 150
-"""Of one curve: more of them would be noise between the same pixels."""
+"""Largest number of points of a curve; more would only be noise at this width."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve of one run: `line` is its tag, `number` its place among those of the plot."""
+    """A curve of one run.
+
+    run: the name of the run.
+    line: the tag of the metric.
+    number: the place of the tag among those of the plot, from 0.
+    """
 
     run: str
     line: str
@@ -44,7 +49,7 @@ class Curve:
         return [(x, y) for x, y in self.points if y is not None]
 
     def stretches(self) -> list[list[tuple[float, float]]]:
-        """The points from gap to gap: what a line may connect."""
+        """The points between gaps, which a line connects."""
         found: list[list[tuple[float, float]]] = [[]]
         for x, y in self.points:
             if y is not None:
@@ -56,7 +61,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """What is drawn in one plot. `low` and `high` are where its y axis ends if no value lies beyond them."""
+    """A plot; `low` and `high` are the ends of its y-axis, unless a value lies beyond them or they are None."""
 
     title: str
     curves: tuple[Curve, ...]
@@ -65,7 +70,7 @@ class Plot:
 
 
 def plots(runs: Sequence[RunHistory], axis: Axis) -> list[Plot]:
-    """All plots of these runs, in their order."""
+    """All plots of these runs, in the order of PLOTS."""
     drawn = []
     for panel in PLOTS:
         lines = [_lines(run, panel) for run in runs]
@@ -81,9 +86,9 @@ def plots(runs: Sequence[RunHistory], axis: Axis) -> list[Plot]:
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> tuple[Point, ...]:
-    """At most `most` points: means over as many neighbours as it takes; None if none of these was measured.
+    """Reduce to at most `most` points, each the mean of its neighbours; None if none of these was measured.
 
-    That many are a power of two, so that a curve which grows keeps its points for as long as it can.
+    The number of neighbours is a power of two, so that most points of a growing curve stay the same.
     """
     width = 1
     while math.ceil(len(points) / width) > most:
@@ -97,7 +102,7 @@ def _mean(points: Sequence[Point]) -> Point:
 
 
 def _over(axis: Axis, run: RunHistory, points: Sequence[Point]) -> list[Point]:
-    """The same points, over the axis that is wanted."""
+    """Convert points over steps to points over `axis`."""
     if axis == "step":
         return list(points)
     tokens = accumulate(record.generated_tokens for record in run.steps)

@@ -1,4 +1,4 @@
-"""The page of runs: their curves, live; how they compare; and the groups that they sampled, with the reasons."""
+"""The page of runs: live curves, a comparison, and sampled groups with the reasons for resampling."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import Outcome
 from adagrpo_ray.viewer import group_view, plot
 from adagrpo_ray.viewer import side_by_side as comparison
-from adagrpo_ray.viewer.browse import Wanted
+from adagrpo_ray.viewer.browse import Query
+from adagrpo_ray.viewer.open_runs import OpenRuns
 from adagrpo_ray.viewer.run_curves import AXES, Axis, plots
-from adagrpo_ray.viewer.shelf import Shelf
 
 EVERY_S = 3.0
-"""Between two looks at runs that are followed."""
+"""Seconds between two updates of runs that are followed."""
 MOST_RUNS = len(plot.COLORS)
 MOST_GROUPS = 200
 ANY = ""
 OUTCOMES = [("any", ANY), *((outcome, outcome) for outcome in get_args(Outcome))]
 
-# A page's HTML is inert: what runs is this alone, which says where a group begins whose row was chosen.
+# The only script of the page, whose HTML has none: it sends the offset of the group whose row was clicked.
 CHOOSE = """
 element.addEventListener('click', (event) => {
   const row = event.target.closest('tr[data-at]');
@@ -35,8 +35,8 @@ HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 
 
 def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
-    """Lay out the page of the runs in `folder` inside its `tab`; it follows none while the `other` tab is shown."""
-    shelf = Shelf(folder)
+    """Lay out the page of the runs in `folder` in its `tab`. Runs are not followed while the `other` tab is shown."""
+    runs = OpenRuns(folder)
     with gr.Row():
         chosen = gr.Dropdown(
             [], multiselect=True, max_choices=MOST_RUNS, label="Runs, newest first", elem_id="runs-chosen", scale=4
@@ -52,7 +52,7 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
     with gr.Accordion("Sampled groups", open=True):
         with gr.Row():
             run = gr.Dropdown([], label="Of the run", elem_id="groups-run", scale=3)
-            # An empty field shows 0 in the browser, and sends it.
+            # The browser shows an empty field as 0, and sends 0.
             first = gr.Number(0, label="From step", precision=0, elem_id="groups-first", min_width=90)
             last = gr.Number(0, label="To step (0: all)", precision=0, elem_id="groups-last", min_width=90)
             outcome = gr.Dropdown(OUTCOMES, value=ANY, label="Outcome", elem_id="groups-outcome", min_width=120)
@@ -69,50 +69,50 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
     filters: list[Any] = [run, first, last, outcome, difficulty, resampled, text]
 
     def find(now: list[str] | None) -> Any:
-        """The runs that there are now; of those that were chosen the ones that still are, or the newest."""
-        names, _ = _names(shelf)
-        kept = [name for name in now or [] if name in names]
-        return gr.Dropdown(names, value=kept or names[:1])
+        """Show the current runs; select the selected ones that still exist, or the newest run."""
+        names, _ = _names(runs)
+        selected = [name for name in now or [] if name in names]
+        return gr.Dropdown(names, value=selected or names[:1])
 
     def draw(names: list[str] | None, over: Axis, before: Hashable) -> tuple[Any, ...]:
-        """The plots and tables, unless they are as they were."""
-        found, problems = shelf.histories(names) if names else ([], _names(shelf)[1])
+        """Draw the plots and tables, unless they are unchanged."""
+        found, problems = runs.histories(names) if names else ([], _names(runs)[1])
         stamp = (*map(_stamp, found), over, *problems)
         if stamp == before:
             return (gr.skip(),) * 4
         shown = plot.page([each.name for each in found], plots(found, over), over) if found else ""
         return stamp, _notice(problems), shown, _compared(found)
 
-    def settle(names: list[str] | None, now: str | None, grade: str) -> tuple[Any, ...]:
-        """Lists the groups of a run that is shown. Another run has other difficulties, and no open group."""
+    def select_run(names: list[str] | None, now: str | None, current: str) -> tuple[Any, ...]:
+        """Select the run of the list of groups. If it changes, update its difficulties and close the open group."""
         names = names or []
         name = now if now in names else next(iter(names), None)
         rest = (gr.skip(), gr.skip()) if name == now else (None, "")
-        return gr.Dropdown(names, value=name), classify(name, grade), *rest
+        return gr.Dropdown(names, value=name), show_difficulties(name, current), *rest
 
-    def classify(name: str | None, now: str) -> Any:
-        """The difficulties that the groups of the run have."""
-        found = _difficulties(shelf, name)
+    def show_difficulties(name: str | None, now: str) -> Any:
+        """Show the difficulties of the run's groups."""
+        found = _difficulties(runs, name)
         return gr.Dropdown([("any", ANY), *((each, each) for each in found)], value=now if now in found else ANY)
 
-    def look(before: Hashable, place: int | None, name: str | None, *asked: Any) -> tuple[Any, Any]:
-        """The list of groups, unless it is as it was: a search reads all texts."""
+    def search(before: Hashable, place: int | None, name: str | None, *fields: Any) -> tuple[Any, Any]:
+        """List the groups that match, unless nothing has changed: a search for a text reads all texts."""
         try:
-            stamp = (name, shelf.newest(name) if name else None, place, *asked)
+            stamp = (name, runs.newest(name) if name else None, place, *fields)
             if stamp == before:
                 return gr.skip(), gr.skip()
-            entries, more = shelf.groups(name, _wanted(*asked), MOST_GROUPS) if name else ([], False)
+            entries, more = runs.groups(name, _query(*fields), MOST_GROUPS) if name else ([], False)
             return stamp, group_view.listing(entries, more=more, chosen=place)
         except (HistoryError, ConfigError) as error:
             return None, _notice([str(error)])
 
     def choose(event: gr.EventData, name: str | None) -> tuple[int | None, str]:
-        """The group whose row was chosen."""
+        """Open the group whose row was clicked."""
         place = getattr(event, "at", None)
         if not name or not isinstance(place, int):
             return None, ""
         try:
-            return place, group_view.group_page(shelf.group(name, place), shelf.history(name))
+            return place, group_view.group_page(runs.group(name, place), runs.history(name))
         except (HistoryError, ConfigError) as error:
             return None, _notice([str(error)])
 
@@ -122,67 +122,67 @@ def build(folder: str, tab: gr.Tab, other: gr.Tab | None) -> None:
         "outputs": [drawn, notice, curves, compared],
         **HIDDEN,
     }
-    looking: dict[str, Any] = {
-        "fn": look,
+    searching: dict[str, Any] = {
+        "fn": search,
         "inputs": [listed, opened_at, *filters],
         "outputs": [listed, groups],
         **HIDDEN,
     }
-    settling: dict[str, Any] = {
-        "fn": settle,
+    selecting: dict[str, Any] = {
+        "fn": select_run,
         "inputs": [chosen, run, difficulty],
         "outputs": [run, difficulty, opened_at, opened],
         **HIDDEN,
     }
     switching: dict[str, Any] = {
-        "fn": lambda name, grade: (classify(name, grade), None, ""),
+        "fn": lambda name, current: (show_difficulties(name, current), None, ""),
         "inputs": [run, difficulty],
         "outputs": [difficulty, opened_at, opened],
         **HIDDEN,
     }
-    # What hands changed is an `input`. `change` would follow what these functions set as well, and a Dropdown of
-    # several values says it again and again.
+    # `input` events come only from the user. `change` events would also come from these functions, and repeatedly
+    # from a Dropdown of several values.
     page_opened = gr.on(None, lambda: find(None), [], chosen, **HIDDEN)
     refreshed = refresh.click(find, chosen, chosen, **HIDDEN)
     for begun in (page_opened.then, refreshed.then, chosen.input):
-        begun(**drawing).then(**settling).then(**looking)
+        begun(**drawing).then(**selecting).then(**searching)
     axis.input(**drawing)
-    run.input(**switching).then(**looking)
-    gr.on([each.input for each in filters[1:]], trigger_mode="always_last", **looking)
-    groups.select(choose, [run], [opened_at, opened], **HIDDEN).then(**looking)
+    run.input(**switching).then(**searching)
+    gr.on([each.input for each in filters[1:]], trigger_mode="always_last", **searching)
+    groups.select(choose, [run], [opened_at, opened], **HIDDEN).then(**searching)
     timer.tick(**drawing)
-    timer.tick(**looking)
+    timer.tick(**searching)
     follow.input(lambda on: gr.Timer(active=on), follow, timer, **HIDDEN)
     if other is not None:
-        # Nobody sees what a tick finds then, and its stream might close over what a hand has just asked for there.
+        # Updates would not be visible there, and the end of their stream could drop an event of the other page.
         at_once: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", **HIDDEN}
         other.select(lambda: gr.Timer(active=False), None, timer, **at_once)
         tab.select(lambda on: gr.Timer(active=on), follow, timer, **at_once)
 
 
 def _html(name: str, style: str, js: str | None = None) -> gr.HTML:
-    """A place for HTML of our own, which Gradio leaves as it is."""
+    """A component for HTML that Gradio does not change."""
     return gr.HTML("", elem_id=name, css_template=style, js_on_load=js, apply_default_css=False)
 
 
-def _names(shelf: Shelf) -> tuple[list[str], list[str]]:
-    """All runs, and what is wrong."""
+def _names(runs: OpenRuns) -> tuple[list[str], list[str]]:
+    """The names of all runs, and messages about problems."""
     try:
-        names = shelf.names()
+        names = runs.names()
     except HistoryError as error:
         return [], [str(error)]
-    return names, [] if names else [f"There is no run in {shelf.root} yet. Start one, then Refresh."]
+    return names, [] if names else [f"There is no run in {runs.root} yet. Start one, then Refresh."]
 
 
-def _difficulties(shelf: Shelf, name: str | None) -> list[str]:
+def _difficulties(runs: OpenRuns, name: str | None) -> list[str]:
     try:
-        return shelf.difficulties(name) if name else []
-    except (HistoryError, ConfigError):  # which the list of groups says
+        return runs.difficulties(name) if name else []
+    except (HistoryError, ConfigError):  # the list of groups shows this error
         return []
 
 
 def _stamp(run: RunHistory) -> tuple[Hashable, ...]:
-    """What is another one whenever the run has something new to show."""
+    """A stamp of the run, which changes when there is something new to show."""
     seconds = run.steps[-1].step_time if run.steps else 0.0
     return run.name, len(run.steps), seconds, len(run.evaluations), run.summary is not None
 
@@ -192,7 +192,7 @@ def _notice(problems: Sequence[str]) -> str:
 
 
 def _compared(runs: Sequence[RunHistory]) -> str:
-    """The table of results, and where there are several runs that of the settings in which they differ."""
+    """The table of results, and if there are several runs, the table of the settings that differ."""
     if not runs:
         return ""
     names = [run.name for run in runs]
@@ -204,16 +204,16 @@ def _compared(runs: Sequence[RunHistory]) -> str:
     return "".join(parts)
 
 
-def _wanted(
+def _query(
     first: float | None,
     last: float | None,
     outcome: str | None,
     difficulty: str | None,
     resampled: bool,
     text: str | None,
-) -> Wanted:
-    """The filters as the page has them."""
-    return Wanted(
+) -> Query:
+    """The query given by the fields of the page."""
+    return Query(
         first_step=int(first or 0) or None,
         last_step=int(last or 0) or None,
         outcome=outcome or ANY,

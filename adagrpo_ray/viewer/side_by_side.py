@@ -1,4 +1,4 @@
-"""Runs side by side: the settings in which they differ, and their results."""
+"""Compares runs: their results, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.summary import retries
 
 NAMES = {"run.name", "run.output_dir"}
-"""Settings that tell runs apart without changing what they do."""
+"""Settings that have no effect on the training."""
 RECENT = 10
-"""Steps over which the last rewards are averaged."""
+"""Number of last steps over which the reward is averaged."""
 
 Row = tuple[str, ...]
 
 
 def differences(runs: Sequence[RunHistory]) -> list[Row]:
-    """Every setting that is not the same in all runs: its key, then its value in each; '-' where one lacks it."""
+    """The settings that differ: one row with the key and the value of each run, '-' if a run does not have it."""
     flat = [dict(_flat(run.config)) for run in runs]
     keys = sorted({key for settings in flat for key in settings} - NAMES)
     rows = [(key, *(settings.get(key, "-") for settings in flat)) for key in keys]
@@ -29,7 +29,7 @@ def differences(runs: Sequence[RunHistory]) -> list[Row]:
 
 
 def results(runs: Sequence[RunHistory]) -> list[Row]:
-    """The result of each run so far: the name of a metric, then its value for each run."""
+    """The results of the runs so far: one row with the name of a metric and its value for each run."""
     columns = [_results(run) for run in runs]
     return [(name, *(column[name] for column in columns)) for name in (columns[0] if columns else ())]
 
@@ -52,19 +52,19 @@ def _results(run: RunHistory) -> dict[str, str]:
         f"mean reward, last {RECENT} steps": wording.number(mean(r.reward for r in steps[-RECENT:])),
         "time of all steps": wording.duration(seconds),
         "generated tokens": f"{tokens:,}",
-        "generated tokens a second": wording.whole(ratio(tokens, seconds)),
+        "generated tokens per second": wording.whole(ratio(tokens, seconds)),
         "trained tokens": f"{sum(r.trained_tokens for r in steps):,}",
         "updates skipped": f"{sum(r.skipped_updates for r in steps):,}",
         "tokens of resamples": f"{costs.extra_tokens:,}",
         "resamples": f"{sum(sum(r.resamples) for r in steps):,}",
         "resamples that met the criterion, by rung": wording.rungs(costs.rescued),
-        "groups that never did": f"{costs.groups_exhausted:,}",
+        "groups that never met it": f"{costs.groups_exhausted:,}",
         "tokens for each informative group": wording.whole(costs.tokens_per_informative_group),
     }
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and their values as one writes them on the command line."""
+    """Yield dotted keys and their values as on the command line."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""What the chat keeps between starts, as JSON files: its settings, and conversations by name."""
+"""Saves the settings and conversations of the chat as JSON files."""
 
 from __future__ import annotations
 
@@ -20,33 +20,36 @@ from adagrpo_ray.viewer.conversation import Conversation
 View = Literal["both", "base", "adapter"]
 NAME = re.compile(r"[\w][\w .,()+-]{0,79}")
 SETTINGS = "chat.json"
-Kept = TypeVar("Kept", bound=Section)
+Stored = TypeVar("Stored", bound=Section)
 
 
 class ChatSettings(Section):
-    """What the page remembers. `run` and `checkpoint` are as `offers` names them; `folder` goes before both."""
+    """The saved settings of the page. `run` and `checkpoint` are names from `offers`; `folder` overrides both."""
 
-    model: str = Field("tiny", min_length=1, description="base model, as offered or a folder or Hub name")
+    model: str = Field("tiny", min_length=1, description="base model: one that is offered, a folder or a Hub name")
     run: str = Field("", description="run whose adapter answers")
-    checkpoint: str = Field("", description="which adapter of that run")
-    folder: str = Field("", description="folder of another adapter; empty: the run's")
-    view: View = Field("both", description="who answers: base model, adapter, or both")
+    checkpoint: str = Field("", description="adapter of that run")
+    folder: str = Field("", description="folder of another adapter; empty: the run's adapter")
+    view: View = Field("both", description="which models answer: base, adapter or both")
     system_prompt: str = Field("", description="system message; empty: none")
     thinking: bool = Field(True, description="let the model think before it answers")
-    max_new_tokens: PositiveInt = Field(256, description="most tokens of an answer")
+    max_new_tokens: PositiveInt = Field(256, description="largest number of tokens of an answer")
     sampling: PhaseParams = Field(PhaseParams(), description="sampling parameters")
-    phases: bool = Field(False, description="other sampling parameters after the thought")
-    answer: PhaseParams = Field(PhaseParams(temperature=0.7), description="those parameters")
+    phases: bool = Field(False, description="use `answer` as sampling parameters after the thought")
+    answer: PhaseParams = Field(PhaseParams(temperature=0.7), description="sampling parameters after the thought")
 
 
 class Store:
-    """The folder of settings and conversations. A file is there whole or as it was before."""
+    """The folder of settings and conversations. Files are written atomically."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def settings(self, default: ChatSettings) -> tuple[ChatSettings, str | None]:
-        """The settings of last time, else `default`; where they cannot be read they are put aside, which is said."""
+        """The saved settings, or `default` if there are none; and a warning, or None.
+
+        A file that cannot be read is renamed; the warning names it.
+        """
         path = self._folder / SETTINGS
         try:
             return _read(path, ChatSettings), None
@@ -56,45 +59,45 @@ class Store:
             aside = path.with_suffix(".bad")
             with suppress(OSError):
                 path.replace(aside)
-            return default, f"{path} could not be read ({_short(error)}); it is now {aside.name}, and defaults are set"
+            return default, f"{path} could not be read ({_short(error)}); it is now {aside.name}, and defaults are used"
 
-    def keep_settings(self, settings: ChatSettings) -> None:
-        """Remember the settings; ChatError where they cannot be written."""
+    def save_settings(self, settings: ChatSettings) -> None:
+        """Save the settings. Raises ChatError if they cannot be written."""
         _write(self._folder / SETTINGS, settings)
 
     def names(self) -> list[str]:
-        """The conversations that were saved, the newest first."""
+        """The names of the saved conversations, the newest first."""
         try:
             found = [(path.stat().st_mtime, path.stem) for path in self._conversations.glob("*.json")]
-        except OSError:  # one went away meanwhile
+        except OSError:  # a file was removed at the same time
             return []
         return [name for _, name in sorted(found, reverse=True)]
 
     def save(self, name: str, conversation: Conversation) -> None:
-        """Keep the conversation under that name, in place of an earlier one; ChatError where that cannot be."""
+        """Save the conversation under this name, in place of an earlier one. Raises ChatError if that fails."""
         _write(self._path(name), conversation)
 
     def load(self, name: str) -> Conversation:
-        """The conversation of that name; ChatError where there is none, or it cannot be read."""
+        """Read the conversation of this name. Raises ChatError if there is none, or it cannot be read."""
         path = self._path(name)
         try:
             return _read(path, Conversation)
         except FileNotFoundError:
             raise ChatError(f"there is no conversation {name!r} any more; choose another one") from None
         except (OSError, ValueError) as error:
-            raise ChatError(f"{path} is no conversation ({_short(error)}); mend or remove it") from None
+            raise ChatError(f"{path} is no conversation ({_short(error)}); fix or remove it") from None
 
     @property
     def _conversations(self) -> Path:
         return self._folder / "conversations"
 
     def _path(self, name: str) -> Path:
-        if not NAME.fullmatch(name):  # a name is no path
+        if not NAME.fullmatch(name):  # excludes paths
             raise ChatError(f"{name!r:.100} cannot be a name; use up to 80 letters, digits, spaces and . , ( ) + - _")
         return self._conversations / f"{name}.json"
 
 
-def _read(path: Path, kind: type[Kept]) -> Kept:
+def _read(path: Path, kind: type[Stored]) -> Stored:
     return kind.model_validate(json.loads(path.read_bytes()))
 
 

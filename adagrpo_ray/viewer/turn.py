@@ -1,4 +1,4 @@
-"""One turn of the chat: a message goes to one side or both, and the answers grow side by side."""
+"""One turn of the chat: a message is sent to one side or both, and the answers grow at the same time."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ SHOW_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A message with all that its answers depend on; `adapter` is None where none is chosen, `by` names it."""
+class Question:
+    """A message with everything that its answers depend on.
+
+    adapter: None if none is chosen.
+    by: the name of the adapter.
+    """
 
     text: str
     settings: ChatSettings
@@ -34,19 +38,19 @@ class Asked:
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """Who answers."""
+        """The sides that answer."""
         return SIDES if self.settings.view == "both" else (self.settings.view,)
 
 
-class Going:
-    """A turn that goes on by itself, so that it ends, and leaves the model, also where its page was closed."""
+class RunningTurn:
+    """A turn in a task of its own, so that it ends, and releases the model, even if its page is closed."""
 
-    def __init__(self, model: ChatModel, conversation: Conversation, asked: Asked) -> None:
+    def __init__(self, model: ChatModel, conversation: Conversation, question: Question) -> None:
         self._stop, self._news = asyncio.Event(), asyncio.Event()
         self._latest = (conversation, "")
-        self._task = asyncio.create_task(self._go(turn(model, conversation, asked, self._stop)))
+        self._task = asyncio.create_task(self._run(turn(model, conversation, question, self._stop)))
 
-    async def _go(self, steps: AsyncGenerator[tuple[Conversation, str], None]) -> None:
+    async def _run(self, steps: AsyncGenerator[tuple[Conversation, str], None]) -> None:
         try:
             async with aclosing(steps):
                 async for self._latest in steps:
@@ -54,8 +58,8 @@ class Going:
         finally:
             self._news.set()
 
-    async def shown(self) -> AsyncGenerator[tuple[Conversation, str], None]:
-        """What there is to see of it, as in `turn`, until its end."""
+    async def updates(self) -> AsyncGenerator[tuple[Conversation, str], None]:
+        """Conversation and status, as `turn` yields them, until the end of the turn; some may be skipped."""
         while not self._task.done():
             await self._news.wait()
             self._news.clear()
@@ -64,81 +68,81 @@ class Going:
         yield self._latest
 
     async def stop(self) -> None:
-        """Have the answers end where they are."""
+        """Stop the answers; their texts so far stay."""
         self._stop.set()
         await asyncio.wait({self._task})
 
 
 class _Turn:
-    """The conversation of one turn, and the sides that may still answer."""
+    """The conversation during one turn, and the sides that have not answered."""
 
-    def __init__(self, conversation: Conversation, asked: Asked) -> None:
-        self.conversation = conversation.ask(asked.text, asked.sides)
-        self.left = list(asked.sides)
-        self._names: dict[Side, str] = {"base": asked.base.name, "adapter": asked.by}
+    def __init__(self, conversation: Conversation, question: Question) -> None:
+        self.conversation = conversation.ask(question.text, question.sides)
+        self.left = list(question.sides)
+        self._names: dict[Side, str] = {"base": question.base.name, "adapter": question.by}
 
     @contextmanager
-    def failing(self, *sides: Side) -> Iterator[None]:
-        """An error within it is the answer of these sides, which are then left out."""
+    def answering_errors(self, *sides: Side) -> Iterator[None]:
+        """Make an AdaGRPOError of the block the answer of these sides, and remove them from `left`."""
         try:
             yield
         except AdaGRPOError as error:
-            self.say({s: Message(role="assistant", text=str(error), end="failed") for s in sides if s in self.left})
+            self.answer({s: Message(role="assistant", text=str(error), end="failed") for s in sides if s in self.left})
             self.left = [side for side in self.left if side not in sides]
 
-    def give_up(self) -> None:
-        """The sides that are left do not answer any more."""
-        self.say({side: Message(role="assistant", text="", end="stopped") for side in self.left})
+    def stop(self) -> None:
+        """Mark the sides that have not answered as stopped."""
+        self.answer({side: Message(role="assistant", text="", end="stopped") for side in self.left})
 
-    def say(self, answers: Mapping[Side, Message]) -> None:
-        """These are the answers so far."""
-        named = {side: said.model_copy(update={"by": self._names[side]}) for side, said in answers.items()}
+    def answer(self, answers: Mapping[Side, Message]) -> None:
+        """Set the answers so far."""
+        named = {side: answer.model_copy(update={"by": self._names[side]}) for side, answer in answers.items()}
         self.conversation = self.conversation.answered(named)
 
 
 async def turn(
-    model: ChatModel, conversation: Conversation, asked: Asked, stop: asyncio.Event
+    model: ChatModel, conversation: Conversation, question: Question, stop: asyncio.Event
 ) -> AsyncGenerator[tuple[Conversation, str], None]:
-    """The conversation as the answers grow, with what goes on meanwhile in words; `stop` ends them where they are.
+    """Answer a question; yields the conversation as the answers grow, with a status. `stop` ends the answers.
 
-    What goes wrong on a side is its answer, which the model does not read later on.
+    An error on a side becomes its answer, which later prompts leave out.
     """
-    this = _Turn(conversation, asked)
+    this = _Turn(conversation, question)
     yield this.conversation, "waiting for the answers to another message ..." if model.lock.locked() else ""
     while model.lock.locked() and not stop.is_set():
         await asyncio.sleep(SHOW_EVERY_S)
     if not stop.is_set():
-        async with model.lock, aclosing(_answers(model, this, asked, stop)) as doing:
-            async for words in doing:
-                yield this.conversation, words
-    this.give_up()
+        async with model.lock, aclosing(_answers(model, this, question, stop)) as statuses:
+            async for status in statuses:
+                yield this.conversation, status
+    this.stop()
     yield this.conversation, ""
 
 
-async def _answers(model: ChatModel, this: _Turn, asked: Asked, stop: asyncio.Event) -> AsyncGenerator[str, None]:
-    """Has the model serve what was asked for, then the answers grow in `this`; says what goes on."""
-    settings, base, rank = asked.settings, asked.base, max(_known_ranks(asked.base))
+async def _answers(model: ChatModel, this: _Turn, question: Question, stop: asyncio.Event) -> AsyncGenerator[str, None]:
+    """Start the model, load the adapter, and stream the answers into `this`; yields the status after each change."""
+    settings, base, rank = question.settings, question.base, max(_known_ranks(question.base))
     if "adapter" in this.left:
-        with this.failing("adapter"):
-            rank = max(rank, _served_rank(asked.adapter))
+        with this.answering_errors("adapter"):
+            rank = max(rank, _served_rank(question.adapter))
     if this.left:
         if not model.serves(base, rank):
             yield f"starting the model {base.name} ..."
-        with this.failing(*this.left):
+        with this.answering_errors(*this.left):
             if not await _unless(stop, model.serve(base, rank)):
                 return
-    if "adapter" in this.left and asked.adapter is not None:
-        with this.failing("adapter"):
-            await model.use(asked.adapter, base)
+    if "adapter" in this.left and question.adapter is not None:
+        with this.answering_errors("adapter"):
+            await model.use(question.adapter, base)
     yield ""
     streams, thinks = dict[Side, AsyncGenerator[Piece, None]](), dict[Side, bool]()
     after = settings.answer if settings.phases else None
     for side in tuple(this.left):
-        with this.failing(side):
-            said, data = this.conversation.on(side), base.config.data
+        with this.answering_errors(side):
+            messages, data = this.conversation.on(side), base.config.data
             prompt = render(
                 model.tokenizer,
-                said,
+                messages,
                 settings.system_prompt,
                 settings.thinking,
                 data.format.think_end,
@@ -150,7 +154,7 @@ async def _answers(model: ChatModel, this: _Turn, asked: Asked, stop: asyncio.Ev
             thinks[side] = prompt.thinks
     async with aclosing(grow(streams, stop)) as growing:
         async for answers in growing:
-            this.say({side: said.model_copy(update={"thinks": thinks[side]}) for side, said in answers.items()})
+            this.answer({side: each.model_copy(update={"thinks": thinks[side]}) for side, each in answers.items()})
             yield ""
     this.left = []
 
@@ -158,9 +162,9 @@ async def _answers(model: ChatModel, this: _Turn, asked: Asked, stop: asyncio.Ev
 async def grow(
     streams: Mapping[Side, AsyncGenerator[Piece, None]], stop: asyncio.Event
 ) -> AsyncGenerator[dict[Side, Message], None]:
-    """The answers of all sides so far, again and again until all have ended, or `stop` is set.
+    """Yield the answers of all sides so far, repeatedly until all have ended or `stop` is set.
 
-    A stream that raises an AdaGRPOError is an answer of its own.
+    An AdaGRPOError of a stream becomes the answer of its side.
     """
     answers = {side: Message(role="assistant", text="") for side in streams}
     news = asyncio.Event()
@@ -192,7 +196,7 @@ async def grow(
             waiting.cancel()
             news.clear()
             yield dict(answers)
-            with suppress(TimeoutError):  # many tokens are shown at a time
+            with suppress(TimeoutError):  # limits the rate of updates
                 await asyncio.wait_for(stop.wait(), SHOW_EVERY_S)
         cut = [side for side, task in tasks.items() if not task.done()]
         await _end(*(tasks[side] for side in cut))
@@ -200,14 +204,14 @@ async def grow(
         yield dict(answers)
         for task in tasks.values():
             if not task.cancelled():
-                task.result()  # an error that is none of ours
+                task.result()  # raises any other error
     finally:
         await _end(stopping, *tasks.values())
 
 
-async def _unless(stop: asyncio.Event, doing: Coroutine[Any, Any, object]) -> bool:
-    """Wait for `doing`, but not longer than until `stop`; whether it has come to its end."""
-    task, stopping = asyncio.create_task(doing), asyncio.create_task(stop.wait())
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Wait for `work`, at most until `stop` is set; whether it has finished."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -225,7 +229,7 @@ async def _end(*tasks: asyncio.Task[Any]) -> None:
 
 
 def _served_rank(adapter: Path | None) -> int:
-    """The rank of an engine that serves the adapter."""
+    """The rank of an engine that serves the adapter. Raises ChatError or ModelError if there is none."""
     if adapter is None:
         raise ChatError("no adapter is chosen; choose a run and a checkpoint, or give a folder")
     r = read_settings(adapter).r
@@ -236,5 +240,5 @@ def _served_rank(adapter: Path | None) -> int:
 
 
 def _known_ranks(base: Base) -> set[int]:
-    """Ranks of the runs' adapters, so that the engine need not start again for one of them."""
+    """Ranks of the adapters of all runs: an engine started for them need not restart for another one."""
     return {run.config.model.lora.r for run in base.runs} | {base.config.model.lora.r}

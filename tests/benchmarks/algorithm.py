@@ -1,10 +1,10 @@
-"""GRPO, DAPO and adaptive variants at equal cost on the embedded task: make bench-algorithm.
+"""Compares GRPO, DAPO and adaptive variants at equal cost on the embedded task: make bench-algorithm.
 
-For every success rate of the base model, method and seed it trains until the steps are over, and notes after
-how many generated tokens and seconds the held-out accuracy first reached TARGET. The learning rate of each method
-is the one that needed the fewest tokens at one success rate, on seeds of their own. All runs of one base model
-share the rollout actors; each starts from a new adapter. A run that is noted already is not done again, so that it
-may be interrupted. What came out is written by algorithm_report.py.
+For every success rate of the base model, method and seed it trains for a number of steps, and records the generated
+tokens and seconds until the held-out accuracy first reached TARGET. The learning rate of each method is the one that
+needed the fewest tokens at one success rate, on other seeds. All runs of one base model share the rollout actors; each
+starts from a new adapter. Finished runs are not repeated, so that the benchmark may be interrupted.
+algorithm_report.py writes the results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ METHODS = {
     "adagrpo-one-update": ["algorithm.num_iterations=1"],
     "grpo-three-updates": ["algorithm.name=grpo", "algorithm.num_iterations=3"],
 }
-STEPS = {"0.01": 16, "0.04": 12, "0.20": 10}  # of a run, by success rate of the base model
+STEPS = {"0.01": 16, "0.04": 12, "0.20": 10}  # success rate of the base model -> steps of a run
 DIGITS = (3, 4)
 TARGET = 0.85
 TUNING_RATE = "0.04"
@@ -46,7 +46,7 @@ LEARNING_RATES = ("5e-4", "1e-3", "2e-3")
 
 @dataclass(frozen=True)
 class Point:
-    """A measurement: steps, generated tokens and seconds of training before it, and the held-out accuracy."""
+    """An evaluation: steps, generated tokens and seconds of training before it, and the held-out accuracy."""
 
     step: int
     tokens: int
@@ -54,12 +54,12 @@ class Point:
     accuracy: float
 
 
-class Reached(Exception):  # noqa: N818 - no error, the end of a tuning run
-    """The target accuracy was measured."""
+class Reached(Exception):  # noqa: N818 - not an error, but the end of a tuning run
+    """An evaluation reached the target accuracy."""
 
 
 class Curve(Observer):
-    """Notes the points of a run, without start-up and measurements in their seconds."""
+    """Records the points of a run; their seconds do not include start-up and evaluations."""
 
     def __init__(self, until: float) -> None:
         self.points: list[Point] = []
@@ -76,7 +76,7 @@ class Curve(Observer):
 
 
 def reached(points: list[Point]) -> Point | None:
-    """The first measurement at or above the target."""
+    """The first evaluation at or above the target; None if there is none."""
     return next((p for p in points if p.accuracy >= TARGET), None)
 
 
@@ -89,7 +89,7 @@ def configure(rate: str, method: str, seed: int, learning_rate: str) -> Config:
             f"run.steps={STEPS[rate]}",
             f"arithmetic.keep_carry={{{keep}}}",
             f"learner.learning_rate={learning_rate}",
-            "learner.cpus=2",  # it and the rollout actor take turns, so that both cores are its own meanwhile
+            "learner.cpus=2",  # learner and rollout actor take turns, so that each can use both cores
             "algorithm.prompts_per_step=8",
             "algorithm.group_size=8",
             "evaluation.every=1",
@@ -101,27 +101,27 @@ def configure(rate: str, method: str, seed: int, learning_rate: str) -> Config:
 
 
 class Bench:
-    """The runs of one base model, on actors that stay."""
+    """The runs of one base model, on the same actors."""
 
     def __init__(self, running: Actors, rate: str, folder: Path) -> None:
         self._running, self._rate, self._folder = running, rate, folder
 
     def points(self, method: str, seed: int, learning_rate: str, *, tuning: bool = False) -> list[Point]:
-        """The curve of one run, done now where it is not noted yet; a tuning run ends at the target."""
-        note = self._folder / f"{self._rate}-{method}-{learning_rate}-{seed}.json"
-        if not note.exists():
+        """The curve of one run, which is done now unless its file exists. A tuning run ends at the target."""
+        file = self._folder / f"{self._rate}-{method}-{learning_rate}-{seed}.json"
+        if not file.exists():
             config = configure(self._rate, method, seed, learning_rate)
             begin(config, self._running, check(config))
             curve = Curve(TARGET if tuning else math.inf)
             with suppress(Reached):
                 train_on(self._running, config, self._folder / "last", curve)
-            part = note.with_suffix(".part")
+            part = file.with_suffix(".part")
             part.write_text(json.dumps([asdict(p) for p in curve.points]))
-            os.replace(part, note)
-        return [Point(**p) for p in json.loads(note.read_text())]
+            os.replace(part, file)
+        return [Point(**p) for p in json.loads(file.read_text())]
 
     def tune(self, method: str) -> str:
-        """The learning rate with the fewest tokens to the target, by the median over the tuning seeds."""
+        """The learning rate with the fewest tokens to the target, as median over the tuning seeds."""
 
         def cost(learning_rate: str) -> tuple[float, float]:
             curves = [self.points(method, seed, learning_rate, tuning=True) for seed in TUNING_SEEDS]
@@ -145,14 +145,14 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench-algorithm"), help="where runs are noted")
-    parser.add_argument("--docs", type=Path, help="where results are written (default: docs; of a part, --folder)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench-algorithm"), help="folder of the runs")
+    parser.add_argument("--docs", type=Path, help="folder of the results (default: docs; for a part of it, --folder)")
     options = parser.parse_args()
     whole = options.settings == list(STEPS) and options.methods == list(METHODS) and options.seeds >= 5
     docs = options.docs or (Path("docs") if whole else options.folder)
     options.folder.mkdir(parents=True, exist_ok=True)
     curves: dict[str, dict[str, list[list[Point]]]] = {setting: {} for setting in options.settings}
-    # The tuning's base model first, so that no model is loaded twice.
+    # The base model of the tuning first, so that no model is loaded twice.
     order = sorted(options.settings, key=lambda setting: setting != TUNING_RATE)
     rates: dict[str, str] = {}
     for setting in order if order[0] == TUNING_RATE else [TUNING_RATE, *order]:

@@ -1,4 +1,4 @@
-"""Table, plot and results file of the algorithm benchmark."""
+"""Writes the table, the plot and the file of results of the algorithm benchmark."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ import numpy as np
 
 
 class Point(Protocol):
-    """A measurement of a run: generated tokens and seconds before it, and the accuracy."""
+    """An evaluation of a run: generated tokens and seconds before it, and the accuracy."""
 
     tokens: int
     seconds: float
     accuracy: float
 
 
-Runs = dict[str, dict[str, list[list[Any]]]]  # curves of Points by setting, method and seed
+Runs = dict[str, dict[str, list[list[Any]]]]  # setting -> method -> for each seed a curve of Points
 BASE = "grpo"
 OTHER_TARGETS = (0.5, 0.7, 0.8, 0.9)
 
 
 def results(curves: Runs, target: float) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-    """What docs/results/algorithm.json holds: one entry a seed, None where the target was never reached."""
+    """The content of docs/results/algorithm.json: one entry for each seed, None if the target was never reached."""
 
     def first(points: Sequence[Point], of: Callable[[Point], float]) -> float | None:
         return next((of(p) for p in points if p.accuracy >= target), None)
@@ -49,17 +49,17 @@ def results(curves: Runs, target: float) -> dict[str, dict[str, dict[str, list[f
 
 
 def median(values: Sequence[float | None]) -> float:
-    """The median, where a seed that never got there counts as infinity."""
+    """The median; None, a seed that never reached the target, counts as infinity."""
     return statistics.median(math.inf if value is None else value for value in values)
 
 
 def _ratio(value: float, base: float) -> str:
-    """The quotient, or "-" where one of the two medians was never reached."""
+    """The quotient, or "-" if one of the two medians is infinite."""
     return f"{value / base:.2f}" if math.isfinite(value) and math.isfinite(base) else "-"
 
 
 def table(found: dict[str, dict[str, dict[str, list[float | None]]]]) -> str:
-    """A Markdown table: medians with their spread over the seeds, and ratios of medians to GRPO's."""
+    """A Markdown table: medians with their range over the seeds, and ratios of medians to GRPO's."""
 
     def spread(values: Sequence[float | None], form: str) -> str:
         known = [value for value in values if value is not None]
@@ -93,7 +93,7 @@ def table(found: dict[str, dict[str, dict[str, list[float | None]]]]) -> str:
 
 
 def sensitivity(curves: Runs) -> str:
-    """A Markdown table of the ratios of medians to GRPO's, tokens and seconds, for other target accuracies."""
+    """A Markdown table: ratios of medians to GRPO's, of tokens and seconds, for other target accuracies."""
     lines = ["| success rate | method | " + " | ".join(f"at {target:g}" for target in OTHER_TARGETS) + " |"]
     lines.append("| --- " * (2 + len(OTHER_TARGETS)) + "|")
     by_target = [results(curves, target) for target in OTHER_TARGETS]
@@ -109,11 +109,11 @@ def sensitivity(curves: Runs) -> str:
 
 
 def plot(curves: Runs, target: float, path: Path) -> None:
-    """Median held-out accuracy over the seeds against generated tokens and against seconds, one row a setting."""
+    """Plot the median held-out accuracy over the seeds against tokens and seconds, with one row for each setting."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "algorithm"  # the same picture gives the same file
+    matplotlib.rcParams["svg.hashsalt"] = "algorithm"  # makes the file reproducible
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(curves), 2, figsize=(11, 3.4 * len(curves)), squeeze=False, sharey=True)
@@ -122,15 +122,15 @@ def plot(curves: Runs, target: float, path: Path) -> None:
             for method, runs in methods.items():
                 end = min(getattr(points[-1], key) for points in runs)
                 grid = np.linspace(0.0, end, 200)
-                # Between two measurements a run has the accuracy of the earlier one.
-                difficulties = [
+                # Between two evaluations a run has the accuracy of the earlier one.
+                accuracies = [
                     np.array([p.accuracy for p in points])[
                         np.searchsorted([getattr(p, key) for p in points], grid, side="right") - 1
                     ]
                     for points in runs
                 ]
                 axis.plot(
-                    grid, np.median(difficulties, axis=0), label=method, linewidth=2.0 if method == "adagrpo" else 1.2
+                    grid, np.median(accuracies, axis=0), label=method, linewidth=2.0 if method == "adagrpo" else 1.2
                 )
             axis.axhline(target, color="grey", linewidth=0.6, linestyle=":")
             axis.set_xlabel("generated tokens" if key == "tokens" else "seconds of training")
@@ -141,7 +141,7 @@ def plot(curves: Runs, target: float, path: Path) -> None:
 
 
 def write_report(docs: Path, curves: Runs, rates: dict[str, str], target: float) -> None:
-    """Write results/algorithm.json, algorithm.svg and algorithm.md into `docs`; print the table."""
+    """Write results/algorithm.json, algorithm.svg and algorithm.md into `docs`, and print the table."""
     (docs / "results").mkdir(parents=True, exist_ok=True)
     found = results(curves, target)
     (docs / "results" / "algorithm.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -152,7 +152,7 @@ def write_report(docs: Path, curves: Runs, rates: dict[str, str], target: float)
     text = f"""# Benchmark of adaptive sampling
 
 Made by `make bench-algorithm` at commit {git.stdout.strip() or "unknown"} on {os.cpu_count()} CPU cores
-({platform.machine()}, Python {platform.python_version()}); do not edit by hand. The same figures, seed by seed, are in
+({platform.machine()}, Python {platform.python_version()}); do not edit by hand. The results of each seed are in
 [results/algorithm.json](results/algorithm.json). Method: `{sys.argv[0].split("/")[-1]} --help`.
 
 Generated tokens and seconds of training until the held-out accuracy first reached {target:g}; median over {seeds} seeds
@@ -164,7 +164,7 @@ the seconds.
 Learning rates, tuned on other seeds: {chosen}.
 
 The dependence on the target: ratios of medians to GRPO's, tokens / seconds, for other accuracies ("-": one of
-the two did not get there in half of its runs).
+the two did not reach it in half of its runs).
 
 {sensitivity(curves)}
 

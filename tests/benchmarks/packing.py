@@ -1,8 +1,8 @@
-"""Seconds of one update by how samples are packed: python tests/benchmarks/packing.py [key=value ...].
+"""Measures the time of an update for each packing of samples: python tests/benchmarks/packing.py [key=value ...].
 
-One group of 8 completions, for prompts of 64, 512 and 4,096 tokens and answers of up to 32 and 512, on SmolLM2 (extra
-`real`) or any other model.path. Token ids are random, since they change no time. A packed row is measured with
-flash-attention only: without it, it takes a mask of [S x S]. Writes runs/bench/packing.json.
+The batch is one group of 8 completions, with prompts of 64, 512 and 4,096 tokens and answers of up to 32 and 512, on
+SmolLM2 (extra `real`) or any other model.path. Token ids are random, since they do not affect the time. Packed rows are
+measured only with flash-attention: without it they need a mask of [S x S]. Writes runs/bench/packing.json.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from adagrpo_ray.types import TrainSample
 
 PROMPTS, ANSWERS = (64, 512, 4096), (32, 512)
 GROUP = 8
-ENOUGH_S = 30.0  # of measuring one case
+ENOUGH_S = 30.0  # seconds after which no further update of a case is measured
 SETTINGS = ("learner.micro_batch_tokens=8192", "model.dtype=float32")
 
 
 def group(prompt: int, answer: int, vocabulary: int) -> list[TrainSample]:
-    """Completions of one prompt, half as long as `answer` to as long."""
+    """Completions of one prompt, with lengths from half of `answer` to `answer`."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, vocabulary, prompt).astype(np.int32)
     lengths = np.linspace(answer // 2, answer, GROUP).astype(int)
@@ -47,9 +47,9 @@ def group(prompt: int, answer: int, vocabulary: int) -> list[TrainSample]:
 
 
 def measure(packing: Packing, rounds: int, overrides: list[str]) -> dict[str, float]:
-    """Median seconds of an update, by prompt and answer, over at most `rounds` after one that does not count.
+    """Median seconds of an update, by prompt and answer, over at most `rounds` updates after one for warm-up.
 
-    A case whose first update takes long is measured by that update alone.
+    If the first update takes longer than ENOUGH_S, it is the only one.
     """
     config = load_config("launch/configs/smollm2-cpu.yaml", [*SETTINGS, *overrides, f"learner.packing={packing}"])
     engine = LearnerEngine(resolve_model(config), config, 0, 1, ("127.0.0.1", 0))
@@ -69,7 +69,7 @@ def measure(packing: Packing, rounds: int, overrides: list[str]) -> dict[str, fl
 
 
 def table(seconds: dict[Any, dict[str, float]]) -> str:
-    """Seconds, and how many times as fast as padded rows."""
+    """Seconds, and the speed relative to padded rows."""
     lines = [f"{'prompt+answer':16}" + "".join(f"{packing:>18}" for packing in seconds)]
     for case, padded in seconds["padded"].items():
         cells = (f"{of[case]:10.2f} ({padded / of[case]:4.2f}x)" for of in seconds.values())
@@ -80,7 +80,9 @@ def table(seconds: dict[Any, dict[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="updates of each case (default: 3)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that change smollm2-cpu.yaml's")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that override those of smollm2-cpu.yaml"
+    )
     given = parser.parse_args()
     flash = flash_attention(load_config("launch/configs/smollm2-cpu.yaml", given.overrides).model)
     packings: tuple[Packing, ...] = ("padded", "shared", *(("packed",) if flash else ()))

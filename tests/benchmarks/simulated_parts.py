@@ -1,4 +1,4 @@
-"""What simulation.py is made of: the measured constants, time, queues, and an engine with continuous batching."""
+"""The parts of simulation.py: the measured constants, time, queues, and an engine with continuous batching."""
 
 from __future__ import annotations
 
@@ -15,55 +15,59 @@ Call = Callable[[], None]
 
 @dataclass(frozen=True)
 class Constants:
-    """What the parts take; constants.py measures a field in the function named in brackets.
+    """The costs of the parts. constants.py measures each field in the function named in brackets.
 
-    *rank 0* is the one Python process that samples, scores, packs and sends: its seconds are serial.
+    *rank 0* is the Python process that samples, scores, packs and sends; its work is serial.
     """
 
-    decode_seconds: float  # s of an engine iteration (one token a sequence), whatever runs in it; above 0 [engine]
-    decode_seconds_per_sequence: float  # s more for each running sequence [engine]
-    prefill_seconds_per_token: float  # s more for each token of a prompt, once a group [engine]
+    decode_seconds: (
+        float  # s of an engine iteration (one token per sequence), for any number of sequences; above 0 [engine]
+    )
+    decode_seconds_per_sequence: float  # s for each running sequence [engine]
+    prefill_seconds_per_token: float  # s for each token of a prompt, once for each group [engine]
     max_sequences: int  # sequences that an actor decodes at a time [rollout.max_num_seqs]
-    merged: bool  # a sync drops what the cache holds of running sequences, so prefills them again [rollout.lora_mode]
-    request_seconds: float  # s of rank 0 for a request: sample, call, hand over to be scored [sampler+calls+scorer]
+    merged: bool  # a sync drops the cache of running sequences, which are prefilled again [rollout.lora_mode]
+    request_seconds: float  # s of rank 0 for a request: sample, call, pass to a scoring process [sampler+calls+scorer]
     completion_seconds: float  # s of rank 0 for each completion of an answer [sampler+calls]
-    pending_seconds: float  # s of rank 0 for each group of the step still open, whenever one ends [sampler]
+    pending_seconds: float  # s of rank 0 for each open group of the step, whenever a group ends [sampler]
     batch_seconds: float  # s of rank 0 for each completion of a whole step: samples, micro-batches, put [batches]
-    call_seconds: float  # s from an actor call to its answer where nobody else calls [calls]
-    pack_seconds: float  # s of rank 0 to make one buffer of the adapter, with its digest [adapter]
-    pack_seconds_per_byte: float  # s more for each byte [adapter]
+    call_seconds: float  # s from the call of an idle actor to its answer [calls]
+    pack_seconds: float  # s of rank 0 to make the buffer of an adapter, with its digest [adapter]
+    pack_seconds_per_byte: float  # s for each byte [adapter]
     put_seconds: float  # s of rank 0 to put an object into Ray's store [store]
-    put_seconds_per_byte: float  # s more for each byte [store]
-    dispatch_seconds: float  # s of rank 0 to send a version's reference to one actor and take its receipt [fan_out]
-    apply_seconds: float  # s that one actor decodes nothing because it puts a version into effect [adapter]
-    apply_seconds_per_byte: float  # s more for each byte [adapter]
+    put_seconds_per_byte: float  # s for each byte [store]
+    dispatch_seconds: float  # s of rank 0 to send a version's reference to an actor and receive its receipt [fan_out]
+    apply_seconds: float  # s in which an actor decodes nothing because it applies a version [adapter]
+    apply_seconds_per_byte: float  # s for each byte [adapter]
     adapter_bytes: int  # [adapter]
-    learner_seconds_per_token: float  # s of one rank for a completion's token, all updates of a step [learner]
+    learner_seconds_per_token: float  # s of one rank for a token of a completion, all updates of a step [learner]
     reward_seconds: float  # s of one scoring process for a group [scorer]
     reward_workers: int  # scoring processes [rewards.workers]
-    network_seconds_per_byte: float = 0.0  # s to a node, one node after the other; 0: all on one [not measured]
-    actors_per_node: int = 8  # counts only with a network [not measured]
+    network_seconds_per_byte: float = (
+        0.0  # s to a node, one node after the other; 0 if all actors are on one node [not measured]
+    )
+    actors_per_node: int = 8  # has an effect only with a network [not measured]
 
 
 class Loop:
-    """Simulated time: what is to happen, in the order of its time, and of the asking where the times are equal."""
+    """Simulated time: runs events in the order of their times; events at the same time in the order of `at`."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._coming: list[tuple[float, int, Call]] = []
+        self._events: list[tuple[float, int, Call]] = []
         self._numbers = itertools.count()
 
     def at(self, time: float, call: Call) -> None:
-        heapq.heappush(self._coming, (time, next(self._numbers), call))
+        heapq.heappush(self._events, (time, next(self._numbers), call))
 
     def run(self, ended: Callable[[], bool]) -> None:
         while not ended():
-            self.now, _, call = heapq.heappop(self._coming)
+            self.now, _, call = heapq.heappop(self._events)
             call()
 
 
 class Servers:
-    """`count` equal servers of one queue; first come, first served."""
+    """`count` equal servers of one first-in-first-out queue."""
 
     def __init__(self, loop: Loop, count: int = 1) -> None:
         self._loop, self._free = loop, [0.0] * count
@@ -79,7 +83,7 @@ class Servers:
 
 @dataclass(eq=False)
 class Request:
-    """A group on its way: tokens of its prompt and of each completion, and how many still decode."""
+    """A group in flight: tokens of its prompt and of each completion; `left` completions are still decoded."""
 
     step: int
     prompt: int
@@ -89,9 +93,9 @@ class Request:
 
 
 class Engine:
-    """One actor's engine: sequences join and leave between two iterations, pauses fall there too.
+    """The engine of an actor. Sequences join and leave between two iterations, where pauses are too.
 
-    While nothing joins, iterations take equally long, so there is one event for each change, not for each token.
+    Iterations are equally long until a sequence joins, so that there is one event for each change, not for each token.
     """
 
     def __init__(
@@ -99,11 +103,11 @@ class Engine:
     ) -> None:
         self._loop, self._c, self._answer, self._report_busy = loop, constants, answer, busy
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._running: list[tuple[int, int, int, Request]] = []  # first the iteration that ends the sequence
+        self._running: list[tuple[int, int, int, Request]] = []  # the first item is the last iteration of the sequence
         self._numbers = itertools.count()
         self._pauses: list[Call] = []
-        self._iteration = 0  # how many are over, at `_clock`
-        self._clock = 0.0  # when the current row of iterations began, or may begin
+        self._iteration = 0  # number of finished iterations at `_clock`
+        self._clock = 0.0  # time at which the current sequence of equal iterations began, or may begin
         self._step, self._planned, self._plan = 0.0, 0, 0
 
     def add(self, request: Request) -> None:
@@ -111,7 +115,7 @@ class Engine:
         self._change()
 
     def pause(self, then: Call) -> None:
-        """Put a version into effect before the next iteration."""
+        """Apply a version before the next iteration."""
         self._pauses.append(then)
         self._change()
 
@@ -129,7 +133,7 @@ class Engine:
         self._loop.at(time, partial(self._boundary, self._plan))
 
     def _boundary(self, plan: int) -> None:
-        """Between two iterations; of no effect where another plan has come in between."""
+        """Called between two iterations; does nothing if the plan was replaced."""
         if plan != self._plan:
             return
         c, now, was_busy = self._c, self._loop.now, bool(self._running)
@@ -144,7 +148,7 @@ class Engine:
             stall += c.apply_seconds + c.apply_seconds_per_byte * c.adapter_bytes
             self._loop.at(now + stall + c.call_seconds / 2, then)
             if c.merged:
-                stall += c.prefill_seconds_per_token * self._held()
+                stall += c.prefill_seconds_per_token * self._cached()
         self._pauses.clear()
         while self._waiting and len(self._running) < c.max_sequences:
             length, request = self._waiting.popleft()
@@ -158,8 +162,8 @@ class Engine:
         if was_busy != bool(self._running):
             self._report_busy(-1 if was_busy else 1)
 
-    def _held(self) -> float:
-        """Tokens in the cache; a group holds its prompt once."""
+    def _cached(self) -> float:
+        """Tokens in the cache; the prompt of a group is counted once."""
         return sum(
             length - (end - self._iteration) + request.prompt / len(request.lengths)
             for end, _, length, request in self._running

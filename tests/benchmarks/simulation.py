@@ -1,16 +1,16 @@
-"""How a run scales to 256 rollout actors, simulated from constants measured on this machine.
+"""Simulates how a run scales to 256 rollout actors, from constants measured on this machine.
 
     python tests/benchmarks/simulation.py [--decode-ms MS --learner-tokens-per-s N --adapter-mb MB] [key=value ...]
 
-constants.py measures the real parts, one of each; here a discrete-event simulation puts many of them together: strong
-scaling (a step of 512 groups of 8 over more and more actors) and weak scaling (64 completions an actor), with rollouts
-that wait for training and with rollouts that run a step ahead. It prints tables and writes runs/bench/simulation.json;
-`--from` that file simulates again without measuring. What a GPU would change is never measured here: it comes from the
-options under ASSUMED, and without them there is no such table.
+constants.py measures the real parts, one of each. A discrete-event simulation combines many of them: strong scaling (a
+step of 512 groups of 8 on more and more actors) and weak scaling (64 completions for each actor), with rollouts that
+wait for training and with rollouts one step ahead. It prints tables and writes runs/bench/simulation.json; `--from`
+this file repeats the simulation without measuring. The effect of GPUs is not measured: it is assumed by the options
+under ASSUMED, and without them there is no table of it.
 
-Simplified: every completion is trained on, in one attempt, with a length drawn by itself; nothing fails; learner ranks
-share a step's tokens evenly, and what they tell each other costs nothing; rank 0's training takes nothing from the
-thread that samples.
+Simplifications: every completion is trained on, in one attempt, with an independently sampled length. Nothing fails.
+Learner ranks share the tokens of a step evenly, and their communication takes no time. The training of rank 0 does not
+slow down its sampling thread.
 """
 
 from __future__ import annotations
@@ -29,17 +29,23 @@ from typing import Any
 from simulated_parts import Constants, Engine, Loop, Request, Servers
 
 ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-GROUP_SIZE, STRONG_PROMPTS, WEAK_PROMPTS = 8, 512, 8  # groups a step in all, or an actor
+GROUP_SIZE, STRONG_PROMPTS, WEAK_PROMPTS = 8, 512, 8  # groups of a step in total, or for each actor
 OUT = Path("runs/bench/simulation.json")
 
 
 @dataclass(frozen=True)
 class Point:
-    """Means of a simulated step, in seconds. `wait`, `learner` and `sync` are what the step consists of.
+    """Means of a simulated step, in seconds, unless noted.
 
-    The others say how long a resource was needed, in part beside each other: `controller` rank 0's thread, without
-    what it does for sync; `rewards` each scoring process; `decoding` every actor, were all completions equally long and
-    evenly spread; `tail` what decoding takes beyond that and beyond what the controller keeps it waiting.
+    actors: the number of actors.
+    tokens: tokens of the step.
+    wait, learner, sync: the parts of `seconds`.
+
+    The others are the times in which a resource is busy; they overlap:
+    controller: rank 0's thread, without its work for sync.
+    rewards: each scoring process.
+    decoding: each actor, if all completions were equally long and evenly distributed.
+    tail: additional time of decoding, without that in which the controller keeps it waiting.
     """
 
     actors: int
@@ -55,13 +61,13 @@ class Point:
 
     @property
     def limit(self) -> str:
-        """The part that is busiest."""
+        """The busiest part."""
         parts = ("controller", "rewards", "sync", "learner", "decoding", "tail")
         return max(parts, key=lambda part: float(getattr(self, part)))
 
 
 class _Run:
-    """The steps of a run, and what they took so far."""
+    """The steps of a run, and their times so far."""
 
     def __init__(
         self, constants: Constants, actors: int, ranks: int, ahead: int, draw: Callable[[int], list[Request]]
@@ -70,15 +76,15 @@ class _Run:
         self.loop = loop = Loop()
         self._controller, self._rewards = Servers(loop), Servers(loop, constants.reward_workers)
         self._engines = [Engine(loop, constants, self._answer, self._decoding) for _ in range(actors)]
-        self._outstanding = [0] * actors  # completions, as all may get equally long
-        self._open: dict[int, int] = {}  # groups of a step that have not ended
+        self._outstanding = [0] * actors  # completions, since all have the same upper bound of tokens
+        self._open: dict[int, int] = {}  # step -> number of its unfinished groups
         self.requests: dict[int, list[Request]] = {}
         self._ready: set[int] = set()
-        self._unproved = 0  # actors that have not put the newest version into effect
+        self._unproved = 0  # actors that have not applied the newest version
         self.version, self._training, self._began = 0, False, 0.0
         self._decoders, self._since = 0, 0.0
         self._wait = self._learner = self._sync = self._decoded = 0.0
-        self.totals: list[tuple[float, ...]] = [(0.0,) * 7]  # by version: what all steps up to it took
+        self.totals: list[tuple[float, ...]] = [(0.0,) * 7]  # for each version, the times of all steps up to it
         for step in range(1, ahead + 2):
             self._begin(step)
 
@@ -89,7 +95,7 @@ class _Run:
             self._controller.do(self._c.request_seconds, partial(self._dispatch, request))
 
     def _dispatch(self, request: Request) -> None:
-        """To the actor with the fewest outstanding completions, as RolloutPool.generate does it."""
+        """Send the request to the actor with the fewest outstanding completions, as RolloutPool.generate does."""
         request.actor = min(range(len(self._engines)), key=self._outstanding.__getitem__)
         self._outstanding[request.actor] += len(request.lengths)
         self.loop.at(self.loop.now + self._c.call_seconds / 2, partial(self._engines[request.actor].add, request))
@@ -114,7 +120,7 @@ class _Run:
         self._train()
 
     def _train(self) -> None:
-        """The next step's training, where its batch is there and the step before has ended."""
+        """Train the next step, if its batch is ready and the step before has ended."""
         step = self.version + 1
         if self._training or step not in self._ready:
             return
@@ -133,15 +139,15 @@ class _Run:
         self._controller.do(seconds, self._send, counted=False)
 
     def _send(self) -> None:
-        """One object to all actors: its reference to one after the other, its bytes to one node after the other."""
+        """Send one object: its reference to each actor, and its bytes to each node, one after the other."""
         c, now = self._c, self.loop.now
         self._unproved = len(self._engines)
         for index, engine in enumerate(self._engines):
-            there = now + index // c.actors_per_node * c.network_seconds_per_byte * c.adapter_bytes
-            self._controller.do(c.dispatch_seconds, partial(self._deliver, engine, there), counted=False)
+            arrival = now + index // c.actors_per_node * c.network_seconds_per_byte * c.adapter_bytes
+            self._controller.do(c.dispatch_seconds, partial(self._deliver, engine, arrival), counted=False)
 
-    def _deliver(self, engine: Engine, there: float) -> None:
-        self.loop.at(max(self.loop.now + self._c.call_seconds / 2, there), partial(engine.pause, self._prove))
+    def _deliver(self, engine: Engine, arrival: float) -> None:
+        self.loop.at(max(self.loop.now + self._c.call_seconds / 2, arrival), partial(engine.pause, self._prove))
 
     def _prove(self) -> None:
         self._unproved -= 1
@@ -156,7 +162,7 @@ class _Run:
         self._train()
 
     def _decoding(self, change: int) -> None:
-        """An engine has begun (1) or ended (-1) to decode."""
+        """Called when an engine begins (1) or stops (-1) to decode."""
         if not self._decoders:
             self._since = self.loop.now
         self._decoders += change
@@ -178,10 +184,10 @@ def simulate(
     warm_up: int = 2,
     seed: int = 0,
 ) -> Point:
-    """Means over `steps` steps after `warm_up` others, of `prompts` groups of `group_size` completions each.
+    """Simulate a run; means over `steps` steps after `warm_up` others, of `prompts` groups of `group_size` completions.
 
-    Tokens of completions and prompts are drawn from `lengths` and `prompt_lengths` by `seed` and step, the same for
-    every number of actors. The rollouts of step k begin when version k - 1 - `max_staleness` is in effect.
+    Lengths of completions and prompts are sampled from `lengths` and `prompt_lengths` by `seed` and step, independent
+    of the number of actors. The rollouts of step k begin when version k - 1 - `max_staleness` is applied.
     """
 
     def draw(step: int) -> list[Request]:
@@ -211,10 +217,10 @@ def simulate(
 def report(
     constants: Constants, lengths: Sequence[int], prompt_lengths: Sequence[int] = (0,), actors_per_rank: int = 0
 ) -> list[dict[str, Any]]:
-    """Print a table for each way to scale; one row a point, with all of its figures.
+    """Print a table for each kind of scaling; one row for each point, with all its metrics.
 
-    One learner rank, or one for each `actors_per_rank` actors. Efficiency is tokens per second and actor against
-    those of one actor.
+    There is one learner rank, or one for each `actors_per_rank` actors. Efficiency is tokens per second and actor,
+    relative to those of one actor.
     """
     rows: list[dict[str, Any]] = []
     for scaling, ahead in product(("strong", "weak"), (0, 1)):
@@ -235,23 +241,23 @@ def report(
                 f"{actors:6} {point.seconds:7.3f} {speed:14,.0f} {speed / alone / actors:11.0%} "
                 f"{point.controller / point.seconds:11.0%} {point.sync / point.seconds:5.0%}   {point.limit}"
             )
-            figures = {"tokens_per_s": speed, "efficiency": speed / alone / actors, "limit": point.limit}
-            rows.append({"scaling": scaling, **setting, **asdict(point), **figures})
+            metrics = {"tokens_per_s": speed, "efficiency": speed / alone / actors, "limit": point.limit}
+            rows.append({"scaling": scaling, **setting, **asdict(point), **metrics})
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the settings")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override the file's")
     parser.add_argument("--config", default="launch/configs/tiny-cpu.yaml", help="YAML file (default: tiny-cpu.yaml)")
-    parser.add_argument("--from", dest="saved", type=Path, help="take the constants of this file, measure nothing")
+    parser.add_argument("--from", dest="saved", type=Path, help="use the constants in this file, without measuring")
     assumed = parser.add_argument_group("ASSUMED, not measured; the first three belong together")
-    assumed.add_argument("--decode-ms", type=float, help="an engine iteration, with any number of sequences")
-    assumed.add_argument("--learner-tokens-per-s", type=float, help="of one rank")
-    assumed.add_argument("--adapter-mb", type=float, help="megabytes that a sync sends")
-    assumed.add_argument("--length-factor", type=float, default=1.0, help="completions so much longer than recorded")
-    assumed.add_argument("--network-gb-per-s", type=float, help="from rank 0's node to others; left out: one node")
-    assumed.add_argument("--actors-per-node", type=int, default=8, help="counts only with a network")
+    assumed.add_argument("--decode-ms", type=float, help="time of an engine iteration, for any number of sequences")
+    assumed.add_argument("--learner-tokens-per-s", type=float, help="rate of one rank")
+    assumed.add_argument("--adapter-mb", type=float, help="megabytes of an adapter")
+    assumed.add_argument("--length-factor", type=float, default=1.0, help="factor of the measured completion lengths")
+    assumed.add_argument("--network-gb-per-s", type=float, help="from rank 0's node to others; default: one node")
+    assumed.add_argument("--actors-per-node", type=int, default=8, help="has an effect only with a network")
     args = parser.parse_args()
     given = (args.decode_ms, args.learner_tokens_per_s, args.adapter_mb)
     if any(given) and not all(given):

@@ -1,7 +1,7 @@
-"""Seconds until rollout actors serve a new adapter of a model of 1.7 B parameters: python tests/benchmarks/sync.py.
+"""Measures the time until rollout actors serve a new adapter of a 1.7 B model: python tests/benchmarks/sync.py.
 
-The adapter goes the way it goes in training (pack, object store, RolloutPool.apply, digest read back) to real actors
-over a base model of Qwen3-1.7B's shapes with random weights. Writes runs/bench/sync.json.
+The adapter is sent as in training (pack, object store, RolloutPool.apply, digest read back) to real actors with a base
+model of Qwen3-1.7B's shapes and random weights. Writes runs/bench/sync.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.training.memory import Shape, shape_of
 
-# Qwen3-1.7B, but for the vocabulary: embeddings carry no adapter.
+# Qwen3-1.7B with a smaller vocabulary, since embeddings have no adapter.
 QWEN3 = {
     "hidden_size": 2048,
     "num_hidden_layers": 28,
@@ -45,7 +45,7 @@ MODES = ("adapter", "merged")
 
 
 class TimedActor(RolloutActor):
-    """A rollout actor that knows how long its last `apply` took."""
+    """A rollout actor that measures the time of its last `apply`."""
 
     async def apply(self, weights: AdapterWeights) -> SyncReceipt:
         began = time.perf_counter()
@@ -63,7 +63,7 @@ def settings(mode: str, folder: Path) -> Config:
 
 
 def write_base_model(folder: Path) -> Shape:
-    """The base model in bfloat16 (about 2.8 GB) with the tiny model's tokenizer."""
+    """Write the base model in bfloat16 (about 2.8 GB) with the tiny model's tokenizer."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(**QWEN3)
@@ -71,7 +71,7 @@ def write_base_model(folder: Path) -> Shape:
         model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     model.to_empty(device="cpu")
     model.tie_weights()
-    # Drawing each weight would take a minute: the same few million serve again and again.
+    # Sampling all weights would take a minute, so that a few million values are repeated.
     some = (0.02 * torch.randn(2**22, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
     for weight in model.parameters():
         if weight.ndim == 1:
@@ -85,7 +85,7 @@ def write_base_model(folder: Path) -> Shape:
 
 
 def random_adapter(shape: Shape, r: int, targets: tuple[str, ...], seed: int) -> dict[str, torch.Tensor]:
-    """An adapter as `LearnerEngine.adapter` gives it: float32, keyed as in PEFT's files."""
+    """A random adapter in the form of `LearnerEngine.adapter`: float32, with the keys of PEFT's files."""
     generator, tensors = torch.Generator().manual_seed(seed), dict[str, torch.Tensor]()
     for layer in range(shape.layers):
         for name in targets:
@@ -98,7 +98,7 @@ def random_adapter(shape: Shape, r: int, targets: tuple[str, ...], seed: int) ->
 
 
 def measure(config: Config, shape: Shape, actors: int, versions: int) -> dict[str, Any]:
-    """Medians over the versions in seconds, and each version's own; "apply" is the slowest actor's."""
+    """Medians over the versions, and the values of each version, in seconds; "apply" is that of the slowest actor."""
     lora, dtype = config.model.lora, getattr(torch, config.model.dtype)
     remote = ray.remote(num_cpus=config.rollout.cpus, max_concurrency=8)(TimedActor)
     handles = [remote.remote() for _ in range(actors)]
@@ -112,9 +112,9 @@ def measure(config: Config, shape: Shape, actors: int, versions: int) -> dict[st
             began = time.perf_counter()
             weights = pack(version, tensors, lora.r, lora.alpha, dtype)
             packed = time.perf_counter()
-            receipts = asyncio.run(pool.apply(weights))  # raises where a digest is another one
+            receipts = asyncio.run(pool.apply(weights))  # raises if a digest differs
             applied = time.perf_counter()
-            reference = ray.put(weights)  # once more, since the pool's own is not to be told from its apply
+            reference = ray.put(weights)  # a second time, since the put in the pool cannot be timed separately
             put = time.perf_counter()
             del reference
             seconds["pack"].append(packed - began)
@@ -122,8 +122,8 @@ def measure(config: Config, shape: Shape, actors: int, versions: int) -> dict[st
             seconds["apply"].append(max(ray.get([actor.seconds.remote() for actor in handles])))
             seconds["whole"].append(applied - began)
     finally:
-        farewells = [actor.stop.remote() for actor in handles]
-        ray.wait(farewells, num_returns=len(farewells), timeout=STOP_TIMEOUT_S)
+        stops = [actor.stop.remote() for actor in handles]
+        ray.wait(stops, num_returns=len(stops), timeout=STOP_TIMEOUT_S)
         for actor in handles:
             ray.kill(actor)
     return {
@@ -134,10 +134,10 @@ def measure(config: Config, shape: Shape, actors: int, versions: int) -> dict[st
     }
 
 
-def table(figures: dict[str, Any]) -> str:
-    """One line a mode."""
+def table(metrics: dict[str, Any]) -> str:
+    """One line for each mode."""
     lines = [f"{'mode':10}{'MB':>8}{'pack s':>10}{'put s':>10}{'apply s':>10}{'whole s':>10}"]
-    for mode, f in figures["modes"].items():
+    for mode, f in metrics["modes"].items():
         if "error" in f:
             lines.append(f"{mode:10}{f['error']}")
         else:
@@ -147,8 +147,8 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def run(actors: int, versions: int) -> dict[str, Any]:
-    """The figures of both modes, one after the other; a mode that fails has an "error" in their place."""
-    figures: dict[str, Any] = {"actors": actors, "versions": versions, "shape": QWEN3, "modes": {}}
+    """The metrics of both modes, measured one after the other; only an "error" for a mode that fails."""
+    metrics: dict[str, Any] = {"actors": actors, "versions": versions, "shape": QWEN3, "modes": {}}
     with tempfile.TemporaryDirectory() as name:
         shape = write_base_model(Path(name))
         ray.init(
@@ -161,25 +161,25 @@ def run(actors: int, versions: int) -> dict[str, Any]:
         try:
             for mode in MODES:
                 try:
-                    figures["modes"][mode] = measure(settings(mode, Path(name)), shape, actors, versions)
+                    metrics["modes"][mode] = measure(settings(mode, Path(name)), shape, actors, versions)
                 except Exception as error:
                     last = (str(error).strip().splitlines() or [""])[-1]
-                    figures["modes"][mode] = {"error": f"{type(error).__name__}: {last}"}
+                    metrics["modes"][mode] = {"error": f"{type(error).__name__}: {last}"}
         finally:
             ray.shutdown()
-    return figures
+    return metrics
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--actors", type=int, default=1, help="rollout actors; one that merges takes about 10 GiB")
-    parser.add_argument("--versions", type=int, default=5, help="adapters that are sent, one after the other")
+    parser.add_argument("--actors", type=int, default=1, help="rollout actors; one with mode merged takes about 10 GiB")
+    parser.add_argument("--versions", type=int, default=5, help="number of adapters to send, one after the other")
     given = parser.parse_args()
-    figures = run(given.actors, given.versions)
-    print(table(figures))
+    metrics = run(given.actors, given.versions)
+    print(table(metrics))
     out = Path("runs/bench/sync.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=2) + "\n")
+    out.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The halves of a step and the whole of it, for bench.py: throughput.py limits|program OUT.json CONFIG [key=value ...].
+"""Measures the halves of a step or whole steps, for bench.py: throughput.py limits|program OUT CONFIG [key=value ...].
 
-`limits`: vLLM generates the requests of step after step, as many steps at once as `algorithm.max_staleness` allows,
-and the learner trains on what one of these steps brought; each alone, then side by side without waiting for each
-other. `program`: a real run. Tokens are generated ones everywhere; a rate of the learner counts the tokens of the
-step that it trains on, also those of completions without an advantage, which it may leave out.
+`limits`: vLLM generates the requests of one step after the other, as many steps at a time as `algorithm.max_staleness`
+allows, and the learner trains on the result of one step; each alone, then both at the same time without waiting for
+each other. `program`: a real run. Tokens are always generated tokens. A rate of the learner counts all tokens of the
+step, even those of completions without an advantage, which it may leave out.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from adagrpo_ray.training.resolve import resolve
 from adagrpo_ray.training.start import place_and_train
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, TrainBatch, TrainSample
 
-ROUNDS, WARM_UP = 20, 3  # of an update, and how many of them are not counted
-WINDOW_S = 8.0  # that the limits are measured for, each
+ROUNDS, WARM_UP = 20, 3  # updates, and the number of first updates that are not counted
+WINDOW_S = 8.0  # duration of the measurement of each limit
 Answers = list[tuple[Prompt, tuple[Completion, ...]]]
 
 
 class Rollouts:
-    """One engine in this process that generates steps of `config`, in the order of a run."""
+    """One engine in this process, which generates the steps of `config` in the order of a run."""
 
     def __init__(self, config: Config, inputs: Inputs) -> None:
         self._config, self._inputs = config, inputs
@@ -56,7 +56,7 @@ class Rollouts:
         await self._engine.stop()
 
     async def step(self) -> Answers:
-        """The first attempts of the next step."""
+        """Generate the first attempts of the next step."""
         config, a = self._config, self._config.algorithm
         drawn = self._order.take(a.prompts_per_step)
         requests = [
@@ -74,7 +74,7 @@ class Rollouts:
         return [(prompt, answer) for (prompt, _), answer in zip(drawn, answers, strict=True)]
 
     async def tokens_per_s(self) -> float:
-        """With as many steps in flight as the program may have."""
+        """The rate with as many steps in flight as the program may have."""
         began, tokens = time.perf_counter(), 0
 
         async def lane() -> None:
@@ -88,12 +88,12 @@ class Rollouts:
 
 
 def tokens_of(answers: Answers) -> int:
-    """Generated tokens."""
+    """The number of generated tokens."""
     return sum(len(c.token_ids) for _, group in answers for c in group)
 
 
 def batch_of(config: Config, answers: Answers) -> TrainBatch:
-    """What one rank trains on after these answers, which are scored here."""
+    """Score the answers; the batch of one rank."""
     functions = [(load_reward(f.function), f.weight) for f in config.rewards.functions]
     groups = []
     for prompt, completions in answers:
@@ -116,7 +116,7 @@ def batch_of(config: Config, answers: Answers) -> TrainBatch:
 
 
 def median_seconds(step: Callable[[], Any]) -> float:
-    """Of `ROUNDS` calls without the first ones."""
+    """Median seconds of ROUNDS calls, without the first WARM_UP."""
     seconds = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -126,7 +126,7 @@ def median_seconds(step: Callable[[], Any]) -> float:
 
 
 def learner_alone(config: Config, inputs: Inputs, answers: Sequence[tuple[Completion, ...]]) -> float:
-    """Tokens per second of updates on all of these completions, with advantages out of the air."""
+    """Tokens per second of updates on all of these completions, with random advantages."""
     rng, tokens = np.random.default_rng(0), sum(len(c.token_ids) for group in answers for c in group)
     samples = [
         TrainSample(
@@ -141,7 +141,7 @@ def learner_alone(config: Config, inputs: Inputs, answers: Sequence[tuple[Comple
 
 
 def updates(config: Config, model_path: str, batch: TrainBatch, pipe: Any) -> None:
-    """A process that trains on `batch` again and again while the pipe says so; it answers with updates a second."""
+    """Process that trains on `batch` for WINDOW_S at each "train" in the pipe, and answers with updates per second."""
     torch.set_num_threads(max(1, int(config.learner.cpus)))
     engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
     for _ in range(WARM_UP):
@@ -156,7 +156,7 @@ def updates(config: Config, model_path: str, batch: TrainBatch, pipe: Any) -> No
 
 
 def limits(config: Config) -> dict[str, float]:
-    """Tokens per second of both halves, alone and side by side."""
+    """Tokens per second of both halves, alone and at the same time."""
     inputs = check(config)
     with asyncio.Runner() as loop:
         rollouts = Rollouts(config, inputs)
@@ -172,25 +172,25 @@ def limits(config: Config) -> dict[str, float]:
         ours.send("train")
         learner_only = tokens * ours.recv()
         ours.send("train")
-        beside = loop.run(rollouts.tokens_per_s())
-        learner_beside = tokens * ours.recv()
+        rollout_together = loop.run(rollouts.tokens_per_s())
+        learner_together = tokens * ours.recv()
         ours.send("stop")
         learner.join()
         loop.run(rollouts.stop())
     return {
         "rollout_alone_tokens_per_s": rollout_alone,
         "learner_alone_tokens_per_s": learner_only,
-        "rollout_beside_tokens_per_s": beside,
-        "learner_beside_tokens_per_s": learner_beside,
+        "rollout_together_tokens_per_s": rollout_together,
+        "learner_together_tokens_per_s": learner_together,
     }
 
 
 def program(config: Config) -> dict[str, Any]:
-    """A run: its tokens per second, seconds a step, and where they go, without the first quarter of `run.steps`.
+    """Run the program; tokens per second, seconds per step and time by phase, without the first quarter of the steps.
 
-    Where rollouts run ahead, those of `max_staleness` steps are begun before the window of these steps opens. So the
-    run goes on for as many steps after it: as many then begin within the window for steps that it does not count,
-    and the last steps of all, which train while the engine has nothing left to do, are outside.
+    If rollouts run ahead, those of `max_staleness` steps begin before the measured window. So the run has as many steps
+    after the window, whose rollouts begin within it. The last steps, which train while the engine is idle, are then
+    outside of the window too.
     """
     seen: list[Any] = []
 
@@ -220,8 +220,8 @@ def program(config: Config) -> dict[str, Any]:
 def main() -> None:
     part, out, file, *overrides = sys.argv[1:]
     config = load_config(file, overrides)
-    figures = {"limits": limits, "program": program}[part](config)
-    Path(out).write_text(json.dumps(figures, indent=2) + "\n")
+    metrics = {"limits": limits, "program": program}[part](config)
+    Path(out).write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""TRL's GRPOTrainer on the benchmark's work: trl_baseline.py OUT.json CONFIG --variant NAME [key=value ...].
+"""Runs TRL's GRPOTrainer on the benchmark's task: trl_baseline.py OUT.json CONFIG --variant NAME [key=value ...].
 
-Same settings, base model, prompts in the same order, reward and adapter; plain GRPO with one update a batch. The
-variants are those of trl_variants.py; OUT.json holds the figures of one, or its "error" where it cannot run.
+Settings, base model, order of prompts, reward and adapter are the same; the method is GRPO with one update for each
+batch. The variants are those of trl_variants.py. OUT.json has the metrics of one, or its "error" if it cannot run.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.training.preflight import check
 from adagrpo_ray.types import Prompt
 
-ROUNDS, WARM_UP = 20, 3  # steps, and how many of them are not counted
+ROUNDS, WARM_UP = 20, 3  # steps, and the number of first steps that are not counted
 
 
 class Meter(TrainerCallback):
-    """Scores as the configuration says, and notes each step's end, generated tokens and mean reward."""
+    """Scores by the configuration, and records the end, the generated tokens and the mean reward of each step."""
 
     def __init__(self, config: Config, prompts: Sequence[Prompt]) -> None:
         self._config, self._prompts = config, prompts
         self._functions = [(load_reward(f.function), f.weight) for f in config.rewards.functions]
-        self.ended: list[float] = []  # seconds, of perf_counter
+        self.ended: list[float] = []  # time.perf_counter at the end of each step
         self.tokens: list[int] = []
         self.rewards: list[float] = []
 
@@ -44,7 +44,7 @@ class Meter(TrainerCallback):
         self.ended.append(time.perf_counter())
 
     def reward(self, completions: list[str], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
-        """TRL's form of a reward function; a group's completions come one after the other."""
+        """A reward function with TRL's signature; the completions of a group are consecutive."""
         size, rewards = self._config.algorithm.group_size, list[float]()
         for start in range(0, len(completions), size):
             prompt = self._prompts[row[start]]
@@ -62,8 +62,8 @@ class Meter(TrainerCallback):
         self.rewards.append(statistics.mean(rewards))
         return rewards
 
-    def figures(self) -> dict[str, Any]:
-        """Of the steps after the warm-up; tokens are generated completion tokens."""
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the steps after the warm-up; tokens are generated completion tokens."""
         a, tokens = self._config.algorithm, self.tokens[WARM_UP:]
         seconds = [after - before for before, after in pairwise(self.ended[WARM_UP - 1 :])]
         return {
@@ -77,7 +77,7 @@ class Meter(TrainerCallback):
 
 
 def run(variant: Variant, config: Config) -> dict[str, Any]:
-    """Train with this variant, in this process, and measure."""
+    """Train with this variant in this process; its metrics."""
     inputs = check(config)
     with tempfile.TemporaryDirectory() as output:
         arguments = common(config, output) | variant(config, inputs)
@@ -92,7 +92,7 @@ def run(variant: Variant, config: Config) -> dict[str, Any]:
         texts = tokenizer.batch_decode([p.token_ids for p in prompts])
         again = tokenizer(text=texts)["input_ids"]
         if any(ids != p.token_ids.tolist() for ids, p in zip(again, prompts, strict=True)):
-            raise ValueError("TRL would tokenize the prompts to something else than ours")
+            raise ValueError("TRL would tokenize the prompts differently")
         lora, meter = config.model.lora, Meter(config, prompts)
         dtype = getattr(torch, config.model.dtype)
         GRPOTrainer(
@@ -110,7 +110,7 @@ def run(variant: Variant, config: Config) -> dict[str, Any]:
             ),
             callbacks=[meter],
         ).train()
-        return meter.figures()
+        return meter.metrics()
 
 
 def last_line(text: str) -> str:
@@ -122,18 +122,18 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("config", help="YAML file of settings")
     parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("overrides", nargs="*", help="key=value changes of the settings")
+    parser.add_argument("overrides", nargs="*", help="settings that override the file's, as key=value")
     given = parser.parse_intermixed_args()
     overrides = [f"run.steps={ROUNDS}", "data.eval_prompts=0", "algorithm.name=grpo", *given.overrides]
     config = load_config(given.config, overrides)
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     try:
-        figures = run(VARIANTS[given.variant], config)
+        metrics = run(VARIANTS[given.variant], config)
     except Exception as error:
-        figures = {"error": f"{type(error).__name__}: {last_line(str(error))}"}
-    print(given.variant, json.dumps(figures))
+        metrics = {"error": f"{type(error).__name__}: {last_line(str(error))}"}
+    print(given.variant, json.dumps(metrics))
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(figures, indent=2) + "\n")
+    given.out.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The ways in which TRL can generate, for trl_baseline.py: each gives its GRPOConfig arguments beside `common`.
+"""TRL's ways to generate, for trl_baseline.py: each returns its GRPOConfig arguments in addition to `common`.
 
-Not among them: vLLM in a server, for which TRL's trainer has to be on a CUDA device (`VLLMClient.init_communicator`
-raises NotImplementedError elsewhere), and Liger's kernels, which are Triton's.
+Not included are vLLM in a server, for which TRL's trainer needs a CUDA device (`VLLMClient.init_communicator` raises
+NotImplementedError without one), and Liger's kernels, which need Triton.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Common = dict[str, Any]  # the GRPOConfig arguments that all variants share
 
 
 def common(config: Config, output: str) -> Common:
-    """GRPOConfig's arguments for these settings: one generation batch, one micro-batch and one update a step."""
+    """GRPOConfig's arguments for these settings: each step has one generation batch, one micro-batch and one update."""
     a, s = config.algorithm, config.learner
     return {
         "output_dir": output,
@@ -30,7 +30,7 @@ def common(config: Config, output: str) -> Common:
         "per_device_train_batch_size": a.prompts_per_step * a.group_size,
         "num_generations": a.group_size,
         "num_iterations": 1,
-        "shuffle_dataset": False,  # the rows are in our order already
+        "shuffle_dataset": False,  # the rows are already in our order
         "max_completion_length": config.rollout.max_new_tokens,
         "temperature": a.sampling.temperature,
         "top_p": a.sampling.top_p,
@@ -58,7 +58,7 @@ def common(config: Config, output: str) -> Common:
 
 
 def with_vllm(config: Config, inputs: Inputs) -> Common:
-    """What both of TRL's vLLM modes share; the importance weights are those of our loss."""
+    """The arguments of all vLLM modes; importance weights are those of our loss."""
     loss = config.algorithm.loss
     correction: Common = {"vllm_importance_sampling_correction": loss.correction != "none"}
     if loss.correction != "none":
@@ -71,22 +71,22 @@ def with_vllm(config: Config, inputs: Inputs) -> Common:
 
 
 def generate_1_thread(config: Config, inputs: Inputs) -> Common:
-    """transformers' generate on all completions at once, on one core."""
+    """transformers' generate for all completions at once, on one core."""
     torch.set_num_threads(1)
     return {}
 
 
 def generate_2_threads(config: Config, inputs: Inputs) -> Common:
-    """The same on two cores."""
+    """transformers' generate for all completions at once, on two cores."""
     torch.set_num_threads(2)
     return {}
 
 
 def continuous_batching(config: Config, inputs: Inputs) -> Common:
-    """transformers' continuous batching (once `use_transformers_paged`), with a cache that just holds all completions.
+    """transformers' continuous batching (earlier: `use_transformers_paged`), with a cache of minimal size.
 
-    By itself it would take half of the machine's memory. Without flash attention it attends over the whole cache
-    through a mask, so that a small one is also the fastest.
+    By default the cache would take half of the machine's memory. Without flash attention, attention is computed over
+    the whole cache with a mask, so that a small cache is also the fastest.
     """
     completions, page = config.algorithm.prompts_per_step * config.algorithm.group_size, 64
     longest = max(len(p.token_ids) for p in inputs.prompts.train)
@@ -101,17 +101,17 @@ def continuous_batching(config: Config, inputs: Inputs) -> Common:
 def vllm_colocate(config: Config, inputs: Inputs) -> Common:
     """vLLM in the trainer's process.
 
-    vLLM's CPU linear layers pack their weights for oneDNN and leave an empty tensor behind
-    (`dispatch_cpu_unquantized_gemm(remove_weight=True)`), and TRL's `sync_weights` loads into that very tensor
-    (`model.load_weights`, not `reload_weights`): so the first sync cannot work there.
+    It fails at the first sync: vLLM's CPU linear layers pack their weights for oneDNN and leave an empty tensor
+    (`dispatch_cpu_unquantized_gemm(remove_weight=True)`), into which TRL's `sync_weights` loads the weights
+    (`model.load_weights` instead of `reload_weights`).
     """
-    # A number of GiB for vLLM's CPU build; without it, vLLM takes a share of the machine's memory.
+    # GiB for the cache of vLLM's CPU build; without it vLLM takes a share of the machine's memory.
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(config.rollout.kv_cache_gib or 1))
     return with_vllm(config, inputs) | {"vllm_mode": "colocate"}
 
 
 def vllm_colocate_unpacked(config: Config, inputs: Inputs) -> Common:
-    """The same with vLLM patched not to pack weights: nothing that TRL offers, but what it could do on CPUs."""
+    """vLLM in the trainer's process, patched not to pack weights: not offered by TRL, but possible on CPUs."""
     from vllm.model_executor.layers import utils
 
     def keep(layer: Any, remove_weight: bool) -> None:

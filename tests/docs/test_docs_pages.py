@@ -1,4 +1,4 @@
-"""The pages name messages, settings, metrics and files: each of these exists."""
+"""Messages, settings, metrics and files that the pages name exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HOLE = "\0"
 
 
 def rows(page: str) -> Iterator[list[str]]:
-    """The cells of every row of the page's tables, headings aside."""
+    """Yield the cells of every row of the page's tables, without headings."""
     lines = (DOCS / page).read_text().splitlines()
     for before, line in pairwise(lines):
         if line.startswith("| ") and not line.startswith("| ---") and before.startswith("| "):
@@ -51,7 +51,7 @@ def code(cell: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def messages() -> list[str]:
-    """Every text of the source, with HOLE for each value in it."""
+    """All texts of the source, with HOLE for each value in them."""
     found = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -64,12 +64,12 @@ def messages() -> list[str]:
 
 
 def pattern(message: str) -> re.Pattern[str]:
-    """The message, where `...` may be a value, or text with values in it."""
+    """The message as a pattern, in which `...` matches any text and values."""
     return re.compile(".*?".join(map(re.escape, message.split("..."))), re.DOTALL)
 
 
-def told(page: str) -> list[str]:
-    """The messages in the first column of tables with that heading."""
+def documented(page: str) -> list[str]:
+    """The messages in the first column of tables with the heading "message"."""
     inside, found = False, []
     for line in (DOCS / page).read_text().splitlines():
         if line.startswith("| message |"):
@@ -82,20 +82,20 @@ def told(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["troubleshooting.md", "jobs.md"])
-def test_every_message_is_one_that_the_program_prints(page: str, messages: list[str]) -> None:
-    said = [message for message in told(page) if message != "pending: ..."]  # Ray's own
-    assert len(said) > (40 if page == "troubleshooting.md" else 3)
-    for message in said:
+def test_documented_messages_are_in_the_source(page: str, messages: list[str]) -> None:
+    listed = [message for message in documented(page) if message != "pending: ..."]  # a message of Ray
+    assert len(listed) > (40 if page == "troubleshooting.md" else 3)
+    for message in listed:
         assert len(message.replace("...", "")) > 8, message
         assert any(pattern(message).search(text) for text in messages), message
 
 
-def test_a_message_that_nothing_prints_is_found(messages: list[str]) -> None:
+def test_unknown_message_is_not_in_the_source(messages: list[str]) -> None:
     assert not any(pattern("unknown key ... (worth ...)").search(text) for text in messages)
 
 
 @pytest.mark.parametrize("page", ["troubleshooting", "glossary"])
-def test_every_metric_is_one_of_tensorboard(page: str) -> None:
+def test_documented_metrics_exist(page: str) -> None:
     tags = {*scalars(replace(step(1), kl=0.1)), *scalars(evaluation(1, 0.5))}
     groups = "|".join({tag.partition("/")[0] for tag in tags if "/" in tag})
     named = [
@@ -118,7 +118,7 @@ KEYS = {key for key, _, _ in settings()}
 
 
 def sections() -> set[str]:
-    """Every place of the tree that has settings below it."""
+    """All keys that have settings below them."""
     return {key.rpartition(".")[0].removesuffix("[]") for key in KEYS} | {
         key[: dot.start()].removesuffix("[]") for key in KEYS for dot in re.finditer(r"\.", key)
     }
@@ -129,7 +129,7 @@ def sections() -> set[str]:
     [*(page for page in PAGES if page.name != "coming-from.md"), ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md"],
     ids=lambda page: page.name,
 )
-def test_every_setting_that_a_page_names_exists(page: Path) -> None:
+def test_documented_settings_exist(page: Path) -> None:
     known = KEYS | sections()
     for text in code(page.read_text()):
         found = NAMED.fullmatch(text)
@@ -139,20 +139,20 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
             assert keys & known or parent in ("rollout.resources", "learner.resources", "data.template_kwargs"), text
 
 
-def test_settings_that_are_compared_with_others_exist() -> None:
+def test_settings_compared_with_those_of_others_exist() -> None:
     compared = 0
     for cells in rows("coming-from.md"):
         names = [name.partition("=")[0] for name in code(cells[0]) if not name.startswith("--")]
         for name in names:
             parents = [names[0].rpartition(".")[0], names[0].partition(".")[0]]
-            wanted = {name} if "." in name else {f"{parent}.{name}" for parent in parents}
-            assert wanted & (KEYS | sections()), (name, wanted)
+            possible = {name} if "." in name else {f"{parent}.{name}" for parent in parents}
+            assert possible & (KEYS | sections()), (name, possible)
             compared += 1
     assert compared > 60
 
 
-def test_settings_of_trl_are_those_of_the_version_that_is_named() -> None:
-    """As its sources have them: importing it takes seconds."""
+def test_settings_of_trl_exist_in_the_named_version() -> None:
+    """TRL's sources are parsed, because importing it takes seconds."""
     fields = set()
     for package, file in (
         ("trl", "trainer/grpo_config.py"),
@@ -179,12 +179,10 @@ def test_settings_of_trl_are_those_of_the_version_that_is_named() -> None:
     assert f"TRL {version[1]} (" in page_text("coming-from")
 
 
-# --- what is shown whole
+# --- complete files and configurations
 
 
-def test_the_reader_who_follows_the_quick_start_gets_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quick_start_gives_the_documented_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = "".join("".join(blocks(DOCS / "index.md", language)) for language in ("json", "python", "yaml"))
     assert len(shown.splitlines()) <= 20
     for name, text in files().items():
@@ -200,20 +198,20 @@ def test_the_reader_who_follows_the_quick_start_gets_what_it_says(
     ]
 
 
-def test_every_block_of_yaml_is_a_part_of_a_configuration() -> None:
+def test_yaml_blocks_are_valid_settings() -> None:
     trees = [yaml.safe_load(block) for page in PAGES for block in blocks(page, "yaml")]
     parts = [tree for tree in trees if set(tree) <= set(Config.model_fields)]
     assert parts
     for tree in parts:
-        Config.model_validate(tree)  # raises what is wrong with it
+        Config.model_validate(tree)  # raises if it is invalid
 
 
-def test_every_file_of_a_run_folder_has_its_row() -> None:
+def test_files_of_a_run_folder_are_documented() -> None:
     named = {name.rstrip("/") for cells in rows("index.md") for name in code(cells[0])}
     assert named >= {EVALUATIONS, METRICS, SAMPLES, FOLDER, "adapter", "config.yaml", "summary.json", "tensorboard"}
 
 
-def test_numbers_of_worked_examples() -> None:
+def test_numbers_of_worked_examples_are_correct() -> None:
     text = page_text("method")
     assert "lengths of 80, 90 and 100 get 0, " in text
     assert overlong_penalty([80, 90, 100], 100, 20).tolist() == [0.0, -0.5, -1.0]
@@ -222,7 +220,7 @@ def test_numbers_of_worked_examples() -> None:
     assert "5 completions at p = 0.5, and 22 at p = 0.1" in text
 
 
-def test_every_file_of_the_algorithm_has_its_formulas_and_a_function_that_is_there() -> None:
+def test_files_of_the_algorithm_are_documented() -> None:
     text = page_text("method")
     for path in (ROOT / "adagrpo_ray" / "algorithm").glob("*.py"):
         if path.name not in ("__init__.py", "own_ladder.py"):
@@ -238,7 +236,7 @@ def test_every_file_of_the_algorithm_has_its_formulas_and_a_function_that_is_the
 @pytest.mark.parametrize(
     "page", [*PAGES, *(ROOT / f"{name}.md" for name in ("SECURITY", "CONTRIBUTING", "CHANGELOG"))], ids=lambda p: p.name
 )
-def test_links_and_files_that_a_page_names_are_there(page: Path) -> None:
+def test_links_and_files_on_pages_exist(page: Path) -> None:
     text = page.read_text()
     plain = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     for place in re.findall(r"\]\(([^)\s]+)\)", plain):
@@ -254,15 +252,15 @@ def test_links_and_files_that_a_page_names_are_there(page: Path) -> None:
         assert (ROOT / file).exists() or file.startswith("docker/secrets/"), file  # made by make cluster-up
 
 
-def test_every_page_is_in_the_navigation_and_in_the_readme() -> None:
+def test_pages_are_in_the_navigation_and_the_readme() -> None:
     navigation, readme = (ROOT / "mkdocs.yml").read_text(), (ROOT / "README.md").read_text()
     for page in DOCS.glob("*.md"):
         assert f": {page.name}\n" in navigation, page.name
         assert f"](docs/{page.name})" in readme, page.name
 
 
-def test_the_readme_is_short_and_names_the_commands_first() -> None:
-    """A newcomer reads it whole: three commands of make, the example, then everything else by a link."""
+def test_readme_is_short_and_begins_with_the_commands() -> None:
+    """The README has three commands of make first, then the example, and links to everything else."""
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
     first = next(blocks(ROOT / "README.md", "bash"))

@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds strictly, loads nothing from another host, and has every setting."""
+"""The site of the documentation: it builds in strict mode, loads nothing from other hosts, and has every setting."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STYLE = re.compile(r"(?:@import\s*|url\()\s*[\"']?(?!data:|#)([^\"')]+)")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All pages, built as `make docs` does."""
+    """The site, built as by `make docs`."""
     folder = tmp_path_factory.mktemp("site")
     build(mkdocs_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))
     return folder
@@ -37,13 +37,13 @@ def foreign(place: str) -> bool:
     return bool(re.match(r"(?:\w+:)?//", html.unescape(place)))
 
 
-def test_every_page_of_the_navigation_is_there(site: Path) -> None:
+def test_site_has_all_pages_of_the_navigation(site: Path) -> None:
     pages = re.findall(r": (\S+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert {"index", "configuration", "metrics", "security"} <= set(pages)
     assert set(pages) | {"404"} == {page.stem for page in site.glob("*.html")}
 
 
-def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:
+def test_broken_link_stops_the_build(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     shutil.copytree(ROOT / "docs", docs)
     with (docs / "index.md").open("a") as page:
@@ -52,7 +52,7 @@ def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:
         build(mkdocs_config(str(ROOT / "mkdocs.yml"), docs_dir=str(docs), site_dir=str(tmp_path / "site")))
 
 
-def test_no_page_loads_anything_from_another_host(site: Path) -> None:
+def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
     loaded = {
         (page.name, found["src"] or found["href"])
         for page in site.rglob("*.html")
@@ -63,7 +63,7 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     assert [each for each in loaded if foreign(each[1])] == []
 
 
-def test_no_style_loads_anything_from_another_host(site: Path) -> None:
+def test_styles_load_nothing_from_other_hosts(site: Path) -> None:
     styles = [style.read_text() for style in site.rglob("*.css")]
     assert styles
     assert [place for style in styles for place in STYLE.findall(style) if foreign(place)] == []
@@ -72,32 +72,32 @@ def test_no_style_loads_anything_from_another_host(site: Path) -> None:
         assert not re.search(r"href=\"(?!#)", figure.read_text())
 
 
-def test_no_page_has_what_the_theme_would_fetch_a_program_for(site: Path) -> None:
-    """Diagrams of Mermaid, comments and statistics are the parts of the theme that ask other hosts."""
+def test_pages_have_no_elements_that_load_programs(site: Path) -> None:
+    """The theme would load programs from other hosts for Mermaid diagrams, comments and statistics."""
     for page in site.rglob("*.html"):
         text = page.read_text()
         assert 'class="mermaid"' not in text
         assert "googletagmanager" not in text
 
 
-def test_every_setting_is_on_the_site(site: Path) -> None:
+def test_site_has_every_setting(site: Path) -> None:
     page = html.unescape((site / "configuration.html").read_text())
     rows = re.findall(r"<tr>\s*<td><code>([^<]+)</code></td>\s*<td><code>(.*?)</code></td>\s*<td>(.*?)</td>", page)
-    told = {key: (default, re.sub(r"<[^>]+>", "", text)) for key, default, text in rows}
+    shown = {key: (default, re.sub(r"<[^>]+>", "", text)) for key, default, text in rows}
     for key, default, text in settings():
-        assert key in told
-        assert told[key][0] == default
-        assert told[key][1].replace("\u2019", "'")[:20] == text[:20], key
-    assert len(told) == len(list(settings())) > 100
+        assert key in shown
+        assert shown[key][0] == default
+        assert shown[key][1].replace("\u2019", "'")[:20] == text[:20], key
+    assert len(shown) == len(list(settings())) > 100
 
 
-def test_every_metric_has_its_line(site: Path) -> None:
+def test_site_has_every_metric(site: Path) -> None:
     page = html.unescape((site / "metrics.html").read_text())
-    told = re.findall(r"<tr>\s*<td><code>([^<]+)</code></td>\s*<td><code>([^<]+)</code></td>", page)
-    assert told == [(metric.name, metric.field) for record in RECORDS for metric in metrics_of(record)]
+    shown = re.findall(r"<tr>\s*<td><code>([^<]+)</code></td>\s*<td><code>([^<]+)</code></td>", page)
+    assert shown == [(metric.name, metric.field) for record in RECORDS for metric in metrics_of(record)]
 
 
-def test_links_out_of_the_folder_have_become_names_or_pages(site: Path) -> None:
+def test_links_out_of_the_docs_folder_are_replaced(site: Path) -> None:
     for page in site.glob("*.html"):
         assert "](" not in re.sub(r"<pre.*?</pre>|<code.*?</code>", "", page.read_text(), flags=re.DOTALL), page.name
         assert not re.search(r'href="\.\./', page.read_text()), page.name

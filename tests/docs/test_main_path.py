@@ -1,4 +1,4 @@
-"""The main path of a step, as CONTRIBUTING.md lists it: its files are there, and few enough to be read in one go."""
+"""The main path of a step in CONTRIBUTING.md: its files exist, and are short enough to be read in one sitting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.places import ROOT
 MOST_FILES, MOST_LINES = 12, 1580
 
 
-def test_the_main_path_can_be_read_in_one_go() -> None:
+def test_main_path_is_short() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = page.partition("## The main path")[2].partition("## ")[0]
     files = re.findall(r"^\d+\. `(.+?)`:", section, re.M)

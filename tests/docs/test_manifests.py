@@ -1,6 +1,6 @@
-"""cluster/ and docker/: files are what Ray, KubeRay and Kubernetes accept, and start what this program understands.
+"""The files in cluster/ and docker/ are valid for Ray, KubeRay and Kubernetes, and their commands for this program.
 
-No cluster is started: files are held against schemas, against Ray's own readers and against the settings.
+No cluster is started: files are checked by schemas, by Ray's own parsers and by the settings.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def groups(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def node_types(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each group as Ray's autoscaler sees it."""
+    """The node type that Ray's autoscaler derives from each group."""
     cluster = {"metadata": {**manifest["metadata"], "namespace": "default"}, "spec": cluster_spec(manifest)}
     types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
     return {("head" if name == "headgroup" else name): kind for name, kind in types.items()}
@@ -69,7 +69,7 @@ def documented() -> list[str]:
 
 
 def config_of(command: str) -> Config:
-    """The settings that a training command ends up with."""
+    """The settings of a training command."""
     python, program, *arguments = shlex.split(command)
     assert (python, program) == ("python", "launch/train.py")
     config = arguments[arguments.index("--config") + 1]
@@ -80,14 +80,14 @@ def config_of(command: str) -> Config:
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_the_launcher_accepts_the_file(name: str) -> None:
+def test_launcher_accepts_the_file(name: str) -> None:
     config = prepare_config(launcher(name))
     validate_config(config)  # raises
     assert config["head_node_type"] in config["available_node_types"]
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_the_launcher_refuses_a_misspelt_key(name: str) -> None:
+def test_launcher_refuses_a_misspelt_key(name: str) -> None:
     for section, key in ((None, "max_wokers"), ("docker", "imag"), ("auth", "ssh_usr")):
         config = launcher(name)
         (config if section is None else config[section])[key] = "3"
@@ -95,7 +95,7 @@ def test_the_launcher_refuses_a_misspelt_key(name: str) -> None:
             validate_config(prepare_config(config))
 
 
-def test_on_aws_the_kinds_of_nodes_differ_and_rollout_nodes_come_and_go() -> None:
+def test_aws_nodes_differ_and_rollout_nodes_scale() -> None:
     types = prepare_config(launcher("aws"))["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
     assert types["rollout"]["resources"] == {"rollout": 1}
@@ -103,7 +103,7 @@ def test_on_aws_the_kinds_of_nodes_differ_and_rollout_nodes_come_and_go() -> Non
     assert types["rollout"]["min_workers"] < types["rollout"]["max_workers"]
 
 
-def test_on_premise_each_machine_offers_both_resources_once_a_gpu(tmp_path: Path) -> None:
+def test_on_premise_machines_have_both_resources_for_each_gpu(tmp_path: Path) -> None:
     config = prepare_config(launcher("on-premise"))
     workers = config["available_node_types"][config["head_node_type"]]
     assert workers["min_workers"] == workers["max_workers"] == len(config["provider"]["worker_ips"])
@@ -112,19 +112,19 @@ def test_on_premise_each_machine_offers_both_resources_once_a_gpu(tmp_path: Path
         (tmp_path / name).chmod(0o755)
     shell = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
     command = config["worker_start_ray_commands"][-1]
-    said = subprocess.run(["bash", "-c", command], env=shell, capture_output=True, text=True, check=True).stdout
-    start, address, resources = said.splitlines()
+    output = subprocess.run(["bash", "-c", command], env=shell, capture_output=True, text=True, check=True).stdout
+    start, address, resources = output.splitlines()
     assert (start, address) == ("start", "--address=10.0.0.1:6379")
     assert json.loads(resources.removeprefix("--resources=")) == {"rollout": 2, "learner": 2}
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_the_launcher_starts_ray_with_a_token_and_a_local_dashboard(name: str) -> None:
+def test_launcher_starts_ray_with_a_token_and_a_local_dashboard(name: str) -> None:
     config = launcher(name)
     options = dict(o.removeprefix("-e ").split("=") for o in config["docker"]["run_options"] if o.startswith("-e "))
     assert options["RAY_AUTH_MODE"] == "token"
     assert str(Path(options["RAY_AUTH_TOKEN_PATH"]).parent) in config["file_mounts"]
-    assert "RAY_AUTH_TOKEN" not in options  # a secret in the file
+    assert "RAY_AUTH_TOKEN" not in options  # would be a secret in the file
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 
@@ -132,21 +132,21 @@ def test_the_launcher_starts_ray_with_a_token_and_a_local_dashboard(name: str) -
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kuberay_accepts_the_manifest(name: str) -> None:
+def test_manifest_is_valid_for_kuberay(name: str) -> None:
     assert [
         error.message for error in jsonschema.validators.validator_for(SCHEMA)(SCHEMA).iter_errors(kuberay(name))
     ] == []
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kubernetes_accepts_each_pod(name: str) -> None:
+def test_pods_are_valid_for_kubernetes(name: str) -> None:
     found = groups(kuberay(name))
     assert {"head", "rollout", "learner"} <= set(found)
     for group in found.values():
         check_pod(group["template"])  # raises
 
 
-def test_kubernetes_accepts_the_claim_that_all_pods_mount() -> None:
+def test_volume_claim_is_valid_and_mounted_by_all_pods() -> None:
     claim = kuberay("pvc")
     kubernetes_validate.validate(claim, KUBERNETES, strict=True)
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -168,7 +168,7 @@ def test_kubernetes_accepts_the_claim_that_all_pods_mount() -> None:
         ("rayjob-cpu", ("spec", "rayClusterSpec", "workerGroupSpecs", 1)),
     ],
 )
-def test_a_misspelt_kuberay_field_is_refused(name: str, path: tuple[str | int, ...]) -> None:
+def test_misspelt_kuberay_field_is_refused(name: str, path: tuple[str | int, ...]) -> None:
     manifest = kuberay(name)
     part: Any = manifest
     for step in path:
@@ -179,7 +179,7 @@ def test_a_misspelt_kuberay_field_is_refused(name: str, path: tuple[str | int, .
         jsonschema.validate(manifest, SCHEMA)
 
 
-def test_a_misspelt_kubernetes_field_is_refused() -> None:
+def test_misspelt_kubernetes_field_is_refused() -> None:
     template = groups(kuberay("raycluster-gpu"))["learner"]["template"]
     for path, key in (((), "toleration"), (("securityContext",), "runAsNonroot"), (("containers", 0), "volumeMount")):
         broken = copy.deepcopy(template)
@@ -196,12 +196,12 @@ def test_a_misspelt_kubernetes_field_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
-def test_a_job_runs_on_the_same_cluster_as_is_there_without_it(kind: str) -> None:
+def test_jobs_and_clusters_have_the_same_specification(kind: str) -> None:
     assert cluster_spec(kuberay(f"rayjob-{kind}")) == cluster_spec(kuberay(f"raycluster-{kind}"))
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_pods_need_no_rights_and_a_token_is_asked_for(name: str) -> None:
+def test_pods_are_unprivileged_and_require_a_token(name: str) -> None:
     manifest = kuberay(name)
     assert cluster_spec(manifest)["authOptions"] == {"mode": "token"}
     for group in groups(manifest).values():
@@ -214,7 +214,7 @@ def test_pods_need_no_rights_and_a_token_is_asked_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_the_autoscaler_reads_the_resources_that_actors_are_placed_by(name: str) -> None:
+def test_autoscaler_knows_the_resources_of_actors(name: str) -> None:
     types = node_types(kuberay(name))
     gpus = name.endswith("gpu")
     assert types["head"]["resources"]["CPU"] == 0
@@ -227,7 +227,7 @@ def test_the_autoscaler_reads_the_resources_that_actors_are_placed_by(name: str)
 # Compose
 
 
-def test_the_web_pages_of_the_containers_are_guarded_and_cannot_change_runs() -> None:
+def test_ui_container_needs_a_password_and_reads_runs_only() -> None:
     services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
     ui = services["ui"]
     assert ui["volumes"] == services["tensorboard"]["volumes"] == ["${RUNS}:/runs:ro"]
@@ -244,16 +244,16 @@ def test_the_web_pages_of_the_containers_are_guarded_and_cannot_change_runs() ->
     assert f"http://127.0.0.1:{options.port}/healthz" in probe[3]
 
 
-def test_every_setting_of_the_compose_file_has_a_default() -> None:
+def test_variables_of_the_compose_file_have_defaults() -> None:
     used = set(re.findall(r"\$\{(\w+)\}", (ROOT / "docker/docker-compose.yml").read_text()))
     assert used == used & set(re.findall(r"^(\w+)=", (ROOT / "docker/.env").read_text(), re.MULTILINE))
 
 
-# What the files start
+# Commands in the files
 
 
 @pytest.mark.parametrize("name", [n for n in KUBERAY if n.startswith("rayjob")])
-def test_a_job_fits_the_cluster_that_it_comes_with(name: str) -> None:
+def test_job_fits_its_cluster(name: str) -> None:
     manifest = kuberay(name)
     config, types = config_of(manifest["spec"]["entrypoint"]), node_types(manifest)
     assert config.run.output_dir == "/runs"
@@ -268,11 +268,11 @@ def test_a_job_fits_the_cluster_that_it_comes_with(name: str) -> None:
 
 
 @pytest.mark.parametrize("command", documented())
-def test_a_documented_command_has_settings_that_exist(command: str) -> None:
+def test_documented_cluster_commands_have_valid_settings(command: str) -> None:
     assert config_of(command).run.output_dir == "/runs"
 
 
-def test_versions_and_images_are_those_of_this_project() -> None:
+def test_versions_and_images_match_the_project() -> None:
     pin = re.search(r"^ray==(\S+)$", (ROOT / "requirements/cpu.txt").read_text(), re.MULTILINE)
     assert pin is not None
     assert ray.__version__ == pin[1]
@@ -285,7 +285,7 @@ def test_versions_and_images_are_those_of_this_project() -> None:
         assert IMAGE.fullmatch(launcher(name)["docker"]["image"])
 
 
-def test_what_listens_in_the_containers_is_published_on_loopback_alone() -> None:
+def test_ports_of_containers_are_published_only_on_loopback() -> None:
     services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert ports

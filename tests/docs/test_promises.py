@@ -1,4 +1,4 @@
-"""The documentation names the tests of its promises: each of these tests exists."""
+"""The tests that the documentation names for its promises exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEST = re.compile(r"\btest_\w+\.py(?:::\w+)*")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_names_tests_that_are_there(page: Path) -> None:
+def test_documented_tests_exist(page: Path) -> None:
     for promised in TEST.findall(page.read_text()):
         file, _, name = promised.partition("::")
         found = [*(ROOT / "tests").rglob(file)]
@@ -23,7 +23,7 @@ def test_a_page_names_tests_that_are_there(page: Path) -> None:
         assert not name or name in names(found[0]), promised
 
 
-def test_every_fault_has_its_test() -> None:
+def test_each_documented_fault_has_a_test() -> None:
     rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")]
     promises = [row for row in rows if not row.startswith("| --- ") and not row.endswith("| test |")]
     assert len(promises) > 20

@@ -1,4 +1,4 @@
-"""A notebook that starts nothing beforehand: its runs start a Ray of their own, and an interrupt ends one of them."""
+"""A notebook without a running Ray: each run starts its own Ray, and an interrupt ends one of the runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def cells():
     brief2.__name__ = "brief"
     summary = train(load(before + 1), reward_functions=[brief2], name="run", resume="auto")
     import ray
-    print("went on:", summary.steps == before + 1, ray.is_initialized())
+    print("resumed:", summary.steps == before + 1, ray.is_initialized())
 
 asyncio.run(cells())
 """
@@ -47,9 +47,9 @@ asyncio.run(cells())
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_interrupted_cell_ends_its_run_and_the_next_cell_goes_on(tmp_path: Path) -> None:
+def test_interrupted_cell_ends_its_run_and_the_next_cell_resumes_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", f"FOLDER = {str(tmp_path)!r}\n{CELLS}"]
-    # A session of its own: a notebook sends SIGINT to its kernel's whole group.
+    # In a new session, because a notebook sends SIGINT to the whole process group of its kernel.
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with started(command, **piped, start_new_session=True) as running:
         until(lambda: len(metrics(tmp_path / "run")) >= 2, running)
@@ -61,6 +61,6 @@ def test_an_interrupted_cell_ends_its_run_and_the_next_cell_goes_on(tmp_path: Pa
     assert "stopped: stopped as asked; step " in output
     assert f"continue with --resume {tmp_path}/run" in output
     assert "warning: rewards.functions: brief is not the code that the run began with" in output
-    assert "went on: True False" in output
+    assert "resumed: True False" in output
     _, left = psutil.wait_procs(processes, timeout=ENDING_S)
     assert [title(process) for process in left] == []

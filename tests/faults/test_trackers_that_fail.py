@@ -1,4 +1,4 @@
-"""Whatever a tracker raises, wherever: the run loses nothing but the tracker, and says so once."""
+"""Trackers that raise or hang: the run continues without the tracker, and prints one warning."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ERRORS = {
 
 
 class Tracker:
-    """Takes all there is, but for the method that `broken` names: this does what `fails` does."""
+    """Accepts all records, except that the methods named in `broken` call `fails`."""
 
     title = "MLflow"
     broken = ""
@@ -87,48 +87,48 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 def finished(folder: Path, steps: int) -> bool:
-    """Whether the run folder has all that a run leaves."""
+    """Whether the run folder has the records and the summary of this many steps."""
     summary = json.loads((folder / "summary.json").read_text())
     return len((folder / "metrics.jsonl").read_text().splitlines()) == summary["steps"] == steps
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-def test_a_tracker_may_raise_whatever_it_wants(
+def test_tracker_may_raise_any_exception(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: BaseException
 ) -> None:
     broken_tracker(monkeypatch, method, raising(error))
-    said: list[str] = []
-    track(config("tracking.mlflow=somewhere"), tmp_path / "run", [1, 2, 3], tell=said.append)
+    notices: list[str] = []
+    track(config("tracking.mlflow=somewhere"), tmp_path / "run", [1, 2, 3], notify=notices.append)
     assert finished(tmp_path / "run", 3)
-    (warning,) = (line for line in said if line.startswith("warning: "))
-    assert warning.startswith("warning: MLflow is let go, the run continues without it: ")
+    (warning,) = (line for line in notices if line.startswith("warning: "))
+    assert warning.startswith("warning: MLflow is disabled, the run continues without it: ")
     assert "\n" not in warning
 
 
 @pytest.mark.parametrize("method", [*METHODS, "scalars abandon"])
-def test_a_tracker_may_hang_wherever_it_wants(
+def test_tracker_may_hang_in_any_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, hanging: Event
 ) -> None:
     monkeypatch.setattr(session, "END_S", 0.5)
     monkeypatch.setattr(relay, "ABANDON_S", 0.5)
     broken_tracker(monkeypatch, method, lambda: hanging.wait(60) and None)
-    said: list[str] = []
-    track(config("tracking.mlflow=somewhere"), tmp_path / "run", [1, 2, 3], tell=said.append)
+    notices: list[str] = []
+    track(config("tracking.mlflow=somewhere"), tmp_path / "run", [1, 2, 3], notify=notices.append)
     assert finished(tmp_path / "run", 3)
-    assert sum("is let go" in line for line in said) == 1
+    assert sum("is disabled" in line for line in notices) == 1
 
 
 @pytest.fixture
 def hanging() -> Iterator[Event]:
-    """What never comes while the test runs."""
+    """An event that is not set while the test runs."""
     event = Event()
     yield event
     event.set()
 
 
 @pytest.mark.parametrize("left", ["{", "[1]", "\ud800".encode("utf-8", "surrogatepass"), None], ids=str)
-def test_what_trackers_have_left_in_the_folder_may_be_anything(
+def test_broken_notes_of_trackers_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str | bytes | None
 ) -> None:
     monkeypatch.setattr(session, "MlflowRun", Tracker)
@@ -146,25 +146,25 @@ def test_what_trackers_have_left_in_the_folder_may_be_anything(
 
 
 @pytest.mark.parametrize("error", [ValueError("no\nsuch thing"), SystemExit(3)])
-def test_tensorboard_is_let_go_if_its_file_takes_no_more(
+def test_tensorboard_is_disabled_if_its_file_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    said: list[str] = []
+    notices: list[str] = []
 
     def fail(*_: object) -> None:
         raise error
 
-    with RunWriter(tmp_path / "run", "", tell=said.append) as writer:
+    with RunWriter(tmp_path / "run", "", notify=notices.append) as writer:
         writer.step(STEP)
         monkeypatch.setattr(EventFile, "add", fail)
         for number in (2, 3):
             writer.step(replace(STEP, step=number))
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
-    (line,) = said
-    assert line.startswith("warning: TensorBoard is let go, the run continues without it: ")
+    (line,) = notices
+    assert line.startswith("warning: TensorBoard is disabled, the run continues without it: ")
 
 
-def test_a_full_disk_still_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -173,7 +173,7 @@ def test_a_full_disk_still_ends_the_run(tmp_path: Path, monkeypatch: pytest.Monk
         writer.step(STEP)
 
 
-def test_classes_that_json_can_write_and_no_file_takes_are_curves(tmp_path: Path) -> None:
+def test_difficulties_that_are_no_file_names_have_curves(tmp_path: Path) -> None:
     difficulties = {chr(0xD800): 0.25, chr(0xD801): 0.5, "a\x00b": 0.75}
     with RunWriter(tmp_path / "run", "") as writer:
         writer.step(replace(STEP, accuracy_by_difficulty=difficulties, reward=1e300))
@@ -186,21 +186,21 @@ def test_classes_that_json_can_write_and_no_file_takes_are_curves(tmp_path: Path
 
 
 @pytest.mark.parametrize("error", [ValueError("no glyphs"), SystemExit(3), MemoryError()])
-def test_a_report_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def test_failed_report_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("adagrpo_ray.reports.read", fail)
-    said: list[str] = []
-    running._report(tmp_path, str(tmp_path), said.append)
-    (line,) = said
+    notices: list[str] = []
+    running._report(tmp_path, str(tmp_path), notices.append)
+    (line,) = notices
     assert line.startswith("no report: ")
 
 
-# --- more than a tracker takes at once ---
+# --- more metrics than one request may have ---
 
 
-def test_thousands_of_classes_go_to_mlflow_in_as_many_requests_as_it_takes() -> None:
+def test_many_metrics_are_split_into_requests_for_mlflow() -> None:
     class Client:
         def __init__(self) -> None:
             self.batches: list[list[Any]] = []

@@ -1,4 +1,4 @@
-"""The engine behind the chat, on the tiny model: base and adapter answer side by side, and neither is the other's."""
+"""The engine of the chat on the tiny model: base and adapter answer at the same time, independently."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def adapters(tiny_model: Path, tmp_path: Path) -> list[Path]:
-    """Three adapters that answer nonsense, each its own."""
+    """Three adapters with random weights."""
     policy = load_policy(str(tiny_model), load_config("launch/configs/tiny-cpu.yaml"))
     folders = [tmp_path / f"noise-{seed}" for seed in range(3)]
     for seed, folder in enumerate(folders):
@@ -40,23 +40,23 @@ async def answer(model: ChatModel, side: Side) -> str:
         return "".join([piece.text async for piece in pieces])
 
 
-def test_the_base_model_is_itself_beside_whatever_adapter(adapters: list[Path]) -> None:
+def test_base_answers_are_independent_of_the_adapter(adapters: list[Path]) -> None:
     base = Base("tiny", load_config("launch/configs/tiny-cpu.yaml"))
 
     async def talk() -> tuple[str, list[tuple[str, str]]]:
         model = ChatModel()
         try:
             await model.serve(base, 16)
-            alone, beside = await answer(model, "base"), []
+            alone, pairs = await answer(model, "base"), []
             for path in (*adapters, adapters[0]):
                 await model.use(path, base)
-                beside.append(tuple(await asyncio.gather(answer(model, "base"), answer(model, "adapter"))))
-            return alone, beside
+                pairs.append(tuple(await asyncio.gather(answer(model, "base"), answer(model, "adapter"))))
+            return alone, pairs
         finally:
             await model.stop()
 
-    alone, beside = asyncio.run(talk())
-    assert [said for said, _ in beside] == [alone] * 4
-    others = [said for _, said in beside]
+    alone, pairs = asyncio.run(talk())
+    assert [of_base for of_base, _ in pairs] == [alone] * 4
+    others = [of_adapter for _, of_adapter in pairs]
     assert len({alone, *others}) == 4
     assert others[0] == others[3]

@@ -1,4 +1,4 @@
-"""Whole reports of records made by hand: every picture is drawn, which takes seconds."""
+"""Reports of records made by hand, with all figures drawn, which takes seconds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.report_page import CHARTS, check_pictures, drawings, make, pa
 EVIL = "<script>alert('$x^2$')</script>"
 
 
-def test_nothing_was_measured(tmp_path: Path) -> None:
-    """None wherever a record may have it, no reward function, no difficulty, no rung."""
+def test_report_of_a_run_without_measured_metrics(tmp_path: Path) -> None:
+    """All optional metrics are None, and there is no reward function, no difficulty and no rung."""
     hints = get_type_hints(StepRecord)
     unknown = {name: None for name, hint in hints.items() if hint == float | None}
     empty = {name: {} for name, hint in hints.items() if get_origin(hint) is Mapping}
@@ -30,11 +30,11 @@ def test_nothing_was_measured(tmp_path: Path) -> None:
     page = page_of(write_report([read(str(folder))], str(folder)))
     check_pictures(folder, [name for name in CHARTS if name not in ("rescued", "rewards", "phases")])
     assert "nan" not in page.text.lower()
-    assert page.numbers()["tokens generated a second"] == "-"
+    assert page.numbers()["generated tokens per second"] == "-"
 
 
-def test_other_users_of_matplotlib_notice_nothing(tmp_path: Path) -> None:
-    """In a process of its own, where nothing else has used it."""
+def test_report_leaves_the_state_of_matplotlib_unchanged(tmp_path: Path) -> None:
+    """Runs in a process of its own, in which nothing else has used matplotlib."""
     run = str(make(tmp_path / "run", [step(1), step(2)], [evaluation(0, 0.25)], [group(1)]))
     script = (
         "import sys, matplotlib; before = list(dict.items(matplotlib.rcParams))\n"
@@ -46,7 +46,7 @@ def test_other_users_of_matplotlib_notice_nothing(tmp_path: Path) -> None:
     assert (ended.stdout, ended.stderr) == ("False True\n", "")
 
 
-def test_what_others_wrote_is_shown_and_does_nothing(tmp_path: Path) -> None:
+def test_texts_of_a_run_are_escaped(tmp_path: Path) -> None:
     sample = group(
         1,
         attempt([0.0], trained=False, text=EVIL),
@@ -67,7 +67,7 @@ def test_what_others_wrote_is_shown_and_does_nothing(tmp_path: Path) -> None:
     assert len(drawings(place)) == len(CHARTS)
 
 
-def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+def test_report_compares_several_runs(tmp_path: Path) -> None:
     place = write_report(two_runs(tmp_path), str(tmp_path / "report"))
     rows = page_of(place).rows
     assert ["", "long", "short"] in rows

@@ -1,4 +1,4 @@
-"""launch/evaluate.py as a user starts it, and what it refuses before anything starts."""
+"""launch/evaluate.py as a program: evaluations, resumption after a signal, and arguments that are refused."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ def gone(processes: set[psutil.Process]) -> bool:
 
 @pytest.fixture(scope="module")
 def out(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Where the base and the adapter of a finished run were measured on its held-out prompts and others."""
+    """The results and the output of an evaluation of a finished run's base and adapter, on all of its prompts."""
     folder = tmp_path_factory.mktemp("evaluation")
     ended = subprocess.run(command(whole, folder), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder, ended.stdout
 
 
-def test_figures_are_those_that_the_run_measured_itself(
+def test_metrics_equal_those_of_the_evaluations_in_the_run(
     program: ModuleType, whole: Path, out: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Asked for the held-out prompts alone, it finds all of them finished, and starts nothing."""
-    folder = shutil.copytree(out[0], tmp_path / "out")  # whose tables it writes anew
+    """All held-out prompts are finished already, so that nothing is started."""
+    folder = shutil.copytree(out[0], tmp_path / "out")  # the tables in it are overwritten
     before = (folder / RESULTS).read_bytes()
     assert program.main(["--adapter", str(whole), "--out", str(folder)]) == 0
-    told = capsys.readouterr().out
-    assert f"all of it is in {folder / RESULTS} already" in told
+    output = capsys.readouterr().out
+    assert f"{folder / RESULTS} has all results already" in output
     assert not ray.is_initialized()
     assert (folder / RESULTS).read_bytes() == before
     evaluations = [json.loads(line) for line in (whole / "evaluations.jsonl").read_text().splitlines()]
@@ -85,14 +85,14 @@ def test_figures_are_those_that_the_run_measured_itself(
     assert compared["problems"] == 4
     assert [model["name"] for model in compared["models"]] == ["base", whole.name]
     for record, model in zip((evaluations[0], evaluations[-1]), compared["models"], strict=True):
-        figures = model["metrics"]
-        assert figures["accuracy"]["value"] == record["accuracy"]
-        assert figures["tokens"]["value"] == record["completions_mean_length"]
+        metrics = model["metrics"]
+        assert metrics["accuracy"]["value"] == record["accuracy"]
+        assert metrics["tokens"]["value"] == record["completions_mean_length"]
         assert {k: v["value"] for k, v in model["accuracy_by_difficulty"].items()} == record["accuracy_by_difficulty"]
 
 
-def test_every_problem_is_measured_once_with_each_model(out: tuple[Path, str]) -> None:
-    folder, told = out
+def test_each_problem_is_evaluated_once_with_each_model(out: tuple[Path, str]) -> None:
+    folder, output = out
     models = by_model(folder)
     assert len(models) == 2
     ids = [[line["problem"] for line in found] for found in models.values()]
@@ -100,19 +100,19 @@ def test_every_problem_is_measured_once_with_each_model(out: tuple[Path, str]) -
     assert [len(found) for found in ids] == [PROBLEMS, PROBLEMS] == [len(set(found)) for found in ids]
     base, adapter = (sorted(found, key=lambda line: str(line["problem"])) for found in models.values())
     texts = [[c["text"] for line in found for c in line["completions"]] for found in (base, adapter)]
-    assert texts[0] != texts[1], "the adapter was served"
+    assert texts[0] != texts[1], "the adapter was not applied"
     for line in (*base, *adapter):
         for completion in line["completions"]:
-            right = f"SOLUTION_START_FLAG{line['answer']}SOLUTION_END_FLAG" in completion["text"]
-            assert completion["correct"] is right
-    assert "\x1b" not in told
-    assert f"{PROBLEMS} problems (all), 2 models" in told
-    assert f"base  {PROBLEMS}/{PROBLEMS}  accuracy so far" in told
-    assert "correct answer anywhere" in told
+            correct = f"SOLUTION_START_FLAG{line['answer']}SOLUTION_END_FLAG" in completion["text"]
+            assert completion["correct"] is correct
+    assert "\x1b" not in output
+    assert f"{PROBLEMS} problems (all), 2 models" in output
+    assert f"base  {PROBLEMS}/{PROBLEMS}  accuracy so far" in output
+    assert "correct answer anywhere" in output
     assert (folder / MARKDOWN).read_text().count("| setting | value |") == 1
 
 
-def test_other_settings_are_refused_and_nothing_starts(
+def test_results_of_other_settings_are_refused_before_anything_starts(
     program: ModuleType, whole: Path, out: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = out
@@ -120,7 +120,7 @@ def test_other_settings_are_refused_and_nothing_starts(
     assert program.main(["--adapter", str(whole), "--out", str(folder), "-k", "2", "run.seed=5"]) == 2
     captured = capsys.readouterr()
     (error,) = captured.err.splitlines()
-    assert error.startswith(f"error: {folder / RESULTS} holds results of other settings: ")
+    assert error.startswith(f"error: {folder / RESULTS} has results of other settings: ")
     assert "run.seed was 0 and is 5; evaluation.samples was 1 and is 2" in error
     assert "it may have been trained on prompts that are held out here" in captured.out
     assert not ray.is_initialized()
@@ -131,10 +131,10 @@ def test_other_settings_are_refused_and_nothing_starts(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_what_was_finished_stays_and_the_same_command_goes_on(
+def test_same_command_continues_after_a_signal(
     whole: Path, out: tuple[Path, str], gate: Gate, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """It ends when four problems are finished and the fifth is being scored."""
+    """The signal comes when four problems are finished and the fifth is being scored."""
     results = tmp_path / RESULTS
     gate.close(results, (1, 4))
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -144,7 +144,7 @@ def test_what_was_finished_stays_and_the_same_command_goes_on(
         processes = children(running)
         assert any(map(is_engine, processes))
         if number == signal.SIGINT:
-            os.killpg(running.pid, number)  # as a terminal's Ctrl-C: it goes to every process
+            os.killpg(running.pid, number)  # Ctrl-C in a terminal goes to every process of the group
         else:
             running.send_signal(number)
         _, errors = running.communicate()
@@ -154,10 +154,10 @@ def test_what_was_finished_stays_and_the_same_command_goes_on(
     assert len(kept) == 1 + 4
     if number == signal.SIGKILL:
         with results.open("ab") as file:
-            file.write(b'{"model": "base", "sett')  # what a kill in the middle of a line leaves
+            file.write(b'{"model": "base", "sett')  # an incomplete line, as after a kill during a write
     else:
         assert running.returncode == 128 + number
-        assert f"results are in {results}: give the same command again to go on" in errors
+        assert f"results are in {results}: give the same command again to continue" in errors
 
     again = command(whole, tmp_path, *gate.settings)
     ended = subprocess.run(again, capture_output=True, text=True, check=False)
@@ -169,11 +169,11 @@ def test_what_was_finished_stays_and_the_same_command_goes_on(
     done = {tuple(line[k] for k in key): line["completions"] for line in lines(tmp_path)}
     assert len(after) == 1 + 2 * PROBLEMS == 1 + len(done)
     assert done == {tuple(line[k] for k in key): line["completions"] for line in lines(out[0])}
-    assert as_measured(tmp_path) == as_measured(out[0])
+    assert tables_of(tmp_path) == tables_of(out[0])
 
 
-def as_measured(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What both files say, but for the settings that make a program wait."""
+def tables_of(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The contents of the JSON and Markdown tables, without the settings that make a program wait."""
     compared = json.loads((folder / JSON).read_text())
     own = ("rewards.functions", f"(the file of {NAME})")
     compared["settings"] = {key: value for key, value in compared["settings"].items() if key not in own}
@@ -182,11 +182,11 @@ def as_measured(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_heard(
+def test_signal_stops_the_evaluation(
     program: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     def evaluate(options: Any, stop: Stop) -> None:
-        assert signal.getsignal(number) == stop._handle  # or it would end the tests
+        assert signal.getsignal(number) == stop._handle  # otherwise the signal would end the tests
         signal.raise_signal(number)
         assert stop.is_set()
         raise StoppedError("stopped as asked")
@@ -206,7 +206,7 @@ def test_a_signal_is_heard(
 def refused(
     program: ModuleType, tiny_model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., str]:
-    """Run with bad input: the one error; nothing was started."""
+    """Runs the program with invalid arguments: the only error. Checks that nothing was started."""
 
     def run(*arguments: str) -> str:
         assert program.main(["--out", str(tmp_path / "out"), *arguments]) == 2
@@ -229,7 +229,7 @@ def adapter_in(whole: Path, folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def test_an_adapter_is_found_in_a_run_a_checkpoint_and_a_peft_folder(whole: Path, tmp_path: Path) -> None:
+def test_adapter_is_found_in_a_run_a_checkpoint_and_a_peft_folder(whole: Path, tmp_path: Path) -> None:
     step = whole / "checkpoints" / "step-000003"
     named = {
         whole: ("run", whole / "adapter"),
@@ -246,7 +246,7 @@ def test_an_adapter_is_found_in_a_run_a_checkpoint_and_a_peft_folder(whole: Path
     assert locate(str(tmp_path / "unfinished")).name == "unfinished/step-000004"
 
 
-def test_an_adapter_that_is_none(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_path_without_an_adapter_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "--adapter='/no/such' is no folder" in refused("--adapter", "/no/such")
     assert "holds no adapter_config.json" in refused("--adapter", str(tmp_path))
     assert "is a URL" in refused("--adapter", "s3://bucket/run")
@@ -255,7 +255,7 @@ def test_an_adapter_that_is_none(refused: Callable[..., str], tmp_path: Path) ->
     assert "holds no adapter_model.safetensors" in refused("--adapter", str(tmp_path))
 
 
-def test_an_adapter_that_is_damaged(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
+def test_damaged_adapter_is_refused(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
     folder = adapter_in(whole, tmp_path / "mine")
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -266,7 +266,7 @@ def test_an_adapter_that_is_damaged(refused: Callable[..., str], whole: Path, tm
     assert f"the checkpoint {step} is damaged" in refused("--adapter", str(step))
 
 
-def test_an_adapter_of_another_base_model(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
+def test_adapter_of_another_base_model_is_refused(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
     folder = adapter_in(whole, tmp_path / "mine", base_model_name_or_path="Qwen/Another")
     weights = folder / "adapter_model.safetensors"
     tensors = load_file(weights)
@@ -282,7 +282,7 @@ def test_an_adapter_of_another_base_model(refused: Callable[..., str], whole: Pa
     assert "cannot be used: the adapter has tensors other than pairs" in refused("--adapter", str(folder))
 
 
-def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
+def test_rank_that_vllm_cannot_serve_is_refused(refused: Callable[..., str], whole: Path, tmp_path: Path) -> None:
     folder = adapter_in(whole, tmp_path / "mine", r=512)
     weights = folder / "adapter_model.safetensors"
     wide = {name: t.repeat((32, 1) if "lora_A" in name else (1, 32)) for name, t in load_file(weights).items()}
@@ -293,7 +293,7 @@ def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--no-base",), "there is nothing to evaluate"),
         (("data.eval_prompts=0",), "data.eval_prompts leaves no prompt there"),
@@ -304,19 +304,21 @@ def test_a_rank_that_is_not_served(refused: Callable[..., str], whole: Path, tmp
         (("rollout.tensor_parallel_size=2",), "rollout.tensor_parallel_size=2 needs GPUs"),
     ],
 )
-def test_other_mistakes(refused: Callable[..., str], arguments: tuple[str, ...], told: str) -> None:
-    assert told in refused(*arguments)
+def test_other_invalid_arguments_are_refused(
+    refused: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(*arguments)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
-def test_a_number_that_is_none(program: ModuleType, capsys: pytest.CaptureFixture[str], number: str) -> None:
+def test_invalid_number_is_refused(program: ModuleType, capsys: pytest.CaptureFixture[str], number: str) -> None:
     with pytest.raises(SystemExit) as ended:
         program.main([f"--limit={number}"])
     assert ended.value.code == 2
-    assert f"argument --limit: '{number}' is no whole number above 0" in capsys.readouterr().err
+    assert f"argument --limit: '{number}' is not a whole number above 0" in capsys.readouterr().err
 
 
-def test_an_out_folder_that_cannot_be_written(
+def test_out_folder_that_cannot_be_written_is_refused(
     program: ModuleType, tiny_model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -325,15 +327,15 @@ def test_an_out_folder_that_cannot_be_written(
     assert not ray.is_initialized()
 
 
-def test_help_tells_every_option_and_setting(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_option_and_setting(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         program.main(["--help"])
     assert ended.value.code == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for option in ("--adapter", "--no-base", "--config", "--split", "--limit", "-k", "--out", "evaluation.samples"):
-        assert option in told
+        assert option in output
 
 
-def test_template_kwargs_are_among_what_results_depend_on(tiny_model: Path) -> None:
+def test_results_depend_on_template_kwargs(tiny_model: Path) -> None:
     config = load_config(TINY, ["data.template_kwargs.enable_thinking=false"])
     assert counting_settings(config, str(tiny_model))["data.template_kwargs.enable_thinking"] is False

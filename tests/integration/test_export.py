@@ -1,4 +1,4 @@
-"""An adapter merged into its base model: what loads, what is the same, what is refused, and that nothing is left."""
+"""launch/export.py: merged models, the check, refused adapters and bases, and model cards."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def exported(capsys: pytest.CaptureFixture[str]) -> Exported:
-    """launch/export.py: its status, and what it said to both."""
+    """Runs launch/export.py: its exit status, output and errors."""
 
-    program = script("export")  # before a test goes to another folder
+    program = script("export")  # before a test changes the current folder
 
     def export(*arguments: Any) -> tuple[int, str, str]:
         code = program.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return export
 
@@ -52,7 +52,7 @@ TEXT = torch.arange(10, 22)
 
 
 def logits(folder: Path, adapter: Path | None = None, text: torch.Tensor = TEXT) -> torch.Tensor:
-    """Those of `text` [T] in float32: [1, T, vocabulary]."""
+    """The logits of `text` [T] in float32: [1, T, vocabulary]."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -64,18 +64,22 @@ def logits(folder: Path, adapter: Path | None = None, text: torch.Tensor = TEXT)
     return found
 
 
-def test_the_export_says_what_the_adapter_says(exported: Exported, run: Path, tiny_model: Path, tmp_path: Path) -> None:
-    code, said, errors = exported(run, "--out", tmp_path / "model")
+def test_merged_model_has_the_logits_of_the_adapter(
+    exported: Exported, run: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    code, output, errors = exported(run, "--out", tmp_path / "model")
     assert code == 0, errors
-    assert "merging 28 weights of run into tiny" in said
-    assert "on 4 prompts of arithmetic" in said
+    assert "merging 28 weights of run into tiny" in output
+    assert "on 4 prompts of arithmetic" in output
     expected = logits(tiny_model, run / "adapter")
     assert (expected - logits(tiny_model)).abs().max() > 0.1
     torch.testing.assert_close(logits(tmp_path / "model"), expected, atol=1e-4, rtol=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_tokenizer_template_and_card_go_along(exported: Exported, run: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_export_has_tokenizer_template_and_card(
+    exported: Exported, run: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     assert exported(run, "--out", tmp_path / "model", "--no-check")[0] == 0
@@ -92,7 +96,7 @@ def test_tokenizer_template_and_card_go_along(exported: Exported, run: Path, tin
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_another_type_is_kept_and_said(exported: Exported, run: Path, tmp_path: Path, dtype: str) -> None:
+def test_dtype_sets_the_type_of_weights_and_config(exported: Exported, run: Path, tmp_path: Path, dtype: str) -> None:
     code, _, errors = exported(run, "--out", tmp_path / "model", "--dtype", dtype)
     assert code == 0, errors
     tensors = load_file(tmp_path / "model" / "model.safetensors")
@@ -101,7 +105,7 @@ def test_another_type_is_kept_and_said(exported: Exported, run: Path, tmp_path: 
     assert (config["dtype"], config.get("torch_dtype")) == (dtype, None)
 
 
-def test_what_no_adapter_changes_is_the_bases_to_the_bit(
+def test_weights_without_an_adapter_are_unchanged(
     exported: Exported, run: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     assert exported(run, "--out", tmp_path / "model", "--no-check")[0] == 0
@@ -111,7 +115,7 @@ def test_what_no_adapter_changes_is_the_bases_to_the_bit(
     assert changed == {name for name in before if "_proj.weight" in name}
 
 
-def test_a_large_model_comes_in_several_files(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_large_model_is_split_into_files(run: Path, tiny_model: Path, tmp_path: Path) -> None:
     planned = merge.plan(tiny_model, read_adapter(run / "adapter"), None, shard_bytes=2**20)
     assert len(planned.shards) > 2
     assert planned.peak_bytes < 2 * 2**20 < planned.bytes
@@ -123,13 +127,13 @@ def test_a_large_model_comes_in_several_files(run: Path, tiny_model: Path, tmp_p
     torch.testing.assert_close(logits(out), logits(tiny_model, run / "adapter"), atol=1e-4, rtol=0)
 
 
-def test_an_adapters_own_folder_is_enough_and_so_is_a_base_that_is_named(
+def test_adapter_folder_is_exported_with_and_without_a_base_option(
     exported: Exported, run: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     adapter = shutil.copytree(run / "adapter", tmp_path / "mine")
-    code, said, errors = exported(adapter, "--out", tmp_path / "one")
+    code, output, errors = exported(adapter, "--out", tmp_path / "one")
     assert code == 0, errors
-    assert "prompts of its own, since the run's data are not at hand" in said
+    assert "prompts of its own, since the run's data are not available" in output
     shutil.copytree(tiny_model, tmp_path / "base")
     code, _, errors = exported(adapter, "--base", tmp_path / "base", "--out", tmp_path / "two")
     assert code == 0, errors
@@ -137,39 +141,39 @@ def test_an_adapters_own_folder_is_enough_and_so_is_a_base_that_is_named(
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_run_at_a_url(exported: Exported, run: Path, tmp_path: Path) -> None:
+def test_run_at_a_url_is_exported(exported: Exported, run: Path, tmp_path: Path) -> None:
     storage.push(run, "memory://bucket/runs/far", storage.below(run))
-    code, said, errors = exported("memory://bucket/runs/far", "--out", tmp_path / "model")
+    code, output, errors = exported("memory://bucket/runs/far", "--out", tmp_path / "model")
     assert code == 0, errors
-    assert "merging 28 weights of far into tiny" in said
+    assert "merging 28 weights of far into tiny" in output
     assert (tmp_path / "model" / "model.safetensors").is_file()
     code, _, errors = exported("nosuch://bucket/run", "--out", tmp_path / "other")
     assert (code, errors[:48]) == (2, "error: RUN|ADAPTER='nosuch://bucket/run': Protoc")
 
 
-def test_a_url_to_export_to_is_refused(exported: Exported, run: Path) -> None:
+def test_url_as_out_is_refused(exported: Exported, run: Path) -> None:
     code, _, errors = exported(run, "--out", "s3://bucket/model")
     assert (code, errors) == (2, "error: --out s3://bucket/model is a URL; give a folder of this machine\n")
 
 
-def test_what_is_wrong_at_a_url_is_said_of_the_url(exported: Exported, run: Path, tmp_path: Path) -> None:
+def test_errors_of_a_run_at_a_url_name_the_url(exported: Exported, run: Path, tmp_path: Path) -> None:
     url = "memory://bucket/runs/broken"
     storage.push(run, url, storage.below(run))
     storage.leave(url, "adapter/adapter_model.safetensors", "x")
     storage.leave(url, "checkpoints/step-000004/checksums.json", "x")
-    for place, told in (
+    for place, message in (
         (url, f"{url}/adapter/adapter_model.safetensors is damaged"),
         (f"{url}/adapter", f"{url}/adapter/adapter_model.safetensors is damaged"),
         (f"{url}/checkpoints/step-000004", f"the checkpoint {url}/checkpoints/step-000004 is damaged"),
     ):
-        code, _, said = exported(place, "--out", tmp_path / "model")
-        assert (code, told in said) == (2, True), said
+        code, _, error = exported(place, "--out", tmp_path / "model")
+        assert (code, message in error) == (2, True), error
 
 
-def test_a_base_in_the_hubs_cache_needs_no_network(
+def test_base_in_the_cache_of_the_hub_needs_no_network(
     exported: Exported, run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As training left it there: without the card and the licence of the model."""
+    """The cache has the files that training uses, without the card and the licence of the model."""
     cache, commit = tmp_path / "hub", "c" * 40
     shutil.copytree(tiny_model, cache / "models--me--base" / "snapshots" / commit)
     (cache / "models--me--base" / "refs").mkdir()
@@ -186,7 +190,7 @@ def test_a_base_in_the_hubs_cache_needs_no_network(
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Let the merge write something else."""
+    """Change the tensors that the merge writes."""
     merged = merge._merged
 
     def spoiled(*arguments: Any) -> dict[str, torch.Tensor]:
@@ -201,23 +205,21 @@ NAME = "model.layers.2.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda t: t[NAME][3].zero_(), f"1 weights are not base and adapter added, {NAME} first"),
+        (lambda t: t[NAME][3].zero_(), f"1 weights are not the sum of base and adapter (first: {NAME})"),
         (lambda t: t["model.embed_tokens.weight"].mul_(1.2), "and may differ by 0.001 ("),
         (lambda t: t["model.norm.weight"].fill_(float("nan")), "PEFT's own merge by nan"),
     ],
 )
-def test_a_corrupted_merge_is_found_and_nothing_is_kept(
-    exported: Exported, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, told: str
+def test_corrupted_merge_is_refused_and_removed(
+    exported: Exported, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
 ) -> None:
     spoil(monkeypatch, change)
-    code, _, said = exported(run, "--out", tmp_path / "model")
+    code, _, error = exported(run, "--out", tmp_path / "model")
     assert code == 2
-    assert said.splitlines()[-1].startswith(
-        "error: the merged model does not say what the adapter says, nothing is kept"
-    )
-    assert told in said
+    assert error.splitlines()[-1].startswith("error: the merged model differs from the adapter, nothing is saved")
+    assert message in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,25 +230,25 @@ GOOD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("figures", "told"),
+    ("changes", "message"),
     [
         ({}, None),
-        ({"rounding": 0.02, "effect": 0.02}, "rounding undoes what the adapter does; use --dtype float32"),
+        ({"rounding": 0.02, "effect": 0.02}, "rounding undoes the effect of the adapter; use --dtype float32"),
         ({"rounding": 0.02, "effect": 0.021}, None),
-        ({"rounding": 1e-6, "effect": 0.0}, None),  # of an adapter that was not trained
-        ({"rounding": 2.0, "effect": 5.0}, None),  # of one that changes much
+        ({"rounding": 1e-6, "effect": 0.0}, None),  # an adapter that was not trained
+        ({"rounding": 2.0, "effect": 5.0}, None),  # an adapter that changes much
         ({"mean": 2e-3}, "and may differ by 0.001 ("),
         ({"mean": float("nan")}, "and may differ by 0.001 ("),
         ({"largest": 0.6}, "(0.6 at most), and may differ by 0.001 (0.02 at most)"),
-        ({"wrong_weights": ("a", "b")}, "2 weights are not base and adapter added, a first"),
+        ({"wrong_weights": ("a", "b")}, "2 weights are not the sum of base and adapter (first: a)"),
     ],
 )
-def test_what_passes(figures: dict[str, Any], told: str | None) -> None:
-    problem = Comparison("bfloat16", 4, 100, **(GOOD | figures)).problem
-    assert (problem is None) if told is None else (told in (problem or ""))
+def test_bounds_of_the_check(changes: dict[str, Any], message: str | None) -> None:
+    problem = Comparison("bfloat16", 4, 100, **(GOOD | changes)).problem
+    assert (problem is None) if message is None else (message in (problem or ""))
 
 
-def test_rounding_that_costs_much_of_the_adapter_is_a_warning() -> None:
+def test_costly_rounding_gives_a_warning() -> None:
     costly = Comparison("bfloat16", 4, 100, **(GOOD | {"rounding": 0.3})).warning
     assert costly is not None
     assert costly.startswith("rounding to bfloat16 changes 60% as much as the adapter does; --dtype float32")
@@ -267,10 +269,10 @@ def cut_rows(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "told"),
+    ("break_it", "message"),
     [
-        (lambda r: shutil.rmtree(r), "is not there, or is empty"),
-        (lambda r: shutil.rmtree(r / "adapter"), "is a run that has left no adapter/ yet"),
+        (lambda r: shutil.rmtree(r), "does not exist or is empty"),
+        (lambda r: shutil.rmtree(r / "adapter"), "is a run without an adapter/ so far"),
         (lambda r: (r / "config.yaml").unlink() or shutil.rmtree(r / "adapter") or (r / "x").touch(), "no run folder"),
         (lambda r: (r / "adapter/adapter_model.safetensors").unlink(), "adapter' holds no adapter_model.safetensors"),
         (
@@ -287,47 +289,47 @@ def cut_rows(adapter: Path) -> None:
         (lambda r: cut_rows(r / "adapter"), "(--base): model.layers.0.mlp.down_proj has 256 inputs"),
     ],
 )
-def test_adapters_that_cannot_be_exported(
-    exported: Exported, run: Path, tmp_path: Path, break_it: Callable[[Path], Any], told: str
+def test_adapters_that_cannot_be_exported_are_refused(
+    exported: Exported, run: Path, tmp_path: Path, break_it: Callable[[Path], Any], message: str
 ) -> None:
     there = shutil.copytree(run, tmp_path / "run")
     break_it(there)
-    code, _, said = exported(there, "--out", tmp_path / "model")
+    code, _, error = exported(there, "--out", tmp_path / "model")
     assert code == 2
-    assert told in said
-    assert len(said.splitlines()) == 1
+    assert message in error
+    assert len(error.splitlines()) == 1
     assert not [path for path in tmp_path.iterdir() if path != there]
 
 
-def test_a_run_that_goes_on_has_a_checkpoint_to_give(exported: Exported, run: Path, tmp_path: Path) -> None:
-    """The newest whole one: not one that is being written or removed."""
+def test_error_for_a_running_run_names_its_newest_checkpoint(exported: Exported, run: Path, tmp_path: Path) -> None:
+    """The error names the newest complete checkpoint, not one that is being written or removed."""
     there = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
     for name in ("step-000002", "step-000010", "step-000011.part"):
         (there / "checkpoints" / name).mkdir(parents=True)
         (there / "checkpoints" / name / "checksums.json").touch()
-    code, _, said = exported(there, "--out", tmp_path / "model")
+    code, _, error = exported(there, "--out", tmp_path / "model")
     assert code == 2
-    assert said.endswith(f"left no adapter/ yet; give its newest checkpoint, {there}/checkpoints/step-000010\n")
+    assert error.endswith(f"without an adapter/ so far; give its newest checkpoint, {there}/checkpoints/step-000010\n")
 
 
 @pytest.mark.parametrize(
-    ("base", "told"),
+    ("base", "message"),
     [
         ("/no/such/folder", "the base model --base='/no/such/folder' is no folder here"),
-        ("nobody/nothing", "--base='nobody/nothing' is neither a folder here nor a model that the Hub gives out"),
+        ("nobody/nothing", "--base='nobody/nothing' is neither a folder here nor available on the Hub"),
         ("empty", "--base='empty' holds no config.json"),
         ("other", "--base='other' is not the model that the adapter was trained on"),
         ("pickled", "--base='pickled' holds no *.safetensors"),
     ],
 )
-def test_bases_that_cannot_be_used(
+def test_bases_that_cannot_be_used_are_refused(
     exported: Exported,
     run: Path,
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     base: str,
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -337,38 +339,40 @@ def test_bases_that_cannot_be_used(
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     pickled = shutil.copytree(tiny_model, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    code, _, said = exported(run, "--base", base, "--out", tmp_path / "model")
+    code, _, error = exported(run, "--base", base, "--out", tmp_path / "model")
     assert code == 2
-    assert told in said
+    assert message in error
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_that_is_taken_is_left_as_it_is(exported: Exported, run: Path, tmp_path: Path) -> None:
+def test_existing_folder_is_refused_and_unchanged(exported: Exported, run: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("mine")
-    code, _, said = exported(run, "--out", tmp_path / "model")
+    code, _, error = exported(run, "--out", tmp_path / "model")
     assert code == 2
-    assert "is there already; choose another folder, or move it away" in said
+    assert "exists already; choose another folder, or move it away" in error
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
 
 
 Usage = namedtuple("Usage", "free")
 
 
-def test_no_room(exported: Exported, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_without_room_is_refused(
+    exported: Exported, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as change:
         change.setattr(exporting.shutil, "disk_usage", lambda _: Usage(1000))
-        code, _, said = exported(run, "--out", tmp_path / "model")
-        assert (code, "0.0 MiB free; make room" in said) == (2, True)
+        code, _, error = exported(run, "--out", tmp_path / "model")
+        assert (code, "0.0 MiB free; make room" in error) == (2, True)
     monkeypatch.setattr("psutil.virtual_memory", lambda: namedtuple("Memory", "available")(2**26))
-    code, _, said = exported(run, "--out", tmp_path / "model")
-    assert (code, "leave the check out with --no-check" in said) == (2, True)
+    code, _, error = exported(run, "--out", tmp_path / "model")
+    assert (code, "leave the check out with --no-check" in error) == (2, True)
     assert list(tmp_path.iterdir()) == []
     assert exported(run, "--out", tmp_path / "model", "--no-check")[0] == 0
 
 
 @pytest.mark.parametrize("options", [[], ["--private", "--out", "x"], ["--yes", "--out", "x"]])
-def test_options_that_say_nothing_together(exported: Exported, run: Path, options: list[str]) -> None:
+def test_incompatible_options_are_refused(exported: Exported, run: Path, options: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         exported(run, *options)
     assert ended.value.code == 2
@@ -377,7 +381,7 @@ def test_options_that_say_nothing_together(exported: Exported, run: Path, option
 # --- of a real run ---
 
 
-def test_the_card_of_a_run_says_what_the_run_was(whole: Path) -> None:
+def test_card_of_a_run_has_its_results_and_command(whole: Path) -> None:
     card = (whole / "adapter" / "README.md").read_text()
     summary = json.loads((whole / "summary.json").read_text())
     assert (
@@ -391,16 +395,16 @@ def test_the_card_of_a_run_says_what_the_run_was(whole: Path) -> None:
     assert len(front_matter(card)["adagrpo_ray"]["base_fingerprint"]) == 32
 
 
-def test_the_code_of_both_cards_runs(
+def test_code_of_both_cards_runs(
     exported: Exported,
     whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The first block of each, where its reader stands: PEFT's, then Transformers'."""
+    """The first code block of each card is run: that for PEFT, and that for Transformers."""
     assert exported(whole, "--out", tmp_path / "model", "--no-check")[0] == 0
-    monkeypatch.chdir(whole)  # where config.yaml is
+    monkeypatch.chdir(whole)  # the code reads config.yaml
     for folder, place in ((whole / "adapter", "path/to/this/adapter"), (tmp_path / "model", "path/to/this/model")):
         code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
         assert place in code
@@ -408,12 +412,12 @@ def test_the_code_of_both_cards_runs(
         assert capsys.readouterr().out.strip()
 
 
-def test_a_checkpoint_is_exported_as_its_runs_adapter_is(exported: Exported, whole: Path, tmp_path: Path) -> None:
-    """The last one, in float32, where the weights are the same."""
+def test_export_of_last_checkpoint_equals_that_of_the_run(exported: Exported, whole: Path, tmp_path: Path) -> None:
+    """The last checkpoint has the same weights as the adapter, since the model is float32."""
     assert exported(whole, "--out", tmp_path / "run")[0] == 0
-    code, said, errors = exported(whole / "checkpoints" / "step-000004", "--out", tmp_path / "checkpoint")
+    code, output, errors = exported(whole / "checkpoints" / "step-000004", "--out", tmp_path / "checkpoint")
     assert code == 0, errors
-    assert "of run-step-000004 into tiny" in said
+    assert "of run-step-000004 into tiny" in output
     run, checkpoint = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "checkpoint"))
     assert all(torch.equal(run[name], checkpoint[name]) for name in run)
     card = (tmp_path / "checkpoint" / "README.md").read_text()

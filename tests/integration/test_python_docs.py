@@ -1,6 +1,6 @@
-"""docs/python.md as a notebook: its cells in order, in a running event loop, in a main module without a file.
+"""docs/python.md run as a notebook: its cells in order, in a running event loop and a main module without a file.
 
-All runs share one Ray, which the notebook has started, and its actors: what is run is real, and is started once.
+The notebook starts one Ray, which all runs share, together with its actors, which are started only once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ CELL = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
 @dataclass(frozen=True)
 class Notebook:
-    """The summary that each cell left, by its number from 0, and what all of them have printed."""
+    """The executed notebook.
+
+    main: the main module of its cells.
+    summaries: the summary that each cell returned; None for cells without a run.
+    output: standard output of all cells.
+    """
 
     main: ModuleType
     summaries: tuple[Summary | None, ...]
@@ -43,7 +48,7 @@ class Notebook:
 
 
 def run_cell(main: ModuleType, code: str, line: int = 0) -> None:
-    """As a notebook does it: an event loop runs in the thread meanwhile."""
+    """Run a cell as a notebook does, inside a running event loop."""
     compiled = compile("\n" * line + code, "docs/python.md", "exec", dont_inherit=True)
 
     async def cell() -> None:
@@ -55,7 +60,7 @@ def run_cell(main: ModuleType, code: str, line: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Path]:
-    """A Ray that was started before any run, whose first run starts the actors of all; the current folder."""
+    """Start Ray before the runs, and make it the first run that starts the actors of all; the current folder."""
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "launch").symlink_to(ROOT / "launch")
     with ExitStack() as stack:
@@ -75,13 +80,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
             yield made[0]
 
         patch.setattr(start, "actors", again)
-        patch.setattr(run, "_report", lambda *_: None)  # a second or two each, and test_report.py's
+        patch.setattr(run, "_report", lambda *_: None)  # takes one or two seconds; tested in test_report.py
         yield folder
 
 
 @pytest.fixture(scope="module")
 def notebook(shared: Path) -> Notebook:
-    """All cells of the page, run."""
+    """The executed notebook with all cells of the page."""
     text = (ROOT / "docs" / "python.md").read_text()
     main = ModuleType("__main__")
     summaries: list[Summary | None] = []
@@ -107,7 +112,7 @@ def steps(summary: Summary | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(summary.folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_first_cell_trains_and_shows_it(notebook: Notebook, shared: Path) -> None:
+def test_first_cell_trains_and_prints_progress(notebook: Notebook, shared: Path) -> None:
     summary = notebook.summaries[0]
     assert summary is not None
     assert summary.steps == 2
@@ -118,12 +123,12 @@ def test_the_first_cell_trains_and_shows_it(notebook: Notebook, shared: Path) ->
     assert f"adapter in {summary.adapter}" in notebook.output
 
 
-def test_a_ray_that_was_there_is_joined_stays_and_is_not_written_down(notebook: Notebook) -> None:
+def test_running_ray_is_joined_and_left_running(notebook: Notebook) -> None:
     assert ray.is_initialized()
     assert settings(notebook.summaries[0])["run"]["ray_address"] is None
 
 
-def test_a_reward_function_of_a_cell_counts_as_the_configuration_says(notebook: Notebook) -> None:
+def test_reward_function_of_a_cell_has_its_configured_weight(notebook: Notebook) -> None:
     summary = notebook.summaries[1]
     named = settings(summary)["rewards"]["functions"]
     assert [(f["function"], f["weight"]) for f in named] == [("brief", 0.1), ("exact", 1.0)]
@@ -134,14 +139,14 @@ def test_a_reward_function_of_a_cell_counts_as_the_configuration_says(notebook: 
         assert step["reward"] == pytest.approx(0.1 * brief + exact, abs=1e-5)
 
 
-def test_a_criterion_and_a_ladder_of_a_cell_decide(notebook: Notebook) -> None:
+def test_criterion_and_ladder_of_a_cell_are_used(notebook: Notebook) -> None:
     summary = notebook.summaries[2]
     algorithm = settings(summary)["algorithm"]
     assert (algorithm["criterion"]["kind"], algorithm["ladder"]) == ("two_right", "by_difficulty")
     assert sum(sum(step["resamples"]) for step in steps(summary)) > 0
 
 
-def test_a_stop_that_a_callback_sets_ends_the_run_with_all_it_has(notebook: Notebook) -> None:
+def test_stop_set_by_a_callback_ends_the_run_completely(notebook: Notebook) -> None:
     summary = notebook.summaries[4]
     assert summary is not None
     assert summary.steps == len(steps(summary)) < 100
@@ -153,7 +158,7 @@ def test_a_stop_that_a_callback_sets_ends_the_run_with_all_it_has(notebook: Note
     assert f"{summary.steps} of 100 steps" in notebook.output
 
 
-def test_a_run_goes_on_from_a_cell(notebook: Notebook) -> None:
+def test_cell_resumes_a_run(notebook: Notebook) -> None:
     summary = notebook.summaries[5]
     assert summary is not None
     assert [step["step"] for step in steps(summary)] == [1, 2, 3]
@@ -161,7 +166,7 @@ def test_a_run_goes_on_from_a_cell(notebook: Notebook) -> None:
     assert "going on after step 2" in notebook.output
 
 
-# --- what goes wrong, on the same Ray
+# --- errors, on the same Ray
 
 FEW = {"run.steps": 3, "data.eval_prompts": 0, "algorithm.prompts_per_step": 4}
 
@@ -171,7 +176,7 @@ def load(**others: object) -> Config:
 
 
 class At(Callback):
-    """Does something once a step is done."""
+    """Calls `do` after step `step`, and records the errors of `ended`."""
 
     def __init__(self, step: int, do: Callable[[], object]) -> None:
         self.at, self.do = step, do
@@ -185,8 +190,8 @@ class At(Callback):
         self.errors.append(error)
 
 
-def test_an_interrupted_cell_leaves_a_checkpoint(shared: Path) -> None:
-    """That another one goes on from it is test_notebook.py's."""
+def test_interrupted_cell_leaves_a_checkpoint(shared: Path) -> None:
+    """test_notebook.py tests that another cell resumes it."""
     before = signal.getsignal(signal.SIGINT)
     interrupt = At(1, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(StoppedError) as raised:
@@ -197,7 +202,7 @@ def test_an_interrupted_cell_leaves_a_checkpoint(shared: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_callback_that_raises_ends_the_run_with_a_checkpoint(shared: Path) -> None:
+def test_callback_that_raises_ends_the_run_with_a_checkpoint(shared: Path) -> None:
     failing, other = At(1, lambda: [].pop()), At(0, lambda: None)
     with pytest.raises(ExtensionError, match=r"callback At\.step raised IndexError\('pop from empty list'\)") as raised:
         train(load(), name="failing", callbacks=[failing, other], progress=False)
@@ -208,7 +213,7 @@ def test_a_callback_that_raises_ends_the_run_with_a_checkpoint(shared: Path) -> 
     assert [type(error) for error in other.errors] == [ExtensionError]
 
 
-def test_a_criterion_that_raises_later_ends_the_run_with_a_checkpoint(shared: Path) -> None:
+def test_criterion_that_raises_ends_the_run_with_a_checkpoint(shared: Path) -> None:
     def tired(group: Any) -> bool:
         if group.born == 2:
             raise SystemExit("enough")
@@ -219,11 +224,11 @@ def test_a_criterion_that_raises_later_ends_the_run_with_a_checkpoint(shared: Pa
     assert (shared / "runs" / "tired" / "checkpoints" / "latest").read_text() == "step-000001\n"
 
 
-def test_another_address_than_that_of_the_ray_that_is_there_is_an_error(shared: Path) -> None:
+def test_other_address_than_that_of_the_running_ray_is_an_error(shared: Path) -> None:
     with pytest.raises(ResourceError, match=r"connected to the Ray at .* names '10\.0\.0\.9:6379'"):
         find_ray(RunSettings(ray_address="10.0.0.9:6379"))
     assert find_ray(RunSettings(ray_address="auto")) == ray.get_runtime_context().gcs_address
 
 
-def test_on_a_ray_that_was_there_the_run_folder_is_absolute(notebook: Notebook, shared: Path) -> None:
+def test_run_folder_is_absolute_on_a_running_ray(notebook: Notebook, shared: Path) -> None:
     assert settings(notebook.summaries[0])["run"]["output_dir"] == str(shared / "runs")

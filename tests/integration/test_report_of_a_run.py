@@ -1,4 +1,4 @@
-"""The report at the end of a run whose training is made up, and launch/report.py as a program."""
+"""The report at the end of a run with faked training, and launch/report.py as a program."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.support.report_page import page_of
 
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have their first figure only, which is enough where others are not what a test is about."""
+    """Reports have only their first figure, for tests that are not about the others."""
     monkeypatch.setattr("adagrpo_ray.reports.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
 
 
 class TestAtTheEndOfARun:
     def end(self, monkeypatch: pytest.MonkeyPatch, folder: Path, config: str = TINY) -> str:
-        """What the terminal shows of a run that `train` made in no time."""
+        """The terminal output of a run whose training is faked."""
 
         def train(config: object, inputs: object, place: Path, observer: Console, *rest: object) -> object:
             observer.step(step(1))
@@ -44,7 +44,7 @@ class TestAtTheEndOfARun:
         return stream.getvalue()
 
     @pytest.mark.usefixtures("one_figure")
-    def test_the_terminal_names_it_last(
+    def test_last_line_of_the_terminal_names_the_report(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
     ) -> None:
         shown = self.end(monkeypatch, tmp_path)
@@ -52,7 +52,7 @@ class TestAtTheEndOfARun:
         assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h"), "the display did not begin again"
         assert page_of(tmp_path / "ended" / "report.html").numbers()["state"] == "finished"
 
-    def test_one_that_fails_costs_a_line(
+    def test_failed_report_prints_one_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
     ) -> None:
         def full(figure: Figure) -> bytes:
@@ -68,7 +68,7 @@ class TestAtTheEndOfARun:
         assert not list((tmp_path / "ended").glob("plots*"))
 
 
-def test_it_runs_as_a_program() -> None:
+def test_report_program_prints_its_help() -> None:
     ended = subprocess.run([sys.executable, "launch/report.py", "--help"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0
     assert all(word in ended.stdout for word in ("RUN", "--out FOLDER", "--interval N"))

@@ -170,7 +170,7 @@ def test_a_writer_copies_what_changed_and_leaves_nothing_here(bucket: str) -> No
         assert writer.folder.name == "one"
     assert not writer.folder.exists()
     assert names(home) == {"config.yaml", "metrics.jsonl", "evaluations.jsonl", "tensorboard"}
-    with pytest.raises(ConfigError, match=r"run\.name='one': s3://runs-of-tests/runs/one is there already"):
+    with pytest.raises(ConfigError, match=r"run\.name='one': s3://runs-of-tests/runs/one exists already"):
         open_run(home, "a: 1\n", print)
 
 

@@ -1,4 +1,4 @@
-"""Jobs on a running Ray cluster with token authentication: `ray job submit` and launch/submit.py, as users do it."""
+"""Jobs on a running Ray cluster with token authentication, submitted by `ray job submit` and launch/submit.py."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ TOKEN = "a-token-that-only-this-test-knows"
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running cluster of one node; its --temp-dir is in `folder`, Prometheus reads `metrics_port`."""
+    """A running cluster of one node.
+
+    address: URL of the dashboard.
+    folder: contains its --temp-dir and a home folder.
+    env: environment variables of its users.
+    metrics_port: read by Prometheus.
+    """
 
     address: str
     folder: Path
@@ -40,15 +46,18 @@ class Cluster:
     metrics_port: int
 
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """A command of a user of this cluster."""
+        """Run a command as a user of this cluster."""
         return subprocess.run(command, cwd=ROOT, env=self.env | env, capture_output=True, text=True, check=False)
 
     def submit(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """launch/submit.py on this cluster; options, "--", and what is for launch/train.py."""
+        """Run launch/submit.py on this cluster; arguments are its options, "--", and those for launch/train.py."""
         return self.run(sys.executable, "launch/submit.py", "--address", self.address, *arguments, **env)
 
-    def ask(self, code: str, **env: str) -> Any:
-        """What `code`, which knows `client`, prints as JSON: in a process of its own, for Ray reads its token once."""
+    def query(self, code: str, **env: str) -> Any:
+        """Run `code`, which may use `client`, and return the JSON that it prints.
+
+        It runs in a new process, since Ray reads its token only once.
+        """
         begin = "import json\nfrom ray.job_submission import JobSubmissionClient\n"
         client = f"client=JobSubmissionClient({self.address!r})\n"
         done = self.run(sys.executable, "-c", begin + client + code, **env)
@@ -56,14 +65,14 @@ class Cluster:
         return json.loads(done.stdout.splitlines()[-1])
 
     def job(self, begin: str) -> dict[str, Any]:
-        """The newest job whose id begins so."""
-        jobs = self.ask("print(json.dumps([j.dict() for j in client.list_jobs()], default=str))")
+        """The newest job whose id begins with `begin`."""
+        jobs = self.query("print(json.dumps([j.dict() for j in client.list_jobs()], default=str))")
         return max((j for j in jobs if j["submission_id"].startswith(begin)), key=lambda j: j["start_time"])
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that this cluster has started: its folder is in their command, environment or current folder.
+        """All processes of this cluster: its folder is in their command, environment or current folder.
 
-        Ray and vLLM write titles over the first two of some; what belongs to a job still stands in its upload.
+        Ray and vLLM overwrite the first two of some processes. The current folder of a job's processes is its upload.
         """
         found = []
         for process in psutil.process_iter():
@@ -75,26 +84,26 @@ class Cluster:
         return found
 
     def at_work(self) -> list[str]:
-        """Titles of the processes of actors and engines, and classes of actors that Ray holds to be alive."""
+        """Titles of the processes of actors and engines, and classes of the actors that are alive for Ray."""
         code = (
             "from ray.util.state import list_actors\n"
             f"found=list_actors(address={self.address!r}, filters=[('state','!=','DEAD')])\n"
             "print(json.dumps([a.class_name for a in found]))"
         )
         titles = [" ".join(p.cmdline()) for p in self.processes() if p.is_running()]
-        return [t for t in titles if t.startswith(("ray::Learner", "ray::Rollout", "VLLM::"))] + self.ask(code)
+        return [t for t in titles if t.startswith(("ray::Learner", "ray::Rollout", "VLLM::"))] + self.query(code)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    resolve_model(load_config(ROOT / TINY))  # built beforehand, so that no job is seen building it
+    resolve_model(load_config(ROOT / TINY))  # built here, so that no job builds it
     names = (
         *("--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port"),
         "--metrics-export-port",
     )
     with (
         reserved_ports(len(names)) as numbers,
-        # A short path: Ray makes sockets in it, whose names may have 107 characters.
+        # A short path, since Ray creates sockets in it, whose paths may have at most 107 characters.
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
     ):
         ports = dict(zip(names, map(str, numbers), strict=True))
@@ -119,7 +128,7 @@ def cluster() -> Iterator[Cluster]:
             assert started.returncode == 0, started.stdout + started.stderr
             yield running
         finally:
-            # Not `ray stop`, which would end every Ray session of this machine.
+            # `ray stop` would end all Ray sessions of this machine.
             left = running.processes()
             for process in left:
                 process.kill()
@@ -127,12 +136,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 def nothing_left(cluster: Cluster) -> bool:
-    """Whether all actors of this cluster's jobs are gone, and their processes with them; the last may take seconds."""
+    """Wait until all actors of this cluster's jobs and their processes are gone, which may take seconds."""
     until(lambda: not cluster.at_work())
     return True
 
 
-def test_an_upload_is_small_and_has_what_a_run_needs(tmp_path: Path) -> None:
+def test_upload_is_small_and_complete(tmp_path: Path) -> None:
     import zipfile
 
     from ray._private.runtime_env.packaging import create_package
@@ -145,7 +154,7 @@ def test_an_upload_is_small_and_has_what_a_run_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prometheus(cluster: Cluster) -> None:
+def test_plain_ray_job_submit_keeps_the_run_and_serves_its_metrics(cluster: Cluster) -> None:
     command = ("ray", "job", "submit", "--address", cluster.address, "--submission-id", "plain", "--working-dir", ".")
     with Scraper(cluster.metrics_port) as scraper:
         done = cluster.run(*command, "--", "python", "launch/train.py", "--config", TINY, *SMALL)
@@ -161,8 +170,8 @@ def test_plain_ray_job_submit_needs_no_setting_loses_no_run_and_shows_it_to_prom
 
 
 @pytest.mark.slow
-def test_submit_shows_the_log_names_the_job_and_fetches_the_results(cluster: Cluster, tmp_path: Path) -> None:
-    """The second run on this cluster, for the test before has done one."""
+def test_submit_shows_the_log_and_fetches_the_results(cluster: Cluster, tmp_path: Path) -> None:
+    """The second run on this cluster, after that of the test before."""
     options = ("--name", "good", "--env", "A_SECRET", "--env", "PLAIN=1", "--fetch", str(tmp_path / "got"))
     done = cluster.submit(
         *options, "--", "--config", TINY, f"run.output_dir={tmp_path / 'runs'}", *SMALL, A_SECRET="never-shown"
@@ -192,7 +201,7 @@ def test_submit_shows_the_log_names_the_job_and_fetches_the_results(cluster: Clu
     assert nothing_left(cluster)
 
 
-def test_results_come_through_the_dashboard_alone(cluster: Cluster, tmp_path: Path) -> None:
+def test_results_are_copied_through_the_dashboard(cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "far away's"
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(os.urandom(2_000_000))
@@ -206,14 +215,14 @@ def test_results_come_through_the_dashboard_alone(cluster: Cluster, tmp_path: Pa
         f"try: over_cluster(client, job, '/no/such/run', Path({str(tmp_path / 'none')!r}))\n"
         "except ResourceError as error: print(json.dumps(str(error)))"
     )
-    told = cluster.ask(code, PYTHONPATH=f"{ROOT}:{ROOT / 'launch'}")
-    assert "does not give out /no/such/run" in told
+    error = cluster.query(code, PYTHONPATH=f"{ROOT}:{ROOT / 'launch'}")
+    assert "cannot copy /no/such/run from the node of job" in error
     assert [p.name for p in (tmp_path / "got").iterdir()] == ["adapter"]
     name = "adapter/adapter_model.safetensors"
     assert (tmp_path / "got" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_what_only_the_cluster_finds_wrong_is_one_line_and_the_jobs_exit_code(cluster: Cluster, tmp_path: Path) -> None:
+def test_error_on_the_cluster_is_one_line_and_sets_the_exit_code(cluster: Cluster, tmp_path: Path) -> None:
     settings = (f"run.output_dir={tmp_path}", "data.source=nothing.jsonl")
     done = cluster.submit("--name", "bad", "--", "--config", TINY, *settings)
     assert done.returncode == 2
@@ -242,10 +251,10 @@ def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
     assert nothing_left(cluster)
 
 
-# Needs launch/train.py to answer SIGTERM with a checkpoint after the step that it is in (fails without).
+# launch/train.py writes a checkpoint after the current step when it receives SIGTERM.
 @pytest.mark.faults
 @pytest.mark.slow
-def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+def test_ray_job_stop_writes_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
     settings = (f"run.output_dir={tmp_path}", "run.name=cut", "run.steps=500", *SMALL[1:])
     assert cluster.submit("--name", "cut", "--no-wait", "--", "--config", TINY, *settings).returncode == 0
     job, metrics = cluster.job("cut-")["submission_id"], tmp_path / "cut" / "metrics.jsonl"
@@ -270,7 +279,7 @@ def test_ray_job_stop_ends_in_a_checkpoint(cluster: Cluster, tmp_path: Path) -> 
     ],
     ids=["wrong", "not sent", "no file"],
 )
-def test_a_bad_token_is_one_error(cluster: Cluster, env: dict[str, str]) -> None:
+def test_invalid_token_is_one_error(cluster: Cluster, env: dict[str, str]) -> None:
     done = cluster.submit("--", "run.output_dir=/runs", **env)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: the cluster at {cluster.address} takes no request without its token")

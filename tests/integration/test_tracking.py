@@ -1,4 +1,4 @@
-"""W&B and MLflow as they are, without a network: what a run tells them is read back from what they wrote."""
+"""W&B and MLflow without a network: the records of a run are read back from their files."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", KEY)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("WANDB__SERVICE_WAIT", f"{PATIENCE_S:g}")  # for its process to begin, on a busy machine
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", f"{PATIENCE_S:g}")  # its process may start slowly on a busy machine
     monkeypatch.setattr(session, "END_S", PATIENCE_S)
     check_trackers(config("tracking.wandb=project", "tracking.mlflow=folder").tracking, None)
 
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """The URL of a server that takes requests and never answers."""
+    """The URL of a server that accepts requests and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def refusing_server() -> Iterator[str]:
-    """The URL of a server that knows no key."""
+    """The URL of a server that refuses every key."""
 
     class Refusing(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -87,10 +87,10 @@ def planted(folder: Path) -> list[Path]:
 # --- W&B ---
 
 
-def test_wandb_has_the_settings_curves_evaluations_samples_and_summary_of_a_run(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_wandb_has_all_records_of_a_run(tmp_path: Path) -> None:
+    notices: list[str] = []
     settings = config("tracking.wandb=me/project", "tracking.tags=[first try, tiny]", "tracking.upload_adapter=true")
-    track(settings, tmp_path / "run", [1, 2, 3], tell=said.append)
+    track(settings, tmp_path / "run", [1, 2, 3], notify=notices.append)
     run = offline_run(tmp_path / "run")
     assert (run.name, run.tags, run.exit_code) == ("run", ("first try", "tiny"), 0)
     assert {key: run.config[key] for key in settings.model_dump()} == settings.model_dump(mode="json")
@@ -103,11 +103,11 @@ def test_wandb_has_the_settings_curves_evaluations_samples_and_summary_of_a_run(
     assert run.summary["summary"]["steps"] == 3
     assert run.summary["reward"] == 3 / 16
     assert run.artifacts == ["adapter_model.safetensors"]
-    assert "wandb sync" in "".join(said)
+    assert "wandb sync" in "".join(notices)
     assert planted(tmp_path) == []
 
 
-def test_a_resumed_run_goes_on_in_wandb_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
+def test_resumed_run_continues_in_wandb(tmp_path: Path) -> None:
     settings, folder = config("tracking.wandb=project"), tmp_path / "run"
     marks: list[Mark] = []
 
@@ -128,7 +128,7 @@ def test_a_resumed_run_goes_on_in_wandb_as_if_it_had_not_been_interrupted(tmp_pa
 # --- MLflow ---
 
 
-def test_mlflow_has_the_settings_curves_evaluations_samples_and_summary_of_a_run(tmp_path: Path) -> None:
+def test_mlflow_has_all_records_of_a_run(tmp_path: Path) -> None:
     place = tmp_path / "mlruns"
     settings = config(f"tracking.mlflow={place}", "tracking.tags=[first try]", "tracking.upload_adapter=true")
     track(settings, tmp_path / "run", [1, 2, 3])
@@ -150,7 +150,7 @@ def test_mlflow_has_the_settings_curves_evaluations_samples_and_summary_of_a_run
     assert planted(tmp_path) == []
 
 
-def test_a_resumed_run_goes_on_in_mlflow_without_a_step_twice(tmp_path: Path) -> None:
+def test_resumed_run_continues_in_mlflow_without_repeated_steps(tmp_path: Path) -> None:
     place, folder = tmp_path / "mlruns", tmp_path / "run"
     settings = config(f"tracking.mlflow={place}")
     marks: list[Mark] = []
@@ -170,7 +170,7 @@ def test_a_resumed_run_goes_on_in_mlflow_without_a_step_twice(tmp_path: Path) ->
     assert "steps: 9" in next(place.rglob("artifacts/config.yaml")).read_text()
 
 
-def test_a_run_that_is_tracked_from_its_middle_on_is_there_from_its_beginning(tmp_path: Path) -> None:
+def test_tracker_added_on_resume_gets_the_earlier_steps(tmp_path: Path) -> None:
     place, folder = tmp_path / "mlruns", tmp_path / "run"
     track(config(), folder, [1, 2])
     track(config(f"tracking.mlflow={place}"), folder, [3], mark=Mark(2, sizes(folder)))
@@ -179,7 +179,7 @@ def test_a_run_that_is_tracked_from_its_middle_on_is_there_from_its_beginning(tm
     assert [point.step for point in client.get_metric_history(run.info.run_id, "eval/accuracy")] == [0, 2]
 
 
-def test_names_of_levels_become_names_that_mlflow_takes() -> None:
+def test_names_of_difficulties_are_escaped_for_mlflow() -> None:
     assert metric_name("time/rollout") == "time/rollout"
     assert metric_name("accuracy_by_difficulty/3 digits") == "accuracy_by_difficulty/3 digits"
     assert metric_name(f"accuracy_by_difficulty/{name_of('../../<b>')}") == "accuracy_by_difficulty/:2E.:2F..:2F:3Cb:3E"
@@ -188,14 +188,14 @@ def test_names_of_levels_become_names_that_mlflow_takes() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_and_its_resumption_are_one_run_in_both_trackers(tmp_path: Path) -> None:
+def test_resumed_run_is_one_run_in_both_trackers(tmp_path: Path) -> None:
     place, folder = tmp_path / "mlruns", tmp_path / "run"
     options = ("tracking.wandb=project", f"tracking.mlflow={place}", "tracking.upload_adapter=true")
     for steps in (2, 4):
-        said = program.train(tmp_path, steps, "--resume", "auto", *options)
-        assert "Weights & Biases: offline: wandb sync" in said
-        assert "MLflow: run " in said
-        assert "warning" not in said
+        output = program.train(tmp_path, steps, "--resume", "auto", *options)
+        assert "Weights & Biases: offline: wandb sync" in output
+        assert "MLflow: run " in output
+        assert "warning" not in output
     history = load(folder)
     client, run = mlflow_run(place)
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
@@ -217,57 +217,54 @@ def test_a_run_and_its_resumption_are_one_run_in_both_trackers(tmp_path: Path) -
 
 
 @pytest.mark.faults
-def test_a_tracker_that_cannot_be_reached_costs_one_line_and_no_step(tmp_path: Path) -> None:
-    said: list[str] = []
-    with socket.socket() as deaf, pytest.MonkeyPatch.context() as environment:
-        deaf.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
-        port = deaf.getsockname()[1]
+def test_unreachable_tracker_prints_one_warning(tmp_path: Path) -> None:
+    notices: list[str] = []
+    with socket.socket() as bound, pytest.MonkeyPatch.context() as environment:
+        bound.bind(("127.0.0.1", 0))  # reserves the port, on which nothing listens
+        port = bound.getsockname()[1]
         environment.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        track(config(f"tracking.mlflow=http://127.0.0.1:{port}"), tmp_path / "run", [1, 2, 3], tell=said.append)
-    (line,) = said
-    assert line.startswith("warning: MLflow is let go, the run continues without it: ")
+        track(config(f"tracking.mlflow=http://127.0.0.1:{port}"), tmp_path / "run", [1, 2, 3], notify=notices.append)
+    (line,) = notices
+    assert line.startswith("warning: MLflow is disabled, the run continues without it: ")
     assert str(port) in line
     assert KEY not in line
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.faults
-def test_a_tracker_that_never_answers_holds_no_step_up_and_the_end_not_for_long(
+def test_tracker_that_never_answers_delays_no_step(
     tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "END_S", 0.5)
-    said: list[str] = []
-    track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", [1, 2, 3], tell=said.append)
-    assert said == [
-        "warning: MLflow is let go, the run continues without it: it has not taken everything in time after the end of "
-        "the run"
+    notices: list[str] = []
+    track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", [1, 2, 3], notify=notices.append)
+    assert notices == [
+        "warning: MLflow is disabled, the run continues without it: it did not accept all records in time"
     ]
 
 
 @pytest.mark.faults
-def test_a_tracker_that_falls_behind_is_let_go_while_the_run_goes_on(
+def test_tracker_that_falls_behind_is_disabled(
     tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "END_S", 0.5)
     monkeypatch.setattr(relay, "MOST_WAITING", 3)
-    said: list[str] = []
+    notices: list[str] = []
 
-    track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", range(1, 9), tell=said.append)
-    assert said == ["warning: MLflow is let go, the run continues without it: it is 3 records behind"]
+    track(config(f"tracking.mlflow={silent_server}"), tmp_path / "run", range(1, 9), notify=notices.append)
+    assert notices == ["warning: MLflow is disabled, the run continues without it: it is 3 records behind"]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
 
 
 @pytest.mark.faults
-def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disabled_tracker_gets_no_more_earlier_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
-        """Takes its first point once it is let go."""
+        """Accepts its first point only after it was abandoned."""
 
         title = "Slow"
 
         def __init__(self) -> None:
-            self.begun, self.let_go, self.heard = Event(), Event(), list[int]()
+            self.begun, self.abandoned, self.steps = Event(), Event(), list[int]()
 
         def open(self, run: TrackedRun) -> tuple[str, dict[str, str]]:
             return "somewhere", {}
@@ -276,9 +273,9 @@ def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
             return False
 
         def scalars(self, values: object, step: int) -> None:
-            self.heard.append(step)
+            self.steps.append(step)
             self.begun.set()
-            assert self.let_go.wait(PATIENCE_S)
+            assert self.abandoned.wait(PATIENCE_S)
 
         def samples(self, groups: object, step: int) -> None: ...
 
@@ -287,42 +284,45 @@ def test_a_tracker_that_is_let_go_hears_no_more_of_what_was_before(
         def close(self, state: str) -> None: ...
 
         def abandon(self) -> None:
-            self.let_go.set()
+            self.abandoned.set()
 
     track(config(), tmp_path / "run", [1, 2, 3])
     monkeypatch.setattr(relay, "MOST_WAITING", 1)
-    slow, said = Slow(), list[str]()
+    slow, notices = Slow(), list[str]()
     run = TrackedRun("run", tmp_path / "run", config(), None)
-    between = relay.Relay(slow, run, load(tmp_path / "run"), said.append, lambda title, note: None)
+    between = relay.Relay(slow, run, load(tmp_path / "run"), notices.append, lambda title, note: None)
     between.step(step(4))
     assert slow.begun.wait(PATIENCE_S)
     for number in (5, 6):
         between.step(step(number))
     between.end("finished")
     between.wait(time.monotonic() + PATIENCE_S)
-    assert slow.heard == [0]
-    assert said == ["Slow: somewhere", "warning: Slow is let go, the run continues without it: it is 1 records behind"]
+    assert slow.steps == [0]
+    assert notices == [
+        "Slow: somewhere",
+        "warning: Slow is disabled, the run continues without it: it is 1 records behind",
+    ]
 
 
 @pytest.mark.faults
-def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, said, taken = tmp_path / "mlruns", list[str](), Event()
+def test_tracker_that_fails_during_a_run_is_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, notices, logged = tmp_path / "mlruns", list[str](), Event()
     samples = mlflow_module.MlflowRun.samples
 
-    def take(self: mlflow_module.MlflowRun, groups: Any, number: int) -> None:
+    def log(self: mlflow_module.MlflowRun, groups: Any, number: int) -> None:
         samples(self, groups, number)
-        taken.set()  # it has all of the first step, and waits for the second
+        logged.set()  # it has the whole first step, and waits for the second
 
     def break_it(number: int) -> None:
         if number == 1:
-            assert taken.wait(PATIENCE_S)
+            assert logged.wait(PATIENCE_S)
             place.rename(tmp_path / "gone")
             place.write_text("no folder")
 
-    monkeypatch.setattr(mlflow_module.MlflowRun, "samples", take)
+    monkeypatch.setattr(mlflow_module.MlflowRun, "samples", log)
     settings = config(f"tracking.mlflow={place}")
-    track(settings, tmp_path / "run", [1, 2, 3, 4], tell=said.append, between=break_it)
-    assert [line.split(":")[0] for line in said] == [
+    track(settings, tmp_path / "run", [1, 2, 3, 4], notify=notices.append, between=break_it)
+    assert [line.split(":")[0] for line in notices] == [
         "MLflow",
         "warning",
     ]
@@ -330,7 +330,7 @@ def test_a_tracker_that_breaks_in_the_middle_is_let_go_at_once(tmp_path: Path, m
 
 
 @pytest.mark.faults
-def test_wandb_without_a_network_ends_with_the_run_and_leaves_no_process(tmp_path: Path, silent_server: str) -> None:
+def test_wandb_without_a_network_leaves_no_process(tmp_path: Path, silent_server: str) -> None:
     script = """
 import sys
 from pathlib import Path
@@ -339,7 +339,7 @@ from tests.support.tracked import config, track
 settings = config("tracking.wandb=project")
 check_trackers(settings.tracking, None)
 session.END_S = 1.0
-track(settings, Path(sys.argv[1]) / "run", [1, 2], tell=lambda text: print(text, flush=True))
+track(settings, Path(sys.argv[1]) / "run", [1, 2], notify=lambda text: print(text, flush=True))
 """
     variables = {**os.environ, "WANDB_MODE": "online", "WANDB_BASE_URL": silent_server, "PYTHONPATH": "."}
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -348,9 +348,9 @@ track(settings, Path(sys.argv[1]) / "run", [1, 2], tell=lambda text: print(text,
         while running.poll() is None:
             started |= program.children(running)
             time.sleep(0.1)
-        said, errors = running.communicate()
-    (line,) = said.splitlines()
-    assert line.startswith("warning: Weights & Biases is let go, the run continues without it: ")
+        output, errors = running.communicate()
+    (line,) = output.splitlines()
+    assert line.startswith("warning: Weights & Biases is disabled, the run continues without it: ")
     assert errors == ""
     assert running.returncode == 0
     _, left = psutil.wait_procs(started, timeout=PATIENCE_S)
@@ -358,15 +358,15 @@ track(settings, Path(sys.argv[1]) / "run", [1, 2], tell=lambda text: print(text,
     assert planted(tmp_path) == []
 
 
-def test_a_key_that_wandb_refuses_is_one_line_without_the_key(
+def test_key_refused_by_wandb_prints_one_warning_without_the_key(
     tmp_path: Path, refusing_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
-    said: list[str] = []
-    track(config("tracking.wandb=project"), tmp_path / "run", [1, 2], tell=said.append)
-    (line,) = said
-    assert line.startswith("warning: Weights & Biases is let go, the run continues without it: ")
+    notices: list[str] = []
+    track(config("tracking.wandb=project"), tmp_path / "run", [1, 2], notify=notices.append)
+    (line,) = notices
+    assert line.startswith("warning: Weights & Biases is disabled, the run continues without it: ")
     assert "Failed to authenticate" in line
     assert KEY not in line
 
@@ -375,7 +375,7 @@ def test_a_key_that_wandb_refuses_is_one_line_without_the_key(
 
 
 @pytest.mark.parametrize("key", ["wandb", "mlflow"])
-def test_a_missing_package_is_one_error_that_names_the_extra(
+def test_missing_package_of_a_tracker_is_an_error_that_names_the_extra(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setitem(sys.modules, key, None)
@@ -384,7 +384,7 @@ def test_a_missing_package_is_one_error_that_names_the_extra(
     assert f"pip install 'adagrpo_ray[{key}]'" in error
 
 
-def test_a_relative_folder_is_refused_in_a_job_which_loses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_mlflow_folder_is_refused_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     job = {"metadata": {"job_submission_id": "job-1"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     with pytest.raises(ConfigError, match=r"tracking\.mlflow='mlruns' is relative"):
@@ -394,6 +394,6 @@ def test_a_relative_folder_is_refused_in_a_job_which_loses_it(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "a?b", "/a"])
-def test_a_name_that_wandb_would_not_take_is_refused(name: str) -> None:
+def test_invalid_wandb_project_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.wandb="):
         config(f"tracking.wandb={name}")

@@ -1,4 +1,4 @@
-"""How a completion ends, and what is read of it, on a real engine and models that write what the test wants."""
+"""Ends and texts of completions, on a real engine with models that generate scripted tokens."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MARKERS = ["data.format.answer_start=<answer>", "data.format.answer_end=</answer
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</think>", "<answer>", "</answer>"]
 
 
-async def said(folder: Path, tokenizer: Any, *samplings: SamplingParams) -> tuple[list[Completion], list[Piece]]:
-    """A completion of at most 12 tokens for each of these parameters, and the pieces of a stream."""
+async def generated(folder: Path, tokenizer: Any, *samplings: SamplingParams) -> tuple[list[Completion], list[Piece]]:
+    """A completion of at most 12 tokens for each of these parameters, and the pieces of a stream for the first."""
     config = load_config(
         "launch/configs/tiny-cpu.yaml",
         [*MARKERS, "rollout.kv_cache_gib=0.1", "evaluation.sampling={answer: {top_k: 1}}"],
@@ -37,17 +37,17 @@ async def said(folder: Path, tokenizer: Any, *samplings: SamplingParams) -> tupl
         await engine.stop()
 
 
-def test_a_turn_ends_at_the_templates_token_and_special_markers_are_read(tmp_path: Path) -> None:
+def test_completion_ends_at_the_token_of_the_template_and_keeps_markers(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(SPECIAL, eos_token="<|endoftext|>")
     ids = tokenizer.encode("a</think><answer>4</answer><|im_end|>", add_special_tokens=False)
     folder = scripted_model(tmp_path / "model", tokenizer, ids)
     phases = SamplingParams(answer=SamplingParams(temperature=0.0))
-    (plain, phased), pieces = asyncio.run(said(folder, tokenizer, SamplingParams(), phases))
+    (plain, phased), pieces = asyncio.run(generated(folder, tokenizer, SamplingParams(), phases))
     for completion in (plain, phased):
         assert completion.token_ids.tolist() == ids
         assert (completion.finish_reason, len(completion.logprobs)) == ("stop", len(ids))
         assert completion.text == "a</think><answer>4</answer>"
-    # Greedy after the marker, which is one special token: nothing else could have come.
+    # After the marker, which is one special token, sampling is greedy, so that every token has probability 1.
     assert (phased.logprobs[:2] < 0).all()
     assert (phased.logprobs[2:] == 0).all()
     assert (plain.logprobs < 0).all()
@@ -59,13 +59,13 @@ def test_a_turn_ends_at_the_templates_token_and_special_markers_are_read(tmp_pat
 
 
 @pytest.mark.parametrize(("named", "reason"), [(True, "stop"), (False, "length")])
-def test_a_turn_ends_at_what_the_generation_configuration_names(tmp_path: Path, named: bool, reason: str) -> None:
+def test_completion_ends_at_tokens_of_the_generation_configuration(tmp_path: Path, named: bool, reason: str) -> None:
     tokenizer = byte_tokenizer(["<end>", "<other>"], template="{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
     first, last = tokenizer.encode("a<end>", add_special_tokens=False)
     other = tokenizer.convert_tokens_to_ids("<other>")
     ends = {"eos_token_id": [other, last]} if named else {}
     folder = scripted_model(tmp_path / "model", tokenizer, [first, last], **ends)
-    (completion,), pieces = asyncio.run(said(folder, tokenizer, SamplingParams()))
+    (completion,), pieces = asyncio.run(generated(folder, tokenizer, SamplingParams()))
     assert completion.finish_reason == pieces[-1].finish_reason == reason
     assert completion.token_ids.tolist() == [first, *[last] * (1 if named else 11)]
     assert completion.text == "a"

@@ -1,4 +1,4 @@
-"""An environment that says nothing of Ray and its tokens."""
+"""An environment without variables of Ray and its tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from adagrpo_ray.cluster.authentication import read_again
 
 @contextmanager
 def untold() -> Iterator[None]:
-    """Within the block; after it, Ray goes by the environment that was there before."""
-    with pytest.MonkeyPatch.context() as environment:  # undone after what the test itself sets
+    """Remove Ray's variables within the block, and restore them after it."""
+    with pytest.MonkeyPatch.context() as environment:  # undone after the changes of the test itself
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             environment.delenv(name, raising=False)
         read_again()

@@ -1,4 +1,4 @@
-"""Training samples and batches made by hand, good ones and ones with a fault."""
+"""Training samples and batches made by hand, valid ones and ones with a fault."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adagrpo_ray.types import TrainBatch, TrainSample
 
 
 def make_samples(count: int = 13) -> tuple[TrainSample, ...]:
-    """Completions of five prompts, of many lengths, with random tokens; the first are pads, which are like others."""
+    """Completions of five prompts, with random lengths and tokens. The first token of each is 0, the pad token."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 40, count)
     prompts = [rng.integers(0, 100, rng.integers(3, 20)).astype(np.int32) for _ in range(5)]
@@ -32,7 +32,7 @@ def make_samples(count: int = 13) -> tuple[TrainSample, ...]:
 
 
 def falling_samples() -> list[TrainSample]:
-    """Of decreasing length, so that they keep their order in a batch."""
+    """Samples of decreasing length, which keep their order in a batch."""
     rng = np.random.default_rng(0)
     return [
         TrainSample(
@@ -51,7 +51,7 @@ def good(step: int, ranks: int = 1) -> list[TrainBatch]:
 
 
 def bad(step: int, ranks: int = 1, at: int = 1, **fault: Any) -> list[TrainBatch]:
-    """A batch whose sample `at`, which has a micro-batch of its own, has the fields of `fault`."""
+    """A batch whose sample `at`, in a micro-batch of its own, has the fields of `fault`."""
     samples = falling_samples()
     samples[at] = replace(samples[at], **fault)
     return pack_batches(step, samples, ranks, 20)
@@ -68,7 +68,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "-inf behaviour": (with_logprob(-math.inf), "behaviour log-probabilities"),
     "NaN advantage": ({"advantage": math.nan}, "advantages"),
     "infinite weight": ({"token_weights": np.full(12, math.inf, np.float32)}, "advantages"),
-    # So unlikely a behaviour that each token counts twice, the cap of the rollout correction, whatever the model says.
+    # A very low sampling log-probability, so that the weight of each token is 2, the cap of the rollout correction.
     "infinite loss": (
         {
             "advantage": 3e38,

@@ -1,4 +1,4 @@
-"""launch/ui.py as a user starts it, and a headless Chromium in front of it."""
+"""Starts launch/ui.py as a program, and a headless Chromium."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromi
 
 @contextmanager
 def served(state: Path, *arguments: str, end: int = signal.SIGTERM) -> Iterator[str]:
-    """The address of a server that keeps its state in a folder; its end leaves no process behind."""
+    """Serve the pages with their state in a folder; the context is the URL.
+
+    Sends the signal `end` at the end, and checks that the server exits with 0 and leaves no process.
+    """
     command = [sys.executable, "launch/ui.py", "--port", "0", *arguments]
     environment = {**os.environ, "XDG_STATE_HOME": str(state)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as ui:
@@ -48,7 +51,7 @@ def served(state: Path, *arguments: str, end: int = signal.SIGTERM) -> Iterator[
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser."""
+    """Start a browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -61,25 +64,25 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, url: str, width: int = 1280, height: int = 800) -> Iterator[Any]:
-    """A page in a window of its own, which asked no other server for anything and raised no error."""
+    """Open a page in a new window; checks at the end that it loaded nothing from other servers and raised no error."""
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
-    asked, errors = [], []
-    page.on("request", lambda request: asked.append(request.url))
+    requested, errors = [], []
+    page.on("request", lambda request: requested.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     try:
         page.goto(url)
         yield page
-        elsewhere = [address for address in asked if not address.startswith((url, "data:", "blob:"))]
-        assert not elsewhere, elsewhere
+        foreign = [address for address in requested if not address.startswith((url, "data:", "blob:"))]
+        assert not foreign, foreign
         assert not errors, errors
     finally:
         context.close()
 
 
 def until(true: Any, seconds: float = 30) -> None:
-    """Wait until `true()` is."""
+    """Wait until `true()` returns a true value."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it did not come true"
+        assert time.monotonic() < end, f"still false after {seconds:g} s"
         time.sleep(0.1)

@@ -34,7 +34,7 @@ def make_attempt(
     lengths: Sequence[int] | None = None,
     sampling: SamplingParams = PLAIN,
 ) -> Attempt:
-    """An attempt of `rewards` [G]; by default one reward function, and right is what scores above 0."""
+    """An attempt of `rewards` [G]; by default there is one reward function, and rewards above 0 are correct."""
     return Attempt(
         rung=rung,
         sampling=sampling,
@@ -46,7 +46,7 @@ def make_attempt(
 
 
 def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = None, epoch: int = 0) -> Group:
-    """A group after `attempts`: rewards, or whole attempts."""
+    """A group after `attempts`, each given as its rewards or as an Attempt."""
     group = Group(prompt or make_prompt(), epoch, born=1, size=2)
     for number, attempt in enumerate(attempts):
         done = attempt if isinstance(attempt, Attempt) else make_attempt(attempt, rung=number - 1)
@@ -55,14 +55,14 @@ def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = Non
 
 
 def flat(statistics: UpdateStatistics) -> list[float]:
-    """All numbers of `statistics` but those by difficulty, to compare with a tolerance."""
+    """All numbers of `statistics` except those by difficulty, for a comparison with a tolerance."""
     values = asdict(statistics)
     values.pop("entropy_by_difficulty")
     return [v for value in values.values() for v in (value.values() if isinstance(value, dict) else [value])]
 
 
 def statistics_of(ratios: list[float], difficulties: list[str], weights: list[float] | None = None) -> UpdateStatistics:
-    """One token a completion, of these ratios policy / old = old / behaviour, with entropies 1, 2, 3 ..."""
+    """Statistics of one token per completion, with ratios policy / old = old / behaviour and entropies 1, 2, 3 ..."""
     log = torch.tensor(ratios).log()
     policy = torch.full_like(log, -1.0)
     tokens = Tokens(

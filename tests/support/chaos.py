@@ -1,9 +1,9 @@
-"""A run whose parts are killed while it goes on, against the same run left alone: python -m tests.support.chaos
+"""Compares a run under faults with the same run without faults: python -m tests.support.chaos
 
 Both runs are launch/train.py on three Ray nodes of this machine: a head with a rollout actor, a node with another one,
-and a node with the learner. A seeded plan says which fault comes at which group of which step, where the run waits for
-it; the next one waits until the run has got on by a step. Writes runs/chaos/summary.json, and exits with 1 where a
-fault was not survived, a group or a process is left behind, or the two runs do not end alike to the last bit.
+and a node with the learner. A seeded plan has the step and the group of each fault. The run waits there for its fault,
+and the next fault comes after at least one more step. Writes runs/chaos/summary.json. Exits with 1 if a fault was not
+survived, a group was lost, a process was left behind, or the two runs are not identical to the last bit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.support.program import ENDING_S, metrics, settings, title
 
 OUT = Path("runs/chaos")
 GATE = Gate(OUT.resolve() / "gate")
-STALL_TIMEOUT_S = 20  # a step of the run takes a tenth of it
+STALL_TIMEOUT_S = 20  # ten times the time of a step
 OPTIONS = [
     "checkpoint.every=1",
     "run.max_restarts=1000",
@@ -53,12 +53,12 @@ OPTIONS = [
     f"rollout.stall_timeout_s={STALL_TIMEOUT_S}",
     "learner.resources.learner=1",
 ]
-FLEET = ("rollout_actors", "rollout_restarts")  # what a fault may change in metrics.jsonl
+FLEET = ("rollout_actors", "rollout_restarts")  # metrics that a fault may change
 
 
 @dataclass
 class Watch:
-    """Every process that this one, or any that it has started, has started since `begin`."""
+    """Records all descendants of this process since `begin`."""
 
     seen: set[psutil.Process] = field(default_factory=set)
 
@@ -66,11 +66,11 @@ class Watch:
     def begin(self) -> Iterator[None]:
         ended = Event()
 
-        def look() -> None:
+        def poll() -> None:
             while not ended.wait(0.3):
                 self.seen |= set(children())
 
-        thread = Thread(target=look)
+        thread = Thread(target=poll)
         thread.start()
         try:
             yield
@@ -79,7 +79,7 @@ class Watch:
             thread.join()
 
     def left(self) -> list[str]:
-        """The titles of those that do not end by themselves; they are killed then."""
+        """The titles of those that do not end by themselves. Kills them."""
         _, alive = psutil.wait_procs(self.seen, timeout=ENDING_S)
         titles = [title(process) for process in alive if title(process)]  # a zombie has none
         for process in alive:
@@ -88,30 +88,29 @@ class Watch:
 
 
 def run(cluster: Cluster, learner: Any, name: str, steps: int, faults: list[Fault], seed: int) -> dict[str, Any]:
-    """A run to its end under these faults: its seconds and exit code, and the faults that came, each with what came
-    of it."""
+    """Run to the end under these faults; the seconds, the exit code, and the result of each fault."""
     folder = (OUT / name).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     command = [sys.executable, "launch/train.py", "--config", "launch/configs/tiny-cpu.yaml", *settings(folder, steps)]
     command += [*OPTIONS, *GATE.settings, f"run.ray_address={cluster.address}"]
     GATE.close(folder / "run" / "metrics.jsonl", *((fault.step, fault.groups) for fault in faults))
-    began, told = time.monotonic(), list[dict[str, Any]]()
+    began, results = time.monotonic(), list[dict[str, Any]]()
     with (folder / "output").open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as running:
         site = Site(cluster, learner, running, folder / "run", GATE, random.Random(seed))
         try:
             for point, fault in enumerate(faults):
-                told += [inject(site, fault, point)]
+                results += [inject(site, fault, point)]
             running.wait(timeout=PATIENCE_S + steps * STALL_TIMEOUT_S)
         except NotSurvivedError as error:
             print(f"{name}: {error}", flush=True)
         finally:
             running.kill()
-    return {"seconds": time.monotonic() - began, "code": running.returncode, "faults": told}
+    return {"seconds": time.monotonic() - began, "code": running.returncode, "faults": results}
 
 
 def accounted(records: list[dict[str, Any]]) -> int:
-    """The groups that a run has drawn, by what has become of them; `groups_dropped` are those that waited too long."""
+    """The number of groups of a run, added up by their outcome; `groups_dropped` are those that waited too long."""
     ended = sum(r["groups_ready"] + r["groups_exhausted"] + r["groups_dropped"] for r in records)
     return int(ended + records[-1]["groups_waiting"]) if records else 0
 
@@ -121,7 +120,7 @@ def without_fleet(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compare(alone: dict[str, Any], disturbed: dict[str, Any], left: list[str]) -> dict[str, Any]:
-    """What summary.json says."""
+    """The content of summary.json."""
     before, after = (metrics(OUT / name / "run") for name in ("alone", "disturbed"))
     adapters = [OUT / name / "run" / "adapter" / "adapter_model.safetensors" for name in ("alone", "disturbed")]
     faults = disturbed["faults"]
@@ -154,10 +153,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30, help="steps of each of the two runs")
     parser.add_argument("--faults", type=int, default=16, help="at most two less than the steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the plan")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the plan")
     given = parser.parse_args()
     faults = plan(given.steps, given.faults, given.seed)
-    # As in the tests: no process takes all cores or yields to all others, nothing is asked of the Hub.
+    # As in the tests: no process uses all cores or has a low priority, and there are no requests to the Hub.
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
     GATE.folder.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(GATE.folder), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,4 +1,4 @@
-"""What the documentation holds: its commands, its files, and the settings in it."""
+"""Extracts commands and files from the documentation, and the names of tests."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ PROGRAM = re.compile(r"(?:\S*/)?python3? launch/(\w+)\.py(?: (.*))?$")
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a page, without its comment."""
+    """A command on a page, without its comment."""
 
     page: str
     text: str
 
     @property
     def program(self) -> tuple[str, str] | None:
-        """The program of launch/ that it starts, and its arguments; also where `ray job submit` starts it."""
+        """The program of launch/ that it starts, perhaps through `ray job submit`, and its arguments; None if none."""
         found = PROGRAM.search(self.text)
         return None if found is None else (found[1], found[2] or "")
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
-    """The blocks of a page that are marked with this language."""
+    """The code blocks of a page in this language."""
     for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
         if block[1] == language:
             yield block[2]
 
 
 def commands() -> list[Command]:
-    """Every command of every page."""
+    """All commands of all pages."""
     found = []
     for page in PAGES:
         for block in blocks(page, "bash"):
@@ -49,7 +49,7 @@ def commands() -> list[Command]:
 
 
 def files() -> dict[str, str]:
-    """The files that pages show whole: blocks whose first line is a comment with the file's name."""
+    """The files shown on pages, by name: blocks whose first line is a comment with the name of the file."""
     found = {}
     for page in PAGES:
         for language in ("python", "yaml"):
@@ -60,7 +60,7 @@ def files() -> dict[str, str]:
 
 
 def names(path: Path) -> set[str]:
-    """All that pytest finds in a file of tests: `test_a`, and `TestB::test_c` of a class."""
+    """The names of the functions and methods in a file of tests: `test_a`, and `TestB::test_c` of a class."""
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

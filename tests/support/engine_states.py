@@ -1,4 +1,4 @@
-"""What an engine's state holds, compared, and kept as a checkpoint keeps it."""
+"""Compares engine states, and writes them to disk as a checkpoint does."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from adagrpo_ray.checkpoint.files import load, save
 from adagrpo_ray.learner.engine_state import EngineState
 
 BETA1 = 0.9
-"""Of the runs whose first moment `gradient_of` reads."""
+"""Adam's beta1 in the runs whose first moment `gradient_of` reads."""
 
 
 def through_disk(state: EngineState | None, folder: Path) -> EngineState:
-    """What a checkpoint makes of it."""
+    """The state, written to a checkpoint and read back."""
     assert state is not None
     arrays = {"weights": state.weights, "moments": state.moments, "random": state.random}
     contents = {**{f"{k}.safetensors": v for k, v in arrays.items()}, "state.json": {}}
@@ -36,22 +36,22 @@ def same(one: EngineState | None, other: EngineState | None) -> bool:
 
 
 def bytes_of(state: EngineState | None) -> dict[str, bytes]:
-    """All of a state but the count of skipped updates."""
+    """The state as bytes, without the number of skipped updates."""
     assert state is not None
     arrays = {**state.weights, **state.moments, **{f"random/{k}": v for k, v in state.random.items()}}
     return {**{name: value.tobytes() for name, value in arrays.items()}, "steps": bytes([state.optimizer_steps])}
 
 
 def gradient_of(state: EngineState | None) -> dict[str, Any]:
-    """The gradient that Adam got in its first step, by its first moment."""
+    """The gradient of Adam's first step, computed from the first moment."""
     assert state is not None
     assert state.optimizer_steps == 1
     return {name: m / (1 - BETA1) for name, m in state.moments.items() if name.startswith("exp_avg/")}
 
 
-def assert_same_gradient(gradient: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """To within the one rounding to bfloat16 (2^-9) of each that both went through, and float32's of the sum."""
-    largest = max(np.abs(g).max() for g in wanted.values())
+def assert_same_gradient(gradient: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Check that gradients are equal, up to one rounding to bfloat16 (2^-9) of each and float32's rounding of sums."""
+    largest = max(np.abs(g).max() for g in expected.values())
     assert largest > 1e-4
-    for name in wanted:
-        np.testing.assert_allclose(gradient[name], wanted[name], rtol=2**-7, atol=largest * 1e-5)
+    for name in expected:
+        np.testing.assert_allclose(gradient[name], expected[name], rtol=2**-7, atol=largest * 1e-5)

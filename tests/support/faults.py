@@ -1,4 +1,4 @@
-"""What can happen to a run on a cluster, one fault a function, and seeded plans of them."""
+"""Faults that can happen to a run on a cluster, one function for each, and seeded plans of faults."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.support.program import is_engine, metrics, title
 
 ROLLOUT_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"rollout": 1}}
 LEARNER_NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"learner": 1}}
-PATIENCE_S = 300.0  # for a target to be there, and for the step after a fault
-GROUPS = 4  # of each step of `tests.support.program.settings`
+PATIENCE_S = 300.0  # limit for the target of a fault to exist, and for the step after a fault
+GROUPS = 4  # groups of each step with `tests.support.program.settings`
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What to do after the run has ended `step` and scored so many groups of the next one."""
+    """A fault to inject after the run has finished `step` and has scored `groups` groups of the next step."""
 
     kind: str
     step: int
@@ -35,7 +35,7 @@ class Fault:
 
 
 def plan(steps: int, faults: int, seed: int) -> list[Fault]:
-    """`faults` of all kinds in turn, in a shuffled order, after as many different steps but for the last two."""
+    """Plan `faults` faults, of all kinds equally often and in random order, after different steps but the last two."""
     draw = random.Random(seed)
     kinds = [list(FAULTS)[number % len(FAULTS)] for number in range(faults)]
     draw.shuffle(kinds)
@@ -44,50 +44,54 @@ def plan(steps: int, faults: int, seed: int) -> list[Fault]:
 
 
 class NotSurvivedError(Exception):
-    """The run has ended, or has not got on in time."""
+    """The run has ended, or did not make progress in time."""
 
 
 @dataclass
 class Site:
-    """The cluster and the program that runs on it."""
+    """The cluster, and the program that runs on it.
+
+    learner: the node with the learner.
+    leaving: nodes that drain.
+    """
 
     cluster: Cluster
-    learner: Any  # the node with the learner
+    learner: Any
     running: subprocess.Popen[bytes]
     folder: Path
     gate: Gate
     draw: random.Random
-    leaving: list[Any] = field(default_factory=list)  # nodes that drain
+    leaving: list[Any] = field(default_factory=list)
 
     def step(self) -> int:
-        """The last step that has ended."""
+        """The last finished step."""
         return len(metrics(self.folder))
 
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
-        """What the condition gives once it holds; NotSurvivedError where the run ends before."""
+    def until(self, condition: Callable[[], Any], name: str) -> Any:
+        """Wait until the condition is true; its value. Raises NotSurvivedError if the run ends or time is up before."""
         end = time.monotonic() + PATIENCE_S
         while not (value := condition()):
             if self.running.poll() is not None:
-                raise NotSurvivedError(f"the run ended with {self.running.returncode} before {what}")
+                raise NotSurvivedError(f"the run ended with {self.running.returncode} before {name}")
             if time.monotonic() > end:
-                raise NotSurvivedError(f"{PATIENCE_S:g} s without {what}")
+                raise NotSurvivedError(f"{PATIENCE_S:g} s without {name}")
             time.sleep(0.05)
         return value
 
-    def signal_one(self, number: signal.Signals, find: Callable[[], list[psutil.Process]], what: str) -> None:
-        """Send it to one of the processes, as soon as there is one."""
+    def signal_one(self, number: signal.Signals, find: Callable[[], list[psutil.Process]], name: str) -> None:
+        """Send the signal to one of the processes, as soon as there is one."""
         while True:
-            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-                self.draw.choice(self.until(find, what)).send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # it ended at the same time
+                self.draw.choice(self.until(find, name)).send_signal(number)
                 return
 
     def node(self) -> Any:
-        """One of the nodes with a rollout actor alone, which the head is not."""
+        """A random node that has only a rollout actor; never the head."""
         stay = self.cluster.worker_nodes - {self.learner, *self.leaving}
         return self.draw.choice(sorted(stay, key=lambda node: str(node.node_id)))
 
     def see_off(self) -> None:
-        """Take the nodes away that drained and have no rollout actor any more."""
+        """Remove the draining nodes that have no rollout actor any more."""
         for node in tuple(self.leaving):
             raylet = node.all_processes["raylet"][0].process.pid
             if not any(title(process).startswith("ray::RolloutActor") for process in children(raylet)):
@@ -119,7 +123,7 @@ def kill_scorer(site: Site) -> None:
 
 
 def drain_node(site: Site) -> None:
-    """A node says that it will go, and another one comes; `Site.see_off` takes it away when it is empty."""
+    """Drain a node, and add another one; `Site.see_off` removes the drained node when it is empty."""
     node = site.node()
     site.cluster.add_node(**ROLLOUT_NODE)
     drain(site.cluster, node.node_id)
@@ -127,13 +131,13 @@ def drain_node(site: Site) -> None:
 
 
 def lose_node(site: Site) -> None:
-    """A node is gone from one moment to the next, and another one comes."""
+    """Remove a node without warning, and add another one."""
     site.cluster.remove_node(site.node(), allow_graceful=False)
     site.cluster.add_node(**ROLLOUT_NODE)
 
 
 def lose_learner_node(site: Site) -> None:
-    """The learner's node is gone, and with it whatever the learner had started; another one comes."""
+    """Remove the learner's node with all processes of the learner, and add another one."""
     site.cluster.remove_node(site.learner, allow_graceful=False)
     site.learner = site.cluster.add_node(**LEARNER_NODE)
 
@@ -151,7 +155,7 @@ FAULTS: dict[str, Callable[[Site], None]] = {
 
 
 def drain(cluster: Cluster, node_id: str) -> None:
-    """Tell Ray that the node will be taken away, as a cloud does."""
+    """Announce to Ray that the node will be removed, as a cloud does."""
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
@@ -161,7 +165,7 @@ def drain(cluster: Cluster, node_id: str) -> None:
 
 
 def children(pid: int | None = None) -> list[psutil.Process]:
-    """The live processes under this one, or under the one of this number."""
+    """The live descendants of this process, or of the process `pid`."""
     try:
         return [process for process in psutil.Process(pid).children(recursive=True) if title(process)]
     except psutil.NoSuchProcess:
@@ -169,7 +173,7 @@ def children(pid: int | None = None) -> list[psutil.Process]:
 
 
 def engines() -> list[psutil.Process]:
-    """vLLM's engine processes, but for those that hang already, as an earlier fault has left them."""
+    """vLLM's engine processes, without those that an earlier fault has stopped."""
     with suppress(psutil.NoSuchProcess):
         return [p for p in children() if is_engine(p) and p.status() != psutil.STATUS_STOPPED]
     return []
@@ -180,8 +184,8 @@ def titled(start: str) -> list[psutil.Process]:
 
 
 def inject(site: Site, fault: Fault, point: int) -> dict[str, Any]:
-    """Do it while the run waits at that point of its gate, and wait until it has got on by a step."""
-    told: dict[str, Any] = {"kind": fault.kind, "step": fault.step, "seconds_to_next_step": None}
+    """Inject the fault while the run waits at this point of its gate, and wait for the next step; the result."""
+    result: dict[str, Any] = {"kind": fault.kind, "step": fault.step, "seconds_to_next_step": None}
     try:
         site.until(lambda: site.gate.holds(point), f"step {fault.step}")
         site.see_off()
@@ -189,8 +193,8 @@ def inject(site: Site, fault: Fault, point: int) -> dict[str, Any]:
         FAULTS[fault.kind](site)
         site.gate.open(point)
         site.until(lambda: site.step() > step, f"the step after {step}")
-        told["seconds_to_next_step"] = round(time.monotonic() - began, 1)
+        result["seconds_to_next_step"] = round(time.monotonic() - began, 1)
     except NotSurvivedError as error:
-        told["error"] = str(error)
-    print(json.dumps(told), flush=True)
-    return told
+        result["error"] = str(error)
+    print(json.dumps(result), flush=True)
+    return result

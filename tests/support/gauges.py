@@ -1,4 +1,4 @@
-"""Gauges and counters of Ray that are set in a test, without Ray."""
+"""Records the values of Ray's gauges and counters, without Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adagrpo_ray.tracking.ray_metrics import RayMetrics
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[float, dict[str, str]]]]:
-    """What is set or counted from here on, by metric. Ray's metrics raise on tags that are not ASCII, as they do."""
+    """Replace Ray's metrics; the result gets the values set from now on, by metric. They refuse non-ASCII tags too."""
     made: dict[str, list[tuple[float, dict[str, str]]]] = {}
 
     class Watched:
@@ -30,7 +30,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[float, dict
 
 
 def given(monkeypatch: pytest.MonkeyPatch, *records: StepRecord | EvaluationRecord) -> dict[tuple[str, ...], float]:
-    """What gauges and counters are last given of these records, by metric and the value of its label."""
+    """The last values that gauges and counters get from these records, by metric and the value of its label."""
     made = watched(monkeypatch)
     metrics = RayMetrics("run")
     for record in records:

@@ -1,4 +1,4 @@
-"""A small Llama and its byte-level tokenizer, and the GGUF file that llama.cpp's converter would make of them."""
+"""Writes GGUF files of small models with a byte-level tokenizer, as llama.cpp's converter does."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ CONTROL, NORMAL = 3, 1
 
 @dataclass
 class Recipe:
-    """What the file says; `values` go over the metadata that a Llama has, None leaves one out.
+    """The content of a GGUF file.
 
-    `model` is None for a Llama of `seed`.
+    type: the type of the matrices.
+    template: the chat template.
+    values: override or add metadata; None removes a key.
+    tensors: override or add tensors, by llama.cpp's names; None removes one.
+    seed: of the weights of a Llama.
+    model: a model to write in place of the Llama; None for the Llama.
     """
 
     type: str = "Q8_0"
@@ -46,7 +51,7 @@ SIZES: dict[str, Any] = {
 
 
 def qwen3(seed: int = 0) -> Any:
-    """A Qwen3 with random weights, whose head is the embedding."""
+    """A Qwen3 with random weights and a tied head."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
@@ -54,7 +59,7 @@ def qwen3(seed: int = 0) -> Any:
 
 
 def llama(seed: int = 0) -> Any:
-    """The model, with random weights and an untied head."""
+    """A Llama with random weights and an untied head."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -62,7 +67,7 @@ def llama(seed: int = 0) -> Any:
 
 
 def write_gguf(file: Path, recipe: Recipe | None = None) -> Path:
-    """The file, its matrices in blocks of `recipe.type` and all else in float32."""
+    """Write the file, with matrices in `recipe.type` and all other tensors in float32."""
     gguf = pytest.importorskip("gguf", reason="needs the package gguf")
     recipe = recipe or Recipe()
     writer = gguf.GGUFWriter(file, recipe.architecture)
@@ -116,7 +121,7 @@ def write_gguf(file: Path, recipe: Recipe | None = None) -> Path:
 
 
 def _tensors(model: Any) -> dict[str, Any]:
-    """The weights as llama.cpp names them, the rows of queries and keys in its order."""
+    """The weights by llama.cpp's names, with the rows of queries and keys in llama.cpp's order."""
     weights = {key: value.detach().numpy() for key, value in model.state_dict().items()}
     found = {
         "token_embd.weight": weights["model.embed_tokens.weight"],
@@ -143,14 +148,14 @@ def _tensors(model: Any) -> dict[str, Any]:
 
 
 def patched(file: Path, place: int, form: str, value: int) -> None:
-    """Write a number over what stands at that place of the file."""
+    """Overwrite the bytes at `place` of the file with a number in the struct format `form`."""
     content = bytearray(file.read_bytes())
     struct.pack_into(form, content, place, value)
     file.write_bytes(content)
 
 
 def place_of(file: Path, text: str) -> int:
-    """Where the file goes on after the only name or key `text`."""
-    content, wanted = file.read_bytes(), struct.pack("<Q", len(text)) + text.encode()
-    assert content.count(wanted) == 1
-    return content.index(wanted) + len(wanted)
+    """The offset after the name or key `text`, which must be in the file once."""
+    content, pattern = file.read_bytes(), struct.pack("<Q", len(text)) + text.encode()
+    assert content.count(pattern) == 1
+    return content.index(pattern) + len(pattern)

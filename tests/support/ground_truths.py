@@ -1,4 +1,4 @@
-"""Settings and data whose ground truths are checked as before a run; the current folder gets the data."""
+"""Checks ground truths of given answers, as before a run. Writes the data to the current folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that waits at a known point until the test lets it go on: in a reward function, which scores as `exact`."""
+"""Programs that wait at a known point until the test continues them, in a reward function that scores as `exact`."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def exact(completions, **context):
     return BUILTIN["exact"](completions=completions, **context)
 """
 NAME = "held:exact"
-PATIENCE_S = 840.0  # for a condition to come true, however busy the machine is: the test ends before, if it is late
+PATIENCE_S = 840.0  # limit for a condition to become true; the time limit of a test is usually lower
 
 
 def until(condition: Callable[[], Any], running: subprocess.Popen[Any] | None = None) -> Any:
-    """What the condition gives once it holds; AssertionError if the program ends before, or if it takes too long."""
+    """Wait until the condition is true; its value. Raises AssertionError if the program ends before, or time is up."""
     end = time.monotonic() + PATIENCE_S
     while not (value := condition()):
         assert running is None or running.poll() is None, (running.returncode, *running.communicate())
-        assert time.monotonic() < end, "the condition did not come true"
+        assert time.monotonic() < end, f"the condition is still false after {PATIENCE_S:g} s"
         time.sleep(0.02)
     return value
 
 
 @contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A program that is waited for at the end of the block, and killed if the block raises: it may wait for ever."""
+    """Start a program; wait for it at the end of the block, or kill it if the block raises, as it may wait forever."""
     with subprocess.Popen(command, **options) as running:
         try:
             yield running
@@ -69,23 +69,23 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
 
 def engines(under: int | None = None) -> list[psutil.Process]:
-    """vLLM's live engine processes under this process, or under the one of this number."""
+    """vLLM's live engine processes among the descendants of this process, or of the process `under`."""
     found = psutil.Process(under).children(recursive=True)
     return [process for process in found if is_engine(process)]
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate that programs with `settings` wait at; `folder` must be in their PYTHONPATH.
+    """A gate at which programs with `settings` wait; `folder` must be in their PYTHONPATH.
 
-    It is closed at points, each of which is a number of lines in a file and a number of groups: those that are scored
-    after the file has so many lines. One process scores one group after another, so they are the same in every run.
+    It is closed at points. A point is a number of lines in a file, and a number of groups that are scored after the
+    file has these lines. One process scores one group after another, so that a point is the same in every run.
     """
 
     folder: Path
 
     def close(self, file: Path, *points: tuple[int, int]) -> None:
-        """Have programs wait at these points, one after the other."""
+        """Make programs wait at these points, one after the other."""
         (self.folder / "held.py").write_text(MODULE)
         for name in ("held", "open"):
             for left in self.folder.glob(f"{name}-*"):
@@ -94,29 +94,29 @@ class Gate:
 
     @property
     def settings(self) -> list[str]:
-        """Settings of a program that waits; no time limit ends the wait."""
+        """Settings of a program that waits; the wait has no time limit."""
         return [f"rewards.functions=[{{function: '{NAME}'}}]", "rewards.timeout_s=3600"]
 
     def holds(self, point: int = 0) -> bool:
-        """Whether a program has come to the point; in the end it has come to those that are open, too."""
+        """Whether a program has reached the point, even if it is open by now."""
         return (self.folder / f"held-{point}").exists()
 
     def wait(self, running: subprocess.Popen[Any], point: int = 0) -> None:
-        """Return when the program waits at the point."""
+        """Wait until the program has reached the point."""
         until(lambda: self.holds(point), running)
 
     def open(self, point: int = 0) -> None:
-        """Let it go on; there, the gate stays open."""
+        """Open the point, so that the program continues; it stays open."""
         (self.folder / f"open-{point}").touch()
 
 
 def plain(text: str) -> str:
-    """A text of a program that waited, with the name that the function has in others."""
+    """A text of a program that waited, with the name of the function replaced by that in other programs."""
     return text.replace(NAME, "exact")
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
-    """The run in `folder`, which may have waited at a gate, ended as the one in `whole`, to the last bit."""
+    """Check that the run in `folder`, which may have waited at a gate, is identical to the one in `whole`."""
     assert json.loads(plain(json.dumps(metrics(folder)))) == metrics(whole)
     assert plain((folder / "samples.jsonl").read_text()) == (whole / "samples.jsonl").read_text()
     adapter = "adapter/adapter_model.safetensors"

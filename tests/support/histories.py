@@ -1,4 +1,4 @@
-"""Steps, evaluations and samples of runs that never were, for tests of what reads them."""
+"""Invented steps, evaluations and samples, for tests of the code that reads runs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ RUNGS = (SamplingParams(temperature=2.0, min_p=0.1), SamplingParams(temperature=
 
 
 def step(number: int, **changes: Any) -> StepRecord:
-    """A step that slowly gets better."""
+    """A training step, whose reward and accuracy grow with its number."""
     better = 1 - 1 / (1 + number / 20)
     record = replace(
         STEP,
@@ -117,7 +117,7 @@ def evaluation(number: int, accuracy: float) -> EvaluationRecord:
 
 
 def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, text: str = "12+7=19") -> AttemptSample:
-    """One sampling of a group, whose correct completions are those with a reward above 0."""
+    """An attempt of a group; completions with a reward above 0 are correct."""
     mean = sum(rewards) / len(rewards)
     completions = tuple(
         CompletionSample(
@@ -136,7 +136,7 @@ def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, t
 
 
 def group(number: int, *attempts: AttemptSample, **changes: Any) -> GroupSample:
-    """A group that step `number` ended with: by default one that was sampled again, and then had a correct one."""
+    """A group of step `number`; by default it has two attempts, of which the second has a correct completion."""
     sample = GroupSample(
         step=number,
         prompt_id=f"p{number}",

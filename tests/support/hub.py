@@ -1,4 +1,4 @@
-"""The few endpoints of the Hub that a push needs, on loopback; it keeps what it is sent."""
+"""A fake Hub on loopback, with the endpoints that a push needs. It records the requests."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from typing import Any
 
 @dataclass
 class Hub:
-    """What is there, and how it answers: `refuses` has a status for each path that is to fail."""
+    """The state of a fake Hub.
+
+    private, exists: of the only repository, me/mine.
+    refuses: part of a path -> HTTP status with which requests to it fail.
+    requested: the paths of all requests.
+    created: the bodies of the requests that created a repository.
+    objects: uploaded large files by SHA-256.
+    commits: the files of each commit.
+    """
 
     url: str = ""
     token: str = "hf_" + "good" * 5
     private: bool = False
-    there: bool = False
+    exists: bool = False
     refuses: dict[str, int] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
     created: list[dict[str, Any]] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
     commits: list[dict[str, bytes]] = field(default_factory=list)
@@ -31,10 +39,10 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
-        if self._taken():
+        if self._accepted():
             self._answer({"id": "me/mine", "private": self.hub.private, "siblings": [], "sha": "0" * 40})
 
     def do_PUT(self) -> None:
@@ -43,15 +51,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body, hub = self._body(), self.hub
-        if not self._taken():
+        if not self._accepted():
             return
         if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            if hub.there:
+            request = json.loads(body)
+            if hub.exists:
                 self._answer({"error": "You already created this model repo", "url": f"{hub.url}/me/mine"}, 409)
                 return
-            hub.created.append(asked)
-            hub.private = asked.get("visibility") == "private"
+            hub.created.append(request)
+            hub.private = request.get("visibility") == "private"
             self._answer({"url": f"{hub.url}/me/mine"})
         elif self.path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
@@ -83,9 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer({"error": f"nothing at {self.path}"}, 404)
 
-    def _taken(self) -> bool:
+    def _accepted(self) -> bool:
+        """Record the request; answer it with an error, and return False, if it has to fail."""
         hub, path = self.hub, self.path.partition("?")[0]
-        hub.asked.append(path)
+        hub.requested.append(path)
         if self.headers.get("Authorization") != f"Bearer {hub.token}":
             self._answer({"error": "Invalid username or password."}, 401)
             return False
@@ -109,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A Hub with nothing on it, while the block lasts."""
+    """Serve an empty Hub within the block."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"

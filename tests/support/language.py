@@ -1,8 +1,8 @@
-"""Counts turns of phrase that DESIGN's plain English avoids: python -m tests.support.language [--update]
+"""Counts turns of phrase that plain English avoids: python -m tests.support.language [--update]
 
-Read are docstrings, comments and texts of programs, and the documentation without its code. Each file may have as many
-as `language.json` allows it. A file with more fails with their lines. A file with fewer fails too, so that the number
-only goes down: `--update` writes the new counts, and refuses to raise their sum.
+It reads docstrings, comments and texts of programs, and the documentation without its code. The baseline
+`language.json` has the number allowed in each file. A file with more fails, and its lines are listed. A file with fewer
+fails too, so that the numbers only decrease: `--update` writes the new counts, and refuses to raise their sum.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WHERE = "|".join(
         r"(?:(?<=[.;:]\s)|\A)Where (?![^.?!]*\?)",  # the first word, but for a question
     )
 )
-"""Clauses with "where" for "if" or "when"; the place of something, as in "the folder where runs are", is fine."""
+"""Clauses with "where" for "if" or "when"; a place, as in "the folder where runs are", is allowed."""
 
 PATTERNS: Mapping[str, re.Pattern[str]] = {
     name: re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE)
@@ -67,7 +67,12 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class Finding:
-    """One turn of phrase: its line, counted from 1, the name of its pattern, and the words around it."""
+    """A turn of phrase.
+
+    line: counted from 1.
+    pattern: the name of its pattern.
+    words: the words around it.
+    """
 
     line: int
     pattern: str
@@ -76,14 +81,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Text:
-    """A text as it is read, and the line that it begins at."""
+    """A text, and the line at which it begins."""
 
     line: int
     text: str
 
 
 def python_texts(source: str) -> Iterator[Text]:
-    """Docstrings, other texts of two words or more, and comments; neighbouring comment lines are one text."""
+    """Yield docstrings, other texts of two words or more, and comments; consecutive comment lines are one text."""
     formatted: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
@@ -109,7 +114,7 @@ def _comment(block: Sequence[tokenize.TokenInfo]) -> Text:
 
 
 def page_texts(source: str) -> Iterator[Text]:
-    """Paragraphs and rows of a page of Markdown, without blocks of code; `code` in a line is left out."""
+    """Yield the paragraphs and rows of a Markdown page, without blocks of code and without `code` in a line."""
     inside, begun, lines = False, 0, list[str]()
     for number, line in enumerate([*source.splitlines(), ""], start=1):
         fence = line.lstrip().startswith("```")
@@ -126,7 +131,7 @@ def page_texts(source: str) -> Iterator[Text]:
 
 
 def findings(path: str, source: str) -> list[Finding]:
-    """All turns of phrase in a file, by its lines; `path` says how to read it."""
+    """All turns of phrase in a file, sorted by line; it is read as Python or Markdown, by the end of `path`."""
     found = []
     for text in python_texts(source) if path.endswith(".py") else page_texts(source):
         for name, pattern in PATTERNS.items():
@@ -138,7 +143,7 @@ def findings(path: str, source: str) -> list[Finding]:
 
 
 def read(root: Path) -> dict[str, list[Finding]]:
-    """The turns of phrase of every file below `root` that has some, by its path there."""
+    """The turns of phrase in the files below `root`, by relative path; files without any are left out."""
     files = sorted({file for pattern in SOURCES for file in root.glob(pattern)})
     found = {
         path: findings(path, file.read_text(encoding="utf-8"))
@@ -149,7 +154,7 @@ def read(root: Path) -> dict[str, list[Finding]]:
 
 
 def complaints(found: Mapping[str, Sequence[Finding]], allowed: Counts) -> list[str]:
-    """One line for each thing that has to change, in the files or in the baseline."""
+    """One line for each change that is necessary, in the files or in the baseline."""
     lines = []
     for path in sorted({*found, *allowed}):
         hits, most = found.get(path, []), allowed.get(path, 0)
@@ -164,7 +169,7 @@ def complaints(found: Mapping[str, Sequence[Finding]], allowed: Counts) -> list[
 
 
 def updated(found: Mapping[str, Sequence[Finding]], allowed: Counts | None) -> Counts:
-    """The counts as they are now; ValueError if their sum is above that of the baseline, if there is one."""
+    """The current counts. Raises ValueError if there is a baseline and their sum is above that of the baseline."""
     now = {path: len(hits) for path, hits in sorted(found.items())}
     if allowed is not None and sum(now.values()) > sum(allowed.values()):
         raise ValueError(f"{sum(now.values())} turns of phrase, {sum(allowed.values())} allowed: write plainer first")
@@ -172,9 +177,9 @@ def updated(found: Mapping[str, Sequence[Finding]], allowed: Counts | None) -> C
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT, baseline: Path = BASELINE) -> int:
-    """Exit status 1 if a file and the baseline differ."""
+    """Check the files, or update the baseline. Returns 1 if a file and the baseline differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--update", action="store_true", help="write the counts as they are now")
+    parser.add_argument("--update", action="store_true", help="write the current counts to the baseline")
     parser.add_argument("--show", metavar="FILE", nargs="+", help="list the findings of these files")
     options = parser.parse_args(arguments)
     found = read(root)
@@ -193,7 +198,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT, baseline: Pa
         print(f"{sum(counts.values())} turns of phrase in {len(counts)} files")
         return 0
     lines = complaints(found, allowed or {})
-    print("\n".join(lines) if lines else "plain English: as many turns of phrase to avoid as the baseline allows")
+    print("\n".join(lines) if lines else "plain English: the counts are those of the baseline")
     return 1 if lines else 0
 
 

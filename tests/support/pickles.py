@@ -1,4 +1,4 @@
-"""Pickles that show that they were loaded."""
+"""Pickles that create a file when they are loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Bomb:
-    """Writes a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,7 +27,7 @@ PICKLED = (
 
 
 def plant(folder: Path, marker: Path) -> None:
-    """Pickles in `folder`, both plain and as torch writes them, under names that some loader would take."""
+    """Write pickles into `folder`, plain ones and one of torch, under names that a loader might read."""
     for name in PICKLED:
         (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
     torch.save({"weight": Bomb(marker)}, folder / "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""The picture of the run viewer in README.md: python -m tests.support.picture RUNS [FILE]
+"""Makes a screenshot of the run viewer: python -m tests.support.picture RUNS [FILE]
 
 Starts launch/ui.py on the run folders in RUNS, opens the newest run in headless Chromium (`make test-ui` installs it),
 and saves the window as FILE, by default docs/viewer.png.
@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 1280, 860
 
 @contextmanager
 def served(runs: str, state: str) -> Iterator[str]:
-    """The address of the viewer, which keeps its own settings in the folder `state`."""
+    """Serve the viewer, with its settings in the folder `state`; the context is its URL."""
     command = [sys.executable, "launch/ui.py", "--no-chat", "--port", "0", "--runs", runs]
     environment = {**os.environ, "XDG_STATE_HOME": state}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as viewer:
@@ -35,7 +35,7 @@ def served(runs: str, state: str) -> Iterator[str]:
             while found is None:
                 line = viewer.stdout.readline()
                 if not line:
-                    raise RuntimeError("launch/ui.py has ended; start it by hand to see its error")
+                    raise RuntimeError("launch/ui.py has exited; start it by hand to see its error")
                 found = re.search(r"^open (http://\S+)", line)
             yield found[1]
         finally:
@@ -44,7 +44,7 @@ def served(runs: str, state: str) -> Iterator[str]:
 
 
 def take(url: str, file: Path) -> None:
-    """Save the window with the curves of the newest run."""
+    """Save a screenshot with the curves of the newest run."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

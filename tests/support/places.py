@@ -1,4 +1,4 @@
-"""Where things lie in the checkout, whatever the current folder is."""
+"""Paths in the checkout, independent of the current folder."""
 
 from __future__ import annotations
 

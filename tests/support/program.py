@@ -1,4 +1,4 @@
-"""launch/train.py as a user starts it, with runs that are alike to the last bit."""
+"""Starts launch/train.py as a program, with settings whose runs are identical to the last bit."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 import psutil
 
 ENDING_S = 120.0
-"""How long processes may take to end by themselves, however busy the machine is; they would stay for ever."""
+"""Limit for processes to end by themselves, in seconds; a process that is left behind would stay forever."""
 TIMES = ("step_time", "time", "tokens_per_second")
 AHEAD = ("rollout.actors=2", "algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2")
-"""Settings of a run with two actors of each kind, whose rollouts run a step ahead."""
+"""Settings of a run with two actors of each kind, whose rollouts are a step ahead of training."""
 OUTPUT = "output"
-"""The file beside the run of all tests, with what it said."""
+"""The file with the output of the run of all tests, in the parent of its folder."""
 PLANTED = "hf_" + "planted0" * 4
-"""A token in the environment of a run, which must not leave it behind."""
+"""A token in the environment of a run, which the run must not write anywhere."""
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program on these arguments, to its end, which no process that it has started may outlive.
+    """Run the program with these arguments to its end. Checks that none of its processes is left behind.
 
-    It draws no figures unless told so, which saves seconds.
+    It draws no figures unless the arguments request it, which saves seconds.
     """
     drawing = [] if "run.report=true" in arguments else ["run.report=false"]
     command = [sys.executable, "launch/train.py", *arguments, *drawing]
@@ -39,14 +39,14 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
                 except subprocess.TimeoutExpired:
                     started |= children(running)
         finally:
-            running.kill()  # where the test ends before
+            running.kill()  # if the test ends before
     _, left = psutil.wait_procs(started, timeout=ENDING_S)
     assert [title(process) for process in left] == []
     return subprocess.CompletedProcess(command, running.returncode, output, errors)
 
 
 def children(running: subprocess.Popen[str]) -> set[psutil.Process]:
-    """The processes that it has started, and those that they have."""
+    """All descendants of the program."""
     try:
         return set(psutil.Process(running.pid).children(recursive=True))
     except psutil.NoSuchProcess:
@@ -54,7 +54,7 @@ def children(running: subprocess.Popen[str]) -> set[psutil.Process]:
 
 
 def title(process: psutil.Process) -> str:
-    """What `ps` shows of a process."""
+    """The title of a process, as `ps` shows it; "" if it is gone."""
     try:
         return " ".join(process.cmdline()) or process.name()
     except psutil.Error:
@@ -62,12 +62,12 @@ def title(process: psutil.Process) -> str:
 
 
 def is_engine(process: psutil.Process) -> bool:
-    """Whether it is an engine of vLLM.
+    """Whether a process is an engine of vLLM.
 
-    Some engines keep the title of a Python process, as setproctitle does nothing now and then: such a one is spawned by
-    whatever is no learner, whose own children score.
+    setproctitle sometimes has no effect, so that an engine keeps the title of a spawned Python process. Other spawned
+    processes are scoring processes, which are children of a learner.
     """
-    if "EngineCor" in title(process):  # Linux keeps 15 letters of a name
+    if "EngineCor" in title(process):  # Linux limits names to 15 characters
         return True
     with suppress(psutil.Error):
         parent = process.parent()
@@ -76,9 +76,9 @@ def is_engine(process: psutil.Process) -> bool:
 
 
 def settings(folder: Path | str, steps: int) -> list[str]:
-    """Of a run that leaves groups waiting between its steps.
+    """Settings of a run that leaves groups waiting between its steps.
 
-    Sequences are decoded one at a time, since what is decoded beside a sequence changes its last bits.
+    Sequences are decoded one at a time, since others in the same batch change the last bits of a sequence.
     """
     return [
         f"run.output_dir={folder}",
@@ -93,7 +93,7 @@ def settings(folder: Path | str, steps: int) -> list[str]:
 
 
 def train(folder: Path | str, steps: int, *options: str) -> str:
-    """A run to its end; its output."""
+    """Run to the end; the output."""
     config = ("--config", "launch/configs/tiny-cpu.yaml")
     ended = launch(*config, *options, *settings(folder, steps), "checkpoint.every=1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -101,7 +101,7 @@ def train(folder: Path | str, steps: int, *options: str) -> str:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The steps so far, without what a clock measured."""
+    """The steps so far, without metrics of time."""
     file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]

@@ -37,7 +37,7 @@ def configure(*overrides: str) -> Config:
 
 
 def base_model() -> str:
-    """Folder of its weights."""
+    """The folder of the model's weights."""
     return resolve_model(configure())
 
 

@@ -1,7 +1,7 @@
-"""The tests that inject faults, again and again on a busy machine: python -m tests.support.repeated
+"""Runs the tests that inject faults repeatedly on a busy machine: python -m tests.support.repeated
 
-Each runs `--times` times in a row, two files at a time, while two loops take all the CPU that they get. Other arguments
-go to pytest.
+Each test runs `--times` times in a row, two files at a time, while two busy loops use the CPU. Other arguments are
+passed to pytest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """Processes that do nothing, as fast as they can."""
+    """Run busy loops, each in a process of its own, within the block."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         yield
@@ -28,7 +28,7 @@ def busy(loops: int) -> Iterator[None]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=10, help="runs of each test (default: 10)")
-    parser.add_argument("--slow", action="store_true", help="slow tests too")
+    parser.add_argument("--slow", action="store_true", help="include slow tests")
     given, others = parser.parse_known_args()
     command = [
         *(sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),

@@ -1,4 +1,4 @@
-"""What a report holds: its page, its pictures and their bars; and run folders to make one of."""
+"""Parses the pages and figures of reports, and makes run folders for them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make(
     *,
     ended: bool = True,
 ) -> Path:
-    """A run folder that these records were written to."""
+    """Make a run folder with these records."""
     with RunWriter(folder, config) as run:
         for record in evaluations:
             run.evaluation("", record)
@@ -61,7 +61,7 @@ def words(*runs: Run) -> Page:
 
 
 class Page(HTMLParser):
-    """What a page holds: its tags with their attributes, its rows of cells, and all its text."""
+    """A parsed page: its tags with their attributes, the cells of its table rows, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -99,13 +99,13 @@ def page_of(place: str | Path) -> Page:
 
 
 def drawings(place: str | Path) -> list[ElementTree.Element]:
-    """The figures of a page, each of them well formed."""
+    """The figures of a page. Raises ParseError if one is not well formed."""
     text = Path(place).read_text(encoding="utf-8")
     return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
 
 
 def check_pictures(folder: Path, names: Sequence[str]) -> None:
-    """All are there, decode, and show more than one colour."""
+    """Check that exactly these figures exist, can be decoded and show more than one colour."""
     assert sorted(path.name for path in (folder / "plots").iterdir()) == sorted(f"{name}.png" for name in names)
     for path in (folder / "plots").iterdir():
         with Image.open(path) as picture:
@@ -115,12 +115,12 @@ def check_pictures(folder: Path, names: Sequence[str]) -> None:
 
 
 def heights(figure: Figure, panel: int) -> list[float]:
-    """Of the bars of a panel."""
+    """The heights of the bars of a panel."""
     return [bar.get_height() for bars in figure.axes[panel].containers for bar in bars]  # type: ignore[attr-defined]
 
 
 def two_runs(folder: Path) -> list[Run]:
-    """A run of four steps that ended, and one of two that did not."""
+    """A run of four steps that has ended, and one of two steps that has not."""
     shared = "model:\n  path: tiny\nalgorithm:\n  name: "
     steps = [step(n) for n in range(1, 5)]
     short = [step(n, resamples=(), rescued=(), reward=0.5) for n in (1, 2)]

@@ -1,4 +1,4 @@
-"""Ports, addresses and networks that no other test process of this machine uses at the same time."""
+"""Reserves ports and addresses, so that no other test process of this machine uses them at the same time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 PORTS = range(20_000, 32_000)
-"""Above those that Ray gives its workers, below those that the kernel gives to any socket without a port."""
+"""Above the ports of Ray's workers, and below the kernel's ephemeral ports."""
 
 
 @contextmanager
 def reserved(kind: str, numbers: Iterable[int], usable: Callable[[int], bool] = lambda number: True) -> Iterator[int]:
-    """One of the numbers, until the block or the process ends; it is reserved by a name that only one socket may have.
+    """Reserve one of the numbers until the block or the process ends, by a socket name that is unique on the machine.
 
-    A port cannot be reserved by a socket on it where another program, such as Ray, has to open it by number.
+    A socket on the port itself would prevent another program, such as Ray, from opening it.
     """
     for number in numbers:
         with socket.socket(socket.AF_UNIX) as guard:
-            if sys.platform == "linux":  # other systems have no such names without a file
+            if sys.platform == "linux":  # other systems have no abstract socket names
                 try:
                     guard.bind(f"\0adagrpo-tests-{kind}-{number}")
                 except OSError:
@@ -33,7 +33,7 @@ def reserved(kind: str, numbers: Iterable[int], usable: Callable[[int], bool] = 
 
 @contextmanager
 def reserved_ports(count: int) -> Iterator[list[int]]:
-    """So many ports that nobody listens on."""
+    """Reserve `count` free ports."""
     numbers = random.Random().sample(PORTS, 1000)
     with ExitStack() as stack:
         yield [stack.enter_context(reserved("port", numbers, _is_free)) for _ in range(count)]
@@ -41,15 +41,15 @@ def reserved_ports(count: int) -> Iterator[list[int]]:
 
 @contextmanager
 def closed_address(host: str) -> Iterator[str]:
-    """HOST:PORT at which nothing listens, nor can another program begin to."""
-    with socket.socket() as deaf:
-        deaf.bind((host, 0))
-        yield f"{host}:{deaf.getsockname()[1]}"
+    """HOST:PORT at which no program listens, or can begin to."""
+    with socket.socket() as bound:
+        bound.bind((host, 0))
+        yield f"{host}:{bound.getsockname()[1]}"
 
 
 @contextmanager
 def silent_address(host: str) -> Iterator[str]:
-    """HOST:PORT at which connections are taken and never answered."""
+    """HOST:PORT at which connections are accepted and never answered."""
     with socket.create_server((host, 0)) as listening:
         yield f"{host}:{listening.getsockname()[1]}"
 

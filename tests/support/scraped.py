@@ -1,4 +1,4 @@
-"""What Ray serves to Prometheus of a run, read while it goes on and shortly after."""
+"""Scrapes the metrics of a run that Ray serves to Prometheus, during the run and shortly after it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from adagrpo_ray.runs.reader import load
 from adagrpo_ray.runs.records import RECORDS
 
 DASHBOARD = Path("cluster/grafana/adagrpo.json")
-Series = tuple[str, str, str]  # name, run, and the value of its own label
+Series = tuple[str, str, str]  # name, run, value of its label
 
 METRICS = tuple(metric for record in RECORDS for metric in metrics_of(record))
 LABELS = {metric.label for metric in METRICS if metric.label is not None}
 
 
 class Scraper:
-    """Reads the port again and again, and keeps the newest value of each of our time series."""
+    """Reads the port repeatedly, and stores the newest value of each of our time series in `seen`."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/metrics"
@@ -48,7 +48,7 @@ class Scraper:
 
     def _read(self) -> None:
         while not self._stop.wait(0.3):
-            with suppress(OSError):  # who serves it may begin later than this
+            with suppress(OSError):  # the server may start later
                 self._scrape()
 
     def _scrape(self) -> None:
@@ -62,7 +62,7 @@ class Scraper:
 
 
 def check_metrics(seen: dict[Series, float], folder: Path) -> None:
-    """All that was served is what stands in the run folder, and the dashboard asks for nothing else."""
+    """Check that the served values are those of the run folder, and that the dashboard queries no other metrics."""
     run = load(folder)
 
     def series(value: Value) -> Series:

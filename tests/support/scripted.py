@@ -1,4 +1,4 @@
-"""A byte-level tokenizer with special tokens of the test's own, and a model that writes a given sequence of tokens."""
+"""Makes byte-level tokenizers with given special tokens, and models that generate a given sequence of tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ def byte_tokenizer(
     template: str = CHATML,
     **named: str,
 ) -> PreTrainedTokenizerFast:
-    """Bytes, `merged` ASCII texts of one token each by byte-pair encoding, and added tokens; `named` as `eos_token`."""
+    """A tokenizer of single bytes.
+
+    special, plain: added tokens.
+    merged: ASCII texts that are one token each, by byte-pair encoding.
+    named: named tokens, such as `eos_token`.
+    """
     vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges: list[tuple[str, str]] = []
     for text in merged:
@@ -44,7 +49,7 @@ def byte_tokenizer(
 
 
 def tokenizer_of(adds: str = "", template: str | None = CHATML) -> Any:
-    """A byte-level tokenizer that adds a BOS, a BOS and an EOS, or nothing to a text by its post-processor."""
+    """A byte-level tokenizer whose post-processor adds BOS and EOS (`adds` is "both"), BOS, or nothing ("")."""
     tokenizer: Any = byte_tokenizer((BOS, EOS, "<|im_start|>", "<|im_end|>"), bos_token=BOS, eos_token=EOS)
     tokenizer.chat_template = template
     if adds:
@@ -57,9 +62,9 @@ def tokenizer_of(adds: str = "", template: str | None = CHATML) -> Any:
 
 
 def scripted_model(folder: Path, tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], **generation: Any) -> Path:
-    """A Llama that writes these different tokens in turn, the first after a newline, and then repeats the last.
+    """A Llama that generates these distinct tokens in turn, beginning after a newline, and then repeats the last one.
 
-    Its layer adds nothing, so that each token depends on the one before it alone. `generation` is for its
+    Its layer adds nothing, so that each token depends only on the one before it. `generation` is the content of its
     generation_config.json.
     """
     import torch
@@ -89,7 +94,7 @@ def scripted_model(folder: Path, tokenizer: PreTrainedTokenizerFast, ids: Sequen
         model.model.embed_tokens.weight.copy_(torch.eye(size)[: len(tokenizer)])
         (newline,) = tokenizer.encode("\n", add_special_tokens=False)
         for before, after in pairwise([newline, *ids, ids[-1]]):
-            model.lm_head.weight[after, before] = 14.0 / size**0.5  # others have a chance of 1 in 4,000
+            model.lm_head.weight[after, before] = 14.0 / size**0.5  # all other tokens together: 1 in 4,000
     model.generation_config = GenerationConfig(**generation)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

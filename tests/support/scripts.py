@@ -1,4 +1,4 @@
-"""The programs in launch/ as modules, to call their `main` without a process of its own."""
+"""Loads the programs in launch/ as modules, so that tests call `main` without a new process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import ModuleType
 
 
 def script(name: str) -> ModuleType:
-    """launch/NAME.py, loaded."""
+    """Load launch/NAME.py."""
     spec = importlib.util.spec_from_file_location(f"launch_{name}", f"launch/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
+    sys.modules[spec.name] = module  # dataclasses look it up there
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""A LoRA adapter of one layer, in PEFT's layout."""
+"""Writes a LoRA adapter of one layer in PEFT's layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def save_adapter(folder: Path, r: int = 16) -> None:
-    """It changes nothing: B is zero."""
+    """Write an adapter that changes nothing: B is zero."""
     folder.mkdir(parents=True)
     settings = {"peft_type": "LORA", "r": r, "lora_alpha": 2 * r, "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""Texts of users that break what takes a name or a text without care."""
+"""Texts of users that break code which uses names or texts carelessly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder with trackers and without training, and what W&B has written offline."""
+"""Writes a run folder with trackers but without training, and reads W&B's offline files."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def evaluated(number: int) -> EvaluationRecord:
 
 
 def sample(number: int) -> GroupSample:
-    said = CompletionSample(f"it is {number}", 3, "stop", 0, 1.0, {"exact": 1.0}, True, None)
-    return replace(SAMPLE, step=number, attempts=(AttemptSample(-1, SamplingParams(), (said,)),))
+    completion = CompletionSample(f"it is {number}", 3, "stop", 0, 1.0, {"exact": 1.0}, True, None)
+    return replace(SAMPLE, step=number, attempts=(AttemptSample(-1, SamplingParams(), (completion,)),))
 
 
 def track(
@@ -47,18 +47,20 @@ def track(
     steps: Sequence[int],
     *,
     mark: Mark | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     end: BaseException | None = None,
     between: Callable[[int], None] = lambda number: None,
 ) -> None:
-    """Write these steps, from `mark` on where there is one; evaluated before the first and after every second.
+    """Write these steps, after `mark` if it is given, with evaluations before the first and after every second one.
 
-    `end` is what ends the run.
+    mark: resume the folder there.
+    end: the exception that ends the run; None if it finishes.
+    between: called after each step with its number.
     """
     with (
         nullcontext() if end is None else pytest.raises(type(end)),
         RunWriter(folder, as_yaml(settings), mark) as writer,
-        tracked(settings, folder, tell, mark is not None) as trackers,
+        tracked(settings, folder, notify, mark is not None) as trackers,
     ):
         observer = Observers(writer, trackers)
         if mark is None:
@@ -80,7 +82,7 @@ def track(
 
 @dataclass
 class OfflineRun:
-    """What one .wandb file holds: the run's settings, a row of the history a step, and how it ended."""
+    """The content of a .wandb file: the run's settings, a row of its history for each step, and its exit code."""
 
     id: str = ""
     name: str = ""
@@ -93,7 +95,7 @@ class OfflineRun:
 
 
 def offline_run(folder: Path) -> OfflineRun:
-    """The only offline run in a run folder."""
+    """Read the only offline run in a run folder."""
     (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     run = OfflineRun()
     for record in _records(path):
@@ -117,7 +119,7 @@ def _key(item: Any) -> str:
 
 
 def _records(path: Path) -> Iterator[Any]:
-    """W&B's records in LevelDB's log format: blocks of fragments, each with checksum, length and kind."""
+    """Read W&B's records, which are in LevelDB's log format: blocks of fragments with checksum, length and kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, place, parts = path.read_bytes(), HEADER, b""

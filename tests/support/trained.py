@@ -1,4 +1,4 @@
-"""A run folder as training leaves one, made in a moment."""
+"""Makes a run folder with an adapter, without training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG = load_config(TINY, ["data.eval_prompts=3", "data.train_prompts=1"])
 
 
 def make_run(folder: Path, model: Path, config: Config = CONFIG, spread: float = 0.05) -> Path:
-    """A run folder with an adapter that changes what the model says, as if it had been trained."""
+    """Make a run folder with a random adapter, whose standard deviation `spread` is large enough to change answers."""
     policy = load_policy(str(model), config)
     noise = torch.Generator().manual_seed(0)
     for name, parameter in policy.named_parameters():

@@ -1,4 +1,4 @@
-"""The page of the chat, in a browser: one engine serves the tiny model and the adapters of a real run."""
+"""The page of the chat in a browser; one engine serves the tiny model and the adapters of a real run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.support.browser import chromium, needs_chromium, opened, served
 
 pytestmark = needs_chromium
 
-FIGURES = re.compile(r"[\d,]+ tokens? · [\d,]+ tokens/s")
-STARTS = 240_000  # milliseconds that a model may take to start on a busy machine
+FOOTER = re.compile(r"[\d,]+ tokens? · [\d,]+ tokens/s")
+STARTS = 240_000  # milliseconds for the start of a model on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -55,31 +55,31 @@ def page(browser: Any, url: str) -> Iterator[Any]:
 
 
 def ready(page: Any) -> None:
-    """Wait until the page shows its settings; it is laid out before."""
+    """Wait until the page shows its settings, which it does after its layout."""
     page.wait_for_function("document.querySelector('#model input')?.value")
 
 
-ANSWERED = """([asked, sides]) => document.querySelector('#message button.submit-button') && sides.every(side =>
-    document.querySelectorAll(`#${side}-talk [data-testid=user]`).length > asked[side]
-    && /tokens\\/s(?! · \\.\\.\\.)/.test(document.querySelector(`#${side}-figures`).innerText))"""
+ANSWERED = """([before, sides]) => document.querySelector('#message button.submit-button') && sides.every(side =>
+    document.querySelectorAll(`#${side}-talk [data-testid=user]`).length > before[side]
+    && /tokens\\/s(?! · \\.\\.\\.)/.test(document.querySelector(`#${side}-footer`).innerText))"""
 
 
 def ask(page: Any, text: str, sides: tuple[str, ...] = ("base", "adapter")) -> None:
     """Send a message, and wait until the sides have answered."""
-    asked = {side: page.locator(f"#{side}-talk [data-testid=user]").count() for side in sides}
+    before = {side: page.locator(f"#{side}-talk [data-testid=user]").count() for side in sides}
     page.fill("#message textarea", text)
     page.click("#message button.submit-button")
-    page.wait_for_function(ANSWERED, arg=[asked, list(sides)], timeout=STARTS)
+    page.wait_for_function(ANSWERED, arg=[before, list(sides)], timeout=STARTS)
 
 
 def wait_for(page: Any, place: str, text: str, timeout: int = 30_000) -> None:
-    """Wait until a text stands in that place."""
-    there = "([place, text]) => document.querySelector(place)?.innerText.includes(text)"
-    page.wait_for_function(there, arg=[place, text], timeout=timeout)
+    """Wait until the element at `place` contains the text."""
+    contains = "([place, text]) => document.querySelector(place)?.innerText.includes(text)"
+    page.wait_for_function(contains, arg=[place, text], timeout=timeout)
 
 
-def said(page: Any, side: str) -> str:
-    """What stands on a side, once it stays as it is: the page shows an answer a while after it has it."""
+def talk(page: Any, side: str) -> str:
+    """The text on a side, once it is stable: the page shows an answer some time after it received it."""
     texts = [str(page.inner_text(f"#{side}-talk"))]
     while len(texts) < 6 or len(set(texts[-6:])) > 1:
         page.wait_for_timeout(100)
@@ -96,14 +96,14 @@ def tick(page: Any, field: str, on: bool) -> None:
     page.set_checked(f"#{field} input[type=checkbox]", on)
 
 
-def test_a_start_is_stopped_and_then_both_sides_answer_as_they_are_streamed(page: Any) -> None:
+def test_start_is_stopped_and_later_answers_are_streamed(page: Any) -> None:
     assert "The model is loaded with the first message" in page.inner_text("#note")
     page.fill("#message textarea", "12+34")
     page.click("#message button.submit-button")
     wait_for(page, "#note", "starting the model tiny")
     page.click("#message button.stop-button")
     page.wait_for_selector("#message button.submit-button")
-    assert page.inner_text("#base-figures") == page.inner_text("#adapter-figures") == "stopped"
+    assert page.inner_text("#base-footer") == page.inner_text("#adapter-footer") == "stopped"
     page.evaluate(
         """() => { window.lengths = new Set();
         const talk = document.querySelector('#base-talk');
@@ -111,11 +111,11 @@ def test_a_start_is_stopped_and_then_both_sides_answer_as_they_are_streamed(page
             .observe(talk, {subtree: true, childList: true, characterData: true}); }"""
     )
     page.fill("#max-new-tokens input", "400")
-    page.fill("#temperature input[type=number]", "2")  # nonsense, which goes on for long
+    page.fill("#temperature input[type=number]", "2")  # gives long, meaningless answers
     ask(page, "12+34")
     for side in ("base", "adapter"):
-        assert FIGURES.match(page.inner_text(f"#{side}-figures"))
-        assert "12+34" in said(page, side)
+        assert FOOTER.match(page.inner_text(f"#{side}-footer"))
+        assert "12+34" in talk(page, side)
     assert len(page.evaluate("[...window.lengths]")) > 2
 
 
@@ -127,7 +127,7 @@ def set_up(page: Any, tokens: int = 96, temperature: str = "0") -> None:
     page.fill("#folder textarea, #folder input", "")
 
 
-def test_an_adapter_is_switched_without_a_restart_and_the_base_stays(page: Any, runs: Path, tmp_path: Path) -> None:
+def test_adapter_is_switched_without_changing_the_base(page: Any, runs: Path, tmp_path: Path) -> None:
     other = shutil.copytree(runs / "first/adapter", tmp_path / "noise")
     tensors = load_file(other / "adapter_model.safetensors")
     noise = torch.Generator().manual_seed(1)
@@ -136,35 +136,35 @@ def test_an_adapter_is_switched_without_a_restart_and_the_base_stays(page: Any, 
     save_file(tensors, other / "adapter_model.safetensors")
     set_up(page)
     ask(page, "12+34")
-    base, trained = said(page, "base"), said(page, "adapter")
+    base, trained = talk(page, "base"), talk(page, "adapter")
     assert "first, end of the run" in trained
     page.click("#clear")
     page.fill("#folder textarea, #folder input", str(other))
     wait_for(page, "#adapter-talk", "noise")
     ask(page, "12+34")
-    assert said(page, "base") == base
-    assert said(page, "adapter").replace("noise", "") != trained.replace("first, end of the run", "")
+    assert talk(page, "base") == base
+    assert talk(page, "adapter").replace("noise", "") != trained.replace("first, end of the run", "")
     page.click("#clear")
     page.fill("#folder textarea, #folder input", "")
     choose(page, "checkpoint", "step 4")
     wait_for(page, "#adapter-talk", "first, step 4")
     ask(page, "12+34")
-    # The checkpoint of the last step holds what the run ended with.
-    assert said(page, "adapter").replace("step 4", "end of the run") == trained
+    # The checkpoint of the last step has the same weights as the adapter of the run.
+    assert talk(page, "adapter").replace("step 4", "end of the run") == trained
 
 
-def test_without_thinking_there_is_no_thought(page: Any) -> None:
+def test_thinking_off_gives_no_thought(page: Any) -> None:
     set_up(page)
     ask(page, "12+34")
-    assert "Thought" in said(page, "base")
+    assert "Thought" in talk(page, "base")
     page.click("#clear")
     tick(page, "thinking", False)
     ask(page, "12+34")
-    assert "Thought" not in said(page, "base")
-    assert "SOLUTION_START_FLAG" in said(page, "base")
+    assert "Thought" not in talk(page, "base")
+    assert "SOLUTION_START_FLAG" in talk(page, "base")
 
 
-def test_the_answer_may_be_sampled_otherwise_than_the_thought(page: Any) -> None:
+def test_answer_may_have_other_parameters_than_the_thought(page: Any) -> None:
     set_up(page)
     assert not page.is_visible("#answer-parameters")
     tick(page, "phases", True)
@@ -174,20 +174,20 @@ def test_the_answer_may_be_sampled_otherwise_than_the_thought(page: Any) -> None
     page.wait_for_selector("#answer-parameters", state="hidden")
 
 
-def test_one_side_alone_answers_where_that_is_chosen(page: Any) -> None:
+def test_only_the_chosen_side_answers(page: Any) -> None:
     set_up(page)
     page.click("#view label:has-text('Base')")
     page.wait_for_selector("#adapter-side", state="hidden")
     ask(page, "12+34", ("base",))
     page.click("#view label:has-text('Both')")
     page.wait_for_selector("#adapter-side")
-    assert "12+34" not in said(page, "adapter")
+    assert "12+34" not in talk(page, "adapter")
 
 
-def test_a_conversation_is_saved_cleared_and_loaded(page: Any, state: Path) -> None:
+def test_conversation_is_saved_cleared_and_loaded(page: Any, state: Path) -> None:
     set_up(page)
     ask(page, "21+43")
-    before = said(page, "base"), said(page, "adapter")
+    before = talk(page, "base"), talk(page, "adapter")
     page.click("#group-conversations button.label-wrap")
     page.fill("#name textarea, #name input", "sums")
     page.click("#save")
@@ -198,21 +198,21 @@ def test_a_conversation_is_saved_cleared_and_loaded(page: Any, state: Path) -> N
     page.wait_for_function("!document.querySelector('#base-talk').innerText.includes('21+43')")
     page.click("#load")
     wait_for(page, "#base-talk", "21+43")
-    assert (said(page, "base"), said(page, "adapter")) == before
+    assert (talk(page, "base"), talk(page, "adapter")) == before
 
 
-def test_a_bad_adapter_is_said_on_its_side_and_the_base_answers(page: Any, tmp_path: Path) -> None:
+def test_invalid_adapter_is_reported_on_its_side_and_the_base_answers(page: Any, tmp_path: Path) -> None:
     set_up(page)
     page.fill("#folder textarea, #folder input", str(tmp_path))
     ask(page, "12+34", ("base",))
-    assert "holds no adapter_config.json" in said(page, "adapter")
+    assert "holds no adapter_config.json" in talk(page, "adapter")
     assert "Traceback" not in page.inner_text("body")
     page.fill("#folder textarea, #folder input", "")
-    ask(page, "12+34")  # and it goes on as if that had not been asked
-    assert FIGURES.match(page.inner_text("#adapter-figures"))
+    ask(page, "12+34")  # the failed question is left out
+    assert FOOTER.match(page.inner_text("#adapter-footer"))
 
 
-def test_a_model_that_is_none_is_said_and_the_page_goes_on(page: Any, tmp_path: Path) -> None:
+def test_invalid_model_is_reported_and_the_page_stays_usable(page: Any, tmp_path: Path) -> None:
     set_up(page)
     page.fill("#model input", str(tmp_path / "nothing"))
     page.press("#model input", "Enter")
@@ -227,29 +227,30 @@ def test_a_model_that_is_none_is_said_and_the_page_goes_on(page: Any, tmp_path: 
     ask(page, "12+34")
 
 
-def test_runs_are_followed_while_they_are_shown(page: Any) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+def test_runs_are_followed_while_their_tab_is_shown(page: Any) -> None:
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
 
-    def looks(seconds: float) -> bool:
-        asked.clear()
+    def updates(seconds: float) -> bool:
+        """Whether the page requests an update within the time."""
+        requested.clear()
         page.wait_for_timeout(1000 * seconds)
-        return any("/queue/join" in url for url in asked)
+        return any("/queue/join" in url for url in requested)
 
     page.click("#runs-tab-button")
     page.wait_for_selector("#runs-curves .legend >> text=first")
-    looks(1)  # what the page asks for by itself
-    assert looks(4)
+    updates(1)  # ignores the requests for the tab itself
+    assert updates(4)
     page.click("#chat-tab-button")
-    looks(1)
-    assert not looks(4)
+    updates(1)
+    assert not updates(4)
     page.click("#runs-tab-button")
-    looks(1)
-    assert looks(4)
+    updates(1)
+    assert updates(4)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_its_window(browser: Any, url: str, width: int) -> None:
+def test_page_fits_its_window(browser: Any, url: str, width: int) -> None:
     with opened(browser, url, width=width) as page:
         ready(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -261,10 +262,10 @@ def test_the_page_fits_its_window(browser: Any, url: str, width: int) -> None:
             assert talk["y"] + talk["height"] <= settings["y"]
 
 
-# --- starts of their own, without a model ---
+# --- tests with a server of their own, without a model ---
 
 
-def test_settings_are_remembered_and_broken_ones_are_put_aside(browser: Any, runs: Path, tmp_path: Path) -> None:
+def test_settings_are_restored_and_broken_ones_are_renamed(browser: Any, runs: Path, tmp_path: Path) -> None:
     for start in range(3):
         with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
             ready(page)
@@ -285,7 +286,7 @@ def test_settings_are_remembered_and_broken_ones_are_put_aside(browser: Any, run
             (tmp_path / "adagrpo_ray/chat.json").write_text("{")
 
 
-def test_without_the_chat_there_are_runs_alone(browser: Any, runs: Path, tmp_path: Path) -> None:
+def test_no_chat_serves_only_the_runs(browser: Any, runs: Path, tmp_path: Path) -> None:
     with served(tmp_path, "--runs", str(runs), "--no-chat") as url, opened(browser, url) as page:
         page.wait_for_selector("#runs-chosen")
         assert page.locator("#message").count() == 0
@@ -306,7 +307,7 @@ def test_other_machines_need_the_password(browser: Any, runs: Path, tmp_path: Pa
         page.wait_for_selector("#runs-chosen")
 
 
-def test_a_signal_while_the_model_starts_leaves_nothing(browser: Any, runs: Path, tmp_path: Path) -> None:
+def test_signal_during_the_start_of_a_model_leaves_no_process(browser: Any, runs: Path, tmp_path: Path) -> None:
     with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
         ready(page)
         page.fill("#message textarea", "12+34")

@@ -1,4 +1,4 @@
-"""The page of runs, in a browser: made-up runs, and one that is really going on."""
+"""The page of runs in a browser, with invented runs and a running one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAILED = attempt([0.0, 0.0], trained=False)
 
 
 def make_run(root: Path, name: str, steps: int, rate: float, *, ended: bool = True) -> Path:
-    """A run whose every step shows a group that was rescued, one that was not, and one with a hostile completion."""
+    """A run that records in each step a rescued group, a group with hostile texts, and one with a long completion."""
     config = (
         f"run: {{name: {name}, steps: {steps}}}\nlearner: {{learning_rate: {rate}}}\n"
         "algorithm: {name: adagrpo, criterion: {kind: any_correct}}\n"
@@ -90,20 +90,20 @@ def rows(page: Any) -> list[str]:
 
 
 def ends(page: Any) -> list[int]:
-    """How many points the curves of the reward have."""
+    """The number of points of each curve of the reward."""
     lines = page.locator("#runs-curves figure").first.locator("polyline")
     return [len(line.get_attribute("points").split()) for line in lines.all()]
 
 
-def test_the_newest_run_is_there_at_once(page: Any) -> None:
+def test_newest_run_is_shown_first(page: Any) -> None:
     assert page.inner_text("#runs-curves .legend").strip() == "second"
     assert page.locator("#runs-curves figure").count() == 7
     assert ends(page) == [40]
     assert "not ended" in page.inner_text("#runs-compared")
-    assert "40+7= of second" in rows(page)[2]  # the first of the last step, and the newest go first
+    assert "40+7= of second" in rows(page)[2]  # the first group of the last step; the newest is listed first
 
 
-def test_two_runs_are_compared_in_the_same_plots(page: Any) -> None:
+def test_two_runs_share_plots(page: Any) -> None:
     choose(page, "runs-chosen", "first")
     page.wait_for_selector("#runs-curves .legend >> text=first")
     assert sorted(ends(page)) == [30, 40]
@@ -115,7 +115,7 @@ def test_two_runs_are_compared_in_the_same_plots(page: Any) -> None:
     assert "algorithm.name" not in compared
 
 
-def test_curves_can_be_over_generated_tokens(page: Any) -> None:
+def test_curves_over_generated_tokens(page: Any) -> None:
     assert "generated tokens" not in page.locator("#runs-curves figure").first.inner_html()
     page.click("#runs-axis label:has-text('generated tokens')")
     page.wait_for_selector("#runs-curves figure:first-of-type >> text=generated tokens")
@@ -137,36 +137,36 @@ def test_groups_are_filtered(page: Any) -> None:
     choose(page, "groups-difficulty", "5 digits")
     until(lambda: len(rows(page)) == 2)
     page.fill("#groups-text textarea, #groups-text input", "nowhere")
-    until(lambda: "No group of this run is like that" in page.inner_text("#groups-list"))
+    until(lambda: "No group of this run matches" in page.inner_text("#groups-list"))
 
 
-def test_text_is_found_in_problems_and_completions(page: Any) -> None:
+def test_text_is_searched_in_problems_and_completions(page: Any) -> None:
     page.fill("#groups-text textarea, #groups-text input", "39+7= OF")
     until(lambda: len(rows(page)) == 1)
     page.fill("#groups-text textarea, #groups-text input", "a long thought")
     until(lambda: len(rows(page)) == 40)
 
 
-def test_an_open_group_says_why_it_was_sampled_again(page: Any) -> None:
+def test_open_group_shows_the_reason_of_its_resample(page: Any) -> None:
     page.click("#groups-list tr:has-text('40+7= of second')")
     page.wait_for_selector("#groups-open >> text=Attempt 2")
-    said = page.inner_text("#groups-open")
-    assert "No completion met the criterion any_correct: none of 2 is correct; best reward 0." in said
-    assert "sampled again, with rung 0 (temperature 2, min_p 0.1)" in said
-    assert "It met the criterion any_correct: 1 of 2 correct, best reward 1." in said
-    assert "+0.500" in said
+    text = page.inner_text("#groups-open")
+    assert "No completion met the criterion any_correct: none of 2 is correct; best reward 0." in text
+    assert "sampled again, with rung 0 (temperature 2, min_p 0.1)" in text
+    assert "It met the criterion any_correct: 1 of 2 correct, best reward 1." in text
+    assert "+0.500" in text
     until(lambda: page.locator("#groups-list tr[aria-current]").count() == 1)
     assert "40+7= of second" in page.inner_text("#groups-list tr[aria-current]")
 
 
-def test_hostile_texts_run_nothing_and_show_as_they_are(page: Any) -> None:
+def test_hostile_texts_are_shown_literally(page: Any) -> None:
     page.locator("#groups-list tr", has_text="onerror").first.click()
     page.wait_for_selector("#groups-open >> text=Attempt 2")
-    assert page.inner_text("#groups-open").count(HOSTILE) == 2 + 1  # of two completions, and the problem
+    assert page.inner_text("#groups-open").count(HOSTILE) == 2 + 1  # two completions and the problem
     assert page.locator("#groups-open img, #groups-open script, #groups-list img").count() == 0
 
 
-def test_long_texts_are_folded_and_leave_the_page_its_width(page: Any) -> None:
+def test_long_texts_are_folded_within_the_width_of_the_page(page: Any) -> None:
     page.locator("#groups-list tr", has_text="5 digits").first.click()
     page.wait_for_selector("#groups-open details")
     text = page.locator("#groups-open pre").first
@@ -177,7 +177,7 @@ def test_long_texts_are_folded_and_leave_the_page_its_width(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_refresh_finds_new_runs_and_keeps_those_chosen(page: Any, runs: Path) -> None:
+def test_refresh_finds_new_runs_and_keeps_the_selection(page: Any, runs: Path) -> None:
     make_run(runs, "third", 2, 1e-4)
     page.click("#runs-refresh")
     choose(page, "runs-chosen", "third")
@@ -185,7 +185,7 @@ def test_refresh_finds_new_runs_and_keeps_those_chosen(page: Any, runs: Path) ->
     assert "second" in page.inner_text("#runs-curves .legend")
 
 
-def test_a_broken_line_is_said_on_the_page(browser: Any, tmp_path: Path) -> None:
+def test_broken_line_is_reported_on_the_page(browser: Any, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "runs", "broken", 2, 1e-4)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("{}\n")
@@ -193,8 +193,8 @@ def test_a_broken_line_is_said_on_the_page(browser: Any, tmp_path: Path) -> None
         page.wait_for_selector("#runs-notice >> text=metrics.jsonl, line 3")
 
 
-def test_a_run_is_followed_while_it_goes_on(browser: Any, tmp_path: Path, tiny_model: Path, gate: Gate) -> None:
-    """It waits after some of its steps until the page has shown them."""
+def test_running_run_is_followed(browser: Any, tmp_path: Path, tiny_model: Path, gate: Gate) -> None:
+    """The run waits after some of its steps until the page has shown them."""
     waits = (3, 6, 9)
     gate.close(tmp_path / "runs" / "live" / "metrics.jsonl", *((steps, 0) for steps in waits))
     settings = [f"run.output_dir={tmp_path / 'runs'}", "run.name=live", "run.steps=12", "data.eval_prompts=4"]

@@ -1,4 +1,4 @@
-"""The model card: text from records made by hand, as the Hub and its readers take it."""
+"""Model cards of records made by hand, and the identity of base models."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def card(base: ModelIdentity = QWEN, summary: Any = SUMMARY, **tree: Any) -> str
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The blocks of code of that language."""
+    """The contents of the code blocks in this language."""
     return [body for _, body in re.findall(rf"^(`{{3,}}){language}\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)]
 
 
-def test_the_hub_reads_the_front_matter() -> None:
+def test_front_matter_is_read_by_the_hub() -> None:
     data = ModelCard(card()).data
     assert (data.base_model, data.library_name, data.pipeline_tag) == ("Qwen/Qwen3-1.7B", "peft", "text-generation")
     assert (data.license, data.datasets) == ("apache-2.0", ["open-r1/DAPO-Math-17k-Processed"])
@@ -50,14 +50,14 @@ def test_the_hub_reads_the_front_matter() -> None:
     assert front_matter(card())["adagrpo_ray"] == {"base_fingerprint": "f" * 32, "base_revision": "abc123"}
 
 
-def test_the_adapter_that_training_continued_is_told() -> None:
+def test_card_names_the_adapter_that_training_continued() -> None:
     text = card(model={**HUB["model"], "adapter": "/home/me/runs/first/adapter", "lora": {"dropout": 0.1}})
     assert "| continues the adapter | `first/adapter` |" in text
     assert "| `model.lora.dropout` | 0.1 |" in text
     assert "continues the adapter" not in card()
 
 
-def test_folders_and_files_of_this_machine_are_not_in_the_front_matter_nor_as_links() -> None:
+def test_local_paths_are_not_in_the_card() -> None:
     base = ModelIdentity("/home/me/models/mine", fingerprint="e" * 32)
     text = card(base, data={"source": "/home/me/secret-project/problems.jsonl"})
     head = front_matter(text)
@@ -68,7 +68,7 @@ def test_folders_and_files_of_this_machine_are_not_in_the_front_matter_nor_as_li
     assert "see the base model's own card" in text
 
 
-def test_results_by_difficulty_and_tokens() -> None:
+def test_card_has_results_by_difficulty_and_tokens() -> None:
     text = card()
     assert "Held-out accuracy: 0.250 before, 0.500 after." in text
     assert "| all | 0.250 | 0.500 | +0.250 | 4 |" in text
@@ -78,14 +78,14 @@ def test_results_by_difficulty_and_tokens() -> None:
     assert "| prompts trained on | 1900 |" in text
 
 
-def test_what_was_not_measured_is_not_claimed() -> None:
+def test_card_without_an_evaluation_has_no_accuracy() -> None:
     text = card(summary=summarize([STEP], None, None, name="r", folder="r", adapter="r"))
     assert "Held-out accuracy was not evaluated." in text
     assert "model-index" not in front_matter(text)
     assert "nan" not in text.lower()
 
 
-def test_the_ladder_is_a_table_of_all_triggers() -> None:
+def test_ladder_table_has_all_triggers() -> None:
     triggers = [
         {"from_step": 1, "rungs": []},
         {"from_step": 50, "rungs": [{"times": 2, "temperature": 1.1, "top_p": 0.99, "answer": {"temperature": 0.7}}]},
@@ -97,7 +97,7 @@ def test_the_ladder_is_a_table_of_all_triggers() -> None:
     assert "| `algorithm.resample` | deferred |" in text
 
 
-def test_a_method_without_a_ladder_has_none_in_its_card() -> None:
+def test_card_of_grpo_has_no_ladder() -> None:
     text = card(algorithm={"name": "grpo"})
     assert "from 1" not in text
     assert "algorithm.resample" not in text.partition("<details>")[0]
@@ -105,7 +105,7 @@ def test_a_method_without_a_ladder_has_none_in_its_card() -> None:
 
 
 @pytest.mark.parametrize("base", [QWEN, TINY])
-def test_its_code_is_python_with_the_system_prompt(base: ModelIdentity) -> None:
+def test_code_of_the_card_compiles_and_has_the_system_prompt(base: ModelIdentity) -> None:
     text = card(base, data={"source": "arithmetic", "system_prompt": 'Say "x" | `y`\n```\nthen {answer_start}.'})
     peft, vllm = blocks(text, "python")
     compile(peft + vllm, "card", "exec")
@@ -115,7 +115,7 @@ def test_its_code_is_python_with_the_system_prompt(base: ModelIdentity) -> None:
     assert ('revision="abc123"' in peft) == (base is QWEN)
 
 
-def test_no_text_of_the_settings_breaks_out_of_its_block() -> None:
+def test_texts_of_settings_stay_in_their_blocks() -> None:
     prompt = "one\n```\n# Title\n````\n| a | b |\n## Heading"
     text = card(data={"source": "x.jsonl", "system_prompt": prompt, "format": {"answer_start": "`|`"}})
     outside = re.sub(r"^(`{3,})\w*\n(.*?)^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -124,14 +124,14 @@ def test_no_text_of_the_settings_breaks_out_of_its_block() -> None:
     assert "Heading" not in outside
 
 
-def test_all_settings_can_be_read_back() -> None:
+def test_settings_are_read_back_from_the_card() -> None:
     text = card(algorithm={"group_size": 6})
     (shown,) = blocks(text, "yaml")
     config = Config.model_validate(yaml.safe_load(shown))
     assert (config.algorithm.group_size, config.model.path) == (6, "Qwen/Qwen3-1.7B")
 
 
-def test_the_merged_models_card_says_how_it_is_loaded_and_made() -> None:
+def test_merged_card_has_usage_and_merge() -> None:
     text = merged_card(card(), "my-run", QWEN, Merge("bfloat16", "all alike"))
     data = ModelCard(text).data
     assert (data.library_name, data.base_model, data.license) == ("transformers", "Qwen/Qwen3-1.7B", "apache-2.0")
@@ -139,7 +139,7 @@ def test_the_merged_models_card_says_how_it_is_loaded_and_made() -> None:
     assert front_matter(text)["base_model_relation"] == "finetune"
     assert "PeftModel" not in text
     assert text.count("## Use") == 1
-    assert "kept in bfloat16. Compared with the adapter on its base model: all alike." in text
+    assert "was stored in bfloat16. Compared with the adapter on its base model: all alike." in text
     assert "| all | 0.250 | 0.500 | +0.250 | 4 |" in text
     compile("".join(blocks(text, "python")), "card", "exec")
 
@@ -147,7 +147,7 @@ def test_the_merged_models_card_says_how_it_is_loaded_and_made() -> None:
 @pytest.mark.parametrize(
     "other", [None, "", "# A card", "---\nlicense: [\n---\nx", "---\nlicense: mit\n---\n# Not ours"]
 )
-def test_a_card_of_others_is_left_aside(other: str | None) -> None:
+def test_card_of_another_library_is_ignored(other: str | None) -> None:
     text = merged_card(other, "x", replace(QWEN, license=None), Merge("float32", None))
     assert "Not ours" not in text
     assert "license" not in front_matter(text)
@@ -171,17 +171,17 @@ def test_a_card_of_others_is_left_aside(other: str | None) -> None:
         (["x", "https://host/d?sig=abc&x=1"], "x 'https://host/d?***'"),
     ],
 )
-def test_a_command_is_shown_without_secrets(arguments: list[str], shown: str) -> None:
+def test_command_is_shown_without_secrets(arguments: list[str], shown: str) -> None:
     assert shown_command(arguments) == shown
 
 
-def test_versions_are_those_that_are_installed() -> None:
+def test_package_versions_are_those_installed() -> None:
     versions = package_versions()
     assert versions["torch"].startswith("2.")
     assert {"python", "peft", "transformers", "adagrpo_ray"} <= set(versions)
 
 
-# --- which base model it was ---
+# --- the identity of the base model ---
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "one"
 
 
-def test_a_fingerprint_does_not_depend_on_the_files_of_the_weights(weights: Path, tmp_path: Path) -> None:
+def test_fingerprint_is_independent_of_the_split_into_files(weights: Path, tmp_path: Path) -> None:
     tensors = load_file(weights / "model.safetensors")
     (tmp_path / "two").mkdir()
     save_file({"c": tensors["c"]}, tmp_path / "two" / "x.safetensors", metadata={"format": "pt"})
@@ -202,7 +202,7 @@ def test_a_fingerprint_does_not_depend_on_the_files_of_the_weights(weights: Path
 
 
 @pytest.mark.parametrize("change", ["value", "name", "shape", "type"])
-def test_a_fingerprint_is_another_one_for_other_weights(weights: Path, change: str) -> None:
+def test_fingerprint_changes_with_the_weights(weights: Path, change: str) -> None:
     tensors, before = load_file(weights / "model.safetensors"), fingerprint(weights)
     if change == "value":
         tensors["b"][-1, -1] += 1
@@ -214,13 +214,13 @@ def test_a_fingerprint_is_another_one_for_other_weights(weights: Path, change: s
     assert fingerprint(weights) != before
 
 
-def test_a_folder_is_known_by_fingerprint_and_by_its_cards_licence(weights: Path) -> None:
+def test_identity_of_a_folder_has_fingerprint_and_licence(weights: Path) -> None:
     (weights / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
     base = identify(str(weights), str(weights))
     assert (base.on_hub, base.license, base.fingerprint) == (False, "apache-2.0", fingerprint(weights))
 
 
-def test_a_part_of_the_weights_has_no_fingerprint(weights: Path) -> None:
+def test_incomplete_weights_have_no_fingerprint(weights: Path) -> None:
     index = {"weight_map": {"a": "one.safetensors", "d": "two.safetensors"}}
     (weights / "model.safetensors").rename(weights / "one.safetensors")
     assert fingerprint(weights)
@@ -231,18 +231,18 @@ def test_a_part_of_the_weights_has_no_fingerprint(weights: Path) -> None:
     assert identify("x", str(weights)).fingerprint is None
 
 
-def test_a_damaged_file_has_no_fingerprint(weights: Path) -> None:
+def test_damaged_file_has_no_fingerprint(weights: Path) -> None:
     (weights / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ModelError, match="no safetensors file that can be read"):
         fingerprint(weights)
     assert identify("x", str(weights)).fingerprint is None
 
 
-def test_a_model_of_the_hub_that_is_not_cached_is_known_by_name_alone() -> None:
+def test_uncached_model_of_the_hub_has_only_a_name() -> None:
     assert identify("nobody/nothing", "nobody/nothing") == ModelIdentity("nobody/nothing", on_hub=True)
 
 
-def test_every_configuration_of_the_project_has_a_card() -> None:
+def test_each_example_configuration_has_a_card() -> None:
     files = sorted(Path("launch/configs").glob("*.yaml"))
     assert files
     for file in files:

@@ -1,4 +1,4 @@
-"""The file of results: whatever ends a program, what it finished is there and nothing is done twice."""
+"""The file of results: finished problems survive the end of a program, and are not evaluated again."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def write(folder: Path, *problems: str) -> ResultFile:
     return results
 
 
-def test_results_come_back_as_they_were(tmp_path: Path) -> None:
+def test_results_are_read_back(tmp_path: Path) -> None:
     write(tmp_path, "a", "b")
     with ResultFile(tmp_path, SETTINGS) as results:
         assert dict(results.of("base")) == {name: result(name, settings=results.digest) for name in ("a", "b")}
         assert results.of("another digest") == {}
 
 
-def test_a_file_that_was_cut_off_anywhere_goes_on_with_its_whole_lines(tmp_path: Path) -> None:
+def test_truncated_file_is_continued_after_its_complete_lines(tmp_path: Path) -> None:
     write(tmp_path, "a", "b")
     path = tmp_path / RESULTS
     data = path.read_bytes()
@@ -52,23 +52,23 @@ def test_a_file_that_was_cut_off_anywhere_goes_on_with_its_whole_lines(tmp_path:
             assert list(results.of("base")) == [*["a", "b"][:whole], "c"]
 
 
-def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     write(tmp_path, "a")
     before = (tmp_path / RESULTS).read_bytes()
     with pytest.raises(ConfigError) as refused:
         ResultFile(tmp_path, {**SETTINGS, "evaluation.samples": 4, "new": 1})
-    told = str(refused.value)
-    assert told.startswith(f"{tmp_path / RESULTS} holds results of other settings: ")
-    assert "evaluation.samples was 2 and is 4" in told
-    assert "new was 'nothing' and is 1" in told
-    assert "run.seed" not in told
-    assert "--out" in told
+    message = str(refused.value)
+    assert message.startswith(f"{tmp_path / RESULTS} has results of other settings: ")
+    assert "evaluation.samples was 2 and is 4" in message
+    assert "new was 'nothing' and is 1" in message
+    assert "run.seed" not in message
+    assert "--out" in message
     assert (tmp_path / RESULTS).read_bytes() == before
-    with ResultFile(tmp_path, SETTINGS) as results:  # nor is it locked
+    with ResultFile(tmp_path, SETTINGS) as results:  # it is not locked
         assert list(results.of("base")) == ["a"]
 
 
-def test_two_programs_do_not_write_one_file(tmp_path: Path) -> None:
+def test_second_program_cannot_open_the_file(tmp_path: Path) -> None:
     with ResultFile(tmp_path, SETTINGS), pytest.raises(ConfigError, match="another program"):
         ResultFile(tmp_path, SETTINGS)
 
@@ -76,7 +76,7 @@ def test_two_programs_do_not_write_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", [b"{", b"[]", b"\xff", b'{"model": "base"}', b'{"settings": 1}', b'{"completions": 3}']
 )
-def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+def test_error_names_a_damaged_line(tmp_path: Path, line: bytes) -> None:
     write(tmp_path, "a")
     path = tmp_path / RESULTS
     path.write_bytes(path.read_bytes() + line + b"\n")
@@ -84,15 +84,13 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
         ResultFile(tmp_path, SETTINGS)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_error_names_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match=f"cannot write {tmp_path}/file/out/{RESULTS} .*--out"):
         ResultFile(tmp_path / "file" / "out", SETTINGS)
 
 
-def test_a_line_that_the_disk_does_not_take_leaves_no_part_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_leaves_no_partial_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -118,7 +116,7 @@ def weights(folder: Path, last: float = 0.0) -> None:
     save_file({"weight": tensor}, folder / "model.safetensors")
 
 
-def test_settings_count_where_results_depend_on_them(tmp_path: Path) -> None:
+def test_counting_settings_are_those_that_results_depend_on(tmp_path: Path) -> None:
     weights(tmp_path)
     before = counting(tmp_path)
     assert json.loads(json.dumps(before)) == before
@@ -135,7 +133,7 @@ def test_settings_count_where_results_depend_on_them(tmp_path: Path) -> None:
     assert {key for key, value in counting(tmp_path).items() if value != before[key]} == {BASE_WEIGHTS}
 
 
-def test_a_reward_function_that_was_changed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_reward_function_changes_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     weights(tmp_path)
     (tmp_path / "counted_reward.py").write_text("def score(completions, answer, **context): return [0.0]\n")

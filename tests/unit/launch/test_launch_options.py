@@ -1,4 +1,4 @@
-"""Options of the commands that cannot be used: one error before anything starts, exit status 2, no traceback."""
+"""Invalid options of the commands: one error before anything starts, exit status 2, no traceback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.scripts import script
 
 @pytest.fixture
 def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command with bad options in an empty folder: the one error."""
+    """Runs a command with invalid options in an empty folder: the only error."""
 
     commands = {name: script(name) for name in ("train", "evaluate", "report", "export", "ui", "submit")}
 
@@ -52,31 +52,29 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["submit", "--entrypoint-cpus", "nan", "--", "run.output_dir=/x"], "--entrypoint-cpus nan"),
         (["submit", "--entrypoint-cpus=-1", "--", "run.output_dir=/x"], "--entrypoint-cpus -1"),
         (["submit", "--stop-wait=-3", "--", "run.output_dir=/x"], "--stop-wait -3"),
-        (["submit", "--fetch", "file", "--", "run.output_dir=/x"], "--fetch file cannot be made"),
-        (["submit", "--fetch", "file/inner", "--", "run.output_dir=/x"], "--fetch file/inner cannot be made"),
+        (["submit", "--fetch", "file", "--", "run.output_dir=/x"], "--fetch file cannot be created"),
+        (["submit", "--fetch", "file/inner", "--", "run.output_dir=/x"], "--fetch file/inner cannot be created"),
         (["submit", "--name", "", "--", "run.output_dir=/x"], "--name is empty"),
         (["submit", "--env", "A=1", "--env", "A=2", "--", "run.output_dir=/x"], "--env names a variable twice"),
         (["submit", "--address", "", "--", "run.output_dir=/x"], "--address is empty"),
-        (["submit", "--address", "http://", "--", "run.output_dir=/x"], "--address 'http://' is no URL"),
-        (["submit", "--address", "http://127.0.0.1:abc", "--", "run.output_dir=/x"], "is no URL"),
+        (["submit", "--address", "http://", "--", "run.output_dir=/x"], "--address 'http://' is not a URL"),
+        (["submit", "--address", "http://127.0.0.1:abc", "--", "run.output_dir=/x"], "is not a URL"),
     ],
 )
-def test_an_option_that_cannot_be_used_is_refused(
-    error_of: Callable[..., str], command: list[str], message: str
-) -> None:
+def test_invalid_options_are_refused(error_of: Callable[..., str], command: list[str], message: str) -> None:
     assert message in error_of(*command)
 
 
 @pytest.mark.parametrize(
     "text", ['{"a": 1, "a": 2}', '{"a": NaN}', '{"a": 0}', '{"a": -1}', "[1]", "1", "x", '{"a": "b"}']
 )
-def test_resources_that_are_none_are_refused(error_of: Callable[..., str], text: str) -> None:
-    assert "is no JSON object of numbers above 0" in error_of(
+def test_invalid_resources_are_refused(error_of: Callable[..., str], text: str) -> None:
+    assert "is not a JSON object of numbers above 0" in error_of(
         "submit", "--entrypoint-resources", text, "--", "run.output_dir=/x"
     )
 
 
-def test_a_dashboard_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dashboard_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         submit = script("submit")
@@ -85,19 +83,19 @@ def test_a_dashboard_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPa
             submit.connect(address)
 
 
-def test_options_of_the_pages_may_stand_among_settings() -> None:
+def test_options_of_ui_may_be_mixed_with_settings() -> None:
     options = script("ui").parse(["run.steps=1", "--port", "0", "run.seed=2"])
     assert (options.overrides, options.port) == (["run.steps=1", "run.seed=2"], 0)
 
 
-def test_letters_that_the_terminal_lacks_are_shown_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_the_terminal_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     assert script("ending").ended(lambda: print("é \ud800", flush=True)) == 0
     assert raw.getvalue() == b"\\xe9 \\ud800\n"
 
 
-def test_folders_of_this_library_need_a_home_or_an_absolute_path(
+def test_cache_and_state_folders_need_a_home_or_an_absolute_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -114,7 +112,7 @@ def test_folders_of_this_library_need_a_home_or_an_absolute_path(
         cache_folder()
 
 
-def test_a_user_without_a_name_can_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_a_name_can_submit(monkeypatch: pytest.MonkeyPatch) -> None:
     submit = script("submit")
 
     def nameless() -> str:

@@ -1,4 +1,4 @@
-"""launch/submit.py before any cluster is asked: what it refuses, and what it knows of the job."""
+"""launch/submit.py without a cluster: refused options, the run folder of a job, and results at a URL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TINY = "launch/configs/tiny-cpu.yaml"  # in the folder that is uploaded
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one error of launch/submit.py on these arguments, which exits with 2."""
+    """Runs launch/submit.py with these arguments: the only error. Checks that it exits with 2."""
 
     def run(*arguments: str) -> str:
         assert script("submit").main(list(arguments)) == 2
@@ -30,7 +30,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((f"--config={TINY}", "run.output_dir=/runs", "run.stps=3"), "did you mean 'run.steps'?"),
         ((f"--config={TINY}",), "run.output_dir='runs' is relative"),
@@ -41,29 +41,29 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (("run.output_dir=/runs", "--resume=auto"), "run.name, which is not set"),
     ],
 )
-def test_what_is_wrong_is_said_before_any_cluster_is_asked(
-    refused: Callable[..., str], arguments: tuple[str, ...], told: str
+def test_invalid_settings_are_refused_before_a_request_to_the_cluster(
+    refused: Callable[..., str], arguments: tuple[str, ...], message: str
 ) -> None:
-    done = refused("--address", "http://127.0.0.1:9", "--", *arguments)
-    assert told in done
-    assert "127.0.0.1:9" not in done
+    error = refused("--address", "http://127.0.0.1:9", "--", *arguments)
+    assert message in error
+    assert "127.0.0.1:9" not in error
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--env", "NOT_SET_ANYWHERE"), "--env NOT_SET_ANYWHERE is not set here"),
         (("--env", "=value"), "--env must be KEY or KEY=VALUE"),
-        (("--entrypoint-resources", "[1]"), "--entrypoint-resources '[1]' is no JSON object of numbers"),
+        (("--entrypoint-resources", "[1]"), "--entrypoint-resources '[1]' is not a JSON object of numbers"),
         (("--name", "a b"), "--name 'a b'"),
         (("--address", "127.0.0.1:8265"), "must begin with http://"),
         (("--address", "http://127.0.0.1:9"), "no answer from http://127.0.0.1:9"),
     ],
 )
-def test_options_that_cannot_work_are_one_error(
-    refused: Callable[..., str], options: tuple[str, ...], told: str
+def test_invalid_options_of_submit_are_one_error(
+    refused: Callable[..., str], options: tuple[str, ...], message: str
 ) -> None:
-    assert told in refused(*options, "--", "run.output_dir=/runs")
+    assert message in refused(*options, "--", "run.output_dir=/runs")
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_options_that_cannot_work_are_one_error(
         ),
     ],
 )
-def test_the_run_folder_of_a_job_is_known_beforehand(training: tuple[str, ...], folder: str) -> None:
+def test_run_folder_of_a_job_is_derived_from_its_settings(training: tuple[str, ...], folder: str) -> None:
     submit = script("submit")
     assert submit.prepare(submit.parse(["--", *training])).run_folder == folder
 
 
-def test_results_come_from_a_url(tmp_path: Path) -> None:
+def test_fetch_copies_results_from_a_url(tmp_path: Path) -> None:
     fetch, home = script("fetch").fetch, "memory://bucket/runs/fetched"
     for name in ("adapter/adapter_model.safetensors", "summary.json", "checkpoints/step-000001/state.json"):
         storage.leave(home, name, name)

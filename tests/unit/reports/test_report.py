@@ -1,4 +1,4 @@
-"""Reports: records made by hand, and a real run's folder, become a page and pictures."""
+"""Reports of records made by hand: the page, its figures and its tables."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def usual(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have their first figure only, which is enough where others are not what a test is about."""
+    """Reports have only their first figure, for tests that are not about the others."""
     monkeypatch.setattr("adagrpo_ray.reports.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
 
 
 class TestStates:
     @pytest.mark.parametrize("count", [1, 13])
-    def test_a_run_that_has_not_ended(self, tmp_path: Path, count: int) -> None:
+    def test_summary_of_a_run_that_has_not_ended(self, tmp_path: Path, count: int) -> None:
         folder = make(tmp_path / "run", [step(n) for n in range(1, count + 1)], ended=False)
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"step": 14, "sec')
@@ -48,23 +48,23 @@ class TestStates:
         assert numbers["steps"] == f"{count} of 12"
         assert numbers["held-out accuracy after"] == "-"
 
-    def test_an_evaluation_before_training_alone_is_no_accuracy_after_it(self, tmp_path: Path) -> None:
+    def test_single_evaluation_is_no_accuracy_after_training(self, tmp_path: Path) -> None:
         run = read(str(make(tmp_path / "run", [step(1)], [evaluation(0, 0.25)], ended=False)))
         numbers = words(run).numbers()
         assert (numbers["held-out accuracy before"], numbers["held-out accuracy after"]) == ("0.250", "-")
 
-    def test_a_resumed_run_that_still_has_the_summary_of_its_first_end(self, usual: Path) -> None:
+    def test_resumed_run_with_an_old_summary_has_not_ended(self, usual: Path) -> None:
         with (usual / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(step(13).to_dict()) + "\n")
         run = read(str(usual))
         assert not run.ended
         assert run.summary.steps == 13
 
-    def test_a_run_without_a_configuration(self, usual: Path) -> None:
+    def test_run_without_configuration_is_shown(self, usual: Path) -> None:
         (usual / "config.yaml").unlink()
         assert words(read(str(usual))).numbers()["model"] == "-"
 
-    def test_metrics_that_only_later_steps_have(self, tmp_path: Path) -> None:
+    def test_bars_by_rung_include_rungs_of_later_steps(self, tmp_path: Path) -> None:
         steps = [
             step(1, resamples=(), rescued=(), rewards_mean={}),
             step(2, resamples=(4, 2), rescued=(1, 1)),
@@ -76,7 +76,7 @@ class TestStates:
 
 
 class TestFigures:
-    def test_bars_are_means_and_sums_of_so_many_steps(self, usual: Path) -> None:
+    def test_bars_are_means_and_sums_over_an_interval(self, usual: Path) -> None:
         chart = by_interval([read(str(usual))], 5)
         labels = [label.get_text() for label in chart.figure.axes[0].get_xticklabels()]
         assert labels == ["1\N{EN DASH}5", "6\N{EN DASH}10", "11\N{EN DASH}12"]
@@ -86,7 +86,7 @@ class TestFigures:
         assert (met + rest).tolist() == [15 + 5, 40 + 5, 23 + 2]
         assert met.tolist() == [6 + 5, 19 + 5, 11 + 2]
 
-    def test_a_curve_by_tokens_has_its_evaluations_where_the_tokens_were(self, usual: Path) -> None:
+    def test_evaluations_are_placed_by_tokens(self, usual: Path) -> None:
         run = read(str(usual))
         chart = next(c for c in charts([run], 1) if c.name == "accuracy-by-tokens")
         first, held_out = chart.figure.axes[0].lines
@@ -96,24 +96,24 @@ class TestFigures:
         assert list(first.get_ydata()) == [step(n).accuracy for n in range(1, 13)]
         assert [axes.get_title(loc="left") for axes in chart.figure.axes] == ["all prompts", "2 digits", "5 digits"]
 
-    def test_totals_run_up_to_the_summary(self, usual: Path) -> None:
+    def test_running_totals_end_at_the_summary(self, usual: Path) -> None:
         run = read(str(usual))
         chart = next(c for c in charts([run], 1) if c.name == "tokens")
         ends = [list(line.get_ydata())[-1] for line in chart.figure.axes[0].lines]
         assert ends == [run.summary.generated_tokens, run.summary.extra_tokens, run.summary.trained_tokens]
 
-    def test_a_curve_of_very_many_steps_keeps_its_ends(self) -> None:
+    def test_thinned_curve_keeps_its_ends(self) -> None:
         _, (axes,) = drawing.panels(1)
         drawing.curve(axes, range(5000), range(5000), 0)
         (line,) = axes.lines
         assert len(line.get_xdata()) == 1000
         assert list(line.get_ydata())[:: len(line.get_ydata()) - 1] == [0.0, 4999.0]
 
-    def test_means_are_over_the_values_around(self) -> None:
+    def test_smooth_averages_neighbouring_values(self) -> None:
         assert drawing.smooth(np.array([0.0, 3.0, 6.0, 0.0]), 3).tolist() == [1.5, 3.0, 3.0, 3.0]
         assert drawing.smooth(np.array([2.0]), 9).tolist() == [2.0]
 
-    def test_colours_of_the_page_take_the_place_of_those_of_the_picture(self, usual: Path) -> None:
+    def test_svg_has_css_variables_instead_of_colours(self, usual: Path) -> None:
         inside = drawing.as_svg(by_interval([read(str(usual))], 2).figure, "a")
         assert "var(--series-0)" in inside
         assert set(re.findall(r"#[0-9a-f]{6}\b", inside)) == set()
@@ -128,17 +128,17 @@ class TestTexts:
             ("x" * 50, "x" * 22 + "\N{HORIZONTAL ELLIPSIS}" + "x" * 21),
         ],
     )
-    def test_names_in_pictures_are_no_formulas_and_have_glyphs(self, name: str, shown: str) -> None:
+    def test_names_in_figures_are_escaped(self, name: str, shown: str) -> None:
         assert drawing.plain(name) == shown
 
-    def test_a_secret_in_a_configuration_edited_by_hand_is_withheld(self, tmp_path: Path) -> None:
+    def test_secret_in_an_edited_configuration_is_withheld(self, tmp_path: Path) -> None:
         config = "run:\n  folder: s3://key:hidden@bucket/runs\ndata:\n  source: ['https://h/d?token=hidden']\n"
         folder = make(tmp_path / "run", [step(1)], config=config)
         text = words(read(str(folder))).text
         assert "hidden" not in text
         assert text.count("(withheld: it holds a secret)") == 3
 
-    def test_a_group_is_shown_with_why_it_was_sampled_again(self, usual: Path) -> None:
+    def test_example_group_has_the_reason_of_its_resample(self, usual: Path) -> None:
         text = words(read(str(usual))).text
         assert "No completion met the criterion any_correct: none of 2 is correct" in text
         assert "sampled again, with rung 0 (temperature 2, min_p 0.1)" in text
@@ -156,13 +156,13 @@ class TestTexts:
 
 
 class TestExamples:
-    def test_there_are_some_of_each_kind_from_first_to_last(self, tmp_path: Path) -> None:
-        vain = [attempt([0.0], trained=False), attempt([0.0], 0, trained=False)]
-        samples = [group(n, *kind) for n in range(1, 31) for kind in ([], vain, [attempt([1.0])])]
+    def test_examples_of_each_kind_are_spread_over_the_run(self, tmp_path: Path) -> None:
+        failed = [attempt([0.0], trained=False), attempt([0.0], 0, trained=False)]
+        samples = [group(n, *kind) for n in range(1, 31) for kind in ([], failed, [attempt([1.0])])]
         chosen = read(str(make(tmp_path / "run", [step(1)], samples=samples))).examples
         assert [(g.step, len(g.attempts)) for g in chosen] == [(1, 2), (15, 2), (30, 2), (1, 2), (30, 2), (1, 1)]
 
-    def test_a_large_file_is_read_here_and_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_large_file_is_read_at_some_places(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(examples, "WHOLE_BYTES", 1000)
         monkeypatch.setattr(examples, "PLACES", 8)
         parsed = []
@@ -182,7 +182,7 @@ class TestExamples:
         assert len(read(str(folder)).examples) == 3
         assert parsed == list(range(1, 201)), "each group once, however long its line"
 
-    def test_a_broken_line_of_samples_is_named(self, usual: Path) -> None:
+    def test_error_names_a_broken_samples_file(self, usual: Path) -> None:
         with (usual / "samples.jsonl").open("a") as file:
             file.write('{"step": 1}\n')
         with pytest.raises(HistoryError, match=r"samples\.jsonl cannot be read .* remove it"):
@@ -190,7 +190,7 @@ class TestExamples:
 
 
 class TestSeveralRuns:
-    def test_they_share_figures(self, tmp_path: Path) -> None:
+    def test_runs_share_figures(self, tmp_path: Path) -> None:
         runs = two_runs(tmp_path)
         for chart in charts(runs, 2):
             assert [t.get_text() for t in chart.figure.legends[0].get_texts()] == ["long", "short"], chart.name
@@ -198,23 +198,23 @@ class TestSeveralRuns:
         assert heights(chart.figure, 1) == [8, 8, 0, 0]
         assert heights(chart.figure, 0)[2:] == [0.5, 0.0], "the shorter run has no second interval"
 
-    def test_runs_of_one_name_are_told_apart_by_their_folders(self, tmp_path: Path) -> None:
+    def test_runs_with_the_same_name_are_labelled_by_their_folders(self, tmp_path: Path) -> None:
         places = [str(make(tmp_path / parent / "run", [step(1)])) for parent in ("a", "b")]
         shown = words(*labelled([read(place) for place in places]))
         assert ["", *places] in shown.rows
-        assert "The same in all runs" in shown.text
+        assert "All runs have the same settings" in shown.text
 
-    def test_more_than_can_be_told_apart_are_refused(self, usual: Path) -> None:
-        with pytest.raises(ConfigError, match="13 runs cannot be told apart"):
+    def test_too_many_runs_are_refused(self, usual: Path) -> None:
+        with pytest.raises(ConfigError, match="one figure cannot show 13 runs"):
             write_report([read(str(usual))] * 13, str(usual))
 
-    def test_nor_are_bars_without_number(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_many_bars_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("adagrpo_ray.reports.write.MOST_BARS", 5)
         run = read(str(make(tmp_path / "run", [step(n) for n in range(1, 13)])))
         with pytest.raises(ConfigError, match=r"--interval=2 .* of 12 steps; give 3 or more"):
             write_report([run], str(tmp_path), 2)
 
-    def test_settings_that_differ(self, tmp_path: Path) -> None:
+    def test_differences_lists_settings_that_differ(self, tmp_path: Path) -> None:
         configs = ["run: {name: a}\nx: {y: [1, 2], z: 1}\n", "run: {name: b}\nx: {y: [1], z: 1, w: null}\n"]
         runs = [read(str(make(tmp_path / str(n), [step(1)], config=c))) for n, c in enumerate(configs)]
         assert tables.differences(runs) == [("x.y", "[1, 2]", "[1]"), ("x.w", "-", "null")]
@@ -229,7 +229,7 @@ def memory() -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_a_run_at_a_url_gets_its_report_there(usual: Path, memory: str) -> None:
+def test_report_of_a_run_at_a_url_is_written_there(usual: Path, memory: str) -> None:
     import fsspec
 
     files = fsspec.filesystem("memory")
@@ -251,7 +251,7 @@ def test_a_run_at_a_url_gets_its_report_there(usual: Path, memory: str) -> None:
 class TestCommandLine:
     @pytest.fixture
     def report(self, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-        """launch/report.py on these arguments: exit status, output, errors."""
+        """Runs launch/report.py with these arguments: exit status, output, errors."""
         module = script("report")
 
         def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -261,7 +261,7 @@ class TestCommandLine:
 
         return run
 
-    def test_a_run_gets_its_report_in_its_folder(
+    def test_report_is_written_to_the_run_folder(
         self, usual: Path, report: Callable[..., tuple[int, str, str]]
     ) -> None:
         assert report(usual) == (0, f"report: {usual}/report.html\n", "")
@@ -270,7 +270,7 @@ class TestCommandLine:
         assert "Bars are for 5 steps each" in page_of(usual / "new" / "place" / "report.html").text
         check_pictures(usual / "new" / "place", CHARTS[:1])
 
-    def test_several_runs_get_theirs_where_one_stands(
+    def test_report_of_several_runs_is_written_to_the_current_folder(
         self, usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Callable[..., tuple[int, str, str]]
     ) -> None:
         other = make(tmp_path / "other", [step(1)])
@@ -279,11 +279,11 @@ class TestCommandLine:
         check_pictures(tmp_path / "report", CHARTS[:1])
 
     @pytest.mark.parametrize(
-        ("arguments", "said"),
+        ("arguments", "message"),
         [
             (["missing"], "missing holds no metrics.jsonl; give the folder of a run, such as runs/NAME"),
-            (["empty"], "empty has no finished step yet; ask again after its first one"),
-            (["usual", "--interval", "0"], "--interval=0 is no number of steps; give 1 or more"),
+            (["empty"], "empty has no finished step yet; try again after its first step"),
+            (["usual", "--interval", "0"], "--interval=0 must be a number of steps, 1 or more"),
             (["usual", "--out", "file"], "cannot write file"),
             (["usual", "--out", "file/below"], "cannot write file/below"),
             (["s3://user:secret@bucket/run"], "RUN=s3://... holds a user, a password or a query"),
@@ -291,14 +291,14 @@ class TestCommandLine:
             (["usual", "--out", "nosuch://bucket/run"], "--out='nosuch://bucket/run': Protocol not known: nosuch"),
         ],
     )
-    def test_mistakes_are_told_in_a_line(
+    def test_invalid_arguments_end_with_a_one_line_error(
         self,
         usual: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         report: Callable[..., tuple[int, str, str]],
         arguments: list[str],
-        said: str,
+        message: str,
     ) -> None:
         make(tmp_path / "empty", [], ended=False)
         (tmp_path / "file").touch()
@@ -306,7 +306,7 @@ class TestCommandLine:
         code, out, err = report(*arguments)
         assert (code, out) == (2, "")
         assert err.startswith("error: ")
-        assert said in err
+        assert message in err
         assert err.count("\n") == 1
         assert "secret@" not in err
         assert not (usual / "report.html").exists()

@@ -1,4 +1,4 @@
-"""What was not measured is None, and what is not finite is refused: in records, and on the way into them."""
+"""Metrics that were not measured are None, and numbers that are not finite are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOT_FINITE = [math.nan, math.inf, -math.inf, np.float32("inf"), np.float64("nan"
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("name", [name for name, hint in get_type_hints(StepRecord).items() if "float" in str(hint)])
-def test_a_record_refuses_what_is_not_finite_and_names_it(name: str, value: float) -> None:
+def test_record_refuses_numbers_that_are_not_finite_and_names_the_field(name: str, value: float) -> None:
     inside = {"of this": value} if isinstance(getattr(STEP, name), Mapping) else value
     with pytest.raises(RecordError, match=rf"^StepRecord\.{name}.* is (nan|-?inf), .*fault of adagrpo_ray") as caught:
         replace(STEP, **{name: inside})
@@ -50,7 +50,7 @@ def test_a_record_refuses_what_is_not_finite_and_names_it(name: str, value: floa
     assert isinstance(caught.value, AdaGRPOError)
 
 
-def test_every_kind_of_record_refuses_it() -> None:
+def test_all_kinds_of_records_refuse_numbers_that_are_not_finite() -> None:
     with pytest.raises(RecordError, match=r"EvaluationRecord\.accuracy is nan"):
         replace(BEFORE, accuracy=math.nan)
     completion = attempt([0.0, 1.0]).completions[0]
@@ -61,7 +61,7 @@ def test_every_kind_of_record_refuses_it() -> None:
         replace(summary, frac_reward_zero_std_by_difficulty={"5": -math.inf})
 
 
-def test_what_was_not_measured_is_null_and_comes_back_as_none() -> None:
+def test_unmeasured_metric_is_null_in_json_and_none_when_read() -> None:
     unknown = {name: None for name, hint in get_type_hints(StepRecord).items() if hint == float | None}
     assert len(unknown) > 20
     record = replace(STEP, **unknown)
@@ -71,7 +71,7 @@ def test_what_was_not_measured_is_null_and_comes_back_as_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "reason"),
     [
         ({"loss": math.nan}, r"StepRecord\.loss is nan"),
         ({"rewards_mean": {"exact": math.inf}}, r"StepRecord\.rewards_mean\['exact'\] is inf"),
@@ -79,15 +79,15 @@ def test_what_was_not_measured_is_null_and_comes_back_as_none() -> None:
         ({"step": None}, "step is null"),
     ],
 )
-def test_a_line_that_no_run_writes_is_refused_with_its_number(tmp_path: Path, line: dict[str, Any], said: str) -> None:
+def test_load_refuses_an_invalid_line_and_names_its_number(tmp_path: Path, line: dict[str, Any], reason: str) -> None:
     lines = [STEP.to_dict(), {**STEP.to_dict(), **line}]
     (tmp_path / "config.yaml").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-    with pytest.raises(HistoryError, match=rf"metrics\.jsonl, line 2, .*{said}"):
+    with pytest.raises(HistoryError, match=rf"metrics\.jsonl, line 2, .*{reason}"):
         load(tmp_path)
 
 
-def test_curves_have_no_point_for_what_was_not_measured() -> None:
+def test_unmeasured_metrics_have_no_scalar() -> None:
     tags = scalars(replace(STEP, loss=None, rewards_mean={"exact": 0.5, "length": None}))
     assert "loss" not in tags
     assert "rewards/length/mean" not in tags
@@ -96,7 +96,7 @@ def test_curves_have_no_point_for_what_was_not_measured() -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))))
-def test_a_mean_is_finite_and_between_the_least_and_the_largest(values: list[float | None]) -> None:
+def test_mean_is_finite_and_between_smallest_and_largest_value(values: list[float | None]) -> None:
     known = [value for value in values if value is not None]
     found = mean(values)
     assert (found is None) == (not known)
@@ -105,13 +105,13 @@ def test_a_mean_is_finite_and_between_the_least_and_the_largest(values: list[flo
         assert min(known) - room <= found <= max(known) + room
 
 
-def test_ratios_without_parts_are_not_measured() -> None:
+def test_ratio_to_zero_is_none() -> None:
     assert ratio(3.0, 0.0) is None
     assert ratio(0.0, 4.0) == 0.0
     assert measured({"a": None, "b": 0, "c": 0.5}) == {"b": 0.0, "c": 0.5}
 
 
-def test_the_largest_rewards_make_finite_metrics() -> None:
+def test_largest_rewards_give_finite_metrics() -> None:
     rewards = [LARGEST, -LARGEST, LARGEST, LARGEST]
     extreme = make_group(make_attempt(rewards, by_function=[[r] for r in rewards], correct=[True] * 4))
     nothing = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
@@ -124,12 +124,12 @@ def test_the_largest_rewards_make_finite_metrics() -> None:
     assert metrics.frac_reward_zero_std == 0.0
 
 
-def test_an_evaluation_always_has_its_accuracy() -> None:
+def test_evaluation_without_accuracy_is_refused() -> None:
     with pytest.raises(ValueError, match="accuracy is null"):
         EvaluationRecord.from_dict({**BEFORE.to_dict(), "accuracy": None})
 
 
-def test_updates_that_were_skipped_are_shown_wherever_a_run_is(tmp_path: Path) -> None:
+def test_skipped_updates_are_shown_everywhere(tmp_path: Path) -> None:
     record = replace(STEP, skipped_updates=2)
     summary = summarize([record, record, STEP], None, None, name="n", folder="f", adapter="a")
     assert summary.skipped_updates == 4
@@ -154,20 +154,20 @@ def test_updates_that_were_skipped_are_shown_wherever_a_run_is(tmp_path: Path) -
 
 @dataclass(frozen=True)
 class Later(Record):
-    """A record that has got a metric since an earlier version."""
+    """A record whose second field was added by a later version."""
 
     step: int
     novelty: float | None = None
 
 
-def test_a_metric_that_was_added_later_is_unknown_in_the_runs_before() -> None:
+def test_metric_added_later_is_none_in_older_runs() -> None:
     assert Later.from_dict({"step": 3}) == Later(3, None)
     assert Later.from_dict({"step": 3, "novelty": 0.5}).novelty == 0.5
     with pytest.raises(KeyError, match="step"):
         Later.from_dict({})
 
 
-def test_a_gap_is_drawn_for_what_was_not_measured(tmp_path: Path) -> None:
+def test_unmeasured_metric_is_a_gap_in_its_curve(tmp_path: Path) -> None:
     losses = [0.5, None, 0.25, 0.125, None, 1.0]
     steps = tuple(step(number, loss=loss) for number, loss in enumerate(losses, 1))
     history = RunHistory("n", tmp_path, {}, steps, (), None, ())

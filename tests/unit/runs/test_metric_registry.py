@@ -1,4 +1,4 @@
-"""The registry of metrics: what it says is true, and a metric that joins it is shown everywhere."""
+"""The registry of metrics: its declarations are correct, and a new metric is shown everywhere."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from tests.support.histories import STEP
 METRICS = {metric.name: metric for record in RECORDS for metric in metrics_of(record)}
 
 
-# --- what the registry says of itself
+# --- the declarations
 
 
-def test_every_field_of_a_record_is_a_metric_of_its_own() -> None:
+def test_each_field_of_a_record_declares_one_metric() -> None:
     declared = [metric for record in RECORDS for metric in metrics_of(record)]
     assert len(METRICS) == len(declared) == len({metric.prometheus for metric in declared}) > 60
     for record in RECORDS:
@@ -47,22 +47,22 @@ def test_every_field_of_a_record_is_a_metric_of_its_own() -> None:
         assert sorted(metric.field for metric in metrics_of(record)) == sorted(named)
 
 
-def test_a_field_is_named_as_its_metric_is() -> None:
+def test_field_has_the_name_of_its_metric() -> None:
     for record, prefix in ((StepRecord, ""), (EvaluationRecord, "eval_"), (RolloutLoad, "rollout_")):
         for metric in metrics_of(record):
             assert metric.identifier == f"{prefix}{metric.field}"
             assert re.fullmatch(r"ray_adagrpo_[a-z_]+", metric.prometheus)
 
 
-def test_metrics_of_a_panel_are_in_its_unit() -> None:
+def test_metrics_of_a_panel_have_its_unit() -> None:
     assert {metric.panel for metric in METRICS.values() if metric.panel is not None} == set(PANELS)
     for panel in PANELS:
         in_it = {metric.unit for metric in METRICS.values() if metric.panel is panel}
         assert in_it == {panel.unit} if panel.unit is not None else len(in_it) > 1, panel.name
 
 
-def test_names_outside_of_our_groups_are_those_of_trl_and_transformers() -> None:
-    """As their sources have them: importing them takes seconds."""
+def test_names_without_our_prefixes_are_those_of_trl_and_transformers() -> None:
+    """Their sources are searched for the names, because importing them takes seconds."""
     known = {"accuracy", "step"}
     for package, file in (("trl", "trainer/grpo_trainer.py"), ("transformers", "trainer.py")):
         spec = importlib.util.find_spec(package)
@@ -71,16 +71,16 @@ def test_names_outside_of_our_groups_are_those_of_trl_and_transformers() -> None
         text = (Path(spec.origin).parent / file).read_text()
         known |= {name.replace("reward_func_name", "function") for name in re.findall(r'f?"([\w/{}]+)"', text)}
     theirs = {name for name in METRICS if not re.match(r"(adaptive|time|eval|rollout)/", name)}
-    extended = {  # a family of theirs, by difficulty or with one more of its kind
+    extended = {  # a family of their names, by difficulty or with one more member
         *("accuracy_by_difficulty/{difficulty}", "entropy_by_difficulty/{difficulty}"),
         *("frac_reward_zero_std_by_difficulty/{difficulty}", "rewards/{function}/frac_zero_std"),
-        *(f"sampling/importance_sampling_ratio/frac_{what}" for what in ("truncated", "masked")),
+        *(f"sampling/importance_sampling_ratio/frac_{part}" for part in ("truncated", "masked")),
     }
     assert theirs - extended <= known, theirs - extended - known
     assert {"reward", "rewards/{function}/std", "kl", "grad_norm", "step_time"} <= theirs
 
 
-def test_every_metric_has_a_line_on_the_page_of_metrics() -> None:
+def test_page_of_metrics_lists_every_metric() -> None:
     page = as_markdown()
     for metric in METRICS.values():
         assert f"\n| `{metric.name}` | `{metric.field}` | `{metric.prometheus}` | {metric.unit.name} | " in page
@@ -91,7 +91,7 @@ def test_every_metric_has_a_line_on_the_page_of_metrics() -> None:
 
 
 def merged(metric: Metric, values: tuple[Any, Any], weights: tuple[int, int]) -> object:
-    """By what the registry says; the weights are of tokens, completions or groups alike."""
+    """The two values combined as the metric declares; `weights` are numbers of tokens, completions or groups."""
     a, b = values
     if a is None or b is None:
         return b if a is None else a
@@ -107,7 +107,7 @@ def merged(metric: Metric, values: tuple[Any, Any], weights: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_metrics_of_micro_batches_and_ranks_combine_as_the_registry_says(seed: int) -> None:
+def test_metrics_of_micro_batches_combine_as_declared(seed: int) -> None:
     draw = random.Random(seed)
     parts = [statistics_of([draw.uniform(0.5, 3.0) for _ in range(n)], [""] * n) for n in (2, 5)]
     first, second = (part.metrics() for part in parts)
@@ -120,7 +120,7 @@ def test_metrics_of_micro_batches_and_ranks_combine_as_the_registry_says(seed: i
         assert whole[name] == merged(declared[name], (first[name], second[name]), (2, 5)), name
 
 
-def test_metrics_of_groups_combine_as_the_registry_says() -> None:
+def test_metrics_of_groups_combine_as_declared() -> None:
     draw = random.Random(0)
 
     def drawn() -> Group:
@@ -157,7 +157,7 @@ def test_metrics_of_groups_combine_as_the_registry_says() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NewStep(StepRecord):
-    """A step with one more metric, which nothing but its declaration knows."""
+    """A step with one more metric, which only its declaration mentions."""
 
     # fmt: off
     novelty: Annotated[float | None, Metric("adaptive/novelty", units.SHARE, "mean over groups",
@@ -168,7 +168,7 @@ class NewStep(StepRecord):
 NEW = NewStep(**{field.name: getattr(STEP, field.name) for field in fields(StepRecord)}, novelty=0.25)
 
 
-def test_a_new_metric_is_in_the_run_folder_and_in_tensorboard(tmp_path: Path) -> None:
+def test_new_metric_is_in_run_folder_and_tensorboard(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run", "") as writer:
         writer.step(NEW)
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
@@ -178,19 +178,19 @@ def test_a_new_metric_is_in_the_run_folder_and_in_tensorboard(tmp_path: Path) ->
     assert events.Scalars("adaptive/novelty")[0].value == 0.25
 
 
-def test_a_new_metric_is_in_what_wandb_and_mlflow_get() -> None:
-    """`relay` gives them `scalars` of each record, and nothing else."""
+def test_new_metric_is_in_wandb_and_mlflow() -> None:
+    """`relay` passes them the `scalars` of each record, and nothing else."""
     assert scalars(NEW) == {**scalars(STEP), "adaptive/novelty": 0.25}
 
 
-def test_a_new_metric_is_in_prometheus_and_in_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_metric_is_in_prometheus_and_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given(monkeypatch, NEW)["adagrpo_novelty",] == 0.25
     made = grafana.dashboard((NewStep, EvaluationRecord, RolloutLoad))["panels"]
     (panel,) = (panel for panel in made if panel["title"] == panels.ZERO_STD.title)
     assert [target["expr"] for target in panel["targets"]][-1] == 'ray_adagrpo_novelty{run=~"$run"}'
 
 
-def test_a_new_metric_is_in_the_plots_and_in_the_report(tmp_path: Path) -> None:
+def test_new_metric_is_in_plots_and_report(tmp_path: Path) -> None:
     steps = (NEW, replace(NEW, step=2, novelty=0.5))
     history = RunHistory("n", tmp_path, {}, steps, (), None, ())
     lines = {curve.line: curve.points for plot in plots([history], "step") for curve in plot.curves}
@@ -201,10 +201,10 @@ def test_a_new_metric_is_in_the_plots_and_in_the_report(tmp_path: Path) -> None:
     assert [*chart.figure.axes[0].lines[-1].get_ydata()] == [0.25, 0.5]
 
 
-def test_a_new_metric_is_in_the_documentation() -> None:
+def test_new_metric_is_in_the_documentation() -> None:
     line = "| `adaptive/novelty` | `novelty` | `ray_adagrpo_novelty` | share | mean over groups | share of answers "
     assert f"{line}that no earlier step had |\n" in table(metrics_of(NewStep))
 
 
-def test_a_run_from_before_the_metric_is_read_without_it() -> None:
+def test_older_run_is_read_without_the_new_metric() -> None:
     assert NewStep.from_dict(STEP.to_dict()).novelty is None

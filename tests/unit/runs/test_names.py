@@ -1,4 +1,4 @@
-"""Text of users as names: told apart, read back, and taken by each place that they go to."""
+"""Names made from text of users: distinct, reversible, and accepted by TensorBoard, MLflow, Ray and file systems."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @given(text=texts)
 @example("%4\xe91")
 @example(":H")
-def test_a_name_says_the_text_as_it_was(rule: Rule, text: str) -> None:
+def test_text_of_recovers_the_text_from_its_name(rule: Rule, text: str) -> None:
     assert text_of(name_of(text, rule, 10_000), rule) == text
 
 
 @rules
 @given(one=texts, two=texts)
-def test_texts_that_differ_have_names_that_differ(rule: Rule, one: str, two: str) -> None:
+def test_different_texts_have_different_names(rule: Rule, one: str, two: str) -> None:
     for longest in (40, LONGEST):
         assert (name_of(one, rule, longest) == name_of(two, rule, longest)) == (one == two)
 
 
 @rules
-def test_mean_texts_have_names_of_their_own_in_what_the_place_takes(rule: Rule) -> None:
+def test_hostile_texts_have_distinct_names_of_allowed_characters(rule: Rule) -> None:
     names = [name_of(text, rule) for text in MEAN]
     assert len(set(names)) == len(set(MEAN))
     for name in names:
@@ -53,14 +53,14 @@ def test_mean_texts_have_names_of_their_own_in_what_the_place_takes(rule: Rule) 
 @pytest.mark.parametrize(
     "text", ["3 digits", "easy", "hard (1-2)", "50 %", "0.5", "my_rewards:short", "niveau très dur"]
 )
-def test_ordinary_names_stay_as_they_are(text: str) -> None:
+def test_ordinary_names_are_unchanged(text: str) -> None:
     assert name_of(text, TAG) == text
     if text.isascii():
         assert name_of(text, LABEL) == text
 
 
 @given(texts)
-def test_mlflow_takes_every_name(text: str) -> None:
+def test_mlflow_accepts_every_metric_name(text: str) -> None:
     for metric in (*metrics_of(StepRecord), *metrics_of(EvaluationRecord)):
         if text and metric.label is not None:
             name = metric_name(metric.tag(text))
@@ -71,7 +71,7 @@ def test_mlflow_takes_every_name(text: str) -> None:
 
 
 @given(st.lists(texts, max_size=20, unique=True))
-def test_no_two_classes_share_a_curve_in_tensorboard_or_in_mlflow(difficulties: list[str]) -> None:
+def test_each_difficulty_has_its_own_curve_in_tensorboard_and_mlflow(difficulties: list[str]) -> None:
     accuracies = {difficulty: number / 100 for number, difficulty in enumerate(difficulties)}
     tags = {
         **scalars(replace(STEP, accuracy_by_difficulty=accuracies)),
@@ -85,15 +85,15 @@ def test_no_two_classes_share_a_curve_in_tensorboard_or_in_mlflow(difficulties: 
             Summary.Value(tag=tag, simple_value=1.0).SerializeToString()
 
 
-def test_a_name_that_is_cut_shows_its_beginning_and_is_never_that_of_another_text() -> None:
+def test_shortened_name_keeps_its_beginning_and_differs_from_other_names() -> None:
     long = "x" * 300
     cut = name_of(long)
     assert cut.startswith("x" * 150)
-    assert name_of(cut) != cut  # a class of that very name is another one
+    assert name_of(cut) != cut  # a difficulty with this text has another name
     assert name_of("é" * 300, LABEL).count("%C3") == name_of("é" * 300, LABEL).count("%A9")
 
 
-def test_a_file_of_that_name_can_be_made(tmp_path: Path) -> None:
+def test_file_names_can_be_created(tmp_path: Path) -> None:
     for text in MEAN:
         (tmp_path / name_of(text, FILE)).touch()
     assert len(list(tmp_path.iterdir())) == len(set(MEAN))

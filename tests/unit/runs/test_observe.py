@@ -1,4 +1,4 @@
-"""The run folder and the terminal: records made by hand go in, files and text come out."""
+"""The run folder and the terminal output of records made by hand."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_metrics_that_trl_has_too_carry_its_names() -> None:
+def test_metrics_of_trl_have_its_names() -> None:
     found = scalars(STEP)
     assert {
         "reward": 0.25,
@@ -152,16 +152,16 @@ def test_metrics_that_trl_has_too_carry_its_names() -> None:
 
 
 class TestRecords:
-    def test_a_step_becomes_json_with_null_for_what_was_not_measured(self) -> None:
+    def test_step_becomes_json_with_null_for_unmeasured_metrics(self) -> None:
         assert STEP.to_dict() == STEP_JSON
         json.dumps(STEP.to_dict(), allow_nan=False)
 
-    def test_numpy_scalars_do_not_end_a_run(self) -> None:
+    def test_numpy_scalars_become_json(self) -> None:
         record = replace(STEP, loss=np.float32(0.5), generated_tokens=np.int64(7))
         written = json.loads(json.dumps(record.to_dict(), allow_nan=False))
         assert (written["loss"], written["generated_tokens"]) == (0.5, 7)
 
-    def test_summary_of_twelve_steps_by_hand(self) -> None:
+    def test_summary_of_twelve_steps_is_that_computed_by_hand(self) -> None:
         summary = run_summary(Path("runs/sums"))
         assert json.loads(json.dumps(summary.to_dict(), allow_nan=False)) == {
             "eval_accuracy_before": 0.25,
@@ -202,14 +202,14 @@ class TestRecords:
         assert [i.last - i.first + 1 for i in summary.resamples_by_interval] == intervals
         assert sum(i.resamples for i in summary.resamples_by_interval) == sum(summary.resamples)
 
-    def test_summary_of_nothing(self) -> None:
+    def test_summary_of_no_steps(self) -> None:
         summary = summarize([], None, None, name="x", folder=Path("x"), adapter=Path("x"))
         written = summary.to_dict()
         assert (written["eval_accuracy_before"], written["eval_accuracy_after"]) == (None, None)
         assert (summary.steps, summary.resamples, summary.seconds) == (0, (), 0.0)
         assert summary.resamples_by_interval == ()
 
-    def test_a_mean_leaves_out_what_was_not_measured(self) -> None:
+    def test_mean_reward_skips_unmeasured_steps(self) -> None:
         steps = [replace(STEP, step=s, reward=r) for s, r in enumerate([0.5, None], 1)] * 6
         summary = summarize(steps, None, None, name="x", folder=Path("x"), adapter=Path("x"))
         assert {i.reward for i in summary.resamples_by_interval} == {0.5}
@@ -218,7 +218,7 @@ class TestRecords:
 
 
 class TestRunWriter:
-    def test_everything_is_read_back(self, tmp_path: Path) -> None:
+    def test_files_hold_everything_written(self, tmp_path: Path) -> None:
         folder = tmp_path / "runs" / "sums"
         with RunWriter(folder, "run:\n  name: sums\n") as writer:
             writer.phase("starting")
@@ -251,7 +251,7 @@ class TestRunWriter:
             "tensorboard",
         ]
 
-    def test_a_line_is_on_disk_before_the_next_step(self, tmp_path: Path) -> None:
+    def test_each_step_is_on_disk_before_the_next(self, tmp_path: Path) -> None:
         writer = RunWriter(tmp_path / "run", "")
         assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
         for done, step in enumerate(STEPS[:3], 1):
@@ -260,7 +260,7 @@ class TestRunWriter:
         writer.close()
         writer.close()
 
-    def test_tensorboard_shows_the_figures_in_groups(self, tmp_path: Path) -> None:
+    def test_tensorboard_shows_metrics_in_groups(self, tmp_path: Path) -> None:
         with RunWriter(tmp_path / "run", "") as writer:
             writer.evaluation("before", replace(BEFORE, accuracy_by_difficulty={"": 0.25}))
             writer.step(STEPS[0])
@@ -277,40 +277,40 @@ class TestRunWriter:
         assert scalars["adaptive/resamples_by_difficulty/5"] == [(1, 3.0), (8, 3.0)]
         assert scalars["time/rollout"] == [(1, pytest.approx(0.3)), (8, pytest.approx(0.3))]
         assert {"loss", "adaptive/generated_tokens", "adaptive/sync_bytes", "step_time"} <= set(scalars)
-        # Not measured: no point on a curve, and no curve for the difficulty without a name.
+        # No point for a metric that was not measured, and no curve for the nameless difficulty.
         assert not {"kl", "rewards/length/mean"} & set(scalars)
         assert not [tag for tag in scalars if tag.endswith("/")]
 
-    def test_a_folder_in_use_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+    def test_folder_in_use_is_refused_and_unchanged(self, tmp_path: Path) -> None:
         folder = tmp_path / "sums"
         RunWriter(folder, "first").close()
         with pytest.raises(ConfigError, match=r"run\.name='sums'.*not empty.*choose another run\.name"):
             RunWriter(folder, "second")
         assert (folder / "config.yaml").read_text() == "first"
 
-    def test_an_empty_folder_is_taken(self, tmp_path: Path) -> None:
+    def test_empty_folder_is_accepted(self, tmp_path: Path) -> None:
         RunWriter(tmp_path, "run: {}\n").close()
         assert (tmp_path / "config.yaml").exists()
 
-    def test_a_file_in_the_place_of_the_folder_is_refused(self, tmp_path: Path) -> None:
+    def test_file_instead_of_a_folder_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "sums").write_text("mine")
         with pytest.raises(ConfigError, match=r"run\.name='sums'"):
             RunWriter(tmp_path / "sums", "")
 
-    def test_of_two_runs_at_once_one_gets_the_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Both saw an empty folder before either wrote.
+    def test_second_of_two_concurrent_runs_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Both find an empty folder before either writes.
         monkeypatch.setattr("adagrpo_ray.runs.writer._is_empty", lambda folder: True)
         RunWriter(tmp_path / "sums", "first").close()
         with pytest.raises(ConfigError, match=r"run\.name='sums'"):
             RunWriter(tmp_path / "sums", "second")
         assert (tmp_path / "sums" / "config.yaml").read_text() == "first"
 
-    def test_a_path_below_a_file_cannot_be_written(self, tmp_path: Path) -> None:
+    def test_folder_below_a_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(ResourceError, match=r"cannot write .*file/sums .*set run\.output_dir"):
             RunWriter(tmp_path / "file" / "sums", "")
 
-    def test_a_read_only_folder_cannot_be_written(self, tmp_path: Path) -> None:
+    def test_read_only_folder_is_refused(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o500)
         try:
             try:
@@ -324,7 +324,7 @@ class TestRunWriter:
         finally:
             tmp_path.chmod(0o700)
 
-    def test_a_folder_lost_on_the_way_is_named(self, tmp_path: Path) -> None:
+    def test_error_names_a_folder_lost_during_the_run(self, tmp_path: Path) -> None:
         writer = RunWriter(tmp_path / "sums", "")
         (tmp_path / "sums").rename(tmp_path / "elsewhere")
         with pytest.raises(ResourceError, match=r"cannot write .*metrics\.jsonl"):
@@ -332,7 +332,7 @@ class TestRunWriter:
         with pytest.raises(ResourceError, match=r"cannot write .*summary\.json"):
             writer.summary(run_summary(tmp_path))
 
-    def test_a_summary_is_replaced_as_a_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_summary_is_replaced_atomically(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer = RunWriter(tmp_path / "sums", "")
         writer.summary(run_summary(tmp_path))
 
@@ -347,7 +347,7 @@ class TestRunWriter:
 
 
 def ticking(*times: float) -> Callable[[], float]:
-    """A clock that shows each of `times` once, and the last one from then on."""
+    """A clock that returns each of `times` once, and then always the last one."""
     left: Iterator[float] = iter(times)
     now = 0.0
 
@@ -369,7 +369,7 @@ class TestPlainConsole:
             console.evaluation("after", AFTER)
             console.summary(run_summary(Path("runs/sums")))
 
-    def test_a_whole_run_as_a_log(self) -> None:
+    def test_log_of_a_whole_run(self) -> None:
         stream = io.StringIO()
         self.run(stream, clock=lambda: 0.0)
         lines = stream.getvalue().splitlines()
@@ -405,15 +405,15 @@ class TestPlainConsole:
         ]
 
     @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
-    def test_a_log_has_no_control_characters(self, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    def test_log_has_no_control_characters(self, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
         monkeypatch.setenv(variable, "1")
         stream = io.StringIO()
         self.run(stream)
         assert all(c == "\n" or c.isprintable() for c in stream.getvalue())
 
-    def test_steps_faster_than_a_second_share_a_line(self) -> None:
+    def test_fast_steps_print_one_line_a_second(self) -> None:
         stream = io.StringIO()
-        # The first two readings are the console's own.
+        # The console reads the clock twice before the first step.
         console = Console(100, stream, clock=ticking(0.0, 0.0, 0.3, 0.9, 1.2, 1.4, 2.3, 2.4))
         for step in STEPS[:7]:
             console.step(step)
@@ -423,14 +423,14 @@ class TestPlainConsole:
         console.close()
         assert shown(stream) == [1, 4, 6, 7]
 
-    def test_slow_steps_have_a_line_each_at_once(self) -> None:
+    def test_slow_steps_print_one_line_each(self) -> None:
         stream = io.StringIO()
         console = Console(3, stream, clock=ticking(0.0, 5.0, 10.0, 15.0))
         for count, step in enumerate(STEPS[:3], 1):
             console.step(step)
             assert shown(stream) == list(range(1, count + 1))
 
-    def test_an_encoding_without_the_characters(self) -> None:
+    def test_log_replaces_characters_that_the_encoding_lacks(self) -> None:
         raw = io.BytesIO()
         stream = io.TextIOWrapper(raw, encoding="ascii")
         with Console(1, stream) as console:
@@ -442,13 +442,13 @@ class TestPlainConsole:
         assert b"loading ? ..." in raw.getvalue()
         assert b"runs/??" in raw.getvalue()
 
-    def test_names_from_a_data_set_steer_nothing(self) -> None:
+    def test_names_of_a_data_set_are_escaped(self) -> None:
         stream = io.StringIO()
         with Console(1, stream) as console:
             console.evaluation("before", replace(BEFORE, accuracy_by_difficulty={"\x1b[2J[red]x": 0.5, "": 1.0}))
         assert stream.getvalue() == "held-out accuracy before: 0.250  %1B[2J[red]x: 0.500  (128 samples, 3.0 s)\n"
 
-    def test_what_could_not_be_scored_is_shown(self) -> None:
+    def test_log_shows_prompts_and_groups_not_scored(self) -> None:
         stream, step = io.StringIO(), replace(STEP, groups_failed=3)
         with Console(1, stream, clock=lambda: 0.0) as console:
             console.evaluation("before", replace(BEFORE, failed=2))
@@ -459,7 +459,7 @@ class TestPlainConsole:
         assert "groups 6 ready 2 waiting 3 not scored  8,000 tokens/s" in text
         assert "not scored: 6 groups, on which reward functions failed\n" in text
 
-    def test_accuracy_that_was_not_measured(self) -> None:
+    def test_log_shows_an_accuracy_not_evaluated(self) -> None:
         stream = io.StringIO()
         Console(1, stream).summary(summarize([STEP], None, None, name="x", folder=Path("x"), adapter=Path("y")))
         assert "held-out accuracy: not evaluated" in stream.getvalue()
@@ -467,7 +467,7 @@ class TestPlainConsole:
 
 
 def shown(stream: io.StringIO) -> list[int]:
-    """Which steps have a line."""
+    """The steps that have a line."""
     return [int(line.split()[1].split("/")[0]) for line in stream.getvalue().splitlines()]
 
 
@@ -481,11 +481,11 @@ class TestTerminalConsole:
             console.summary(run_summary(Path("runs/sums")))
 
     @pytest.mark.parametrize("width", [40, 120])
-    def test_the_figures_are_there(self, width: int) -> None:
+    def test_terminal_shows_the_metrics(self, width: int) -> None:
         stream = io.StringIO()
         self.run(stream, width)
         text = stream.getvalue()
-        for figure in (
+        for expected in (
             "0/12",
             "elapsed",
             "12/12",
@@ -499,21 +499,21 @@ class TestTerminalConsole:
             "0.719",
             "runs/sums/adapter",
         ):
-            assert figure in text, figure
+            assert expected in text, expected
 
     @pytest.mark.parametrize("width", [1, 2, 5, 10, 20])
-    def test_no_window_is_too_small(self, width: int) -> None:
+    def test_narrow_windows_are_supported(self, width: int) -> None:
         stream = io.StringIO()
         self.run(stream, width)
         assert stream.getvalue().endswith("\n")
 
-    def test_a_terminal_without_utf8(self) -> None:
+    def test_terminal_without_utf8(self) -> None:
         raw = io.BytesIO()
         self.run(io.TextIOWrapper(raw, encoding="ascii"), 40)
         assert b"reward 0.750" in raw.getvalue()
         assert b"?" not in raw.getvalue().replace(b"\x1b[?25", b"")
 
-    def test_the_cursor_comes_back_when_a_run_breaks(self) -> None:
+    def test_cursor_is_restored_when_a_run_fails(self) -> None:
         stream = io.StringIO()
 
         def broken() -> None:
@@ -525,7 +525,7 @@ class TestTerminalConsole:
             broken()
         assert stream.getvalue().rindex("\x1b[?25h") > stream.getvalue().rindex("\x1b[?25l")
 
-    def test_a_terminal_that_cannot_redraw_gets_lines(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_terminal_that_cannot_redraw_gets_lines(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Terminal(io.StringIO):
             def isatty(self) -> bool:
                 return True
@@ -538,35 +538,35 @@ class TestTerminalConsole:
 
 
 class TestObservers:
-    def test_all_are_told_in_order(self, tmp_path: Path) -> None:
-        heard: list[tuple[str, str, object]] = []
+    def test_events_are_forwarded_in_order(self, tmp_path: Path) -> None:
+        events: list[tuple[str, str, object]] = []
 
-        class Ear(Observer):
+        class Recorder(Observer):
             def __init__(self, name: str) -> None:
                 self.name = name
 
             def began(self, config: Config, folder: str) -> None:
-                heard.append((self.name, folder, config))
+                events.append((self.name, folder, config))
 
             def phase(self, text: str) -> None:
-                heard.append((self.name, "phase", text))
+                events.append((self.name, "phase", text))
 
             def step(self, record: StepRecord) -> None:
-                heard.append((self.name, "step", record))
+                events.append((self.name, "step", record))
 
             def samples(self, groups: Sequence[GroupSample]) -> None:
-                heard.append((self.name, "samples", groups))
+                events.append((self.name, "samples", groups))
 
             def evaluation(self, label: str, record: EvaluationRecord) -> None:
-                heard.append((self.name, label, record))
+                events.append((self.name, label, record))
 
             def summary(self, summary: Summary) -> None:
-                heard.append((self.name, "summary", summary))
+                events.append((self.name, "summary", summary))
 
             def ended(self, error: BaseException | None) -> None:
-                heard.append((self.name, "ended", error))
+                events.append((self.name, "ended", error))
 
-        both, config, error = Observers(Ear("a"), Ear("b")), Config(), ResourceError("no room")
+        both, config, error = Observers(Recorder("a"), Recorder("b")), Config(), ResourceError("no room")
         both.began(config, "runs/sums")
         both.phase("starting")
         both.step(STEP)
@@ -574,7 +574,7 @@ class TestObservers:
         both.evaluation("before", BEFORE)
         both.summary(run_summary(tmp_path))
         both.ended(error)
-        events = [
+        expected = [
             ("runs/sums", config),
             ("phase", "starting"),
             ("step", STEP),
@@ -583,14 +583,14 @@ class TestObservers:
             ("summary", run_summary(tmp_path)),
             ("ended", error),
         ]
-        assert heard == [(name, *event) for event in events for name in "ab"]
+        assert events == [(name, *event) for event in expected for name in "ab"]
 
-    def test_of_what_an_observer_does_not_ask_for_it_hears_nothing(self, tmp_path: Path) -> None:
-        heard: list[StepRecord] = []
+    def test_events_without_an_override_are_ignored(self, tmp_path: Path) -> None:
+        received: list[StepRecord] = []
 
         class Steps(Observer):
             def step(self, record: StepRecord) -> None:
-                heard.append(record)
+                received.append(record)
 
         steps = Observers(Steps())
         with telling(steps, Config(), "runs/sums"):
@@ -599,18 +599,18 @@ class TestObservers:
             steps.step(STEP)
             steps.samples([SAMPLE])
             steps.summary(run_summary(tmp_path))
-        assert heard == [STEP]
+        assert received == [STEP]
 
     @pytest.mark.parametrize("error", [None, ResourceError("no room"), KeyboardInterrupt()])
-    def test_the_end_of_a_run_is_told_to_all_and_its_error_is_raised(self, error: BaseException | None) -> None:
-        heard: list[object] = []
+    def test_end_of_a_run_reaches_all_observers_and_its_error_is_raised(self, error: BaseException | None) -> None:
+        received: list[object] = []
 
         class Ends(Observer):
             def began(self, config: Config, folder: str) -> None:
-                heard.append((config, folder))
+                received.append((config, folder))
 
             def ended(self, error: BaseException | None) -> None:
-                heard.append(error)
+                received.append(error)
                 raise OSError("the tracker is gone")
 
         def run(observer: Observer) -> None:
@@ -621,7 +621,7 @@ class TestObservers:
         config = Config()
         with pytest.raises(type(error or OSError())) as raised:
             run(Observers(Ends(), Ends()))
-        assert heard == [(config, "runs/sums")] * 2 + [error] * 2
+        assert received == [(config, "runs/sums")] * 2 + [error] * 2
         assert raised.value is error or error is None
 
 
@@ -630,7 +630,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert wording.duration(seconds) == text
 
 
-def test_levels_are_in_the_order_of_their_numbers() -> None:
+def test_difficulties_are_sorted_by_their_numbers() -> None:
     assert wording.difficulties(["10", "2", "level 3", "", "level 12", "2", "hard"]) == [
         "2",
         "10",
@@ -640,11 +640,11 @@ def test_levels_are_in_the_order_of_their_numbers() -> None:
     ]
 
 
-def test_an_interval_names_its_ends() -> None:
+def test_interval_has_the_keys_from_and_to() -> None:
     assert Interval(3, 4, 7, None).to_dict() == {"from": 3, "to": 4, "resamples": 7, "reward": None}
 
 
-def test_a_run_that_fails_before_it_measured_anything_leaves_its_name_free(tmp_path: Path) -> None:
+def test_run_that_fails_before_its_first_record_leaves_no_folder(tmp_path: Path) -> None:
     def fail(writer: RunWriter, *records: StepRecord) -> None:
         for record in records:
             writer.step(record)

@@ -1,4 +1,4 @@
-"""Run folders read back: what a run left, and what one leaves while it is going on."""
+"""Reading run folders, finished ones and those of running runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def line(number: int) -> str:
     return json.dumps(step(number).to_dict()) + "\n"
 
 
-def test_a_whole_run_comes_back_as_it_was_recorded(tmp_path: Path) -> None:
+def test_load_returns_the_records_of_a_whole_run(tmp_path: Path) -> None:
     steps, before, after = [step(1), step(2)], evaluation(0, 0.25), evaluation(2, 0.5)
     summary = summarize(steps, before, after, name="a", folder=tmp_path / "a", adapter=tmp_path / "a" / "adapter")
     with RunWriter(tmp_path / "a", "run:\n  steps: 2\n") as run:
@@ -54,17 +54,17 @@ def test_a_whole_run_comes_back_as_it_was_recorded(tmp_path: Path) -> None:
     assert history.summary.resamples_by_interval == summary.resamples_by_interval
 
 
-def test_a_run_without_samples_or_summary_is_read_all_the_same(tmp_path: Path) -> None:
+def test_load_reads_a_run_without_samples_and_summary(tmp_path: Path) -> None:
     history = load(make(tmp_path / "a", steps=1))
     assert (history.samples, history.evaluations, history.summary) == ((), (), None)
     assert [s.step for s in history.steps] == [1]
 
 
 OLD = {"reward_avg": 0.5, **{name: value for name, value in step(1).to_dict().items() if name != "reward"}}
-"""A line of metrics.jsonl in which an older version named a metric otherwise."""
+"""A line of metrics.jsonl of an older version, in which a metric has another name."""
 
 
-def test_a_run_of_an_older_version_is_refused_as_such(tmp_path: Path) -> None:
+def test_load_refuses_metrics_of_an_older_version(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", steps=1)
     append(folder / "metrics.jsonl", json.dumps(OLD) + "\n")
     wanted = (
@@ -81,7 +81,7 @@ def test_a_run_of_an_older_version_is_refused_as_such(tmp_path: Path) -> None:
             read(folder)
 
 
-def test_so_are_its_evaluations_and_its_summary(tmp_path: Path) -> None:
+def test_load_refuses_evaluations_and_summary_of_an_older_version(tmp_path: Path) -> None:
     folder, before = make(tmp_path / "a", steps=1), evaluation(0, 0.25)
     old = {"label": "before", "share": 0.25, **{k: v for k, v in before.to_dict().items() if k != "accuracy"}}
     (folder / "evaluations.jsonl").write_text(json.dumps(old) + "\n")
@@ -94,7 +94,7 @@ def test_so_are_its_evaluations_and_its_summary(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_line_that_lacks_a_metric_is_broken_and_not_old(tmp_path: Path) -> None:
+def test_line_without_a_metric_is_reported_as_broken(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", steps=1)
     line = {"label": "before", **evaluation(0, 0.25).to_dict()}
     del line["accuracy"]
@@ -103,7 +103,7 @@ def test_a_line_that_lacks_a_metric_is_broken_and_not_old(tmp_path: Path) -> Non
         load(folder)
 
 
-def test_an_incomplete_last_line_is_left_for_the_next_look(tmp_path: Path) -> None:
+def test_incomplete_last_line_is_left_for_the_next_read(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", steps=1)
     follower = Follower(folder)
     whole = line(2)
@@ -114,8 +114,8 @@ def test_an_incomplete_last_line_is_left_for_the_next_look(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("again", [1, 2, 3])
-def test_a_run_that_was_taken_back_is_read_anew(tmp_path: Path, again: int) -> None:
-    """Whether it has now fewer, as many or more steps than when it was looked at."""
+def test_follower_reads_a_run_again_after_it_was_cut(tmp_path: Path, again: int) -> None:
+    """The run then has fewer, as many or more steps than at the first read."""
     folder = make(tmp_path / "a", steps=2)
     follower = Follower(folder)
     assert len(follower.read().steps) == 2
@@ -126,17 +126,17 @@ def test_a_run_that_was_taken_back_is_read_anew(tmp_path: Path, again: int) -> N
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", "7", "null", '{"step": 1}', "\xff", "[" * 100_000])
-def test_a_broken_line_is_named(tmp_path: Path, broken: str) -> None:
+def test_error_names_the_broken_line(tmp_path: Path, broken: str) -> None:
     folder = make(tmp_path / "a", steps=1)
     append(folder / "metrics.jsonl", broken + "\n" + line(3))
     with pytest.raises(
-        HistoryError, match=r"metrics\.jsonl, line 2, is no record .* mend or remove that line"
+        HistoryError, match=r"metrics\.jsonl, line 2, is no record .* fix or remove that line"
     ) as raised:
         load(folder)
     assert "\n" not in str(raised.value)
 
 
-def test_the_other_files_are_named_too(tmp_path: Path) -> None:
+def test_error_names_broken_samples_and_summary(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", steps=1)
     append(folder / "samples.jsonl", json.dumps({**group(1).to_dict(), "attempts": [{"rung": -1}]}) + "\n")
     with pytest.raises(HistoryError, match=r"samples\.jsonl, line 1, .*lacks 'sampling'"):
@@ -147,13 +147,13 @@ def test_the_other_files_are_named_too(tmp_path: Path) -> None:
         load(folder, samples=False)
 
 
-def test_what_is_no_run_folder_is_refused(tmp_path: Path) -> None:
+def test_load_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(HistoryError, match=r"holds no metrics\.jsonl; give the folder of a run"):
             load(folder)
 
 
-def test_runs_are_found_newest_first(tmp_path: Path) -> None:
+def test_find_returns_runs_newest_first(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "middle", "old")):
         make(tmp_path / name)
         os.utime(tmp_path / name / "config.yaml", (1e9 - age, 1e9 - age))
@@ -164,7 +164,7 @@ def test_runs_are_found_newest_first(tmp_path: Path) -> None:
     assert find(tmp_path / "missing") == []
 
 
-def test_a_folder_that_cannot_be_looked_into_hides_no_run(tmp_path: Path) -> None:
+def test_unreadable_folder_hides_no_run(tmp_path: Path) -> None:
     make(tmp_path / "run")
     (tmp_path / "odd").symlink_to("x" * 300)
     assert find(tmp_path) == [tmp_path / "run"]

@@ -1,4 +1,4 @@
-"""The check of the language: which turns of phrase it finds, at which lines, and how it holds files to the baseline."""
+"""The check of the language: the turns of phrase that it finds, their lines, and the comparison with the baseline."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ DIALECT = {
 
 
 @pytest.mark.parametrize("text", DIALECT)
-def test_turns_of_phrase_of_the_dialect_are_found(text: str) -> None:
+def test_turns_of_phrase_are_found(text: str) -> None:
     assert [finding.pattern for finding in findings("page.md", text)] == sorted(DIALECT[text])
 
 
-def test_every_pattern_has_an_example() -> None:
+def test_each_pattern_has_an_example() -> None:
     named = [name for names in DIALECT.values() for name in names]
     assert set(named) == {*PATTERNS}
 
@@ -61,7 +61,7 @@ def add(a: int) -> str:
 '''
 
 
-def test_docstrings_comments_and_texts_of_a_program_are_read_with_their_lines() -> None:
+def test_python_texts_are_read_with_their_lines() -> None:
     assert [(finding.line, finding.pattern) for finding in findings("module.py", SOURCE)] == [
         (3, "go on for continue"),
         (8, "mend for fix"),
@@ -72,7 +72,7 @@ def test_docstrings_comments_and_texts_of_a_program_are_read_with_their_lines() 
     ]
 
 
-def test_a_formatted_text_is_read_once_and_whole() -> None:
+def test_formatted_text_is_read_once() -> None:
     texts = [text.text for text in python_texts('error = f"{name} goes" f" on"\n')]
     assert texts == ["... goes on"]
 
@@ -92,7 +92,7 @@ make train  # goes on
 """
 
 
-def test_a_page_is_read_without_its_code_and_across_its_lines() -> None:
+def test_page_is_read_without_code_and_across_lines() -> None:
     assert [(finding.line, finding.pattern) for finding in findings("page.md", PAGE)] == [
         (1, "what instead of a noun"),
         (3, "go on for continue"),
@@ -117,14 +117,14 @@ def test_files_without_a_finding_are_not_counted(repository: Path) -> None:
     assert {path: len(found) for path, found in read(repository).items()} == {"README.md": 1, "launch/b.py": 1}
 
 
-def test_a_file_above_its_baseline_fails_with_its_lines(repository: Path) -> None:
+def test_file_above_its_baseline_fails_with_its_lines(repository: Path) -> None:
     lines = complaints(read(repository), {"README.md": 1})
     assert lines[0] == "launch/b.py: 1 turns of phrase to avoid, 0 allowed"
     assert lines[1:] == ["launch/b.py:1: go on for continue: ... It goes on. ..."]
 
 
 @pytest.mark.parametrize("path", ["README.md", "docs/a.md", "docs/gone.md"])
-def test_a_file_below_its_baseline_asks_for_an_update(repository: Path, path: str) -> None:
+def test_file_below_its_baseline_requires_an_update(repository: Path, path: str) -> None:
     allowed = {"README.md": 1, "launch/b.py": 1}
     allowed[path] = allowed.get(path, 0) + 2
     (line,) = complaints(read(repository), allowed)
@@ -132,7 +132,7 @@ def test_a_file_below_its_baseline_asks_for_an_update(repository: Path, path: st
     assert line.endswith("run python -m tests.support.language --update")
 
 
-def test_an_update_may_move_the_counts_but_not_raise_their_sum(repository: Path) -> None:
+def test_update_may_not_raise_the_sum_of_counts(repository: Path) -> None:
     found = read(repository)
     now = {"README.md": 1, "launch/b.py": 1}
     assert updated(found, None) == now
@@ -141,7 +141,7 @@ def test_an_update_may_move_the_counts_but_not_raise_their_sum(repository: Path)
         updated(found, {"README.md": 1})
 
 
-def test_the_command_fails_until_the_baseline_fits(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_fails_until_the_baseline_is_updated(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baseline = repository / "language.json"
 
     def run(*arguments: str) -> tuple[int, str]:
@@ -160,6 +160,6 @@ def test_the_command_fails_until_the_baseline_fits(repository: Path, capsys: pyt
     assert output == "error: 2 turns of phrase, 1 allowed: write plainer first\n"
 
 
-def test_the_findings_of_a_file_are_listed(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_lists_the_findings_of_a_file(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--show", "README.md"], repository, repository / "language.json") == 0
     assert capsys.readouterr().out == "README.md:1: go on for continue: ... a run goes on ...\n"

@@ -1,4 +1,4 @@
-"""What a run shows to Prometheus; that Ray serves it is in test_submit.py, on a cluster."""
+"""The metrics of a run for Prometheus; test_submit.py tests on a cluster that Ray serves them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.histories import BEFORE, STEP
 from tests.support.scraped import DASHBOARD, METRICS, asked, panels
 
 
-def test_every_gauge_of_a_step_is_shown_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gauges_show_the_values_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     updates = {f"last_update_{name}": 0.5 for name in ("loss", "kl", "entropy", "grad_norm")}
     found = given(monkeypatch, replace(STEP, kl=0.5, grad_norm=0.25, skipped_updates=1, **updates), BEFORE)
     never = {"groups_failed", "groups_dropped"}  # counters of 0
@@ -38,7 +38,7 @@ def test_every_gauge_of_a_step_is_shown_as_it_was_measured(monkeypatch: pytest.M
     assert found["adagrpo_eval_accuracy_by_difficulty", "2"] == BEFORE.accuracy_by_difficulty["2"]
 
 
-def test_every_counter_counts_what_a_step_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_add_the_counts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     found = given(monkeypatch, STEP)
     assert found["adagrpo_groups_ready",] == STEP.groups_ready
     assert (found["adagrpo_resamples", "0"], found["adagrpo_resamples", "1"]) == STEP.resamples
@@ -50,7 +50,7 @@ def test_every_counter_counts_what_a_step_did(monkeypatch: pytest.MonkeyPatch) -
     }
 
 
-def test_a_level_without_a_name_and_levels_without_end_make_no_time_series(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nameless_and_too_many_difficulties_have_no_time_series(monkeypatch: pytest.MonkeyPatch) -> None:
     difficulties = {"": 1.0, **{f"difficulty {number}": 0.5 for number in range(1000)}}
     made = watched(monkeypatch)
     metrics = RayMetrics("run")
@@ -63,7 +63,7 @@ def test_a_level_without_a_name_and_levels_without_end_make_no_time_series(monke
     assert shown["difficulty 7"] == 0.75
 
 
-def test_what_the_newest_step_did_not_measure_is_not_shown_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metric_not_measured_in_the_newest_step_ends_its_series(monkeypatch: pytest.MonkeyPatch) -> None:
     made = watched(monkeypatch)
     monkeypatch.setattr(ray_metrics, "REFRESH_S", 0.01)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
@@ -83,10 +83,10 @@ def test_what_the_newest_step_did_not_measure_is_not_shown_any_more(monkeypatch:
     assert [tags["difficulty"] for _, tags in made["adagrpo_accuracy_by_difficulty"]][-1:] == ["easy"]
 
 
-def test_texts_of_users_are_labels_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_users_are_escaped_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     made = watched(monkeypatch)
-    said: list[str] = []
-    metrics = RayMetrics("läufe", said.append)
+    notices: list[str] = []
+    metrics = RayMetrics("läufe", notices.append)
     metrics.step(replace(STEP, accuracy_by_difficulty={"facile é": 0.5, "a\n": 1.0}, rewards_mean={"m:prüfe": 0.25}))
     metrics.close()
     assert made["adagrpo_accuracy_by_difficulty"] == [
@@ -94,37 +94,37 @@ def test_texts_of_users_are_labels_that_ray_takes(monkeypatch: pytest.MonkeyPatc
         (1.0, {"run": "l%C3%A4ufe", "difficulty": "a%0A"}),
     ]
     assert [tags["function"] for _, tags in made["adagrpo_rewards_mean"]] == ["m:pr%C3%BCfe"]
-    assert said == []
+    assert notices == []
 
 
 @pytest.mark.parametrize("error", [ValueError("no such\nthing"), SystemExit(3), KeyboardInterrupt()])
-def test_whatever_ray_raises_costs_the_metrics_and_not_the_run(
+def test_error_of_ray_disables_the_metrics_and_not_the_run(
     monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    said: list[str] = []
+    notices: list[str] = []
     monkeypatch.setattr(ray_metrics, "Gauge", fail)
-    metrics = RayMetrics("run", said.append)
+    metrics = RayMetrics("run", notices.append)
     for number in range(1, 4):
         metrics.step(replace(STEP, step=number))
     metrics.close()
-    (line,) = said
-    assert line.startswith("warning: metrics for Prometheus are let go, the run continues without them: ")
+    (line,) = notices
+    assert line.startswith("warning: metrics for Prometheus are disabled, the run continues without them: ")
     assert "\n" not in line
 
 
-def test_the_dashboard_is_made_from_the_registry() -> None:
+def test_dashboard_file_is_up_to_date() -> None:
     assert DASHBOARD.read_text() == grafana.as_json(), "make dashboard writes it"
 
 
-def test_the_dashboard_asks_for_all_metrics_that_have_a_panel() -> None:
+def test_dashboard_queries_all_metrics_with_a_panel() -> None:
     drawn = {metric.prometheus for metric in METRICS if metric.panel is not None}
     assert asked() == drawn | {"ray_adagrpo_step", "ray_adagrpo_rollout_actors"}
 
 
-def test_each_panel_filters_by_run_and_rates_are_of_counters_alone() -> None:
+def test_panels_filter_by_run_and_rates_are_of_counters_only() -> None:
     for panel in panels():
         for target in panel["targets"]:
             assert '{run=~"$run"}' in target["expr"]
@@ -134,17 +134,17 @@ def test_each_panel_filters_by_run_and_rates_are_of_counters_alone() -> None:
     assert len(set(places)) == len(places)
 
 
-def test_prometheus_reads_the_file_that_ray_keeps() -> None:
+def test_prometheus_reads_the_discovery_file_of_ray() -> None:
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
     (scrape,) = yaml.safe_load(Path("cluster/prometheus.yml").read_text())["scrape_configs"]
     assert scrape["file_sd_configs"] == [{"files": [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]}]
 
 
-def test_a_port_that_is_taken_is_said_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_in_use_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
         config = load_config(None, [f"tracking.prometheus_port={port}"])
         with pytest.raises(ConfigError, match=f"tracking.prometheus_port={port} cannot be used"):
             check_trackers(config.tracking, address(config.run))

@@ -1,4 +1,4 @@
-"""The curves of runs: what is in them, how they are drawn, and how runs compare."""
+"""The curves of runs, their plots, and the comparison of runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def curves(runs: list[RunHistory], axis: Axis = "step") -> dict[tuple[str, str],
     return {(each.run, each.line): each for drawn in plots(runs, axis) for each in drawn.curves}
 
 
-def test_every_metric_of_a_plot_has_its_curve_over_steps() -> None:
+def test_each_metric_of_a_plot_has_a_curve() -> None:
     found = curves([run(accuracy=0.375, reward=-0.5, step_time=0.5)])
     per_step = {
         "reward": -0.5,
@@ -52,19 +52,19 @@ def test_every_metric_of_a_plot_has_its_curve_over_steps() -> None:
     ]
 
 
-def test_over_generated_tokens_a_point_stands_where_its_step_ended() -> None:
+def test_points_over_tokens_are_at_the_end_of_their_step() -> None:
     found = curves([run(generated_tokens=1000)], "generated tokens")
     assert [x for x, _ in found["a", "reward"].points] == [1000, 2000, 3000]
     assert [x for x, _ in found["a", "eval/accuracy"].points] == [0, 3000]
 
 
-def test_a_ladder_that_grew_counts_no_resamples_before() -> None:
+def test_added_rung_has_zero_resamples_in_earlier_steps() -> None:
     short, long = step(1, resamples=(2,)), step(2, resamples=(1, 4))
     found = curves([RunHistory("a", Path("a"), {}, (short, long), (), None, ())])
     assert found["a", "adaptive/resamples/rung_1"].points == ((1, 0), (2, 4))
 
 
-def test_what_was_not_measured_is_left_out() -> None:
+def test_unmeasured_metric_has_no_point() -> None:
     records = (step(1, reward=None), step(2, reward=0.5))
     found = curves([RunHistory("a", Path("a"), {}, records, (), None, ())])
     assert found["a", "reward"].points == ((1, None), (2, 0.5))
@@ -72,7 +72,7 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("count", [1, MOST_POINTS, MOST_POINTS + 1, 10 * MOST_POINTS + 3])
-def test_a_long_curve_is_thinned_to_means_of_neighbours(count: int) -> None:
+def test_long_curve_is_reduced_to_means_of_neighbours(count: int) -> None:
     points = [(float(x), float(x % 7)) for x in range(count)]
     thinned = thin(points)
     assert len(thinned) <= MOST_POINTS
@@ -81,13 +81,13 @@ def test_a_long_curve_is_thinned_to_means_of_neighbours(count: int) -> None:
     assert thinned[0] == pytest.approx((sum(range(width)) / width, sum(x % 7 for x in range(width)) / width))
 
 
-def test_a_curve_that_grows_keeps_its_points() -> None:
+def test_growing_curve_keeps_its_points() -> None:
     points = [(float(x), math.sin(x)) for x in range(2 * MOST_POINTS)]
     before, after = thin(points[:-10]), thin(points)
     assert after[: len(before)] == before
 
 
-def test_runs_share_plots_each_in_a_colour_of_its_own() -> None:
+def test_each_run_has_its_colour_in_shared_plots() -> None:
     runs = [run("one"), run("two", 5)]
     page = plot.page(["one", "two"], plots(runs, "step"), "step")
     for color in plot.COLORS[:2]:
@@ -96,7 +96,7 @@ def test_runs_share_plots_each_in_a_colour_of_its_own() -> None:
     assert plot.COLORS[2] not in page
 
 
-def test_a_drawn_curve_lies_within_its_plot_and_goes_up_where_its_values_do() -> None:
+def test_drawn_curve_lies_within_its_plot_and_follows_its_values() -> None:
     drawn = Plot("p", (Curve("a", "reward", 0, ((1, -3.0), (2, 0.0), (10, 5.0))),), None, None)
     svg = svgs(plot.page(["a"], [drawn], "step"))[0]
     places = [tuple(map(float, place.split(","))) for place in svg.find(".//polyline").get("points").split()]  # type: ignore[union-attr]
@@ -110,7 +110,7 @@ def test_a_drawn_curve_lies_within_its_plot_and_goes_up_where_its_values_do() ->
 @pytest.mark.parametrize(
     "points", [(), ((1.0, 0.0),), ((0.0, 0.0),), ((1.0, 2.0), (2.0, 2.0)), ((5.0, -1e-9),), ((1e9, 1e12),)]
 )
-def test_odd_curves_are_drawn_too(points: tuple[tuple[float, float], ...]) -> None:
+def test_degenerate_curves_are_drawn(points: tuple[tuple[float, float], ...]) -> None:
     for low, high in ((0.0, None), (None, None), (0.0, 1.0)):
         page = plot.page(["a"], [Plot("p", (Curve("a", "l", 0, points),), low, high)], "step")
         assert ("nothing measured yet" in page) == (not points)
@@ -120,13 +120,13 @@ def test_odd_curves_are_drawn_too(points: tuple[tuple[float, float], ...]) -> No
 @pytest.mark.parametrize(
     ("last", "expected"), [(1, ["0", "1"]), (3, ["0", "1", "2", "3"]), (15, ["0", "5", "10", "15"])]
 )
-def test_there_is_no_half_a_step(last: int, expected: list[str]) -> None:
+def test_ticks_of_steps_are_whole_numbers(last: int, expected: list[str]) -> None:
     drawn = Plot("p", (Curve("a", "reward", 0, ((float(last), 0.3),)),))
     texts = svgs(plot.page(["a"], [drawn], "step"))[0].iter("text")
     assert [text.text for text in texts if text.get("y") == str(plot.BOTTOM + 14)] == expected
 
 
-def test_the_pointer_reads_every_curve_at_its_place() -> None:
+def test_tooltips_have_the_values_of_all_curves() -> None:
     drawn = Plot("p", (Curve("one", "rung 0", 0, ((1, 3.0), (100, 7.0))), Curve("two", "rung 0", 0, ((50, 4.0),))))
     titles = [title.text for title in svgs(plot.page(["one", "two"], [drawn], "step"))[0].iter("title")]
     assert titles[0] is not None
@@ -136,14 +136,14 @@ def test_the_pointer_reads_every_curve_at_its_place() -> None:
     assert "one, rung 0: 7 at 100\ntwo, rung 0: 4 at 50" in titles[-1]
 
 
-def test_names_are_escaped_wherever_they_stand() -> None:
+def test_names_of_runs_are_escaped() -> None:
     name = '"><script>alert(1)</script>'
     page = plot.page([name], plots([run(name)], "step"), "step")
     assert "<script" not in page
     assert '"><' not in re.sub(r'"[^"<>]*"', "", page)
 
 
-def test_a_thousand_steps_of_five_runs_make_a_page_of_moderate_size() -> None:
+def test_page_of_five_long_runs_has_moderate_size() -> None:
     runs = [run(str(number), 1000) for number in range(5)]
     assert len(plot.page([each.name for each in runs], plots(runs, "step"), "step")) < 500_000
 
@@ -152,7 +152,7 @@ def test_a_thousand_steps_of_five_runs_make_a_page_of_moderate_size() -> None:
     ("low", "high", "expected"),
     [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 60, [0, 20, 40, 60]), (-3, 5, [-2, 0, 2, 4]), (1, 1, [1])],
 )
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
     assert plot.ticks(low, high) == pytest.approx(expected)
 
 
@@ -160,11 +160,11 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
     ("value", "text"),
     [(0, "0"), (0.25, "0.25"), (-1.5, "-1.5"), (1200, "1,200"), (12_345, "12.3 k"), (3.4e6, "3.4 M"), (5e9, "5 G")],
 )
-def test_numbers_are_short(value: float, text: str) -> None:
+def test_short_formats_numbers(value: float, text: str) -> None:
     assert plot.short(value) == text
 
 
-def test_only_settings_that_differ_are_compared() -> None:
+def test_differences_has_only_settings_that_differ() -> None:
     one = {"run": {"name": "a", "steps": 5}, "algorithm": {"name": "grpo", "triggers": []}, "learner": {"ranks": 1}}
     two = {"run": {"name": "b", "steps": 5}, "algorithm": {"name": "adagrpo", "triggers": [{"from_step": 1}]}}
     assert comparison.differences([run("a", config=one), run("b", config=two)]) == [
@@ -175,12 +175,12 @@ def test_only_settings_that_differ_are_compared() -> None:
     assert comparison.differences([run("a", config=one)]) == []
 
 
-def test_results_stand_side_by_side() -> None:
+def test_results_compares_runs() -> None:
     ended = run("b", 2, {"run": {"steps": 2}}, generated_tokens=500, step_time=2.0, reward=0.125)
     summary = summarize(ended.steps, *ended.evaluations, name="b", folder="b", adapter="b/adapter")
     ended = RunHistory("b", Path("b"), ended.config, ended.steps, ended.evaluations, summary, ())
-    going = RunHistory("a", Path("a"), {"run": {"steps": 9}}, (step(1),), (), None, ())
-    rows = {name: values for name, *values in comparison.results([going, ended])}
+    running = RunHistory("a", Path("a"), {"run": {"steps": 9}}, (step(1),), (), None, ())
+    rows = {name: values for name, *values in comparison.results([running, ended])}
     assert rows["steps"] == ["1 of 9", "2 of 2"]
     assert rows["state"] == ["not ended", "ended"]
     assert rows["held-out accuracy before"] == ["-", "0.250"]
@@ -188,12 +188,12 @@ def test_results_stand_side_by_side() -> None:
     assert rows["change"] == ["-", "+0.250"]
     assert rows["mean reward, last 10 steps"][1] == "0.125"
     assert rows["generated tokens"][1] == "1,000"
-    assert rows["generated tokens a second"][1] == "250"
+    assert rows["generated tokens per second"][1] == "250"
     assert rows["resamples"][1] == "8"
     assert rows["resamples that met the criterion, by rung"][1] == "4+0"
     assert comparison.results([RunHistory("c", Path("c"), {"run": None}, (), (), None, ())])[0] == ("steps", "0")
 
 
 def svgs(page: str) -> list[ElementTree.Element]:
-    """The plots of a page, without the small ones of their legends."""
+    """The plots of a page, without the SVG elements of their legends."""
     return [svg for svg in ElementTree.fromstring(f"<div>{page}</div>").iter("svg") if svg.get("role") == "img"]

@@ -1,4 +1,4 @@
-"""Sampled groups: found, opened, and explained."""
+"""Sampled groups: the search, the page of a group, and the reasons for resampling."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.runs.why import parameters, rung, why
 from adagrpo_ray.types import SamplingParams
-from adagrpo_ray.viewer.browse import SampleFile, Wanted
+from adagrpo_ray.viewer.browse import Query, SampleFile
 from adagrpo_ray.viewer.group_view import LONG, group_page, listing
-from adagrpo_ray.viewer.shelf import Shelf
+from adagrpo_ray.viewer.open_runs import OpenRuns
 from tests.support.histories import attempt, group, step
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>${alert(3)}{{constructor}}\"'`</pre></details>"
@@ -48,39 +48,39 @@ GROUPS = (
 
 
 @pytest.mark.parametrize(
-    ("wanted", "steps"),
+    ("query", "steps"),
     [
-        (Wanted(), [4, 3, 2, 1]),
-        (Wanted(first_step=2, last_step=3), [3, 2]),
-        (Wanted(outcome="trained"), [3, 2]),
-        (Wanted(difficulty="5 digits"), [2]),
-        (Wanted(resampled=True), [4, 3]),
-        (Wanted(text="ONE PLUS"), [1]),
-        (Wanted(text="strasse"), [4]),
-        (Wanted(text="19 #1"), [4, 3, 2, 1]),  # in their completions
-        (Wanted(text="p3"), [3]),
-        (Wanted(text="nowhere"), []),
-        (Wanted(outcome="trained", resampled=True, first_step=1, text="19"), [3]),
+        (Query(), [4, 3, 2, 1]),
+        (Query(first_step=2, last_step=3), [3, 2]),
+        (Query(outcome="trained"), [3, 2]),
+        (Query(difficulty="5 digits"), [2]),
+        (Query(resampled=True), [4, 3]),
+        (Query(text="ONE PLUS"), [1]),
+        (Query(text="strasse"), [4]),
+        (Query(text="19 #1"), [4, 3, 2, 1]),  # in completions
+        (Query(text="p3"), [3]),
+        (Query(text="nowhere"), []),
+        (Query(outcome="trained", resampled=True, first_step=1, text="19"), [3]),
     ],
 )
-def test_groups_are_found_by_what_one_looks_for_newest_first(tmp_path: Path, wanted: Wanted, steps: list[int]) -> None:
-    found, more = write(tmp_path, *GROUPS).find(wanted, 10)
+def test_find_returns_matching_groups_newest_first(tmp_path: Path, query: Query, steps: list[int]) -> None:
+    found, more = write(tmp_path, *GROUPS).find(query, 10)
     assert [entry.step for entry in found] == steps
     assert not more
 
 
-def test_of_many_groups_the_newest_are_listed(tmp_path: Path) -> None:
-    found, more = write(tmp_path, *GROUPS).find(Wanted(), 3)
+def test_find_limits_the_number_of_groups(tmp_path: Path) -> None:
+    found, more = write(tmp_path, *GROUPS).find(Query(), 3)
     assert [entry.step for entry in found] == [4, 3, 2]
     assert more
 
 
-def test_a_group_is_read_back_from_where_it_stands(tmp_path: Path) -> None:
+def test_group_is_read_by_its_offset(tmp_path: Path) -> None:
     samples = write(tmp_path, *GROUPS)
     assert [samples.group(entry.at) for entry in samples.entries()] == list(GROUPS)
 
 
-def test_a_place_where_no_group_begins_is_refused(tmp_path: Path) -> None:
+def test_offset_without_a_group_is_refused(tmp_path: Path) -> None:
     samples = write(tmp_path, *GROUPS)
     last = samples.entries()[-1].at
     os.truncate(tmp_path / "samples.jsonl", last)
@@ -89,7 +89,7 @@ def test_a_place_where_no_group_begins_is_refused(tmp_path: Path) -> None:
             samples.group(at)
 
 
-def test_the_list_says_how_attempts_went(tmp_path: Path) -> None:
+def test_list_shows_rewards_and_correct_completions(tmp_path: Path) -> None:
     entry = write(tmp_path, group(3)).entries()[0]
     assert (entry.attempts, entry.resampled, entry.first_best, entry.last_best) == (2, True, 0.0, 1.0)
     assert (entry.last_correct, entry.last_size) == (1, 2)
@@ -98,7 +98,7 @@ def test_the_list_says_how_attempts_went(tmp_path: Path) -> None:
     assert "1 of 2" in page
 
 
-def test_why_a_group_was_sampled_again_is_said_for_every_criterion() -> None:
+def test_why_explains_resamples_for_each_criterion() -> None:
     sample = group(3)
     ending = " So it was sampled again, with rung 0 (temperature 2, min_p 0.1)."
     assert why(sample, 0, settings()) == (
@@ -120,26 +120,26 @@ def test_why_a_group_was_sampled_again_is_said_for_every_criterion() -> None:
     )
 
 
-def test_what_became_of_a_group_is_said_at_its_last_attempt() -> None:
+def test_why_explains_the_outcome_at_the_last_attempt() -> None:
     assert why(group(3), 1, settings()) == "It met the criterion any_correct: 1 of 2 correct, best reward 1."
     one = group(1, FAILED, outcome="waiting")
     assert why(one, 0, settings()).endswith("It waits for its next attempt in a later step.")
     assert "max_group_age=8 steps" in why(replace(one, outcome="dropped"), 0, settings())
     stuck = group(4, FAILED, STUCK, outcome="exhausted")
-    assert why(stuck, 1, settings()).endswith("trained on all the same (algorithm.on_exhausted=train).")
+    assert why(stuck, 1, settings()).endswith("trained on nevertheless (algorithm.on_exhausted=train).")
     dropped = group(4, FAILED, attempt([0.0, 0.0], 1, trained=False), outcome="exhausted")
     assert why(dropped, 1, settings()).endswith("it was not trained on (algorithm.on_exhausted=drop).")
 
 
-def test_methods_without_a_ladder_say_what_they_do() -> None:
+def test_why_explains_methods_without_a_ladder() -> None:
     assert why(group(1, STUCK), 0, settings(name="grpo")).startswith("GRPO trains on every group as it is: 0 of 2")
-    flat = group(1, FAILED, outcome="exhausted")
-    said = why(flat, 0, settings(name="dapo"))
-    assert "criterion spread" in said
-    assert said.endswith("DAPO drops such a group and samples another prompt.")
+    zero_std = group(1, FAILED, outcome="exhausted")
+    text = why(zero_std, 0, settings(name="dapo"))
+    assert "criterion spread" in text
+    assert text.endswith("DAPO drops such a group and samples another prompt.")
 
 
-def test_rewards_that_are_unknown_are_called_so() -> None:
+def test_missing_rewards_are_called_unknown() -> None:
     unknown = replace(FAILED, completions=())
     sample = group(1, unknown, RESCUE)
     assert "best reward unknown" in why(sample, 0, settings())
@@ -148,13 +148,13 @@ def test_rewards_that_are_unknown_are_called_so() -> None:
     assert "0 rewards of this attempt" in text_of(group_page(sample, settings()))
 
 
-def test_a_rung_is_named_by_its_parameters() -> None:
+def test_rung_is_described_by_its_parameters() -> None:
     assert rung(FAILED) == "the base parameters (temperature 1)"
     phases = SamplingParams(temperature=1.3, top_k=20, answer=SamplingParams(temperature=0.7, top_p=0.9))
     assert parameters(phases) == "temperature 1.3, top_k 20, then for the answer temperature 0.7, top_p 0.9"
 
 
-def test_an_open_group_shows_each_attempt_with_its_rewards_and_advantages() -> None:
+def test_group_page_shows_attempts_with_rewards_and_advantages() -> None:
     page = text_of(group_page(group(3), settings()))
     for part in (
         "Attempt 1: the base parameters",
@@ -170,7 +170,7 @@ def test_an_open_group_shows_each_attempt_with_its_rewards_and_advantages() -> N
     assert "no attempt yet" in group_page(replace(group(1), attempts=()), settings())
 
 
-def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
     words: dict[str, Any] = dict.fromkeys(("text", "finish_reason", "weight_version"), HOSTILE)
     hostile = replace(RESCUE.completions[0], rewards={HOSTILE: 1.0}, **words)
     words = dict.fromkeys(("step", "prompt", "prompt_id", "answer", "difficulty", "outcome"), HOSTILE)
@@ -182,7 +182,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
         assert text_of(page).count("alert(2)") >= 2
 
 
-def test_long_texts_are_folded_and_very_long_ones_cut() -> None:
+def test_long_texts_are_folded_and_very_long_ones_shortened() -> None:
     long = replace(RESCUE.completions[0], text="begin " + "x" * (3 * LONG) + " end")
     page = group_page(group(3, replace(RESCUE, completions=(long,) * 2)), settings())
     assert page.count("<details>") == 2
@@ -192,44 +192,44 @@ def test_long_texts_are_folded_and_very_long_ones_cut() -> None:
     assert f"{2 * LONG + 10:,} characters left out" in page
 
 
-def test_a_shelf_opens_its_own_runs_only(tmp_path: Path) -> None:
+def test_only_runs_in_the_folder_can_be_opened(tmp_path: Path) -> None:
     for name in ("runs/a", "elsewhere"):
         with RunWriter(tmp_path / name, "run: {steps: 2}\n") as writer:
             writer.step(step(1))
             writer.samples([group(1)])
-    shelf = Shelf(tmp_path / "runs")
-    assert shelf.names() == ["a"]
-    assert [s.step for s in shelf.history("a").steps] == [1]
+    runs = OpenRuns(tmp_path / "runs")
+    assert runs.names() == ["a"]
+    assert [s.step for s in runs.history("a").steps] == [1]
     for name in ("../elsewhere", "elsewhere", str(tmp_path / "elsewhere"), "", ".."):
-        found, problems = shelf.histories([name])
+        found, problems = runs.histories([name])
         assert not found
         assert "there is no run" in problems[0]
-    (entry,), _ = shelf.groups("a", Wanted(), 5)
-    assert (shelf.group("a", entry.at), shelf.difficulties("a"), shelf.newest("a")) == (group(1), ["2 digits"], entry)
+    (entry,), _ = runs.groups("a", Query(), 5)
+    assert (runs.group("a", entry.at), runs.difficulties("a"), runs.newest("a")) == (group(1), ["2 digits"], entry)
     (tmp_path / "runs" / "b").symlink_to("a")
-    assert shelf.names() == ["a"]
+    assert runs.names() == ["a"]
 
 
-def test_a_run_that_was_taken_back_has_other_groups_by_the_same_number(tmp_path: Path) -> None:
+def test_groups_are_read_again_after_a_run_was_cut(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "a", "run: {steps: 2}\n"):
         pass
-    shelf = Shelf(tmp_path)
-    assert shelf.newest("a") is None
+    runs = OpenRuns(tmp_path)
+    assert runs.newest("a") is None
     for prompt in ("one plus one", "two plus two"):
         write(tmp_path / "a", group(1), group(2, prompt=prompt))
-        newest = shelf.newest("a")
+        newest = runs.newest("a")
         assert newest is not None
         assert newest.prompt == prompt
 
 
-def test_a_broken_run_is_said_and_hides_no_other(tmp_path: Path) -> None:
+def test_broken_run_is_reported_and_hides_no_other(tmp_path: Path) -> None:
     for name in ("good", "broken", "odd"):
         with RunWriter(tmp_path / name, "run: {steps: 2}\n") as writer:
             writer.step(step(1))
     with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
         file.write("{}\n")
     (tmp_path / "odd" / "config.yaml").write_text("[")
-    found, problems = Shelf(tmp_path).histories(["broken", "good", "odd"])
+    found, problems = OpenRuns(tmp_path).histories(["broken", "good", "odd"])
     assert [run.name for run in found] == ["good"]
     assert "metrics.jsonl, line 2" in problems[0]
     assert "config.yaml" in problems[1]

@@ -1,4 +1,4 @@
-"""Models evaluated one after another on the same rollout actors, without a learner."""
+"""Evaluates models one after another on the same rollout actors, without a learner."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, DataError, StoppedError
 from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, locate, served
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile
-from adagrpo_ray.evaluation.settings import counting_settings, for_measuring, prompt_settings
+from adagrpo_ray.evaluation.settings import counting_settings, for_evaluation, prompt_settings
 from adagrpo_ray.lora.adapters import read_adapter
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.rewards.extract import exact_answer, holds_answer
@@ -36,25 +36,32 @@ from adagrpo_ray.types import Completion, Prompt
 
 Split = Literal["held_out", "train", "all"]
 POLL_S = 0.2
-AHEAD = 2  # how many times the sequences that all actors decode at once may be asked for
+AHEAD = 2  # requested completions, as a multiple of the sequences that all actors decode at once
 
 
 class Watcher(Protocol):
-    """Who hears how an evaluation goes on."""
+    """Receives the progress of an evaluation."""
 
     def phase(self, text: str) -> None:
-        """Something begins, or is worth saying."""
+        """A part of the evaluation begins, or there is a notice."""
 
     def model(self, name: str, finished: Sequence[float], problems: int) -> None:
-        """A model's turn: the accuracies of its problems that are finished already, of so many in all."""
+        """The evaluation of a model begins; `finished` are the accuracies of those of its problems that are finished.
+
+        problems: the number of all its problems.
+        """
 
     def problem(self, accuracy: float, tokens: int) -> None:
-        """One more of its problems is finished: the share of correct completions, and what they took."""
+        """A problem of the model is finished: its share of correct completions, and their number of tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is to be evaluated: checked, and nothing started. `settings` are those that results depend on."""
+    """A checked evaluation, of which nothing has been started.
+
+    prompts: the problems of every model.
+    settings: those that results depend on.
+    """
 
     config: Config
     inputs: Inputs
@@ -70,44 +77,47 @@ def plan(
     base: bool,
     split: Split,
     limit: int | None,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Plan:
-    """Find and check models, data and rewards; raises an AdaGRPOError that says what to mend.
+    """Find and check models, data and rewards. Raises an AdaGRPOError if one of them cannot be used.
 
-    `adapters` as `locate` takes them; `limit` keeps the first so many prompts of the split.
+    adapters: as `locate` takes them.
+    base: whether to evaluate the base model too.
+    limit: the number of prompts of the split, from the first one; None for all.
+    notify: receives warnings and notices.
     """
     if not adapters and not base:
         raise ConfigError("there is nothing to evaluate: give --adapter, or leave out --no-base")
-    places = [locate(given, tell) for given in adapters]
+    places = [locate(given, notify) for given in adapters]
     found = [read_adapter(place.folder, OPTION) for place in places]
-    config = served(for_measuring(config), found)
+    config = served(for_evaluation(config), found)
     inputs = check(config, training=False)
     sets = inputs.prompts
     for note in (*sets.notes, *inputs.notices):
-        tell(note)
+        notify(note)
     prompts = {"held_out": sets.held_out, "train": sets.train, "all": (*sets.held_out, *sets.train)}[split]
     if not prompts:
         key = "data.eval_prompts" if split == "held_out" else "data.train_prompts"
         raise DataError(f"--split {split}: {key} leaves no prompt there; raise it, or give --split all")
     for place in places:
-        _warn_of_other_data(place, config, tell)
+        _warn_of_other_data(place, config, notify)
     named = [(place.name, adapter) for place, adapter in zip(places, found, strict=True)]
     return Plan(
         config=config,
         inputs=inputs,
         prompts=prompts[:limit],
-        models=candidates(config.model, config.rollout, inputs.model_path, named, base, tell),
+        models=candidates(config.model, config.rollout, inputs.model_path, named, base, notify),
         settings={**counting_settings(config, inputs.model_path), **prompt_settings(sets)},
     )
 
 
-def measure(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> None:
-    """Finish every problem of every model that `results` does not hold yet; each one is kept as soon as it is.
+def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> None:
+    """Evaluate every model on every problem that `results` does not have yet; each result is stored at once.
 
-    Raises StoppedError soon after `stop` is set, and what rollouts, syncs and scoring raise.
+    Raises StoppedError soon after `stop` is set, and the errors of rollouts, syncs and scoring.
     """
     if not unfinished(plan, results):
-        watcher.phase(f"all of it is in {results.path} already")
+        watcher.phase(f"{results.path} has all results already")
         return
     if stop.is_set():
         raise StoppedError("stopped as asked, before anything was started")
@@ -116,22 +126,22 @@ def measure(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
         if joined is not None and not takes_token():
             watcher.phase(f"warning: the Ray cluster at {joined} {UNGUARDED}")
         watcher.phase(f"starting {placement.describe()}")
-        asyncio.run(_measure(plan, placement, results, watcher, stop))
+        asyncio.run(_execute(plan, placement, results, watcher, stop))
 
 
 def unfinished(plan: Plan, results: ResultFile) -> int:
-    """How many problems are left, over all models."""
+    """The number of unfinished problems, over all models."""
     return sum(len(_left(plan, results, model)) for model in plan.models)
 
 
 def finished(plan: Plan, results: ResultFile, model: Candidate) -> list[ProblemResult]:
     """The finished problems of a model, in the order of the plan."""
-    kept = results.of(model.digest)
-    return [kept[prompt.id] for prompt in plan.prompts if prompt.id in kept]
+    stored = results.of(model.digest)
+    return [stored[prompt.id] for prompt in plan.prompts if prompt.id in stored]
 
 
-async def _measure(plan: Plan, placement: Placement, results: ResultFile, watcher: Watcher, stop: Event) -> None:
-    """All models, until they are done or `stop` is set."""
+async def _execute(plan: Plan, placement: Placement, results: ResultFile, watcher: Watcher, stop: Event) -> None:
+    """Start actors and scorer, and evaluate all models, until they are done or `stop` is set."""
     config = plan.config
     fleet = Fleet(config, placement, put_model(config.model, plan.inputs), plan.inputs.max_model_len)
     scorer = RewardScorer(config.rewards, config.data.format)
@@ -143,7 +153,7 @@ async def _measure(plan: Plan, placement: Placement, results: ResultFile, watche
             for notice in (*fleet.notices(), *scorer.notices()):
                 watcher.phase(notice)
             if stop.is_set() and unfinished(plan, results):
-                raise StoppedError("stopped as asked")  # whatever failed meanwhile
+                raise StoppedError("stopped as asked")  # takes precedence over errors of the work
         work.result()
     finally:
         work.cancel()
@@ -155,21 +165,21 @@ async def _measure(plan: Plan, placement: Placement, results: ResultFile, watche
 async def _models(
     plan: Plan, fleet: Fleet, scorer: RewardScorer, results: ResultFile, watcher: Watcher, stop: Event
 ) -> None:
-    """One model after another: the base first, which no adapter can be taken back to."""
+    """Evaluate one model after another. The base is the first one, since an adapter cannot be removed again."""
     await fleet.ready()
     rollout, samples = plan.config.rollout, plan.config.evaluation.samples
     at_once = math.ceil(AHEAD * (rollout.max_actors or rollout.actors) * rollout.max_num_seqs / samples)
     endings = Endings(rollout.max_new_tokens, plain=plan.config.data.chat_template == PLAIN)
     generate = endings.watched(fleet.pool.generate)
-    places = asyncio.Semaphore(at_once)  # so that few are lost with a program that is killed
+    slots = asyncio.Semaphore(at_once)  # a program that is killed loses only these
 
     async def finish(model: Candidate, prompt: Prompt) -> None:
-        async with places:
+        async with slots:
             request = evaluation_request(prompt, plan.config.evaluation, rollout.max_new_tokens, plan.config.run.seed)
             completions = await generate(request)
             check_finite(completions)
             scores, correct = await scorer.score(prompt, completions)
-        if stop.is_set():  # what failed then may have failed for that
+        if stop.is_set():  # the stop may have caused a failure of this problem
             return
         result = judge(plan.config.data.format, model.digest, results.digest, prompt, completions, scores, correct)
         results.add(result)
@@ -200,7 +210,11 @@ def judge(
     scores: Scores,
     correct: NDArray[np.bool_],
 ) -> ProblemResult:
-    """What is kept of a problem whose completions [G] were scored; `model` and `settings` are digests."""
+    """The result of a problem whose G completions were scored.
+
+    model, settings: their digests.
+    correct: shape [G].
+    """
     return ProblemResult(
         model=model,
         settings=settings,
@@ -215,37 +229,37 @@ def judge(
                 tokens=len(completion.token_ids),
                 cut_off=completion.finish_reason == "length",
                 reward=float(reward),
-                correct=bool(marked),
+                correct=bool(is_correct),
                 correct_format=exact_answer(completion.text, format) is not None,
-                correct_anywhere=bool(marked) or holds_answer(completion.text, prompt.answer),
+                correct_anywhere=bool(is_correct) or holds_answer(completion.text, prompt.answer),
             )
-            for completion, reward, marked in zip(completions, scores.rewards, correct, strict=True)
+            for completion, reward, is_correct in zip(completions, scores.rewards, correct, strict=True)
         ),
     )
 
 
 def _left(plan: Plan, results: ResultFile, model: Candidate) -> list[Prompt]:
-    kept = results.of(model.digest)
-    return [prompt for prompt in plan.prompts if prompt.id not in kept]
+    stored = results.of(model.digest)
+    return [prompt for prompt in plan.prompts if prompt.id not in stored]
 
 
 def _accuracy(result: ProblemResult) -> float:
     return float(np.mean([completion.correct for completion in result.completions]))
 
 
-def _warn_of_other_data(place: Place, config: Config, tell: Callable[[str], None]) -> None:
-    """Say where an adapter's own run may have trained on prompts that are held out here."""
+def _warn_of_other_data(place: Place, config: Config, notify: Callable[[str], None]) -> None:
+    """Warn if the adapter's run may have trained on prompts that are held out here."""
     if place.config is None:
         return
     try:
         theirs = fixed_settings(load_config(place.config))
-    except ConfigError:  # of another version of this program: nothing is known
+    except ConfigError:  # written by another version of this program, which cannot be compared
         return
     ours = fixed_settings(config)
     keys = ["run.seed", *(key for key in {**ours, **theirs} if key.startswith(("data.", "arithmetic.")))]
     other = [key for key in keys if ours.get(key) != theirs.get(key) and key != "data.shuffle"]
     if other:
-        tell(
+        notify(
             f"warning: the run of {place.folder} had other values of {', '.join(other)}: it may have been "
             "trained on prompts that are held out here"
         )

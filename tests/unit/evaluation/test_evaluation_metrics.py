@@ -1,4 +1,4 @@
-"""From finished problems to figures, tables and files; nothing is started."""
+"""Metrics, tables and files of finished problems, and the progress display."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from adagrpo_ray.runs.terminal import rich_console
 
 
 def completion(mark: str) -> CompletionResult:
-    """'R' right in the right format, 'r' right without it, 'a' wrong with the answer in it, 'x' wrong and cut off."""
+    """A completion by its mark.
+
+    'R': correct, in the prompted format. 'r': correct, in another format. 'a': incorrect, but contains the answer.
+    'x': incorrect and cut off.
+    """
     return CompletionResult(
         text="word " * (2 if mark == "R" else 4),
         tokens=3 if mark == "R" else 5,
@@ -57,14 +61,14 @@ def shown(comparison: Comparison, width: int) -> str:
     return stream.getvalue()
 
 
-def test_figures_are_means_over_problems() -> None:
+def test_metrics_are_means_over_problems() -> None:
     (model,) = compared(results("RRrx", "xxxa")).models
     values = {name: estimate.value for name, estimate in model.metrics.items()}
     assert values == pytest.approx(
         {
             "accuracy": 3 / 8,
             "pass@1": 3 / 8,
-            "pass@2": 1 / 2,  # one wrong one leaves no pair of wrong ones
+            "pass@2": 1 / 2,  # with one incorrect completion, no pair is incorrect
             "pass@4": 1 / 2,
             "correct_answer_and_format": 2 / 8,
             "correct_answer_anywhere": 4 / 8,
@@ -78,13 +82,13 @@ def test_figures_are_means_over_problems() -> None:
     assert all(e.low <= e.value <= e.high for e in model.metrics.values())
 
 
-def test_intervals_narrow_with_problems_and_are_the_same_every_time() -> None:
+def test_intervals_narrow_with_more_problems_and_are_reproducible() -> None:
     few, many = (compared(results(*["Rx", "xx", "RR"] * n)).models[0].metrics["accuracy"] for n in (3, 30))
     assert 0 < few.low < many.low < many.value < many.high < few.high < 1
     assert compared(results(*["Rx", "xx", "RR"] * 3)).models[0].metrics["accuracy"] == few
 
 
-def test_shares_at_their_ends_keep_an_interval() -> None:
+def test_shares_of_0_and_1_have_an_interval() -> None:
     (model,) = compared(results(*["x"] * 10)).models
     accuracy, wrong, tokens = (model.metrics[name] for name in ("accuracy", "format_errors", "tokens"))
     assert (accuracy.value, accuracy.low) == (0.0, 0.0)
@@ -93,7 +97,7 @@ def test_shares_at_their_ends_keep_an_interval() -> None:
     assert (tokens.low, tokens.high) == (5.0, 5.0)
 
 
-def test_one_problem_says_nothing_of_others() -> None:
+def test_single_problem_has_no_interval() -> None:
     comparison = compared(results("Rx"), results("RR"))
     assert comparison.models[0].metrics["accuracy"].low is None
     assert json.dumps(comparison.to_dict(), allow_nan=False)
@@ -101,7 +105,7 @@ def test_one_problem_says_nothing_of_others() -> None:
 
 
 def test_differences_are_paired() -> None:
-    """Problems differ far more than the models do on each of them."""
+    """Problems differ much more than the models do on each problem."""
     base, better = results(*["x", "R"] * 20), results(*["x", "R"] * 19, "R", "R")
     comparison = compared(base, better, base)
     first, same, back = comparison.differences
@@ -117,24 +121,24 @@ def test_differences_are_paired() -> None:
 
 def test_table_shows_all_models_side_by_side() -> None:
     comparison = compared(results("RRrx", "xxxa", difficulty="class"), results("RRRR", "RRxx", difficulty="class"))
-    told = shown(comparison, 200)
-    lines = {line.strip().split("  ")[0]: line for line in told.splitlines()}
-    assert "model 0" in told.splitlines()[1]
-    assert "model 1" in told.splitlines()[1]
+    text = shown(comparison, 200)
+    lines = {line.strip().split("  ")[0]: line for line in text.splitlines()}
+    assert "model 0" in text.splitlines()[1]
+    assert "model 1" in text.splitlines()[1]
     assert lines["accuracy (avg@4)"].split()[2] == "0.375"
     assert "0.750 [" in lines["accuracy (avg@4)"]
-    assert "class 0" in told
-    assert "pass@1" not in told
+    assert "class 0" in text
+    assert "pass@1" not in text
     assert "+0.375" in lines["model 1 - model 0"]
     assert "2 of 2" in lines["model 1 - model 0"]
-    assert "bootstrap over problems" in told
+    assert "bootstrap over problems" in text
     narrow = shown(comparison, 60)
     assert max(map(len, narrow.splitlines()[:-1])) <= 60
-    assert narrow.splitlines()[2].split()[-2:] == ["0.375", "0.750"]  # their intervals are a line below
+    assert narrow.splitlines()[2].split()[-2:] == ["0.375", "0.750"]  # their intervals are in the next line
     assert narrow.splitlines()[3].count("[") == 2
 
 
-def test_what_could_not_be_scored_is_counted() -> None:
+def test_problems_not_scored_are_counted() -> None:
     from dataclasses import replace
 
     good, bad = results("Rx", "xx")
@@ -142,7 +146,7 @@ def test_what_could_not_be_scored_is_counted() -> None:
     assert "problems not scored" in shown(compared([good, replace(bad, error="no score")]), 200)
 
 
-def test_files_hold_the_same(tmp_path: Path) -> None:
+def test_files_have_the_same_content(tmp_path: Path) -> None:
     comparison = compared(results("RRrx", "xxxa", difficulty="a|b"), results("RRRR", "RRxx", difficulty="a|b"))
     save(tmp_path, comparison, {"run.seed": 0, "data.source": "a|b"})
     kept = json.loads((tmp_path / JSON).read_text())
@@ -160,11 +164,11 @@ def test_files_hold_the_same(tmp_path: Path) -> None:
         save(tmp_path / "file", comparison, {})
 
 
-def test_a_log_gets_a_line_now_and_then_and_the_last_of_each_model() -> None:
+def test_log_has_a_line_in_five_seconds_and_one_at_the_end_of_a_model() -> None:
     stream, now = io.StringIO(), [0.0]
     progress = EvaluationProgress(2, 5, rich_console(stream, live=False, width=200), live=False, clock=lambda: now[0])
     progress.phase("starting")
-    now[0] = 10.0  # the pace begins with the first request
+    now[0] = 10.0  # the pace is measured from the first request
     progress.model("base", [1.0], 3)
     for accuracy in (0.0, 0.5):
         now[0] += 2.0
@@ -183,13 +187,13 @@ def test_a_log_gets_a_line_now_and_then_and_the_last_of_each_model() -> None:
     assert len(lines) == 5
 
 
-def test_a_terminal_gets_a_bar_that_lets_go_of_it() -> None:
+def test_terminal_has_a_bar_and_its_cursor_is_restored() -> None:
     stream = io.StringIO()
     with EvaluationProgress(1, 2, rich_console(stream, live=True, width=80), live=True) as progress:
         progress.model("base", [], 2)
         progress.problem(1.0, 10)
         progress.problem(0.0, 10)
-    told = stream.getvalue()
-    assert "2/2" in told
-    assert "accuracy so far 0.500" in told
-    assert told.rstrip().endswith("\x1b[?25h")  # the cursor
+    output = stream.getvalue()
+    assert "2/2" in output
+    assert "accuracy so far 0.500" in output
+    assert output.rstrip().endswith("\x1b[?25h")  # shows the cursor

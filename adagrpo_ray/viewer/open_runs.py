@@ -1,4 +1,4 @@
-"""The runs of a folder, as any number of people look at them: each file is read once, and then what is new of it."""
+"""Keeps the runs of a folder in memory for all pages: each file is read once, and then only its new lines."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from threading import Lock
 from adagrpo_ray.errors import ConfigError, HistoryError
 from adagrpo_ray.runs.reader import Follower, RunHistory, find
 from adagrpo_ray.runs.samples import GroupSample
-from adagrpo_ray.viewer.browse import Entry, SampleFile, Wanted
+from adagrpo_ray.viewer.browse import Entry, Query, SampleFile
 
 MOST_OPEN = 32
-"""Runs that are kept in memory; those not looked at for longest go first."""
+"""Largest number of runs in memory; the least recently used ones are dropped."""
 
 
-class Shelf:
-    """Runs by their names, which are those of their folders. Nothing else on the machine has a name here."""
+class OpenRuns:
+    """The runs in the folder `root`, by the names of their folders. No path outside of it can be opened."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._lock = Lock()  # pages ask from many threads
+        self._lock = Lock()  # pages use it from many threads
         self._open: OrderedDict[Path, tuple[Follower, SampleFile]] = OrderedDict()
 
     def names(self) -> list[str]:
-        """All runs, newest first; HistoryError where the folder cannot be read."""
-        return list(dict.fromkeys(folder.resolve().name for folder in find(self.root)))  # a link has no name here
+        """The names of all runs, newest first. Raises HistoryError if the folder cannot be read."""
+        return list(dict.fromkeys(folder.resolve().name for folder in find(self.root)))  # links are resolved
 
     def histories(self, names: Sequence[str]) -> tuple[list[RunHistory], list[str]]:
-        """These runs as they stand now, and one sentence for each that cannot be read."""
+        """These runs as they are now, and a message for each that cannot be read."""
         found, problems = [], []
         for name in names:
             try:
@@ -39,27 +39,27 @@ class Shelf:
         return found, problems
 
     def history(self, name: str) -> RunHistory:
-        """One run as it stands now, without its samples; HistoryError where it is gone or cannot be read."""
+        """One run as it is now, without samples. Raises HistoryError if it is gone or cannot be read."""
         with self._lock:
             return self._take(name)[0].read()
 
     def newest(self, name: str) -> Entry | None:
-        """The newest of its sampled groups, another one whenever there is something new; None where it has none."""
+        """The newest of its sampled groups, which changes when there are new ones; None if it has none."""
         with self._lock:
             return next(reversed(self._take(name)[1].entries()), None)
 
-    def groups(self, name: str, wanted: Wanted, most: int) -> tuple[list[Entry], bool]:
-        """The newest of its sampled groups that are wanted, at most so many; and whether there are more."""
+    def groups(self, name: str, query: Query, most: int) -> tuple[list[Entry], bool]:
+        """The newest of its sampled groups that match, at most `most`; and whether there are more."""
         with self._lock:
-            return self._take(name)[1].find(wanted, most)
+            return self._take(name)[1].find(query, most)
 
     def difficulties(self, name: str) -> list[str]:
-        """The difficulty classes of its sampled groups."""
+        """The difficulties of its sampled groups."""
         with self._lock:
             return sorted({entry.difficulty for entry in self._take(name)[1].entries()} - {""})
 
     def group(self, name: str, at: int) -> GroupSample:
-        """The sampled group that begins at this byte of its samples; HistoryError where none does."""
+        """The sampled group whose line begins at byte `at`. Raises HistoryError if there is none."""
         with self._lock:
             return self._take(name)[1].group(at)
 
