@@ -257,7 +257,7 @@ def test_a_run_whose_disk_fills_up_ends_clearly_and_goes_on_when_there_is_room(d
     disk.remount("size=64m")
     output = train(disk.folder, 4, "--resume", "auto")
 
-    assert f"going on after step 2, from {folder}/checkpoints/step-000002" in " ".join(output.split())
+    assert f"resuming after step 2, from {folder}/checkpoints/step-000002" in " ".join(output.split())
     assert metrics(folder) == metrics(whole)
     adapter = "adapter/adapter_model.safetensors"
     assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()

@@ -36,7 +36,7 @@ def test_a_run_that_loses_a_learner_rank_ends_as_one_that_did_not(whole: Path, g
     assert code == 0, output + errors
     assert "a learner rank died" in output
     assert "beginning again, 1 of run.max_restarts=2" in output
-    assert "going on after step" in output
+    assert "resuming after step" in output
     assert_same_run(tmp_path / "run", whole)
 
 

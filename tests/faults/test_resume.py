@@ -60,7 +60,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(whole: Path, gate: Gate, tm
     told = train(tmp_path, 4, "--resume", "auto", *gate.settings, *KEEP_BEST)
 
     assert "step-000002 is damaged" in told
-    assert f"going on after step 1, from {checkpoints}/step-000001" in told
+    assert f"resuming after step 1, from {checkpoints}/step-000001" in told
     assert_same_run(folder, whole)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, whole)]
     assert summaries[0]["steps"] == 4

@@ -158,7 +158,7 @@ def test_a_run_goes_on_from_a_cell(notebook: Notebook) -> None:
     assert summary is not None
     assert [step["step"] for step in steps(summary)] == [1, 2, 3]
     assert summary.folder == notebook.main.first.folder
-    assert "going on after step 2" in notebook.output
+    assert "resuming after step 2" in notebook.output
 
 
 # --- what goes wrong, on the same Ray

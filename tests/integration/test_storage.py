@@ -299,7 +299,7 @@ def test_the_past_is_found_and_taken_back(bucket: str) -> None:
         past = find_past(where, config, told.append)
         assert past.source == f"{home}/checkpoints/step-000002"
         assert len(past.evaluations) == 2
-        assert told.pop() == f"going on after step 0, from {home}/checkpoints/step-000002"
+        assert told.pop() == f"resuming after step 0, from {home}/checkpoints/step-000002"
     past = find_past(f"{home}/checkpoints/step-000001", config, told.append)
     with past.writer(as_yaml(config), told.append):
         assert storage.find(f"{home}/checkpoints", "latest") == "step-000001\n"
@@ -376,7 +376,7 @@ def test_a_run_in_a_bucket_goes_on_as_one_on_a_disk_that_never_stopped(
     output = train(f"{bucket}/runs", 4, "--resume", "auto")
 
     home, back = f"{bucket}/runs/run", tmp_path / "back"
-    assert f"going on after step 2, from {home}/checkpoints/step-000002" in " ".join(output.split())
+    assert f"resuming after step 2, from {home}/checkpoints/step-000002" in " ".join(output.split())
     back.mkdir()
     storage.pull(home, back, sorted(storage.files(home)))
     assert metrics(back) == metrics(whole)

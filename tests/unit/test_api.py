@@ -136,7 +136,7 @@ def exact(completions: list[str], **context: object) -> list[float]:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"reward_functions": [lambda completions, **context: []]}, r"rewards\.functions: .* has no name to go by"),
+        ({"reward_functions": [lambda completions, **context: []]}, r"rewards\.functions: .* has no name; give"),
         ({"reward_functions": [half, half]}, "two are called 'half'"),
         ({"reward_functions": [exact]}, "'exact' is the name of one that is built in"),
         (

@@ -224,7 +224,7 @@ class TestFiles:
             file.unlink()
         with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete"):
             load(tmp_path / "step-000001")
-        with pytest.raises(CheckpointError, match=r"all 1 checkpoints in .* are damaged; bring one back"):
+        with pytest.raises(CheckpointError, match=r"all 1 checkpoints in .* are damaged; restore one"):
             newest(tmp_path, lambda text: None)
 
     def test_a_full_disk_leaves_the_one_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +358,7 @@ class TestFindPast:
         past = find_past("auto" if where == "auto" else str(folder / where), self.configure(tmp_path), heard.append)
         assert (past.folder, past.checkpoint) == (folder, folder / FOLDER / "step-000002")
         assert (past.mark.step, [r.step for r in past.records], past.evaluations) == (2, [1, 2], ())
-        assert heard == [f"going on after step 2, from {past.checkpoint}"]
+        assert heard == [f"resuming after step 2, from {past.checkpoint}"]
 
     def test_a_damaged_one_is_passed_over_and_said(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
         (folder / FOLDER / "step-000002" / "state.json").write_text("{}")
@@ -383,7 +383,7 @@ class TestFindPast:
             past = find_past(str(where), self.configure(tmp_path), heard.append)
             assert past.checkpoint == folder / FOLDER / "step-000001"
         shutil.rmtree(folder / FOLDER / "step-000001")
-        with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete or not there"):
+        with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete or missing"):
             find_past(str(best), self.configure(tmp_path), silent)
         for text in ("", "\0\xff", "../step-000002"):
             best.write_text(text, encoding="latin-1")

@@ -300,11 +300,11 @@ def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
         ),
         (
             ["checkpoint.keep_best=true"],
-            ["checkpoint.keep_best=true goes by measurements", "evaluation.every=0", "raise both above 0"],
+            ["checkpoint.keep_best=true needs evaluations", "evaluation.every=0", "raise both above 0"],
         ),
         (
             ["checkpoint.keep_best=true", "evaluation.every=5", "data.eval_prompts=0"],
-            ["checkpoint.keep_best=true goes by measurements", "data.eval_prompts=0"],
+            ["checkpoint.keep_best=true needs evaluations", "data.eval_prompts=0"],
         ),
     ],
 )

@@ -110,7 +110,7 @@ def test_an_override_without_a_value_is_refused(override: str) -> None:
 
 @pytest.mark.parametrize("text", ["learner=5", "learner=null", "learner=[1]", "learner=x"])
 def test_a_value_in_place_of_a_section_is_refused(text: str) -> None:
-    assert "learner is a section, whose keys go as learner.KEY=VALUE" in refusal([text])
+    assert "learner is a section, write its keys as learner.KEY=VALUE" in refusal([text])
 
 
 def test_a_key_that_is_no_text_is_refused() -> None:

@@ -122,7 +122,7 @@ def test_what_does_not_come_to_life_elsewhere_is_told_with_its_name() -> None:
 
 @pytest.mark.parametrize("nameless", [lambda group: True, 7])
 def test_what_has_no_name_is_refused(nameless: Any) -> None:
-    with pytest.raises(ConfigError, match="has no name to go by"):
+    with pytest.raises(ConfigError, match="has no name; give"):
         name_of(nameless, "algorithm.criterion.kind")
 
 

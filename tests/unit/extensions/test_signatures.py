@@ -73,13 +73,13 @@ def load(function: Callable[..., Any]) -> Any:
 @pytest.mark.parametrize(
     ("function", "told"),
     [
-        (Scorer, "'mine' is a class; give a function, or an object of the class"),
+        (Scorer, "'mine' is a class; give a function, or a callable object"),
         (functools.partial(Scorer), "'mine' is a class"),
         (awaited, "'mine' is a coroutine function, which nothing awaits; make it a plain `def`"),
         (awaited_one_by_one, "'mine' is a coroutine function"),
         (functools.partial(awaited, unit="m"), "'mine' is a coroutine function"),
         (Asynchronous(), "'mine' is a coroutine function"),
-        (one_by_one, "'mine' is a generator function; `return` what it yields"),
+        (one_by_one, "'mine' is a generator function; return a list"),
         (
             without_context,
             r"'mine' takes \(completions.*\), and is called with prompt, format, difficulty, columns too; "
