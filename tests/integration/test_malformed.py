@@ -145,7 +145,7 @@ PARQUET = parquet(prompt=["1+1"] * 50, solution=["2"] * 50)
             ("data.columns.difficulty='meta' holds a dict", "row 1"),
         ),
         ("d.jsonl", NESTED, ("data.columns.difficulty=list",), ("data.columns.difficulty='list' holds a list",)),
-        ("d.jsonl", LINE, (), ("leaves 0 prompts to train on beside 1 held out", "algorithm.prompts_per_step=16")),
+        ("d.jsonl", LINE, (), ("leaves 0 prompts to train on and 1 held out", "algorithm.prompts_per_step=16")),
         ("d.jsonl", b'{"prompt": "", "solution": "2"}\n', (), ("dropped: 1 without a prompt",)),
         (
             "d.jsonl",

@@ -108,7 +108,7 @@ def test_a_tokenizer_that_is_known_for_its_own_bos() -> None:
 
 def test_a_template_without_the_bos_of_the_tokenizer_is_told(path: Path) -> None:
     (note,) = loaded(path, tokenizer_of("bos"), "1?").notes
-    assert note.startswith(f"the chat template does not write {BOS!r}, which the tokenizer begins plain texts with")
+    assert note.startswith(f"the chat template does not write {BOS!r}, with which the tokenizer begins plain texts")
     assert loaded(path, tokenizer_of("bos", WRITES_BOS), "1?").notes == ()
     assert loaded(path, tokenizer_of(""), "1?").notes == ()
     assert loaded(path, tokenizer_of("bos", None), "1?", chat_template="none").notes == ()
@@ -162,8 +162,8 @@ SCHEMA = {"type": "function", "function": {"name": "add", "parameters": {"type":
 )
 def test_what_plain_text_cannot_hold_is_refused_with_its_row(path: Path, prompt: Any, tools: Any, told: str) -> None:
     more = {} if tools is None else {"tools": tools}
-    refused = rf"^data\.chat_template=none takes prompts of one text, and this one has {told}; give data of one text"
-    with pytest.raises(DataError, match=rf"{refused} a prompt, or a Jinja file .* \(row 1 of data\.source="):
+    refused = rf"^data\.chat_template=none takes prompts of one text, and this one has {told}; give data with one text"
+    with pytest.raises(DataError, match=rf"{refused} per prompt, or a Jinja file .* \(row 1 of data\.source="):
         loaded(path, tokenizer_of("", None), prompt, chat_template="none", **more)
 
 

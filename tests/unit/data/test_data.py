@@ -231,7 +231,7 @@ def test_too_few_prompts_says_how_many_and_why(tmp_path: Path):
     rows = [*rows_of(5), {"prompt": "", "solution": "1"}]
     with pytest.raises(
         DataError,
-        match=r"leaves 2 prompts to train on beside 3 held out \(dropped: 1 without a prompt\)"
+        match=r"leaves 2 prompts to train on and 3 held out \(dropped: 1 without a prompt\)"
         r".* algorithm\.prompts_per_step=4",
     ):
         load(write_jsonl(tmp_path / "d.jsonl", rows), prompts_per_step=4, eval_prompts=3)
