@@ -77,7 +77,7 @@ def test_a_function_of_the_users_own_may_ask_for_another_format(name: str) -> No
 def test_a_function_that_pays_for_none_is_named() -> None:
     notices = check(config_of("own_scores:nothing", "number", "exact"), "Paris", "Rome")
     assert "'own_scores:nothing' applies to none of 2 ground truths" in notices[0]
-    assert "'number' pays for none of 2 ground truths" in notices[1]
+    assert "'number' rewards none of 2 ground truths" in notices[1]
     assert "scores -2.5" in notices[1]
 
 
@@ -129,7 +129,7 @@ def test_the_check_can_be_left_out_and_stopped() -> None:
 
 def test_a_format_that_no_prompt_asks_for_is_told() -> None:
     (notice,) = check(config_of("latex", "exact", data={"system_prompt": None}), "42", "43")
-    assert "exact pay only for an answer behind 'SOLUTION_START_FLAG'" in notice
+    assert "exact reward only an answer after 'SOLUTION_START_FLAG'" in notice
     assert "none of 2 prompts asks for it: set data.system_prompt" in notice
     assert check(config_of("latex", data={"system_prompt": None}), "42") == ()
 

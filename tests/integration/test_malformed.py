@@ -160,7 +160,7 @@ PARQUET = parquet(prompt=["1+1"] * 50, solution=["2"] * 50)
         ("d.parquet", parquet(prompt=[], solution=[]), (), ("data.source='d.parquet' is empty",)),
         ("d.parquet", parquet(question=["1+1"], solution=["2"]), (), ("data.columns.prompt='prompt'", "question")),
         ("other.jsonl", LINE, (), ("data.source='d.jsonl' is no file", "there is 'other.jsonl'")),
-        ("d.jsonl", b'{"prompt": "0", "prompt": "1"}\n', (), ("d.jsonl, line 1", "the key 'prompt' is there twice")),
+        ("d.jsonl", b'{"prompt": "0", "prompt": "1"}\n', (), ("d.jsonl, line 1", "it has the key 'prompt' twice")),
         ("set/readme.bin", b"\x00", (), ("data.source='set'", "a folder without a file to read")),
         ("set/train.csv", b"prompt\n1\n1,2,3\n", (), ("set/train.csv, line 3 has 3 cells",)),
         ("set/train.json", b"{", (), ("set/train.json is not JSON",)),

@@ -84,7 +84,7 @@ def test_a_class_can_be_used_up_and_no_more():
     settings = ArithmeticSettings(keep_carry={2: 0.5})
     train, held_out = problem_sets(settings, 3600, 45)
     assert len({*train, *held_out}) == 3645 == count_problems(2)
-    with pytest.raises(DataError, match=r"has 3645 problems of 2 digits and 3646 .* data\.train_prompts"):
+    with pytest.raises(DataError, match=r"has 3645 problems of 2 digits, and 3646 .* data\.train_prompts"):
         problem_sets(settings, 3601, 45)
 
 

@@ -79,7 +79,10 @@ def test_answers_longer_than_a_completion_are_told() -> None:
         update={"rollout": Config().rollout.model_copy(update={"max_new_tokens": 9})}
     )
     (notice,) = check(config, "42", "1234567890")
-    assert "rollout.max_new_tokens=9 is less than 1 of 2 ground truths take in the asked format (13 tokens)" in notice
+    assert (
+        "rollout.max_new_tokens=9 is less than 1 of 2 ground truths need in the format of data.format (13 tokens)"
+        in notice
+    )
 
 
 def test_answers_of_several_lines_are_told() -> None:
@@ -94,7 +97,7 @@ def test_a_template_that_ends_the_thought_itself_is_told() -> None:
     tokenizer = byte_tokenizer(template=CLOSED)
     (notice,) = check(config_of("exact", "format_exact"), "42", tokenizer=tokenizer)
     assert "the chat template ends the thought in the prompt itself" in notice
-    assert "format_exact pay only for completions that hold '</think>'" in notice
+    assert "format_exact reward only completions with '</think>'" in notice
     assert check(config_of("exact"), "42", tokenizer=tokenizer) == ()
     assert check(config_of("format_exact"), "42", tokenizer=byte_tokenizer(template=CHATML)) == ()
 
