@@ -308,7 +308,10 @@ def test_a_file_of_a_package_is_found_and_the_package_is_not_imported(
         ("package:adagrpo_ray", "is no file of a package; write package:IMPORT_NAME/path/in/it.gguf"),
         ("package:../x/y.gguf", "is no file of a package; write package:IMPORT_NAME"),
         ("package:a.b/y.gguf", "is no file of a package"),
-        ("package:no_such_package/y.gguf", "no package 'no_such_package' in this environment; install the one"),
+        (
+            "package:no_such_package/y.gguf",
+            "no package 'no_such_package' in this environment; install the distribution",
+        ),
         ("package:no_such_package/y.gguf", "pip install no-such-package"),
         ("package:json.tool/y.gguf", "is no file of a package"),
         ("package:sys/y.gguf", "there is no package 'sys'"),
@@ -334,7 +337,7 @@ def test_without_the_package_gguf_the_extra_is_named(file: Path, monkeypatch: py
     monkeypatch.setattr(
         "adagrpo_ray.model.gguf_model.find_spec", lambda name: None if name == "gguf" else find_spec(name)
     )
-    with pytest.raises(ModelError, match=r"is read with the package gguf, .* pip install 'adagrpo_ray\[gguf\]'$"):
+    with pytest.raises(ModelError, match=r"needs the package gguf, .* pip install 'adagrpo_ray\[gguf\]'$"):
         resolve_model(settings(file))
     read_shape(settings(file))  # --dry-run needs none
     monkeypatch.undo()
@@ -429,10 +432,10 @@ def test_every_cut_of_the_header_is_refused(file: Path) -> None:
         (Recipe(values={"llama.block_count": 3}), r"describe a model of \d+ parameters, and its tensors hold \d+"),
         (Recipe(values={"llama.embedding_length": 2**20}), r"describe a model of \d+ parameters"),
         (Recipe(values={"llama.vocab_size": 2**30}), r"describe a model of \d+ parameters"),
-        (Recipe(values={"llama.attention.head_count": 0}), r"cannot be built as a model|does not make a model"),
+        (Recipe(values={"llama.attention.head_count": 0}), r"cannot be built as a model|cannot read from GGUF"),
         (Recipe(values={"llama.embedding_length": None}), r"describe a model of|cannot be dequantised"),
         (Recipe(tensors={"blk.1.ffn_up.weight": None}), r"describe a model of \d+ parameters"),
-        (Recipe(architecture="clip"), r"is of the architecture 'clip', which Transformers does not make a model of"),
+        (Recipe(architecture="clip"), r"is of the architecture 'clip', which Transformers cannot read from GGUF"),
         (Recipe(values={"split.count": 3}), r"is one of 3 parts of a model; join them with llama-gguf-split --merge"),
         (Recipe(values={"tokenizer.ggml.model": "rwkv"}), r"has no tokenizer that Transformers can build"),
         (Recipe(values={"tokenizer.ggml.eos_token_id": 2**31}), r"has no tokenizer that Transformers can build"),

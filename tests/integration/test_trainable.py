@@ -107,8 +107,8 @@ def half_and_says_so(folder: Path) -> None:
             r"has weights for q_proj, v_proj, and model\.lora\.targets names q_proj, k_proj, .*; "
             r"set model\.lora\.targets=\[q_proj,v_proj\]",
         ),
-        (said(r=8), r"has r=8 and alpha=32, the settings say model\.lora\.r=16"),
-        (said(lora_alpha=64), r"has r=16 and alpha=64, the settings say .* model\.lora\.alpha=32"),
+        (said(r=8), r"has r=8 and alpha=32, and the settings have model\.lora\.r=16"),
+        (said(lora_alpha=64), r"has r=16 and alpha=64, and the settings have .* model\.lora\.alpha=32"),
     ],
 )
 def test_an_adapter_that_would_not_be_continued_as_the_settings_say_is_refused(

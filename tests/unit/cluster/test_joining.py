@@ -132,11 +132,13 @@ def test_the_address_that_is_tried_is_the_one_that_ray_takes_for_localhost(host:
 
 def test_a_port_that_never_answers_is_refused_after_its_time(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "ANSWER_S", 0.5)
-    assert f"what listens at {silent} gave no answer within 0.5 s" in refusal(lambda: joining.check_address(silent))
+    assert f"the program that listens at {silent} gave no answer within 0.5 s" in refusal(
+        lambda: joining.check_address(silent)
+    )
 
 
 def test_a_web_server_is_no_ray(web: str) -> None:
-    assert f"what listens at {web} is no Ray" in refusal(lambda: joining.check_address(web))
+    assert f"the program that listens at {web} is no Ray" in refusal(lambda: joining.check_address(web))
 
 
 def test_a_ray_of_another_version_is_refused(head_of: Callable[[str], str]) -> None:
@@ -202,14 +204,14 @@ def test_a_folder_with_a_long_path_is_refused(
         joining.check_temporary_folders()
         monkeypatch.setenv(variable, length(folder, room + 1))
         message = refusal(joining.check_temporary_folders)
-    assert f"has {room + 1} bytes, and the path of a socket that Ray makes there leaves {room}" in message
+    assert f"has {room + 1} bytes, and the path of a socket that Ray creates there leaves {room}" in message
     assert f"set {variable} to a shorter folder, such as /tmp" in message
 
 
 def test_vllm_goes_by_tmpdir_where_ray_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 66)
-    assert "a socket that vLLM makes there leaves 70" in refusal(joining.check_temporary_folders)
+    assert "a socket that vLLM creates there leaves 70" in refusal(joining.check_temporary_folders)
 
 
 def test_rays_longest_socket_is_as_long_as_is_counted() -> None:

@@ -136,7 +136,7 @@ def test_custom_resources_count_for_each_actor() -> None:
 
 
 def test_what_no_node_can_hold_is_refused_though_all_together_could() -> None:
-    with pytest.raises(ResourceError, match=r"no node .* one learner rank takes \(6 CPU\).*lower learner\.cpus"):
+    with pytest.raises(ResourceError, match=r"no node .* one learner rank \(6 CPU\).*lower learner\.cpus"):
         place_all(load_config(None, ["learner.cpus=6"]), CLUSTER, ours=False)
 
 
