@@ -110,7 +110,7 @@ def _merged(root: Root, before: dict[str, Any], new: dict[str, Any], place: tupl
 
 
 def _is_section(root: Root, place: Sequence[str]) -> bool:
-    """Whether the setting at `place` is a section, rather than a mapping of the user's own names."""
+    """Return whether the setting at `place` is a section, rather than a mapping of the user's own names."""
     section: type[BaseModel] | None = root
     for part in place:
         if section is None or (not part.isdecimal() and part not in section.model_fields):

@@ -58,9 +58,7 @@ HELD = {
     r"--resume auto": "test_resume.py::test_a_killed_run_ends_as_one_that_never_stopped",
     # Ray
     r"^ray start --head --num-cpus 4": PLAIN,
-    r"^ray start (--head --num-cpus 0|--address)": (
-        "test_multi_node.py::test_a_job_goes_on_when_a_worker_node_is_lost"
-    ),
+    r"^ray start (--head --num-cpus 0|--address)": ("test_multi_node.py::test_job_continues_after_loss_of_worker_node"),
     r"^ray job submit": PLAIN,
     r"^ray get-auth-token --generate": "Ray's own; it writes into the home folder of whoever runs it",
     r"^ray (up|exec|dashboard|rsync-down|down) cluster/aws\.yaml": (
