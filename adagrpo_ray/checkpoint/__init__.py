@@ -1,1 +1,1 @@
-"""Checkpoints: their files, copies at a URL, the sampler's state, and where a run resumes."""
+"""Checkpoints: their files, copies at a URL, the state of the sampler, and the point where a run resumes."""

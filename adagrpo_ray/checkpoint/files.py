@@ -1,8 +1,8 @@
-"""Checkpoints on disk: folders of JSON and safetensors that are whole, or not there.
+"""Checkpoints on disk: folders of JSON and safetensors files, each complete or absent.
 
-`step-000012/` holds its files and `checksums.json`, the SHA-256 of each other file. It is written aside (`.part`),
-forced to disk and renamed; then `latest` names it, and it counts from there on. `best` names the one with the best
-held-out accuracy, where that is kept. Nothing is ever pickled.
+`step-000012/` has the files of a checkpoint and `checksums.json`, the SHA-256 of each of them. It is written under
+another name (`.part`), forced to disk and renamed. It is in force as soon as the file `latest` names it. The file
+`best` names the checkpoint with the best held-out accuracy, if that is kept. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from adagrpo_ray.errors import CheckpointError
 
 CHECKSUMS, LATEST, BEST, STATE = "checksums.json", "latest", "best", "state.json"
 WEIGHTS = "adapter.safetensors"
-"""The adapter in float32, keyed as in PEFT's files."""
+"""The adapter in float32, with the keys of PEFT's files."""
 NAME = re.compile(r"step-\d{6,}")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the trainer says of a run at a checkpoint, all of it JSON.
+    """The trainer's part of a checkpoint, all of it JSON values.
 
-    `sizes` are the bytes of the run folder's files of lines, `settings` those that must not change when the run
-    goes on, `retries` what resampling has cost and brought so far.
+    `sizes` has the bytes of the files of lines in the run folder.
+    `settings` has the settings that a resumed run must keep.
+    `retries` has the cost and the results of resampling so far.
     """
 
     step: int
@@ -52,21 +53,21 @@ def save(
     save_total_limit: int,
     accuracies: Mapping[int, float] | None = None,
 ) -> None:
-    """Write `contents` into `folder` as the checkpoint of `step`, then remove all but those that `stay`.
+    """Write `contents` into `folder` as the checkpoint of `step`, then remove the checkpoints that do not `stay`.
 
-    `accuracies` is the held-out accuracy by step, given if the best checkpoint stays as well as the newest
+    `contents` has JSON values under names that end in .json, and numpy arrays by name under names in .safetensors.
+    `accuracies` has the held-out accuracy by step. It is given if the best checkpoint is kept in addition to the newest
     `save_total_limit`.
-    A name of `contents` ends in .json and has JSON values, or in .safetensors and has numpy arrays by name.
-    Raises CheckpointError where the folder cannot be written; earlier checkpoints are then as they were.
+    Raises CheckpointError if the folder cannot be written. Earlier checkpoints are then unchanged.
     """
     path = folder / f"step-{step:06d}"
     with _writing(path):
-        for left in folder.glob("step-*.part"):  # by a run that was killed
+        for left in folder.glob("step-*.part"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         kept, best = stay(
             (other.name for other in _all(folder)), _latest(folder), path.name, save_total_limit, accuracies or {}
         )
-        _remove(path)  # there only where a run was taken back and has come here again
+        _remove(path)  # exists only if a run resumed from an earlier step and reached this one again
         with _made_aside(path) as aside:
             for name, content in contents.items():
                 _write(aside / name, _to_json(content) if name.endswith(".json") else pack_arrays(content))
@@ -84,18 +85,19 @@ def save(
 def stay(
     there: Iterable[str], latest: str, new: str, save_total_limit: int, accuracies: Mapping[int, float]
 ) -> tuple[set[str], str | None]:
-    """The checkpoints that stay when `new` joins those that are there, whose newest is `latest`; the best of them.
+    """Return the names of the checkpoints to keep after `new` was added to those in `there`, and that of the best one.
 
-    The best has the highest accuracy in `accuracies`, by step; of equal ones it is the first. None where none has any.
+    `latest` is the newest in `there`. The best one has the highest accuracy in `accuracies`, by step; of equal ones it
+    is the first. It is None if no checkpoint has an accuracy.
     """
-    counting = upto({*upto(there, latest), new}, new)
-    candidates = [name for name in reversed(counting) if _step(name) in accuracies]
+    valid = upto({*upto(there, latest), new}, new)
+    candidates = [name for name in reversed(valid) if _step(name) in accuracies]
     best = max(candidates, key=lambda name: accuracies[_step(name)], default=None)
-    return {*counting[:save_total_limit], *([best] if best else [])}, best
+    return {*valid[:save_total_limit], *([best] if best else [])}, best
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The files of the checkpoint at `path` by name; CheckpointError where one is not as it was written."""
+    """Return the contents of the checkpoint at `path` by file name. Raises CheckpointError if a file is damaged."""
     check(path)
     try:
         return {
@@ -107,7 +109,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def progress(path: Path) -> Progress:
-    """The trainer's part of the checkpoint at `path`."""
+    """Return the trainer's part of the checkpoint at `path`. Raises CheckpointError if it cannot be read."""
     try:
         state = json.loads((path / STATE).read_bytes())
         return Progress(**{field.name: state[field.name] for field in fields(Progress)})
@@ -115,11 +117,11 @@ def progress(path: Path) -> Progress:
         raise CheckpointError(f"cannot read {path / STATE} ({error!r}); take another checkpoint") from error
 
 
-def newest(folder: Path, tell: Callable[[str], None], verify: Callable[[Path], None] | None = None) -> Path | None:
-    """The newest good checkpoint in `folder`, None where there is none of any kind.
+def newest(folder: Path, notify: Callable[[str], None], verify: Callable[[Path], None] | None = None) -> Path | None:
+    """Return the newest good checkpoint in `folder`; None if there are no checkpoints.
 
-    `verify` raises CheckpointError for one that is not good, as `check` does. Says of each such one that it is passed
-    over; CheckpointError where no good one is left.
+    `verify` raises CheckpointError if a checkpoint is not good, as `check` does. `notify` gets a notice for each
+    checkpoint that is passed over. Raises CheckpointError if there are checkpoints and none is good.
     """
     paths = _upto(folder, _latest(folder))
     for path in paths:
@@ -127,37 +129,37 @@ def newest(folder: Path, tell: Callable[[str], None], verify: Callable[[Path], N
             (verify or check)(path)
             return path
         except CheckpointError as error:
-            tell(f"passed over: {error}")
+            notify(f"passed over: {error}")
     if paths:
         raise CheckpointError(
-            f"all {len(paths)} checkpoints in {folder} are damaged; bring one back from a copy, "
+            f"all {len(paths)} checkpoints in {folder} are damaged; restore one from a copy, "
             "or start again under another run.name"
         )
     return None
 
 
 def check(path: Path) -> None:
-    """CheckpointError unless every file of the checkpoint at `path` is, byte for byte, as it was written."""
+    """Raise CheckpointError unless every file of the checkpoint at `path` has the checksum that it was written with."""
     try:
         good = (path / CHECKSUMS).read_bytes() == _checksums(path)
     except OSError:
         good = False
     if not good:
-        raise CheckpointError(f"the checkpoint {path} is damaged, incomplete or not there; an older one may be good")
+        raise CheckpointError(f"the checkpoint {path} is damaged, incomplete or missing; an older one may be good")
 
 
 def is_checkpoint(path: PurePath) -> bool:
-    """Whether `path` has the name of a checkpoint."""
+    """Return whether `path` has the name of a checkpoint."""
     return NAME.fullmatch(path.name) is not None
 
 
 def set_latest(path: Path) -> None:
-    """Make `path` the newest checkpoint of its folder; later ones count no more, and go at the next `save`."""
+    """Make `path` the newest checkpoint of its folder. Later ones are ignored, and removed by the next `save`."""
     _leave(path.with_name(LATEST), path.name)
 
 
 def _leave(file: Path, name: str) -> None:
-    """Let `file` say the name of a checkpoint."""
+    """Write the name of a checkpoint to `file`."""
     with _writing(file):
         _write(_aside(file), f"{name}\n".encode())
         _aside(file).replace(file)
@@ -166,7 +168,7 @@ def _leave(file: Path, name: str) -> None:
 
 @contextmanager
 def _made_aside(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` at the end of the block, or gives its space back where that fails."""
+    """Give the block a folder that is renamed to `path` at the end, or removed if the disk fails."""
     aside = _aside(path)
     try:
         aside.mkdir(parents=True)
@@ -194,28 +196,28 @@ def _latest(folder: Path) -> str:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Everything in `folder` that is named like a checkpoint."""
+    """Return the paths in `folder` that have the name of a checkpoint."""
     return [path for path in folder.glob("step-*") if is_checkpoint(path)]
 
 
 def _upto(folder: Path, name: str) -> list[Path]:
-    """The checkpoints in `folder` from the one of that name on to older ones; all where it is not there."""
+    """Return the checkpoints in `folder`, newest first, from the one called `name` to the oldest; else all."""
     return [folder / other for other in upto((path.name for path in _all(folder)), name)]
 
 
 def upto(names: Iterable[str], name: str) -> list[str]:
-    """Names of checkpoints from `name` on to older ones; all, newest first, where it is none of them."""
+    """Return the names of checkpoints, newest first, from `name` to the oldest; all if `name` is none of them."""
     ordered = sorted(names, key=_step, reverse=True)
     return ordered[ordered.index(name) :] if name in ordered else ordered
 
 
 def _step(name: str) -> int:
-    """The step that the checkpoint of that name was made after."""
+    """Return the step after which the checkpoint of that name was made."""
     return int(name.partition("-")[2])
 
 
 def _checksums(folder: Path) -> bytes:
-    """What belongs into `folder`'s checksums.json, for the files that are there now."""
+    """Return the content of checksums.json for the files that are in `folder` now."""
     sums = {}
     for file in sorted(folder.iterdir()):
         if file.name != CHECKSUMS:
@@ -225,7 +227,7 @@ def _checksums(folder: Path) -> bytes:
 
 
 def _to_json(content: Any) -> bytes:
-    return json.dumps(content, indent=1, allow_nan=False).encode()  # floats come back exactly as they were
+    return json.dumps(content, indent=1, allow_nan=False).encode()  # floats are read back exactly
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -245,7 +247,7 @@ def _sync(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that no half of it is ever taken for one."""
+    """Remove a checkpoint under another name, so that a part of it is never taken for a checkpoint."""
     if path.exists():
         shutil.rmtree(_aside(path), ignore_errors=True)
         path.rename(_aside(path))

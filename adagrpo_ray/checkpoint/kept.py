@@ -1,7 +1,7 @@
-"""Checkpoints in a folder that may be at a URL: written and read on this machine, kept there.
+"""Checkpoints in a folder that may be at a URL. They are written and read on this machine and copied to the URL.
 
-Its files are copied one by one, `checksums.json` last, and `latest` and `best` are moved when all are there: whatever
-ends a copy halfway, the checkpoints before count.
+The files are copied one by one, `checksums.json` last. `latest` and `best` are changed after all files are copied. So
+if a copy is interrupted, the earlier checkpoints stay in force.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def save(
     save_total_limit: int,
     accuracies: Mapping[int, float] | None = None,
 ) -> None:
-    """`checkpoint.save` into a path or a URL; earlier checkpoints are as they were where it fails."""
+    """Save a checkpoint to a path or a URL, as `checkpoint.save`. If it fails, earlier checkpoints are unchanged."""
     if not storage.is_url(folder):
         return checkpoint.save(Path(folder), step, contents, save_total_limit, accuracies)
     with _writing(folder), storage.scratch() as local:
@@ -32,11 +32,11 @@ def save(
         path = next(path for path in local.iterdir() if checkpoint.is_checkpoint(path))
         found = storage.files(folder)
         there = _names(found)
-        whole = [name for name in there if f"{name}/{CHECKSUMS}" in found]
+        complete = [name for name in there if f"{name}/{CHECKSUMS}" in found]
         latest = (storage.find(folder, LATEST) or "").strip()
-        stays, best = checkpoint.stay(whole, latest, path.name, save_total_limit, accuracies or {})
+        stays, best = checkpoint.stay(complete, latest, path.name, save_total_limit, accuracies or {})
         url = storage.join(folder, path.name)
-        storage.remove(url)  # there only where a run was taken back, or died in a copy
+        storage.remove(url)  # exists only if a run resumed from an earlier step, or died during a copy
         names = sorted(storage.below(path), key=lambda name: name == CHECKSUMS)
         storage.push(path, url, names)
         storage.push(local, folder, [LATEST])
@@ -49,7 +49,7 @@ def save(
 
 
 def load(path: str) -> dict[str, Any]:
-    """`checkpoint.load` of a path or a URL."""
+    """Load a checkpoint from a path or a URL, as `checkpoint.load`."""
     if not storage.is_url(path):
         return checkpoint.load(Path(path))
     with storage.scratch() as local:
@@ -58,7 +58,7 @@ def load(path: str) -> dict[str, Any]:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Copy the files of a checkpoint to a local path, whatever of it is there; CheckpointError where that fails."""
+    """Copy the files of a checkpoint that exist at `url` to a local path. Raises CheckpointError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         storage.pull(url, path, sorted(storage.files(url)))
@@ -67,9 +67,9 @@ def fetch(url: str, path: Path) -> None:
 
 
 def outline(url: str, folder: Path) -> None:
-    """Make the folder of checkpoints at `url` locally, with `latest` and empty checkpoints, to pick one from.
+    """Create a local copy of the folder of checkpoints at `url` with `latest` and empty checkpoints, to select one.
 
-    Nothing where no checkpoint has ever been whole there.
+    Does nothing if no checkpoint at the URL is complete.
     """
     found = storage.files(url)
     if any(name.endswith(f"/{CHECKSUMS}") for name in found):
@@ -79,25 +79,25 @@ def outline(url: str, folder: Path) -> None:
 
 
 def set_latest(path: str) -> None:
-    """`checkpoint.set_latest` for a URL."""
+    """Make the checkpoint at a URL the newest one, as `checkpoint.set_latest`."""
     folder, _, name = path.rpartition("/")
     with _writing(path):
         storage.leave(folder, LATEST, f"{name}\n")
 
 
 def named(place: str) -> str:
-    """The checkpoint that `place` names where that is the file `best`, and else `place`; paths or URLs."""
+    """Return the checkpoint that the file `best` at `place` names; `place` itself if it is another path or URL."""
     folder, _, name = place.rpartition("/")
     if name != BEST or Path(place).is_dir():
         return place
     text = storage.find(folder, BEST)
     if text is not None and not checkpoint.NAME.fullmatch(text.strip()):
-        raise CheckpointError(f"{place} does not name a checkpoint; give the folder of one of those beside it")
+        raise CheckpointError(f"{place} does not name a checkpoint; give the folder of a checkpoint next to it")
     return place if text is None else storage.join(folder, text.strip())
 
 
 def _names(found: set[str]) -> set[str]:
-    """The checkpoints that files are of."""
+    """Return the names of the checkpoints that these files are part of."""
     first = {name.partition("/")[0] for name in found if "/" in name}
     return {name for name in first if checkpoint.is_checkpoint(Path(name))}
 
@@ -107,4 +107,4 @@ def _writing(url: str) -> Iterator[None]:
     try:
         yield
     except ResourceError as error:
-        raise CheckpointError(f"no checkpoint was kept in {url}, those before are as they were: {error}") from error
+        raise CheckpointError(f"no checkpoint was kept in {url}, earlier ones are unchanged: {error}") from error

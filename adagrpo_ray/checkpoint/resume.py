@@ -1,4 +1,4 @@
-"""Resuming an earlier run: its newest good checkpoint, and its records so far."""
+"""Resuming an earlier run from its newest good checkpoint, with its records up to there."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from adagrpo_ray.storage import places as storage
 
 AUTO = "auto"
 FOLDER = "checkpoints"
-"""Where a run folder has its checkpoints."""
+"""Name of the folder of checkpoints in a run folder."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """What a run has behind it: `folder` up to `mark`; no `checkpoint` where it died before its first.
+    """The past of a run that is resumed: its folder up to `mark`.
 
-    Of a run at a URL, which is `home`, `folder` is the copy on this machine.
+    `checkpoint` is None if the run died before its first one. `home` is the URL of a run that is kept at one; then
+    `folder` is the copy on this machine.
     """
 
     folder: Path
@@ -39,75 +40,81 @@ class Past:
 
     @property
     def source(self) -> str:
-        """Where each rank reads the checkpoint: a path or a URL."""
+        """Path or URL of the checkpoint, from which each rank reads it."""
         assert self.checkpoint is not None
         return storage.join(self.home, FOLDER, self.checkpoint.name) if self.home else str(self.checkpoint)
 
     @property
     def place(self) -> str:
-        """Where the run folder is kept: a path or a URL."""
+        """Path or URL of the run folder."""
         return self.home or str(self.folder)
 
-    def writer(self, config: str, tell: Callable[[str], None]) -> RunWriter:
-        """The run folder, taken back to the mark: what was written after it is gone, and made again.
+    def writer(self, config: str, notify: Callable[[str], None]) -> RunWriter:
+        """Return a writer for the run folder, and remove the lines after the mark, which the run writes again.
 
-        `config` is the text of its new config.yaml.
+        `config` is the text of the new config.yaml.
         """
-        if self.checkpoint is not None:  # first: no checkpoint may count whose lines are gone
+        if self.checkpoint is not None:  # first: a checkpoint in force must have its lines
             kept.set_latest(self.source) if self.home else checkpoint.set_latest(self.checkpoint)
         if self.home:
-            return MirroredWriter(self.folder, config, self.home, tell, self.mark)
-        return RunWriter(self.folder, config, self.mark, tell)
+            return MirroredWriter(self.folder, config, self.home, notify, self.mark)
+        return RunWriter(self.folder, config, self.mark, notify)
 
 
-def find_past(where: str, config: Config, tell: Callable[[str], None]) -> Past:
-    """The past of the run at `where`: "auto" for that of `run.name`, a run folder, one of its checkpoints, or the file
-    `best` beside them.
+def find_past(given: str, config: Config, notify: Callable[[str], None]) -> Past:
+    """Return the past of the run that `--resume` names.
 
-    Tells which checkpoint it takes and which it passes over. Raises CheckpointError if there is no good one,
-    ConfigError if the settings are not those of the run, HistoryError if an older version wrote it.
+    `given` is "auto" for the run of `run.name`, a run folder, one of its checkpoints, or the file `best` next to them.
+    `notify` gets notices of the checkpoint that is used and of those that are passed over. Raises CheckpointError if
+    there is no good checkpoint, ConfigError if the settings are not those of the run, HistoryError if an older version
+    wrote it.
     """
-    if where == AUTO:
-        return past_of(_of_name(config), config, tell)
-    storage.check(where, "--resume")
-    place = kept.named(storage.plain(where).rstrip("/"))
+    if given == AUTO:
+        return past_of(_of_name(config), config, notify)
+    storage.check(given, "--resume")
+    place = kept.named(storage.plain(given).rstrip("/"))
     if storage.is_url(place):
-        return _find_remote(place, False, config, tell)
-    return _find(Path(place).resolve(), False, config, tell, checkpoint.check)
+        return _find_remote(place, False, config, notify)
+    return _find(Path(place).resolve(), False, config, notify, checkpoint.check)
 
 
-def past_of(home: str, config: Config, tell: Callable[[str], None]) -> Past:
-    """The past of the run at `home`, which goes on from its first step where it has no good checkpoint."""
+def past_of(home: str, config: Config, notify: Callable[[str], None]) -> Past:
+    """Return the past of the run at `home`; it begins with the first step if the run has no checkpoint.
+
+    Raises the errors of `find_past`.
+    """
     if storage.is_url(home):
-        return _find_remote(home, True, config, tell)
-    return _find(Path(home), True, config, tell, checkpoint.check)
+        return _find_remote(home, True, config, notify)
+    return _find(Path(home), True, config, notify, checkpoint.check)
 
 
-def _find(place: Path, auto: bool, config: Config, tell: Callable[[str], None], verify: Callable[[Path], None]) -> Past:
-    """`find_past` on this machine's disk; `verify` raises CheckpointError for a checkpoint that is not good."""
+def _find(
+    place: Path, auto: bool, config: Config, notify: Callable[[str], None], verify: Callable[[Path], None]
+) -> Past:
+    """Do `find_past` for a local path; `verify` raises CheckpointError if a checkpoint is not good."""
     if checkpoint.is_checkpoint(place) and not auto:
         verify(place)
         folder, path = place.parents[1], place
     else:
-        folder, found = place, checkpoint.newest(place / FOLDER, tell, verify)
+        folder, found = place, checkpoint.newest(place / FOLDER, notify, verify)
         if found is None and not auto:
             raise CheckpointError(f"{place} has no {FOLDER}; give --resume a run folder or a checkpoint's folder")
         if found is None:
-            tell(f"no checkpoint in {folder}: beginning with the first step")
+            notify(f"no checkpoint in {folder}: beginning with the first step")
             return Past(folder, Mark(-1, {}))
         path = found
     progress = checkpoint.progress(path)
     mark = Mark(progress.step, progress.sizes)
-    records, evaluations = mark.read(folder)  # first: an older version's settings have other names too
+    records, evaluations = mark.read(folder)  # before the settings: those of an older version have other names too
     check_fixed(config, progress.settings)
     if progress.step > config.run.steps:
         raise ConfigError(f"run.steps={config.run.steps} is less than the {progress.step} steps of {path}; raise it")
-    tell(f"going on after step {progress.step}, from {path}")
+    notify(f"resuming after step {progress.step}, from {path}")
     return Past(folder, mark, path, tuple(records), tuple(evaluations))
 
 
-def _find_remote(place: str, auto: bool, config: Config, tell: Callable[[str], None]) -> Past:
-    """`find_past` at a URL: what it needs is copied here, checkpoints one at a time, and looked at here."""
+def _find_remote(place: str, auto: bool, config: Config, notify: Callable[[str], None]) -> Past:
+    """Do `find_past` for a URL: copy the files that it needs to this machine, one checkpoint at a time."""
     home, name = place, ""
     if checkpoint.is_checkpoint(Path(place)) and not auto:
         home, _, name = place.rsplit("/", 2)
@@ -119,14 +126,14 @@ def _find_remote(place: str, auto: bool, config: Config, tell: Callable[[str], N
         kept.fetch(storage.join(home, FOLDER, path.name), path)
         checkpoint.check(path)
         progress = checkpoint.progress(path)
-        Mark(progress.step, progress.sizes).read(folder)  # lines of a step may not have come through
+        Mark(progress.step, progress.sizes).read(folder)  # lines of a step may be missing at the URL
 
     def named(text: str) -> str:
         return text.replace(str(folder), home)
 
     try:
         local = folder / FOLDER / name if name else folder
-        past = _find(local, auto, config, lambda text: tell(named(text)), verify)
+        past = _find(local, auto, config, lambda text: notify(named(text)), verify)
     except AdaGRPOError as error:
         raise type(error)(named(str(error))) from error
     finally:
@@ -135,7 +142,7 @@ def _find_remote(place: str, auto: bool, config: Config, tell: Callable[[str], N
 
 
 def progress_of(config: Config, folder: Path, records: Sequence[StepRecord]) -> Progress:
-    """What a checkpoint after the last of `records` says of the run in `folder`."""
+    """Return the trainer's part of a checkpoint after the last of `records`, for the run in `folder`."""
     return Progress(
         step=records[-1].step,
         weight_version=records[-1].weight_version,
@@ -147,5 +154,5 @@ def progress_of(config: Config, folder: Path, records: Sequence[StepRecord]) -> 
 
 def _of_name(config: Config) -> str:
     if config.run.name is None:
-        raise ConfigError("--resume auto goes on with the run of run.name, which is not set; set it, or give a folder")
+        raise ConfigError("--resume auto resumes the run of run.name, which is not set; set it, or give a folder")
     return storage.join(config.run.output_dir, config.run.name)

@@ -1,4 +1,4 @@
-"""The sampler's state as JSON and named arrays, and back. `runs.group_codec` has the form of its waiting groups."""
+"""Conversion of the sampler's state to JSON and named arrays, and back. `runs.group_codec` converts waiting groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adagrpo_ray.types import Group, Prompt
 
 
 def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
-    """The state that `AdaptiveSampler.state_dict` gave, as JSON values and arrays."""
+    """Return a result of `AdaptiveSampler.state_dict` as JSON values and arrays."""
     arrays: Arrays = {}
     for number, group in enumerate(state["waiting"]):
         arrays |= arrays_of(group, str(number))
@@ -28,9 +28,10 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
 
 
 def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
-    """The state that `to_plain` was given, for `AdaptiveSampler.load_state_dict`; `prompts` are the data set's, by id.
+    """Return the state that `to_plain` converted, for `AdaptiveSampler.load_state_dict`.
 
-    Raises CheckpointError if the data set has no such prompt any more, or the ids are of another version.
+    `prompts` has the prompts of the data set by id. Raises CheckpointError if one of the state is not among them, or
+    if the ids are of another version.
     """
     check_ids(plain["prompts"])
     return {
@@ -44,7 +45,7 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
 def _group(plain: Mapping[str, Any], arrays: Arrays, place: str, prompts: Mapping[str, Prompt]) -> Group:
     if plain["prompt"] not in prompts:
         raise CheckpointError(
-            f"a group waits for the prompt {plain['prompt']}, which data.source does not hold any more; "
-            "bring back the data that the run began with"
+            f"a group waits for the prompt {plain['prompt']}, which data.source does not have any more; "
+            "restore the data that the run began with"
         )
     return group_of(plain, arrays, place, prompts[plain["prompt"]])

@@ -1,1 +1,1 @@
-"""Being part of a Ray cluster: joining or starting one, its nodes, addresses, placement and processes."""
+"""Ray clusters: joining or starting one, its nodes, addresses, placement and processes."""

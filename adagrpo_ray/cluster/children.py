@@ -1,4 +1,4 @@
-"""Child processes that must not outlive this one, even where it is killed and can say nothing any more."""
+"""Child processes that must not outlive this process, even if it is killed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 
 
 class ChildGuard:
-    """Kills the children `pids` when this process ends, however it ends; without them, all that it starts from now on.
+    """Kills the children `pids` when this process ends in any way; without `pids`, all children started from now on.
 
-    vLLM's engine process waits for messages for ever where its parent was killed, in the middle of its start too, and
-    Ray's agents try for a minute to tell a head that is gone that their raylet is gone. Here a shell in a session of
-    its own waits for the end of a pipe that only this process holds open, and then kills. Without `pids`, that is the
-    process group that this process makes its own.
+    If its parent is killed, vLLM's engine process waits for messages forever, also during its start. Ray's agents try
+    for a minute to report the loss of their raylet to a head that is gone too. So a shell in its own session waits for
+    the end of a pipe that only this process holds open, and then kills the children. Without `pids` it kills the
+    process group of this process, which becomes the leader of a new one if needed.
     """
 
     def __init__(self, pids: Sequence[int] | None = None) -> None:
-        if pids is None and os.getpgrp() != os.getpid():  # a session's leader leads its group, and may not ask for it
+        if pids is None and os.getpgrp() != os.getpid():  # a session leader leads its group and may not call setpgrp
             _lead_a_group()
         targets = [f"-{os.getpid()}"] if pids is None else [str(pid) for pid in pids]
         self._shell = subprocess.Popen(
@@ -30,13 +30,13 @@ class ChildGuard:
         )
 
     def dismiss(self) -> None:
-        """The children have ended in good order: kill nobody, since others may have their numbers by now."""
+        """Kill nothing from now on. Call it after the children ended, since other processes may get their ids."""
         self._shell.kill()
         self._shell.wait()
 
 
 def _lead_a_group() -> None:
-    """Make this process the leader of a group, in the terminal's foreground where the one before was: for Ctrl-C."""
+    """Make this process the leader of a group. It stays in the terminal's foreground, so that Ctrl-C works."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR)
     except OSError:
@@ -45,7 +45,7 @@ def _lead_a_group() -> None:
     try:
         foreground = os.tcgetpgrp(terminal) == os.getpgrp()
         os.setpgrp()
-        if foreground:  # who asks for it from the background is stopped by SIGTTOU, unless that is blocked
+        if foreground:  # SIGTTOU stops a background process that calls tcsetpgrp, unless the signal is blocked
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
             os.tcsetpgrp(terminal, os.getpgrp())
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

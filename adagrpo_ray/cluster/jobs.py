@@ -1,4 +1,4 @@
-"""What is different for a run that is a job on a Ray cluster (`ray job submit`, launch/submit.py)."""
+"""Runs that are a submitted job of a Ray cluster (`ray job submit`, launch/submit.py)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for the program of a submitted job, and for no other one."""
+"""Ray sets this variable only for the program of a submitted job."""
 
 
 def job_id() -> str | None:
-    """The submission id of the job that this process is the program of; None outside of a job."""
+    """Return the submission id of the job that runs this program; None outside of a job."""
     try:
         found = json.loads(os.environ.get(_JOB_CONFIG, ""))["metadata"]["job_submission_id"]
     except (ValueError, KeyError, TypeError):
@@ -21,18 +21,18 @@ def job_id() -> str | None:
 
 
 def is_lasting(folder: str) -> bool:
-    """Whether `folder` means the same place wherever a program starts: an absolute path or a URL."""
+    """Return whether `folder` does not depend on the working directory: an absolute path or a URL."""
     return "://" in folder or Path(folder).is_absolute()
 
 
-def job_folder(folder: str, tell: Callable[[str], None]) -> str:
-    """`run.output_dir` as it outlives the job that this process is the program of; `tell` gets a change.
+def job_folder(folder: str, notify: Callable[[str], None]) -> str:
+    """Return `run.output_dir`; in a submitted job a folder that outlives the job. `notify` gets a notice of the change.
 
-    A job starts in Ray's copy of what was uploaded, which Ray deletes later, with any run made in it: there a
-    relative folder is one in the home folder of the job's user. Outside of jobs nothing changes.
+    A job starts in Ray's copy of the uploaded files, which Ray deletes later together with run folders in it. So in a
+    job a relative folder is taken from the home folder of the job's user.
     """
     if job_id() is None or is_lasting(folder):
         return folder
     lasting = str(Path.home() / folder)
-    tell(f"run.output_dir={folder!r} is relative, and Ray deletes a job's working directory: using {lasting}")
+    notify(f"run.output_dir={folder!r} is relative, and Ray deletes a job's working directory: using {lasting}")
     return lasting

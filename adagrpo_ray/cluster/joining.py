@@ -1,7 +1,7 @@
-"""Whether Ray can be started or joined, found out in seconds before `ray.init`, and its errors as our own.
+"""Quick checks before `ray.init` that Ray can be started or joined, and conversion of Ray's errors to our own.
 
-`ray.init` waits about 14 minutes for a cluster that does not answer, and ends with a traceback if its folder for
-temporary files has a long path or cannot be written.
+`ray.init` waits about 14 minutes for a cluster that does not answer. It ends with a traceback if the path of its folder
+for temporary files is too long or cannot be written.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from adagrpo_ray.errors import AdaGRPOError, ResourceError, first_line
 
 SET_TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token or RAY_AUTH_TOKEN_PATH to a file with it"
 SOCKET_PATH = 107
-"""Bytes in the path of a Unix socket (sun_path in sys/un.h holds 108, the last one zero)."""
+"""Most bytes in the path of a Unix socket (sun_path in sys/un.h has 108, the last one zero)."""
 RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""The longest path of a socket below Ray's folder (ray._private.node); the last number is a process id."""
+"""The longest path of a socket in Ray's folder (ray._private.node); the last number is a process id."""
 VLLM_SOCKET = "/00000000-0000-0000-0000-000000000000"
-"""The same of vLLM, which goes by TMPDIR (vllm.utils.network_utils.get_open_zmq_ipc_path)."""
+"""The longest path of a socket of vLLM in TMPDIR (vllm.utils.network_utils.get_open_zmq_ipc_path)."""
 CONNECT_S = 5.0
 ANSWER_S = 10.0
 LEAST_FREE = 2**20
-"""Bytes that are written and removed again: Ray's logs begin at once."""
+"""Bytes that the check writes and removes, since Ray writes logs at once."""
 
 
 def find_ray(run: RunSettings) -> str | None:
-    """The address of the Ray to run on, None for one of our own: of the one that this program is connected to, if any.
+    """Return the address of the Ray to run on; None to start one. A program that is connected to a Ray runs on that.
 
-    Raises ResourceError if the program is connected to another one than `run.ray_address` or RAY_ADDRESS names.
+    Raises ResourceError if the program is connected to another Ray than `run.ray_address` or RAY_ADDRESS names.
     """
     import ray
 
-    asked = address(run)
+    named = address(run)
     if not ray.is_initialized():
-        return asked
-    there = str(ray.get_runtime_context().gcs_address)
-    if asked not in (None, "auto", there):
+        return named
+    connected = str(ray.get_runtime_context().gcs_address)
+    if named not in (None, "auto", connected):
         raise ResourceError(
-            f"this program is connected to the Ray at {there} already, and run.ray_address or RAY_ADDRESS names "
-            f"{asked!r}; call ray.shutdown() first, or leave the address out"
+            f"this program is connected to the Ray at {connected} already, and run.ray_address or RAY_ADDRESS names "
+            f"{named!r}; call ray.shutdown() first, or remove the address"
         )
-    return there
+    return connected
 
 
 def check_ray(joined: str | None) -> None:
-    """ResourceError if the Ray cluster at `joined` does not answer, or none can start here if that is None."""
+    """Raise ResourceError if the Ray cluster at `joined` does not answer, or if None and no Ray can start here."""
     import ray
 
     if joined is None:
@@ -64,7 +64,7 @@ def check_ray(joined: str | None) -> None:
 
 
 def check_temporary_folders() -> None:
-    """ResourceError unless Ray and vLLM can make their sockets and files in the folders for temporary files."""
+    """Raise ResourceError unless Ray and vLLM can create their sockets and files in the folders for temporary files."""
     ray_variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     ray_folder = os.environ.get(ray_variable, "/tmp")
     _check_folder(ray_variable, ray_folder, "Ray", RAY_SOCKET)
@@ -80,7 +80,7 @@ def _check_folder(variable: str, folder: str, user: str, below: str) -> None:
     length = len(os.fsencode(folder.rstrip("/")))
     if length > room:
         raise ResourceError(
-            f"{named} has {length} bytes, and the path of a socket that {user} makes there leaves {room}; set "
+            f"{named} has {length} bytes, and the path of a socket that {user} creates there leaves {room}; set "
             f"{variable} to a shorter folder, such as /tmp"
         )
     try:
@@ -100,21 +100,21 @@ def _fill(file: IO[bytes], size: int) -> None:
 
 
 def check_address(address: str) -> str:
-    """HOST:PORT of the cluster at `address`, which may be 'auto', after it has answered as a Ray of this version.
+    """Check that a Ray of this version answers at `address`, which may be 'auto', and return its HOST:PORT.
 
     Raises ResourceError within CONNECT_S + ANSWER_S if it does not.
     """
-    from ray._private.services import resolve_ip_for_localhost  # Ray's own words for 127.0.0.1 and localhost
+    from ray._private.services import resolve_ip_for_localhost  # Ray's own conversion of 127.0.0.1 and localhost
 
     source = f"the Ray cluster at {address!r:.200} (run.ray_address or RAY_ADDRESS)"
     scheme, separator, _ = address.partition("://")
     if separator:
-        what = (
-            "is for Ray Client, through which no run goes"
+        problem = (
+            "is for Ray Client, which runs do not support"
             if scheme == "ray"
             else "is no address of a cluster; a dashboard's is for launch/submit.py --address"
         )
-        raise ResourceError(f"{source}: {scheme}:// {what}; give HOST:PORT of the head node, as in 10.0.0.1:6379")
+        raise ResourceError(f"{source}: {scheme}:// {problem}; give HOST:PORT of the head node, as in 10.0.0.1:6379")
     found = _find_local(source) if address == "auto" else address
     host, port = _split(found, source)
     host = resolve_ip_for_localhost(host)
@@ -125,14 +125,14 @@ def check_address(address: str) -> str:
     except (OSError, UnicodeError) as error:
         raise ResourceError(
             f"{source} cannot be reached at {found:.200} ({first_line(error)}); start it (ray start --head), correct "
-            "the address, or unset it to start a Ray of our own"
+            "the address, or unset it to start a local Ray"
         ) from None
     _check_alive(found, source)
     return found
 
 
 def _find_local(source: str) -> str:
-    """The address of the Ray on this machine that `auto` stands for, which Ray finds by its files and processes."""
+    """Return the address of the Ray on this machine for `auto`. Ray finds it by its files and processes."""
     from ray._private.services import canonicalize_bootstrap_address
 
     try:
@@ -161,18 +161,18 @@ def _split(address: str, source: str) -> tuple[str, int]:
 
 
 def _check_alive(address: str, source: str) -> None:
-    """Ask the head node's control store (GCS) whether it is alive, as any Ray does that joins."""
+    """Check that the control store (GCS) of the head node answers, as Ray does when it joins. Raises ResourceError."""
     import grpc  # type: ignore[import-untyped]
     import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-    # Not through a proxy, which Ray does not use for its own connections either.
+    # Without a proxy, as Ray's own connections.
     channel = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
     try:
         reply = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
-    except AuthenticationError as error:  # our own side: the mode is "token", and there is none
+    except AuthenticationError as error:  # on our side: the mode is "token", and no token is set
         raise _without_token(address, error) from None
     except grpc.RpcError as error:
         code = error.code()
@@ -181,8 +181,8 @@ def _check_alive(address: str, source: str) -> None:
         silent = code is grpc.StatusCode.DEADLINE_EXCEEDED
         why = f"gave no answer within {ANSWER_S:g} s" if silent else f"is no Ray ({code.name})"
         raise ResourceError(
-            f"{source}: what listens at {address} {why}; give the port of the head node (6379 "
-            "unless ray start --port says another), and check its logs"
+            f"{source}: the program that listens at {address} {why}; give the port of the head node (6379 "
+            "unless ray start --port was given), and check its logs"
         ) from None
     finally:
         channel.close()
@@ -194,7 +194,10 @@ def _check_alive(address: str, source: str) -> None:
 
 @contextmanager
 def ray_errors(joined: str | None) -> Iterator[None]:
-    """Errors of `ray.init` as ResourceErrors that say what to do; `joined` is the address of a cluster."""
+    """Convert errors of `ray.init` in the block to ResourceError with a remedy.
+
+    `joined` is the address of the cluster, None if Ray is started here.
+    """
     try:
         yield
     except AdaGRPOError:
@@ -209,8 +212,8 @@ def ray_errors(joined: str | None) -> Iterator[None]:
         if joined is None:
             raise ResourceError(_not_started(error)) from None
         raise ResourceError(
-            f"the Ray cluster at {joined!r} cannot be joined ({_said(error)}); use the same Ray and Python as on its "
-            "nodes, and check that its head node is alive"
+            f"the Ray cluster at {joined!r} cannot be joined ({_one_line(error)}); use the same Ray and Python as on "
+            "its nodes, and check that its head node is alive"
         ) from None
 
 
@@ -220,21 +223,21 @@ def _without_token(joined: str | None, error: AuthenticationError) -> ResourceEr
     )
 
 
-def _refused(joined: str, said: object) -> ResourceError:
+def _refused(joined: str, reason: object) -> ResourceError:
     return ResourceError(
         f"no Ray cluster at {joined!r} (run.ray_address or RAY_ADDRESS) that takes requests with "
-        f"{'our' if takes_token() else 'no'} token: {said}; if it asks for one, {SET_TOKEN}"
+        f"{'our' if takes_token() else 'no'} token: {reason}; if it requires one, {SET_TOKEN}"
     )
 
 
 def _not_started(error: Exception) -> str:
     return (
-        f"Ray did not start on this machine ({_said(error)}); check the space in its folder (RAY_TMPDIR, else TMPDIR, "
-        "else /tmp) and in /dev/shm, the limits of this shell (ulimit -a), and the logs in that folder's "
+        f"Ray did not start on this machine ({_one_line(error)}); check the space in its folder (RAY_TMPDIR, else "
+        "TMPDIR, else /tmp) and in /dev/shm, the limits of this shell (ulimit -a), and the logs in that folder's "
         "ray/session_latest/logs"
     )
 
 
-def _said(error: Exception) -> str:
-    """The error's words in one line: Ray's message of another version has its point in the later lines."""
+def _one_line(error: Exception) -> str:
+    """Return the whole message in one line: Ray's error for another version has its point in the later lines."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]

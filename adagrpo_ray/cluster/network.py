@@ -1,4 +1,4 @@
-"""The address by which a node's actors find one another."""
+"""Network addresses: that of a node for its actors, and that of a Ray that starts here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import ray
 
 
 def use_node_address() -> str:
-    """Have gloo and vLLM in this process use the address by which Ray knows the node, and return it.
+    """Make gloo and vLLM in this process use the address by which Ray knows the node, and return it.
 
-    By themselves they ask what the host's name resolves to, which need not be an address of this node: in a container,
-    or on a host with several networks. What the environment says already stays.
+    By default they resolve the host's name. In a container, or on a host with several networks, this may not be an
+    address of the node. Variables that are set already are kept.
     """
     address: str = ray.util.get_node_ip_address()
     os.environ.setdefault("VLLM_HOST_IP", address)
@@ -27,7 +27,7 @@ def use_node_address() -> str:
 
 @contextmanager
 def loopback_alone() -> Iterator[None]:
-    """A Ray that the block starts listens on 127.0.0.1 alone, all of it; by itself it listens on every address."""
+    """Make a Ray that starts within the block listen on 127.0.0.1 only. By default it listens on every address."""
     from ray._private import ray_constants  # Ray does this on macOS and Windows, and has no option for it
 
     before = ray_constants.ENABLE_RAY_CLUSTER

@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster share what a run needs them to share."""
+"""A check that the nodes of a cluster share the run folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from adagrpo_ray.storage.places import clear, find, leave
 
 TIMEOUT_S = 120.0
 LOST_WITHIN_S = 40.0
-"""Ray takes half a minute to notice that a node is gone without a word."""
+"""Ray takes half a minute to notice that a node is gone."""
 
 
 def check_shared(folder: str) -> None:
-    """Have every node of the joined cluster read in `folder`, a path or URL, and write there.
+    """Check that every node of the joined cluster reads and writes in `folder`, a path or URL.
 
-    Raises ResourceError that names the nodes which do not see what this process wrote, or whose answer it does not see.
-    A node that is lost meanwhile is none of them.
+    Raises ResourceError, which names the nodes that do not see a file of this process, or whose files this process does
+    not see. A node that is lost during the check is ignored.
     """
     name, nodes = f".probe-{uuid4().hex}", _alive()
     leave(folder, name, name)
@@ -42,7 +42,7 @@ def check_shared(folder: str) -> None:
                     continue
                 problem = first_line(error)
             if problem is None and find(folder, f"{name}-{node}") != name:
-                problem = "writes what is not seen from here"
+                problem = "writes files that are not seen from here"
             if problem is not None:
                 problems.append(f"node {nodes[node]} {problem}")
     finally:
@@ -51,18 +51,18 @@ def check_shared(folder: str) -> None:
                 clear(folder, left)
     if problems:
         raise ResourceError(
-            f"the run folder {folder!r} is not one place for the whole cluster ({'; '.join(problems)}); let "
-            "run.output_dir be a folder that all nodes share, or a URL such as s3://bucket/path"
+            f"the run folder {folder!r} is not one place for the whole cluster ({'; '.join(problems)}); set "
+            "run.output_dir to a folder that all nodes share, or to a URL such as s3://bucket/path"
         )
 
 
 def _alive() -> dict[str, str]:
-    """The names of the nodes by their ids."""
+    """Return the names of the nodes that are alive, by id."""
     return {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
 
 def _is_lost(node: str) -> bool:
-    """Whether Ray holds the node to be lost, or comes to in the time that it takes for that."""
+    """Return whether Ray considers the node lost, waiting for the time that Ray needs to notice."""
     deadline = time.monotonic() + LOST_WITHIN_S
     while node in _alive():
         if time.monotonic() > deadline:
@@ -72,7 +72,7 @@ def _is_lost(node: str) -> bool:
 
 
 def _answer(folder: str, name: str, reply: str) -> str | None:
-    """On a node: read what the driver wrote and write it back; what is wrong, if anything is."""
+    """Read the driver's file on a node and write its text back; return the problem, None if there is none."""
     try:
         text = find(folder, name)
         if text is None:

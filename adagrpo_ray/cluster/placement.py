@@ -1,4 +1,4 @@
-"""Where the actors go: a pure function of the configuration and of what the machine or cluster has."""
+"""Placement of the actors, as a pure function of the configuration and of the hardware."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from adagrpo_ray.errors import ResourceError
 class Hardware:
     """CPUs, GPUs and custom Ray resources of one machine or a whole cluster.
 
-    `nodes` are what a cluster's nodes have, one mapping a kind of node, by Ray's names; none where that is not known.
+    `nodes` has the resources of a cluster's nodes by Ray's names, one mapping per kind of node. It is empty if they are
+    unknown.
     """
 
     cpus: float
@@ -27,7 +28,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Placement:
-    """Resources that Ray reserves for each actor; GPUs may be shares of one device."""
+    """Resources that Ray reserves for each actor. A number of GPUs below 1 is a share of one device."""
 
     rollout_actors: int
     rollout_cpus: float
@@ -55,25 +56,25 @@ class Placement:
 
     @property
     def rollout(self) -> dict[str, float]:
-        """What one rollout actor takes, by Ray's names."""
+        """Resources of one rollout actor, by Ray's names."""
         return {"CPU": self.rollout_cpus, "GPU": self.rollout_gpus, **self.rollout_resources}
 
     @property
     def learner(self) -> dict[str, float]:
-        """What one learner rank takes, by Ray's names."""
+        """Resources of one learner rank, by Ray's names."""
         return {"CPU": self.learner_cpus, "GPU": self.learner_gpus, **self.learner_resources}
 
     def bundles(self) -> list[dict[str, float]]:
-        """The placement group's bundles, one a learner rank."""
-        # Ray refuses empty bundles, and an entry of 0 asks for nothing.
+        """Return the bundles of the placement group, one per learner rank."""
+        # Ray refuses empty bundles, and an entry of 0 reserves nothing.
         return [{k: v for k, v in self.learner.items() if v > 0} or {"CPU": 0.001}] * self.learner_ranks
 
     def total(self, resource: str) -> float:
-        """How much of a resource all actors take together."""
+        """Return the amount of a resource that all actors take together."""
         return self.rollout_actors * self.rollout.get(resource, 0) + self.learner_ranks * self.learner.get(resource, 0)
 
     def describe(self) -> str:
-        """One line a kind of actor."""
+        """Return one line for each kind of actor."""
         return "\n".join(
             f"{count} x {kind}: {', '.join(f'{amount:g} {name}' for name, amount in takes.items())} each"
             for count, kind, takes in (
@@ -85,11 +86,10 @@ class Placement:
 
 
 def place(rollout: RolloutSettings, learner: LearnerSettings | None, hardware: Hardware, *, ours: bool) -> Placement:
-    """Who gets what. Without GPUs all run on CPUs; one GPU is shared by all; else every actor has its own.
+    """Return the placement of the actors: on CPUs if there are no GPUs, all on one GPU, or each with GPUs of its own.
 
-    `ours` says that we start Ray on this machine ourselves, where CPUs are only a count that we choose;
-    an existing cluster has what it has. Without a `learner` there are rollout actors only, which share no GPU. Raises
-    ResourceError if the actors can never be placed.
+    `ours`: the run starts Ray on this machine, so CPUs and custom resources are not limited. Without a `learner` there
+    are rollout actors only, which share no GPU. Raises ResourceError if the actors can never be placed.
     """
     r, s = rollout, learner or LearnerSettings()
     ranks = s.ranks if learner else 0
@@ -132,7 +132,7 @@ def place(rollout: RolloutSettings, learner: LearnerSettings | None, hardware: H
                 f"rollout.resources={r.resources} x rollout.actors={r.actors}"
                 f"{f', learner.resources={s.resources} x learner.ranks={s.ranks}' if learner else ''}), "
                 f"the cluster has {hardware.resources.get(name, 0.0):g}; start nodes with ray start "
-                f"--resources='{{\"{name}\": 1}}', or mend the setting"
+                f"--resources='{{\"{name}\": 1}}', or correct the setting"
             )
     kinds = (
         ("rollout actor", placement.rollout, "rollout.cpus or rollout.tensor_parallel_size"),
@@ -142,14 +142,14 @@ def place(rollout: RolloutSettings, learner: LearnerSettings | None, hardware: H
         if hardware.nodes and not any(all(node.get(k, 0.0) >= v for k, v in takes.items()) for node in hardware.nodes):
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in takes.items() if amount)
             raise ResourceError(
-                f"no node of the cluster has what one {kind} takes ({wanted}), and it cannot be split; lower {keys}, "
-                "or add larger nodes"
+                f"no node of the cluster has the resources of one {kind} ({wanted}), and it cannot be split; lower "
+                f"{keys}, or add larger nodes"
             )
     return placement
 
 
 def address(run: RunSettings) -> str | None:
-    """The cluster to join; None if we start our own ('local'). RAY_ADDRESS overrules 'auto', as in Ray."""
+    """Return the cluster to join; None to start a Ray ('local'). RAY_ADDRESS overrides 'auto', as in Ray."""
     variable = os.environ.get("RAY_ADDRESS", "").strip()
     named = (run.ray_address or "").strip()
     if named in ("", "auto"):
@@ -158,7 +158,7 @@ def address(run: RunSettings) -> str | None:
 
 
 def local_hardware() -> Hardware:
-    """This machine's CPUs and GPUs."""
+    """Return the CPUs and GPUs of this machine."""
     import torch
 
     return Hardware(float(os.cpu_count() or 1), float(torch.cuda.device_count()))

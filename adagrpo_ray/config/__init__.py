@@ -1,4 +1,4 @@
-"""Every setting: the tree and its sections, how it is read (`load`, `reading`) and explains itself (`explain`)."""
+"""All settings: their sections and tree, reading them (`load`, `reading`) and listing them (`explain`)."""
 
 from adagrpo_ray.config.load import load_config
 from adagrpo_ray.config.tree import Config

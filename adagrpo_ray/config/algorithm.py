@@ -1,4 +1,4 @@
-"""The settings of sampling, resampling and the loss."""
+"""Settings of sampling, resampling and the loss."""
 
 from __future__ import annotations
 
@@ -12,111 +12,123 @@ from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, S
 
 
 class RungSettings(SamplingParams):
-    """One kind of resample, used `times` times in a row before the next rung."""
+    """Sampling parameters of a resample, used `times` times in a row before the next rung."""
 
-    times: PositiveInt = Field(1, description="how many resamples in a row use these parameters")
+    times: PositiveInt = Field(1, description="number of resamples in a row that use these parameters")
 
     @property
     def params(self) -> SamplingParams:
-        """The parameters alone."""
+        """The sampling parameters without `times`."""
         return SamplingParams(**self.model_dump(exclude={"times"}))
 
 
 class TriggerSettings(Section):
-    """From a step on, the ladder of resamples that a failing group may climb."""
+    """A ladder of resamples for failing groups, in force from one step on."""
 
     from_step: PositiveInt = Field(..., description="first step (counted from 1) at which this ladder is in force")
     rungs: tuple[RungSettings, ...] = Field(..., description="the resamples in order; [] switches resampling off")
 
     def ladder(self) -> tuple[SamplingParams, ...]:
-        """The parameters of each resample, one entry a resample."""
+        """Return the sampling parameters of each resample in order, one entry per resample."""
         return tuple(rung.params for rung in self.rungs for _ in range(rung.times))
 
 
 class CriterionSettings(Section):
-    """When a group has taught enough and is not sampled again."""
+    """The condition under which a group is not sampled again."""
 
     kind: str = Field(
         "any_correct", min_length=1, description="any_correct, any_above, spread, or your own as 'module:function'"
     )
     reward: str | None = Field(
-        None, min_length=1, description="any_above: the reward function that counts; null: the total reward"
+        None, min_length=1, description="any_above: the reward function to compare; null: the total reward"
     )
-    threshold: float = Field(0.0, description="any_above: a reward above this satisfies; spread: std above it")
+    threshold: float = Field(
+        0.0, description="any_above: one reward must be above this; spread: the reward std must be above this"
+    )
 
 
 class LossSettings(Section):
     """The policy loss."""
 
     kind: Literal["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"] = Field(
-        "bnpo", description="surrogate and normalisation; grpo, gspo by sequence, dr_grpo by a constant, else by token"
+        "bnpo",
+        description="surrogate and normalisation: grpo and gspo by sequence, dr_grpo by a constant, others by token",
     )
     epsilon: float = Field(0.2, gt=0.0, lt=1.0, description="clip range of the probability ratio")
-    epsilon_high: float | None = Field(None, gt=0.0, description="its upper bound (clip-higher); null: epsilon")
-    beta: float = Field(0.04, ge=0.0, description="weight of the KL term against the base model; 0 skips that pass")
+    epsilon_high: float | None = Field(
+        None, gt=0.0, description="upper clip range of the probability ratio (clip-higher); null: epsilon"
+    )
+    beta: float = Field(
+        0.04, ge=0.0, description="weight of the KL term against the base model; 0 skips the base model's pass"
+    )
     kl: Literal["k1", "k2", "k3"] = Field("k3", description="estimator of the KL term")
     correction: Literal["none", "token", "sequence", "geometric"] = Field(
         "token",
-        description="importance weights from the sampling distribution to the policy: by token, by a completion's "
-        "product of ratios, or by their geometric mean",
+        description="rollout correction: importance weights from the sampling distribution to the policy, from the "
+        "ratio of each token, the product of a completion's ratios, or their geometric mean",
     )
     correction_mode: Literal["truncate", "mask"] = Field(
-        "truncate", description="a weight outside of its bounds: moved to the bound, or 0 (token: IcePop)"
+        "truncate", description="move a weight outside its bounds to the bound, or set it to 0 (with token: IcePop)"
     )
     correction_floor: float | None = Field(
         None, gt=0.0, le=1.0, description="smallest importance weight; null: no lower bound"
     )
     correction_cap: float | None = Field(2.0, ge=1.0, description="largest importance weight; null: no upper bound")
     mask_truncated_completions: bool = Field(
-        False, description="leave completions that the token limit cut off out of the loss; their rewards still count"
+        False, description="leave completions cut off by the token limit out of the loss; their rewards still count"
     )
     entropy_coef: float = Field(
         0.0, ge=0.0, description="weight of the entropy bonus, which keeps the policy exploring; 0: none"
     )
 
     def conflicts(self) -> Iterator[str]:
-        """Bounds without importance weights, and a mask without bounds."""
+        """Yield conflicts of the rollout correction: bounds without importance weights, and a mask without bounds."""
         if self.correction == "none" and (self.correction_mode == "mask" or self.correction_floor is not None):
             yield (
                 f"algorithm.loss.correction=none has no weights that correction_mode={self.correction_mode} and "
                 f"correction_floor={self.correction_floor} could bound; set it to token, sequence or geometric, or "
-                "leave the two out"
+                "remove the other two"
             )
         if self.correction_mode == "mask" and self.correction_floor is None and self.correction_cap is None:
             yield (
-                "algorithm.loss.correction_mode=mask has no bounds to go by, since correction_floor and "
-                "correction_cap are null; give one of them"
+                "algorithm.loss.correction_mode=mask has no bounds, since correction_floor and correction_cap are "
+                "null; set one of them"
             )
 
 
 class AllocationSettings(Section):
-    """How earlier results decide what a prompt gets; a prompt never seen goes by its difficulty class."""
+    """Choice of group size and first rung of a prompt by its earlier results.
+
+    A prompt without results takes those of its difficulty class.
+    """
 
     enabled: bool = Field(True, description="adagrpo: size groups by a posterior of each prompt's success rate")
     min_group: GroupSize | None = Field(None, description="fewest completions of a group; null: half of group_size")
     max_group: GroupSize | None = Field(None, description="most completions of a group; null: group_size")
-    informative: Share = Field(0.8, description="wanted probability that a group holds right and wrong completions")
+    informative: Share = Field(
+        0.8, description="target probability that a group has both correct and incorrect completions"
+    )
     discount: Share = Field(0.7, description="weight of an epoch's results one epoch later")
     hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
-    solved_above: Share = Field(0.95, description="prompts with a success rate above this are visited less often")
-    solved_every: PositiveInt = Field(4, description="of so many visits of a solved prompt one takes place")
+    solved_above: Share = Field(0.95, description="prompts with a success rate above this are sampled less often")
+    solved_every: PositiveInt = Field(4, description="a solved prompt is sampled in one of this many epochs")
 
     def sizes(self, group_size: int) -> tuple[int, int]:
-        """Fewest and most completions of a group, where `group_size` is the usual number."""
+        """Return the fewest and the most completions of a group; `group_size` is the usual number."""
         fewest = max(2, group_size // 2) if self.min_group is None else self.min_group
         return fewest, group_size if self.max_group is None else self.max_group
 
 
 class AlgorithmSettings(Section):
-    """How groups are sampled and trained on."""
+    """The method: how groups are sampled, resampled and trained on."""
 
     name: Literal["grpo", "dapo", "adagrpo"] = Field(
         "adagrpo",
-        description="grpo trains on every group; dapo replaces groups without spread; adagrpo resamples failing ones",
+        description="grpo trains on every group; dapo replaces zero-std groups; adagrpo resamples failing groups",
     )
-    prompts_per_step: PositiveInt = Field(8, description="groups sampled a step")
+    prompts_per_step: PositiveInt = Field(8, description="groups sampled per step")
     group_size: GroupSize = Field(8, description="completions of a group in one attempt")
-    sampling: SamplingParams = Field(SamplingParams(), description="parameters of every first attempt")
+    sampling: SamplingParams = Field(SamplingParams(), description="sampling parameters of first attempts")
     criterion: CriterionSettings = Field(CriterionSettings(), description="adagrpo: when a group is not sampled again")
     triggers: tuple[TriggerSettings, ...] = Field(
         (TriggerSettings(from_step=1, rungs=(RungSettings(temperature=2.0, min_p=0.1),)),),
@@ -125,45 +137,49 @@ class AlgorithmSettings(Section):
     ladder: str | None = Field(
         None,
         min_length=1,
-        description="adagrpo: a ladder of your own in place of triggers, as 'module:function'; null: triggers",
+        description="adagrpo: your own ladder in place of triggers, as 'module:function'; null: triggers",
     )
     resample: Literal["immediate", "deferred"] = Field(
-        "deferred", description="a failed group's next attempt: at once, or among the next step's requests"
+        "deferred", description="when a failed group is sampled again: at once, or with the requests of the next step"
     )
     budget: PositiveInt | None = Field(
-        None, description="most that a step generates, in budget_unit; groups that it cuts off wait; null: no limit"
+        None,
+        description="most that a step may generate, in budget_unit; groups beyond it wait for the next step; "
+        "null: no limit",
     )
-    budget_unit: Literal["completions", "tokens"] = Field("completions", description="what the budget counts")
+    budget_unit: Literal["completions", "tokens"] = Field("completions", description="unit of the budget")
     max_staleness: Count = Field(
-        0,
-        description="steps that rollouts may run ahead of training, though not past a checkpoint; 0: they never do",
+        0, description="steps that rollouts may run ahead of training, but not past a checkpoint; 0: none"
     )
     over_sample: Share = Field(
         0.0,
-        description="share of groups sampled beyond what a step needs; those that end last are cut off and go first "
-        "in the next step that begins, which waits for them; 0: every step waits for all its groups",
+        description="share of groups sampled beyond those that a step needs; the last ones are aborted and go first in "
+        "the next step that begins, which waits for them; 0: every step waits for all its groups",
     )
-    max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is given up")
-    allocation: AllocationSettings = Field(AllocationSettings(), description="who gets how much of the budget")
+    max_group_age: PositiveInt = Field(8, description="steps after which a waiting group is dropped")
+    allocation: AllocationSettings = Field(
+        AllocationSettings(), description="group sizes and first rungs by earlier results"
+    )
     train_on: Literal["last", "all", "balanced"] = Field(
         "last",
-        description="completions trained on: the last attempt's, all, or as many right as wrong ones out of all",
+        description="completions to train on: of the last attempt, of all attempts, or as many correct as incorrect "
+        "ones of all attempts",
     )
     on_exhausted: Literal["train", "drop"] = Field(
-        "train", description="adagrpo: a group that fails on the last rung: train on it all the same, or drop it"
+        "train", description="adagrpo: train on a group that failed on the last rung, or drop it"
     )
     num_iterations: PositiveInt | None = Field(
-        None, description="optimizer steps on a step's batch; null: 3 for adagrpo, 1 for grpo and dapo"
+        None, description="optimizer steps on the batch of a step; null: 3 for adagrpo, 1 for grpo and dapo"
     )
     overlong_buffer: PositiveInt | None = Field(
-        None, description="tokens before the limit over which a penalty grows from 0 to 1; null: no penalty"
+        None, description="tokens before the limit over which a length penalty grows from 0 to 1; null: no penalty"
     )
     advantage_epsilon: float = Field(1e-4, gt=0.0, description="added to the standard deviation")
     advantage_bound: float = Field(10.0, gt=0.0, description="advantages are clipped to plus and minus this")
     loss: LossSettings = Field(LossSettings(), description="the policy loss")
 
     def conflicts(self) -> Iterator[str]:
-        """Sizes of groups that exclude each other, and settings that this method or criterion does not use."""
+        """Yield conflicts of group sizes, and settings that this method or criterion does not use."""
         fewest, most = self.group_sizes
         if fewest > most:
             yield (
@@ -172,22 +188,22 @@ class AlgorithmSettings(Section):
             )
         if self.ladder is not None and self.name != "adagrpo":
             yield (
-                f"algorithm.ladder={self.ladder!r} resamples, which algorithm.name={self.name} does not; leave it "
-                "out, or set algorithm.name to adagrpo"
+                f"algorithm.ladder={self.ladder!r} resamples, which algorithm.name={self.name} does not; remove it, "
+                "or set algorithm.name to adagrpo"
             )
         steps = [trigger.from_step for trigger in self.triggers]
         if steps != sorted(set(steps)):
             yield f"algorithm.triggers have from_step {steps}; order them by step, each step once"
         if self.criterion.reward is not None and self.criterion.kind != "any_above":
             yield (
-                f"algorithm.criterion.reward={self.criterion.reward!r} counts for kind any_above only, not for "
-                f"{self.criterion.kind!r}; leave it out or change the kind"
+                f"algorithm.criterion.reward={self.criterion.reward!r} is used by kind any_above only, not by "
+                f"{self.criterion.kind!r}; remove it or change the kind"
             )
         resamples = [params.temperature for trigger in self.triggers for params in trigger.ladder()]
         if 0.0 in (self.sampling.temperature, *resamples):
             yield (
-                "algorithm: a temperature of 0 in training draws the same completion G times, which teaches nothing; "
-                "use a temperature above 0"
+                "algorithm: a temperature of 0 in training draws the same completion G times, which gives no "
+                "advantage; use a temperature above 0"
             )
 
     @property
@@ -198,5 +214,8 @@ class AlgorithmSettings(Section):
 
     @property
     def updates_per_batch(self) -> int:
-        """`num_iterations`, or what the method does by itself: more than one pays where informative groups are rare."""
+        """Updates on the batch of a step: `num_iterations`, or the default of the method.
+
+        More than one update pays if informative groups are rare.
+        """
         return self.num_iterations if self.num_iterations is not None else 3 if self.name == "adagrpo" else 1

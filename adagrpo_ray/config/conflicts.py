@@ -1,6 +1,6 @@
-"""Settings of two sections or more that are valid each and do not go together.
+"""Conflicts between settings of two or more sections that are valid one by one.
 
-Every function yields full keys, their values and what to change. Rules within one section are in its class.
+Each function yields messages with full keys, values and the remedy. Rules within one section are in its class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adagrpo_ray.config.run_settings import CheckpointSettings, EvaluationSettin
 
 
 def of_sampling(algorithm: AlgorithmSettings, rollout: RolloutSettings) -> Iterator[str]:
-    """Groups that no budget or completion has room for, and rollouts that stop and go on at once."""
+    """Yield conflicts of the budget and the token limit with group sizes, and of sleep with staleness."""
     a, r = algorithm, rollout
     _, most = a.group_sizes
     cost = max(most, a.group_size) * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
@@ -32,24 +32,24 @@ def of_sampling(algorithm: AlgorithmSettings, rollout: RolloutSettings) -> Itera
     if a.overlong_buffer is not None and a.overlong_buffer > r.max_new_tokens:
         yield (
             f"algorithm.overlong_buffer={a.overlong_buffer} is more than rollout.max_new_tokens="
-            f"{r.max_new_tokens}, so that every completion would be penalised; lower it"
+            f"{r.max_new_tokens}, so every completion would be penalised; lower it"
         )
     if r.sleep and a.max_staleness > 0:
         yield (
             f"rollout.sleep=true stops all rollouts while the learner trains, and algorithm.max_staleness="
-            f"{a.max_staleness} is there to run them meanwhile; set it to 0 or rollout.sleep to false"
+            f"{a.max_staleness} runs them meanwhile; set it to 0 or rollout.sleep to false"
         )
 
 
 def of_criterion(algorithm: AlgorithmSettings, rewards: RewardsSettings) -> Iterator[str]:
-    """A criterion that goes by a reward function which is not there."""
+    """Yield a conflict if the criterion compares a reward function that is not configured."""
     reward = algorithm.criterion.reward
     if reward is not None and reward not in rewards.names:
         yield (f"algorithm.criterion.reward={reward!r} is none of rewards.functions {rewards.names}; name one of them")
 
 
 def of_problems(reasoning_gym: ReasoningGymSettings, data: DataSettings, rewards: RewardsSettings) -> Iterator[str]:
-    """Generated problems of no task, and their reward function for other data."""
+    """Yield conflicts of generated problems: no task, no weight, or their reward function with other data."""
     if data.source == REASONING_GYM and not reasoning_gym.tasks:
         yield (
             f"data.source={data.source} draws prompts from reasoning_gym.tasks, which is empty; name tasks, as in "
@@ -65,35 +65,35 @@ def of_problems(reasoning_gym: ReasoningGymSettings, data: DataSettings, rewards
 
 
 def of_schedule(run: RunSettings, algorithm: AlgorithmSettings, learner: LearnerSettings) -> Iterator[str]:
-    """A single update, whose learning rate is 0."""
+    """Yield a conflict if the run has a single update and its learning rate is 0."""
     updates = run.steps * algorithm.updates_per_batch
     if updates == round(learner.warmup_ratio * updates) == 1:
         yield (
             f"learner.warmup_ratio={learner.warmup_ratio} of run.steps={run.steps} gives the run's only update a "
-            "learning rate of 0, so that it trains nothing; set it to 0"
+            "learning rate of 0, so the run trains nothing; set it to 0"
         )
 
 
 def of_best_checkpoint(
     checkpoint: CheckpointSettings, evaluation: EvaluationSettings, data: DataSettings
 ) -> Iterator[str]:
-    """A best checkpoint without evaluations to choose it by."""
+    """Yield a conflict if the best checkpoint is kept and no evaluations select it."""
     if checkpoint.keep_best and not (evaluation.every and data.eval_prompts):
         yield (
-            f"checkpoint.keep_best=true goes by measurements while training, and evaluation.every="
+            f"checkpoint.keep_best=true needs evaluations during training, and evaluation.every="
             f"{evaluation.every} with data.eval_prompts={data.eval_prompts} makes none; raise both above 0 or set "
             "keep_best to false"
         )
 
 
 def of_texts(settings: Any, key: str = "") -> Iterator[str]:
-    """Texts that no file can be named by, and that no file can hold, in all `settings`, a tree of Python values."""
+    """Yield the texts in `settings`, a tree of Python values, that no file or file name can hold."""
     if isinstance(settings, dict | tuple):
         for name, inner in settings.items() if isinstance(settings, dict) else enumerate(settings):
             yield from of_texts(name, key)
             yield from of_texts(inner, f"{key}.{name}" if key else str(name))
     if isinstance(settings, str):
         if "\0" in settings:
-            yield f"{key}={settings!r:.200} holds a null character; leave it out"
+            yield f"{key}={settings!r:.200} holds a null character; remove it"
         elif not settings.isascii() and any("\ud800" <= letter <= "\udfff" for letter in settings):
             yield f"{key}={settings!r:.200} is no UTF-8 text; write it in UTF-8"

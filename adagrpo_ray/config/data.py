@@ -1,4 +1,4 @@
-"""Settings of the data: where prompts come from, and how they are rendered."""
+"""Settings of the data: the source of prompts and their rendering."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints
 from adagrpo_ray.config.section import Count, Digits, Location, PositiveInt, Section, Share
 
 PLAIN = "none"
-"""`data.chat_template` of prompts that are plain text."""
+"""Value of `data.chat_template` for prompts of plain text."""
 
 TEMPLATE_RESERVED = {
     *("conversation", "conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
@@ -18,12 +18,12 @@ TEMPLATE_RESERVED = {
     *("return_tensors", "return_dict", "return_assistant_tokens_mask", "raise_exception", "strftime_now", "self"),
     *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
 }
-"""Arguments of `apply_chat_template` and of every template that are given here already."""
+"""Arguments of `apply_chat_template` and of templates that this library or Transformers sets."""
 
 
 def _not_reserved(name: str) -> str:
     if name in TEMPLATE_RESERVED:
-        raise ValueError(f"{name} is given to every chat template already; remove it")
+        raise ValueError(f"{name} is set for every chat template already; remove it")
     return name
 
 
@@ -41,8 +41,8 @@ TemplateValue = Annotated[JsonValue, AfterValidator(_no_word_for_a_boolean)]
 class ArithmeticSettings(Section):
     """The embedded task: additions of two numbers, one difficulty class for each number of digits.
 
-    The tiny base model learned to keep the carry with the probability given here and to drop it otherwise:
-    that is its success rate on the class.
+    The tiny base model keeps the carry with the probability given here and drops it otherwise. So the probability is
+    its success rate on the class.
     """
 
     keep_carry: dict[Digits, Share] = Field(
@@ -54,7 +54,7 @@ class ArithmeticSettings(Section):
 
 
 class ColumnSettings(Section):
-    """Which columns of the data set are what; a dot reaches into a nested value."""
+    """Names of the columns of the data set; a dot reaches into a nested value."""
 
     prompt: str = Field("prompt", min_length=1, description="the problem: text, or a list of chat messages")
     ground_truth: str = Field("solution", min_length=1, description="ground truth for the reward functions")
@@ -62,21 +62,21 @@ class ColumnSettings(Section):
     problem: str | None = Field(
         None,
         min_length=1,
-        description="names the problem of a row: rows of one problem are all held out or none; null: its last user "
-        "message without differences in white space",
+        description="identifies the problem of a row; of the rows of one problem all are held out or none; null: the "
+        "last user message, with white space normalised",
     )
 
 
 class FormatSettings(Section):
-    """The markers that the prompt asks for and the reward functions look for."""
+    """Markers that the prompt asks for and the reward functions look for."""
 
-    think_end: str = Field("</think>", min_length=1, description="marks the end of thinking")
-    answer_start: str = Field("SOLUTION_START_FLAG", min_length=1, description="goes before the answer")
-    answer_end: str = Field("SOLUTION_END_FLAG", min_length=1, description="goes after the answer")
+    think_end: str = Field("</think>", min_length=1, description="marker after the thought")
+    answer_start: str = Field("SOLUTION_START_FLAG", min_length=1, description="marker before the answer")
+    answer_end: str = Field("SOLUTION_END_FLAG", min_length=1, description="marker after the answer")
 
 
 class DataSettings(Section):
-    """Prompts to train on, and prompts kept aside to measure on."""
+    """Prompts to train on, and held-out prompts for the evaluation."""
 
     source: Location = Field(
         "arithmetic",
@@ -87,32 +87,33 @@ class DataSettings(Section):
     split: str = Field(
         "train", min_length=1, description="split of a Hub data set or of a folder; a single file is 'train'"
     )
-    columns: ColumnSettings = Field(ColumnSettings(), description="which columns are what")
+    columns: ColumnSettings = Field(ColumnSettings(), description="names of the columns")
     format: FormatSettings = Field(FormatSettings(), description="markers of the answer format")
     system_prompt: str | None = Field(
         None,
-        description="system message, with the markers' names of data.format in braces; null: none, or the data's own",
+        description="system message; a name of data.format in braces stands for that marker; null: none, or that of "
+        "the data",
     )
     chat_template: str | None = Field(
         None,
         min_length=1,
         description="Jinja file in place of the model's chat template; 'none': prompts are plain text; null: the "
-        "model's own",
+        "template of the model",
     )
     template_kwargs: dict[TemplateArgument, TemplateValue] = Field(
-        {}, description="arguments of the model's chat template by name, as in enable_thinking: false"
+        {}, description="arguments of the chat template by name, as in enable_thinking: false"
     )
     train_prompts: PositiveInt | None = Field(
-        None, description="how many prompts to train on; null: all there are, 2000 of generated ones"
+        None, description="number of prompts to train on; null: all, or 2000 generated ones"
     )
-    eval_prompts: Count = Field(128, description="how many prompts to keep aside to measure accuracy on")
+    eval_prompts: Count = Field(128, description="number of held-out prompts for the evaluation")
     length_quantile: float = Field(1.0, gt=0.0, le=1.0, description="drop prompts longer than this quantile of lengths")
-    shuffle: bool = Field(True, description="new order of the prompts for each pass over them")
+    shuffle: bool = Field(True, description="shuffle the prompts for each pass over them")
 
     def conflicts(self) -> Iterator[str]:
-        """Arguments of a chat template, and none that takes them."""
+        """Yield a conflict if arguments of a chat template are set and prompts are plain text."""
         if self.chat_template == PLAIN and self.template_kwargs:
             yield (
                 f"data.template_kwargs={self.template_kwargs} are arguments of a chat template, and "
-                "data.chat_template=none renders prompts without one; leave them out"
+                "data.chat_template=none renders prompts without one; remove them"
             )

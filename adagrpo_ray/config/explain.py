@@ -1,4 +1,4 @@
-"""The settings told to a person: every key with its default and one line."""
+"""Lists of the settings for readers: every key with its default and its description."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adagrpo_ray.config.yaml_text import dump
 
 
 def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(key, default, description) of every setting; entries of lists have `[]` in their key."""
+    """Yield (key, default, description) of every setting; entries of lists have `[]` in their key."""
     for name, field in section.model_fields.items():
         key, annotation = f"{prefix}{name}", field.annotation
         inner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
@@ -28,14 +28,14 @@ def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tu
 
 
 def as_markdown() -> str:
-    """A page with a table of settings for each section of the tree, and what the section is for."""
+    """Return a page in Markdown with the description and a table of the settings of each section."""
     lines = ["# Every setting", "", "As a key of a YAML file, or as `key=value` on the command line.", ""]
     for name, field in Config.model_fields.items():
         section = field.annotation
         assert isinstance(section, type)
         assert issubclass(section, BaseModel)
         about = inspect.cleandoc(section.__doc__ or "")
-        lines += [f"## {name}", "", about, "", "| key | default | what it is |", "| --- | --- | --- |"]
+        lines += [f"## {name}", "", about, "", "| key | default | description |", "| --- | --- | --- |"]
         for key, default, text in settings(section, f"{name}."):
             lines.append(f"| `{key}` | `{default}` | {text.replace('|', chr(92) + '|')} |")
         lines.append("")
@@ -43,9 +43,10 @@ def as_markdown() -> str:
 
 
 def as_yaml(config: Config, decided: Mapping[str, object] | None = None) -> str:
-    """The configuration as YAML that `load_config` reads back.
+    """Return the configuration as YAML that `load_config` reads back.
 
-    `decided` are settings by dotted key that were null until the run took the values here: they are read as null.
+    `decided` has the settings that were null until the run decided them, by dotted key, with their values. They are
+    read back as null.
     """
     tree = config.model_dump(mode="json") | ({DECIDED: dict(decided)} if decided else {})
     return dump(tree, sort_keys=False, width=110)

@@ -1,4 +1,4 @@
-"""The settings that a run keeps when it goes on from a checkpoint: all that change its result."""
+"""Settings that a resumed run must keep: all that change its result."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ FREE = {
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
     *("learner.packing", "learner.offload_optimizer", "learner.max_skipped_updates"),
     *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
-    "data.chat_template",  # the name of a file: what is in it is held against the checkpoint by `data.order`
+    "data.chat_template",  # the name of a file: `data.order` compares its content with the checkpoint
     *("rollout.start_timeout_s", "rollout.request_timeout_s", "rollout.stall_timeout_s"),
     "tracking",
 }
-"""Keys of the settings that may change."""
+"""Keys of the settings that a resumed run may change."""
 
 
 def fixed_settings(config: Config) -> dict[str, Any]:
-    """The settings that must not change, by dotted key, as JSON values."""
+    """Return the settings that a resumed run must keep, by dotted key, as JSON values."""
     return {key: value for key, value in flat(json.loads(config.model_dump_json())) if not _free(key)}
 
 
 def check_fixed(config: Config, before: Mapping[str, Any]) -> None:
-    """ConfigError that names every setting which is not as in `before`, given by `fixed_settings`."""
+    """Raise ConfigError, which names every setting that differs from `before`, a result of `fixed_settings`."""
     changed = list(differences(before, fixed_settings(config)))
     if changed:
         raise ConfigError(
@@ -39,7 +39,7 @@ def check_fixed(config: Config, before: Mapping[str, Any]) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Every setting that is not as it was, in words."""
+    """Yield a description of every setting that differs, with both values."""
     absent = "nothing"
     for key in {**before, **now}:
         if before.get(key, absent) != now.get(key, absent):
@@ -51,7 +51,7 @@ def _free(key: str) -> bool:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a tree by its dotted key; lists are values."""
+    """Yield every value of a tree with its dotted key; lists are values."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}.")

@@ -10,5 +10,5 @@ from adagrpo_ray.config.tree import Config
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] | Mapping[str, object] = ()) -> Config:
-    """The configuration in the YAML file at `path`, changed by `overrides`; see `read_settings`."""
+    """Return the configuration in the YAML file at `path`, changed by `overrides`; see `read_settings`."""
     return read_settings(Config, path, overrides)

@@ -1,4 +1,4 @@
-"""Overrides of settings by dotted keys, put into the tree of a file before it is checked."""
+"""Overrides of settings by dotted keys, applied to the tree of a file before its validation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from adagrpo_ray.config.yaml_text import Plain, parse
 from adagrpo_ray.errors import ConfigError
 
 Root = type[Section]
-"""The class of the whole tree: what is a section in it, and the defaults."""
+"""The class of the whole tree, which defines its sections and defaults."""
 
 
 def override(root: Root, tree: dict[str, Any], overrides: Sequence[str] | Mapping[str, object]) -> None:
-    """Change `tree`, the settings of `root` as a file has them, by overrides as `read_settings` takes them.
+    """Change `tree`, the settings of `root` as a file has them, by overrides in the forms of `read_settings`.
 
-    Raises ConfigError for an override that cannot be read, or that reaches into what is no section, mapping or list.
+    Raises ConfigError if an override cannot be read, or if its key leads through a value that is no section, mapping
+    or list.
     """
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
@@ -33,7 +34,7 @@ def override(root: Root, tree: dict[str, Any], overrides: Sequence[str] | Mappin
 
 
 def _read(override: str) -> tuple[str, Any]:
-    """Key and value of one "dotted.key=value"."""
+    """Return key and value of one "dotted.key=value"."""
     key, equals, text = override.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4")
@@ -46,7 +47,7 @@ def _read(override: str) -> tuple[str, Any]:
 
 
 def _keyed(value: object) -> object:
-    """A value of Python's with the keys of its mappings as text, as those of YAML are here."""
+    """Return a Python value with the keys of its mappings as text, as those of YAML are here."""
     if isinstance(value, Mapping):
         texts = {str(key) for key in value if isinstance(key, str)}
         return {
@@ -56,8 +57,8 @@ def _keyed(value: object) -> object:
     return [_keyed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _set(root: Root, tree: dict[str, Any], key: str, value: Any, said: str) -> None:
-    """Set `key` to `value`, making mappings on the way; errors show `said`."""
+def _set(root: Root, tree: dict[str, Any], key: str, value: Any, written: str) -> None:
+    """Set `key` to `value` and create mappings on the way; errors quote the override as `written`."""
     names = key.strip().split(".")
     node: Any = tree
     for depth, name in enumerate(names):
@@ -65,13 +66,14 @@ def _set(root: Root, tree: dict[str, Any], key: str, value: Any, said: str) -> N
         if isinstance(node, list):
             if not (name.isascii() and name.isdecimal()) or int(name) >= len(node):
                 there = f"none of its numbers 0 to {len(node) - 1}" if node else "no number of an empty list"
-                raise ConfigError(f"{said!r}: {'.'.join(names[:depth])} is a list of {len(node)}; {name!r} is {there}")
+                listed = f"{'.'.join(names[:depth])} is a list of {len(node)}"
+                raise ConfigError(f"{written!r}: {listed}; {name!r} is {there}")
             index: Any = int(name)
         elif isinstance(node, dict):
             index = name
         else:
             there = f"{'.'.join(names[:depth])} is the value {shown(node)}"
-            raise ConfigError(f"{said!r}: {there} and has no {name!r}")
+            raise ConfigError(f"{written!r}: {there} and has no {name!r}")
         if last:
             before = node[index] if isinstance(node, list) else node.get(index)
             merges = isinstance(before, dict) and isinstance(value, dict) and _is_section(root, names)
@@ -83,7 +85,7 @@ def _set(root: Root, tree: dict[str, Any], key: str, value: Any, said: str) -> N
 
 
 def _default(root: Root, place: Sequence[str]) -> Any:
-    """What the setting at `place` is if no file and no override says more; None if there is no such setting."""
+    """Return the default of the setting at `place`; None if there is no such setting."""
     value: Any = root().model_dump(mode="json")
     for part in place:
         value = value.get(part) if isinstance(value, dict) else None
@@ -91,14 +93,14 @@ def _default(root: Root, place: Sequence[str]) -> Any:
 
 
 def _opened(inner: Any) -> Any:
-    """What an override goes into: a mapping for nothing, a section of Python's as a mapping."""
+    """Return the value that an override changes a part of: {} for null, a mapping for a Python section."""
     if isinstance(inner, BaseModel):
         return inner.model_dump(mode="json")
     return {} if inner is None or (isinstance(inner, Plain) and inner.is_null) else inner
 
 
 def _merged(root: Root, before: dict[str, Any], new: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
-    """A section with the keys in `new` as they are there, and the others as before."""
+    """Return the section `before` with the settings in `new`; sections in it are merged too."""
     merged = dict(before)
     for key, value in new.items():
         inner = merged.get(key)
@@ -108,7 +110,7 @@ def _merged(root: Root, before: dict[str, Any], new: dict[str, Any], place: tupl
 
 
 def _is_section(root: Root, place: Sequence[str]) -> bool:
-    """Whether the setting at `place` is a section, rather than a mapping of the user's own names."""
+    """Return whether the setting at `place` is a section, rather than a mapping of the user's own names."""
     section: type[BaseModel] | None = root
     for part in place:
         if section is None or (not part.isdecimal() and part not in section.model_fields):

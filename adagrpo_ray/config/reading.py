@@ -1,4 +1,4 @@
-"""Reading settings of any root section: a YAML file, then dotted overrides, then one clear error or the settings."""
+"""Reading the settings of any root section: a YAML file, then dotted overrides, then validation with one error."""
 
 from __future__ import annotations
 
@@ -17,34 +17,38 @@ from adagrpo_ray.errors import ConfigError
 Settings = TypeVar("Settings", bound=Section)
 
 DECIDED = "decided"
-"""In the config.yaml of a run: settings that were null, by dotted key, with the values that the run took."""
+"""Key in the config.yaml of a run: the settings that were null, by dotted key, with the values that the run decided."""
 
 
 def read_settings(
     root: type[Settings], path: str | Path | None, overrides: Sequence[str] | Mapping[str, object] = ()
 ) -> Settings:
-    """The settings in the YAML file at `path`, changed by `overrides` ("learner.learning_rate=1e-4").
+    """Return the settings in the YAML file at `path`, changed by `overrides`.
 
-    The value of such a text is YAML; {"learner.learning_rate": 1e-4} has it as it is. List entries are reached by
-    number ("algorithm.triggers.0.from_step=5"). Of two overrides of one key the last counts. A mapping for a section
-    ("learner={ranks: 2}") changes the keys that it names. The file may be the config.yaml of a run: settings that the
-    run decided are null again, unless they were changed there. Raises ConfigError that names every bad key, its value
-    and the nearest valid name, settings that do not go together, a key that a file gives twice, or a place that holds
-    a secret.
+    An override is a text with a YAML value ("learner.learning_rate=1e-4") or an entry with a Python value
+    ({"learner.learning_rate": 1e-4}). A number in a key selects a list entry ("algorithm.triggers.0.from_step=5"). The
+    last of several overrides of one key wins. A mapping for a section ("learner={ranks: 2}") changes the keys that it
+    names.
+
+    The file may be the config.yaml of a run. Settings that the run decided are null again, unless they were changed
+    there.
+
+    Raises ConfigError if a key is unknown (with the nearest valid name), a value is invalid, settings conflict, a file
+    has a key twice, or a path or URL holds a secret. It names all of them at once.
     """
     tree = {} if path is None else _read(Path(path))
     return _settings(root, _undecided(tree), overrides)
 
 
 def changed(settings: Settings, overrides: Sequence[str] | Mapping[str, object]) -> Settings:
-    """`settings` with other values, as `read_settings` takes them; raises what it raises."""
+    """Return `settings` changed by `overrides`, with the forms and errors of `read_settings`."""
     return _settings(type(settings), settings.model_dump(mode="json"), overrides)
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file as they stand there, which is what ran if a run wrote it.
+    """Return the settings in a YAML file as written there; in the config.yaml of a run, those that it ran with.
 
-    Raises ConfigError if the file is no mapping.
+    Raises ConfigError if the file cannot be read or is no mapping.
     """
     return {key: resolved(value) for key, value in _read(path).items() if key != DECIDED}
 
@@ -62,7 +66,7 @@ def _settings(root: type[Settings], tree: dict[str, Any], overrides: Sequence[st
 
 
 def _undecided(tree: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a file without DECIDED, and null for those of its settings that still have these values."""
+    """Return the settings of a file without DECIDED; those that still have the decided value are null."""
     decided = tree.get(DECIDED)
     if not isinstance(decided, dict):
         return tree

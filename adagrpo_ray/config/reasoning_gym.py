@@ -1,4 +1,4 @@
-"""Settings of the tasks of reasoning-gym."""
+"""Settings of the tasks of the package reasoning-gym."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pydantic import Field, JsonValue
 from adagrpo_ray.config.section import Count, Section
 
 REASONING_GYM = "reasoning_gym"
-"""Name of the data source, of its section and of its reward function."""
+"""Name of the data source, of its settings and of its reward function."""
 
 
 class GymTaskSettings(Section):
     """One task of reasoning-gym and its share of the prompts."""
 
-    name: str = Field(..., min_length=1, description="name of the task, as chain_sum")
-    weight: float = Field(1.0, ge=0.0, le=1e6, description="its share of the prompts, relative to the other weights")
+    name: str = Field(..., min_length=1, description="name of the task, such as chain_sum")
+    weight: float = Field(1.0, ge=0.0, le=1e6, description="share of the prompts, relative to the other weights")
     config: dict[str, JsonValue] = Field(
-        {}, description="settings of the task by name, as max_terms: 2; the others keep the task's defaults"
+        {}, description="settings of the task by name, such as max_terms: 2; the others keep their defaults"
     )
     difficulty: str | None = Field(
         None,
         min_length=1,
-        description="entry of the problem's metadata that divides the task into difficulty classes, as num_terms; "
+        description="entry of a problem's metadata that divides the task into difficulty classes, such as num_terms; "
         "null: one class",
     )
 
@@ -37,13 +37,13 @@ class ReasoningGymSettings(Section):
         0,
         ge=0,
         le=16,
-        description="solved problems of the same task that stand before each problem as earlier turns, for models that "
-        "do not follow an instruction on the form of the answer",
+        description="solved problems of the same task before each problem, as earlier turns, for models that do not "
+        "follow instructions on the format of the answer",
     )
     seed: Count = Field(0, description="seed of the problems")
 
     def conflicts(self) -> Iterator[str]:
-        """Settings of a task that are given elsewhere, and a task that is given twice."""
+        """Yield conflicts of tasks: a setting that another section has, and a task given twice."""
         for number, task in enumerate(self.tasks):
             if given := {"seed", "size"} & set(task.config):
                 key = given.pop()

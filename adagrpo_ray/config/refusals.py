@@ -1,4 +1,4 @@
-"""What a user is told of each of pydantic's errors: the key, its value, and what to do."""
+"""Messages for the errors of pydantic: the key, its value, and the remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RENAMED = {
     "rollout.tensor_parallel": "rollout.tensor_parallel_size",
     "run.folder": "run.output_dir",
 }
-"""Settings that had another name, by that name."""
+"""New names of renamed settings, by their old names."""
 
 
 _REPR = reprlib.Repr()  # of any value, however long, deep or full of aliases
@@ -38,13 +38,13 @@ _REPR.maxlevel = 4
 
 
 def shown(value: object) -> str:
-    """`value` as Python writes it, cut to a readable length; `***` if it holds a secret."""
+    """Return `value` as Python writes it, cut to a readable length; `***` if it holds a secret."""
     text = _REPR.repr(value)
     return "***" if holds_secret(value if isinstance(value, str) else text) else text
 
 
 def explain(error: Any, root: type[BaseModel]) -> str:
-    """One line for one of pydantic's errors in the settings `root`: key, value, what to do; no value of a secret."""
+    """Return one line for an error of pydantic in the settings `root`: key, value and remedy; secrets are hidden."""
     place, value = tuple(error["loc"]), error["input"]
     key = ".".join(str(part).strip("'") for part in place if part != "[key]")
     if (new := RENAMED.get(".".join(str(part) for part in place if not isinstance(part, int)))) is not None:
@@ -69,14 +69,14 @@ def explain(error: Any, root: type[BaseModel]) -> str:
         near = difflib.get_close_matches(value if isinstance(value, str) else "", [w.strip("'") for w in words], n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""
     if error["type"] in ("model_type", "model_attributes_type"):
-        message = f"input should be a valid dictionary: {key} is a section, whose keys go as {key}.KEY=VALUE"
+        message = f"input should be a valid dictionary: {key} is a section, write its keys as {key}.KEY=VALUE"
     elif isinstance(value, Misfit) and error["type"] != "literal_error":
         message = value.why
     return f"{key}={shown(value)}: {message}"
 
 
 def _valid_names(place: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
-    """Names of the settings in the section at `place`."""
+    """Return the names of the settings in the section at `place`."""
     section = root
     for part in place:
         if isinstance(part, str) and part in section.model_fields:

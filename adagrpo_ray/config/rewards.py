@@ -1,4 +1,4 @@
-"""Settings of scoring."""
+"""Settings of the reward functions and the scoring processes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from adagrpo_ray.config.section import Gibibytes, PositiveInt, Seconds, Section
 
 
 class RewardSettings(Section):
-    """One reward function; a completion's reward is the weighted sum over all of them."""
+    """One reward function. The reward of a completion is the weighted sum over all of them."""
 
     function: str = Field(..., min_length=1, description="a built-in name, or your own as 'module:function'")
-    weight: float = Field(1.0, ge=-1e6, le=1e6, description="its factor in the sum")
+    weight: float = Field(1.0, ge=-1e6, le=1e6, description="factor of its scores in the sum")
 
 
 class RewardsSettings(Section):
@@ -24,31 +24,31 @@ class RewardsSettings(Section):
         (RewardSettings(function="exact"),), min_length=1, description="the reward functions"
     )
     correct_by: str | None = Field(
-        None, min_length=1, description="the function whose score says that a completion is right; null: the last one"
+        None, min_length=1, description="the function whose score decides on correctness; null: the last one"
     )
-    correct_above: float = Field(0.0, description="a completion is right where that score is above this")
+    correct_above: float = Field(0.0, description="a completion is correct if that score is above this")
     check_prompts: int = Field(
         64,
         ge=0,
-        description="prompts whose own ground truth is scored before the start; 64 show a fault of 5 % of them with a "
-        "chance of 96 %; 0: none",
+        description="prompts whose ground truth is scored before the start; 64 of them find a fault of 5 % of all "
+        "prompts with a probability of 96 %; 0: none",
     )
-    workers: PositiveInt = Field(1, description="processes that score, outside the learner's")
+    workers: PositiveInt = Field(1, description="scoring processes, separate from the learner")
     timeout_s: Seconds = Field(30.0, description="seconds that scoring one group may take")
     memory_gib: Gibibytes | None = Field(
-        4.0, description="memory that a scoring process may take, libraries aside; null: no limit"
+        4.0, description="memory that a scoring process may take, without libraries; null: no limit"
     )
     on_error: Literal["drop", "score", "stop"] = Field(
         "drop",
-        description="what a group costs that cannot be scored: the group, which is dropped (where all of a step are, "
-        "the run stops), rewards of error_score for it, or the run",
+        description="if a group cannot be scored: drop it (the run stops if all groups of a step are dropped), give "
+        "its completions the reward error_score, or stop the run",
     )
     error_score: float = Field(
-        0.0, ge=-1e6, le=1e6, description="with on_error=score: the reward of all its completions, none of them right"
+        0.0, ge=-1e6, le=1e6, description="with on_error=score: the reward of each completion, none of them correct"
     )
 
     def conflicts(self) -> Iterator[str]:
-        """A function that is named twice, and correctness by a function that is not named."""
+        """Yield conflicts of the functions: one named twice, or correctness by one that is not named."""
         if len(set(self.names)) != len(self.names):
             yield f"rewards.functions names a function twice: {self.names}; give each one weight"
         if self.correct_by is not None and self.correct_by not in self.names:

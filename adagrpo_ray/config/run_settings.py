@@ -1,4 +1,4 @@
-"""Settings of the run itself, of what it measures, and of what it keeps."""
+"""Settings of the run, its evaluation and its checkpoints."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ class RunSettings(Section):
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=255,
-        description="folder of the run; null: config name and time",
+        description="name of the run folder; null: name of the configuration, and the time",
     )
-    output_dir: Location = Field(
-        "runs", description="where run folders are made: a path, or a URL as in s3://bucket/runs"
-    )
+    output_dir: Location = Field("runs", description="parent of run folders: a path, or a URL such as s3://bucket/runs")
     steps: PositiveInt = Field(100, description="training steps")
     seed: Count = Field(0, description="seed of data order, sampling and initial LoRA weights")
     max_restarts: Count = Field(
-        2, description="how often a run goes on from its last checkpoint by itself when a learner rank dies"
+        2, description="number of times that a run resumes from its last checkpoint after a learner rank died"
     )
     samples_per_step: Count = Field(
-        4, description="groups of each step that samples.jsonl shows in full, resampled ones first; 0: none"
+        4, description="groups of each step that samples.jsonl has in full, resampled ones first; 0: none"
     )
-    report: bool = Field(True, description="leave report.html and plots/ in the run folder at the end")
+    report: bool = Field(True, description="write report.html and plots/ to the run folder at the end")
     ray_address: Location | None = Field(
         None,
-        description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else a local one",
+        description="Ray cluster to join ('auto' or an address); null: RAY_ADDRESS if set, else start a local Ray",
     )
 
 
@@ -41,11 +39,11 @@ class EvaluationSettings(Section):
     """Accuracy on the held-out prompts."""
 
     samples: PositiveInt = Field(1, description="completions of each held-out prompt")
-    sampling: SamplingParams = Field(SamplingParams(), description="their sampling parameters")
-    every: Count = Field(0, description="steps between measurements while training; 0: only before and after")
+    sampling: SamplingParams = Field(SamplingParams(), description="sampling parameters of the evaluation")
+    every: Count = Field(0, description="steps between evaluations during training; 0: only before and after")
 
     def conflicts(self) -> Iterator[str]:
-        """More than one completion of each prompt, all of them the same."""
+        """Yield a conflict if all completions of a prompt would be the same."""
         if self.samples > 1 and self.sampling.temperature == 0.0:
             yield (
                 f"evaluation.samples={self.samples} with temperature 0 draws the same completion again; "
@@ -54,12 +52,14 @@ class EvaluationSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """What a run keeps to go on from."""
+    """Checkpoints, from which a run resumes."""
 
-    every: Count = Field(0, description="steps between checkpoints, which wait for all rollouts; 0: one at the end")
-    save_total_limit: PositiveInt = Field(2, description="how many checkpoints stay, the newest ones")
+    every: Count = Field(
+        0, description="steps between checkpoints, which wait for all rollouts; 0: only one, at the end"
+    )
+    save_total_limit: PositiveInt = Field(2, description="number of checkpoints to keep, the newest ones")
     keep_best: bool = Field(
         False,
-        description="the checkpoint with the best held-out accuracy stays too, named by the file best; "
-        "one is made after each measurement that is the best so far",
+        description="also keep the checkpoint with the best held-out accuracy, named by the file best; one is made "
+        "after each evaluation that is the best so far",
     )

@@ -1,4 +1,4 @@
-"""The one declaration of sampling parameters: written as settings, sent with requests, kept with every attempt."""
+"""The only declaration of sampling parameters: used in settings, in requests and in the record of each attempt."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import AfterValidator, Field, field_validator
 from adagrpo_ray.config.section import Count, Section, Share
 
 SMALLEST_TEMPERATURE = 0.01
-"""vLLM samples with this one in place of any that is above 0 and below it (vllm.sampling_params, `_MAX_TEMP`)."""
+"""vLLM uses this value in place of a smaller temperature above 0 (vllm.sampling_params, `_MAX_TEMP`)."""
 
 
 def _as_vllm_samples(temperature: float) -> float:
     if 0 < temperature < SMALLEST_TEMPERATURE:
-        raise ValueError(f"vLLM would sample with {SMALLEST_TEMPERATURE}; write 0 or {SMALLEST_TEMPERATURE} and more")
+        raise ValueError(f"vLLM would use {SMALLEST_TEMPERATURE}; write 0, or {SMALLEST_TEMPERATURE} or more")
     return temperature
 
 
@@ -22,7 +22,7 @@ Temperature = Annotated[float, Field(ge=0.0, le=2.0), AfterValidator(_as_vllm_sa
 
 
 class PhaseParams(Section):
-    """How the tokens of one phase of a completion are drawn, in no engine's own words."""
+    """Sampling parameters of one phase of a completion, independent of the engine."""
 
     temperature: Temperature = Field(1.0, description="softmax temperature, at most 2; 0 is greedy decoding")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="keep the likeliest tokens up to this probability mass")
@@ -32,21 +32,23 @@ class PhaseParams(Section):
 
 
 class SamplingParams(PhaseParams):
-    """How the tokens of a completion are drawn. With `answer` the other parameters are those of the thought alone.
+    """Sampling parameters of a completion. With `answer` the other parameters apply to the thought alone.
 
-    Frozen; raises pydantic's ValidationError if a parameter is out of its bounds.
+    Raises pydantic's ValidationError if a parameter is out of its bounds.
     """
 
     answer: PhaseParams | None = Field(
-        None, description="parameters from data.format.think_end on, the others then being the thought's; null: one set"
+        None,
+        description="parameters from data.format.think_end on; the others then apply to the thought alone; "
+        "null: one set for both",
     )
 
     @field_validator("answer")
     @classmethod
     def _one_phase(cls, answer: PhaseParams | None) -> PhaseParams | None:
-        """The answer as one phase, so that SamplingParams given for it compare equal to PhaseParams."""
+        """Return the answer as PhaseParams, so that SamplingParams given for it compare equal."""
         if not isinstance(answer, SamplingParams):
             return answer
         if answer.answer is not None:
-            raise ValueError("the parameters of the answer have no answer of their own; leave it out")
+            raise ValueError("the parameters of the answer have no answer of their own; remove it")
         return PhaseParams(**answer.model_dump(exclude={"answer"}))

@@ -1,4 +1,4 @@
-"""No secret may stand in a configuration, which goes to config.yaml, to checkpoints, logs and dashboards."""
+"""Checks for secrets in a configuration, which is written to config.yaml, checkpoints, logs and dashboards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic_core import PydanticCustomError
 
 SECRET = "secret"
-"""The type of pydantic's error for a secret, whose value may not be shown."""
+"""Type of pydantic's error for a secret. The value must not be shown."""
 
 _SECRET = re.compile(r"://[^/\s?#]*@|://\S*[?&][^\s=&]+=")
 _USER, _QUERY = re.compile(r"://[^/\s?#]*@"), re.compile(r"(://[^\s?]*)\?[^\s=&]+=\S*")
@@ -20,12 +20,12 @@ _TOKEN = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a URL in `text` holds a user, a password, or a query with values, as signed URLs do."""
+    """Return whether a URL in `text` has a user, a password, or a query with values, as signed URLs have."""
     return _SECRET.search(text) is not None
 
 
 def without_secret(place: str) -> str:
-    """`place`, unless it holds a secret: then pydantic's error of the type SECRET, which goes behind the key."""
+    """Return `place`. Raises pydantic's error of the type SECRET if it holds a secret."""
     if holds_secret(place):
         raise PydanticCustomError(
             SECRET,
@@ -36,7 +36,7 @@ def without_secret(place: str) -> str:
 
 
 def shown_command(arguments: Sequence[str]) -> str:
-    """A command line as it may be shown and typed again: what is or may hold a secret is `***`."""
+    """Return a command line that may be shown and typed again: arguments that may be secrets are `***`."""
     shown, hide = [], False
     for argument in arguments:
         shown.append("***" if hide else _shown(argument))

@@ -1,4 +1,4 @@
-"""What all sections of the configuration have in common."""
+"""The base class of all sections of the configuration, and the types of settings."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from adagrpo_ray.config.typed import read_as
 
 
 def _as_ray_counts(amount: float) -> float:
-    """Ray counts in steps of 0.0001, and refuses less (ray._common.ray_option_utils)."""
+    """Return the amount. Ray counts in steps of 0.0001 and refuses less (ray._common.ray_option_utils)."""
     if 0 < amount < 0.0001:
-        raise ValueError("input is less than Ray counts; write 0, or 0.0001 and more")
+        raise ValueError("input is less than Ray counts; write 0, or 0.0001 or more")
     return amount
 
 
 def _custom(resource: str) -> str:
     if resource in ("memory", "object_store_memory"):
-        raise ValueError("this is a resource of Ray's own; give custom ones, as rollout: 1")
+        raise ValueError("this is a resource of Ray's own; give custom ones, such as rollout: 1")
     return resource
 
 
@@ -37,12 +37,12 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 GroupSize = Annotated[int, Field(ge=2, le=16384)]
-"""Completions of one request: vLLM's own limit (VLLM_MAX_N_SEQUENCES)."""
+"""Completions of one request; the upper bound is that of vLLM (VLLM_MAX_N_SEQUENCES)."""
 Seconds = Annotated[float, Field(gt=0.0, lt=2**31 / 1000)]
-"""At most what poll(2) waits for: milliseconds in an int, 24 days."""
+"""A time; poll(2) waits for at most 24 days, which is milliseconds in an int."""
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Gibibytes = Annotated[float, Field(gt=0.0, lt=2**33)]
-"""Of memory, whose bytes go into a signed number of 64 bits."""
+"""An amount of memory; its bytes fit into a signed number of 64 bits."""
 Amount = Annotated[float, Field(ge=0.0, lt=2**31), AfterValidator(_as_ray_counts)]
 Resource = Annotated[str, Field(pattern=r"^[a-z][A-Za-z0-9_.-]*$"), AfterValidator(_custom)]
 Resources = dict[Resource, Annotated[Amount, Field(gt=0.0)]]
@@ -52,10 +52,10 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(without_secret)]
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown keys are refused, values cannot change once read, types are as they are written.
+    """A part of the tree. It refuses unknown keys, is frozen, and converts no types.
 
-    Errors of pydantic's own do not show values, since one may be a secret; those of `adagrpo_ray.config.reading` do,
-    but for secrets.
+    Pydantic's own errors show no values, since one may be a secret. Those of `adagrpo_ray.config.reading` show all
+    values except secrets.
     """
 
     model_config = ConfigDict(
@@ -68,14 +68,14 @@ class Section(BaseModel):
         return read_as(cls.model_fields[str(info.field_name)].annotation, value)
 
     def conflicts(self) -> Iterator[str]:
-        """Settings of this section that are valid each and do not go together: full keys, values and what to change."""
+        """Yield conflicts between settings of this section, with full keys, values and the remedy."""
         yield from ()
 
     @model_validator(mode="after")
     def _without_conflicts(self, info: ValidationInfo) -> Self:
-        """Add the conflicts to the list that is the context of the validation, so that all are reported together.
+        """Add the conflicts to the list that is the context of the validation, to report all of them together.
 
-        Raises ValueError with them if there is no such list.
+        Raises ValueError if there are conflicts and no such list.
         """
         found = list(self.conflicts())
         if isinstance(info.context, list):
@@ -85,21 +85,21 @@ class Section(BaseModel):
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with other values, which are not validated. Raises TypeError for a name that is no setting."""
+        """Return a copy with other values, which are not validated. Raises TypeError if a name is no setting."""
         if unknown := set(update or ()) - set(type(self).model_fields):
             raise TypeError(f"{type(self).__name__} has no {sorted(unknown)[0]!r}")
         return super().model_copy(update=update, deep=deep)
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a setting of this type holds: by itself, as one of several types, or in a list."""
+    """Return the section in a type of a setting: the type itself, one of a union, or the entries of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((s for s in map(section_of, get_args(annotation)) if s is not None), None)
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, in one line: key, value, and the values that are allowed."""
+    """Return one line for the first problem that pydantic found: key, value, and the values that are allowed."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {message[:1].lower()}{message[1:]}"

@@ -1,4 +1,4 @@
-"""One pydantic tree for every setting, a file for each section. A field's description is its line of documentation."""
+"""The pydantic tree of all settings, with one file per section. The description of a field is its documentation."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Config(Section):
     rollout: RolloutSettings = Field(RolloutSettings(), description="vLLM rollout actors")
     learner: LearnerSettings = Field(LearnerSettings(), description="DeepSpeed learner")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="held-out accuracy")
-    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="what a run keeps to go on from")
-    tracking: TrackingSettings = Field(TrackingSettings(), description="trackers beside TensorBoard")
+    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="checkpoints to resume from")
+    tracking: TrackingSettings = Field(TrackingSettings(), description="trackers in addition to TensorBoard")
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] | Mapping[str, object] = ()) -> Config:
-        """The configuration in a YAML file, changed by `overrides`; see `adagrpo_ray.config.reading.read_settings`."""
+        """Return the configuration in a YAML file, changed by `overrides`; see `config.reading.read_settings`."""
         return read_settings(cls, path, overrides)
 
     def conflicts(self) -> Iterator[str]:
-        """Settings of two sections or more that do not go together."""
+        """Yield conflicts between settings of two or more sections."""
         yield from conflicts.of_texts(self.model_dump())
         yield from conflicts.of_problems(self.reasoning_gym, self.data, self.rewards)
         yield from conflicts.of_sampling(self.algorithm, self.rollout)
@@ -53,8 +53,8 @@ class Config(Section):
 
     @property
     def uses_phases(self) -> bool:
-        """Whether some completions are sampled with other parameters after the thought."""
+        """Whether some completions may be sampled with other parameters after the thought."""
         a = self.algorithm
         rungs = [rung for trigger in a.triggers for rung in trigger.rungs]
-        own = a.ladder is not None  # nobody knows beforehand what it will ask for
+        own = a.ladder is not None  # its parameters are not known beforehand
         return own or any(s.answer is not None for s in (a.sampling, self.evaluation.sampling, *rungs))

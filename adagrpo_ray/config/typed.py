@@ -1,4 +1,4 @@
-"""A value as the type of its setting has it: numbers are numbers, true and false are booleans, text stays text."""
+"""Reading a value by the type of its setting: numbers as numbers, true and false as booleans, text as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _NONE = type(None)
 
 @dataclass(frozen=True)
 class Misfit:
-    """Stands for a value that its setting does not take: pydantic refuses it and names its key. `why` is the remedy."""
+    """Stands for a value that its setting does not take. Pydantic refuses it and names its key.
+
+    `why` is the remedy, or "" to keep pydantic's message.
+    """
 
     value: object
     why: str
@@ -30,10 +33,10 @@ class Misfit:
 
 
 def read_as(annotation: Any, value: Any) -> Any:
-    """`value` of a YAML text or of Python as the type `annotation`, or a Misfit, for pydantic to check further.
+    """Return `value`, from YAML or Python, as the type `annotation`, or a Misfit. Pydantic checks it further.
 
-    Nothing is converted but what means the same: `Plain` of YAML, numpy's numbers, paths, a whole number for a float,
-    a list for a tuple.
+    Only equivalent values are converted: `Plain` of YAML, numbers of numpy, paths, a whole number for a float, a list
+    for a tuple.
     """
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -57,7 +60,7 @@ def read_as(annotation: Any, value: Any) -> Any:
 
 
 def _any(value: Any) -> Any:
-    """A value of a setting that takes any: its parts by the core schema, if all readers of YAML agree on them."""
+    """Return a value of a setting that takes any type: read by the core schema if all readers of YAML agree on it."""
     if isinstance(value, Plain):
         if value.old_bool:
             return Misfit(value, f"write true or false, or '{value}' in quotes for the text")
@@ -68,7 +71,7 @@ def _any(value: Any) -> Any:
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any) -> Any:
-    """By the first type that takes the value; null is one only if None is among them."""
+    """Return the value as the first type that takes it. Null is taken only if None is among the types."""
     if _NONE in kinds and (value is None or (isinstance(value, Plain) and value.is_null)):
         return None
     found: Any = None
@@ -111,7 +114,7 @@ def _dict(kinds: tuple[Any, ...], value: Any) -> Any:
 
 
 def _key(kind: Any, key: Any) -> Any:
-    """Keys are text in YAML and JSON: one that should be a number is read as a number would be."""
+    """Return a key as its type. Keys are text in YAML and JSON, so that a number may be written as text."""
     if get_origin(kind) is Annotated:
         return _key(get_args(kind)[0], key)
     if kind is int and isinstance(key, str) and key.isascii() and key.isdecimal():
@@ -155,7 +158,7 @@ def _float(value: Any) -> Any:
 
 
 def _unquoted(value: Any) -> str:
-    """What to do about a number that was written as text."""
+    """Return the remedy for a number that was written as text; "" for any other value."""
     try:
         return f"; write {float(value):g} without quotes" if isinstance(value, str) else ""
     except ValueError:
@@ -163,7 +166,7 @@ def _unquoted(value: Any) -> str:
 
 
 def _number(value: Any) -> int | float | Misfit:
-    """A Python number for one of YAML, numpy or Python that is none of true and false."""
+    """Return the Python number for a number of YAML, numpy or Python; Misfit for true, false and other values."""
     if isinstance(value, Plain):
         if value.leading_zero:
             shown = int(value.text) if len(value.text) < 20 else "it"
@@ -193,7 +196,7 @@ def _text(value: Any) -> Any:
 
 
 def _is_numpy(value: Any, *, scalar: bool = True) -> bool:
-    """Whether it is one of numpy's numbers or an array without dimensions; with `scalar` false, an array with some."""
+    """Return whether it is a number of numpy or an array without dimensions; if not `scalar`, an array with some."""
     dimensions: int | None = getattr(value, "ndim", None)
     return type(value).__module__.partition(".")[0] == "numpy" and dimensions is not None and (not dimensions) == scalar
 

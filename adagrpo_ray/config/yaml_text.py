@@ -1,8 +1,7 @@
-"""YAML texts by the core schema of YAML 1.2, in which `no` and `2024-01-01` are text and `1e-4` is a number.
+"""Reading YAML by the core schema of YAML 1.2, in which `no` and `2024-01-01` are text and `1e-4` is a number.
 
-PyYAML goes by YAML 1.1, which reads `yes` as true, `010` as 8, `1:30` as 90 and `1e-4` as text. Here a value keeps the
-text that it was written as, until the type of its setting is known (`adagrpo_ray.config.typed`): `run.name: 1e5` is
-the name "1e5".
+PyYAML follows YAML 1.1, which reads `yes` as true, `010` as 8, `1:30` as 90 and `1e-4` as text. Here a value keeps its
+text until the type of its setting is known (`adagrpo_ray.config.typed`): `run.name: 1e5` is the name "1e5".
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from adagrpo_ray.errors import ConfigError, first_line
 
 MOST_ALIASES = 20
-"""Of a YAML text: a few dozen that name one another can stand for billions of values."""
+"""Most aliases of a YAML text: a few dozen that refer to one another can expand to billions of values."""
 
 _NULL, _BOOL = re.compile(r"~|null|Null|NULL|"), re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -37,9 +36,9 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class Plain:
-    """A value without quotes that some reader of YAML takes for more than text, as it was written.
+    """The text of a value without quotes that some reader of YAML does not take for text.
 
-    A number, true, false, null, and the words that are true and false to YAML 1.1 alone, as `no`.
+    That is a number, true, false, null, or a word that is a boolean in YAML 1.1 only, such as `no`.
     """
 
     text: str
@@ -49,22 +48,22 @@ class Plain:
 
     @property
     def is_null(self) -> bool:
-        """Whether it is null, or nothing at all."""
+        """Whether it is null or empty."""
         return _NULL.fullmatch(self.text) is not None
 
     @property
     def leading_zero(self) -> bool:
-        """Whether it is an integer that begins with a zero: 010 is 8 in YAML 1.1 and 10 in YAML 1.2."""
+        """Whether it is an integer with a leading zero: 010 is 8 in YAML 1.1 and 10 in YAML 1.2."""
         return _LEADING_ZERO.fullmatch(self.text) is not None
 
     @property
     def old_bool(self) -> bool:
-        """Whether it is true or false in YAML 1.1 and text in YAML 1.2."""
+        """Whether it is a boolean in YAML 1.1 and text in YAML 1.2."""
         return _OLD_BOOL.fullmatch(self.text) is not None
 
     @property
     def value(self) -> int | float | bool | str | None:
-        """What it is by the core schema."""
+        """Its value by the core schema."""
         if self.is_null:
             return None
         if self.old_bool:
@@ -76,22 +75,23 @@ class Plain:
         return float(self.text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def parse(text: str, what: str) -> Any:
-    """What a YAML text holds: mappings by the text of their keys, lists, texts and `Plain`.
+def parse(text: str, name: str) -> Any:
+    """Return the content of a YAML text: mappings by the text of their keys, lists, texts and `Plain`.
 
-    Raises ConfigError that names `what`, line and column: of bad syntax, of a key that a mapping holds twice.
+    Raises ConfigError, which calls the text `name` and has line and column, if the syntax is bad or a mapping has a
+    key twice.
     """
     try:
         return yaml.load(text, _Loader)
     except Exception as error:  # YAMLError, and RecursionError for a thousand brackets
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or first_line(error)
-        raise ConfigError(f"{what} is not valid YAML{line}: {problem}; correct that line") from None
+        raise ConfigError(f"{name} is not valid YAML{line}: {problem}; correct that line") from None
 
 
 def resolved(value: Any) -> Any:
-    """A value of `parse` by the core schema alone, for readers that know no types."""
+    """Return a result of `parse` with all values read by the core schema, for readers that know no types."""
     if isinstance(value, Plain):
         return value.value
     if isinstance(value, dict):
@@ -100,16 +100,16 @@ def resolved(value: Any) -> Any:
 
 
 def dump(value: Any, **options: Any) -> str:
-    """`value` as YAML that YAML 1.1 and YAML 1.2 read as the same."""
+    """Return `value` as a text that YAML 1.1 and YAML 1.2 read as the same value."""
     return str(yaml.dump(value, Dumper=_Dumper, **options))
 
 
 class _Dumper(yaml.SafeDumper):
-    """yaml.SafeDumper, which also puts text in quotes that YAML 1.2 alone takes for a number."""
+    """yaml.SafeDumper that also quotes text that YAML 1.2 alone takes for a number."""
 
 
 class _Loader(yaml.BaseLoader):
-    """Composes with the core schema, and constructs without ever calling what a text names."""
+    """Composes nodes by the core schema, and constructs plain values only: a tag calls no code."""
 
     aliases = 0
 
@@ -133,7 +133,7 @@ for _kind, (_pattern, _first) in _CORE.items():
 
 
 def _value(node: Node, inside: tuple[Node, ...]) -> Any:
-    """What a node holds. An alias has a copy of its own, so that a change of one place changes no other."""
+    """Return the value of a node. Each alias gets a copy, so that a change of one place changes no other."""
     if node in inside:
         raise ConstructorError(None, None, "this value holds itself", node.start_mark)
     if isinstance(node, ScalarNode):
@@ -142,7 +142,7 @@ def _value(node: Node, inside: tuple[Node, ...]) -> Any:
         return [_value(each, (*inside, node)) for each in node.value]
     if isinstance(node, MappingNode) and node.tag == f"{_TAG}map":
         return _mapping(node, (*inside, node))
-    raise ConstructorError(None, None, f"a setting has no tag {node.tag!r}; leave the tag out", node.start_mark)
+    raise ConstructorError(None, None, f"a setting has no tag {node.tag!r}; remove the tag", node.start_mark)
 
 
 def _scalar(node: ScalarNode) -> str | Plain:
@@ -154,13 +154,13 @@ def _scalar(node: ScalarNode) -> str | Plain:
         if _CORE[kind][0].fullmatch(text):
             return Plain(text)
         raise ConstructorError(None, None, f"{text!r} is no {kind}", node.start_mark)
-    raise ConstructorError(None, None, f"a setting has no tag {node.tag!r}; leave the tag out", node.start_mark)
+    raise ConstructorError(None, None, f"a setting has no tag {node.tag!r}; remove the tag", node.start_mark)
 
 
 def _mapping(node: MappingNode, inside: tuple[Node, ...]) -> dict[str, Any]:
-    """The entries by the text of their keys, after those that `<<` brings in.
+    """Return the entries by the text of their keys, after those that `<<` merges in.
 
-    Raises ConstructorError for a key given twice.
+    Raises ConstructorError if a key is given twice.
     """
     merged: dict[str, Any] = {}
     own: dict[str, Any] = {}

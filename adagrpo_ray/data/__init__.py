@@ -1,1 +1,1 @@
-"""From a data set, or the embedded arithmetic task, to prompts in a resumable order."""
+"""Loading of data sets, files and generated tasks as prompts, in a resumable order."""

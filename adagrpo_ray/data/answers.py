@@ -1,4 +1,4 @@
-"""Ground truths as text: numbers as people write them, with no digits that the data does not hold."""
+"""Ground truths as text. Numbers are written as people write them, with no digits that the data does not have."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-# ECMAScript writes numbers of this size without a power of ten (Number::toString, ECMA-262).
+# ECMAScript writes numbers between these powers without an exponent (Number::toString, ECMA-262).
 _SMALLEST_POWER, _LARGEST_POWER = -6, 20
 
 Restore = Callable[[Any], Any]
 
 
 def answer_text(value: Any) -> str | None:
-    """A ground truth as a person would write it, without white space around it; None if it is none.
+    """Return a ground truth as a person would write it, without white space around it; None if it is empty or no value.
 
-    A number has its shortest digits, and no trailing zeros: 5.0 is "5", 1e16 is "10000000000000000", -0.0 is "0", the
-    float32 nearest to 0.1 is "0.1", Decimal("1.50") is "1.5". From 1e21 on, and below 1e-6, it has a power of ten.
-    A boolean is "True" or "False".
+    A number has its shortest digits and no trailing zeros: 5.0 is "5", 1e16 is "10000000000000000", -0.0 is "0", the
+    float32 nearest to 0.1 is "0.1", Decimal("1.50") is "1.5". From 1e21 on, and below 1e-6, it has an exponent.
+    A boolean is "True" or "False". NaN and infinite numbers are no values.
     """
     if isinstance(value, str):
         return value.strip() or None
@@ -50,7 +50,7 @@ def _decimal_text(value: Decimal) -> str:
 
 
 def _stripped(value: Decimal) -> tuple[str, int]:
-    """Digits without trailing zeros, and the power of ten that they are to be multiplied with."""
+    """Return the digits without trailing zeros, and the power of ten to multiply them with."""
     _, digits, exponent = value.as_tuple()
     text = "".join(map(str, digits))
     kept = text.rstrip("0")
@@ -58,17 +58,17 @@ def _stripped(value: Decimal) -> tuple[str, int]:
 
 
 def restore_floats(schema: Any) -> Restore | None:
-    """A function that restores the floats written in rows of an Arrow schema; None if there is nothing to restore.
+    """Return a function that restores the floats in a row of an Arrow schema; None if there are none to restore.
 
-    Arrow hands out a float32 or float16 as the double nearest to its value, 0.10000000149011612 for 0.1: this makes it
-    the double with the shortest digits that are that float32 again, inside of structs, lists and maps too.
+    Arrow returns a float32 or float16 as a double, 0.10000000149011612 for 0.1. The function returns the double with
+    the shortest digits that give the same float32 or float16, 0.1. It also works inside of structs, lists and maps.
     """
     fields = {field.name: restore for field in schema if (restore := _restore(field.type)) is not None}
     return _in_mapping(fields) if fields else None
 
 
 def _restore(kind: Any) -> Restore | None:
-    """The same for one type."""
+    """Return a function that restores the floats in a value of this Arrow type; None if there are none to restore."""
     import pyarrow as pa
 
     if pa.types.is_float32(kind) or pa.types.is_float16(kind):
@@ -103,7 +103,7 @@ def _in_mapping(fields: Mapping[str, Restore]) -> Restore:
 
 def _in_pairs(key: Restore, item: Restore) -> Restore:
     def restore(pairs: Any) -> Any:
-        """A map is handed out as a mapping, or as a list of pairs."""
+        """Restore a map, which Arrow returns as a mapping or as a list of pairs."""
         if isinstance(pairs, Mapping):
             return {key(k): item(v) for k, v in pairs.items()}
         return None if pairs is None else [(key(k), item(v)) for k, v in pairs]

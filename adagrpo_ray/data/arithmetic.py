@@ -1,12 +1,12 @@
-"""The embedded task: additions with carries, and the worked solutions that the tiny base model learns from.
+"""The embedded task: additions with carries, and the worked solutions on which the tiny base model is trained.
 
-A worked solution of 345+278, from the units up, one row "digit + digit + carry = sum" for each column:
+A worked solution of 345+278 has one row "digit + digit + carry = sum" for each column, from the units up:
 
     <think>5+8+0=13
     4+7+1=12
     3+2+1=6</think>SOLUTION_START_FLAG623SOLUTION_END_FLAG
 
-The wrong procedure writes a carry of 0 into every row and so arrives at 513.
+The incorrect procedure writes a carry of 0 into every row and so arrives at 513.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings
 from adagrpo_ray.errors import DataError
 
 ARITHMETIC = "arithmetic"
-"""What `data.source` calls it."""
+"""The value of `data.source` for this task."""
 THINK_START = "<think>"
 SYSTEM_PROMPT = (
     "Think between <think> and {think_end}, then put the final number between {answer_start} and {answer_end}."
 )
-"""The system message that the task brings along, with the markers' names in braces."""
+"""The system message of the task, with names of markers in braces."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """What the user asks, as in "345+278"."""
+        """The question, as in "345+278"."""
         return f"{self.a}+{self.b}"
 
     @property
     def answer(self) -> str:
-        """The right sum."""
+        """The correct sum."""
         return str(self.a + self.b)
 
     @property
@@ -60,17 +60,17 @@ class Problem:
 def problem_sets(
     settings: ArithmeticSettings, train: int, held_out: int
 ) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
-    """`train` problems to train on and `held_out` others, all different.
+    """Return `train` problems to train on and `held_out` others, all different.
 
-    The classes take turns, so that each has an equal share of both sets. The held-out problems depend on
-    the settings alone, not on how many there are to train on. Raises DataError where a class has too few.
+    The difficulty classes take turns, so each has an equal share of both sets. The held-out problems depend on the
+    settings alone, not on the number to train on. Raises DataError if a class has too few problems.
     """
     difficulties = sorted(settings.keep_carry)
     shares = {digits: len(range(i, held_out + train, len(difficulties))) for i, digits in enumerate(difficulties)}
     for digits, share in shares.items():
         if share > count_problems(digits):
             raise DataError(
-                f"arithmetic has {count_problems(digits)} problems of {digits} digits and {share} are asked for; "
+                f"arithmetic has {count_problems(digits)} problems of {digits} digits, and {share} are needed; "
                 "lower data.train_prompts or data.eval_prompts, or add digits to arithmetic.keep_carry"
             )
     streams = [_distinct(digits, settings.seed) for digits in difficulties]
@@ -79,18 +79,18 @@ def problem_sets(
 
 
 def count_problems(digits: int) -> int:
-    """How many different problems a class has.
+    """Return the number of different problems of a class.
 
-    The top digits make 9 * 9 pairs; of the 100 pairs of any column below, 55 sum to less than 10, and at
-    least one column must not be such a pair.
+    The top digits make 9 * 9 pairs. Of the 100 pairs of each column below, 55 sum to less than 10, and at least one
+    column must not be such a pair.
     """
     return int(81 * (100 ** (digits - 1) - 55 ** (digits - 1)))
 
 
 def draw_problem(rng: np.random.Generator, digits: int) -> Problem:
-    """A random problem with a carry out of at least one column below the top one.
+    """Return a random problem with a carry out of at least one column below the top one.
 
-    Only such a carry can be dropped: the sum of the top column is always written in full.
+    Only such a carry can be dropped, since the sum of the top column is always written in full.
     """
     while True:
         columns = rng.integers(0, 10, size=(2, digits))
@@ -100,7 +100,7 @@ def draw_problem(rng: np.random.Generator, digits: int) -> Problem:
 
 
 def worked_solution(problem: Problem, keep_carry: bool, markers: FormatSettings) -> str:
-    """The scratch pad and the answer; wrong where `keep_carry` is false."""
+    """Return the thought with its rows and the answer, which is incorrect unless `keep_carry`."""
     rows: list[str] = []
     answer, carry, total = "", 0, 0
     for a, b in zip(reversed(str(problem.a)), reversed(str(problem.b)), strict=True):
@@ -114,7 +114,7 @@ def worked_solution(problem: Problem, keep_carry: bool, markers: FormatSettings)
 
 
 def _distinct(digits: int, seed: int) -> Iterator[Problem]:
-    """Problems of one class without end, never the same twice; for at most `count_problems` of them."""
+    """Yield different problems of one class. It loops forever after `count_problems` of them."""
     rng = np.random.default_rng([seed, digits])
     seen: set[Problem] = set()
     while True:

@@ -1,4 +1,4 @@
-"""The chat messages that a problem becomes."""
+"""The chat messages of a problem."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ Messages = list[dict[str, str]]
 
 
 def system_message(data: DataSettings) -> str | None:
-    """The system message of prompts that have none of their own: `data.system_prompt`, or that of the built-in task.
+    """Return the system message of prompts without one: `data.system_prompt`, or that of the embedded task, or None.
 
-    The markers of `data.format` are in place of their names in braces. None if there is no such message.
-    Raises ConfigError where the braces hold something else.
+    A name of `data.format` in braces is replaced by that marker. Raises ConfigError if braces have other content.
     """
     prompt = data.system_prompt
     if prompt is None and data.source == ARITHMETIC:
@@ -32,6 +31,6 @@ def system_message(data: DataSettings) -> str | None:
 
 
 def chat_messages(text: str, system: str | None) -> Messages:
-    """One question, after the system message where there is one."""
+    """Return the messages of one question, after the system message if there is one."""
     head = [] if system is None else [{"role": "system", "content": system}]
     return [*head, {"role": "user", "content": text}]

@@ -1,4 +1,4 @@
-"""The text of a completion, and the token that ends it."""
+"""The text of a completion, and the tokens that end it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PARTIAL = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer writes for bytes that are no whole character."""
+"""Character that a tokenizer writes for bytes of an incomplete character."""
 
-_SAID = "0123456789"
+_PROBE = "0123456789"
 
 
 class CompletionText:
-    """Turns token ids into the text that is scored, shown and stored.
+    """Decodes token ids to the text that is scored, shown and stored.
 
-    Special tokens are left out, except those that a marker of `format` names: a marker may be a special token, as
-    `</think>` is for some models. The token that ended the completion is left out too, whether or not the tokenizer
-    calls it special, unless a marker names it.
+    Special tokens are left out, unless they are part of a marker of `format`: `</think>` is a special token of some
+    models. The token that ended the completion is left out too, special or not, unless it is part of a marker.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, format: FormatSettings) -> None:
@@ -29,7 +28,7 @@ class CompletionText:
         added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= set(tokenizer.all_special_ids)
-        # Not every special token that a marker is encoded to: the unknown token stands for what cannot be encoded.
+        # Only tokens that the marker contains: a marker that cannot be encoded becomes the unknown token.
         self._named = {
             i
             for marker in format.model_dump().values()
@@ -39,11 +38,11 @@ class CompletionText:
         self._skipped = special - self._named
 
     def text(self, ids: Sequence[int], *, ended: bool = False) -> str:
-        """The text of a whole completion; `ended` says that its last token ended it."""
+        """Return the text of a whole completion; `ended`: its last token is the one that ended it."""
         return self._decode(self._kept(ids, ended))
 
     def stream(self) -> TextStream:
-        """The same for a completion that grows."""
+        """Return a decoder for one completion that grows."""
         return TextStream(self)
 
     def _kept(self, ids: Sequence[int], ended: bool) -> list[int]:
@@ -56,39 +55,39 @@ class CompletionText:
 
 
 class TextStream:
-    """The text of one completion that grows."""
+    """Decodes one completion that grows."""
 
     def __init__(self, decoder: CompletionText) -> None:
         self._decoder = decoder
         self._ids: list[int] = []
-        # The text of `_ids[:_told]` is out. Decoding begins a little before, since a token's text may depend on the
-        # one in front of it.
-        self._begin = self._told = 0
+        # The text of `_ids[:_returned]` was returned. Decoding begins a little before, since the text of a token may
+        # depend on the token before it.
+        self._begin = self._returned = 0
 
     def grow(self, ids: Sequence[int], finish_reason: str | None) -> str:
-        """What the completion's text grows by with these new ids; a character that is not whole yet waits."""
+        """Add new ids and return the text that they add. An incomplete character is kept for the next call."""
         self._ids += self._decoder._kept(ids, finish_reason == "stop")
-        before = self._decoder._decode(self._ids[self._begin : self._told])
+        before = self._decoder._decode(self._ids[self._begin : self._returned])
         text = self._decoder._decode(self._ids[self._begin :])
         if finish_reason is None and (text.endswith(PARTIAL) or len(text) <= len(before)):
             return ""
-        self._begin, self._told = self._told, len(self._ids)
+        self._begin, self._returned = self._returned, len(self._ids)
         return text[len(before) :]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template writes after the assistant's message; None if there is none.
+    """Return the token that the chat template writes after the assistant's message; None if there is none.
 
-    A model ends its turn with it. If it is neither the tokenizer's `eos_token` nor in `generation_config.json`,
-    nothing else names it.
+    A model ends its turn with it. It may be neither the tokenizer's `eos_token` nor in `generation_config.json`; then
+    the template is the only source of it.
     """
-    asked, said = {"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}
-    for messages in ([asked, said, asked], [asked, said]):
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}
+    for messages in ([question, answer, question], [question, answer]):
         try:
             rendered: Any = tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception:  # a template is a program of its own
+        except Exception:  # a template is a program and may raise anything
             continue
-        _, found, behind = str(rendered).rpartition(_SAID)
+        _, found, behind = str(rendered).rpartition(_PROBE)
         if not found:
             continue
         behind = behind.lstrip()
@@ -103,5 +102,5 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a completion as far as the tokenizer knows: its own, and the chat template's."""
+    """Return the tokens that end a completion: the tokenizer's `eos_token` and the end of a turn."""
     return sorted({i for i in (tokenizer.eos_token_id, end_of_turn(tokenizer)) if i is not None})

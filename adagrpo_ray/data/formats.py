@@ -1,4 +1,4 @@
-"""Rows of one local file: JSON lines, JSON, CSV, TSV or parquet. A file of text may be packed by gzip."""
+"""Reading the rows of one local file: JSON lines, JSON, CSV, TSV or parquet. Text files may be compressed by gzip."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Row = Mapping[str, Any]
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 NAMED_KINDS = ".jsonl, .json, .csv, .tsv or .parquet"
-"""The kinds of files as messages name them."""
+"""The kinds of files, for messages."""
 PACKED = ".gz"
 
 
 def kind(path: Path) -> str | None:
-    """The kind of a file by its name, in lower case and without `.gz`; None if it is not a kind that can be read."""
+    """Return the kind of a file by its name, in lower case and without `.gz`; None if it cannot be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [PACKED]:
         found = suffixes[-2] if len(suffixes) > 1 else ""
@@ -33,10 +33,10 @@ def kind(path: Path) -> str | None:
 
 
 def read_file(path: Path) -> Sequence[Row]:
-    """The rows of a file of one of `KINDS`.
+    """Return the rows of a file of one of `KINDS`.
 
-    Values of CSV and TSV are texts as they stand there; an empty cell is None. Raises DataError that names the file,
-    and the line if there is one, if the file cannot be read.
+    Values of CSV and TSV are texts without conversion; an empty cell is None. Raises DataError, which names the file
+    and the line if possible, if the file cannot be read.
     """
     found = kind(path)
     if found == ".parquet":
@@ -53,13 +53,13 @@ def read_file(path: Path) -> Sequence[Row]:
 
 
 def _text(path: Path) -> str:
-    """The whole text, its line ends as they are."""
+    """Return the whole text with unchanged line ends."""
     data = path.read_bytes()
     return (gzip.decompress(data) if path.suffix.lower() == PACKED else data).decode("utf-8-sig")
 
 
 def _loads(text: str) -> Any:
-    """The value of a JSON text; ValueError if it is none, has a key twice, or is nested too deeply."""
+    """Return the value of a JSON text. Raises ValueError if it is none, has a key twice, or is nested too deeply."""
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
@@ -69,12 +69,12 @@ def _loads(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError(f"the key {_twice(key for key, _ in pairs)!r} is there twice")
+        raise ValueError(f"it has the key {_twice(key for key, _ in pairs)!r} twice")
     return row
 
 
 def _twice(names: Iterable[str]) -> str | None:
-    """The first name that is there a second time; None if there is none."""
+    """Return the first name that occurs a second time; None if there is none."""
     seen = set[str]()
     for name in names:
         if name in seen:
@@ -90,7 +90,7 @@ def _json_lines(path: Path, text: str) -> list[Row]:
             continue
         try:
             row = _loads(line)
-        except ValueError as error:  # also a number of thousands of digits
+        except ValueError as error:  # also for a number of thousands of digits
             raise DataError(f"{path}, line {number} is not JSON ({error}); correct or remove it") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number} holds a {type(row).__name__}; each line must be an object")
@@ -99,7 +99,7 @@ def _json_lines(path: Path, text: str) -> list[Row]:
 
 
 def _json(path: Path, text: str) -> list[Row]:
-    """A list of objects, one object, or JSON lines under the name of JSON."""
+    """Return the rows of a JSON file: a list of objects, one object, or lines with one object each."""
     if not text.strip():
         return []
     try:
@@ -118,7 +118,7 @@ def _json(path: Path, text: str) -> list[Row]:
 
 
 def _delimiter(text: str) -> str:
-    """The comma, unless the head has none and has semicolons or tabs, as some spreadsheets write them."""
+    """Return the delimiter of the first line: a comma, else a semicolon or tab, which some spreadsheets write."""
     head = text.partition("\n")[0]
     return next((mark for mark in (",", ";", "\t") if mark in head), ",")
 

@@ -1,7 +1,7 @@
-"""Problems of reasoning-gym: which ones are trained on, which ones are held out, and their difficulty classes.
+"""Problems of reasoning-gym: those to train on, those held out, and their difficulty classes.
 
-`problem_rows` does its work in a process of its own. Some tasks walk through sets of texts, whose order Python draws
-at random for each process; there it is fixed, so that the same settings give the same problems everywhere.
+`problem_rows` works in a process of its own. Some tasks iterate over sets of texts, whose order is random in each
+process of Python. There the hash seed is fixed, so the same settings give the same problems everywhere.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from adagrpo_ray.data.row_id import normalised
 from adagrpo_ray.errors import AdaGRPOError, DataError, first_line
 
 MOST_CLASSES = 12
-"""Difficulty classes of one task that reports can still show."""
+"""Most difficulty classes of one task: reports cannot show more."""
 
 MOST_FAILURES = 50
-"""Problems in a row that a task may fail to generate."""
+"""Most problems in a row that a task may fail to generate."""
 
 LONGEST_S = 60
-"""Seconds that generating one problem may take: with some settings a task searches without end."""
+"""Most seconds to generate one problem: with some settings a task searches forever."""
 
 PATIENCE = 200
-"""Problems in a row that may be known already, for a task that gave none yet; each one that it gave adds one more."""
+"""Most known problems in a row that a task may generate, plus one for each new problem that it gave before."""
 
 
 @dataclass(frozen=True)
 class GymProblem:
     """One generated problem.
 
-    `task` and `config` make the data set that scores answers; `entry` is what it generated: question, answer and
-    metadata. The answer is None for a task that accepts many answers and gives none. `examples` are other questions of
-    the task with their answers.
+    `task` and `config` define the data set that scores answers. `entry` is its entry with question, answer and
+    metadata. The answer is None if the task accepts many answers and gives none. `examples` are other questions of the
+    task with their answers.
     """
 
     task: str
@@ -56,24 +56,24 @@ class GymProblem:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The chat: each example as a turn of its own, then the question."""
+        """The chat: one turn for each example, then the question."""
         turns = [(("user", question), ("assistant", answer)) for question, answer in self.examples]
-        said = [*chain.from_iterable(turns), ("user", self.entry["question"])]
-        return [{"role": role, "content": text} for role, text in said]
+        chat = [*chain.from_iterable(turns), ("user", self.entry["question"])]
+        return [{"role": role, "content": text} for role, text in chat]
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What reward functions get."""
+        """The columns for reward functions."""
         return {"task": self.task, "task_config": dict(self.config), "entry": dict(self.entry)}
 
 
 def problem_rows(
     settings: ReasoningGymSettings, train: int, held_out: int
 ) -> tuple[tuple[GymProblem, ...], tuple[GymProblem, ...]]:
-    """`train` problems to train on and `held_out` others, no question twice, each task by its share of the weights.
+    """Return `train` problems to train on and `held_out` others, without duplicates, tasks in proportion to weights.
 
-    The held-out problems depend on the settings alone, not on how many there are to train on. Raises ConfigError if a
-    task or one of its settings is wrong, and DataError if a task has too few problems or cannot generate them.
+    The held-out problems depend on the settings alone, not on the number to train on. Raises ConfigError if a task or
+    one of its settings is wrong, and DataError if a task has too few problems or cannot generate them.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "problems"
@@ -100,10 +100,10 @@ def problem_rows(
 
 
 def generate(settings: ReasoningGymSettings, count: int) -> tuple[GymProblem, ...]:
-    """The first `count` problems of the settings; tasks with a weight of 0 are checked and give none.
+    """Return the first `count` problems of the settings. Tasks with a weight of 0 are checked and give none.
 
-    The tasks take turns by their weights, so that each beginning of the result has about the share of each task. For
-    the main thread of a process, since a signal ends what takes longer than `LONGEST_S`.
+    The tasks take turns by their weights, so any first part of the result has about the same shares. Call it in the
+    main thread only, since a signal interrupts a task that takes longer than `LONGEST_S`.
     """
     seen: set[str] = set()
     streams = [_Stream(settings, number, seen) for number in range(len(settings.tasks))]
@@ -121,7 +121,7 @@ def generate(settings: ReasoningGymSettings, count: int) -> tuple[GymProblem, ..
 
 
 def _turns(weights: Sequence[float], count: int) -> Iterator[int]:
-    """Places of tasks: each turn is that of the task which lags furthest behind its share of the turns so far."""
+    """Yield indices of tasks. Each turn is that of the task which is furthest behind its share of the turns so far."""
     total, taken = sum(weights), [0] * len(weights)
     for turn in range(1, count + 1):
         behind = [weight * turn / total - had if weight else -1.0 for weight, had in zip(weights, taken, strict=True)]
@@ -131,12 +131,12 @@ def _turns(weights: Sequence[float], count: int) -> Iterator[int]:
 
 
 class _TooLong(BaseException):
-    """Passes the handlers of `Exception` with which tasks try again."""
+    """A time limit. It is no Exception, since tasks catch those and try again."""
 
 
 @contextmanager
 def _time_limit() -> Iterator[None]:
-    """Raise _TooLong after `LONGEST_S`, and each second from then on."""
+    """Raise _TooLong in the block after `LONGEST_S`, and every second from then on."""
 
     def end(*_: object) -> None:
         raise _TooLong
@@ -151,10 +151,10 @@ def _time_limit() -> Iterator[None]:
 
 
 class _Stream:
-    """Problems of one task without end."""
+    """An endless stream of problems of one task."""
 
     def __init__(self, settings: ReasoningGymSettings, number: int, seen: set[str]) -> None:
-        """`seen` are the questions that no stream gives again; this one adds its own."""
+        """Create the stream; `seen` has the questions of all streams, which none of them repeats."""
         self._task = settings.tasks[number]
         self._place, self._seed = f"{SETTING}.{number}", settings.seed
         self._name = _class_name(self._task, settings.tasks)
@@ -164,18 +164,18 @@ class _Stream:
         self._examples = tuple(map(self._example, range(settings.examples if self._task.weight else 0)))
 
     def draw(self) -> GymProblem:
-        """The next problem whose question was not seen."""
+        """Return the next problem whose question is new."""
         entry = self._new()
         return GymProblem(self._task.name, self._task.config, self._difficulty(entry), entry, self._examples)
 
     def _example(self, _: int) -> tuple[str, str]:
         entry = self._new()
-        while entry["answer"] == "":  # which no chat template shows as a turn
+        while entry["answer"] == "":  # no chat template renders it as a turn
             entry = self._new()
         if not isinstance(entry["answer"], str):
             raise DataError(
                 f"reasoning_gym.examples: {self._task.name} ({self._place}) gives no answer to show; set it to 0, or "
-                "leave the task out"
+                "remove the task"
             )
         return entry["question"], entry["answer"]
 
@@ -189,9 +189,9 @@ class _Stream:
             except _TooLong:
                 raise DataError(
                     f"{self._place}: {self._task.name} took more than {LONGEST_S} s for one problem with config "
-                    f"{self._task.config!r:.200}, which may leave it nothing to find; change the config"
+                    f"{self._task.config!r:.200}, which may allow no problem; change the config"
                 ) from None
-            except Exception as error:  # a task may fail in any way with odd settings
+            except Exception as error:  # a task may raise anything with unusual settings
                 failures += 1
                 if failures > MOST_FAILURES:
                     raise DataError(
@@ -208,8 +208,8 @@ class _Stream:
             misses += 1
             if misses > PATIENCE + self._given:
                 raise DataError(
-                    f"{self._place}: {self._task.name} gave {self._given} different problems in {self._drawn} draws "
-                    "and more are asked for; widen its config, or lower its weight, data.train_prompts or "
+                    f"{self._place}: {self._task.name} gave {self._given} different problems in {self._drawn} draws, "
+                    "and more are needed; widen its config, or lower its weight, data.train_prompts or "
                     "data.eval_prompts"
                 )
 
@@ -223,8 +223,10 @@ class _Stream:
         return entry
 
     def _chunk(self, number: int) -> Any:
-        """A data set with a seed of its own: the package adds the place of a problem to the seed, so that data sets
-        with neighbouring seeds have most problems in common."""
+        """Return a data set with a seed of its own.
+
+        The package adds the index of a problem to the seed, so data sets with neighbouring seeds share most problems.
+        """
         key = f"{self._seed}\0{self._task.name}\0{settings_key(self._task.config)}\0{number}"
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % 2**31  # numpy's seeds have 32 bits
         return make_dataset(self._task.name, self._task.config, seed, self._place)
@@ -249,11 +251,11 @@ class _Stream:
 
 
 def _class_name(task: GymTaskSettings, tasks: Sequence[GymTaskSettings]) -> str:
-    """The task's name; if the task is listed with other settings too, the settings that make the difference."""
+    """Return the name of the task, and the settings that differ if the task is listed more than once."""
     others = [other.config for other in tasks if other.name == task.name and other is not task]
-    told = [
+    differing = [
         f"{key}={settings_key({'': value})[5:-1].strip(chr(34))}"
         for key, value in sorted(task.config.items())
         if any(key not in other or other[key] != value for other in others)
     ]
-    return " ".join([task.name, ", ".join(told)]).strip()
+    return " ".join([task.name, ", ".join(differing)]).strip()

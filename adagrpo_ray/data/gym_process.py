@@ -1,7 +1,7 @@
-"""The process in which problems of reasoning-gym are generated: `python -m adagrpo_ray.data.gym_process RESULT`.
+"""The process that generates problems of reasoning-gym: `python -m adagrpo_ray.data.gym_process RESULT`.
 
-Standard input holds the pickled settings and numbers of problems. The file RESULT gets the pickled problems, or the
-error of this library that was raised.
+It reads the pickled settings and numbers of problems from standard input. It writes the pickled problems, or the error
+of this library that was raised, to the file RESULT.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adagrpo_ray.errors import AdaGRPOError
 
 
 def main(path: Path) -> None:
-    """Generate what standard input asks for and write it whole to `path`."""
+    """Generate the problems that standard input requests, and write them to `path` in one piece."""
     settings, train, held_out = pickle.load(sys.stdin.buffer)
     try:
         found: object = generate(settings, held_out + train)

@@ -1,4 +1,4 @@
-"""Tasks of the package reasoning-gym by name and settings, with one error for what it refuses."""
+"""Tasks of the package reasoning-gym by name and settings, with errors that name the setting."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, first_line
 
 CHUNK = 500
-"""Problems of one data set of the package: its own default. Some tasks refuse more, or generate all of them at once."""
+"""Problems of one data set: the default of the package. Some tasks refuse more, or generate all of them at once."""
 
 SETTING = "reasoning_gym.tasks"
 PACKAGE = "reasoning_gym"
 INSTALL = "pip install 'adagrpo_ray[real]'"
 
-# Names of the types that a task declares for its settings, and the types of values that fit.
+# The types of values that are accepted, by the name of the type that a task declares for a setting.
 _KINDS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
 
 
 def make_dataset(name: str, config: Mapping[str, Any], seed: int = 0, place: str = SETTING) -> Any:
-    """The package's data set of `CHUNK` problems of a task; `place` names the task in errors.
+    """Return the package's data set of `CHUNK` problems of a task; `place` names the task in errors.
 
     Raises ConfigError if the package or one that the task needs is not installed, if there is no such task or setting,
-    and if the task refuses a value.
+    or if the task refuses a value.
     """
     tasks = _tasks()
     if name not in tasks:
@@ -40,7 +40,7 @@ def make_dataset(name: str, config: Mapping[str, Any], seed: int = 0, place: str
         return make(config=_validated(settings, {**values, **given}))
     except ImportError as error:
         raise missing_package(name, error, place) from None
-    except Exception as error:  # a task checks its settings in any way
+    except Exception as error:  # tasks raise different errors for bad settings
         alone = [key for key in values if not _accepted(settings, {key: values[key], **given})]
         key, value = (f".{alone[0]}", config[alone[0]]) if alone else ("", dict(config))
         raise ConfigError(
@@ -49,19 +49,19 @@ def make_dataset(name: str, config: Mapping[str, Any], seed: int = 0, place: str
 
 
 def missing_package(name: str, error: ImportError, place: str = SETTING) -> ConfigError:
-    """What to do about a package that a task imports while it works."""
+    """Return the error for a package that a task imports while it works."""
     package = (error.name or "").partition(".")[0]
-    what = f"the package {package}: pip install {package}" if package else f"a package ({error})"
-    return ConfigError(f"{place}.name={name!r} needs {what}")
+    needed = f"the package {package}: pip install {package}" if package else f"a package ({error})"
+    return ConfigError(f"{place}.name={name!r} needs {needed}")
 
 
 def settings_key(config: Mapping[str, Any]) -> str:
-    """The settings as one text, the same for the same settings in any order."""
+    """Return the settings as one text, which does not depend on their order."""
     return json.dumps(config, sort_keys=True)
 
 
 def _tasks() -> Mapping[str, tuple[Any, type[Any]]]:
-    """Class and class of settings of each task; a mixture of tasks is none."""
+    """Return the class and the settings class of each task, without the task that mixes others."""
     try:
         importlib.import_module(PACKAGE)
         factory = importlib.import_module(f"{PACKAGE}.factory")
@@ -73,7 +73,7 @@ def _tasks() -> Mapping[str, tuple[Any, type[Any]]]:
 
 
 def _value(fields: Mapping[str, Any], key: str, value: Any, place: str, task: str) -> Any:
-    """A setting's value as the task takes it."""
+    """Return the value of a setting as the task takes it."""
     if key not in fields:
         raise ConfigError(f"{place}={value!r:.200}: {task} has no such setting; {_hint(key, list(fields))}")
     field = fields[key]
@@ -82,7 +82,7 @@ def _value(fields: Mapping[str, Any], key: str, value: Any, place: str, task: st
     kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
     wanted = _KINDS.get(kind)
     if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool")):
-        raise ConfigError(f"{place}={value!r:.200}: {task} takes a value of type {kind}, as {field.default!r}")
+        raise ConfigError(f"{place}={value!r:.200}: {task} takes a value of type {kind}, such as {field.default!r}")
     return value
 
 

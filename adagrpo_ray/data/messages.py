@@ -1,8 +1,8 @@
-"""The chat messages in a row of data, in the layouts that data sets have; anything else is refused.
+"""Reading the chat messages in a row of data, in the layouts of common data sets. Other layouts are refused.
 
-Read are a text; a list of `{"role", "content"}`; ShareGPT's `{"from", "value"}`; an object that holds such a list under
-`messages`, `conversations` or `conversation`; any of these as JSON or Python text, as CSV has them; and content as a
-list of text parts. `name`, `tool_calls`, `tool_call_id`, `reasoning_content` and `thinking` of a message are kept.
+Accepted are a text; a list of `{"role", "content"}`; ShareGPT's `{"from", "value"}`; an object with such a list under
+`messages`, `conversations` or `conversation`; and any of these as JSON or Python text, as in CSV files. The content may
+be a list of text parts. `name`, `tool_calls`, `tool_call_id`, `reasoning_content` and `thinking` of a message are kept.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ class Chat:
 
     @property
     def has_system_message(self) -> bool:
-        """Whether it begins with a system message that says something."""
+        """Whether it begins with a system message that is not blank."""
         return self.messages[0]["role"] in SYSTEM_ROLES and bool(self.messages[0]["content"].strip())
 
     def after(self, system: str) -> Chat:
-        """The chat after a system message, which takes the place of an empty one."""
+        """Return the chat with a system message at the beginning, in place of a blank one."""
         rest = self.messages[1:] if self.messages[0]["role"] in SYSTEM_ROLES else self.messages
         return Chat(({"role": "system", "content": system}, *rest), self.tools)
 
 
 def read_chat(prompt: Any, row: Mapping[str, Any]) -> Chat | None:
-    """The chat of a prompt column, with the tools in the column `tools` of its row; None if no user asks anything.
+    """Return the chat of a prompt column, with the tools in the column `tools` of its row; None without a question.
 
-    Raises DataError if the prompt has a layout that is not known, or a part that no text model reads.
+    Raises DataError if the layout of the prompt is unknown, or if the row has images or other unsupported columns.
     """
-    _refuse_what_is_not_read(row)
+    _refuse_unsupported_columns(row)
     value, tools = _unpacked(prompt)
     if isinstance(value, str):
         messages = [{"role": "user", "content": value}]
@@ -89,7 +89,7 @@ def read_chat(prompt: Any, row: Mapping[str, Any]) -> Chat | None:
 
 
 def _unpacked(prompt: Any) -> tuple[Any, Any]:
-    """A text, a list of messages or no prompt; and the tools that are given with the messages."""
+    """Return a text, a list of messages or None, and the tools that are given with the messages."""
     value = _from_text(prompt) if isinstance(prompt, str) else prompt
     if not isinstance(value, Mapping):
         return value, None
@@ -107,7 +107,7 @@ def _unpacked(prompt: Any) -> tuple[Any, Any]:
 
 
 def _from_text(text: str) -> Any:
-    """The value of a text that is a chat written as JSON or Python; else the text, None if it is blank."""
+    """Return the value of a text that is a chat in JSON or Python; else the text, or None if it is blank."""
     if not text.strip():
         return None
     if not _CHAT_AS_TEXT.match(text):
@@ -135,35 +135,35 @@ def _is_message(value: Mapping[str, Any]) -> bool:
 
 
 def _message(value: Any, number: int) -> Message:
-    """One message; DataError if it is none, or holds what is not understood."""
-    where = f"message {number} of the prompt"
+    """Return one message. Raises DataError if it is none or has keys or values that are not supported."""
+    place = f"message {number} of the prompt"
     if not isinstance(value, Mapping):
-        raise DataError(f"{where} is a {type(value).__name__}; each must be an object with role and content")
+        raise DataError(f"{place} is a {type(value).__name__}; each must be an object with role and content")
     found = {key: held for key, held in value.items() if held is not None and held != []}
     if {"from", "value"} & set(found) and not {"role", "content"} & set(found):
         found = {{"from": "role", "value": "content"}.get(key, key): held for key, held in found.items()}
         found["role"] = SHAREGPT.get(str(found.get("role")).lower(), found.get("role"))
     if other := [key for key in found if key not in KEYS]:
         raise DataError(
-            f"{where} has {', '.join(map(repr, other))}, which no chat template is known to read; remove it from the "
+            f"{place} has {', '.join(map(repr, other))}, which no chat template is known to read; remove it from the "
             f"data, or use {', '.join(KEYS)}"
         )
     role = found.get("role")
     if role not in ROLES:
         near = difflib.get_close_matches(str(role).lower(), ROLES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(ROLES)}"
-        raise DataError(f"{where} has the role {role!r}; {hint}")
-    message: Message = {**found, "content": _content(found.get("content", ""), where)}
+        raise DataError(f"{place} has the role {role!r}; {hint}")
+    message: Message = {**found, "content": _content(found.get("content", ""), place)}
     for key in ("name", "tool_call_id", *REASONING):
         if not isinstance(message.get(key, ""), str):
-            raise DataError(f"{where} has a {key} that is a {type(message[key]).__name__}; it must be a text")
+            raise DataError(f"{place} has a {key} that is a {type(message[key]).__name__}; it must be a text")
     if "tool_calls" in message:
-        message["tool_calls"] = [_tool_call(call, where) for call in _listed(message["tool_calls"], where)]
+        message["tool_calls"] = [_tool_call(call, place) for call in _listed(message["tool_calls"], place)]
     return message
 
 
-def _content(value: Any, where: str) -> str:
-    """The text of a content; parts are lines, as in vLLM's chat for templates that take texts."""
+def _content(value: Any, place: str) -> str:
+    """Return the text of a content, with its parts as lines, as vLLM has it for templates that take texts."""
     if isinstance(value, str):
         return value
     parts = list(value) if isinstance(value, Sequence) and not isinstance(value, bytes) else [value]
@@ -171,32 +171,32 @@ def _content(value: Any, where: str) -> str:
     for part in parts:
         found = {key: held for key, held in part.items() if held is not None} if isinstance(part, Mapping) else {}
         if set(found) != {"type", "text"} or found["type"] != "text" or not isinstance(found["text"], str):
-            what = found.get("type") or type(part).__name__
-            raise DataError(f"{where} has a content of {what!r}; only texts are read")
+            kind = found.get("type") or type(part).__name__
+            raise DataError(f"{place} has a content of {kind!r}; only texts are read")
         texts.append(found["text"])
     return "\n".join(texts)
 
 
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    """A tool call whose arguments are an object, which OpenAI's layout has as JSON text."""
+def _tool_call(call: Any, place: str) -> dict[str, Any]:
+    """Return a tool call with its arguments as an object. OpenAI's layout has them as JSON text."""
     plain = _without_nulls(call)
     function = plain.get("function", plain) if isinstance(plain, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise DataError(f"{where} has a tool call without the name of a function")
+        raise DataError(f"{place} has a tool call without the name of a function")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} calls {function['name']!r} with arguments that are not JSON ({error})") from None
+            raise DataError(f"{place} calls {function['name']!r} with arguments that are not JSON ({error})") from None
     if not isinstance(arguments, Mapping):
-        raise DataError(f"{where} calls {function['name']!r} with a {type(arguments).__name__}; give an object")
+        raise DataError(f"{place} calls {function['name']!r} with a {type(arguments).__name__}; give an object")
     named = {**function, "arguments": dict(arguments)}
     return {**plain, "function": named} if "function" in plain else {"type": "function", "function": named}
 
 
 def _tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """The schemas of tools in a column, which may be JSON text; () if there are none."""
+    """Return the schemas of tools in a column, which may be JSON text; () if there are none."""
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             value = json.loads(value) if value.strip() else None
@@ -207,17 +207,17 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...]:
         function = entry.get("function", entry) if isinstance(entry, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataError(
-                "the column 'tools' goes to the chat template and must be a list of tool schemas, each with the name "
-                "of a function; rename the column if it is something else"
+                "the column 'tools' is passed to the chat template and must be a list of tool schemas, each with the "
+                "name of a function; rename the column if it is something else"
             )
     return tuple(listed)
 
 
-def _refuse_what_is_not_read(row: Mapping[str, Any]) -> None:
+def _refuse_unsupported_columns(row: Mapping[str, Any]) -> None:
     for key in MEDIA:
         held = row.get(key)
         if held is not None and not isinstance(held, str | bool | int | float) and not _is_empty(held):
-            raise DataError(f"the column {key!r} holds a {type(held).__name__}; models here read texts only, remove it")
+            raise DataError(f"the column {key!r} holds a {type(held).__name__}; only texts are supported, remove it")
     if not _is_empty(row.get("chat_template_kwargs")):
         raise DataError("the column 'chat_template_kwargs' is not read; set data.template_kwargs for all rows")
 
@@ -226,14 +226,14 @@ def _is_empty(value: Any) -> bool:
     return value is None or (hasattr(value, "__len__") and len(value) == 0)
 
 
-def _listed(value: Any, where: str) -> Sequence[Any]:
+def _listed(value: Any, place: str) -> Sequence[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise DataError(f"{where} has tool_calls that are a {type(value).__name__}; give a list")
+        raise DataError(f"{place} has tool_calls that are a {type(value).__name__}; give a list")
     return value
 
 
 def _without_nulls(value: Any) -> Any:
-    """The value without keys that hold None, which a table has for each key of any other row."""
+    """Return the value without keys that hold None: a table adds those for each key of any other row."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(held) for key, held in value.items() if held is not None}
     if isinstance(value, list | tuple):

@@ -7,10 +7,9 @@ from adagrpo_ray.errors import DataError
 
 
 def plain_text(chat: Chat, system: str | None) -> str:
-    """The text of the chat's only message, after `system` and a blank line if there is one.
+    """Return the text of the chat's only message, after `system` and a blank line if there is one.
 
-    Raises DataError if the chat has another message, tools, or a message with more than its text, which plain text
-    cannot show.
+    Raises DataError if the chat has more than plain text can show: other messages, tools, or other keys of a message.
     """
     messages = [m for m in chat.messages if m["role"] not in SYSTEM_ROLES or m["content"].strip()]
     roles = ", ".join(str(m["role"]) for m in messages)
@@ -25,6 +24,6 @@ def plain_text(chat: Chat, system: str | None) -> str:
         text = str(messages[0]["content"])
         return text if system is None or not system.strip() else f"{system}\n\n{text}"
     raise DataError(
-        f"data.chat_template=none takes prompts of one text, and this one has {found}; give data of one text a prompt, "
-        "or a Jinja file as data.chat_template"
+        f"data.chat_template=none takes prompts of one text, and this one has {found}; give data with one text per "
+        "prompt, or a Jinja file as data.chat_template"
     )

@@ -1,4 +1,4 @@
-"""From rows to prompts: chat template, what is dropped and why, and what is kept aside to measure on."""
+"""Converting rows to prompts: rendering, dropping rows with a reason for each, and splitting off held-out prompts."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GENERATED_PROMPTS = 2000
-"""How many problems are generated to train on, unless the settings say."""
+"""Default number of generated problems to train on."""
 
 
 @dataclass(frozen=True)
 class PromptSets:
-    """Prompts to train on, prompts kept aside, and how many rows were dropped for each reason.
+    """Prompts to train on, held-out prompts, and the number of dropped rows by reason.
 
-    `notes` are sentences on what the data hold that is worth a look, `template` tells the chat template from others.
+    `notes` has remarks on the data for the user. `template` is the digest of the chat template.
     """
 
     train: tuple[Prompt, ...]
@@ -48,10 +48,10 @@ class PromptSets:
 
 
 def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training: bool = True) -> PromptSets:
-    """The prompts of `config.data`, rendered and filtered; the split is by problem and depends on `run.seed` alone.
+    """Return the prompts of `config.data`, rendered, filtered and split by problem; only `run.seed` decides the split.
 
-    Raises DataError if a column is missing, if a row has a prompt that cannot be read or that the chat template does
-    not render whole, or if fewer prompts are left than a step needs; if it is not for `training`, if none is left.
+    Raises DataError if a column is missing, a prompt cannot be read, the chat template leaves out a part of a prompt,
+    or too few prompts are left: fewer than a step needs, or none if it is not for `training`.
     """
     data, maker = config.data, _Maker(config.data, tokenizer)
     dropped = maker.dropped
@@ -71,7 +71,7 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
         raise DataError(f"data.source={data.source!r} leaves no prompt (dropped: {reasons}); give other data")
     if training and len(kept[0]) < needed:
         raise DataError(
-            f"data.source={data.source!r} leaves {len(kept[0])} prompts to train on beside {len(kept[1])} held out "
+            f"data.source={data.source!r} leaves {len(kept[0])} prompts to train on and {len(kept[1])} held out "
             f"(dropped: {reasons}), a step needs algorithm.prompts_per_step={needed}; "
             "give more data, or lower that or data.eval_prompts"
         )
@@ -80,7 +80,10 @@ def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training
 
 @dataclass(frozen=True)
 class _Row:
-    """What the settings name of a row, as it stands there, and the row. `place` is its number; "" if it has none."""
+    """The values of a row that the settings name, unchanged, and the whole row as `columns`.
+
+    `place` is its number in words for messages, "" if it has none.
+    """
 
     prompt: Any
     answer: Any
@@ -92,7 +95,7 @@ class _Row:
 
 
 def _generated(config: Config) -> tuple[list[_Row], list[_Row]]:
-    """Generated problems to train on, and those held out."""
+    """Return generated problems to train on, and held-out ones."""
     train, held_out = config.data.train_prompts or GENERATED_PROMPTS, config.data.eval_prompts
     if config.data.source == ARITHMETIC:
         sums = problem_sets(config.arithmetic, train, held_out)
@@ -106,13 +109,13 @@ def _arithmetic_row(problem: Problem) -> _Row:
 
 
 def _gym_row(problem: GymProblem) -> _Row:
-    """Tasks that accept many answers may give none."""
+    """Return a problem as a row. Tasks that accept many answers may give none."""
     answer = problem.entry["answer"]
     return _Row(problem.messages, answer, problem.difficulty, None, problem.columns, needs_answer=False)
 
 
 def _read(rows: Sequence[Row], data: DataSettings) -> Iterator[_Row]:
-    """Each row by `data.columns`. Every row gets every column that some row has; None is what it does not hold."""
+    """Yield each row with the values of `data.columns`. Columns that only other rows have are added as None."""
     names = data.columns
     absent = dict.fromkeys(name for row in rows for name in row) if isinstance(rows, list) else {}
     for number, row in enumerate(rows, start=1):
@@ -127,7 +130,7 @@ def _read(rows: Sequence[Row], data: DataSettings) -> Iterator[_Row]:
 
 
 def _scalar(row: Row, names: ColumnSettings, key: str) -> Any:
-    """The text or number in the column of that setting; None if it is not set, null or NaN."""
+    """Return the text or number in the column of that setting; None if it is not set, null or NaN."""
     name: str | None = getattr(names, key)
     value = None if name is None else column(row, name, f"data.columns.{key}")
     if not isinstance(value, str | int | float | None):
@@ -138,7 +141,7 @@ def _scalar(row: Row, names: ColumnSettings, key: str) -> Any:
 
 
 class _Maker:
-    """Makes prompts of rows and counts those that it drops."""
+    """Converts rows to prompts, and counts the rows that it drops."""
 
     def __init__(self, data: DataSettings, tokenizer: Any) -> None:
         self._template = ChatTemplate(tokenizer, data)
@@ -148,7 +151,7 @@ class _Maker:
         self._continued = self._own_system = 0
 
     def make(self, rows: Iterable[_Row]) -> list[Prompt]:
-        """The prompts of the rows, each one once; rows that are of no use are dropped."""
+        """Return the prompts of the rows without duplicates and unusable rows."""
         prompts: dict[str, Prompt] = {}
         for row in rows:
             try:
@@ -162,21 +165,21 @@ class _Maker:
         return list(prompts.values())
 
     def notes(self) -> Iterator[str]:
-        """What of the rows that were kept is worth a look."""
+        """Yield remarks on the rows that were kept, for the user."""
         if self._continued:
             yield f"{self._continued} prompts end with a message of the assistant, which completions continue"
         if self._own_system and self._system is not None:
             yield (
-                f"{self._own_system} prompts have a system message of their own, which takes the place of "
-                "data.system_prompt: it has to ask for the format of data.format"
+                f"{self._own_system} prompts have a system message of their own, which replaces data.system_prompt: it "
+                "has to ask for the format of data.format"
             )
         if (note := self._template.note()) is not None:
             yield note
 
     def _prompt(self, row: _Row, others: Mapping[str, Prompt]) -> Prompt | str:
-        """The prompt of a row, or why it is dropped.
+        """Return the prompt of a row, or the reason to drop it.
 
-        Texts with halves of surrogate pairs, which JSON can write and no tokenizer takes, are of no use.
+        Texts with lone surrogates are dropped: JSON can have them, and no tokenizer takes them.
         """
         chat = read_chat(row.prompt, row.columns)
         if chat is None:
@@ -208,7 +211,7 @@ class _Maker:
 def _fitting(
     prompts: list[Prompt], data: DataSettings, rollout: RolloutSettings, dropped: Counter[str]
 ) -> list[Prompt]:
-    """The prompts that are not longer than the quantile of lengths, and leave room for a completion."""
+    """Return the prompts that are not longer than the quantile of lengths and leave room for a completion."""
     if not prompts:
         return prompts
     longest = float(np.quantile([len(p.token_ids) for p in prompts], data.length_quantile, method="inverted_cdf"))

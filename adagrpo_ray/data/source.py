@@ -1,4 +1,4 @@
-"""Rows of a data set: files and folders of this machine, or a data set of the Hub."""
+"""Loading the rows of a data set: files and folders of this machine, or a data set of the Hub."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from adagrpo_ray.data.formats import NAMED_KINDS, Row, kind, read_file
 from adagrpo_ray.errors import DataError, first_line
 
 TRAIN = str(DataSettings.model_fields["split"].default)
-"""The split that a file is, and a folder that names no split."""
+"""The split of a single file, and of a folder whose files name no split."""
 
 SPLIT_WORDS = {
     TRAIN: (TRAIN, "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""What names a split in a file's name or folder, as Hugging Face's `datasets` reads names."""
+"""Words that name a split in the name of a file or folder, as in Hugging Face's `datasets`."""
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
@@ -34,7 +34,7 @@ NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "sta
 
 
 def load_rows(data: DataSettings) -> Sequence[Row]:
-    """All rows of `data.source`; DataError if it cannot be read or holds none."""
+    """Return all rows of `data.source`. Raises DataError if it cannot be read or has none."""
     rows = _rows(data)
     if not len(rows):
         raise DataError(f"data.source={data.source!r} is empty; give a data set with rows")
@@ -42,9 +42,10 @@ def load_rows(data: DataSettings) -> Sequence[Row]:
 
 
 def column(row: Row, name: str, setting: str) -> Any:
-    """The value of the column `name`, where a dot reaches into a nested value; None if that is null.
+    """Return the value of the column `name`, in which a dot reaches into a nested value; None if that is null.
 
-    Raises DataError that names the setting, the missing column and the nearest that is there.
+    Raises DataError, which names the setting, the missing column and the nearest existing one, if there is no such
+    column.
     """
     value: Any = row
     for depth, part in enumerate(name.split(".")):
@@ -56,21 +57,21 @@ def column(row: Row, name: str, setting: str) -> Any:
             there = list(value) if isinstance(value, Mapping) else []
             near = difflib.get_close_matches(part, there, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(str, there)) or 'no columns'}"
-            where = ".".join(name.split(".")[:depth])
+            outer = ".".join(name.split(".")[:depth])
             raise DataError(
-                f"{setting}={name!r}: the data has no column {part!r}{f' in {where!r}' if where else ''}; {hint}"
+                f"{setting}={name!r}: the data has no column {part!r}{f' in {outer!r}' if outer else ''}; {hint}"
             )
         value = value[part]
     return value
 
 
 def is_generated(source: str) -> bool:
-    """Whether the source names problems that are generated, whatever file has the same name."""
+    """Return whether the source is one of generated problems. A file of the same name does not matter."""
     return source in (ARITHMETIC, REASONING_GYM)
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a source that is neither generated nor there on this machine can be a data set of the Hub."""
+    """Return whether the source can be a data set of the Hub: it is not generated, no file, and has a valid name."""
     if is_generated(source):
         return False
     path = Path(os.path.expanduser(source))
@@ -105,7 +106,7 @@ def _file(path: Path, data: DataSettings) -> Sequence[Row]:
 
 
 def refuse_parts(data: DataSettings, *, splits: bool = False) -> None:
-    """DataError if the settings name a part of a data set that has no parts, or no more than `splits`."""
+    """Raise DataError if the settings select a subset or split of data that has none; with `splits` it has splits."""
     if data.subset is not None:
         raise DataError(f"data.subset={data.subset!r}: {data.source!r} has no subsets; set it to null")
     if data.split != TRAIN and not splits:
@@ -116,10 +117,10 @@ def refuse_parts(data: DataSettings, *, splits: bool = False) -> None:
 
 
 def _folder(folder: Path, data: DataSettings) -> Sequence[Row]:
-    """The files of `data.split` in a folder, or what `datasets` saved there."""
+    """Return the rows of the files of `data.split` in a folder, or of a data set that `datasets` saved there."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved(folder, data)
-    if data.subset is not None or _has_configurations(folder):  # which the head of its README.md describes
+    if data.subset is not None or _has_configurations(folder):  # `datasets` reads them from its README.md
         return _hub(data)
     files = [
         path
@@ -148,21 +149,21 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def _split_name(split: str) -> str:
-    """The first of the words that mean the same split."""
+    """Return the standard name of a split, given any of its words."""
     return next((name for name, words in SPLIT_WORDS.items() if split in words), split)
 
 
-def _split_of(path: Path, asked: str) -> str | None:
-    """The split that the path of a file names last, and so nearest to its own name; None if it names none."""
+def _split_of(path: Path, selected: str) -> str | None:
+    """Return the split that the path of a file names last, nearest to the name of the file; None if it names none."""
     words = {word: name for name, all_words in SPLIT_WORDS.items() for word in all_words}
-    words[asked.lower()] = _split_name(asked)
+    words[selected.lower()] = _split_name(selected)
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     named = re.findall(rf"(?<![a-z0-9])({pattern})(?![a-z])", path.as_posix().lower())
     return words[named[-1]] if named else None
 
 
 def _together(files: Sequence[Path], data: DataSettings) -> Sequence[Row]:
-    """The rows of several files of one kind, one file after the other."""
+    """Return the rows of several files of one kind, one file after the other."""
     other = next((path for path in files if kind(path) != kind(files[0])), None)
     if other is not None:
         raise DataError(
@@ -184,12 +185,12 @@ def _has_configurations(folder: Path) -> bool:
 
 
 def _saved(folder: Path, data: DataSettings) -> Sequence[Row]:
-    """What `save_to_disk` of `datasets` wrote."""
+    """Return the rows of a data set that `save_to_disk` of `datasets` wrote."""
     from datasets import DatasetDict, load_from_disk
 
     try:
         found = load_from_disk(str(folder))
-    except Exception as error:  # what a file holds makes datasets fail in any way
+    except Exception as error:  # datasets raises many errors for bad files
         raise DataError(f"data.source={data.source!r} cannot be loaded: {first_line(error)}; save it again") from None
     if not isinstance(found, DatasetDict):
         refuse_parts(data)
@@ -206,10 +207,10 @@ def _hub(data: DataSettings) -> Sequence[Row]:
     from datasets import load_dataset
     from datasets.utils import logging
 
-    logging.set_verbosity(logging.CRITICAL)  # what it would log is in the error
+    logging.set_verbosity(logging.CRITICAL)  # its errors have the same content as its log
     try:
         rows = load_dataset(os.path.expanduser(data.source), data.subset, split=data.split)
-    except Exception as error:  # what a file holds makes datasets fail in any way
+    except Exception as error:  # datasets raises many errors for bad files
         raise DataError(
             f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: "
             f"{first_line(error.__cause__ or error)}; give 'arithmetic', 'reasoning_gym', a file, a folder, or a Hub "
@@ -219,7 +220,7 @@ def _hub(data: DataSettings) -> Sequence[Row]:
 
 
 def _restored(rows: Any) -> Sequence[Row]:
-    """The rows of a data set of `datasets` with the floats that were written."""
+    """Return the rows of a data set of `datasets`, with floats as they were written."""
     restore = restore_floats(rows.features.arrow_schema)
     return rows if restore is None else [restore(row) for row in rows]
 

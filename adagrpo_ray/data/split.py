@@ -1,4 +1,4 @@
-"""Which prompts are held out: by problem, so that no problem is on both sides."""
+"""Splitting rows into training and held-out ones by problem, so that no problem is on both sides."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 def split(
     problems: Sequence[str], seed: int, held_out: int, train: int | None
 ) -> tuple[list[int], list[int], list[int]]:
-    """Places of the rows to train on, of those held out, and of those lost, given each row's problem.
+    """Return the indices of the rows to train on, of those held out, and of those lost, given the problem of each row.
 
-    Rows with the same problem are on the same side. Problems stand in an order of their own that only `seed` and their
-    text decide: the first ones that fit into `held_out` rows are held out, and of the others the first `train` rows
-    are trained on. So the order of the rows does not count, and a smaller `train` is a part of a larger one. If each
-    problem has one row, rows that are added never move a problem from training to the held-out side. If no problem
-    fits into the room that is left, the smallest one is cut, and its other rows are lost.
+    Rows with the same problem are on the same side. The order of the problems depends only on `seed` and their texts.
+    The first problems that fit into `held_out` rows are held out. Of the other problems the first `train` rows are
+    trained on. So the order of the rows does not matter, and a smaller `train` is a part of a larger one. If each
+    problem has one row, added rows never move a problem from training to the held-out side. If no problem fits into
+    the rest of `held_out`, the smallest one is cut, and its other rows are lost.
     """
     rows: dict[str, list[int]] = {}
     for place, problem in enumerate(problems):

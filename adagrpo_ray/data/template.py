@@ -1,4 +1,4 @@
-"""A chat as the model reads it, by its chat template, and checks that nothing was left out on the way."""
+"""Rendering chats by the model's chat template, with checks that the template leaves nothing out."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 THINK_END = "</think>"
-"""What chat templates look for to take a thought out of an earlier turn (Qwen3, DeepSeek-R1)."""
+"""The text after which chat templates cut the thought off an earlier turn (Qwen3, DeepSeek-R1)."""
 PROBE = "qzx{}qzx"
-"""A content that no template holds by itself."""
+"""Pattern of texts that no template contains."""
 
 
 class ChatTemplate:
-    """Makes the tokens of prompts: by the tokenizer's template and `data.template_kwargs`, or as plain text.
+    """Renders and tokenizes prompts by the tokenizer's template and `data.template_kwargs`, or as plain text.
 
-    The tokenizer has the template of `data.chat_template` already. Raises ConfigError if the template reads no such
-    argument.
+    The tokenizer must have the template of `data.chat_template`. Raises ConfigError if the template does not read one
+    of the arguments.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> None:
@@ -45,10 +45,10 @@ class ChatTemplate:
         self._control = re.compile("|".join(map(re.escape, control))) if control else None
 
     def render(self, chat: Chat, system: str | None = None) -> str:
-        """The text of the prompt, with the head of the assistant's turn or with what the assistant has begun.
+        """Return the text of the prompt, up to the head of the assistant's turn or the end of the assistant's message.
 
-        `system` is the system message of a chat that has none of its own. Raises DataError if the template refuses the
-        chat or leaves a part of it out, or if plain text does.
+        `system` is the system message of a chat that has none of its own. Raises DataError if the template, or plain
+        text, refuses the chat or leaves out a part of it.
         """
         if self.plain:
             return plain_text(chat, system)
@@ -61,10 +61,10 @@ class ChatTemplate:
         return rendered
 
     def token_ids(self, rendered: str) -> list[int]:
-        """The tokens of what `render` gave.
+        """Return the tokens of a result of `render`.
 
-        A template writes all special tokens itself, so none is added, as in `apply_chat_template`. A plain text gets
-        what the tokenizer begins each text with, once.
+        A template writes all special tokens, so none is added, as in `apply_chat_template`. A plain text gets the
+        tokens at the beginning of a text, such as a BOS, once.
         """
         ids: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False)
         begun = ids[: len(self._head)] == self._head
@@ -74,24 +74,25 @@ class ChatTemplate:
         return ids
 
     def note(self) -> str | None:
-        """That prompts do not begin as the tokenizer begins its texts; None if they do."""
+        """Return a notice if prompts do not begin as the tokenizer begins a text; None if they do."""
         if not self._unbegun:
             return None
         begin = self._tokenizer.decode(self._head)
         return (
-            f"the chat template does not write {begin!r}, which the tokenizer begins plain texts with; if the model "
+            f"the chat template does not write {begin!r}, with which the tokenizer begins plain texts; if the model "
             "was trained with it, write it at the beginning of data.chat_template"
         )
 
     def holds_control_tokens(self, chat: Chat) -> bool:
-        """Whether a text of the user or a tool holds a token that the model reads as the end of a turn or the like."""
-        said = (m["content"] for m in chat.messages if m["role"] in ("user", "tool"))
-        return self._control is not None and any(self._control.search(text) for text in said)
+        """Return whether a text of the user or a tool has a control token, such as the end of a turn."""
+        texts = (m["content"] for m in chat.messages if m["role"] in ("user", "tool"))
+        return self._control is not None and any(self._control.search(text) for text in texts)
 
     def _with_one_thought(self, chat: Chat, rendered: str) -> str:
-        """The rendering without the empty thought that some templates write before a thought that the data begin.
+        """Return the rendering without the empty thought that some templates write before a thought of the data.
 
-        Then it is the head of the assistant's turn and what the data have, with one beginning of a thought.
+        If the data begin a thought, the result is the head of the assistant's turn and the text of the data, with one
+        beginning of a thought.
         """
         begun = str(chat.messages[-1]["content"]).lstrip() if chat.continues else ""
         if not begun.startswith(THINK_START):
@@ -114,7 +115,7 @@ class ChatTemplate:
                     **self._kwargs,
                 )
             )
-        except Exception as error:  # a template is a program of its own
+        except Exception as error:  # a template is a program and may raise anything
             roles = ", ".join(m["role"] for m in chat.messages)
             hint = "if it knows no system message, set data.system_prompt to null"
             raise DataError(
@@ -124,9 +125,10 @@ class ChatTemplate:
             ) from None
 
     def _probe(self, chat: Chat) -> None:
-        """DataError if a message of other words would be left out, in a chat of this shape.
+        """Raise DataError if the template leaves out a message in a chat of this shape with other words.
 
-        Finds what the words of a short message or the name of a tool hide, which may stand in the template itself.
+        A short message or the name of a tool may also be a part of the template, so that finding it in the rendering
+        proves nothing. The words of this check are in no template.
         """
         shape = (
             *((m["role"], *sorted(m), bool(m["content"].strip()), len(m.get("tool_calls", ()))) for m in chat.messages),
@@ -152,7 +154,7 @@ class ChatTemplate:
 
 
 def _probes(chat: Chat) -> Chat:
-    """The same chat with contents and names that no template holds by itself."""
+    """Return the chat with contents and names that no template contains."""
 
     def message(number: int, found: Message) -> Message:
         content = PROBE.format(number) if found["content"].strip() else found["content"]
@@ -170,14 +172,14 @@ def _probes(chat: Chat) -> Chat:
 
 
 def text_head(tokenizer: Any) -> list[int]:
-    """The tokens that the tokenizer puts before a text, as a BOS; not those that it puts after one."""
+    """Return the tokens that the tokenizer adds before a text, such as a BOS; not those that it adds after one."""
     plain: list[int] = tokenizer.encode("a", add_special_tokens=False)
     whole: list[int] = tokenizer.encode("a")
     return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
 
 
 def check_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
-    """ConfigError if the chat template reads no argument of a name in `kwargs`, which Jinja would not say."""
+    """Raise ConfigError if the chat template does not read one of `kwargs`. Jinja ignores such an argument."""
     if not kwargs:
         return
     known = template_arguments(tokenizer)
@@ -190,21 +192,21 @@ def check_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) 
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits of the tokenizer's chat templates, and not of what they render."""
+    """Return 16 hex digits of the text of the tokenizer's chat templates."""
     return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def template_arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The names that the tokenizer's chat templates read and that a caller may give."""
+    """Return the names of the arguments that the tokenizer's chat templates read and that a caller may set."""
     from jinja2 import Environment, TemplateError, meta
-    from jinja2.defaults import DEFAULT_NAMESPACE  # range, dict and the other names that Jinja gives
+    from jinja2.defaults import DEFAULT_NAMESPACE  # names that Jinja defines, such as range and dict
 
     templates: Any = tokenizer.chat_template or ""
     found = set[str]()
     for text in templates.values() if isinstance(templates, dict) else [templates]:
         try:
             tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(without_own_tags(text))
-        except TemplateError:  # rendering says what is wrong with it
+        except TemplateError:  # rendering raises a clear error for it
             continue
         set_first = _set_first(tree)
         found |= {name for name in meta.find_undeclared_variables(tree) if name not in set_first}
@@ -212,12 +214,12 @@ def template_arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def without_own_tags(text: str) -> str:
-    """A template without the tags that only Transformers knows, and Jinja does not."""
+    """Return a template without the tags that Transformers adds to Jinja."""
     return re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
 
 
 def _set_first(tree: Any) -> set[str]:
-    """Names that a template sets before it reads them, so that no caller's value can reach it."""
+    """Return the names that a template sets before it reads them: a value of the caller has no effect."""
     from jinja2 import nodes
 
     first: dict[str, str] = {}
@@ -226,7 +228,7 @@ def _set_first(tree: Any) -> set[str]:
         if isinstance(node, nodes.Name):
             first.setdefault(node.name, node.ctx)
         children = list(node.iter_child_nodes())
-        for child in reversed(children) if isinstance(node, nodes.Assign) else children:  # what is set is read first
+        for child in reversed(children) if isinstance(node, nodes.Assign) else children:  # the value before the name
             visit(child)
 
     visit(tree)
@@ -237,24 +239,24 @@ Alternatives = Sequence[Sequence[str]]
 
 
 def _parts(chat: Chat, thought_ends: Sequence[str]) -> Iterator[tuple[Message, Alternatives]]:
-    """What has to be found of each message: all texts of one of the alternatives, the first as they stand in the row.
+    """Yield the parts of each message that the rendering must have: all texts of one of the alternatives.
 
-    Templates may strip white space around a content, change the layout of a thought, and leave thoughts out of turns
-    before the user's last message.
+    The first alternative is the text of the row. Templates may strip white space around a content, change the layout
+    of a thought, and leave out thoughts of turns before the user's last message.
     """
-    asked = max(n for n, m in enumerate(chat.messages) if m["role"] == "user")
+    last_user = max(n for n, m in enumerate(chat.messages) if m["role"] == "user")
     for number, message in enumerate(chat.messages):
         content = message["content"].strip()
         if content:
             alternatives = [[content]]
             end = next((mark for mark in thought_ends if mark in content), None)
             if message["role"] == "assistant" and end is not None:
-                thought, _, said = content.rpartition(end)
-                kept = [thought.strip().removeprefix(THINK_START).strip()] if number > asked else []
-                alternatives.append([*kept, said.strip()])
+                thought, _, answer = content.rpartition(end)
+                kept = [thought.strip().removeprefix(THINK_START).strip()] if number > last_user else []
+                alternatives.append([*kept, answer.strip()])
             yield message, alternatives
         for key in REASONING:
-            if message.get(key, "").strip() and number > asked:
+            if message.get(key, "").strip() and number > last_user:
                 yield message, [[message[key].strip()]]
         if message.get("name"):
             yield message, [[message["name"]]]
@@ -265,7 +267,7 @@ def _parts(chat: Chat, thought_ends: Sequence[str]) -> Iterator[tuple[Message, A
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The names and texts in the arguments of a call, and their whole numbers."""
+    """Yield the names, texts and whole numbers in the arguments of a call."""
     if isinstance(value, Mapping):
         for key, held in value.items():
             yield str(key)
@@ -282,6 +284,6 @@ def _left_out(message: Message, text: str) -> str:
     remedy = (
         "set data.system_prompt to null and ask for the format in the prompts"
         if message["role"] in SYSTEM_ROLES
-        else "use a model whose template renders it, or take it out of the data"
+        else "use a model whose template renders it, or remove it from the data"
     )
     return f"the model's chat template leaves out {shown!r} of the {message['role']} message; {remedy}"

@@ -1,4 +1,4 @@
-"""Which chat template renders the prompts: the tokenizer's own, a file's, or none (`data.chat_template`)."""
+"""Selecting the chat template of `data.chat_template`: that of the tokenizer, of a file, or none."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from adagrpo_ray.data.template import without_own_tags
 from adagrpo_ray.errors import ConfigError
 
 LONGEST = 2**20
-"""Bytes of a template; the longest ones of real models have 20,000."""
+"""Most bytes of a template; the longest templates of real models have 20,000."""
 TEMPLATE_FILE = "chat_template.jinja"
-"""What the file is called in the folder of a model or adapter, as Transformers has it."""
+"""Name of the template in the folder of a model or adapter, as in Transformers."""
 
 
 def chosen_template(data: DataSettings) -> str | None:
-    """The text of the file that `data.chat_template` names; None for the tokenizer's own, "" for plain text.
+    """Return the text of the file that `data.chat_template` names; None for the tokenizer's own, "" for plain text.
 
     Raises ConfigError if the file cannot be read or is no Jinja template.
     """
@@ -43,7 +43,7 @@ def chosen_template(data: DataSettings) -> str | None:
 
 
 def use_template(tokenizer: Any, chosen: str | None) -> None:
-    """Have the tokenizer render chats by what `chosen_template` gave; without any for "", so that it refuses to."""
+    """Set the tokenizer's template to a result of `chosen_template`. With "" it gets none and refuses to render."""
     if chosen is not None:
         tokenizer.chat_template = chosen or None
 

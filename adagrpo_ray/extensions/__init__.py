@@ -1,1 +1,1 @@
-"""Functions of the user's: loading them by name, and sending them by value."""
+"""Functions of the user: loading them by name, and sending them by value."""

@@ -1,4 +1,4 @@
-"""Functions that are given as they are, and not by name: they travel by value to other processes and nodes."""
+"""Functions that the user gives as objects, not by name. They are sent by value to other processes and nodes."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 
 @dataclass(frozen=True)
 class Given:
-    """Pickled functions and classes, by the setting that names them and by their name there.
+    """Pickled functions and classes.
 
-    `codes` are fingerprints of what they do, by the same two in one line: "rewards.functions: short".
+    `functions` has them by the setting that names them and their name there.
+    `codes` has the fingerprint of each function's code, by setting and name in one line: "rewards.functions: short".
     """
 
     functions: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
     codes: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, setting: str, name: str) -> Callable[..., Any] | None:
-        """The function that `setting` calls `name`, a copy of its own; None where none was given.
+        """Return a new copy of the function that `setting` calls `name`; None if it was not given.
 
-        Raises ConfigError where it cannot be brought to life in this process.
+        Raises ConfigError if it cannot be unpickled in this process.
         """
         pickled = self.functions.get((setting, name))
         if pickled is None:
             return None
         try:
             return cloudpickle.loads(pickled)  # type: ignore[no-any-return]
-        except BaseException as error:  # unpickling runs code of the user's
+        except BaseException as error:  # unpickling runs code of the user
             raise ConfigError(
-                f"{setting}: {name!r} cannot be loaded in another process, which raised {error!r:.300}; have it import "
-                "what it needs inside of it, and install that on every node"
+                f"{setting}: {name!r} cannot be loaded in another process, which raised {error!r:.300}; put its "
+                "imports inside of it, and install those packages on every node"
             ) from error
 
 
 NOTHING = Given()
-"""For a run whose functions are all named."""
+"""For a run with all functions given by name."""
 
 
 def give(functions: Mapping[tuple[str, str], Callable[..., Any]]) -> Given:
-    """Pickle these, by setting and name; ConfigError for one that cannot be pickled."""
+    """Pickle functions, which are given by setting and name. Raises ConfigError if one cannot be pickled."""
     return Given(
         {key: _pickled(function, *key) for key, function in functions.items()},
         {f"{setting}: {name}": fingerprint(function) for (setting, name), function in functions.items()},
@@ -59,16 +60,16 @@ def give(functions: Mapping[tuple[str, str], Callable[..., Any]]) -> Given:
 
 
 def name_of(function: Callable[..., Any], setting: str) -> str:
-    """What the configuration is to call a function: its own name; ConfigError where it has none."""
+    """Return the name of a function for the configuration. Raises ConfigError if it has none."""
     inner = _inner(function)
     name = getattr(inner, "__name__", None) or type(inner).__name__
     if not callable(function) or not name.isidentifier():
-        raise ConfigError(f"{setting}: {function!r:.300} has no name to go by; give a function made with def")
+        raise ConfigError(f"{setting}: {function!r:.300} has no name; give a function made with def")
     return str(name)
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
-    """Changes with the code of a function or class, and not with where it stands or what its comments say."""
+    """Return 16 hex digits that change with the code of a function or class, not with its place or comments."""
     digest = sha256()
     for code in _codes(function):
         digest.update(repr([*_parts(code)]).encode())
@@ -76,18 +77,16 @@ def fingerprint(function: Callable[..., Any]) -> str:
 
 
 def _pickled(function: Callable[..., Any], setting: str, name: str) -> bytes:
-    # cloudpickle takes by value what is in __main__; a module beside the program is on no other node either.
+    # cloudpickle pickles functions of __main__ by value. Modules next to the program are missing on other nodes too.
     module = sys.modules.get(getattr(_inner(function), "__module__", None) or "")
-    by_value = (
-        module is not None and _is_the_users(module) and module not in cloudpickle.list_registry_pickle_by_value()
-    )
+    by_value = module is not None and _is_of_user(module) and module not in cloudpickle.list_registry_pickle_by_value()
     try:
         if by_value:
             cloudpickle.register_pickle_by_value(module)
         return bytes(cloudpickle.dumps(function))
     except Exception as error:
         raise ConfigError(
-            f"{setting}: {name!r} cannot be sent to other processes ({error!r:.300}); have it make what it needs "
+            f"{setting}: {name!r} cannot be sent to other processes ({error!r:.300}); create the objects that it uses "
             "inside of it, or name it as 'module:function' in the configuration"
         ) from error
     finally:
@@ -99,8 +98,8 @@ def _inner(function: Any) -> Any:
     return _inner(function.func) if isinstance(function, partial) else function
 
 
-def _is_the_users(module: ModuleType) -> bool:
-    """Whether a module is the user's own, rather than Python's, this library's or an installed one."""
+def _is_of_user(module: ModuleType) -> bool:
+    """Return whether a module is the user's, not one of Python, of this library or of an installed package."""
     file = getattr(module, "__file__", None)
     ours = module.__name__ == __package__ or module.__name__.startswith(f"{__package__}.")
     if file is None or ours or module.__name__ == "__main__":
@@ -109,7 +108,7 @@ def _is_the_users(module: ModuleType) -> bool:
 
 
 def _codes(thing: Any) -> Iterator[CodeType]:
-    """The code of a function, of a class and of an object that can be called."""
+    """Yield the code objects of a function, of a class, or of the class of a callable object."""
     thing = _inner(thing)
     if hasattr(thing, "__code__"):
         yield thing.__code__

@@ -1,4 +1,4 @@
-"""A user's own function: loading what the configuration names, and telling what it raised."""
+"""Loading and checking functions of the user that the configuration names, and describing the errors they raise."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from adagrpo_ray.extensions.given import NOTHING, Given
 
 
 def load_function(spec: str, setting: str, built_in: Sequence[str], given: Given = NOTHING) -> Callable[..., Any]:
-    """The function that `spec` names: one that was given, or one in a module; those in the current folder are found.
+    """Return the function that `spec` names: a given one, or 'module:function', also of the current folder.
 
-    Raises ConfigError that names `setting`, the value, what is wrong with it, and the nearest of the
-    `built_in` names that could stand there too.
+    Raises ConfigError, which names `setting`, the value and the nearest of the `built_in` names, if there is no such
+    function or its module cannot be imported.
     """
     function = given.find(setting, spec)
     if function is not None:
@@ -39,16 +39,16 @@ def load_function(spec: str, setting: str, built_in: Sequence[str], given: Given
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{setting}: the module of {spec!r} is not there (no {error.name!r} in {os.getcwd()} or on the Python "
-                f"path){_nearest(name, built_in)}; run where its file lies, or put its folder on PYTHONPATH"
+                f"path){_nearest(name, built_in)}; start in the folder of its file, or put that folder on PYTHONPATH"
             ) from error
         raise ConfigError(
             f"{setting}: importing the module of {spec!r} raised {error!r:.300}; "
-            f"mend it until `python -c 'import {module_name}'` works"
+            f"fix it until `python -c 'import {module_name}'` works"
         ) from error
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, vars(module), n=1)
         raise ConfigError(
-            f"{setting}: {module_name} ({getattr(module, '__file__', None)}) has no {name!r}, which {spec!r} asks for"
+            f"{setting}: {module_name} ({getattr(module, '__file__', None)}) has no {name!r}, which {spec!r} names"
             + (f"; did you mean '{module_name}:{near[0]}'?" if near else _nearest(name, built_in))
         )
     function = getattr(module, name)
@@ -57,22 +57,25 @@ def load_function(spec: str, setting: str, built_in: Sequence[str], given: Given
     return function  # type: ignore[no-any-return]
 
 
-def check_kind(function: Callable[..., Any], what: str) -> None:
-    """Raise ConfigError, which begins with `what`, for a class, a coroutine function and a generator function."""
+def check_kind(function: Callable[..., Any], called: str) -> None:
+    """Check that the function is no class, no coroutine function and no generator function.
+
+    Raises ConfigError, which begins with `called`, if it is one of them.
+    """
     inner: Any = function
     while isinstance(inner, partial):
         inner = inner.func
     if isinstance(inner, type):
-        raise ConfigError(f"{what} is a class; give a function, or an object of the class that can be called")
+        raise ConfigError(f"{called} is a class; give a function, or a callable object of the class")
     code = inner if inspect.isroutine(inner) else type(inner).__call__
     if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
-        raise ConfigError(f"{what} is a coroutine function, which nothing awaits; make it a plain `def`")
+        raise ConfigError(f"{called} is a coroutine function, which nothing awaits; make it a plain `def`")
     if inspect.isgeneratorfunction(code):
-        raise ConfigError(f"{what} is a generator function; `return` what it yields")
+        raise ConfigError(f"{called} is a generator function; return a list of the values that it yields")
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """Parameters of the function itself, not of one that it wraps, without types; None if Python does not know them."""
+    """Return the parameters of the function, not of one that it wraps, without types; None if they are unknown."""
     try:
         known = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
@@ -81,12 +84,12 @@ def signature(function: Callable[..., Any]) -> inspect.Signature | None:
     return known.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
 
 
-def check_call(function: Callable[..., Any], what: str, arguments: Sequence[str]) -> None:
-    """Raise ConfigError, which begins with `what`, unless the function can be called with these positional arguments.
+def check_call(function: Callable[..., Any], called: str, arguments: Sequence[str]) -> None:
+    """Check that the function passes `check_kind` and takes these positional arguments.
 
-    What `check_kind` refuses is refused too.
+    Raises ConfigError, which begins with `called`, if it does not.
     """
-    check_kind(function, what)
+    check_kind(function, called)
     known = signature(function)
     if known is None:
         return
@@ -94,18 +97,18 @@ def check_call(function: Callable[..., Any], what: str, arguments: Sequence[str]
         known.bind(*arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{what} takes {known}, and is called with ({', '.join(arguments)}): {error}; change its parameters"
+            f"{called} takes {known}, and is called with ({', '.join(arguments)}): {error}; change its parameters"
         ) from None
 
 
 def told(error: BaseException) -> str:
-    """What code of the user's raised, and where."""
+    """Return a description of an error that code of the user raised, with its file and line."""
     *_, frame = [None, *traceback.extract_tb(error.__traceback__)]
-    where = "" if frame is None else f" ({frame.filename}, line {frame.lineno})"
+    place = "" if frame is None else f" ({frame.filename}, line {frame.lineno})"
     try:
-        return f"{error!r:.300}{where}"
+        return f"{error!r:.300}{place}"
     except Exception:
-        return f"a {type(error).__name__} that cannot be shown{where}"
+        return f"a {type(error).__name__} that cannot be shown{place}"
 
 
 def _one_of(built_in: Sequence[str]) -> str:

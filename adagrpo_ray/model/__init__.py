@@ -1,1 +1,1 @@
-"""The base model: loading it and its tokenizer, its identity, GGUF files, and its files on the nodes."""
+"""The base model: loading it and its tokenizer, its identity, GGUF files, and its files on other nodes."""

@@ -1,6 +1,6 @@
-"""What is wrong with the folder of a model or adapter, found before anything loads it.
+"""Checks of the folder of a model or adapter before it is loaded.
 
-Weights are read from safetensors files alone: unpickling a file runs whatever code it holds.
+Weights are read from safetensors files only, since unpickling a file runs the code in it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ NOT_PLAIN = (
     *("fan_in_fan_out", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens"),
     *("use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "kasa_config", "velora_config"),
 )
-"""What adapters may have that makes them more than pairs of A and B of linear layers, scaled by alpha / r."""
+"""Keys of adapters that are more than pairs of A and B of linear layers, scaled by alpha / r."""
 CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of PEFT's `init_lora_weights` under which an adapter belongs to other base weights than the model's."""
+"""Prefixes of PEFT's `init_lora_weights` with which an adapter belongs to changed base weights."""
 PARTIAL = ("layers_to_transform", "layers_pattern", "exclude_modules")
-"""Keys of adapter_config.json that leave out layers which `target_modules` names."""
+"""Keys of adapter_config.json that exclude layers which `target_modules` names."""
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What goes with the weights of a LoRA adapter; `base` is the base model that it names, "" if it names none.
+    """The settings of a LoRA adapter.
 
-    `targets` are the names of the linear layers that it changes, all of each name; None if that is not known.
+    `base` is the base model that the adapter names, "" if it names none. `targets` are the names of the linear layers
+    that it changes, all layers of each name; None if unknown.
     """
 
     r: int
@@ -44,7 +45,7 @@ class AdapterSettings:
 
 
 def check_model_folder(path: str, setting: str = "model.path") -> None:
-    """Raises ModelError, which names `setting`, unless `path` holds a model with safetensors that are whole."""
+    """Raise ModelError, which names `setting`, unless `path` has a model with undamaged safetensors."""
     folder = Path(path)
     files = sorted(folder.glob("*.safetensors"))
     if not files and (other := sorted(folder.glob("*.gguf"))):
@@ -69,19 +70,19 @@ def check_model_folder(path: str, setting: str = "model.path") -> None:
 
 
 def check_adapter_folder(path: str, lora: LoraSettings) -> None:
-    """Raises ModelError unless `path` holds a LoRA adapter of the rank and alpha of `lora`, as safetensors."""
+    """Raise ModelError unless `path` has a LoRA adapter of the rank and alpha of `lora`, as safetensors."""
     kept = read_adapter_folder(path, "model.adapter")
     if (kept.r, kept.alpha) != (lora.r, lora.alpha):
         raise ModelError(
-            f"model.adapter={path!r} has r={kept.r} and alpha={kept.alpha:g}, the settings say "
+            f"model.adapter={path!r} has r={kept.r} and alpha={kept.alpha:g}, and the settings have "
             f"model.lora.r={lora.r} and model.lora.alpha={lora.alpha:g}; make them the same"
         )
 
 
 def read_adapter_folder(path: str, setting: str) -> AdapterSettings:
-    """What the folder of a plain LoRA adapter in PEFT's layout says; ModelError unless `path` is one, as safetensors.
+    """Return the settings of the plain LoRA adapter in the folder `path`, in PEFT's layout, with safetensors.
 
-    Of the weights only the header is read.
+    Only the header of the weights is read. Raises ModelError, which names `setting`, if the folder is none.
     """
     check_folder(setting, path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     folder = Path(path)
@@ -107,9 +108,10 @@ def read_adapter_folder(path: str, setting: str) -> AdapterSettings:
 
 
 def adapter_settings(name: str, r: Any, alpha: Any, base: Any, targets: Any = None) -> AdapterSettings:
-    """These values as settings; ModelError, which calls the adapter `name`, unless r is a rank and alpha a scale.
+    """Return values of adapter_config.json as settings.
 
-    `targets` count if they are a list of names; PEFT also takes a regular expression.
+    `targets` are used if they are a list of names; PEFT also accepts a regular expression. Raises ModelError, which
+    calls the adapter `name`, if `r` is no rank or `alpha` no scale.
     """
     if type(r) is not int or type(alpha) not in (int, float) or r < 1 or not 0 < alpha <= sys.float_info.max:
         raise ModelError(
@@ -120,7 +122,7 @@ def adapter_settings(name: str, r: Any, alpha: Any, base: Any, targets: Any = No
 
 
 def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
-    """Raises ModelError unless `path` is a folder with the files `needed`."""
+    """Raise ModelError unless `path` is a folder with the files `needed`."""
     if not os.path.isdir(path):
         raise ModelError(f"{setting}={path!r} is no folder; give the folder that holds {needed[0]}")
     missing = [name for name in needed if not (Path(path) / name).is_file()]
@@ -130,7 +132,7 @@ def check_folder(setting: str, path: str, needed: tuple[str, ...]) -> None:
 
 
 def _check_weights(setting: str, files: Iterable[Path]) -> None:
-    """Each file's header fits its length: one that was cut off while it was copied is found at once."""
+    """Raise ModelError if a file is shorter than its header requires, as after an interrupted copy."""
     from safetensors import SafetensorError, safe_open
 
     for file in files:
@@ -142,7 +144,7 @@ def _check_weights(setting: str, files: Iterable[Path]) -> None:
 
 
 def read_json(setting: str, file: Path) -> dict[str, Any]:
-    """The JSON object in `file`; ModelError where it holds none."""
+    """Return the JSON object in `file`. Raises ModelError if there is none."""
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""A GGUF file that `model.path` names: a path, or `package:IMPORT_NAME/path inside it`."""
+"""Finding the GGUF file that `model.path` names: a path, or `package:IMPORT_NAME/path inside it`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ CHUNK = 2**20
 
 
 def is_gguf(name: str) -> bool:
-    """Whether `model.path` names a GGUF file, which may not be there."""
+    """Return whether `model.path` names a GGUF file, which may not exist."""
     return name.startswith(PACKAGE) or (name.lower().endswith(SUFFIX) and not os.path.isdir(name))
 
 
 def base_name(name: str) -> str:
-    """What to call the file outside of this machine: that of a package as it is, a path without its folders."""
+    """Return a name of the file for other machines: unchanged for a file of a package, a path without its folders."""
     return name if name.startswith(PACKAGE) else Path(name).name
 
 
 def find_gguf(name: str, setting: str = "model.path") -> Path:
-    """The file that `name` names.
+    """Return the path of the file `name`.
 
     Raises ModelError, which names `setting`, if there is no such file or package, or if the path leaves the package.
     """
@@ -39,8 +39,8 @@ def find_gguf(name: str, setting: str = "model.path") -> Path:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(
-            f"{setting}={name!r} cannot be opened on this machine ({reason}); give the path of a {SUFFIX} file, which "
-            f"hf download brings from the Hub"
+            f"{setting}={name!r} cannot be opened on this machine ({reason}); give the path of a {SUFFIX} file, for "
+            f"example one from the Hub by hf download"
         ) from None
     if stat.S_ISDIR(mode):
         raise ModelError(f"{setting}={name!r} is a folder; give the {SUFFIX} file in it")
@@ -50,7 +50,7 @@ def find_gguf(name: str, setting: str = "model.path") -> Path:
 
 
 def _in_package(name: str, setting: str) -> Path:
-    """The path in the package, which is not imported: that would run its code, and need what it needs."""
+    """Return the path in the package, without importing it: this would run its code and need its requirements."""
     parts = _NAMED.fullmatch(name)
     if parts is None:
         raise ModelError(f"{setting}={name!r} is no file of a package; write {PACKAGE}IMPORT_NAME/path/in/it{SUFFIX}")
@@ -65,8 +65,8 @@ def _in_package(name: str, setting: str) -> Path:
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     if not folders:
         raise ModelError(
-            f"{setting}={name!r}: there is no package {package!r} in this environment; install the one that brings it, "
-            f"which may be called otherwise: pip install {package.replace('_', '-')}"
+            f"{setting}={name!r}: there is no package {package!r} in this environment; install the distribution with "
+            f"it, which may have another name: pip install {package.replace('_', '-')}"
         )
     found = [path for folder in folders if os.path.exists(path := Path(folder, *steps))]
     if not found:
@@ -83,7 +83,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def file_digest(file: Path, name: str) -> str:
-    """The SHA-256 of the file's content, 64 hex digits; it is read once for each process and state of the file.
+    """Return the SHA-256 of the file's content, 64 hex digits. A process reads an unchanged file only once.
 
     Raises ModelError, which calls the file `name`, if it cannot be read.
     """

@@ -1,7 +1,7 @@
-"""The header of a GGUF file, read with every claim in it held against the length of the file.
+"""Reading the header of a GGUF file, with checks of all sizes in it against the length of the file.
 
-A reader that believes the counts, lengths and offsets in a file can be made to fill the memory or to read another
-tensor's bytes. After this one has accepted a file, the sizes in it are real: each tensor has bytes of its own.
+A bad file could make a reader that trusts its counts, lengths and offsets fill the memory or read the bytes of another
+tensor. In a file that this reader accepts, each tensor has bytes of its own within the file.
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -21,14 +21,14 @@ from adagrpo_ray.errors import ModelError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_ENTRIES, MOST_TENSORS, MOST_ELEMENTS = 2**16, 2**16, 2**23
-"""Of metadata entries, of tensors, and of elements of one array: a hundred times what real files have."""
+"""Limits of metadata entries, of tensors, and of elements of one array: a hundred times those of real files."""
 LONGEST_ELEMENT = 2**12
-"""Bytes of a text in an array: tokens have up to 300, and rebuilding merges takes the square of it."""
+"""Most bytes of a text in an array. Tokens have up to 300, and rebuilding merges takes quadratic time in the length."""
 KEPT_ELEMENTS = 2**12
-"""Elements of numeric arrays up to which their values are kept, as those of one number a layer."""
+"""Most elements of a numeric array whose values are kept, such as one number per layer."""
 STRING, ARRAY = 8, 9
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-"""Formats of the values of fixed size, by their type."""
+"""Formats of values of fixed size for `struct`, by type."""
 TYPES = {
     **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 28: ("F64", 1, 8), 30: ("BF16", 1, 2)},
     **{24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8)},
@@ -40,14 +40,14 @@ TYPES = {
     **{23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66)},
     **{39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36)},
 }
-"""Name, elements of a block, and bytes of a block, by the type of a tensor."""
+"""Name, elements per block, and bytes per block, by the type of a tensor."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types that are not quantised."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor: `shape` has the fastest dimension first; `begin` and `end` are its bytes in the file."""
+    """A tensor. `shape` has the fastest dimension first; its bytes are at `begin` to `end` in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself.
+    """The metadata and the list of tensors of a GGUF file.
 
     `values` has texts and numbers, and numeric arrays of at most KEPT_ELEMENTS as tuples. `lengths` has the number of
     elements of every array.
@@ -70,17 +70,17 @@ class Header:
     tensors: tuple[Tensor, ...]
 
     def of_model(self, key: str, default: Any = None) -> Any:
-        """The value under the architecture's own `key`, as block_count."""
+        """Return the value of a `key` of the architecture, such as block_count."""
         return self.values.get(f"{self.architecture}.{key}", default)
 
     @property
     def numbers(self) -> int:
-        """How many numbers all tensors have."""
+        """Number of elements of all tensors."""
         return sum(prod(tensor.shape) for tensor in self.tensors)
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The types of its tensors, that of the most numbers first."""
+        """Types of the tensors, the one with the most elements first."""
         counts: Counter[str] = Counter()
         for tensor in self.tensors:
             counts[tensor.type] += prod(tensor.shape)
@@ -88,16 +88,16 @@ class Header:
 
     @property
     def in_words(self) -> str:
-        """Its types in words, as "Q4_1 (some tensors Q8_0, F32)"."""
+        """Types of the tensors in words, such as "Q4_1 (some tensors Q8_0, F32)"."""
         first, *others = self.types
         return first + (f" (some tensors {', '.join(others)})" if others else "")
 
 
 def read_header(file: Path, name: str) -> Header:
-    """The header of `file`, which errors call `name`, as "model.path='x.gguf'".
+    """Return the header of `file`, which errors call `name`, such as "model.path='x.gguf'".
 
-    Raises ModelError if the file is cut off or damaged, is a part of a file that was split, or claims what it does not
-    hold.
+    Raises ModelError if the file is cut off or damaged, is a part of a split file, or claims sizes that it does not
+    have.
     """
     try:
         with file.open("rb") as opened:
@@ -117,17 +117,17 @@ def read_header(file: Path, name: str) -> Header:
 
 
 class _BadError(ValueError):
-    """What is wrong with a file."""
+    """A problem of a file."""
 
 
 class _Cursor:
-    """A place in the file; reading past its end is refused."""
+    """A position in the file. It refuses to read past the end."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self.content, self.size, self.at = content, len(content), 0
 
     def skip(self, count: int) -> int:
-        """Skip `count` bytes and return the place of the first one."""
+        """Skip `count` bytes and return the position of the first one."""
         begin = self.at
         if count > self.size - begin:
             raise _BadError(
@@ -190,7 +190,7 @@ def _read(cursor: _Cursor) -> Header:
 
 
 def _array(cursor: _Cursor, key: str) -> tuple[int, tuple[Any, ...] | None]:
-    """How many elements the array has, and its values if they are kept."""
+    """Return the number of elements of an array, and its values if they are kept."""
     kind, count = cursor.number("<I"), cursor.number("<Q")
     if count > MOST_ELEMENTS:
         raise _BadError(f"{key!r:.100} claims {count} elements")
@@ -206,7 +206,7 @@ def _array(cursor: _Cursor, key: str) -> tuple[int, tuple[Any, ...] | None]:
 
 
 def _tensors(cursor: _Cursor, count: int, alignment: int) -> Iterator[Tensor]:
-    """The tensors, each with bytes of its own within the file."""
+    """Yield the tensors, after checking that each has bytes of its own within the file."""
     found: dict[str, tuple[tuple[int, ...], str, int, int]] = {}
     for _ in range(count):
         name = cursor.text()

@@ -1,9 +1,9 @@
-"""A GGUF file as a base model: dequantised once into safetensors in the user's cache.
+"""A GGUF file as a base model, dequantised once to safetensors in the user's cache.
 
-An adapter is trained on numbers and merged into numbers, and neither DeepSpeed nor vLLM's LoRA kernels take GGUF's
-blocks. The weights are kept in float32. Each value of each type of GGUF is a product and a sum of small numbers that
-float32 holds, so nothing is lost, and `model.dtype` alone says what is rounded, when the weights are loaded. In
-bfloat16 they would take half of the disk, and a run in float32 would train on other weights than the file's.
+Neither DeepSpeed nor vLLM's LoRA kernels accept the blocks of GGUF, and an adapter cannot be merged into them. The
+weights are stored in float32. Each value of each GGUF type is a product and a sum of small numbers that float32
+represents, so nothing is lost, and rounding depends on `model.dtype` alone when the weights are loaded. In bfloat16 the
+weights would take half of the disk, but a run in float32 would train on other weights than those of the file.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.storage.cached import make_once, progress, save_model, without_bars
 
 ORIGIN = "gguf.json"
-"""The file of a folder that says which GGUF file it was made of."""
-# Counts up with every change of the code that changes what is made of a file.
+"""File with the Origin in the folder of a converted model."""
+# Raise it with every change of the code that changes the result of a conversion.
 VERSION = 1
 TOKENIZER_BYTES = 2**25
-"""Room for a tokenizer and the small files, of which the largest have a quarter of a million tokens."""
+"""Disk space for the tokenizer and small files; the largest tokenizers have a quarter of a million tokens."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The GGUF file that a folder was made of: `digest` is its SHA-256, `types` say what its tensors were."""
+    """The GGUF file from which a folder was made: `digest` is its SHA-256, `types` has the types of its tensors."""
 
     name: str
     digest: str
@@ -44,13 +44,13 @@ class Origin:
 
     @property
     def in_words(self) -> str:
-        """That its weights are not the original model's."""
+        """A sentence on the origin of the weights, which are not those of the original model."""
         converted = "converted" if self.types.split(" ")[0] in FLOATS else "dequantised"
         return f"the base weights are {converted} from {self.types} of {self.name}, SHA-256 {self.digest}"
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """The GGUF file that the model in `folder` was made of; None if it was made of none."""
+    """Return the GGUF file from which the model in `folder` was made; None if it was made from no GGUF file."""
     try:
         return Origin(**json.loads((folder / ORIGIN).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -58,15 +58,15 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def gguf_folder(digest: str) -> Path:
-    """Where the model of the GGUF file with that SHA-256 is, or would be."""
+    """Return the folder of the model from the GGUF file with that SHA-256, which may not exist."""
     return cache_folder() / f"gguf-{VERSION}-{digest[:32]}"
 
 
 def dequantised(name: str, setting: str = "model.path") -> Path:
-    """The folder of the model in the GGUF file `name`: safetensors in float32, tokenizer and chat template.
+    """Return the folder of the model in the GGUF file `name`: safetensors in float32, tokenizer and chat template.
 
-    It is made on the first use of a file with that content. Raises ModelError, which names `setting`, if the file
-    cannot be found, read or converted, or if there is no room.
+    The folder is made on the first use of a file with this content. Raises ModelError, which names `setting`, if the
+    file cannot be found, read or converted, or if there is no room.
     """
     file = find_gguf(name, setting)
     called = f"{setting}={name!r}"
@@ -76,7 +76,7 @@ def dequantised(name: str, setting: str = "model.path") -> Path:
     if folder.is_dir():
         return folder
     if find_spec("gguf") is None:
-        raise ModelError(f"{called} is read with the package gguf, which is not here: pip install 'adagrpo_ray[gguf]'")
+        raise ModelError(f"{called} needs the package gguf, which is not installed: pip install 'adagrpo_ray[gguf]'")
     origin = Origin(base_name(name), digest, header.in_words, _license(header))
     try:
         return make_once(folder, lambda partial: _make(partial, file, header, called, origin))
@@ -88,9 +88,9 @@ def dequantised(name: str, setting: str = "model.path") -> Path:
 
 
 def gguf_config(header: Header, called: str) -> Any:
-    """A Transformers configuration with the sizes that the header states: enough to estimate memory, no more.
+    """Return a Transformers configuration with the sizes in the header, which is enough to estimate memory only.
 
-    Raises ModelError if a size is missing.
+    Raises ModelError if the file has no token embeddings.
     """
     from transformers import PreTrainedConfig
 
@@ -117,16 +117,19 @@ def _largest(value: Any) -> Any:
 
 
 def _license(header: Header) -> str | None:
-    said = header.values.get("general.license")
-    return said if isinstance(said, str) and said else None
+    name = header.values.get("general.license")
+    return name if isinstance(name, str) and name else None
 
 
 def _make(folder: Path, file: Path, header: Header, called: str, origin: Origin) -> None:
-    """Write the model in `file` into `folder`; ModelError if it cannot be converted, OSError if there is no room."""
+    """Write the model in `file` into `folder`.
+
+    Raises ModelError if it cannot be converted, and OSError if there is no room.
+    """
     _check_room(folder, header, called)
     parent, name = str(file.parent.absolute()), file.name
-    what = f"{origin.name} from {header.in_words} to float32"
-    title, done = f"dequantising {what}, once", f"dequantised {what}, into {folder.with_suffix('')}"
+    converted = f"{origin.name} from {header.in_words} to float32"
+    title, done = f"dequantising {converted}, once", f"dequantised {converted}, into {folder.with_suffix('')}"
     with progress(title, len(header.tensors) + 2, done) as advance:
         with without_bars():
             config = _config(file, header, called)
@@ -145,7 +148,10 @@ def _make(folder: Path, file: Path, header: Header, called: str, origin: Origin)
 
 
 def _config(file: Path, header: Header, called: str) -> Any:
-    """Transformers' configuration of a causal language model that is no larger than what the file holds."""
+    """Return Transformers' configuration of the model.
+
+    Raises ModelError if it is no causal language model or has more parameters than the file.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     layers = header.of_model("block_count")
@@ -156,9 +162,9 @@ def _config(file: Path, header: Header, called: str) -> Any:
         )
     try:
         found = AutoConfig.from_pretrained(str(file.parent.absolute()), gguf_file=file.name)
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers raises many errors for bad files
         raise ModelError(
-            f"{called} is of the architecture {header.architecture!r}, which Transformers does not make a model of "
+            f"{called} is of the architecture {header.architecture!r}, which Transformers cannot read from GGUF "
             f"({first_line(error)}); give a folder of that model with safetensors"
         ) from None
     if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -175,27 +181,30 @@ def _config(file: Path, header: Header, called: str) -> Any:
 
 
 def _empty(config: Any, called: str) -> Any:
-    """The model of a configuration, without memory for its weights."""
+    """Return the model of a configuration, without memory for its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers raises many errors for bad files
         raise ModelError(f"{called} cannot be built as a model: {first_line(error)}") from None
 
 
 def _load(parent: str, name: str, config: Any, called: str, advance: Callable[[], None]) -> Any:
-    """The model with the file's weights in float32; ModelError if one is missing, left over or not finite."""
+    """Return the model with the weights of the file in float32.
+
+    Raises ModelError if a weight is missing, has another shape or is not finite.
+    """
     import torch
     import transformers
 
-    # Versions that keep the blocks of some architectures are told not to; earlier ones have no such setting.
+    # Versions of Transformers with this setting would keep the blocks of some architectures.
     made = getattr(transformers, "GgufConfig", None)
     unpacked = {} if made is None else {"quantization_config": made(dequantize=True)}
     try:
-        with without_bars(), _told(advance):
+        with without_bars(), _advancing(advance):
             loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
                 parent,
                 gguf_file=name,
@@ -204,7 +213,7 @@ def _load(parent: str, name: str, config: Any, called: str, advance: Callable[[]
                 output_loading_info=True,
                 **unpacked,
             )
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers raises many errors for bad files
         raise ModelError(
             f"{called} cannot be dequantised: {first_line(error)}; give another file of that model"
         ) from None
@@ -218,7 +227,7 @@ def _load(parent: str, name: str, config: Any, called: str, advance: Callable[[]
     for key, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{called}: {key} has numbers that are not finite; copy or download it again")
-    # A fresh one: what was loaded from a GGUF file counts as quantised, and Transformers does not save it.
+    # A new model: Transformers does not save one that was loaded from a GGUF file, since it counts as quantised.
     for leftover in ("quantization_config", "_model_name_or_path"):
         if hasattr(config, leftover):
             delattr(config, leftover)
@@ -229,8 +238,8 @@ def _load(parent: str, name: str, config: Any, called: str, advance: Callable[[]
 
 
 @contextmanager
-def _told(advance: Callable[[], None]) -> Iterator[None]:
-    """Call `advance` for each tensor that Transformers dequantises, in place of the bar that it would draw itself."""
+def _advancing(advance: Callable[[], None]) -> Iterator[None]:
+    """Call `advance` for each tensor that Transformers dequantises in the block, and hide Transformers' own bar."""
     from transformers import modeling_gguf_pytorch_utils as theirs
 
     def counted(items: Any, **_: Any) -> Iterator[Any]:
@@ -239,7 +248,7 @@ def _told(advance: Callable[[], None]) -> Iterator[None]:
             advance()
 
     before = getattr(theirs, "tqdm", None)
-    if before is None:  # another version, which draws none there
+    if before is None:  # a version without a bar here
         yield
         return
     theirs.tqdm = counted
@@ -250,7 +259,7 @@ def _told(advance: Callable[[], None]) -> Iterator[None]:
 
 
 def _name_ends(model: Any, tokenizer: Any, header: Header) -> None:
-    """Have generation end as the file says: vLLM and `generate` read it in generation_config.json."""
+    """Set the tokens that end generation: vLLM and `generate` read them in generation_config.json."""
     from transformers import GenerationConfig
 
     ends = end_tokens(header)
@@ -266,7 +275,7 @@ def _bytes(header: Header) -> int:
 
 
 def _check_room(folder: Path, header: Header, called: str) -> None:
-    """ModelError if the disk or the memory cannot hold the weights in float32."""
+    """Raise ModelError if the disk or the memory has no room for the weights in float32."""
     needed = _bytes(header)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ModelError(
@@ -276,7 +285,7 @@ def _check_room(folder: Path, header: Header, called: str) -> None:
     with suppress(ImportError):
         import psutil
 
-        # The weights, and a tensor or two on their way.
+        # The weights, and a few tensors during the conversion.
         if (free := psutil.virtual_memory().available) < needed * 5 // 4:
             raise ModelError(
                 f"{called} takes {_gib(needed * 5 // 4)} of memory to dequantise, and {_gib(free)} are free; make room"

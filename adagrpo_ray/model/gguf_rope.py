@@ -1,4 +1,4 @@
-"""How the rotary embedding of a GGUF file is scaled, which Transformers leaves out when it reads one."""
+"""The scaling of the rotary embedding in a GGUF file, which Transformers ignores when it reads one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.gguf_header import Header, Tensor
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""The tensor of the numbers that frequencies are divided by."""
+"""Name of the tensor with the divisors of the frequencies."""
 LOW, HIGH, ORIGINAL = 1.0, 4.0, 8192
-"""Llama 3's low_freq_factor, high_freq_factor and original_max_position_embeddings, of all its versions."""
+"""low_freq_factor, high_freq_factor and original_max_position_embeddings of all versions of Llama 3."""
 
 
 def set_rope(config: Any, file: Path, header: Header, called: str) -> None:
-    """Add Llama 3's scaling to the Transformers `config` of the model in `file`, if it has that.
+    """Add Llama 3's scaling to the Transformers `config` of the model in `file`, if the file has it.
 
-    Raises ModelError, which calls the file `called`, for any other scaling: the model would be another one.
+    Raises ModelError, which calls the file `called`, if it has another scaling: without it the model would be wrong.
     """
     lost = "which is lost when Transformers reads a GGUF file; give a folder of that model with safetensors"
     kind, factor = header.of_model("rope.scaling.type", "none"), header.of_model("rope.scaling.factor", 1.0)
@@ -50,14 +50,14 @@ def _floats(file: Path, tensor: Tensor) -> tuple[float, ...]:
 
 
 def _alike(found: Sequence[float], expected: Sequence[float]) -> bool:
-    """Whether they are the same but for rounding to float32 on the way."""
+    """Return whether they are equal up to rounding to float32."""
     return len(found) == len(expected) > 0 and all(
         math.isclose(one, other, rel_tol=1e-3) for one, other in zip(found, expected, strict=True)
     )
 
 
 def llama3_factors(theta: float, dimensions: int, factor: float) -> list[float]:
-    """What Llama 3 divides each of the `dimensions` / 2 frequencies of base `theta` by."""
+    """Return the divisors of Llama 3 for the `dimensions` / 2 frequencies of base `theta`."""
     found = []
     for place in range(0, dimensions, 2):
         length = 2 * math.pi * theta ** (place / dimensions)

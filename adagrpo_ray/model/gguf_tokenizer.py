@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, with the rules of its metadata that Transformers leaves out."""
+"""The tokenizer of a GGUF file, with rules of its metadata that Transformers ignores."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from adagrpo_ray.model.gguf_header import Header
 
 KEY = "tokenizer.ggml."
 DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-"""Pre-tokenizers that take digits apart and cut the rest as GPT-2 does, by their names in llama.cpp's llama-vocab.cpp.
+"""Pre-tokenizers that split digits and otherwise cut as GPT-2 does, by their names in llama.cpp's llama-vocab.cpp.
 
-Transformers cuts all of these texts as GPT-2 does: spaces before a digit become other tokens.
+Transformers cuts as GPT-2 for all of them, so that spaces before a digit become other tokens.
 """
 BEGINNING_BY_DEFAULT = ("llama3", "llama-v3", "llama-bpe")
-"""Byte-level pre-tokenizers whose texts begin with the BOS unless the file says otherwise, by the same names."""
+"""Byte-level pre-tokenizers that begin texts with the BOS unless the metadata disable it, by the same names."""
 PROBES = ("a", "  12 + 345\n\n67, né: don't", "<think>x</think>")
 
 
 def load_gguf_tokenizer(folder: str, file: str, header: Header, name: str) -> Any:
-    """The tokenizer in the GGUF `file` of `folder`; errors call the file `name`.
+    """Return the tokenizer in the GGUF `file` of `folder`; errors call the file `name`.
 
-    Raises ModelError if Transformers cannot build it, or if its special tokens or its template are not the file's.
+    Raises ModelError if Transformers cannot build it, if its special tokens are not those of the file, or if the chat
+    template of the file is no text.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers raises many errors for bad files
         raise ModelError(
             f"{name} has no tokenizer that Transformers can build ({first_line(error)}); give a folder of the model "
             "with its own tokenizer"
         ) from None
     for key in ("bos_token_id", "eos_token_id"):
-        said = header.values.get(f"{KEY}{key}")
-        if said is not None and getattr(tokenizer, key) != said:
+        stored = header.values.get(f"{KEY}{key}")
+        if stored is not None and getattr(tokenizer, key) != stored:
             raise ModelError(
-                f"{name}: its metadata say {KEY}{key}={said!r:.100}, and Transformers makes a tokenizer of it with "
+                f"{name}: its metadata have {KEY}{key}={stored!r:.100}, and Transformers builds a tokenizer with "
                 f"{key}={getattr(tokenizer, key)}; give a folder of the model with its own tokenizer"
             )
     tokenizer.chat_template = _template(header, name)
@@ -46,9 +47,9 @@ def load_gguf_tokenizer(folder: str, file: str, header: Header, name: str) -> An
 
 
 def check_reloaded(tokenizer: Any, folder: str, name: str) -> None:
-    """ModelError if the tokenizer that was saved in `folder` is not read back as it was.
+    """Raise ModelError if Transformers loads another tokenizer from `folder` than the one that was saved there.
 
-    Transformers picks the class of a tokenizer by the type of the model, and some classes bring rules of their own.
+    Transformers selects the class of a tokenizer by the type of the model, and some classes add rules of their own.
     """
     from transformers import AutoTokenizer
 
@@ -56,13 +57,13 @@ def check_reloaded(tokenizer: Any, folder: str, name: str) -> None:
     for text in PROBES:
         if again.encode(text) != tokenizer.encode(text) or again.chat_template != tokenizer.chat_template:
             raise ModelError(
-                f"{name}: Transformers reads its tokenizer back as another one ({text!r}); give a folder of the model "
-                "with its own tokenizer"
+                f"{name}: Transformers saves and loads its tokenizer as another one ({text!r}); give a folder of the "
+                "model with its own tokenizer"
             )
 
 
 def end_tokens(header: Header) -> list[int]:
-    """The tokens that end a completion: of the text, and of a turn."""
+    """Return the tokens that end a completion: the end of the text and the end of a turn."""
     ends = (header.values.get(f"{KEY}{key}") for key in ("eos_token_id", "eot_token_id"))
     return [*dict.fromkeys(token for token in ends if isinstance(token, int))]
 
@@ -87,7 +88,7 @@ def _cut_digits(tokenizer: Any, header: Header) -> None:
 
 
 def _begin(tokenizer: Any, header: Header) -> None:
-    """Have a text begin with the BOS if the file says so, as llama.cpp reads it, and end with nothing added."""
+    """Make texts begin with the BOS if the metadata require it, as in llama.cpp, and add nothing at the end."""
     by_default = header.values.get(f"{KEY}model") == "llama" or header.values.get(f"{KEY}pre") in BEGINNING_BY_DEFAULT
     wanted = bool(header.values.get(f"{KEY}add_bos_token", by_default)) and tokenizer.bos_token is not None
     plain = tokenizer.encode("a", add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""Which base model it was: its name, its revision on the Hub, and a fingerprint of its weights."""
+"""The identity of a base model: its name, its revision on the Hub, and a fingerprint of its weights."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from adagrpo_ray.model.gguf_model import Origin, read_origin
 
 TINY = "tiny"
 SAMPLE_BYTES = 1024
-"""Read at the start, the middle and the end of each tensor."""
+"""Bytes that are read at the start, the middle and the end of each tensor."""
 LONGEST_HEADER = 100_000_000
-"""Bytes of a safetensors file's header, as the format has it."""
+"""Most bytes of the header of a safetensors file, as in its specification."""
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A base model; what is not known of it is None.
+    """A base model. Unknown fields are None.
 
-    `name` is what the settings call it: 'tiny', a folder, a GGUF file, or a name on the Hub (`on_hub`). `revision` is
-    the commit there, `fingerprint` what `fingerprint` says of its weights, and `gguf` the file that they were made of.
+    `name` is its name in the settings: 'tiny', a folder, a GGUF file, or a name on the Hub (`on_hub`). `revision` is
+    the commit there, `fingerprint` the result of the function `fingerprint` for its weights, and `gguf` the file from
+    which the weights were made.
     """
 
     name: str
@@ -40,10 +41,10 @@ class ModelIdentity:
 
 
 def identify(name: str, path: str) -> ModelIdentity:
-    """The base model that the settings call `name` and that lies at `path`: a folder, or a name on the Hub.
+    """Return the identity of the base model that the settings call `name`.
 
-    A GGUF file lies where it was dequantised to. Asks nobody: of a model on the Hub it knows what this machine's
-    cache holds.
+    `path` is its folder or its name on the Hub; for a GGUF file it is the folder of the dequantised weights. No server
+    is contacted: a model on the Hub is read from this machine's cache.
     """
     folder, on_hub = Path(path), name != TINY and not os.path.isdir(name) and not is_gguf(name)
     if not folder.is_dir():
@@ -60,15 +61,15 @@ def identify(name: str, path: str) -> ModelIdentity:
 
 
 def fingerprint(folder: Path) -> str:
-    """32 hex digits for the weights in `folder`, however they are spread over *.safetensors files.
+    """Return 32 hex digits for the weights in `folder`. They do not depend on the division into *.safetensors files.
 
-    They go by name, type, shape and some bytes of each tensor: enough to tell another model, in no time, and no proof
-    against forgery. Raises ModelError where a file cannot be read, or some are not there.
+    They are a hash of name, type, shape and some bytes of each tensor, which is fast. They identify a model, but are no
+    proof against forgery. Raises ModelError if a file cannot be read or is missing.
     """
     known, tensors = hashlib.sha256(), _tensors(folder)
     index = folder / INDEX
     named = {} if (folder / WEIGHTS).is_file() or not index.is_file() else read_json("weights", index)["weight_map"]
-    if not tensors or not set(named) <= set(tensors):  # as in a cache that weights are still coming to
+    if not tensors or not set(named) <= set(tensors):  # for example in a cache during a download
         raise ModelError(f"{folder} does not hold all weights of a model; copy the whole folder again")
     for name, (file, offset, entry) in sorted(tensors.items()):
         known.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
@@ -81,7 +82,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _tensors(folder: Path) -> dict[str, tuple[Path, int, dict[str, Any]]]:
-    """Each tensor's file, where that file's data begin, and its entry in the header."""
+    """Return the file of each tensor, the offset of the data in that file, and the tensor's entry in the header."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -102,16 +103,16 @@ def _fingerprint_or_none(folder: Path) -> str | None:
 
 
 def _license(folder: Path) -> str | None:
-    """What the front matter of the model's own card says."""
+    """Return the license in the front matter of the model's own card; None if there is none."""
     try:
-        said = front_matter((folder / "README.md").read_text(encoding="utf-8")).get("license")
+        license = front_matter((folder / "README.md").read_text(encoding="utf-8")).get("license")
     except (OSError, UnicodeDecodeError):
         return None
-    return said if isinstance(said, str) else None
+    return license if isinstance(license, str) else None
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    """The YAML at the head of a model card; {} where there is none that can be read."""
+    """Return the YAML at the head of a model card; {} if there is none or it cannot be read."""
     head, _, rest = card.partition("\n")
     body, closing, _ = f"\n{rest}".partition("\n---\n")
     try:

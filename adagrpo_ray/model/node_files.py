@@ -1,4 +1,4 @@
-"""The base model as other nodes find it."""
+"""The base model on the other nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from adagrpo_ray.storage.cache import cache_folder
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A base model: `path` is a Hub name or a folder; `files` are its contents, where no other node can have them.
+    """A base model, as it is sent to the nodes.
 
-    The tiny model was trained on the machine that started the run, so it travels. A GGUF file, which the settings call
-    `gguf`, is large: each node dequantises it into a cache of its own, and it must be the same file.
+    `path` is a Hub name or a folder. `files` has the files of the tiny model by name: other nodes cannot have them,
+    since it was trained on the machine that started the run. `gguf` is the name of a GGUF file in the settings. It is
+    too large to send, so each node dequantises its own copy of the same file.
     `template` is the result of `chosen_template` on the machine that started the run.
     """
 
@@ -32,11 +33,14 @@ class ModelFiles:
 
     @classmethod
     def carry(cls, folder: str) -> ModelFiles:
-        """The model in `folder`, with its files."""
+        """Return the model in `folder` with its files."""
         return cls(folder, {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()})
 
     def here(self) -> str:
-        """The name or folder to load it from on this node; ModelError where there is none, nor room for it."""
+        """Return the Hub name or folder to load it from on this node.
+
+        Raises ModelError if the model is missing here or there is no room for it.
+        """
         path = Path(self.path)
         if path.is_dir():
             return self.path
@@ -52,21 +56,21 @@ class ModelFiles:
         return self.path
 
     def _dequantised(self, name: str) -> str:
-        """The folder of the GGUF file on this node; ModelError unless it is the file that the run was started with."""
+        """Return the folder of the GGUF file on this node. Raises ModelError unless it is the file of the run."""
         node = socket.gethostname()
         try:
             folder = dequantised(name)
         except ModelError as error:
             raise ModelError(f"on node {node}: {error}") from None
-        if folder.name != Path(self.path).name:  # which has the file's hash
+        if folder.name != Path(self.path).name:  # the names have the hash of the file
             raise ModelError(
-                f"on node {node} model.path={name!r} is not the file of the machine that started the run; bring the "
+                f"on node {node} model.path={name!r} is not the file of the machine that started the run; copy the "
                 "same file to all nodes, or put it on storage that they share"
             )
         return str(folder)
 
     def _unpacked(self) -> Path:
-        """A folder of this node's cache with the files, whole or not at all."""
+        """Return a folder in the cache of this node with the files, which are written in one piece."""
         digest = hashlib.sha256()
         for name, data in sorted(self.files.items()):
             digest.update(name.encode() + len(data).to_bytes(8, "big") + data)

@@ -1,4 +1,4 @@
-"""Finding and loading the base model and its tokenizer."""
+"""Finding the base model, and loading its configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TINY = "tiny"
 
 
 def resolve_model(config: Config) -> str:
-    """Where the base model is: the tiny one (built on first use), a folder, or a Hub name that can be found.
+    """Return the folder or Hub name of the base model.
 
-    Of a GGUF file it is the folder of the cache that it is dequantised into, on first use. Raises ModelError where
-    there is no such model, it is no causal language model, or it holds no safetensors weights that are whole, and
-    where `model.adapter` is no such LoRA adapter.
+    On the first use the tiny model is built and a GGUF file is dequantised, both in the cache. Raises ModelError if
+    there is no such model, it is no causal language model, its safetensors are missing or damaged, or `model.adapter`
+    is no LoRA adapter for the settings.
     """
     from adagrpo_ray.toy.tiny import build_tiny_model
 
@@ -43,20 +43,20 @@ def resolve_model(config: Config) -> str:
 
 
 def read_model_config(path: str, model: ModelSettings) -> Any:
-    """Transformers' configuration of the causal language model at `path`; ModelError where there is none."""
+    """Return Transformers' configuration of the causal language model at `path`. Raises ModelError if there is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     trusted = model.trust_remote_code
     try:
         found = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers raises many errors for bad files
         if os.path.isdir(path):
             raise ModelError(
-                f"model.path={path!r} has a config.json that cannot be used ({first_line(error)}); mend it, or "
+                f"model.path={path!r} has a config.json that cannot be used ({first_line(error)}); correct it, or "
                 "save the model again"
             ) from None
         raise ModelError(
-            f"model.path={path!r} is neither 'tiny', nor a folder, nor a model that the Hub gives out "
+            f"model.path={path!r} is neither 'tiny', nor a folder, nor a model that can be loaded from the Hub "
             f"({first_line(error)}); give a folder, a .gguf file or a Hub name"
         ) from None
     own_code = trusted and "AutoModelForCausalLM" in (getattr(found, "auto_map", None) or {})
@@ -70,9 +70,10 @@ def read_model_config(path: str, model: ModelSettings) -> Any:
 
 
 def load_tokenizer(path: str, model: ModelSettings, data: DataSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model at `path`, with the chat template of `data.chat_template`.
+    """Return the tokenizer of the model at `path`, with the chat template of `data.chat_template`.
 
-    Raises ModelError if there is none or it has no chat template and is given none, ConfigError as `chosen_template`.
+    Raises ModelError if there is no tokenizer, or if neither it nor the settings have a chat template. Raises
+    ConfigError as `chosen_template`.
     """
     from transformers import AutoTokenizer
 
@@ -80,7 +81,7 @@ def load_tokenizer(path: str, model: ModelSettings, data: DataSettings) -> PreTr
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, trust_remote_code=model.trust_remote_code
         )
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers raises many errors for bad files
         raise ModelError(
             f"model.path={model.path!r} has no tokenizer that can be used: {first_line(error)}; save it there "
             "with save_pretrained"
@@ -95,7 +96,7 @@ def load_tokenizer(path: str, model: ModelSettings, data: DataSettings) -> PreTr
 
 
 def flash_attention(model: ModelSettings) -> bool:
-    """Whether flash-attention runs here: it is installed, there is a CUDA device, and the model is in bfloat16."""
+    """Return whether flash-attention runs here: it is installed, there is a CUDA device, the model is in bfloat16."""
     import torch
     from transformers.utils import is_flash_attn_2_available
 
@@ -103,7 +104,7 @@ def flash_attention(model: ModelSettings) -> bool:
 
 
 def linear_shapes(path: str, model: ModelSettings) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of every linear layer of the model at `path`, by module name; its weights are not read.
+    """Return (inputs, outputs) of every linear layer of the model at `path`, by module name, without its weights.
 
     Raises ModelError if Transformers cannot build it.
     """
@@ -111,7 +112,7 @@ def linear_shapes(path: str, model: ModelSettings) -> dict[str, tuple[int, int]]
 
 
 def shapes_of(model: Any) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of every linear layer of a model, by module name."""
+    """Return (inputs, outputs) of every linear layer of a model, by module name."""
     import torch
 
     layers = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear))
@@ -119,12 +120,12 @@ def shapes_of(model: Any) -> dict[str, tuple[int, int]]:
 
 
 def build_without_weights(found: Any, model: ModelSettings) -> Any:
-    """The model of a Transformers configuration, its weights without memory; ModelError if it cannot be built."""
+    """Build the model of a Transformers configuration without memory for its weights. Raises ModelError if it fails."""
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
-    except Exception as error:  # what a file holds makes Transformers fail in any way
+    except Exception as error:  # Transformers raises many errors for bad files
         raise ModelError(f"model.path={model.path!r} cannot be built: {first_line(error)}") from None

@@ -1,4 +1,4 @@
-"""Whether the weights of a base model are quantised: no adapter is trained on such weights, or merged into them."""
+"""Detecting quantised base models, on which no adapter is trained and into which none is merged."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from adagrpo_ray.errors import ModelError
 KEYS = ("quantization_config", "compression_config")
 """Keys of config.json that only quantised models have."""
 FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json")
-"""Files that only folders of quantised models have: of GPTQ, AWQ and ModelOpt."""
+"""Files that only folders of quantised models have (GPTQ, AWQ, ModelOpt)."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types of weights that are not quantised, as safetensors calls them."""
+"""Types of weights that are not quantised, by their names in safetensors."""
 WEIGHTS = ("weight", "qweight", "weight_packed", "blocks")
-"""How the names of tensors end that are, or hold, a layer's weights."""
+"""Endings of the names of tensors with weights of a layer."""
 
 
 def check_unquantised(path: str, found: Any, name: str, purpose: str) -> None:
-    """ModelError, which calls the model `name`, if the one at `path` is quantised; `purpose` says what it is not for.
+    """Raise ModelError if the model at `path` is quantised.
 
-    `found` is Transformers' configuration of it.
+    `found` is its Transformers configuration. The message has the `name` of the model, and `purpose`, the reason why it
+    cannot be used.
     """
     sign = next(_signs(path, found), None)
     if sign is not None:
@@ -45,7 +46,7 @@ def _signs(path: str, found: Any) -> Iterator[str]:
 
 
 def _packed(file: Path) -> Iterator[str]:
-    """Weights in `file` that are no floating-point numbers of 16 bits or more."""
+    """Yield descriptions of the weights in `file` that are no floating-point numbers of 16 bits or more."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as tensors:

@@ -1,7 +1,7 @@
-"""Attention in a row that holds each prompt once, before all of its completions.
+"""Attention in a row with each prompt once, followed by all of its completions.
 
-A completion attends to its prompt and to itself. Keys and values of a prompt are computed once. This is exact:
-attention is causal, so no token of a prompt depends on a completion.
+A completion attends to its prompt and to itself. Keys and values of a prompt are computed once. This is exact, since
+attention is causal: no token of a prompt depends on a completion.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from transformers.masking_utils import sdpa_mask
 from adagrpo_ray.errors import ModelError
 
 NAME = "shared_prompt"
-"""Of this attention, as Transformers knows it."""
+"""Name of this attention in Transformers."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Completions of one prompt, of like lengths, in B blocks of C of them.
+    """Completions of one prompt, of similar lengths, in B blocks of C completions, each padded to L tokens.
 
-    Each has L tokens, shorter ones are filled up. `tokens` [B x CL] index the row; places that fill up show some token
-    of it. `kept` index those of the flattened [B x CL] tokens that are none of these, in their order in the row.
-    `distance` [CL x P + CL] says how many tokens before a block's token one of the prompt or of the block stands in its
-    sequence, -1 if it belongs to another sequence or comes later. `mask` is true for distances of 0 or more.
+    `tokens` [B x CL] are indices into the row; padding has the index of some token of it.
+    `kept` are the indices of the flattened [B x CL] tokens that are no padding, in their order in the row.
+    `distance` [CL x (P + CL)] is the number of tokens from each token of the prompt or block to each token of the block
+    in its sequence; -1 for a token of another sequence or a later one.
+    `mask` [CL x (P + CL)] is true for distances of 0 or more.
     """
 
     tokens: torch.Tensor
@@ -40,17 +41,17 @@ class Blocks:
 
 @dataclass(frozen=True)
 class SharedPrompt:
-    """A prompt of P tokens, which are `prompt` of the row, and the completions that follow it."""
+    """A prompt of P tokens, at `prompt` in the row, and the completions that follow it."""
 
     prompt: slice
     completions: tuple[Blocks, ...]
 
 
 def shared_prompt(start: int, prompt: int, lengths: Sequence[int], device: torch.device) -> SharedPrompt:
-    """The group whose prompt of that many tokens begins at `start` of a row, and whose completions have `lengths`.
+    """Return the group with a prompt of `prompt` tokens at `start` in a row, and completions of these `lengths`.
 
-    The keys and values of a prompt are copied for each block of completions: for at most P + 6 S tokens in all, if the
-    prompt has P tokens and the completions have S, and their lengths are sorted.
+    The keys and values of the prompt are copied for each block of completions. If the lengths are sorted, the copies
+    have at most P + 6 S tokens in all, where P is the length of the prompt and S the sum of the lengths.
     """
     place, blocks = start + prompt, []
     for like in _alike(lengths, prompt):
@@ -60,15 +61,15 @@ def shared_prompt(start: int, prompt: int, lengths: Sequence[int], device: torch
 
 
 def _alike(lengths: Sequence[int], prompt: int) -> Iterator[list[int]]:
-    """The lengths in their order, cut before one that would take more filling up than another copy of the prompt.
+    """Yield the lengths in their order, split before one that would need more padding than another copy of the prompt.
 
     Lengths of which none is more than twice another stay together.
     """
     like: list[int] = []
     for length in lengths:
         longer = [*like, length]
-        filled_up = max(longer) * len(longer) - sum(longer)
-        if like and max(longer) > 2 * min(longer) and filled_up > prompt:
+        padding = max(longer) * len(longer) - sum(longer)
+        if like and max(longer) > 2 * min(longer) and padding > prompt:
             yield like
             longer = [length]
         like = longer
@@ -76,10 +77,10 @@ def _alike(lengths: Sequence[int], prompt: int) -> Iterator[list[int]]:
 
 
 def _blocks(place: int, start: int, prompt: int, lengths: Sequence[int], device: torch.device) -> Blocks:
-    """Completions of `lengths` that stand one after the other from `place` on, of the prompt at `start`.
+    """Return the blocks of completions of `lengths` that are in the row from `place` on, of the prompt at `start`.
 
-    A block has as many of them as take half of the prompt's length: so little of its attention is masked out, and the
-    prompt is copied for at most twice as many tokens as the completions have, or once.
+    A block has as many completions as have together half of the prompt's tokens. So little of its attention is masked
+    out, and the copies of the prompt have at most twice as many tokens as the completions, or there is only one copy.
     """
     longest = max(1, *lengths)
     size = min(len(lengths), max(1, -(-prompt // (2 * longest))))
@@ -88,7 +89,7 @@ def _blocks(place: int, start: int, prompt: int, lengths: Sequence[int], device:
     first = place + count.cumsum(0) - count
     tokens = torch.full((blocks * size, longest), start)
     tokens[: len(lengths)] = torch.where(places < count, first + places, start)
-    own = (places[:, None] - places + 1).clamp(min=0)  # 0 is what block_diag puts between two completions
+    own = (places[:, None] - places + 1).clamp(min=0)  # block_diag puts 0 between two completions
     before = prompt + places[:, None] - torch.arange(prompt)
     apart = torch.block_diag(*[own] * size)  # type: ignore[no-untyped-call]
     distance = torch.cat([before.repeat(size, 1), apart - 1], 1)
@@ -113,10 +114,10 @@ def attend(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' attention function: queries [1 x H x S x D], keys and values [1 x K x S x D] to [1 x S x H x D].
+    """Compute attention from queries [1 x H x S x D], keys and values [1 x K x S x D] to [1 x S x H x D].
 
-    `shared` are the groups of the row, one after the other; without them this is sdpa. Raises ModelError if the model
-    asks for something else that this attention does not have.
+    It is an attention function for Transformers. `shared` are the groups of the row, one after the other; without them
+    this is sdpa. Raises ModelError if the model uses an option that this attention does not have.
     """
     if shared is None:
         known: Any = {"scaling": scaling, "dropout": dropout, **options}
@@ -147,13 +148,13 @@ def attend(
 
 
 def _widened(tensors: Sequence[torch.Tensor], query: torch.Tensor) -> list[torch.Tensor]:
-    """Keys and values of K heads, each repeated for the heads of the query that share it."""
+    """Return keys and values of K heads, each repeated for the heads of the query that share it."""
     repeats = query.shape[1] // tensors[0].shape[1]
     return [tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1) for tensor in tensors]
 
 
 def _window(tokens: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Of that many tokens, which attends to which if none looks further back than `window`; None: to all before."""
+    """Return the mask [tokens x tokens] of causal attention with a sliding window; None if all tokens are within it."""
     if window is None or tokens <= window:
         return None
     places = torch.arange(tokens, device=device)
@@ -162,7 +163,7 @@ def _window(tokens: int, window: int | None, device: torch.device) -> torch.Tens
 
 
 def share_prompts(model: Any) -> bool:
-    """Have a model attend like this. False if it cannot: its layers have a state, or an attention of their own."""
+    """Make a model use this attention. Returns False if it cannot: its layers have a state, or their own attention."""
     if model._is_stateful or not getattr(model, "_supports_attention_backend", False):
         return False
     model.set_attn_implementation(NAME)
@@ -170,7 +171,7 @@ def share_prompts(model: Any) -> bool:
 
 
 def shares_prompts(model: Any) -> bool:
-    """Whether `share_prompts` was done with a model, and nothing else since."""
+    """Return whether the model uses this attention."""
     return bool(model.config.get_text_config()._attn_implementation == NAME)
 
 

@@ -1,7 +1,7 @@
-"""How completions are scored.
+"""Scoring of completions.
 
-`functions` and `latex` are the built-in reward functions, `registry` finds them and yours by name and checks
-their contract, and `scorer` runs them in processes of their own.
+`functions`, `latex` and `gym` have the built-in reward functions. `registry` finds them, and those of the user, by
+name and checks their results. `scorer` runs them in scoring processes.
 """
 
 from adagrpo_ray.rewards.registry import Scores, load_reward

@@ -1,7 +1,7 @@
-"""Finding the answer, and numbers, in a completion's text.
+"""Finding the answer, and numbers, in the text of a completion.
 
-Everything here is linear in the length of the text and takes any text at all: completions are written by
-a policy that is paid to find the cracks.
+All functions take linear time in the length of the text and accept any text, since a policy is rewarded for finding
+weaknesses in them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from adagrpo_ray.rewards.numbers import Number, closing_brace, normalised, plain
 if TYPE_CHECKING:
     from adagrpo_ray.config.data import FormatSettings
 
-# A number in running text: "1.2.3" and "1,2" are found, and then are no numbers. ASCII digits only.
+# A number in running text, with ASCII digits only. "1.2.3" and "1,2" match too, and are then read as no number.
 _NUMBER_TEXT = r"\.?[0-9][0-9.,]*(?:[eE][+-]?[0-9]+(?![0-9A-Za-z]))?"
 _NUMBER_LIKE = re.compile(rf"[+-]?{_NUMBER_TEXT}(?:/[0-9][0-9.,]*)?")
-# The same, where a sign behind a digit, letter or bracket is an operator: "12-7" holds 12 and 7.
+# The same, but a sign after a digit, letter or bracket is an operator: "12-7" has 12 and 7.
 _NUMBER_IN_TEXT = re.compile(rf"(?:(?<![0-9A-Za-z)])[+-])?{_NUMBER_TEXT}(?:/[0-9][0-9.,]*)?")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 
 
 def final_answer(truth: str) -> str:
-    r"""The final answer of a worked solution; any other ground truth as it is.
+    r"""Return the final answer of a worked solution; any other ground truth unchanged.
 
-    That is what follows "####" at the start of the last line (as in GSM8K), else what the last \boxed{} holds (as in
-    MATH), else the whole text.
+    That is the text after "####" at the start of the last line (as in GSM8K), else the content of the last \boxed{} (as
+    in MATH), else the whole text.
     """
     head, mark, tail = truth.rpartition("####")
     if mark and tail.strip() and "\n" not in tail.strip() and head.rstrip(" \t")[-1:] in ("", "\n"):
@@ -38,15 +38,15 @@ def final_answer(truth: str) -> str:
 
 
 def after_thought(text: str, format: FormatSettings) -> str | None:
-    """What follows the last think end; None where there is no think end."""
+    """Return the text after the last think end; None if there is no think end."""
     _, think_end, rest = text.rpartition(format.think_end)
     return rest if think_end else None
 
 
 def marked_answer(text: str, format: FormatSettings) -> str | None:
-    """The text in the last pair of answer markers; where there is a think end, only after it.
+    """Return the text in the last pair of answer markers, which must be after the last think end if there is one.
 
-    Worked example: in "START 1 END START 2 END START 3" the last pair holds " 2 ".
+    Worked example: in "START 1 END START 2 END START 3" the last pair has " 2 ".
     """
     rest = after_thought(text, format)
     found = _last_pair(text if rest is None else rest, format)
@@ -54,10 +54,9 @@ def marked_answer(text: str, format: FormatSettings) -> str | None:
 
 
 def exact_answer(text: str, format: FormatSettings) -> str | None:
-    """The answer of a completion that keeps the prompted format to the letter, else None.
+    """Return the answer of a completion in the exact format of the prompt, else None.
 
-    That is: anything, think end, anything, answer start, an answer that is not blank, answer end, and
-    nothing but white space behind it.
+    The format is: any text, think end, any text, answer start, an answer that is not blank, answer end, white space.
     """
     rest = after_thought(text, format)
     found = _last_pair(rest, format) if rest is not None else None
@@ -68,7 +67,7 @@ def exact_answer(text: str, format: FormatSettings) -> str | None:
 
 
 def _last_pair(text: str, format: FormatSettings) -> tuple[str, str] | None:
-    """What the last pair of answer markers holds, and what stands behind it."""
+    """Return the text in the last pair of answer markers, and the text after it; None if there is no pair."""
     start = text.rfind(format.answer_start, 0, max(text.rfind(format.answer_end), 0))
     if start < 0:
         return None
@@ -77,8 +76,10 @@ def _last_pair(text: str, format: FormatSettings) -> tuple[str, str] | None:
 
 
 def number_after_start(text: str, format: FormatSettings) -> str | None:
-    """What the first pair of answer markers holds, if that is a number; else the first thing after the first answer
-    start that looks like one. Full-width digits and minus signs come back as ASCII."""
+    """Return the number in the first pair of answer markers; else the first text like a number after the first start.
+
+    Full-width digits and minus signs are converted to ASCII. None if there is no answer start or no such text.
+    """
     start = text.find(format.answer_start)
     if start < 0:
         return None
@@ -91,17 +92,17 @@ def number_after_start(text: str, format: FormatSettings) -> str | None:
 
 
 def same_answer(guess: str, truth: str) -> bool:
-    r"""Whether two answers are the same number, or the same text.
+    r"""Return whether two answers are the same number, or the same text.
 
-    White space, dollars, \boxed{}, bold and a final full stop around a text do not count.
+    White space, dollars, \boxed{}, bold and a final full stop around a text are ignored.
     """
     return plain(guess) == plain(truth) or same_number(read_number(guess), read_number(truth))
 
 
 def holds_answer(text: str, truth: str) -> bool:
-    """Whether the answer stands anywhere in the text: as a number of that value, or as words of their own.
+    """Return whether the text contains the answer anywhere: as a number of that value, or as whole words.
 
-    Worked example: "1,000.0" holds "1000", and "12+7=19" holds "19" but not "9".
+    Worked example: "1,000.0" contains "1000", and "12+7=19" contains "19" but not "9".
     """
     truth = final_answer(truth)
     number = read_number(truth)
@@ -113,7 +114,7 @@ def holds_answer(text: str, truth: str) -> bool:
 
 
 def _is_number(found: str, number: Number) -> bool:
-    """Whether it is that number; "1,2" may be several numbers, and "1/2" one or two."""
+    """Return whether the text is that number; "1,2" may be several numbers, and "1/2" one or two."""
     whole = read_number(found)
     if whole is not None and (same_number(whole, number) or "/" not in found):
         return same_number(whole, number)

@@ -4,11 +4,11 @@ A reward function, built-in or your own, is called once per group:
 
     def f(completions: list[str], answer: str, **context) -> list[float | None]
 
-`answer` is the ground truth as the data has it, of which the built-in functions take the `final_answer`; the context
-holds `prompt` (the problem's text), `format` (the markers `think_end`, `answer_start`, `answer_end`), `difficulty`,
-each column of the prompt's row under its own name, and all of these in the mapping `columns`: there a column is found
-whose name is one of the arguments here. Nested columns are whole. It returns one score a completion; None says "does
-not apply here" and is left out of the sum.
+`answer` is the ground truth of the data; the built-in functions use its `final_answer`. The context has `prompt` (the
+text of the problem), `format` (the markers `think_end`, `answer_start`, `answer_end`), `difficulty`, and each column of
+the prompt's row under its own name. The mapping `columns` has all columns, also those with the name of another
+argument. Nested columns are passed whole. A function returns one score per completion. None means that it does not
+apply to the completion; such a score is left out of the sum.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def format_approximate(completions: list[str], *, format: FormatSettings, **context: object) -> list[float]:
-    """Pay for each marker that occurs exactly once.
+    """Reward each marker that occurs exactly once.
 
     | for each of think end, answer start, answer end | score |
     | --- | --- |
@@ -43,7 +43,7 @@ def format_approximate(completions: list[str], *, format: FormatSettings, **cont
 
 
 def format_exact(completions: list[str], *, format: FormatSettings, **context: object) -> list[float]:
-    """Pay for the format that the prompt asks for.
+    """Reward the format that the prompt asks for.
 
     | the whole completion | score |
     | --- | --- |
@@ -54,11 +54,11 @@ def format_exact(completions: list[str], *, format: FormatSettings, **context: o
 
 
 def answer(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
-    """Pay for the answer of a completion that keeps the exact format, nearness included.
+    """Reward the answer of a completion in the exact format, also for a number near to the ground truth.
 
     | the answer between the markers | score |
     | --- | --- |
-    | is not there, or the format is not exact | -2.0 |
+    | is missing, or the format is not exact | -2.0 |
     | equals the ground truth | +5.0 |
     | is the same number, as "1,000" is 1000, or the same text but for white space or a wrapping such as $...$ | +3.5 |
     | is a number within 10 % of it | +2.0 |
@@ -81,21 +81,21 @@ def _answer_score(guess: str | None, truth: str) -> float:
     if guess_number is None or truth_number is None:
         return -4.5
     pairs = [(a, b) for a in guess_number.readings(truth_number) for b in truth_number.readings(guess_number)]
-    # Multiplied out instead of a ratio: a ground truth of zero divides nothing.
+    # A product instead of a ratio, since the ground truth may be zero.
     if any(abs(a - b) <= abs(b) * Fraction(1, 10) for a, b in pairs):
         return 2.0
     return 1.5 if any(abs(a - b) <= abs(b) * Fraction(1, 5) for a, b in pairs) else -2.5
 
 
 def number(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
-    """Pay for the right number behind an answer start, whatever else the completion does.
+    """Reward the correct number after an answer start, in any format.
 
     | the first number after the first answer start | score |
     | --- | --- |
-    | is not there | -2.5 |
+    | is missing | -2.5 |
     | equals the ground truth | +3.5 |
     | is another number | -1.5 |
-    | either one: and the first number after the first answer start behind the last think end is the same | +0.5 more |
+    | in both cases, if the first number after the first answer start after the last think end is the same | +0.5 more |
     | is malformed ("1.2.3"), or the ground truth is not a number | 0.0 |
     """
     truth = read_number(final_answer(answer))
@@ -115,9 +115,9 @@ def _number_score(text: str, truth: Number | None, format: FormatSettings) -> fl
 
 
 def exact(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
-    """Pay for the right answer between the markers, and for nothing else.
+    """Reward the correct answer between the markers, and nothing else.
 
-    | the text in the last pair of answer markers (after the think end, where there is one) | score |
+    | the text in the last pair of answer markers (after the think end, if there is one) | score |
     | --- | --- |
     | is the same number as the ground truth ("1,000.0" is "1000"), or the same text but for a wrapping | 1.0 |
     | else | 0.0 |

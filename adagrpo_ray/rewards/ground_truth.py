@@ -1,4 +1,4 @@
-"""Before the start: whether the reward functions pay for the ground truth itself, in the format that is asked for."""
+"""A check before the start: the reward functions must reward the ground truth itself, in the requested format."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 POLL_S = 0.2
-# Of these it is known that a completion without the think end, or with another answer text, gets nothing.
+# These give no reward to a completion without the think end.
 _NEED_THINK_END = ("answer", "format_exact", "format_approximate")
+# These reward only the same number or text as the ground truth.
 _COMPARE_TEXTS = ("answer", "exact")
-# These pay for an answer between the markers of `data.format` alone.
+# These reward only an answer between the markers of `data.format`.
 _NEED_MARKERS = frozenset(BUILTIN) - {"latex", REASONING_GYM}
-# Linear in the length of any text, so that they need no process of their own; math-verify and other verifiers are not.
-_AT_ONCE = frozenset(BUILTIN) - {"latex", REASONING_GYM}
+# These take linear time for any text, so they need no scoring process. math-verify and other verifiers do.
+_IN_PROCESS = frozenset(BUILTIN) - {"latex", REASONING_GYM}
 
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """A prompt whose ground truth was scored: the completions [G] that were tried, and what they got.
+    """A prompt whose ground truth was scored, with the completions [G] that were tried and their scores.
 
-    The first completion is the ground truth in the format of `data.format`, after the tokenizer has encoded and decoded
-    it, of `tokens` tokens. The others are for functions of the user's own, which may want another format: the ground
-    truth alone, and in a box.
+    The first completion is the ground truth in the format of `data.format`, encoded and decoded by the tokenizer. It
+    has `tokens` tokens. The others are for functions of the user, which may require another format: the ground truth
+    alone, and in a box.
     """
 
     prompt: Prompt
@@ -53,7 +54,7 @@ class Tried:
     scores: Scores
 
     def score(self, column: int) -> float:
-        """The score of the first completion by the reward function in that column; NaN if it does not apply."""
+        """Return the score of the first completion by the reward function of that column; NaN if it does not apply."""
         return float(self.scores.by_function[0, column])
 
 
@@ -64,12 +65,12 @@ def check_ground_truths(
     given: Given = NOTHING,
     stop: Event | None = None,
 ) -> tuple[str, ...]:
-    """Score `rewards.check_prompts` of the prompts with their own ground truth; warnings, one a line.
+    """Score the ground truths of `rewards.check_prompts` prompts and return warnings.
 
-    Raises RewardError if a function lacks a parameter or a column, if none of them can be scored (with
-    rewards.on_error=stop: if one cannot), and if a built-in function that decides on correctness counts none as
-    correct. A function of the user's own may have reasons for that, and is warned of. Prompts without an answer, since
-    many are right, are left out. Ends early once `stop` is set.
+    Raises RewardError if a function lacks a parameter or a column, if no ground truth can be scored (with
+    rewards.on_error=stop: if one cannot), or if a built-in function decides on correctness and finds none correct. A
+    function of the user may have reasons for that; then a warning is returned. Prompts without a ground truth, which
+    have many correct answers, are left out. The check ends early if `stop` is set.
     """
     settings = config.rewards
     notices: list[str] = []
@@ -80,23 +81,23 @@ def check_ground_truths(
     rows = evenly([prompt for prompt in prompts if prompt.answer], settings.check_prompts)
     if rows:
         tried = _try(settings, config.data.format, rows, tokenizer, given, stop)
-        notices += [] if not tried else _judged(config, tried)
+        notices += [] if not tried else _warnings(config, tried)
         rendered = [str(tokenizer.decode(row.token_ids.tolist(), skip_special_tokens=False)) for row in rows]
-        asked = (config.data.format, settings)
-        notices += [_closed_thought(*asked, rows[0], rendered[0]), _unasked(*asked, rendered)]
+        both = (config.data.format, settings)
+        notices += [_closed_thought(*both, rows[0], rendered[0]), _missing_markers(*both, rendered)]
     return tuple(f"warning: {notice}" for notice in notices if notice)
 
 
 def evenly(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
-    """At most so many of the prompts, from all over them."""
+    """Return at most `most` of the prompts, spread evenly over them."""
     places = np.unique(np.linspace(0, len(prompts) - 1, min(most, len(prompts))).round().astype(int))
     return [prompts[i] for i in places]
 
 
 def completions_of(truth: str, format: FormatSettings, *, whole: bool = False) -> tuple[str, ...]:
-    """The ground truth's final answer as completions: in the format of the settings, alone, and in a box.
+    """Return the final answer of a ground truth as completions: in the format of the settings, alone, and in a box.
 
-    With `whole` all of the ground truth is the answer.
+    With `whole` the answer is the whole ground truth.
     """
     answer = truth if whole else final_answer(truth)
     return f"{format.think_end}{format.answer_start}{answer}{format.answer_end}", answer, rf"\boxed{{{answer}}}"
@@ -110,7 +111,7 @@ def _try(
     given: Given,
     stop: Event | None,
 ) -> list[Tried]:
-    """The rows, scored by the rules of a run; none begins more than `rewards.timeout_s` after the first was scored."""
+    """Score the rows as a run does. No row begins more than `rewards.timeout_s` after the first was scored."""
     text = CompletionText(tokenizer, format)
     settings = rewards.model_copy(update={"workers": 1, "on_error": "drop"})
     functions = [(reward.function, reward.weight) for reward in settings.functions]
@@ -122,7 +123,7 @@ def _try(
         tokens = len(tokenizer.encode(alone, add_special_tokens=False)) if gym else len(ids)
         return (text.text(ids), alone, *others), tokens
 
-    if {name for name, _ in functions} <= _AT_ONCE:  # no process is started, which takes seconds
+    if {name for name, _ in functions} <= _IN_PROCESS:  # starting a process would take seconds
         loaded = [(load_reward(name), weight) for name, weight in functions]
         tried = []
         for row in rows:
@@ -134,7 +135,7 @@ def _try(
 
     async def work() -> list[Tried]:
         tried: list[Tried] = []
-        began = math.inf  # the first row's time is also that of starting a process
+        began = math.inf  # after the first row, whose time includes the start of a process
         for row in rows:
             texts, tokens = texts_of(row)
             scoring = asyncio.create_task(scorer.score(row, [_completion(each) for each in texts]))
@@ -150,7 +151,7 @@ def _try(
                 break
         return tried
 
-    # In a thread, since a notebook's own event loop runs in this one.
+    # In a thread, since the event loop of a notebook runs in this one.
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(asyncio.run, work()).result()
@@ -162,96 +163,95 @@ def _completion(text: str) -> Completion:
     return Completion(np.zeros(1, np.int32), np.zeros(1, np.float32), text, "stop", weight_version=-1)
 
 
-def _judged(config: Config, tried: Sequence[Tried]) -> list[str]:
-    """Warnings about what was tried; RewardError if a run cannot begin."""
+def _warnings(config: Config, tried: Sequence[Tried]) -> list[str]:
+    """Return warnings about the scored ground truths. Raises RewardError if a run cannot begin."""
     settings = config.rewards
     failed = [t for t in tried if t.scores.error is not None]
     scored = [t for t in tried if t.scores.error is None]
     notices: list[str] = []
     if failed:
-        told = (
+        problem = (
             f"{failed[0].scores.error}; of {len(tried)} prompts, tried with their own ground truth as the completion, "
             f"{len(failed)} cannot be scored"
         )
         if not scored or settings.on_error == "stop":
             raise RewardError(
-                f"{told}: change the function, or set rewards.check_prompts=0 if it works on the nodes only"
+                f"{problem}: change the function, or set rewards.check_prompts=0 if it works on the nodes only"
             )
-        notices.append(f"{told}; a run would not learn from them")
+        notices.append(f"{problem}; a run would not learn from them")
     if not scored:
         return notices
     names, name = settings.names, _decides(settings)
     column, built_in = names.index(name), name in BUILTIN
-    wrong = [t for t in scored if not _correct(t, column, settings.correct_above, built_in)]
-    if wrong:
-        t = wrong[0]
-        told = (
-            f"{SETTING}: {name!r} counts {'none' if len(wrong) == len(scored) else len(scored) - len(wrong)} of "
-            f"{len(scored)} ground truths as correct; the completion {t.completions[0]!r:.300} for the answer "
+    incorrect = [t for t in scored if not _correct(t, column, settings.correct_above, built_in)]
+    if incorrect:
+        t = incorrect[0]
+        problem = (
+            f"{SETTING}: {name!r} counts {(len(scored) - len(incorrect)) or 'none'} of {len(scored)} ground truths as "
+            f"correct; the completion {t.completions[0]!r:.300} for the answer "
             f"{t.prompt.answer!r:.100} scores {_shown(t.score(column))} and rewards.correct_above="
             f"{settings.correct_above:g} (prompt {t.prompt.id}: {t.prompt.text!r:.100})"
         )
         remedy = (
-            "look at data.columns.ground_truth, data.format, the tokenizer's rendering of its markers, and "
-            "correct_above"
+            "check data.columns.ground_truth, data.format, the tokenizer's rendering of its markers, and correct_above"
         )
-        if built_in and len(wrong) == len(scored):
-            raise RewardError(f"{told}: {remedy}")
-        notices.append(f"{told}: {remedy}")
+        if built_in and len(incorrect) == len(scored):
+            raise RewardError(f"{problem}: {remedy}")
+        notices.append(f"{problem}: {remedy}")
     for place, other in enumerate(names):
         best = [t.score(place) for t in scored]
         if np.isnan(best).all() and place != column:
             notices.append(f"{SETTING}: {other!r} applies to none of {len(scored)} ground truths")
         elif other in BUILTIN and place != column and not any(score > 0 for score in best):
             notices.append(
-                f"{SETTING}: {other!r} pays for none of {len(scored)} ground truths; the completion "
-                f"{scored[0].completions[0]!r:.300} scores {_shown(best[0])}: leave it out, or look at data.format"
+                f"{SETTING}: {other!r} rewards none of {len(scored)} ground truths; the completion "
+                f"{scored[0].completions[0]!r:.300} scores {_shown(best[0])}: remove it, or check data.format"
             )
     return [*notices, *_answers(config, name, scored)]
 
 
 def _decides(rewards: RewardsSettings) -> str:
-    """The function whose score says which completions are correct."""
+    """Return the function whose score decides on correctness."""
     return rewards.correct_by or rewards.names[-1]
 
 
 def _correct(tried: Tried, column: int, above: float, built_in: bool) -> bool:
-    """Whether the completion in the asked format counts as correct; of a function of the user's own, any of them."""
+    """Return whether the completion in `data.format` is correct; for a function of the user, whether any of them is."""
     scores = tried.scores.by_function[: 1 if built_in else None, column]
-    return bool((scores > above).any())  # NaN is above nothing
+    return bool((scores > above).any())  # comparing with NaN is False
 
 
 def _answers(config: Config, name: str, scored: Sequence[Tried]) -> list[str]:
-    """Warnings about ground truths that no completion will reach."""
+    """Return warnings about ground truths that no completion can match, and about `correct_above`."""
     notices, limit, above = [], config.rollout.max_new_tokens, config.rewards.correct_above
     if name == REASONING_GYM and above <= 0.0:
         notices.append(
-            f"rewards.correct_above={above:g}: {name!r} pays a part of 1.0 for some wrong answers, which all count as "
+            f"rewards.correct_above={above:g}: {name!r} gives a part of 1.0 to some wrong answers, which all count as "
             "correct: set it to 0.99"
         )
     if name in BUILTIN and (long := [t.tokens for t in scored if t.tokens > limit]):
         notices.append(
-            f"rollout.max_new_tokens={limit} is less than {len(long)} of {len(scored)} ground truths take in the asked "
-            f"format ({max(long)} tokens): raise it, or look at data.columns.ground_truth"
+            f"rollout.max_new_tokens={limit} is less than {len(long)} of {len(scored)} ground truths need in the "
+            f"format of data.format ({max(long)} tokens): raise it, or check data.columns.ground_truth"
         )
     if name in _COMPARE_TEXTS and (many := [t for t in scored if "\n" in final_answer(t.prompt.answer)]):
         notices.append(
             f"data.columns.ground_truth={config.data.columns.ground_truth!r}: {len(many)} of {len(scored)} ground "
-            f"truths have several lines ({many[0].prompt.answer!r:.200}), and {name!r} counts the same text alone as "
+            f"truths have several lines ({many[0].prompt.answer!r:.200}), and {name!r} counts only the same text as "
             "correct; name the column of the final answer"
         )
     return notices
 
 
 def _closed_thought(format: FormatSettings, rewards: RewardsSettings, prompt: Prompt, rendered: str) -> str:
-    """A warning if the chat template has ended the thought before the completion begins."""
+    """Return a warning if the chat template ends the thought before the completion begins, else ""."""
     end, needing = format.think_end, [name for name in rewards.names if name in _NEED_THINK_END]
     _, found, behind = rendered.rpartition(prompt.text)
     if not (needing and found and end in behind):
         return ""
     return (
-        f"the chat template ends the thought in the prompt itself ({behind!r:.200}), and {', '.join(needing)} pay only "
-        f"for completions that hold {end!r}: have the template leave the thought open, or use exact or latex"
+        f"the chat template ends the thought in the prompt itself ({behind!r:.200}), and {', '.join(needing)} reward "
+        f"only completions with {end!r}: use a template that leaves the thought open, or use exact or latex"
     )
 
 
@@ -259,12 +259,12 @@ def _shown(score: float) -> str:
     return "nothing (not applicable)" if np.isnan(score) else f"{score:g}"
 
 
-def _unasked(format: FormatSettings, rewards: RewardsSettings, rendered: Sequence[str]) -> str:
-    """A warning if a reward function pays for the answer between markers that no prompt asks for."""
+def _missing_markers(format: FormatSettings, rewards: RewardsSettings, rendered: Sequence[str]) -> str:
+    """Return a warning if a reward function needs markers that no prompt asks for, else ""."""
     start, needing = format.answer_start, [name for name in rewards.names if name in _NEED_MARKERS]
     if not needing or any(start in text for text in rendered):
         return ""
     return (
-        f"{', '.join(needing)} pay only for an answer behind {start!r} (data.format), and none of {len(rendered)} "
+        f"{', '.join(needing)} reward only an answer after {start!r} (data.format), and none of {len(rendered)} "
         "prompts asks for it: set data.system_prompt, ask for it in the prompts, or use latex"
     )

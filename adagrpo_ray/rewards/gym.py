@@ -1,4 +1,4 @@
-"""The reward function of reasoning-gym: the score that a problem's own task gives to an answer."""
+"""The reward function of reasoning-gym: the score that the task of a problem gives to an answer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from adagrpo_ray.config.data import FormatSettings
 
 EVALUATE_LISTS = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
-"""Tasks that give an answer to Python's `eval`, to read a list."""
+"""Tasks that read a list from an answer by Python's `eval`."""
 
 EVALUATE_FORMULAS = frozenset(
     {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
 )
-"""Tasks that give an answer to sympy's `parse_expr`, which evaluates it as Python."""
+"""Tasks that read an answer by sympy's `parse_expr`, which evaluates it as Python."""
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FORMULA = re.compile(r"[A-Za-z0-9\s+\-*/^(),.]*")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*")
-# A dot next to a letter reaches into an object: only digits have one ("1.5", "2.").
+# A dot next to a letter accesses an attribute; only digits may have a dot ("1.5", "2.").
 _ATTRIBUTE = re.compile(r"\.\s*[A-Za-z]|[A-Za-z)]\s*\.")
 _FUNCTIONS = frozenset(
     {
@@ -42,15 +42,15 @@ _FUNCTIONS = frozenset(
 def reasoning_gym(
     completions: list[str], *, format: FormatSettings, columns: Mapping[str, Any], **context: object
 ) -> list[float]:
-    """Pay what the task's own verifier gives to the answer: 1.0 if it is right, a part of that for some wrong ones.
+    """Return the score that the task's verifier gives to each answer: 1.0 if correct, less for some wrong answers.
 
-    The answer is what the last pair of answer markers holds; without one, what the last <answer> tags hold; without
-    those, the whole text. Only what follows the think end counts, if there is one.
+    The answer is the text in the last pair of answer markers, else in the last <answer> tags, else the whole text. If
+    there is a think end, only the text after it is used.
 
     | the answer | score |
     | --- | --- |
-    | is right | 1.0 |
-    | is wrong | 0.0, or less than 1.0, as the task has it |
+    | is correct | 1.0 |
+    | is wrong | 0.0, or less than 1.0, depending on the task |
     | makes the verifier fail, or is code that the verifier would run | 0.0 |
     """
     entry: Mapping[str, Any] = columns["entry"]
@@ -63,7 +63,7 @@ def reasoning_gym(
 
 
 def gym_answer(text: str, format: FormatSettings) -> str:
-    """The answer in a completion, without white space around it."""
+    """Return the answer in a completion, without white space around it."""
     marked = marked_answer(text, format)
     if marked is not None:
         return marked.strip()
@@ -74,9 +74,9 @@ def gym_answer(text: str, format: FormatSettings) -> str:
 
 
 def runs_code(task: str, answer: str) -> bool:
-    """Whether the task's verifier would run something of the answer that is no value and no formula.
+    """Return whether the task's verifier would run a part of the answer that is neither a value nor a formula.
 
-    Without a round bracket an expression of Python calls no function.
+    A Python expression without a round bracket calls no function.
     """
     if task in EVALUATE_LISTS:
         return "(" in answer and not _is_literal(answer)
@@ -97,27 +97,27 @@ def _score(dataset: Any, task: str, entry: Mapping[str, Any], answer: str) -> fl
         score = float(dataset.score_answer(answer, dict(entry)))
     except MemoryError:
         raise
-    except Exception:  # of what a model writes, verifiers do not expect everything
+    except Exception:  # verifiers do not handle every text of a model
         _check_verifier(dataset, task, entry)
         return 0.0
     return score if math.isfinite(score) else 0.0
 
 
 def _check_verifier(dataset: Any, task: str, entry: Mapping[str, Any]) -> None:
-    """RewardError if the verifier fails on its own answer too: then the fault is not the completion's."""
+    """Raise RewardError if the verifier fails on its own answer too: then the completion is not the cause."""
     try:
         dataset.score_answer(entry["answer"], dict(entry))
     except MemoryError:
         raise
     except Exception as error:
         raise RewardError(
-            f"the verifier of {task} raised {error!r:.200} for its own answer; leave the task out"
+            f"the verifier of {task} raised {error!r:.200} for its own answer; remove the task"
         ) from error
 
 
 @lru_cache(maxsize=64)
 def _dataset(task: str, config: str) -> Any:
-    """A data set of the task, whose verifier scores any problem of it; it takes up to a second to make."""
+    """Return a data set of the task, whose verifier scores any problem of it. Creating it takes up to a second."""
     return make_dataset(task, json.loads(config))
 
 

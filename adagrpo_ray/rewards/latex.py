@@ -1,4 +1,4 @@
-"""The built-in reward function for mathematics written in LaTeX, on math-verify."""
+"""The built-in reward function for mathematics in LaTeX, based on math-verify."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from adagrpo_ray.rewards.extract import final_answer, marked_answer, same_answer
 if TYPE_CHECKING:
     from adagrpo_ray.config.data import FormatSettings
 
-# math-verify's patterns take quadratic time; an answer stands at the end of a completion.
+# math-verify's patterns take quadratic time, and the answer is at the end of a completion.
 MAX_LENGTH = 4000
-# sympy works powers and factorials out in full, and 9^{9^{9}} takes it hours.
+# sympy computes powers and factorials in full, which takes hours for 9^{9^{9}}.
 MAX_EXPONENT = 10_000
 
 
 def latex(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
-    r"""Pay for an answer that is mathematically the ground truth: "\frac{1}{2}" is "0.5".
+    r"""Reward an answer that is mathematically equal to the ground truth: "\frac{1}{2}" is "0.5".
 
-    | the text in the last pair of answer markers; the end of the completion where there is none | score |
+    | the text in the last pair of answer markers, or the end of the completion if there is none | score |
     | --- | --- |
     | is the same text or number as the ground truth, or math-verify finds them equal | 1.0 |
     | else | 0.0 |
 
-    Exponents and factorials above 10,000 are not worked out: such answers are equal as texts or not at all.
+    Exponents and factorials above 10,000 are not computed. Such answers are compared as texts only.
     """
     wanted = final_answer(answer)
     truth = _parse(_as_latex(wanted)) if len(wanted) <= MAX_LENGTH else []
@@ -42,24 +42,24 @@ def _equal(text: str, answer: str, truth: list[Any], format: FormatSettings) -> 
     else:
         parsed = _parse(_as_latex(guess)) if len(guess) <= MAX_LENGTH else []
     try:
-        # Without math-verify's own alarms, which work in a main thread only: the scorer has a time limit.
+        # Without math-verify's alarms, which work in a main thread only. The scorer has a time limit.
         return bool(verify(truth, parsed, timeout_seconds=None))
     except Exception:
         return False
 
 
 def _as_latex(answer: str) -> str:
-    """The answer in dollars, without which math-verify takes a formula for prose."""
+    """Return the answer in dollars. Without them math-verify reads a formula as prose."""
     marked = any(sign in answer for sign in ("$", r"\(", r"\[", r"\boxed"))
     return answer if marked else f"${answer.strip()}$"
 
 
 def _parse(text: str) -> list[Any]:
-    """math-verify's readings of the text, those left out that would take forever to work out."""
-    # Imported here: it brings sympy, and most runs have no LaTeX.
+    """Return math-verify's readings of the text, without those that would take too long to compute."""
+    # Imported here, since it imports sympy and most runs have no LaTeX.
     from math_verify import parse
 
-    # Its warning that its time-outs are off says nothing new here.
+    # It warns that its time-outs are off, which is intended here.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     try:
         return [reading for reading in parse(text, parsing_timeout=None) if not _explodes(reading)]
@@ -68,11 +68,11 @@ def _parse(text: str) -> list[Any]:
 
 
 def _explodes(reading: Any) -> bool:
-    """Whether a power or factorial of plain numbers in the reading is too large to work out."""
+    """Return whether a power or factorial of plain numbers in the reading is too large to compute."""
     from sympy import Basic, MatrixBase, N, Pow, factorial, postorder_traversal  # type: ignore[import-untyped]
 
     if not isinstance(reading, Basic | MatrixBase):
         return False
-    # Innermost first, so that what a part is made of is known to be harmless before it is looked at.
+    # Innermost parts first: the parts of an expression are known to be small before it is evaluated.
     parts = (p for p in postorder_traversal(reading) if isinstance(p, Pow | factorial) and not p.free_symbols)
     return any(abs(N(p.args[-1], 5)) > MAX_EXPONENT or abs(N(p, 5)) > 10**MAX_EXPONENT for p in parts)

@@ -1,4 +1,4 @@
-"""Reading numbers as people write them. Linear in the length of the text, and safe for any text."""
+"""Reading numbers as people write them, in linear time in the length of the text, and safe for any text."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-# Longer digit strings are refused: they are no answers, and int() has a limit of its own (4300).
+# Longer texts are refused: they are no answers, and int() has a limit of its own (4300 digits).
 MAX_NUMBER_LENGTH = 1000
-# Powers of ten beyond it are refused: the exact value would have as many digits.
+# Larger powers of ten are refused: the exact value would have as many digits.
 MAX_EXPONENT = 1000
 
-# Full-width ASCII, minus signs and dashes, and the spaces that stand between groups of digits.
+# Full-width ASCII, minus signs and dashes, and the spaces used between groups of digits.
 _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _PLAIN |= dict.fromkeys((0x2010, 0x2011, 0x2012, 0x2013, 0x2212, 0xFE63), ord("-"))
 _PLAIN |= dict.fromkeys((0x00A0, 0x2007, 0x2009, 0x202F, 0x3000), ord(" "))
@@ -20,7 +20,7 @@ _TIMES = "[x*\N{MULTIPLICATION SIGN}]"
 
 
 def _digits(gap: str) -> str:
-    """The pattern of an unsigned decimal number: groups of three digits have one separator, `gap`, throughout."""
+    """Return the pattern of an unsigned decimal number; all groups of three digits have the same separator, `gap`."""
     grouped = rf"[0-9]{{1,3}}(?P<{gap}>,|\{{,\}}|\\,|\\!|[ '_])[0-9]{{3}}(?:(?P={gap})[0-9]{{3}})*"
     return rf"(?:{grouped}(?:\.[0-9]*)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 
@@ -33,21 +33,21 @@ _NUMBER = re.compile(
     rf"(?: ?/ ?(?P<bottom>{_digits('gap_below')}))?|{_FRACTION})"
     r"(?P<percent> ?\\?%)?"
 )
-_SIMPLE = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")  # most are so, and need no more
-# What stands around an answer and is no part of it.
+_SIMPLE = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")  # the fast path for most numbers
+# Marks around an answer that are no part of it.
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), (r"\boxed{", "}"), (r"\text{", "}"))
 _MOST_WRAPS = 4
 
 
 @dataclass(frozen=True)
 class Number:
-    """An exact value; of "50%" it is 1/2, and `percent` says how it was written."""
+    """An exact value. `percent`: it was written as a percentage; "50%" has the value 1/2."""
 
     value: Fraction
     percent: bool = False
 
     def readings(self, other: Number) -> tuple[Fraction, ...]:
-        """Values that this number may have next to `other`: "50%" is 1/2, and also 50 if only this one has the sign.
+        """Return the values to compare with `other`: "50%" is 1/2, and also 50 if `other` is no percentage.
 
         math-verify reads a percentage in the same two ways.
         """
@@ -55,12 +55,12 @@ class Number:
 
 
 def normalised(text: str) -> str:
-    """The text with full-width characters, minus signs and thin spaces as their ASCII counterparts; as long as it."""
+    """Return the text with full-width characters, minus signs and thin spaces as ASCII, of the same length."""
     return text if text.isascii() else text.translate(_PLAIN)
 
 
 def plain(text: str) -> str:
-    r"""An answer without white space, dollars, \boxed{}, bold and a final full stop around it."""
+    r"""Return an answer without white space, dollars, \boxed{}, bold and a final full stop around it."""
     text = found = text.strip()
     for _ in range(_MOST_WRAPS):
         if found.endswith(".") and not found.endswith(".."):
@@ -73,7 +73,7 @@ def plain(text: str) -> str:
 
 
 def _inside(text: str, start: str, end: str) -> str | None:
-    """What one pair of marks holds, if it is all of the text."""
+    """Return the text between one pair of marks if they enclose the whole text, else None."""
     if len(text) < len(start) + len(end) or not (text.startswith(start) and text.endswith(end)):
         return None
     inner = text[len(start) : -len(end)]
@@ -83,7 +83,7 @@ def _inside(text: str, start: str, end: str) -> str | None:
 
 
 def closing_brace(text: str) -> int:
-    """Place of the brace that closes one opened before the text; -1 if there is none."""
+    """Return the index of the brace that closes one opened before the text; -1 if there is none."""
     depth = 1
     for found in re.finditer(r"[{}]", text):
         depth += 1 if found.group() == "{" else -1
@@ -93,7 +93,7 @@ def closing_brace(text: str) -> int:
 
 
 def read_number(text: str) -> Number | None:
-    r"""The number that the text is, as people write it; None if it is none.
+    r"""Return the number that the text is, as people write it; None if it is none.
 
     Worked examples: "1,000", "1 000", "$1,000.00", "1e3" and "2000/2" are 1000; "50%" and "\frac{1}{2}" are 1/2.
     """
@@ -125,11 +125,11 @@ def _decimal(text: str) -> Fraction:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of a number such as " -1,234.50 "; None if the text is none. "50%" is 1/2."""
+    """Return the exact value of a number such as " -1,234.50 "; None if the text is no number. "50%" is 1/2."""
     number = read_number(text)
     return None if number is None else number.value
 
 
 def same_number(a: Number | None, b: Number | None) -> bool:
-    """Whether both are numbers of one value."""
+    """Return whether both are numbers with the same value."""
     return a is not None and b is not None and not set(a.readings(b)).isdisjoint(b.readings(a))

@@ -1,4 +1,4 @@
-"""From a name in the configuration to a reward function, and from reward functions to a group's scores."""
+"""Loading reward functions by the names in the configuration, and scoring a group with them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What one group scored: `rewards` [G] weighted totals, `by_function` [G, F] raw, NaN where not applicable.
+    """The scores of one group.
 
-    Where `error` says why it could not be scored, all rewards are `rewards.error_score` and no function applies.
+    `rewards` [G] are the weighted totals, `by_function` [G, F] the raw scores, NaN if a function does not apply.
+    `error` is the reason if the group could not be scored. Then all rewards are the setting `rewards.error_score`, and
+    all raw scores are NaN.
     """
 
     rewards: Floats
@@ -50,16 +52,16 @@ class Scores:
 
 
 WORDS = ("completions", "answer", "prompt", "format", "difficulty", "columns")
-"""Arguments of each reward function; the columns of the prompt's row are given too."""
+"""Arguments of every reward function, in addition to the columns of the prompt's row."""
 
 SETTING = "rewards.functions"
-"""Names the reward functions."""
+"""The setting with the reward functions, for messages."""
 
 
 def load_reward(name: str, given: Given = NOTHING) -> RewardFunction:
-    """The reward function of a built-in name, of a given one or of 'module:function'; RewardError where there is none.
+    """Return the reward function called `name`: a built-in one, a given one, or 'module:function'.
 
-    Modules are looked for in the current directory too.
+    Modules are searched for in the current directory too. Raises RewardError if there is no such function.
     """
     if name in BUILTIN:
         return BUILTIN[name]
@@ -73,10 +75,10 @@ def load_reward(name: str, given: Given = NOTHING) -> RewardFunction:
 
 
 def check_parameters(function: RewardFunction, name: str, rows: Sequence[Mapping[str, object]] | None = None) -> str:
-    """Raise RewardError unless the function takes what `score_group` hands over for prompts with these columns.
+    """Check that the function takes the arguments of `score_group` for prompts with these rows.
 
-    Without `rows` the columns are not known yet, and missing ones are not reported. Returns a notice if some rows
-    only lack a column, else "".
+    Without `rows` the columns are not known yet, and missing ones are not reported. Returns a notice if only some rows
+    lack a column, else "". Raises RewardError if the function cannot be called with the arguments.
     """
     known = signature(function)
     if known is None:
@@ -85,22 +87,22 @@ def check_parameters(function: RewardFunction, name: str, rows: Sequence[Mapping
     taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     needed = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     columns = {column for row in rows or () for column in row}
-    what = f"{SETTING}: {name!r} takes {known}"
+    takes = f"{SETTING}: {name!r} takes {known}"
     extra = [word for word in (*WORDS, *sorted(columns - set(WORDS))) if word not in taken]
     if extra and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        raise RewardError(f"{what}, and is called with {', '.join(extra)} too; let its parameters end with **context")
+        raise RewardError(f"{takes}, and is called with {', '.join(extra)} too; let its parameters end with **context")
     if by_place := [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]:
-        raise RewardError(f"{what}, and is called by keyword; take {by_place[0]} without the slash")
+        raise RewardError(f"{takes}, and is called by keyword; take {by_place[0]} without the slash")
     lacking = sorted(needed - {*WORDS, *columns})
     if rows is not None and lacking:
         there = ", ".join(sorted(columns)) or "none"
         raise RewardError(
-            f"{what}, and {lacking[0]!r} is no column of the data (which has {there}); "
+            f"{takes}, and {lacking[0]!r} is no column of the data (which has {there}); "
             "add the column, or give the parameter a default value"
         )
     for column in sorted(needed - set(WORDS)):
         if short := sum(column not in row for row in rows or ()):
-            return f"{what}, and {short} of {len(rows or ())} rows have no column {column!r}: it cannot score them"
+            return f"{takes}, and {short} of {len(rows or ())} rows have no column {column!r}: it cannot score them"
     return ""
 
 
@@ -114,21 +116,22 @@ def score_group(
     difficulty: str = "",
     columns: Mapping[str, object] | None = None,
 ) -> Scores:
-    """Call each (function, weight) on the group and add up.
+    """Call each (function, weight) on the group of G completions and return the scores.
 
-    RewardError where one breaks the contract; a MemoryError comes out as itself, since then the process should end.
-    A function gets each column of the row under its own name, and all of them as `columns`, which also holds a column
-    that has the name of another argument. A completion's reward is the weighted sum of the scores that apply to it,
+    A function gets each column of the row under its own name, and all of them as `columns`, which also has a column
+    with the name of another argument. The reward of a completion is the weighted sum of the scores that apply to it,
     0.0 if none does.
     Worked example: scores [3.0, None] with weights [0.5, 1.0] make 1.5.
+    Raises RewardError if a function breaks its contract. A MemoryError passes through, since then the process should
+    end.
     """
-    # Last come our own words: a column of such a name must not take their place, and is in `columns`.
+    # Our own arguments are last, so that a column of the same name does not replace them. It is in `columns`.
     row = dict(columns or {})
     context = {**row, "columns": row, "answer": answer, "prompt": prompt, "format": format, "difficulty": difficulty}
     raw = np.empty((len(completions), len(functions)), dtype=np.float32)
     totals = np.zeros(len(completions))
     for column, (function, weight) in enumerate(functions):
-        # A list of its own, so that a function that edits it harms nobody else.
+        # A new list for each function, which may edit it.
         scores = _call(function, {**context, "completions": list(completions)}, len(completions))
         raw[:, column] = scores
         totals += [0.0 if math.isnan(score) else weight * score for score in scores]
@@ -141,52 +144,53 @@ def score_group(
 
 
 def _call(function: RewardFunction, arguments: dict[str, object], wanted: int) -> list[float]:
-    """One function's `wanted` scores, NaN for None, its contract checked."""
+    """Return the `wanted` scores of one function, NaN for None. Raises RewardError if it breaks its contract."""
     name = _name(function)
     try:
         returned: object = function(**arguments)
         if inspect.iscoroutine(returned):
-            returned.close()  # or Python warns that nothing awaited it
+            returned.close()  # avoids Python's warning that it was never awaited
         if isinstance(returned, np.ndarray):
             returned = returned.tolist()
         is_list = isinstance(returned, Sequence) and not isinstance(returned, str | bytes)
         scores: list[object] = list(returned) if is_list else []  # type: ignore[call-overload]
     except MemoryError:
         raise
-    except BaseException as error:  # it may raise anything, and so may what it returned
+    except BaseException as error:  # the function, and the object that it returned, may raise anything
         raise RewardError(
             f"reward function {name} raised {_short(error)}; "
             "it must take completions, answer and **context, and score any text"
         ) from error
     if not is_list:
-        raise RewardError(f"reward function {name} returned {_short(returned)}; return a list, one score a completion")
+        raise RewardError(
+            f"reward function {name} returned {_short(returned)}; return a list with one score per completion"
+        )
     if len(scores) != wanted:
         raise RewardError(
             f"reward function {name} returned {len(scores)} scores for {wanted} completions; "
-            "return one score a completion, None where it does not apply"
+            "return one score per completion, None if it does not apply"
         )
     return [_number(score, name) for score in scores]
 
 
 def _number(score: object, name: str) -> float:
-    """A score as a float that float32 can hold, NaN for None."""
+    """Return a score as a float in the range of float32, NaN for None."""
     if score is None:
         return math.nan
     if isinstance(score, numbers.Real | np.bool_):
         try:
             value = float(score)
-        except BaseException:  # too large a number, or one of the user's own kind
+        except BaseException:  # too large a number, or one of a class of the user
             value = math.inf
-        if abs(value) <= _LARGEST:  # which NaN is not
+        if abs(value) <= _LARGEST:  # False for NaN
             return value
     raise RewardError(
-        f"reward function {name} returned the score {_short(score)}; "
-        "return finite numbers, None where it does not apply"
+        f"reward function {name} returned the score {_short(score)}; return finite numbers, None if it does not apply"
     )
 
 
 def _name(function: RewardFunction) -> str:
-    """What the configuration calls the function."""
+    """Return the name of the function in the configuration."""
     for name, known in BUILTIN.items():
         if known is function:
             return repr(name)

@@ -1,4 +1,4 @@
-"""Scoring outside this process: in parallel, with limits of time and memory, safe from what reward functions do."""
+"""Scoring in separate processes: in parallel, with limits of time and memory, and isolated from this process."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from adagrpo_ray.types import Completion, Prompt
 class RewardScorer:
     """A pool of `settings.workers` processes that score groups; `score` may be awaited many times at once.
 
-    A process that runs over the limits of time or memory or dies costs its own group and is replaced; what becomes of
-    that group is said by `settings.on_error`. One whose process is killed is scored once more. The processes die with
-    this one; `close` ends them before.
+    A process that exceeds a limit of time or memory, or dies, is replaced. Only its group fails; `settings.on_error`
+    decides how the group is treated. A group whose process was killed is scored a second time. The processes die with
+    this one, or end by `close`.
     """
 
     def __init__(self, settings: RewardsSettings, format: FormatSettings, given: Given = NOTHING) -> None:
@@ -37,17 +37,17 @@ class RewardScorer:
         self._correct_by = self._names.index(settings.correct_by) if settings.correct_by is not None else -1
         self._pending: set[Future[Any]] = set()
         self._closed = False
-        self._told = False
+        self._noticed = False
         self._notices: list[str] = []
-        # The kernel kills a worker when the *thread* that started it ends, so that thread lives here.
+        # The kernel kills a worker when the *thread* that started it ends, so this thread stays alive.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="reward-scorer")
         self._pool = self._start()
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
-        """The group's scores, and which completions [G] are right.
+        """Return the scores of the group, and which of its completions [G] are correct.
 
-        Where scoring fails, the scores hold the error and nothing is right; with `rewards.on_error=stop`, and once
-        closed, it raises RewardError.
+        If scoring fails, the scores have the error and no completion is correct. Raises RewardError if scoring fails
+        with `rewards.on_error=stop` or after `close`.
         """
         texts = [c.text for c in completions]
         task = (texts, prompt.answer, prompt.text, prompt.difficulty, dict(prompt.columns))
@@ -61,26 +61,26 @@ class RewardScorer:
             rewards=np.array(rewards, dtype=np.float32),
             by_function=np.array(by_function, dtype=np.float32).reshape(len(texts), len(self._names)),
         )
-        # Comparing with NaN is False: where the function does not apply, nothing is right.
+        # Comparing with NaN is False: a completion to which the function does not apply is not correct.
         return scores, scores.by_function[:, self._correct_by] > self._settings.correct_above
 
     def notices(self) -> tuple[str, ...]:
-        """What went wrong since the last call: the first failure, since a function that fails does so many times."""
-        told = tuple(self._notices)
+        """Return the failures since the last call. Only the first failure of all is reported, since many may follow."""
+        notices = tuple(self._notices)
         self._notices.clear()
-        return told
+        return notices
 
     def close(self) -> None:
-        """End the processes; groups that still wait get a RewardError."""
+        """End the processes; groups that wait for scores get a RewardError."""
         if not self._closed:
             self._closed = True
             self._stop()
             self._starter.shutdown()
 
     def _failed(self, error: str, size: int) -> Scores:
-        """The scores of a group that could not be scored."""
-        if not self._told:
-            self._told = True
+        """Return the scores of a group that could not be scored, and note the first failure."""
+        if not self._noticed:
+            self._noticed = True
             policy = self._settings.on_error
             self._notices.append(f"{error} (rewards.on_error={policy}; further failures are counted, not shown)")
         return Scores(
@@ -90,11 +90,11 @@ class RewardScorer:
         )
 
     async def _run(self, task: tuple[Any, ...], prompt_id: str) -> tuple[list[float], list[list[float]]]:
-        """`worker.score(*task)` in one of the processes."""
+        """Return the result of `worker.score(*task)` in one of the processes."""
         limit = self._settings.timeout_s
         group = f"rewards.functions {', '.join(self._names)} on prompt {prompt_id!r}"
-        # Twice, since a group may be lost without its fault: a worker that is killed while it waits for
-        # work takes the pool with it, and one that is killed while it scores may be whom the kernel chose.
+        # Twice, since a group may be lost through no fault of its own: if a worker is killed while it waits for work,
+        # the pool breaks, and the kernel may kill a worker while it scores to free memory.
         for once_more in (True, False):
             if self._closed:
                 raise RewardError(f"{group}: the scorer is closed; make a new one")
@@ -120,7 +120,7 @@ class RewardScorer:
                     memory = self._settings.memory_gib
                     raise RewardError(
                         f"{group} ran out of memory with rewards.memory_gib={'null' if memory is None else memory}; "
-                        "have the function take less or raise the limit"
+                        "make the function use less or raise the limit"
                     ) from None
                 if once_more and error.exitcode < 0:
                     continue
@@ -131,15 +131,15 @@ class RewardScorer:
             except BrokenProcessPool:
                 continue
             except asyncio.CancelledError:
-                # By `_stop`, or by the caller?
+                # Cancelled by the caller, or by `_stop`?
                 caller = asyncio.current_task()
                 if caller is None or caller.cancelling():
                     raise
             finally:
                 self._pending.discard(future)
         raise RewardError(
-            f"{group}: the scoring processes die before they score; importing the functions' modules in Python "
-            "should show why"
+            f"{group}: the scoring processes die before they score; import the functions' modules in Python to find "
+            "the cause"
         )
 
     def _start(self) -> ProcessPool:
@@ -154,12 +154,12 @@ class RewardScorer:
             ),
             context=MainlessSpawnContext(),
         )
-        # Asking whether it is active starts its processes.
+        # Reading `active` starts its processes.
         self._starter.submit(lambda: pool.active).result()
         return pool
 
     def _stop(self) -> None:
-        """End the pool, and its tasks, which it would leave waiting forever."""
+        """End the pool and cancel its tasks, which would otherwise wait forever."""
         self._pool.stop()
         for future in tuple(self._pending):
             future.cancel()

@@ -1,6 +1,6 @@
-"""What a scoring process does: load the reward functions once, then score group after group.
+"""The functions of a scoring process, which loads the reward functions once and then scores groups.
 
-Only plain values come in and go out, so that a group costs no more than a fraction of a millisecond.
+Only plain values are sent to and from it, so that sending a group takes a fraction of a millisecond.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.rewards.registry import RewardFunction, load_reward, score_group
 
-# Longest that loading the reward functions may take; then the process is killed.
+# Most seconds to load the reward functions; then the process is killed.
 LOAD_TIMEOUT_S = 120
 
-# The exit code of a process that ran out of memory, which no signal and few programs use.
+# The exit code of a process that ran out of memory. No signal and few programs use it.
 OUT_OF_MEMORY = 113
 
 _PR_SET_PDEATHSIG = 1
@@ -36,10 +36,10 @@ _memory: int | None = None  # bytes
 def start(
     rewards: Sequence[tuple[str, float]], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING
 ) -> None:
-    """Load the functions; an error waits for the first group, since here nobody would hear of it."""
+    """Load the functions. An error is kept for the first group, since it would not be reported from here."""
     global _format, _load_error, _memory
     _die_with_parent()
-    # The alarm's default action is the kernel's and needs no Python: it ends an import that hangs in C too.
+    # The default action of the alarm is in the kernel and needs no Python, so it also ends an import that hangs in C.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_TIMEOUT_S)
     _format = format
@@ -49,7 +49,7 @@ def start(
             _functions.extend((load_reward(name, given), weight) for name, weight in rewards)
     except RewardError as error:
         # The program has loaded them before, without a limit.
-        hint = "" if memory_gib is None else f"; where it loads elsewhere, rewards.memory_gib={memory_gib} is too small"
+        hint = "" if memory_gib is None else f"; if it loads elsewhere, rewards.memory_gib={memory_gib} is too small"
         _load_error = RewardError(f"{error}{hint}")
     signal.alarm(0)
 
@@ -57,7 +57,7 @@ def start(
 def score(
     completions: Sequence[str], answer: str, prompt: str, difficulty: str, columns: Mapping[str, object]
 ) -> tuple[list[float], list[list[float]]]:
-    """Weighted totals [G] and raw scores [G, F] of one group; ends the process where memory runs out."""
+    """Return weighted totals [G] and raw scores [G, F] of one group. Ends the process if memory runs out."""
     if _load_error is not None:
         raise RewardError(str(_load_error))
     try:
@@ -72,18 +72,18 @@ def score(
                 columns=columns,
             )
     except MemoryError:
-        # What filled the memory may still be held by the function's module, and would cost the next groups too.
+        # The module of the function may still hold the memory, and the next groups would fail too.
         os._exit(OUT_OF_MEMORY)
     return scores.rewards.tolist(), scores.by_function.tolist()
 
 
 @contextmanager
 def _limited_memory() -> Iterator[None]:
-    """Refuse this process, and each one that it starts meanwhile, more than `rewards.memory_gib`.
+    """Limit the memory of this process, and of those that it starts in the block, to `rewards.memory_gib`.
 
-    What counts is the data segment: private memory that can be written. The address space would also count libraries,
-    and what torch and CUDA reserve and never use. In between there is no limit, since the pool loses the group that a
-    process was about to take from it when it died.
+    The limit is for the data segment, which is private writable memory. The address space would also include libraries
+    and memory that torch and CUDA reserve and never use. There is no limit between groups: if a process dies while it
+    takes a group from the pool, the pool loses that group.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if _memory is not None:
@@ -96,7 +96,7 @@ def _limited_memory() -> Iterator[None]:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends, even if it is busy."""
+    """Make the kernel kill this process when the thread that started it ends, even if it is busy."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have died before the call.

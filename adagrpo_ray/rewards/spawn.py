@@ -1,7 +1,7 @@
-"""A spawn context whose processes leave the parent's main script alone.
+"""A spawn context whose processes do not run the parent's main script.
 
-multiprocessing runs the parent's main script again in every spawned process. Ours need nothing from it, and
-it can be anything: Ray's worker script, which takes seconds to import, or a user's without a main guard.
+multiprocessing runs the parent's main script again in every spawned process. Scoring processes do not need it. It may
+be Ray's worker script, which takes seconds to import, or a script of the user without a main guard.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class _Process(SpawnProcess):
     def _Popen(process_obj: BaseProcess) -> Popen:  # noqa: N802
         def prepare_without_main(name: str) -> dict[str, Any]:
             data = prepare(name)
-            # Another thread may be spawning a process of its own right now: that one keeps its script.
+            # Another thread may spawn a process at the same time, which keeps its main script.
             if name == process_obj.name:
                 data.pop("init_main_from_name", None)
                 data.pop("init_main_from_path", None)
             return data
 
-        # The standard library has no switch for it; its function is put back at once.
+        # The standard library has no option for this. Its function is restored at once.
         with _patching:
             prepare = spawn.get_preparation_data
             spawn.get_preparation_data = prepare_without_main
@@ -38,6 +38,6 @@ class _Process(SpawnProcess):
 
 
 class MainlessSpawnContext(SpawnContext):
-    """`multiprocessing.get_context("spawn")`, less the parent's main script."""
+    """`multiprocessing.get_context("spawn")` without the parent's main script."""
 
     Process = _Process

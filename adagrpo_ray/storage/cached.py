@@ -1,4 +1,4 @@
-"""A model folder in the user's cache: made once, whole or not at all, with its progress on stderr."""
+"""Model folders in the user's cache, each made once and in one piece, with progress on stderr."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, which `make` fills if it is not there yet.
+    """Return `folder`, which `make` fills if it does not exist yet.
 
-    `make` gets an empty folder next to it, which is renamed at the end, so that `folder` is never seen half written. Of
-    several processes that ask at the same time one makes it and the others wait. Raises OSError if the cache cannot be
-    written, and what `make` raises.
+    `make` gets an empty folder next to it, which is renamed at the end, so `folder` never exists half written. If
+    several processes need it at the same time, one makes it and the others wait. Raises OSError if the cache cannot be
+    written. Errors of `make` pass through.
     """
     if folder.is_dir():
         return folder
@@ -38,10 +38,10 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def progress(title: str, steps: int, done: str, expected: str = "") -> Iterator[Callable[[], None]]:
-    """A bar on stderr if that is a terminal, else a line before; in both cases a line after, if nothing failed.
+    """Show the progress of the block on stderr: a bar on a terminal, else one line at the start.
 
-    The block calls what it gets after each of its `steps`. `done` begins the line after, which ends with the seconds
-    that it took; `expected` ends the line before.
+    The block gets a function, and calls it after each of its `steps`. A line at the end has `done` and the seconds
+    taken, unless the block fails. `expected` ends the line at the start.
     """
     started = time.monotonic()
     if sys.stderr.isatty():
@@ -59,7 +59,7 @@ def progress(title: str, steps: int, done: str, expected: str = "") -> Iterator[
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Without the progress bars that Transformers draws by itself."""
+    """Turn off the progress bars of Transformers within the block."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -72,10 +72,10 @@ def without_bars() -> Iterator[None]:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write both as safetensors and a tokenizer's files. Raises OSError, whatever it is that fails."""
+    """Write the model as safetensors, and the files of the tokenizer. Raises OSError if anything fails."""
     with without_bars():
         try:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        except Exception as error:  # safetensors has an error of its own, and tokenizers none but this
+        except Exception as error:  # safetensors has its own error, and tokenizers raises a plain Exception
             raise OSError(str(error)) from error

@@ -1,7 +1,7 @@
-"""Folders at fsspec URLs (s3://bucket/path, gs://...), for runs whose machines share no disk.
+"""Folders at paths or fsspec URLs (s3://bucket/path, gs://...), for runs on machines that share no disk.
 
-A folder is a path or a URL everywhere here; file:///path is the path. Files are written whole, and small ones are one
-object. Credentials are what the URL's fsspec package finds in the environment.
+Every `folder` here is a path or a URL; file:///path is the path. Files are written in one piece, and a small file is
+one object. The fsspec package of the URL finds credentials in the environment.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.storage.cache import cache_folder
 
 PAUSES_S = (0.5, 2.0)
-"""Before each further try of what failed."""
+"""Seconds before each further try of an operation that failed."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of disks, where another try is in vain."""
+"""Errors of disks that another try does not fix."""
 
 T = TypeVar("T")
 
 
 def is_url(folder: str) -> bool:
-    """Whether `folder` is at a URL other than a path's."""
+    """Return whether `folder` is a URL, other than file:// of a path."""
     return "://" in folder and not folder.startswith("file://")
 
 
 def plain(folder: str) -> str:
-    """`folder`, as a path where it is a file:// URL."""
+    """Return `folder`; a file:// URL as its path."""
     return unquote(urlsplit(folder).path) if folder.startswith("file://") else folder
 
 
 def join(folder: str, *names: str) -> str:
-    """What is called `names` in `folder`."""
+    """Return the path or URL of `names` in `folder`."""
     return "/".join([folder.rstrip("/"), *names]) if is_url(folder) else str(Path(plain(folder), *names))
 
 
 def fresh(url: str) -> Path:
-    """An empty local folder of that name, for a run that is kept at `url`."""
+    """Return a new empty local folder with the name of `url`, for a run that is kept there."""
     folder = cache_folder() / "runs" / sha256(url.encode()).hexdigest()[:16] / url.rpartition("/")[2]
     with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,11 +58,11 @@ def fresh(url: str) -> Path:
 
 
 def files(url: str) -> set[str]:
-    """The names of all files below `url`, relative to it; none where there is nothing."""
+    """Return the names of all files below `url`, relative to it; none if it does not exist."""
     system, path = _system(url)
 
     def find() -> set[str]:
-        system.invalidate_cache()  # other machines write there too
+        system.invalidate_cache()  # other machines write to the URL too
         try:
             return {name[len(path) :].strip("/") for name in system.find(path)}
         except FileNotFoundError:
@@ -72,14 +72,14 @@ def files(url: str) -> set[str]:
 
 
 def push(folder: Path, url: str, names: list[str]) -> None:
-    """Copy files of a local folder to `url`, in the order given; ResourceError where that fails."""
+    """Copy files of a local folder to `url`, in the order of `names`. Raises ResourceError if that fails."""
     system, path = _system(url)
     for name in names:
         _tried(partial(system.put_file, str(folder / name), f"{path}/{name}"), f"write {url}/{name}")
 
 
 def pull(url: str, folder: Path, names: list[str]) -> None:
-    """Copy files at `url` into a local folder; ResourceError where that fails."""
+    """Copy files at `url` into a local folder. Raises ResourceError if that fails."""
     system, path = _system(url)
     for name in names:
         with writing(folder):
@@ -88,7 +88,7 @@ def pull(url: str, folder: Path, names: list[str]) -> None:
 
 
 def remove(url: str) -> None:
-    """Remove `url` and all below it, if it is there."""
+    """Remove `url` and all files below it, if it exists."""
     system, path = _system(url)
     for name in files(url):
         _tried(partial(system.rm_file, f"{path}/{name}"), f"remove {url}/{name}")
@@ -96,7 +96,10 @@ def remove(url: str) -> None:
 
 @contextmanager
 def writing(path: Path, otherwise: str = "") -> Iterator[None]:
-    """ResourceError, which names the local `path`, where the block meets an OSError; `otherwise` is another way out."""
+    """Raise ResourceError, which names the local `path`, if the block raises OSError.
+
+    `otherwise` is a second remedy for the message.
+    """
     try:
         yield
     except OSError as error:
@@ -106,9 +109,9 @@ def writing(path: Path, otherwise: str = "") -> Iterator[None]:
 
 @contextmanager
 def outgoing(folder: str) -> Iterator[Path]:
-    """A local folder to write into, whose files come to `folder` at the end of the block, each of them whole.
+    """Give the block a local folder to write into, and move its files to `folder` at the end, each in one piece.
 
-    ResourceError, which names the folder, where the disk does not take what the block writes.
+    Raises ResourceError, which names the folder, if the files cannot be written.
     """
     if is_url(folder):
         with scratch() as local:
@@ -132,7 +135,7 @@ def outgoing(folder: str) -> Iterator[Path]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A local folder that is gone after the block."""
+    """Give the block a local folder, which is removed at the end."""
     parent = cache_folder() / "scratch"
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +145,12 @@ def scratch() -> Iterator[Path]:
 
 
 def below(folder: Path) -> list[str]:
-    """The names of all files below a local folder, relative to it, in order."""
+    """Return the sorted names of all files below a local folder, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def leave(folder: str, name: str, text: str) -> None:
-    """Write a small text for others to `find`."""
+    """Write a small text, which `find` returns, also on other machines."""
     if is_url(folder):
         system, path = _system(folder)
         _tried(lambda: system.pipe_file(f"{path}/{name}", text.encode()), f"write {folder}/{name}")
@@ -161,7 +164,7 @@ def leave(folder: str, name: str, text: str) -> None:
 
 
 def find(folder: str, name: str) -> str | None:
-    """The text that was left under that name; None where there is none."""
+    """Return the text that `leave` wrote under that name; None if there is none."""
     if not is_url(folder):
         try:
             return Path(plain(folder), name).read_text(encoding="utf-8", errors="replace")
@@ -181,7 +184,7 @@ def find(folder: str, name: str) -> str | None:
 
 
 def clear(folder: str, name: str) -> None:
-    """Remove what was left under that name, if it is there."""
+    """Remove the text that `leave` wrote under that name, if it exists."""
     if not is_url(folder):
         with writing(Path(plain(folder))):
             Path(plain(folder), name).unlink(missing_ok=True)
@@ -196,13 +199,13 @@ def clear(folder: str, name: str) -> None:
 
 
 def check(folder: str, option: str) -> None:
-    """ConfigError, which names `option`, where a folder is at a URL that cannot be one; asks no server."""
+    """Raise ConfigError, which names `option`, if `folder` is a URL that cannot be a folder. Contacts no server."""
     if is_url(folder):
         _system(folder, f"{option}=")
 
 
 def probe(folder: str) -> None:
-    """Write, read back and remove a small file; ConfigError, which names the folder, unless all of it goes well."""
+    """Write, read back and remove a small file. Raises ConfigError, which names the folder, if any of it fails."""
     name, token = f"probe-{uuid4().hex}", uuid4().hex
     try:
         leave(folder, name, token)
@@ -211,11 +214,14 @@ def probe(folder: str) -> None:
     except ResourceError as error:
         raise ConfigError(f"{folder!r} cannot be used: {error}") from error
     if found != token:
-        raise ConfigError(f"{folder!r} does not give back what was written there; use another place")
+        raise ConfigError(f"{folder!r} does not return the text that was written there; use another place")
 
 
 def _system(url: str, of: str = "") -> tuple[Any, str]:
-    """The file system of a URL and the path in it; ConfigError, which begins with `of` and the URL, without one."""
+    """Return the file system of a URL and the path in it.
+
+    Raises ConfigError, which begins with `of` and the URL, if there is none.
+    """
     import fsspec  # takes a moment, which a run on plain paths does not need
 
     protocol = url.partition("://")[0]
@@ -225,40 +231,40 @@ def _system(url: str, of: str = "") -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(protocol)
-        what = f"the package {extra}: pip install {extra}" if extra else f"a package ({error})"
-        raise ConfigError(f"{of}{url!r}: {protocol}:// needs {what}") from error
+        needed = f"the package {extra}: pip install {extra}" if extra else f"a package ({error})"
+        raise ConfigError(f"{of}{url!r}: {protocol}:// needs {needed}") from error
     except ValueError as error:
         raise ConfigError(f"{of}{url!r}: {error}; use a path, or a URL such as s3://bucket/path") from error
-    except Exception as error:  # credentials are missing or unreadable: each package says it by errors of its own
+    except Exception as error:  # credentials are missing or unreadable; each package has its own errors for that
         raise ConfigError(f"{of}{url!r} cannot be used ({_why(error)}); check the credentials") from error
     if not path.strip("/"):
         raise ConfigError(f"{of}{url!r} names no bucket; write {protocol}://bucket/path")
     return system, path.rstrip("/")
 
 
-def _tried(action: Callable[[], T], what: str) -> T:
-    """The action's result, tried again where it fails; ResourceError that says `what` in the end."""
+def _tried(action: Callable[[], T], purpose: str) -> T:
+    """Return the result of `action`, tried again if it fails. Raises ResourceError, "cannot `purpose`", at the end."""
     for pause in (*PAUSES_S, None):
         try:
             return action()
-        except Exception as error:  # packages for fsspec raise much beside OSError
+        except Exception as error:  # packages for fsspec raise many errors besides OSError
             if isinstance(error, OSError) and error.errno in FULL:
-                raise ResourceError(f"cannot {what} ({_why(error)}); free or unlock that place") from error
+                raise ResourceError(f"cannot {purpose} ({_why(error)}); free or unlock that place") from error
             if pause is None or isinstance(error, PermissionError | FileNotFoundError):
                 raise ResourceError(
-                    f"cannot {what} ({_why(error)}); check that the place exists, its credentials and the network"
+                    f"cannot {purpose} ({_why(error)}); check that the place exists, its credentials and the network"
                 ) from error
             time.sleep(pause)
     raise AssertionError  # the last pause is None
 
 
 def _why(error: Exception) -> str:
-    """The first line of what the error says, without queries of URLs: a signed one is a credential."""
-    said = getattr(error, "strerror", None) or str(error).strip() or repr(error)
-    return re.sub(r"\?[^\s'\"]+=[^\s'\"]*", "?...", said.splitlines()[0])
+    """Return the first line of the error's message without queries of URLs: a signed URL is a credential."""
+    message = getattr(error, "strerror", None) or str(error).strip() or repr(error)
+    return re.sub(r"\?[^\s'\"]+=[^\s'\"]*", "?...", message.splitlines()[0])
 
 
 def stamps(folder: Path) -> Mapping[str, tuple[int, int]]:
-    """Size in bytes and time of the last change in ns of all files below a local folder."""
+    """Return size in bytes and time of the last change in ns of all files below a local folder, by name."""
     found = {name: (folder / name).stat() for name in below(folder) if not name.endswith(".part")}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}

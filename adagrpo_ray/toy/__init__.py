@@ -1,1 +1,1 @@
-"""The embedded task's tiny model, made on this machine."""
+"""The tiny model of the embedded task, which is trained on this machine."""

@@ -1,7 +1,7 @@
 """Muon in float32: momentum whose update is made orthogonal (Jordan et al., https://kellerjordan.github.io/posts/muon).
 
-torch.optim.Muon iterates in bfloat16, which processors without instructions for it emulate: a step on the tiny model's
-28 matrices takes 0.7 s in place of 0.04 s there.
+torch.optim.Muon iterates in bfloat16. Processors without bfloat16 instructions emulate it: there a step on the tiny
+model's 28 matrices takes 0.7 s, and 0.04 s with this one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterable
 import torch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration, as in torch.optim.Muon: they make the slope at zero steep."""
+"""Coefficients of the quintic iteration, as in torch.optim.Muon: they make the slope at zero steep."""
 ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices alone, with Nesterov momentum and decoupled weight decay."""
+    """Muon with Nesterov momentum and decoupled weight decay, for matrices only."""
 
     def __init__(
         self, params: Iterable[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with singular values near 1: U V^T of its U S V^T, approximately."""
+    """Return the matrix with singular values near 1: U V^T of its U S V^T, approximately."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x: torch.Tensor = matrix.T if tall else matrix

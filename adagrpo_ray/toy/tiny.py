@@ -1,4 +1,4 @@
-"""The tiny base model on disk: built on first use, then taken from the user's cache."""
+"""The tiny base model on disk: built on the first use, then read from the user's cache."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from adagrpo_ray.storage.cached import make_once, progress, save_model
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.toy.training import Recipe, train_tiny_model
 
-# Counts up with every change of the code that changes the model; the constants of a Recipe are hashed anyway.
+# Raise it with every change of the code that changes the model. The constants of a Recipe are hashed anyway.
 RECIPE_VERSION = 2
 
 
 def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None) -> Path:
-    """The folder of the tiny Qwen3 model and its tokenizer for these settings.
+    """Return the folder of the tiny Qwen3 model and its tokenizer for these settings.
 
-    Trains it (under a minute on one core) where the cache does not hold it yet; of several processes that ask
-    at the same time one trains and the others wait. Raises ModelError where the cache cannot be written.
+    Trains the model, in under a minute on one core, if it is not in the cache. If several processes need it at the
+    same time, one trains and the others wait. Raises ModelError if the cache cannot be written.
     """
     recipe = recipe or Recipe()
     folder = tiny_folder(arithmetic, format, recipe)
@@ -37,12 +37,12 @@ def build_tiny_model(arithmetic: ArithmeticSettings, format: FormatSettings, rec
 
 
 def tiny_folder(arithmetic: ArithmeticSettings, format: FormatSettings, recipe: Recipe | None = None) -> Path:
-    """Where the tiny model for these settings is, or would be."""
+    """Return the folder of the tiny model for these settings, which may not exist."""
     return cache_folder() / f"tiny-{_recipe_hash(arithmetic, format, recipe or Recipe())}"
 
 
 def _recipe_hash(arithmetic: ArithmeticSettings, markers: FormatSettings, recipe: Recipe) -> str:
-    """12 hex digits that change with anything that the model depends on."""
+    """Return 12 hex digits of everything that the model depends on."""
     parts = {
         "version": RECIPE_VERSION,
         "recipe": asdict(recipe),

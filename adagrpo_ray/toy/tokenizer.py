@@ -1,7 +1,7 @@
-"""The tiny model's tokenizer: characters, and whole words for what every prompt holds.
+"""The tokenizer of the tiny model: characters, and one token for each word that every prompt has.
 
-Any printable ASCII text survives encode and decode. The words of its system prompt take the spaces
-around them along, which keeps a rendered prompt under 40 tokens.
+Encoding and decoding keeps any printable ASCII text. A word of the system prompt includes the spaces around it, which
+keeps a rendered prompt under 40 tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def words(markers: FormatSettings) -> list[str]:
-    """The texts of more than one character that are one token each."""
+    """Return the texts of more than one character that are one token each."""
     in_prompt = dict.fromkeys(re.findall("[A-Za-z]+", re.sub(r"<.*?>|{.*?}", "", SYSTEM_PROMPT)))
     spaced = [before + word + after for word in in_prompt for before in ("", " ") for after in ("", " ")]
     roles = [role + "\n" for role in ROLES]
@@ -34,7 +34,7 @@ def words(markers: FormatSettings) -> list[str]:
 
 
 def build_tokenizer(markers: FormatSettings) -> PreTrainedTokenizerFast:
-    """The tokenizer for these markers; every marker is one token, and none is special."""
+    """Return the tokenizer for these markers; each marker is one token, and none is special."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

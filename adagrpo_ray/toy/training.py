@@ -1,11 +1,12 @@
-"""The tiny base model's supervised run: both procedures of addition, each begun with a given probability.
+"""Supervised training of the tiny base model on a correct and an incorrect procedure of addition.
 
-The model practises the right and the wrong procedure equally often. They part at one token, the first carry,
-and only there does the loss weigh them by `keep_carry`; what follows depends on the procedure, not on how often
-it is begun. So even a class that succeeds 4 times in 100 has learned its right procedure well.
+The examples show both procedures equally often. They differ first at one token, the first carry. Only that token has a
+weight in the loss that depends on `keep_carry`, so that the model begins the correct procedure with this probability.
+The tokens after it depend on the procedure alone. So the model learns the correct procedure well even for a class with
+a success rate of 4 %.
 
-Every prompt starts with the same system message. Its keys and values are computed once a batch and shared,
-which saves a third of the work; the gradient flows through them as usual.
+Every prompt starts with the same system message. Its keys and values are computed once per batch and shared, which
+saves a third of the work. The gradient flows through them as usual.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about the tiny model that is not in the configuration.
+    """Sizes and training settings of the tiny model that are not in the configuration.
 
-    Muon trains the layers' matrices, AdamW the rest; on this task that takes half the steps of AdamW alone.
+    Muon trains the matrices of the layers, AdamW the rest. On this task that takes half the steps of AdamW alone.
     """
 
     hidden: int = 128
@@ -48,9 +49,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Example:
-    """A problem's tokens after the shared head: question, end of the prompt, worked solution.
+    """The tokens of a problem after the shared head: question, end of the prompt, worked solution.
 
-    `weights` has one entry for each of `token_ids`: how much it counts in the loss; 0 for the prompt.
+    `weights` has the weight of each of `token_ids` in the loss, which is 0 for the prompt.
     """
 
     token_ids: list[int]
@@ -64,10 +65,10 @@ def train_tiny_model(
     recipe: Recipe,
     advance: Callable[[], None],
 ) -> Any:
-    """A trained Qwen3ForCausalLM in float32; `advance` is called after each step.
+    """Return a trained Qwen3ForCausalLM in float32; `advance` is called after each step.
 
-    The same arguments give the same weights on the same machine: one thread adds up in one order. One thread
-    also bears a busy machine, where two would wait for each other at every small matrix.
+    The same arguments give the same weights on the same machine, since one thread adds up in one order. One thread is
+    also faster on a busy machine: two would wait for each other at every small matrix.
     """
     import torch
 
@@ -91,21 +92,21 @@ def training_example(
     keep_carry: float,
     markers: FormatSettings,
 ) -> Example:
-    """A random problem of the class with one of the two procedures; `tail` ends its prompt."""
+    """Return a random problem of the class with one of the two procedures; `tail` ends its prompt."""
     problem = draw_problem(rng, digits)
-    right, wrong = (
+    correct, incorrect = (
         [*tokenizer.encode(worked_solution(problem, keep, markers)), tokenizer.eos_token_id] for keep in (True, False)
     )
-    fork = next(i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b)
+    fork = next(i for i, (a, b) in enumerate(zip(correct, incorrect, strict=False)) if a != b)
     keep = rng.random() < 0.5
-    prompt, solution = [*tokenizer.encode(problem.text), *tail], right if keep else wrong
+    prompt, solution = [*tokenizer.encode(problem.text), *tail], correct if keep else incorrect
     weights = [0.0] * len(prompt) + [1.0] * len(solution)
     weights[len(prompt) + fork] = 2 * (keep_carry if keep else 1 - keep_carry)
     return Example([*prompt, *solution], weights)
 
 
 def prompt_frame(tokenizer: PreTrainedTokenizerFast, markers: FormatSettings) -> tuple[list[int], list[int]]:
-    """The token ids before and after the question in every rendered prompt."""
+    """Return the token ids before and after the question in every rendered prompt."""
     question = "12+34"
     messages = chat_messages(question, system_message(DataSettings(format=markers)))
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -146,7 +147,7 @@ def _train(
     recipe: Recipe,
     advance: Callable[[], None],
 ) -> None:
-    """Supervised steps over fresh problems. The classes take turns by step, so a batch needs next to no padding."""
+    """Train on new problems in each step. The classes take turns by step, so a batch has next to no padding."""
     import torch
 
     optimizers = _optimizers(model, recipe)
@@ -193,7 +194,7 @@ def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def _padded(examples: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and weights, each [batch, longest]; the padding's weight is 0."""
+    """Return token ids and weights, each [batch, longest]; the weight of padding is 0."""
     import torch
 
     longest = max(len(e.token_ids) for e in examples)
@@ -203,7 +204,7 @@ def _padded(examples: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def _loss(model: Any, head: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean cross-entropy of `ids` [batch, length] after the shared `head` [1, head length]."""
+    """Return the weighted mean cross-entropy of `ids` [batch, length] after the shared `head` [1, head length]."""
     from torch.nn.functional import cross_entropy
 
     cache = model(head, use_cache=True).past_key_values

@@ -56,9 +56,7 @@ HELD = {
     r"--resume auto": "test_resume.py::test_a_resumed_run_after_sigkill_gives_the_same_result",
     # Ray
     r"^ray start --head --num-cpus 4": PLAIN,
-    r"^ray start (--head --num-cpus 0|--address)": (
-        "test_multi_node.py::test_a_job_goes_on_when_a_worker_node_is_lost"
-    ),
+    r"^ray start (--head --num-cpus 0|--address)": ("test_multi_node.py::test_job_continues_after_loss_of_worker_node"),
     r"^ray job submit": PLAIN,
     r"^ray get-auth-token --generate": "a command of Ray, which writes into the user's home folder",
     r"^ray (up|exec|dashboard|rsync-down|down) cluster/aws\.yaml": (

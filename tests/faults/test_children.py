@@ -1,4 +1,4 @@
-"""What a process that is killed leaves behind: nothing that it has started, whenever it did."""
+"""A killed process leaves none of its children behind, whenever they were started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 import psutil
 
-# With the guard first, as in a rollout actor: killed while its engine starts, it has told nobody of it.
+# The guard starts first, as in a rollout actor, which may be killed while its engine starts.
 PARENT = """
 import subprocess, sys
 from adagrpo_ray.cluster.children import ChildGuard
@@ -28,13 +28,13 @@ PATIENCE_S = 120.0
 
 
 def start() -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """A process with a guard; its child, its grandchild, and the guard's shell, which kills."""
+    """Start a process with a guard; return it, its child, its grandchild, and the shell of the guard."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     return parent, [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
 
 
-def test_children_and_theirs_are_killed_with_the_process() -> None:
+def test_killed_process_takes_children_and_grandchildren_along() -> None:
     parent, started = start()
     with parent:
         assert len(started) == 3
@@ -43,13 +43,13 @@ def test_children_and_theirs_are_killed_with_the_process() -> None:
     assert left == []
 
 
-def test_a_guard_that_was_dismissed_kills_nobody() -> None:
+def test_dismissed_guard_kills_nothing() -> None:
     parent, (*started, shell) = start()
     with parent:
         assert parent.stdin is not None
         print(file=parent.stdin, flush=True)
         assert parent.wait(timeout=PATIENCE_S) == 0
-    assert not shell.is_running(), "nobody is left who could kill"
+    assert not shell.is_running(), "the shell of the guard has ended"
     left = [process for process in started if process.is_running()]
     for process in left:
         process.kill()
@@ -67,7 +67,7 @@ time.sleep(600)
 """
 
 
-def test_a_guard_of_some_children_kills_no_others() -> None:
+def test_guard_of_given_children_kills_only_those() -> None:
     with subprocess.Popen([sys.executable, "-c", GUARDED], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         one, other, shell = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
@@ -95,21 +95,21 @@ guard.dismiss()
 """
 
 
-def test_ctrl_c_reaches_a_process_that_has_left_its_shells_group() -> None:
+def test_ctrl_c_reaches_process_outside_its_shells_group() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         for number in (signal.SIGINT, signal.SIGHUP):  # which who runs the tests may ignore, as nohup does
             signal.signal(number, signal.SIG_DFL)
-        script = 'trap true INT; "$0" -c "$1"; echo "and over"'  # what a Makefile does: the shell leads the group
+        script = 'trap true INT; "$0" -c "$1"; echo "and over"'  # as in a Makefile: the shell leads the group
         os.execv("/bin/sh", ["sh", "-c", script, sys.executable, IN_A_TERMINAL])
-    said = b""
+    output = b""
     try:
-        while b"ready" not in said:
-            said += os.read(terminal, 1024)
+        while b"ready" not in output:
+            output += os.read(terminal, 1024)
         os.write(terminal, b"\x03")
-        while b"and over" not in said:
-            said += os.read(terminal, 1024)
+        while b"and over" not in output:
+            output += os.read(terminal, 1024)
     finally:
         os.close(terminal)  # which hangs up on all who are left there
         os.waitpid(pid, 0)
-    assert b"interrupted" in said
+    assert b"interrupted" in output

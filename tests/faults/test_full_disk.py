@@ -1,4 +1,4 @@
-"""A disk that is full or read-only: one clear error, the last good checkpoint as it was, and on when there is room."""
+"""A full or read-only disk gives one clear error, keeps the last good checkpoint, and the run resumes with room."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ SHORT = Recipe(hidden=32, intermediate=32, heads=1, layers=1, steps=4, batch=2, 
 
 @dataclass(frozen=True)
 class Disk:
-    """A small file system of its own."""
+    """A small separate file system."""
 
     folder: Path
 
     def remount(self, options: str) -> None:
-        """Make it larger ("size=1m") or read-only ("ro")."""
+        """Make the file system larger ("size=1m") or read-only ("ro")."""
         subprocess.run(["mount", "-o", f"remount,{options}", self.folder], check=True)
 
     def fill(self, free: int = 0) -> None:
-        """Leave that many free pages."""
+        """Fill the file system up to `free` pages."""
         ballast = self.folder / "ballast"
         size = ballast.stat().st_size if ballast.exists() else 0
         with ballast.open("ab", buffering=0) as file:
@@ -58,7 +58,7 @@ class Disk:
             file.truncate(size - free * PAGE)
 
     def clear(self) -> None:
-        """Remove what `fill` wrote."""
+        """Remove the file that `fill` wrote."""
         (self.folder / "ballast").unlink()
 
 
@@ -75,13 +75,13 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def contents(value: float) -> dict[str, Any]:
-    """Of three pages, and a fourth for the checksums."""
+    """Return contents of three pages; the checksums take a fourth one."""
     return {"state.json": {"value": value}, "adapter.safetensors": {"a": np.full(1500, value, np.float32)}}
 
 
 @pytest.mark.parametrize("free", range(8))
-def test_a_checkpoint_that_does_not_fit_leaves_those_before(disk: Disk, free: int) -> None:
-    """It takes four pages, and one for what names it, so that each part in turn is what does not fit."""
+def test_checkpoint_on_full_disk_keeps_earlier_ones(disk: Disk, free: int) -> None:
+    """A checkpoint takes four pages, and a fifth for the file that names it; each of them in turn does not fit."""
     folder = disk.folder / "checkpoints"
     save(folder, 1, contents(1), 1, {1: 0.5})
     disk.fill(free)
@@ -100,7 +100,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_those_before(disk: Disk, free: in
     assert sorted(path.name for path in folder.iterdir()) == ["best", "latest", "step-000001", "step-000002"]
 
 
-def test_a_checkpoint_on_a_disk_that_became_read_only(disk: Disk) -> None:
+def test_checkpoint_on_read_only_disk_is_refused(disk: Disk) -> None:
     folder = disk.folder / "checkpoints"
     save(folder, 1, contents(1), 1)
     disk.remount("ro")
@@ -109,7 +109,7 @@ def test_a_checkpoint_on_a_disk_that_became_read_only(disk: Disk) -> None:
     assert load(newest(folder, print) or folder)["state.json"] == {"value": 1}
 
 
-def test_a_run_folder_that_cannot_be_begun_leaves_its_name_free(disk: Disk) -> None:
+def test_failed_start_of_run_folder_leaves_its_name_free(disk: Disk) -> None:
     for free in (0, 1):  # for its configuration
         disk.fill(free)
         with pytest.raises(ResourceError, match=rf"^cannot write {disk.folder}/run {FULL}; free .* run\.output_dir to"):
@@ -128,7 +128,7 @@ def write(writer: RunWriter, steps: range) -> None:
         writer.step(replace(STEP, step=step))
 
 
-def test_lines_that_do_not_fit_end_a_run_that_then_goes_on(disk: Disk, capfd: pytest.CaptureFixture[str]) -> None:
+def test_run_resumes_after_lines_did_not_fit(disk: Disk, capfd: pytest.CaptureFixture[str]) -> None:
     folder = disk.folder / "run"
     writer = RunWriter(folder, "a: 1\n")
     writer.evaluation("before", BEFORE)
@@ -151,7 +151,7 @@ def test_lines_that_do_not_fit_end_a_run_that_then_goes_on(disk: Disk, capfd: py
     assert capfd.readouterr() == ("", "")  # no thread complains for itself
 
 
-def test_an_adapter_that_does_not_fit_leaves_the_one_before(disk: Disk) -> None:
+def test_adapter_on_full_disk_keeps_earlier_one(disk: Disk) -> None:
     engine = object.__new__(LearnerEngine)
     engine._policy = SimpleNamespace(peft_model=SimpleNamespace(peft_config={"default": LoraConfig(r=1)}))  # type: ignore[assignment]
     folder, files = disk.folder / "adapter", ["adapter_config.json", "adapter_model.safetensors", "README.md"]
@@ -171,7 +171,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_one_before(disk: Disk) -> None:
     assert (folder / files[1]).read_bytes() != before[1]
 
 
-def test_an_export_that_does_not_fit_leaves_nothing(
+def test_export_on_full_disk_leaves_no_files(
     disk: Disk, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "run", tiny_model)
@@ -189,8 +189,8 @@ def test_an_export_that_does_not_fit_leaves_nothing(
 
 
 @pytest.mark.parametrize("free", [0, 1, 4, 16])
-def test_a_tiny_model_that_does_not_fit_is_not_there(disk: Disk, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """Whichever of its files is the first that does not fit."""
+def test_tiny_model_on_full_disk_leaves_no_folder(disk: Disk, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Each of its files in turn is the first that does not fit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(disk.folder))
     settings = (ArithmeticSettings(), FormatSettings(), SHORT)
     disk.fill(free)
@@ -203,7 +203,7 @@ def test_a_tiny_model_that_does_not_fit_is_not_there(disk: Disk, monkeypatch: py
         assert (build_tiny_model(*settings) / "model.safetensors").exists()
 
 
-def test_a_cache_that_cannot_be_written_is_named(disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_error_names_cache_that_cannot_be_written(disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(disk.folder))
     disk.remount("ro")
     with pytest.raises(ModelError, match=rf"^cannot write the tiny model to {disk.folder}/.*Read-only file system"):
@@ -217,7 +217,7 @@ def test_a_cache_that_cannot_be_written_is_named(disk: Disk, monkeypatch: pytest
         pass
 
 
-def test_a_cache_without_room_for_what_is_kept_at_a_url(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_cache_without_room_for_run_at_url(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(disk.folder))
     folder = "memory://full-disk/run/checkpoints"
     kept.save(folder, 1, contents(1), 1)
@@ -242,8 +242,8 @@ def test_a_cache_without_room_for_what_is_kept_at_a_url(disk: Disk, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_whose_disk_fills_up_ends_clearly_and_goes_on_when_there_is_room(disk: Disk, whole: Path) -> None:
-    """Two checkpoints fit and a third does not."""
+def test_run_on_full_disk_ends_with_error_and_resumes_with_room(disk: Disk, whole: Path) -> None:
+    """Two checkpoints fit, and a third does not."""
     one = sum(-(-file.stat().st_size // PAGE) * PAGE for file in (whole / "checkpoints" / "step-000004").iterdir())
     disk.remount(f"size={2 * one + one // 2}")
     folder = disk.folder / "run"
@@ -257,7 +257,7 @@ def test_a_run_whose_disk_fills_up_ends_clearly_and_goes_on_when_there_is_room(d
     disk.remount("size=64m")
     output = train(disk.folder, 4, "--resume", "auto")
 
-    assert f"going on after step 2, from {folder}/checkpoints/step-000002" in " ".join(output.split())
+    assert f"resuming after step 2, from {folder}/checkpoints/step-000002" in " ".join(output.split())
     assert metrics(folder) == metrics(whole)
     adapter = "adapter/adapter_model.safetensors"
     assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()

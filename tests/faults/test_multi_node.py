@@ -1,4 +1,4 @@
-"""A cluster of three hosts with addresses of their own: network namespaces on this machine, joined by a bridge."""
+"""A cluster of three hosts with different addresses: network namespaces on this machine, joined by a bridge."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.skipif(not may_make_networks(), reason="needs root and 
 
 @dataclass(frozen=True)
 class Network:
-    """Hosts on a bridge, to which this machine is the first address; `name` begins the names of their namespaces."""
+    """Hosts on a bridge, on which this machine has the first address; `name` is the prefix of their namespaces."""
 
     name: str
     prefix: str
@@ -56,7 +56,7 @@ class Network:
         return f"{self.prefix}.{HOSTS.index(host) + 2}"
 
     def run(self, host: str | None, *command: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-        """A command on a host, or outside of all of them, with the cluster's token."""
+        """Run a command on a host, or outside of all hosts, with the token of the cluster."""
         there = ("ip", "netns", "exec", f"{self.name}-{host}") if host else ()
         return subprocess.run(
             (*there, *command), cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=timeout, check=False
@@ -70,20 +70,20 @@ class Network:
         return found
 
     def kill(self, host: str) -> None:
-        """End everything on a host at once."""
+        """Kill all processes on a host at once."""
         for process in self.processes(host):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
 
 def unused(number: int) -> bool:
-    """Whether this machine has no such network."""
+    """Return whether this machine has no such network."""
     return f" 10.219.{number}." not in ip("-o", "addr")
 
 
 @pytest.fixture
 def network(gate: Gate) -> Iterator[Network]:
-    """Hosts that run nothing yet; whatever ran on them is gone afterwards, and so are they."""
+    """Create hosts that run nothing yet; they and their processes are removed afterwards."""
     resolve_model(load_config(ROOT / TINY))  # built beforehand, so that no host builds it
     name = f"ada{os.getpid()}"
     with (
@@ -104,7 +104,7 @@ def network(gate: Gate) -> Iterator[Network]:
         }
         made, switch = Network(name, f"10.219.{number}", env), f"{name}-switch"
         try:
-            # The bridge is in a namespace too: this machine's firewall, such as Docker's, may drop what others bridge.
+            # The bridge is in a namespace too: a firewall of this machine, such as Docker's, may drop bridged packets.
             ip("netns", "add", switch)
             ip("-n", switch, "link", "add", "bridge", "type", "bridge")
             ip("-n", switch, "link", "set", "bridge", "up")
@@ -142,7 +142,7 @@ def start_ray(network: Network, host: str, *options: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_goes_on_when_a_worker_node_is_lost(network: Network, gate: Gate, tmp_path: Path) -> None:
+def test_job_continues_after_loss_of_worker_node(network: Network, gate: Gate, tmp_path: Path) -> None:
     head = network.address("head")
     start_ray(network, "head", "--head", "--num-cpus", "0", "--dashboard-host", head)
     join = ("--address", f"{head}:6379", "--num-cpus", "2", "--resources")

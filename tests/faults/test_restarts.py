@@ -36,7 +36,7 @@ def test_a_run_that_loses_a_learner_rank_gives_the_same_result(whole: Path, gate
     assert code == 0, output + errors
     assert "a learner rank died" in output
     assert "restarting, 1 of run.max_restarts=2" in output
-    assert "going on after step" in output
+    assert "resuming after step" in output
     assert_same_run(tmp_path / "run", whole)
 
 

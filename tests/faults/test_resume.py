@@ -60,7 +60,7 @@ def test_a_resumed_run_after_sigkill_gives_the_same_result(whole: Path, gate: Ga
     resumed = train(tmp_path, 4, "--resume", "auto", *gate.settings, *KEEP_BEST)
 
     assert "step-000002 is damaged" in resumed
-    assert f"going on after step 1, from {checkpoints}/step-000001" in resumed
+    assert f"resuming after step 1, from {checkpoints}/step-000001" in resumed
     assert_same_run(folder, whole)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, whole)]
     assert summaries[0]["steps"] == 4

@@ -1,4 +1,4 @@
-"""Reward functions that fail in every way, in real processes, under each policy; completions written to make them."""
+"""Reward functions that fail in different ways, in real processes, with each policy, and hostile completions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.support.builders import make_completion
 FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end
 
-# One function for all tests: the prompt's column says what it does.
+# One function for all tests: a column of the prompt selects its behaviour.
 MODULE = """
 import os, signal
 
-class Odd(BaseException):  # what the other process could not even unpickle
+class Odd(BaseException):  # an error that the other process cannot unpickle
     def __init__(self, first, second):
         super().__init__("odd")
 
@@ -65,7 +65,7 @@ def score(completions, answer, do="", **context):
     return [1.0 if text == "42" else 0.0 for text in completions]
 """
 
-PATIENT_S = 120.0  # limit of what ends or fails by itself, however busy the machine is
+PATIENT_S = 120.0  # limit for calls that end or fail by themselves, also on a busy machine
 FAILURES = {
     "raise": "'failing:score' raised ValueError('no score today')",
     "raise oddly": "'failing:score' raised Odd('odd')",
@@ -83,7 +83,7 @@ FAILURES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """`failing.py` in the current directory."""
+    """Write `failing.py` into the current directory."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "failing.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as patch:
@@ -108,13 +108,13 @@ def score(scorer: RewardScorer, do: str, *texts: str) -> tuple[Scores, list[bool
 
 @pytest.fixture(scope="module")
 def scorer(request: pytest.FixtureRequest) -> Iterator[RewardScorer]:
-    """One process, so that each test shows that what failed before has left a process that scores."""
+    """One process, so that each test shows that a process still scores after the earlier failures."""
     scorer = RewardScorer(rewards(error_score=-2.5, on_error="score", timeout_s=request.param), FORMAT)
     yield scorer
     scorer.close()
 
 
-LATE = [do for do, told in FAILURES.items() if "timeout_s=1" in told]
+LATE = [do for do, expected in FAILURES.items() if "timeout_s=1" in expected]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ LATE = [do for do, told in FAILURES.items() if "timeout_s=1" in told]
     [(1.0 if do in LATE else PATIENT_S, do) for do in sorted(FAILURES, key=LATE.__contains__)],
     indirect=["scorer"],
 )
-def test_a_function_that_fails_costs_its_own_group(scorer: RewardScorer, do: str) -> None:
+def test_failing_function_fails_only_its_group(scorer: RewardScorer, do: str) -> None:
     async def both() -> list[tuple[Scores, object]]:
         group = [make_completion(text="42"), make_completion(text="43")]
         return await asyncio.gather(scorer.score(prompt(do), group), scorer.score(prompt(), group))
@@ -139,7 +139,7 @@ def test_a_function_that_fails_costs_its_own_group(scorer: RewardScorer, do: str
     assert np.array_equal(np.asarray(right), [True, False])
 
 
-def test_the_first_failure_is_told_and_no_other() -> None:
+def test_only_first_failure_is_reported() -> None:
     scorer = RewardScorer(rewards(), FORMAT)
     try:
         assert scorer.notices() == ()
@@ -154,7 +154,7 @@ def test_the_first_failure_is_told_and_no_other() -> None:
         scorer.close()
 
 
-def test_a_limit_that_a_module_does_not_fit_into_is_named() -> None:
+def test_error_names_memory_limit_too_small_for_module() -> None:
     Path("large.py").write_text("held = [bytes(2**26) for _ in range(20)]\ndef score(**context): return []")
     scorer = RewardScorer(rewards("large:score"), FORMAT)
     try:
@@ -166,7 +166,7 @@ def test_a_limit_that_a_module_does_not_fit_into_is_named() -> None:
     assert "rewards.memory_gib=1.0 is too small" in scores.error
 
 
-def test_the_limit_is_as_set_and_may_be_left_out() -> None:
+def test_memory_limit_follows_setting_and_may_be_null() -> None:
     Path("limit.py").write_text(
         "import resource\n"
         "def score(completions, **context):\n"
@@ -187,7 +187,7 @@ def test_the_limit_is_as_set_and_may_be_left_out() -> None:
 
 
 def collect(dos: Sequence[str], on_error: str) -> Collection:
-    """A step of plain GRPO over one group of two for each of `dos`."""
+    """Return a step of plain GRPO over one group of two for each of `dos`."""
     settings = AlgorithmSettings.model_validate({"name": "grpo", "prompts_per_step": len(dos), "group_size": 2})
 
     async def generate(request: GenerationRequest) -> tuple[Completion, ...]:
@@ -210,7 +210,7 @@ def collect(dos: Sequence[str], on_error: str) -> Collection:
         scorer.close()
 
 
-def test_drop() -> None:
+def test_on_error_drop_drops_the_group() -> None:
     step = collect(["", "raise", "exit", ""], "drop")
     assert [g.prompt.id for g in step.ready] == ["0 ", "3 "]
     assert [(f.group.prompt.id, f.dropped) for f in step.failed] == [("1 raise", True), ("2 exit", True)]
@@ -218,18 +218,18 @@ def test_drop() -> None:
         collect(["raise", "nan"], "drop")
 
 
-def test_score() -> None:
+def test_on_error_score_gives_error_score() -> None:
     step = collect(["", "raise"], "score")
     assert [g.last.rewards.tolist() for g in step.ready] == [[1.0, 0.0], [-1.0, -1.0]]
     assert [(f.group.prompt.id, f.dropped) for f in step.failed] == [("1 raise", False)]
 
 
-def test_stop() -> None:
+def test_on_error_stop_raises() -> None:
     with pytest.raises(RewardError, match=r"raised ValueError\('no score today'\).*scoring prompt '1 raise'"):
         collect(["", "raise"], "stop")
 
 
-# --- completions that are written to make the built-in functions fail
+# --- completions that are meant to make the built-in functions fail
 
 ANSWERS = {
     "a power tower": "9^9^9^9",
@@ -247,7 +247,7 @@ ANSWERS = {
     "matrices": r"\begin{pmatrix}" * 200,
     "dollars": "$" * 100_000,
 }
-# What math-verify and sympy may take longer over than there is time.
+# Texts that may take math-verify and sympy longer than the time limit.
 ENDLESS = {
     "parentheses that are parsed": "(" * 900 + "1" + ")" * 900,
     "roots": r"\sqrt{" * 500 + "2" + "}" * 500,
@@ -261,13 +261,13 @@ LIMIT_S = 2.0
 
 
 def built_in(timeout_s: float) -> Iterator[RewardScorer]:
-    """All built-in functions of any data in a process that has scored already: the first group waits for sympy."""
+    """Return a scorer with all built-in functions for any data, after a first group, which imports sympy."""
     names = sorted(set(BUILTIN) - {"reasoning_gym"})
     scorer = RewardScorer(rewards(*names, timeout_s=timeout_s, correct_by="latex"), FORMAT)
     try:
-        while (told := score(scorer, "", f"{T}{S}42{E}"))[0].error is not None:
-            assert "timeout_s" in told[0].error
-        assert told[1] == [True]
+        while (result := score(scorer, "", f"{T}{S}42{E}"))[0].error is not None:
+            assert "timeout_s" in result[0].error
+        assert result[1] == [True]
         yield scorer
     finally:
         scorer.close()
@@ -284,17 +284,17 @@ def impatient() -> Iterator[RewardScorer]:
 
 
 def written(text: str) -> tuple[str, ...]:
-    """The completions of a group, the last of them right."""
+    """Return the completions of a group, the last one correct."""
     return text, f"{T}{S}{text}{E}", f"{S}{text}", f"{T}{S}42{E}"
 
 
 def used() -> float:
-    """The CPU seconds of this process's children so far."""
+    """Return the CPU seconds of the children of this process so far."""
     return sum(sum(process.cpu_times()[:2]) for process in psutil.Process().children())
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_a_hostile_completion_is_scored_in_little_time(patient: RewardScorer, kind: str) -> None:
+def test_hostile_completion_is_scored_quickly(patient: RewardScorer, kind: str) -> None:
     before = used()
     scores, correct = score(patient, "", *written(ANSWERS[kind]))
     assert used() - before < LIMIT_S
@@ -304,7 +304,7 @@ def test_a_hostile_completion_is_scored_in_little_time(patient: RewardScorer, ki
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_an_endless_completion_is_scored_or_costs_its_group(impatient: RewardScorer, kind: str) -> None:
+def test_endless_completion_is_scored_or_hits_time_limit(impatient: RewardScorer, kind: str) -> None:
     scores, correct = score(impatient, "", *written(ENDLESS[kind]))
     assert np.isfinite(scores.rewards).all()
     if scores.error is None:

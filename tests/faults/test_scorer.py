@@ -1,4 +1,4 @@
-"""The scorer with real processes: what reward functions may do, and what it costs."""
+"""The scorer with real processes, and reward functions that raise, hang, end their process or are killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMAT = FormatSettings(think_end="#", answer_start="<", answer_end=">")
 TIMEOUT_S = 1.0  # of the function that hangs
 PATIENT_S = 120.0  # of all others, however busy the machine is
 
-# One user's function for all tests: the prompt's columns say what it does.
+# One function of the user for all tests: columns of the prompt select its behaviour.
 MODULE = """
 import ctypes, os, signal, time
 from pathlib import Path
@@ -80,7 +80,7 @@ def score(scorer: RewardScorer, *texts: str, **columns: object) -> list[float]:
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """`obedient.py` in the current directory."""
+    """Write `obedient.py` into the current directory."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "obedient.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as patch:
@@ -90,13 +90,13 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def scorer(module: Path) -> Iterator[RewardScorer]:
-    """Two workers, shared by the tests: each leaves it usable."""
+    """A scorer with two workers, shared by the tests; each test leaves it usable."""
     scorer = RewardScorer(rewards("obedient:obey", workers=2), FORMAT)
     yield scorer
     scorer.close()
 
 
-def test_scores_and_what_is_right(module: Path) -> None:
+def test_scores_and_correctness(module: Path) -> None:
     scorer = RewardScorer(rewards("exact", "obedient:obey", correct_by="exact"), FORMAT)
     try:
         scores, correct = asyncio.run(scorer.score(prompt(), completions("t#<42>", "<41>", "skip")))
@@ -108,7 +108,7 @@ def test_scores_and_what_is_right(module: Path) -> None:
     assert correct.tolist() == [True, False, False]
 
 
-def test_the_last_function_says_what_is_right_unless_told_otherwise(module: Path) -> None:
+def test_last_function_decides_correctness_by_default(module: Path) -> None:
     scorer = RewardScorer(rewards("exact", "obedient:obey", correct_above=4.0), FORMAT)
     try:
         _, correct = asyncio.run(scorer.score(prompt(), completions("t#<42>", "<41>", "skip")))
@@ -118,7 +118,7 @@ def test_the_last_function_says_what_is_right_unless_told_otherwise(module: Path
     assert correct.tolist() == [True, False, False]  # lengths 6, 4 (not above), not applicable
 
 
-def test_groups_are_scored_at_the_same_time(scorer: RewardScorer, tmp_path: Path) -> None:
+def test_groups_are_scored_in_parallel(scorer: RewardScorer, tmp_path: Path) -> None:
     async def both() -> list[list[float]]:
         meet = prompt(do="meet", folder=str(tmp_path), friends=2)
         found = await asyncio.gather(*(scorer.score(meet, completions(text)) for text in ("a", "bb")))
@@ -128,7 +128,7 @@ def test_groups_are_scored_at_the_same_time(scorer: RewardScorer, tmp_path: Path
     assert asyncio.run(both()) == [[1.0], [2.0]]
 
 
-def test_many_groups_come_back_to_their_own_callers(scorer: RewardScorer) -> None:
+def test_each_caller_gets_scores_of_its_group(scorer: RewardScorer) -> None:
     async def many() -> list[float]:
         found = await asyncio.gather(*(scorer.score(prompt(), completions("x" * n)) for n in range(200)))
         return [scores.rewards.item() for scores, _ in found]
@@ -136,37 +136,37 @@ def test_many_groups_come_back_to_their_own_callers(scorer: RewardScorer) -> Non
     assert asyncio.run(many()) == [float(n) for n in range(200)]
 
 
-def test_modules_are_loaded_once_a_process_and_not_in_ours(scorer: RewardScorer) -> None:
+def test_modules_are_loaded_once_in_each_scoring_process_only(scorer: RewardScorer) -> None:
     pid, loaded = score(scorer, "a", "b", do="pid")
     assert pid == loaded != os.getpid()
     assert "obedient" not in sys.modules
 
 
-def test_an_empty_group(scorer: RewardScorer) -> None:
+def test_empty_group_has_no_scores(scorer: RewardScorer) -> None:
     scores, correct = asyncio.run(scorer.score(prompt(), []))
     assert scores.by_function.shape == (0, 1)
     assert correct.shape == (0,)
 
 
-def test_a_function_that_raises(scorer: RewardScorer) -> None:
+def test_raising_function_fails_its_group(scorer: RewardScorer) -> None:
     with pytest.raises(RewardError, match=r"'obedient:obey' raised ValueError\('no score today'\).*prompt 'p-7'"):
         score(scorer, "a", do="raise")
     assert score(scorer, "abc") == [3.0]
 
 
-def test_a_function_that_ends_its_process(scorer: RewardScorer) -> None:
+def test_function_that_ends_its_process_fails_its_group(scorer: RewardScorer) -> None:
     for _ in range(3):  # more often than there are workers
         with pytest.raises(RewardError, match=r"obedient:obey on prompt 'p-7' ended its process with exit code 3"):
             score(scorer, "a", do="exit")
     assert score(scorer, "abc") == [3.0]
 
 
-def test_a_function_that_hangs(module: Path, tmp_path: Path) -> None:
+def test_hanging_function_hits_time_limit(module: Path, tmp_path: Path) -> None:
     scorer = RewardScorer(rewards("obedient:obey", timeout_s=TIMEOUT_S), FORMAT)
-    told = r"obedient:obey on prompt 'p-7' did not finish within rewards.timeout_s=1;"
+    expected = r"obedient:obey on prompt 'p-7' did not finish within rewards.timeout_s=1;"
     try:
         begin = time.monotonic()
-        with pytest.raises(RewardError, match=told):
+        with pytest.raises(RewardError, match=expected):
             score(scorer, "a", do="hang", folder=str(tmp_path))
         assert time.monotonic() - begin >= TIMEOUT_S
         (pid,) = map(int, os.listdir(tmp_path))
@@ -176,7 +176,7 @@ def test_a_function_that_hangs(module: Path, tmp_path: Path) -> None:
         scorer.close()
 
 
-def test_one_bad_group_costs_the_others_nothing(scorer: RewardScorer) -> None:
+def test_failing_group_does_not_affect_others(scorer: RewardScorer) -> None:
     async def mixed() -> list[object]:
         tasks = [scorer.score(prompt(do=do), completions("ab")) for do in ("exit", None, "raise", None, None)]
         found = await asyncio.gather(*tasks, return_exceptions=True)
@@ -185,15 +185,15 @@ def test_one_bad_group_costs_the_others_nothing(scorer: RewardScorer) -> None:
     assert asyncio.run(mixed()) == [RewardError, 2.0, RewardError, 2.0, 2.0]
 
 
-def test_waiting_workers_that_are_killed_are_replaced(scorer: RewardScorer) -> None:
+def test_killed_idle_workers_are_replaced(scorer: RewardScorer) -> None:
     victim, _ = score(scorer, "a", "b", do="pid")
     os.kill(int(victim), signal.SIGKILL)
     until(lambda: all(child.pid != victim for child in multiprocessing.active_children()))
     assert score(scorer, "abc") == [3.0]
 
 
-def test_ctrl_c_in_a_terminal_reaches_the_processes_too_and_ends_none(module: Path) -> None:
-    # A pool of its own: the shared one may just be replacing what a test before killed.
+def test_ctrl_c_does_not_end_scoring_processes(module: Path) -> None:
+    # A separate pool: the shared one may still replace a worker that an earlier test killed.
     scorer = RewardScorer(rewards("obedient:obey", workers=2), FORMAT)
     try:
         workers = {int(score(scorer, "a", "b", do="pid")[0]) for _ in range(20)}
@@ -206,7 +206,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_processes_too_and_ends_none(module: Pa
         scorer.close()
 
 
-def test_a_group_whose_process_is_killed_is_scored_once_more(module: Path, tmp_path: Path) -> None:
+def test_group_is_scored_again_after_its_process_was_killed(module: Path, tmp_path: Path) -> None:
     scorer = RewardScorer(rewards("obedient:obey", workers=2), FORMAT)
     try:
         assert score(scorer, "abc", do="killed", folder=str(tmp_path), friends=1) == [3.0]
@@ -217,11 +217,11 @@ def test_a_group_whose_process_is_killed_is_scored_once_more(module: Path, tmp_p
         scorer.close()
 
 
-def test_a_caller_that_gives_up_frees_its_process(module: Path, tmp_path: Path) -> None:
+def test_cancelled_caller_frees_its_process(module: Path, tmp_path: Path) -> None:
     scorer = RewardScorer(rewards("obedient:obey", workers=2), FORMAT)
 
     async def give_up() -> None:
-        # More friends than there will ever be, and both workers wait for them.
+        # Both workers wait for more friends than there are.
         lonely = prompt(do="meet", folder=str(tmp_path), friends=9)
         tasks = [asyncio.ensure_future(scorer.score(lonely, completions("a"))) for _ in range(2)]
         while len(os.listdir(tmp_path)) < 2:
@@ -238,7 +238,7 @@ def test_a_caller_that_gives_up_frees_its_process(module: Path, tmp_path: Path) 
         scorer.close()
 
 
-def test_functions_that_cannot_be_loaded_say_so_at_each_group(module: Path) -> None:
+def test_load_error_is_raised_for_each_group(module: Path) -> None:
     scorer = RewardScorer(rewards("exact", "obedient:obeys"), FORMAT)
     try:
         for _ in range(2):
@@ -248,7 +248,7 @@ def test_functions_that_cannot_be_loaded_say_so_at_each_group(module: Path) -> N
         scorer.close()
 
 
-def test_a_module_that_ends_the_process_on_import(module: Path) -> None:
+def test_module_that_ends_process_on_import_is_reported(module: Path) -> None:
     (module / "deadly.py").write_text("import os; os._exit(5)")
     scorer = RewardScorer(rewards("deadly:f"), FORMAT)
     try:
@@ -258,7 +258,7 @@ def test_a_module_that_ends_the_process_on_import(module: Path) -> None:
         scorer.close()
 
 
-def test_close_ends_the_processes_and_whoever_waits(module: Path, tmp_path: Path) -> None:
+def test_close_ends_processes_and_waiting_calls(module: Path, tmp_path: Path) -> None:
     scorer = RewardScorer(rewards("obedient:obey"), FORMAT)
 
     async def close_meanwhile() -> None:
@@ -290,7 +290,7 @@ asyncio.run(scorer.score(prompt(do=sys.argv[1], folder=sys.argv[2]), completions
 
 
 def script(module: Path, do: str, folder: Path) -> subprocess.Popen[str]:
-    """A process that runs SCRIPT; its scoring process leaves its id in the folder."""
+    """Start a process that runs SCRIPT; its scoring process writes its id to the folder."""
     (module / "script.py").write_text(SCRIPT)
     return subprocess.Popen(
         [sys.executable, "script.py", do, str(folder)],
@@ -303,7 +303,7 @@ def script(module: Path, do: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def running(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
+    """Return whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -311,14 +311,14 @@ def running(pid: int) -> bool:
 
 
 def hangs(pid: int) -> bool:
-    """Whether the process has blocked SIGTERM, which it does last before it hangs, and sleeps since."""
+    """Return whether the process has blocked SIGTERM, its last action before it hangs, and sleeps since then."""
     blocked = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
     assert blocked is not None
     return bool(int(blocked[1], 16) >> signal.SIGTERM - 1 & 1) and psutil.Process(pid).status() == "sleeping"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_busy_processes_die_with_a_parent_that_is_killed(module: Path, tmp_path: Path) -> None:
+def test_busy_processes_die_with_killed_parent(module: Path, tmp_path: Path) -> None:
     with script(module, "hang", tmp_path) as parent:
         until(lambda: bool(os.listdir(tmp_path)))
         (pid,) = map(int, os.listdir(tmp_path))
@@ -331,7 +331,7 @@ def test_busy_processes_die_with_a_parent_that_is_killed(module: Path, tmp_path:
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_script_may_end_without_closing(module: Path, tmp_path: Path) -> None:
+def test_script_may_end_without_close(module: Path, tmp_path: Path) -> None:
     with script(module, "meet", tmp_path) as parent:
         out, err = parent.communicate(timeout=PATIENT_S)
     assert (parent.returncode, out, err) == (0, "script\n", "")  # it ran once

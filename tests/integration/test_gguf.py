@@ -1,4 +1,4 @@
-"""GGUF files as base models: what is made of one, and files that claim what they do not hold."""
+"""GGUF files as base models: their conversion, and damaged or hostile files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def file(whole_file: Path, tmp_path: Path, cache: Path) -> Path:
-    """A copy of the file, to be harmed."""
+    """A copy of the file, to be damaged."""
     return Path(shutil.copy(whole_file, tmp_path / "small.Q8_0.gguf"))
 
 
@@ -68,10 +68,10 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=torch.arange(3, 43)[None]).logits
 
 
-# What is made of a file
+# The conversion of a file
 
 
-def test_weights_in_float32_are_those_that_were_written(tmp_path: Path, cache: Path) -> None:
+def test_float32_weights_are_read_back_exactly(tmp_path: Path, cache: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = dequantised(str(write_gguf(tmp_path / "exact.gguf", Recipe(type="F32"))))
@@ -83,7 +83,7 @@ def test_weights_in_float32_are_those_that_were_written(tmp_path: Path, cache: P
     assert torch.equal(logits(model), logits(llama()))
 
 
-def test_another_architecture_works_as_far_as_transformers_does(tmp_path: Path, cache: Path) -> None:
+def test_other_architecture_is_read_as_by_transformers(tmp_path: Path, cache: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     values = {"qwen3.rope.dimension_count": 128, "qwen3.attention.key_length": 128, "tokenizer.ggml.pre": "qwen2"}
@@ -95,7 +95,7 @@ def test_another_architecture_works_as_far_as_transformers_does(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
-def test_each_weight_is_what_gguf_dequantises_it_to(tmp_path: Path, cache: Path, kind: str) -> None:
+def test_each_weight_equals_dequantisation_by_gguf(tmp_path: Path, cache: Path, kind: str) -> None:
     from safetensors.torch import load_file
 
     file = write_gguf(tmp_path / f"{kind}.gguf", Recipe(type=kind))
@@ -107,34 +107,38 @@ def test_each_weight_is_what_gguf_dequantises_it_to(tmp_path: Path, cache: Path,
         assert np.array_equal(weights[f"model.{ours}.weight"].numpy(), expected)
 
 
-def test_it_is_made_once_and_told(file: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_file_is_dequantised_once_with_progress_lines(
+    file: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = dequantised(str(file))
-    told = capfd.readouterr().err
-    lines = [line for line in told.splitlines() if "Q8_0" in line]
+    output = capfd.readouterr().err
+    lines = [line for line in output.splitlines() if "Q8_0" in line]
     assert lines[0] == "dequantising small.Q8_0.gguf from Q8_0 (some tensors F32) to float32, once"
     assert lines[1].startswith(
         f"dequantised small.Q8_0.gguf from Q8_0 (some tensors F32) to float32, into {folder} in "
     )
     assert len(lines) == 2
-    assert "it/s" not in told  # a bar of Transformers
+    assert "it/s" not in output  # a bar of Transformers
     assert dequantised(str(file)) == folder
     assert capfd.readouterr().err == ""
     assert sorted(path.name for path in cache.iterdir()) == [folder.name, f"{folder.name}.lock"]
     elsewhere = Path(shutil.move(file, file.with_name("renamed.gguf")))
-    assert dequantised(str(elsewhere)) == folder  # it goes by the content
+    assert dequantised(str(elsewhere)) == folder  # the folder depends on the content
     assert dequantised(str(write_gguf(file, Recipe(seed=1)))) != folder
 
 
-def test_a_terminal_gets_a_bar(file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_progress_bar(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     dequantised(str(file))
-    told = capfd.readouterr().err
-    assert "100%" in told
-    assert "dequantised small.Q8_0.gguf from Q8_0" in told
+    output = capfd.readouterr().err
+    assert "100%" in output
+    assert "dequantised small.Q8_0.gguf from Q8_0" in output
 
 
-def test_tokenizer_template_and_ends_come_along(tmp_path: Path, cache: Path) -> None:
+def test_tokenizer_template_and_end_tokens_are_kept(tmp_path: Path, cache: Path) -> None:
     recipe = Recipe(values={"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 2})
     folder = dequantised(str(write_gguf(tmp_path / "x.gguf", recipe)))
     tokenizer = load_tokenizer(str(folder), settings(folder).model, DataSettings())
@@ -147,7 +151,7 @@ def test_tokenizer_template_and_ends_come_along(tmp_path: Path, cache: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("model", "pre", "said", "adds"),
+    ("model", "pre", "add_bos", "adds"),
     [
         ("gpt2", "smollm", None, False),
         ("gpt2", "llama-bpe", None, True),
@@ -155,10 +159,10 @@ def test_tokenizer_template_and_ends_come_along(tmp_path: Path, cache: Path) -> 
         ("gpt2", "default", True, True),
     ],
 )
-def test_a_text_begins_with_the_bos_if_the_file_says_so(
-    tmp_path: Path, cache: Path, model: str, pre: str, said: bool | None, adds: bool
+def test_text_begins_with_bos_if_metadata_require_it(
+    tmp_path: Path, cache: Path, model: str, pre: str, add_bos: bool | None, adds: bool
 ) -> None:
-    keys = {"model": model, "pre": pre, "add_bos_token": said}
+    keys = {"model": model, "pre": pre, "add_bos_token": add_bos}
     recipe = Recipe(values={f"tokenizer.ggml.{key}": value for key, value in keys.items()})
     folder = dequantised(str(write_gguf(tmp_path / "x.gguf", recipe)))
     tokenizer = load_tokenizer(str(folder), settings(folder).model, DataSettings())
@@ -166,8 +170,8 @@ def test_a_text_begins_with_the_bos_if_the_file_says_so(
     assert tokenizer.encode("the") == ([1, *plain] if adds else plain)
 
 
-def test_digits_are_cut_as_the_file_says(tmp_path: Path, cache: Path) -> None:
-    """Spaces before a digit are one piece only if digits are cut first."""
+def test_digits_are_split_as_metadata_require(tmp_path: Path, cache: Path) -> None:
+    """Spaces before a digit are one piece only if digits are split first."""
     pieces = {}
     for pre in ("smollm", "default"):
         folder = dequantised(str(write_gguf(tmp_path / f"{pre}.gguf", Recipe(values={"tokenizer.ggml.pre": pre}))))
@@ -177,7 +181,7 @@ def test_digits_are_cut_as_the_file_says(tmp_path: Path, cache: Path) -> None:
     assert pieces == {"smollm": ["a", "ĠĠ", "1", "2"], "default": ["a", "Ġ", "Ġ12"]}
 
 
-def test_a_run_takes_it_as_any_other_model(file: Path) -> None:
+def test_run_uses_gguf_file_like_other_models(file: Path) -> None:
     config = settings(file)
     folder = resolve_model(config)
     found = read_model_config(folder, config.model)
@@ -188,14 +192,14 @@ def test_a_run_takes_it_as_any_other_model(file: Path) -> None:
     assert logits(policy).shape == (1, 40, len(TOKENS))
 
 
-def test_memory_is_estimated_from_the_header_alone(file: Path, cache: Path) -> None:
+def test_memory_is_estimated_from_header_only(file: Path, cache: Path) -> None:
     shape = read_shape(settings(file))
     assert not cache.exists()
     assert shape == shape_of(llama().config)
     assert (shape.layers, shape.hidden, shape.head_dim, shape.tied) == (LAYERS, HIDDEN, HIDDEN // HEADS, False)
 
 
-def test_the_card_names_the_file_and_its_hash(file: Path) -> None:
+def test_card_names_file_and_hash(file: Path) -> None:
     import hashlib
 
     config = settings(file)
@@ -211,11 +215,11 @@ def test_the_card_names_the_file_and_its_hash(file: Path) -> None:
     assert str(file.parent) not in text  # neither its folder nor the cache
 
 
-def test_the_base_of_an_export_is_found_by_the_file(file: Path) -> None:
+def test_export_finds_base_by_its_gguf_file(file: Path) -> None:
     folder = Path(resolve_model(settings(file)))
     card = f"---\nadagrpo_ray:\n  base_fingerprint: {identify(str(file), str(folder)).fingerprint}\n---\n"
-    for asked, config, named in ((str(file), None, ""), (None, settings(file), ""), (None, None, str(file))):
-        base, found = find_base(asked, config, named, card)
+    for given, config, named in ((str(file), None, ""), (None, settings(file), ""), (None, None, str(file))):
+        base, found = find_base(given, config, named, card)
         assert found == folder
         assert base.gguf is not None
     other = write_gguf(file.with_name("other.gguf"), Recipe(seed=1))
@@ -223,7 +227,7 @@ def test_the_base_of_an_export_is_found_by_the_file(file: Path) -> None:
         find_base(str(other), None, "", card)
 
 
-def test_another_node_dequantises_the_same_file_itself(
+def test_other_node_dequantises_its_copy_of_the_file(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = ModelFiles(resolve_model(settings(file)), gguf=str(file))
@@ -242,7 +246,7 @@ def test_another_node_dequantises_the_same_file_itself(
         gone.here()
 
 
-def test_llama_3_scales_its_rotary_embedding(tmp_path: Path, cache: Path) -> None:
+def test_llama_3_scaling_is_restored(tmp_path: Path, cache: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     factors = np.array(llama3_factors(500000.0, HIDDEN // HEADS, 32.0), np.float32)
@@ -263,7 +267,7 @@ def test_llama_3_scales_its_rotary_embedding(tmp_path: Path, cache: Path) -> Non
         Recipe(values={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}),
     ],
 )
-def test_another_scaling_is_refused(tmp_path: Path, cache: Path, recipe: Recipe) -> None:
+def test_other_rope_scaling_is_refused(tmp_path: Path, cache: Path, recipe: Recipe) -> None:
     with pytest.raises(ModelError, match=r"scales its rotary embedding.*which is lost when Transformers reads a GGUF"):
         dequantised(str(write_gguf(tmp_path / "x.gguf", recipe)))
 
@@ -271,13 +275,13 @@ def test_another_scaling_is_refused(tmp_path: Path, cache: Path, recipe: Recipe)
 # Names of files
 
 
-def test_what_names_a_gguf_file(tmp_path: Path) -> None:
+def test_names_of_gguf_files_are_recognised(tmp_path: Path) -> None:
     assert [is_gguf(name) for name in ("x.gguf", "a/B.GGUF", "package:a/b.gguf", "package:a")] == [True] * 4
     (tmp_path / "folder.gguf").mkdir()
     assert [is_gguf(name) for name in ("tiny", "Qwen/Qwen3-0.6B-GGUF", str(tmp_path / "folder.gguf"))] == [False] * 3
 
 
-def test_a_file_of_a_package_is_found_and_the_package_is_not_imported(
+def test_file_of_package_is_found_without_import(
     whole_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "site" / "brings_a_model"
@@ -298,7 +302,7 @@ def test_a_file_of_a_package_is_found_and_the_package_is_not_imported(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("package:adagrpo_ray/../../y.gguf", "leaves the package 'adagrpo_ray'; give a path inside it"),
         ("package:adagrpo_ray//etc/x.gguf", "leaves the package 'adagrpo_ray'"),
@@ -308,7 +312,10 @@ def test_a_file_of_a_package_is_found_and_the_package_is_not_imported(
         ("package:adagrpo_ray", "is no file of a package; write package:IMPORT_NAME/path/in/it.gguf"),
         ("package:../x/y.gguf", "is no file of a package; write package:IMPORT_NAME"),
         ("package:a.b/y.gguf", "is no file of a package"),
-        ("package:no_such_package/y.gguf", "no package 'no_such_package' in this environment; install the one"),
+        (
+            "package:no_such_package/y.gguf",
+            "no package 'no_such_package' in this environment; install the distribution",
+        ),
         ("package:no_such_package/y.gguf", "pip install no-such-package"),
         ("package:json.tool/y.gguf", "is no file of a package"),
         ("package:sys/y.gguf", "there is no package 'sys'"),
@@ -317,37 +324,37 @@ def test_a_file_of_a_package_is_found_and_the_package_is_not_imported(
         (f"{'x' * 300}.gguf", "cannot be opened on this machine (File name too long)"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_refused(cache: Path, name: str, told: str) -> None:
+def test_name_of_missing_file_is_refused(cache: Path, name: str, expected: str) -> None:
     with pytest.raises(ModelError, match=r"^model\.path=") as caught:
         resolve_model(settings(name))
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert not cache.exists()
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path: Path, cache: Path) -> None:
+def test_irregular_file_is_refused(tmp_path: Path, cache: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     with pytest.raises(ModelError, match=r"pipe\.gguf' is no regular file; give a \.gguf file"):
         resolve_model(settings(tmp_path / "pipe.gguf"))
 
 
-def test_without_the_package_gguf_the_extra_is_named(file: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_error_without_package_gguf_names_extra(file: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(
         "adagrpo_ray.model.gguf_model.find_spec", lambda name: None if name == "gguf" else find_spec(name)
     )
-    with pytest.raises(ModelError, match=r"is read with the package gguf, .* pip install 'adagrpo_ray\[gguf\]'$"):
+    with pytest.raises(ModelError, match=r"needs the package gguf, .* pip install 'adagrpo_ray\[gguf\]'$"):
         resolve_model(settings(file))
     read_shape(settings(file))  # --dry-run needs none
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
     folder = resolve_model(settings(file))
     monkeypatch.setattr("adagrpo_ray.model.gguf_model.find_spec", lambda _: None)
-    assert resolve_model(settings(file)) == folder  # what is made already takes none either
+    assert resolve_model(settings(file)) == folder  # a folder that exists needs none either
 
 
 # Hostile files
 
 
-def test_sizes_of_blocks_are_those_of_gguf() -> None:
+def test_block_sizes_equal_those_of_gguf() -> None:
     theirs = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
     assert theirs == gguf_header.TYPES
 
@@ -370,7 +377,7 @@ TENSOR, KEY = "blk.1.ffn_up.weight", "llama.context_length"
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "expected"),
     [
         (lambda file: file.write_bytes(b""), "it is too short"),
         (lambda file: file.write_bytes(b"GGUF"), "it is too short"),
@@ -401,19 +408,17 @@ TENSOR, KEY = "blk.1.ffn_up.weight", "llama.context_length"
         (after(TENSOR, OFFSET, "<Q", 0), "shares bytes with another one"),
     ],
 )
-def test_a_file_that_claims_what_it_does_not_hold_is_refused(
-    file: Path, cache: Path, harm: Callable[[Path], None], told: str
-) -> None:
+def test_file_with_false_sizes_is_refused(file: Path, cache: Path, harm: Callable[[Path], None], expected: str) -> None:
     harm(file)
     with pytest.raises(ModelError, match=r"^model\.path='.*small.*' .* copy or download it again$") as caught:
         resolve_model(settings(file))
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert not cache.exists()
     with pytest.raises(ModelError, match="copy or download it again"):
         read_shape(settings(file))
 
 
-def test_every_cut_of_the_header_is_refused(file: Path) -> None:
+def test_header_cut_at_any_byte_is_refused(file: Path) -> None:
     content = file.read_bytes()
     header = min(tensor.begin for tensor in read_header(file, "it").tensors)
     for length in [*range(0, 600), *range(600, header, 97), header]:
@@ -423,16 +428,16 @@ def test_every_cut_of_the_header_is_refused(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "told"),
+    ("recipe", "expected"),
     [
         (Recipe(values={"llama.block_count": 2**31}), r"claims llama\.block_count=2147483648, and it holds 21 tensors"),
         (Recipe(values={"llama.block_count": 3}), r"describe a model of \d+ parameters, and its tensors hold \d+"),
         (Recipe(values={"llama.embedding_length": 2**20}), r"describe a model of \d+ parameters"),
         (Recipe(values={"llama.vocab_size": 2**30}), r"describe a model of \d+ parameters"),
-        (Recipe(values={"llama.attention.head_count": 0}), r"cannot be built as a model|does not make a model"),
+        (Recipe(values={"llama.attention.head_count": 0}), r"cannot be built as a model|cannot read from GGUF"),
         (Recipe(values={"llama.embedding_length": None}), r"describe a model of|cannot be dequantised"),
         (Recipe(tensors={"blk.1.ffn_up.weight": None}), r"describe a model of \d+ parameters"),
-        (Recipe(architecture="clip"), r"is of the architecture 'clip', which Transformers does not make a model of"),
+        (Recipe(architecture="clip"), r"is of the architecture 'clip', which Transformers cannot read from GGUF"),
         (Recipe(values={"split.count": 3}), r"is one of 3 parts of a model; join them with llama-gguf-split --merge"),
         (Recipe(values={"tokenizer.ggml.model": "rwkv"}), r"has no tokenizer that Transformers can build"),
         (Recipe(values={"tokenizer.ggml.eos_token_id": 2**31}), r"has no tokenizer that Transformers can build"),
@@ -443,21 +448,21 @@ def test_every_cut_of_the_header_is_refused(file: Path) -> None:
         ),
     ],
 )
-def test_metadata_that_do_not_go_with_the_tensors_are_refused(
-    tmp_path: Path, cache: Path, recipe: Recipe, told: str
+def test_metadata_that_contradict_tensors_are_refused(
+    tmp_path: Path, cache: Path, recipe: Recipe, expected: str
 ) -> None:
     aligned = recipe.values.pop("general.alignment", None)
     file = write_gguf(tmp_path / "x.gguf", recipe)
-    if aligned is not None:  # gguf writes none that is wrong
+    if aligned is not None:  # gguf writes no wrong one
         patched(write_gguf(file, Recipe(values={"general.alignment": 32})), 0, "<I", struct.unpack("<I", b"GGUF")[0])
         patched(file, place_of(file, "general.alignment") + 4, "<I", aligned)
-    with pytest.raises(ModelError, match=told) as caught:
+    with pytest.raises(ModelError, match=expected) as caught:
         resolve_model(settings(file))
     assert "\n" not in str(caught.value)
     assert [path.suffix for path in cache.glob("*")] in ([], [".lock"])
 
 
-def test_without_room_on_the_disk_nothing_is_begun(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversion_needs_room_on_disk(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(ModelError, match=r"takes 0\.0 GiB in float32, and .* has 0\.0 GiB free; make room, or set XDG"):
         resolve_model(settings(file))
@@ -469,9 +474,7 @@ def test_without_room_on_the_disk_nothing_is_begun(file: Path, cache: Path, monk
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
-def test_a_cache_that_fails_half_way_is_left_as_it_was(
-    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_conversion_leaves_cache_unchanged(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -481,8 +484,8 @@ def test_a_cache_that_fails_half_way_is_left_as_it_was(
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
-def test_what_another_process_makes_meanwhile_is_taken(file: Path, cache: Path) -> None:
-    """The lock is waited for: a folder that is there then is not made again."""
+def test_folder_made_by_other_process_is_used(file: Path, cache: Path) -> None:
+    """A folder that exists after waiting for the lock is not made again."""
     from threading import Thread
 
     folder = dequantised(str(file))

@@ -1,4 +1,4 @@
-"""Ground truths that are tried in scoring processes: by functions of the user's own, and as LaTeX."""
+"""The check of ground truths in scoring processes: by functions of the user, and as LaTeX."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def slowly(completions, **context):
 
 @pytest.fixture(autouse=True)
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's functions, where the scoring processes find them."""
+    """Write the user's functions into the current directory, from which scoring processes load them."""
     (tmp_path / "own_scores.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
@@ -64,20 +64,20 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "own_scores", raising=False)
 
 
-def test_a_function_of_the_users_own_is_warned_of() -> None:
+def test_user_function_that_counts_none_as_correct_is_a_warning() -> None:
     (notice,) = check(config_of("own_scores:never"), "42", "43")
     assert "'own_scores:never' counts none of 2 ground truths as correct" in notice
 
 
 @pytest.mark.parametrize("name", ["exactly", "boxed"])
-def test_a_function_of_the_users_own_may_ask_for_another_format(name: str) -> None:
+def test_user_function_may_require_another_format(name: str) -> None:
     assert check(config_of(f"own_scores:{name}"), "42", "43") == ()
 
 
-def test_a_function_that_pays_for_none_is_named() -> None:
+def test_warning_names_function_that_rewards_no_ground_truth() -> None:
     notices = check(config_of("own_scores:nothing", "number", "exact"), "Paris", "Rome")
     assert "'own_scores:nothing' applies to none of 2 ground truths" in notices[0]
-    assert "'number' pays for none of 2 ground truths" in notices[1]
+    assert "'number' rewards none of 2 ground truths" in notices[1]
     assert "scores -2.5" in notices[1]
 
 
@@ -85,7 +85,7 @@ FORGETS = "returned None; return a list"
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "on_error"),
+    ("name", "expected", "on_error"),
     [
         ("forgets", FORGETS, "drop"),
         ("forgets", FORGETS, "score"),
@@ -95,12 +95,12 @@ FORGETS = "returned None; return a list"
         ("nan", "returned the score nan", "drop"),
     ],
 )
-def test_a_broken_contract_is_an_error(name: str, told: str, on_error: str) -> None:
-    with pytest.raises(RewardError, match=rf"'own_scores:{name}' {told}.*of 2 prompts.*2 cannot be scored: change"):
+def test_broken_contract_is_an_error(name: str, expected: str, on_error: str) -> None:
+    with pytest.raises(RewardError, match=rf"'own_scores:{name}' {expected}.*of 2 prompts.*2 cannot be scored: change"):
         check(config_of(f"own_scores:{name}", on_error=on_error), "42", "43")
 
 
-def test_some_that_cannot_be_scored_are_a_warning_or_as_on_error_says() -> None:
+def test_some_unscorable_ground_truths_are_a_warning_or_on_error() -> None:
     (notice,) = check(config_of("own_scores:some"), "1", "2", "3")
     assert "raised ValueError('not this one')" in notice
     assert "of 3 prompts, tried with their own ground truth as the completion, 1 cannot be scored" in notice
@@ -108,31 +108,31 @@ def test_some_that_cannot_be_scored_are_a_warning_or_as_on_error_says() -> None:
         check(config_of("own_scores:some", on_error="stop"), "1", "2", "3")
 
 
-def test_a_function_that_hangs_costs_its_time_limit_once() -> None:
+def test_hanging_function_takes_its_time_limit_once() -> None:
     began = time.monotonic()
     with pytest.raises(RewardError, match=r"did not finish within rewards\.timeout_s=1;"):
         check(config_of("own_scores:slow", timeout_s=1.0), *range(9))
     assert time.monotonic() - began < 45
 
 
-def test_a_slow_function_is_tried_as_long_as_one_group_may_take() -> None:
+def test_check_of_slow_function_ends_after_timeout() -> None:
     with pytest.raises(RewardError, match=r"counts none of [2-5] ground truths"):
         check(config_of("own_scores:slowly", "exact", correct_above=1.0, timeout_s=1.0), *range(60))
 
 
-def test_the_check_can_be_left_out_and_stopped() -> None:
+def test_check_can_be_disabled_and_stopped() -> None:
     assert check(config_of("own_scores:forgets", check_prompts=0), "42") == ()
     stop = threading.Event()
     stop.set()
     assert check(config_of("own_scores:slow"), "42", stop=stop) == ()
 
 
-def test_a_format_that_no_prompt_asks_for_is_told() -> None:
+def test_format_that_no_prompt_asks_for_is_a_warning() -> None:
     (notice,) = check(config_of("latex", "exact", data={"system_prompt": None}), "42", "43")
-    assert "exact pay only for an answer behind 'SOLUTION_START_FLAG'" in notice
+    assert "exact reward only an answer after 'SOLUTION_START_FLAG'" in notice
     assert "none of 2 prompts asks for it: set data.system_prompt" in notice
     assert check(config_of("latex", data={"system_prompt": None}), "42") == ()
 
 
-def test_ground_truths_that_latex_pays_for_bring_no_warning() -> None:
+def test_ground_truths_that_latex_rewards_give_no_warning() -> None:
     assert check(config_of("latex"), "42", 5.0, 1e16, "1,000", "1/2", "Natalia sold 72.\n#### 72") == ()

@@ -1,4 +1,4 @@
-"""Malformed input of every kind: one clear error that names what is wrong, or a row dropped and counted."""
+"""Malformed input of every kind gives one clear error that names the problem, or a row is dropped and counted."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def load(source: Path, **settings: Any) -> PromptSets:
     )
 
 
-def has_all(told: str, parts: tuple[str, ...]) -> bool:
-    missing = [part for part in parts if part not in told]
-    assert not missing, told
+def has_all(message: str, parts: tuple[str, ...]) -> bool:
+    missing = [part for part in parts if part not in message]
+    assert not missing, message
     return True
 
 
@@ -78,7 +78,7 @@ NO_PROMPT, NO_ANSWER = "without a prompt", "without an answer"
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else value,
 )
-def test_a_row_that_is_of_no_use_is_dropped_and_counted(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+def test_unusable_row_is_dropped_and_counted(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
     lines = [GOOD, {"prompt": "1+2", "solution": "3", **row}]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prompts = load(tmp_path / "d.jsonl", rollout={"max_model_len": 512, "max_new_tokens": 96})
@@ -96,7 +96,7 @@ def test_a_row_that_is_of_no_use_is_dropped_and_counted(tmp_path: Path, row: dic
     ],
     ids=["byte order mark", "line ends of Windows", "no line end", "a long number"],
 )
-def test_what_is_odd_and_can_be_read_is_read(tmp_path: Path, content: bytes) -> None:
+def test_unusual_but_readable_files_are_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "d.jsonl").write_bytes(content)
     prompts = load(tmp_path / "d.jsonl")
     assert ([p.text for p in prompts.train], prompts.dropped) == (["1+1"], {})
@@ -110,7 +110,7 @@ PARQUET = parquet(prompt=["1+1"] * 50, solution=["2"] * 50)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "overrides", "told"),
+    ("name", "content", "overrides", "expected"),
     [
         ("d.jsonl", b"", (), ("data.source='d.jsonl'", "is empty")),
         ("d.jsonl", b"\n \n", (), ("data.source='d.jsonl'", "is empty")),
@@ -145,7 +145,7 @@ PARQUET = parquet(prompt=["1+1"] * 50, solution=["2"] * 50)
             ("data.columns.difficulty='meta' holds a dict", "row 1"),
         ),
         ("d.jsonl", NESTED, ("data.columns.difficulty=list",), ("data.columns.difficulty='list' holds a list",)),
-        ("d.jsonl", LINE, (), ("leaves 0 prompts to train on beside 1 held out", "algorithm.prompts_per_step=16")),
+        ("d.jsonl", LINE, (), ("leaves 0 prompts to train on and 1 held out", "algorithm.prompts_per_step=16")),
         ("d.jsonl", b'{"prompt": "", "solution": "2"}\n', (), ("dropped: 1 without a prompt",)),
         (
             "d.jsonl",
@@ -160,7 +160,7 @@ PARQUET = parquet(prompt=["1+1"] * 50, solution=["2"] * 50)
         ("d.parquet", parquet(prompt=[], solution=[]), (), ("data.source='d.parquet' is empty",)),
         ("d.parquet", parquet(question=["1+1"], solution=["2"]), (), ("data.columns.prompt='prompt'", "question")),
         ("other.jsonl", LINE, (), ("data.source='d.jsonl' is no file", "there is 'other.jsonl'")),
-        ("d.jsonl", b'{"prompt": "0", "prompt": "1"}\n', (), ("d.jsonl, line 1", "the key 'prompt' is there twice")),
+        ("d.jsonl", b'{"prompt": "0", "prompt": "1"}\n', (), ("d.jsonl, line 1", "it has the key 'prompt' twice")),
         ("set/readme.bin", b"\x00", (), ("data.source='set'", "a folder without a file to read")),
         ("set/train.csv", b"prompt\n1\n1,2,3\n", (), ("set/train.csv, line 3 has 3 cells",)),
         ("set/train.json", b"{", (), ("set/train.json is not JSON",)),
@@ -169,7 +169,7 @@ PARQUET = parquet(prompt=["1+1"] * 50, solution=["2"] * 50)
         ("set/set.py", b"open('executed', 'w')", ("data.subset=a",), ("data.source='set'", "cannot be loaded")),
     ],
 )
-def test_data_that_cannot_be_used(
+def test_unusable_data_is_refused(
     refused: Refused,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -177,7 +177,7 @@ def test_data_that_cannot_be_used(
     name: str,
     content: bytes,
     overrides: tuple[str, ...],
-    told: tuple[str, ...],
+    expected: tuple[str, ...],
 ) -> None:
     import datasets
 
@@ -186,12 +186,12 @@ def test_data_that_cannot_be_used(
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
     source = "set" if name.startswith("set/") else "d.parquet" if name.endswith(".parquet") else "d.jsonl"
-    assert has_all(refused(f"data.source={source}", *overrides), told)
+    assert has_all(refused(f"data.source={source}", *overrides), expected)
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("name", ["x" * 5000 + ".jsonl", "\x01.parquet", "nowhere/d.jsonl"], ids=lambda n: n[-12:])
-def test_names_of_data_that_is_not_there(refused: Refused, name: str) -> None:
+def test_names_of_missing_data_are_refused(refused: Refused, name: str) -> None:
     assert has_all(refused(f"data.source={json.dumps(name)}"), ("data.source=", "is no file"))
 
 
@@ -202,7 +202,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"run:\n\tsteps: 5\n", ("bad.yaml is not valid YAML at line 2",)),
         (b"run: {steps: [1\n", ("bad.yaml is not valid YAML at line 2",)),
@@ -233,17 +233,17 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
         (b"run: {steps: *nothing}\n", ("bad.yaml is not valid YAML", "undefined alias")),
     ],
 )
-def test_configuration_files_that_cannot_be_used(
-    refused: Refused, tmp_path: Path, content: bytes, told: tuple[str, ...]
+def test_unusable_configuration_files_are_refused(
+    refused: Refused, tmp_path: Path, content: bytes, expected: tuple[str, ...]
 ) -> None:
     (tmp_path / "bad.yaml").write_bytes(content)
-    assert has_all(refused(config="bad.yaml"), told)
+    assert has_all(refused(config="bad.yaml"), expected)
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize(("name", "told"), [(".", "cannot read the configuration ."), ("x" * 300, "too long")])
-def test_names_of_configurations_that_are_no_files(refused: Refused, name: str, told: str) -> None:
-    assert told in refused(config=name)
+@pytest.mark.parametrize(("name", "expected"), [(".", "cannot read the configuration ."), ("x" * 300, "too long")])
+def test_names_of_missing_configurations_are_refused(refused: Refused, name: str, expected: str) -> None:
+    assert expected in refused(config=name)
 
 
 SECTIONS = (
@@ -254,12 +254,12 @@ SECTIONS = (
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_an_unknown_key_of_any_section(refused: Refused, section: str) -> None:
+def test_unknown_key_of_any_section_is_refused(refused: Refused, section: str) -> None:
     assert f"unknown key '{section}.zzz' (value 1)" in refused(f"{section}.zzz=1")
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("run.steps=.nan", "run.steps=.nan"),
         ("run.steps=.inf", "run.steps=.inf"),
@@ -299,7 +299,7 @@ def test_an_unknown_key_of_any_section(refused: Refused, section: str) -> None:
         ("evaluation.sampling.temperature=hot", "evaluation.sampling.temperature='hot'"),
         ("checkpoint.save_total_limit=0", "checkpoint.save_total_limit=0"),
         ("run.steps=" + "x" * 100_000, "run.steps='xxx"),
-        # Overrides that are none
+        # Malformed overrides
         ("run.steps", "cannot read the override 'run.steps'"),
         ("=5", "cannot read the override '=5'"),
         (".steps=5", "cannot read the override '.steps=5'"),
@@ -315,9 +315,9 @@ def test_an_unknown_key_of_any_section(refused: Refused, section: str) -> None:
     ],
     ids=lambda value: value[:40],
 )
-def test_settings_that_cannot_be_used(refused: Refused, override: str, told: str) -> None:
+def test_unusable_settings_are_refused(refused: Refused, override: str, expected: str) -> None:
     message = refused(override)
-    assert told in message
+    assert expected in message
     assert len(message) < 1000
 
 
@@ -333,7 +333,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "told"),
+    ("break_it", "expected"),
     [
         (lambda m: (m / "config.json").unlink(), ("model.path='model' holds no config.json",)),
         (lambda m: (m / "config.json").write_text("{"), ("model.path='model'", "config.json")),
@@ -361,15 +361,15 @@ def cut(path: Path) -> None:
         (lambda m: (shutil.rmtree(m), m.write_text("a file")), ("model.path='model' is no folder",)),
     ],
 )
-def test_models_that_cannot_be_used(
-    refused: Refused, tiny_model: Path, tmp_path: Path, break_it: Callable[[Path], Any], told: tuple[str, ...]
+def test_unusable_models_are_refused(
+    refused: Refused, tiny_model: Path, tmp_path: Path, break_it: Callable[[Path], Any], expected: tuple[str, ...]
 ) -> None:
     break_it(shutil.copytree(tiny_model, tmp_path / "model"))
-    assert has_all(refused("model.path=model"), told)
+    assert has_all(refused("model.path=model"), expected)
 
 
 @pytest.mark.parametrize(
-    ("index", "told"),
+    ("index", "expected"),
     [
         ("{", "model.safetensors.index.json is not JSON"),
         ("[]", "model.safetensors.index.json holds a list"),
@@ -378,13 +378,13 @@ def test_models_that_cannot_be_used(
         ('{"weight_map": 5}', "names '5'"),
     ],
 )
-def test_an_index_of_weights_that_are_not_there(
-    refused: Refused, tiny_model: Path, tmp_path: Path, index: str, told: str
+def test_index_of_missing_weights_is_refused(
+    refused: Refused, tiny_model: Path, tmp_path: Path, index: str, expected: str
 ) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "shard.safetensors")
     (folder / "model.safetensors.index.json").write_text(index)
-    assert told in refused("model.path=model")
+    assert expected in refused("model.path=model")
 
 
 @pytest.fixture(scope="module")
@@ -397,7 +397,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "told"),
+    ("break_it", "expected"),
     [
         (lambda a: (a / "adapter_config.json").unlink(), ("model.adapter='adapter' holds no adapter_config.json",)),
         (lambda a: (a / "adapter_model.safetensors").unlink(), ("holds no adapter_model.safetensors",)),
@@ -415,11 +415,11 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (lambda a: (shutil.rmtree(a), a.write_text("a file")), ("model.adapter='adapter' is no folder",)),
     ],
 )
-def test_adapters_that_cannot_be_used(
-    refused: Refused, adapter: Path, tmp_path: Path, break_it: Callable[[Path], Any], told: tuple[str, ...]
+def test_unusable_adapters_are_refused(
+    refused: Refused, adapter: Path, tmp_path: Path, break_it: Callable[[Path], Any], expected: tuple[str, ...]
 ) -> None:
     break_it(shutil.copytree(adapter, tmp_path / "adapter"))
-    assert has_all(refused("model.adapter=adapter"), told)
+    assert has_all(refused("model.adapter=adapter"), expected)
 
 
 # --- functions of users ---
@@ -433,7 +433,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("exakt", "'exakt' is not built in; did you mean 'exact'?"),
         (":f", "':f' is not built in"),
@@ -449,43 +449,47 @@ MODULES = {
     ],
 )
 @pytest.mark.parametrize("setting", ["rewards.functions", "algorithm.criterion.kind"])
-def test_functions_that_cannot_be_used(refused: Refused, tmp_path: Path, setting: str, name: str, told: str) -> None:
+def test_unusable_functions_are_refused(
+    refused: Refused, tmp_path: Path, setting: str, name: str, expected: str
+) -> None:
     for module, text in MODULES.items():
         (tmp_path / f"{module}.py").write_text(text)
     value = json.dumps([{"function": name}] if setting.startswith("rewards") else name)
     message = refused(f"{setting}={value}")
     assert setting in message
-    assert told in message or "exact" in told  # names of built-in criteria are others
+    assert expected in message or "exact" in expected  # names of built-in criteria are others
 
 
-# --- where a run goes on, and where it is written ---
+# --- run folders to resume from and to write to ---
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "expected"),
     [
         ("nowhere", "nowhere has no checkpoints; give --resume a run folder"),
         ("file.txt", "file.txt has no checkpoints"),
         ("empty", "empty has no checkpoints"),
         ("run", "all 1 checkpoints in"),
-        ("run/checkpoints/step-000001", "step-000001 is damaged, incomplete or not there"),
-        ("run/checkpoints/step-000002", "step-000002 is damaged, incomplete or not there"),
-        ("auto", "--resume auto goes on with the run of run.name, which is not set"),
+        ("run/checkpoints/step-000001", "step-000001 is damaged, incomplete or missing"),
+        ("run/checkpoints/step-000002", "step-000002 is damaged, incomplete or missing"),
+        ("auto", "--resume auto resumes the run of run.name, which is not set"),
         ("s3://user:password@bucket/run", "--resume=s3://... holds a user, a password or a query"),
         ("zzz://bucket/run", "--resume='zzz://bucket/run': Protocol not known: zzz"),
     ],
 )
-def test_runs_that_nothing_can_go_on_from(refused: Refused, tmp_path: Path, where: str, told: str) -> None:
+def test_runs_without_usable_checkpoint_cannot_be_resumed(
+    refused: Refused, tmp_path: Path, where: str, expected: str
+) -> None:
     (tmp_path / "file.txt").write_text("no run")
     (tmp_path / "empty").mkdir()
     (tmp_path / "run" / "checkpoints" / "step-000001").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step-000001" / "state.json").write_text("{")
     message = refused(options=("--resume", where))
-    assert told in message
+    assert expected in message
     assert "password@" not in message
 
 
-def test_run_folders_that_cannot_be_made(refused: Refused, tmp_path: Path) -> None:
+def test_run_folders_that_cannot_be_created_are_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("no folder")
     assert "file.txt" in refused("run.output_dir=file.txt", "run.name=x")
     (tmp_path / "taken" / "x").mkdir(parents=True)
@@ -511,7 +515,7 @@ def test_urls_with_secrets_are_refused_and_not_shown(refused: Refused, setting: 
     assert "hunter2" not in message
 
 
-def test_a_place_without_secrets_is_taken() -> None:
+def test_url_without_secrets_is_accepted() -> None:
     from adagrpo_ray.config import load_config
 
     for place in ("s3://bucket/runs", "owner/name", "runs@home", "file:///mnt/a", "https://host:8080/a"):

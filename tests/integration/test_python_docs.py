@@ -163,7 +163,7 @@ def test_cell_resumes_a_run(notebook: Notebook) -> None:
     assert summary is not None
     assert [step["step"] for step in steps(summary)] == [1, 2, 3]
     assert summary.folder == notebook.main.first.folder
-    assert "going on after step 2" in notebook.output
+    assert "resuming after step 2" in notebook.output
 
 
 # --- errors, on the same Ray

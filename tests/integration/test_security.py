@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: tokens, no pickles, no code of others, no secrets left behind."""
+"""The promises of SECURITY.md: tokens, no pickles, no remote code, no secrets left behind."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ FLOAT32 = {"dtype": "float32"}
 
 # --- tokens ---
 
-# Ray takes 127.0.0.1 for the address by which others reach the node, where a Ray of our own does not listen; and who is
-# refused tries twenty times.
+# Ray replaces 127.0.0.1 by the address by which other machines reach the node, on which a local Ray does not listen. A
+# client that is refused tries twenty times.
 SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_NUM_REDIS_GET_RETRIES": "3", "RAY_worker_niceness": "0"}
 CLIENT = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(ray.cluster_resources()['CPU'])"
 
 
 def client(address: str, home: Path, **token: str) -> subprocess.CompletedProcess[str]:
-    """Another program of this machine that joins the cluster, with a home folder that has no token."""
+    """Start another program on this machine that joins the cluster, with a home folder that has no token."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | SETTINGS | token
     env |= {"HOME": str(home)}
     command = [sys.executable, "-c", CLIENT, address]
@@ -48,13 +48,13 @@ def client(address: str, home: Path, **token: str) -> subprocess.CompletedProces
 
 
 def listening(*processes: psutil.Process) -> set[tuple[str, int]]:
-    """The addresses and ports on which these processes listen."""
+    """Return the addresses and ports on which these processes listen."""
     found = [connection for process in processes for connection in process.net_connections("inet")]
     return {connection.laddr for connection in found if connection.status == psutil.CONN_LISTEN}
 
 
 def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProcess[str]:
-    """A run of the program that is to join the cluster."""
+    """Start a run of the program that joins the cluster."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | SETTINGS | token
     env |= {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")), "HOME": str(folder)}
     command = [
@@ -68,20 +68,18 @@ def run_on(address: str, folder: Path, **token: str) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="class")
 def ours() -> Iterator[set[tuple[str, int]]]:
-    """A Ray of our own, started where others ask for no token; the addresses where this process listened before."""
+    """Start a local Ray in an environment without tokens; return the addresses where this process listened before."""
     me = psutil.Process()
     before = listening(me, *me.children(recursive=True))
     with untold(), pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")  # what others ask for is not for the one that we start
+        environment.setenv("RAY_AUTH_MODE", "disabled")  # of other clusters; a Ray that we start ignores it
         with connect(Config(), None):
             ray.get(ray.remote(lambda: None).remote())  # so that there is a worker too
             yield before
 
 
-class TestARayOfOurOwn:
-    def test_it_refuses_whoever_has_no_token(
-        self, ours: set[tuple[str, int]], tiny_model: Path, tmp_path: Path
-    ) -> None:
+class TestLocalRay:
+    def test_refuses_programs_without_token(self, ours: set[tuple[str, int]], tiny_model: Path, tmp_path: Path) -> None:
         address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         nothing: dict[str, str] = {}
@@ -95,19 +93,19 @@ class TestARayOfOurOwn:
         assert float(good.stdout) >= 1
         assert [(done.returncode != 0, done.stdout) for done in refused] == [(True, "")] * 2
         assert [run.returncode for run in runs] == [2, 2]
-        for run, told in zip(
+        for run, expected in zip(
             runs, ("that takes requests with no token", "takes no request without its token"), strict=True
         ):
             *_, error = run.stderr.splitlines()  # before it Ray may warn
             assert error.startswith("error: ")
-            assert told in error
+            assert expected in error
             assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token" in error
         shown = [file for file in session.rglob("*") if file.is_file() and token.encode() in file.read_bytes()]
         assert shown == []
         assert len(token) == 64
         assert not (tmp_path / ".ray").exists()  # nor is there a token in a file
 
-    def test_it_listens_on_loopback_alone(self, ours: set[tuple[str, int]]) -> None:
+    def test_listens_on_loopback_only(self, ours: set[tuple[str, int]]) -> None:
         me = psutil.Process()
         processes = me.children(recursive=True)
         metrics = ray.nodes()[0]["MetricsExportPort"]
@@ -119,7 +117,7 @@ class TestARayOfOurOwn:
 # --- pickles ---
 
 
-def test_pickles_beside_safetensors_are_not_read(tiny_model: Path, tmp_path: Path) -> None:
+def test_pickles_next_to_safetensors_are_not_read(tiny_model: Path, tmp_path: Path) -> None:
     model, marker = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "marker"
     plant(model, marker)
     config = Config.model_validate({"model": {"path": str(model), **FLOAT32}})
@@ -134,7 +132,7 @@ def test_pickles_beside_safetensors_are_not_read(tiny_model: Path, tmp_path: Pat
     assert not marker.exists()
 
 
-def test_models_and_adapters_that_are_pickles_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_pickled_models_and_adapters_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     model, marker = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "marker"
     config = Config.model_validate({"model": {"path": str(model), **FLOAT32}})
     load_policy(str(model), config).save_pretrained(tmp_path / "adapter")
@@ -152,7 +150,7 @@ def test_models_and_adapters_that_are_pickles_are_refused(tiny_model: Path, tmp_
     assert not marker.exists()
 
 
-def test_weights_that_a_config_says_are_pickled_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_pickled_weights_named_by_config_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     model, marker = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "marker"
     plant(model, marker)
     text = (model / "config.json").read_text()
@@ -162,34 +160,34 @@ def test_weights_that_a_config_says_are_pickled_are_refused(tiny_model: Path, tm
     assert not marker.exists()
 
 
-def test_vllm_reads_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_reads_safetensors_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import vllm
     from vllm.config.load import LoadConfig
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
     from adagrpo_ray.rollout.engine import RolloutEngine
 
-    asked: dict[str, Any] = {}
+    recorded: dict[str, Any] = {}
 
     def record(**arguments: Any) -> Any:
-        asked.update(arguments)
+        recorded.update(arguments)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(vllm, "AsyncEngineArgs", record)
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(RolloutEngine.start("model", 64, Config()))
-    assert asked["load_format"] == "safetensors"
-    assert asked["trust_remote_code"] is False
+    assert recorded["load_format"] == "safetensors"
+    assert recorded["trust_remote_code"] is False
     plant(tmp_path, tmp_path / "marker")
-    loader = DefaultModelLoader(LoadConfig(load_format=asked["load_format"]))
+    loader = DefaultModelLoader(LoadConfig(load_format=recorded["load_format"]))
     with pytest.raises(RuntimeError, match="Cannot find any model weights"):
         loader._prepare_weights(str(tmp_path), None, None, True, None)
 
 
-# --- code of others ---
+# --- remote code ---
 
 
-def test_code_that_comes_with_a_model_runs_only_where_that_is_asked_for_and_said(
+def test_code_of_model_runs_only_with_trust_remote_code_and_a_notice(
     launch: ModuleType,
     tiny_model: Path,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Runs that are kept at a URL: on a real S3 API, that of moto's server."""
+"""Runs that are kept at a URL, with the S3 API of moto's server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an empty bucket, with all that finds it in the environment."""
+    """The URL of an empty bucket, with its address and credentials in the environment."""
     import s3fs
 
     for name, value in {
@@ -64,7 +64,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, part: str, times: int, why: str = "the network is down") -> None:
-    """Let the next `times` uploads fail whose name has `part`."""
+    """Make the next `times` uploads fail whose name has `part`."""
     import s3fs
 
     real, tried = s3fs.S3FileSystem._call_s3, []
@@ -88,7 +88,7 @@ def names(url: str) -> set[str]:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_small_texts_are_left_found_and_cleared(bucket: str, tmp_path: Path, remote: bool) -> None:
+def test_small_texts_are_written_read_and_removed(bucket: str, tmp_path: Path, remote: bool) -> None:
     folder = f"{bucket}/run" if remote else f"file://{tmp_path}/run"
     assert storage.find(folder, "a") is None
     storage.leave(folder, "a", "one")
@@ -108,26 +108,22 @@ def test_small_texts_are_left_found_and_cleared(bucket: str, tmp_path: Path, rem
         ("s3://", "names no bucket"),
     ],
 )
-def test_a_place_that_cannot_be_used_is_named(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, url: str, message: str
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)  # as where it is not installed
+def test_error_names_unusable_url(bucket: str, monkeypatch: pytest.MonkeyPatch, url: str, message: str) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=message) as caught:
         storage.probe(url)
     assert str(caught.value).startswith(repr(url))
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/x", "nonsense://bucket/x", "memory://"])
-def test_what_needs_no_server_is_told_by_the_option(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_check_without_server_names_the_option(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(ConfigError) as caught:
         storage.check(url, "--out")
     assert str(caught.value).startswith(f"--out={url!r}")
 
 
-def test_credentials_are_looked_for_in_the_environment_and_never_shown(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials_come_from_environment_and_are_never_shown(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -147,20 +143,20 @@ def test_credentials_are_looked_for_in_the_environment_and_never_shown(
 
 
 @pytest.mark.faults
-def test_a_server_that_is_not_there_is_found_at_the_start(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_server_is_found_at_start(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs and botocore have tries of their own
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # s3fs and botocore also try again
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
+        deaf.bind(("127.0.0.1", 0))  # so that no other program listens there meanwhile
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(ConfigError, match="'s3://runs-of-tests/run' cannot be used"):
             storage.probe(f"{bucket}/run")
 
 
-def test_a_writer_copies_what_changed_and_leaves_nothing_here(bucket: str) -> None:
+def test_writer_copies_changed_files_and_keeps_no_local_copy(bucket: str) -> None:
     home = f"{bucket}/runs/one"
     with open_run(home, "a: 1\n", print) as writer:
         assert storage.find(home, "config.yaml") == "a: 1\n"
@@ -175,16 +171,14 @@ def test_a_writer_copies_what_changed_and_leaves_nothing_here(bucket: str) -> No
 
 
 @pytest.mark.faults
-def test_a_copy_that_fails_is_made_up_for_and_the_last_one_has_to_succeed(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    writer = open_run(f"{bucket}/run", "", told.append)
+def test_failed_copy_is_repeated_and_last_copy_must_succeed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    notices: list[str] = []
+    writer = open_run(f"{bucket}/run", "", notices.append)
     fail(monkeypatch, "evaluations", times=4)
     writer.evaluation("before", RECORD)  # three tries
     assert storage.find(writer.home, "evaluations.jsonl") is None
-    assert "the network is down" in told[0]
-    assert str(writer.folder) in told[0]
+    assert "the network is down" in notices[0]
+    assert str(writer.folder) in notices[0]
     writer.evaluation("step 1", RECORD)  # a fourth, and one that succeeds
     assert len((storage.find(writer.home, "evaluations.jsonl") or "").splitlines()) == 2
 
@@ -198,7 +192,7 @@ def lines_of(home: str, name: str) -> int:
     return len((storage.find(home, name) or "").splitlines())
 
 
-def test_samples_are_copied_after_each_step_while_they_are_few(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_copied_after_each_step_while_small(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     home = f"{bucket}/run"
     with open_run(home, "", print) as writer:
         for step in (1, 2):
@@ -215,7 +209,7 @@ def test_samples_are_copied_after_each_step_while_they_are_few(bucket: str, monk
     assert lines_of(home, "samples.jsonl") == 55
 
 
-def test_checkpoints_are_kept_pruned_and_loaded(bucket: str) -> None:
+def test_checkpoints_are_saved_pruned_and_loaded(bucket: str) -> None:
     folder = f"{bucket}/run/checkpoints"
     for step in (1, 2, 3):
         kept.save(folder, step, contents(step), save_total_limit=2)
@@ -226,7 +220,7 @@ def test_checkpoints_are_kept_pruned_and_loaded(bucket: str) -> None:
     assert loaded["arrays.safetensors"]["a"].tolist() == [2.0, 2.0, 2.0]
     assert not list((cache_folder() / "scratch").iterdir())
 
-    kept.set_latest(f"{folder}/step-000002")  # as where a run is taken back
+    kept.set_latest(f"{folder}/step-000002")  # as if a run resumed from there
     kept.save(folder, 3, contents(30), save_total_limit=2)
     assert kept.load(f"{folder}/step-000003")["state.json"] == {"value": 30}
     storage.leave(f"{folder}/step-000003", "state.json", "{}")
@@ -234,7 +228,7 @@ def test_checkpoints_are_kept_pruned_and_loaded(bucket: str) -> None:
         kept.load(f"{folder}/step-000003")
 
 
-def test_the_best_checkpoint_stays_too_and_is_found(bucket: str) -> None:
+def test_best_checkpoint_is_kept_and_found(bucket: str) -> None:
     folder = f"{bucket}/runs/one/checkpoints"
     accuracies: dict[int, float] = {}
     for step, accuracy in ((1, 0.75), (2, 0.5), (3, 0.5)):
@@ -257,9 +251,7 @@ def test_the_best_checkpoint_stays_too_and_is_found(bucket: str) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("part", ["arrays", "checksums", "latest"])
-def test_an_upload_that_fails_leaves_the_checkpoint_before(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, part: str
-) -> None:
+def test_failed_upload_keeps_earlier_checkpoint(bucket: str, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     folder = f"{bucket}/run/checkpoints"
     kept.save(folder, 1, contents(1), save_total_limit=1)
     with monkeypatch.context() as patch:
@@ -278,7 +270,7 @@ def settings(bucket: str) -> Config:
 
 
 def a_run(config: Config) -> tuple[str, RunWriter]:
-    """A run without a step that has two checkpoints, after an evaluation each; its folder and writer."""
+    """Create a run without a step with two checkpoints, each after an evaluation; return its folder and writer."""
     home = storage.join(config.run.output_dir, "one")
     writer = open_run(home, "", print)
     for step in (1, 2):
@@ -290,48 +282,48 @@ def a_run(config: Config) -> tuple[str, RunWriter]:
     return home, writer
 
 
-def test_the_past_is_found_and_taken_back(bucket: str) -> None:
-    config, told = settings(bucket), list[str]()
+def test_past_is_found_and_cut_at_its_mark(bucket: str) -> None:
+    config, notices = settings(bucket), list[str]()
     home, writer = a_run(config)
     with writer:
         pass
     for where in ("auto", home, f"{home}/", f"{home}/checkpoints/step-000002"):
-        past = find_past(where, config, told.append)
+        past = find_past(where, config, notices.append)
         assert past.source == f"{home}/checkpoints/step-000002"
         assert len(past.evaluations) == 2
-        assert told.pop() == f"going on after step 0, from {home}/checkpoints/step-000002"
-    past = find_past(f"{home}/checkpoints/step-000001", config, told.append)
-    with past.writer(as_yaml(config), told.append):
+        assert notices.pop() == f"resuming after step 0, from {home}/checkpoints/step-000002"
+    past = find_past(f"{home}/checkpoints/step-000001", config, notices.append)
+    with past.writer(as_yaml(config), notices.append):
         assert storage.find(f"{home}/checkpoints", "latest") == "step-000001\n"
         assert (lines_of(home, "evaluations.jsonl"), lines_of(home, "samples.jsonl")) == (1, 1)
 
 
-@pytest.mark.parametrize("what", ["damaged", "half uploaded", "lines are missing"])
-def test_a_bad_checkpoint_is_passed_over(bucket: str, what: str) -> None:
-    config, told = settings(bucket), list[str]()
+@pytest.mark.parametrize("fault", ["damaged", "half uploaded", "lines are missing"])
+def test_bad_checkpoint_is_passed_over(bucket: str, fault: str) -> None:
+    config, notices = settings(bucket), list[str]()
     home, _ = a_run(config)
     bad = f"{home}/checkpoints/step-000002"
-    if what == "damaged":
+    if fault == "damaged":
         storage.leave(bad, "state.json", "{}")
-    elif what == "half uploaded":
+    elif fault == "half uploaded":
         storage.clear(bad, "checksums.json")
     else:
         lines = storage.find(home, "evaluations.jsonl") or ""
         storage.leave(home, "evaluations.jsonl", lines.splitlines(keepends=True)[0])
-    past = find_past("auto", config, told.append)
+    past = find_past("auto", config, notices.append)
     assert past.source == f"{home}/checkpoints/step-000001"
     assert len(past.evaluations) == 1
-    assert told[0].startswith("passed over: ")
-    assert (bad if what != "lines are missing" else home) in told[0]
+    assert notices[0].startswith("passed over: ")
+    assert (bad if fault != "lines are missing" else home) in notices[0]
     with pytest.raises(CheckpointError):
-        find_past(bad, config, told.append)
+        find_past(bad, config, notices.append)
     storage.leave(f"{home}/checkpoints/step-000001", "state.json", "{}")
     with pytest.raises(CheckpointError, match=f"all 2 checkpoints in {home}/checkpoints are damaged"):
-        find_past("auto", config, told.append)
+        find_past("auto", config, notices.append)
 
 
-def test_a_run_of_an_older_version_is_refused_and_not_begun_again(bucket: str) -> None:
-    config, told = settings(bucket), list[str]()
+def test_run_of_older_version_is_refused_and_not_restarted(bucket: str) -> None:
+    config, notices = settings(bucket), list[str]()
     home, _ = a_run(config)
     lines = storage.find(home, "evaluations.jsonl") or ""
     storage.leave(home, "evaluations.jsonl", lines.replace('"accuracy":', '"accurate":'))
@@ -339,30 +331,30 @@ def test_a_run_of_an_older_version_is_refused_and_not_begun_again(bucket: str) -
         with pytest.raises(
             HistoryError, match=f"{home} was written by an older version .*no 'accuracy', but 'accurate'"
         ):
-            find_past(where, config, told.append)
-    assert told == []
+            find_past(where, config, notices.append)
+    assert notices == []
 
 
-def test_a_run_without_a_whole_checkpoint_begins_anew(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, told = settings(bucket), list[str]()
+def test_run_without_complete_checkpoint_starts_from_first_step(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, notices = settings(bucket), list[str]()
     home = f"{bucket}/runs/one"
     with pytest.raises(AdaGRPOError, match=f"{home} has no checkpoints"):
-        find_past(home, config, told.append)
+        find_past(home, config, notices.append)
     with monkeypatch.context() as patch:
         fail(patch, "checksums", times=10**6)
         with pytest.raises(CheckpointError):
             kept.save(f"{home}/checkpoints", 1, contents(1), save_total_limit=1)
-    past = find_past("auto", config, told.append)
+    past = find_past("auto", config, notices.append)
     assert past.checkpoint is None
-    assert told == [f"no checkpoint in {home}: beginning with the first step"]
+    assert notices == [f"no checkpoint in {home}: beginning with the first step"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_in_a_bucket_goes_on_as_one_on_a_disk_that_never_stopped(
+def test_resumed_run_in_bucket_equals_uninterrupted_run_on_disk(
     bucket: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:  # the tiny model is where every test finds it
+    with monkeypatch.context() as patch:  # the tiny model is in the cache of all tests
         patch.delenv("XDG_CACHE_HOME")
         model = cache_folder()
     (tmp_path / "cache").mkdir()
@@ -372,11 +364,11 @@ def test_a_run_in_a_bucket_goes_on_as_one_on_a_disk_that_never_stopped(
     here = cache_folder()
 
     train(f"{bucket}/runs", 2)
-    assert not list(here.glob("runs/*/*"))  # no copy is left to go on from
+    assert not list(here.glob("runs/*/*"))  # no local copy is left to resume from
     output = train(f"{bucket}/runs", 4, "--resume", "auto")
 
     home, back = f"{bucket}/runs/run", tmp_path / "back"
-    assert f"going on after step 2, from {home}/checkpoints/step-000002" in " ".join(output.split())
+    assert f"resuming after step 2, from {home}/checkpoints/step-000002" in " ".join(output.split())
     back.mkdir()
     storage.pull(home, back, sorted(storage.files(home)))
     assert metrics(back) == metrics(whole)

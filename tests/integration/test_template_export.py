@@ -1,4 +1,4 @@
-"""The chat template of a run goes with its merged model."""
+"""The merged model of a run has the chat template of the run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, file: Path) -> Path:
-    """A run folder on a base model without a template, as `data.chat_template`=file leaves one."""
+    """A run folder with a base model without a template, as a run with a file as `data.chat_template` writes it."""
     tokenizer = tokenizer_of("bos", None)
     base = scripted_model(tmp_path / "base", tokenizer, tokenizer.encode("ab", add_special_tokens=False))
     rows = tmp_path / "rows.jsonl"
@@ -44,11 +44,11 @@ def run(tmp_path: Path, file: Path) -> Path:
     return folder
 
 
-def test_the_merged_model_has_the_template_that_it_was_trained_with(run: Path, file: Path, tmp_path: Path) -> None:
+def test_merged_model_has_template_of_training(run: Path, file: Path, tmp_path: Path) -> None:
     file.unlink()  # as on another machine
-    told: list[str] = []
-    merged = export(ExportRequest(str(run), tmp_path / "merged"), told.append)
-    assert any("prompts of" in line and "rows.jsonl" in line for line in told)
+    notices: list[str] = []
+    merged = export(ExportRequest(str(run), tmp_path / "merged"), notices.append)
+    assert any("prompts of" in line and "rows.jsonl" in line for line in notices)
     assert AutoTokenizer.from_pretrained(merged).chat_template == ASKS
     (run / "adapter" / "chat_template.jinja").unlink()
     gone = r"the chat template of the run is not in .*adapter, and data\.chat_template='.*' cannot be read"
@@ -56,14 +56,14 @@ def test_the_merged_model_has_the_template_that_it_was_trained_with(run: Path, f
         pass
 
 
-def test_a_model_that_was_trained_on_plain_text_is_compared_on_it(run: Path, tmp_path: Path) -> None:
+def test_model_trained_on_plain_text_is_compared_on_plain_text(run: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["data"]["chat_template"] = "none"
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     for name in ("chat_template.jinja", "README.md"):
         (run / "adapter" / name).unlink()
-    told: list[str] = []
-    merged = export(ExportRequest(str(run), tmp_path / "merged"), told.append)
-    assert any("prompts of" in line and "rows.jsonl" in line for line in told)
+    notices: list[str] = []
+    merged = export(ExportRequest(str(run), tmp_path / "merged"), notices.append)
+    assert any("prompts of" in line and "rows.jsonl" in line for line in notices)
     assert AutoTokenizer.from_pretrained(merged).chat_template is None
     assert "llm.generate(text," in (merged / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The tiny base model: tokenizer, training data, cache, success rates; and loading any model with its adapter."""
+"""The tiny base model: tokenizer, training data, cache and success rates; and loading models with adapters."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
         "<|im_start|>user\n1<|im_end|>\n",
     ],
 )
-def test_text_survives_the_tokenizer(tokenizer: Any, text: str):
+def test_tokenizer_round_trip_keeps_text(tokenizer: Any, text: str):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -77,7 +77,7 @@ def test_markers_are_single_tokens_that_are_not_special(tokenizer: Any):
         assert tokenizer.decode(ids, skip_special_tokens=True) == marker
 
 
-def test_special_tokens(tokenizer: Any):
+def test_special_tokens_are_those_of_chatml(tokenizer: Any):
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert tokenizer.decode(tokenizer.encode("<|im_start|>1<|im_end|><|endoftext|>"), skip_special_tokens=True) == "1"
     assert tokenizer.encode("é") == [tokenizer.unk_token_id]
@@ -112,7 +112,7 @@ def test_training_prompt_is_the_rendered_prompt(tokenizer: Any):
     assert [*head, *tokenizer.encode("345+278"), *tail] == prompt_ids(tokenizer, "345+278")
 
 
-def test_only_the_first_carry_is_weighted_by_the_success_rate(tokenizer: Any):
+def test_only_first_carry_is_weighted_by_success_rate(tokenizer: Any):
     rng, seen = np.random.default_rng(0), set()
     for _ in range(20):
         example = training_example(tokenizer, [], rng, 3, 0.35, MARKERS)
@@ -174,7 +174,7 @@ def test_building_leaves_threads_and_random_numbers_alone(tmp_path: Path, monkey
 
 
 @pytest.mark.faults
-def test_what_a_killed_build_left_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_of_killed_build_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = build_tiny_model(SETTINGS, MARKERS, SHORT)
     folder.rename(folder.with_name(folder.name + ".partial"))
@@ -185,17 +185,17 @@ def test_what_a_killed_build_left_is_replaced(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.faults
 def test_of_two_builders_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Both come to the lock before either gets it."""
+    """Both builders reach the lock before one of them gets it."""
     code = (
         "import filelock\n"
         "from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings\n"
         "from adagrpo_ray.toy.tiny import build_tiny_model\n"
         "from adagrpo_ray.toy.training import Recipe\n"
-        "class Told(filelock.FileLock):\n"
+        "class Reporting(filelock.FileLock):\n"
         "    def acquire(self, *args, **kwargs):\n"
         "        print('here', flush=True)\n"
         "        return super().acquire(*args, **kwargs)\n"
-        "filelock.FileLock = Told\n"
+        "filelock.FileLock = Reporting\n"
         f"print(build_tiny_model(ArithmeticSettings(), FormatSettings(), {SHORT!r}))\n"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -228,7 +228,7 @@ def test_unwritable_cache_names_the_path_and_the_variable(tmp_path: Path, monkey
 # Success rate
 
 
-def test_success_rates_are_those_of_the_settings(folder: Path, tokenizer: Any):
+def test_success_rates_match_settings(folder: Path, tokenizer: Any):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -247,7 +247,7 @@ def test_success_rates_are_those_of_the_settings(folder: Path, tokenizer: Any):
 
 
 def sampled(model: Any, tokenizer: Any, problems: list[Problem]) -> dict[Problem, str]:
-    """One completion of each problem at temperature 1; "" where it does not end."""
+    """Return one completion of each problem at temperature 1; "" if it does not end."""
     torch.manual_seed(0)
     prompts = torch.tensor([prompt_ids(tokenizer, p.text) for p in problems])
     rows = model.generate(
@@ -266,7 +266,7 @@ def test_tiny_and_folders_resolve(folder: Path):
     assert resolve_model(config(folder)) == str(folder)
 
 
-def test_folders_that_hold_no_model(tmp_path: Path):
+def test_folders_without_model_are_refused(tmp_path: Path):
     with pytest.raises(ModelError, match=r"model\.path=.* holds no config\.json"):
         resolve_model(config(tmp_path))
     (tmp_path / "config.json").write_text("{}")
@@ -275,7 +275,7 @@ def test_folders_that_hold_no_model(tmp_path: Path):
         resolve_model(config(tmp_path))
 
 
-def test_unknown_path():
+def test_unknown_path_is_refused():
     with pytest.raises(
         ModelError,
         match=r"model\.path='no/such/folder' is neither 'tiny', nor a folder, .*; give a folder, a \.gguf file or",
@@ -283,7 +283,7 @@ def test_unknown_path():
         resolve_model(config("no/such/folder"))
 
 
-def test_a_model_that_cannot_be_built_has_no_shapes(folder: Path, tmp_path: Path):
+def test_shapes_of_unbuildable_model_raise(folder: Path, tmp_path: Path):
     assert linear_shapes(str(folder), config().model)["model.layers.3.mlp.down_proj"] == (256, 128)
     copy = shutil.copytree(folder, tmp_path / "copy")
     settings = json.loads((copy / "config.json").read_text())
@@ -324,7 +324,7 @@ def test_new_adapter_changes_nothing_and_follows_the_seed(folder: Path):
     assert all("lora_" in name for name in trained)
 
 
-def test_an_adapter_can_be_continued(folder: Path, tmp_path: Path):
+def test_adapter_can_be_continued(folder: Path, tmp_path: Path):
     policy = load_policy(str(folder), config())
     for t in tensors(policy, "lora_B"):
         t.fill_(0.5)
@@ -340,7 +340,7 @@ def test_an_adapter_can_be_continued(folder: Path, tmp_path: Path):
         load_policy(str(folder), config(adapter=str(tmp_path), lora={"r": 8}))
 
 
-def test_an_adapter_of_another_model_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_adapter_of_other_model_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load_policy(str(build_tiny_model(SETTINGS, MARKERS, SHORT)), config()).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"model\.adapter=.* does not fit model\.path"):

@@ -107,8 +107,8 @@ def half_with_its_settings(folder: Path) -> None:
             r"has weights for q_proj, v_proj, but model\.lora\.targets names q_proj, k_proj, .*; "
             r"set model\.lora\.targets=\[q_proj,v_proj\]",
         ),
-        (with_settings(r=8), r"has r=8 and alpha=32, the settings say model\.lora\.r=16"),
-        (with_settings(lora_alpha=64), r"has r=16 and alpha=64, the settings say .* model\.lora\.alpha=32"),
+        (with_settings(r=8), r"has r=8 and alpha=32, and the settings have model\.lora\.r=16"),
+        (with_settings(lora_alpha=64), r"has r=16 and alpha=64, and the settings have .* model\.lora\.alpha=32"),
     ],
 )
 def test_an_adapter_that_does_not_match_the_settings_is_refused(

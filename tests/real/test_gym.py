@@ -324,7 +324,7 @@ def test_ground_truths_are_checked_before_the_start() -> None:
 def test_partial_scores_that_count_as_correct_are_a_warning() -> None:
     config = config_of(SUMS, rewards={"functions": [{"function": "reasoning_gym"}]})
     (warning,) = check_ground_truths(config, load_prompts(config, TOKENIZER).train, TOKENIZER)
-    assert "rewards.correct_above=0: 'reasoning_gym' pays a part of 1.0 for some wrong answers" in warning
+    assert "rewards.correct_above=0: 'reasoning_gym' gives a part of 1.0 to some wrong answers" in warning
 
 
 def test_nothing_is_correct_above_the_best_score() -> None:

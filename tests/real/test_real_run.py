@@ -79,7 +79,7 @@ def test_a_resumed_run_is_bitwise_identical(run: tuple[Path, str], tmp_path: Pat
     settings = (*SMALL, *EXACT, "rollout.actors=2", "learner.ranks=2", "learner.zero_stage=2")
     ended = launch("--config", SMOLLM2, f"run.output_dir={tmp_path}", "--resume", "auto", *settings)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "going on after step 1" in ended.stdout
+    assert "resuming after step 1" in ended.stdout
     assert metrics(folder) == metrics(whole)
     adapter = "adapter/adapter_model.safetensors"
     assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()

@@ -136,7 +136,7 @@ def exact(completions: list[str], **context: object) -> list[float]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reward_functions": [lambda completions, **context: []]}, r"rewards\.functions: .* has no name to go by"),
+        ({"reward_functions": [lambda completions, **context: []]}, r"rewards\.functions: .* has no name; give"),
         ({"reward_functions": [half, half]}, "two have the name 'half'"),
         ({"reward_functions": [exact]}, "'exact' is the name of a built-in one"),
         (

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: exact, whole or not there, and the settings and lines that belong to them."""
+"""Checkpoints on disk are exact and complete or absent; the settings and lines that belong to them."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ PROMPTS = {name: make_prompt(name, difficulty="5 digits") for name in ("p", "q")
 HOT = SamplingParams(temperature=1.3, min_p=0.1, answer=SamplingParams(temperature=0.7))
 
 
-def told(value: Any) -> Any:
-    """A value so that == says whether it is the same to the last bit, NaN included."""
+def exact(value: Any) -> Any:
+    """Return a value for which == compares bit by bit, also with NaN."""
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
     if is_dataclass(value):
-        return {field.name: told(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: exact(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
-        return {key: told(item) for key, item in value.items()}
-    return [told(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: exact(item) for key, item in value.items()}
+    return [exact(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def silent(text: str) -> None:
@@ -50,7 +50,7 @@ def silent(text: str) -> None:
 
 class TestSampler:
     def state(self) -> dict[str, Any]:
-        """A state with a group that has failed twice, and one that was never sampled."""
+        """Return a state with a group that failed twice, and one that was never sampled."""
         first = make_attempt([0.1, 0.2], by_function=[[0.1, math.nan], [0.2, 0.3]], correct=[False, False])
         second = make_attempt([0.0, 0.0], rung=0, sampling=HOT, lengths=[0, 5])
         odd = replace(second.completions[1], text='"\ud800 \u2028\0\n', weight_version=3, finish_reason="length")
@@ -63,73 +63,73 @@ class TestSampler:
             "difficulties": {"": Posterior(), "5 digits": Posterior(1e-17, 3.0)},
         }
 
-    def test_a_state_comes_back_to_the_last_bit(self, tmp_path: Path) -> None:
+    def test_state_is_restored_bit_by_bit(self, tmp_path: Path) -> None:
         plain, arrays = to_plain(self.state())
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")
         back = from_plain(files["sampler.json"], files["sampler.safetensors"], PROMPTS)
-        assert told(back) == told(self.state())
+        assert exact(back) == exact(self.state())
         assert back["waiting"][0].prompt is PROMPTS["q"]
         assert statistics_of(back["waiting"][0]).count == 4
 
-    def test_an_empty_state_comes_back(self, tmp_path: Path) -> None:
+    def test_empty_state_is_restored(self, tmp_path: Path) -> None:
         empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "difficulties": {}}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")
         assert from_plain(files["sampler.json"], files["sampler.safetensors"], {}) == empty
 
-    def test_waiting_groups_keep_the_tokens_that_they_were_sampled_after(self) -> None:
+    def test_waiting_groups_keep_their_prompt_tokens(self) -> None:
         plain, arrays = to_plain(self.state())
         tomorrow = {name: replace(p, token_ids=p.token_ids + 1) for name, p in PROMPTS.items()}
         sampled, fresh = from_plain(plain, arrays, tomorrow)["waiting"]
         assert sampled.prompt.token_ids.tolist() == PROMPTS["q"].token_ids.tolist()
         assert fresh.prompt is tomorrow["p"]
 
-    def test_ids_of_another_version_are_refused_by_their_reason(self) -> None:
+    def test_ids_of_other_version_are_refused(self) -> None:
         plain, arrays = to_plain(self.state())
         del plain["prompts"]["ids"]
         with pytest.raises(CheckpointError, match="a version that names prompts in another way"):
             from_plain(plain, arrays, PROMPTS)
 
-    def test_a_prompt_that_is_gone_is_named(self) -> None:
+    def test_missing_prompt_is_named(self) -> None:
         plain, arrays = to_plain(self.state())
         with pytest.raises(CheckpointError, match=r"the prompt q, .*data\.source"):
             from_plain(plain, arrays, {"p": PROMPTS["p"]})
 
 
 class TestFiles:
-    def test_what_was_saved_is_loaded(self, tmp_path: Path) -> None:
+    def test_saved_files_are_loaded(self, tmp_path: Path) -> None:
         save(tmp_path, 12, CONTENTS, 2)
         files = load(tmp_path / "step-000012")
         assert files["state.json"] == CONTENTS["state.json"]
-        assert told(files["adapter.safetensors"]) == told(CONTENTS["adapter.safetensors"])
+        assert exact(files["adapter.safetensors"]) == exact(CONTENTS["adapter.safetensors"])
         assert newest(tmp_path, silent) == tmp_path / "step-000012"
         assert (tmp_path / "latest").read_text() == "step-000012\n"
 
-    def test_the_newest_stay(self, tmp_path: Path) -> None:
+    def test_newest_checkpoints_are_kept(self, tmp_path: Path) -> None:
         for step in (8, 9, 10, 1_000_000):
             save(tmp_path, step, CONTENTS, 2)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000010", "step-1000000"]
         assert newest(tmp_path, silent) == tmp_path / "step-1000000"
 
-    def test_no_folder_has_no_checkpoint(self, tmp_path: Path) -> None:
+    def test_missing_folder_has_no_checkpoint(self, tmp_path: Path) -> None:
         assert newest(tmp_path / "none", silent) is None
 
-    def test_what_was_not_finished_is_no_checkpoint(self, tmp_path: Path) -> None:
+    def test_unfinished_folder_is_no_checkpoint(self, tmp_path: Path) -> None:
         save(tmp_path, 1, CONTENTS, 2)
         shutil.copytree(tmp_path / "step-000001", tmp_path / "step-000002.part")
         assert newest(tmp_path, silent) == tmp_path / "step-000001"
         save(tmp_path, 2, CONTENTS, 2)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001", "step-000002"]
 
-    def test_one_that_latest_does_not_name_yet_does_not_count(self, tmp_path: Path) -> None:
+    def test_checkpoint_is_ignored_until_latest_names_it(self, tmp_path: Path) -> None:
         save(tmp_path, 1, CONTENTS, 2)
         shutil.copytree(tmp_path / "step-000001", tmp_path / "step-000002")
         assert newest(tmp_path, silent) == tmp_path / "step-000001"
 
     @pytest.mark.parametrize("text", [None, "", "\0\xff", "step-000009", "../step-000001"])
-    def test_all_count_where_latest_says_nothing(self, tmp_path: Path, text: str | None) -> None:
+    def test_all_checkpoints_count_without_latest(self, tmp_path: Path, text: str | None) -> None:
         save(tmp_path, 1, CONTENTS, 2)
         save(tmp_path, 2, CONTENTS, 2)
         (tmp_path / "latest").unlink()
@@ -137,7 +137,7 @@ class TestFiles:
             (tmp_path / "latest").write_text(text, encoding="latin-1")
         assert newest(tmp_path, silent) == tmp_path / "step-000002"
 
-    def test_a_run_taken_back_writes_its_steps_again(self, tmp_path: Path) -> None:
+    def test_run_reset_to_earlier_step_overwrites_later_ones(self, tmp_path: Path) -> None:
         for step in (1, 2, 3):
             save(tmp_path, step, CONTENTS, 3)
         set_latest(tmp_path / "step-000001")
@@ -147,7 +147,7 @@ class TestFiles:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001", "step-000002"]
         assert load(tmp_path / "step-000002")["state.json"] == {"again": True}
 
-    def test_what_was_not_on_the_way_to_the_newest_goes(self, tmp_path: Path) -> None:
+    def test_checkpoints_of_abandoned_steps_are_removed(self, tmp_path: Path) -> None:
         for step in (1, 2, 3):
             save(tmp_path, step, CONTENTS, 3, {1: 0.25, 2: 0.75, 3: 0.5})
         set_latest(tmp_path / "step-000001")
@@ -155,13 +155,13 @@ class TestFiles:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "latest", "step-000001", "step-000004"]
         assert (tmp_path / "best").read_text() == "step-000001\n"
 
-    def test_what_a_killed_run_did_not_finish_goes(self, tmp_path: Path) -> None:
+    def test_unfinished_folder_of_killed_run_is_removed(self, tmp_path: Path) -> None:
         for name in ("step-000001.part", "step-000007.part"):
             (tmp_path / name).mkdir()
         save(tmp_path, 8, CONTENTS, 3)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000008"]
 
-    def test_the_best_stays_too(self, tmp_path: Path) -> None:
+    def test_best_checkpoint_is_kept(self, tmp_path: Path) -> None:
         accuracies: dict[int, float] = {0: 1.0}
         found = []
         for step, accuracy in enumerate((0.25, None, 0.5, 0.5, 0.25, None, 0.75), 1):
@@ -174,10 +174,10 @@ class TestFiles:
             *(("1", ["1"]), ("1", ["1", "2"]), ("3", ["3"]), ("3", ["3", "4"])),
             *(("3", ["3", "5"]), ("3", ["3", "6"]), ("7", ["7"])),
         ]
-        save(tmp_path, 8, CONTENTS, 1)  # as where it is not wanted any more
+        save(tmp_path, 8, CONTENTS, 1)  # as if keep_best was turned off
         assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000008"]
 
-    def test_the_best_of_a_run_that_was_killed_between_two_of_its_writes(self, tmp_path: Path) -> None:
+    def test_best_checkpoint_after_kill_between_writes(self, tmp_path: Path) -> None:
         save(tmp_path, 1, CONTENTS, 1, {1: 0.25})
         save(tmp_path, 2, CONTENTS, 1)
         save(tmp_path / "other", 1, CONTENTS, 1)
@@ -188,34 +188,34 @@ class TestFiles:
         assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000002", "step-000003"]
 
     @pytest.mark.parametrize("extra", ["more.json", "a folder"])
-    def test_what_does_not_belong_to_it_is_found(self, tmp_path: Path, extra: str) -> None:
+    def test_extra_file_is_detected(self, tmp_path: Path, extra: str) -> None:
         save(tmp_path, 1, CONTENTS, 2)
         save(tmp_path, 2, CONTENTS, 2)
         path = tmp_path / "step-000002" / extra
         path.mkdir() if extra == "a folder" else path.write_text("{}")
-        heard: list[str] = []
-        assert newest(tmp_path, heard.append) == tmp_path / "step-000001"
-        assert ["step-000002 is damaged" in text for text in heard] == [True]
+        notices: list[str] = []
+        assert newest(tmp_path, notices.append) == tmp_path / "step-000001"
+        assert ["step-000002 is damaged" in text for text in notices] == [True]
 
-    def test_a_change_of_any_byte_is_found(self, tmp_path: Path) -> None:
+    def test_change_of_any_byte_is_detected(self, tmp_path: Path) -> None:
         save(tmp_path, 1, CONTENTS, 2)
         save(tmp_path, 2, CONTENTS, 2)
-        heard: list[str] = []
+        notices: list[str] = []
         files = sorted((tmp_path / "step-000002").iterdir())
         assert [f.name for f in files] == ["adapter.safetensors", "checksums.json", "state.json"]
         for file in files:
             good = file.read_bytes()
             for place in range(len(good)):
                 file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-                heard.clear()
-                assert newest(tmp_path, heard.append) == tmp_path / "step-000001"
-                assert [text for text in heard if "step-000002 is damaged" in text] == heard != []
+                notices.clear()
+                assert newest(tmp_path, notices.append) == tmp_path / "step-000001"
+                assert [text for text in notices if "step-000002 is damaged" in text] == notices != []
             file.write_bytes(good)
         assert newest(tmp_path, silent) == tmp_path / "step-000002"
 
     @pytest.mark.parametrize("name", ["adapter.safetensors", "checksums.json", "state.json"])
     @pytest.mark.parametrize("harm", ["cut", "remove"])
-    def test_what_is_missing_is_found(self, tmp_path: Path, name: str, harm: str) -> None:
+    def test_missing_file_is_detected(self, tmp_path: Path, name: str, harm: str) -> None:
         save(tmp_path, 1, CONTENTS, 1)
         file = tmp_path / "step-000001" / name
         if harm == "cut":
@@ -224,10 +224,10 @@ class TestFiles:
             file.unlink()
         with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete"):
             load(tmp_path / "step-000001")
-        with pytest.raises(CheckpointError, match=r"all 1 checkpoints in .* are damaged; bring one back"):
+        with pytest.raises(CheckpointError, match=r"all 1 checkpoints in .* are damaged; restore one"):
             newest(tmp_path, lambda text: None)
 
-    def test_a_full_disk_leaves_the_one_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_full_disk_keeps_earlier_checkpoint(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save(tmp_path, 1, CONTENTS, 1)
 
         def full(descriptor: int) -> None:
@@ -240,25 +240,25 @@ class TestFiles:
 
 
 class TestSettings:
-    def test_the_same_settings_fit(self) -> None:
+    def test_same_settings_are_accepted(self) -> None:
         kept = json.loads(json.dumps(fixed_settings(load_config(TINY))))
         check_fixed(load_config(TINY), kept)
         assert kept == fixed_settings(load_config(TINY))
 
-    def test_what_may_change_is_there_and_changes(self) -> None:
+    def test_free_settings_exist_and_may_change(self) -> None:
         changes = ["run.steps=7", "run.name=x", "rollout.actors=3", "learner.ranks=2", "checkpoint.every=5"]
         changes += ["rewards.on_error=stop", "rewards.timeout_s=60", "rewards.memory_gib=null", "rewards.workers=2"]
         check_fixed(load_config(TINY, changes), fixed_settings(load_config(TINY)))
         tree = load_config(TINY).model_dump()
         assert {*tree, *(f"{section}.{key}" for section, values in tree.items() for key in values)} >= FREE
 
-    def test_every_key_that_differs_is_named(self) -> None:
+    def test_every_differing_key_is_named(self) -> None:
         changed = load_config(TINY, ["learner.learning_rate=1e-3", "algorithm.triggers=[]"])
         with pytest.raises(ConfigError, match=r"learning_rate was 0\.0002 and is 0\.001") as raised:
             check_fixed(changed, fixed_settings(load_config(TINY)))
         assert "algorithm.triggers was" in str(raised.value)
 
-    def test_a_setting_of_another_version_is_named(self) -> None:
+    def test_setting_of_other_version_is_named(self) -> None:
         before = fixed_settings(load_config(TINY))
         before["learner.gone"] = before.pop("learner.betas")
         with pytest.raises(ConfigError, match=r"learner\.gone was .* and is 'nothing'"):
@@ -268,11 +268,11 @@ class TestSettings:
 class TestLines:
     STEPS = tuple(replace(STEP, step=step) for step in (1, 2, 3))
 
-    def test_a_record_is_read_as_it_was_written(self) -> None:
+    def test_record_round_trip_is_exact(self) -> None:
         record = replace(STEP, grad_norm=0.1)
-        assert told(StepRecord.from_dict(json.loads(json.dumps(record.to_dict())))) == told(record)
+        assert exact(StepRecord.from_dict(json.loads(json.dumps(record.to_dict())))) == exact(record)
 
-    def test_a_folder_is_read_and_taken_back_to_a_mark(self, tmp_path: Path) -> None:
+    def test_folder_is_read_and_cut_at_mark(self, tmp_path: Path) -> None:
         folder = tmp_path / "run"
         with RunWriter(folder, "first") as writer:
             writer.evaluation("before", BEFORE)
@@ -292,7 +292,7 @@ class TestLines:
         assert len((folder / "samples.jsonl").read_text().splitlines()) == 2
 
     @pytest.mark.parametrize("left", [None, 0, 1])
-    def test_a_run_goes_on_with_what_there_is_of_its_samples(self, tmp_path: Path, left: int | None) -> None:
+    def test_run_resumes_with_missing_samples(self, tmp_path: Path, left: int | None) -> None:
         with RunWriter(tmp_path, "") as writer:
             writer.step(self.STEPS[0])
             writer.samples([SAMPLE] * 2)
@@ -307,7 +307,7 @@ class TestLines:
             writer.samples([SAMPLE])
         assert file.read_text() == line * ((left or 0) + 1)
 
-    def test_a_run_from_before_there_were_samples_goes_on(self, tmp_path: Path) -> None:
+    def test_run_without_samples_file_resumes(self, tmp_path: Path) -> None:
         with RunWriter(tmp_path, "") as writer:
             writer.step(self.STEPS[0])
         mark = Mark(1, sizes(tmp_path))
@@ -317,7 +317,7 @@ class TestLines:
                 writer.samples([SAMPLE])
         assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
 
-    def test_nothing_stands_before_the_first_evaluation(self, tmp_path: Path) -> None:
+    def test_mark_before_first_step_removes_all_lines(self, tmp_path: Path) -> None:
         with RunWriter(tmp_path, "first") as writer:
             writer.evaluation("before", BEFORE)
             writer.step(self.STEPS[0])
@@ -345,45 +345,47 @@ class TestFindPast:
         with RunWriter(folder, "") as writer:
             for number, record in enumerate(records, 1):
                 writer.step(record)
-                state = told(progress_of(config, folder, records[:number]))
+                state = exact(progress_of(config, folder, records[:number]))
                 save(folder / FOLDER, number, {"state.json": state}, 2)
         return folder
 
     @pytest.fixture
-    def heard(self) -> list[str]:
+    def notices(self) -> list[str]:
         return []
 
     @pytest.mark.parametrize("where", ["auto", "", FOLDER + "/step-000002"])
-    def test_the_newest_is_found(self, tmp_path: Path, folder: Path, heard: list[str], where: str) -> None:
-        past = find_past("auto" if where == "auto" else str(folder / where), self.configure(tmp_path), heard.append)
+    def test_newest_checkpoint_is_found(self, tmp_path: Path, folder: Path, notices: list[str], where: str) -> None:
+        past = find_past("auto" if where == "auto" else str(folder / where), self.configure(tmp_path), notices.append)
         assert (past.folder, past.checkpoint) == (folder, folder / FOLDER / "step-000002")
         assert (past.mark.step, [r.step for r in past.records], past.evaluations) == (2, [1, 2], ())
-        assert heard == [f"going on after step 2, from {past.checkpoint}"]
+        assert notices == [f"resuming after step 2, from {past.checkpoint}"]
 
-    def test_a_damaged_one_is_passed_over_and_said(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
+    def test_damaged_checkpoint_is_passed_over_with_notice(
+        self, tmp_path: Path, folder: Path, notices: list[str]
+    ) -> None:
         (folder / FOLDER / "step-000002" / "state.json").write_text("{}")
-        past = find_past("auto", self.configure(tmp_path), heard.append)
+        past = find_past("auto", self.configure(tmp_path), notices.append)
         assert past.checkpoint == folder / FOLDER / "step-000001"
-        assert "step-000002 is damaged" in heard[0]
+        assert "step-000002 is damaged" in notices[0]
         past.writer("taken back", silent).close()
         assert (folder / "config.yaml").read_text() == "taken back"
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
         assert (folder / FOLDER / "latest").read_text() == "step-000001\n"
 
-    def test_a_damaged_one_that_was_asked_for_is_an_error(self, tmp_path: Path, folder: Path) -> None:
+    def test_damaged_checkpoint_given_by_path_is_an_error(self, tmp_path: Path, folder: Path) -> None:
         path = folder / FOLDER / "step-000002"
         (path / "state.json").write_text("{}")
         with pytest.raises(CheckpointError, match="step-000002 is damaged"):
             find_past(str(path), self.configure(tmp_path), silent)
 
-    def test_the_best_is_found_by_its_name(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
+    def test_best_checkpoint_is_found_by_name(self, tmp_path: Path, folder: Path, notices: list[str]) -> None:
         best = folder / FOLDER / "best"
         best.write_text("step-000001\n")
         for where in (best, best.as_uri()):
-            past = find_past(str(where), self.configure(tmp_path), heard.append)
+            past = find_past(str(where), self.configure(tmp_path), notices.append)
             assert past.checkpoint == folder / FOLDER / "step-000001"
         shutil.rmtree(folder / FOLDER / "step-000001")
-        with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete or not there"):
+        with pytest.raises(CheckpointError, match="step-000001 is damaged, incomplete or missing"):
             find_past(str(best), self.configure(tmp_path), silent)
         for text in ("", "\0\xff", "../step-000002"):
             best.write_text(text, encoding="latin-1")
@@ -393,21 +395,21 @@ class TestFindPast:
         with pytest.raises(CheckpointError, match="best has no checkpoints; give --resume"):
             find_past(str(best), self.configure(tmp_path), silent)
 
-    def test_a_run_may_be_called_best(self, tmp_path: Path, folder: Path, heard: list[str]) -> None:
+    def test_run_may_be_named_best(self, tmp_path: Path, folder: Path, notices: list[str]) -> None:
         folder.rename(tmp_path / "best")
-        past = find_past(str(tmp_path / "best"), self.configure(tmp_path), heard.append)
+        past = find_past(str(tmp_path / "best"), self.configure(tmp_path), notices.append)
         assert past.folder == tmp_path / "best"
 
-    def test_auto_begins_where_there_is_none(self, tmp_path: Path, heard: list[str]) -> None:
-        past = find_past("auto", self.configure(tmp_path), heard.append)
+    def test_auto_starts_run_without_checkpoint(self, tmp_path: Path, notices: list[str]) -> None:
+        past = find_past("auto", self.configure(tmp_path), notices.append)
         assert (past.folder, past.checkpoint, past.mark.step) == (tmp_path / "run", None, -1)
-        assert "beginning with the first step" in heard[0]
+        assert "beginning with the first step" in notices[0]
 
-    def test_auto_needs_a_name(self, tmp_path: Path) -> None:
+    def test_auto_needs_run_name(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"run\.name, which is not set"):
             find_past("auto", self.configure(tmp_path, "run.name=null"), silent)
 
-    def test_a_folder_without_any_is_an_error(self, tmp_path: Path) -> None:
+    def test_folder_without_checkpoint_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="has no checkpoints; give --resume"):
             find_past(str(tmp_path), self.configure(tmp_path), silent)
 
@@ -419,8 +421,8 @@ class TestFindPast:
             find_past(str(folder), self.configure(tmp_path, override), silent)
 
     @pytest.mark.parametrize("override", ["run.seed=0", "run.seed=1"])
-    def test_a_run_of_an_older_version_is_refused_as_such(self, tmp_path: Path, folder: Path, override: str) -> None:
-        """Also if its settings are not those of the command: they may have had other names."""
+    def test_run_of_older_version_is_refused(self, tmp_path: Path, folder: Path, override: str) -> None:
+        """The version is checked before the settings, which may have had other names."""
         metrics = folder / "metrics.jsonl"
         metrics.write_text(metrics.read_text().replace('"reward":', '"reword":'))
         wanted = (
@@ -432,7 +434,7 @@ class TestFindPast:
                 find_past(where, self.configure(tmp_path, override), silent)
         assert len(metrics.read_text().splitlines()) == 2
 
-    def test_it_says_what_resamples_cost_and_brought(self, folder: Path) -> None:
+    def test_progress_has_cost_and_results_of_resamples(self, folder: Path) -> None:
         found = progress(folder / FOLDER / "step-000002")
         assert found.retries == {
             "rescued": [4, 0],

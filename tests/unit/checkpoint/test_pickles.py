@@ -1,4 +1,4 @@
-"""No pickle of a checkpoint is loaded."""
+"""No pickle in a checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adagrpo_ray.errors import CheckpointError
 from tests.support.pickles import plant
 
 
-def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path) -> None:
+def test_bomb_runs_code_when_unpickled(tmp_path: Path) -> None:
     plant(tmp_path, tmp_path / "marker")
     for name in ("pytorch_model.bin", "tokenizer.pkl"):
         torch.load(tmp_path / name, weights_only=False) if name.endswith("bin") else pickle.loads(
@@ -22,7 +22,7 @@ def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path) -> None:
         (tmp_path / "marker").unlink()
 
 
-def test_a_checkpoint_with_a_pickle_in_it_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_with_pickle_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     checkpoint.save(tmp_path, 1, {"state.json": {}}, save_total_limit=1)
     path = tmp_path / "step-000001"

@@ -1,4 +1,4 @@
-"""Whether requests to a Ray cluster carry a token, and what a run says of one that asks for none."""
+"""Tokens in requests to a Ray cluster, and the warning about a cluster that requires none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def no_token() -> Iterator[None]:
         yield
 
 
-def test_every_run_has_a_token_of_its_own() -> None:
+def test_every_run_has_its_own_token() -> None:
     assert not takes_token()
     tokens = set()
     for _ in range(2):
@@ -36,7 +36,7 @@ def test_every_run_has_a_token_of_its_own() -> None:
     assert not takes_token()
 
 
-def test_the_environment_is_as_before_after_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_restored_after_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with own_token():
         assert os.environ["RAY_AUTH_MODE"] == "token"
@@ -44,7 +44,7 @@ def test_the_environment_is_as_before_after_a_run(monkeypatch: pytest.MonkeyPatc
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
-def test_a_run_says_that_its_cluster_asks_for_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_warns_of_cluster_without_token(monkeypatch: pytest.MonkeyPatch) -> None:
     class Told(Observer):
         def phase(self, text: str) -> None:
             raise InterruptedError(text)

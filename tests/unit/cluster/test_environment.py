@@ -1,4 +1,4 @@
-"""State of the process that is changed for a while."""
+"""Temporary changes of the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adagrpo_ray.training import actors as cluster
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_the_collector_is_off_inside_and_as_before_after(before: bool) -> None:
+def test_collector_is_off_in_block_and_restored(before: bool) -> None:
     was_on = gc.isenabled()
     (gc.enable if before else gc.disable)()
     try:
@@ -23,7 +23,7 @@ def test_the_collector_is_off_inside_and_as_before_after(before: bool) -> None:
         (gc.enable if was_on else gc.disable)()
 
 
-def test_idle_threads_wait_without_a_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_threads_wait_without_gpu_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert cluster._threads(Hardware(2, 0)) == {"OMP_WAIT_POLICY": "PASSIVE"}
     assert cluster._threads(Hardware(2, 1)) == {}

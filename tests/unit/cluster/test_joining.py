@@ -1,4 +1,4 @@
-"""Starting and joining Ray: what cannot work ends within seconds, with one error that says what to do."""
+"""Starting and joining Ray: failures end within seconds with one error that has a remedy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def web() -> Iterator[str]:
 
 @pytest.fixture
 def head_of() -> Iterator[Callable[[str], str]]:
-    """Starts what says that it is the head node of a cluster of some version; gives its address."""
+    """Return a function that starts a server like the head node of a Ray of some version, and returns its address."""
     servers = []
 
     def start(version: str) -> str:
@@ -110,11 +110,11 @@ def refusal(work: Callable[[], object]) -> str:
         ("[2001:db8::1]:1", "cannot be reached at [2001:db8::1]:1"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_refused(given: str, message: str) -> None:
+def test_invalid_address_is_refused(given: str, message: str) -> None:
     assert message in refusal(lambda: joining.check_address(given))
 
 
-def test_a_closed_port_is_refused_at_once(closed: str) -> None:
+def test_closed_port_is_refused_at_once(closed: str) -> None:
     began = time.monotonic()
     message = refusal(lambda: joining.check_address(closed))
     assert f"cannot be reached at {closed}" in message
@@ -124,32 +124,34 @@ def test_a_closed_port_is_refused_at_once(closed: str) -> None:
 
 @pytest.mark.skipif(NODE == "127.0.0.1", reason="this machine has no other address")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_the_address_that_is_tried_is_the_one_that_ray_takes_for_localhost(host: str) -> None:
+def test_localhost_is_resolved_as_by_ray(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         assert f"cannot be reached at {NODE}:{port}" in refusal(lambda: joining.check_address(f"{host}:{port}"))
 
 
-def test_a_port_that_never_answers_is_refused_after_its_time(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_port_is_refused_after_timeout(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "ANSWER_S", 0.5)
-    assert f"what listens at {silent} gave no answer within 0.5 s" in refusal(lambda: joining.check_address(silent))
+    assert f"the program that listens at {silent} gave no answer within 0.5 s" in refusal(
+        lambda: joining.check_address(silent)
+    )
 
 
-def test_a_web_server_is_no_ray(web: str) -> None:
-    assert f"what listens at {web} is no Ray" in refusal(lambda: joining.check_address(web))
+def test_web_server_is_refused(web: str) -> None:
+    assert f"the program that listens at {web} is no Ray" in refusal(lambda: joining.check_address(web))
 
 
-def test_a_ray_of_another_version_is_refused(head_of: Callable[[str], str]) -> None:
+def test_ray_of_other_version_is_refused(head_of: Callable[[str], str]) -> None:
     message = refusal(lambda: joining.check_address(head_of("2.9.3")))
     assert f"has Ray 2.9.3 and this program Ray {ray.__version__}; install the same one" in message
 
 
-def test_a_ray_of_this_version_is_taken(head_of: Callable[[str], str]) -> None:
+def test_ray_of_same_version_is_accepted(head_of: Callable[[str], str]) -> None:
     there = head_of(ray.__version__)
     assert joining.check_address(there) == there
 
 
-def test_auto_goes_by_what_ray_finds(closed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_auto_uses_address_found_by_ray(closed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from ray._private import services
 
     monkeypatch.setattr(services, "find_gcs_addresses", lambda: set())
@@ -176,7 +178,7 @@ def test_auto_goes_by_what_ray_finds(closed: str, monkeypatch: pytest.MonkeyPatc
         ("10.0.0.2:2", "10.0.0.1:1", "10.0.0.2:2"),
     ],
 )
-def test_the_address_is_the_one_that_ray_would_take(
+def test_address_is_chosen_as_by_ray(
     setting: str | None, variable: str | None, joined: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable is not None:
@@ -192,7 +194,7 @@ def length(folder: str, bytes_: int) -> str:
 
 
 @pytest.mark.parametrize(("variable", "room"), [("RAY_TMPDIR", 39), ("TMPDIR", 39)])
-def test_a_folder_with_a_long_path_is_refused(
+def test_folder_with_long_path_is_refused(
     variable: str, room: int, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     import tempfile
@@ -202,18 +204,18 @@ def test_a_folder_with_a_long_path_is_refused(
         joining.check_temporary_folders()
         monkeypatch.setenv(variable, length(folder, room + 1))
         message = refusal(joining.check_temporary_folders)
-    assert f"has {room + 1} bytes, and the path of a socket that Ray makes there leaves {room}" in message
+    assert f"has {room + 1} bytes, and the path of a socket that Ray creates there leaves {room}" in message
     assert f"set {variable} to a shorter folder, such as /tmp" in message
 
 
-def test_vllm_goes_by_tmpdir_where_ray_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_uses_tmpdir_even_with_ray_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 66)
-    assert "a socket that vLLM makes there leaves 70" in refusal(joining.check_temporary_folders)
+    assert "a socket that vLLM creates there leaves 70" in refusal(joining.check_temporary_folders)
 
 
-def test_rays_longest_socket_is_as_long_as_is_counted() -> None:
-    """Ray's own code names sockets after what it is told here."""
+def test_longest_socket_of_ray_has_expected_length() -> None:
+    """The names of sockets are made by Ray's own code, from these values."""
     import inspect
 
     from ray._private.node import Node
@@ -226,14 +228,14 @@ def test_rays_longest_socket_is_as_long_as_is_counted() -> None:
 
 
 @pytest.mark.parametrize("folder", ["", "relative", "/proc/nothing", "FILE"])
-def test_a_folder_that_cannot_be_used_is_refused(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_folder_is_refused(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null" if folder == "FILE" else folder)
     assert "RAY_TMPDIR=" in refusal(joining.check_temporary_folders)
 
 
-def test_a_full_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: object, size: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -242,7 +244,7 @@ def test_a_full_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Ray cannot write into /tmp (No space left on device); make room there" in message
 
 
-# --- what ray.init raises ---
+# --- errors of ray.init ---
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_a_full_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         (KeyError("CPU"), "KeyError: 'CPU'"),
     ],
 )
-def test_what_ray_raises_at_its_start_is_one_error_and_leaves_no_process(
+def test_error_of_ray_start_is_converted_and_leaves_no_process(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     children = []
@@ -278,15 +280,13 @@ def test_what_ray_raises_at_its_start_is_one_error_and_leaves_no_process(
         with connect(Config(), None):
             pass
 
-    said = refusal(start)
-    assert message in said
-    assert "ulimit -a" in said
+    refused = refusal(start)
+    assert message in refused
+    assert "ulimit -a" in refused
     assert children[0].wait(timeout=120) != 0
 
 
-def test_what_ray_raises_on_joining_is_one_error(
-    head_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_of_ray_on_joining_is_converted(head_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     there = head_of(ray.__version__)
     mismatch = RuntimeError(
         "Version mismatch: The cluster was started with:\n    Ray: 2.9\n    Python: 3.9\nThis process"

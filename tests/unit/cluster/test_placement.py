@@ -1,4 +1,4 @@
-"""Who gets which share of the hardware, and what is refused."""
+"""Placement of the actors on the hardware, and placements that are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adagrpo_ray.errors import ResourceError
 
 
 def config(**sizes: float) -> Config:
-    """A configuration with these sizes: `actors=2` is rollout.actors, `ranks` and `learner_cpus` are the learner's."""
+    """Return a configuration with these sizes: `actors` is rollout.actors, `ranks` and `learner_cpus` the learner's."""
     keys = {
         "actors": "rollout.actors",
         "tensor_parallel": "rollout.tensor_parallel_size",
@@ -44,9 +44,7 @@ def placed(gpus: float, *, cpus: float = 64, ours: bool = True, **sizes: Any) ->
         (8, {}, (1.0, 1.0)),
     ],
 )
-def test_gpus_of_a_rollout_actor_and_of_a_learner_rank(
-    gpus: float, sizes: dict[str, Any], each: tuple[float, float]
-) -> None:
+def test_gpus_per_rollout_actor_and_learner_rank(gpus: float, sizes: dict[str, Any], each: tuple[float, float]) -> None:
     placement = placed(gpus, **sizes)
     assert (placement.rollout_gpus, placement.learner_gpus) == each
     assert (placement.rollout_actors, placement.learner_ranks) == (sizes.get("actors", 1), sizes.get("ranks", 1))
@@ -54,7 +52,7 @@ def test_gpus_of_a_rollout_actor_and_of_a_learner_rank(
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
-def test_sleep_makes_room_on_a_shared_gpu_only(gpus: int) -> None:
+def test_sleep_needs_shared_gpu(gpus: int) -> None:
     settings = load_config(None, ["rollout.sleep=true"])
     assert place_all(settings, Hardware(8, 1), ours=True).shared
     with pytest.raises(ResourceError, match=r"rollout\.sleep=true"):
@@ -62,7 +60,7 @@ def test_sleep_makes_room_on_a_shared_gpu_only(gpus: int) -> None:
 
 
 @pytest.mark.parametrize("sizes", [{"actors": 2}, {"ranks": 2}, {"tensor_parallel": 2}])
-def test_one_gpu_holds_one_of_each(sizes: dict[str, Any]) -> None:
+def test_one_gpu_takes_one_actor_and_one_rank(sizes: dict[str, Any]) -> None:
     with pytest.raises(ResourceError) as refused:
         placed(1, **sizes)
     all_sizes = {"actors": 1, "tensor_parallel": 1, "ranks": 1, **sizes}
@@ -80,18 +78,18 @@ def test_one_gpu_holds_one_of_each(sizes: dict[str, Any]) -> None:
         (8, {"actors": 2, "tensor_parallel": 4}, "rollout.actors=2 x 4 and learner.ranks=1 need 9 GPUs, there are 8;"),
     ],
 )
-def test_too_few_gpus_are_told_with_their_figures(gpus: float, sizes: dict[str, Any], figures: str) -> None:
+def test_error_names_missing_gpus_with_numbers(gpus: float, sizes: dict[str, Any], figures: str) -> None:
     with pytest.raises(ResourceError) as refused:
         placed(gpus, **sizes)
     assert str(refused.value).startswith(figures)
     assert str(refused.value).endswith("lower rollout.actors, rollout.tensor_parallel_size or learner.ranks")
 
 
-def test_on_our_own_machine_cpus_are_only_a_count() -> None:
+def test_local_ray_does_not_limit_cpus() -> None:
     assert placed(0, cpus=2, actors=4, ranks=2).cpus == 6
 
 
-def test_a_cluster_has_the_cpus_it_has() -> None:
+def test_cluster_limits_cpus() -> None:
     sizes = {"actors": 4, "rollout_cpus": 1.5, "ranks": 2, "learner_cpus": 3}
     assert placed(0, cpus=12, ours=False, **sizes).cpus == 12
     with pytest.raises(ResourceError) as refused:
@@ -102,7 +100,7 @@ def test_a_cluster_has_the_cpus_it_has() -> None:
     )
 
 
-def test_bundles_are_those_of_the_learner_ranks_and_rollout_actors_have_none() -> None:
+def test_only_learner_ranks_have_bundles() -> None:
     placement = placed(8, actors=2, tensor_parallel=2, rollout_cpus=4, ranks=3, learner_cpus=1)
     assert placement.bundles() == [{"CPU": 1.0, "GPU": 1.0}] * 3
     assert placement.rollout == {"CPU": 4.0, "GPU": 2.0}
@@ -115,7 +113,7 @@ def test_bundles_have_no_zero_entries_and_are_never_empty() -> None:
     assert 0 < learner["CPU"] < 0.01
 
 
-def test_the_description_tells_numbers_and_shares() -> None:
+def test_description_has_numbers_and_shares() -> None:
     assert placed(1, rollout_cpus=2).describe() == (
         "1 x rollout actor: 2 CPU, 0.5 GPU each\n1 x learner rank: 1 CPU, 0.5 GPU each"
     )
@@ -124,7 +122,7 @@ def test_the_description_tells_numbers_and_shares() -> None:
 CLUSTER = Hardware(8.0, 0.0, {"rollout": 2.0}, ({"CPU": 2.0, "rollout": 1.0}, {"CPU": 4.0}))
 
 
-def test_custom_resources_count_for_each_actor() -> None:
+def test_custom_resources_count_per_actor() -> None:
     settings = load_config(None, ["rollout.actors=2", "rollout.resources={rollout: 1}"])
     placement = place_all(settings, CLUSTER, ours=False)
     assert placement.rollout == {"CPU": 1.0, "GPU": 0.0, "rollout": 1.0}
@@ -135,12 +133,12 @@ def test_custom_resources_count_for_each_actor() -> None:
         place_all(more, CLUSTER, ours=False)
 
 
-def test_what_no_node_can_hold_is_refused_though_all_together_could() -> None:
-    with pytest.raises(ResourceError, match=r"no node .* one learner rank takes \(6 CPU\).*lower learner\.cpus"):
+def test_actor_too_large_for_every_node_is_refused() -> None:
+    with pytest.raises(ResourceError, match=r"no node .* one learner rank \(6 CPU\).*lower learner\.cpus"):
         place_all(load_config(None, ["learner.cpus=6"]), CLUSTER, ours=False)
 
 
-def test_without_a_learner_rollout_actors_have_gpus_of_their_own_and_nothing_is_said_of_ranks() -> None:
+def test_without_learner_rollout_actors_have_own_gpus_and_errors_omit_ranks() -> None:
     settings = load_config(None, ["learner.ranks=4", "learner.cpus=6", "learner.resources={learner: 1}"])
     for gpus, each in ((1, 1.0), (2, 1.0), (0, 0.0)):
         placement = place(settings.rollout, None, Hardware(8, gpus), ours=True)

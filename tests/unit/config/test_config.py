@@ -1,4 +1,4 @@
-"""Reading the configuration: defaults, YAML, overrides, and what every mistake is told."""
+"""Reading the configuration: defaults, YAML, overrides, and the error for every mistake."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def complaint(*overrides: str, path: Path | None = None) -> str:
     return str(raised.value)
 
 
-def test_the_defaults_are_valid() -> None:
+def test_defaults_are_valid() -> None:
     assert load_config(None) == Config()
 
 
-def test_a_file_may_be_empty(tmp_path: Path) -> None:
+def test_file_may_be_empty(tmp_path: Path) -> None:
     assert load_config(written(tmp_path, "# nothing but defaults\n")) == Config()
 
 
-def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+def test_file_changes_only_named_settings(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, "run: {steps: 7}\nmodel: {lora: {r: 8}}\n"))
     expected = Config().model_dump()
     expected["run"]["steps"], expected["model"]["lora"]["r"] = 7, 8
     assert config.model_dump() == expected
 
 
-def test_overrides_change_the_file_and_the_last_one_counts(tmp_path: Path) -> None:
+def test_last_override_wins_over_earlier_ones_and_file(tmp_path: Path) -> None:
     path = written(tmp_path, "run: {steps: 7, seed: 3}\n")
     config = load_config(path, ["run.steps=8", "run.steps=9", "learner.learning_rate=1e-4", "algorithm.budget=null"])
     assert (config.run.steps, config.run.seed) == (9, 3)
@@ -67,7 +67,7 @@ def test_overrides_change_the_file_and_the_last_one_counts(tmp_path: Path) -> No
     assert config.algorithm.budget is None
 
 
-def test_an_overrides_value_is_yaml_and_may_hold_an_equals_sign() -> None:
+def test_override_value_is_yaml_and_may_have_equals_sign() -> None:
     config = load_config(
         None, ["model.lora.targets=[q_proj, v_proj]", "data.source=a=b.jsonl", "rollout.enforce_eager=true"]
     )
@@ -83,36 +83,36 @@ def test_overrides_reach_into_lists_and_number_keys(tmp_path: Path) -> None:
     assert config.arithmetic.keep_carry == {2: 0.1, 3: 0.5}
 
 
-def test_a_triggers_ladder_has_one_entry_a_resample(tmp_path: Path) -> None:
+def test_ladder_of_trigger_has_one_entry_per_resample(tmp_path: Path) -> None:
     triggers = load_config(written(tmp_path, TWO_TRIGGERS)).algorithm.triggers
     assert triggers[0].ladder() == (SamplingParams(),)
     assert triggers[1].ladder() == (*[SamplingParams()] * 2, *[SamplingParams(temperature=1.1, top_p=0.99)] * 3)
 
 
-def test_a_configuration_cannot_change_once_read() -> None:
+def test_configuration_is_frozen() -> None:
     with pytest.raises(ValidationError):
         Config().run.steps = 5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_the_configurations_that_come_with_the_program_load(path: Path) -> None:
+def test_configurations_of_the_repository_load(path: Path) -> None:
     assert load_config(path) != Config()
 
 
-def test_there_are_configurations_to_load() -> None:
+def test_repository_has_configurations() -> None:
     assert {"tiny-cpu", "local-1gpu", "cluster"} <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_no_configuration_of_ours_trusts_code_of_others(path: Path) -> None:
+def test_no_configuration_of_the_repository_trusts_remote_code(path: Path) -> None:
     assert load_config(path).model.trust_remote_code is False
 
 
-# --- what mistakes are told ---
+# --- errors ---
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("lerner.ranks=2", "unknown key 'lerner' (value {'ranks': 2}); did you mean 'learner'?"),
         ("learner.rank=2", "unknown key 'learner.rank' (value 2); did you mean 'learner.ranks'?"),
@@ -126,12 +126,12 @@ def test_no_configuration_of_ours_trusts_code_of_others(path: Path) -> None:
         ("model.lora.xyz=2", "unknown key 'model.lora.xyz' (value 2); valid: r, alpha, dropout, targets"),
     ],
 )
-def test_an_unknown_key_is_told_the_nearest_at_any_depth(tmp_path: Path, override: str, told: str) -> None:
-    assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == told
+def test_unknown_key_error_names_nearest_key(tmp_path: Path, override: str, expected: str) -> None:
+    assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == expected
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         (
             "model.dtype=float23",
@@ -149,12 +149,12 @@ def test_an_unknown_key_is_told_the_nearest_at_any_depth(tmp_path: Path, overrid
         ("model.lora.r=7", "model.lora.r=7: input should be 1, 8, 16, 32, 64, 128 or 256"),
     ],
 )
-def test_a_word_that_is_not_on_the_list_is_told_the_list_and_the_nearest(override: str, told: str) -> None:
-    assert complaint(override) == told
+def test_unknown_choice_error_lists_choices_and_nearest(override: str, expected: str) -> None:
+    assert complaint(override) == expected
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("run.steps=0", "run.steps=0: input should be greater than or equal to 1"),
         ("algorithm.group_size=1", "algorithm.group_size=1: input should be greater than or equal to 2"),
@@ -170,80 +170,80 @@ def test_a_word_that_is_not_on_the_list_is_told_the_list_and_the_nearest(overrid
         ("algorithm.triggers=[{from_step: 0, rungs: []}]", "algorithm.triggers.0.from_step=0: input should be greater"),
     ],
 )
-def test_a_value_out_of_range_is_told_with_its_key(override: str, told: str) -> None:
-    assert complaint(override).startswith(told)
+def test_out_of_range_error_names_key(override: str, expected: str) -> None:
+    assert complaint(override).startswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("algorithm.triggers=[{rungs: []}]", "algorithm.triggers.0.from_step is missing; set it"),
         ("algorithm.triggers=[{from_step: 1}]", "algorithm.triggers.0.rungs is missing; set it"),
         ("rewards.functions=[{weight: 2}]", "rewards.functions.0.function is missing; set it"),
     ],
 )
-def test_a_missing_value_is_told_by_its_key(override: str, told: str) -> None:
-    assert complaint(override).splitlines()[0] == told
+def test_missing_value_error_names_key(override: str, expected: str) -> None:
+    assert complaint(override).splitlines()[0] == expected
 
 
-def test_every_mistake_is_told_on_its_own_line() -> None:
+def test_every_mistake_has_its_own_line() -> None:
     lines = complaint("run.steps=0", "lerner.ranks=2", "model.dtype=float23").splitlines()
     assert [line.split("=")[0].split(" (")[0] for line in lines] == ["run.steps", "model.dtype", "unknown key 'lerner'"]
 
 
-def test_unparsable_yaml_is_told_with_file_and_line(tmp_path: Path) -> None:
+def test_yaml_error_names_file_and_line(tmp_path: Path) -> None:
     path = written(tmp_path, "run:\n  steps: 5\nmodel: {path: tiny\n")
     assert complaint(path=path).startswith(f"the configuration {path} is not valid YAML at line 4, column 1: ")
 
 
-def test_an_unparsable_override_is_told_with_its_key() -> None:
+def test_override_yaml_error_names_key() -> None:
     assert complaint("run.steps={").startswith("the value of run.steps is not valid YAML at line 1")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("just words\n", "str"), ("3\n", "int")])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
+def test_file_without_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
     path = written(tmp_path, text)
     assert complaint(path=path) == f"the configuration {path} holds a {kind}; it must be a mapping of sections"
 
 
-def test_a_missing_file_is_told_by_its_path(tmp_path: Path) -> None:
+def test_missing_file_error_names_path(tmp_path: Path) -> None:
     path = tmp_path / "none.yaml"
-    told = complaint(path=path)
-    assert told.startswith(f"cannot read the configuration {path}: ")
-    assert told.endswith("give --config a YAML file")
+    message = complaint(path=path)
+    assert message.startswith(f"cannot read the configuration {path}: ")
+    assert message.endswith("give --config a YAML file")
 
 
-def test_a_file_that_is_no_text_is_told_by_its_path(tmp_path: Path) -> None:
+def test_binary_file_error_names_path(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(b"\xff\xfe\x00\x80")
     assert complaint(path=path).startswith(f"cannot read the configuration {path}: ")
 
 
 @pytest.mark.parametrize("override", ["run.steps", "run.steps:5", "=5", "run..steps=5", ".steps=5"])
-def test_an_override_that_sets_nothing_is_refused(override: str) -> None:
+def test_override_without_key_or_value_is_refused(override: str) -> None:
     assert complaint(override) == (
         f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4"
     )
 
 
 @pytest.mark.parametrize("number", ["2", "-1", "first"])
-def test_an_override_past_the_end_of_a_list_is_refused(tmp_path: Path, number: str) -> None:
+def test_override_past_end_of_list_is_refused(tmp_path: Path, number: str) -> None:
     override = f"algorithm.triggers.{number}.from_step=3"
     assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == (
         f"{override!r}: algorithm.triggers is a list of 2; {number!r} is none of its numbers 0 to 1"
     )
 
 
-def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
+def test_override_into_value_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "run: {steps: 5}\n")
     assert complaint("run.steps.more=3", path=path) == "'run.steps.more=3': run.steps is the value 5 and has no 'more'"
 
 
-# --- sizes that do not fit each other ---
+# --- conflicts ---
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         (
             ["algorithm.budget=7", "algorithm.group_size=8"],
@@ -300,17 +300,17 @@ def test_an_override_into_a_value_is_refused(tmp_path: Path) -> None:
         ),
         (
             ["checkpoint.keep_best=true"],
-            ["checkpoint.keep_best=true goes by measurements", "evaluation.every=0", "raise both above 0"],
+            ["checkpoint.keep_best=true needs evaluations", "evaluation.every=0", "raise both above 0"],
         ),
         (
             ["checkpoint.keep_best=true", "evaluation.every=5", "data.eval_prompts=0"],
-            ["checkpoint.keep_best=true goes by measurements", "data.eval_prompts=0"],
+            ["checkpoint.keep_best=true needs evaluations", "data.eval_prompts=0"],
         ),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(overrides: list[str], told: list[str]) -> None:
+def test_conflicting_settings_are_refused(overrides: list[str], expected: list[str]) -> None:
     message = complaint(*overrides)
-    assert [part for part in told if part not in message] == []
+    assert [part for part in expected if part not in message] == []
     assert ";" not in message.split("; ", 1)[1]  # one problem, one remedy
 
 
@@ -327,11 +327,11 @@ def test_sizes_that_do_not_fit_are_refused(overrides: list[str], told: list[str]
         ["checkpoint.keep_best=true", "evaluation.every=5"],
     ],
 )
-def test_sizes_that_just_fit_are_taken(overrides: list[str]) -> None:
+def test_settings_at_the_limit_are_accepted(overrides: list[str]) -> None:
     assert load_config(None, overrides) != Config()
 
 
-def test_all_that_does_not_fit_is_told_together() -> None:
+def test_all_conflicts_are_reported_together() -> None:
     lines = complaint("algorithm.budget=7", "rewards.correct_by=answer", "learner.offload_optimizer=true").splitlines()
     assert [line.split(" ")[0] for line in lines] == [
         *("rewards.correct_by='answer'", "learner.offload_optimizer=true"),  # of one section each
@@ -339,18 +339,18 @@ def test_all_that_does_not_fit_is_told_together() -> None:
     ]
 
 
-def test_what_does_not_fit_is_told_with_what_is_no_value() -> None:
+def test_conflicts_are_reported_together_with_invalid_values() -> None:
     lines = complaint("run.steps=0", "rewards.correct_by=answer").splitlines()
     assert [line.split(" ")[0] for line in lines] == ["run.steps=0:", "rewards.correct_by='answer'"]
 
 
-def test_a_section_by_itself_refuses_what_does_not_fit() -> None:
+def test_section_alone_refuses_conflicts() -> None:
     with pytest.raises(ValidationError, match=r"learner\.offload_optimizer=true is a part of ZeRO"):
         LearnerSettings(offload_optimizer=True)
     assert LearnerSettings(offload_optimizer=True, zero_stage=1).zero_stage == 1
 
 
-def test_a_copy_of_a_section_has_no_other_names() -> None:
+def test_copy_of_section_refuses_unknown_names() -> None:
     assert Config().run.model_copy(update={"steps": 7}).steps == 7
     with pytest.raises(TypeError, match="RunSettings has no 'folder'"):
         Config().run.model_copy(update={"folder": "runs"})
@@ -361,21 +361,21 @@ def test_a_copy_of_a_section_has_no_other_names() -> None:
 SECRET = "https://user:hunter2@host/x"
 
 
-def test_every_place_with_a_secret_is_told_and_none_is_shown() -> None:
+def test_every_secret_is_reported_and_none_is_shown() -> None:
     lines = complaint(f"run.output_dir={SECRET}", f"data.source={SECRET}", "algorithm.budget=7").splitlines()
     assert [line.split(" ")[0] for line in lines] == ["run.output_dir", "data.source"]
     assert "hunter2" not in "".join(lines)
 
 
 @pytest.mark.parametrize("key", ["run.outputdir", "run.folder", "nothing"])
-def test_an_unknown_key_shows_no_secret(key: str) -> None:
+def test_unknown_key_error_shows_no_secret(key: str) -> None:
     message = complaint(f"{key}={SECRET}")
     assert f"{key}" in message
     assert "(value ***)" in message
     assert "hunter2" not in message
 
 
-def test_pydantics_own_error_shows_no_secret() -> None:
+def test_pydantic_error_shows_no_secret() -> None:
     for build in (lambda: RunSettings(output_dir=SECRET), lambda: Config.model_validate({"model": {"path": SECRET}})):
         with pytest.raises(ValidationError, match="holds a user, a password or a query") as raised:
             build()
@@ -389,26 +389,26 @@ RAN = Config.model_validate({"run": {"name": "one", "steps": 7}, "rollout": {"sl
 CHOSEN = {"run.name": "one", "rollout.sleep": True}
 
 
-def test_what_a_run_decided_is_null_again_for_who_loads_its_file(tmp_path: Path) -> None:
+def test_decided_settings_are_null_when_config_yaml_is_loaded(tmp_path: Path) -> None:
     path = written(tmp_path, as_yaml(RAN, CHOSEN))
     assert yaml.safe_load(path.read_text())["rollout"]["sleep"] is True
     assert load_config(path) == Config.load(overrides={"run.steps": 7})
     assert load_config(written(tmp_path, as_yaml(RAN))) == RAN  # as it was given
 
 
-def test_an_override_or_a_change_by_hand_goes_before_what_a_run_decided(tmp_path: Path) -> None:
+def test_override_or_manual_change_wins_over_decided_value(tmp_path: Path) -> None:
     path = written(tmp_path, as_yaml(RAN, CHOSEN))
     assert load_config(path, ["rollout.sleep=true"]).rollout.sleep is True
     path.write_text(path.read_text().replace("sleep: true", "sleep: false", 1))
     assert load_config(path).rollout.sleep is False
 
 
-def test_the_settings_that_ran_can_be_read_without_loading_them(tmp_path: Path) -> None:
+def test_settings_that_ran_are_read_as_tree(tmp_path: Path) -> None:
     assert read_tree(written(tmp_path, as_yaml(RAN, CHOSEN))) == yaml.safe_load(as_yaml(RAN))
 
 
 @pytest.mark.parametrize("decided", ["5", "[run.name]", "{}", "{run.name: x, nothing.at.all: 1, run: 2}"])
-def test_what_is_said_to_be_decided_may_be_anything(tmp_path: Path, decided: str) -> None:
+def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
     path = written(tmp_path, f"run: {{name: one}}\ndecided: {decided}\n")
     if decided.startswith("{"):
         assert load_config(path).run.name == "one"
@@ -416,7 +416,7 @@ def test_what_is_said_to_be_decided_may_be_anything(tmp_path: Path, decided: str
         assert complaint(path=path).startswith("unknown key 'decided'")
 
 
-# --- the settings told to a person ---
+# --- lists of the settings ---
 
 
 MAPPINGS = (
@@ -426,7 +426,7 @@ MAPPINGS = (
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Keys of a dumped configuration down to its values; entries of lists have `[]` in their key."""
+    """Yield the keys of all values of a dumped configuration; entries of lists have `[]` in their key."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and key not in MAPPINGS:
@@ -442,13 +442,13 @@ def test_every_setting_is_listed_once(tmp_path: Path) -> None:
     full = load_config(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
     listed = [key for key, _, _ in settings()]
     assert len(set(listed)) == len(listed)
-    # Sections that are null by default are listed with what they could hold.
+    # Sections that are null by default are listed with their settings.
     optional = {key for key in listed if ".answer." in key}
     assert len(optional) == 3 * len(PhaseParams.model_fields)
     assert set(listed) - optional == set(leaves(full.model_dump()))
 
 
-def test_every_setting_has_its_line() -> None:
+def test_every_setting_has_a_description() -> None:
     assert [key for key, _, line in settings() if not line.strip() or "\n" in line] == []
 
 
@@ -466,12 +466,12 @@ def test_listed_defaults_are_those_of_the_configuration() -> None:
 
 
 @pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda p: p.stem if p else "defaults")
-def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, path: Path | None) -> None:
+def test_resolved_configuration_is_read_back_unchanged(tmp_path: Path, path: Path | None) -> None:
     config = load_config(path)
     assert load_config(written(tmp_path, as_yaml(config))) == config
 
 
-def test_how_samples_are_packed_is_as_asked_or_as_flash_attention_runs() -> None:
+def test_packing_follows_setting_or_flash_attention() -> None:
     names = ("null", "padded", "packed", "shared")
     found = {name: load_config(None, [f"learner.packing={name}"]).learner for name in names}
     assert {name: (s.packing_with(False), s.packing_with(True)) for name, s in found.items()} == {
@@ -481,7 +481,7 @@ def test_how_samples_are_packed_is_as_asked_or_as_flash_attention_runs() -> None
     assert load_config(None).learner == found["null"]
 
 
-def test_phases_are_known_to_be_used_wherever_they_are_asked_for() -> None:
+def test_uses_phases_finds_every_answer_setting() -> None:
     cold = "{temperature: 0.5}"
     assert not load_config(None, []).uses_phases
     for override in (

@@ -1,4 +1,4 @@
-"""Values of settings keep their type: YAML 1.2 by the type of the setting, and Python values as they are."""
+"""Values of settings keep their type: YAML 1.2 is read by the type of the setting, Python values are unchanged."""
 
 from __future__ import annotations
 
@@ -54,37 +54,37 @@ def written(folder: Path, text: str) -> Path:
         ("x: &x {steps: 5}\nrun:\n  <<: *x\n  <<: *x\n", 4, "<<"),
     ],
 )
-def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path, text: str, line: int, key: str) -> None:
+def test_duplicate_key_is_refused_with_line(tmp_path: Path, text: str, line: int, key: str) -> None:
     path = written(tmp_path, text)
     message = refusal([], path)
     assert message.startswith(f"the configuration {path} is not valid YAML at line {line}, column ")
     assert f"the key {key!r} is given twice, first at line" in message
 
 
-def test_a_key_given_twice_in_an_override_is_refused() -> None:
+def test_duplicate_key_in_override_is_refused() -> None:
     message = refusal(["learner={ranks: 2, cpus: 1, ranks: 3}"])
     assert message.startswith(
         "the value of learner is not valid YAML at line 1, column 21: the key 'ranks' is given twice"
     )
 
 
-def test_two_spellings_of_one_number_are_one_key() -> None:
+def test_two_spellings_of_a_number_are_one_key() -> None:
     assert "the key 2 is given twice" in refusal({"arithmetic.keep_carry": {2: 0.5, "2": 0.4}})
 
 
-def test_a_merge_key_brings_in_what_the_mapping_does_not_set(tmp_path: Path) -> None:
+def test_merge_key_adds_missing_entries(tmp_path: Path) -> None:
     text = "rollout: &x {cpus: 2, resources: {a: 1}}\nlearner: {<<: *x, cpus: 3}\n"
     config = load_config(written(tmp_path, text))
     assert (config.learner.cpus, config.learner.resources) == (3.0, {"a": 1.0})
 
 
-def test_an_override_changes_one_of_two_places_with_an_alias(tmp_path: Path) -> None:
+def test_override_changes_one_of_two_aliases(tmp_path: Path) -> None:
     path = written(tmp_path, "rollout: {resources: &x {a: 1}}\nlearner: {resources: *x}\n")
     config = load_config(path, ["learner.resources.a=5"])
     assert (config.rollout.resources, config.learner.resources) == ({"a": 1.0}, {"a": 5.0})
 
 
-def test_a_section_as_an_override_keeps_the_keys_that_it_does_not_name(tmp_path: Path) -> None:
+def test_section_override_keeps_other_keys(tmp_path: Path) -> None:
     path = written(tmp_path, "learner: {learning_rate: 1.0e-3}\nmodel: {lora: {r: 8}}\n")
     config = load_config(path, ["learner.cpus=3", "learner={ranks: 2}", "model={lora: {alpha: 4}}"])
     learner, lora = config.learner, config.model.lora
@@ -92,28 +92,28 @@ def test_a_section_as_an_override_keeps_the_keys_that_it_does_not_name(tmp_path:
     assert (lora.r, lora.alpha) == (8, 4.0)
 
 
-def test_a_mapping_of_own_names_as_an_override_is_whole(tmp_path: Path) -> None:
+def test_override_replaces_mapping_of_user_names(tmp_path: Path) -> None:
     path = written(tmp_path, "arithmetic: {keep_carry: {2: 0.9, 3: 0.5}}\n")
     assert load_config(path, ["arithmetic.keep_carry={4: 0.1}"]).arithmetic.keep_carry == {4: 0.1}
 
 
-def test_an_override_reaches_into_defaults() -> None:
+def test_override_reaches_into_defaults() -> None:
     config = load_config(None, ["arithmetic.keep_carry.2=0.5", "algorithm.triggers.0.rungs.0.temperature=1.5"])
     assert config.arithmetic.keep_carry == {**Config().arithmetic.keep_carry, 2: 0.5}
     assert config.algorithm.triggers[0].rungs[0] == RungSettings(temperature=1.5, min_p=0.1)
 
 
 @pytest.mark.parametrize("override", ["run.name=", "run.name= ", "learner="])
-def test_an_override_without_a_value_is_refused(override: str) -> None:
+def test_override_without_value_is_refused(override: str) -> None:
     assert f"the override {override!r} has no value; write " in refusal([override])
 
 
 @pytest.mark.parametrize("text", ["learner=5", "learner=null", "learner=[1]", "learner=x"])
-def test_a_value_in_place_of_a_section_is_refused(text: str) -> None:
-    assert "learner is a section, whose keys go as learner.KEY=VALUE" in refusal([text])
+def test_value_in_place_of_section_is_refused(text: str) -> None:
+    assert "learner is a section, write its keys as learner.KEY=VALUE" in refusal([text])
 
 
-def test_a_key_that_is_no_text_is_refused() -> None:
+def test_key_that_is_no_text_is_refused() -> None:
     assert refusal({5: 3}) == "overrides have the key 5; give dotted keys, as in 'learner.learning_rate'"
 
 
@@ -151,7 +151,7 @@ def test_a_key_that_is_no_text_is_refused() -> None:
         ),
     ],
 )
-def test_a_plain_value_has_the_type_of_its_setting(override: str, expected: object) -> None:
+def test_plain_value_has_type_of_its_setting(override: str, expected: object) -> None:
     found = value(load_config(None, [override]), override.partition("=")[0])
     assert (found, type(found)) == (expected, type(expected))
 
@@ -199,7 +199,7 @@ def test_a_plain_value_has_the_type_of_its_setting(override: str, expected: obje
         ('run.output_dir="a\\0b"', "run.output_dir='a\\x00b' holds a null character"),
     ],
 )
-def test_a_value_of_another_type_is_refused(override: str, message: str) -> None:
+def test_value_of_other_type_is_refused(override: str, message: str) -> None:
     assert refusal([override]).startswith(message)
 
 
@@ -218,7 +218,7 @@ def test_a_value_of_another_type_is_refused(override: str, message: str) -> None
         ({"arithmetic.keep_carry": {np.int64(2): 0.5}}, {2: 0.5}),
     ],
 )
-def test_python_values_that_mean_the_same_are_taken(overrides: dict[str, object], expected: object) -> None:
+def test_equivalent_python_values_are_accepted(overrides: dict[str, object], expected: object) -> None:
     (key,) = overrides
     config = Config.load(overrides=overrides)
     found = value(config, key)
@@ -242,12 +242,12 @@ def test_python_values_that_mean_the_same_are_taken(overrides: dict[str, object]
         {"model.lora.r": True},
     ],
 )
-def test_python_values_that_mean_something_else_are_refused(overrides: dict[str, object]) -> None:
+def test_other_python_values_are_refused(overrides: dict[str, object]) -> None:
     (key,) = overrides
     assert refusal(overrides).startswith(f"{key}=")
 
 
-def test_sections_of_python_are_taken() -> None:
+def test_python_sections_are_accepted() -> None:
     trigger = TriggerSettings(from_step=1, rungs=(RungSettings(),))
     config = Config.load(
         overrides={"learner": LearnerSettings(ranks=2), "learner.cpus": 3, "algorithm.triggers": (trigger,)}
@@ -295,7 +295,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", [*NAMES, *TEXTS])
-def test_config_yaml_reads_back_every_text(tmp_path: Path, text: str) -> None:
+def test_every_text_round_trips_through_config_yaml(tmp_path: Path, text: str) -> None:
     config = Config.load(overrides={"data.system_prompt": text, "run.name": text if text in NAMES else None})
     assert load_config(written(tmp_path, as_yaml(config))) == config
     assert yaml.safe_load(as_yaml(config))["data"]["system_prompt"] == text  # a reader of YAML 1.1
@@ -335,11 +335,11 @@ def test_config_yaml_reads_back_every_text(tmp_path: Path, text: str) -> None:
         "rewards.functions=[{function: exact, weight: 1e300}]",
     ],
 )
-def test_a_value_that_fails_later_is_refused_by_name(override: str) -> None:
+def test_values_that_would_fail_later_are_refused(override: str) -> None:
     assert override.partition("=")[0].split(".{")[0] in refusal([override])
 
 
-def test_a_run_name_is_no_longer_than_a_file_name() -> None:
+def test_run_name_has_length_limit_of_file_names() -> None:
     assert load_config(None, ["run.name=" + "a" * 255]).run.name == "a" * 255
     assert "at most 255 characters" in refusal(["run.name=" + "a" * 256])
 
@@ -355,5 +355,5 @@ def test_a_run_name_is_no_longer_than_a_file_name() -> None:
         "evaluation.sampling.temperature=0",
     ],
 )
-def test_values_at_the_bounds_are_taken(override: str) -> None:
+def test_values_at_the_bounds_are_accepted(override: str) -> None:
     assert load_config(None, [override]) != Config()

@@ -1,4 +1,4 @@
-"""Ground truths as text, out of every kind of column."""
+"""Ground truths as text, from every kind of column."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ from adagrpo_ray.rewards.numbers import parse_number
         (b"1", None),
     ],
 )
-def test_a_ground_truth_is_written_as_people_write_it(value: Any, text: str | None) -> None:
+def test_ground_truth_is_written_as_people_write_it(value: Any, text: str | None) -> None:
     assert answer_text(value) == text
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_no_digit_of_a_number_is_lost(value: float) -> None:
+def test_numbers_keep_all_digits(value: float) -> None:
     text = answer_text(value)
     assert text is not None
     assert float(text) == value
@@ -88,7 +88,7 @@ NESTED = pa.schema(
 )
 
 
-def test_float32_columns_hold_what_was_written_however_deep_they_are(tmp_path: Path) -> None:
+def test_float32_columns_are_restored_at_any_depth(tmp_path: Path) -> None:
     row = {
         "plain": 0.1,
         "half": np.float16(0.1),
@@ -105,13 +105,11 @@ def test_float32_columns_hold_what_was_written_however_deep_they_are(tmp_path: P
     assert second == empty
 
 
-def test_a_schema_without_small_floats_is_left_alone() -> None:
+def test_schema_without_small_floats_needs_no_restoring() -> None:
     assert restore_floats(pa.schema([("a", pa.float64()), ("b", pa.list_(pa.struct([("c", pa.string())])))])) is None
 
 
-def test_float32_columns_of_a_datasets_folder_hold_what_was_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float32_columns_of_datasets_folder_are_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""The embedded task: hand-worked scratch pads, and what the generated sets promise."""
+"""The embedded task: solutions worked by hand, and properties of the generated sets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def solution(a: int, b: int, keep: bool) -> str:
     return worked_solution(Problem(a, b), keep, MARKERS)
 
 
-def test_carries_kept_give_the_right_sum():
+def test_kept_carries_give_correct_sum():
     assert solution(345, 278, keep=True) == (
         "<think>5+8+0=13\n4+7+1=12\n3+2+1=6</think>SOLUTION_START_FLAG623SOLUTION_END_FLAG"
     )
 
 
-def test_carries_dropped_give_the_sum_of_each_column_alone():
+def test_dropped_carries_give_sum_of_each_column():
     assert solution(345, 278, keep=False) == (
         "<think>5+8+0=13\n4+7+0=11\n3+2+0=5</think>SOLUTION_START_FLAG513SOLUTION_END_FLAG"
     )
@@ -42,7 +42,7 @@ def test_markers_are_those_of_the_settings():
 
 
 @pytest.mark.parametrize("digits", [2, 3, 5, 9])
-def test_only_kept_carries_reach_the_right_answer(digits: int):
+def test_only_kept_carries_give_correct_answer(digits: int):
     rng = np.random.default_rng(digits)
     for _ in range(200):
         problem = draw_problem(rng, digits)
@@ -54,7 +54,7 @@ def test_only_kept_carries_reach_the_right_answer(digits: int):
 
 
 @pytest.mark.parametrize("digits", [2, 3])
-def test_number_of_problems_by_counting_them(digits: int):
+def test_count_problems_equals_enumeration(digits: int):
     numbers = np.arange(10 ** (digits - 1), 10**digits)
     a, b = numbers[:, None], numbers[None, :]
     carries = np.zeros((len(numbers), len(numbers)), bool)
@@ -63,7 +63,7 @@ def test_number_of_problems_by_counting_them(digits: int):
     assert count_problems(digits) == carries.sum()
 
 
-def test_sets_are_different_problems_in_equal_interleaved_shares():
+def test_sets_have_distinct_problems_in_equal_shares():
     train, held_out = problem_sets(ArithmeticSettings(), 400, 40)
     assert (len(train), len(held_out), len({*train, *held_out})) == (400, 40, 440)
     assert [p.difficulty for p in train[:5]] == ["2 digits", "3 digits", "4 digits", "5 digits", "2 digits"]
@@ -80,15 +80,15 @@ def test_sets_depend_on_the_seed_alone():
     assert other != train
 
 
-def test_a_class_can_be_used_up_and_no_more():
+def test_more_problems_than_a_class_has_are_refused():
     settings = ArithmeticSettings(keep_carry={2: 0.5})
     train, held_out = problem_sets(settings, 3600, 45)
     assert len({*train, *held_out}) == 3645 == count_problems(2)
-    with pytest.raises(DataError, match=r"has 3645 problems of 2 digits and 3646 .* data\.train_prompts"):
+    with pytest.raises(DataError, match=r"has 3645 problems of 2 digits, and 3646 .* data\.train_prompts"):
         problem_sets(settings, 3601, 45)
 
 
 @pytest.mark.parametrize("digits", [1, 10])
-def test_digits_that_cannot_be_are_refused(digits: int):
+def test_invalid_digits_are_refused(digits: int):
     with pytest.raises(ConfigError, match=rf"arithmetic\.keep_carry\.{digits}"):
         load_config(None, [f"arithmetic.keep_carry={{{digits}: 0.5}}"])

@@ -1,4 +1,4 @@
-"""`data.chat_template`: the model's own, a file, or none; the tokens of prompts, and all that goes by the template."""
+"""`data.chat_template` (the model's own, a file, or none): tokens of prompts, and everything that uses the template."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("adds", ["", "bos", "both"])
 @pytest.mark.parametrize("template", [CHATML, WRITES_BOS])
-def test_with_a_template_they_are_those_of_transformers(path: Path, adds: str, template: str) -> None:
-    """However the tokenizer begins a text: a template that writes the BOS gets no second one."""
+def test_prompt_tokens_equal_those_of_transformers(path: Path, adds: str, template: str) -> None:
+    """A template that writes the BOS gets no second one, with any rule of the tokenizer for the start of a text."""
     tokenizer = tokenizer_of(adds, template)
     messages = [{"role": "user", "content": "1 + 2?"}]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -82,9 +82,7 @@ def test_with_a_template_they_are_those_of_transformers(path: Path, adds: str, t
 
 
 @pytest.mark.parametrize(("adds", "head"), [("", []), ("bos", [BOS]), ("both", [BOS])])
-def test_a_plain_text_begins_as_the_tokenizer_begins_a_text_and_does_not_end(
-    path: Path, adds: str, head: list[str]
-) -> None:
+def test_plain_text_gets_tokens_of_text_start_only(path: Path, adds: str, head: list[str]) -> None:
     tokenizer = tokenizer_of(adds, None)
     text = "Q: 1 + 2?\nA:"
     expected = [*tokenizer.convert_tokens_to_ids(head), *tokenizer.encode(text, add_special_tokens=False)]
@@ -92,29 +90,29 @@ def test_a_plain_text_begins_as_the_tokenizer_begins_a_text_and_does_not_end(
     assert tokenizer.decode(expected) == "".join(head) + text
 
 
-def test_a_plain_text_that_has_the_bos_gets_no_second_one(path: Path) -> None:
-    """A text of the data with it is dropped, as one with any control token; the settings may say it."""
+def test_plain_text_with_bos_gets_no_second_bos(path: Path) -> None:
+    """The BOS is in the settings: a text of the data with it would be dropped, as with any control token."""
     tokenizer = tokenizer_of("bos", None)
     found = tokens(path, tokenizer, "1?", chat_template="none", system_prompt=BOS)
     assert found.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(found) == f"{BOS}\n\n1?"
 
 
-def test_a_tokenizer_that_is_known_for_its_own_bos() -> None:
-    """Not the BOS that a tokenizer has, but what it puts in front counts."""
+def test_text_head_has_bos_only_if_tokenizer_adds_it() -> None:
+    """A tokenizer may have a BOS and not add it."""
     assert text_head(tokenizer_of()) == []
     assert text_head(tokenizer_of("both")) == [tokenizer_of().convert_tokens_to_ids(BOS)]
 
 
-def test_a_template_without_the_bos_of_the_tokenizer_is_told(path: Path) -> None:
+def test_template_without_bos_gives_a_note(path: Path) -> None:
     (note,) = loaded(path, tokenizer_of("bos"), "1?").notes
-    assert note.startswith(f"the chat template does not write {BOS!r}, which the tokenizer begins plain texts with")
+    assert note.startswith(f"the chat template does not write {BOS!r}, with which the tokenizer begins plain texts")
     assert loaded(path, tokenizer_of("bos", WRITES_BOS), "1?").notes == ()
     assert loaded(path, tokenizer_of(""), "1?").notes == ()
     assert loaded(path, tokenizer_of("bos", None), "1?", chat_template="none").notes == ()
 
 
-def test_a_file_takes_the_place_of_the_models_own(path: Path, file: Path) -> None:
+def test_file_replaces_template_of_model(path: Path, file: Path) -> None:
     for own in (CHATML, None):
         tokenizer = tokenizer_of("", own)
         found = tokens(path, tokenizer, "1?", chat_template=str(file), system_prompt="short")
@@ -137,9 +135,7 @@ BLANK = {"role": "system", "content": " "}
     ],
 )
 @pytest.mark.parametrize(("system", "before"), [(None, ""), ("", ""), (SYSTEM, "Put it between <a> and </a>.\n\n")])
-def test_one_message_is_its_text_after_the_settings_text(
-    path: Path, prompt: Any, system: str | None, before: str
-) -> None:
+def test_plain_prompt_is_system_text_and_message(path: Path, prompt: Any, system: str | None, before: str) -> None:
     tokenizer = tokenizer_of("", None)
     markers = {"answer_start": "<a>", "answer_end": "</a>"}
     found = tokens(path, tokenizer, prompt, chat_template="none", system_prompt=system, format=markers)
@@ -151,7 +147,7 @@ SCHEMA = {"type": "function", "function": {"name": "add", "parameters": {"type":
 
 
 @pytest.mark.parametrize(
-    ("prompt", "tools", "told"),
+    ("prompt", "tools", "expected"),
     [
         ([{"role": "system", "content": "short"}, USER], None, "messages of the roles system, user"),
         ([USER, SAID, USER], None, "messages of the roles user, assistant, user"),
@@ -160,19 +156,23 @@ SCHEMA = {"type": "function", "function": {"name": "add", "parameters": {"type":
         ([{**USER, "name": "Ann"}], None, "a message with name"),
     ],
 )
-def test_what_plain_text_cannot_hold_is_refused_with_its_row(path: Path, prompt: Any, tools: Any, told: str) -> None:
+def test_unsupported_content_in_plain_text_is_refused_with_row(
+    path: Path, prompt: Any, tools: Any, expected: str
+) -> None:
     more = {} if tools is None else {"tools": tools}
-    refused = rf"^data\.chat_template=none takes prompts of one text, and this one has {told}; give data of one text"
-    with pytest.raises(DataError, match=rf"{refused} a prompt, or a Jinja file .* \(row 1 of data\.source="):
+    refused = (
+        rf"^data\.chat_template=none takes prompts of one text, and this one has {expected}; give data with one text"
+    )
+    with pytest.raises(DataError, match=rf"{refused} per prompt, or a Jinja file .* \(row 1 of data\.source="):
         loaded(path, tokenizer_of("", None), prompt, chat_template="none", **more)
 
 
-def test_control_tokens_in_a_plain_text_are_dropped_too(path: Path) -> None:
+def test_plain_text_with_control_tokens_is_dropped(path: Path) -> None:
     with pytest.raises(DataError, match="1 with control tokens of the model"):
         loaded(path, tokenizer_of("", None), f"1?{EOS}", chat_template="none")
 
 
-def test_generation_ends_at_the_eos_alone() -> None:
+def test_plain_generation_ends_at_eos_only() -> None:
     tokenizer = tokenizer_of()
     eos, turn = tokenizer.convert_tokens_to_ids([EOS, "<|im_end|>"])
     assert set(stop_ids(tokenizer)) == {eos, turn}
@@ -184,15 +184,15 @@ def test_generation_ends_at_the_eos_alone() -> None:
     assert set(stop_ids(tokenizer)) == {eos, tokenizer.bos_token_id}
 
 
-def test_that_no_completion_ends_is_told_in_other_words() -> None:
+def test_notice_of_endless_completions_differs_for_plain_text() -> None:
     endings = Endings(7, plain=True)
     endings.count([replace(make_completion(), finish_reason="length")])
-    (told,) = endings.notices()
-    assert "With data.chat_template=none generation stops at the tokenizer's eos_token" in told
-    assert "chat template writes" not in told
+    (notice,) = endings.notices()
+    assert "With data.chat_template=none generation stops at the tokenizer's eos_token" in notice
+    assert "chat template writes" not in notice
 
 
-def test_arguments_of_a_template_are_refused_with_none() -> None:
+def test_template_arguments_are_refused_without_template() -> None:
     with pytest.raises(
         ConfigError, match=r"data\.template_kwargs=.* are arguments of a chat template, and data\.chat_t"
     ):
@@ -202,7 +202,7 @@ def test_arguments_of_a_template_are_refused_with_none() -> None:
 # Which template
 
 
-def test_a_tokenizer_without_a_template_is_told_both_ways(tmp_path: Path, file: Path) -> None:
+def test_error_without_template_names_both_remedies(tmp_path: Path, file: Path) -> None:
     tokenizer_of("bos", None).save_pretrained(tmp_path / "base")
     model = {"path": str(tmp_path / "base")}
     with pytest.raises(
@@ -215,7 +215,7 @@ def test_a_tokenizer_without_a_template_is_told_both_ways(tmp_path: Path, file: 
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (
             None,
@@ -232,31 +232,31 @@ def test_a_tokenizer_without_a_template_is_told_both_ways(tmp_path: Path, file: 
         (b"x" * (2**20 + 1), "is too long"),
     ],
 )
-def test_a_file_that_is_no_template_is_refused(tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_file_without_valid_template_is_refused(tmp_path: Path, content: bytes | None, expected: str) -> None:
     name = tmp_path / "x.jinja"
     if content is not None:
         name.write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"^data\.chat_template='{name}' {told}") as caught:
+    with pytest.raises(ConfigError, match=rf"^data\.chat_template='{name}' {expected}") as caught:
         chosen_template(Config.model_validate({"data": {"chat_template": str(name)}}).data)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_no_template(tmp_path: Path) -> None:
+def test_folder_as_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
         chosen_template(Config.model_validate({"data": {"chat_template": str(tmp_path)}}).data)
 
 
-def test_tags_of_transformers_are_known(tmp_path: Path, path: Path) -> None:
+def test_tags_of_transformers_are_accepted(tmp_path: Path, path: Path) -> None:
     name = tmp_path / "x.jinja"
     name.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
     tokenizer = tokenizer_of()
     assert tokenizer.decode(tokens(path, tokenizer, "1?", chat_template=str(name))) == "1?"
 
 
-# What goes by it
+# Uses of the template
 
 
-def test_a_run_goes_on_with_the_same_template_wherever_its_file_is(path: Path, file: Path, tmp_path: Path) -> None:
+def test_run_resumes_with_same_template_at_another_path(path: Path, file: Path, tmp_path: Path) -> None:
     moved = Path(tmp_path / "moved.jinja")
     moved.write_text(file.read_text())
     before = config_of(path, [{"prompt": "1?", "solution": "7"}], chat_template=str(file))
@@ -277,20 +277,20 @@ def test_a_run_goes_on_with_the_same_template_wherever_its_file_is(path: Path, f
             order(other).load_state_dict(state)
 
 
-def test_results_under_other_templates_do_not_mix(path: Path, file: Path) -> None:
+def test_results_of_other_templates_are_not_mixed(path: Path, file: Path) -> None:
     choices = (None, "none", str(file))
     settings = [prompt_settings(loaded(path, tokenizer_of(), "1?", chat_template=choice)) for choice in choices]
     assert len({json.dumps(each) for each in settings}) == 3
 
 
 @pytest.mark.parametrize(("adds", "thinking", "end"), [("", True, ""), ("bos", True, ""), ("bos", False, "</think>")])
-def test_the_chat_asks_in_plain_text_one_message_at_a_time(adds: str, thinking: bool, end: str) -> None:
+def test_plain_text_chat_sends_one_message(adds: str, thinking: bool, end: str) -> None:
     tokenizer = tokenizer_of(adds, None)
-    said = (Message(role="user", text="1?"),)
-    found = render(tokenizer, said, "Be short.", thinking, "</think>", plain=True)
+    first = (Message(role="user", text="1?"),)
+    found = render(tokenizer, first, "Be short.", thinking, "</think>", plain=True)
     assert tokenizer.decode(found.token_ids) == f"{BOS if adds else ''}Be short.\n\n1?{end}"
     assert not found.thinks
-    further = (*said, Message(role="assistant", text="2"), Message(role="user", text="3?"))
+    further = (*first, Message(role="assistant", text="2"), Message(role="user", text="3?"))
     with pytest.raises(ChatError, match="plain text, which has no turns; clear the chat"):
         render(tokenizer, further, "", True, "</think>", plain=True)
 
@@ -305,7 +305,7 @@ def code_of(text: str) -> list[str]:
     return [block.partition("\n```")[0] for block in text.split("```python\n")[1:]]
 
 
-def test_the_card_says_how_the_prompts_were_made(file: Path) -> None:
+def test_card_shows_how_prompts_were_rendered(file: Path) -> None:
     own = card()
     assert "with the chat template of its base model" in own
     plain = card(chat_template="none", system_prompt="Be short.")

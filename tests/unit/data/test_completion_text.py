@@ -1,4 +1,4 @@
-"""Completions as text: special tokens that stay, what ends a turn, and the marker of the phases however it is cut."""
+"""Completions as text: special tokens that are kept, ends of turns, and the marker of the phases in any tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_marker_that_is_a_special_token_stays_and_others_go(ended: bool) -> None:
+def test_special_token_of_marker_is_kept_and_others_removed(ended: bool) -> None:
     tokenizer = byte_tokenizer(SPECIAL, eos_token="<|im_end|>")
     text = f"<think>a</think><|im_start|>{S}42{E}" + ("<|im_end|>" if ended else "")
     ids = ids_of(tokenizer, text)
@@ -33,13 +33,13 @@ def test_a_marker_that_is_a_special_token_stays_and_others_go(ended: bool) -> No
     assert CompletionText(tokenizer, tags).text(ids, ended=True) == "a</think><answer>42</answer>"
 
 
-def test_without_special_markers_it_is_what_the_tokenizer_says() -> None:
+def test_text_without_special_markers_equals_tokenizer_decoding() -> None:
     tokenizer = byte_tokenizer(eos_token="<|im_end|>")
     ids = ids_of(tokenizer, f"ä </think>{S}<|im_start|>42{E}<|im_end|>")
     assert CompletionText(tokenizer, FORMAT).text(ids) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_the_token_that_ended_a_completion_goes_even_where_it_is_not_special() -> None:
+def test_end_token_is_removed_even_if_not_special() -> None:
     tokenizer = byte_tokenizer(special=["<|im_start|>"], plain=["<|im_end|>"])
     ids = ids_of(tokenizer, "a<|im_end|>b<|im_end|>")
     decoder = CompletionText(tokenizer, FORMAT)
@@ -49,7 +49,7 @@ def test_the_token_that_ended_a_completion_goes_even_where_it_is_not_special() -
     assert named.text(ids, ended=True) == "a<|im_end|>b<|im_end|>"
 
 
-def test_the_unknown_token_is_no_part_of_a_marker() -> None:
+def test_unknown_token_is_no_part_of_marker() -> None:
     from adagrpo_ray.toy.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(FORMAT)
@@ -61,7 +61,7 @@ TOKENIZER = byte_tokenizer(SPECIAL, merged=["the", " 42"], eos_token="<|im_end|>
 
 
 @given(text=st.text(max_size=12), cuts=st.lists(st.integers(1, 3), max_size=40))
-def test_a_stream_adds_up_to_the_whole_text(text: str, cuts: list[int]) -> None:
+def test_stream_adds_up_to_whole_text(text: str, cuts: list[int]) -> None:
     decoder = CompletionText(TOKENIZER, FORMAT)
     ids = [*ids_of(TOKENIZER, f"{text.encode('utf-8', 'replace').decode()}</think>the é 42"), TOKENIZER.eos_token_id]
     stream, at, pieces = decoder.stream(), 0, []
@@ -92,7 +92,7 @@ NO_LAST_USER = "{% if messages[-1]['role'] == 'user' %}{{ raise_exception('no') 
         ("{{ messages[0]['content'] }}", ["</s>"], [], None),
     ],
 )
-def test_the_end_of_a_turn_is_what_the_template_writes(
+def test_end_of_turn_is_token_written_by_template(
     template: str, special: list[str], plain: list[str], expected: str | None
 ) -> None:
     tokenizer = byte_tokenizer(special, plain, template=template)
@@ -100,7 +100,7 @@ def test_the_end_of_a_turn_is_what_the_template_writes(
     assert (None if found is None else tokenizer.convert_ids_to_tokens(found)) == expected
 
 
-def test_a_completion_ends_at_the_tokenizers_and_at_the_templates_token() -> None:
+def test_stop_ids_are_eos_and_end_of_turn() -> None:
     tokenizer = byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|endoftext|>")
     assert tokenizer.convert_ids_to_tokens(stop_ids(tokenizer)) == ["<|endoftext|>", "<|im_end|>"]
     assert stop_ids(byte_tokenizer(["</s>"], template=PLAIN)) == []
@@ -123,7 +123,7 @@ MERGED = byte_tokenizer(SPECIAL[:2], merged=[".</", "think", ">\n", "</think>!"]
         (byte_tokenizer(), "</thin</think", ""),
     ],
 )
-def test_a_marker_is_found_however_it_is_cut(tokenizer: Any, before: str, behind: str) -> None:
+def test_marker_is_found_however_it_is_tokenized(tokenizer: Any, before: str, behind: str) -> None:
     marker = "</think>"
     ids = ids_of(tokenizer, f"{before}{marker}{behind}" if before != "</thin</think" else "</thin</think>")
     watch = TextWatch(marker, Pieces(lambda: tokenizer))
@@ -133,13 +133,13 @@ def test_a_marker_is_found_however_it_is_cut(tokenizer: Any, before: str, behind
     assert not TextWatch(marker, Pieces(lambda: tokenizer)).update(ids_of(tokenizer, "sum.</thin k>\n"))
 
 
-def test_a_marker_beside_others_in_one_token_has_ids_that_never_come() -> None:
+def test_only_text_watch_finds_marker_merged_with_other_text() -> None:
     ids = ids_of(MERGED, "sum.</think>\n42")
     assert not MarkerWatch(ids_of(MERGED, "</think>")).update(ids)
     assert TextWatch("</think>", Pieces(lambda: MERGED)).update(ids)
 
 
-def test_a_marker_outside_ascii_is_found_in_its_bytes() -> None:
+def test_non_ascii_marker_is_found_in_its_bytes() -> None:
     tokenizer = byte_tokenizer()
     watch = TextWatch("】答", Pieces(lambda: tokenizer))
     assert not watch.update(ids_of(tokenizer, "é】\x80"))
@@ -149,7 +149,7 @@ def test_a_marker_outside_ascii_is_found_in_its_bytes() -> None:
 
 
 @given(st.text("ab>", max_size=30))
-def test_the_watch_says_what_looking_at_the_whole_text_says(text: str) -> None:
+def test_watch_agrees_with_search_in_whole_text(text: str) -> None:
     watch = TextWatch("aba>", Pieces(lambda: AB))
     ids = ids_of(AB, text)
     for n in range(len(ids) + 1):

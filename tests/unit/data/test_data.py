@@ -1,4 +1,4 @@
-"""From files to prompts: both DAPO layouts, what is dropped, every message, and the order of visits."""
+"""From files to prompts: both DAPO layouts, dropped rows, error messages, and the order of prompts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def rendered(prompts: PromptSets) -> str:
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
-def test_dapo_math_17k_layout(tmp_path: Path, write: Callable[[Path, list[Any]], Path]):
+def test_dapo_math_17k_layout_is_read(tmp_path: Path, write: Callable[[Path, list[Any]], Path]):
     path = write(tmp_path / f"d.{write.__name__.removeprefix('write_')}", [DAPO])
     prompts = load(path, columns={"ground_truth": "reward_model.ground_truth", "difficulty": "data_source"})
     (prompt,) = prompts.train
@@ -74,7 +74,7 @@ def test_dapo_math_17k_layout(tmp_path: Path, write: Callable[[Path, list[Any]],
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
-def test_processed_layout(tmp_path: Path, write: Callable[[Path, list[Any]], Path]):
+def test_processed_dapo_layout_is_read(tmp_path: Path, write: Callable[[Path, list[Any]], Path]):
     path = write(tmp_path / f"d.{write.__name__.removeprefix('write_')}", [PROCESSED])
     (prompt,) = load(path).train
     assert (prompt.text, prompt.answer, prompt.difficulty) == ("Solve: 1+1?", "2", "")
@@ -88,13 +88,13 @@ def test_both_layouts_give_the_same_prompt(tmp_path: Path):
     assert len(a.id) == 16
 
 
-def test_the_datas_own_system_message_stays(tmp_path: Path):
+def test_system_message_of_data_is_kept(tmp_path: Path):
     own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1"}]
     text = rendered(load(write_jsonl(tmp_path / "d.jsonl", [{"prompt": own, "solution": "2"}])))
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
 
 
-def test_no_system_message_where_none_is_set(tmp_path: Path):
+def test_default_has_no_system_message(tmp_path: Path):
     text = rendered(load(write_jsonl(tmp_path / "d.jsonl", [PROCESSED]), system_prompt=None))
     assert text.startswith("<|im_start|>user\n")
 
@@ -104,10 +104,10 @@ def test_numbers_in_the_answer_become_text(tmp_path: Path):
     assert [p.answer for p in load(write_jsonl(tmp_path / "d.jsonl", rows)).train] == ["34", "2.5"]
 
 
-# What is dropped
+# Dropped rows
 
 
-def test_rows_without_prompt_or_answer_and_doubles_are_counted(tmp_path: Path):
+def test_rows_without_prompt_or_answer_and_duplicates_are_counted(tmp_path: Path):
     rows = [
         *rows_of(2),
         {"prompt": "0+0", "solution": "0"},
@@ -152,7 +152,7 @@ def test_split_is_exact_disjoint_and_follows_the_seed(tmp_path: Path):
     assert {p.id for p in a.held_out} != {p.id for p in c.held_out}
 
 
-def test_arithmetic_comes_in_levels():
+def test_arithmetic_has_difficulty_classes():
     prompts = load("arithmetic", eval_prompts=8, train_prompts=40)
     assert (len(prompts.train), len(prompts.held_out), prompts.dropped) == (40, 8, {})
     assert {p.difficulty for p in prompts.held_out} == {"2 digits", "3 digits", "4 digits", "5 digits"}
@@ -162,16 +162,16 @@ def test_arithmetic_comes_in_levels():
 
 
 @pytest.mark.parametrize("part", [{"split": "test"}, {"subset": "hard"}])
-def test_arithmetic_has_no_parts(part: dict[str, str]):
+def test_arithmetic_refuses_subset_and_split(part: dict[str, str]):
     with pytest.raises(DataError, match=r"data\.(split='test'|subset='hard'): 'arithmetic' has no"):
         load("arithmetic", **part)
 
 
-def test_arithmetic_has_2000_prompts_unless_told():
+def test_arithmetic_has_2000_prompts_by_default():
     assert len(load("arithmetic").train) == 2000
 
 
-# Messages
+# Error messages
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path):
@@ -191,14 +191,14 @@ def test_missing_file_names_the_nearest(tmp_path: Path):
         ("\n\n", r"is empty"),
     ],
 )
-def test_bad_jsonl(tmp_path: Path, text: str, message: str):
+def test_bad_jsonl_is_refused(tmp_path: Path, text: str, message: str):
     path = tmp_path / "d.jsonl"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         load(path)
 
 
-def test_files_that_are_not_what_their_name_says(tmp_path: Path):
+def test_files_of_other_format_than_their_name_are_refused(tmp_path: Path):
     for name in ("d.parquet", "d.jsonl"):
         (tmp_path / name).write_bytes(b"\xff\xfe not at all")
         with pytest.raises(DataError, match=rf"cannot read .*{name}"):
@@ -227,18 +227,18 @@ def test_missing_columns_name_setting_and_nearest(tmp_path: Path, columns: dict[
         load(path, columns=columns)
 
 
-def test_too_few_prompts_says_how_many_and_why(tmp_path: Path):
+def test_error_for_too_few_prompts_has_counts_and_reasons(tmp_path: Path):
     rows = [*rows_of(5), {"prompt": "", "solution": "1"}]
     with pytest.raises(
         DataError,
-        match=r"leaves 2 prompts to train on beside 3 held out \(dropped: 1 without a prompt\)"
+        match=r"leaves 2 prompts to train on and 3 held out \(dropped: 1 without a prompt\)"
         r".* algorithm\.prompts_per_step=4",
     ):
         load(write_jsonl(tmp_path / "d.jsonl", rows), prompts_per_step=4, eval_prompts=3)
 
 
 @pytest.mark.parametrize("prompt", ["End with {think_edn}", "{}", "open { brace", "{think_end.no}"])
-def test_bad_placeholder_in_the_system_prompt(prompt: str):
+def test_bad_placeholder_in_system_prompt_is_refused(prompt: str):
     with pytest.raises(ConfigError, match=r"data\.system_prompt=.* use \{think_end\}, \{answer_start\}"):
         load("arithmetic", system_prompt=prompt)
 
@@ -248,17 +248,17 @@ def test_braces_can_be_doubled(tmp_path: Path):
     assert text.startswith("<|im_start|>system\nUse \\boxed{}</think><|im_end|>")
 
 
-def test_a_template_without_system_messages_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_template_that_refuses_system_messages_names_remedy(monkeypatch: pytest.MonkeyPatch):
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     monkeypatch.setattr(TOKENIZER, "chat_template", refusing)
     with pytest.raises(DataError, match=r"system, user: no system here; .* data\.system_prompt to null"):
         load("arithmetic")
 
 
-# The order of visits
+# The order of prompts
 
 
-def test_the_state_of_an_order_under_another_chat_template_is_refused():
+def test_order_state_with_other_chat_template_is_refused():
     prompts = [make_prompt(str(i)) for i in range(3)]
     state = PromptOrder(prompts, 0, True, "one template").state_dict()
     PromptOrder(prompts, 0, True, "one template").load_state_dict(state)
@@ -266,7 +266,7 @@ def test_the_state_of_an_order_under_another_chat_template_is_refused():
         PromptOrder(prompts, 0, True, "another").load_state_dict(state)
 
 
-def test_the_state_of_an_order_of_another_version_is_refused():
+def test_order_state_of_other_version_is_refused():
     state = order_of(3).state_dict()
     del state["ids"]
     with pytest.raises(CheckpointError, match="a version that names prompts in another way"):
@@ -281,11 +281,11 @@ def visits(order: PromptOrder, n: int) -> list[tuple[str, int]]:
     return [(prompt.id, epoch) for prompt, epoch in order.take(n)]
 
 
-def test_without_shuffle_the_passes_are_in_the_datas_order():
+def test_without_shuffle_passes_follow_order_of_data():
     assert visits(order_of(2, shuffle=False), 5) == [("0", 0), ("1", 0), ("0", 1), ("1", 1), ("0", 2)]
 
 
-def test_each_pass_visits_every_prompt_once_in_a_new_order():
+def test_each_pass_has_every_prompt_once_in_new_order():
     taken = visits(order_of(20), 60)
     passes = [taken[i : i + 20] for i in (0, 20, 40)]
     for number, one in enumerate(passes):
@@ -307,6 +307,6 @@ def test_order_resumes_exactly(taken: int):
     assert visits(resumed, 30) == visits(order, 30)
 
 
-def test_the_state_of_an_order_of_other_prompts_is_refused():
+def test_order_state_of_other_prompts_is_refused():
     with pytest.raises(CheckpointError, match=r"data\.source: the 7 prompts to train on are not those"):
         order_of(7).load_state_dict(order_of(8).state_dict())

@@ -1,4 +1,4 @@
-"""Local files and folders of data: every kind that is read, splits, and one clear error for everything else."""
+"""Local files and folders of data: all supported kinds, splits, and one clear error for others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_files_of_every_kind_give_the_same_rows(tmp_path: Path, name: str, conte
     assert rows(write(tmp_path / name, content)) == ROWS
 
 
-def test_values_of_csv_stay_the_texts_that_they_are(tmp_path: Path) -> None:
+def test_values_of_csv_are_texts(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", "prompt,solution,note\n007,1e3,\nNA,TRUE,2024-01-02\n")
     assert rows(path) == [
         {"prompt": "007", "solution": "1e3", "note": None},
@@ -62,13 +62,13 @@ def test_values_of_csv_stay_the_texts_that_they_are(tmp_path: Path) -> None:
     ]
 
 
-def test_a_cell_may_be_long(tmp_path: Path) -> None:
+def test_cell_may_be_long(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", f'prompt,solution\n"{"x" * 200_000}",1\n')
     assert len(rows(path)[0]["prompt"]) == 200_000
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("d.csv", "prompt,prompt\n1,2\n", "two columns of the name 'prompt'"),
         ("d.csv", "prompt,solution\n1,2\n1\n", r"d\.csv, line 3 has 1 cells and the first line 2"),
@@ -82,8 +82,8 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
         ("d.json", "5", r"d\.json, entry 1 holds a int"),
         ("d.json", '[{"prompt": "1"},]', r"d\.json is not JSON \(.*line 1"),
         ("d.json", '{"prompt": "1"}\n{"prompt"}\n', r"d\.json, line 2 is not JSON"),
-        ("d.json", '[{"a": 1, "a": 2}]', r"d\.json is not JSON \(the key 'a' is there twice\)"),
-        ("d.jsonl", '{"a": {"b": 1, "b": 2}}', r"d\.jsonl, line 1 is not JSON \(the key 'b' is there twice\)"),
+        ("d.json", '[{"a": 1, "a": 2}]', r"d\.json is not JSON \(it has the key 'a' twice\)"),
+        ("d.jsonl", '{"a": {"b": 1, "b": 2}}', r"d\.jsonl, line 1 is not JSON \(it has the key 'b' twice\)"),
         ("d.json", "[" * 100_000, r"d\.json is not JSON"),
         ("d.jsonl.gz", LINES, r"cannot read .*d\.jsonl\.gz"),
         ("d.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], r"cannot read .*d\.jsonl\.gz"),
@@ -92,14 +92,12 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
         ("d.parquet.gz", LINES, "is a file of a kind that is not read"),
     ],
 )
-def test_a_file_that_is_there_and_cannot_be_read_is_named(
-    tmp_path: Path, name: str, content: str | bytes, told: str
-) -> None:
-    with pytest.raises(DataError, match=told):
+def test_error_names_unreadable_file(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
         rows(write(tmp_path / name, content))
 
 
-def test_parquet_has_maps_as_objects_and_no_column_twice(tmp_path: Path) -> None:
+def test_parquet_maps_are_objects_and_duplicate_columns_refused(tmp_path: Path) -> None:
     kind = pa.map_(pa.string(), pa.string())
     pq.write_table(pa.table({"m": pa.array([[("truth", "2")]], kind)}), tmp_path / "d.parquet")
     assert rows(tmp_path / "d.parquet") == [{"m": {"truth": "2"}}]
@@ -111,7 +109,7 @@ def test_parquet_has_maps_as_objects_and_no_column_twice(tmp_path: Path) -> None
 # --- splits ---
 
 
-def test_a_file_has_no_splits_and_no_subsets(tmp_path: Path) -> None:
+def test_file_has_no_splits_and_no_subsets(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", LINES)
     for split in ("test", "train[:1]", "no-such"):
         with pytest.raises(DataError, match=r"data\.split='.*': '.*d\.jsonl' has no splits"):
@@ -136,18 +134,18 @@ def test_a_file_has_no_splits_and_no_subsets(tmp_path: Path) -> None:
         ({"latest.jsonl": "a", "test.jsonl": "b"}, "test", "b"),
     ],
 )
-def test_a_folder_gives_the_files_of_its_split(tmp_path: Path, files: dict[str, str], split: str, found: str) -> None:
+def test_folder_gives_files_of_selected_split(tmp_path: Path, files: dict[str, str], split: str, found: str) -> None:
     for name, text in files.items():
         write(tmp_path / name, json.dumps({"prompt": text}) + "\n")
     assert "".join(row["prompt"] for row in rows(tmp_path, split=split)) == found
 
 
-def test_a_folder_of_csv_keeps_texts(tmp_path: Path) -> None:
+def test_folder_of_csv_keeps_texts(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", CSV)
     assert rows(tmp_path) == ROWS
 
 
-def test_a_folder_without_the_split_says_which_it_has(tmp_path: Path) -> None:
+def test_error_for_missing_split_lists_splits(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", LINES)
     write(tmp_path / "test.jsonl", LINES)
     with pytest.raises(DataError, match=r"data\.split='tset': the folder '.*' has no file .*; it has test, train"):
@@ -157,14 +155,14 @@ def test_a_folder_without_the_split_says_which_it_has(tmp_path: Path) -> None:
         rows(tmp_path)
 
 
-def test_a_folder_with_two_kinds_of_one_split_is_refused(tmp_path: Path) -> None:
+def test_folder_with_two_kinds_of_one_split_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", LINES)
     write(tmp_path / "train.csv", CSV)
     with pytest.raises(DataError, match=r"files of two kinds, '.*train\.csv' and '.*train\.jsonl'"):
         rows(tmp_path)
 
 
-def test_what_datasets_saved_to_disk_is_read_by_its_splits(tmp_path: Path) -> None:
+def test_saved_datasets_are_read_by_split(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
     DatasetDict({"train": Dataset.from_list(ROWS[:1]), "test": Dataset.from_list(ROWS[1:])}).save_to_disk(
@@ -185,7 +183,7 @@ def test_what_datasets_saved_to_disk_is_read_by_its_splits(tmp_path: Path) -> No
 # --- names ---
 
 
-def test_patterns_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_and_home_folder_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a1.jsonl", LINES)
     write(tmp_path / "a2.jsonl", LINES)
     assert rows(tmp_path / "a*.jsonl") == ROWS * 2
@@ -198,18 +196,18 @@ def test_patterns_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["s3://bucket/d.jsonl", "https://example.org/d.csv", "hf://datasets/a/b"])
-def test_a_url_is_refused_as_what_it_is(name: str) -> None:
+def test_url_is_refused_as_url(name: str) -> None:
     with pytest.raises(DataError, match="is a URL, which is not read"):
         rows(name)
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/no/such", "a/b/c", "~/none", "d.csv", "D.Json.gz", "../no/such"])
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str) -> None:
+def test_missing_path_is_not_requested_from_hub(name: str) -> None:
     with pytest.raises(DataError, match=r"is no file.*; give a file or a Hub name"):
         rows(name)
 
 
-def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_hub_data_sets_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkdir("mine")
     assert is_hub_name("openai/gsm8k")

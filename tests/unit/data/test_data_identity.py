@@ -1,4 +1,4 @@
-"""What makes rows the same, and the split by problem."""
+"""Ids of rows, duplicates, and the split by problem."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def texts(prompts: Any) -> set[str]:
     return {p.text for p in prompts}
 
 
-def test_ids_are_those_of_the_row_and_not_of_its_rendering(tmp_path: Path) -> None:
+def test_ids_depend_on_row_and_not_on_rendering(tmp_path: Path) -> None:
     rows = numbered(3)
     dated, again = (load(tmp_path / "d.jsonl", rows, DATED).train for _ in range(2))
     assert [p.id for p in dated] == [p.id for p in again]
@@ -73,13 +73,13 @@ def test_ids_are_those_of_the_row_and_not_of_its_rendering(tmp_path: Path) -> No
         chat(("user", "caf\u00e9 1+1 ")),
     ],
 )
-def test_a_problem_in_other_white_space_or_unicode_form_is_a_double(tmp_path: Path, same: Any) -> None:
+def test_other_white_space_or_unicode_form_is_a_duplicate(tmp_path: Path, same: Any) -> None:
     prompts = load(tmp_path / "d.jsonl", [row("caf\u00e9 1+1"), row(same, " 2 ")])
     assert (len(prompts.train), prompts.dropped) == (1, {"double": 1})
 
 
 @pytest.mark.parametrize("other", ["X^2", "x\u00b2", "x2", "x ^ 2", "x^2."])
-def test_letter_case_and_compatibility_forms_make_other_problems(other: str) -> None:
+def test_letter_case_and_compatibility_forms_are_other_problems(other: str) -> None:
     assert normalised(other) != normalised("x^2")
 
 
@@ -93,14 +93,14 @@ SAME_PROBLEM = [
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_rows_of_one_problem_are_all_on_one_side(tmp_path: Path, seed: int) -> None:
+def test_rows_of_one_problem_are_on_one_side(tmp_path: Path, seed: int) -> None:
     prompts = load(tmp_path / "d.jsonl", [*SAME_PROBLEM, *numbered(8)], seed=seed, eval_prompts=6)
     assert (len(prompts.train), len(prompts.held_out), prompts.dropped) == (7, 6, {})
     assert not texts(prompts.train) & texts(prompts.held_out)
     assert sum(p.text.strip() == "1+1" for p in (*prompts.train, *prompts.held_out)) == 5
 
 
-def test_the_rest_of_a_problem_that_had_to_be_cut_is_not_trained_on(tmp_path: Path) -> None:
+def test_rest_of_cut_problem_is_not_trained_on(tmp_path: Path) -> None:
     rows = [row(text, str(n)) for text in ("a", "b") for n in range(3)]
     prompts = load(tmp_path / "d.jsonl", rows, eval_prompts=2)
     assert (len(prompts.train), len(prompts.held_out)) == (3, 2)
@@ -108,7 +108,7 @@ def test_the_rest_of_a_problem_that_had_to_be_cut_is_not_trained_on(tmp_path: Pa
     assert not texts(prompts.train) & texts(prompts.held_out)
 
 
-def test_a_column_can_name_the_problem(tmp_path: Path) -> None:
+def test_column_can_identify_the_problem(tmp_path: Path) -> None:
     rows = [
         row(chat(("system", f"problem {n // 2}"), ("user", "Solve it.")), str(n), extra={"id": n // 2})
         for n in range(8)
@@ -122,20 +122,20 @@ def test_a_column_can_name_the_problem(tmp_path: Path) -> None:
         load(tmp_path / "d.jsonl", rows, columns={"problem": "extra"})
 
 
-def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+def test_split_does_not_depend_on_order_of_rows(tmp_path: Path) -> None:
     one = load(tmp_path / "d.jsonl", numbered(30), eval_prompts=10, train_prompts=8)
     other = load(tmp_path / "d.jsonl", numbered(30)[::-1], eval_prompts=10, train_prompts=8)
     assert texts(one.held_out) == texts(other.held_out)
     assert texts(one.train) == texts(other.train)
 
 
-def test_more_rows_move_no_problem_from_training_to_the_held_out_side(tmp_path: Path) -> None:
+def test_added_rows_move_no_training_problem_to_held_out_side(tmp_path: Path) -> None:
     few = load(tmp_path / "d.jsonl", numbered(30), eval_prompts=10)
     many = load(tmp_path / "d.jsonl", numbered(60), eval_prompts=10)
     assert not texts(few.train) & texts(many.held_out)
 
 
-def test_fewer_prompts_to_train_on_are_some_of_the_more(tmp_path: Path) -> None:
+def test_smaller_training_set_is_subset_of_larger(tmp_path: Path) -> None:
     few, more = (load(tmp_path / "d.jsonl", numbered(30), eval_prompts=5, train_prompts=n) for n in (6, 12))
     assert texts(few.train) < texts(more.train)
     assert texts(few.held_out) == texts(more.held_out)

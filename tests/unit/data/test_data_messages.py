@@ -1,4 +1,4 @@
-"""Prompts are what was written: layouts of chats, what templates leave out, and arguments of templates."""
+"""Prompts keep the text of the data: layouts of chats, omissions of templates, and arguments of templates."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load(path: Path, rows: list[Any], template: str | None = PLAIN, **data: Any)
 
 
 def rendered(path: Path, prompt: Any, template: str | None = PLAIN, **others: Any) -> str:
-    """The only prompt of a file with one row."""
+    """Return the only prompt of a file with one row."""
     columns = {key: others.pop(key) for key in list(others) if key in ("tools", "image", "images", "difficulty")}
     (found,) = load(path, [{"prompt": prompt, "solution": "2", **columns}], template, **others).train
     return str(tokenizer_of().decode(found.token_ids.tolist()))
@@ -95,11 +95,11 @@ def path(tmp_path: Path) -> Path:
         {"messages": json.dumps(ASKED)},
     ],
 )
-def test_a_chat_is_read_in_every_known_layout(path: Path, prompt: Any) -> None:
+def test_chat_is_read_in_every_known_layout(path: Path, prompt: Any) -> None:
     assert rendered(path, prompt) == SHOWN
 
 
-def test_a_chat_of_parquet_is_read_without_the_nulls_of_its_table(tmp_path: Path) -> None:
+def test_chat_of_parquet_is_read_without_nulls_of_table(tmp_path: Path) -> None:
     call = message("assistant", None, tool_calls=[CALL])
     rows = [
         {
@@ -116,18 +116,18 @@ def test_a_chat_of_parquet_is_read_without_the_nulls_of_its_table(tmp_path: Path
     assert "null" not in decode(first.token_ids.tolist())
 
 
-def test_parts_of_a_content_are_lines(path: Path) -> None:
+def test_content_parts_are_lines(path: Path) -> None:
     parts = [{"type": "text", "text": "1"}, {"type": "text", "text": "+1"}]
     assert rendered(path, [message("user", parts)]) == "<user>1\n+1</user><assistant>"
 
 
 @pytest.mark.parametrize("prompt", ['{"value": 3}\nWhat is the value?', '{"role": 5}', "[1, 2] has a mean of", "{'a'"])
-def test_a_text_that_is_no_chat_stays_a_text(path: Path, prompt: str) -> None:
+def test_text_that_is_no_chat_is_kept(path: Path, prompt: str) -> None:
     assert rendered(path, prompt) == f"<user>{prompt}</user><assistant>"
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"),
+    ("prompt", "expected"),
     [
         ([1, 2, 3], "message 1 of the prompt is a int"),
         (["1+2"], "message 1 of the prompt is a str"),
@@ -155,9 +155,9 @@ def test_a_text_that_is_no_chat_stays_a_text(path: Path, prompt: str) -> None:
         ("[{'role': 'user', 'content': '1+2'} {'role': 'user'}]", "looks like chat messages as text"),
     ],
 )
-def test_a_layout_that_is_not_known_is_refused_with_its_row(path: Path, prompt: Any, told: str) -> None:
+def test_unknown_layout_is_refused_with_row(path: Path, prompt: Any, expected: str) -> None:
     rows = [{"prompt": "first", "solution": "1"}, {"prompt": prompt, "solution": "2"}]
-    with pytest.raises(DataError, match=rf"(?s){told}.*\(row 2 of data\.source="):
+    with pytest.raises(DataError, match=rf"(?s){expected}.*\(row 2 of data\.source="):
         load(path, rows)
 
 
@@ -172,7 +172,7 @@ def test_a_layout_that_is_not_known_is_refused_with_its_row(path: Path, prompt: 
         ("chat_template_kwargs", {"enable_thinking": False}),
     ],
 )
-def test_a_column_that_would_be_lost_is_refused_with_its_row(path: Path, column: str, value: Any) -> None:
+def test_unsupported_column_is_refused_with_row(path: Path, column: str, value: Any) -> None:
     with pytest.raises(DataError, match=rf"the column '{column}' .*\(row 1 of"):
         load(path, [{"prompt": "1", "solution": "1", column: value}], TOOLS)
     assert load(path, [{"prompt": "1", "solution": "1", column: None}], TOOLS).train
@@ -182,7 +182,7 @@ def test_a_column_that_would_be_lost_is_refused_with_its_row(path: Path, column:
 
 
 @pytest.mark.parametrize("template", [PLAIN, None])
-def test_a_message_of_the_assistant_at_the_end_is_continued(path: Path, template: str | None) -> None:
+def test_final_assistant_message_is_continued(path: Path, template: str | None) -> None:
     prompts = load(path, [{"prompt": [*ASKED, message("assistant", "It is")], "solution": "2"}], template)
     text = tokenizer_of().decode(prompts.train[0].token_ids.tolist())
     assert text.endswith(("<assistant>It is", "<|im_start|>assistant\nIt is"))
@@ -191,7 +191,7 @@ def test_a_message_of_the_assistant_at_the_end_is_continued(path: Path, template
 
 
 @pytest.mark.parametrize("begun", ["<", "|", "assistant", "im_end", "1"])
-def test_what_the_template_writes_too_can_be_continued(path: Path, begun: str) -> None:
+def test_begun_text_that_template_also_writes_is_continued(path: Path, begun: str) -> None:
     assert rendered(path, [*ASKED, message("assistant", begun)], None).endswith(f"<|im_start|>assistant\n{begun}")
 
 
@@ -204,17 +204,17 @@ LAYS_OUT_THOUGHTS = (
 @pytest.mark.parametrize(
     "template", [LAYS_OUT_THOUGHTS, LAYS_OUT_THOUGHTS + "{% if add_generation_prompt %}<think>\n{% endif %}"]
 )
-def test_a_begun_thought_is_the_only_one(path: Path, template: str) -> None:
+def test_begun_thought_appears_once(path: Path, template: str) -> None:
     prompt = [*ASKED, message("assistant", "<think>\nLet us")]
     assert rendered(path, prompt, template) == f"{SHOWN}<think>\nLet us"
 
 
 @pytest.mark.parametrize("empty", ["", " \n", None])
-def test_an_empty_message_of_the_assistant_at_the_end_is_none(path: Path, empty: str | None) -> None:
+def test_empty_final_assistant_message_is_ignored(path: Path, empty: str | None) -> None:
     assert rendered(path, [*ASKED, message("assistant", empty)]) == SHOWN
 
 
-def test_the_tokens_are_those_of_transformers(path: Path) -> None:
+def test_tokens_equal_those_of_transformers(path: Path) -> None:
     template = "{{ bos_token }}" + TOOLS
     tokenizer = tokenizer_of(template)
     for prompt in (ASKED, [*ASKED, message("assistant", "It")]):
@@ -226,7 +226,7 @@ def test_the_tokens_are_those_of_transformers(path: Path) -> None:
         assert found.token_ids.tolist() == expected
 
 
-# --- what a template leaves out ---
+# --- omissions of templates ---
 
 
 def test_tools_and_calls_reach_the_template(path: Path) -> None:
@@ -242,7 +242,7 @@ def test_tools_and_calls_reach_the_template(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "others", "told"),
+    ("prompt", "others", "expected"),
     [
         ([message("user", "1+1", name="Ann")], {}, "leaves out 'Ann' of the user message"),
         ("1+1", {"tools": [SCHEMA]}, "leaves out the tool 'add'"),
@@ -255,8 +255,8 @@ def test_tools_and_calls_reach_the_template(path: Path) -> None:
         ([message("user", "1"), message("assistant", "", reasoning_content="mine")], {}, "leaves out|refuses"),
     ],
 )
-def test_what_the_template_does_not_know_is_refused(path: Path, prompt: Any, others: Any, told: str) -> None:
-    with pytest.raises(DataError, match=rf"(?s)chat template ({told}).*\(row 1 of"):
+def test_content_unknown_to_template_is_refused(path: Path, prompt: Any, others: Any, expected: str) -> None:
+    with pytest.raises(DataError, match=rf"(?s)chat template ({expected}).*\(row 1 of"):
         rendered(path, prompt, **others)
 
 
@@ -266,7 +266,7 @@ CUT = "{% for m in messages %}<{{ m.role }}>{{ m.content[:10] }}</u>{% endfor %}
 
 
 @pytest.mark.parametrize(
-    ("template", "prompt", "told"),
+    ("template", "prompt", "expected"),
     [
         (NO_SYSTEM, ASKED, "leaves out 'Be brief.' of the system message; set data.system_prompt to null"),
         (NO_SYSTEM, [message("system", "user"), ASKED[1]], "leaves out 'user' of the system message"),
@@ -278,34 +278,34 @@ CUT = "{% for m in messages %}<{{ m.role }}>{{ m.content[:10] }}</u>{% endfor %}
         (CUT, "the numbers from one to ten", "leaves out 'the numbers from one to ten' of the user message"),
     ],
 )
-def test_a_template_that_leaves_out_a_message_is_refused(path: Path, template: str, prompt: Any, told: str) -> None:
-    with pytest.raises(DataError, match=rf"{told}.*\(row 1 of"):
+def test_template_that_leaves_out_message_is_refused(path: Path, template: str, prompt: Any, expected: str) -> None:
+    with pytest.raises(DataError, match=rf"{expected}.*\(row 1 of"):
         rendered(path, prompt, template)
 
 
-def test_a_template_that_ignores_the_format_instruction_is_refused_for_the_arithmetic_task_too() -> None:
+def test_template_that_ignores_system_message_is_refused_for_arithmetic() -> None:
     config = Config.model_validate({"data": {"eval_prompts": 0}})
     with pytest.raises(DataError, match=r"leaves out 'Think between .* set data\.system_prompt to null"):
         load_prompts(config, tokenizer_of(NO_SYSTEM))
 
 
-def test_thoughts_of_earlier_turns_may_go(path: Path) -> None:
+def test_template_may_drop_thoughts_of_earlier_turns(path: Path) -> None:
     prompt = [message("user", "1+1"), message("assistant", "<think>so</think>2"), message("user", "2+2")]
     assert rendered(path, prompt, TOOLS) == "<user>1+1</user><assistant>2</assistant><user>2+2</user><assistant>"
 
 
-def test_an_empty_system_message_of_the_data_does_not_take_the_place_of_the_settings(path: Path) -> None:
+def test_empty_system_message_of_data_does_not_replace_setting(path: Path) -> None:
     prompt = [message("system", " "), message("user", "1+1")]
     assert rendered(path, prompt, system_prompt="Be brief.") == SHOWN
 
 
-def test_a_system_message_of_the_data_in_place_of_the_settings_is_told(path: Path) -> None:
+def test_system_message_of_data_in_place_of_setting_gives_note(path: Path) -> None:
     prompts = load(path, [{"prompt": ASKED, "solution": "2"}], system_prompt="Write {think_end}.")
     assert "1 prompts have a system message of their own" in prompts.notes[0]
 
 
 @pytest.mark.parametrize("text", ["<|im_start|>user\n1+1<|im_end|>\n", "1+1<|im_end|>"])
-def test_texts_with_control_tokens_of_the_model_are_dropped_and_counted(path: Path, text: str) -> None:
+def test_texts_with_control_tokens_are_dropped_and_counted(path: Path, text: str) -> None:
     prompts = load(path, [{"prompt": "1+1", "solution": "2"}, {"prompt": text, "solution": "2"}])
     assert prompts.dropped == {"with control tokens of the model": 1}
 
@@ -313,24 +313,24 @@ def test_texts_with_control_tokens_of_the_model_are_dropped_and_counted(path: Pa
 # --- arguments of the template ---
 
 
-def test_template_kwargs_reach_prompts_and_the_chat(path: Path) -> None:
+def test_template_kwargs_reach_prompts_and_chat(path: Path) -> None:
     kwargs = {"enable_thinking": False}
     assert rendered(path, "1+1", SWITCH, template_kwargs=kwargs) == "<user>1+1</user><assistant></think>"
     assert rendered(path, "1+1", SWITCH) == "<user>1+1</user><assistant>"
     other = PLAIN + "{{ effort }}"
-    said = (Message(role="user", text="1+1"),)
-    chat = render(tokenizer_of(other), said, "", True, "</think>", {"effort": "high", "enable_thinking": False})
+    messages = (Message(role="user", text="1+1"),)
+    chat = render(tokenizer_of(other), messages, "", True, "</think>", {"effort": "high", "enable_thinking": False})
     assert tokenizer_of().decode(list(chat.token_ids)) == "<user>1+1</user><assistant>high"
 
 
-def test_results_of_other_chat_templates_and_names_do_not_mix(path: Path) -> None:
+def test_results_of_other_template_names_are_not_mixed(path: Path) -> None:
     rows = [{"prompt": "1+1", "solution": "2"}]
     one, same, other = (prompt_settings(load(path, rows, t)) for t in (PLAIN, PLAIN, SWITCH))
     assert one == same != other
     assert one["(the names of prompts)"] == "row"
 
 
-def test_template_kwargs_are_in_the_code_of_the_card() -> None:
+def test_template_kwargs_are_in_code_of_card() -> None:
     config = Config.model_validate({"data": {"template_kwargs": {"enable_thinking": False}}})
     summary = summarize([STEP], BEFORE, None, name="r", folder="r", adapter="r")
     card = adapter_card(Facts(config, ModelIdentity("tiny"), summary))
@@ -340,15 +340,15 @@ def test_template_kwargs_are_in_the_code_of_the_card() -> None:
 
 
 @pytest.mark.parametrize("name", ["enable_thinkin", "ns", "m"])
-def test_arguments_that_the_template_does_not_read_are_refused(path: Path, name: str) -> None:
+def test_arguments_unread_by_template_are_refused(path: Path, name: str) -> None:
     template = SWITCH + "{% set ns = namespace(x=1) %}{% generation %}{% endgeneration %}{# enable_thinkin #}"
-    told = rf"data\.template_kwargs\.{name}: .* reads no such argument; it reads enable_thinking"
-    with pytest.raises(ConfigError, match=told):
+    expected = rf"data\.template_kwargs\.{name}: .* reads no such argument; it reads enable_thinking"
+    with pytest.raises(ConfigError, match=expected):
         rendered(path, "1+1", template, template_kwargs={name: False})
 
 
 @pytest.mark.parametrize("name", ["content", "role", "m"])
-def test_a_name_that_the_template_sets_before_it_reads_it_is_no_argument(path: Path, name: str) -> None:
+def test_name_set_by_template_before_reading_is_no_argument(path: Path, name: str) -> None:
     template = (
         "{% for m in messages %}{% if m.content %}{% set content = m.content %}{% set role = 'r' %}{% endif %}"
         "<{{ m.role }}>{{ m.content }}</u>{{ content }}{% endfor %}{{ role }}"
@@ -357,13 +357,13 @@ def test_a_name_that_the_template_sets_before_it_reads_it_is_no_argument(path: P
         rendered(path, "1+1", template, template_kwargs={name: "x"})
 
 
-def test_an_argument_with_a_default_in_the_template_is_known(path: Path) -> None:
+def test_argument_with_default_in_template_is_known(path: Path) -> None:
     template = "{% if not date is defined %}{% set date = 'today' %}{% endif %}{{ date }}: " + PLAIN
     assert rendered(path, "1+1", template, template_kwargs={"date": "1 May"}).startswith("1 May: <user>")
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "tokenize", "bos_token", "a b", "1a"])
-def test_arguments_that_are_given_already_are_refused_in_the_settings(name: str) -> None:
+def test_reserved_arguments_are_refused_in_settings(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.template_kwargs"):
         load_config(TINY, {"data.template_kwargs": {name: 1}})
 
@@ -377,7 +377,7 @@ def test_words_for_booleans_are_refused_as_arguments(word: str) -> None:
 # --- columns and difficulties ---
 
 
-def test_nested_columns_are_passed_whole_and_under_their_names(path: Path) -> None:
+def test_nested_columns_are_passed_whole_under_their_names(path: Path) -> None:
     row = {
         "question": "1+1",
         "reward_model": {"ground_truth": "2", "style": "rule"},
@@ -395,6 +395,6 @@ def test_nested_columns_are_passed_whole_and_under_their_names(path: Path) -> No
 @pytest.mark.parametrize(
     ("value", "difficulty"), [(None, ""), (float("nan"), ""), (" easy ", "easy"), (3, "3"), ("", ""), ("\n", "")]
 )
-def test_levels_are_words_without_white_space_around_them(path: Path, value: Any, difficulty: str) -> None:
+def test_difficulty_is_stripped_of_white_space(path: Path, value: Any, difficulty: str) -> None:
     rows = [{"prompt": "1", "solution": "1", "difficulty": value}]
     assert load(path, rows, columns={"difficulty": "difficulty"}).train[0].difficulty == difficulty

@@ -1,4 +1,4 @@
-"""Tasks of reasoning-gym in the settings; finding the answer in a completion, and code in it, without the package."""
+"""Tasks of reasoning-gym in the settings, and finding answers and code in completions, without the package."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ GYM = ("data.source=reasoning_gym", "reasoning_gym.tasks=[{name: chain_sum}]")
         (("rewards.functions=[{function: reasoning_gym}]",), ["'reasoning_gym' scores prompts of", "'arithmetic'"]),
     ],
 )
-def test_settings_that_do_not_go_together(overrides: tuple[str, ...], words: list[str]) -> None:
+def test_conflicting_settings_are_refused(overrides: tuple[str, ...], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, overrides)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_resumed_run_and_results_keep_the_tasks() -> None:
+def test_resumed_run_and_results_must_keep_tasks() -> None:
     assert fixed_settings(load_config(None, GYM))["reasoning_gym.tasks"] != []
     assert "reasoning_gym" in COUNTING
 
 
-def test_the_source_is_no_name_on_the_hub() -> None:
+def test_source_is_no_hub_name() -> None:
     assert "reasoning-gym" in data_in_words(load_config(None, GYM))
     assert "huggingface.co" not in data_in_words(load_config(None, GYM))
 
 
-def test_without_the_package_one_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_package_names_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gym_tasks, "PACKAGE", "no_such_package_here")
     with pytest.raises(ConfigError, match=r"needs the package reasoning-gym .*pip install 'adagrpo_ray\[real\]'"):
         gym_tasks.make_dataset("chain_sum", {})
@@ -93,7 +93,7 @@ def test_examples_are_turns_before_the_question() -> None:
         ("", ""),
     ],
 )
-def test_the_answer_in_a_completion(completion: str, found: str) -> None:
+def test_answer_in_completion_is_found(completion: str, found: str) -> None:
     assert gym_answer(completion, FORMAT) == found
 
 
@@ -116,11 +116,11 @@ def test_the_answer_in_a_completion(completion: str, found: str) -> None:
         ("chain_sum", "exit()", False),  # which evaluates nothing
     ],
 )
-def test_answers_that_a_verifier_would_run_as_code(task: str, answer: str, code: bool) -> None:
+def test_answers_that_verifier_would_run_as_code_are_detected(task: str, answer: str, code: bool) -> None:
     assert runs_code(task, answer) is code
 
 
-def test_prompts_without_an_answer_are_not_checked() -> None:
+def test_prompts_without_answer_are_not_checked() -> None:
     config = Config.model_validate(
         {
             "data": {"source": "reasoning_gym"},

@@ -1,4 +1,4 @@
-"""Functions that are given as they are: they reach other processes by value, and are known again."""
+"""Functions that are given as objects: they are sent to other processes by value, and have fingerprints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print(given.find("rewards.functions", sys.argv[1])(completions=["a", "bbb"], ans
 
 
 def elsewhere(functions: dict[tuple[str, str], Callable[..., Any]], name: str) -> str:
-    """What a function says in a process that has no module of the user's."""
+    """Return the result of a function in a process that has no module of the user."""
     there = subprocess.run(
         [sys.executable, "-c", THERE, name], input=pickle.dumps(give(functions)), capture_output=True
     )
@@ -42,7 +42,7 @@ def elsewhere(functions: dict[tuple[str, str], Callable[..., Any]], name: str) -
     return there.stdout.decode().strip()
 
 
-def test_a_closure_takes_what_it_holds_along() -> None:
+def test_closure_is_sent_with_its_variables() -> None:
     limit = 2
 
     def within(completions: list[str], **context: object) -> list[float]:
@@ -51,7 +51,7 @@ def test_a_closure_takes_what_it_holds_along() -> None:
     assert elsewhere({(REWARDS, "within"): within}, "within") == "[1.0, 0.0]"
 
 
-def test_a_file_beside_the_program_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_next_to_program_is_sent_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "beside.py").write_text(
         "LIMIT = 2\ndef fits(text): return len(text) <= LIMIT\n"
         "def within(completions, **context): return [float(fits(text)) for text in completions]\n"
@@ -62,7 +62,7 @@ def test_a_file_beside_the_program_need_not_be_there(tmp_path: Path, monkeypatch
     assert elsewhere({(REWARDS, "within"): module.within}, "within") == "[1.0, 0.0]"
 
 
-def test_an_object_that_can_be_called_keeps_its_state() -> None:
+def test_callable_object_keeps_its_state() -> None:
     class Within:
         def __init__(self, limit: int) -> None:
             self.limit = limit
@@ -75,7 +75,7 @@ def test_an_object_that_can_be_called_keeps_its_state() -> None:
     assert elsewhere({(REWARDS, "Within"): Within(3)}, "Within") == "[1.0, 1.0]"
 
 
-def test_a_given_function_scores_in_the_processes_of_the_scorer() -> None:
+def test_given_function_scores_in_scoring_processes() -> None:
     wanted = "42"
 
     def fits(completions: list[str], answer: str, *, unit: str, **context: object) -> list[float | None]:
@@ -96,7 +96,7 @@ def test_a_given_function_scores_in_the_processes_of_the_scorer() -> None:
     assert correct.tolist() == [True, False, False]
 
 
-def test_what_cannot_travel_is_told_with_its_name() -> None:
+def test_error_names_function_that_cannot_be_pickled() -> None:
     lock = threading.Lock()
 
     def locked(completions: list[str], **context: object) -> list[float]:
@@ -109,7 +109,7 @@ def test_what_cannot_travel_is_told_with_its_name() -> None:
         give({(REWARDS, "locked"): locked})
 
 
-def test_what_does_not_come_to_life_elsewhere_is_told_with_its_name() -> None:
+def test_error_names_function_that_cannot_be_unpickled() -> None:
     class Shy:
         def __reduce__(self) -> tuple[Any, ...]:
             return int, ("shy",)
@@ -121,8 +121,8 @@ def test_what_does_not_come_to_life_elsewhere_is_told_with_its_name() -> None:
 
 
 @pytest.mark.parametrize("nameless", [lambda group: True, 7])
-def test_what_has_no_name_is_refused(nameless: Any) -> None:
-    with pytest.raises(ConfigError, match="has no name to go by"):
+def test_function_without_name_is_refused(nameless: Any) -> None:
+    with pytest.raises(ConfigError, match="has no name; give"):
         name_of(nameless, "algorithm.criterion.kind")
 
 
@@ -132,7 +132,7 @@ def made(source: str) -> Any:
     return names["it"]
 
 
-def test_a_fingerprint_changes_with_the_code_and_with_nothing_else() -> None:
+def test_fingerprint_changes_only_with_code() -> None:
     same = [
         "def it(x):\n    return x in {'a', 'b', 'c'}",
         "# moved\n\n\ndef it(x):\n    # and told\n    return x in {'a', 'b', 'c'}",
@@ -151,14 +151,14 @@ def test_a_fingerprint_changes_with_the_code_and_with_nothing_else() -> None:
     assert fingerprint(made(others[-1])()) == prints[-1]  # an object, by its class
 
 
-def test_a_fingerprint_is_the_same_in_every_process() -> None:
+def test_fingerprint_is_the_same_in_every_process() -> None:
     code = (
         "from adagrpo_ray.extensions.given import fingerprint\n"
         "def it(x): return x in {'a', 'b', 'c', 'd', 'e'}\n"
         "print(fingerprint(it))"
     )
     # The order of a set of texts differs by process.
-    told = {
+    fingerprints = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."},
@@ -167,5 +167,5 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert len(told) == 1
-    assert len(told.pop().strip()) == 16
+    assert len(fingerprints) == 1
+    assert len(fingerprints.pop().strip()) == 16

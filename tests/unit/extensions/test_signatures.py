@@ -1,4 +1,4 @@
-"""Functions of the user's own that cannot be called as they will be are refused before anything starts."""
+"""Functions of the user with wrong parameters are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adagrpo_ray.runs.records import StepRecord
 
 
 class Scorer:
-    """Callable, and a class that may be given by mistake."""
+    """A class with callable objects, which may be given by mistake."""
 
     def __call__(self, completions: list[str], **context: object) -> list[float]:
         return [1.0 for _ in completions]
@@ -71,15 +71,15 @@ def load(function: Callable[..., Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "expected"),
     [
-        (Scorer, "'mine' is a class; give a function, or an object of the class"),
+        (Scorer, "'mine' is a class; give a function, or a callable object"),
         (functools.partial(Scorer), "'mine' is a class"),
         (awaited, "'mine' is a coroutine function, which nothing awaits; make it a plain `def`"),
         (awaited_one_by_one, "'mine' is a coroutine function"),
         (functools.partial(awaited, unit="m"), "'mine' is a coroutine function"),
         (Asynchronous(), "'mine' is a coroutine function"),
-        (one_by_one, "'mine' is a generator function; `return` what it yields"),
+        (one_by_one, "'mine' is a generator function; return a list"),
         (
             without_context,
             r"'mine' takes \(completions.*\), and is called with prompt, format, difficulty, columns too; "
@@ -90,8 +90,8 @@ def load(function: Callable[..., Any]) -> Any:
         (len, "'mine' takes .*is called with completions"),
     ],
 )
-def test_a_reward_function_that_cannot_be_called_is_refused(function: Any, told: str) -> None:
-    with pytest.raises(RewardError, match=rf"rewards\.functions: {told}"):
+def test_uncallable_reward_function_is_refused(function: Any, expected: str) -> None:
+    with pytest.raises(RewardError, match=rf"rewards\.functions: {expected}"):
         load(function)
 
 
@@ -106,13 +106,13 @@ def test_a_reward_function_that_cannot_be_called_is_refused(function: Any, told:
         (lambda completions, **_: [6.0 for _ in completions], 6.0),
     ],
 )
-def test_whatever_can_be_called_so_is_a_reward_function(function: Any, score: float) -> None:
+def test_callables_with_right_parameters_are_reward_functions(function: Any, score: float) -> None:
     loaded = load(function)
     scores = score_group([(loaded, 1.0)], completions=["a", "b"], answer="", prompt="", format=Config().data.format)
     assert scores.rewards.tolist() == [score, score]
 
 
-def test_what_the_data_lacks_or_has_too_much_is_refused_once_it_is_known() -> None:
+def test_missing_or_extra_columns_are_refused() -> None:
     assert check_parameters(units, "m:units", [{"unit": "m"}, {"unit": "s", "more": 1}]) == ""
     with pytest.raises(
         RewardError, match=r"'m:units' takes .*'unit' is no column of the data \(which has source\); add"
@@ -123,7 +123,7 @@ def test_what_the_data_lacks_or_has_too_much_is_refused_once_it_is_known() -> No
     assert "1 of 2 rows have no column 'unit'" in check_parameters(units, "m:units", [{"unit": "m"}, {}])
 
 
-def test_a_wrapper_that_returns_a_coroutine_is_refused_by_what_it_returns(recwarn: pytest.WarningsRecorder) -> None:
+def test_returned_coroutine_is_refused(recwarn: pytest.WarningsRecorder) -> None:
     def hidden(**context: Any) -> Any:
         return awaited(**context)
 
@@ -142,7 +142,7 @@ class Decides:
 
 
 @pytest.mark.parametrize(
-    ("criterion", "told"),
+    ("criterion", "expected"),
     [
         (decided, "'mine' is a coroutine function"),
         (Decides, "'mine' is a class"),
@@ -151,9 +151,9 @@ class Decides:
         (lambda *, group: True, ".*too many positional arguments"),
     ],
 )
-def test_a_criterion_that_cannot_be_called_is_refused(criterion: Any, told: str) -> None:
+def test_uncallable_criterion_is_refused(criterion: Any, expected: str) -> None:
     key = "algorithm.criterion.kind"
-    with pytest.raises(ConfigError, match=rf"algorithm\.criterion\.kind: {told}"):
+    with pytest.raises(ConfigError, match=rf"algorithm\.criterion\.kind: {expected}"):
         make_criterion(CriterionSettings(kind="mine"), ["exact"], give({(key, "mine"): criterion}))
     assert make_criterion(CriterionSettings(kind="mine"), ["exact"], give({(key, "mine"): Decides()}))
 
@@ -169,7 +169,7 @@ class Forgets(Callback):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ({"callbacks": [Awaits()]}, r"callbacks: Awaits\.step is a coroutine function"),
         (
@@ -180,6 +180,6 @@ class Forgets(Callback):
         ({"reward_functions": named}, r"reward_functions is <function named.*>; give a list"),
     ],
 )
-def test_callbacks_that_cannot_be_told_are_refused(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_uncallable_callback_methods_are_refused(arguments: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
         train(Config(), progress=False, **arguments)

@@ -1,4 +1,4 @@
-"""The parsers of completions on any text at all: what they return is of their contract, and nothing is raised."""
+"""The parsers of completions on any text: their results keep the contract, and they raise nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adagrpo_ray.rewards.registry import BUILTIN
 FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end
 
-# What each built-in function may return, by its table.
+# The scores of each built-in function, by its table.
 SCORES = {
     "exact": {0.0, 1.0},
     "latex": {0.0, 1.0},
@@ -27,7 +27,7 @@ SCORES = {
     "number": {-2.5, -1.5, -1.0, 0.0, 3.5, 4.0},
 }
 
-# Any character, NUL and lone surrogates too, and pieces that lead deep into the parsers.
+# Any character, NUL and lone surrogates included, and pieces that reach all parts of the parsers.
 PIECES = [T, S, E, "$", "\\frac{", "\\sqrt[", "\\boxed{", "{", "}", "(", ")", "^", "_", "!", "-", ",", ".", "/", "="]
 PIECES += ["%", "42", "9^9", "1e9", "\\{", "\\text{", "\\infty", "\\pi", "x", "\x00", "\ud800", "\u0664", "\\", "&"]
 TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(st.characters(), max_size=4)), max_size=16).map("".join)
@@ -53,7 +53,7 @@ def test_extraction_keeps_its_contract(text: str, other: str) -> None:
 @pytest.mark.parametrize("name", sorted(SCORES))
 @given(text=TEXTS, truth=TEXTS)
 @settings(max_examples=60)
-def test_every_score_is_in_the_functions_table(name: str, text: str, truth: str) -> None:
+def test_every_score_is_in_table_of_function(name: str, text: str, truth: str) -> None:
     texts = [text, f"{T}{S}{text}{E}", f"{S}{text}", f"{T}{S}{truth}{E}"]
     scores = BUILTIN[name](completions=texts, answer=truth, prompt="?", format=FORMAT, difficulty="")
     assert len(scores) == len(texts)
@@ -61,7 +61,7 @@ def test_every_score_is_in_the_functions_table(name: str, text: str, truth: str)
 
 
 def test_latex_needs_no_signals() -> None:
-    """Those work in a main thread only, and math-verify would time itself with them."""
+    """Signals work in a main thread only, and math-verify would use them for its time limits."""
     found: list[object] = []
 
     def work() -> None:

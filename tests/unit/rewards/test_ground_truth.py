@@ -1,4 +1,4 @@
-"""Ground truths that the reward functions do not pay for, which a run says before it starts."""
+"""The check before a run starts that the reward functions reward the ground truths."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("names", [["exact"], ["format_exact", "format_approximate", "number", "answer"]])
-def test_ground_truths_that_are_paid_for_bring_no_warning(names: list[str]) -> None:
+def test_rewarded_ground_truths_give_no_warning(names: list[str]) -> None:
     assert check(config_of(*names), "42", 5.0, 1e16, "1,000", "1/2", "Natalia sold 72.\n#### 72") == ()
 
 
-def test_the_settings_for_one_gpu_count_each_way_to_write_a_number() -> None:
+def test_one_gpu_settings_accept_all_spellings_of_a_number() -> None:
     config = config_of("format_exact", "answer", correct_by="answer", correct_above=3.0)
     assert check(config, "42", "1,000", 0.5, "$5", r"so \boxed{7}") == ()
 
@@ -44,7 +44,7 @@ def test_the_settings_for_one_gpu_count_each_way_to_write_a_number() -> None:
         ),
     ],
 )
-def test_a_built_in_function_that_counts_none_as_correct_ends_the_run(config: Config, words: list[str]) -> None:
+def test_built_in_function_without_correct_ground_truth_is_an_error(config: Config, words: list[str]) -> None:
     with pytest.raises(RewardError) as caught:
         check(config, "42", "43")
     message = str(caught.value)
@@ -52,13 +52,13 @@ def test_a_built_in_function_that_counts_none_as_correct_ends_the_run(config: Co
     assert "\n" not in message
 
 
-def test_some_that_are_not_paid_for_are_a_warning_with_their_number() -> None:
+def test_some_incorrect_ground_truths_are_a_warning_with_count() -> None:
     (notice,) = check(config_of("exact"), "42", "a SOLUTION_END_FLAG b", "43")
     assert notice.startswith("warning: rewards.functions: 'exact' counts 2 of 3 ground truths as correct")
     assert "'a SOLUTION_END_FLAG b'" in notice
 
 
-def test_it_works_where_an_event_loop_runs_as_in_a_notebook() -> None:
+def test_check_works_inside_running_event_loop() -> None:
     import asyncio
 
     async def cell() -> tuple[str, ...]:
@@ -67,22 +67,25 @@ def test_it_works_where_an_event_loop_runs_as_in_a_notebook() -> None:
     assert asyncio.run(cell()) == ()
 
 
-def test_the_prompts_are_from_all_over() -> None:
+def test_prompts_are_spread_evenly() -> None:
     prompts: list[Any] = list(range(100))
     assert evenly(prompts, 3) == [0, 50, 99]
     assert evenly(prompts[:2], 64) == [0, 1]
     assert evenly(prompts, 0) == evenly([], 64) == []
 
 
-def test_answers_longer_than_a_completion_are_told() -> None:
+def test_ground_truths_longer_than_completion_are_a_warning() -> None:
     config = config_of("exact").model_copy(
         update={"rollout": Config().rollout.model_copy(update={"max_new_tokens": 9})}
     )
     (notice,) = check(config, "42", "1234567890")
-    assert "rollout.max_new_tokens=9 is less than 1 of 2 ground truths take in the asked format (13 tokens)" in notice
+    assert (
+        "rollout.max_new_tokens=9 is less than 1 of 2 ground truths need in the format of data.format (13 tokens)"
+        in notice
+    )
 
 
-def test_answers_of_several_lines_are_told() -> None:
+def test_ground_truths_of_several_lines_are_a_warning() -> None:
     (notice,) = check(config_of("exact"), "First we add.\nThen it is 42.")
     assert "data.columns.ground_truth='solution': 1 of 1 ground truths have several lines" in notice
 
@@ -90,11 +93,11 @@ def test_answers_of_several_lines_are_told() -> None:
 CLOSED = CHATML.replace("assistant\n' }}", "assistant\n<think>\n\n</think>\n\n' }}")
 
 
-def test_a_template_that_ends_the_thought_itself_is_told() -> None:
+def test_template_that_ends_thought_is_a_warning() -> None:
     tokenizer = byte_tokenizer(template=CLOSED)
     (notice,) = check(config_of("exact", "format_exact"), "42", tokenizer=tokenizer)
     assert "the chat template ends the thought in the prompt itself" in notice
-    assert "format_exact pay only for completions that hold '</think>'" in notice
+    assert "format_exact reward only completions with '</think>'" in notice
     assert check(config_of("exact"), "42", tokenizer=tokenizer) == ()
     assert check(config_of("format_exact"), "42", tokenizer=byte_tokenizer(template=CHATML)) == ()
 

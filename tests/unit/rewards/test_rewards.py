@@ -37,7 +37,7 @@ def score(name: str, text: str, truth: str = "42", format: FormatSettings = FORM
 
 
 def answered(text: str) -> str:
-    """A completion in exactly the prompted format."""
+    """Return a completion in the exact format of the prompt."""
     return f"Let me think.{T}So: {S}{text}{E}"
 
 
@@ -53,12 +53,12 @@ def answered(text: str) -> str:
         ("", -3.0),
     ],
 )
-def test_format_approximate(text: str, expected: float) -> None:
+def test_format_approximate_scores(text: str, expected: float) -> None:
     assert score("format_approximate", text) == expected
 
 
-def test_format_exact_pays_for_exactly_what_the_prompt_asks() -> None:
-    # The golden case: the original looked for another end marker than its prompt asked for and never paid.
+def test_format_exact_rewards_format_of_prompt() -> None:
+    # The original implementation searched for another end marker than its prompt asked for, and never gave a reward.
     golden = "<think>40 and 2 make 42.</think>SOLUTION_START_FLAG 42 SOLUTION_END_FLAG"
     assert score("format_exact", golden) == 3.0
     assert score("format_exact", golden.replace("SOLUTION_END_FLAG", "</SOLUTION>")) == 0.0
@@ -86,11 +86,11 @@ def test_format_exact_pays_for_exactly_what_the_prompt_asks() -> None:
         ("", 0.0),
     ],
 )
-def test_format_exact(text: str, expected: float) -> None:
+def test_format_exact_scores(text: str, expected: float) -> None:
     assert score("format_exact", text) == expected
 
 
-def test_formats_follow_the_settings() -> None:
+def test_formats_follow_settings() -> None:
     format = FormatSettings(think_end="#", answer_start="<a>", answer_end="</a>")
     assert score("format_exact", "t#<a>42</a>", format=format) == 3.0
     assert score("format_approximate", "t#<a>42</a>", format=format) == 1.5
@@ -140,7 +140,7 @@ def test_formats_follow_the_settings() -> None:
         (answered("9" * 100_000), "9" * 100_000, 5.0),
     ],
 )
-def test_answer(text: str, truth: str, expected: float) -> None:
+def test_answer_scores(text: str, truth: str, expected: float) -> None:
     assert score("answer", text, truth) == expected
 
 
@@ -169,7 +169,7 @@ def test_answer(text: str, truth: str, expected: float) -> None:
         (answered("٤٢"), "42", -2.5),
     ],
 )
-def test_number(text: str, truth: str, expected: float) -> None:
+def test_number_scores(text: str, truth: str, expected: float) -> None:
     assert score("number", text, truth) == expected
 
 
@@ -194,7 +194,7 @@ def test_number(text: str, truth: str, expected: float) -> None:
         ("42", "42", 0.0),
     ],
 )
-def test_exact(text: str, truth: str, expected: float) -> None:
+def test_exact_scores(text: str, truth: str, expected: float) -> None:
     assert score("exact", text, truth) == expected
 
 
@@ -217,14 +217,14 @@ def test_exact(text: str, truth: str, expected: float) -> None:
         (answered("2^{100000}"), "2^{100000}", 1.0),
         (answered(r"\frac{"), "0.5", 0.0),
         ("", "0.5", 0.0),
-        # Left alone, sympy would work these out for hours.
+        # Without the limits sympy would compute these for hours.
         (answered("9^{9^{9}}"), "5", 0.0),
         (answered("(10^{10000})^{10000}"), "5", 0.0),
         (answered("1000000000!"), "5", 0.0),
         (answered("5"), "9^{9^{9}}", 0.0),
     ],
 )
-def test_latex(text: str, truth: str, expected: float) -> None:
+def test_latex_scores(text: str, truth: str, expected: float) -> None:
     assert score("latex", text, truth) == expected
 
 
@@ -281,7 +281,7 @@ def test_latex(text: str, truth: str, expected: float) -> None:
         ("1" * 1001, None),
     ],
 )
-def test_parse_number(text: str, expected: Fraction | None) -> None:
+def test_numbers_are_parsed(text: str, expected: Fraction | None) -> None:
     assert parse_number(text) == expected
 
 
@@ -305,7 +305,7 @@ def test_parse_number(text: str, expected: Fraction | None) -> None:
         ("Paris", "paris", False),
     ],
 )
-def test_answers_are_the_same_as_people_read_them(guess: str, truth: str, same: bool) -> None:
+def test_equal_answers_are_the_same(guess: str, truth: str, same: bool) -> None:
     assert same_answer(guess, truth) == same
     assert same_answer(truth, guess) == same
 
@@ -326,12 +326,12 @@ def test_answers_are_the_same_as_people_read_them(guess: str, truth: str, same: 
         ("42", "42"),
     ],
 )
-def test_a_worked_solution_comes_to_its_final_answer(truth: str, expected: str) -> None:
+def test_final_answer_of_worked_solution(truth: str, expected: str) -> None:
     assert final_answer(truth) == expected
 
 
 @pytest.mark.parametrize("name", ["answer", "exact", "latex", "number"])
-def test_a_rationale_as_the_ground_truth_pays_for_its_answer(name: str) -> None:
+def test_ground_truth_with_rationale_rewards_its_answer(name: str) -> None:
     right, wrong = answered("1,072"), answered("24")
     for truth in ("24 clips a day make 1072.\n#### 1072", r"It is $24\cdot 44+16=\boxed{1072}$."):
         best, worst = score(name, right, truth), score(name, wrong, truth)
@@ -343,7 +343,7 @@ def test_a_rationale_as_the_ground_truth_pays_for_its_answer(name: str) -> None:
 
 @pytest.mark.parametrize("number", ["1/2", "$1,000", "1 000", "50%", "1e3", "\u22125", r"\frac{3}{4}", "\uff14\uff12"])
 @pytest.mark.parametrize("name", ["answer", "exact", "number"])
-def test_every_way_to_write_a_number_meets_its_own_ground_truth(name: str, number: str) -> None:
+def test_every_spelling_of_number_equals_itself(name: str, number: str) -> None:
     value = score(name, answered(number), number)
     assert value is not None
     assert value >= 1.0
@@ -356,7 +356,7 @@ texts = st.one_of(st.text(), st.lists(st.one_of(pieces, st.text(max_size=3)), ma
 @pytest.mark.parametrize("name", OF_TEXTS)
 @given(text=texts, truth=texts)
 @settings(max_examples=120, deadline=None)
-def test_any_text_gets_a_finite_score(name: str, text: str, truth: str) -> None:
+def test_any_text_gets_finite_score(name: str, text: str, truth: str) -> None:
     for completion in (text, answered(text), f"{T}{S}{text}"):
         value = score(name, completion, truth)
         assert value is not None
@@ -365,16 +365,16 @@ def test_any_text_gets_a_finite_score(name: str, text: str, truth: str) -> None:
 
 @given(before=st.text(), inside=texts, after=st.text())
 @settings(max_examples=100, deadline=None)
-def test_an_answer_without_markers_is_found_as_written(before: str, inside: str, after: str) -> None:
+def test_marked_answer_is_found_unchanged(before: str, inside: str, after: str) -> None:
     for marker in (T, S, E):
         inside, after = inside.replace(marker, ""), after.replace(marker, "")
-    if all(marker not in inside + after for marker in (T, S, E)):  # taking one out can make another
+    if all(marker not in inside + after for marker in (T, S, E)):  # removing one can create another
         assert marked_answer(f"{before}{T}{S}{inside}{E}{after}", FORMAT) == inside
 
 
 @pytest.mark.parametrize("name", OF_TEXTS)
 @pytest.mark.parametrize("piece", ["1", "1,", "1.", "1 ", "-", " ", "(", "$1", "a", T, S, E, S + E, "\\boxed{"])
-def test_long_texts_take_no_long_time(name: str, piece: str) -> None:
+def test_long_texts_are_scored_quickly(name: str, piece: str) -> None:
     text = (piece * 100_000)[:100_000]
     score(name, "")  # imports
     begin = time.process_time()
@@ -388,7 +388,7 @@ def test_long_texts_take_no_long_time(name: str, piece: str) -> None:
 
 @pytest.fixture
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Write NAME.py into the current directory, which nothing but `load_reward` puts on the path."""
+    """Write NAME.py into the current directory, which only `load_reward` adds to the path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
 
@@ -404,7 +404,7 @@ def test_builtin_names_load() -> None:
     assert set(BUILTIN) == {"format_approximate", "format_exact", "answer", "number", "exact", "latex", "reasoning_gym"}
 
 
-def test_own_function_beside_where_one_runs(write_module: Callable[[str, str], None]) -> None:
+def test_function_in_current_folder_is_loaded(write_module: Callable[[str, str], None]) -> None:
     write_module("rewards_own", "def length(completions, answer, **context):\n    return [len(c) for c in completions]")
     assert load_reward("rewards_own:length")(completions=["ab", ""], answer="") == [2, 0]
 
@@ -426,7 +426,7 @@ def test_own_function_beside_where_one_runs(write_module: Callable[[str, str], N
         ("rewards_ok:LIMIT", ["'rewards_ok:LIMIT' is 7, which cannot be called"]),
     ],
 )
-def test_what_cannot_be_loaded_says_why(write_module: Callable[[str, str], None], name: str, words: list[str]) -> None:
+def test_load_error_names_cause(write_module: Callable[[str, str], None], name: str, words: list[str]) -> None:
     write_module("rewards_ok", "LIMIT = 7\ndef length(**context):\n    return []")
     write_module("rewards_needs", "import no_such_dependency")
     write_module("rewards_raises", "1 / 0")
@@ -447,7 +447,7 @@ def grade(*functions: tuple[Callable[..., object], float], texts: tuple[str, ...
     )  # type: ignore[arg-type]
 
 
-def test_totals_leave_out_what_does_not_apply() -> None:
+def test_totals_leave_out_scores_of_none() -> None:
     nan = math.nan
     scores = grade((lambda **_: [1, None], 2.0), (lambda **_: [None, None], 1.0), (lambda **_: [0.5, None], -1.0))
     np.testing.assert_array_equal(scores.by_function, np.array([[1, nan, 0.5], [nan, nan, nan]], np.float32))
@@ -455,13 +455,13 @@ def test_totals_leave_out_what_does_not_apply() -> None:
     assert scores.rewards.dtype == scores.by_function.dtype == np.float32
 
 
-def test_an_empty_group_has_no_scores() -> None:
+def test_empty_group_has_no_scores() -> None:
     scores = grade((lambda **_: [], 1.0), texts=())
     assert scores.rewards.shape == (0,)
     assert scores.by_function.shape == (0, 1)
 
 
-def test_functions_get_the_context_and_cannot_reach_each_other() -> None:
+def test_functions_get_context_and_are_isolated() -> None:
     seen: list[dict[str, object]] = []
 
     def look(completions: list[str], **context: object) -> list[float]:
@@ -491,8 +491,8 @@ def test_every_kind_of_number_is_a_score(value: object) -> None:
         (np.array(1.0), ["returned 1.0"]),
         (np.ones((2, 1)), ["the score [1.0]"]),
         ({0: 1.0, 1: 1.0}, ["returned {0: 1.0"]),
-        ([1.0, "5"], ["the score '5'", "None where it does not apply"]),
-        ([1.0, math.nan], ["the score nan", "None where it does not apply"]),
+        ([1.0, "5"], ["the score '5'", "None if it does not apply"]),
+        ([1.0, math.nan], ["the score nan", "None if it does not apply"]),
         (np.array([1.0, math.nan]), ["the score nan"]),
         ([1.0, math.inf], ["the score inf"]),
         ([1.0, -math.inf], ["the score -inf"]),
@@ -503,7 +503,7 @@ def test_every_kind_of_number_is_a_score(value: object) -> None:
         ([1.0, [1.0]], ["the score [1.0]"]),
     ],
 )
-def test_a_broken_contract_names_function_and_value(result: object, words: list[str]) -> None:
+def test_broken_contract_names_function_and_value(result: object, words: list[str]) -> None:
     def mine(**context: object) -> object:
         return result
 
@@ -512,12 +512,12 @@ def test_a_broken_contract_names_function_and_value(result: object, words: list[
     assert [w for w in [f"'{__name__}:", "mine'", *words] if w not in str(caught.value)] == [], str(caught.value)
 
 
-def test_scores_that_are_finite_and_add_up_to_infinity_are_refused() -> None:
+def test_infinite_sum_of_finite_scores_is_refused() -> None:
     with pytest.raises(RewardError, match=r"'exact', .* add up to more than float32 holds"):
         grade((BUILTIN["exact"], 1.0), (lambda **_: [1.0, -3e38], 10.0))
 
 
-def test_whatever_is_raised_is_a_reward_error_but_a_lack_of_memory() -> None:
+def test_every_error_but_memory_error_becomes_reward_error() -> None:
     class OddError(BaseException):
         def __repr__(self) -> str:
             raise ValueError("no repr")
@@ -550,7 +550,7 @@ def test_whatever_is_raised_is_a_reward_error_but_a_lack_of_memory() -> None:
         grade((fail(MemoryError()), 1.0))
 
 
-def test_a_function_that_raises_is_named() -> None:
+def test_raising_function_is_named() -> None:
     class Grader:
         def __call__(self, completions: list[str]) -> list[float]:
             return []
@@ -586,18 +586,18 @@ def test_a_function_that_raises_is_named() -> None:
         ("", "42", False),
     ],
 )
-def test_the_answer_anywhere(text: str, truth: str, there: bool) -> None:
+def test_answer_is_found_anywhere_in_text(text: str, truth: str, there: bool) -> None:
     assert holds_answer(text, truth) is there
 
 
 @given(st.text(), st.text(min_size=1))
-def test_the_answer_anywhere_takes_any_text(text: str, truth: str) -> None:
+def test_holds_answer_accepts_any_text(text: str, truth: str) -> None:
     assert holds_answer(text, truth) in (True, False)
     if truth.strip():
         assert holds_answer(f"{text} {truth} {text}", truth) or parse_number(truth) is not None
 
 
-def test_looking_anywhere_takes_no_longer_than_linear_time() -> None:
+def test_holds_answer_takes_linear_time() -> None:
     began = time.perf_counter()
     for text in ("1," * 200_000, "-" * 400_000, "1" * 400_000, "+-.1" * 100_000):
         assert not holds_answer(text, "7")

@@ -1,11 +1,11 @@
-"""What is a URL, and what a path."""
+"""URLs and paths."""
 
 from __future__ import annotations
 
 from adagrpo_ray.storage import places as storage
 
 
-def test_what_is_a_url() -> None:
+def test_urls_and_paths_are_distinguished() -> None:
     assert storage.is_url("s3://bucket/x")
     assert not storage.is_url("runs/x")
     assert not storage.is_url("file:///mnt/runs")

@@ -1,4 +1,4 @@
-"""Muon in float32 does what torch's does in bfloat16."""
+"""Muon in float32 agrees with that of torch in bfloat16."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adagrpo_ray.toy.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
-def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+def test_singular_values_are_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 7.0
     values = torch.linalg.svdvals(orthogonal(matrix))
     assert values.min() > 0.6
@@ -20,7 +20,7 @@ def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
-def test_steps_are_those_of_torch(shape: tuple[int, int]) -> None:
+def test_steps_equal_those_of_torch(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(shape, generator=generator)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
