@@ -10,9 +10,9 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 class Budget:
     """The budget of one step, in completions or in tokens (`algorithm.budget_unit`).
 
-    The budget reserves the tokens of the longest possible completion before a completion is sampled, and returns the
-    unused part afterwards. So no step exceeds the limit, whatever the lengths are. Every group counts as one of
-    `group_size` completions, the largest size of a group.
+    Before a completion is sampled, the price of the longest possible one is reserved; the unused part is returned
+    afterwards. So a step never exceeds the limit. Every group counts as one of `group_size` completions, which is the
+    largest size of a group.
     """
 
     def __init__(self, settings: AlgorithmSettings, group_size: int, max_new_tokens: int) -> None:

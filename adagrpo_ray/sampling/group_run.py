@@ -28,22 +28,14 @@ Score = Callable[[Prompt, Sequence[Completion]], Awaitable[tuple[Scores, NDArray
 
 @dataclass(eq=False)
 class GroupRun:
-    """The state of a group in one step.
-
-    - `group`: the group with its attempts so far.
-    - `state`: "late" until the group ends.
-    - `scoring`: whether its newest completions are being scored.
-    - `cut`: whether the step ended without this group, so that it gets no further attempt.
-    - `history`: the group after each attempt of this step.
-    - `failure`: the first scoring error.
-    """
+    """The state of a group in one step."""
 
     group: Group
-    state: Literal["late", "ready", "exhausted", "waiting", "failed"] = "late"
-    scoring: bool = False
-    cut: bool = False
-    history: list[Group] = field(default_factory=list)
-    failure: Failure | None = None
+    state: Literal["late", "ready", "exhausted", "waiting", "failed"] = "late"  # "late" until it ends
+    scoring: bool = False  # whether its newest completions are being scored
+    cut: bool = False  # whether the step ended without it, so that it gets no further attempt
+    history: list[Group] = field(default_factory=list)  # the group after each attempt of this step
+    failure: Failure | None = None  # the first scoring error
 
 
 class GroupSampler:

@@ -43,16 +43,11 @@ def train_on(
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """A step that all ranks have finished.
-
-    - `record`: its metrics.
-    - `groups`: some of its groups, for samples.jsonl.
-    - `updates`: rank 0's report of its updates; None if there was nothing to train on.
-    """
+    """A step that all ranks have finished."""
 
     record: StepRecord
-    groups: tuple[GroupSample, ...]
-    updates: TrainReport | None
+    groups: tuple[GroupSample, ...]  # for samples.jsonl
+    updates: TrainReport | None  # of rank 0; None if there was nothing to train on
 
 
 class Trainer:
