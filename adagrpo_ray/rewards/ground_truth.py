@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 # These give no reward to a completion without the think end.
 _NEED_THINK_END = ("answer", "format_exact", "format_approximate")
-# These reward only the same number or text as the ground truth.
+# For a ground truth that is no number, these count only the same text as correct.
 _COMPARE_TEXTS = ("answer", "exact")
 # These reward only an answer between the markers of `data.format`.
 _NEED_MARKERS = frozenset(BUILTIN) - {"latex", REASONING_GYM}
