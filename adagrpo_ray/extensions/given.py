@@ -101,7 +101,7 @@ def _inner(function: Any) -> Any:
 def _is_of_user(module: ModuleType) -> bool:
     """Return whether a module is the user's, not one of Python, of this library or of an installed package."""
     file = getattr(module, "__file__", None)
-    ours = module.__name__ == __package__ or module.__name__.startswith(f"{__package__}.")
+    ours = module.__name__.partition(".")[0] == __name__.partition(".")[0]
     if file is None or ours or module.__name__ == "__main__":
         return False
     return not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)

@@ -21,6 +21,7 @@ from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import fingerprint, give, name_of
 from adagrpo_ray.rewards import RewardScorer
+from adagrpo_ray.rewards import functions as built_in
 from adagrpo_ray.types import Prompt
 from tests.support.builders import make_completion
 
@@ -169,3 +170,9 @@ def test_fingerprint_is_the_same_in_every_process() -> None:
     }
     assert len(fingerprints) == 1
     assert len(fingerprints.pop().strip()) == 16
+
+
+def test_functions_of_this_library_are_sent_by_name() -> None:
+    """Not by value, as those of a user's module: the other process would get a copy of its own."""
+    sent = give({(REWARDS, "answer"): built_in.answer}).functions[REWARDS, "answer"]
+    assert pickle.loads(sent) is built_in.answer
