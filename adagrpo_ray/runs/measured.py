@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 
 
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the measured values; None if there are none.
 
-    The sum is exact. If it overflows, as that of a few values near the largest float64 does, each value is divided
-    first.
+    The sum is exact. If it overflows, as that of a few values near the largest float64 does, it is one of fractions.
     """
     known = [float(value) for value in values if value is not None]
     if not known:
@@ -18,7 +18,7 @@ def mean(values: Iterable[float | None]) -> float | None:
     try:
         return math.fsum(known) / len(known)
     except OverflowError:
-        return math.fsum(value / len(known) for value in known)
+        return float(sum(map(Fraction, known)) / len(known))
 
 
 def ratio(whole: float, parts: float) -> float | None:

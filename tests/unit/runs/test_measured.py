@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adagrpo_ray.errors import AdaGRPOError, HistoryError, RecordError
@@ -96,6 +97,7 @@ def test_unmeasured_metrics_have_no_scalar() -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))))
+@example([sys.float_info.max] * 3)
 def test_mean_is_finite_and_between_smallest_and_largest_value(values: list[float | None]) -> None:
     known = [value for value in values if value is not None]
     found = mean(values)
