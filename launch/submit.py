@@ -262,11 +262,21 @@ def _check_answer(address: str) -> None:
         raise ConfigError(f"--address {address!r} is not a URL ({first_line(error)}); write it as {LOCAL}") from None
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the block no warning is logged: Ray's are not useful here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def submit(options: argparse.Namespace) -> int:
     job = prepare(options)
     named = resources(options.entrypoint_resources)
-    logging.disable(logging.WARNING)  # Ray's messages are not useful here
-    with cluster_errors(options.address):
+    with _quiet(), cluster_errors(options.address):
         client = connect(options.address)
         runtime_env: dict[str, Any] = {"working_dir": str(ROOT), "env_vars": job.env}
         client.submit_job(
