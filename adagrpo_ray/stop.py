@@ -21,7 +21,9 @@ class Stop(Event):
     interrupted = 0
     """The number of the signal that ended the run; 0 if none did."""
 
-    told = b"stopping: the step is finished or abandoned, then a checkpoint is written; signal again to exit at once\n"
+    notice = (
+        b"stopping: the step is finished or abandoned, then a checkpoint is written; signal again to exit at once\n"
+    )
     """The notice that the first signal writes to standard error."""
 
     @contextmanager
@@ -50,4 +52,4 @@ class Stop(Event):
         self.interrupted = number
         self.set()
         # Not print: the signal may have arrived in the middle of one.
-        os.write(2, self.told)
+        os.write(2, self.notice)

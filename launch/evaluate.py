@@ -22,7 +22,7 @@ LOG_WIDTH = 240  # characters of tables in a log, which has no window
 class Stopping(Exit):
     """An `Exit` with the notice of an evaluation."""
 
-    told = b"stopping: finished problems are kept; once more to leave at once\n"
+    notice = b"stopping: finished problems are kept; once more to leave at once\n"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.errors import ExtensionError
 from adagrpo_ray.extensions.given import NOTHING, Given
-from adagrpo_ray.extensions.loading import check_call, load_function, told
+from adagrpo_ray.extensions.loading import check_call, describe_error, load_function
 from adagrpo_ray.types import Group
 
 Criterion = Callable[[Group], bool]
@@ -58,7 +58,7 @@ def own(criterion: Callable[[Group], object], name: str) -> Criterion:
         try:
             answer = criterion(group)
         except BaseException as error:  # SystemExit too: it would end the thread that all sampling runs in
-            raise ExtensionError(f"{SETTING}: {name!r} raised {told(error)}; fix it") from error
+            raise ExtensionError(f"{SETTING}: {name!r} raised {describe_error(error)}; fix it") from error
         if not isinstance(answer, bool | np.bool_):
             raise ExtensionError(f"{SETTING}: {name!r} returned {answer!r:.300}; have it return True or False")
         return bool(answer)

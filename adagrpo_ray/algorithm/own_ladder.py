@@ -11,7 +11,7 @@ from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.config.section import first_problem
 from adagrpo_ray.errors import ExtensionError
 from adagrpo_ray.extensions.given import NOTHING, Given
-from adagrpo_ray.extensions.loading import check_call, load_function, told
+from adagrpo_ray.extensions.loading import check_call, describe_error, load_function
 from adagrpo_ray.types import Group, SamplingParams
 
 LadderFunction = Callable[[Group, int], SamplingParams | None]
@@ -43,7 +43,7 @@ class OwnLadder(Ladder):
         except ValidationError as error:
             raise ExtensionError(f"{SETTING}: {self.name!r} made parameters with {first_problem(error)}") from error
         except BaseException as error:  # SystemExit too: it would end the thread that all sampling runs in
-            raise ExtensionError(f"{SETTING}: {self.name!r} raised {told(error)}; fix it") from error
+            raise ExtensionError(f"{SETTING}: {self.name!r} raised {describe_error(error)}; fix it") from error
         if params is None:
             return None if group.attempts else self.base
         if not isinstance(params, SamplingParams):
@@ -87,6 +87,6 @@ def load_ladder(name: str, triggers: Ladder, given: Given = NOTHING) -> Ladder:
     try:
         made: Ladder = own(triggers.base, triggers.triggers)
     except Exception as error:
-        raise ExtensionError(f"{SETTING}: constructing {name!r} raised {told(error)}; fix it") from error
+        raise ExtensionError(f"{SETTING}: constructing {name!r} raised {describe_error(error)}; fix it") from error
     check_call(made.next, f"{prefix}: its method next", arguments)
     return OwnLadder(made.base, made.triggers, ladder=made.next, name=name)

@@ -101,7 +101,7 @@ def check_call(function: Callable[..., Any], called: str, arguments: Sequence[st
         ) from None
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return a description of an error that code of the user raised, with its file and line."""
     *_, frame = [None, *traceback.extract_tb(error.__traceback__)]
     place = "" if frame is None else f" ({frame.filename}, line {frame.lineno})"

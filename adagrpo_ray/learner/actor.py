@@ -14,16 +14,16 @@ from adagrpo_ray.cluster.network import use_node_address
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets
-from adagrpo_ray.errors import DivergedError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.collector import Collector
 from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.engine_state import check_adapter
 from adagrpo_ray.learner.gather import listen
 from adagrpo_ray.learner.replies import Collected, Pending, SyncReport
 from adagrpo_ray.learner.saving import load_checkpoint, save_adapter, save_checkpoint
 from adagrpo_ray.learner.updates import TrainReport
-from adagrpo_ray.lora.payload import first_not_finite, pack
+from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.runs.records import EvaluationRecord
@@ -95,11 +95,7 @@ class LearnerActor:
         tensors = self._engine.adapter()
         if self._rank != 0:
             return None
-        if (broken := first_not_finite(tensors)) is not None:
-            raise DivergedError(
-                f"after step {version} weights of the adapter are not finite (first: {broken}); lower "
-                f"learner.learning_rate={self._config.learner.learning_rate}"
-            )
+        check_adapter(tensors, version, self._config.learner.learning_rate)
         lora, dtype = self._config.model.lora, getattr(torch, self._config.model.dtype)
         weights = pack(version, tensors, lora.r, lora.alpha, dtype)
         self._collector.apply(weights)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from adagrpo_ray.algorithm.loss import Tokens, policy_loss
+from adagrpo_ray.algorithm.loss import policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.deepspeed_setup import prepare
@@ -15,6 +14,7 @@ from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.engine_state import EngineState, read_generators, write_generators
 from adagrpo_ray.learner.gradients import GradientSum, hand_over
 from adagrpo_ray.learner.layout import LAYOUTS, Rows
+from adagrpo_ray.learner.loss_tokens import loss_tokens
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
@@ -85,7 +85,8 @@ class LearnerEngine:
             logprobs, entropy = self._policy(rows)
             if len(old) == number:
                 old.append(logprobs.detach())
-            tokens = self._tokens(samples, rows, logprobs, old[number], entropy)
+            reference = self._reference(rows) if self._config.algorithm.loss.beta > 0 else None
+            tokens = loss_tokens(samples, logprobs, old[number], reference, entropy)
             loss, update = policy_loss(tokens, self._config.algorithm.loss)
             gradient.note(
                 (logprobs, tokens.old, tokens.behaviour, tokens.reference, tokens.advantages * tokens.weights, loss)
@@ -101,27 +102,6 @@ class LearnerEngine:
             group["lr"] = rate
         hand_over(self._engine, self._trainable, whole.gradients)
         return UpdateReport(statistics, whole.norm)
-
-    def _tokens(
-        self,
-        samples: tuple[TrainSample, ...],
-        rows: Rows,
-        policy: torch.Tensor,
-        old: torch.Tensor,
-        entropy: torch.Tensor,
-    ) -> Tokens:
-        """The tokens of a micro-batch, with all inputs of the loss."""
-        return Tokens(
-            policy=policy,
-            old=old,
-            behaviour=self._flat([s.behaviour_logprobs for s in samples]),
-            reference=self._reference(rows) if self._config.algorithm.loss.beta > 0 else None,
-            advantages=self._flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
-            weights=self._flat([s.token_weights for s in samples]),
-            sequence=self._flat([np.full(len(s.token_ids), i) for i, s in enumerate(samples)]),
-            entropy=entropy,
-            difficulties=[s.difficulty for s in samples],
-        )
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
         """Log-probabilities [T] of the completion of each sample under the current policy."""
@@ -166,6 +146,3 @@ class LearnerEngine:
     def _reference(self, rows: Rows) -> torch.Tensor:
         with self._policy.reference():
             return self._policy.forward(rows)[0]
-
-    def _flat(self, arrays: list[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(self._device)

@@ -1,4 +1,4 @@
-"""The state of a learner engine, for checkpoints."""
+"""The state of a learner engine, for checkpoints, and checks that it is finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo_ray.errors import CheckpointError
+from adagrpo_ray.errors import CheckpointError, DivergedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,16 @@ class EngineState:
                 raise CheckpointError(
                     f"{name} of the checkpoint has numbers that are not finite; use an earlier checkpoint"
                 )
+
+
+def check_adapter(tensors: Mapping[str, torch.Tensor], step: int, rate: float) -> None:
+    """Raise DivergedError if a weight of the adapter is not finite after `step`; `rate` is the learning rate set."""
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise DivergedError(
+                f"after step {step} weights of the adapter are not finite (first: {name}); lower "
+                f"learner.learning_rate={rate}"
+            )
 
 
 def read_generators(rank: int, world_size: int, device: torch.device) -> dict[str, NDArray[Any]]:

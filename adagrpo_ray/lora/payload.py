@@ -48,11 +48,6 @@ def pack(version: int, tensors: Mapping[str, torch.Tensor], r: int, alpha: float
     )
 
 
-def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor with a number that is not finite; None if all are finite."""
-    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
-
-
 def unpack(data: bytes) -> dict[str, torch.Tensor]:
     """The tensors in `AdapterWeights.data`, keyed as in PEFT's files."""
     return load(data)

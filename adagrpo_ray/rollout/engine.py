@@ -13,6 +13,7 @@ from adagrpo_ray.data.completion_text import CompletionText, stop_ids
 from adagrpo_ray.errors import RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine_start import StartedEngine, kept_versions, start_engine
+from adagrpo_ray.rollout.vllm_params import vllm_params
 from adagrpo_ray.runs.records import RolloutLoad
 from adagrpo_ray.types import Completion, GenerationRequest
 from adagrpo_ray.types import SamplingParams as OurParams
@@ -30,7 +31,7 @@ class SyncReceipt:
 
 
 class RolloutEngine:
-    """One vLLM engine, created with `start` or `create`. All methods are coroutines of one event loop."""
+    """One vLLM engine. All methods are coroutines of one event loop."""
 
     def __init__(self, started: StartedEngine, config: Config) -> None:
         self._started, self._engine, self._load, self._config = started, started.engine, started.load, config
@@ -43,11 +44,6 @@ class RolloutEngine:
     @classmethod
     async def start(cls, model_path: str, max_model_len: int, config: Config, template: str | None = None) -> Self:
         """Load the base model with `start_engine`; the engine serves version -1, the base, until `apply`."""
-        return cls.create(model_path, max_model_len, config, template)
-
-    @classmethod
-    def create(cls, model_path: str, max_model_len: int, config: Config, template: str | None = None) -> Self:
-        """Do the work of `start` outside of an event loop, in a thread that may block."""
         return cls(start_engine(model_path, max_model_len, config, template), config)
 
     @property
@@ -90,25 +86,8 @@ class RolloutEngine:
                 last = output
         return last
 
-    def _params(self, request: GenerationRequest, **how: Any) -> Any:
-        """The request as vLLM's SamplingParams; `how` selects the parts of the output."""
-        from vllm import SamplingParams
-
-        from adagrpo_ray.rollout.phases import phase_args
-
-        s = request.sampling
-        # With phases the request's own parameters stay neutral; the logits processor applies those of the phase.
-        own = OurParams() if s.answer is not None else s
-        return SamplingParams(
-            n=request.n,
-            **own.model_dump(exclude={"answer"}),
-            seed=request.seed,
-            max_tokens=request.max_new_tokens,
-            # vLLM also stops at the tokens that generation_config.json names.
-            stop_token_ids=self._stops,
-            extra_args=phase_args(self._config.data.format.think_end, s, s.answer) if s.answer is not None else None,
-            **how,
-        )
+    def _params(self, request: GenerationRequest, **output: Any) -> Any:
+        return vllm_params(request, self._stops, self._config.data.format.think_end, **output)
 
     def _outputs(self, request: GenerationRequest, params: Any, lora: LoRARequest | None) -> Any:
         """Start the request and return vLLM's outputs; if the caller is cancelled, vLLM aborts the request."""

@@ -9,7 +9,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
-from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, first_line
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError, first_line
+from adagrpo_ray.lora.payload import AdapterWeights
+from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.types import Completion, GenerationRequest
 
 
@@ -54,6 +56,20 @@ class Member:
         finally:
             self.outstanding -= tokens
             self.requests -= 1
+
+    async def apply(self, reference: Any, weights: AdapterWeights, limit_s: float) -> SyncReceipt:
+        """Apply a version of the adapter, of which `reference` is in the object store, and compare its digest.
+
+        Raises ActorLostError if there is no reply in time, and SyncError if the digest is another one.
+        """
+        applied, task = self.actor.apply.remote(reference), f"apply version {weights.version}"
+        receipt: SyncReceipt = await self.in_time(applied, limit_s, task)
+        if (receipt.version, receipt.digest) != (weights.version, weights.digest):
+            raise SyncError(
+                f"{self.name} has version {receipt.version} with digest {receipt.digest[:12]}; "
+                f"the learner sent version {weights.version} with {weights.digest[:12]}"
+            )
+        return receipt
 
     async def in_time(self, reference: Any, limit_s: float, task: str) -> Any:
         """Wait for the actor's reply. Raises ActorLostError, which names the `task`, if it hangs."""

@@ -67,7 +67,7 @@ class RolloutPool:
         while held is not self._sent:
             held = self._sent
             if held is not None:
-                await self._apply_to(member, *held)
+                await member.apply(*held, self._stall_timeout)
         self._members.append(member)
         await self._notify()
 
@@ -91,7 +91,7 @@ class RolloutPool:
         """
         reference, self._newest = ray.put(weights), weights.version
         self._sent = (reference, weights)
-        receipts: list[SyncReceipt] = await self._all(lambda member: self._apply_to(member, reference, weights))
+        receipts: list[SyncReceipt] = await self._all(lambda m: m.apply(reference, weights, self._stall_timeout))
         self.version = weights.version
         return receipts
 
@@ -129,17 +129,6 @@ class RolloutPool:
         finally:
             if member not in self._members:  # `drain` waits for it to end
                 await self._notify()
-
-    async def _apply_to(self, member: Member, reference: Any, weights: AdapterWeights) -> SyncReceipt:
-        """Apply a version on a member, and compare its digest. Raises ActorLostError if the member hangs."""
-        applied, task = member.actor.apply.remote(reference), f"apply version {weights.version}"
-        receipt: SyncReceipt = await member.in_time(applied, self._stall_timeout, task)
-        if (receipt.version, receipt.digest) != (weights.version, weights.digest):
-            raise SyncError(
-                f"{member.name} has version {receipt.version} with digest {receipt.digest[:12]}; "
-                f"the learner sent version {weights.version} with {weights.digest[:12]}"
-            )
-        return receipt
 
     def _remove(self, member: Member, reason: str) -> None:
         """Remove a lost member, once, even if several requests notice the loss."""

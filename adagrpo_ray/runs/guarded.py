@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ExtensionError
-from adagrpo_ray.extensions.loading import told
+from adagrpo_ray.extensions.loading import describe_error
 from adagrpo_ray.runs.observer import Observer
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.samples import GroupSample
@@ -65,4 +65,4 @@ class Guarded(Observer):
             yield
         except Exception as error:
             name = f"{type(self._callback).__name__}.{method}"
-            raise ExtensionError(f"callback {name} raised {told(error)}; fix it, or leave it out") from error
+            raise ExtensionError(f"callback {name} raised {describe_error(error)}; fix it, or leave it out") from error

@@ -87,7 +87,7 @@ class Observers(Observer):
 
 
 @contextmanager
-def telling(observer: Observer, config: Config, folder: str) -> Iterator[None]:
+def run_events(observer: Observer, config: Config, folder: str) -> Iterator[None]:
     """Call `observer.began` before the block, and `observer.ended` after it, with its exception if it raised one."""
     try:
         observer.began(config, folder)

@@ -14,7 +14,7 @@ from adagrpo_ray.errors import LearnerLostError, first_line
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.runs import Observer, Observers, Summary
 from adagrpo_ray.runs.mirror import open_run
-from adagrpo_ray.runs.observer import telling
+from adagrpo_ray.runs.observer import run_events
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.tracking import tracked
@@ -53,7 +53,7 @@ def run(
                 with writing as writer, tracked(config, writer.folder, notify, past is not None) as trackers:
                     if not restarts:
                         _check_codes(home, given, notify)
-                        ending.enter_context(telling(observer, config, home))
+                        ending.enter_context(run_events(observer, config, home))
                     observers = Observers(writer, trackers, observer)
                     summary = place_and_train(
                         config, ready.inputs, writer.folder, observers, past, stop, home, patience

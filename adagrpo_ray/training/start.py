@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from adagrpo_ray.cluster.nodes import check_shared
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import DivergedError, ExtensionError, RecordError, RewardError, RolloutError, StoppedError
 from adagrpo_ray.model.identity import identify
 from adagrpo_ray.runs import Observer, Summary
 from adagrpo_ray.stop import Stop
-from adagrpo_ray.training.actors import actors, connect
+from adagrpo_ray.training.actors import Actors, actors, connect
+from adagrpo_ray.training.learners import Learners
 from adagrpo_ray.training.preflight import Inputs
-from adagrpo_ray.training.trainer import train_on
+from adagrpo_ray.training.trainer import Trainer
 
 UNGUARDED = (
     "requires no token, so that anyone who reaches its ports can run code on it; start it with RAY_AUTH_MODE=token "
@@ -52,6 +55,26 @@ def place_and_train(
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:
             return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))
+
+
+def train_on(
+    running: Actors,
+    config: Config,
+    folder: Path,
+    observer: Observer,
+    past: Past | None = None,
+    stop: Stop | None = None,
+    home: str | None = None,
+    card: Callable[[Summary], str] | None = None,
+) -> Summary:
+    """Do the steps and evaluations of `place_and_train` on actors that have begun; `card` makes the model card."""
+    stop = stop or Stop()
+    learners = Learners(running.learners, stop, observer.phase)
+    trainer = Trainer(learners, config, folder, observer, stop, home or str(folder), card)
+    try:
+        return trainer.run(past)
+    except (StoppedError, DivergedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
+        raise type(error)(f"{error}; {trainer.keep()}") from error
 
 
 def _card(config: Config, inputs: Inputs, summary: Summary) -> str:

@@ -9,36 +9,15 @@ from pathlib import Path
 
 from adagrpo_ray.checkpoint.resume import FOLDER, Past, progress_of
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import DivergedError, ExtensionError, RecordError, RewardError, RolloutError, StoppedError
+from adagrpo_ray.errors import DivergedError, RecordError, StoppedError
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observer, StepRecord, Summary, summarize
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage.places import join
-from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.training.cadence import ahead, evaluates_after, saves_after
 from adagrpo_ray.training.learners import Learners
 from adagrpo_ray.training.skipped import check_skipped, warn_of_skipped
 from adagrpo_ray.training.step_record import step_record
-
-
-def train_on(
-    running: Actors,
-    config: Config,
-    folder: Path,
-    observer: Observer,
-    past: Past | None = None,
-    stop: Stop | None = None,
-    home: str | None = None,
-    card: Callable[[Summary], str] | None = None,
-) -> Summary:
-    """Do the steps and evaluations of `place_and_train` on actors that have begun; `card` makes the model card."""
-    stop = stop or Stop()
-    learners = Learners(running.learners, stop, observer.phase)
-    trainer = Trainer(learners, config, folder, observer, stop, home or str(folder), card)
-    try:
-        return trainer.run(past)
-    except (StoppedError, DivergedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
-        raise type(error)(f"{error}; {trainer.keep()}") from error
 
 
 @dataclass(frozen=True)

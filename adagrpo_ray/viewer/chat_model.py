@@ -19,6 +19,7 @@ from adagrpo_ray.data.template_choice import chosen_template
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ChatError, ModelError, RolloutError, first_line
 from adagrpo_ray.lora.adapters import Adapter, check_fit, read_adapter, weights_file
 from adagrpo_ray.model.pretrained import linear_shapes, load_tokenizer, read_model_config, resolve_model
+from adagrpo_ray.rollout.engine_start import start_engine
 from adagrpo_ray.rollout.streaming import Piece, StreamingEngine
 from adagrpo_ray.types import GenerationRequest
 from adagrpo_ray.viewer.conversation import Rendered, Side
@@ -179,7 +180,8 @@ def _start(config: Config, rank: int) -> tuple[StreamingEngine, Any, int]:
     path = resolve_model(config)
     tokenizer = load_tokenizer(path, config.model, config.data)
     limit = _limit(config, path)
-    return StreamingEngine.create(path, limit, _serving(config, rank), chosen_template(config.data)), tokenizer, limit
+    served = _serving(config, rank)
+    return StreamingEngine(start_engine(path, limit, served, chosen_template(config.data)), served), tokenizer, limit
 
 
 def _limit(config: Config, path: str) -> int:

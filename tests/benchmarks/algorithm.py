@@ -25,7 +25,7 @@ from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.runs import EvaluationRecord, Observer, StepRecord
 from adagrpo_ray.training.actors import Actors, actors, begin, connect
 from adagrpo_ray.training.preflight import check
-from adagrpo_ray.training.trainer import train_on
+from adagrpo_ray.training.start import train_on
 
 METHODS = {
     "grpo": ["algorithm.name=grpo"],

@@ -251,6 +251,7 @@ def test_memory_in_the_recipes_is_that_of_the_estimate(
 def test_evaluation_commands_are_valid(programs: dict[str, ModuleType], command: Command) -> None:
     options = programs["evaluate"].parse(arguments_of(command))
     loaded(options.config or "launch/configs/tiny-cpu.yaml", options.overrides)
+    assert options.adapter or options.base, "a model to evaluate"
 
 
 @pytest.mark.parametrize("command", of_program("export"))
@@ -263,6 +264,7 @@ def test_export_commands_are_valid(programs: dict[str, ModuleType], command: Com
 def test_ui_commands_are_valid(programs: dict[str, ModuleType], command: Command) -> None:
     options = programs["ui"].parse(arguments_of(command))
     loaded(options.config or "launch/configs/tiny-cpu.yaml", options.overrides)
+    assert options.password_file is not None or options.host == "127.0.0.1", "else it is refused"
 
 
 @pytest.mark.parametrize("command", of_program("submit"))

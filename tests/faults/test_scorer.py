@@ -326,6 +326,7 @@ def test_busy_processes_die_with_killed_parent(module: Path, tmp_path: Path) -> 
         parent.kill()
     try:
         until(lambda: not running(pid))
+        assert not running(pid)
     finally:
         if running(pid):
             os.kill(pid, signal.SIGKILL)

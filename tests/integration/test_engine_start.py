@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from adagrpo_ray.config import load_config
 from adagrpo_ray.errors import ActorLostError, RolloutError
 from adagrpo_ray.rollout.engine import RolloutEngine
+from adagrpo_ray.rollout.engine_start import start_engine
 from adagrpo_ray.training.preflight import check
 from tests.support.held import engines
 
@@ -25,7 +26,7 @@ QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_s
 def start(base: Path, *overrides: str) -> RolloutEngine:
     config = load_config("launch/configs/tiny-cpu.yaml", [*QUICK, f"model.path={base}", *overrides])
     check(config)  # which does not see it
-    return RolloutEngine.create(str(base), LENGTH, config)
+    return RolloutEngine(start_engine(str(base), LENGTH, config, None), config)
 
 
 def cut(tensors: dict[str, torch.Tensor]) -> None:

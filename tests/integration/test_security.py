@@ -23,7 +23,7 @@ from adagrpo_ray.errors import ModelError
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.training.actors import connect
-from tests.support.authentication import untold
+from tests.support.authentication import without_tokens
 from tests.support.held import until
 from tests.support.pickles import plant
 from tests.support.places import ROOT
@@ -71,7 +71,7 @@ def ours() -> Iterator[set[tuple[str, int]]]:
     """Start a local Ray in an environment without tokens; return the addresses where this process listened before."""
     me = psutil.Process()
     before = listening(me, *me.children(recursive=True))
-    with untold(), pytest.MonkeyPatch.context() as environment:
+    with without_tokens(), pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "disabled")  # of other clusters; a Ray that we start ignores it
         with connect(Config(), None):
             ray.get(ray.remote(lambda: None).remote())  # so that there is a worker too

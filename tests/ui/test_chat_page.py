@@ -225,6 +225,7 @@ def test_invalid_model_is_reported_and_the_page_stays_usable(page: Any, tmp_path
     page.click("#view label:has-text('Both')")
     wait_for(page, "#adapter-talk", "first, end of the run")
     ask(page, "12+34")
+    assert FOOTER.match(page.inner_text("#adapter-footer"))
 
 
 def test_runs_are_followed_while_their_tab_is_shown(page: Any) -> None:
@@ -304,6 +305,7 @@ def test_other_machines_need_the_password(browser: Any, runs: Path, tmp_path: Pa
             page.click("button:has-text('Login')")
             if password == "guess":
                 page.wait_for_selector("text=Incorrect")
+                assert page.locator("#runs-chosen").count() == 0
         page.wait_for_selector("#runs-chosen")
 
 

@@ -143,6 +143,7 @@ def test_groups_are_filtered(page: Any) -> None:
 def test_text_is_searched_in_problems_and_completions(page: Any) -> None:
     page.fill("#groups-text textarea, #groups-text input", "39+7= OF")
     until(lambda: len(rows(page)) == 1)
+    assert "39+7= of" in rows(page)[0].lower()
     page.fill("#groups-text textarea, #groups-text input", "a long thought")
     until(lambda: len(rows(page)) == 40)
 
@@ -191,6 +192,7 @@ def test_broken_line_is_reported_on_the_page(browser: Any, tmp_path: Path) -> No
         file.write("{}\n")
     with served(tmp_path, "--no-chat", "--runs", str(folder.parent)) as url, opened(browser, url) as page:
         page.wait_for_selector("#runs-notice >> text=metrics.jsonl, line 3")
+        assert "Traceback" not in page.inner_text("body")
 
 
 def test_running_run_is_followed(browser: Any, tmp_path: Path, tiny_model: Path, gate: Gate) -> None:

@@ -19,6 +19,7 @@ def test_bomb_runs_code_when_unpickled(tmp_path: Path) -> None:
         torch.load(tmp_path / name, weights_only=False) if name.endswith("bin") else pickle.loads(
             (tmp_path / name).read_bytes()
         )
+        assert (tmp_path / "marker").exists()
         (tmp_path / "marker").unlink()
 
 

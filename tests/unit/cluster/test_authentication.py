@@ -16,12 +16,12 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.start import place_and_train
-from tests.support.authentication import untold
+from tests.support.authentication import without_tokens
 
 
 @pytest.fixture(autouse=True)
 def no_token() -> Iterator[None]:
-    with untold():
+    with without_tokens():
         yield
 
 

@@ -28,7 +28,7 @@ from adagrpo_ray.runs import (
     wording,
 )
 from adagrpo_ray.runs.metric import scalars
-from adagrpo_ray.runs.observer import telling
+from adagrpo_ray.runs.observer import run_events
 from tests.support.histories import BEFORE, SAMPLE, STEP
 
 STEP_JSON = {
@@ -593,7 +593,7 @@ class TestObservers:
                 received.append(record)
 
         steps = Observers(Steps())
-        with telling(steps, Config(), "runs/sums"):
+        with run_events(steps, Config(), "runs/sums"):
             steps.phase("starting")
             steps.evaluation("before", BEFORE)
             steps.step(STEP)
@@ -614,7 +614,7 @@ class TestObservers:
                 raise OSError("the tracker is gone")
 
         def run(observer: Observer) -> None:
-            with telling(observer, config, "runs/sums"):
+            with run_events(observer, config, "runs/sums"):
                 if error is not None:
                     raise error
 

@@ -25,8 +25,9 @@ from adagrpo_ray.runs import Observer, StepRecord
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.batch import broken_samples
 from adagrpo_ray.sampling.evaluate import evaluate
-from adagrpo_ray.training import learners, trainer
+from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
+from adagrpo_ray.training.start import train_on
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 from tests.support.builders import make_attempt, make_completion, make_group, make_prompt
 from tests.support.histories import STEP
@@ -110,7 +111,7 @@ def run(folder: Path, learner: Learner, *overrides: str, seen: Seen | None = Non
     for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
         (folder / name).touch()
     seen = seen or Seen()
-    trainer.train_on(Actors((learner,), None), config, folder, seen)
+    train_on(Actors((learner,), None), config, folder, seen)
     return seen
 
 

@@ -20,7 +20,7 @@ from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.training.cadence import ahead, evaluates_after, is_best, saves_after
-from adagrpo_ray.training.trainer import train_on
+from adagrpo_ray.training.start import train_on
 from tests.support.histories import STEP
 
 
