@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from adagrpo_ray.algorithm.ladder import Ladder
-from adagrpo_ray.config.section import first_problem
+from adagrpo_ray.config.refusals import explain
 from adagrpo_ray.errors import ExtensionError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.extensions.loading import check_call, describe_error, load_function
@@ -41,7 +41,7 @@ class OwnLadder(Ladder):
         try:
             params: object = self.ladder(group, step)
         except ValidationError as error:
-            raise ExtensionError(f"{SETTING}: {self.name!r} made parameters with {first_problem(error)}") from error
+            raise ExtensionError(f"{SETTING}: {self.name!r} made parameters with {_problem(error)}") from error
         except BaseException as error:  # SystemExit too: it would end the thread that all sampling runs in
             raise ExtensionError(f"{SETTING}: {self.name!r} raised {describe_error(error)}; fix it") from error
         if params is None:
@@ -60,9 +60,13 @@ class OwnLadder(Ladder):
         try:
             SamplingParams(**params.model_dump())  # pydantic's `model_copy` lets anything through
         except ValidationError as error:
-            problem = first_problem(error)
+            problem = _problem(error)
         if problem is not None:
             raise ExtensionError(f"{SETTING}: {self.name!r} returned {params}; {problem}")
+
+
+def _problem(error: ValidationError) -> str:
+    return explain(error.errors()[0], SamplingParams)
 
 
 def load_ladder(name: str, triggers: Ladder, given: Given = NOTHING) -> Ladder:

@@ -36,14 +36,11 @@ class Progress:
 
     `sizes` has the bytes of the files of lines in the run folder.
     `settings` has the settings that a resumed run must keep.
-    `retries` has the cost and the results of resampling so far.
     """
 
     step: int
-    weight_version: int
     sizes: dict[str, int]
     settings: dict[str, Any]
-    retries: dict[str, Any]
 
 
 def save(

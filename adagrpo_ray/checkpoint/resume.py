@@ -13,7 +13,7 @@ from adagrpo_ray.checkpoint.files import Progress
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError
-from adagrpo_ray.runs import EvaluationRecord, RunWriter, StepRecord, retries
+from adagrpo_ray.runs import EvaluationRecord, RunWriter, StepRecord
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES, TRACKED, Mark, sizes
 from adagrpo_ray.runs.mirror import MirroredWriter
 from adagrpo_ray.storage import places as storage
@@ -145,10 +145,8 @@ def progress_of(config: Config, folder: Path, records: Sequence[StepRecord]) -> 
     """Return the trainer's part of a checkpoint after the last of `records`, for the run in `folder`."""
     return Progress(
         step=records[-1].step,
-        weight_version=records[-1].weight_version,
         sizes=sizes(folder),
         settings=fixed_settings(config),
-        retries=retries(records).to_dict(),
     )
 
 

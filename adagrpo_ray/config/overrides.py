@@ -76,8 +76,7 @@ def _set(root: Root, tree: dict[str, Any], key: str, value: Any, written: str) -
             raise ConfigError(f"{written!r}: {there} and has no {name!r}")
         if last:
             before = node[index] if isinstance(node, list) else node.get(index)
-            merges = isinstance(before, dict) and isinstance(value, dict) and _is_section(root, names)
-            node[index] = _merged(root, before, value, tuple(names)) if merges else value
+            node[index] = _merged(root, before, value, tuple(names))
         else:
             given = isinstance(node, list) or index in node
             node[index] = _opened(node[index] if given else _default(root, names[: depth + 1]))
@@ -99,14 +98,11 @@ def _opened(inner: Any) -> Any:
     return {} if inner is None or (isinstance(inner, Plain) and inner.is_null) else inner
 
 
-def _merged(root: Root, before: dict[str, Any], new: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
-    """Return the section `before` with the settings in `new`; sections in it are merged too."""
-    merged = dict(before)
-    for key, value in new.items():
-        inner = merged.get(key)
-        into = isinstance(inner, dict) and isinstance(value, dict) and _is_section(root, (*place, str(key)))
-        merged[key] = _merged(root, inner, value, (*place, str(key))) if into and inner is not None else value
-    return merged
+def _merged(root: Root, before: Any, value: Any, place: tuple[str, ...]) -> Any:
+    """Return `value`; a mapping for a section is merged into the section `before`, as are sections in it."""
+    if not (isinstance(before, dict) and isinstance(value, dict) and _is_section(root, place)):
+        return value
+    return before | {key: _merged(root, before.get(key), inner, (*place, str(key))) for key, inner in value.items()}
 
 
 def _is_section(root: Root, place: Sequence[str]) -> bool:

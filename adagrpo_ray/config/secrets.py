@@ -11,8 +11,7 @@ from pydantic_core import PydanticCustomError
 SECRET = "secret"
 """Type of pydantic's error for a secret. The value must not be shown."""
 
-_SECRET = re.compile(r"://[^/\s?#]*@|://\S*[?&][^\s=&]+=")
-_USER, _QUERY = re.compile(r"://[^/\s?#]*@"), re.compile(r"(://[^\s?]*)\?[^\s=&]+=\S*")
+_USER, _QUERY = re.compile(r"://[^/\s?#]*@"), re.compile(r"(://[^\s?&]*)[?&][^\s=]+=\S*")
 _NAMES = r"[\w.-]*(?:token|secret|password|passwd|api[_-]?key|access[_-]?key|credentials?)"
 _ASSIGNED = re.compile(rf"(?i)(\b{_NAMES}\s*[=:]\s*).*", re.DOTALL)
 _OPTION = re.compile(rf"(?i)--?{_NAMES}")
@@ -21,7 +20,7 @@ _TOKEN = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)
 
 def holds_secret(text: str) -> bool:
     """Return whether a URL in `text` has a user, a password, or a query with values, as signed URLs have."""
-    return _SECRET.search(text) is not None
+    return any(pattern.search(text) for pattern in (_USER, _QUERY))
 
 
 def without_secret(place: str) -> str:

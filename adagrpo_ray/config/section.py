@@ -10,7 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -96,10 +95,3 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((s for s in map(section_of, get_args(annotation)) if s is not None), None)
-
-
-def first_problem(error: ValidationError) -> str:
-    """Return one line for the first problem that pydantic found: key, value, and the values that are allowed."""
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {message[:1].lower()}{message[1:]}"

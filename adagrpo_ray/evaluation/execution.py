@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.cluster.authentication import takes_token
+from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.data import PLAIN, FormatSettings
 from adagrpo_ray.config.fixed import fixed_settings
@@ -29,7 +30,7 @@ from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.sampling.evaluate import check_finite, evaluation_request
-from adagrpo_ray.training.actors import connect, put_model
+from adagrpo_ray.training.actors import put_model
 from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.training.start import UNGUARDED
 from adagrpo_ray.types import Completion, Prompt

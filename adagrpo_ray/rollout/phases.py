@@ -30,8 +30,8 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
+from adagrpo_ray.config.refusals import explain
 from adagrpo_ray.config.sampling import PhaseParams
-from adagrpo_ray.config.section import first_problem
 from adagrpo_ray.rollout.marker import MarkerWatch, Pieces, TextWatch, Watch
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _params(name: str, values: Any) -> PhaseParams:
     try:
         return PhaseParams(**values)
     except ValidationError as error:
-        raise ValueError(f"{name}.{first_problem(error)}") from None
+        raise ValueError(f"{name}.{explain(error.errors()[0], PhaseParams)}") from None
 
 
 def penalise_repetition(logits: torch.Tensor, used: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:

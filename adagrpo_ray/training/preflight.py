@@ -9,7 +9,7 @@ from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.cluster.joining import check_ray, find_ray
-from adagrpo_ray.cluster.placement import local_hardware, place
+from adagrpo_ray.cluster.placement import Placement, local_hardware, place
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.data.template_choice import chosen_template
@@ -34,6 +34,7 @@ class Inputs:
     - `notices`: for the user, before the start.
     - `template`: the result of `chosen_template`.
     - `joined`: the address of the Ray cluster to join; None for a local Ray.
+    - `placement`: of the actors on a local Ray.
     """
 
     model_path: str
@@ -43,6 +44,7 @@ class Inputs:
     notices: tuple[str, ...] = ()
     template: str | None = None
     joined: str | None = None
+    placement: Placement | None = None
 
 
 def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop: Event | None = None) -> Inputs:
@@ -59,8 +61,8 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
         load_reward(function.function, given)
     if training:
         make_method(config.algorithm, config.rewards.names, given)
-    if joined is None:
-        place(config.rollout, config.learner if training else None, local_hardware(), ours=True)
+    learner = config.learner if training else None
+    placement = place(config.rollout, learner, local_hardware(), ours=True) if joined is None else None
     model_path = resolve_model(config)
     model_config = read_model_config(model_path, config.model)
     check_served(config.model, config.rollout, model_config)
@@ -74,7 +76,8 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
     notices = (*([origin.in_words] if origin else []), *notices)
-    return Inputs(model_path, prompts, max_model_len, given, notices, chosen_template(config.data), joined)
+    template = chosen_template(config.data)
+    return Inputs(model_path, prompts, max_model_len, given, notices, template, joined, placement)
 
 
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:

@@ -11,8 +11,6 @@ import ray
 
 from adagrpo_ray.checkpoint.resume import Past, find_past
 from adagrpo_ray.cluster.jobs import is_lasting, job_folder, job_id
-from adagrpo_ray.cluster.placement import local_hardware, place
-from adagrpo_ray.config.fixed import flat
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import StoppedError
 from adagrpo_ray.extensions.given import NOTHING, Given
@@ -64,12 +62,10 @@ def resolve(
     inputs = _checked(config, notify, stop, given)
     new = config.run.name or job_id() or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     home = past.place if past else storage.join(config.run.output_dir, new)
-    joined = inputs.joined is not None
-    placement = None if joined else place(config.rollout, config.learner, local_hardware(), ours=True)
-    resolved = _with(config, "run", name=home.rpartition("/")[2])
-    resolved = _with(resolved, "rollout", sleep=decide_sleep(config, placement))
-    before = dict(flat(config.model_dump()))
-    decided = {key: value for key, value in flat(resolved.model_dump()) if value != before[key]}
+    name, sleep = home.rpartition("/")[2], decide_sleep(config, inputs.placement)
+    given_as = {"run.name": (config.run.name, name), "rollout.sleep": (config.rollout.sleep, sleep)}
+    decided = {key: value for key, (before, value) in given_as.items() if value != before}
+    resolved = _with(_with(config, "run", name=name), "rollout", sleep=sleep)
     return ResolvedRun(resolved, decided, home, inputs, past)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from adagrpo_ray.cards.card import Facts, adapter_card, package_versions
 from adagrpo_ray.checkpoint.resume import Past
 from adagrpo_ray.cluster.authentication import takes_token
+from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.nodes import check_shared
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.secrets import shown_command
@@ -18,7 +19,7 @@ from adagrpo_ray.errors import DivergedError, ExtensionError, RecordError, Rewar
 from adagrpo_ray.model.identity import identify
 from adagrpo_ray.runs import Observer, Summary
 from adagrpo_ray.stop import Stop
-from adagrpo_ray.training.actors import Actors, actors, connect
+from adagrpo_ray.training.actors import Actors, actors
 from adagrpo_ray.training.learners import Learners
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.trainer import Trainer

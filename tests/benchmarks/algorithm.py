@@ -21,9 +21,10 @@ from pathlib import Path
 
 from algorithm_report import write_report
 
+from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.runs import EvaluationRecord, Observer, StepRecord
-from adagrpo_ray.training.actors import Actors, actors, begin, connect
+from adagrpo_ray.training.actors import Actors, actors, begin
 from adagrpo_ray.training.preflight import check
 from adagrpo_ray.training.start import train_on
 

@@ -29,7 +29,6 @@ def refused(
     """Run with bad input in an empty folder: the one error; nothing was started and nothing written."""
     import ray
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def run(*overrides: str, config: str = TINY, options: tuple[str, ...] = ()) -> str:

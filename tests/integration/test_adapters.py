@@ -34,7 +34,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     load_policy(str(tiny_model), CONFIG).save_pretrained(folder / "adapter")
     arrays = {name: t.numpy() for name, t in load_file(folder / "adapter/adapter_model.safetensors").items()}
-    state = asdict(checkpoint.Progress(4, 4, {}, fixed_settings(CONFIG), {}))
+    state = asdict(checkpoint.Progress(4, {}, fixed_settings(CONFIG)))
     checkpoint.save(folder / "checkpoints", 4, {"adapter.safetensors": arrays, "state.json": state}, save_total_limit=1)
     return folder
 
@@ -164,7 +164,7 @@ def test_a_missing_checkpoint_is_refused(run: Path) -> None:
 
 
 def test_a_checkpoint_of_unknown_settings_is_refused(run: Path) -> None:
-    state = asdict(checkpoint.Progress(5, 5, {}, {"lora.rank": 16}, {}))
+    state = asdict(checkpoint.Progress(5, {}, {"lora.rank": 16}))
     checkpoint.save(run / "checkpoints", 5, {"adapter.safetensors": {}, "state.json": state}, save_total_limit=1)
     with pytest.raises(ModelError, match="has r=None and alpha=None"):
         read_adapter(run / "checkpoints/step-000005")

@@ -73,6 +73,7 @@ def test_learner_and_rollout_agree_without_filters(whole: Path) -> None:
     plain = [s for s in metrics(whole) if not sum(s["resamples"]) and s["trained_tokens"]]
     assert plain
     assert all(step["sampling_logp_difference_mean"] < 1e-4 for step in plain)
+    assert all(step["sampling_logp_difference_mean"] < 0.5 for step in metrics(whole))
 
 
 def test_learner_and_rollout_stay_close_if_rollouts_run_ahead(ahead: tuple[Path, str]) -> None:

@@ -18,11 +18,11 @@ import psutil
 import pytest
 import ray
 
+from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
-from adagrpo_ray.training.actors import connect
 from tests.support.authentication import without_tokens
 from tests.support.held import until
 from tests.support.pickles import plant

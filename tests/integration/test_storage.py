@@ -276,8 +276,8 @@ def a_run(config: Config) -> tuple[str, RunWriter]:
     for step in (1, 2):
         writer.evaluation(f"number {step}", RECORD)
         writer.samples([SAMPLE])
-        progress = {"step": 0, "weight_version": 0, "sizes": sizes(writer.folder)}
-        state = {"state.json": {**progress, "settings": fixed_settings(config), "retries": {}}}
+        progress = {"step": 0, "sizes": sizes(writer.folder)}
+        state = {"state.json": {**progress, "settings": fixed_settings(config)}}
         kept.save(f"{home}/checkpoints", step, state, save_total_limit=2)
     return home, writer
 

@@ -6,7 +6,7 @@ Each rank is an actor. Both are started once, and each test begins its runs in t
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ class Ranks:
     actors: Sequence[Any]
     master: tuple[str, int]
     model: ModelFiles
+    in_new_processes: Callable[[], Ranks]
+
+    def kill(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
 
     def start(self, config: Config, chunk: int = buffers.LOGITS) -> None:
         """Begin a run with at most so many logits at a time."""
@@ -81,8 +86,12 @@ def ranks(model_path: str) -> Iterator[Ranks]:
             self._engine.restore(state)
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    actors = [ray.remote(Rank).remote() for _ in range(2)]
-    yield Ranks(actors, ray.get(actors[0].address.remote()), ModelFiles(model_path))
+
+    def begin() -> Ranks:
+        actors = [ray.remote(Rank).remote() for _ in range(2)]
+        return Ranks(actors, ray.get(actors[0].address.remote()), ModelFiles(model_path), begin)
+
+    yield begin()
     ray.shutdown()
 
 
@@ -97,7 +106,7 @@ def made(report: TrainReport) -> UpdateReport:
     return report.last
 
 
-def like_one(ranks: int, stage: int = 0) -> Config:
+def config_of_training(ranks: int, stage: int = 0) -> Config:
     settings = ("learner.learning_rate=1e-4", "algorithm.loss.beta=0.04", f"learner.zero_stage={stage}")
     return configure(*settings, f"learner.ranks={ranks}")
 
@@ -105,15 +114,15 @@ def like_one(ranks: int, stage: int = 0) -> Config:
 @pytest.fixture(scope="module")
 def expected(model_path: str) -> list[UpdateReport]:
     """Loss and gradient norm of each step on one rank, stage 0, all samples in one micro-batch."""
-    engine = LearnerEngine(model_path, like_one(1), 0, 1, ("127.0.0.1", 0))
+    engine = LearnerEngine(model_path, config_of_training(1), 0, 1, ("127.0.0.1", 0))
     (batch,) = pack_batches(1, make_samples(), 1, 100_000)
     assert len(batch.micro_batches) == 1
     return [made(engine.train(replace(batch, step=step))) for step in range(1, STEPS + 1)]
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_two_ranks_train_like_one(ranks: Ranks, expected: list[UpdateReport], stage: int) -> None:
-    ranks.start(like_one(2, stage), CHUNK)
+def test_two_ranks_train_config_of_training(ranks: Ranks, expected: list[UpdateReport], stage: int) -> None:
+    ranks.start(config_of_training(2, stage), CHUNK)
     batches = pack_batches(1, make_samples(), 2, 120)
     tokens = [[sum(len(s.token_ids) for s in micro) for micro in batch.micro_batches] for batch in batches]
     assert any(-(-one // 7) != -(-other // 7) for one, other in zip(*tokens, strict=True))
@@ -149,12 +158,14 @@ def test_two_restored_ranks_train_identically(ranks: Ranks, tmp_path: Path, stag
     state = through_disk(ranks.snapshot(), tmp_path)
     assert {"cpu.0", "cpu.1"} <= state.random.keys()
     expected, end = ranks.train(third), ranks.snapshot()
-    ranks.start(config)
-    assert not same(ranks.snapshot(), state)
-    ranks.restore(state)
-    assert same(ranks.snapshot(), state)
-    assert ranks.train(third) == expected
-    assert same(ranks.snapshot(), end)
+    others = ranks.in_new_processes()
+    others.start(config)
+    assert not same(others.snapshot(), state)
+    others.restore(state)
+    assert same(others.snapshot(), state)
+    assert others.train(third) == expected
+    assert same(others.snapshot(), end)
+    others.kill()
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3)), 2])
@@ -173,8 +184,8 @@ def test_a_fault_on_one_rank_skips_the_update_on_all(ranks: Ranks, stage: int) -
     before = bytes_of(ranks.snapshot())
     fault, cause = FAULTS["NaN behaviour"]
     batches = bad(2, 2, **fault)
-    whole = [all(np.isfinite(s.behaviour_logprobs).all() for m in b.micro_batches for s in m) for b in batches]
-    assert whole == [True, False]
+    finite = [all(np.isfinite(s.behaviour_logprobs).all() for m in b.micro_batches for s in m) for b in batches]
+    assert finite == [True, False]
     reports = ranks.train(batches)
     assert [(r.skipped, r.cause, r.skipped_in_a_row, r.last) for r in reports] == [(1, cause, 1, None)] * 2
     assert bytes_of(ranks.snapshot()) == before
@@ -185,7 +196,7 @@ def test_a_fault_on_one_rank_skips_the_update_on_all(ranks: Ranks, stage: int) -
     assert bytes_of(ranks.snapshot()) == end != before
 
 
-def of_gradients(ranks: int, stage: int = 0) -> Config:
+def config_of_gradients(ranks: int, stage: int = 0) -> Config:
     return configure(
         "run.steps=4",
         "model.dtype=bfloat16",
@@ -201,8 +212,8 @@ def of_gradients(ranks: int, stage: int = 0) -> Config:
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_many_micro_batches_on_two_ranks_give_the_gradient_of_one(ranks: Ranks, model_path: str, stage: int) -> None:
-    engine = LearnerEngine(model_path, of_gradients(1), 0, 1, ("127.0.0.1", 0))
+    engine = LearnerEngine(model_path, config_of_gradients(1), 0, 1, ("127.0.0.1", 0))
     engine.train(equal_batches(1)[0])
-    ranks.start(of_gradients(2, stage))
+    ranks.start(config_of_gradients(2, stage))
     ranks.train(equal_batches(2 * PARTS, 2))
     assert_same_gradient(gradient_of(ranks.snapshot()), gradient_of(engine.snapshot()))

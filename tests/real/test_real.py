@@ -20,8 +20,11 @@ from tests.support.real_model import AGREE, REAL, ask, base_model, configure, si
 
 pytestmark = REAL
 
-WORK = {"float32": (6, 3), "bfloat16": (2, 1)}
-"""Prompts and steps of that test, by type: CPUs without instructions for bfloat16 take a minute for a step on two."""
+PROMPTS_AND_STEPS = {"float32": (6, 3), "bfloat16": (2, 1)}
+"""Prompts and steps of test_rollouts_and_learner_agree_after_steps, by type.
+
+CPUs without instructions for bfloat16 take a minute for a step on two prompts.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def logp_difference(learner: LearnerEngine, samples: Sequence[TrainSample]) -> n
 def test_rollouts_and_learner_agree_after_steps(
     model_path: str, prompts: tuple[Prompt, ...], sync: str, dtype: str
 ) -> None:
-    config, (most, steps) = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}"), WORK[dtype]
+    config, (most, steps) = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}"), PROMPTS_AND_STEPS[dtype]
     learner = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
 
     async def draw(engine: RolloutEngine, seed: int) -> tuple[TrainSample, ...]:

@@ -1,16 +1,12 @@
-"""Counts turns of phrase that plain English avoids: python -m tests.support.language [--update]
+"""Finds turns of phrase that plain English avoids: python -m tests.support.language
 
-It reads docstrings, comments and texts of programs, and the documentation without its code. The baseline
-`language.json` has the number allowed in each file. A file with more fails, and its lines are listed. A file with fewer
-fails too, so that the numbers only decrease: `--update` writes the new counts, and refuses to raise their sum.
+Read are docstrings, comments and texts of programs, and the documentation without its code.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
-import json
 import re
 import sys
 import tokenize
@@ -20,7 +16,6 @@ from pathlib import Path
 
 from tests.support.places import ROOT
 
-BASELINE = Path(__file__).with_suffix(".json")
 SOURCES = (
     *("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md", "docs/**/*.py"),
     *("adagrpo_ray/**/*.py", "launch/**/*.py"),
@@ -61,8 +56,6 @@ PATTERNS: Mapping[str, re.Pattern[str]] = {
         "a docstring that refers to another": r"\bthe same outside of\b",
     }.items()
 }
-
-Counts = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -153,53 +146,12 @@ def read(root: Path) -> dict[str, list[Finding]]:
     return {path: hits for path, hits in found.items() if hits}
 
 
-def complaints(found: Mapping[str, Sequence[Finding]], allowed: Counts) -> list[str]:
-    """One line for each change that is necessary, in the files or in the baseline."""
-    lines = []
-    for path in sorted({*found, *allowed}):
-        hits, most = found.get(path, []), allowed.get(path, 0)
-        if len(hits) > most:
-            lines.append(f"{path}: {len(hits)} turns of phrase to avoid, {most} allowed")
-            lines += [f"{path}:{hit.line}: {hit.pattern}: ... {hit.words} ..." for hit in hits]
-        elif len(hits) < most:
-            lines.append(
-                f"{path}: {len(hits)} turns of phrase, {most} allowed: run python -m tests.support.language --update"
-            )
-    return lines
-
-
-def updated(found: Mapping[str, Sequence[Finding]], allowed: Counts | None) -> Counts:
-    """The current counts. Raises ValueError if there is a baseline and their sum is above that of the baseline."""
-    now = {path: len(hits) for path, hits in sorted(found.items())}
-    if allowed is not None and sum(now.values()) > sum(allowed.values()):
-        raise ValueError(f"{sum(now.values())} turns of phrase, {sum(allowed.values())} allowed: write plainer first")
-    return now
-
-
-def main(arguments: Sequence[str] | None = None, root: Path = ROOT, baseline: Path = BASELINE) -> int:
-    """Check the files, or update the baseline. Returns 1 if a file and the baseline differ."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--update", action="store_true", help="write the current counts to the baseline")
-    parser.add_argument("--show", metavar="FILE", nargs="+", help="list the findings of these files")
-    options = parser.parse_args(arguments)
+def main(root: Path = ROOT) -> int:
+    """Print every finding; returns 1 if there is one."""
     found = read(root)
-    allowed: Counts | None = json.loads(baseline.read_text(encoding="utf-8")) if baseline.exists() else None
-    if options.show:
-        for path in options.show:
-            print("\n".join(f"{path}:{hit.line}: {hit.pattern}: ... {hit.words} ..." for hit in found.get(path, [])))
-        return 0
-    if options.update:
-        try:
-            counts = updated(found, allowed)
-        except ValueError as error:
-            print(f"error: {error}")
-            return 1
-        baseline.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-        print(f"{sum(counts.values())} turns of phrase in {len(counts)} files")
-        return 0
-    lines = complaints(found, allowed or {})
-    print("\n".join(lines) if lines else "plain English: the counts are those of the baseline")
-    return 1 if lines else 0
+    for path, hits in found.items():
+        print("\n".join(f"{path}:{hit.line}: {hit.pattern}: ... {hit.words} ..." for hit in hits))
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,16 @@ LAYERS = (
 )
 """Packages, and modules at the root, from the lowest to the highest: each imports only from those before it."""
 
-VLLM_USERS = ("engine", "engine_start", "engine_load", "merge_worker", "phases", "streaming", "worker_extension")
+VLLM_USERS = (
+    "engine",
+    "engine_start",
+    "engine_load",
+    "merge_worker",
+    "phases",
+    "streaming",
+    "vllm_params",
+    "worker_extension",
+)
 """Files of `rollout/` that import vLLM."""
 
 LOADS_NO_ENGINE = (

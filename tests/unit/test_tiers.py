@@ -1,4 +1,4 @@
-"""The unit tests are quick: none starts an engine, or takes the time to import one."""
+"""The unit tests are quick: none starts an engine, or imports one by its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def test_a_unit_test_starts_no_engine(path: Path) -> None:
     nodes = list(ast.walk(ast.parse(path.read_text())))
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-    asked = {argument.arg for node in nodes if isinstance(node, ast.FunctionDef) for argument in node.args.args}
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    asked = {argument.arg for function in functions for argument in function.args.args}
+    decorators = [node for function in functions for each in function.decorator_list for node in ast.walk(each)]
+    asked |= {str(node.value) for node in decorators if isinstance(node, ast.Constant)}
     called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
     assert not {name.partition(".")[0] for name in imported} & ENGINES
     assert not asked & FIXTURES, "a test with them goes to tests/integration"

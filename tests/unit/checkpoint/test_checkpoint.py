@@ -14,7 +14,7 @@ import pytest
 
 from adagrpo_ray.algorithm.allocation import Posterior
 from adagrpo_ray.algorithm.statistics import statistics_of
-from adagrpo_ray.checkpoint.files import load, newest, progress, save, set_latest
+from adagrpo_ray.checkpoint.files import load, newest, save, set_latest
 from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
 from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.config import Config, load_config
@@ -434,13 +434,12 @@ class TestFindPast:
                 find_past(where, self.configure(tmp_path, override), silent)
         assert len(metrics.read_text().splitlines()) == 2
 
-    def test_progress_has_cost_and_results_of_resamples(self, folder: Path) -> None:
-        found = progress(folder / FOLDER / "step-000002")
-        assert found.retries == {
-            "rescued": [4, 0],
-            "extra_tokens": 2000,
-            "tokens_per_informative_group": 800.0,
-            "groups_exhausted": 2,
-        }
-        assert retries([]).tokens_per_informative_group is None
-        assert found.weight_version == STEP.weight_version
+
+def test_retries_sum_up_the_cost_and_the_results_of_resamples() -> None:
+    assert retries([replace(STEP, step=1), replace(STEP, step=2)]).to_dict() == {
+        "rescued": [4, 0],
+        "extra_tokens": 2000,
+        "tokens_per_informative_group": 800.0,
+        "groups_exhausted": 2,
+    }
+    assert retries([]).tokens_per_informative_group is None

@@ -6,9 +6,9 @@ import gc
 
 import pytest
 
+from adagrpo_ray.cluster import connecting as cluster
 from adagrpo_ray.cluster.environment import collector_off
 from adagrpo_ray.cluster.placement import Hardware
-from adagrpo_ray.training import actors as cluster
 
 
 @pytest.mark.parametrize("before", [True, False])

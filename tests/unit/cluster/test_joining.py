@@ -16,13 +16,13 @@ import pytest
 import ray
 from ray.core.generated import gcs_service_pb2
 
+from adagrpo_ray.cluster import connecting as cluster
 from adagrpo_ray.cluster import joining
+from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.placement import address
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.errors import ResourceError
-from adagrpo_ray.training import actors as cluster
-from adagrpo_ray.training.actors import connect
 from tests.support.reserved import closed_address, silent_address
 
 SERVICE = "ray.rpc.NodeInfoGcsService"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from adagrpo_ray.checkpoint.resume import Past
-from adagrpo_ray.cluster.placement import Hardware
+from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config, load_config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.data.prompts import PromptSets
@@ -31,7 +31,6 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.hardware, self.joined, self.ran = NO_GPU, None, list[Config]()
-        monkeypatch.setattr("adagrpo_ray.training.resolve.local_hardware", lambda: self.hardware)
         monkeypatch.setattr("adagrpo_ray.training.resolve.check", self.check)
         monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SimpleNamespace())
         monkeypatch.setattr("adagrpo_ray.training.memory.gpu_memory", lambda: 0)
@@ -39,7 +38,8 @@ class Machine:
         monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", self.train)
 
     def check(self, config: Config, *_: Any, **__: Any) -> Inputs:
-        return Inputs("tiny", PromptSets((), (), {}), 128, joined=self.joined)
+        ours = None if self.joined else place(config.rollout, config.learner, self.hardware, ours=True)
+        return Inputs("tiny", PromptSets((), (), {}), 128, joined=self.joined, placement=ours)
 
     def train(self, config: Config, *_: Any) -> None:
         self.ran.append(config)
