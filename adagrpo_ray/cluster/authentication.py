@@ -30,6 +30,16 @@ def takes_token() -> bool:
     return bool(is_token_auth_enabled())
 
 
+def unguarded(joined: str) -> tuple[str, ...]:
+    """A warning for the user if the joined Ray cluster at this address requires no token."""
+    if takes_token():
+        return ()
+    return (
+        f"warning: the Ray cluster at {joined} requires no token, so that anyone who reaches its ports can run code on "
+        "it; start it with RAY_AUTH_MODE=token (docs/jobs.md)",
+    )
+
+
 def read_again() -> None:
     """Make Ray read the environment again. Ray has no public function for this."""
     from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.cluster.authentication import takes_token
+from adagrpo_ray.cluster.authentication import unguarded
 from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.data import PLAIN, FormatSettings
@@ -32,7 +32,6 @@ from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.sampling.evaluate import check_finite, evaluation_request
 from adagrpo_ray.training.actors import put_model
 from adagrpo_ray.training.preflight import Inputs, check
-from adagrpo_ray.training.start import UNGUARDED
 from adagrpo_ray.types import Completion, Prompt
 
 Split = Literal["held_out", "train", "all"]
@@ -124,8 +123,8 @@ def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
         raise StoppedError("stopped as asked, before anything was started")
     joined = plan.inputs.joined
     with connect(plan.config, joined, learner=False) as placement:
-        if joined is not None and not takes_token():
-            watcher.phase(f"warning: the Ray cluster at {joined} {UNGUARDED}")
+        for warning in unguarded(joined) if joined is not None else ():
+            watcher.phase(warning)
         watcher.phase(f"starting {placement.describe()}")
         asyncio.run(_execute(plan, placement, results, watcher, stop))
 

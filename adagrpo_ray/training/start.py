@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adagrpo_ray.cards.card import Facts, adapter_card, package_versions
 from adagrpo_ray.checkpoint.resume import Past
-from adagrpo_ray.cluster.authentication import takes_token
+from adagrpo_ray.cluster.authentication import unguarded
 from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.nodes import check_shared
 from adagrpo_ray.cluster.placement import Placement
@@ -23,11 +23,6 @@ from adagrpo_ray.training.actors import Actors, actors
 from adagrpo_ray.training.learners import Learners
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.trainer import Trainer
-
-UNGUARDED = (
-    "requires no token, so that anyone who reaches its ports can run code on it; start it with RAY_AUTH_MODE=token "
-    "(docs/jobs.md)"
-)
 
 
 def place_and_train(
@@ -50,8 +45,8 @@ def place_and_train(
     """
     with connect(config, inputs.joined, patience_s) as placement:
         if inputs.joined is not None:
-            if not takes_token():
-                observer.phase(f"warning: the Ray cluster at {inputs.joined} {UNGUARDED}")
+            for warning in unguarded(inputs.joined):
+                observer.phase(warning)
             check_shared(home or str(folder))
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:

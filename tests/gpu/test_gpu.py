@@ -26,6 +26,7 @@ from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
 from tests.support.program import launch, metrics
+from tests.support.shapes import SHAPE
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
@@ -60,13 +61,13 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny, folder = resolve_model(configure()), tmp_path_factory.mktemp("wide")
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     shape = Qwen3Config(
-        vocab_size=151_936,
-        hidden_size=2048,
-        intermediate_size=6144,
+        vocab_size=SHAPE.vocabulary,
+        hidden_size=SHAPE.hidden,
+        intermediate_size=SHAPE.intermediate,
         num_hidden_layers=4,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
+        num_attention_heads=SHAPE.heads,
+        num_key_value_heads=SHAPE.kv_heads,
+        head_dim=SHAPE.head_dim,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,

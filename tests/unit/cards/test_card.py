@@ -169,6 +169,7 @@ def test_card_of_another_library_is_ignored(other: str | None) -> None:
         (["x", "s=hf_abcdefghij"], "x 's=***'"),
         (["x", "run.output_dir=s3://me:pw@host/runs"], "x 'run.output_dir=s3://***@host/runs'"),
         (["x", "https://host/d?sig=abc&x=1"], "x 'https://host/d?***'"),
+        (["x", "https://host/d?download&sig=abc"], "x 'https://host/d?***'"),
     ],
 )
 def test_command_is_shown_without_secrets(arguments: list[str], shown: str) -> None:
