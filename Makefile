@@ -2,8 +2,10 @@
 PY := .venv/bin/python
 TINY := launch/configs/tiny-cpu.yaml
 CONFIG ?= $(TINY)
+# Runs pytest on two files at a time.
+FILES := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help train train-real ui tiny-model check unit test test-slow test-ui test-real test-faults lint style types docs docs-serve dashboard chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
+.PHONY: help train train-real ui tiny-model check unit test test-long test-slow test-ui test-real test-faults lint style types docs docs-serve picture dashboard chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,14 +34,17 @@ check: setup-dev  ## run lint, types and unit tests in parallel, in about a minu
 unit: setup-dev  ## run only the unit tests; ARGS="-k name" selects some
 	$(PY) -m pytest tests/unit -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-test: setup-dev tiny-model  ## run the tests, two files at a time; ARGS="-k name" selects some
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not ui and not real" $(ARGS)
+test: setup-dev tiny-model  ## run the tests, two files at a time, in ten minutes; ARGS="-k name" selects some
+	$(FILES) -m "not long and not slow and not ui and not real" $(ARGS)
+
+test-long: setup-dev tiny-model  ## run the tests that start several programs or engines (15 minutes); CI runs them, too
+	$(FILES) -m "long and not slow" $(ARGS)
 
 # Builds the tiny model before the tests, since the first test would have to build it within its time limit.
 tiny-model: setup
 	@$(PY) -c "from adagrpo_ray.config import load_config as c; from adagrpo_ray.model.pretrained import resolve_model as m; m(c('$(TINY)'))"
 
-test-slow: setup-dev  ## run the tests that make test leaves out: whole runs under faults, more combinations (half an hour)
+test-slow: setup-dev  ## run the tests that CI leaves out: whole runs under faults, more combinations (half an hour)
 	$(PY) -m pytest -m slow $(ARGS)
 
 test-ui: setup-dev  ## test the web pages in headless Chromium, which apt-get installs if it is missing (5 minutes)
@@ -47,7 +52,7 @@ test-ui: setup-dev  ## test the web pages in headless Chromium, which apt-get in
 	$(PY) -m pytest -m ui $(ARGS)
 
 test-real: setup-dev setup-real  ## run the tests on a real model of 135 million parameters
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m real $(ARGS)
+	$(FILES) -m real $(ARGS)
 
 test-faults: setup-dev  ## run the tests that inject faults, ten times in a row on a busy machine (hours); ARGS="--times 3 tests/faults/test_fleet.py"
 	$(PY) -m tests.support.repeated $(ARGS)
@@ -67,6 +72,9 @@ docs: setup-dev  ## build the documentation as a site in site/, with every setti
 
 docs-serve: setup-dev  ## serve the documentation at http://127.0.0.1:8000, rebuilt when pages change
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --watch SECURITY.md --watch adagrpo_ray/config --watch adagrpo_ray/runs
+
+picture: setup-dev  ## save a picture of the run viewer with the newest run; needs make test-ui's Chromium; ARGS="runs docs/viewer.png"
+	$(PY) -m tests.support.picture $(or $(ARGS),runs)
 
 dashboard: setup  ## write Grafana's dashboard from the registry of metrics
 	$(PY) -c "from pathlib import Path; from adagrpo_ray.tracking.grafana import as_json; \

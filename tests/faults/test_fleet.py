@@ -27,6 +27,8 @@ from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.support.faults import drain
 from tests.support.held import PATIENCE_S, engines
 
+pytestmark = pytest.mark.long
+
 SETTINGS = [
     "data.train_prompts=16",
     "data.eval_prompts=0",

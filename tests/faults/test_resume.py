@@ -16,6 +16,8 @@ import pytest
 from tests.support.held import Gate, assert_same_run, started
 from tests.support.program import ENDING_S, children, is_engine, metrics, settings, title, train
 
+pytestmark = pytest.mark.long
+
 KEEP_BEST = ("evaluation.every=1", "checkpoint.keep_best=true")
 
 

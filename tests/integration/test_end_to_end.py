@@ -34,7 +34,7 @@ def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "ahead", ended.stdout
 
 
-@pytest.fixture(params=["in turn", "ahead"])
+@pytest.fixture(params=["in turn", pytest.param("ahead", marks=pytest.mark.long)])
 def run(request: pytest.FixtureRequest) -> tuple[Path, str]:
     """That run, or the fixture `whole`, whose actors, one of each kind, take turns; its folder and output."""
     if request.param == "ahead":
@@ -55,6 +55,7 @@ def test_summary_describes_the_run(run: tuple[Path, str]) -> None:
     assert summary["seconds"] > 0
 
 
+@pytest.mark.long
 def test_failing_groups_were_resampled_and_hard_classes_more_often(ahead: tuple[Path, str]) -> None:
     steps = metrics(ahead[0])
     assert sum(sum(s["resamples"]) for s in steps) > 0
@@ -76,6 +77,7 @@ def test_learner_and_rollout_agree_without_filters(whole: Path) -> None:
     assert all(step["sampling_logp_difference_mean"] < 0.5 for step in metrics(whole))
 
 
+@pytest.mark.long
 def test_learner_and_rollout_stay_close_if_rollouts_run_ahead(ahead: tuple[Path, str]) -> None:
     steps = metrics(ahead[0])
     for step in steps:
@@ -92,6 +94,7 @@ def test_rollouts_run_ahead_up_to_the_maximum_staleness(run: tuple[Path, str]) -
     assert all((0 < age <= most) if most else age == 0 for age in ages[1:])
 
 
+@pytest.mark.long
 def test_configuration_is_saved_and_can_be_loaded(ahead: tuple[Path, str]) -> None:
     kept = yaml.safe_load((ahead[0] / "config.yaml").read_text())
     assert kept["run"]["steps"] == STEPS

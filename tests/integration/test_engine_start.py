@@ -19,6 +19,8 @@ from adagrpo_ray.rollout.engine_start import start_engine
 from adagrpo_ray.training.preflight import check
 from tests.support.held import engines
 
+pytestmark = pytest.mark.long
+
 LENGTH = 256
 QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.places import ROOT
 
 EXAMPLE = ROOT / "docs" / "examples" / "one_process.py"
@@ -29,6 +31,7 @@ def test_the_example_is_short_and_imports_no_ray() -> None:
     assert {name for name in modules if re.search(r"\bray\b|\.(actor|pool|fleet|trainer)$", name)} == set()
 
 
+@pytest.mark.long
 def test_the_example_trains_and_every_step_syncs_new_weights(tiny_model: Path) -> None:
     ended = subprocess.run(
         [sys.executable, str(EXAMPLE), "3"], capture_output=True, text=True, cwd=ROOT, timeout=240, check=False

@@ -30,6 +30,8 @@ from adagrpo_ray.training import run, start
 from adagrpo_ray.training.actors import Actors
 from tests.support.places import ROOT
 
+pytestmark = pytest.mark.long
+
 CELL = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
 

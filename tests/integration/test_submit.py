@@ -24,6 +24,8 @@ from tests.support.program import ENDING_S
 from tests.support.reserved import reserved_ports
 from tests.support.scraped import Scraper, check_metrics
 
+pytestmark = pytest.mark.long
+
 BIN = Path(sys.executable).parent
 TINY = "launch/configs/tiny-cpu.yaml"
 SMALL = ("run.steps=2", "data.eval_prompts=8", "algorithm.prompts_per_step=4")

@@ -16,6 +16,8 @@ from adagrpo_ray.rollout.streaming import Piece, StreamingEngine
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.support.scripted import byte_tokenizer, scripted_model
 
+pytestmark = pytest.mark.long
+
 MARKERS = ["data.format.answer_start=<answer>", "data.format.answer_end=</answer>"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</think>", "<answer>", "</answer>"]
 

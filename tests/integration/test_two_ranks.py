@@ -29,6 +29,8 @@ from tests.support.batches import FAULTS, bad, equal_batches, good, make_samples
 from tests.support.engine_states import BETA1, assert_same_gradient, bytes_of, gradient_of, same, through_disk
 from tests.support.places import TINY
 
+pytestmark = pytest.mark.long
+
 STEPS = 3
 PARTS = 32
 """Micro-batches with the same gradient, as in test_gradient_sums.py."""
