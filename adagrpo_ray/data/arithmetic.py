@@ -93,10 +93,9 @@ def draw_problem(rng: np.random.Generator, digits: int) -> Problem:
     Only such a carry can be dropped, since the sum of the top column is always written in full.
     """
     while True:
-        columns = rng.integers(0, 10, size=(2, digits))
-        if columns[:, 0].all() and (columns[:, 1:].sum(axis=0) >= 10).any():
-            a, b = (int("".join(map(str, row))) for row in columns)
-            return Problem(a, b)
+        a, b = rng.integers(0, 10, size=(2, digits)).tolist()
+        if a[0] and b[0] and any(x + y >= 10 for x, y in zip(a[1:], b[1:], strict=True)):
+            return Problem(int("".join(map(str, a))), int("".join(map(str, b))))
 
 
 def worked_solution(problem: Problem, keep_carry: bool, markers: FormatSettings) -> str:

@@ -71,7 +71,7 @@ def load_policy(path: str, config: Config) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from adagrpo_ray.model.shared_attention import share_prompts  # imports transformers, which takes seconds
+    from adagrpo_ray.model.shared_attention import share_prompts
 
     settings, flash = config.model, flash_attention(config.model)
     if settings.adapter is not None:  # the folder may be a different one on this node

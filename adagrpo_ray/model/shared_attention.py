@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from adagrpo_ray.errors import ModelError
 
@@ -120,6 +117,8 @@ def attend(
     this is sdpa. Raises ModelError if the model uses an option that this attention does not have.
     """
     if shared is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         known: Any = {"scaling": scaling, "dropout": dropout, **options}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **known)
         return output, None
@@ -166,6 +165,11 @@ def share_prompts(model: Any) -> bool:
     """Make a model use this attention. Returns False if it cannot: its layers have a state, or their own attention."""
     if model._is_stateful or not getattr(model, "_supports_attention_backend", False):
         return False
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
     return shares_prompts(model)
 
@@ -173,7 +177,3 @@ def share_prompts(model: Any) -> bool:
 def shares_prompts(model: Any) -> bool:
     """Return whether the model uses this attention."""
     return bool(model.config.get_text_config()._attn_implementation == NAME)
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -16,19 +16,23 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import given
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, StoppedError
 from adagrpo_ray.runs.history import Mark, sizes
-from adagrpo_ray.runs.metric import scalars
+from adagrpo_ray.runs.metric import metrics_of, scalars
 from adagrpo_ray.runs.names import name_of
 from adagrpo_ray.runs.reader import load
+from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.tracking import check_trackers, relay, session
 from adagrpo_ray.tracking import mlflow_run as mlflow_module
 from adagrpo_ray.tracking.mlflow_run import metric_name
 from adagrpo_ray.tracking.tracker import TrackedRun
 from tests.support import program
+from tests.support.texts import texts
 from tests.support.tracked import config, evaluated, offline_run, step, track
 
 KEY = "0123456789abcdef" * 2 + "planted0"
@@ -185,6 +189,17 @@ def test_names_of_difficulties_are_escaped_for_mlflow() -> None:
     assert metric_name(f"accuracy_by_difficulty/{name_of('../../<b>')}") == "accuracy_by_difficulty/:2E.:2F..:2F:3Cb:3E"
     assert metric_name(f"accuracy_by_difficulty/{name_of('..')}") == "accuracy_by_difficulty/:2E."
     assert metric_name(f"rewards/{name_of('m:prüfe')}/mean") == "rewards/m:prüfe/mean"
+
+
+@given(texts)
+def test_mlflow_accepts_every_metric_name(text: str) -> None:
+    for metric in (*metrics_of(StepRecord), *metrics_of(EvaluationRecord)):
+        if text and metric.label is not None:
+            name = metric_name(metric.tag(text))
+            _validate_metric_name(name)
+            assert len(name) <= MAX_ENTITY_KEY_LENGTH
+            assert all(len(part.encode()) < 256 for part in name.split("/"))
+            assert len(name.split("/")) == len(metric.name.split("/"))
 
 
 @pytest.mark.slow

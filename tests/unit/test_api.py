@@ -55,22 +55,25 @@ class Patient(Ladder):
     """A ladder of the user."""
 
 
-def loaded_by(code: str) -> set[str]:
-    """The packages that are loaded after `code` has run."""
-    ended = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys\nprint(*{{m.partition('.')[0] for m in sys.modules}})"],
-        capture_output=True,
-        text=True,
-    )
+def loaded_by(*codes: str) -> list[set[str]]:
+    """The packages that are loaded after each of `codes`, which run one after the other in a new process."""
+    show = "import sys; print(*{m.partition('.')[0] for m in sys.modules})"
+    program = "\n".join(line for code in codes for line in (code, show))
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    return set(ended.stdout.split())
+    return [set(line.split()) for line in ended.stdout.splitlines()]
 
 
 def test_importing_the_package_does_not_load_ray_or_torch() -> None:
     heavy = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "peft"}
-    assert not loaded_by("import adagrpo_ray") & {*heavy, "numpy", "pydantic", "rich"}
-    assert not loaded_by("from adagrpo_ray import *") & heavy
-    assert not loaded_by("from adagrpo_ray import Config, train\nConfig.load(None, {'run.steps': 3})") & heavy
+    package, names, config = loaded_by(
+        "import adagrpo_ray",
+        "from adagrpo_ray import *",
+        "from adagrpo_ray import Config, train; Config.load(None, {'run.steps': 3})",
+    )
+    assert not package & {*heavy, "numpy", "pydantic", "rich"}
+    assert not names & heavy
+    assert not config & heavy
 
 
 def test_all_names_the_public_names() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-
 from tests.support.places import ROOT
 
 UNIT = sorted((ROOT / "tests" / "unit").rglob("*.py"))
@@ -20,8 +18,8 @@ def test_there_are_unit_tests_to_look_at() -> None:
     assert len(UNIT) > 50
 
 
-@pytest.mark.parametrize("path", UNIT, ids=lambda path: path.stem)
-def test_a_unit_test_starts_no_engine(path: Path) -> None:
+def engine_uses(path: Path) -> set[str]:
+    """The engines, fixtures of engines and starts of engines in a file."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -30,6 +28,9 @@ def test_a_unit_test_starts_no_engine(path: Path) -> None:
     decorators = [node for function in functions for each in function.decorator_list for node in ast.walk(each)]
     asked |= {str(node.value) for node in decorators if isinstance(node, ast.Constant)}
     called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
-    assert not {name.partition(".")[0] for name in imported} & ENGINES
-    assert not asked & FIXTURES, "a test with them goes to tests/integration"
-    assert not called & STARTS, "a test that starts an engine goes to tests/integration"
+    return {name.partition(".")[0] for name in imported} & ENGINES | asked & FIXTURES | called & STARTS
+
+
+def test_a_unit_test_starts_no_engine() -> None:
+    found = {path.stem: uses for path in UNIT if (uses := engine_uses(path))}
+    assert not found, "a test with them goes to tests/integration"

@@ -184,6 +184,7 @@ def test_simulation_is_repeated_from_a_file_of_constants(
     saved.write_text(json.dumps({"constants": asdict(FREE), "lengths": [5, 10], "prompt_lengths": [3]}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(simulation, "ACTORS", (1, 2))
+    monkeypatch.setattr(simulation, "STRONG_PROMPTS", 16)
     gpu = ["--decode-ms", "20", "--learner-tokens-per-s", "10000", "--adapter-mb", "70"]
     monkeypatch.setattr(sys, "argv", ["simulation.py", "--from", str(saved), *gpu])
     simulation.main()

@@ -297,8 +297,9 @@ TEXTS = [
 @pytest.mark.parametrize("text", [*NAMES, *TEXTS])
 def test_every_text_round_trips_through_config_yaml(tmp_path: Path, text: str) -> None:
     config = Config.load(overrides={"data.system_prompt": text, "run.name": text if text in NAMES else None})
-    assert load_config(written(tmp_path, as_yaml(config))) == config
-    assert yaml.safe_load(as_yaml(config))["data"]["system_prompt"] == text  # a reader of YAML 1.1
+    file = as_yaml(config)
+    assert load_config(written(tmp_path, file)) == config
+    assert yaml.safe_load(file)["data"]["system_prompt"] == text  # a reader of YAML 1.1
     assert resolved(parse(dump({"text": text}), "it")) == {"text": text}  # and one of YAML 1.2 that knows no types
 
 

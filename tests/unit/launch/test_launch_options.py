@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,11 +17,19 @@ from adagrpo_ray.storage.cache import cache_folder, state_folder
 from tests.support.scripts import script
 
 
-@pytest.fixture
-def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command with invalid options in an empty folder: the only error."""
+@pytest.fixture(scope="module")
+def commands() -> dict[str, ModuleType]:
+    return {name: script(name) for name in ("train", "evaluate", "report", "export", "ui", "submit")}
 
-    commands = {name: script(name) for name in ("train", "evaluate", "report", "export", "ui", "submit")}
+
+@pytest.fixture
+def error_of(
+    commands: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Runs a command with invalid options in an empty folder: the only error."""
 
     def run(name: str, *arguments: str) -> str:
         code = commands[name].main(list(arguments))

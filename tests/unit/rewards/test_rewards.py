@@ -598,7 +598,7 @@ def test_holds_answer_accepts_any_text(text: str, truth: str) -> None:
 
 
 def test_holds_answer_takes_linear_time() -> None:
-    began = time.perf_counter()
-    for text in ("1," * 200_000, "-" * 400_000, "1" * 400_000, "+-.1" * 100_000):
+    began = time.process_time()
+    for text in ("1," * 50_000, "-" * 100_000, "1" * 100_000, "+-.1" * 25_000):
         assert not holds_answer(text, "7")
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 5

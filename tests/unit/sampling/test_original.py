@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 from tests.support.builders import make_completion, make_prompt
+from tests.support.loops import run
 
 CONFIG = load_config("launch/configs/local-1gpu.yaml")
 FUNCTIONS = [f.function for f in CONFIG.rewards.functions]
@@ -69,7 +69,7 @@ def test_recorded_rewards_give_the_advantages_of_the_original(
         max_new_tokens=16,
         seed=0,
     )
-    collection = asyncio.run(sampler.collect(step))
+    collection = run(sampler.collect(step))
     samples = training_samples([*collection.ready, *collection.exhausted], CONFIG.algorithm, 16)
     assert len(seen) == attempts
     expected = advantages_of_the_original(recorded[:attempts])

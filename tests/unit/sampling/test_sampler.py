@@ -25,6 +25,7 @@ from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Completion, GenerationRequest, Group, Prompt, SamplingParams
 from tests.support.builders import make_completion, make_prompt
+from tests.support.loops import run
 
 BASE, WARM, HOT = SamplingParams(temperature=1.0), SamplingParams(temperature=1.1), SamplingParams(temperature=1.3)
 TWO_RUNGS = ((1, (WARM, HOT)),)
@@ -116,10 +117,10 @@ def make_sampler(
 
 
 def run_steps(sampler: AdaptiveSampler, steps: int) -> list[Collection]:
-    async def run() -> list[Collection]:
+    async def collect() -> list[Collection]:
         return [await sampler.collect(step) for step in range(1, steps + 1)]
 
-    return asyncio.run(run())
+    return run(collect())
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -175,7 +176,7 @@ def test_a_resample_waits_for_no_other_group() -> None:
         return await collecting
 
     fake = Fake({"easy": [PASS], "hard": [FAIL, FAIL, PASS]})
-    assert ids(asyncio.run(scenario()).ready) == ["easy", "hard"]
+    assert ids(run(scenario()).ready) == ["easy", "hard"]
 
 
 def test_one_solved_group_does_not_end_the_retries_of_another() -> None:
@@ -189,7 +190,7 @@ def test_one_solved_group_does_not_end_the_retries_of_another() -> None:
         return await collecting
 
     fake = Fake({"easy": [PASS], "hard": [FAIL, PASS]})
-    step = asyncio.run(scenario())
+    step = run(scenario())
     assert len(fake.of("hard")) == 2
     assert ids(step.ready) == ["easy", "hard"]
 
@@ -231,7 +232,7 @@ def test_results_are_in_the_order_of_the_slots() -> None:
         return await collecting
 
     fake = Fake({"a": [FAIL, PASS], "b": [PASS], "c": [PASS]})
-    step = asyncio.run(scenario())
+    step = run(scenario())
     assert ids(step.ready) == ["a", "b", "c"]
     assert [(g.prompt.id, len(g.attempts)) for g in step.attempts] == [("a", 1), ("a", 2), ("b", 1), ("c", 1)]
 
@@ -422,7 +423,7 @@ def test_an_error_is_raised_and_cancels_the_other_groups(part: str) -> None:
     working = getattr(fake, part)
     setattr(fake, part, fails)
     with pytest.raises(BrokenError, match=part):
-        asyncio.run(scenario())
+        run(scenario())
     assert fake.cancelled == ["slow"]
 
 
@@ -445,7 +446,7 @@ def test_waiting_groups_still_wait_after_an_error() -> None:
     fake = Fake({"hard": [FAIL, PASS], "easy": [PASS]})
     working = fake.generate
     fake.generate = breaks  # type: ignore[method-assign]
-    third = asyncio.run(scenario())
+    third = run(scenario())
     assert (third.ready[0].prompt.id, rungs(third.ready[0])) == ("hard", [-1, 0])
 
 
@@ -463,7 +464,7 @@ def test_a_late_group_of_over_sampling_is_awaited_by_the_next_step() -> None:
 
     fake = Fake(easy("abcdef"))
     sampler = make_sampler(fake, prompts="abcdef", prompts_per_step=2, over_sample=0.5)
-    first, second, waited = asyncio.run(scenario())
+    first, second, waited = run(scenario())
     assert (ids(first.ready), ids(first.late), ids(first.waiting)) == (["a", "c"], ["b"], ["b"])
     assert fake.cancelled == ["b"]
     assert waited == [True]
@@ -481,7 +482,7 @@ def test_a_late_group_keeps_the_attempts_that_it_has() -> None:
 
     fake = Fake({"hard": [(-4.0, -2.0), FAIL, PASS], **easy("abcdefgh")})
     sampler = make_sampler(fake, prompts=["hard", *"abcdefgh"], prompts_per_step=2, over_sample=0.5)
-    first, second = asyncio.run(scenario())
+    first, second = run(scenario())
     assert ids(first.late) == ["hard"]
     (hard,) = [g for g in second.ready if g.prompt.id == "hard"]
     assert (rungs(hard), statistics_of(hard).count, hard.born) == ([-1, 0], 4, 1)
@@ -498,7 +499,7 @@ def test_late_groups_do_not_take_places_of_failed_groups() -> None:
 
     fake = Fake({"a": [FAIL, PASS], **easy("bcdefgh")})
     sampler = make_sampler(fake, prompts="abcdefgh", prompts_per_step=2, over_sample=1.0, resample="deferred")
-    second = asyncio.run(scenario())
+    second = run(scenario())
     assert ids(second.attempts) == ["b", "c", "a", "e"]
 
 
@@ -518,7 +519,7 @@ def test_a_step_that_ends_early_scores_complete_groups() -> None:
     names = ["slow", "scored", "failed", "a", "b", "c"]
     fake = Fake({name: [FAIL if name == "failed" else PASS] for name in names})
     sampler = make_sampler(fake, prompts=names, prompts_per_step=3, over_sample=1.0)
-    step, waited = asyncio.run(scenario())
+    step, waited = run(scenario())
     assert waited == [True]
     assert fake.cancelled == ["slow"]
     assert ids(step.ready) == ["scored", "a", "b", "c"]
@@ -546,7 +547,7 @@ def test_concurrent_collections_do_not_share_groups() -> None:
     fake = Fake({"hard": [FAIL, PASS], **easy("abcdefgh")})
     sampler = make_sampler(fake, prompts=["hard", "a", *"bcdefgh"], prompts_per_step=2, resample="deferred")
     fake.script = {**fake.script, "b": [FAIL], "c": [FAIL]}
-    second, third = asyncio.run(scenario())
+    second, third = run(scenario())
     assert (ids(second.attempts), ids(third.attempts)) == (["hard", "b"], ["c", "d"])
     assert set(ids(sampler.state_dict()["waiting"])) == {"b", "c"}
 
@@ -590,7 +591,7 @@ def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str) ->
     for disturbed in (False, True):
         fake, sampler = make()
         script = fake.script
-        collection = asyncio.run(scenario(disturbed))
+        collection = run(scenario(disturbed))
         ends.append((requested(fake.requests), ids(collection.aged), ids(collection.ready), ids(collection.waiting)))
     assert ends[0] == ends[1]
     assert ends[0][0]
@@ -612,7 +613,7 @@ def test_a_cancelled_concurrent_collection_leaves_its_groups_to_the_next() -> No
 
     fake = Fake({"hard": [FAIL, PASS], **easy("xabcdefg")})
     sampler = make_sampler(fake, prompts=["hard", *"xabcdefg"], prompts_per_step=2, resample="deferred")
-    third, second = asyncio.run(scenario())
+    third, second = run(scenario())
     assert ids(third.attempts) == ["b", "c"]
     assert ids(second.attempts) == ["a", "hard"]
     assert not second.late
@@ -663,10 +664,10 @@ def test_a_step_without_any_score_stops_the_run_and_loses_no_group() -> None:
     for prompt in "cd":
         fake.script[prompt] = [UNSCORED]
     with pytest.raises(RewardError, match="no score for c; no group of step 2 could be scored"):
-        asyncio.run(sampler.collect(2))
+        run(sampler.collect(2))
     assert sampler.state_dict() == state
     fake.script["c"] = [PASS]  # the function was mended
-    assert ids(asyncio.run(sampler.collect(2)).ready) == ["c"]
+    assert ids(run(sampler.collect(2)).ready) == ["c"]
 
 
 def test_dapo_replaces_a_group_that_cannot_be_scored() -> None:
@@ -776,18 +777,18 @@ def test_a_restored_sampler_continues_identically(resample: str) -> None:
         settings = {"budget": 8, "prompts_per_step": 2, "resample": resample, "allocation": ALLOCATION}
         return fake, make_sampler(fake, prompts="abc", **settings)
 
-    async def run(sampler: AdaptiveSampler, first: int, last: int) -> list[Collection]:
+    async def collect(sampler: AdaptiveSampler, first: int, last: int) -> list[Collection]:
         return [await sampler.collect(step) for step in range(first, last + 1)]
 
     fake, sampler = make()
-    asyncio.run(run(sampler, 1, 2))
+    run(collect(sampler, 1, 2))
     state, before = sampler.state_dict(), len(fake.requests)
     assert state["posteriors"]
     assert state["waiting"], "the budget cuts off the second resample, or it is deferred"
     other_fake, other = make()
     other_fake.requests = list(fake.requests)  # so that its script continues at the same place as the other one
     other.load_state_dict(state)
-    ends, other_ends = asyncio.run(run(sampler, 3, 6)), asyncio.run(run(other, 3, 6))
+    ends, other_ends = run(collect(sampler, 3, 6)), run(collect(other, 3, 6))
     assert len(fake.requests) > before
 
     assert requested(fake.requests) == requested(other_fake.requests)
