@@ -99,10 +99,10 @@ def gate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """The folder of the tiny model, built beforehand, so that no test sees it being built."""
-    from adagrpo_ray.config import load_config
+    from adagrpo_ray.config import Config
     from adagrpo_ray.model.pretrained import resolve_model
 
-    return Path(resolve_model(load_config(TINY)))
+    return Path(resolve_model(Config.load(TINY)))
 
 
 @pytest.fixture(scope="session")

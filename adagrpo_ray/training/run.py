@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from adagrpo_ray.checkpoint.resume import past_of
-from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import LearnerLostError, first_line
 from adagrpo_ray.extensions.given import NOTHING, Given

@@ -22,7 +22,7 @@ from pathlib import Path
 from algorithm_report import write_report
 
 from adagrpo_ray.cluster.connecting import connect
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.runs import EvaluationRecord, Observer, StepRecord
 from adagrpo_ray.training.actors import Actors, actors, begin
 from adagrpo_ray.training.preflight import check
@@ -83,7 +83,7 @@ def reached(points: list[Point]) -> Point | None:
 
 def configure(rate: str, method: str, seed: int, learning_rate: str) -> Config:
     keep = ", ".join(f"{digits}: {rate}" for digits in DIGITS)
-    return load_config(
+    return Config.load(
         "launch/configs/tiny-cpu.yaml",
         [
             f"run.seed={seed}",

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from adagrpo_ray.algorithm.ladder import request_seed
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
@@ -219,7 +219,7 @@ def program(config: Config) -> dict[str, Any]:
 
 def main() -> None:
     part, out, file, *overrides = sys.argv[1:]
-    config = load_config(file, overrides)
+    config = Config.load(file, overrides)
     metrics = {"limits": limits, "program": program}[part](config)
     Path(out).write_text(json.dumps(metrics, indent=2) + "\n")
 

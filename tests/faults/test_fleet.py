@@ -14,7 +14,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from adagrpo_ray.cluster.placement import Hardware, place
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import ModelError, ResourceError, RolloutError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
@@ -37,7 +37,7 @@ STALL_TIMEOUT_S = 8  # much longer than a step takes on a busy machine
 
 
 def configure(*overrides: str) -> Config:
-    return load_config("launch/configs/tiny-cpu.yaml", [*SETTINGS, *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", [*SETTINGS, *overrides])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.model.pretrained import resolve_model
 from tests.support.held import Gate, started, until
 from tests.support.places import ROOT
@@ -84,7 +84,7 @@ def unused(number: int) -> bool:
 @pytest.fixture
 def network(gate: Gate) -> Iterator[Network]:
     """Create hosts that run nothing yet; they and their processes are removed afterwards."""
-    resolve_model(load_config(ROOT / TINY))  # built beforehand, so that no host builds it
+    resolve_model(Config.load(ROOT / TINY))  # built beforehand, so that no host builds it
     name = f"ada{os.getpid()}"
     with (
         reserved("network", range(1, 255), unused) as number,

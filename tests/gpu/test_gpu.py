@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
@@ -39,7 +39,7 @@ CLOSE = {"float32": 1e-3, "bfloat16": 0.2}
 
 def configure(*overrides: str) -> Config:
     common = ["data.train_prompts=16", "data.eval_prompts=0", "rollout.gpu_memory_utilization=0.3"]
-    return load_config(
+    return Config.load(
         "launch/configs/tiny-cpu.yaml", [*common, "rollout.kv_cache_gib=null", "learner.learning_rate=0.01", *overrides]
     )
 

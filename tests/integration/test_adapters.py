@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.checkpoint import files as checkpoint
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.errors import CheckpointError, ModelError
 from adagrpo_ray.lora.adapters import RANKS, check_fit, read_adapter, read_settings, served_rank
@@ -23,7 +23,7 @@ from adagrpo_ray.model.folder import AdapterSettings
 from adagrpo_ray.model.pretrained import linear_shapes
 from adagrpo_ray.viewer.chat_model import _read
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml")
+CONFIG = Config.load("launch/configs/tiny-cpu.yaml")
 STEP = "checkpoints/step-000004"
 TARGETS = CONFIG.model.lora.targets
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.updates import TrainReport
@@ -39,7 +39,7 @@ def configure(*overrides: str) -> Config:
         "learner.warmup_ratio=0.5",
         "algorithm.num_iterations=1",
     ]
-    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
 
 @pytest.fixture(scope="module")

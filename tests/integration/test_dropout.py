@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import pad
@@ -27,7 +27,7 @@ def configure(*overrides: str) -> Config:
         *("model.lora.dropout=0.1", "learner.learning_rate=1e-3", "learner.warmup_ratio=0.0", "run.steps=4"),
         *("algorithm.num_iterations=1", "algorithm.loss.beta=0.04"),
     ]
-    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
 
 def make_samples(high: int = 100) -> list[TrainSample]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ActorLostError, RolloutError
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.engine_start import start_engine
@@ -24,7 +24,7 @@ QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_s
 
 
 def start(base: Path, *overrides: str) -> RolloutEngine:
-    config = load_config("launch/configs/tiny-cpu.yaml", [*QUICK, f"model.path={base}", *overrides])
+    config = Config.load("launch/configs/tiny-cpu.yaml", [*QUICK, f"model.path={base}", *overrides])
     check(config)  # which does not see it
     return RolloutEngine(start_engine(str(base), LENGTH, config, None), config)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner.engine import LearnerEngine
 from tests.support.batches import equal_batches
 from tests.support.engine_states import BETA1, assert_same_gradient, gradient_of
@@ -29,7 +29,7 @@ def configure(*overrides: str) -> Config:
         ),
         *("algorithm.num_iterations=1", "algorithm.loss.beta=0.0", f"learner.betas=[{BETA1},0.999]", "run.steps=4"),
     ]
-    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import buffers
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def configure(*overrides: str) -> Config:
-    return load_config(
+    return Config.load(
         "launch/configs/tiny-cpu.yaml",
         [
             "learner.learning_rate=1e-4",

@@ -516,9 +516,9 @@ def test_urls_with_secrets_are_refused_and_not_shown(refused: Refused, setting: 
 
 
 def test_url_without_secrets_is_accepted() -> None:
-    from adagrpo_ray.config import load_config
+    from adagrpo_ray.config import Config
 
     for place in ("s3://bucket/runs", "owner/name", "runs@home", "file:///mnt/a", "https://host:8080/a"):
-        assert load_config(TINY, [f"run.output_dir={place}"]).run.output_dir == place
+        assert Config.load(TINY, [f"run.output_dir={place}"]).run.output_dir == place
     with pytest.raises(ConfigError):
-        load_config(TINY, ["run.output_dir=s3://key@bucket/runs"])
+        Config.load(TINY, ["run.output_dir=s3://key@bucket/runs"])

@@ -29,7 +29,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 
 import adagrpo_ray
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
@@ -43,7 +43,7 @@ from adagrpo_ray.rollout.phases import (
     phase_args,
 )
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.train_prompts=16", "data.eval_prompts=0"])
+CONFIG = Config.load("launch/configs/tiny-cpu.yaml", ["data.train_prompts=16", "data.eval_prompts=0"])
 INF = math.inf
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.runs import Console, summarize
 from adagrpo_ray.training import run as program
@@ -40,7 +40,7 @@ class TestAtTheEndOfARun:
         monkeypatch.setattr(program, "place_and_train", train)
         stream = io.StringIO()
         with Console(1, stream, terminal=True, width=200) as console:
-            program.run(load_config(config, [f"run.output_dir={folder}", "run.name=ended"]), console)
+            program.run(Config.load(config, [f"run.output_dir={folder}", "run.name=ended"]), console)
         return stream.getvalue()
 
     @pytest.mark.usefixtures("one_figure")

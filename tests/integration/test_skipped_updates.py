@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import CheckpointError, DivergedError
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
@@ -44,7 +44,7 @@ def configure(*overrides: str) -> Config:
         *("learner.learning_rate=1e-3", "learner.warmup_ratio=0.0", "learner.schedule=linear", "run.steps=8"),
         *("algorithm.num_iterations=1", "algorithm.loss.beta=0.04"),
     ]
-    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
 
 def of_stage(settings: list[str]) -> list[str]:

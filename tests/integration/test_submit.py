@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.model.pretrained import resolve_model
 from tests.support.held import until
 from tests.support.places import ROOT
@@ -96,7 +96,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    resolve_model(load_config(ROOT / TINY))  # built here, so that no job builds it
+    resolve_model(Config.load(ROOT / TINY))  # built here, so that no job builds it
     names = (
         *("--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port"),
         "--metrics-export-port",

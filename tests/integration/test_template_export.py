@@ -9,7 +9,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.export.adapter_source import opened
 from adagrpo_ray.export.exporting import ExportRequest, export
@@ -35,7 +35,7 @@ def run(tmp_path: Path, file: Path) -> Path:
     base = scripted_model(tmp_path / "base", tokenizer, tokenizer.encode("ab", add_special_tokens=False))
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "1?", "solution": "7"}) + "\n")
-    config = load_config(
+    config = Config.load(
         "launch/configs/tiny-cpu.yaml",
         [f"model.path={base}", f"data.source={rows}", f"data.chat_template={file}", "data.eval_prompts=0"],
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import ModelError
@@ -28,7 +28,7 @@ QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_s
 
 
 def settings(*overrides: str) -> Config:
-    return load_config(TINY, [*QUICK, *overrides])
+    return Config.load(TINY, [*QUICK, *overrides])
 
 
 @pytest.fixture(scope="module")

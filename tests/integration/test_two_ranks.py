@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
@@ -96,7 +96,7 @@ def ranks(model_path: str) -> Iterator[Ranks]:
 
 
 def configure(*overrides: str) -> Config:
-    return load_config(TINY, ["algorithm.num_iterations=1", f"run.steps={STEPS}", "learner.ranks=2", *overrides])
+    return Config.load(TINY, ["algorithm.num_iterations=1", f"run.steps={STEPS}", "learner.ranks=2", *overrides])
 
 
 def made(report: TrainReport) -> UpdateReport:

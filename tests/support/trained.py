@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.identity import fingerprint
 from tests.support.places import TINY
 
-CONFIG = load_config(TINY, ["data.eval_prompts=3", "data.train_prompts=1"])
+CONFIG = Config.load(TINY, ["data.eval_prompts=3", "data.train_prompts=1"])
 
 
 def make_run(folder: Path, model: Path, config: Config = CONFIG, spread: float = 0.05) -> Path:

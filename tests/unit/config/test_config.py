@@ -10,9 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml, settings
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.learner import LearnerSettings
+from adagrpo_ray.config.listing import as_yaml, settings
 from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.config.sampling import PhaseParams
@@ -40,20 +40,20 @@ def written(folder: Path, text: str) -> Path:
 
 def complaint(*overrides: str, path: Path | None = None) -> str:
     with pytest.raises(ConfigError) as raised:
-        load_config(path, overrides)
+        Config.load(path, overrides)
     return str(raised.value)
 
 
 def test_defaults_are_valid() -> None:
-    assert load_config(None) == Config()
+    assert Config.load(None) == Config()
 
 
 def test_file_may_be_empty(tmp_path: Path) -> None:
-    assert load_config(written(tmp_path, "# nothing but defaults\n")) == Config()
+    assert Config.load(written(tmp_path, "# nothing but defaults\n")) == Config()
 
 
 def test_file_changes_only_named_settings(tmp_path: Path) -> None:
-    config = load_config(written(tmp_path, "run: {steps: 7}\nmodel: {lora: {r: 8}}\n"))
+    config = Config.load(written(tmp_path, "run: {steps: 7}\nmodel: {lora: {r: 8}}\n"))
     expected = Config().model_dump()
     expected["run"]["steps"], expected["model"]["lora"]["r"] = 7, 8
     assert config.model_dump() == expected
@@ -61,14 +61,14 @@ def test_file_changes_only_named_settings(tmp_path: Path) -> None:
 
 def test_last_override_wins_over_earlier_ones_and_file(tmp_path: Path) -> None:
     path = written(tmp_path, "run: {steps: 7, seed: 3}\n")
-    config = load_config(path, ["run.steps=8", "run.steps=9", "learner.learning_rate=1e-4", "algorithm.budget=null"])
+    config = Config.load(path, ["run.steps=8", "run.steps=9", "learner.learning_rate=1e-4", "algorithm.budget=null"])
     assert (config.run.steps, config.run.seed) == (9, 3)
     assert config.learner.learning_rate == 1e-4
     assert config.algorithm.budget is None
 
 
 def test_override_value_is_yaml_and_may_have_equals_sign() -> None:
-    config = load_config(
+    config = Config.load(
         None, ["model.lora.targets=[q_proj, v_proj]", "data.source=a=b.jsonl", "rollout.enforce_eager=true"]
     )
     assert config.model.lora.targets == ("q_proj", "v_proj")
@@ -78,13 +78,13 @@ def test_override_value_is_yaml_and_may_have_equals_sign() -> None:
 
 def test_overrides_reach_into_lists_and_number_keys(tmp_path: Path) -> None:
     path = written(tmp_path, TWO_TRIGGERS + "arithmetic: {keep_carry: {2: 0.9, 3: 0.5}}\n")
-    config = load_config(path, ["algorithm.triggers.1.rungs.0.temperature=1.2", "arithmetic.keep_carry.2=0.1"])
+    config = Config.load(path, ["algorithm.triggers.1.rungs.0.temperature=1.2", "arithmetic.keep_carry.2=0.1"])
     assert [s.temperature for s in config.algorithm.triggers[1].ladder()] == [1.2, 1.2, 1.1, 1.1, 1.1]
     assert config.arithmetic.keep_carry == {2: 0.1, 3: 0.5}
 
 
 def test_ladder_of_trigger_has_one_entry_per_resample(tmp_path: Path) -> None:
-    triggers = load_config(written(tmp_path, TWO_TRIGGERS)).algorithm.triggers
+    triggers = Config.load(written(tmp_path, TWO_TRIGGERS)).algorithm.triggers
     assert triggers[0].ladder() == (SamplingParams(),)
     assert triggers[1].ladder() == (*[SamplingParams()] * 2, *[SamplingParams(temperature=1.1, top_p=0.99)] * 3)
 
@@ -96,7 +96,7 @@ def test_configuration_is_frozen() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_configurations_of_the_repository_load(path: Path) -> None:
-    assert load_config(path) != Config()
+    assert Config.load(path) != Config()
 
 
 def test_repository_has_configurations() -> None:
@@ -105,7 +105,7 @@ def test_repository_has_configurations() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_configuration_of_the_repository_trusts_remote_code(path: Path) -> None:
-    assert load_config(path).model.trust_remote_code is False
+    assert Config.load(path).model.trust_remote_code is False
 
 
 # --- errors ---
@@ -328,7 +328,7 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
     ],
 )
 def test_settings_at_the_limit_are_accepted(overrides: list[str]) -> None:
-    assert load_config(None, overrides) != Config()
+    assert Config.load(None, overrides) != Config()
 
 
 def test_all_conflicts_are_reported_together() -> None:
@@ -392,15 +392,15 @@ CHOSEN = {"run.name": "one", "rollout.sleep": True}
 def test_decided_settings_are_null_when_config_yaml_is_loaded(tmp_path: Path) -> None:
     path = written(tmp_path, as_yaml(RAN, CHOSEN))
     assert yaml.safe_load(path.read_text())["rollout"]["sleep"] is True
-    assert load_config(path) == Config.load(overrides={"run.steps": 7})
-    assert load_config(written(tmp_path, as_yaml(RAN))) == RAN  # as it was given
+    assert Config.load(path) == Config.load(overrides={"run.steps": 7})
+    assert Config.load(written(tmp_path, as_yaml(RAN))) == RAN  # as it was given
 
 
 def test_override_or_manual_change_wins_over_decided_value(tmp_path: Path) -> None:
     path = written(tmp_path, as_yaml(RAN, CHOSEN))
-    assert load_config(path, ["rollout.sleep=true"]).rollout.sleep is True
+    assert Config.load(path, ["rollout.sleep=true"]).rollout.sleep is True
     path.write_text(path.read_text().replace("sleep: true", "sleep: false", 1))
-    assert load_config(path).rollout.sleep is False
+    assert Config.load(path).rollout.sleep is False
 
 
 def test_settings_that_ran_are_read_as_tree(tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_settings_that_ran_are_read_as_tree(tmp_path: Path) -> None:
 def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
     path = written(tmp_path, f"run: {{name: one}}\ndecided: {decided}\n")
     if decided.startswith("{"):
-        assert load_config(path).run.name == "one"
+        assert Config.load(path).run.name == "one"
     else:
         assert complaint(path=path).startswith("unknown key 'decided'")
 
@@ -439,7 +439,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_setting_is_listed_once(tmp_path: Path) -> None:
-    full = load_config(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
+    full = Config.load(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
     listed = [key for key, _, _ in settings()]
     assert len(set(listed)) == len(listed)
     # Sections that are null by default are listed with their settings.
@@ -467,28 +467,28 @@ def test_listed_defaults_are_those_of_the_configuration() -> None:
 
 @pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda p: p.stem if p else "defaults")
 def test_resolved_configuration_is_read_back_unchanged(tmp_path: Path, path: Path | None) -> None:
-    config = load_config(path)
-    assert load_config(written(tmp_path, as_yaml(config))) == config
+    config = Config.load(path)
+    assert Config.load(written(tmp_path, as_yaml(config))) == config
 
 
 def test_packing_follows_setting_or_flash_attention() -> None:
     names = ("null", "padded", "packed", "shared")
-    found = {name: load_config(None, [f"learner.packing={name}"]).learner for name in names}
+    found = {name: Config.load(None, [f"learner.packing={name}"]).learner for name in names}
     assert {name: (s.packing_with(False), s.packing_with(True)) for name, s in found.items()} == {
         "null": ("shared", "packed"),
         **{name: (name, name) for name in names[1:]},
     }
-    assert load_config(None).learner == found["null"]
+    assert Config.load(None).learner == found["null"]
 
 
 def test_uses_phases_finds_every_answer_setting() -> None:
     cold = "{temperature: 0.5}"
-    assert not load_config(None, []).uses_phases
+    assert not Config.load(None, []).uses_phases
     for override in (
         f"algorithm.sampling.answer={cold}",
         f"evaluation.sampling.answer={cold}",
         f"algorithm.triggers=[{{from_step: 1, rungs: [{{temperature: 1.2, answer: {cold}}}]}}]",
     ):
-        assert load_config(None, [override]).uses_phases
-    (rung,) = load_config(None, [override]).algorithm.triggers[0].ladder()
+        assert Config.load(None, [override]).uses_phases
+    (rung,) = Config.load(None, [override]).algorithm.triggers[0].ladder()
     assert (rung.temperature, rung.answer) == (1.2, PhaseParams(temperature=0.5))

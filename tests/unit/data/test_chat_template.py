@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.cards.card import Facts, adapter_card
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.data import DataSettings
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
 from adagrpo_ray.config.model import ModelSettings
@@ -196,7 +196,7 @@ def test_template_arguments_are_refused_without_template() -> None:
     with pytest.raises(
         ConfigError, match=r"data\.template_kwargs=.* are arguments of a chat template, and data\.chat_t"
     ):
-        load_config(None, ["data.chat_template=none", "data.template_kwargs.enable_thinking=false"])
+        Config.load(None, ["data.chat_template=none", "data.template_kwargs.enable_thinking=false"])
 
 
 # Which template

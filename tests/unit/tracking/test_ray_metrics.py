@@ -13,7 +13,7 @@ import ray
 import yaml
 
 from adagrpo_ray.cluster.placement import address
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.runs.metric import metrics_of
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
@@ -145,7 +145,7 @@ def test_port_in_use_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        config = load_config(None, [f"tracking.prometheus_port={port}"])
+        config = Config.load(None, [f"tracking.prometheus_port={port}"])
         with pytest.raises(ConfigError, match=f"tracking.prometheus_port={port} cannot be used"):
             check_trackers(config.tracking, address(config.run))
     check_trackers(config.tracking, address(config.run))

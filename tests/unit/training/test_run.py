@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.cluster.placement import Hardware, place
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import ConfigError, LearnerLostError, RewardError
 from adagrpo_ray.runs import Observer
@@ -49,7 +49,7 @@ def events_of(
     )
     monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", train)
     recorder = Recorder()
-    config = load_config(None, [f"run.output_dir={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
+    config = Config.load(None, [f"run.output_dir={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
     raised: BaseException | None = None
     try:
         run(config, recorder)
