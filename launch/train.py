@@ -57,7 +57,7 @@ def dry_run(config: Config) -> None:
         named = dict.fromkeys((*config.rollout.resources, *config.learner.resources), math.inf)
         placement = place(config.rollout, config.learner, Hardware(math.inf, math.inf, named), ours=False)
         print(f"# placement on the Ray cluster at {joined}, if its nodes have GPUs:")
-    print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
+    print("\n".join(f"#   {line}" for line in placement.lines()))
     try:
         lines = describe(read_shape(config), config, placement, memory, flash=flash_attention(config.model))
     except ModelError as error:

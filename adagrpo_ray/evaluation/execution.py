@@ -124,7 +124,7 @@ def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
     with connect(plan.config, joined, learner=False) as placement:
         for warning in unguarded(joined) if joined is not None else ():
             watcher.phase(warning)
-        watcher.phase(f"starting {placement.describe()}")
+        watcher.phase(f"starting {', '.join(placement.lines())}")
         asyncio.run(_execute(plan, placement, results, watcher, stop))
 
 

@@ -40,7 +40,7 @@ def run(
     names. If a learner rank dies, the run restarts from its last checkpoint, up to `run.max_restarts` times. Raises the
     errors of `resolve`, `open_run` and `place_and_train`.
     """
-    notify = observer.phase
+    notify, stop = observer.phase, stop or Stop()
     ready = resolve(config, notify, name=name, resume=resume, stop=stop, given=given)
     config, past, home = ready.config, ready.past, ready.home
     text = as_yaml(config, ready.decided)

@@ -280,7 +280,7 @@ def test_the_written_adapter_loads_with_peft(model_path: str, learner: LearnerEn
     from transformers import AutoModelForCausalLM
 
     tensors = learner.adapter()
-    save_adapter(str(tmp_path), learner, tensors, card=None, template=None)
+    save_adapter(str(tmp_path), learner, tensors, card="", template=None)
     base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(tmp_path))
     loaded = {n.replace(".default.", "."): p for n, p in model.named_parameters() if "lora_" in n}
@@ -295,7 +295,7 @@ def test_the_written_adapter_loads_with_vllm(
     """Load it from its files, as users do, and not through a sync."""
     from vllm.lora.request import LoRARequest
 
-    save_adapter(str(tmp_path), learner, learner.adapter(), card=None, template=None)
+    save_adapter(str(tmp_path), learner, learner.adapter(), card="", template=None)
     config = Config.model_validate(
         CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"lora_mode": "adapter"}}
     )

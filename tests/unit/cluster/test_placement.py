@@ -114,8 +114,9 @@ def test_bundles_have_no_zero_entries_and_are_never_empty() -> None:
 
 
 def test_description_has_numbers_and_shares() -> None:
-    assert placed(1, rollout_cpus=2).describe() == (
-        "1 x rollout actor: 2 CPU, 0.5 GPU each\n1 x learner rank: 1 CPU, 0.5 GPU each"
+    assert placed(1, rollout_cpus=2).lines() == (
+        "1 x rollout actor: 2 CPU, 0.5 GPU each",
+        "1 x learner rank: 1 CPU, 0.5 GPU each",
     )
 
 
@@ -127,7 +128,7 @@ def test_custom_resources_count_per_actor() -> None:
     placement = place_all(settings, CLUSTER, ours=False)
     assert placement.rollout == {"CPU": 1.0, "GPU": 0.0, "rollout": 1.0}
     assert placement.total("rollout") == 2
-    assert "2 x rollout actor: 1 CPU, 0 GPU, 1 rollout each" in placement.describe()
+    assert "2 x rollout actor: 1 CPU, 0 GPU, 1 rollout each" in placement.lines()
     more = Config.load(None, ["rollout.actors=3", "rollout.resources={rollout: 1}"])
     with pytest.raises(ResourceError, match=r"need 3 of the custom resource 'rollout'.*the cluster has 2; start nodes"):
         place_all(more, CLUSTER, ours=False)
@@ -144,7 +145,7 @@ def test_without_learner_rollout_actors_have_own_gpus_and_errors_omit_ranks() ->
         placement = place(settings.rollout, None, Hardware(8, gpus), ours=True)
         assert (placement.rollout_gpus, placement.gpus, placement.cpus) == (each, each, 1.0)
         assert not placement.shared
-        assert placement.describe() == f"1 x rollout actor: 1 CPU, {each:g} GPU each"
+        assert placement.lines() == (f"1 x rollout actor: 1 CPU, {each:g} GPU each",)
         assert placement.total("learner") == 0
     assert place(settings.rollout, None, CLUSTER, ours=False).learner_ranks == 0
     with pytest.raises(ResourceError) as refused:

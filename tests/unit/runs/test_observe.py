@@ -18,7 +18,6 @@ from adagrpo_ray.runs import (
     Console,
     EvaluationRecord,
     GroupSample,
-    Interval,
     Observer,
     Observers,
     RunWriter,
@@ -183,12 +182,12 @@ class TestRecords:
             "frac_reward_zero_std_after_by_difficulty": {"5": 0.25},
             # ceil(12 / 10) = 2 steps an interval.
             "resamples_by_interval": [
-                {"from": 1, "to": 2, "resamples": 3, "reward": 1.5 / 16},
-                {"from": 3, "to": 4, "resamples": 7, "reward": 3.5 / 16},
-                {"from": 5, "to": 6, "resamples": 11, "reward": 5.5 / 16},
-                {"from": 7, "to": 8, "resamples": 17, "reward": 7.5 / 16},
-                {"from": 9, "to": 10, "resamples": 21, "reward": 9.5 / 16},
-                {"from": 11, "to": 12, "resamples": 25, "reward": 11.5 / 16},
+                {"first": 1, "last": 2, "resamples": 3, "reward": 1.5 / 16},
+                {"first": 3, "last": 4, "resamples": 7, "reward": 3.5 / 16},
+                {"first": 5, "last": 6, "resamples": 11, "reward": 5.5 / 16},
+                {"first": 7, "last": 8, "resamples": 17, "reward": 7.5 / 16},
+                {"first": 9, "last": 10, "resamples": 21, "reward": 9.5 / 16},
+                {"first": 11, "last": 12, "resamples": 25, "reward": 11.5 / 16},
             ],
             "name": "sums",
             "folder": "runs/sums",
@@ -638,10 +637,6 @@ def test_difficulties_are_sorted_by_their_numbers() -> None:
         "level 3",
         "level 12",
     ]
-
-
-def test_interval_has_the_keys_from_and_to() -> None:
-    assert Interval(3, 4, 7, None).to_dict() == {"from": 3, "to": 4, "resamples": 7, "reward": None}
 
 
 def test_run_that_fails_before_its_first_record_leaves_no_folder(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from adagrpo_ray.runs import Observer, StepRecord
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.batch import broken_samples
 from adagrpo_ray.sampling.evaluate import evaluate
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.training.start import train_on
@@ -81,7 +82,7 @@ class Learner:
 
     def do_abandon(self) -> None: ...
 
-    def do_save_adapter(self, folder: str, card: str | None) -> None: ...
+    def do_save_adapter(self, folder: str, card: str) -> None: ...
 
     def do_save_checkpoint(self, folder: str, progress: Any, accuracies: Any) -> None:
         self.saved.append(progress.step)
@@ -111,7 +112,7 @@ def run(folder: Path, learner: Learner, *overrides: str, seen: Seen | None = Non
     for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
         (folder / name).touch()
     seen = seen or Seen()
-    train_on(Actors((learner,), None), config, folder, seen)
+    train_on(Actors((learner,), None), config, folder, seen, None, Stop(), str(folder), str)
     return seen
 
 

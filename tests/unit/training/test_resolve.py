@@ -18,6 +18,7 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.runs.history import Mark
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.resolve import ResolvedRun, resolve
 from adagrpo_ray.training.run import run
@@ -56,7 +57,7 @@ def settings(folder: Path, *overrides: str) -> Config:
 
 
 def resolved(config: Config, resume: str | None = None) -> ResolvedRun:
-    return resolve(config, lambda text: None, name="tiny", resume=resume)
+    return resolve(config, lambda text: None, name="tiny", resume=resume, stop=Stop())
 
 
 def test_open_settings_are_decided(machine: Machine, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
-from adagrpo_ray.training.cadence import ahead, evaluates_after, is_best, saves_after
+from adagrpo_ray.training.cadence import ahead, evaluates_after, saves_after
 from adagrpo_ray.training.start import train_on
 from tests.support.histories import STEP
 
@@ -49,11 +50,12 @@ def test_rollouts_do_not_run_ahead_past_an_evaluation_that_may_be_the_best(every
 
 
 def test_an_accuracy_is_the_best_if_it_beats_all_after_training() -> None:
+    config = Config.load(None, ["evaluation.every=2", "checkpoint.keep_best=true"])
     accuracies: dict[int, float] = {0: 0.9}
     found = []
     for step, accuracy in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.25), (10, 0.75)):
         accuracies[step] = accuracy
-        found += [s for s in (step, step + 1) if is_best(accuracies, s)]
+        found += [s for s in (step, step + 1) if saves_after(config, s, accuracies)]
     assert found == [2, 4, 10]
 
 
@@ -107,6 +109,6 @@ def test_a_metric_that_is_not_finite_ends_the_run_without_a_checkpoint_of_its_st
     running = Actors((learner,), ())
     config = Config.load(None, ["run.steps=5", "data.eval_prompts=0", f"checkpoint.every={every}"])
     with pytest.raises(RecordError, match=rf"\.{metric} is nan.*fault of adagrpo_ray.*; {kept}"):
-        train_on(running, config, tmp_path, Observer())
+        train_on(running, config, tmp_path, Observer(), None, Stop(), str(tmp_path), str)
     assert learner.steps == trained
     assert learner.saved == ([1, 2] if every else [])
