@@ -20,7 +20,7 @@ from adagrpo_ray.errors import ModelError, ResourceError, RolloutError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
@@ -38,11 +38,6 @@ STALL_TIMEOUT_S = 8  # much longer than a step takes on a busy machine
 
 def configure(*overrides: str) -> Config:
     return Config.load("launch/configs/tiny-cpu.yaml", [*SETTINGS, *overrides])
-
-
-@pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(configure())
 
 
 @pytest.fixture(scope="module")

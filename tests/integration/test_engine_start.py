@@ -18,9 +18,9 @@ from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.engine_start import start_engine
 from adagrpo_ray.training.preflight import check
 from tests.support.held import engines
+from tests.support.program import QUICK
 
 LENGTH = 256
-QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")
 
 
 def start(base: Path, *overrides: str) -> RolloutEngine:

@@ -16,12 +16,11 @@ import pytest
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.toy.tokenizer import build_tokenizer
+from tests.support.ground_truths import TOKENIZER
 from tests.support.places import TINY
 
 Refused = Callable[..., str]
 
-TOKENIZER = build_tokenizer(Config().data.format)
 GOOD = {"prompt": "1+1", "solution": "2"}
 
 

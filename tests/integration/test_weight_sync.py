@@ -29,11 +29,12 @@ from adagrpo_ray.learner.saving import save_adapter
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
+from tests.support.engine_states import one_rank
 from tests.support.held import engines
 
 CONFIG = Config.load(
@@ -46,18 +47,13 @@ HOT = SamplingParams(temperature=1.3, top_p=0.97)
 
 
 @pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(CONFIG)
-
-
-@pytest.fixture(scope="module")
 def prompt(model_path: str) -> Prompt:
     return load_prompts(CONFIG, load_tokenizer(model_path, CONFIG.model, CONFIG.data)).train[0]
 
 
 @pytest.fixture(scope="module")
 def learner(model_path: str) -> LearnerEngine:
-    return LearnerEngine(model_path, CONFIG, 0, 1, ("127.0.0.1", 0))
+    return one_rank(model_path, CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from adagrpo_ray.runs.history import Mark, sizes
 from adagrpo_ray.types import SamplingParams
 from tests.support.builders import make_attempt, make_group, make_prompt
 from tests.support.histories import BEFORE, SAMPLE, STEP
+from tests.support.places import TINY
 
-TINY = "launch/configs/tiny-cpu.yaml"
 CONTENTS = {"state.json": {"third": 1 / 3}, "adapter.safetensors": {"a": np.arange(3, dtype=np.float32) / 3}}
 PROMPTS = {name: make_prompt(name, difficulty="5 digits") for name in ("p", "q")}
 HOT = SamplingParams(temperature=1.3, min_p=0.1, answer=SamplingParams(temperature=0.7))

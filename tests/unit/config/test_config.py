@@ -16,9 +16,10 @@ from adagrpo_ray.config.listing import as_yaml, settings
 from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.config.sampling import PhaseParams
-from adagrpo_ray.errors import ConfigError, first_line
+from adagrpo_ray.errors import first_line
 from adagrpo_ray.types import SamplingParams
 from tests.support.places import CONFIGS as CONFIG_FOLDER
+from tests.support.settings_files import refusal, written
 
 CONFIGS = sorted(CONFIG_FOLDER.glob("*.yaml"))
 TWO_TRIGGERS = """
@@ -30,18 +31,6 @@ algorithm:
         - {times: 2}
         - {times: 3, temperature: 1.1, top_p: 0.99}
 """
-
-
-def written(folder: Path, text: str) -> Path:
-    path = folder / "run.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def complaint(*overrides: str, path: Path | None = None) -> str:
-    with pytest.raises(ConfigError) as raised:
-        Config.load(path, overrides)
-    return str(raised.value)
 
 
 def test_defaults_are_valid() -> None:
@@ -127,7 +116,7 @@ def test_no_configuration_of_the_repository_trusts_remote_code(path: Path) -> No
     ],
 )
 def test_unknown_key_error_names_nearest_key(tmp_path: Path, override: str, expected: str) -> None:
-    assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == expected
+    assert refusal([override], written(tmp_path, TWO_TRIGGERS)) == expected
 
 
 @pytest.mark.parametrize(
@@ -150,7 +139,7 @@ def test_unknown_key_error_names_nearest_key(tmp_path: Path, override: str, expe
     ],
 )
 def test_unknown_choice_error_lists_choices_and_nearest(override: str, expected: str) -> None:
-    assert complaint(override) == expected
+    assert refusal([override]) == expected
 
 
 @pytest.mark.parametrize(
@@ -171,7 +160,7 @@ def test_unknown_choice_error_lists_choices_and_nearest(override: str, expected:
     ],
 )
 def test_out_of_range_error_names_key(override: str, expected: str) -> None:
-    assert complaint(override).startswith(expected)
+    assert refusal([override]).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -183,32 +172,32 @@ def test_out_of_range_error_names_key(override: str, expected: str) -> None:
     ],
 )
 def test_missing_value_error_names_key(override: str, expected: str) -> None:
-    assert complaint(override).splitlines()[0] == expected
+    assert refusal([override]).splitlines()[0] == expected
 
 
 def test_every_mistake_has_its_own_line() -> None:
-    lines = complaint("run.steps=0", "lerner.ranks=2", "model.dtype=float23").splitlines()
+    lines = refusal(["run.steps=0", "lerner.ranks=2", "model.dtype=float23"]).splitlines()
     assert [line.split("=")[0].split(" (")[0] for line in lines] == ["run.steps", "model.dtype", "unknown key 'lerner'"]
 
 
 def test_yaml_error_names_file_and_line(tmp_path: Path) -> None:
     path = written(tmp_path, "run:\n  steps: 5\nmodel: {path: tiny\n")
-    assert complaint(path=path).startswith(f"the configuration {path} is not valid YAML at line 4, column 1: ")
+    assert refusal(path=path).startswith(f"the configuration {path} is not valid YAML at line 4, column 1: ")
 
 
 def test_override_yaml_error_names_key() -> None:
-    assert complaint("run.steps={").startswith("the value of run.steps is not valid YAML at line 1")
+    assert refusal(["run.steps={"]).startswith("the value of run.steps is not valid YAML at line 1")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("just words\n", "str"), ("3\n", "int")])
 def test_file_without_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
     path = written(tmp_path, text)
-    assert complaint(path=path) == f"the configuration {path} holds a {kind}; it must be a mapping of sections"
+    assert refusal(path=path) == f"the configuration {path} holds a {kind}; it must be a mapping of sections"
 
 
 def test_missing_file_error_names_path(tmp_path: Path) -> None:
     path = tmp_path / "none.yaml"
-    message = complaint(path=path)
+    message = refusal(path=path)
     assert message.startswith(f"cannot read the configuration {path}: ")
     assert message.endswith("give --config a YAML file")
 
@@ -216,12 +205,12 @@ def test_missing_file_error_names_path(tmp_path: Path) -> None:
 def test_binary_file_error_names_path(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(b"\xff\xfe\x00\x80")
-    assert complaint(path=path).startswith(f"cannot read the configuration {path}: ")
+    assert refusal(path=path).startswith(f"cannot read the configuration {path}: ")
 
 
 @pytest.mark.parametrize("override", ["run.steps", "run.steps:5", "=5", "run..steps=5", ".steps=5"])
 def test_override_without_key_or_value_is_refused(override: str) -> None:
-    assert complaint(override) == (
+    assert refusal([override]) == (
         f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4"
     )
 
@@ -229,14 +218,14 @@ def test_override_without_key_or_value_is_refused(override: str) -> None:
 @pytest.mark.parametrize("number", ["2", "-1", "first"])
 def test_override_past_end_of_list_is_refused(tmp_path: Path, number: str) -> None:
     override = f"algorithm.triggers.{number}.from_step=3"
-    assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == (
+    assert refusal([override], written(tmp_path, TWO_TRIGGERS)) == (
         f"{override!r}: algorithm.triggers is a list of 2; {number!r} is none of its numbers 0 to 1"
     )
 
 
 def test_override_into_value_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "run: {steps: 5}\n")
-    assert complaint("run.steps.more=3", path=path) == "'run.steps.more=3': run.steps is the value 5 and has no 'more'"
+    assert refusal(["run.steps.more=3"], path) == "'run.steps.more=3': run.steps is the value 5 and has no 'more'"
 
 
 # --- conflicts ---
@@ -309,7 +298,7 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_conflicting_settings_are_refused(overrides: list[str], expected: list[str]) -> None:
-    message = complaint(*overrides)
+    message = refusal(overrides)
     assert [part for part in expected if part not in message] == []
     assert ";" not in message.split("; ", 1)[1]  # one problem, one remedy
 
@@ -332,7 +321,7 @@ def test_settings_at_the_limit_are_accepted(overrides: list[str]) -> None:
 
 
 def test_all_conflicts_are_reported_together() -> None:
-    lines = complaint("algorithm.budget=7", "rewards.correct_by=answer", "learner.offload_optimizer=true").splitlines()
+    lines = refusal(["algorithm.budget=7", "rewards.correct_by=answer", "learner.offload_optimizer=true"]).splitlines()
     assert [line.split(" ")[0] for line in lines] == [
         *("rewards.correct_by='answer'", "learner.offload_optimizer=true"),  # of one section each
         "algorithm.budget=7",  # of algorithm and rollout
@@ -340,7 +329,7 @@ def test_all_conflicts_are_reported_together() -> None:
 
 
 def test_conflicts_are_reported_together_with_invalid_values() -> None:
-    lines = complaint("run.steps=0", "rewards.correct_by=answer").splitlines()
+    lines = refusal(["run.steps=0", "rewards.correct_by=answer"]).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["run.steps=0:", "rewards.correct_by='answer'"]
 
 
@@ -362,14 +351,14 @@ SECRET = "https://user:hunter2@host/x"
 
 
 def test_every_secret_is_reported_and_none_is_shown() -> None:
-    lines = complaint(f"run.output_dir={SECRET}", f"data.source={SECRET}", "algorithm.budget=7").splitlines()
+    lines = refusal([f"run.output_dir={SECRET}", f"data.source={SECRET}", "algorithm.budget=7"]).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["run.output_dir", "data.source"]
     assert "hunter2" not in "".join(lines)
 
 
 @pytest.mark.parametrize("key", ["run.outputdir", "run.folder", "nothing"])
 def test_unknown_key_error_shows_no_secret(key: str) -> None:
-    message = complaint(f"{key}={SECRET}")
+    message = refusal([f"{key}={SECRET}"])
     assert f"{key}" in message
     assert "(value ***)" in message
     assert "hunter2" not in message
@@ -413,7 +402,7 @@ def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
     if decided.startswith("{"):
         assert Config.load(path).run.name == "one"
     else:
-        assert complaint(path=path).startswith("unknown key 'decided'")
+        assert refusal(path=path).startswith("unknown key 'decided'")
 
 
 # --- lists of the settings ---

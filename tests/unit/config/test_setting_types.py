@@ -14,7 +14,7 @@ from adagrpo_ray.config.algorithm import RungSettings, TriggerSettings
 from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.config.yaml_text import dump, parse, resolved
-from adagrpo_ray.errors import ConfigError
+from tests.support.settings_files import refusal, written
 
 
 def value(config: Config, key: str) -> Any:
@@ -22,18 +22,6 @@ def value(config: Config, key: str) -> Any:
     for name in key.split("."):
         found = found[int(name)] if isinstance(found, tuple) else found[name]
     return found
-
-
-def refusal(overrides: Any, path: Path | None = None) -> str:
-    with pytest.raises(ConfigError) as raised:
-        Config.load(path, overrides)
-    return str(raised.value)
-
-
-def written(folder: Path, text: str) -> Path:
-    path = folder / "run.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 # --- keys ---

@@ -28,9 +28,9 @@ from adagrpo_ray.viewer.conversation import SIDES, Conversation, Message, render
 from adagrpo_ray.viewer.offers import FINAL, Base, adapter_of, default_config, offers, other_base
 from adagrpo_ray.viewer.store import ChatSettings, Store
 from adagrpo_ray.viewer.turn import Question, _served_rank, grow, turn
+from tests.support.places import TINY
 from tests.support.small_adapter import save_adapter
 
-TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
 END = "</think>"
 
 
@@ -425,11 +425,11 @@ def test_unreadable_run_is_skipped(runs: Path) -> None:
 
 
 def test_default_model_is_that_of_the_newest_run(runs: Path, tmp_path: Path) -> None:
-    assert default_config(str(runs), None, [], TINY).model.path == "some/model"
-    assert default_config(str(runs), str(TINY), ["run.seed=3"], TINY).run.seed == 3
-    assert default_config(str(tmp_path / "nothing"), None, [], TINY).model.path == "tiny"
+    assert default_config(str(runs), None, [], Path(TINY)).model.path == "some/model"
+    assert default_config(str(runs), TINY, ["run.seed=3"], Path(TINY)).run.seed == 3
+    assert default_config(str(tmp_path / "nothing"), None, [], Path(TINY)).model.path == "tiny"
     (runs / "second/config.yaml").write_text("surprise: 1\n")
-    assert default_config(str(runs), None, [], TINY).model.path == "tiny"
+    assert default_config(str(runs), None, [], Path(TINY)).model.path == "tiny"
 
 
 def test_other_model_is_served_without_trusting_its_code() -> None:
