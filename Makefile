@@ -42,7 +42,7 @@ test-long: setup-dev tiny-model  ## run the tests that start several programs or
 
 # Builds the tiny model before the tests, since the first test would have to build it within its time limit.
 tiny-model: setup
-	@$(PY) -c "from adagrpo_ray.config import load_config as c; from adagrpo_ray.model.pretrained import resolve_model as m; m(c('$(TINY)'))"
+	@$(PY) -c "from adagrpo_ray.config import Config; from adagrpo_ray.model.pretrained import resolve_model as m; m(Config.load('$(TINY)'))"
 
 test-slow: setup-dev  ## run the tests that CI leaves out: whole runs under faults, more combinations (half an hour)
 	$(PY) -m pytest -m slow $(ARGS)

@@ -21,8 +21,7 @@ from adagrpo_ray.extensions.given import Given, give, name_of
 from adagrpo_ray.extensions.loading import check_call
 from adagrpo_ray.rewards import registry as rewards
 from adagrpo_ray.rewards.registry import RewardFunction
-from adagrpo_ray.runs.guarded import Guarded
-from adagrpo_ray.runs.observer import Observer, Observers
+from adagrpo_ray.runs.observer import Guarded, Observer, Observers
 from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.stop import Stop
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from adagrpo_ray.config import explain
+from adagrpo_ray.config import listing
 from adagrpo_ray.runs import metric_table
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([^)#]+)(#[^)]*)?\)")  # a link t
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    files.append(File.generated(config, "configuration.md", content=explain.as_markdown()))
+    files.append(File.generated(config, "configuration.md", content=listing.as_markdown()))
     files.append(File.generated(config, "metrics.md", content=metric_table.as_markdown()))
     security = (ROOT / "SECURITY.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "security.md", content=security))

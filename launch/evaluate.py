@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkou
 from ending import Exit, ended, not_empty
 from train import DEFAULT
 
-from adagrpo_ray.config import load_config
-from adagrpo_ray.config.explain import settings
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.listing import settings
 from adagrpo_ray.errors import ConfigError, StoppedError
 
 LOG_WIDTH = 240  # characters of tables in a log, which has no window
@@ -95,7 +95,7 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
     first = locate(options.adapter[0]) if options.adapter else None
     file = Path(options.config) if options.config else (first and first.config) or DEFAULT
     samples = [] if options.samples is None else [f"evaluation.samples={options.samples}"]
-    config = load_config(file, [*options.overrides, *samples])
+    config = Config.load(file, [*options.overrides, *samples])
     name = file.resolve().parent.name if file.name == "config.yaml" else file.stem
     out = Path(options.out or Path("evaluations", name))
     live = is_terminal(sys.stdout)

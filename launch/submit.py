@@ -27,7 +27,7 @@ from train import DEFAULT
 from train import parse as parse_training
 
 from adagrpo_ray.cluster.jobs import is_lasting
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.secrets import holds_secret
 from adagrpo_ray.errors import AdaGRPOError, ConfigError, ResourceError, first_line
 
@@ -121,7 +121,7 @@ def prepare(options: argparse.Namespace) -> Job:
     given = Path(training.config)
     if given != DEFAULT and (given.is_absolute() or not (ROOT / given).resolve().is_relative_to(ROOT)):
         raise ConfigError(f"--config {given} must be relative to {ROOT}, since that folder is uploaded; copy it there")
-    config = load_config(ROOT / given, training.overrides)
+    config = Config.load(ROOT / given, training.overrides)
     if not is_lasting(config.run.output_dir):
         raise ConfigError(
             f"run.output_dir={config.run.output_dir!r} is relative, and Ray deletes a job's working directory; "

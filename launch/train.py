@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkou
 
 from ending import Exit, ended, not_empty
 
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml, settings
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.listing import as_yaml, settings
 from adagrpo_ray.errors import ModelError
 
 DEFAULT = Path(__file__).parent / "configs" / "tiny-cpu.yaml"
@@ -57,7 +57,7 @@ def dry_run(config: Config) -> None:
         named = dict.fromkeys((*config.rollout.resources, *config.learner.resources), math.inf)
         placement = place(config.rollout, config.learner, Hardware(math.inf, math.inf, named), ours=False)
         print(f"# placement on the Ray cluster at {joined}, if its nodes have GPUs:")
-    print("\n".join(f"#   {line}" for line in placement.describe().splitlines()))
+    print("\n".join(f"#   {line}" for line in placement.lines()))
     try:
         lines = describe(read_shape(config), config, placement, memory, flash=flash_attention(config.model))
     except ModelError as error:
@@ -68,7 +68,7 @@ def dry_run(config: Config) -> None:
 
 def train(options: argparse.Namespace, stop: Exit) -> None:
     not_empty(options, "--config", "--resume")
-    config = load_config(options.config, options.overrides)
+    config = Config.load(options.config, options.overrides)
     if options.dry_run:
         dry_run(config)
         return

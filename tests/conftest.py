@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -99,12 +100,30 @@ def gate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """The folder of the tiny model, built beforehand, so that no test sees it being built."""
-    from adagrpo_ray.config import load_config
+    from adagrpo_ray.config import Config
     from adagrpo_ray.model.pretrained import resolve_model
 
-    return Path(resolve_model(load_config(TINY)))
+    return Path(resolve_model(Config.load(TINY)))
 
 
 @pytest.fixture(scope="session")
 def model_path(tiny_model: Path) -> str:
     return str(tiny_model)
+
+
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have only their first figure, for tests that are not about the others."""
+    from adagrpo_ray.reports.charts import charts
+
+    monkeypatch.setattr("adagrpo_ray.reports.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
+
+
+@pytest.fixture
+def template_file(tmp_path: Path) -> Path:
+    """A file with the chat template `ASKS`."""
+    from tests.support.scripted import ASKS
+
+    file = tmp_path / "asks.jinja"
+    file.write_text(ASKS)
+    return file

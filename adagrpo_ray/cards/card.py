@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from adagrpo_ray.cards import sections, usage
-from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.source import is_hub_name
 from adagrpo_ray.model.identity import ModelIdentity, front_matter

@@ -23,9 +23,9 @@ def use_adapter(config: Config, base: ModelIdentity) -> str:
     if base.name == TINY or base.gguf is not None:
         effect = "builds the model" if base.gguf is None else "dequantises the GGUF file"
         loading = (
-            "from adagrpo_ray.config import load_config\n"
+            "from adagrpo_ray.config import Config\n"
             "from adagrpo_ray.model.pretrained import resolve_model\n\n"
-            f'base = resolve_model(load_config("config.yaml"))  # from the run folder; {effect} if necessary\n'
+            f'base = resolve_model(Config.load("config.yaml"))  # from the run folder; {effect} if necessary\n'
         )
     peft = (
         "import torch\n"

@@ -73,9 +73,9 @@ class Placement:
         """Return the amount of a resource that all actors take together."""
         return self.rollout_actors * self.rollout.get(resource, 0) + self.learner_ranks * self.learner.get(resource, 0)
 
-    def describe(self) -> str:
-        """Return one line for each kind of actor."""
-        return "\n".join(
+    def lines(self) -> tuple[str, ...]:
+        """Return a description of each kind of actor."""
+        return tuple(
             f"{count} x {kind}: {', '.join(f'{amount:g} {name}' for name, amount in takes.items())} each"
             for count, kind, takes in (
                 (self.rollout_actors, "rollout actor", self.rollout),

@@ -1,6 +1,8 @@
-"""All settings: their sections and tree, reading them (`load`, `reading`) and listing them (`explain`)."""
+"""All settings: their sections and tree, reading them (`reading`) and listing them (`listing`)."""
 
-from adagrpo_ray.config.load import load_config
 from adagrpo_ray.config.tree import Config
+
+load_config = Config.load
+"""The name in the model cards of earlier versions."""
 
 __all__ = ["Config", "load_config"]

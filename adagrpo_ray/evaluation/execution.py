@@ -17,7 +17,6 @@ from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.data import PLAIN, FormatSettings
 from adagrpo_ray.config.fixed import fixed_settings
-from adagrpo_ray.config.load import load_config
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ConfigError, DataError, StoppedError
 from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, locate, served
@@ -125,7 +124,7 @@ def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
     with connect(plan.config, joined, learner=False) as placement:
         for warning in unguarded(joined) if joined is not None else ():
             watcher.phase(warning)
-        watcher.phase(f"starting {placement.describe()}")
+        watcher.phase(f"starting {', '.join(placement.lines())}")
         asyncio.run(_execute(plan, placement, results, watcher, stop))
 
 
@@ -252,7 +251,7 @@ def _warn_of_other_data(place: Place, config: Config, notify: Callable[[str], No
     if place.config is None:
         return
     try:
-        theirs = fixed_settings(load_config(place.config))
+        theirs = fixed_settings(Config.load(place.config))
     except ConfigError:  # written by another version of this program, which cannot be compared
         return
     ours = fixed_settings(config)

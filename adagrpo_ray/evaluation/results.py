@@ -11,10 +11,10 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from adagrpo_ray.config.fixed import differences
 from adagrpo_ray.errors import ConfigError, ResourceError
@@ -64,13 +64,6 @@ class ProblemResult(Record):
     difficulty: str
     error: str
     completions: tuple[CompletionResult, ...]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The result whose `to_dict` returned `values`."""
-        completions = tuple(CompletionResult.from_dict(entry) for entry in values["completions"])
-        texts = {field.name: str(values[field.name]) for field in fields(cls) if field.name != "completions"}
-        return cls(**texts, completions=completions)
 
 
 class ResultFile:
@@ -147,7 +140,7 @@ class ResultFile:
                 raise ResourceError(
                     f"{self.path} was written by an older version of adagrpo_ray ({error}); give another --out"
                 ) from None
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise self._damaged(number, repr(error)) from None
             if result.settings != self.digest:
                 raise self._damaged(number, f"it is of the settings {result.settings}, the first line of {self.digest}")

@@ -14,7 +14,7 @@ from adagrpo_ray.cards.card import CARD
 from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.checkpoint.resume import FOLDER
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.data import PLAIN
 from adagrpo_ray.data.template_choice import TEMPLATE_FILE, chosen_template
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, HistoryError, ModelError
@@ -152,7 +152,7 @@ def _config(run: str, local: Path) -> Config | None:
         return None
     storage.leave(str(local), CONFIG, text)
     try:
-        return load_config(local / CONFIG)
+        return Config.load(local / CONFIG)
     except ConfigError:
         return None
 

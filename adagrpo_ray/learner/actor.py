@@ -109,7 +109,7 @@ class LearnerActor:
         """Cancel the sampling in flight."""
         self._collector.abandon()
 
-    def save_adapter(self, folder: str, card: str | None = None) -> None:
+    def save_adapter(self, folder: str, card: str) -> None:
         """Write the adapter in PEFT's layout, with its model card. All ranks gather it, and rank 0 writes it."""
         tensors = self._engine.adapter()
         if self._rank == 0:

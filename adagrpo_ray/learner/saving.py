@@ -61,7 +61,7 @@ def load_checkpoint(path: str) -> tuple[EngineState, dict[str, Any], Arrays]:
 
 
 def save_adapter(
-    folder: str, engine: LearnerEngine, tensors: dict[str, torch.Tensor], card: str | None, template: str | None
+    folder: str, engine: LearnerEngine, tensors: dict[str, torch.Tensor], card: str, template: str | None
 ) -> None:
     """Write `tensors` of `LearnerEngine.adapter` in PEFT's layout, the model card, and the chat template of the run.
 
@@ -69,8 +69,7 @@ def save_adapter(
     """
     with outgoing(folder) as local:
         _write_peft(local, engine.peft_config, tensors)
-        if card is not None:
-            (local / CARD).write_text(card, encoding="utf-8", errors="replace")
+        (local / CARD).write_text(card, encoding="utf-8", errors="replace")
         if template:
             (local / TEMPLATE_FILE).write_text(template, encoding="utf-8")
 

@@ -13,7 +13,7 @@ from adagrpo_ray.reports.chart import Chart
 from adagrpo_ray.reports.drawing import curve, empty, ground, panels, share, titled
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs import units
-from adagrpo_ray.runs.metric import Metric, series
+from adagrpo_ray.runs.metric import Metric, series, unit_of
 from adagrpo_ray.runs.panels import Panel
 from adagrpo_ray.runs.wording import difficulties
 
@@ -30,7 +30,8 @@ def curves(runs: Sequence[Run], panel: Panel, window: int = 1, *, total: bool = 
     metrics = _few({tag: line.metric for lines in found for tag, line in lines.items()})
     if not metrics:
         return
-    together = panel.unit is not None and len(runs) == 1
+    unit = unit_of(metrics.values())
+    together = unit is not None and len(runs) == 1
     figure, axes = panels(1 if together else len(metrics), list(metrics) if together else [run.label for run in runs])
     for number, (tag, metric) in enumerate(metrics.items()):
         place = axes[0 if together else number]
@@ -47,7 +48,7 @@ def curves(runs: Sequence[Run], panel: Panel, window: int = 1, *, total: bool = 
         titled(place, "" if together and len(metrics) > 1 else tag, "step", metric.unit.name)
     for place in axes:
         if not empty(place):
-            share(place) if panel.unit is units.SHARE else ground(place)
+            share(place) if unit is units.SHARE else ground(place)
     caption = f"{panel.caption} Running totals." if total else _with_window(panel.caption, window)
     yield Chart(panel.name, panel.title, caption, figure)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from adagrpo_ray.config.listing import flat
 from adagrpo_ray.config.secrets import holds_secret
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs.measured import ratio
@@ -49,9 +50,9 @@ def settings(run: Run) -> str:
 
 def differences(runs: Sequence[Run]) -> list[Row]:
     """The settings that differ between the runs: one row with the key and the value of each run, without `run.name`."""
-    flat = [dict(_flat(_bare(run.history.config))) for run in runs]
-    keys = dict.fromkeys(key for tree in flat for key in tree)
-    rows = [(key, *(tree.get(key, "-") for tree in flat)) for key in keys if key != "run.name"]
+    columns = [{key: _line(value) for key, value in flat(_bare(run.history.config))} for run in runs]
+    keys = dict.fromkeys(key for column in columns for key in column)
+    rows = [(key, *(column.get(key, "-") for column in columns)) for key in keys if key != "run.name"]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
@@ -114,10 +115,6 @@ def _bare(value: Any) -> Any:
     return "(withheld: it holds a secret)" if isinstance(value, str) and holds_secret(value) else value
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted keys, each with its value as one line of YAML; a list is one value."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+def _line(value: object) -> str:
+    """The value as one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()

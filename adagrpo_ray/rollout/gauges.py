@@ -6,8 +6,7 @@ from contextlib import suppress
 
 from ray.util.metrics import Gauge
 
-from adagrpo_ray.runs.metric import metrics_of
-from adagrpo_ray.runs.names import LABEL, name_of
+from adagrpo_ray.runs.metric import values_of
 from adagrpo_ray.runs.records import RolloutLoad
 
 
@@ -18,16 +17,16 @@ class RolloutGauges:
     """
 
     def __init__(self, run: str | None) -> None:
-        self._run = name_of(run or "", LABEL)
+        self._run = run or ""
         self._made: dict[str, Gauge] = {}
 
     def show(self, actor: str, load: RolloutLoad) -> None:
         """Set the gauges of the actor with that name. Ignores errors of Ray: rollouts do not need metrics."""
         with suppress(Exception):
-            for metric in metrics_of(RolloutLoad):
-                value = getattr(load, metric.field)
-                if value is None:
+            for value in values_of(load, actor):
+                if value.value is None:
                     continue
-                if metric.name not in self._made:
-                    self._made[metric.name] = Gauge(metric.ray_name, metric.description, ("run", "actor"))
-                self._made[metric.name].set(float(value), {"run": self._run, "actor": name_of(actor, LABEL)})
+                name = value.metric.ray_name
+                if name not in self._made:
+                    self._made[name] = Gauge(name, value.metric.description, value.metric.ray_labels)
+                self._made[name].set(float(value.value), value.ray_labels(self._run))

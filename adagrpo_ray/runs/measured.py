@@ -12,13 +12,13 @@ def mean(values: Iterable[float | None]) -> float | None:
 
     The sum is exact. If it overflows, as that of a few values near the largest float64 does, it is one of fractions.
     """
-    known = [float(value) for value in values if value is not None]
-    if not known:
+    found = [float(value) for value in values if value is not None]
+    if not found:
         return None
     try:
-        return math.fsum(known) / len(known)
+        return math.fsum(found) / len(found)
     except OverflowError:
-        return float(sum(map(Fraction, known)) / len(known))
+        return float(sum(map(Fraction, found)) / len(found))
 
 
 def ratio(whole: float, parts: float) -> float | None:

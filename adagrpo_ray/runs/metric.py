@@ -7,11 +7,11 @@ Grafana's dashboard, the plots and the page of all metrics (docs/hooks.py) read 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_type_hints
 
-from adagrpo_ray.runs.names import name_of
+from adagrpo_ray.runs.names import LABEL, name_of
 from adagrpo_ray.runs.panels import Panel
 from adagrpo_ray.runs.record import Record
 from adagrpo_ray.runs.units import SECONDS, Unit
@@ -81,6 +81,11 @@ class Metric:
         """The name in Prometheus."""
         return f"ray_{self.ray_name}{'_total' if self.counter else ''}"
 
+    @property
+    def ray_labels(self) -> tuple[str, ...]:
+        """The names of the labels of the Ray metric."""
+        return ("run",) if self.label is None else ("run", self.label)
+
 
 @dataclass(frozen=True)
 class Value:
@@ -98,6 +103,10 @@ class Value:
     def tag(self) -> str:
         """The name in TensorBoard, W&B and MLflow."""
         return self.metric.tag(self.of)
+
+    def ray_labels(self, run: str) -> dict[str, str]:
+        """The labels of the value as one of a Ray metric, by name, in the run of that name."""
+        return {label: name_of(of, LABEL) for label, of in zip(self.metric.ray_labels, (run, self.of), strict=False)}
 
 
 @dataclass(frozen=True)
@@ -120,14 +129,23 @@ def metrics_of(record: type[Record], panel: Panel | None = None) -> tuple[Metric
     return tuple(metric for metric in _DECLARED[record] if panel is None or metric.panel is panel)
 
 
-def values_of(record: Record) -> Iterator[Value]:
-    """The values of a record's metrics, without those of the nameless difficulty."""
+def unit_of(metrics: Iterable[Metric]) -> Unit | None:
+    """The unit of all these metrics; None if their units differ."""
+    units = {metric.unit for metric in metrics}
+    return units.pop() if len(units) == 1 else None
+
+
+def values_of(record: Record, of: str = "") -> Iterator[Value]:
+    """The values of a record's metrics, without those of the nameless difficulty.
+
+    `of` is the label of all values of a record that is about one labelled thing, such as a rollout actor.
+    """
     for metric in metrics_of(type(record)):
         value = getattr(record, metric.field)
-        if metric.label is None:
-            yield Value(metric, value)
+        if of or metric.label is None:
+            yield Value(metric, value, of)
         else:
-            yield from (Value(metric, item, of) for of, item in _by_label(value).items())
+            yield from (Value(metric, item, name) for name, item in _by_label(value).items())
 
 
 def scalars(record: Record) -> dict[str, float]:

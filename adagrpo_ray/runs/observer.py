@@ -1,4 +1,4 @@
-"""The interface through which a run reports its events, and the forwarding to several observers."""
+"""The interface through which a run reports its events, and the forwarding to several observers and to callbacks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.errors import ExtensionError
+from adagrpo_ray.extensions.loading import describe_error
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.runs.summary import Summary
@@ -51,39 +53,60 @@ class Observers(Observer):
 
     def began(self, config: Config, folder: str) -> None:
         """Forward the event."""
-        for observer in self._observers:
-            observer.began(config, folder)
+        self._forward("began", config, folder)
 
     def phase(self, text: str) -> None:
         """Forward the event."""
-        for observer in self._observers:
-            observer.phase(text)
+        self._forward("phase", text)
 
     def step(self, record: StepRecord) -> None:
         """Forward the event."""
-        for observer in self._observers:
-            observer.step(record)
+        self._forward("step", record)
 
     def samples(self, groups: Sequence[GroupSample]) -> None:
         """Forward the event."""
-        for observer in self._observers:
-            observer.samples(groups)
+        self._forward("samples", groups)
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
         """Forward the event."""
-        for observer in self._observers:
-            observer.evaluation(label, record)
+        self._forward("evaluation", label, record)
 
     def summary(self, summary: Summary) -> None:
         """Forward the event."""
-        for observer in self._observers:
-            observer.summary(summary)
+        self._forward("summary", summary)
 
     def ended(self, error: BaseException | None) -> None:
         """Forward the event to all of them, even if one raises: each may have something to close."""
         with ExitStack() as stack:
             for observer in reversed(self._observers):
                 stack.callback(observer.ended, error)
+
+    def _forward(self, event: str, *arguments: object) -> None:
+        for observer in self._observers:
+            getattr(observer, event)(*arguments)
+
+
+class Guarded(Observers):
+    """Forwards every event to one callback of the user.
+
+    Raises ExtensionError, which names the callback and ends the run, if the callback raises an Exception: a callback
+    may enforce a condition of the run, so that its failure must not pass silently.
+    """
+
+    def __init__(self, callback: Observer) -> None:
+        super().__init__(callback)
+        self._name = type(callback).__name__
+
+    def ended(self, error: BaseException | None) -> None:
+        """Forward the event."""
+        self._forward("ended", error)
+
+    def _forward(self, event: str, *arguments: object) -> None:
+        try:
+            super()._forward(event, *arguments)
+        except Exception as error:
+            name = f"{self._name}.{event}"
+            raise ExtensionError(f"callback {name} raised {describe_error(error)}; fix it, or leave it out") from error
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
 
 from adagrpo_ray.errors import RecordError
 
@@ -45,26 +48,23 @@ class Record:
         for field in wanted:
             if field.name not in values and unknown:
                 raise OlderVersionError(f"no {field.name!r}, but {unknown[0]!r}")
-            if values[field.name] is None and field.name not in optional(cls):
+            if values[field.name] is None and NoneType not in get_args(_types(cls)[field.name]):
                 raise ValueError(f"{field.name} is null")
-        return cls(**{field.name: recorded(values[field.name]) for field in wanted})
+        return cls(**{field.name: recorded(values[field.name], _types(cls)[field.name]) for field in wanted})
 
 
-def optional(record: type[Record]) -> frozenset[str]:
-    """The fields of a kind of record that may be None."""
-    if record not in _OPTIONAL:
-        hints = get_type_hints(record)
-        _OPTIONAL[record] = frozenset(name for name, hint in hints.items() if NoneType in get_args(hint))
-    return _OPTIONAL[record]
-
-
-_OPTIONAL: dict[type[Record], frozenset[str]] = {}
+@cache
+def _types(record: type[Record]) -> dict[str, Any]:
+    """The types of the fields of a kind of record, by name."""
+    return get_type_hints(record)
 
 
 def jsonable(value: object) -> object:
     """`value` in JSON types."""
     if isinstance(value, Record):
         return value.to_dict()
+    if isinstance(value, BaseModel):
+        return value.model_dump()
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -81,8 +81,11 @@ def jsonable(value: object) -> object:
     return value
 
 
-def recorded(value: Any) -> Any:
-    """`value` from JSON in the types of records: a list becomes a tuple."""
+def recorded(value: Any, kind: Any = None) -> Any:
+    """`value` from JSON in the types of records: a list becomes a tuple, of records if `kind` is a tuple of them."""
+    inner = get_args(kind)[0] if get_origin(kind) is tuple else None
+    if isinstance(inner, type) and issubclass(inner, Record):
+        return tuple(inner.from_dict(item) for item in value)
     if isinstance(value, Mapping):
         return {key: recorded(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -46,18 +46,10 @@ class AttemptSample(Record):
         """The highest reward; None if the attempt has no completions."""
         return max((c.reward for c in self.completions), default=None)
 
-    def to_dict(self) -> dict[str, object]:
-        """The attempt in JSON types."""
-        return {**super().to_dict(), "sampling": self.sampling.model_dump()}
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The attempt whose `to_dict` returned `values`. Raises KeyError if one is missing."""
-        return cls(
-            rung=values["rung"],
-            sampling=sampling_of(values["sampling"]),
-            completions=tuple(CompletionSample.from_dict(completion) for completion in values["completions"]),
-        )
+        """The attempt whose `to_dict` returned `values`. Raises as `Record.from_dict` does."""
+        return super().from_dict({**values, "sampling": sampling_of(values["sampling"])})
 
 
 @dataclass(frozen=True)
@@ -85,9 +77,3 @@ class GroupSample(Record):
     def resampled(self) -> bool:
         """Whether it has more than one attempt."""
         return len(self.attempts) > 1
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The group whose `to_dict` returned `values`. Raises KeyError if one is missing."""
-        attempts = tuple(AttemptSample.from_dict(attempt) for attempt in values["attempts"])
-        return super().from_dict({**values, "attempts": attempts})

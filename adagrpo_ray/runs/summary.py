@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
@@ -83,13 +83,6 @@ class Summary(Record):
     adapter: Path | str
     skipped_updates: int
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The summary whose `to_dict` returned `values`, its folders as text. Raises as `Record.from_dict` does."""
-        found = super().from_dict(values)
-        intervals = tuple(Interval.from_dict(interval) for interval in values["resamples_by_interval"])
-        return replace(found, resamples_by_interval=intervals)
-
 
 def summarize(
     records: Sequence[StepRecord],
@@ -128,7 +121,16 @@ def summarize(
 
 def intervals(records: Sequence[StepRecord], length: int) -> tuple[Interval, ...]:
     """Split `records` into intervals of `length` steps; the last one may be shorter."""
-    return tuple(_interval(records[start : start + length]) for start in range(0, len(records), length))
+    parts = (records[start : start + length] for start in range(0, len(records), length))
+    return tuple(
+        Interval(
+            first=part[0].step,
+            last=part[-1].step,
+            resamples=sum(sum(r.resamples) for r in part),
+            reward=mean(r.reward for r in part),
+        )
+        for part in parts
+    )
 
 
 def retries(records: Sequence[StepRecord]) -> Retries:
@@ -153,12 +155,3 @@ def _by_difficulty(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
     steps = list(shares)
     names = sorted({name for step in steps for name in step})
     return measured({name: mean(step[name] for step in steps if name in step) for name in names})
-
-
-def _interval(records: Sequence[StepRecord]) -> Interval:
-    return Interval(
-        first=records[0].step,
-        last=records[-1].step,
-        resamples=sum(sum(r.resamples) for r in records),
-        reward=mean(r.reward for r in records),
-    )

@@ -21,7 +21,7 @@ STACKED = (PHASES,)
 """Panels with stacked curves."""
 
 
-def dashboard(records: Sequence[type[Record]] = RECORDS) -> dict[str, Any]:
+def dashboard(records: Sequence[type[Record]]) -> dict[str, Any]:
     """The dashboard in Grafana's import format: a row of numbers, then every panel that has a metric."""
     metrics = [metric for record in records for metric in metrics_of(record)]
     by_name = {metric.name: metric for metric in metrics}
@@ -42,9 +42,9 @@ def dashboard(records: Sequence[type[Record]] = RECORDS) -> dict[str, Any]:
     }
 
 
-def as_json(records: Sequence[type[Record]] = RECORDS) -> str:
+def as_json() -> str:
     """The content of the dashboard's file."""
-    return json.dumps(dashboard(records), indent=1) + "\n"
+    return json.dumps(dashboard(RECORDS), indent=1) + "\n"
 
 
 def _source() -> dict[str, Any]:

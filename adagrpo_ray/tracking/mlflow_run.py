@@ -10,8 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from adagrpo_ray.config.explain import as_yaml
-from adagrpo_ray.config.fixed import flat
+from adagrpo_ray.config.listing import as_yaml, flat
 from adagrpo_ray.runs.group_codec import well_formed
 from adagrpo_ray.runs.names import MLFLOW, name_of, text_of
 from adagrpo_ray.runs.samples import GroupSample

@@ -14,7 +14,6 @@ from ray.util.metrics import Counter, Gauge
 
 from adagrpo_ray.errors import first_line
 from adagrpo_ray.runs.metric import Metric, Value, values_of
-from adagrpo_ray.runs.names import LABEL, name_of
 from adagrpo_ray.runs.observer import Observer
 from adagrpo_ray.runs.record import Record
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
@@ -46,7 +45,7 @@ class RayMetrics(Observer):
     """
 
     def __init__(self, name: str, notify: Callable[[str], None] = lambda text: None) -> None:
-        self._run, self._notify = name_of(name, LABEL), notify
+        self._run, self._notify = name, notify
         self._metrics: dict[str, Any] = {}
         self._labels: dict[str, set[str]] = {}  # metric name -> values of its label that have a time series
         self._gauges: dict[type[Record], list[Value]] = {}  # kind of record -> gauges of the newest record
@@ -104,15 +103,15 @@ class RayMetrics(Observer):
         tags = {value.tag for value in values}
         for value in before:
             if value.tag not in tags:
-                self._metric(value.metric).set(math.nan, self._labels_of(value))
+                self._metric(value.metric).set(math.nan, value.ray_labels(self._run))
         for value in values:
             if value.metric.counter and value.value:
-                self._metric(value.metric).inc(float(value.value), self._labels_of(value))
+                self._metric(value.metric).inc(float(value.value), value.ray_labels(self._run))
 
     def _set(self) -> None:
         for values in self._gauges.values():
             for value in values:
-                self._metric(value.metric).set(value.value, self._labels_of(value))
+                self._metric(value.metric).set(value.value, value.ray_labels(self._run))
 
     def _has_series(self, value: Value) -> bool:
         """Whether the label of the value is one of the first MOST_LABELS of its metric in this run."""
@@ -125,10 +124,5 @@ class RayMetrics(Observer):
         """The Ray metric, created at its first use, when Ray is initialized."""
         if metric.name not in self._metrics:
             kind = Counter if metric.counter else Gauge
-            labels = ("run",) if metric.label is None else ("run", metric.label)
-            self._metrics[metric.name] = kind(metric.ray_name, metric.description, labels)
+            self._metrics[metric.name] = kind(metric.ray_name, metric.description, metric.ray_labels)
         return self._metrics[metric.name]
-
-    def _labels_of(self, value: Value) -> dict[str, str]:
-        label = value.metric.label
-        return {"run": self._run} if label is None else {"run": self._run, label: name_of(value.of, LABEL)}

@@ -41,7 +41,7 @@ class Actors:
 
 
 @contextmanager
-def actors(config: Config, placement: Placement, inputs: Inputs, stop: Stop | None = None) -> Iterator[Actors]:
+def actors(config: Config, placement: Placement, inputs: Inputs, stop: Stop) -> Iterator[Actors]:
     """Start the actors of a run, with the same base model; end all of them after the block.
 
     Raises StoppedError if `stop` is set while they start, and ResourceError if they have no room in time.
@@ -86,7 +86,7 @@ def put_model(model: ModelSettings, inputs: Inputs) -> Any:
     return ray.put(ModelFiles(path, gguf=name if is_gguf(name) else None, template=inputs.template))
 
 
-def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop | None) -> None:
+def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop) -> None:
     """Start all actors concurrently: engines load while the ranks find each other."""
     rank0 = running.learners[0]
     get(rank0.open.remote(config, placement, [running.model], inputs.max_model_len))
@@ -98,7 +98,7 @@ def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs
     get(rank0.ready.remote(), stop=stop)
 
 
-def begin(config: Config, running: Actors, inputs: Inputs, stop: Stop | None = None) -> None:
+def begin(config: Config, running: Actors, inputs: Inputs, stop: Stop) -> None:
     """Begin a run on the learners; the actors may have done another run of the same base model."""
     master = get(running.learners[0].address.remote())
     learners = [actor.start.remote(config, rank, running.model, master) for rank, actor in enumerate(running.learners)]

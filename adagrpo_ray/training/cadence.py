@@ -15,13 +15,8 @@ def evaluates_after(config: Config, step: int) -> bool:
 
 def saves_after(config: Config, step: int, accuracies: Mapping[int, float]) -> bool:
     """Whether a checkpoint is written after `step`; `accuracies` are those of the evaluations so far, by step."""
-    best = config.checkpoint.keep_best and is_best(accuracies, step)
+    best = config.checkpoint.keep_best and _is_best(accuracies, step)
     return step == config.run.steps or _due(config.checkpoint.every, step) or best
-
-
-def is_best(accuracies: Mapping[int, float], step: int) -> bool:
-    """Whether the accuracy after `step` is the best of all after training has begun; of equal ones the first is."""
-    return step == max((at for at in accuracies if at > 0), key=accuracies.__getitem__, default=0)
 
 
 def ahead(config: Config, step: int) -> int:
@@ -36,3 +31,8 @@ def ahead(config: Config, step: int) -> int:
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _is_best(accuracies: Mapping[int, float], step: int) -> bool:
+    """Whether the accuracy after `step` is the best of all after training has begun; of equal ones the first is."""
+    return step == max((at for at in accuracies if at > 0), key=accuracies.__getitem__, default=0)

@@ -46,7 +46,7 @@ def resolve(
     *,
     name: str,
     resume: str | None = None,
-    stop: Stop | None = None,
+    stop: Stop,
     given: Given = NOTHING,
 ) -> ResolvedRun:
     """Check a run, and decide `run.output_dir`, `run.name` and `rollout.sleep`; writes and starts nothing.
@@ -69,12 +69,12 @@ def resolve(
     return ResolvedRun(resolved, decided, home, inputs, past)
 
 
-def _checked(config: Config, notify: Notify, stop: Stop | None, given: Given) -> Inputs:
+def _checked(config: Config, notify: Notify, stop: Stop, given: Given) -> Inputs:
     if config.model.trust_remote_code:
         notify(f"warning: model.trust_remote_code=true runs Python code of {config.model.path}, here and in all actors")
     notify("checking model, data and rewards")
     inputs = check(config, given, stop=stop)
-    if stop is not None and stop.is_set():
+    if stop.is_set():
         raise StoppedError("stopped as asked, before anything was started")
     prompts = inputs.prompts
     dropped = "".join(f", {count} dropped {reason}" for reason, count in prompts.dropped.items())

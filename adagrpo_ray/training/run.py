@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from adagrpo_ray.checkpoint.resume import past_of
-from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import LearnerLostError, first_line
 from adagrpo_ray.extensions.given import NOTHING, Given
@@ -40,7 +40,7 @@ def run(
     names. If a learner rank dies, the run restarts from its last checkpoint, up to `run.max_restarts` times. Raises the
     errors of `resolve`, `open_run` and `place_and_train`.
     """
-    notify = observer.phase
+    notify, stop = observer.phase, stop or Stop()
     ready = resolve(config, notify, name=name, resume=resume, stop=stop, given=given)
     config, past, home = ready.config, ready.past, ready.home
     text = as_yaml(config, ready.decided)

@@ -30,15 +30,15 @@ def place_and_train(
     inputs: Inputs,
     folder: Path,
     observer: Observer,
-    past: Past | None = None,
-    stop: Stop | None = None,
-    home: str | None = None,
-    patience_s: float = 0.0,
+    past: Past | None,
+    stop: Stop,
+    home: str,
+    patience_s: float,
 ) -> Summary:
     """Do a whole run on checked inputs, or the rest of a run with a `past`; writes the adapter to `home`/adapter.
 
-    `observer` writes into `folder`. The learners write into `home`, a path or URL, which is `folder` by default. The
-    run ends soon after `stop` is set, with a checkpoint of the last finished step.
+    `observer` writes into `folder`, and the learners into `home`, a path or URL. The run ends soon after `stop` is set,
+    with a checkpoint of the last finished step.
 
     Raises StoppedError if a signal stopped the run or no step was finished, and LearnerLostError if a learner rank
     died. Raises ResourceError if a joined cluster has no room, after waiting for it for `patience_s` seconds.
@@ -47,7 +47,7 @@ def place_and_train(
         if inputs.joined is not None:
             for warning in unguarded(inputs.joined):
                 observer.phase(warning)
-            check_shared(home or str(folder))
+            check_shared(home)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:
             return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))
@@ -58,15 +58,14 @@ def train_on(
     config: Config,
     folder: Path,
     observer: Observer,
-    past: Past | None = None,
-    stop: Stop | None = None,
-    home: str | None = None,
-    card: Callable[[Summary], str] | None = None,
+    past: Past | None,
+    stop: Stop,
+    home: str,
+    card: Callable[[Summary], str],
 ) -> Summary:
     """Do the steps and evaluations of `place_and_train` on actors that have begun; `card` makes the model card."""
-    stop = stop or Stop()
     learners = Learners(running.learners, stop, observer.phase)
-    trainer = Trainer(learners, config, folder, observer, stop, home or str(folder), card)
+    trainer = Trainer(learners, config, folder, observer, stop, home, card)
     try:
         return trainer.run(past)
     except (StoppedError, DivergedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
@@ -84,4 +83,4 @@ def _card(config: Config, inputs: Inputs, summary: Summary) -> str:
 def _where(config: Config, placement: Placement) -> str:
     """The placement in one line."""
     turns = "both stay there" if not config.rollout.sleep else "vLLM sleeps while the learner trains"
-    return ", ".join([*placement.describe().splitlines(), *([turns] if placement.shared else [])])
+    return ", ".join([*placement.lines(), *([turns] if placement.shared else [])])

@@ -40,7 +40,7 @@ class Trainer:
         observer: Observer,
         stop: Stop,
         home: str,
-        card: Callable[[Summary], str] | None,
+        card: Callable[[Summary], str],
     ) -> None:
         self._learners, self._config, self._folder, self._home = learners, config, folder, home
         self._observer, self._stop, self._card = observer, stop, card
@@ -71,7 +71,7 @@ class Trainer:
             observer.phase(f"stopped as asked; {self.keep()}")
         adapter = join(self._home, "adapter")
         summary = summarize(self._records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
-        self._learners.on_all("save_adapter", adapter, self._card(summary) if self._card else None)
+        self._learners.on_all("save_adapter", adapter, self._card(summary))
         observer.summary(summary)
         return summary
 

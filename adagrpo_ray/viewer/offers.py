@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from adagrpo_ray.checkpoint.files import BEST, is_checkpoint
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError, HistoryError
 from adagrpo_ray.model.folder import ADAPTER_CONFIG
 from adagrpo_ray.model.pretrained import TINY
@@ -47,7 +47,7 @@ def default_config(root: str, file: str | None, overrides: Sequence[str], fallba
 
     Runs whose settings cannot be read by this version are skipped.
     """
-    return load_config(file or next((path / CONFIG for path in find(root) if _known(path)), fallback), overrides)
+    return Config.load(file or next((path / CONFIG for path in find(root) if _known(path)), fallback), overrides)
 
 
 def offers(root: str, default: Config) -> tuple[Base, ...]:
@@ -121,7 +121,7 @@ def _known(folder: Path) -> Config | None:
 @lru_cache(maxsize=1024)
 def _config_as_of(file: Path, written: int) -> Config:
     """The settings in a file, cached by its modification time: YAML is slow, and every change reads all runs."""
-    return load_config(file)
+    return Config.load(file)
 
 
 def _adapters(folder: Path) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from adagrpo_ray.runs import panels
 from adagrpo_ray.runs.measured import mean
-from adagrpo_ray.runs.metric import series
+from adagrpo_ray.runs.metric import metrics_of, series, unit_of
 from adagrpo_ray.runs.panels import Panel
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
@@ -80,7 +80,8 @@ def plots(runs: Sequence[RunHistory], axis: Axis) -> list[Plot]:
             for run, own in zip(runs, lines, strict=True)
             for line, points in own.items()
         ]
-        ends = (panel.unit.low, panel.unit.high) if panel.unit is not None else (None, None)
+        unit = unit_of(metrics_of(StepRecord, panel))
+        ends = (unit.low, unit.high) if unit is not None else (None, None)
         drawn.append(Plot(panel.title, tuple(curves), *ends))
     return drawn
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from adagrpo_ray.config.listing import flat
 from adagrpo_ray.runs import wording
 from adagrpo_ray.runs.measured import mean, ratio
 from adagrpo_ray.runs.reader import RunHistory
@@ -22,9 +22,9 @@ Row = tuple[str, ...]
 
 def differences(runs: Sequence[RunHistory]) -> list[Row]:
     """The settings that differ: one row with the key and the value of each run, '-' if a run does not have it."""
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = sorted({key for settings in flat for key in settings} - NAMES)
-    rows = [(key, *(settings.get(key, "-") for settings in flat)) for key in keys]
+    columns = [{key: _written(value) for key, value in flat(run.config)} for run in runs]
+    keys = sorted({key for settings in columns for key in settings} - NAMES)
+    rows = [(key, *(settings.get(key, "-") for settings in columns)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
@@ -63,10 +63,6 @@ def _results(run: RunHistory) -> dict[str, str]:
     }
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted keys and their values as on the command line."""
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+def _written(value: object) -> str:
+    """The value as on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

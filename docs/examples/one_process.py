@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.methods import make_method
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.learner.engine import LearnerEngine
@@ -50,7 +50,7 @@ CONFIG = Path(__file__).parents[2] / "launch" / "configs" / "tiny-cpu.yaml"
 
 def settings(steps: int) -> Config:
     """The settings of `make train`, on fewer prompts, and with the resamples in the same step."""
-    return load_config(
+    return Config.load(
         CONFIG,
         {
             "run.steps": steps,

@@ -22,8 +22,9 @@ from pathlib import Path
 from algorithm_report import write_report
 
 from adagrpo_ray.cluster.connecting import connect
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.runs import EvaluationRecord, Observer, StepRecord
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training.actors import Actors, actors, begin
 from adagrpo_ray.training.preflight import check
 from adagrpo_ray.training.start import train_on
@@ -83,7 +84,7 @@ def reached(points: list[Point]) -> Point | None:
 
 def configure(rate: str, method: str, seed: int, learning_rate: str) -> Config:
     keep = ", ".join(f"{digits}: {rate}" for digits in DIGITS)
-    return load_config(
+    return Config.load(
         "launch/configs/tiny-cpu.yaml",
         [
             f"run.seed={seed}",
@@ -112,10 +113,10 @@ class Bench:
         file = self._folder / f"{self._rate}-{method}-{learning_rate}-{seed}.json"
         if not file.exists():
             config = configure(self._rate, method, seed, learning_rate)
-            begin(config, self._running, check(config))
-            curve = Curve(TARGET if tuning else math.inf)
+            begin(config, self._running, check(config), Stop())
+            curve, folder = Curve(TARGET if tuning else math.inf), self._folder / "last"
             with suppress(Reached):
-                train_on(self._running, config, self._folder / "last", curve)
+                train_on(self._running, config, folder, curve, None, Stop(), str(folder), str)
             part = file.with_suffix(".part")
             part.write_text(json.dumps([asdict(p) for p in curve.points]))
             os.replace(part, file)
@@ -137,7 +138,7 @@ class Bench:
 def bench(rate: str, folder: Path) -> Iterator[Bench]:
     config = configure(rate, "grpo", 0, LEARNING_RATES[0])
     inputs = check(config)
-    with connect(config, inputs.joined) as placement, actors(config, placement, inputs) as running:
+    with connect(config, inputs.joined) as placement, actors(config, placement, inputs, Stop()) as running:
         yield Bench(running, rate, folder)
 
 

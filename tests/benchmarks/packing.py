@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
@@ -51,7 +51,7 @@ def measure(packing: Packing, rounds: int, overrides: list[str]) -> dict[str, fl
 
     If the first update takes longer than ENOUGH_S, it is the only one.
     """
-    config = load_config("launch/configs/smollm2-cpu.yaml", [*SETTINGS, *overrides, f"learner.packing={packing}"])
+    config = Config.load("launch/configs/smollm2-cpu.yaml", [*SETTINGS, *overrides, f"learner.packing={packing}"])
     engine = LearnerEngine(resolve_model(config), config, 0, 1, ("127.0.0.1", 0))
     found = {}
     for prompt in PROMPTS:
@@ -84,7 +84,7 @@ def main() -> None:
         "overrides", nargs="*", metavar="key=value", help="settings that override those of smollm2-cpu.yaml"
     )
     given = parser.parse_args()
-    flash = flash_attention(load_config("launch/configs/smollm2-cpu.yaml", given.overrides).model)
+    flash = flash_attention(Config.load("launch/configs/smollm2-cpu.yaml", given.overrides).model)
     packings: tuple[Packing, ...] = ("padded", "shared", *(("packed",) if flash else ()))
     seconds = {packing: measure(packing, given.rounds, given.overrides) for packing in packings}
     out = Path("runs/bench/packing.json")

@@ -265,10 +265,10 @@ def main() -> None:
     if args.saved is None:
         from constants import measure
 
-        from adagrpo_ray.config import load_config
+        from adagrpo_ray.config import Config
         from adagrpo_ray.training.preflight import check
 
-        config = load_config(args.config, ["algorithm.triggers=[]", *args.settings])
+        config = Config.load(args.config, ["algorithm.triggers=[]", *args.settings])
         constants, lengths, prompt_lengths = measure(config, check(config))
     else:
         saved = json.loads(args.saved.read_text())

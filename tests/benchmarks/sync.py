@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.lora.payload import PEFT_PREFIX, AdapterWeights, pack
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
@@ -59,7 +59,7 @@ class TimedActor(RolloutActor):
 
 def settings(mode: str, folder: Path) -> Config:
     changes = {"model.path": folder, "model.dtype": "bfloat16", "rollout.lora_mode": mode, "rollout.kv_cache_gib": 0.25}
-    return load_config("launch/configs/tiny-cpu.yaml", [f"{key}={value}" for key, value in changes.items()])
+    return Config.load("launch/configs/tiny-cpu.yaml", [f"{key}={value}" for key, value in changes.items()])
 
 
 def write_base_model(folder: Path) -> Shape:
@@ -79,7 +79,7 @@ def write_base_model(folder: Path) -> Shape:
         else:
             weight.data.view(-1).copy_(some.repeat(-(-weight.numel() // some.numel()))[: weight.numel()])
     model.save_pretrained(folder)
-    tiny = load_config("launch/configs/tiny-cpu.yaml")
+    tiny = Config.load("launch/configs/tiny-cpu.yaml")
     load_tokenizer(resolve_model(tiny), tiny.model, tiny.data).save_pretrained(folder)
     return shape_of(config)
 

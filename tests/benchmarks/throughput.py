@@ -23,15 +23,16 @@ import numpy as np
 import torch
 
 from adagrpo_ray.algorithm.ladder import request_seed
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.model.pretrained import flash_attention
 from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.rollout.engine import RolloutEngine
-from adagrpo_ray.runs import Observers
+from adagrpo_ray.runs import Observer
 from adagrpo_ray.sampling.batch import training_samples
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.training.resolve import resolve
 from adagrpo_ray.training.start import place_and_train
@@ -194,16 +195,16 @@ def program(config: Config) -> dict[str, Any]:
     """
     seen: list[Any] = []
 
-    class Keep(Observers):
+    class Keep(Observer):
         def step(self, record: Any) -> None:
             seen.append(record)
 
     counted = config.run.steps
     longer = config.run.model_copy(update={"steps": counted + config.algorithm.max_staleness})
     config = config.model_copy(update={"run": longer})
-    ready = resolve(config, lambda text: None, name="bench")
+    ready = resolve(config, lambda text: None, name="bench", stop=Stop())
     with tempfile.TemporaryDirectory() as folder:
-        place_and_train(ready.config, ready.inputs, Path(folder), Keep())
+        place_and_train(ready.config, ready.inputs, Path(folder), Keep(), None, Stop(), folder, 0.0)
     steps = seen[counted // 4 : counted]
     seconds = sum(s.step_time for s in steps)
     return {
@@ -219,7 +220,7 @@ def program(config: Config) -> dict[str, Any]:
 
 def main() -> None:
     part, out, file, *overrides = sys.argv[1:]
-    config = load_config(file, overrides)
+    config = Config.load(file, overrides)
     metrics = {"limits": limits, "program": program}[part](config)
     Path(out).write_text(json.dumps(metrics, indent=2) + "\n")
 

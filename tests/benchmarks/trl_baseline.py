@@ -20,7 +20,7 @@ import torch
 from transformers import TrainerCallback
 from trl_variants import VARIANTS, Variant, common
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rewards.registry import load_reward, score_group
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings that override the file's, as key=value")
     given = parser.parse_intermixed_args()
     overrides = [f"run.steps={ROUNDS}", "data.eval_prompts=0", "algorithm.name=grpo", *given.overrides]
-    config = load_config(given.config, overrides)
+    config = Config.load(given.config, overrides)
     metrics: dict[str, Any]
     try:
         metrics = run(VARIANTS[given.variant], config)

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from adagrpo_ray.cluster.placement import Hardware
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.summary import summarize
@@ -138,7 +138,7 @@ def programs(place: Path) -> dict[str, ModuleType]:
 
 def loaded(config: str | Path | None, overrides: list[str]) -> Config:
     """Load the settings and every reward function."""
-    read = load_config(config, overrides)
+    read = Config.load(config, overrides)
     for function in read.rewards.functions:
         load_reward(function.function)
     return read

@@ -16,9 +16,8 @@ import yaml
 
 from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.checkpoint.resume import FOLDER
-from adagrpo_ray.config import load_config
-from adagrpo_ray.config.explain import settings
-from adagrpo_ray.config.tree import Config
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.listing import settings
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
 from adagrpo_ray.runs.metric import scalars
@@ -190,7 +189,7 @@ def test_quick_start_gives_the_documented_result(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
-    config = load_config("mine.yaml")
+    config = Config.load("mine.yaml")
     assert config.data.columns.ground_truth == "answer"
     assert load_reward(config.rewards.functions[0].function)(completions=["short", "x" * 9999], answer="1") == [
         1.0,

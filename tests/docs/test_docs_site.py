@@ -12,7 +12,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config as mkdocs_config
 from mkdocs.exceptions import Abort
 
-from adagrpo_ray.config.explain import settings
+from adagrpo_ray.config.listing import settings
 from adagrpo_ray.runs.metric import metrics_of
 from adagrpo_ray.runs.records import RECORDS
 from tests.support.places import ROOT

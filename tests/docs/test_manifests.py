@@ -22,7 +22,7 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from tests.support.places import ROOT
 from tests.support.scripts import script
 
@@ -73,7 +73,7 @@ def config_of(command: str) -> Config:
     python, program, *arguments = shlex.split(command)
     assert (python, program) == ("python", "launch/train.py")
     config = arguments[arguments.index("--config") + 1]
-    return load_config(ROOT / config, [a for a in arguments if "=" in a])
+    return Config.load(ROOT / config, [a for a in arguments if "=" in a])
 
 
 # Ray's cluster launcher

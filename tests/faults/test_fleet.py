@@ -14,13 +14,13 @@ import torch
 from ray.cluster_utils import Cluster
 
 from adagrpo_ray.cluster.placement import Hardware, place
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import ModelError, ResourceError, RolloutError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
@@ -39,12 +39,7 @@ STALL_TIMEOUT_S = 8  # much longer than a step takes on a busy machine
 
 
 def configure(*overrides: str) -> Config:
-    return load_config("launch/configs/tiny-cpu.yaml", [*SETTINGS, *overrides])
-
-
-@pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(configure())
+    return Config.load("launch/configs/tiny-cpu.yaml", [*SETTINGS, *overrides])
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,12 @@ from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.history import Mark, sizes
 from adagrpo_ray.storage import places as storage
 from adagrpo_ray.toy.tiny import build_tiny_model
-from adagrpo_ray.toy.training import Recipe
 from tests.support.histories import BEFORE, STEP
 from tests.support.program import launch, metrics, settings, train
-from tests.support.trained import make_run
+from tests.support.trained import SHORT, make_run
 
 PAGE = 4096
 FULL, READ_ONLY = r"\(No space left on device\)", r"\(Read-only file system\)"
-SHORT = Recipe(hidden=32, intermediate=32, heads=1, layers=1, steps=4, batch=2, warmup=0.5)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,15 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.model.pretrained import resolve_model
 from tests.support.held import Gate, started, until
-from tests.support.places import ROOT
+from tests.support.places import BIN, ROOT, TINY_IN_ROOT
 from tests.support.program import metrics, title
 from tests.support.reserved import reserved
 
-BIN = Path(sys.executable).parent
-TINY = "launch/configs/tiny-cpu.yaml"
 HOSTS = ("head", "first", "second")
 
 
@@ -84,7 +81,7 @@ def unused(number: int) -> bool:
 @pytest.fixture
 def network(gate: Gate) -> Iterator[Network]:
     """Create hosts that run nothing yet; they and their processes are removed afterwards."""
-    resolve_model(load_config(ROOT / TINY))  # built beforehand, so that no host builds it
+    resolve_model(Config.load(ROOT / TINY_IN_ROOT))  # built beforehand, so that no host builds it
     name = f"ada{os.getpid()}"
     with (
         reserved("network", range(1, 255), unused) as number,

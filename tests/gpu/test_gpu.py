@@ -14,10 +14,9 @@ import pytest
 import ray
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.model.node_files import ModelFiles
@@ -25,6 +24,7 @@ from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
+from tests.support.engine_states import one_rank
 from tests.support.program import launch, metrics
 from tests.support.shapes import SHAPE
 
@@ -39,7 +39,7 @@ CLOSE = {"float32": 1e-3, "bfloat16": 0.2}
 
 def configure(*overrides: str) -> Config:
     common = ["data.train_prompts=16", "data.eval_prompts=0", "rollout.gpu_memory_utilization=0.3"]
-    return load_config(
+    return Config.load(
         "launch/configs/tiny-cpu.yaml", [*common, "rollout.kv_cache_gib=null", "learner.learning_rate=0.01", *overrides]
     )
 
@@ -114,7 +114,7 @@ def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype:
     config = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}")
     actor, pool, path = start(config)
     prompt = load_prompts(config, load_tokenizer(path, config.model, config.data)).train[0]
-    learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
+    learner = one_rank(path, config)
     gaps, moved = [], 0.0
     for version in range(2):
         weights = pack(version, learner.adapter(), 16, 32.0, getattr(torch, dtype))
@@ -136,7 +136,7 @@ def test_a_sleeping_engine_releases_the_gpu_and_serves_the_same_afterwards(clust
     config = configure(f"rollout.lora_mode={sync}", "rollout.sleep=true")
     actor, pool, path = start(config)
     prompt = load_prompts(config, load_tokenizer(path, config.model, config.data)).train[0]
-    learner = LearnerEngine(path, config, 0, 1, ("127.0.0.1", 0))
+    learner = one_rank(path, config)
     weights = pack(0, learner.adapter(), 16, 32.0, torch.float32)
     asyncio.run(pool.apply(weights))
     before = asyncio.run(pool.generate(ask(prompt, seed=1)))
@@ -177,7 +177,7 @@ def test_a_learner_of_real_width_trains_in_bfloat16_in_both_layouts(wide_model: 
             f"learner.packing={'packed' if extra == 'packed' else 'padded'}",
             f"learner.gradient_checkpointing={str(extra == 'checkpointing').lower()}",
         )
-        learner = LearnerEngine(str(wide_model), config, 0, 1, ("127.0.0.1", 0))
+        learner = one_rank(str(wide_model), config)
         update = learner.train(pack_batches(1, samples, 1, 2048, learner.packing)[0]).first
         assert update is not None
         assert update.grad_norm > 0

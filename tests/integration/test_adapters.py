@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from adagrpo_ray.checkpoint import files as checkpoint
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.errors import CheckpointError, ModelError
 from adagrpo_ray.lora.adapters import RANKS, check_fit, read_adapter, read_settings, served_rank
@@ -22,8 +21,9 @@ from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.folder import AdapterSettings
 from adagrpo_ray.model.pretrained import linear_shapes
 from adagrpo_ray.viewer.chat_model import _read
+from tests.support.small_adapter import edited, weights
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml")
+CONFIG = Config.load("launch/configs/tiny-cpu.yaml")
 STEP = "checkpoints/step-000004"
 TARGETS = CONFIG.model.lora.targets
 
@@ -54,23 +54,6 @@ def test_an_adapter_equals_that_of_its_checkpoint(trained: Path, tiny_model: Pat
     settings = read_settings(trained / "adapter")
     assert (settings.r, settings.alpha, settings.base) == (16, 32.0, str(tiny_model))
     assert set(settings.targets or ()) == set(TARGETS)
-
-
-def edited(**values: Any) -> Callable[[Path], Any]:
-    def edit(folder: Path) -> None:
-        file = folder / "adapter_config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-    return edit
-
-
-def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], Any]:
-    def edit(folder: Path) -> None:
-        tensors = load_file(folder / "adapter_model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "adapter_model.safetensors")
-
-    return edit
 
 
 def pickled(folder: Path) -> None:

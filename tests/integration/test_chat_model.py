@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.chat_model import ChatModel
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def adapters(tiny_model: Path, tmp_path: Path) -> list[Path]:
     """Three adapters with random weights."""
-    policy = load_policy(str(tiny_model), load_config("launch/configs/tiny-cpu.yaml"))
+    policy = load_policy(str(tiny_model), Config.load("launch/configs/tiny-cpu.yaml"))
     folders = [tmp_path / f"noise-{seed}" for seed in range(3)]
     for seed, folder in enumerate(folders):
         policy.save_pretrained(folder)
@@ -41,7 +41,7 @@ async def answer(model: ChatModel, side: Side) -> str:
 
 
 def test_base_answers_are_independent_of_the_adapter(adapters: list[Path]) -> None:
-    base = Base("tiny", load_config("launch/configs/tiny-cpu.yaml"))
+    base = Base("tiny", Config.load("launch/configs/tiny-cpu.yaml"))
 
     async def talk() -> tuple[str, list[tuple[str, str]]]:
         model = ChatModel()

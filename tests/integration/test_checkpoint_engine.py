@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.updates import TrainReport
-from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.types import TrainBatch, TrainSample
-from tests.support.engine_states import same, through_disk
+from tests.support.engine_states import one_rank, same, through_disk
 
 STEPS = 4
 STAGES = [
@@ -39,16 +38,7 @@ def configure(*overrides: str) -> Config:
         "learner.warmup_ratio=0.5",
         "algorithm.num_iterations=1",
     ]
-    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
-
-
-@pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(configure())
-
-
-def make_engine(model_path: str, *overrides: str) -> LearnerEngine:
-    return LearnerEngine(model_path, configure(*overrides), 0, 1, ("127.0.0.1", 0))
+    return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
 
 def make_samples(count: int = 6) -> tuple[TrainSample, ...]:
@@ -95,13 +85,13 @@ def continuations(model_path: str, tmp_path: Path, *settings: str) -> tuple[list
 
     Both end in the same state.
     """
-    engine = make_engine(model_path, *settings)
+    engine = one_rank(model_path, configure(*settings))
     train(engine, 1, 2)
     state = through_disk(engine.snapshot(), tmp_path)
     expected = train(engine, 3, 4)
     end = engine.snapshot()
 
-    other = make_engine(model_path, *settings)
+    other = one_rank(model_path, configure(*settings))
     other.restore(state)
     assert same(other.snapshot(), state)
     found = train(other, 3, 4)
@@ -112,8 +102,8 @@ def continuations(model_path: str, tmp_path: Path, *settings: str) -> tuple[list
 
 
 def test_a_snapshot_does_not_change_the_learner(model_path: str) -> None:
-    expected = train(make_engine(model_path, "learner.zero_stage=2"), 1, 2)
-    other = make_engine(model_path, "learner.zero_stage=2")
+    expected = train(one_rank(model_path, configure("learner.zero_stage=2")), 1, 2)
+    other = one_rank(model_path, configure("learner.zero_stage=2"))
     before = other.snapshot()  # before Adam has any state
     assert before is not None
     assert before.optimizer_steps == 0
@@ -126,13 +116,11 @@ def test_a_snapshot_does_not_change_the_learner(model_path: str) -> None:
 @pytest.mark.parametrize(("stage", "dtype"), STAGES)
 def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype: str) -> None:
     """Moments have the bias correction of one step: a weight moves by the learning rate for any gradient."""
-    engine = make_engine(
+    engine = one_rank(
         model_path,
-        *(
-            f"learner.zero_stage={stage}",
-            f"model.dtype={dtype}",
-            "learner.warmup_ratio=0.0",
-            "learner.weight_decay=0.01",
+        configure(
+            *(f"learner.zero_stage={stage}", f"model.dtype={dtype}"),
+            *("learner.warmup_ratio=0.0", "learner.weight_decay=0.01"),
         ),
     )
     before = engine.snapshot()
@@ -164,18 +152,18 @@ def test_the_first_update_is_adams_first_step(model_path: str, stage: int, dtype
     ],
 )
 def test_a_state_can_be_restored_at_every_stage(model_path: str, stage: int, offload: bool) -> None:
-    engine = make_engine(model_path)
+    engine = one_rank(model_path, configure())
     train(engine, 1, 2)  # the first step's learning rate is 0
     state = engine.snapshot()
     assert state is not None
-    other = make_engine(model_path, f"learner.zero_stage={stage}", f"learner.offload_optimizer={offload}")
+    other = one_rank(model_path, configure(f"learner.zero_stage={stage}", f"learner.offload_optimizer={offload}"))
     other.restore(state)
     assert same(other.snapshot(), state)
     assert all(torch.equal(a, b) for a, b in zip(engine.adapter().values(), other.adapter().values(), strict=True))
 
 
 def test_weights_are_saved_in_float32(model_path: str) -> None:
-    engine = make_engine(model_path, "model.dtype=bfloat16")
+    engine = one_rank(model_path, configure("model.dtype=bfloat16"))
     train(engine, 1, 2)  # the first step's learning rate is 0
     state = engine.snapshot()
     assert state is not None

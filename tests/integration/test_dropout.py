@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
-from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import pad
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.types import TrainSample
+from tests.support.engine_states import one_rank
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def configure(*overrides: str) -> Config:
         *("model.lora.dropout=0.1", "learner.learning_rate=1e-3", "learner.warmup_ratio=0.0", "run.steps=4"),
         *("algorithm.num_iterations=1", "algorithm.loss.beta=0.04"),
     ]
-    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
 
 def make_samples(high: int = 100) -> list[TrainSample]:
@@ -60,7 +60,7 @@ def move(policy: Any) -> None:
 )
 def test_importance_weights_are_1_if_the_engine_agrees(model_path: str, settings: list[str]) -> None:
     config = configure(*[f"learner.{setting}" for setting in settings])
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, config)
     move(engine._policy)
     samples = [
         replace(sample, behaviour_logprobs=logprobs)
@@ -87,7 +87,7 @@ def test_without_dropout_the_first_ratios_are_1_without_an_additional_pass(
     )
     for dropout, wanted in (("0.0", [True]), ("0.1", [False, True])):
         config = configure(f"model.lora.dropout={dropout}", "algorithm.loss.beta=0.0", "algorithm.num_iterations=2")
-        engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+        engine = one_rank(model_path, config)
         move(engine._policy)
         passes.clear()
         report = engine.train(pack_batches(1, make_samples(), 1, 1000)[0])
@@ -187,7 +187,7 @@ def test_layers_are_checkpointed_only_in_an_update(
     model_path: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(f"learner.gradient_checkpointing={checkpointing}")
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, config)
     layers = [m for m in engine._policy.modules() if type(m).__name__.endswith("DecoderLayer")]
     assert layers
     calls: list[Any] = []

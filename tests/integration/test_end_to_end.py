@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from tests.support.program import AHEAD, OUTPUT, launch, metrics
 
 STEPS = 4
@@ -101,7 +101,7 @@ def test_configuration_is_saved_and_can_be_loaded(ahead: tuple[Path, str]) -> No
     assert kept["data"]["eval_prompts"] == 16
     decided = {"rollout.sleep": False}
     assert (kept["run"]["name"], kept["rollout"]["sleep"], kept["decided"]) == ("ahead", False, decided)
-    assert load_config(ahead[0] / "config.yaml").rollout.sleep is None
+    assert Config.load(ahead[0] / "config.yaml").rollout.sleep is None
 
 
 def test_adapter_loads_with_peft_and_is_not_the_initial_one(run: tuple[Path, str]) -> None:

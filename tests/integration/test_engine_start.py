@@ -12,21 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ActorLostError, RolloutError
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.engine_start import start_engine
 from adagrpo_ray.training.preflight import check
 from tests.support.held import engines
+from tests.support.program import QUICK
 
 pytestmark = pytest.mark.long
 
 LENGTH = 256
-QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")
 
 
 def start(base: Path, *overrides: str) -> RolloutEngine:
-    config = load_config("launch/configs/tiny-cpu.yaml", [*QUICK, f"model.path={base}", *overrides])
+    config = Config.load("launch/configs/tiny-cpu.yaml", [*QUICK, f"model.path={base}", *overrides])
     check(config)  # which does not see it
     return RolloutEngine(start_engine(str(base), LENGTH, config, None), config)
 

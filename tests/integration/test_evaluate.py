@@ -19,7 +19,7 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import StoppedError
 from adagrpo_ray.evaluation.models import locate
 from adagrpo_ray.evaluation.results import RESULTS
@@ -337,5 +337,5 @@ def test_help_lists_every_option_and_setting(program: ModuleType, capsys: pytest
 
 
 def test_results_depend_on_template_kwargs(tiny_model: Path) -> None:
-    config = load_config(TINY, ["data.template_kwargs.enable_thinking=false"])
+    config = Config.load(TINY, ["data.template_kwargs.enable_thinking=false"])
     assert counting_settings(config, str(tiny_model))["data.template_kwargs.enable_thinking"] is False

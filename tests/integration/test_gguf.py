@@ -211,7 +211,7 @@ def test_card_names_file_and_hash(file: Path) -> None:
     assert base_in_words(base) == f"the model `small.Q8_0.gguf` (SHA-256 `{digest}`)"
     text = base_model(base) + use_adapter(config, base)
     assert "GGUF, Q8_0 (some tensors F32), dequantised to float32" in text
-    assert "resolve_model(load_config(" in text
+    assert "resolve_model(Config.load(" in text
     assert str(file.parent) not in text  # neither its folder nor the cache
 
 

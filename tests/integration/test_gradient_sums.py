@@ -7,16 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.learner.engine import LearnerEngine
-from tests.support.batches import equal_batches
-from tests.support.engine_states import BETA1, assert_same_gradient, gradient_of
-
-PARTS = 32
-"""Number of micro-batches with equal gradients, so many that `assert_same_gradient` fails for their sum in bfloat16.
-
-It is a power of two, so that each gradient has the bits of that of the whole batch, apart from the exponent.
-"""
+from adagrpo_ray.config import Config
+from tests.support.batches import PARTS, equal_batches
+from tests.support.engine_states import BETA1, assert_same_gradient, gradient_of, one_rank
 
 
 def configure(*overrides: str) -> Config:
@@ -29,13 +22,13 @@ def configure(*overrides: str) -> Config:
         ),
         *("algorithm.num_iterations=1", "algorithm.loss.beta=0.0", f"learner.betas=[{BETA1},0.999]", "run.steps=4"),
     ]
-    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
 
 @pytest.fixture(scope="module")
 def wanted(model_path: str) -> dict[str, Any]:
     """The gradient of one micro-batch."""
-    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, configure())
     engine.train(equal_batches(1)[0])
     return gradient_of(engine.snapshot())
 
@@ -63,7 +56,7 @@ def test_many_micro_batches_give_the_gradient_of_one(
     model_path: str, wanted: dict[str, Any], settings: list[str]
 ) -> None:
     config = configure(*[f"learner.{setting}" for setting in settings])
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, config)
     (batch,) = equal_batches(PARTS)
     assert len(batch.micro_batches) == PARTS
     report = engine.train(batch)

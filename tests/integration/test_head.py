@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import agreement
@@ -90,7 +90,7 @@ def policy_of(kind: str, **settings: Any) -> Policy:
 
 
 def settings(packing: Packing = "padded") -> Config:
-    return load_config(None, ["model.path=here", "model.dtype=float32", f"learner.packing={packing}"])
+    return Config.load(None, ["model.path=here", "model.dtype=float32", f"learner.packing={packing}"])
 
 
 def check(policy: Policy, packing: Packing) -> None:
@@ -239,7 +239,7 @@ def test_the_learner_checks_before_it_trains(tiny_model: Path, monkeypatch: pyte
 
     forward = transformers.Qwen3ForCausalLM.forward
     monkeypatch.setattr("transformers.Qwen3ForCausalLM.forward", scaled)
-    config = load_config("launch/configs/tiny-cpu.yaml")
+    config = Config.load("launch/configs/tiny-cpu.yaml")
     engine = LearnerEngine(str(tiny_model), config, 0, 1, ("127.0.0.1", 29547))
     assert not engine._policy.training
     monkeypatch.setattr("adagrpo_ray.learner.policy.own_head", lambda model, output: model.get_output_embeddings())

@@ -12,21 +12,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.learner import buffers
-from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.layout import LAYOUTS, Rows, join, pad, share
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
-from adagrpo_ray.learner.updates import TrainReport, UpdateReport
 from adagrpo_ray.lora.peft_model import load_policy
-from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.model.shared_attention import shares_prompts
 from adagrpo_ray.types import TrainSample
 from tests.support.batches import make_samples
 from tests.support.builders import flat
+from tests.support.engine_states import made, one_rank, updates_of_one_rank
 
 STEPS = 3
 VOCABULARY = 139  # of the tiny model
@@ -34,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def configure(*overrides: str) -> Config:
-    return load_config(
+    return Config.load(
         "launch/configs/tiny-cpu.yaml",
         [
             "learner.learning_rate=1e-4",
@@ -47,24 +45,9 @@ def configure(*overrides: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(configure())
-
-
-@pytest.fixture(scope="module")
 def expected(model_path: str) -> list[Any]:
     """Loss and gradient norm of each step on one rank, stage 0, all samples in one micro-batch."""
-    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
-    batch = pack_batches(1, make_samples(), 1, 100_000)[0]
-    assert len(batch.micro_batches) == 1
-    return [made(engine.train(replace(batch, step=step))) for step in range(1, STEPS + 1)]
-
-
-def made(report: TrainReport) -> UpdateReport:
-    """The report of the last update; asserts that it was made."""
-    assert report.last is not None
-    assert report.skipped == 0
-    return report.last
+    return updates_of_one_rank(model_path, configure())
 
 
 def test_steps_change_the_policy(expected: list[Any]) -> None:
@@ -93,7 +76,7 @@ def test_micro_batches_stages_and_checkpointing_do_not_change_the_update(
 ) -> None:
     monkeypatch.setattr(buffers, "LOGITS", VOCABULARY * 7)  # many chunks
     config = configure(*[f"learner.{setting}" for setting in settings])
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, config)
     assert engine.packing == {s.partition("=")[0]: s.partition("=")[2] for s in settings}.get("packing", "shared")
     batch = pack_batches(1, make_samples(), 1, 80, engine.packing)[0]
     assert len(batch.micro_batches) > 3
@@ -108,7 +91,7 @@ def test_micro_batches_stages_and_checkpointing_do_not_change_the_update(
 def test_the_clip_range_bounds_later_updates_of_a_batch(model_path: str, updates: int, clipped: bool) -> None:
     """The old policy is that before the first update: only against it can a ratio leave the clip range."""
     config = configure(f"algorithm.num_iterations={updates}", "learner.learning_rate=0.01", "learner.schedule=linear")
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, config)
     batch = pack_batches(1, make_samples(), 1, 200)[0]
     report = engine.train(batch)
     assert report.first is not None
@@ -154,7 +137,7 @@ def test_entropies_are_those_of_a_plain_forward_pass(model_path: str, lay_out: C
 def test_an_entropy_bonus_raises_the_entropy(model_path: str) -> None:
     """With advantages of zero and no KL term, only the bonus trains."""
     config = configure("algorithm.loss.beta=0", "algorithm.loss.entropy_coef=1", "learner.learning_rate=0.01")
-    engine = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, config)
     batch = pack_batches(1, tuple(replace(s, advantage=0.0) for s in make_samples()), 1, 120)[0]
     first, *_, last = [made(engine.train(replace(batch, step=step))) for step in range(1, STEPS + 1)]
     assert first.grad_norm > 0
@@ -278,7 +261,7 @@ def test_a_model_whose_layers_have_a_state_is_not_packed(model_path: str, monkey
         ModelError, match=r"\(qwen3\) has layers that cannot share a prompt; set learner\.packing=padded"
     ):
         load_policy(model_path, configure("learner.packing=shared"))
-    assert LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0)).packing == "padded"
+    assert one_rank(model_path, configure()).packing == "padded"
 
 
 def test_a_model_that_shares_prompts_wrongly_gets_padded_rows_by_default(
@@ -288,11 +271,11 @@ def test_a_model_that_shares_prompts_wrongly_gets_padded_rows_by_default(
         return share(samples[::-1], device)
 
     monkeypatch.setitem(LAYOUTS, "shared", backwards)
-    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, configure())
     assert engine.packing == "padded"
     assert not shares_prompts(engine._policy.peft_model.get_base_model())
     with pytest.raises(ModelError, match=r"differ from .*; set learner\.packing=padded"):
-        LearnerEngine(model_path, configure("learner.packing=shared"), 0, 1, ("127.0.0.1", 0))
+        one_rank(model_path, configure("learner.packing=shared"))
 
 
 def test_the_reference_is_the_model_without_its_adapter(model_path: str) -> None:
@@ -312,7 +295,7 @@ def test_the_reference_is_the_model_without_its_adapter(model_path: str) -> None
 
 
 def test_an_empty_step_changes_nothing(model_path: str) -> None:
-    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, configure())
     before = engine.adapter()
     report = engine.train(pack_batches(1, (), 1, 120)[0])
     assert (report.first, report.last) == (None, None)
@@ -322,7 +305,7 @@ def test_an_empty_step_changes_nothing(model_path: str) -> None:
 
 def test_weights_of_zero_add_nothing(model_path: str, expected: list[Any]) -> None:
     """The copies that idle ranks get must not change the gradient."""
-    engine = LearnerEngine(model_path, configure(), 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, configure())
     samples = make_samples()
     idle = replace(samples[0], token_weights=np.zeros_like(samples[0].token_weights))
     report = made(engine.train(pack_batches(1, (*samples, idle), 1, 100_000)[0]))

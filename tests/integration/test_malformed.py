@@ -16,12 +16,11 @@ import pytest
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.toy.tokenizer import build_tokenizer
+from tests.support.ground_truths import TOKENIZER
 from tests.support.places import TINY
 
 Refused = Callable[..., str]
 
-TOKENIZER = build_tokenizer(Config().data.format)
 GOOD = {"prompt": "1+1", "solution": "2"}
 
 
@@ -516,9 +515,9 @@ def test_urls_with_secrets_are_refused_and_not_shown(refused: Refused, setting: 
 
 
 def test_url_without_secrets_is_accepted() -> None:
-    from adagrpo_ray.config import load_config
+    from adagrpo_ray.config import Config
 
     for place in ("s3://bucket/runs", "owner/name", "runs@home", "file:///mnt/a", "https://host:8080/a"):
-        assert load_config(TINY, [f"run.output_dir={place}"]).run.output_dir == place
+        assert Config.load(TINY, [f"run.output_dir={place}"]).run.output_dir == place
     with pytest.raises(ConfigError):
-        load_config(TINY, ["run.output_dir=s3://key@bucket/runs"])
+        Config.load(TINY, ["run.output_dir=s3://key@bucket/runs"])

@@ -29,10 +29,10 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 
 import adagrpo_ray
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.data.prompts import load_prompts
-from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rollout.phases import (
     MarkerWatch,
     PhaseLogitsProcessor,
@@ -43,7 +43,7 @@ from adagrpo_ray.rollout.phases import (
     phase_args,
 )
 
-CONFIG = load_config("launch/configs/tiny-cpu.yaml", ["data.train_prompts=16", "data.eval_prompts=0"])
+CONFIG = Config.load("launch/configs/tiny-cpu.yaml", ["data.train_prompts=16", "data.eval_prompts=0"])
 INF = math.inf
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -331,20 +331,15 @@ def test_other_parameters_together_with_phases_are_refused(beside: dict[str, flo
 
 
 @pytest.fixture(scope="module")
-def model() -> str:
-    return resolve_model(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def prompts(model: str) -> list[dict[str, Any]]:
+def prompts(model_path: str) -> list[dict[str, Any]]:
     return [
         {"prompt_token_ids": p.token_ids.tolist()}
-        for p in load_prompts(CONFIG, load_tokenizer(model, CONFIG.model, CONFIG.data)).train
+        for p in load_prompts(CONFIG, load_tokenizer(model_path, CONFIG.model, CONFIG.data)).train
     ]
 
 
 @pytest.fixture(scope="module")
-def llm(model: str) -> Iterator[LLM]:
+def llm(model_path: str) -> Iterator[LLM]:
     for_two_cores: dict[str, Any] = {
         "max_model_len": 256,
         "max_num_seqs": 64,
@@ -358,7 +353,9 @@ def llm(model: str) -> Iterator[LLM]:
         # One thread is enough for so small a model, and threads that wait for one another stall on a shared machine.
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        llm = LLM(model, logits_processors=[PhaseLogitsProcessor], logprobs_mode="processed_logprobs", **for_two_cores)
+        llm = LLM(
+            model_path, logits_processors=[PhaseLogitsProcessor], logprobs_mode="processed_logprobs", **for_two_cores
+        )
     yield llm
     llm.llm_engine.engine_core.shutdown()
 
@@ -414,12 +411,14 @@ def test_phases_do_not_change_other_requests_of_the_batch(llm: LLM, prompts: lis
 
 
 @pytest.mark.parametrize("marker_text", ["</think>", "</think>SOLUTION_START_FLAG"])
-def test_logprobs_are_those_of_the_phase(llm: LLM, model: str, prompts: list[dict[str, Any]], marker_text: str) -> None:
+def test_logprobs_are_those_of_the_phase(
+    llm: LLM, model_path: str, prompts: list[dict[str, Any]], marker_text: str
+) -> None:
     marker = llm.get_tokenizer().encode(marker_text, add_special_tokens=False)
     thought = PhaseParams(temperature=1.3, top_p=0.95, top_k=40, min_p=0.001, repetition_penalty=1.05)
     answer = PhaseParams(temperature=0.8, top_k=5, repetition_penalty=1.3)
     outputs = llm.generate(prompts[:8], ask(phase_args(marker, thought, answer)), use_tqdm=False)
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    policy = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     answered = 0
     for prompt, output in ((out.prompt_token_ids, o) for out in outputs for o in out.outputs):
         ids = list(output.token_ids)

@@ -6,25 +6,17 @@ import io
 import re
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
-from adagrpo_ray.config import load_config
-from adagrpo_ray.reports.charts import charts
+from adagrpo_ray.config import Config
 from adagrpo_ray.runs import Console, summarize
 from adagrpo_ray.training import run as program
 from tests.support.histories import step
 from tests.support.places import TINY
 from tests.support.report_page import page_of
-
-
-@pytest.fixture
-def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have only their first figure, for tests that are not about the others."""
-    monkeypatch.setattr("adagrpo_ray.reports.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
 
 
 class TestAtTheEndOfARun:
@@ -40,7 +32,7 @@ class TestAtTheEndOfARun:
         monkeypatch.setattr(program, "place_and_train", train)
         stream = io.StringIO()
         with Console(1, stream, terminal=True, width=200) as console:
-            program.run(load_config(config, [f"run.output_dir={folder}", "run.name=ended"]), console)
+            program.run(Config.load(config, [f"run.output_dir={folder}", "run.name=ended"]), console)
         return stream.getvalue()
 
     @pytest.mark.usefixtures("one_figure")

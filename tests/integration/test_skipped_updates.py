@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import CheckpointError, DivergedError
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.types import TrainBatch
 from tests.support.batches import FAULTS, bad, good
-from tests.support.engine_states import bytes_of
+from tests.support.engine_states import bytes_of, one_rank
 
 STAGES: list[Any] = [
     ["zero_stage=0", "dtype=bfloat16"],
@@ -44,15 +44,11 @@ def configure(*overrides: str) -> Config:
         *("learner.learning_rate=1e-3", "learner.warmup_ratio=0.0", "learner.schedule=linear", "run.steps=8"),
         *("algorithm.num_iterations=1", "algorithm.loss.beta=0.04"),
     ]
-    return load_config("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 
 
 def of_stage(settings: list[str]) -> list[str]:
     return [f"{'model' if setting.startswith('dtype') else 'learner'}.{setting}" for setting in settings]
-
-
-def make_engine(model_path: str, *overrides: str) -> LearnerEngine:
-    return LearnerEngine(model_path, configure(*overrides), 0, 1, ("127.0.0.1", 0))
 
 
 def adapter_bytes(engine: LearnerEngine) -> dict[str, bytes]:
@@ -62,7 +58,7 @@ def adapter_bytes(engine: LearnerEngine) -> dict[str, bytes]:
 @pytest.mark.parametrize("settings", STAGES, ids=",".join)
 def test_a_skipped_update_does_not_change_the_state(model_path: str, settings: list[str]) -> None:
     """It does not change weights, moments, or anything in DeepSpeed that counts in the next update."""
-    engine = make_engine(model_path, *of_stage(settings))
+    engine = one_rank(model_path, configure(*of_stage(settings)))
     engine.train(good(1)[0])
     before, served = bytes_of(engine.snapshot()), adapter_bytes(engine)
     fault, cause = FAULTS["NaN behaviour"]
@@ -72,7 +68,7 @@ def test_a_skipped_update_does_not_change_the_state(model_path: str, settings: l
     assert adapter_bytes(engine) == served
     after = engine.train(good(3)[0])
 
-    other = make_engine(model_path, *of_stage(settings))
+    other = one_rank(model_path, configure(*of_stage(settings)))
     other.train(good(1)[0])
     assert other.train(good(3)[0]) == after
     assert after.skipped_in_a_row == 0
@@ -81,7 +77,7 @@ def test_a_skipped_update_does_not_change_the_state(model_path: str, settings: l
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_each_number_that_is_not_finite_skips_the_update(model_path: str, dtype: str) -> None:
-    engine = make_engine(model_path, f"model.dtype={dtype}", "learner.max_skipped_updates=100")
+    engine = one_rank(model_path, configure(f"model.dtype={dtype}", "learner.max_skipped_updates=100"))
     before = bytes_of(engine.snapshot())
     for step, (fields, cause) in enumerate(FAULTS.values(), start=1):
         report = engine.train(bad(step, **fields)[0])
@@ -93,7 +89,7 @@ def test_each_number_that_is_not_finite_skips_the_update(model_path: str, dtype:
     ("part", "cause"), [("lora_B", "policy log-probabilities"), ("embed_tokens", "policy log-probabilities")]
 )
 def test_weights_that_are_not_finite_skip_the_update(model_path: str, part: str, cause: str) -> None:
-    engine = make_engine(model_path)
+    engine = one_rank(model_path, configure())
     parameter = next(p for name, p in engine._policy.named_parameters() if part in name)
     with torch.no_grad():
         parameter.fill_(math.nan)
@@ -102,7 +98,7 @@ def test_weights_that_are_not_finite_skip_the_update(model_path: str, part: str,
 
 
 def test_a_reference_that_is_not_finite_skips_the_update(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(model_path)
+    engine = one_rank(model_path, configure())
     reference = engine._reference
     monkeypatch.setattr(engine, "_reference", lambda rows: reference(rows) / 0.0)
     report = engine.train(good(1)[0])
@@ -111,13 +107,13 @@ def test_a_reference_that_is_not_finite_skips_the_update(model_path: str, monkey
 
 def test_skipped_updates_in_a_row_are_counted_over_steps_and_checkpoints(model_path: str) -> None:
     fault, _ = FAULTS["NaN advantage"]
-    engine = make_engine(model_path)
+    engine = one_rank(model_path, configure())
     assert [engine.train(bad(step, **fault)[0]).skipped_in_a_row for step in (1, 2)] == [1, 2]
     empty = engine.train(TrainBatch(3, ()))
     assert (empty.skipped, empty.skipped_in_a_row) == (0, 2)  # nothing was tried
     state = engine.snapshot()
     assert state is not None
-    other = make_engine(model_path)
+    other = one_rank(model_path, configure())
     other.restore(state)
     assert other.train(bad(4, **fault)[0]).skipped_in_a_row == 3
     assert other.train(good(5)[0]).skipped_in_a_row == 0
@@ -125,13 +121,13 @@ def test_skipped_updates_in_a_row_are_counted_over_steps_and_checkpoints(model_p
 
 def test_a_skipped_update_ends_its_batch(model_path: str) -> None:
     """The next update on it would start from the same weights."""
-    engine = make_engine(model_path, "algorithm.num_iterations=3")
+    engine = one_rank(model_path, configure("algorithm.num_iterations=3"))
     report = engine.train(bad(1, **FAULTS["NaN advantage"][0])[0])
     assert (report.skipped, report.skipped_in_a_row, report.last) == (1, 1, None)
 
 
 def test_skipped_and_empty_steps_advance_the_schedule(model_path: str) -> None:
-    engine = make_engine(model_path)
+    engine = one_rank(model_path, configure())
     batches = [good(1)[0], TrainBatch(2, ()), bad(3, **FAULTS["NaN advantage"][0])[0], good(4)[0]]
     rates = [engine.train(batch).learning_rate for batch in batches]
     assert rates == pytest.approx([1e-3 * (8 - done) / 8 for done in range(4)])
@@ -139,7 +135,7 @@ def test_skipped_and_empty_steps_advance_the_schedule(model_path: str) -> None:
 
 
 def test_a_checkpoint_with_numbers_that_are_not_finite_is_refused(model_path: str) -> None:
-    engine = make_engine(model_path)
+    engine = one_rank(model_path, configure())
     state = engine.snapshot()
     assert state is not None
     for kind in ("weights", "moments"):
@@ -152,7 +148,7 @@ def test_a_checkpoint_with_numbers_that_are_not_finite_is_refused(model_path: st
 
 def test_an_adapter_that_is_not_finite_is_not_sent(model_path: str) -> None:
     actor = LearnerActor()
-    actor._config, actor._rank, actor._engine = configure(), 0, make_engine(model_path)
+    actor._config, actor._rank, actor._engine = configure(), 0, one_rank(model_path, configure())
     with torch.no_grad():
         next(p for p in actor._engine._policy.parameters() if p.requires_grad).fill_(math.inf)
     with pytest.raises(DivergedError, match=r"after step 7.*lora_A.*learner\.learning_rate"):

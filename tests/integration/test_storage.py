@@ -15,9 +15,9 @@ import pytest
 from adagrpo_ray.checkpoint import files as checkpoint
 from adagrpo_ray.checkpoint import kept
 from adagrpo_ray.checkpoint.resume import find_past
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.fixed import fixed_settings
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.errors import AdaGRPOError, CheckpointError, ConfigError, HistoryError, ResourceError
 from adagrpo_ray.runs import EvaluationRecord, RunWriter
 from adagrpo_ray.runs.history import sizes
@@ -266,7 +266,7 @@ def test_failed_upload_keeps_earlier_checkpoint(bucket: str, monkeypatch: pytest
 
 
 def settings(bucket: str) -> Config:
-    return load_config(None, [f"run.output_dir={bucket}/runs", "run.name=one", "run.steps=4"])
+    return Config.load(None, [f"run.output_dir={bucket}/runs", "run.name=one", "run.steps=4"])
 
 
 def a_run(config: Config) -> tuple[str, RunWriter]:

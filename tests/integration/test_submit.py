@@ -16,18 +16,16 @@ from typing import Any
 import psutil
 import pytest
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.model.pretrained import resolve_model
 from tests.support.held import until
-from tests.support.places import ROOT
+from tests.support.places import BIN, ROOT, TINY_IN_ROOT
 from tests.support.program import ENDING_S
 from tests.support.reserved import reserved_ports
 from tests.support.scraped import Scraper, check_metrics
 
 pytestmark = pytest.mark.long
 
-BIN = Path(sys.executable).parent
-TINY = "launch/configs/tiny-cpu.yaml"
 SMALL = ("run.steps=2", "data.eval_prompts=8", "algorithm.prompts_per_step=4")
 TOKEN = "a-token-that-only-this-test-knows"
 
@@ -98,7 +96,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    resolve_model(load_config(ROOT / TINY))  # built here, so that no job builds it
+    resolve_model(Config.load(ROOT / TINY_IN_ROOT))  # built here, so that no job builds it
     names = (
         *("--port", "--dashboard-port", "--ray-client-server-port", "--dashboard-agent-listen-port"),
         "--metrics-export-port",
@@ -149,9 +147,9 @@ def test_upload_is_small_and_complete(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
-    names = zipfile.ZipFile(tmp_path / "package.zip").namelist()
+    names = set(zipfile.ZipFile(tmp_path / "package.zip").namelist())
     assert (tmp_path / "package.zip").stat().st_size < 2_000_000  # the code alone takes 1.2 million
-    assert {"launch/train.py", TINY, "adagrpo_ray/training/trainer.py", "adagrpo_ray/runs/records.py"} <= set(names)
+    assert {"launch/train.py", TINY_IN_ROOT, "adagrpo_ray/training/trainer.py", "adagrpo_ray/runs/records.py"} <= names
     assert not {name.split("/")[0] for name in names} & {".git", ".venv", "runs", "tests", "docs", ".mypy_cache"}
 
 
@@ -159,7 +157,7 @@ def test_upload_is_small_and_complete(tmp_path: Path) -> None:
 def test_plain_ray_job_submit_keeps_the_run_and_serves_its_metrics(cluster: Cluster) -> None:
     command = ("ray", "job", "submit", "--address", cluster.address, "--submission-id", "plain", "--working-dir", ".")
     with Scraper(cluster.metrics_port) as scraper:
-        done = cluster.run(*command, "--", "python", "launch/train.py", "--config", TINY, *SMALL)
+        done = cluster.run(*command, "--", "python", "launch/train.py", "--config", TINY_IN_ROOT, *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert cluster.job("plain")["status"] == "SUCCEEDED"
     runs = Path(cluster.env["HOME"]) / "runs"
@@ -176,7 +174,7 @@ def test_submit_shows_the_log_and_fetches_the_results(cluster: Cluster, tmp_path
     """The second run on this cluster, after that of the test before."""
     options = ("--name", "good", "--env", "A_SECRET", "--env", "PLAIN=1", "--fetch", str(tmp_path / "got"))
     done = cluster.submit(
-        *options, "--", "--config", TINY, f"run.output_dir={tmp_path / 'runs'}", *SMALL, A_SECRET="never-shown"
+        *options, "--", "--config", TINY_IN_ROOT, f"run.output_dir={tmp_path / 'runs'}", *SMALL, A_SECRET="never-shown"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     job = cluster.job("good-")
@@ -226,7 +224,7 @@ def test_results_are_copied_through_the_dashboard(cluster: Cluster, tmp_path: Pa
 
 def test_error_on_the_cluster_is_one_line_and_sets_the_exit_code(cluster: Cluster, tmp_path: Path) -> None:
     settings = (f"run.output_dir={tmp_path}", "data.source=nothing.jsonl")
-    done = cluster.submit("--name", "bad", "--", "--config", TINY, *settings)
+    done = cluster.submit("--name", "bad", "--", "--config", TINY_IN_ROOT, *settings)
     assert done.returncode == 2
     assert cluster.job("bad-")["status"] == "FAILED"
     assert [line for line in done.stdout.splitlines() if line.startswith("error: data.source='nothing.jsonl'")]
@@ -238,7 +236,7 @@ def test_error_on_the_cluster_is_one_line_and_sets_the_exit_code(cluster: Cluste
 def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
     command = ("launch/submit.py", "--address", cluster.address, "--name", "stopped", "--stop-wait", "20", "--")
     with subprocess.Popen(
-        [sys.executable, *command, "--config", TINY, f"run.output_dir={tmp_path}", "run.steps=500"],
+        [sys.executable, *command, "--config", TINY_IN_ROOT, f"run.output_dir={tmp_path}", "run.steps=500"],
         cwd=ROOT,
         env=cluster.env,
         stdout=subprocess.PIPE,
@@ -258,7 +256,7 @@ def test_ctrl_c_stops_the_job(cluster: Cluster, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ray_job_stop_writes_a_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
     settings = (f"run.output_dir={tmp_path}", "run.name=cut", "run.steps=500", *SMALL[1:])
-    assert cluster.submit("--name", "cut", "--no-wait", "--", "--config", TINY, *settings).returncode == 0
+    assert cluster.submit("--name", "cut", "--no-wait", "--", "--config", TINY_IN_ROOT, *settings).returncode == 0
     job, metrics = cluster.job("cut-")["submission_id"], tmp_path / "cut" / "metrics.jsonl"
     until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) >= 2)
     working = cluster.at_work()

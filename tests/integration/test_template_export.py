@@ -9,43 +9,32 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.export.adapter_source import opened
 from adagrpo_ray.export.exporting import ExportRequest, export
-from tests.support.scripted import scripted_model, tokenizer_of
+from tests.support.scripted import ASKS, scripted_model, tokenizer_of
 from tests.support.trained import make_run
 
-ASKS = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
-)
-
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    found = tmp_path / "asks.jinja"
-    found.write_text(ASKS)
-    return found
-
-
-@pytest.fixture
-def run(tmp_path: Path, file: Path) -> Path:
+def run(tmp_path: Path, template_file: Path) -> Path:
     """A run folder with a base model without a template, as a run with a file as `data.chat_template` writes it."""
     tokenizer = tokenizer_of("bos", None)
     base = scripted_model(tmp_path / "base", tokenizer, tokenizer.encode("ab", add_special_tokens=False))
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "1?", "solution": "7"}) + "\n")
-    config = load_config(
+    config = Config.load(
         "launch/configs/tiny-cpu.yaml",
-        [f"model.path={base}", f"data.source={rows}", f"data.chat_template={file}", "data.eval_prompts=0"],
+        [f"model.path={base}", f"data.source={rows}", f"data.chat_template={template_file}", "data.eval_prompts=0"],
     )
     folder = make_run(tmp_path / "run", base, config)
     (folder / "adapter" / "chat_template.jinja").write_text(ASKS)
     return folder
 
 
-def test_merged_model_has_template_of_training(run: Path, file: Path, tmp_path: Path) -> None:
-    file.unlink()  # as on another machine
+def test_merged_model_has_template_of_training(run: Path, template_file: Path, tmp_path: Path) -> None:
+    template_file.unlink()  # as on another machine
     notices: list[str] = []
     merged = export(ExportRequest(str(run), tmp_path / "merged"), notices.append)
     assert any("prompts of" in line and "rows.jsonl" in line for line in notices)

@@ -24,12 +24,12 @@ from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.pretrained import linear_shapes, load_tokenizer, resolve_model
 from adagrpo_ray.toy.tiny import build_tiny_model, tiny_folder
 from adagrpo_ray.toy.tokenizer import build_tokenizer
-from adagrpo_ray.toy.training import Recipe, prompt_frame, training_example
+from adagrpo_ray.toy.training import prompt_frame, training_example
 from tests.support.places import ROOT
+from tests.support.trained import SHORT
 
 MARKERS = FormatSettings()
 SETTINGS = ArithmeticSettings()
-SHORT = Recipe(hidden=32, intermediate=32, heads=1, layers=1, steps=4, batch=2, warmup=0.5)
 
 
 @pytest.fixture(scope="module")

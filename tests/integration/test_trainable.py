@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import ModelError
@@ -22,13 +22,13 @@ from adagrpo_ray.lora.trainable import check_trainable
 from adagrpo_ray.rollout import architectures
 from adagrpo_ray.rollout.architectures import check_served
 from adagrpo_ray.training.preflight import check
-
-TINY = "launch/configs/tiny-cpu.yaml"
-QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")
+from tests.support.places import TINY
+from tests.support.program import QUICK
+from tests.support.small_adapter import edited, weights
 
 
 def settings(*overrides: str) -> Config:
-    return load_config(TINY, [*QUICK, *overrides])
+    return Config.load(TINY, [*QUICK, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +49,6 @@ def adapter(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "adapter")
 
 
-def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        tensors = load_file(folder / "adapter_model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "adapter_model.safetensors")
-
-    return edit
-
-
-def with_settings(**values: Any) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        file = folder / "adapter_config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-    return edit
-
-
 def prefixed(prefix: str) -> Callable[[Path], None]:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         for name in list(tensors):
@@ -82,14 +65,14 @@ def only(*names: str) -> Callable[[Path], None]:
     """An adapter for fewer layers, whose settings say so."""
 
     def edit(folder: Path) -> None:
-        with_settings(target_modules=list(names))(folder)
+        edited(target_modules=list(names))(folder)
         weights(lambda t: [t.pop(n) for n in list(t) if not any(f".{name}." in n for name in names)])(folder)
 
     return edit
 
 
 def half_with_its_settings(folder: Path) -> None:
-    with_settings(layers_to_transform=[0, 1])(folder)
+    edited(layers_to_transform=[0, 1])(folder)
     for layer in (2, 3):
         without(f"layers.{layer}.")(folder)
 
@@ -107,8 +90,8 @@ def half_with_its_settings(folder: Path) -> None:
             r"has weights for q_proj, v_proj, but model\.lora\.targets names q_proj, k_proj, .*; "
             r"set model\.lora\.targets=\[q_proj,v_proj\]",
         ),
-        (with_settings(r=8), r"has r=8 and alpha=32, and the settings have model\.lora\.r=16"),
-        (with_settings(lora_alpha=64), r"has r=16 and alpha=64, and the settings have .* model\.lora\.alpha=32"),
+        (edited(r=8), r"has r=8 and alpha=32, and the settings have model\.lora\.r=16"),
+        (edited(lora_alpha=64), r"has r=16 and alpha=64, and the settings have .* model\.lora\.alpha=32"),
     ],
 )
 def test_an_adapter_that_does_not_match_the_settings_is_refused(
@@ -122,7 +105,7 @@ def test_an_adapter_that_does_not_match_the_settings_is_refused(
 
 
 def test_an_adapter_that_fits_continues_with_the_dropout_of_the_settings(adapter: Path, tiny_model: Path) -> None:
-    with_settings(lora_dropout=0.5, target_modules=".*(proj)")(adapter)
+    edited(lora_dropout=0.5, target_modules=".*(proj)")(adapter)
     config = settings(f"model.adapter={adapter}", "model.lora.dropout=0.1")
     check(config)
     policy = load_policy(str(tiny_model), config)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.rewards.registry import BUILTIN
 from adagrpo_ray.rollout.streaming import Piece, StreamingEngine
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
@@ -24,7 +24,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</think>", "<answer>"
 
 async def generated(folder: Path, tokenizer: Any, *samplings: SamplingParams) -> tuple[list[Completion], list[Piece]]:
     """A completion of at most 12 tokens for each of these parameters, and the pieces of a stream for the first."""
-    config = load_config(
+    config = Config.load(
         "launch/configs/tiny-cpu.yaml",
         [*MARKERS, "rollout.kv_cache_gib=0.1", "evaluation.sampling={answer: {top_k: 1}}"],
     )
@@ -53,7 +53,7 @@ def test_completion_ends_at_the_token_of_the_template_and_keeps_markers(tmp_path
     assert (phased.logprobs[:2] < 0).all()
     assert (phased.logprobs[2:] == 0).all()
     assert (plain.logprobs < 0).all()
-    format = load_config("launch/configs/tiny-cpu.yaml", MARKERS).data.format
+    format = Config.load("launch/configs/tiny-cpu.yaml", MARKERS).data.format
     assert BUILTIN["format_exact"](completions=[plain.text], answer="4", format=format) == [3.0]
     assert "".join(piece.text for piece in pieces) == plain.text
     assert sum(piece.tokens for piece in pieces) == len(ids)

@@ -16,24 +16,31 @@ import pytest
 import ray
 
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.actor import LearnerActor
-from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.engine_state import EngineState
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.types import TrainBatch
-from tests.support.batches import FAULTS, bad, equal_batches, good, make_samples
-from tests.support.engine_states import BETA1, assert_same_gradient, bytes_of, gradient_of, same, through_disk
+from tests.support.batches import FAULTS, PARTS, bad, equal_batches, good, make_samples
+from tests.support.engine_states import (
+    BETA1,
+    assert_same_gradient,
+    bytes_of,
+    gradient_of,
+    made,
+    one_rank,
+    same,
+    through_disk,
+    updates_of_one_rank,
+)
 from tests.support.places import TINY
 
 pytestmark = pytest.mark.long
 
 STEPS = 3
-PARTS = 32
-"""Micro-batches with the same gradient, as in test_gradient_sums.py."""
 CHUNK = 139 * 7  # logits of 7 tokens of the tiny model, so that one rank has more chunks than the other
 
 
@@ -98,14 +105,7 @@ def ranks(model_path: str) -> Iterator[Ranks]:
 
 
 def configure(*overrides: str) -> Config:
-    return load_config(TINY, ["algorithm.num_iterations=1", f"run.steps={STEPS}", "learner.ranks=2", *overrides])
-
-
-def made(report: TrainReport) -> UpdateReport:
-    """The report of the last update; asserts that it was made."""
-    assert report.last is not None
-    assert report.skipped == 0
-    return report.last
+    return Config.load(TINY, ["algorithm.num_iterations=1", f"run.steps={STEPS}", "learner.ranks=2", *overrides])
 
 
 def config_of_training(ranks: int, stage: int = 0) -> Config:
@@ -116,10 +116,7 @@ def config_of_training(ranks: int, stage: int = 0) -> Config:
 @pytest.fixture(scope="module")
 def expected(model_path: str) -> list[UpdateReport]:
     """Loss and gradient norm of each step on one rank, stage 0, all samples in one micro-batch."""
-    engine = LearnerEngine(model_path, config_of_training(1), 0, 1, ("127.0.0.1", 0))
-    (batch,) = pack_batches(1, make_samples(), 1, 100_000)
-    assert len(batch.micro_batches) == 1
-    return [made(engine.train(replace(batch, step=step))) for step in range(1, STEPS + 1)]
+    return updates_of_one_rank(model_path, config_of_training(1))
 
 
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
@@ -214,7 +211,7 @@ def config_of_gradients(ranks: int, stage: int = 0) -> Config:
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_many_micro_batches_on_two_ranks_give_the_gradient_of_one(ranks: Ranks, model_path: str, stage: int) -> None:
-    engine = LearnerEngine(model_path, config_of_gradients(1), 0, 1, ("127.0.0.1", 0))
+    engine = one_rank(model_path, config_of_gradients(1))
     engine.train(equal_batches(1)[0])
     ranks.start(config_of_gradients(2, stage))
     ranks.train(equal_batches(2 * PARTS, 2))

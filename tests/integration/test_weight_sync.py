@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adagrpo_ray.algorithm.correction import rollout_correction
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import SyncError
@@ -29,14 +29,15 @@ from adagrpo_ray.learner.saving import save_adapter
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
-from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
+from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
+from tests.support.engine_states import one_rank
 from tests.support.held import engines
 
-CONFIG = load_config(
+CONFIG = Config.load(
     "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.eval_prompts=0"]
 )
 
@@ -46,18 +47,13 @@ HOT = SamplingParams(temperature=1.3, top_p=0.97)
 
 
 @pytest.fixture(scope="module")
-def model_path() -> str:
-    return resolve_model(CONFIG)
-
-
-@pytest.fixture(scope="module")
 def prompt(model_path: str) -> Prompt:
     return load_prompts(CONFIG, load_tokenizer(model_path, CONFIG.model, CONFIG.data)).train[0]
 
 
 @pytest.fixture(scope="module")
 def learner(model_path: str) -> LearnerEngine:
-    return LearnerEngine(model_path, CONFIG, 0, 1, ("127.0.0.1", 0))
+    return one_rank(model_path, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +276,7 @@ def test_the_written_adapter_loads_with_peft(model_path: str, learner: LearnerEn
     from transformers import AutoModelForCausalLM
 
     tensors = learner.adapter()
-    save_adapter(str(tmp_path), learner, tensors, card=None, template=None)
+    save_adapter(str(tmp_path), learner, tensors, card="", template=None)
     base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(tmp_path))
     loaded = {n.replace(".default.", "."): p for n, p in model.named_parameters() if "lora_" in n}
@@ -295,7 +291,7 @@ def test_the_written_adapter_loads_with_vllm(
     """Load it from its files, as users do, and not through a sync."""
     from vllm.lora.request import LoRARequest
 
-    save_adapter(str(tmp_path), learner, learner.adapter(), card=None, template=None)
+    save_adapter(str(tmp_path), learner, learner.adapter(), card="", template=None)
     config = Config.model_validate(
         CONFIG.model_dump() | {"rollout": CONFIG.rollout.model_dump() | {"lora_mode": "adapter"}}
     )

@@ -16,7 +16,8 @@ from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.types import Completion, Prompt, TrainSample
-from tests.support.real_model import AGREE, REAL, ask, base_model, configure, six_prompts
+from tests.support.engine_states import one_rank
+from tests.support.real_model import AGREE, REAL, ask, configure
 
 pytestmark = REAL
 
@@ -25,16 +26,6 @@ PROMPTS_AND_STEPS = {"float32": (6, 3), "bfloat16": (2, 1)}
 
 CPUs without instructions for bfloat16 take a minute for a step on two prompts.
 """
-
-
-@pytest.fixture(scope="module")
-def model_path() -> str:
-    return base_model()
-
-
-@pytest.fixture(scope="module")
-def prompts() -> tuple[Prompt, ...]:
-    return six_prompts()
 
 
 def samples_of(prompts: Sequence[Prompt], answers: Sequence[Sequence[Completion]]) -> tuple[TrainSample, ...]:
@@ -70,7 +61,7 @@ def test_rollouts_and_learner_agree_after_steps(
     model_path: str, prompts: tuple[Prompt, ...], sync: str, dtype: str
 ) -> None:
     config, (most, steps) = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}"), PROMPTS_AND_STEPS[dtype]
-    learner = LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+    learner = one_rank(model_path, config)
 
     async def draw(engine: RolloutEngine, seed: int) -> tuple[TrainSample, ...]:
         answers = await asyncio.gather(*(engine.generate(ask(prompt, seed)) for prompt in prompts[:most]))

@@ -20,7 +20,7 @@ from adagrpo_ray.viewer.chat_model import ChatModel
 from adagrpo_ray.viewer.conversation import Message, Side, render
 from adagrpo_ray.viewer.offers import Base
 from tests.support.program import launch, metrics
-from tests.support.real_model import AGREE, REAL, SMALL, SMOLLM2, ask, base_model, configure, six_prompts
+from tests.support.real_model import AGREE, REAL, SMALL, SMOLLM2, ask, configure
 
 pytestmark = REAL
 
@@ -30,16 +30,6 @@ EXACT = (
     *("rollout.max_num_seqs=1", "checkpoint.every=1", f"checkpoint.save_total_limit={STEPS}"),
     *(f"run.steps={STEPS}", "run.name=run"),
 )
-
-
-@pytest.fixture(scope="module")
-def model_path() -> str:
-    return base_model()
-
-
-@pytest.fixture(scope="module")
-def prompts() -> tuple[Prompt, ...]:
-    return six_prompts()
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+PARTS = 32
+"""Micro-batches with the same gradient, whose sum is compared with that of one."""
+
+
 def equal_batches(parts: int, ranks: int = 1) -> list[TrainBatch]:
     """The same completion `parts` times, each in a micro-batch of its own; the weights of their tokens add up to 1."""
     tokens = np.arange(1, 7, dtype=np.int32)

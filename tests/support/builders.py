@@ -11,9 +11,11 @@ import torch
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.algorithm import LossSettings
+from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
 
 PLAIN = SamplingParams()
+NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
 
 
 def make_prompt(id: str = "p", difficulty: str = "", length: int = 3) -> Prompt:

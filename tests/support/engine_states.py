@@ -1,4 +1,4 @@
-"""Compares engine states, and writes them to disk as a checkpoint does."""
+"""Makes engines of one rank, compares engine states, and writes them to disk as a checkpoint does."""
 
 from __future__ import annotations
 
@@ -9,10 +9,34 @@ from typing import Any
 import numpy as np
 
 from adagrpo_ray.checkpoint.files import load, save
+from adagrpo_ray.config import Config
+from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.engine_state import EngineState
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.updates import TrainReport, UpdateReport
+from tests.support.batches import make_samples
 
 BETA1 = 0.9
 """Adam's beta1 in the runs whose first moment `gradient_of` reads."""
+
+
+def one_rank(model_path: str, config: Config) -> LearnerEngine:
+    return LearnerEngine(model_path, config, 0, 1, ("127.0.0.1", 0))
+
+
+def made(report: TrainReport) -> UpdateReport:
+    """The report of the last update; asserts that it was made."""
+    assert report.last is not None
+    assert report.skipped == 0
+    return report.last
+
+
+def updates_of_one_rank(model_path: str, config: Config) -> list[UpdateReport]:
+    """The updates of a run on one rank, with all samples of a step in one micro-batch."""
+    engine = one_rank(model_path, config)
+    (batch,) = pack_batches(1, make_samples(), 1, 100_000)
+    assert len(batch.micro_batches) == 1
+    return [made(engine.train(replace(batch, step=step))) for step in range(1, config.run.steps + 1)]
 
 
 def through_disk(state: EngineState | None, folder: Path) -> EngineState:

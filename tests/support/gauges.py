@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from adagrpo_ray.rollout import gauges
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.tracking import ray_metrics
 from adagrpo_ray.tracking.ray_metrics import RayMetrics
@@ -24,7 +25,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[float, dict
 
         inc = set
 
-    monkeypatch.setattr(ray_metrics, "Gauge", Watched)
+    for module in (ray_metrics, gauges):
+        monkeypatch.setattr(module, "Gauge", Watched)
     monkeypatch.setattr(ray_metrics, "Counter", Watched)
     return made
 

@@ -16,6 +16,8 @@ ENDING_S = 120.0
 TIMES = ("step_time", "time", "tokens_per_second")
 AHEAD = ("rollout.actors=2", "algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2")
 """Settings of a run with two actors of each kind, whose rollouts are a step ahead of training."""
+QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")
+"""Settings with few prompts."""
 OUTPUT = "output"
 """The file with the output of the run of all tests, in the parent of its folder."""
 PLANTED = "hf_" + "planted0" * 4

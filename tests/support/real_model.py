@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.types import GenerationRequest, Prompt, SamplingParams
@@ -33,7 +33,7 @@ bfloat16. Transformers' own log-probabilities in bfloat16 are 0.03 and 0.29 away
 
 
 def configure(*overrides: str) -> Config:
-    return load_config(SMOLLM2, [*SMALL, *overrides])
+    return Config.load(SMOLLM2, [*SMALL, *overrides])
 
 
 def base_model() -> str:

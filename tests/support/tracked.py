@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observers, RunWriter, StepRecord, summarize
 from adagrpo_ray.runs.history import Mark
 from adagrpo_ray.runs.samples import AttemptSample, CompletionSample
@@ -25,7 +25,7 @@ BLOCK, HEADER = 32768, 7
 
 
 def config(*overrides: str) -> Config:
-    return load_config("launch/configs/tiny-cpu.yaml", ["run.steps=6", *overrides])
+    return Config.load("launch/configs/tiny-cpu.yaml", ["run.steps=6", *overrides])
 
 
 def step(number: int) -> StepRecord:

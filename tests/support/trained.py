@@ -1,4 +1,4 @@
-"""Makes a run folder with an adapter, without training."""
+"""Makes a run folder with an adapter, without training, and has the recipe of the smallest base model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.identity import fingerprint
+from adagrpo_ray.toy.training import Recipe
 from tests.support.places import TINY
 
-CONFIG = load_config(TINY, ["data.eval_prompts=3", "data.train_prompts=1"])
+SHORT = Recipe(hidden=32, intermediate=32, heads=1, layers=1, steps=4, batch=2, warmup=0.5)
+CONFIG = Config.load(TINY, ["data.eval_prompts=3", "data.train_prompts=1"])
 
 
 def make_run(folder: Path, model: Path, config: Config = CONFIG, spread: float = 0.05) -> Path:

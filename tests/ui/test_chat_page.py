@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.browser import chromium, needs_chromium, opened, served
+from tests.support.browser import needs_chromium, opened, served
 
 pytestmark = needs_chromium
 
@@ -28,12 +28,6 @@ def runs(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(whole, folder / "first", ignore=shutil.ignore_patterns("tensorboard"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.summary import summarize
-from tests.support.browser import chromium, needs_chromium, opened, served, until
+from tests.support.browser import needs_chromium, opened, served, until
 from tests.support.held import Gate, started
 from tests.support.histories import attempt, evaluation, group, step
 
@@ -56,12 +56,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_run(root, "first", 30, 1e-4)
     make_run(root, "second", 40, 2e-4, ended=False)
     return root
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -29,10 +29,9 @@ from adagrpo_ray import (
 )
 from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.runs import Console
-from adagrpo_ray.runs.guarded import Guarded
+from adagrpo_ray.runs.observer import Guarded
 from adagrpo_ray.training.run import _check_codes
-
-TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
+from tests.support.places import TINY
 
 
 def half(completions: list[str], answer: str, **context: object) -> list[float]:

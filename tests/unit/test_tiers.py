@@ -11,7 +11,7 @@ UNIT = sorted((ROOT / "tests" / "unit").rglob("*.py"))
 ENGINES = {"vllm", "deepspeed"}
 FIXTURES = {"tiny_model", "model_path", "whole", "gate"}
 """Fixtures that build a model, or start programs."""
-STARTS = {"ray.init", "RolloutEngine.start", "start_engine", "LearnerEngine"}
+STARTS = {"ray.init", "RolloutEngine.start", "start_engine", "LearnerEngine", "one_rank"}
 
 
 def test_there_are_unit_tests_to_look_at() -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from adagrpo_ray.algorithm.correction import rollout_correction
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.errors import ConfigError
 
@@ -197,4 +197,4 @@ def test_bounds_that_exclude_one_are_refused(bad: dict[str, object]) -> None:
 )
 def test_correction_settings_without_effect_are_refused(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(None, [f"algorithm.loss.{setting}" for setting in settings])
+        Config.load(None, [f"algorithm.loss.{setting}" for setting in settings])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.algorithm.ladder import Ladder, request_seed
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.types import SamplingParams
 from tests.support.places import CONFIGS
 
@@ -20,7 +20,7 @@ HOT = SamplingParams(temperature=1.3, top_p=0.97)
 
 @pytest.fixture(scope="module")
 def published() -> Ladder:
-    algorithm = load_config(CONFIGS / "local-1gpu.yaml").algorithm
+    algorithm = Config.load(CONFIGS / "local-1gpu.yaml").algorithm
     return Ladder(algorithm.sampling, tuple((t.from_step, t.ladder()) for t in algorithm.triggers))
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.cards.card import Facts, Merge, adapter_card, merged_card, package_versions
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.identity import ModelIdentity, fingerprint, front_matter, identify
@@ -247,5 +247,5 @@ def test_each_example_configuration_has_a_card() -> None:
     files = sorted(Path("launch/configs").glob("*.yaml"))
     assert files
     for file in files:
-        text = adapter_card(Facts(load_config(file), TINY, replace(SUMMARY, eval_accuracy_before=None)))
+        text = adapter_card(Facts(Config.load(file), TINY, replace(SUMMARY, eval_accuracy_before=None)))
         assert front_matter(text)["library_name"] == "peft"

@@ -17,7 +17,7 @@ from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.files import load, newest, save, set_latest
 from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
 from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.fixed import FREE, check_fixed, fixed_settings
 from adagrpo_ray.data.order import IDS
 from adagrpo_ray.errors import CheckpointError, ConfigError, HistoryError
@@ -26,8 +26,8 @@ from adagrpo_ray.runs.history import Mark, sizes
 from adagrpo_ray.types import SamplingParams
 from tests.support.builders import make_attempt, make_group, make_prompt
 from tests.support.histories import BEFORE, SAMPLE, STEP
+from tests.support.places import TINY
 
-TINY = "launch/configs/tiny-cpu.yaml"
 CONTENTS = {"state.json": {"third": 1 / 3}, "adapter.safetensors": {"a": np.arange(3, dtype=np.float32) / 3}}
 PROMPTS = {name: make_prompt(name, difficulty="5 digits") for name in ("p", "q")}
 HOT = SamplingParams(temperature=1.3, min_p=0.1, answer=SamplingParams(temperature=0.7))
@@ -241,28 +241,28 @@ class TestFiles:
 
 class TestSettings:
     def test_same_settings_are_accepted(self) -> None:
-        kept = json.loads(json.dumps(fixed_settings(load_config(TINY))))
-        check_fixed(load_config(TINY), kept)
-        assert kept == fixed_settings(load_config(TINY))
+        kept = json.loads(json.dumps(fixed_settings(Config.load(TINY))))
+        check_fixed(Config.load(TINY), kept)
+        assert kept == fixed_settings(Config.load(TINY))
 
     def test_free_settings_exist_and_may_change(self) -> None:
         changes = ["run.steps=7", "run.name=x", "rollout.actors=3", "learner.ranks=2", "checkpoint.every=5"]
         changes += ["rewards.on_error=stop", "rewards.timeout_s=60", "rewards.memory_gib=null", "rewards.workers=2"]
-        check_fixed(load_config(TINY, changes), fixed_settings(load_config(TINY)))
-        tree = load_config(TINY).model_dump()
+        check_fixed(Config.load(TINY, changes), fixed_settings(Config.load(TINY)))
+        tree = Config.load(TINY).model_dump()
         assert {*tree, *(f"{section}.{key}" for section, values in tree.items() for key in values)} >= FREE
 
     def test_every_differing_key_is_named(self) -> None:
-        changed = load_config(TINY, ["learner.learning_rate=1e-3", "algorithm.triggers=[]"])
+        changed = Config.load(TINY, ["learner.learning_rate=1e-3", "algorithm.triggers=[]"])
         with pytest.raises(ConfigError, match=r"learning_rate was 0\.0002 and is 0\.001") as raised:
-            check_fixed(changed, fixed_settings(load_config(TINY)))
+            check_fixed(changed, fixed_settings(Config.load(TINY)))
         assert "algorithm.triggers was" in str(raised.value)
 
     def test_setting_of_other_version_is_named(self) -> None:
-        before = fixed_settings(load_config(TINY))
+        before = fixed_settings(Config.load(TINY))
         before["learner.gone"] = before.pop("learner.betas")
         with pytest.raises(ConfigError, match=r"learner\.gone was .* and is 'nothing'"):
-            check_fixed(load_config(TINY), before)
+            check_fixed(Config.load(TINY), before)
 
 
 class TestLines:
@@ -335,7 +335,7 @@ class TestLines:
 
 class TestFindPast:
     def configure(self, tmp_path: Path, *overrides: str) -> Config:
-        return load_config(TINY, [f"run.output_dir={tmp_path}", "run.name=run", "run.steps=2", *overrides])
+        return Config.load(TINY, [f"run.output_dir={tmp_path}", "run.name=run", "run.steps=2", *overrides])
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:

@@ -14,6 +14,7 @@ from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.runs import Observer
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.start import place_and_train
 from tests.support.authentication import without_tokens
@@ -54,4 +55,4 @@ def test_run_warns_of_cluster_without_token(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("adagrpo_ray.training.start.connect", lambda *_: nullcontext(placement))
     inputs = Inputs("tiny", PromptSets((), (), {}), 128, joined="10.0.0.2:6379")
     with pytest.raises(InterruptedError, match=r"^warning: the Ray cluster at 10\.0\.0\.2:6379 requires no token"):
-        place_and_train(config, inputs, Path("unused"), Told())
+        place_and_train(config, inputs, Path("unused"), Told(), None, Stop(), "unused", 0.0)

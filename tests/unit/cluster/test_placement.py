@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.cluster.placement import Hardware, Placement, place
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ResourceError
 
 
@@ -20,7 +20,7 @@ def config(**sizes: float) -> Config:
         "ranks": "learner.ranks",
         "learner_cpus": "learner.cpus",
     }
-    return load_config(None, [f"{keys[name]}={value}" for name, value in sizes.items()])
+    return Config.load(None, [f"{keys[name]}={value}" for name, value in sizes.items()])
 
 
 def place_all(config: Config, hardware: Hardware, *, ours: bool) -> Placement:
@@ -53,7 +53,7 @@ def test_gpus_per_rollout_actor_and_learner_rank(gpus: float, sizes: dict[str, A
 
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_sleep_needs_shared_gpu(gpus: int) -> None:
-    settings = load_config(None, ["rollout.sleep=true"])
+    settings = Config.load(None, ["rollout.sleep=true"])
     assert place_all(settings, Hardware(8, 1), ours=True).shared
     with pytest.raises(ResourceError, match=r"rollout\.sleep=true"):
         place_all(settings, Hardware(8, gpus), ours=True)
@@ -114,8 +114,9 @@ def test_bundles_have_no_zero_entries_and_are_never_empty() -> None:
 
 
 def test_description_has_numbers_and_shares() -> None:
-    assert placed(1, rollout_cpus=2).describe() == (
-        "1 x rollout actor: 2 CPU, 0.5 GPU each\n1 x learner rank: 1 CPU, 0.5 GPU each"
+    assert placed(1, rollout_cpus=2).lines() == (
+        "1 x rollout actor: 2 CPU, 0.5 GPU each",
+        "1 x learner rank: 1 CPU, 0.5 GPU each",
     )
 
 
@@ -123,31 +124,31 @@ CLUSTER = Hardware(8.0, 0.0, {"rollout": 2.0}, ({"CPU": 2.0, "rollout": 1.0}, {"
 
 
 def test_custom_resources_count_per_actor() -> None:
-    settings = load_config(None, ["rollout.actors=2", "rollout.resources={rollout: 1}"])
+    settings = Config.load(None, ["rollout.actors=2", "rollout.resources={rollout: 1}"])
     placement = place_all(settings, CLUSTER, ours=False)
     assert placement.rollout == {"CPU": 1.0, "GPU": 0.0, "rollout": 1.0}
     assert placement.total("rollout") == 2
-    assert "2 x rollout actor: 1 CPU, 0 GPU, 1 rollout each" in placement.describe()
-    more = load_config(None, ["rollout.actors=3", "rollout.resources={rollout: 1}"])
+    assert "2 x rollout actor: 1 CPU, 0 GPU, 1 rollout each" in placement.lines()
+    more = Config.load(None, ["rollout.actors=3", "rollout.resources={rollout: 1}"])
     with pytest.raises(ResourceError, match=r"need 3 of the custom resource 'rollout'.*the cluster has 2; start nodes"):
         place_all(more, CLUSTER, ours=False)
 
 
 def test_actor_too_large_for_every_node_is_refused() -> None:
     with pytest.raises(ResourceError, match=r"no node .* one learner rank \(6 CPU\).*lower learner\.cpus"):
-        place_all(load_config(None, ["learner.cpus=6"]), CLUSTER, ours=False)
+        place_all(Config.load(None, ["learner.cpus=6"]), CLUSTER, ours=False)
 
 
 def test_without_learner_rollout_actors_have_own_gpus_and_errors_omit_ranks() -> None:
-    settings = load_config(None, ["learner.ranks=4", "learner.cpus=6", "learner.resources={learner: 1}"])
+    settings = Config.load(None, ["learner.ranks=4", "learner.cpus=6", "learner.resources={learner: 1}"])
     for gpus, each in ((1, 1.0), (2, 1.0), (0, 0.0)):
         placement = place(settings.rollout, None, Hardware(8, gpus), ours=True)
         assert (placement.rollout_gpus, placement.gpus, placement.cpus) == (each, each, 1.0)
         assert not placement.shared
-        assert placement.describe() == f"1 x rollout actor: 1 CPU, {each:g} GPU each"
+        assert placement.lines() == (f"1 x rollout actor: 1 CPU, {each:g} GPU each",)
         assert placement.total("learner") == 0
     assert place(settings.rollout, None, CLUSTER, ours=False).learner_ranks == 0
     with pytest.raises(ResourceError) as refused:
-        place(load_config(None, ["rollout.actors=3"]).rollout, None, Hardware(8, 2), ours=True)
+        place(Config.load(None, ["rollout.actors=3"]).rollout, None, Hardware(8, 2), ours=True)
     assert "rollout.actors=3 x 1 need 3 GPUs, there are 2" in str(refused.value)
     assert "learner" not in str(refused.value)

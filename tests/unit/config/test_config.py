@@ -11,14 +11,15 @@ import yaml
 from pydantic import ValidationError
 
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml, settings
 from adagrpo_ray.config.learner import LearnerSettings
+from adagrpo_ray.config.listing import as_yaml, settings
 from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.config.sampling import PhaseParams
-from adagrpo_ray.errors import ConfigError, first_line
+from adagrpo_ray.errors import first_line
 from adagrpo_ray.types import SamplingParams
 from tests.support.places import CONFIGS as CONFIG_FOLDER
+from tests.support.settings_files import refusal, written
 
 CONFIGS = sorted(CONFIG_FOLDER.glob("*.yaml"))
 TWO_TRIGGERS = """
@@ -32,28 +33,20 @@ algorithm:
 """
 
 
-def written(folder: Path, text: str) -> Path:
-    path = folder / "run.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def complaint(*overrides: str, path: Path | None = None) -> str:
-    with pytest.raises(ConfigError) as raised:
-        load_config(path, overrides)
-    return str(raised.value)
-
-
 def test_defaults_are_valid() -> None:
-    assert load_config(None) == Config()
+    assert Config.load(None) == Config()
+
+
+def test_name_in_earlier_model_cards_still_loads() -> None:
+    assert load_config(None, ["run.steps=3"]) == Config.load(overrides=["run.steps=3"])
 
 
 def test_file_may_be_empty(tmp_path: Path) -> None:
-    assert load_config(written(tmp_path, "# nothing but defaults\n")) == Config()
+    assert Config.load(written(tmp_path, "# nothing but defaults\n")) == Config()
 
 
 def test_file_changes_only_named_settings(tmp_path: Path) -> None:
-    config = load_config(written(tmp_path, "run: {steps: 7}\nmodel: {lora: {r: 8}}\n"))
+    config = Config.load(written(tmp_path, "run: {steps: 7}\nmodel: {lora: {r: 8}}\n"))
     expected = Config().model_dump()
     expected["run"]["steps"], expected["model"]["lora"]["r"] = 7, 8
     assert config.model_dump() == expected
@@ -61,14 +54,14 @@ def test_file_changes_only_named_settings(tmp_path: Path) -> None:
 
 def test_last_override_wins_over_earlier_ones_and_file(tmp_path: Path) -> None:
     path = written(tmp_path, "run: {steps: 7, seed: 3}\n")
-    config = load_config(path, ["run.steps=8", "run.steps=9", "learner.learning_rate=1e-4", "algorithm.budget=null"])
+    config = Config.load(path, ["run.steps=8", "run.steps=9", "learner.learning_rate=1e-4", "algorithm.budget=null"])
     assert (config.run.steps, config.run.seed) == (9, 3)
     assert config.learner.learning_rate == 1e-4
     assert config.algorithm.budget is None
 
 
 def test_override_value_is_yaml_and_may_have_equals_sign() -> None:
-    config = load_config(
+    config = Config.load(
         None, ["model.lora.targets=[q_proj, v_proj]", "data.source=a=b.jsonl", "rollout.enforce_eager=true"]
     )
     assert config.model.lora.targets == ("q_proj", "v_proj")
@@ -78,13 +71,13 @@ def test_override_value_is_yaml_and_may_have_equals_sign() -> None:
 
 def test_overrides_reach_into_lists_and_number_keys(tmp_path: Path) -> None:
     path = written(tmp_path, TWO_TRIGGERS + "arithmetic: {keep_carry: {2: 0.9, 3: 0.5}}\n")
-    config = load_config(path, ["algorithm.triggers.1.rungs.0.temperature=1.2", "arithmetic.keep_carry.2=0.1"])
+    config = Config.load(path, ["algorithm.triggers.1.rungs.0.temperature=1.2", "arithmetic.keep_carry.2=0.1"])
     assert [s.temperature for s in config.algorithm.triggers[1].ladder()] == [1.2, 1.2, 1.1, 1.1, 1.1]
     assert config.arithmetic.keep_carry == {2: 0.1, 3: 0.5}
 
 
 def test_ladder_of_trigger_has_one_entry_per_resample(tmp_path: Path) -> None:
-    triggers = load_config(written(tmp_path, TWO_TRIGGERS)).algorithm.triggers
+    triggers = Config.load(written(tmp_path, TWO_TRIGGERS)).algorithm.triggers
     assert triggers[0].ladder() == (SamplingParams(),)
     assert triggers[1].ladder() == (*[SamplingParams()] * 2, *[SamplingParams(temperature=1.1, top_p=0.99)] * 3)
 
@@ -96,7 +89,7 @@ def test_configuration_is_frozen() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_configurations_of_the_repository_load(path: Path) -> None:
-    assert load_config(path) != Config()
+    assert Config.load(path) != Config()
 
 
 def test_repository_has_configurations() -> None:
@@ -105,7 +98,7 @@ def test_repository_has_configurations() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_configuration_of_the_repository_trusts_remote_code(path: Path) -> None:
-    assert load_config(path).model.trust_remote_code is False
+    assert Config.load(path).model.trust_remote_code is False
 
 
 # --- errors ---
@@ -127,7 +120,7 @@ def test_no_configuration_of_the_repository_trusts_remote_code(path: Path) -> No
     ],
 )
 def test_unknown_key_error_names_nearest_key(tmp_path: Path, override: str, expected: str) -> None:
-    assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == expected
+    assert refusal([override], written(tmp_path, TWO_TRIGGERS)) == expected
 
 
 @pytest.mark.parametrize(
@@ -150,7 +143,7 @@ def test_unknown_key_error_names_nearest_key(tmp_path: Path, override: str, expe
     ],
 )
 def test_unknown_choice_error_lists_choices_and_nearest(override: str, expected: str) -> None:
-    assert complaint(override) == expected
+    assert refusal([override]) == expected
 
 
 @pytest.mark.parametrize(
@@ -171,7 +164,7 @@ def test_unknown_choice_error_lists_choices_and_nearest(override: str, expected:
     ],
 )
 def test_out_of_range_error_names_key(override: str, expected: str) -> None:
-    assert complaint(override).startswith(expected)
+    assert refusal([override]).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -183,32 +176,32 @@ def test_out_of_range_error_names_key(override: str, expected: str) -> None:
     ],
 )
 def test_missing_value_error_names_key(override: str, expected: str) -> None:
-    assert complaint(override).splitlines()[0] == expected
+    assert refusal([override]).splitlines()[0] == expected
 
 
 def test_every_mistake_has_its_own_line() -> None:
-    lines = complaint("run.steps=0", "lerner.ranks=2", "model.dtype=float23").splitlines()
+    lines = refusal(["run.steps=0", "lerner.ranks=2", "model.dtype=float23"]).splitlines()
     assert [line.split("=")[0].split(" (")[0] for line in lines] == ["run.steps", "model.dtype", "unknown key 'lerner'"]
 
 
 def test_yaml_error_names_file_and_line(tmp_path: Path) -> None:
     path = written(tmp_path, "run:\n  steps: 5\nmodel: {path: tiny\n")
-    assert complaint(path=path).startswith(f"the configuration {path} is not valid YAML at line 4, column 1: ")
+    assert refusal(path=path).startswith(f"the configuration {path} is not valid YAML at line 4, column 1: ")
 
 
 def test_override_yaml_error_names_key() -> None:
-    assert complaint("run.steps={").startswith("the value of run.steps is not valid YAML at line 1")
+    assert refusal(["run.steps={"]).startswith("the value of run.steps is not valid YAML at line 1")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("just words\n", "str"), ("3\n", "int")])
 def test_file_without_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
     path = written(tmp_path, text)
-    assert complaint(path=path) == f"the configuration {path} holds a {kind}; it must be a mapping of sections"
+    assert refusal(path=path) == f"the configuration {path} holds a {kind}; it must be a mapping of sections"
 
 
 def test_missing_file_error_names_path(tmp_path: Path) -> None:
     path = tmp_path / "none.yaml"
-    message = complaint(path=path)
+    message = refusal(path=path)
     assert message.startswith(f"cannot read the configuration {path}: ")
     assert message.endswith("give --config a YAML file")
 
@@ -216,12 +209,12 @@ def test_missing_file_error_names_path(tmp_path: Path) -> None:
 def test_binary_file_error_names_path(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(b"\xff\xfe\x00\x80")
-    assert complaint(path=path).startswith(f"cannot read the configuration {path}: ")
+    assert refusal(path=path).startswith(f"cannot read the configuration {path}: ")
 
 
 @pytest.mark.parametrize("override", ["run.steps", "run.steps:5", "=5", "run..steps=5", ".steps=5"])
 def test_override_without_key_or_value_is_refused(override: str) -> None:
-    assert complaint(override) == (
+    assert refusal([override]) == (
         f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4"
     )
 
@@ -229,14 +222,14 @@ def test_override_without_key_or_value_is_refused(override: str) -> None:
 @pytest.mark.parametrize("number", ["2", "-1", "first"])
 def test_override_past_end_of_list_is_refused(tmp_path: Path, number: str) -> None:
     override = f"algorithm.triggers.{number}.from_step=3"
-    assert complaint(override, path=written(tmp_path, TWO_TRIGGERS)) == (
+    assert refusal([override], written(tmp_path, TWO_TRIGGERS)) == (
         f"{override!r}: algorithm.triggers is a list of 2; {number!r} is none of its numbers 0 to 1"
     )
 
 
 def test_override_into_value_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "run: {steps: 5}\n")
-    assert complaint("run.steps.more=3", path=path) == "'run.steps.more=3': run.steps is the value 5 and has no 'more'"
+    assert refusal(["run.steps.more=3"], path) == "'run.steps.more=3': run.steps is the value 5 and has no 'more'"
 
 
 # --- conflicts ---
@@ -309,7 +302,7 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_conflicting_settings_are_refused(overrides: list[str], expected: list[str]) -> None:
-    message = complaint(*overrides)
+    message = refusal(overrides)
     assert [part for part in expected if part not in message] == []
     assert ";" not in message.split("; ", 1)[1]  # one problem, one remedy
 
@@ -328,11 +321,11 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
     ],
 )
 def test_settings_at_the_limit_are_accepted(overrides: list[str]) -> None:
-    assert load_config(None, overrides) != Config()
+    assert Config.load(None, overrides) != Config()
 
 
 def test_all_conflicts_are_reported_together() -> None:
-    lines = complaint("algorithm.budget=7", "rewards.correct_by=answer", "learner.offload_optimizer=true").splitlines()
+    lines = refusal(["algorithm.budget=7", "rewards.correct_by=answer", "learner.offload_optimizer=true"]).splitlines()
     assert [line.split(" ")[0] for line in lines] == [
         *("rewards.correct_by='answer'", "learner.offload_optimizer=true"),  # of one section each
         "algorithm.budget=7",  # of algorithm and rollout
@@ -340,7 +333,7 @@ def test_all_conflicts_are_reported_together() -> None:
 
 
 def test_conflicts_are_reported_together_with_invalid_values() -> None:
-    lines = complaint("run.steps=0", "rewards.correct_by=answer").splitlines()
+    lines = refusal(["run.steps=0", "rewards.correct_by=answer"]).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["run.steps=0:", "rewards.correct_by='answer'"]
 
 
@@ -362,14 +355,14 @@ SECRET = "https://user:hunter2@host/x"
 
 
 def test_every_secret_is_reported_and_none_is_shown() -> None:
-    lines = complaint(f"run.output_dir={SECRET}", f"data.source={SECRET}", "algorithm.budget=7").splitlines()
+    lines = refusal([f"run.output_dir={SECRET}", f"data.source={SECRET}", "algorithm.budget=7"]).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["run.output_dir", "data.source"]
     assert "hunter2" not in "".join(lines)
 
 
 @pytest.mark.parametrize("key", ["run.outputdir", "run.folder", "nothing"])
 def test_unknown_key_error_shows_no_secret(key: str) -> None:
-    message = complaint(f"{key}={SECRET}")
+    message = refusal([f"{key}={SECRET}"])
     assert f"{key}" in message
     assert "(value ***)" in message
     assert "hunter2" not in message
@@ -392,15 +385,15 @@ CHOSEN = {"run.name": "one", "rollout.sleep": True}
 def test_decided_settings_are_null_when_config_yaml_is_loaded(tmp_path: Path) -> None:
     path = written(tmp_path, as_yaml(RAN, CHOSEN))
     assert yaml.safe_load(path.read_text())["rollout"]["sleep"] is True
-    assert load_config(path) == Config.load(overrides={"run.steps": 7})
-    assert load_config(written(tmp_path, as_yaml(RAN))) == RAN  # as it was given
+    assert Config.load(path) == Config.load(overrides={"run.steps": 7})
+    assert Config.load(written(tmp_path, as_yaml(RAN))) == RAN  # as it was given
 
 
 def test_override_or_manual_change_wins_over_decided_value(tmp_path: Path) -> None:
     path = written(tmp_path, as_yaml(RAN, CHOSEN))
-    assert load_config(path, ["rollout.sleep=true"]).rollout.sleep is True
+    assert Config.load(path, ["rollout.sleep=true"]).rollout.sleep is True
     path.write_text(path.read_text().replace("sleep: true", "sleep: false", 1))
-    assert load_config(path).rollout.sleep is False
+    assert Config.load(path).rollout.sleep is False
 
 
 def test_settings_that_ran_are_read_as_tree(tmp_path: Path) -> None:
@@ -411,9 +404,9 @@ def test_settings_that_ran_are_read_as_tree(tmp_path: Path) -> None:
 def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
     path = written(tmp_path, f"run: {{name: one}}\ndecided: {decided}\n")
     if decided.startswith("{"):
-        assert load_config(path).run.name == "one"
+        assert Config.load(path).run.name == "one"
     else:
-        assert complaint(path=path).startswith("unknown key 'decided'")
+        assert refusal(path=path).startswith("unknown key 'decided'")
 
 
 # --- lists of the settings ---
@@ -439,7 +432,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_setting_is_listed_once(tmp_path: Path) -> None:
-    full = load_config(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
+    full = Config.load(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
     listed = [key for key, _, _ in settings()]
     assert len(set(listed)) == len(listed)
     # Sections that are null by default are listed with their settings.
@@ -467,28 +460,28 @@ def test_listed_defaults_are_those_of_the_configuration() -> None:
 
 @pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda p: p.stem if p else "defaults")
 def test_resolved_configuration_is_read_back_unchanged(tmp_path: Path, path: Path | None) -> None:
-    config = load_config(path)
-    assert load_config(written(tmp_path, as_yaml(config))) == config
+    config = Config.load(path)
+    assert Config.load(written(tmp_path, as_yaml(config))) == config
 
 
 def test_packing_follows_setting_or_flash_attention() -> None:
     names = ("null", "padded", "packed", "shared")
-    found = {name: load_config(None, [f"learner.packing={name}"]).learner for name in names}
+    found = {name: Config.load(None, [f"learner.packing={name}"]).learner for name in names}
     assert {name: (s.packing_with(False), s.packing_with(True)) for name, s in found.items()} == {
         "null": ("shared", "packed"),
         **{name: (name, name) for name in names[1:]},
     }
-    assert load_config(None).learner == found["null"]
+    assert Config.load(None).learner == found["null"]
 
 
 def test_uses_phases_finds_every_answer_setting() -> None:
     cold = "{temperature: 0.5}"
-    assert not load_config(None, []).uses_phases
+    assert not Config.load(None, []).uses_phases
     for override in (
         f"algorithm.sampling.answer={cold}",
         f"evaluation.sampling.answer={cold}",
         f"algorithm.triggers=[{{from_step: 1, rungs: [{{temperature: 1.2, answer: {cold}}}]}}]",
     ):
-        assert load_config(None, [override]).uses_phases
-    (rung,) = load_config(None, [override]).algorithm.triggers[0].ladder()
+        assert Config.load(None, [override]).uses_phases
+    (rung,) = Config.load(None, [override]).algorithm.triggers[0].ladder()
     assert (rung.temperature, rung.answer) == (1.2, PhaseParams(temperature=0.5))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import RungSettings, TriggerSettings
-from adagrpo_ray.config.explain import as_yaml
 from adagrpo_ray.config.learner import LearnerSettings
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.config.yaml_text import dump, parse, resolved
-from adagrpo_ray.errors import ConfigError
+from tests.support.settings_files import refusal, written
 
 
 def value(config: Config, key: str) -> Any:
@@ -22,18 +22,6 @@ def value(config: Config, key: str) -> Any:
     for name in key.split("."):
         found = found[int(name)] if isinstance(found, tuple) else found[name]
     return found
-
-
-def refusal(overrides: Any, path: Path | None = None) -> str:
-    with pytest.raises(ConfigError) as raised:
-        load_config(path, overrides)
-    return str(raised.value)
-
-
-def written(folder: Path, text: str) -> Path:
-    path = folder / "run.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 # --- keys ---
@@ -74,19 +62,19 @@ def test_two_spellings_of_a_number_are_one_key() -> None:
 
 def test_merge_key_adds_missing_entries(tmp_path: Path) -> None:
     text = "rollout: &x {cpus: 2, resources: {a: 1}}\nlearner: {<<: *x, cpus: 3}\n"
-    config = load_config(written(tmp_path, text))
+    config = Config.load(written(tmp_path, text))
     assert (config.learner.cpus, config.learner.resources) == (3.0, {"a": 1.0})
 
 
 def test_override_changes_one_of_two_aliases(tmp_path: Path) -> None:
     path = written(tmp_path, "rollout: {resources: &x {a: 1}}\nlearner: {resources: *x}\n")
-    config = load_config(path, ["learner.resources.a=5"])
+    config = Config.load(path, ["learner.resources.a=5"])
     assert (config.rollout.resources, config.learner.resources) == ({"a": 1.0}, {"a": 5.0})
 
 
 def test_section_override_keeps_other_keys(tmp_path: Path) -> None:
     path = written(tmp_path, "learner: {learning_rate: 1.0e-3}\nmodel: {lora: {r: 8}}\n")
-    config = load_config(path, ["learner.cpus=3", "learner={ranks: 2}", "model={lora: {alpha: 4}}"])
+    config = Config.load(path, ["learner.cpus=3", "learner={ranks: 2}", "model={lora: {alpha: 4}}"])
     learner, lora = config.learner, config.model.lora
     assert (learner.learning_rate, learner.cpus, learner.ranks) == (1e-3, 3.0, 2)
     assert (lora.r, lora.alpha) == (8, 4.0)
@@ -94,11 +82,11 @@ def test_section_override_keeps_other_keys(tmp_path: Path) -> None:
 
 def test_override_replaces_mapping_of_user_names(tmp_path: Path) -> None:
     path = written(tmp_path, "arithmetic: {keep_carry: {2: 0.9, 3: 0.5}}\n")
-    assert load_config(path, ["arithmetic.keep_carry={4: 0.1}"]).arithmetic.keep_carry == {4: 0.1}
+    assert Config.load(path, ["arithmetic.keep_carry={4: 0.1}"]).arithmetic.keep_carry == {4: 0.1}
 
 
 def test_override_reaches_into_defaults() -> None:
-    config = load_config(None, ["arithmetic.keep_carry.2=0.5", "algorithm.triggers.0.rungs.0.temperature=1.5"])
+    config = Config.load(None, ["arithmetic.keep_carry.2=0.5", "algorithm.triggers.0.rungs.0.temperature=1.5"])
     assert config.arithmetic.keep_carry == {**Config().arithmetic.keep_carry, 2: 0.5}
     assert config.algorithm.triggers[0].rungs[0] == RungSettings(temperature=1.5, min_p=0.1)
 
@@ -152,7 +140,7 @@ def test_key_that_is_no_text_is_refused() -> None:
     ],
 )
 def test_plain_value_has_type_of_its_setting(override: str, expected: object) -> None:
-    found = value(load_config(None, [override]), override.partition("=")[0])
+    found = value(Config.load(None, [override]), override.partition("=")[0])
     assert (found, type(found)) == (expected, type(expected))
 
 
@@ -298,7 +286,7 @@ TEXTS = [
 def test_every_text_round_trips_through_config_yaml(tmp_path: Path, text: str) -> None:
     config = Config.load(overrides={"data.system_prompt": text, "run.name": text if text in NAMES else None})
     file = as_yaml(config)
-    assert load_config(written(tmp_path, file)) == config
+    assert Config.load(written(tmp_path, file)) == config
     assert yaml.safe_load(file)["data"]["system_prompt"] == text  # a reader of YAML 1.1
     assert resolved(parse(dump({"text": text}), "it")) == {"text": text}  # and one of YAML 1.2 that knows no types
 
@@ -341,7 +329,7 @@ def test_values_that_would_fail_later_are_refused(override: str) -> None:
 
 
 def test_run_name_has_length_limit_of_file_names() -> None:
-    assert load_config(None, ["run.name=" + "a" * 255]).run.name == "a" * 255
+    assert Config.load(None, ["run.name=" + "a" * 255]).run.name == "a" * 255
     assert "at most 255 characters" in refusal(["run.name=" + "a" * 256])
 
 
@@ -357,4 +345,4 @@ def test_run_name_has_length_limit_of_file_names() -> None:
     ],
 )
 def test_values_at_the_bounds_are_accepted(override: str) -> None:
-    assert load_config(None, [override]) != Config()
+    assert Config.load(None, [override]) != Config()

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings
 from adagrpo_ray.data.arithmetic import Problem, count_problems, draw_problem, problem_sets, worked_solution
 from adagrpo_ray.errors import ConfigError, DataError
@@ -91,4 +91,4 @@ def test_more_problems_than_a_class_has_are_refused():
 @pytest.mark.parametrize("digits", [1, 10])
 def test_invalid_digits_are_refused(digits: int):
     with pytest.raises(ConfigError, match=rf"arithmetic\.keep_carry\.{digits}"):
-        load_config(None, [f"arithmetic.keep_carry={{{digits}: 0.5}}"])
+        Config.load(None, [f"arithmetic.keep_carry={{{digits}: 0.5}}"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.cards.card import Facts, adapter_card
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.data import DataSettings
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
 from adagrpo_ray.config.model import ModelSettings
@@ -28,12 +28,9 @@ from adagrpo_ray.runs import summarize
 from adagrpo_ray.viewer.conversation import Message, render
 from tests.support.builders import make_completion
 from tests.support.histories import BEFORE, STEP
-from tests.support.scripted import BOS, CHATML, EOS, tokenizer_of
+from tests.support.scripted import ASKS, BOS, CHATML, EOS, tokenizer_of
 
 WRITES_BOS = "{{ bos_token }}" + CHATML
-ASKS = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}answer:{% endif %}"
-)
 SYSTEM = "Put it between {answer_start} and {answer_end}."
 
 
@@ -58,13 +55,6 @@ def tokens(path: Path, tokenizer: Any, prompt: Any, **data: Any) -> list[int]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "rows.jsonl"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    found = tmp_path / "asks.jinja"
-    found.write_text(ASKS)
-    return found
 
 
 # Tokens of prompts
@@ -112,10 +102,10 @@ def test_template_without_bos_gives_a_note(path: Path) -> None:
     assert loaded(path, tokenizer_of("bos", None), "1?", chat_template="none").notes == ()
 
 
-def test_file_replaces_template_of_model(path: Path, file: Path) -> None:
+def test_file_replaces_template_of_model(path: Path, template_file: Path) -> None:
     for own in (CHATML, None):
         tokenizer = tokenizer_of("", own)
-        found = tokens(path, tokenizer, "1?", chat_template=str(file), system_prompt="short")
+        found = tokens(path, tokenizer, "1?", chat_template=str(template_file), system_prompt="short")
         assert tokenizer.decode(found) == "system: short\nuser: 1?\nanswer:"
 
 
@@ -196,20 +186,20 @@ def test_template_arguments_are_refused_without_template() -> None:
     with pytest.raises(
         ConfigError, match=r"data\.template_kwargs=.* are arguments of a chat template, and data\.chat_t"
     ):
-        load_config(None, ["data.chat_template=none", "data.template_kwargs.enable_thinking=false"])
+        Config.load(None, ["data.chat_template=none", "data.template_kwargs.enable_thinking=false"])
 
 
 # Which template
 
 
-def test_error_without_template_names_both_remedies(tmp_path: Path, file: Path) -> None:
+def test_error_without_template_names_both_remedies(tmp_path: Path, template_file: Path) -> None:
     tokenizer_of("bos", None).save_pretrained(tmp_path / "base")
     model = {"path": str(tmp_path / "base")}
     with pytest.raises(
         ModelError, match=r"has no chat template; give a Jinja file as data\.chat_template, or set it to none"
     ):
         load_tokenizer(model["path"], ModelSettings(**model), DataSettings())
-    for choice, expected in (("none", None), (str(file), ASKS)):
+    for choice, expected in (("none", None), (str(template_file), ASKS)):
         data = DataSettings(chat_template=choice)
         assert load_tokenizer(model["path"], ModelSettings(**model), data).chat_template == expected
 
@@ -256,10 +246,10 @@ def test_tags_of_transformers_are_accepted(tmp_path: Path, path: Path) -> None:
 # Uses of the template
 
 
-def test_run_resumes_with_same_template_at_another_path(path: Path, file: Path, tmp_path: Path) -> None:
+def test_run_resumes_with_same_template_at_another_path(path: Path, template_file: Path, tmp_path: Path) -> None:
     moved = Path(tmp_path / "moved.jinja")
-    moved.write_text(file.read_text())
-    before = config_of(path, [{"prompt": "1?", "solution": "7"}], chat_template=str(file))
+    moved.write_text(template_file.read_text())
+    before = config_of(path, [{"prompt": "1?", "solution": "7"}], chat_template=str(template_file))
     after = before.model_copy(update={"data": before.data.model_copy(update={"chat_template": str(moved)})})
     check_fixed(after, fixed_settings(before))
 
@@ -267,7 +257,7 @@ def test_run_resumes_with_same_template_at_another_path(path: Path, file: Path, 
         sets = loaded(path, tokenizer_of(), "1?", chat_template=choice)
         return PromptOrder(sets.train, 0, True, sets.template)
 
-    state = order(str(file)).state_dict()
+    state = order(str(template_file)).state_dict()
     order(str(moved)).load_state_dict(state)
     moved.write_text(ASKS.replace("answer", "reply"))
     for other in (None, "none", str(moved)):
@@ -277,8 +267,8 @@ def test_run_resumes_with_same_template_at_another_path(path: Path, file: Path, 
             order(other).load_state_dict(state)
 
 
-def test_results_of_other_templates_are_not_mixed(path: Path, file: Path) -> None:
-    choices = (None, "none", str(file))
+def test_results_of_other_templates_are_not_mixed(path: Path, template_file: Path) -> None:
+    choices = (None, "none", str(template_file))
     settings = [prompt_settings(loaded(path, tokenizer_of(), "1?", chat_template=choice)) for choice in choices]
     assert len({json.dumps(each) for each in settings}) == 3
 
@@ -305,7 +295,7 @@ def code_of(text: str) -> list[str]:
     return [block.partition("\n```")[0] for block in text.split("```python\n")[1:]]
 
 
-def test_card_shows_how_prompts_were_rendered(file: Path) -> None:
+def test_card_shows_how_prompts_were_rendered(template_file: Path) -> None:
     own = card()
     assert "with the chat template of its base model" in own
     plain = card(chat_template="none", system_prompt="Be short.")
@@ -315,13 +305,13 @@ def test_card_shows_how_prompts_were_rendered(file: Path) -> None:
     assert 'prompt = tokenizer(text, return_tensors="pt")' in peft
     assert "llm.generate(text, sampling, lora_request=adapter)" in vllm
     assert "apply_chat_template" not in plain.partition("<details>")[0]
-    filed = card(ASKS, chat_template=str(file))
+    filed = card(ASKS, chat_template=str(template_file))
     assert "with the chat template `chat_template.jinja` in the folder of its adapter" in filed
     assert f"```jinja\n{ASKS}\n```" in filed
     peft, vllm = code_of(filed)
     assert 'tokenizer.chat_template = open("path/to/this/adapter/chat_template.jinja").read()' in peft
     assert "chat_template=tokenizer.chat_template)" in vllm
-    assert str(file.parent) not in filed.partition("<details>")[0]
+    assert str(template_file.parent) not in filed.partition("<details>")[0]
     for text in (own, plain, filed):
         for block in code_of(text):
             compile(block, "card", "exec")

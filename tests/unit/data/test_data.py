@@ -16,10 +16,9 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import CheckpointError, ConfigError, DataError
-from adagrpo_ray.toy.tokenizer import build_tokenizer
 from tests.support.builders import make_prompt
+from tests.support.ground_truths import TOKENIZER
 
-TOKENIZER = build_tokenizer(Config().data.format)
 DAPO = {
     "data_source": "math_dapo",
     "prompt": [{"content": "Solve: 1+1?", "role": "user"}],

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adagrpo_ray.cards.card import Facts, adapter_card
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
 from adagrpo_ray.errors import ConfigError, DataError
 from adagrpo_ray.evaluation.settings import prompt_settings
@@ -365,13 +365,13 @@ def test_argument_with_default_in_template_is_known(path: Path) -> None:
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "tokenize", "bos_token", "a b", "1a"])
 def test_reserved_arguments_are_refused_in_settings(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.template_kwargs"):
-        load_config(TINY, {"data.template_kwargs": {name: 1}})
+        Config.load(TINY, {"data.template_kwargs": {name: 1}})
 
 
 @pytest.mark.parametrize("word", ["no", "False", "yes", "TRUE"])
 def test_words_for_booleans_are_refused_as_arguments(word: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.template_kwargs\.enable_thinking='.*write true or false"):
-        load_config(TINY, {"data.template_kwargs": {"enable_thinking": word}})
+        Config.load(TINY, {"data.template_kwargs": {"enable_thinking": word}})
 
 
 # --- columns and difficulties ---

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from adagrpo_ray.cards.sections import data_in_words
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.data import gym_tasks
@@ -42,18 +42,18 @@ GYM = ("data.source=reasoning_gym", "reasoning_gym.tasks=[{name: chain_sum}]")
 )
 def test_conflicting_settings_are_refused(overrides: tuple[str, ...], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(None, overrides)
+        Config.load(None, overrides)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_resumed_run_and_results_must_keep_tasks() -> None:
-    assert fixed_settings(load_config(None, GYM))["reasoning_gym.tasks"] != []
+    assert fixed_settings(Config.load(None, GYM))["reasoning_gym.tasks"] != []
     assert "reasoning_gym" in COUNTING
 
 
 def test_source_is_no_hub_name() -> None:
-    assert "reasoning-gym" in data_in_words(load_config(None, GYM))
-    assert "huggingface.co" not in data_in_words(load_config(None, GYM))
+    assert "reasoning-gym" in data_in_words(Config.load(None, GYM))
+    assert "huggingface.co" not in data_in_words(Config.load(None, GYM))
 
 
 def test_error_without_package_names_install_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.evaluation.results import RESULTS, CompletionResult, ProblemResult, ResultFile
 from adagrpo_ray.evaluation.settings import BASE_WEIGHTS, counting_settings
@@ -107,7 +107,7 @@ def test_failed_write_leaves_no_partial_line(tmp_path: Path, monkeypatch: pytest
 
 
 def counting(folder: Path, *overrides: str) -> dict[str, object]:
-    return counting_settings(load_config("launch/configs/tiny-cpu.yaml", overrides), str(folder))
+    return counting_settings(Config.load("launch/configs/tiny-cpu.yaml", overrides), str(folder))
 
 
 def weights(folder: Path, last: float = 0.0) -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.storage import places as storage
+from tests.support.places import TINY_IN_ROOT
 from tests.support.scripts import script
-
-TINY = "launch/configs/tiny-cpu.yaml"  # in the folder that is uploaded
 
 
 @pytest.fixture
@@ -32,8 +31,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((f"--config={TINY}", "run.output_dir=/runs", "run.stps=3"), "did you mean 'run.steps'?"),
-        ((f"--config={TINY}",), "run.output_dir='runs' is relative"),
+        ((f"--config={TINY_IN_ROOT}", "run.output_dir=/runs", "run.stps=3"), "did you mean 'run.steps'?"),
+        ((f"--config={TINY_IN_ROOT}",), "run.output_dir='runs' is relative"),
         (("--config=/etc/passwd", "run.output_dir=/runs"), "--config /etc/passwd must be relative to"),
         (("run.output_dir=s3://user:password@host/runs",), "run.output_dir holds a user, a password or a query"),
         (("run.output_dir=/runs", "data.split=s3://user:password@host"), "an argument holds a URL with a secret"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner import actor as module
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.background import Background
@@ -44,7 +44,7 @@ def make_actor(events: list[str], background: Background, *, sleep: bool, fails:
     collector._background = background
     collector._fleet = SimpleNamespace(pool=Pool(events))  # type: ignore[assignment]
     actor = LearnerActor()
-    actor._config = load_config(None, [f"rollout.sleep={str(sleep).lower()}"])
+    actor._config = Config.load(None, [f"rollout.sleep={str(sleep).lower()}"])
     actor._engine = SimpleNamespace(train=train, release=lambda: events.append("release"))  # type: ignore[assignment]
     actor._collector = collector
     return actor

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.learner.schedule import learning_rate
 
@@ -14,7 +14,7 @@ NAMES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosi
 
 
 def configure(schedule: str, warmup: float, steps: int, updates: int) -> Config:
-    return load_config(
+    return Config.load(
         None,
         [
             f"run.steps={steps}",

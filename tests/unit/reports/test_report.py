@@ -6,7 +6,6 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,6 @@ def usual(tmp_path: Path) -> Path:
     """A run of twelve steps."""
     steps = [step(n, resamples=(n, 1), rescued=(n // 2, 1)) for n in range(1, 13)]
     return make(tmp_path / "usual", steps, [evaluation(0, 0.25), evaluation(12, 0.75)], [group(1), group(2)])
-
-
-@pytest.fixture
-def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have only their first figure, for tests that are not about the others."""
-    monkeypatch.setattr("adagrpo_ray.reports.write.charts", lambda runs, interval: islice(charts(runs, interval), 1))
 
 
 class TestStates:

@@ -18,7 +18,6 @@ from adagrpo_ray.runs import (
     Console,
     EvaluationRecord,
     GroupSample,
-    Interval,
     Observer,
     Observers,
     RunWriter,
@@ -638,10 +637,6 @@ def test_difficulties_are_sorted_by_their_numbers() -> None:
         "level 3",
         "level 12",
     ]
-
-
-def test_interval_has_the_keys_from_and_to() -> None:
-    assert Interval(3, 4, 7, None).to_dict() == {"from": 3, "to": 4, "resamples": 7, "reward": None}
 
 
 def test_run_that_fails_before_its_first_record_leaves_no_folder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.methods import make_method
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.sampling.batch import training_samples
@@ -18,7 +18,7 @@ from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 from tests.support.builders import make_completion, make_prompt
 from tests.support.loops import run
 
-CONFIG = load_config("launch/configs/local-1gpu.yaml")
+CONFIG = Config.load("launch/configs/local-1gpu.yaml")
 FUNCTIONS = [f.function for f in CONFIG.rewards.functions]
 ANSWER = FUNCTIONS.index("answer")
 # format_exact, format_approximate, number, answer of four completions, attempt after attempt, as REFERENCE.md scores.

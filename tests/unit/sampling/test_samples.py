@@ -17,12 +17,11 @@ from adagrpo_ray.runs import GroupSample, RunWriter
 from adagrpo_ray.runs.group_codec import plain_group
 from adagrpo_ray.runs.sample_text import SHOWN, group_text
 from adagrpo_ray.sampling.batch import training_samples
-from adagrpo_ray.sampling.collection import Collection, Failure
+from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.sample_table import group_samples
 from adagrpo_ray.types import Attempt, SamplingParams
-from tests.support.builders import make_attempt, make_completion, make_group, make_prompt
+from tests.support.builders import NOTHING, make_attempt, make_completion, make_group, make_prompt
 
-NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
 FUNCTIONS = ["format", "answer"]
 HOT = SamplingParams(temperature=2.0, min_p=0.1, answer=SamplingParams(temperature=0.5))
 

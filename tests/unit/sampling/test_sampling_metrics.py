@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 
 from adagrpo_ray.runs.records import SamplingMetrics
-from adagrpo_ray.sampling.collection import Collection, Failure
+from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.metrics import sampling_metrics
-from tests.support.builders import make_attempt, make_group, make_prompt
+from tests.support.builders import NOTHING, make_attempt, make_group, make_prompt
 
-NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")
 # Columns of by_function: format, answer.
 SOLVED = make_group(

@@ -13,10 +13,11 @@ import ray
 import yaml
 
 from adagrpo_ray.cluster.placement import address
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError
+from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.runs.metric import metrics_of
-from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
+from adagrpo_ray.runs.records import EvaluationRecord, RolloutLoad, StepRecord
 from adagrpo_ray.tracking import check_trackers, grafana, ray_metrics
 from adagrpo_ray.tracking.ray_metrics import MOST_LABELS, RayMetrics
 from tests.support.gauges import given, watched
@@ -36,6 +37,16 @@ def test_gauges_show_the_values_of_a_step(monkeypatch: pytest.MonkeyPatch) -> No
     assert found["adagrpo_step_time_seconds",] == STEP.step_time
     assert found["adagrpo_eval_accuracy",] == BEFORE.accuracy
     assert found["adagrpo_eval_accuracy_by_difficulty", "2"] == BEFORE.accuracy_by_difficulty["2"]
+
+
+def test_gauges_show_the_load_of_a_rollout_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = watched(monkeypatch)
+    RolloutGauges("one").show("rollout actor 0", RolloutLoad(outstanding_tokens=5, kv_cache_usage=0.5))
+    labels = {"run": "one", "actor": "rollout actor 0"}
+    assert made == {
+        "adagrpo_rollout_outstanding_tokens": [(5.0, labels)],
+        "adagrpo_rollout_kv_cache_usage": [(0.5, labels)],
+    }
 
 
 def test_counters_add_the_counts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +156,7 @@ def test_port_in_use_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        config = load_config(None, [f"tracking.prometheus_port={port}"])
+        config = Config.load(None, [f"tracking.prometheus_port={port}"])
         with pytest.raises(ConfigError, match=f"tracking.prometheus_port={port} cannot be used"):
             check_trackers(config.tracking, address(config.run))
     check_trackers(config.tracking, address(config.run))

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.update_statistics import Aggregate, UpdateStatistics
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import ConfigError, DivergedError, RolloutError
 from adagrpo_ray.learner.replies import Collected, SyncReport
@@ -25,6 +25,7 @@ from adagrpo_ray.runs import Observer, StepRecord
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.batch import broken_samples
 from adagrpo_ray.sampling.evaluate import evaluate
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.training.start import train_on
@@ -81,7 +82,7 @@ class Learner:
 
     def do_abandon(self) -> None: ...
 
-    def do_save_adapter(self, folder: str, card: str | None) -> None: ...
+    def do_save_adapter(self, folder: str, card: str) -> None: ...
 
     def do_save_checkpoint(self, folder: str, progress: Any, accuracies: Any) -> None:
         self.saved.append(progress.step)
@@ -107,11 +108,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, learner: Learner, *overrides: str, seen: Seen | None = None) -> Seen:
     steps = f"run.steps={len(learner.reports)}"
-    config = load_config(None, [steps, "data.eval_prompts=0", "learner.learning_rate=1e-3", *overrides])
+    config = Config.load(None, [steps, "data.eval_prompts=0", "learner.learning_rate=1e-3", *overrides])
     for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
         (folder / name).touch()
     seen = seen or Seen()
-    train_on(Actors((learner,), None), config, folder, seen)
+    train_on(Actors((learner,), None), config, folder, seen, None, Stop(), str(folder), str)
     return seen
 
 
@@ -157,7 +158,7 @@ def test_the_limit_of_skipped_updates_is_a_setting(tmp_path: Path, most: str, en
 
 def test_a_limit_of_zero_skipped_updates_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"learner\.max_skipped_updates"):
-        load_config(None, ["learner.max_skipped_updates=0"])
+        Config.load(None, ["learner.max_skipped_updates=0"])
 
 
 @pytest.mark.usefixtures("here")

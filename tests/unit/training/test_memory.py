@@ -11,7 +11,7 @@ import pytest
 from transformers import GPT2Config, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
 
 from adagrpo_ray.cluster.placement import Hardware, place
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.training.memory import (
     Shape,
@@ -49,7 +49,7 @@ def qwen3() -> Qwen3Config:
 
 
 def config(*overrides: str) -> Config:
-    return load_config(None, ["rollout.max_new_tokens=8192", "learner.packing=padded", *overrides])
+    return Config.load(None, ["rollout.max_new_tokens=8192", "learner.packing=padded", *overrides])
 
 
 def described(gpus: int, memory: float | None, *overrides: str) -> list[str]:

@@ -12,12 +12,13 @@ import yaml
 
 from adagrpo_ray.checkpoint.resume import Past
 from adagrpo_ray.cluster.placement import Hardware, place
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.runs.history import Mark
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.resolve import ResolvedRun, resolve
 from adagrpo_ray.training.run import run
@@ -52,11 +53,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def settings(folder: Path, *overrides: str) -> Config:
-    return load_config(None, [f"run.output_dir={folder}", "run.report=false", *overrides])
+    return Config.load(None, [f"run.output_dir={folder}", "run.report=false", *overrides])
 
 
 def resolved(config: Config, resume: str | None = None) -> ResolvedRun:
-    return resolve(config, lambda text: None, name="tiny", resume=resume)
+    return resolve(config, lambda text: None, name="tiny", resume=resume, stop=Stop())
 
 
 def test_open_settings_are_decided(machine: Machine, tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_config_yaml_has_the_resolved_settings(
     assert written.pop("decided") == {"rollout.sleep": sleep}
     assert written == ran.model_dump(mode="json")
     assert ran.rollout.sleep is sleep
-    assert load_config(tmp_path / "one" / "config.yaml") == given
+    assert Config.load(tmp_path / "one" / "config.yaml") == given
 
 
 @pytest.mark.parametrize("again", [NO_GPU, LARGE_GPU, TWO_GPUS])
@@ -108,7 +109,7 @@ def test_a_run_resumes_on_other_hardware_with_its_own_config(machine: Machine, t
     machine.hardware = SMALL_GPU
     run(settings(tmp_path, "run.name=one"), Observer())
     machine.hardware = again
-    run(load_config(file), Observer(), resume="auto")
+    run(Config.load(file), Observer(), resume="auto")
     first, second = machine.ran
     assert (first.rollout.sleep, second.rollout.sleep) == (True, False)
     assert yaml.safe_load(file.read_text())["rollout"]["sleep"] is False  # of the last run
@@ -118,7 +119,7 @@ def test_a_run_resumes_on_other_hardware_with_its_own_config(machine: Machine, t
 def test_resume_keeps_explicit_settings(machine: Machine, tmp_path: Path) -> None:
     machine.hardware = LARGE_GPU
     run(settings(tmp_path, "run.name=one", "rollout.sleep=true"), Observer())
-    again = load_config(tmp_path / "one" / "config.yaml")
+    again = Config.load(tmp_path / "one" / "config.yaml")
     run(again, Observer(), resume="auto")
     assert [config.rollout.sleep for config in machine.ran] == [True, True]
     machine.hardware = TWO_GPUS

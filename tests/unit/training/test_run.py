@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.cluster.placement import Hardware, place
-from adagrpo_ray.config import Config, load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import ConfigError, LearnerLostError, RewardError
 from adagrpo_ray.runs import Observer
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.training.run import run
 from adagrpo_ray.training.start import place_and_train
@@ -49,7 +50,7 @@ def events_of(
     )
     monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", train)
     recorder = Recorder()
-    config = load_config(None, [f"run.output_dir={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
+    config = Config.load(None, [f"run.output_dir={folder}", "run.name=one", "run.max_restarts=1", "run.report=false"])
     raised: BaseException | None = None
     try:
         run(config, recorder)
@@ -86,7 +87,7 @@ def test_nodes_must_share_only_the_folder_of_the_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("adagrpo_ray.training.start.check_shared", share)
     inputs = Inputs("tiny", PromptSets((), (), {}), 128, joined="10.0.0.2:6379")
     with pytest.raises(InterruptedError, match=r"^s3://bucket/resumed$"):
-        place_and_train(config, inputs, Path("copy"), Observer(), home="s3://bucket/resumed")
+        place_and_train(config, inputs, Path("copy"), Observer(), None, Stop(), "s3://bucket/resumed", 0.0)
 
 
 def test_a_run_without_a_folder_has_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

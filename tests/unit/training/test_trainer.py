@@ -11,15 +11,16 @@ from types import SimpleNamespace
 import pytest
 
 from adagrpo_ray.checkpoint.files import Progress
-from adagrpo_ray.config import load_config
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import RecordError
 from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import Observer
 from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.stop import Stop
 from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
-from adagrpo_ray.training.cadence import ahead, evaluates_after, is_best, saves_after
+from adagrpo_ray.training.cadence import ahead, evaluates_after, saves_after
 from adagrpo_ray.training.start import train_on
 from tests.support.histories import STEP
 
@@ -37,33 +38,34 @@ from tests.support.histories import STEP
 )
 def test_rollouts_run_ahead_up_to_the_next_checkpoint(staleness: int, every: int, last: list[int]) -> None:
     overrides = ["run.steps=7", f"algorithm.max_staleness={staleness}", f"checkpoint.every={every}"]
-    config = load_config(None, overrides)
+    config = Config.load(None, overrides)
     assert [ahead(config, step) for step in range(1, 8)] == last
 
 
 @pytest.mark.parametrize(("every", "last"), [(0, [2, 2, 4, 4, 6, 6, 7]), (3, [2, 2, 3, 4, 6, 6, 7])])
 def test_rollouts_do_not_run_ahead_past_an_evaluation_that_may_be_the_best(every: int, last: list[int]) -> None:
     overrides = ["run.steps=7", "algorithm.max_staleness=9", "evaluation.every=2", f"checkpoint.every={every}"]
-    config = load_config(None, [*overrides, "checkpoint.keep_best=true"])
+    config = Config.load(None, [*overrides, "checkpoint.keep_best=true"])
     assert [ahead(config, step) for step in range(1, 8)] == last
 
 
 def test_an_accuracy_is_the_best_if_it_beats_all_after_training() -> None:
+    config = Config.load(None, ["evaluation.every=2", "checkpoint.keep_best=true"])
     accuracies: dict[int, float] = {0: 0.9}
     found = []
     for step, accuracy in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.25), (10, 0.75)):
         accuracies[step] = accuracy
-        found += [s for s in (step, step + 1) if is_best(accuracies, s)]
+        found += [s for s in (step, step + 1) if saves_after(config, s, accuracies)]
     assert found == [2, 4, 10]
 
 
 def test_evaluations_and_checkpoints_follow_their_settings_and_the_last_step() -> None:
-    config = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.every=3"])
+    config = Config.load(None, ["run.steps=5", "evaluation.every=2", "checkpoint.every=3"])
     assert [step for step in range(1, 6) if evaluates_after(config, step)] == [2, 4, 5]
     assert [step for step in range(1, 6) if saves_after(config, step, {0: 0.1, 2: 0.5})] == [3, 5]
-    best = load_config(None, ["run.steps=5", "evaluation.every=2", "checkpoint.keep_best=true"])
+    best = Config.load(None, ["run.steps=5", "evaluation.every=2", "checkpoint.keep_best=true"])
     assert [step for step in range(1, 6) if saves_after(best, step, {0: 0.1, 2: 0.5, 4: 0.25})] == [2, 5]
-    never = load_config(None, ["run.steps=5"])
+    never = Config.load(None, ["run.steps=5"])
     assert [step for step in range(1, 6) if evaluates_after(never, step) or saves_after(never, step, {})] == [5]
 
 
@@ -105,8 +107,8 @@ def test_a_metric_that_is_not_finite_ends_the_run_without_a_checkpoint_of_its_st
     monkeypatch.setattr(learners, "get", lambda answers: answers)
     learner = Learner(fault)
     running = Actors((learner,), ())
-    config = load_config(None, ["run.steps=5", "data.eval_prompts=0", f"checkpoint.every={every}"])
+    config = Config.load(None, ["run.steps=5", "data.eval_prompts=0", f"checkpoint.every={every}"])
     with pytest.raises(RecordError, match=rf"\.{metric} is nan.*fault of adagrpo_ray.*; {kept}"):
-        train_on(running, config, tmp_path, Observer())
+        train_on(running, config, tmp_path, Observer(), None, Stop(), str(tmp_path), str)
     assert learner.steps == trained
     assert learner.saved == ([1, 2] if every else [])

@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file
 
 from adagrpo_ray.checkpoint import files as checkpoint
-from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.explain import as_yaml
+from adagrpo_ray.config import Config
+from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.errors import ChatError, ModelError, RolloutError
 from adagrpo_ray.rollout.streaming import Piece
@@ -28,9 +28,9 @@ from adagrpo_ray.viewer.conversation import SIDES, Conversation, Message, render
 from adagrpo_ray.viewer.offers import FINAL, Base, adapter_of, default_config, offers, other_base
 from adagrpo_ray.viewer.store import ChatSettings, Store
 from adagrpo_ray.viewer.turn import Question, _served_rank, grow, turn
+from tests.support.places import TINY
 from tests.support.small_adapter import save_adapter
 
-TINY = Path("launch/configs/tiny-cpu.yaml").resolve()
 END = "</think>"
 
 
@@ -252,7 +252,7 @@ def ask(engine: Engine, adapter: Path | None, stop: bool = False, **settings: An
     """Run one turn to its end; all conversations and statuses that it yields."""
 
     async def run() -> list[tuple[Conversation, str]]:
-        base = other_base("a/b", load_config(TINY))
+        base = other_base("a/b", Config.load(TINY))
         question = Question("1+1", ChatSettings(model="a/b", **settings), base, adapter, "an adapter")
         stopped, steps = asyncio.Event(), []
         async for step in turn(engine, Conversation(), question, stopped):  # type: ignore[arg-type]
@@ -381,7 +381,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "first"
     folder.mkdir()
     (folder / "metrics.jsonl").touch()
-    (folder / "config.yaml").write_text(as_yaml(load_config(TINY)))
+    (folder / "config.yaml").write_text(as_yaml(Config.load(TINY)))
     save_adapter(folder / "adapter")
     arrays = {name: t.numpy() for name, t in load_file(folder / "adapter/adapter_model.safetensors").items()}
     for step in (3, 4):
@@ -402,7 +402,7 @@ def runs(tmp_path: Path, trained: Path) -> Path:
 
 
 def test_offers_lists_models_runs_and_adapters(runs: Path) -> None:
-    tiny, other = offers(str(runs), load_config(TINY))
+    tiny, other = offers(str(runs), Config.load(TINY))
     assert (tiny.name, [run.name for run in tiny.runs]) == ("tiny", ["first"])
     assert list(tiny.runs[0].adapters) == [FINAL, "step 4", "step 3 (best)"]
     assert (other.name, other.runs[0].adapters) == ("some/model", {})
@@ -410,30 +410,30 @@ def test_offers_lists_models_runs_and_adapters(runs: Path) -> None:
 
 def test_base_model_is_offered_without_the_initial_adapter(runs: Path) -> None:
     (runs / "second/config.yaml").write_text("model: {path: some/model, adapter: gone/adapter}\n")
-    for base in (*offers(str(runs), load_config(TINY, ["model.adapter=gone"])), other_base("a/b", load_config(TINY))):
+    for base in (*offers(str(runs), Config.load(TINY, ["model.adapter=gone"])), other_base("a/b", Config.load(TINY))):
         assert base.config.model.adapter is None
 
 
 def test_tiny_models_of_other_settings_are_separate_models(runs: Path) -> None:
-    default = load_config(TINY, ["arithmetic.seed=5"])
+    default = Config.load(TINY, ["arithmetic.seed=5"])
     assert [base.name for base in offers(str(runs), default)] == ["tiny", "some/model", "tiny (first)"]
 
 
 def test_unreadable_run_is_skipped(runs: Path) -> None:
     (runs / "second/config.yaml").write_text("surprise: 1\n")
-    assert [base.name for base in offers(str(runs), load_config(TINY))] == ["tiny"]
+    assert [base.name for base in offers(str(runs), Config.load(TINY))] == ["tiny"]
 
 
 def test_default_model_is_that_of_the_newest_run(runs: Path, tmp_path: Path) -> None:
-    assert default_config(str(runs), None, [], TINY).model.path == "some/model"
-    assert default_config(str(runs), str(TINY), ["run.seed=3"], TINY).run.seed == 3
-    assert default_config(str(tmp_path / "nothing"), None, [], TINY).model.path == "tiny"
+    assert default_config(str(runs), None, [], Path(TINY)).model.path == "some/model"
+    assert default_config(str(runs), TINY, ["run.seed=3"], Path(TINY)).run.seed == 3
+    assert default_config(str(tmp_path / "nothing"), None, [], Path(TINY)).model.path == "tiny"
     (runs / "second/config.yaml").write_text("surprise: 1\n")
-    assert default_config(str(runs), None, [], TINY).model.path == "tiny"
+    assert default_config(str(runs), None, [], Path(TINY)).model.path == "tiny"
 
 
 def test_other_model_is_served_without_trusting_its_code() -> None:
-    config = load_config(TINY, ["model.trust_remote_code=true"])
+    config = Config.load(TINY, ["model.trust_remote_code=true"])
     base = other_base("a/b", config)
     assert base.config.model.trust_remote_code is False
     assert (base.config.model.path, base.config.rollout, base.runs) == ("a/b", config.rollout, ())
@@ -444,7 +444,7 @@ def test_other_model_is_served_without_trusting_its_code() -> None:
 )
 def test_adapter_folder_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, folder: str, path: str) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    base = Base("tiny", load_config(TINY))
+    base = Base("tiny", Config.load(TINY))
     assert adapter_of(ChatSettings(folder=folder), base) == (Path(path), Path(folder).name)
 
 

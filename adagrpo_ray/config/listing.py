@@ -43,13 +43,22 @@ def as_markdown() -> str:
 
 
 def as_yaml(config: Config, decided: Mapping[str, object] | None = None) -> str:
-    """Return the configuration as YAML that `load_config` reads back.
+    """Return the configuration as YAML that `Config.load` reads back.
 
     `decided` has the settings that were null until the run decided them, by dotted key, with their values. They are
     read back as null.
     """
     tree = config.model_dump(mode="json") | ({DECIDED: dict(decided)} if decided else {})
     return dump(tree, sort_keys=False, width=110)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a tree with its dotted key; lists are values, and an empty mapping has none."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _shown(value: Any) -> str:
