@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -43,18 +43,19 @@ class Record:
         OlderVersionError if `values` has an unknown key, and KeyError otherwise. Raises ValueError if a field is null
         that is always measured.
         """
+        types = _types(cls)  # type: ignore[arg-type]  # mypy finds no hash of a type (its issue 11470)
         wanted = [f for f in fields(cls) if f.name in values or (f.default is MISSING is f.default_factory)]
         unknown = sorted(values.keys() - {field.name for field in fields(cls)}) if isinstance(values, Mapping) else []
         for field in wanted:
             if field.name not in values and unknown:
                 raise OlderVersionError(f"no {field.name!r}, but {unknown[0]!r}")
-            if values[field.name] is None and NoneType not in get_args(_types(cls)[field.name]):
+            if values[field.name] is None and NoneType not in get_args(types[field.name]):
                 raise ValueError(f"{field.name} is null")
-        return cls(**{field.name: recorded(values[field.name], _types(cls)[field.name]) for field in wanted})
+        return cls(**{field.name: recorded(values[field.name], types[field.name]) for field in wanted})
 
 
 @cache
-def _types(record: type[Record]) -> dict[str, Any]:
+def _types(record: Hashable) -> dict[str, Any]:
     """The types of the fields of a kind of record, by name."""
     return get_type_hints(record)
 
