@@ -21,6 +21,9 @@ from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.rewards.spawn import MainlessSpawnContext
 from adagrpo_ray.types import Completion, Prompt
 
+WATCH_S = 1.0
+"""Seconds between two looks at the pool while a group is scored."""
+
 
 class RewardScorer:
     """A pool of `settings.workers` processes that score groups; `score` may be awaited many times at once.
@@ -101,13 +104,14 @@ class RewardScorer:
             if not self._pool.active:
                 self._stop()
                 self._pool = self._start()
+            pool = self._pool
             try:
-                future = self._pool.schedule(worker.score, args=task, timeout=limit)
+                future = pool.schedule(worker.score, args=task, timeout=limit)
             except RuntimeError:  # the pool broke just now
                 continue
             self._pending.add(future)
             try:
-                return await asyncio.wrap_future(future)
+                return await _result(pool, future)
             except RewardError as error:
                 raise RewardError(f"{error} (scoring prompt {prompt_id!r})") from error
             except TimeoutError:
@@ -164,3 +168,19 @@ class RewardScorer:
         for future in tuple(self._pending):
             future.cancel()
         self._pool.join()
+
+
+async def _result(pool: ProcessPool, future: Future[Any]) -> Any:
+    """Wait for the result of a task. Raises BrokenProcessPool if the pool broke and forgot the task.
+
+    A pool that breaks aborts the tasks that it has registered. A task that was scheduled just before is registered
+    after that, and its future would wait forever (pebble 5.2, `task_scheduler_loop`).
+    """
+    waiting = asyncio.wrap_future(future)
+    try:
+        while not (await asyncio.wait({waiting}, timeout=WATCH_S))[0]:
+            if not pool.active:
+                raise BrokenProcessPool("the pool broke before it registered the task")
+        return waiting.result()
+    finally:
+        waiting.cancel()

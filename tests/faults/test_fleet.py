@@ -148,7 +148,8 @@ def test_a_dead_actor_is_replaced_and_its_requests_give_the_same_tokens(
             notices = fleet.notices()
             assert sum("starting another one" in notice for notice in notices) == 2
             stalled = f"engine did no step for rollout.stall_timeout_s={STALL_TIMEOUT_S} s"
-            assert sum(stalled in notice for notice in notices) == 1
+            # On a busy machine the one that was stopped and then killed may be found stalled, too.
+            assert sum(stalled in notice for notice in notices) >= 1
 
             await until(lambda: len(fleet.pool.members) == 2)
             await fleet.pool.apply(weights(2))

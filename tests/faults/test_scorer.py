@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from pebble import ProcessFuture
+from pebble.pool.base_pool import PoolStatus
 
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
@@ -190,6 +192,23 @@ def test_killed_idle_workers_are_replaced(scorer: RewardScorer) -> None:
     os.kill(int(victim), signal.SIGKILL)
     until(lambda: all(child.pid != victim for child in multiprocessing.active_children()))
     assert score(scorer, "abc") == [3.0]
+
+
+def test_group_that_a_breaking_pool_forgets_is_scored_again(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that breaks between `schedule` and the registration of the task never completes its future."""
+    scorer = RewardScorer(rewards("obedient:obey", workers=1), FORMAT)
+    pool = scorer._pool
+
+    def schedule(*_: object, **__: object) -> ProcessFuture:
+        pool._context.status = PoolStatus.ERROR
+        return ProcessFuture()
+
+    monkeypatch.setattr(pool, "schedule", schedule)
+    try:
+        assert score(scorer, "abc") == [3.0]
+        assert scorer._pool is not pool
+    finally:
+        scorer.close()
 
 
 def test_ctrl_c_does_not_end_scoring_processes(module: Path) -> None:
