@@ -111,7 +111,8 @@ class RewardScorer:
                 continue
             self._pending.add(future)
             try:
-                return await _result(pool, future)
+                result: tuple[list[float], list[list[float]]] = await _result(pool, future)
+                return result
             except RewardError as error:
                 raise RewardError(f"{error} (scoring prompt {prompt_id!r})") from error
             except TimeoutError:
