@@ -69,6 +69,7 @@ def out(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
     return folder, ended.stdout
 
 
+@pytest.mark.long
 def test_metrics_equal_those_of_the_evaluations_in_the_run(
     program: ModuleType, whole: Path, out: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +92,7 @@ def test_metrics_equal_those_of_the_evaluations_in_the_run(
         assert {k: v["value"] for k, v in model["accuracy_by_difficulty"].items()} == record["accuracy_by_difficulty"]
 
 
+@pytest.mark.long
 def test_each_problem_is_evaluated_once_with_each_model(out: tuple[Path, str]) -> None:
     folder, output = out
     models = by_model(folder)
@@ -112,6 +114,7 @@ def test_each_problem_is_evaluated_once_with_each_model(out: tuple[Path, str]) -
     assert (folder / MARKDOWN).read_text().count("| setting | value |") == 1
 
 
+@pytest.mark.long
 def test_results_of_other_settings_are_refused_before_anything_starts(
     program: ModuleType, whole: Path, out: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
