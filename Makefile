@@ -29,6 +29,8 @@ ui: setup  ## chat with trained models and view runs in a browser; ARGS="--port 
 check: setup-dev  ## run lint, types and unit tests in parallel, in about a minute: before every commit
 	@$(MAKE) --no-print-directory -j 3 --output-sync=target style types unit
 
+# Otherwise each of pytest's processes compiles all modules again.
+unit: export PYTHONDONTWRITEBYTECODE =
 unit: setup-dev  ## run only the unit tests; ARGS="-k name" selects some
 	$(PY) -m pytest tests/unit -n 2 --dist worksteal -m "not slow" $(ARGS)
 
