@@ -599,6 +599,6 @@ def test_holds_answer_accepts_any_text(text: str, truth: str) -> None:
 
 def test_holds_answer_takes_linear_time() -> None:
     began = time.process_time()
-    for text in ("1," * 50_000, "-" * 100_000, "1" * 100_000, "+-.1" * 25_000):
+    for text in ("1," * 20_000, "-" * 40_000, "1" * 40_000, "+-.1" * 10_000):
         assert not holds_answer(text, "7")
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 2
