@@ -31,8 +31,11 @@ ui: setup  ## chat with trained models and view runs in a browser; ARGS="--port 
 check: setup-dev  ## run lint, types and unit tests in parallel, in about a minute: before every commit
 	@$(MAKE) --no-print-directory -j 3 --output-sync=target style types unit
 
+# Without the first line each of pytest's processes may compile all modules again. No unit test reads the log, and its
+# capture visits every logger of all libraries three times for each test.
+unit: export PYTHONDONTWRITEBYTECODE =
 unit: setup-dev  ## run only the unit tests; ARGS="-k name" selects some
-	$(PY) -m pytest tests/unit -n 2 --dist worksteal -m "not slow" $(ARGS)
+	$(PY) -m pytest tests/unit -n 2 --dist worksteal -p no:logging -m "not slow" $(ARGS)
 
 test: setup-dev tiny-model  ## run the tests, two files at a time, in ten minutes; ARGS="-k name" selects some
 	$(FILES) -m "not long and not slow and not ui and not real" $(ARGS)

@@ -15,6 +15,9 @@ MAX_LENGTH = 4000
 # sympy computes powers and factorials in full, which takes hours for 9^{9^{9}}.
 MAX_EXPONENT = 10_000
 
+# It warns that its time-outs are off, which is intended here.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
 
 def latex(completions: list[str], answer: str, *, format: FormatSettings, **context: object) -> list[float]:
     r"""Reward an answer that is mathematically equal to the ground truth: "\frac{1}{2}" is "0.5".
@@ -59,8 +62,6 @@ def _parse(text: str) -> list[Any]:
     # Imported here, since it imports sympy and most runs have no LaTeX.
     from math_verify import parse
 
-    # It warns that its time-outs are off, which is intended here.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
     try:
         return [reading for reading in parse(text, parsing_timeout=None) if not _explodes(reading)]
     except Exception:

@@ -69,11 +69,23 @@ def names_in(node: ast.stmt, module: str) -> Iterator[str]:
             yield inner if inner in MODULES else str(node.module)
 
 
+def statements(node: ast.AST, *, on_load: bool = False) -> Iterator[ast.stmt]:
+    """The statements in `node`; with `on_load`, without those in functions and under TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if on_load and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if on_load and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.stmt):
+            yield child
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from statements(child, on_load=on_load)
+
+
 @cache
 def imports(module: str) -> frozenset[str]:
     """All that `module` imports, also in functions and under TYPE_CHECKING."""
-    statements = (node for node in ast.walk(parsed(module)) if isinstance(node, ast.stmt))
-    return frozenset(name for node in statements for name in names_in(node, module))
+    return frozenset(name for node in statements(parsed(module)) for name in names_in(node, module))
 
 
 def of_library(module: str) -> set[str]:
@@ -86,22 +98,10 @@ def package_of(module: str) -> str:
     return module.removeprefix("adagrpo_ray").removeprefix(".").partition(".")[0]
 
 
-def run_on_load(node: ast.AST) -> Iterator[ast.stmt]:
-    """The statements in `node` that run when the module is loaded: not those in functions or under TYPE_CHECKING."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        if isinstance(child, ast.stmt):
-            yield child
-        yield from run_on_load(child)
-
-
 @cache
 def imports_on_load(module: str) -> frozenset[str]:
     """The library's modules that are loaded with `module`, with their packages."""
-    names = {name for node in run_on_load(parsed(module)) for name in names_in(node, module)}
+    names = {name for node in statements(parsed(module), on_load=True) for name in names_in(node, module)}
     with_packages = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
     return frozenset(n for n in with_packages if n in MODULES and not f"{module}.".startswith(f"{n}."))
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.modeling_outputs import BaseModelOutput
 
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.layout import Rows
@@ -22,8 +22,8 @@ HIDDEN, VOCABULARY, TOKENS = 8, 50, 33
 class Body(torch.nn.Module):
     """Returns the hidden states that it gets."""
 
-    def forward(self, hidden: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=hidden)
+    def forward(self, hidden: torch.Tensor, use_cache: bool = False) -> transformers.modeling_outputs.BaseModelOutput:
+        return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=hidden)
 
 
 class FakeModel(torch.nn.Module):

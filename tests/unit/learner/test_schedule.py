@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import get_scheduler
+import transformers
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError
@@ -29,7 +29,7 @@ def configure(schedule: str, warmup: float, steps: int, updates: int) -> Config:
 def theirs(schedule: str, warmup: float, total: int) -> list[float]:
     """The rates of `total` updates by PyTorch's LambdaLR with Transformers' factors."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
-    scheduler = get_scheduler(NAMES[schedule], optimizer, round(warmup * total), total)
+    scheduler = transformers.get_scheduler(NAMES[schedule], optimizer, round(warmup * total), total)
     rates = []
     for _ in range(total):
         rates.append(optimizer.param_groups[0]["lr"])

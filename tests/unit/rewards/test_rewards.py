@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -353,14 +354,13 @@ pieces = st.sampled_from([T, S, E, "$", "\\frac{", "}", "^", "!", "-", ",", ".",
 texts = st.one_of(st.text(), st.lists(st.one_of(pieces, st.text(max_size=3)), max_size=12).map("".join))
 
 
-@pytest.mark.parametrize("name", OF_TEXTS)
 @given(text=texts, truth=texts)
 @settings(max_examples=120, deadline=None)
-def test_any_text_gets_finite_score(name: str, text: str, truth: str) -> None:
-    for completion in (text, answered(text), f"{T}{S}{text}"):
+def test_any_text_gets_finite_score(text: str, truth: str) -> None:
+    for name, completion in product(OF_TEXTS, (text, answered(text), f"{T}{S}{text}")):
         value = score(name, completion, truth)
-        assert value is not None
-        assert math.isfinite(value)
+        assert value is not None, name
+        assert math.isfinite(value), name
 
 
 @given(before=st.text(), inside=texts, after=st.text())
@@ -599,6 +599,6 @@ def test_holds_answer_accepts_any_text(text: str, truth: str) -> None:
 
 def test_holds_answer_takes_linear_time() -> None:
     began = time.process_time()
-    for text in ("1," * 50_000, "-" * 100_000, "1" * 100_000, "+-.1" * 25_000):
+    for text in ("1," * 20_000, "-" * 40_000, "1" * 40_000, "+-.1" * 10_000):
         assert not holds_answer(text, "7")
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 2

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from adagrpo_ray.errors import AdaGRPOError, HistoryError, RecordError
 from adagrpo_ray.reports import Run, tables
-from adagrpo_ray.reports.charts import charts
+from adagrpo_ray.reports.curves import curves
+from adagrpo_ray.runs import panels
 from adagrpo_ray.runs.final_lines import report
 from adagrpo_ray.runs.measured import mean, measured, ratio
 from adagrpo_ray.runs.metric import scalars, values_of
@@ -149,7 +150,7 @@ def test_skipped_updates_are_shown_everywhere(tmp_path: Path) -> None:
     assert dict(comparison.results([history]))["updates skipped"] == "4"
     run = Run("n", "f", history, summary, ())
     assert dict(tables.summary([run]))["updates skipped"] == "4"
-    (policy,) = (chart for chart in charts([run], 1) if chart.name == "policy")
+    (policy,) = curves([run], panels.POLICY)
     (panel,) = (axes for axes in policy.figure.axes if axes.get_title("left") == "adaptive/skipped_updates")
     assert [*panel.lines[0].get_ydata()] == [2, 2, 0]
 
@@ -174,7 +175,7 @@ def test_unmeasured_metric_is_a_gap_in_its_curve(tmp_path: Path) -> None:
     steps = tuple(step(number, loss=loss) for number, loss in enumerate(losses, 1))
     history = RunHistory("n", tmp_path, {}, steps, (), None, ())
     run = Run("n", "f", history, summarize(steps, None, None, name="n", folder="f", adapter="a"), ())
-    (policy,) = (chart for chart in charts([run], 1) if chart.name == "policy")
+    (policy,) = curves([run], panels.POLICY)
     (panel,) = (axes for axes in policy.figure.axes if axes.get_title("left") == "loss")
     drawn = np.asarray(panel.lines[0].get_ydata(), dtype=float)
     assert [None if np.isnan(value) else value for value in drawn] == losses

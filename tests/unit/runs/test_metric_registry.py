@@ -196,7 +196,7 @@ def test_new_metric_is_in_plots_and_report(tmp_path: Path) -> None:
     lines = {curve.line: curve.points for plot in plots([history], "step") for curve in plot.curves}
     assert lines["adaptive/novelty"] == ((1.0, 0.25), (2.0, 0.5))
     run = Run("n", "f", history, summarize(steps, None, None, name="n", folder="f", adapter="a"), ())
-    (chart,) = (chart for chart in charts([run], 1) if chart.name == "zero-std")
+    chart = next(chart for chart in charts([run], 1) if chart.name == "zero-std")
     assert "adaptive/novelty" in [text.get_text() for text in chart.figure.legends[0].get_texts()]
     assert [*chart.figure.axes[0].lines[-1].get_ydata()] == [0.25, 0.5]
 

@@ -145,7 +145,7 @@ def test_names_of_runs_are_escaped() -> None:
 
 
 def test_page_of_five_long_runs_has_moderate_size() -> None:
-    long = run(steps=1000)
+    long = run(steps=2 * MOST_POINTS)  # has the most points after it is thinned
     runs = [replace(long, name=str(number)) for number in range(5)]
     assert len(plot.page([each.name for each in runs], plots(runs, "step"), "step")) < 500_000
 
