@@ -13,9 +13,7 @@ import torch
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss, token_weights
 from adagrpo_ray.config.algorithm import LossSettings
 
-BATCHES = 60
-SIZES = (1, 2, 24)
-"""Completions of a batch; of few, all may be left out."""
+BATCHES = 200
 LOW, HIGH, BETA, CAP, LIMIT = 0.2, 0.28, 0.04, 2.0, 12
 KINDS = ["grpo", "gspo", "bnpo", "dapo", "cispo", "dr_grpo"]
 
@@ -40,7 +38,7 @@ def random_batch(rng: random.Random) -> list[Sequence]:
         reference = [p + rng.gauss(0, 0.4) for p in policy]
         return Sequence(policy, old, behaviour, reference, rng.choice([0.0, rng.gauss(0, 2)]), rng.random() < 0.15)
 
-    return [sequence() for _ in range(rng.choice(SIZES))]
+    return [sequence() for _ in range(rng.randint(1, 6))]
 
 
 def by_formula(kind: str, batch: list[Sequence]) -> tuple[float, list[list[float]]]:
