@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.support.browser import chromium, opened, served
 from tests.support.places import ROOT
 
-WIDTH, HEIGHT = 1280, 860
+WIDTH, HEIGHT = 1280, 680
 
 
 def take(runs: str, file: Path) -> None:
