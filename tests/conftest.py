@@ -37,7 +37,7 @@ gc.disable()
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
-LONG = (
+BEGUN_FIRST = (
     "end_to_end",  # makes the run that others wait for
     "fleet",
     "weight_sync",
@@ -51,7 +51,7 @@ LONG = (
     "engine_start",
     "turns",
 )
-"""Files that take longest: begun first, short ones fill up what is left of the time of xdist's processes."""
+"""Files that take longest. The short ones fill up what is left of the time of xdist's processes."""
 
 MARKED = ("faults", "gpu", "real", "ui")
 """Folders whose tests all have the marker of the folder's name."""
@@ -64,8 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.relative_to(HERE).parts[0]
         if tier in MARKED:
             item.add_marker(tier)
-    places = {f"test_{name}": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+    places = {f"test_{name}": place for place, name in enumerate(BEGUN_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(BEGUN_FIRST)))
 
 
 def pytest_collection_finish() -> None:

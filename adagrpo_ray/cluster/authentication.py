@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from adagrpo_ray.cluster.environment import environment
@@ -30,14 +30,13 @@ def takes_token() -> bool:
     return bool(is_token_auth_enabled())
 
 
-def unguarded(joined: str) -> tuple[str, ...]:
-    """A warning for the user if the joined Ray cluster at this address requires no token."""
-    if takes_token():
-        return ()
-    return (
-        f"warning: the Ray cluster at {joined} requires no token, so that anyone who reaches its ports can run code on "
-        "it; start it with RAY_AUTH_MODE=token (docs/jobs.md)",
-    )
+def warn_unguarded(joined: str, notify: Callable[[str], None]) -> None:
+    """Warn the user if the joined Ray cluster at this address requires no token."""
+    if not takes_token():
+        notify(
+            f"warning: the Ray cluster at {joined} requires no token, so that anyone who reaches its ports can run "
+            "code on it; start it with RAY_AUTH_MODE=token (docs/jobs.md)"
+        )
 
 
 def read_again() -> None:

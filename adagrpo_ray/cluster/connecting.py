@@ -6,10 +6,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import ray
@@ -21,9 +21,10 @@ from adagrpo_ray.cluster.joining import check_address, check_temporary_folders, 
 from adagrpo_ray.cluster.network import loopback_alone
 from adagrpo_ray.cluster.placement import Hardware, Placement, local_hardware, place
 from adagrpo_ray.config.learner import LearnerSettings
-from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ResourceError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -67,10 +68,11 @@ def _connected(
         guard = ChildGuard([p.pid for p in psutil.Process().children(recursive=True) if p not in before])
     elif not connected:
         with ray_errors(joined):
-            _init(address=_answering(joined, time.monotonic() + patience_s))
+            _patiently(lambda: check_address(joined), patience_s)
+            _init(address=joined)
     try:
         if joined is not None:
-            placement = _place_on_cluster(config.rollout, learner, time.monotonic() + patience_s)
+            placement = _patiently(lambda: place(config.rollout, learner, cluster_hardware(), ours=False), patience_s)
         yield placement
     finally:
         if joined is None or not connected:
@@ -103,22 +105,12 @@ def _cleared(before: set[psutil.Process]) -> Iterator[None]:
         raise
 
 
-def _answering(joined: str, deadline: float) -> str:
-    """Wait until the cluster to join answers, and return its address. Raises ResourceError after the deadline."""
+def _patiently(action: Callable[[], T], patience_s: float) -> T:
+    """Repeat an action while it raises ResourceError; raise that of the last time, after `patience_s` seconds."""
+    deadline = time.monotonic() + patience_s
     while True:
         try:
-            check_address(joined)
-            return joined
-        except ResourceError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
-
-
-def _place_on_cluster(rollout: RolloutSettings, learner: LearnerSettings | None, deadline: float) -> Placement:
-    while True:
-        try:
-            return place(rollout, learner, cluster_hardware(), ours=False)
+            return action()
         except ResourceError:
             if time.monotonic() > deadline:
                 raise

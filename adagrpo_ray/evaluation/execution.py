@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.cluster.authentication import unguarded
+from adagrpo_ray.cluster.authentication import warn_unguarded
 from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.data import PLAIN, FormatSettings
@@ -122,8 +122,8 @@ def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
         raise StoppedError("stopped as asked, before anything was started")
     joined = plan.inputs.joined
     with connect(plan.config, joined, learner=False) as placement:
-        for warning in unguarded(joined) if joined is not None else ():
-            watcher.phase(warning)
+        if joined is not None:
+            warn_unguarded(joined, watcher.phase)
         watcher.phase(f"starting {', '.join(placement.lines())}")
         asyncio.run(_execute(plan, placement, results, watcher, stop))
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from adagrpo_ray.rewards import scoring_process as worker
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.rewards.spawn import MainlessSpawnContext
 from adagrpo_ray.types import Completion, Prompt
+
+T = TypeVar("T")
 
 WATCH_S = 1.0
 """Seconds between two looks at the pool while a group is scored."""
@@ -92,7 +94,7 @@ class RewardScorer:
             error=error,
         )
 
-    async def _run(self, task: tuple[Any, ...], prompt_id: str) -> tuple[list[float], list[list[float]]]:
+    async def _run(self, task: tuple[Any, ...], prompt_id: str) -> worker.GroupScores:
         """Return the result of `worker.score(*task)` in one of the processes."""
         limit = self._settings.timeout_s
         group = f"rewards.functions {', '.join(self._names)} on prompt {prompt_id!r}"
@@ -106,13 +108,12 @@ class RewardScorer:
                 self._pool = self._start()
             pool = self._pool
             try:
-                future = pool.schedule(worker.score, args=task, timeout=limit)
+                future: Future[worker.GroupScores] = pool.schedule(worker.score, args=task, timeout=limit)
             except RuntimeError:  # the pool broke just now
                 continue
             self._pending.add(future)
             try:
-                result: tuple[list[float], list[list[float]]] = await _result(pool, future)
-                return result
+                return await _result(pool, future)
             except RewardError as error:
                 raise RewardError(f"{error} (scoring prompt {prompt_id!r})") from error
             except TimeoutError:
@@ -171,7 +172,7 @@ class RewardScorer:
         self._pool.join()
 
 
-async def _result(pool: ProcessPool, future: Future[Any]) -> Any:
+async def _result(pool: ProcessPool, future: Future[T]) -> T:
     """Wait for the result of a task. Raises BrokenProcessPool if the pool broke and forgot the task.
 
     A pool that breaks aborts the tasks that it has registered. A task that was scheduled just before is registered

@@ -25,6 +25,9 @@ LOAD_TIMEOUT_S = 120
 # The exit code of a process that ran out of memory. No signal and few programs use it.
 OUT_OF_MEMORY = 113
 
+GroupScores = tuple[list[float], list[list[float]]]
+"""Weighted totals [G] and raw scores [G, F] of a group, as plain values."""
+
 _PR_SET_PDEATHSIG = 1
 
 _functions: list[tuple[RewardFunction, float]] = []
@@ -56,8 +59,8 @@ def start(
 
 def score(
     completions: Sequence[str], answer: str, prompt: str, difficulty: str, columns: Mapping[str, object]
-) -> tuple[list[float], list[list[float]]]:
-    """Return weighted totals [G] and raw scores [G, F] of one group. Ends the process if memory runs out."""
+) -> GroupScores:
+    """Score one group. Ends the process if memory runs out."""
     if _load_error is not None:
         raise RewardError(str(_load_error))
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adagrpo_ray.cards.card import Facts, adapter_card, package_versions
 from adagrpo_ray.checkpoint.resume import Past
-from adagrpo_ray.cluster.authentication import unguarded
+from adagrpo_ray.cluster.authentication import warn_unguarded
 from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.nodes import check_shared
 from adagrpo_ray.cluster.placement import Placement
@@ -45,8 +45,7 @@ def place_and_train(
     """
     with connect(config, inputs.joined, patience_s) as placement:
         if inputs.joined is not None:
-            for warning in unguarded(inputs.joined):
-                observer.phase(warning)
+            warn_unguarded(inputs.joined, observer.phase)
             check_shared(home)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop) as running:
