@@ -126,7 +126,8 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options, stop = parse(sys.argv[1:] if arguments is None else arguments), Stopping()
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    stop = Stopping()
 
     def work() -> None:
         with stop.on_signals():

@@ -80,7 +80,8 @@ def train(options: argparse.Namespace, stop: Exit) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options, stop = parse(sys.argv[1:] if arguments is None else arguments), Exit()
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    stop = Exit()
     return ended(lambda: train(options, stop), stop)
 
 

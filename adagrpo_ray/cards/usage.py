@@ -159,5 +159,6 @@ def _messages(config: Config) -> str:
 
 def _text(config: Config) -> str:
     """The prompt of a question as plain text, as a Python literal."""
-    system, question = system_message(config.data), "123+456" if config.data.source == ARITHMETIC else "..."
+    system = system_message(config.data)
+    question = "123+456" if config.data.source == ARITHMETIC else "..."
     return json.dumps(question if system is None else f"{system}\n\n{question}", ensure_ascii=False)

@@ -33,7 +33,8 @@ def own_head(model: Any, output: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     states replace those of the base model.
     """
     name, base = base_of(model)
-    kind, rest = type(output), output[1:] if isinstance(output, tuple) else {**output}
+    kind = type(output)
+    rest = output[1:] if isinstance(output, tuple) else {**output}
     if isinstance(rest, dict):
         del rest["last_hidden_state"]
 

@@ -165,7 +165,8 @@ def series(records: Sequence[Record], panel: Panel) -> dict[str, Series]:
         if metric.label is None:
             found[metric.name] = Series(metric, tuple(column))
             continue
-        rows, missing = [_by_label(value) for value in column], 0 if metric.counter else None
+        rows = [_by_label(value) for value in column]
+        missing = 0 if metric.counter else None
         for of in dict.fromkeys(of for row in rows for of in row):
             found[metric.tag(of)] = Series(metric, tuple(row.get(of, missing) for row in rows))
     return found

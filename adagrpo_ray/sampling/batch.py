@@ -49,7 +49,8 @@ def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completi
     `balanced` picks as many completions as one attempt has: up to half of them correct, then wrong ones, then more
     correct ones (arXiv 2510.04996, section 3). So many failures do not outweigh a few successes.
     """
-    attempts, statistics = (group.last,) if settings.train_on == "last" else group.attempts[::-1], statistics_of(group)
+    statistics = statistics_of(group)
+    attempts = (group.last,) if settings.train_on == "last" else group.attempts[::-1]
     pool = [
         (completion, float(advantage), bool(is_correct))
         for attempt in attempts

@@ -149,6 +149,12 @@ def below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def stamps(folder: Path) -> Mapping[str, tuple[int, int]]:
+    """Return size in bytes and time of the last change in ns of all files below a local folder, by name."""
+    found = {name: (folder / name).stat() for name in below(folder) if not name.endswith(".part")}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
 def leave(folder: str, name: str, text: str) -> None:
     """Write a small text, which `find` returns, also on other machines."""
     if is_url(folder):
@@ -262,9 +268,3 @@ def _why(error: Exception) -> str:
     """Return the first line of the error's message without queries of URLs: a signed URL is a credential."""
     message = getattr(error, "strerror", None) or str(error).strip() or repr(error)
     return re.sub(r"\?[^\s'\"]+=[^\s'\"]*", "?...", message.splitlines()[0])
-
-
-def stamps(folder: Path) -> Mapping[str, tuple[int, int]]:
-    """Return size in bytes and time of the last change in ns of all files below a local folder, by name."""
-    found = {name: (folder / name).stat() for name in below(folder) if not name.endswith(".part")}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}

@@ -99,7 +99,8 @@ def training_example(
     )
     fork = next(i for i, (a, b) in enumerate(zip(correct, incorrect, strict=False)) if a != b)
     keep = rng.random() < 0.5
-    prompt, solution = [*tokenizer.encode(problem.text), *tail], correct if keep else incorrect
+    prompt = [*tokenizer.encode(problem.text), *tail]
+    solution = correct if keep else incorrect
     weights = [0.0] * len(prompt) + [1.0] * len(solution)
     weights[len(prompt) + fork] = 2 * (keep_carry if keep else 1 - keep_carry)
     return Example([*prompt, *solution], weights)
