@@ -136,13 +136,14 @@ class RolloutEngine:
 
     async def sleep(self) -> None:
         """Release the GPU's memory: move weights to host memory and drop the cache. No request may be in flight."""
-        await self._engine.sleep(level=1)
+        with self._started.alive():
+            await self._engine.sleep(level=1)
 
     async def wake(self) -> None:
         """Take the GPU's memory again. The adapter may be lost (vLLM issues 39934, 53888) until the next `apply`."""
-        await self._engine.wake_up()
+        with self._started.alive():
+            await self._engine.wake_up()
 
     async def stop(self) -> None:
         """End the engine's processes."""
         self._started.stop()
-        self._engine = None

@@ -21,7 +21,7 @@ PHASES = "adagrpo_ray.rollout.phases:PhaseLogitsProcessor"
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class StartedEngine:
     """vLLM's AsyncLLM and its tokenizer, with its load and the output of its processes."""
 
@@ -29,21 +29,33 @@ class StartedEngine:
     tokenizer: Any
     load: EngineLoad
     output: EngineOutput
+    stopped: bool = False
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Raise ActorLostError with the cause if vLLM's engine process dies within the block."""
+        """Raise ActorLostError with the cause if the engine was stopped, or ends within the block."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        self._check_running()
         try:
             yield
         except EngineDeadError as error:
             raise ActorLostError(f"its vLLM engine died ({self.output.exit_cause}; {self.output.location})") from error
+        except Exception:
+            self._check_running()  # what a stopped engine raises says nothing
+            raise
+        self._check_running()
+
+    def _check_running(self) -> None:
+        """Raise ActorLostError after `stop`: a request may arrive late at an actor that another one has found lost."""
+        if self.stopped:
+            raise ActorLostError("its vLLM engine was stopped")
 
     def stop(self) -> None:
         """End the engine's processes."""
         from vllm.platforms import current_platform
 
+        self.stopped = True
         # By default vLLM gives the engine 5 s to clean up. It takes them on CPUs, too, with nothing to release there.
         self.engine.shutdown(timeout=0.0 if current_platform.is_cpu() else None)
         # Its finalizer calls this again at the exit of Python, when it fails since modules are gone.

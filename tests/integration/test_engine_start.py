@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ActorLostError, RolloutError
+from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.rollout.engine_start import start_engine
 from adagrpo_ray.training.preflight import check
+from adagrpo_ray.types import GenerationRequest, SamplingParams
 from tests.support.held import engines
 from tests.support.program import QUICK
 
@@ -84,3 +87,24 @@ def test_a_killed_engine_raises_actor_lost_error(tiny_model: Path) -> None:
 
     with pytest.raises(ActorLostError, match=r"its vLLM engine died \(its process ended without an error, like a"):
         asyncio.run(scenario())
+
+
+@pytest.mark.faults
+def test_a_request_that_reaches_a_stopped_engine_raises_actor_lost_error(tiny_model: Path) -> None:
+    """One request may find an actor lost and have it stopped while another one is on its way there."""
+    engine = start(tiny_model)
+    request = GenerationRequest("late", np.zeros(4, np.int32), 1, SamplingParams(), 2, seed=0)
+
+    async def scenario() -> None:
+        await engine.warm_up()
+        await engine.stop()
+        for late in (
+            engine.generate(request),
+            engine.apply(pack(1, {}, 16, 32.0, torch.float32)),
+            engine.sleep(),
+            engine.wake(),
+        ):
+            with pytest.raises(ActorLostError, match="its vLLM engine was stopped"):
+                await late
+
+    asyncio.run(scenario())
