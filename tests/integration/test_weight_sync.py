@@ -19,6 +19,7 @@ from adagrpo_ray.algorithm.correction import rollout_correction
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import LossSettings
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import SyncError
 from adagrpo_ray.learner.engine import LearnerEngine
@@ -40,6 +41,7 @@ from tests.support.held import engines
 CONFIG = Config.load(
     "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.eval_prompts=0"]
 )
+LIMITS = RolloutSettings(request_timeout_s=60.0, stall_timeout_s=60.0)
 
 ENDLESS = 128
 """A request of so many tokens has completions that only this limit ends."""
@@ -84,7 +86,7 @@ def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any,
 
     actor = ray.remote(Watched).remote()
     ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
-    yield actor, RolloutPool([actor], request_timeout_s=60.0, stall_timeout_s=60.0)
+    yield actor, RolloutPool([actor], LIMITS)
     ray.get(actor.stop.remote())
     ray.kill(actor)
 
@@ -325,7 +327,7 @@ def test_an_engine_with_tensor_parallelism_serves_the_whole_adapter(
         actor = ray.remote(RolloutActor).options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
         try:
             ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
-            pool = RolloutPool([actor], request_timeout_s=60.0, stall_timeout_s=60.0)
+            pool = RolloutPool([actor], LIMITS)
             asyncio.run(pool.apply(pack(1, tensors, 16, 32.0, torch.float32)))
             completions = asyncio.run(pool.generate(ask(prompt, seed=1)))
             ray.get(actor.stop.remote())
