@@ -155,6 +155,21 @@ def test_merging_starts_from_the_untouched_base_every_time(
         np.testing.assert_array_equal(one.logprobs, two.logprobs)
 
 
+def test_a_second_run_on_the_same_actors_begins_with_version_0_again(
+    rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt
+) -> None:
+    """Its versions are lower than those of the run before, and each one is served."""
+    _, pool = rollout
+    tensors = learner.adapter()
+    for version in (60, 61, 62, 63, 0, 1, 2, 3):
+        scaled = {name: tensor * (1 + 0.1 * version) for name, tensor in tensors.items()}
+        asyncio.run(pool.apply(pack(version, scaled, 16, 32.0, torch.float32)))
+    asyncio.run(pool.apply(weights_of(learner, 4)))
+    completions = asyncio.run(pool.generate(ask(prompt, seed=4)))
+    assert {c.weight_version for c in completions} == {4}
+    assert logp_difference(learner, prompt, completions) < 1e-4
+
+
 def test_a_version_that_does_not_arrive_whole_is_refused(
     rollout: tuple[Any, RolloutPool], learner: LearnerEngine
 ) -> None:
