@@ -64,6 +64,7 @@ class Worker(AdapterWorker):
 @pytest.fixture(autouse=True)
 def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classes of vLLM that hold an adapter, and name one."""
+
     def load(lora_id: int, tensors: dict[str, torch.Tensor], *_: Any, **__: Any) -> Any:
         return SimpleNamespace(id=lora_id, modules=as_pairs(tensors))
 
