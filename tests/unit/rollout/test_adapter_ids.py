@@ -55,7 +55,7 @@ class Worker(AdapterWorker):
 
     @staticmethod
     def _slots(manager: Any, lora_id: int, modules: Any, r: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        return {name: (a, b * ALPHA / R) for name, (a, b) in manager.added[lora_id].modules.items()}
+        return {name: (a, b * (ALPHA / R)) for name, (a, b) in manager.added[lora_id].modules.items()}
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[str]:
         return [getattr(self, method)(*args)]
