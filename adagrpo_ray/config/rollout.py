@@ -38,7 +38,9 @@ class RolloutSettings(Section):
         "adapter", description="serve the adapter with vLLM's LoRA kernels, or merge it into the base weights"
     )
     start_timeout_s: Seconds = Field(600.0, description="seconds that a rollout actor may take to start")
-    request_timeout_s: Seconds = Field(1800.0, description="seconds that one request may take")
+    request_timeout_s: Seconds = Field(
+        1800.0, description="seconds that an actor may take to finish the next of its requests; not those in a queue"
+    )
     stall_timeout_s: Seconds = Field(
         300.0, description="seconds without an engine step, or in loading weights, after which an engine counts as hung"
     )

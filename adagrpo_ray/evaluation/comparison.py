@@ -35,7 +35,7 @@ class Estimate(Record):
 class ModelMetrics(Record):
     """The metrics of one model.
 
-    not_scored: the number of problems that could not be scored; they count as wrong.
+    not_scored: the number of problems that could not be generated or scored; they count as wrong.
     metrics: shares, except for LENGTHS, which are means.
     """
 

@@ -19,10 +19,9 @@ from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError, Roll
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.rollout.member import Member
-from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.rollout.pool import RolloutPool, sequences_in_flight
 from adagrpo_ray.runs.records import RolloutLoad
 
-MAX_REQUESTS = 4096  # in flight on one rollout actor
 STOP_TIMEOUT_S = 10.0
 WATCH_INTERVAL_S = 1.0
 
@@ -37,7 +36,8 @@ class Fleet:
     """
 
     def __init__(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
-        self.pool = RolloutPool([], config.rollout.request_timeout_s, config.rollout.stall_timeout_s, self._lost)
+        self._notices: deque[str] = deque()
+        self.pool = RolloutPool([], config.rollout, self._lost, self._notices.append)
         self.restarts = 0
         self._config, self._placement = config, placement
         self._start = (model, max_model_len, config)  # arguments of `RolloutActor.start`; `model` may be a reference
@@ -46,7 +46,6 @@ class Fleet:
         self._gauges = RolloutGauges(config.run.name)
         self._members: set[Member] = set()  # requested and not ended, in the pool or not
         self._tasks: set[asyncio.Task[None]] = set()
-        self._notices: deque[str] = deque()
         self._failure: AdaGRPOError | None = None
         self._idle_since = math.inf  # when the pool was found empty
 
@@ -103,7 +102,8 @@ class Fleet:
                 num_cpus=placement.rollout_cpus,
                 num_gpus=placement.rollout_gpus,
                 resources=dict(placement.rollout_resources),
-                max_concurrency=MAX_REQUESTS,
+                # Of calls: requests in flight, as many that are being cancelled, and other methods.
+                max_concurrency=2 * sequences_in_flight(self._config.rollout) + 8,
                 scheduling_strategy="SPREAD",
             )
             .remote()

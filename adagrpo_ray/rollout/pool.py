@@ -3,36 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import ray
 
-from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
+from adagrpo_ray.config.rollout import RolloutSettings
+from adagrpo_ray.errors import ActorLostError, RequestLostError, RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.types import Completion, GenerationRequest
 
 Lost = Callable[[Member, str], None]
+AHEAD = 4
+"""Sequences in flight on a rollout actor, as a multiple of those that its engine decodes at a time.
+
+It is above 1 since a group is in flight until its longest completion ends, when most of its sequences have ended."""
+
+
+def sequences_in_flight(settings: RolloutSettings) -> int:
+    """Number of sequences in flight from which a rollout actor gets no further request."""
+    return AHEAD * settings.max_num_seqs
 
 
 class RolloutPool:
     """Routes requests to its members. Belongs to one event loop; not shared between threads.
 
+    Requests wait here, in the order of their arrival, until a member has room. So they go to the member that is free
+    first, and a member that joins gets its share.
+
     A member leaves the pool if it dies, hangs or loses its engine. Then `lost` is called, and its requests go to other
     members with the same seeds. Without a member, requests wait until one is added. They raise an error if none will be
     added: if `lost` is None, and after `close`.
+
+    The prompt of a request may be the reason why a member is lost. A request that has lost two members is sent again
+    next to few others, and then alone. If it loses that member, too, its prompt is given up: `notify` is called, and
+    this and later requests of the prompt raise RequestLostError.
     """
 
     def __init__(
-        self, actors: Iterable[Any], request_timeout_s: float, stall_timeout_s: float, lost: Lost | None = None
+        self,
+        actors: Iterable[Any],
+        settings: RolloutSettings,
+        lost: Lost | None = None,
+        notify: Callable[[str], None] = lambda notice: None,
     ) -> None:
         self._members = [Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)]
-        self._request_timeout, self._stall_timeout = request_timeout_s, stall_timeout_s
-        self._lost = lost
+        self._request_timeout, self._stall_timeout = settings.request_timeout_s, settings.stall_timeout_s
+        self._lost, self._notify = lost, notify
+        limit = sequences_in_flight(settings)
+        self._limits = (limit, limit, math.isqrt(limit), 1)  # of sequences in flight with a request, for each try
+        self._given_up: dict[str, str] = {}  # prompt id -> the reason
         self._closed: str | None = None if lost else "there is no rollout actor"  # the reason why none will join
-        self._changed = asyncio.Condition()
+        self._turn = asyncio.Lock()  # of the request that is sent next
+        self._changed = asyncio.Event()  # whether members or their room may have changed
         self._sent: tuple[Any, AdapterWeights] | None = None  # the newest version: a reference to it, and itself
         self.version = -1  # in effect on all members
         self._newest = -1  # in effect on some members, while it is being applied
@@ -43,23 +69,31 @@ class RolloutPool:
         return tuple(self._members)
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """Generate the completions of the request on the member with the fewest outstanding tokens.
+        """Generate the completions of the request on the member with the fewest outstanding tokens that has room.
 
         If that member is lost, another one gets the request. If the caller is cancelled, the actor aborts the request.
-        Raises RolloutError if no member is left, SyncError if a member used a version that was not in effect meanwhile,
-        and the engine's own errors.
+        Raises RequestLostError if the prompt is given up, RolloutError if no member is left, SyncError if a member used
+        a version that was not in effect meanwhile, and the engine's own errors.
         """
-        while True:
-            member, oldest = await self._least_loaded(), self.version
+        prompt, reason = request.prompt_id, ""
+        for limit in self._limits:
+            if prompt in self._given_up:
+                break
+            member = await self._next_member(limit)
+            oldest = self.version
             try:
-                completions = await self._send(member, request)
+                completions = await self._send(member, request, limit)
             except ActorLostError as error:
-                self._remove(member, str(error))
+                reason = str(error)
+                self._remove(member, reason)
                 continue
             wrong = {c.weight_version for c in completions if not oldest <= c.weight_version <= self._newest}
             if wrong:
                 raise SyncError(f"{member.name} used version {wrong}, but the pool is at {self.version}")
             return completions
+        else:
+            self._give_up(prompt, reason)
+        raise RequestLostError(self._given_up[prompt])
 
     async def add(self, member: Member) -> None:
         """Apply the newest version to a member, then let it take requests. Raises ActorLostError if it is lost."""
@@ -69,19 +103,18 @@ class RolloutPool:
             if held is not None:
                 await member.apply(*held, self._stall_timeout)
         self._members.append(member)
-        await self._notify()
+        self._changed.set()
 
     async def drain(self, member: Member) -> None:
         """Stop sending requests to a member; returns when it has none in flight."""
         if member in self._members:
             self._members.remove(member)
-        async with self._changed:
-            await self._changed.wait_for(lambda: member.outstanding == 0)
+        await self._until(lambda: not member.requests)
 
     async def close(self, reason: str) -> None:
         """Declare that no member will join: once there is none left, requests raise RolloutError with `reason`."""
         self._closed = reason
-        await self._notify()
+        self._changed.set()
 
     async def apply(self, weights: AdapterWeights) -> list[SyncReceipt]:
         """Apply a version of the adapter on all members; its tensors go into the object store once.
@@ -116,19 +149,34 @@ class RolloutPool:
                 raise result
         return [result for result in results if not isinstance(result, BaseException)]
 
-    async def _least_loaded(self) -> Member:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._members or self._closed is not None)
+    async def _next_member(self, limit: int) -> Member:
+        """Wait for the turn of a request with this limit, and for a member with room for it.
+
+        The caller has to send the request before it waits for anything else.
+        """
+        async with self._turn:
+            await self._until(lambda: self._with_room(limit) or (self._closed is not None and not self._members))
         if not self._members:
             raise RolloutError(str(self._closed))
-        return min(self._members, key=lambda member: member.outstanding)
+        return min(self._with_room(limit), key=lambda member: member.outstanding)
 
-    async def _send(self, member: Member, request: GenerationRequest) -> tuple[Completion, ...]:
+    def _with_room(self, limit: int) -> list[Member]:
+        return [member for member in self._members if member.has_room(limit)]
+
+    async def _send(self, member: Member, request: GenerationRequest, limit: int) -> tuple[Completion, ...]:
         try:
-            return await member.generate(request, self._request_timeout)
+            return await member.generate(request, limit, self._request_timeout)
         finally:
-            if member not in self._members:  # `drain` waits for it to end
-                await self._notify()
+            self._changed.set()
+
+    def _give_up(self, prompt: str, reason: str) -> None:
+        """Refuse all later requests of the prompt, after it lost the last of its members for that reason."""
+        if prompt not in self._given_up:
+            self._given_up[prompt] = (
+                f"prompt {prompt} is given up: {len(self._limits)} rollout actors were lost while they ran it, the "
+                f"last one without other requests ({reason}); leave it out of the data"
+            )
+            self._notify(self._given_up[prompt])
 
     def _remove(self, member: Member, reason: str) -> None:
         """Remove a lost member, once, even if several requests notice the loss."""
@@ -139,7 +187,10 @@ class RolloutPool:
             self._lost(member, reason)
         elif not self._members:
             self._closed = reason
+        self._changed.set()
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    async def _until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition is true; it is evaluated whenever members or their room may have changed."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()

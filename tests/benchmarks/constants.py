@@ -25,6 +25,7 @@ from throughput import learner_alone
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config import Config
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.lora.payload import pack
@@ -269,7 +270,7 @@ def store() -> Fields:
 
 async def calls(actors: list[Any], config: Config, inputs: Inputs) -> Fields:
     """Seconds of a call of an idle actor; `calling` are those of rank 0 for a call and for a completion."""
-    pool = RolloutPool(actors, config.rollout.request_timeout_s, config.rollout.stall_timeout_s)
+    pool = RolloutPool(actors, config.rollout)
     prompt, sampling = inputs.prompts.train[0], config.algorithm.sampling
     requests = {n: GenerationRequest(prompt.id, prompt.token_ids, n, sampling, 1, 0) for n in COMPLETIONS}
     rows, own = list[tuple[float, ...]](), list[float]()
@@ -292,7 +293,7 @@ async def fan_out(actors: list[Any], size: int) -> Fields:
     weights: Any = SimpleNamespace(version=0, digest="", data=np.ones(size, np.uint8))
     rows, own = list[tuple[float, ...]](), list[float]()
     for number, receivers in product(range(1 + 10 * ROUNDS), range(1, len(actors) + 1)):
-        pool = RolloutPool(actors[:receivers], 60.0, 60.0)
+        pool = RolloutPool(actors[:receivers], RolloutSettings(stall_timeout_s=60.0))
         used = time.process_time()
         await pool.apply(weights)
         if number:

@@ -106,7 +106,7 @@ def measure(config: Config, shape: Shape, actors: int, versions: int) -> dict[st
     try:
         starts = [actor.start.remote(ModelFiles(config.model.path), MAX_MODEL_LEN, config) for actor in handles]
         ray.get(starts, timeout=config.rollout.start_timeout_s)
-        pool = RolloutPool(handles, config.rollout.request_timeout_s, config.rollout.stall_timeout_s)
+        pool = RolloutPool(handles, config.rollout)
         for version in range(versions):
             tensors = random_adapter(shape, lora.r, lora.targets, seed=version)
             began = time.perf_counter()

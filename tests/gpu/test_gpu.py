@@ -15,6 +15,7 @@ import ray
 import torch
 
 from adagrpo_ray.config import Config
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.packing import pack_batches
@@ -32,6 +33,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.timeout(900),
 ]
+
+LIMITS = RolloutSettings(request_timeout_s=120.0, stall_timeout_s=120.0)
 
 # The largest difference of a token's log-probability between vLLM and the learner, by the type of the weights.
 CLOSE = {"float32": 1e-3, "bfloat16": 0.2}
@@ -100,7 +103,7 @@ def start(config: Config) -> tuple[Any, RolloutPool, str]:
     path = resolve_model(config)
     actor = ray.remote(num_gpus=0.5)(RolloutActor).remote()
     ray.get(actor.start.remote(ModelFiles(path), 512, config))
-    return actor, RolloutPool([actor], request_timeout_s=120.0, stall_timeout_s=120.0), path
+    return actor, RolloutPool([actor], LIMITS), path
 
 
 def stop(actor: Any) -> None:

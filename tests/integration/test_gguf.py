@@ -185,7 +185,7 @@ def test_run_uses_gguf_file_like_other_models(file: Path) -> None:
     config = settings(file)
     folder = resolve_model(config)
     found = read_model_config(folder, config.model)
-    check_unquantised(folder, found, config.model.path, "")
+    check_unquantised(folder, found.to_dict(), config.model.path, "")
     assert found.get_text_config().max_position_embeddings == 512
     policy = load_policy(folder, config)
     assert policy.peft_config["default"].base_model_name_or_path == str(file)

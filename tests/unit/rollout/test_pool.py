@@ -13,6 +13,7 @@ import pytest
 import torch
 from ray.exceptions import RayActorError
 
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.rollout.engine import SyncReceipt
@@ -52,8 +53,12 @@ def ask(n: int = 1) -> GenerationRequest:
     return GenerationRequest("p", np.arange(3, dtype=np.int32), n, SamplingParams(), 10, 0)
 
 
+def limits(request_timeout_s: float = 5.0, stall_timeout_s: float = 5.0) -> RolloutSettings:
+    return RolloutSettings(request_timeout_s=request_timeout_s, stall_timeout_s=stall_timeout_s)
+
+
 def make_pool(actors: list[FakeActor], timeout: float = 5.0) -> RolloutPool:
-    pool = RolloutPool(actors, timeout, timeout)
+    pool = RolloutPool(actors, limits(timeout, timeout))
     pool.version = pool._newest = 0
     return pool
 
@@ -113,7 +118,7 @@ def test_a_request_may_end_under_any_version_in_effect_since_it_was_sent() -> No
 
 
 def test_an_actor_that_never_answers_raises_an_error(cancelled: list[object]) -> None:
-    with pytest.raises(RolloutError, match=r"did not answer for prompt p.*request_timeout_s"):
+    with pytest.raises(RolloutError, match=r"finished no request for rollout\.request_timeout_s=0\.05 s \(prompt p"):
         asyncio.run(make_pool([FakeActor()], timeout=0.05).generate(ask()))
     assert len(cancelled) == 1
 
@@ -161,7 +166,7 @@ def test_requests_of_a_dead_actor_go_to_another_one() -> None:
     async def scenario() -> list[str]:
         dead, alive, lost = FakeActor(), FakeActor(), list[str]()
         dead.generate = SimpleNamespace(remote=lambda request: Dead())
-        pool = RolloutPool([dead, alive], 5.0, 5.0, lambda member, reason: lost.append(f"{member.name}: {reason}"))
+        pool = RolloutPool([dead, alive], limits(), lambda member, reason: lost.append(f"{member.name}: {reason}"))
         pool.version = pool._newest = 0
         waiting = [asyncio.create_task(pool.generate(ask())) for _ in range(2)]
         for _ in range(10):
@@ -179,7 +184,7 @@ def test_requests_of_a_dead_actor_go_to_another_one() -> None:
 
 def test_requests_wait_for_a_member_and_raise_if_none_will_join() -> None:
     async def scenario() -> None:
-        pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
+        pool, actor = RolloutPool([], limits(), lambda member, reason: None), FakeActor()
         pool.version = pool._newest = 0
         waiting = asyncio.create_task(pool.generate(ask()))
         await asyncio.sleep(0)
@@ -200,7 +205,7 @@ def test_requests_wait_for_a_member_and_raise_if_none_will_join() -> None:
 
 def test_a_drained_member_finishes_its_requests_and_gets_no_more() -> None:
     async def scenario() -> None:
-        pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
+        pool, actor = RolloutPool([], limits(), lambda member, reason: None), FakeActor()
         pool.version = pool._newest = 0
         member = Member(actor, "a member")
         await pool.add(member)
@@ -230,7 +235,7 @@ def test_a_member_that_hangs_while_it_gets_new_weights_is_lost(monkeypatch: pyte
         hung, alive, lost = FakeActor(), FakeActor(), list[str]()
         hung.apply = SimpleNamespace(remote=lambda weights: asyncio.get_running_loop().create_future())
         alive.apply = SimpleNamespace(remote=take)
-        pool = RolloutPool([hung, alive], 5.0, 0.05, lambda member, reason: lost.append(reason))
+        pool = RolloutPool([hung, alive], limits(stall_timeout_s=0.05), lambda member, reason: lost.append(reason))
         assert [receipt.version for receipt in await pool.apply(weights)] == [1]
         assert [member.name for member in pool.members] == ["rollout actor 1"]
         return lost
@@ -245,7 +250,7 @@ def test_a_member_that_hangs_in_sleep_or_wake_is_lost(method: str, task: str) ->
         hung, alive, lost = FakeActor(), FakeActor(), list[str]()
         setattr(hung, method, SimpleNamespace(remote=lambda: asyncio.get_running_loop().create_future()))
         setattr(alive, method, SimpleNamespace(remote=lambda: asyncio.sleep(0)))
-        pool = RolloutPool([hung, alive], 5.0, 0.05, lambda member, reason: lost.append(reason))
+        pool = RolloutPool([hung, alive], limits(stall_timeout_s=0.05), lambda member, reason: lost.append(reason))
         await getattr(pool, method)()
         assert [member.name for member in pool.members] == ["rollout actor 1"]
         return lost

@@ -456,7 +456,7 @@ class TestPlainConsole:
         text = stream.getvalue()
         assert "(128 samples, 2 prompts not scored, 3.0 s)" in text
         assert "groups 6 ready 2 waiting 3 not scored  8,000 tokens/s" in text
-        assert "not scored: 6 groups, on which reward functions failed\n" in text
+        assert "not scored: 6 groups, on which reward functions or rollout actors failed\n" in text
 
     def test_log_shows_an_accuracy_not_evaluated(self) -> None:
         stream = io.StringIO()
