@@ -67,12 +67,12 @@ class RolloutActor:
         """End the engine's processes."""
         self._showing.cancel()
         await self._engine.stop()
-        await self._copy_log()
+        await self._copy_log(last=True)
         self._guard.dismiss()
 
-    async def _copy_log(self) -> None:
+    async def _copy_log(self, *, last: bool = False) -> None:
         if self._log is not None:
-            await asyncio.to_thread(self._log.copy)
+            await asyncio.to_thread(self._log.copy, last=last)
 
     async def _show(self, gauges: RolloutGauges, name: str) -> None:
         """Report the load of the engine once a second."""

@@ -42,11 +42,16 @@ class EngineLog:
         """The file on this node to which vLLM's processes append."""
         return self._local / self._name
 
-    def copy(self) -> None:
-        """Send the file to a run folder at a URL. If that fails, the run continues without it."""
+    def copy(self, *, last: bool = False) -> None:
+        """Send the file to a run folder at a URL, and with `last` remove it here.
+
+        If it cannot be sent, the run continues and the file stays.
+        """
         if storage.is_url(self._home):
             with suppress(AdaGRPOError):
                 storage.push(self._local, self._home, [self._name])
+                if last:
+                    self.file.unlink()
 
 
 @contextmanager

@@ -29,6 +29,9 @@ def test_a_run_folder_at_a_url_gets_a_copy(tmp_path: Path, monkeypatch: pytest.M
         log.file.write_text(text)
         log.copy()
         assert storage.find(home, "vllm/rollout-actor-0.log") == text
+    log.copy(last=True)
+    assert not log.file.exists()
+    assert storage.find(home, "vllm/rollout-actor-0.log") == "KV cache\nslept\n"
 
 
 def test_logging_of_the_environment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
