@@ -103,7 +103,7 @@ cluster-up:  ## start a Ray cluster in containers: a head, rollout workers, a le
 
 cluster-train: setup  ## train as a job on the cluster in containers; the adapter is written to runs/
 	RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token $(PY) launch/submit.py -- --config $(CONFIG) \
-		run.output_dir=/runs rollout.actors=$(or $(ROLLOUTS),2) learner.ranks=$(or $(LEARNERS),1) \
+		run.output_dir=/runs $(shell docker/cluster.sh actors) \
 		rollout.resources.rollout=1 learner.resources.learner=1 $(ARGS)
 
 cluster-down:  ## stop the cluster in containers; runs stay

@@ -24,6 +24,11 @@ class RolloutSettings(Section):
     max_new_tokens: PositiveInt = Field(256, description="most tokens of a completion")
     max_model_len: PositiveInt | None = Field(None, description="most tokens of prompt and completion; null: as needed")
     max_num_seqs: PositiveInt = Field(128, description="sequences that one actor decodes at a time")
+    max_num_batched_tokens: PositiveInt | None = Field(
+        None,
+        description="tokens that an engine computes in one step, of prompts and completions; null: 8192 on CPUs, and "
+        "2048, the default of vLLM, on GPUs",
+    )
     kv_cache_gib: Gibibytes | None = Field(None, description="size of the KV cache; null: by gpu_memory_utilization")
     gpu_memory_utilization: float = Field(
         0.45, gt=0.0, le=1.0, description="share of a GPU's memory that vLLM may take"
@@ -46,7 +51,7 @@ class RolloutSettings(Section):
     )
 
     def conflicts(self) -> Iterator[str]:
-        """Yield conflicts of the number of actors, and of the length of sequences with that of completions."""
+        """Yield conflicts of the number of actors, of the lengths, and of the tokens of one engine step."""
         if self.max_actors is not None and self.max_actors < self.actors:
             yield (
                 f"rollout.max_actors={self.max_actors} is less than rollout.actors={self.actors}; raise the first or "
@@ -56,4 +61,9 @@ class RolloutSettings(Section):
             yield (
                 f"rollout.max_model_len={self.max_model_len} leaves no room for a prompt next to "
                 f"rollout.max_new_tokens={self.max_new_tokens}; raise the first or lower the second"
+            )
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
+            yield (
+                f"rollout.max_num_batched_tokens={self.max_num_batched_tokens} is less than one token for each of "
+                f"rollout.max_num_seqs={self.max_num_seqs} sequences; raise the first or lower the second"
             )

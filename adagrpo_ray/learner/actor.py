@@ -45,11 +45,16 @@ class LearnerActor:
         host = use_node_address()
         return host, listen(host)
 
-    def open(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
-        """Request the rollout actors, on rank 0, and return at once; `model[0]` is a reference to ModelFiles."""
+    def open(
+        self, config: Config, placement: Placement, model: Any, max_model_len: int, home: str | None = None
+    ) -> None:
+        """Request the rollout actors, on rank 0, and return at once.
+
+        `model[0]` is a reference to ModelFiles, and `home` the run folder for the logs of vLLM.
+        """
         self._background = Background()
         self._of_actor.callback(self._background.close)
-        self._fleet = Fleet(config, placement, model[0], max_model_len)
+        self._fleet = Fleet(config, placement, model[0], max_model_len, home)
         self._of_actor.callback(lambda: self._background.run(self._fleet.close()))
         self._background.run(self._fleet.open())
 

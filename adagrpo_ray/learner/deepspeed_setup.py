@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from adagrpo_ray.cluster.environment import keep_compiled
+from adagrpo_ray.cluster.gpu_host import check_gpu_host
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.agreement import agreed_packing
@@ -65,6 +67,8 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
 
 def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.device:
     """Join the process group at `master` (address, port); returns the device of this rank when all have joined."""
+    keep_compiled()
+    check_gpu_host()
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -77,8 +81,9 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
     )
     import deepspeed
 
-    # An optional kernel for several CPU ranks on one machine, compiled at first use; gloo does not need it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed would run a compiler and query the device for each of its operators, to find the optional kernel for CPU
+    # ranks on one machine. Gloo does not need it, and NCCL has none.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(
         dist_backend="nccl" if cuda else "gloo",
         verbose=False,

@@ -12,6 +12,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
+from adagrpo_ray.rollout.engine_log import EngineLog
 from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.types import Completion, GenerationRequest
 
@@ -25,13 +26,26 @@ class RolloutActor:
         """The id of the node that Ray placed the actor on."""
         return str(ray.get_runtime_context().get_node_id())
 
-    async def start(self, model: ModelFiles, max_model_len: int, config: Config, name: str = "rollout actor") -> None:
-        """Load the engine and warm it up; `name` is its label in Ray's metrics."""
+    async def start(
+        self,
+        model: ModelFiles,
+        max_model_len: int,
+        config: Config,
+        name: str = "rollout actor",
+        home: str | None = None,
+    ) -> None:
+        """Load the engine and warm it up.
+
+        `name` is its label in Ray's metrics, and `home` the run folder for its log, if there is one.
+        """
         use_node_address()
         self._guard = ChildGuard()  # first, since this process may be killed while that of the engine starts
-        self._engine = await RolloutEngine.start(model.here(), max_model_len, config, model.template)
+        self._log = None if home is None else EngineLog(home, name)
+        log = None if self._log is None else self._log.file
+        self._engine = await RolloutEngine.start(model.here(), max_model_len, config, model.template, log)
         self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
         await self._engine.warm_up()
+        await self._copy_log()
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """Generate the n completions of the request."""
@@ -53,7 +67,12 @@ class RolloutActor:
         """End the engine's processes."""
         self._showing.cancel()
         await self._engine.stop()
+        await self._copy_log(last=True)
         self._guard.dismiss()
+
+    async def _copy_log(self, *, last: bool = False) -> None:
+        if self._log is not None:
+            await asyncio.to_thread(self._log.copy, last=last)
 
     async def _show(self, gauges: RolloutGauges, name: str) -> None:
         """Report the load of the engine once a second."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.completion_text import CompletionText, stop_ids
 from adagrpo_ray.errors import RolloutError, SyncError
@@ -42,9 +44,11 @@ class RolloutEngine:
         self._requests = 0
 
     @classmethod
-    async def start(cls, model_path: str, max_model_len: int, config: Config, template: str | None = None) -> Self:
+    async def start(
+        cls, model_path: str, max_model_len: int, config: Config, template: str | None = None, log: Path | None = None
+    ) -> Self:
         """Load the base model with `start_engine`; the engine serves version -1, the base, until `apply`."""
-        return cls(start_engine(model_path, max_model_len, config, template), config)
+        return cls(start_engine(model_path, max_model_len, config, template, log), config)
 
     @property
     def load(self) -> RolloutLoad:
@@ -52,8 +56,12 @@ class RolloutEngine:
         return self._load.newest
 
     async def warm_up(self) -> None:
-        """Generate a few tokens, so that lazy compilation happens now, without a time limit."""
-        request = GenerationRequest("warm-up", np.zeros(4, np.int32), 2, OurParams(), 2, seed=0)
+        """Generate a few tokens, so that lazy compilation happens now, without a time limit.
+
+        With phases, the processor also reads the vocabulary for the marker, which takes seconds.
+        """
+        sampling = OurParams(answer=PhaseParams() if self._config.uses_phases else None)
+        request = GenerationRequest("warm-up", np.zeros(4, np.int32), 2, sampling, 2, seed=0)
         await self._last(request, self._params(request), self._lora)
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:

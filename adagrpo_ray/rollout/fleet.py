@@ -35,12 +35,16 @@ class Fleet:
     - A lost actor is replaced, up to `rollout.max_restarts` times in a run.
     """
 
-    def __init__(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
+    def __init__(
+        self, config: Config, placement: Placement, model: Any, max_model_len: int, home: str | None = None
+    ) -> None:
+        """`home`: the run folder, a path or URL, for the logs of vLLM; None for none."""
         self._notices: deque[str] = deque()
         self.pool = RolloutPool([], config.rollout, self._lost, self._notices.append)
         self.restarts = 0
         self._config, self._placement = config, placement
         self._start = (model, max_model_len, config)  # arguments of `RolloutActor.start`; `model` may be a reference
+        self._home = home
         self._wanted = config.rollout.max_actors or config.rollout.actors
         self._count = 0  # of actors ever requested, which is the number of the next one
         self._gauges = RolloutGauges(config.run.name)
@@ -118,7 +122,7 @@ class Fleet:
         try:
             member.node = await member.answer(member.actor.node.remote())  # waits for room
             async with asyncio.timeout(limit):
-                await member.answer(member.actor.start.remote(*self._start, member.name))
+                await member.answer(member.actor.start.remote(*self._start, member.name, self._home))
                 await self.pool.add(member)
         except TimeoutError:
             await self._end(member)

@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
+from adagrpo_ray.cluster.gpu_host import check_gpu_host, memory_notice
 from adagrpo_ray.cluster.joining import check_ray, find_ray
 from adagrpo_ray.cluster.placement import Placement, local_hardware, place
 from adagrpo_ray.config.tree import Config
@@ -61,6 +62,8 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
         load_reward(function.function, given)
     if training:
         make_method(config.algorithm, config.rewards.names, given)
+    if joined is None:
+        check_gpu_host()
     learner = config.learner if training else None
     placement = place(config.rollout, learner, local_hardware(), ours=True) if joined is None else None
     model_path = resolve_model(config)
@@ -75,7 +78,8 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
-    notices = (*([origin.in_words] if origin else []), *notices)
+    little = memory_notice() if joined is None else None
+    notices = (*([little] if little else []), *([origin.in_words] if origin else []), *notices)
     template = chosen_template(config.data)
     return Inputs(model_path, prompts, max_model_len, given, notices, template, joined, placement)
 

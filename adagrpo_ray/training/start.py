@@ -48,7 +48,7 @@ def place_and_train(
             warn_unguarded(inputs.joined, observer.phase)
             check_shared(home)
         observer.phase(f"starting {_where(config, placement)}")
-        with actors(config, placement, inputs, stop) as running:
+        with actors(config, placement, inputs, stop, home) as running:
             return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))
 
 

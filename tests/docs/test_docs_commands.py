@@ -80,6 +80,7 @@ HELD = {
     # A shell
     r"^source \.venv/bin/activate$": "made by venv",
     r"^export \w+=(?!\$\()": "only sets variables",
+    r"^(cd|ln -s) .*(nvidia\.cu13|libcudart)": "needs CUDA of pip; docker/Dockerfile makes the same links",
     r"^\.venv/bin/tensorboard --logdir runs$": (
         "test_observe.py::TestRunWriter::test_tensorboard_shows_metrics_in_groups"
     ),

@@ -56,6 +56,13 @@ def test_steps_change_the_policy(expected: list[Any]) -> None:
     assert expected[0].statistics.kl.total == 0.0 < expected[-1].statistics.kl.total
 
 
+def test_deepspeed_probes_none_of_its_operators(expected: list[Any]) -> None:
+    """The probe runs a compiler and queries the device. The steps before this test have joined the process group."""
+    import deepspeed
+
+    assert deepspeed.ops.__compatible_ops__ == {}
+
+
 @pytest.mark.parametrize(
     "settings",
     [

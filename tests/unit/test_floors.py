@@ -26,10 +26,13 @@ LAYERS = (
 """Packages, and modules at the root, from the lowest to the highest: each imports only from those before it."""
 
 VLLM_USERS = (
+    "device_phases",
     "engine",
-    "engine_start",
     "engine_load",
+    "engine_log",
+    "engine_start",
     "merge_worker",
+    "phase_tensors",
     "phases",
     "streaming",
     "vllm_params",
