@@ -32,7 +32,7 @@ def packed_layers(model: Any, names: Iterable[str]) -> dict[str, PackedLayer]:
     renames = None if mapper is None else mapper.get_rename_mapper()
     tensors: dict[str, list[str]] = {}  # by vLLM's name of the module, before it is packed
     for name in names:
-        own = name if renames is None else renames.map_name(name)
+        own = name if renames is None else renames.map_name(name) or name
         tensors.setdefault(own.rpartition(".")[0], []).append(name)
     packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", None) or {}
     found = {}

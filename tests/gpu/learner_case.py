@@ -156,7 +156,7 @@ def measure(case: Case, folder: Path, tokens: int, rounds: int = ROUNDS) -> Foun
         engine = LearnerEngine(str(folder), config, 0, 1, ("127.0.0.1", 0))
         (batch,) = pack_batches(1, samples, 1, tokens, engine.packing)
         logprobs = engine.logprobs(tuple(samples))
-        first, seconds = engine.train(batch).first, []
+        first, seconds = engine.train(batch).first, list[float]()
         for step in range(2, 2 + rounds):
             began = time.perf_counter()
             engine.train(replace(batch, step=step))

@@ -32,7 +32,7 @@ def test_the_program_runs_on_a_cpu_without_ray_and_vllm(tmp_path: Path) -> None:
     assert result["failed"] == []
     assert all(row["seconds"] > 0 and row["flops"] > 0 for row in result["cases"])
     assert [row["tokens"] for row in result["cases"]][:4] == [232, 232, 184, 256]
-    lines = ended.stdout.splitlines()
+    lines = ended.stdout[ended.stdout.index("CPU, torch") :].splitlines()  # without warnings of DeepSpeed
     assert len(lines) < 40, "more than one screen"
     assert lines[-1].startswith("0 checks failed")
 
