@@ -11,7 +11,7 @@ from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.lora.payload import PEFT_PREFIX
 from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, check_adapter_folder
 from adagrpo_ray.model.gguf_file import is_gguf
-from adagrpo_ray.model.pretrained import flash_attention, shapes_of
+from adagrpo_ray.model.pretrained import shapes_of
 
 
 def with_adapter(base: Any, model: ModelSettings) -> Any:
@@ -71,30 +71,22 @@ def load_policy(path: str, config: Config) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from adagrpo_ray.model.shared_attention import share_prompts
+    from adagrpo_ray.model.attention import use_packing
 
-    settings, flash = config.model, flash_attention(config.model)
+    settings = config.model
     if settings.adapter is not None:  # the folder may be a different one on this node
         check_adapter_folder(settings.adapter, settings.lora)
-    packing = config.learner.packing_with(flash)
     try:
         base = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation="flash_attention_2" if flash and packing == "packed" else "sdpa",
+            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
         )
     except Exception as error:  # Transformers may raise any error for an invalid file
         raise ModelError(f"model.path={settings.path!r} cannot be loaded: {first_line(error)}") from None
-    name = f"model.path={settings.path!r} ({base.config.model_type})"
-    if packing == "packed" and base._is_stateful:
-        raise ModelError(
-            f"{name} has layers with a state, which would pass from one sample of a packed row to the next; set "
-            "learner.packing=padded"
-        )
-    if packing == "shared" and not share_prompts(base) and config.learner.packing == "shared":
-        raise ModelError(f"{name} has layers that cannot share a prompt; set learner.packing=padded")
+    use_packing(base, config.learner.packing, settings)
     torch.manual_seed(config.run.seed)
     policy = with_adapter(base, settings)
     if is_gguf(settings.path):  # a name that is valid on other machines, too, unlike a folder of the cache

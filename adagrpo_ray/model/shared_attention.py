@@ -162,8 +162,13 @@ def _window(tokens: int, window: int | None, device: torch.device) -> torch.Tens
 
 
 def share_prompts(model: Any) -> bool:
-    """Make a model use this attention. Returns False if it cannot: its layers have a state, or their own attention."""
-    if model._is_stateful or not getattr(model, "_supports_attention_backend", False):
+    """Make a model use this attention.
+
+    Returns False if it cannot: its layers have a state, their own attention, or attention within chunks (Llama 4). Only
+    a mask of Transformers expresses chunks.
+    """
+    chunks = getattr(model.config.get_text_config(), "attention_chunk_size", None)
+    if model._is_stateful or chunks or not getattr(model, "_supports_attention_backend", False):
         return False
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

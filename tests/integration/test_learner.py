@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -234,29 +234,6 @@ def test_a_sample_without_tokens_has_no_logprobs(model_path: str) -> None:
     empty = replace(make_samples(1)[0], token_ids=np.zeros(0, np.int32))
     for lay_out in (pad, join, share):
         assert [t.shape for t in moved_policy(model_path)(lay_out([empty], CPU))] == [(0,), (0,)]
-
-
-@pytest.mark.parametrize(
-    ("settings", "attention"),
-    [
-        (["model.dtype=bfloat16"], "flash_attention_2"),
-        (["model.dtype=bfloat16", "learner.packing=packed"], "flash_attention_2"),
-        (["model.dtype=bfloat16", "learner.packing=padded"], "sdpa"),
-        (["model.dtype=float32", "learner.packing=packed"], "sdpa"),  # flash-attention is for 16 bits
-    ],
-)
-def test_packed_rows_use_flash_attention_if_it_runs(
-    model_path: str, settings: list[str], attention: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, attn_implementation: str, **__: Any) -> NoReturn:
-        raise ValueError(f"loaded with {attn_implementation}")
-
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
-    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
-    for cuda, expected in ((True, attention), (False, "sdpa")):
-        monkeypatch.setattr("torch.cuda.is_available", lambda cuda=cuda: cuda)
-        with pytest.raises(ModelError, match=rf"loaded with {expected}$"):
-            load_policy(model_path, configure(*settings))
 
 
 def test_a_model_whose_layers_have_a_state_is_not_packed(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
