@@ -13,6 +13,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.template_choice import use_template
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError
+from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.engine_load import EngineLoad
 from adagrpo_ray.rollout.output import EngineOutput
 
@@ -100,6 +101,7 @@ def _arguments(model_path: str, max_model_len: int, config: Config) -> Any:
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     elif config.uses_phases:  # vLLM's second model runner does not take logits processors of this interface
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    check_lora_type(config.model, r, gpu=not on_cpu)
     adapter, kept = r.lora_mode == "adapter", kept_versions(config.algorithm)
     return AsyncEngineArgs(
         model=model_path,
