@@ -41,13 +41,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def dry_run(config: Config) -> None:
+    from adagrpo_ray.cluster.device_memory import DeviceMemory, device_memory
     from adagrpo_ray.cluster.placement import Hardware, address, local_hardware, place
     from adagrpo_ray.model.pretrained import flash_attention
-    from adagrpo_ray.training.memory import describe, device_memory, read_shape
+    from adagrpo_ray.model.shape import read_shape
+    from adagrpo_ray.training.memory import describe
 
     print(as_yaml(config), end="")
     joined = address(config.run)
-    memory: int | None = None  # unknown for a cluster that is not joined yet
+    memory: DeviceMemory | None = None  # unknown for a cluster that is not joined yet
     if joined is None:
         hardware = local_hardware()
         placement = place(config.rollout, config.learner, hardware, ours=True)

@@ -41,6 +41,11 @@ class LearnerSettings(Section):
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     offload_optimizer: bool = Field(False, description="keep optimizer states and float32 weights in host memory")
+    liger_kernels: bool = Field(
+        False,
+        description="compute RMSNorm and SwiGLU with Liger's Triton kernels, which keep fewer activations; without "
+        "a GPU or liger-kernel the run goes without them and reports the reason",
+    )
 
     def conflicts(self) -> Iterator[str]:
         """Yield conflicts of the weight decay with the learning rate, and of offloading with ZeRO stage 0."""

@@ -26,6 +26,7 @@ from adagrpo_ray.lora.adapters import read_adapter
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.rewards.extract import exact_answer, holds_answer
 from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.rollout.pool import sequences_in_flight
@@ -113,7 +114,8 @@ def plan(
 def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> None:
     """Evaluate every model on every problem that `results` does not have yet; each result is stored at once.
 
-    Raises StoppedError soon after `stop` is set, and the errors of rollouts, syncs and scoring.
+    Raises StoppedError soon after `stop` is set, ConfigError as `check_lora_type`, and the errors of rollouts, syncs
+    and scoring.
     """
     if not unfinished(plan, results):
         watcher.phase(f"{results.path} has all results already")
@@ -124,6 +126,7 @@ def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
     with connect(plan.config, joined, learner=False) as placement:
         if joined is not None:
             warn_unguarded(joined, watcher.phase)
+        check_lora_type(plan.config.model, plan.config.rollout, gpu=placement.gpus > 0)
         watcher.phase(f"starting {', '.join(placement.lines())}")
         asyncio.run(_execute(plan, placement, results, watcher, stop))
 

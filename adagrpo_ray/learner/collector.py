@@ -52,10 +52,14 @@ class Collector:
         prompts: PromptSets,
         packing: Packing,
         given: Given = NOTHING,
+        notices: tuple[str, ...] = (),
     ) -> None:
-        """Raises ConfigError if the criterion or the ladder cannot be loaded or called."""
+        """Prepare the sampling of a run; `notices` are passed on with those of the first reply.
+
+        Raises ConfigError if the criterion or the ladder cannot be loaded or called.
+        """
         self._config, self._background, self._fleet = config, background, fleet
-        self._prompts, self._packing = prompts, packing
+        self._prompts, self._packing, self._first_notices = prompts, packing, notices
         self._functions = [f.function for f in config.rewards.functions]
         self._method = make_method(config.algorithm, self._functions, given)
         self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
@@ -161,4 +165,5 @@ class Collector:
         )
 
     def _notices(self) -> tuple[str, ...]:
-        return (*self._fleet.notices(), *self._scorer.notices())
+        first, self._first_notices = self._first_notices, ()
+        return (*first, *self._fleet.notices(), *self._scorer.notices())

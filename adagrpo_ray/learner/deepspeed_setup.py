@@ -13,18 +13,20 @@ from adagrpo_ray.cluster.gpu_host import check_gpu_host
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.agreement import agreed_packing
-from adagrpo_ray.learner.buffers import REDUCE_BUCKET
+from adagrpo_ray.learner.buffers import reduce_bucket
+from adagrpo_ray.learner.cuda_memory import use_expandable_segments
 from adagrpo_ray.learner.gather import init_method
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.lora.peft_model import load_policy
+from adagrpo_ray.model.liger import use_liger_kernels
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedPolicy:
     """The policy on its device, in eval mode, with DeepSpeed's engine around it.
 
-    `packing` is one with which its log-probabilities are those of the model itself.
+    `packing` is one with which its log-probabilities are those of the model itself. `notices` are for the user.
     """
 
     policy: Policy
@@ -32,13 +34,16 @@ class PreparedPolicy:
     trainable: tuple[torch.nn.Parameter, ...]
     device: torch.device
     packing: Packing
+    notices: tuple[str, ...]
 
 
 def prepare(model_path: str, config: Config, rank: int, world_size: int, master: tuple[str, int]) -> PreparedPolicy:
     """Join the process group at `master` (address, port), load the model, and wrap it in DeepSpeed's engine."""
     torch.manual_seed(config.run.seed)
     device = join_ranks(rank, world_size, master)
-    peft_model = load_policy(model_path, config)
+    divided = config.learner.zero_stage == 3
+    peft_model = load_policy(model_path, config, deepspeed_config(config) if divided else None)
+    without_liger = use_liger_kernels(peft_model) if config.learner.liger_kernels else None
     if config.learner.gradient_checkpointing:
         peft_model.enable_input_require_grads()
         peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -49,7 +54,7 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
         return int(numbers)
 
     # Under stage 3 each use of a layer gathers its weights from all ranks, so all must use the head equally often.
-    together = config.learner.zero_stage == 3 and world_size > 1
+    together = divided and world_size > 1
     policy = Policy(
         peft_model,
         max_over_ranks if together else None,
@@ -62,7 +67,9 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
     Masters(engine, policy.adapter_parameters(), rank, world_size).begin(weights)
     policy.eval()
     packing = agreed_packing(peft_model.get_base_model(), lambda rows: policy(rows)[0], config)
-    return PreparedPolicy(policy, engine, tuple(trainable), device, packing)
+    return PreparedPolicy(
+        policy, engine, tuple(trainable), device, packing, () if without_liger is None else (without_liger,)
+    )
 
 
 def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.device:
@@ -70,7 +77,9 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
     keep_compiled()
     check_gpu_host()
     cuda = torch.cuda.is_available()
-    if not cuda:
+    if cuda:
+        use_expandable_segments()
+    else:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.update(
         MASTER_ADDR=master[0],
@@ -94,11 +103,11 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
     return torch.device("cuda" if cuda else "cpu")
 
 
-def deepspeed_config(config: Config) -> dict[str, Any]:
-    """The DeepSpeed configuration for these settings."""
+def deepspeed_config(config: Config, trained: int = 1) -> dict[str, Any]:
+    """The DeepSpeed configuration for these settings and a number of trained parameters."""
     s = config.learner
     optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, "torch_adam": True}
-    zero: dict[str, Any] = {"stage": s.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
+    zero: dict[str, Any] = {"stage": s.zero_stage, "reduce_bucket_size": reduce_bucket(trained)}
     if s.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -116,5 +125,6 @@ def with_deepspeed(policy: torch.nn.Module, trainable: list[torch.nn.Parameter],
     """Wrap the policy in DeepSpeed's engine, which steps on the trainable parameters."""
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=policy, model_parameters=trainable, config=deepspeed_config(config))
+    settings = deepspeed_config(config, sum(parameter.numel() for parameter in trainable))
+    engine, *_ = deepspeed.initialize(model=policy, model_parameters=trainable, config=settings)
     return engine

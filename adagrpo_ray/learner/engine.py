@@ -34,6 +34,7 @@ class LearnerEngine:
         self._mode = UpdateMode(self._policy)
         self._skipped_in_a_row = 0
         self.packing = prepared.packing  # for `pack_batches`
+        self.notices = prepared.notices
         self._lay_out = LAYOUTS[self.packing]
 
     def train(self, batch: TrainBatch) -> TrainReport:
@@ -109,10 +110,9 @@ class LearnerEngine:
             flat = self._policy(self._lay_out(samples, self._device))[0].cpu()
         return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
 
-    def release(self) -> None:
-        """Release the memory that torch caches, for another process on the same GPU."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+    def close(self) -> None:
+        """Let DeepSpeed remove its hooks, so that the memory is free once nothing refers to the engine."""
+        self._engine.destroy()
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The whole tensors of the adapter on the host, in float32, keyed as in PEFT's files."""

@@ -9,6 +9,7 @@ from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.lora.payload import PEFT_PREFIX
+from adagrpo_ray.model.divided import load_divided
 from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, check_adapter_folder
 from adagrpo_ray.model.gguf_file import is_gguf
 from adagrpo_ray.model.pretrained import shapes_of
@@ -58,12 +59,15 @@ def _named(model: Any, target: str) -> list[Any]:
     return [module for name, module in model.named_modules() if name.rpartition(".")[2] == target]
 
 
-def load_policy(path: str, config: Config) -> Any:
+def load_policy(path: str, config: Config, divided: dict[str, Any] | None = None) -> Any:
     """Load the base model with a trainable adapter (a PeftModel): a new one, or `model.adapter` to continue.
 
     The A of a new adapter is drawn from `run.seed` and its B is zero, so that it does not change the model yet. An
     adapter to continue has the weights of `model.adapter` and the settings of `model.lora`. Pickled weights are not
     read.
+
+    `divided` is a DeepSpeed configuration if the ranks divide the weights (ZeRO stage 3): then all of them call this
+    together (`load_divided`).
 
     Raises ModelError if the model cannot be loaded, lacks a layer of `model.lora.targets`, or cannot separate the
     samples of a row, or if the weights of `model.adapter` are not exactly those of the adapter.
@@ -76,14 +80,18 @@ def load_policy(path: str, config: Config) -> Any:
     settings = config.model
     if settings.adapter is not None:  # the folder may be a different one on this node
         check_adapter_folder(settings.adapter, settings.lora)
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, settings.dtype),
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
         )
+
+    try:
+        base = load() if divided is None else load_divided(load, divided)
     except Exception as error:  # Transformers may raise any error for an invalid file
         raise ModelError(f"model.path={settings.path!r} cannot be loaded: {first_line(error)}") from None
     use_packing(base, config.learner.packing, settings)

@@ -15,6 +15,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.template_choice import use_template
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError
+from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.engine_load import EngineLoad
 from adagrpo_ray.rollout.engine_log import logging_to
 from adagrpo_ray.rollout.output import EngineOutput
@@ -141,6 +142,7 @@ def engine_arguments(model_path: str, max_model_len: int, config: Config, loggin
     tokens = r.max_num_batched_tokens
     if on_cpu:  # a whole prompt, which is not divided there
         tokens = max(max_model_len, tokens or 8192)
+    check_lora_type(config.model, r, gpu=not on_cpu)
     adapter, kept = r.lora_mode == "adapter", kept_versions(config.algorithm)
     return AsyncEngineArgs(
         model=model_path,

@@ -21,7 +21,7 @@ from adagrpo_ray.model.gguf_model import read_origin
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
-from adagrpo_ray.rollout.architectures import check_served
+from adagrpo_ray.rollout.architectures import check_lora_type, check_served
 from adagrpo_ray.tracking import check_trackers
 
 
@@ -66,6 +66,8 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
         check_gpu_host()
     learner = config.learner if training else None
     placement = place(config.rollout, learner, local_hardware(), ours=True) if joined is None else None
+    if placement is not None:
+        check_lora_type(config.model, config.rollout, gpu=placement.gpus > 0)
     model_path = resolve_model(config)
     model_config = read_model_config(model_path, config.model)
     check_served(config.model, config.rollout, model_config)

@@ -18,7 +18,8 @@ from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.model.pretrained import flash_attention
-from adagrpo_ray.training.memory import Shape, estimate, shape_of
+from adagrpo_ray.model.shape import Shape, shape_of
+from adagrpo_ray.training.estimate import learner_memory
 from adagrpo_ray.types import TrainSample
 from tests.support.places import TINY
 
@@ -173,7 +174,7 @@ def measure(case: Case, folder: Path, tokens: int, rounds: int = ROUNDS) -> Foun
         raise RuntimeError(f"{case}: the first update was skipped")
     adapter = shape.adapter_parameters(config.model.lora.r, config.model.lora.targets)
     used, flops = update_flops(shape, samples, adapter, shared=case.packing == "shared")
-    parts = estimate(shape, config, flash=flash_attention(config.model)).learner
+    parts = learner_memory(shape, config, flash=flash_attention(config.model)).parts
     return Found(
         logprobs=np.concatenate(logprobs).tolist(),
         loss=first.statistics.loss,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.pool import RolloutPool
+from adagrpo_ray.training.estimate import learner_memory
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt, SamplingParams, TrainSample
 from tests.support.engine_states import one_rank
 from tests.support.program import launch, metrics
@@ -136,13 +139,15 @@ def test_logprobs_agree_before_and_after_a_step(cluster: None, sync: str, dtype:
     assert moved > CLOSE[dtype], "the step must move the policy further than the two may differ"
 
 
-@pytest.mark.parametrize("sync", ["adapter", "merged"])
-def test_a_sleeping_engine_releases_the_gpu_and_serves_the_same_afterwards(cluster: None, sync: str) -> None:
-    config = configure(f"rollout.lora_mode={sync}", "rollout.sleep=true", "model.dtype=bfloat16")
+@pytest.mark.parametrize(("sync", "dtype"), SERVED)
+def test_a_sleeping_engine_releases_the_gpu_and_serves_the_same_afterwards(
+    cluster: None, sync: str, dtype: str
+) -> None:
+    config = configure(f"rollout.lora_mode={sync}", f"model.dtype={dtype}", "rollout.sleep=true")
     actor, pool, path = start(config)
     prompt = load_prompts(config, load_tokenizer(path, config.model, config.data)).train[0]
     learner = one_rank(path, config)
-    weights = pack(0, learner.adapter(), 16, 32.0, torch.bfloat16)
+    weights = pack(0, learner.adapter(), 16, 32.0, getattr(torch, dtype))
     asyncio.run(pool.apply(weights))
     before = asyncio.run(pool.generate(ask(prompt, seed=1)))
 
@@ -152,7 +157,7 @@ def test_a_sleeping_engine_releases_the_gpu_and_serves_the_same_afterwards(clust
     assert asleep - awake > 0.8 * config.rollout.gpu_memory_utilization * total - 2**31, "2 GiB may stay in use"
 
     asyncio.run(pool.wake())
-    asyncio.run(pool.apply(pack(1, learner.adapter(), 16, 32.0, torch.bfloat16)))
+    asyncio.run(pool.apply(pack(1, learner.adapter(), 16, 32.0, getattr(torch, dtype))))
     after = asyncio.run(pool.generate(ask(prompt, seed=1)))
     stop(actor)
     assert [c.text for c in after] == [c.text for c in before]
@@ -203,3 +208,55 @@ def test_an_actor_of_a_rank_uses_the_gpu(cluster: None) -> None:
     left, _ = torch.cuda.mem_get_info()
     ray.kill(actor)
     assert left < free
+
+
+def test_a_learner_returns_memory_and_alone_has_expandable_segments(cluster: None) -> None:
+    """The actor of a rank shares the GPU with an engine, whose process has the allocator's usual settings."""
+
+    class Rank(LearnerActor):
+        def settings(self) -> tuple[bool, int]:
+            torch.zeros(2**28, dtype=torch.uint8, device="cuda")  # freed at once, and cached
+            self._shared = True
+            self._return_memory()
+            cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            return bool(torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]), cached
+
+        def variables(self) -> dict[str, str]:
+            return {name: value for name, value in os.environ.items() if name.endswith("ALLOC_CONF")}
+
+    config = configure("model.dtype=bfloat16", "rollout.sleep=true")
+    engine, pool, path = start(config)  # vLLM's sleep mode asserts that its pool has no such segments
+    actor = ray.remote(num_gpus=0.5)(Rank).remote()
+    ray.get(actor.start.remote(config, 0, ModelFiles(path), ray.get(actor.address.remote())))
+    expandable, cached = ray.get(actor.settings.remote())
+    assert expandable
+    assert cached < 2**27
+    assert ray.get(actor.variables.remote()) == {}
+    asyncio.run(pool.sleep())
+    asyncio.run(pool.wake())
+    ray.kill(actor)
+    stop(engine)
+
+
+def test_peak_of_an_update_is_that_of_the_estimate(wide_model: Path) -> None:
+    config = configure(
+        f"model.path={wide_model}",
+        "model.dtype=bfloat16",
+        "model.lora.dropout=0.1",
+        "learner.packing=padded",
+        "learner.micro_batch_tokens=4096",
+        "learner.gradient_checkpointing=true",
+        "rollout.max_new_tokens=4000",
+        "algorithm.num_iterations=1",
+    )
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 1000, 4096).astype(np.int32)
+    logprobs, weights = np.full(4000, -11.9, np.float32), np.full(4000, 1 / 4000, np.float32)
+    samples = [TrainSample(tokens[:96], tokens[96:], logprobs, weights, 1.0)]
+    learner = one_rank(str(wide_model), config)
+    batch = pack_batches(1, samples, 1, 4096, learner.packing)[0]
+    learner.train(batch)
+    torch.cuda.reset_peak_memory_stats()
+    learner.train(batch)
+    estimate = learner_memory(replace(SHAPE, layers=4), config)
+    assert torch.cuda.max_memory_allocated() == pytest.approx(estimate.peak - estimate.process, rel=0.05)

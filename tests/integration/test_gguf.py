@@ -36,7 +36,7 @@ from adagrpo_ray.model.identity import identify
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.model.quantised import check_unquantised
-from adagrpo_ray.training.memory import read_shape, shape_of
+from adagrpo_ray.model.shape import read_shape, shape_of
 from tests.support.gguf_files import HEADS, HIDDEN, LAYERS, TOKENS, Recipe, llama, patched, place_of, qwen3, write_gguf
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")

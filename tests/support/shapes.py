@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adagrpo_ray.training.memory import Shape
+from adagrpo_ray.model.shape import Shape
 
 SHAPE = Shape(
     hidden=2048,

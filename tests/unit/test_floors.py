@@ -43,7 +43,8 @@ VLLM_USERS = (
 LOADS_NO_ENGINE = (
     *("errors", "stop", "types", "config", "extensions", "algorithm", "data", "rewards", "storage", "runs"),
     *("toy", "model", "cards", "checkpoint", "lora", "sampling", "reports", "export"),
-    *("learner.packing", "learner.buffers", "learner.updates", "cluster.placement"),
+    *("learner.packing", "learner.buffers", "learner.activations", "learner.updates"),
+    *("cluster.placement", "cluster.device_memory"),
     *(f"evaluation.{name}" for name in ("comparison", "results", "settings", "table", "progress_line")),
 )
 """Packages and modules that load neither Ray, vLLM nor DeepSpeed, and so need no engine in their tests."""
