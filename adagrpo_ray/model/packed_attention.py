@@ -55,7 +55,7 @@ def attend(
         q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(before, 0), enable_gqa=True
     )
     assert isinstance(output, torch.Tensor)  # a pair only if more is asked for
-    return output.unflatten(0, (rows, tokens)), None
+    return output.view(rows, tokens, *output.shape[1:]), None
 
 
 def kernel_runs(heads: int, kv_heads: int, size: int) -> bool:

@@ -35,7 +35,7 @@ def packed_layers(model: Any, names: Iterable[str]) -> dict[str, PackedLayer]:
         own = name if renames is None else renames.map_name(name) or name
         tensors.setdefault(own.rpartition(".")[0], []).append(name)
     packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", None) or {}
-    found = {}
+    found: dict[str, PackedLayer] = {}
     for name, module in model.named_modules():
         parent, dot, last = name.rpartition(".")
         parts = [f"{parent}{dot}{part}" for part in packed.get(last, [last])]
