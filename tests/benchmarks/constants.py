@@ -32,7 +32,6 @@ from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.rewards import RewardScorer, Scores
 from adagrpo_ray.rollout.engine import RolloutEngine
-from adagrpo_ray.rollout.fleet import MAX_REQUESTS
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
@@ -239,7 +238,7 @@ def batches(config: Config, inputs: Inputs, completions: Sequence[Completion], p
 def _trivial_actors(completions: Sequence[Completion]) -> list[Any]:
     """Actors with the answers of rollout actors, but without any work."""
 
-    @ray.remote(num_cpus=0, max_concurrency=MAX_REQUESTS)
+    @ray.remote(num_cpus=0, max_concurrency=2 * CALLS)
     class Trivial:
         def __init__(self, completions: Sequence[Completion]) -> None:
             self._completions = completions

@@ -14,7 +14,7 @@ from tests.support.shapes import SHAPE
 GIB = 2**30
 PARAMETERS = 1_720_451_072
 ADAPTER = 17_432_576
-# Bytes of the attention mask of two rows of 8192 tokens; each of 28 layers makes two bytes of one: 57 in all.
+# Bytes of an attention mask of 16,384 tokens in a row of 8192; each of 28 layers makes two bytes of one: 57 in all.
 MASK = 2 * 8192 * 8192
 CHECKPOINTING = "learner.gradient_checkpointing=true"
 
@@ -61,13 +61,12 @@ def test_an_offloaded_optimizer_is_in_host_memory() -> None:
     ("settings", "expected"),
     [
         # A layer and token: 98,304 bytes (test_activations.py), and 4096 with a mask.
-        ([], 16384 * 28 * 102_400 + 57 * MASK),
-        # A single sample may be longer; samples that share a micro-batch have at most 50 tokens.
-        (["learner.micro_batch_tokens=100"], 8192 * 28 * 102_400 + 57 * 100 * 50),
-        (["model.lora.dropout=0.1"], 16384 * 28 * 137_216 + 57 * MASK),
+        ([], 16384 * 28 * 98_304),
+        (["learner.micro_batch_tokens=100"], 8192 * 28 * 98_304),  # a single sample may be longer
+        (["model.lora.dropout=0.1"], 16384 * 28 * 133_120),
         (
             ["model.lora.dropout=0.1", "model.lora.targets=[q_proj]"],
-            16384 * 28 * (102_400 - 20_480 + 3 * 2048) + 57 * MASK,
+            16384 * 28 * (98_304 - 20_480 + 3 * 2048),
         ),
         # Each token of a packed row sees all of the row through its mask, not only its own 8192.
         (["learner.packing=packed"], 16384 * 28 * 102_400 + 57 * 2 * MASK),
@@ -83,8 +82,8 @@ def test_activations_match_numbers_by_hand(settings: list[str], expected: int) -
 
 def test_checkpointing_keeps_inputs_of_layers_and_computes_one_again() -> None:
     e = learner(CHECKPOINTING)
-    assert e.kept == 16384 * 28 * 2048 * 2 + MASK
-    assert e.layer == 16384 * 102_400 + 2 * MASK
+    assert e.kept == 16384 * 28 * 2048 * 2
+    assert e.layer == 16384 * 98_304
     # Two tensors of the MLP less a hidden state, and two more hidden states: the gradient, and the last output.
     assert e.transients == 16384 * (20_480 + 2 * 2 * 2048)
     assert list(e.parts) == [
@@ -96,7 +95,7 @@ def test_flash_attention_needs_no_mask_of_a_packed_row() -> None:
     plain = 16384 * 28 * 98_304
     assert learner("learner.packing=null", flash=True).kept == plain
     assert learner("learner.packing=packed", flash=True).kept == plain
-    assert learner("learner.packing=padded", flash=True).kept == 16384 * 28 * 102_400 + 57 * MASK
+    assert learner("learner.packing=padded", flash=True).kept == plain
 
 
 def test_liger_kernels_keep_less() -> None:
