@@ -111,8 +111,12 @@ class LearnerEngine:
         return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
 
     def close(self) -> None:
-        """Let DeepSpeed remove its hooks, so that the memory is free once nothing refers to the engine."""
+        """Free the memory of the weights; nothing of the engine may be used afterwards."""
         self._engine.destroy()
+        for parameter in self._policy.parameters():  # at stage 3 DeepSpeed (0.19) keeps references to them
+            parameter.data = parameter.data.new_empty(0)
+            if hasattr(parameter, "ds_tensor"):
+                parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The whole tensors of the adapter on the host, in float32, keyed as in PEFT's files."""

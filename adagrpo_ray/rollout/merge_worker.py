@@ -23,6 +23,7 @@ class MergeWorker:
     vllm_config: Any
     reload_weights: Any
     _base: dict[str, torch.Tensor]
+    _device: torch.device
     _packed: dict[str, PackedLayer]
     _changed: frozenset[str]
 
@@ -44,6 +45,7 @@ class MergeWorker:
         pairs, scaling = as_pairs(unpack(data)), alpha / r
         if not hasattr(self, "_base"):
             self._base, self._changed = self._load_base(), frozenset()
+            self._device = next(self.model_runner.get_model().parameters()).device  # while vLLM reloads, there is none
             self._packed = packed_layers(self.model_runner.get_model(), self._base)
         changing = frozenset(f"{module}.weight" for module in pairs)
         if missing := sorted(changing - self._base.keys()):
@@ -68,11 +70,10 @@ class MergeWorker:
 
     def _merged(self, names: Iterable[str], pairs: Pairs, scaling: float) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the merged weights of these names, or the base weight if the adapter does not change it."""
-        device = next(self.model_runner.get_model().parameters()).device
         for name in names:
-            weight, pair = self._base[name].to(device), pairs.get(name.removesuffix(".weight"))
+            weight, pair = self._base[name].to(self._device), pairs.get(name.removesuffix(".weight"))
             if pair is not None:
-                a, b = (t.to(device, torch.float32) for t in pair)
+                a, b = (t.to(self._device, torch.float32) for t in pair)
                 weight = torch.addmm(weight.to(torch.float32), b, a, alpha=scaling).to(weight.dtype)
             yield name, weight
 

@@ -93,6 +93,7 @@ def load(folder: str) -> tuple[Any, Any]:
         enable_chunked_prefill=False,
     )
     settings = arguments.create_engine_config()
+    torch.accelerator.empty_cache = lambda: None  # vLLM's worker for CPUs does the same
     with set_current_vllm_config(settings):
         store = f"file://{folder}/store"
         init_distributed_environment(1, 0, distributed_init_method=store, local_rank=0, backend="gloo")
