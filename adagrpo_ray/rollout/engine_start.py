@@ -50,7 +50,7 @@ class StartedEngine:
         except EngineDeadError as error:
             raise ActorLostError(f"its vLLM engine died ({self.output.exit_cause}; {self.output.location})") from error
         except Exception:
-            self._check_running()  # what a stopped engine raises says nothing
+            self._check_running()  # a stopped engine may raise any error
             raise
         self._check_running()
 
