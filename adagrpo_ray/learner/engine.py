@@ -117,6 +117,7 @@ class LearnerEngine:
             parameter.data = parameter.data.new_empty(0)
             if hasattr(parameter, "ds_tensor"):
                 parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
+        torch.nn.functional.linear = torch._C._nn.linear  # stage 3 replaces it in the whole process
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The whole tensors of the adapter on the host, in float32, keyed as in PEFT's files."""
