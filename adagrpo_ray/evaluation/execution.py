@@ -29,7 +29,7 @@ from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
-from adagrpo_ray.rollout.pool import sequences_in_flight
+from adagrpo_ray.rollout.member import sequences_in_flight
 from adagrpo_ray.sampling.evaluate import evaluation_request, generate_and_score
 from adagrpo_ray.training.actors import put_model
 from adagrpo_ray.training.preflight import Inputs, check

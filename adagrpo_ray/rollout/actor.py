@@ -40,12 +40,10 @@ class RolloutActor:
         """
         use_node_address()
         self._guard = ChildGuard()  # first, since this process may be killed while that of the engine starts
-        self._log = None if home is None else EngineLog(home, name)
-        log = None if self._log is None else self._log.file
+        log = None if home is None else EngineLog(home, name)
         self._engine = await RolloutEngine.start(model.here(), max_model_len, config, model.template, log)
         self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
         await self._engine.warm_up()
-        await self._copy_log()
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """Generate the n completions of the request."""
@@ -67,12 +65,7 @@ class RolloutActor:
         """End the engine's processes."""
         self._showing.cancel()
         await self._engine.stop()
-        await self._copy_log(last=True)
         self._guard.dismiss()
-
-    async def _copy_log(self, *, last: bool = False) -> None:
-        if self._log is not None:
-            await asyncio.to_thread(self._log.copy, last=last)
 
     async def _show(self, gauges: RolloutGauges, name: str) -> None:
         """Report the load of the engine once a second."""

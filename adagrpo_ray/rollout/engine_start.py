@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.cluster.environment import collector_off, keep_compiled
@@ -17,7 +16,7 @@ from adagrpo_ray.data.template_choice import use_template
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError
 from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.engine_load import EngineLoad
-from adagrpo_ray.rollout.engine_log import logging_to
+from adagrpo_ray.rollout.engine_log import EngineLog, logging_to
 from adagrpo_ray.rollout.output import EngineOutput
 
 PHASES = {
@@ -37,6 +36,7 @@ class StartedEngine:
     tokenizer: Any
     load: EngineLoad
     output: EngineOutput
+    log: EngineLog | None = None
     stopped: bool = False
 
     @contextmanager
@@ -69,6 +69,11 @@ class StartedEngine:
         # Its finalizer calls this again at the exit of Python, when it fails since modules are gone.
         self.engine.shutdown = lambda: None
 
+    def copy_log(self, *, last: bool = False) -> None:
+        """Send the log to the run folder, if there is one, as `EngineLog.copy` does."""
+        if self.log is not None:
+            self.log.copy(last=last)
+
 
 def kept_versions(algorithm: AlgorithmSettings) -> int:
     """Number of versions that an engine keeps in mode `adapter`: the newest, those of steps in flight, and one more."""
@@ -76,12 +81,12 @@ def kept_versions(algorithm: AlgorithmSettings) -> int:
 
 
 def start_engine(
-    model_path: str, max_model_len: int, config: Config, template: str | None, log: Path | None = None
+    model_path: str, max_model_len: int, config: Config, template: str | None, log: EngineLog | None = None
 ) -> StartedEngine:
     """Start vLLM with the base model. Raises RolloutError with the cause if vLLM fails.
 
     `template` is the result of `chosen_template`: completions end at the token that it writes after a message. vLLM
-    appends its messages of level INFO to the file `log`.
+    appends its messages of level INFO to `log`.
     """
     output = EngineOutput()
     try:
@@ -96,7 +101,12 @@ def start_engine(
 
 
 def _started(
-    model_path: str, max_model_len: int, config: Config, template: str | None, output: EngineOutput, log: Path | None
+    model_path: str,
+    max_model_len: int,
+    config: Config,
+    template: str | None,
+    output: EngineOutput,
+    log: EngineLog | None,
 ) -> StartedEngine:
     check_gpu_host()
     keep_compiled()
@@ -107,12 +117,12 @@ def _started(
 
     check_flashinfer(current_platform.get_device_capability())
     load = EngineLoad()
-    with logging_to(log) as logging:
+    with logging_to(None if log is None else log.file) as logging:
         arguments = engine_arguments(model_path, max_model_len, config, logging)
         engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[load.logger()])
     tokenizer = engine.get_tokenizer()
     use_template(tokenizer, template)
-    return StartedEngine(engine, tokenizer, load, output)
+    return StartedEngine(engine, tokenizer, load, output, log)
 
 
 def uses_second_runner() -> bool:

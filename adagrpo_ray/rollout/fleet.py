@@ -18,8 +18,8 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError, RolloutError
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.gauges import RolloutGauges
-from adagrpo_ray.rollout.member import Member
-from adagrpo_ray.rollout.pool import RolloutPool, sequences_in_flight
+from adagrpo_ray.rollout.member import Member, sequences_in_flight
+from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.runs.records import RolloutLoad
 
 STOP_TIMEOUT_S = 10.0

@@ -10,11 +10,22 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError, first_line
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.engine_load import ends_while_active
 from adagrpo_ray.types import Completion, GenerationRequest
+
+AHEAD = 4
+"""Sequences in flight on a rollout actor, as a multiple of those that its engine decodes at a time.
+
+It is above 1 since a group is in flight until its longest completion ends, when most of its sequences have ended."""
+
+
+def sequences_in_flight(settings: RolloutSettings) -> int:
+    """Number of sequences in flight from which a rollout actor gets no further request."""
+    return AHEAD * settings.max_num_seqs
 
 
 @dataclass(eq=False)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import ray
 
 from adagrpo_ray.config.rollout import RolloutSettings
-from adagrpo_ray.errors import ActorLostError, RequestLostError, RolloutError, SyncError
+from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine import SyncReceipt
-from adagrpo_ray.rollout.member import Member
+from adagrpo_ray.rollout.member import Member, sequences_in_flight
+from adagrpo_ray.rollout.tries import Tries
 from adagrpo_ray.types import Completion, GenerationRequest
 
 Lost = Callable[[Member, str], None]
-AHEAD = 4
-"""Sequences in flight on a rollout actor, as a multiple of those that its engine decodes at a time.
-
-It is above 1 since a group is in flight until its longest completion ends, when most of its sequences have ended."""
-
-
-def sequences_in_flight(settings: RolloutSettings) -> int:
-    """Number of sequences in flight from which a rollout actor gets no further request."""
-    return AHEAD * settings.max_num_seqs
 
 
 class RolloutPool:
@@ -38,9 +29,8 @@ class RolloutPool:
     members with the same seeds. Without a member, requests wait until one is added. They raise an error if none will be
     added: if `lost` is None, and after `close`.
 
-    The prompt of a request may be the reason why a member is lost. A request that has lost two members is sent again
-    next to few others, and then alone. If it loses that member, too, its prompt is given up: `notify` is called, and
-    this and later requests of the prompt raise RequestLostError.
+    A prompt whose requests lose one member after another is given up (`Tries`): `notify` is called, and this and later
+    requests of the prompt raise RequestLostError.
     """
 
     def __init__(
@@ -52,10 +42,7 @@ class RolloutPool:
     ) -> None:
         self._members = [Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)]
         self._request_timeout, self._stall_timeout = settings.request_timeout_s, settings.stall_timeout_s
-        self._lost, self._notify = lost, notify
-        limit = sequences_in_flight(settings)
-        self._limits = (limit, limit, math.isqrt(limit), 1)  # of sequences in flight with a request, for each try
-        self._given_up: dict[str, str] = {}  # prompt id -> the reason
+        self._lost, self._tries = lost, Tries(sequences_in_flight(settings), notify)
         self._closed: str | None = None if lost else "there is no rollout actor"  # the reason why none will join
         self._turn = asyncio.Lock()  # of the request that is sent next
         self._changed = asyncio.Event()  # whether members or their room may have changed
@@ -75,10 +62,9 @@ class RolloutPool:
         Raises RequestLostError if the prompt is given up, RolloutError if no member is left, SyncError if a member used
         a version that was not in effect meanwhile, and the engine's own errors.
         """
-        prompt, reason = request.prompt_id, ""
-        for limit in self._limits:
-            if prompt in self._given_up:
-                break
+        reason = ""
+        for limit in self._tries.limits:
+            self._tries.check(request.prompt_id)
             member = await self._next_member(limit)
             oldest = self.version
             try:
@@ -91,9 +77,7 @@ class RolloutPool:
             if wrong:
                 raise SyncError(f"{member.name} used version {wrong}, but the pool is at {self.version}")
             return completions
-        else:
-            self._give_up(prompt, reason)
-        raise RequestLostError(self._given_up[prompt])
+        self._tries.give_up(request.prompt_id, reason)
 
     async def add(self, member: Member) -> None:
         """Apply the newest version to a member, then let it take requests. Raises ActorLostError if it is lost."""
@@ -168,15 +152,6 @@ class RolloutPool:
             return await member.generate(request, limit, self._request_timeout)
         finally:
             self._changed.set()
-
-    def _give_up(self, prompt: str, reason: str) -> None:
-        """Refuse all later requests of the prompt, after it lost the last of its members for that reason."""
-        if prompt not in self._given_up:
-            self._given_up[prompt] = (
-                f"prompt {prompt} is given up: {len(self._limits)} rollout actors were lost while they ran it, the "
-                f"last one without other requests ({reason}); leave it out of the data"
-            )
-            self._notify(self._given_up[prompt])
 
     def _remove(self, member: Member, reason: str) -> None:
         """Remove a lost member, once, even if several requests notice the loss."""

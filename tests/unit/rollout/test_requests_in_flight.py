@@ -14,8 +14,8 @@ import pytest
 
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import ActorLostError, RequestLostError, RolloutError
-from adagrpo_ray.rollout.member import Member
-from adagrpo_ray.rollout.pool import RolloutPool, sequences_in_flight
+from adagrpo_ray.rollout.member import Member, sequences_in_flight
+from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.support.builders import make_completion
 from tests.support.loops import run_in_virtual_time
