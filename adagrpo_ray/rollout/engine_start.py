@@ -46,11 +46,6 @@ class StartedEngine:
             raise
         self._check_running()
 
-    def _check_running(self) -> None:
-        """Raise ActorLostError after `stop`: a request may arrive late at an actor that another one has found lost."""
-        if self.stopped:
-            raise ActorLostError("its vLLM engine was stopped")
-
     def stop(self) -> None:
         """End the engine's processes."""
         from vllm.platforms import current_platform
@@ -60,6 +55,11 @@ class StartedEngine:
         self.engine.shutdown(timeout=0.0 if current_platform.is_cpu() else None)
         # Its finalizer calls this again at the exit of Python, when it fails since modules are gone.
         self.engine.shutdown = lambda: None
+
+    def _check_running(self) -> None:
+        """Raise ActorLostError after `stop`: a request may arrive late at an actor that another one has found lost."""
+        if self.stopped:
+            raise ActorLostError("its vLLM engine was stopped")
 
 
 def kept_versions(algorithm: AlgorithmSettings) -> int:
