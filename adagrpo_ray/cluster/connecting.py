@@ -68,11 +68,11 @@ def _connected(
         guard = ChildGuard([p.pid for p in psutil.Process().children(recursive=True) if p not in before])
     elif not connected:
         with ray_errors(joined):
-            _patiently(lambda: check_address(joined), patience_s)
+            _retry(lambda: check_address(joined), patience_s)
             _init(address=joined)
     try:
         if joined is not None:
-            placement = _patiently(lambda: place(config.rollout, learner, cluster_hardware(), ours=False), patience_s)
+            placement = _retry(lambda: place(config.rollout, learner, cluster_hardware(), ours=False), patience_s)
         yield placement
     finally:
         if joined is None or not connected:
@@ -105,7 +105,7 @@ def _cleared(before: set[psutil.Process]) -> Iterator[None]:
         raise
 
 
-def _patiently(action: Callable[[], T], patience_s: float) -> T:
+def _retry(action: Callable[[], T], patience_s: float) -> T:
     """Repeat an action while it raises ResourceError; raise that of the last time, after `patience_s` seconds."""
     deadline = time.monotonic() + patience_s
     while True:

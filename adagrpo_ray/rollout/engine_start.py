@@ -54,11 +54,6 @@ class StartedEngine:
             raise
         self._check_running()
 
-    def _check_running(self) -> None:
-        """Raise ActorLostError after `stop`: a request may arrive late at an actor that another one has found lost."""
-        if self.stopped:
-            raise ActorLostError("its vLLM engine was stopped")
-
     def stop(self) -> None:
         """End the engine's processes."""
         from vllm.platforms import current_platform
@@ -73,6 +68,11 @@ class StartedEngine:
         """Send the log to the run folder, if there is one, as `EngineLog.copy` does."""
         if self.log is not None:
             self.log.copy(last=last)
+
+    def _check_running(self) -> None:
+        """Raise ActorLostError after `stop`: a request may arrive late at an actor that another one has found lost."""
+        if self.stopped:
+            raise ActorLostError("its vLLM engine was stopped")
 
 
 def kept_versions(algorithm: AlgorithmSettings) -> int:

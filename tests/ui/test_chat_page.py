@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.browser import needs_chromium, opened, served
-from tests.support.faults import children
-from tests.support.program import ENDING_S, title
+from tests.support.browser import needs_chromium, opened, served, until
+from tests.support.held import engines
 
 pytestmark = needs_chromium
 
@@ -307,12 +305,11 @@ def test_other_machines_need_the_password(browser: Any, runs: Path, tmp_path: Pa
 
 
 def test_signal_during_the_start_of_a_model_leaves_no_process(browser: Any, runs: Path, tmp_path: Path) -> None:
-    before = set(children())
+    """`served` checks at the end that no process is left of the server and of the engine that it starts."""
+    before = set(engines())
     with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
         ready(page)
         page.fill("#message textarea", "12+34")
         page.click("#message button.submit-button")
         wait_for(page, "#note", "starting the model tiny")
-        started = {process for process in children() if process not in before and "chromium" not in title(process)}
-    assert len(started) > 1  # the server, and what it starts for the model
-    assert psutil.wait_procs(started, timeout=ENDING_S)[1] == []
+        until(lambda: set(engines()) - before, 240)

@@ -84,7 +84,7 @@ def rows(page: Any) -> list[str]:
 
 
 def ends(page: Any) -> list[int]:
-    """The number of points of each curve of the reward."""
+    """The number of points of each curve of the reward: a mean and a std for each run."""
     lines = page.locator("#runs-curves figure").first.locator("polyline")
     return [len(line.get_attribute("points").split()) for line in lines.all()]
 
@@ -92,7 +92,7 @@ def ends(page: Any) -> list[int]:
 def test_newest_run_is_shown_first(page: Any) -> None:
     assert page.inner_text("#runs-curves .legend").strip() == "second"
     assert page.locator("#runs-curves figure").count() == 7
-    assert ends(page) == [40]
+    assert ends(page) == [40, 40]
     assert "not ended" in page.inner_text("#runs-compared")
     assert "40+7= of second" in rows(page)[2]  # the first group of the last step; the newest is listed first
 
@@ -100,7 +100,7 @@ def test_newest_run_is_shown_first(page: Any) -> None:
 def test_two_runs_share_plots(page: Any) -> None:
     choose(page, "runs-chosen", "first")
     page.wait_for_selector("#runs-curves .legend >> text=first")
-    assert sorted(ends(page)) == [30, 40]
+    assert sorted(ends(page)) == [30, 30, 40, 40]
     colors = {line.get_attribute("stroke") for line in page.locator("#runs-curves polyline").all()}
     assert len(colors) == 2
     compared = page.inner_text("#runs-compared")
@@ -206,12 +206,12 @@ def test_running_run_is_followed(browser: Any, tmp_path: Path, tiny_model: Path,
         page.click("#runs-refresh")
         page.wait_for_selector("#runs-curves .legend >> text=live")
         for point, steps in enumerate(waits):
-            until(lambda steps=steps: ends(page) == [steps], 240)
+            until(lambda steps=steps: ends(page) == [steps, steps], 240)
             gate.open(point)
         until(lambda: "12 of 12" in page.inner_text("#runs-compared"), 240)
         assert training.wait(timeout=240) == 0
         until(lambda: "ended" in page.inner_text("#runs-compared").replace("not ended", ""), 240)
-        until(lambda: ends(page) == [12], 240)
+        until(lambda: ends(page) == [12, 12], 240)
         until(lambda: "12" in rows(page)[0].split()[0])
         page.locator("#groups-list tr[data-at]").first.click()
         page.wait_for_selector("#groups-open >> text=Attempt 1")
