@@ -9,7 +9,7 @@ import torch
 from adagrpo_ray.algorithm.loss import policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.learner.deepspeed_setup import prepare
+from adagrpo_ray.learner.deepspeed_setup import free, prepare
 from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.engine_state import EngineState, read_generators, write_generators
 from adagrpo_ray.learner.gradients import GradientSum, hand_over
@@ -112,12 +112,7 @@ class LearnerEngine:
 
     def close(self) -> None:
         """Free the memory of the weights; nothing of the engine may be used afterwards."""
-        self._engine.destroy()
-        for parameter in self._policy.parameters():  # at stage 3 DeepSpeed (0.19) keeps references to them
-            parameter.data = parameter.data.new_empty(0)
-            if hasattr(parameter, "ds_tensor"):
-                parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
-        torch.nn.functional.linear = torch._C._nn.linear  # stage 3 replaces it in the whole process
+        free(self._engine, self._policy)
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The whole tensors of the adapter on the host, in float32, keyed as in PEFT's files."""

@@ -134,7 +134,7 @@ class Fleet:
             await self._end(member)
             if first:  # most likely a mistake in the settings, which would fail again
                 self._failure = error
-                await self.pool.close(str(error))
+                self.pool.members.close(str(error))
             else:
                 self._replace(f"{member.name} could not start: {error}")
         else:
@@ -157,7 +157,7 @@ class Fleet:
         self._notices.append(f"{reason}; rollout.max_restarts={limit} are used up, {left} are left")
         if not self._members:
             self._failure = RolloutError(f"{reason}, no other is left, and rollout.max_restarts={limit} are used up")
-            self._spawn(self.pool.close(str(self._failure)))
+            self.pool.members.close(str(self._failure))
 
     async def _end(self, member: Member) -> None:
         """End an actor that gets no more requests."""
@@ -179,22 +179,22 @@ class Fleet:
             for member in self.pool.members:
                 if member.node in draining:
                     self._spawn(self._release(member))
-            await self._check_empty()
+            self._check_empty()
 
     async def _release(self, member: Member) -> None:
         self._notices.append(f"{member.name} stops because its node drains; requesting another one")
         self._request()
-        await self.pool.drain(member)
+        await self.pool.members.drain(member)
         await self._end(member)
 
-    async def _check_empty(self) -> None:
+    def _check_empty(self) -> None:
         limit = self._config.rollout.start_timeout_s
         if self.pool.members:
             self._idle_since = math.inf
             return
         self._idle_since = min(self._idle_since, time.monotonic())
         if time.monotonic() - self._idle_since > limit:
-            await self.pool.close(f"no rollout actor was running for rollout.start_timeout_s={limit:g} s")
+            self.pool.members.close(f"no rollout actor was running for rollout.start_timeout_s={limit:g} s")
 
 
 def draining_nodes() -> set[str]:

@@ -9,25 +9,20 @@ from typing import Any
 import ray
 
 from adagrpo_ray.config.rollout import RolloutSettings
-from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
+from adagrpo_ray.errors import ActorLostError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.member import Member, sequences_in_flight
+from adagrpo_ray.rollout.members import Lost, Members
 from adagrpo_ray.rollout.tries import Tries
 from adagrpo_ray.types import Completion, GenerationRequest
-
-Lost = Callable[[Member, str], None]
 
 
 class RolloutPool:
     """Routes requests to its members. Belongs to one event loop; not shared between threads.
 
-    Requests wait here, in the order of their arrival, until a member has room. So they go to the member that is free
-    first, and a member that joins gets its share.
-
     A member leaves the pool if it dies, hangs or loses its engine. Then `lost` is called, and its requests go to other
-    members with the same seeds. Without a member, requests wait until one is added. They raise an error if none will be
-    added: if `lost` is None, and after `close`.
+    members with the same seeds. Without `lost`, requests raise an error once no member is left.
 
     A prompt whose requests lose one member after another is given up (`Tries`): `notify` is called, and this and later
     requests of the prompt raise RequestLostError.
@@ -40,20 +35,12 @@ class RolloutPool:
         lost: Lost | None = None,
         notify: Callable[[str], None] = lambda notice: None,
     ) -> None:
-        self._members = [Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)]
+        self.members = Members((Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)), lost)
         self._request_timeout, self._stall_timeout = settings.request_timeout_s, settings.stall_timeout_s
-        self._lost, self._tries = lost, Tries(sequences_in_flight(settings), notify)
-        self._closed: str | None = None if lost else "there is no rollout actor"  # the reason why none will join
-        self._turn = asyncio.Lock()  # of the request that is sent next
-        self._changed = asyncio.Event()  # whether members or their room may have changed
+        self._tries = Tries(sequences_in_flight(settings), notify)
         self._sent: tuple[Any, AdapterWeights] | None = None  # the newest version: a reference to it, and itself
         self.version = -1  # in effect on all members
         self._newest = -1  # in effect on some members, while it is being applied
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The members that take requests."""
-        return tuple(self._members)
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """Generate the completions of the request on the member with the fewest outstanding tokens that has room.
@@ -65,13 +52,13 @@ class RolloutPool:
         reason = ""
         for limit in self._tries.limits:
             self._tries.check(request.prompt_id)
-            member = await self._next_member(limit)
+            member = min(await self.members.with_room(limit), key=lambda member: member.outstanding)
             oldest = self.version
             try:
                 completions = await self._send(member, request, limit)
             except ActorLostError as error:
                 reason = str(error)
-                self._remove(member, reason)
+                self.members.remove(member, reason)
                 continue
             wrong = {c.weight_version for c in completions if not oldest <= c.weight_version <= self._newest}
             if wrong:
@@ -86,19 +73,7 @@ class RolloutPool:
             held = self._sent
             if held is not None:
                 await member.apply(*held, self._stall_timeout)
-        self._members.append(member)
-        self._changed.set()
-
-    async def drain(self, member: Member) -> None:
-        """Stop sending requests to a member; returns when it has none in flight."""
-        if member in self._members:
-            self._members.remove(member)
-        await self._until(lambda: not member.requests)
-
-    async def close(self, reason: str) -> None:
-        """Declare that no member will join: once there is none left, requests raise RolloutError with `reason`."""
-        self._closed = reason
-        self._changed.set()
+        self.members.add(member)
 
     async def apply(self, weights: AdapterWeights) -> list[SyncReceipt]:
         """Apply a version of the adapter on all members; its tensors go into the object store once.
@@ -124,48 +99,17 @@ class RolloutPool:
 
     async def _all(self, work: Callable[[Member], Awaitable[Any]]) -> list[Any]:
         """Do `work` on all members concurrently; returns the results. A member that is lost meanwhile has none."""
-        members = self.members
+        members = tuple(self.members)
         results = await asyncio.gather(*(work(member) for member in members), return_exceptions=True)
         for member, result in zip(members, results, strict=True):
             if isinstance(result, ActorLostError):
-                self._remove(member, str(result))
+                self.members.remove(member, str(result))
             elif isinstance(result, BaseException):
                 raise result
         return [result for result in results if not isinstance(result, BaseException)]
-
-    async def _next_member(self, limit: int) -> Member:
-        """Wait for the turn of a request with this limit, and for a member with room for it.
-
-        The caller has to send the request before it waits for anything else.
-        """
-        async with self._turn:
-            await self._until(lambda: self._with_room(limit) or (self._closed is not None and not self._members))
-        if not self._members:
-            raise RolloutError(str(self._closed))
-        return min(self._with_room(limit), key=lambda member: member.outstanding)
-
-    def _with_room(self, limit: int) -> list[Member]:
-        return [member for member in self._members if member.has_room(limit)]
 
     async def _send(self, member: Member, request: GenerationRequest, limit: int) -> tuple[Completion, ...]:
         try:
             return await member.generate(request, limit, self._request_timeout)
         finally:
-            self._changed.set()
-
-    def _remove(self, member: Member, reason: str) -> None:
-        """Remove a lost member, once, even if several requests notice the loss."""
-        if member not in self._members:
-            return
-        self._members.remove(member)
-        if self._lost is not None:
-            self._lost(member, reason)
-        elif not self._members:
-            self._closed = reason
-        self._changed.set()
-
-    async def _until(self, condition: Callable[[], object]) -> None:
-        """Wait until the condition is true; it is evaluated whenever members or their room may have changed."""
-        while not condition():
-            self._changed.clear()
-            await self._changed.wait()
+            self.members.replied()

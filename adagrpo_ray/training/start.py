@@ -71,7 +71,7 @@ def train_on(
     try:
         return trainer.run(past)
     except (StoppedError, DivergedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
-        raise type(error)(f"{error}; {trainer.keep()}") from error
+        raise type(error)(f"{error}; {trainer.checkpoints.keep()}") from error
 
 
 def _card(config: Config, inputs: Inputs, summary: Summary) -> str:

@@ -26,6 +26,7 @@ LAYERS = (
 """Packages, and modules at the root, from the lowest to the highest: each imports only from those before it."""
 
 VLLM_USERS = (
+    "adapter_slots",
     "device_phases",
     "engine",
     "engine_load",

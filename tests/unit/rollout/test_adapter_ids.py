@@ -53,12 +53,12 @@ class Worker(AdapterWorker):
         self.model_runner = SimpleNamespace(lora_manager=SimpleNamespace(_adapter_manager=self.manager))
         self.vllm_config = SimpleNamespace(lora_config=SimpleNamespace(lora_dtype=torch.float32))
 
-    @staticmethod
-    def _slots(manager: Any, lora_id: int, modules: Any, r: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        return {name: (a, b * (ALPHA / R)) for name, (a, b) in manager.added[lora_id].modules.items()}
-
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[str]:
         return [getattr(self, method)(*args)]
+
+
+def held_pairs(manager: Any, lora_id: int, sent: Any, r: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    return {name: (a, b * (ALPHA / R)) for name, (a, b) in manager.added[lora_id].modules.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,7 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("adagrpo_ray.rollout.worker_extension.held_pairs", held_pairs)
 
 
 def weights_of(run: int, version: int) -> AdapterWeights:

@@ -193,10 +193,10 @@ def test_requests_wait_for_a_member_and_raise_if_none_will_join() -> None:
             await asyncio.sleep(0)
         actor.answer()
         await waiting
-        await pool.drain(pool.members[0])
+        await pool.members.drain(next(iter(pool.members)))
         waiting = asyncio.create_task(pool.generate(ask()))
         await asyncio.sleep(0)
-        await pool.close("the cluster is gone")
+        pool.members.close("the cluster is gone")
         with pytest.raises(RolloutError, match="the cluster is gone"):
             await waiting
 
@@ -212,11 +212,11 @@ def test_a_drained_member_finishes_its_requests_and_gets_no_more() -> None:
         waiting = asyncio.create_task(pool.generate(ask()))
         while not actor.open:
             await asyncio.sleep(0)
-        draining = asyncio.create_task(pool.drain(member))
+        draining = asyncio.create_task(pool.members.drain(member))
         for _ in range(10):
             await asyncio.sleep(0)
         assert not draining.done()
-        assert pool.members == ()
+        assert len(pool.members) == 0
         actor.answer()
         await waiting
         await draining

@@ -135,7 +135,7 @@ def test_an_engine_that_stops_answering_is_lost_with_all_its_requests() -> None:
         waiting = [asyncio.create_task(pool.generate(ask(f"hung {number}"))) for number in range(100)]
         reason = str(await lost)
         assert asyncio.get_running_loop().time() == pytest.approx(answered_at + SETTINGS.request_timeout_s)
-        assert pool.members == ()
+        assert len(pool.members) == 0
         await pool.add(Member(SlowEngine(), "another one"))
         await asyncio.gather(*waiting)
         return reason
