@@ -67,12 +67,12 @@ class Member:
         ActorLostError if the actor finishes no request for `timeout_s` seconds; it then aborts this one. An engine that
         runs a request finishes one in the time that a request takes, so time in its queue does not count.
         """
+        reference = self.actor.generate.remote(request)  # first, since nothing is in flight if it raises
+        answer = asyncio.ensure_future(self.answer(reference))
         tokens = request.n * request.max_new_tokens
         self.outstanding += tokens
         self.sequences += request.n
         self.limits.append(limit)
-        reference = self.actor.generate.remote(request)
-        answer = asyncio.ensure_future(self.answer(reference))
         try:
             if not await ends_while_active(answer, lambda: self.replied_at, timeout_s):
                 raise ActorLostError(

@@ -137,6 +137,27 @@ def test_a_cancelled_request_is_cancelled_on_its_actor(cancelled: list[object]) 
     assert len(cancelled) == 1
 
 
+def test_a_request_that_cannot_be_sent_takes_no_room() -> None:
+    def refuse(request: GenerationRequest) -> None:
+        raise ConnectionError("Ray does not take it")
+
+    async def scenario() -> None:
+        actor = FakeActor()
+        pool, works = make_pool([actor]), actor.generate
+        actor.generate = SimpleNamespace(remote=refuse)
+        with pytest.raises(ConnectionError, match="Ray does not take it"):
+            await pool.generate(ask(8))
+        (member,) = pool.members
+        assert (member.outstanding, member.sequences, member.limits) == (0, 0, [])
+        actor.generate = works
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        actor.answer()
+        assert len(await waiting) == 1
+
+    asyncio.run(scenario())
+
+
 def test_completions_after_a_wake_are_refused_until_a_version_is_applied() -> None:
     async def scenario() -> None:
         actor = FakeActor()
