@@ -38,6 +38,7 @@ class Member:
     - `sequences`: number of completions of its requests in flight.
     - `limits`: for each request in flight, the limit that was given to `generate`.
     - `replied_at`: time of its newest reply to a request (`time.monotonic`).
+    - `kept`: whether it gets no request but one with a low limit, which waits for it.
     """
 
     actor: Any
@@ -47,6 +48,7 @@ class Member:
     sequences: int = 0
     limits: list[int] = field(default_factory=list)
     replied_at: float = 0.0
+    kept: bool = False
 
     @property
     def requests(self) -> int:

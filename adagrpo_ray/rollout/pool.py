@@ -35,7 +35,8 @@ class RolloutPool:
         lost: Lost | None = None,
         notify: Callable[[str], None] = lambda notice: None,
     ) -> None:
-        self.members = Members((Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)), lost)
+        named = (Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors))
+        self.members = Members(named, sequences_in_flight(settings), lost)
         self._request_timeout, self._stall_timeout = settings.request_timeout_s, settings.stall_timeout_s
         self._tries = Tries(sequences_in_flight(settings), notify)
         self._sent: tuple[Any, AdapterWeights] | None = None  # the newest version: a reference to it, and itself
@@ -52,7 +53,7 @@ class RolloutPool:
         reason = ""
         for limit in self._tries.limits:
             self._tries.check(request.prompt_id)
-            member = min(await self.members.with_room(limit), key=lambda member: member.outstanding)
+            member = await self.members.next(limit)
             oldest = self.version
             try:
                 completions = await self._send(member, request, limit)

@@ -15,6 +15,7 @@ import pytest
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import ActorLostError, RequestLostError, RolloutError
 from adagrpo_ray.rollout.member import Member, sequences_in_flight
+from adagrpo_ray.rollout.members import Members
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
 from tests.support.builders import make_completion
@@ -180,6 +181,54 @@ def test_a_cancelled_request_leaves_its_turn_to_the_next() -> None:
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert [i for i, r in enumerate(results) if isinstance(r, asyncio.CancelledError)] == [sent, sent + 1, sent + 2]
         assert replacing.engines[0].prompts == [f"p{i}" for i in range(20) if not sent <= i < sent + 3]
+
+    run_in_virtual_time(scenario())
+
+
+def test_a_request_with_a_low_limit_keeps_one_member_from_others() -> None:
+    """The others get requests meanwhile; if the kept one leaves, another one is kept."""
+
+    async def scenario() -> None:
+        first, second = Member(None, "first", outstanding=3, sequences=3), Member(None, "second", outstanding=4)
+        members = Members([first, second], limit=SLOTS, lost=lambda member, reason: None)
+        second.sequences = 4
+        alone = asyncio.create_task(members.next(1))
+        also_alone = asyncio.create_task(members.next(1))
+        await asyncio.sleep(1)
+        assert first.kept
+        assert not second.kept
+        assert await members.next(SLOTS) is second
+        first.sequences = 2  # one ended
+        members.replied()
+        await asyncio.sleep(1)
+        assert not alone.done()
+        assert await members.next(SLOTS) is second
+        members.remove(first, "died")
+        await asyncio.sleep(1)
+        assert second.kept
+        usual = asyncio.create_task(members.next(SLOTS))
+        await asyncio.sleep(1)
+        assert not alone.done()
+        assert not usual.done()
+        second.sequences = 0
+        members.replied()
+        assert await alone is second
+        assert await also_alone is second, "no request was sent to it here"
+        assert await usual is second
+
+    run_in_virtual_time(scenario())
+
+
+def test_a_cancelled_request_with_a_low_limit_keeps_no_member() -> None:
+    async def scenario() -> None:
+        busy = Member(None, "busy", sequences=3)
+        members = Members([busy], limit=SLOTS, lost=None)
+        alone = asyncio.create_task(members.next(1))
+        usual = asyncio.create_task(members.next(SLOTS))
+        await asyncio.sleep(1)
+        assert not usual.done()
+        alone.cancel()
+        assert await usual is busy
 
     run_in_virtual_time(scenario())
 
