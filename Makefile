@@ -107,8 +107,9 @@ cluster-up:  ## start a Ray cluster in containers: a head, rollout workers, a le
 	@docker/cluster.sh up
 
 cluster-train: setup  ## train as a job on the cluster in containers; the adapter is written to runs/
-	RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token $(PY) launch/submit.py -- --config $(CONFIG) \
-		run.output_dir=/runs $(shell docker/cluster.sh actors) \
+	actors=$$(docker/cluster.sh actors) && \
+		RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token $(PY) launch/submit.py -- --config $(CONFIG) \
+		run.output_dir=/runs $$actors \
 		rollout.resources.rollout=1 learner.resources.learner=1 $(ARGS)
 
 cluster-down:  ## stop the cluster in containers; runs stay
