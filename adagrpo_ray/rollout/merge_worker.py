@@ -34,11 +34,13 @@ class MergeWorker:
         the device of the model, layer by layer, and loaded as vLLM reloads weights. Layers that the last adapter
         changed and this one does not get their base weights again; all others are left alone.
 
-        Each layer is then run on a probe, and its output is compared with that of its merged weights. The weights
-        themselves cannot be compared, since vLLM may pack them. They are not part of the digest either: devices round
-        them differently, while the tensors that arrived are the same bytes everywhere. With
-        `rollout.tensor_parallel_size` above 1 a worker has only shards, so there is no probe, and only the tensors that
-        arrived are verified.
+        Each of these layers is then run on a probe, and its output is compared with that of its merged weights. The
+        weights themselves cannot be compared, since vLLM may pack them. They are not part of the digest either: devices
+        round them differently, while the tensors that arrived are the same bytes everywhere.
+
+        Without a probe, only the tensors that arrived are verified. There is none if `rollout.tensor_parallel_size` is
+        above 1, since a worker then has only shards, and none of a layer for which vLLM does not declare how it packs
+        the weights. If the adapter has such a layer, all weights of the model are loaded.
 
         Raises RuntimeError if the base model lacks a weight for a module of the adapter, or an output differs.
         """
@@ -52,11 +54,15 @@ class MergeWorker:
             module = missing[0].removesuffix(".weight")
             raise RuntimeError(f"the base model has no weight for the adapter's module {module}")
         self._changed |= changing  # also if this fails half-way
+        declared = sorted(self._changed & self._packed.keys())
+        layers = tuple(dict.fromkeys(self._packed[name] for name in declared))  # each once
         if self._changed <= self._packed.keys():
-            for layer in {self._packed[name].name: self._packed[name] for name in sorted(self._changed)}.values():
+            for layer in layers:
                 self._reload_layer(layer, pairs, scaling)
-        else:  # vLLM does not declare how it packs the weights of this model
+        else:
             self.reload_weights(weights_iterator=self._merged(self._base, pairs, scaling))
+            for layer in layers:
+                self._probe(layer, dict(self._merged(layer.weights, pairs, scaling)))
         self._changed = changing
         return digest_of(pairs, scaling)
 
@@ -88,6 +94,10 @@ class MergeWorker:
             initialize_layerwise_reload(layer.module)
             self.model_runner.get_model().load_weights(tensors.items())
             finalize_layerwise_reload(layer.module, self.vllm_config.model_config)
+        self._probe(layer, tensors)
+
+    def _probe(self, layer: PackedLayer, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Compare the layer with its merged weights in `tensors`, unless this worker has only a shard of it."""
         if self.vllm_config.parallel_config.tensor_parallel_size == 1:
             probe_layer(layer, torch.cat([tensors[name] for name in layer.weights]))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.merging import ADAPTERS, ALPHA, FIRST, LAYERS, R, adapter, probe_inputs, write_model
+from tests.support.merging import ADAPTERS, ALPHA, BROKEN, FIRST, LAYERS, R, adapter, probe_inputs, write_model
 
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """The modules of the checkpoint in vLLM's packed layers."""
@@ -81,3 +81,8 @@ def test_loading_single_layers_and_all_weights_give_the_same_bits(merged: dict[s
     assert [n for n in first if not torch.equal(first[n], merged["other"]["outputs"][n])] == [
         "model.layers.1.mlp.down_proj"
     ]
+
+
+def test_a_layer_that_loads_wrongly_is_found_although_another_one_is_not_declared(merged: dict[str, Any]) -> None:
+    error = f"the output of layer {BROKEN} is not that of its merged weights"
+    assert merged["broken"].get("error", "").startswith(error)

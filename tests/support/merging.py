@@ -1,7 +1,8 @@
 """Merges adapters into a model that vLLM has loaded, without an engine: python -m tests.support.merging FOLDER
 
 FOLDER has the model, and gets the file `merged.pt`: for each adapter of ADAPTERS the digest, the names of the tensors
-that vLLM loaded, and the output of each linear layer on `probe_inputs`.
+that vLLM loaded, and the output of each linear layer on `probe_inputs`. The last two merge "all" as if vLLM did not
+declare how it packs the layer UNDECLARED: "whole", and "broken" with the error if vLLM loads another layer wrongly.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ SHAPES = {
 }
 """Inputs and outputs of the linear layers."""
 FIRST = "model.layers.0.self_attn.q_proj"
+UNDECLARED, BROKEN = "model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.down_proj"
 ADAPTERS = {
     "one": (FIRST,),
     "all": tuple(f"model.layers.{layer}.{name}" for layer in range(LAYERS) for name in SHAPES),
@@ -117,14 +119,16 @@ def main(folder: str) -> None:
 
     settings, model = load(folder)
     loaded: list[str] = []
+    broken: set[str] = set()
     load_weights = model.load_weights
 
     def recorded(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
         return load_weights((loaded.append(name), (name, tensor))[1] for name, tensor in weights)
 
     def whole(weights_iterator: Iterable[tuple[str, torch.Tensor]]) -> None:
+        read = ((name, 0 * tensor if name in broken else tensor) for name, tensor in weights_iterator)
         with set_current_vllm_config(settings):
-            reload_weights(settings, model, weights_iterator, None, True)
+            reload_weights(settings, model, read, None, True)
 
     model.load_weights = recorded
     worker = AdapterWorker()
@@ -142,8 +146,13 @@ def main(folder: str) -> None:
         found["base"] = {"outputs": outputs(model)}
         for name, modules in ADAPTERS.items():
             merge(name, modules)
-        worker._packed = {}  # as if vLLM did not declare how it packs the weights
+        worker._packed = {name: layer for name, layer in worker._packed.items() if layer.name != UNDECLARED}
         merge("whole", ADAPTERS["all"])
+        broken.add(f"{BROKEN}.weight")
+        try:
+            merge("broken", ADAPTERS["all"])
+        except RuntimeError as error:
+            found["broken"] = {"error": str(error)}
     torch.save(found, Path(folder, "merged.pt"))
 
 
