@@ -17,7 +17,11 @@ class RolloutSettings(Section):
     max_actors: PositiveInt | None = Field(
         None, description="most rollout actors, added as nodes join the cluster; null: rollout.actors"
     )
-    max_restarts: Count = Field(10, description="number of dead or hung rollout actors that a run replaces")
+    max_restarts: Count = Field(
+        10,
+        description="number of dead or hung rollout actors that a run replaces; a prompt that kills them "
+        "takes four before it is given up, so with fewer than 4 it may end the run",
+    )
     tensor_parallel_size: PositiveInt = Field(1, description="GPUs of one rollout actor")
     cpus: Amount = Field(1.0, description="CPUs that Ray reserves for one rollout actor")
     resources: Resources = Field({}, description="custom Ray resources of one rollout actor, which select its nodes")

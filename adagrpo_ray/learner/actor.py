@@ -86,6 +86,7 @@ class LearnerActor:
         self._collector = Collector(
             self._config, self._background, self._fleet, prompts, self._engine.packing, given, self._engine.notices
         )
+        self._of_run.callback(lambda: self._background.run(self._fleet.end_run()))
         self._of_run.callback(self._collector.close)
 
     def collect(self, step: int, last: int) -> Collected | Pending:

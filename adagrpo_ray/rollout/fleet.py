@@ -84,6 +84,11 @@ class Fleet:
         self._notices.clear()
         return notices
 
+    async def end_run(self) -> None:
+        """End a run: its restarts and given-up prompts do not count in the next one on the same actors."""
+        self.restarts = 0
+        self.pool.end_run()
+
     async def close(self) -> None:
         """End the engine processes of every actor, then the actors."""
         for task in self._tasks:

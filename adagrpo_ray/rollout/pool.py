@@ -98,6 +98,10 @@ class RolloutPool:
         self.version = self._newest = -1  # so that no completion is accepted before
         self._sent = None
 
+    def end_run(self) -> None:
+        """End a run: the next one may send requests of the prompts that this one has given up."""
+        self._tries.forget()
+
     async def _all(self, work: Callable[[Member], Awaitable[Any]]) -> list[Any]:
         """Do `work` on all members concurrently; returns the results. A member that is lost meanwhile has none."""
         members = tuple(self.members)

@@ -27,6 +27,10 @@ class Tries:
         if prompt in self._given_up:
             raise RequestLostError(self._given_up[prompt])
 
+    def forget(self) -> None:
+        """Allow the prompts again that are given up."""
+        self._given_up.clear()
+
     def give_up(self, prompt: str, reason: str) -> NoReturn:
         """Give up the prompt, whose last try lost its member for that reason. Raises RequestLostError."""
         self.check(prompt)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -220,13 +221,17 @@ def test_a_prompt_that_kills_its_engine_is_given_up(
     weights: Callable[[int], AdapterWeights],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The other requests, which are in flight at the same time, give the same tokens as without it."""
+    """The other requests, which are in flight at the same time, give the same tokens as without it.
+
+    It is given up in this run only: in the next one shorter completions of it are generated.
+    """
     deadly, others = requests[3], [*requests[:3], *requests[4:]]
-    prompt = deadly.prompt_id
+    prompt, short = deadly.prompt_id, replace(deadly, max_new_tokens=8)
 
     class Fragile(RolloutActor):  # here, so that Ray sends the class itself
         async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-            for child in psutil.Process().children() if request.prompt_id == prompt else ():
+            kills = request.prompt_id == prompt and request.max_new_tokens > 8
+            for child in psutil.Process().children() if kills else ():
                 if any(mark in " ".join([child.name(), *child.cmdline()]) for mark in ("EngineCor", "spawn_main")):
                     child.kill()
             return await super().generate(request)
@@ -247,6 +252,11 @@ def test_a_prompt_that_kills_its_engine_is_given_up(
             assert sum("is given up" in notice for notice in notices) == 1
             assert sum("its vLLM engine died" in notice and "starting another" in notice for notice in notices) == 4
             assert await draw(fleet, others) == expected
+            with pytest.raises(RequestLostError):
+                await fleet.pool.generate(short)
+            await fleet.end_run()
+            assert fleet.restarts == 0
+            assert len(await fleet.pool.generate(short)) == short.n
         await until(lambda: not engines())
 
     asyncio.run(scenario())

@@ -119,6 +119,9 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         async def open(self) -> None:
             events.append("open fleet")
 
+        async def end_run(self) -> None:
+            events.append("end run of fleet")
+
         async def close(self) -> None:
             events.append("close fleet")
 
@@ -148,12 +151,12 @@ def test_a_new_run_ends_the_one_before_and_stop_ends_the_fleet(events: list[str]
     actor: Any = opened()
     actor.attach("first")
     actor.attach("second")
-    assert events == ["open fleet", "begin first", "end first", "begin second"]
+    assert events == ["open fleet", "begin first", "end first", "end run of fleet", "begin second"]
     actor.stop()
-    assert events[4:] == ["end second", "close fleet"]
+    assert events[5:] == ["end second", "end run of fleet", "close fleet"]
     assert not actor._background._thread.is_alive()
     actor.stop()
-    assert len(events) == 6
+    assert len(events) == 8
 
 
 def test_stop_ends_only_the_parts_that_exist(events: list[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from ray.exceptions import RayActorError
 
 from adagrpo_ray.config.rollout import RolloutSettings
-from adagrpo_ray.errors import RolloutError, SyncError
+from adagrpo_ray.errors import RequestLostError, RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.member import Member
@@ -201,6 +201,27 @@ def test_requests_of_a_dead_actor_go_to_another_one() -> None:
 
     (lost,) = asyncio.run(scenario())
     assert lost.startswith("rollout actor 0: rollout actor 0 died")
+
+
+def test_a_prompt_that_was_given_up_is_sent_again_in_the_next_run() -> None:
+    async def scenario() -> None:
+        dead, alive = [FakeActor() for _ in range(4)], FakeActor()
+        for actor in dead:
+            actor.generate = SimpleNamespace(remote=lambda request: Dead())
+        pool = RolloutPool(dead, limits(), lambda member, reason: None)
+        pool.version = pool._newest = 0
+        for _ in range(2):
+            with pytest.raises(RequestLostError, match="prompt p is given up"):
+                await pool.generate(ask())
+        pool.end_run()
+        await pool.add(Member(alive, "a new one"))
+        waiting = asyncio.create_task(pool.generate(ask()))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        alive.answer()
+        assert len(await waiting) == 1
+
+    asyncio.run(scenario())
 
 
 def test_requests_wait_for_a_member_and_raise_if_none_will_join() -> None:
