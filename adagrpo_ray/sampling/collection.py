@@ -11,12 +11,12 @@ from adagrpo_ray.types import Group
 class Failure:
     """A group that could not be generated or scored.
 
-    - `group`: the group before the attempt that failed.
+    - `group`: the group before the attempt that failed; before the last one that did, if it was dropped.
     - `tokens`: tokens generated in that attempt.
     - `dropped`: whether the group was dropped, so that these tokens are lost; else it continued with
       `rewards.error_score`.
     - `error`: the message of the first error.
-    - `generated`: whether its completions were generated, but not scored; if not, its prompt was given up.
+    - `generated`: whether the completions of that attempt were generated; if not, its prompt was given up.
     """
 
     group: Group

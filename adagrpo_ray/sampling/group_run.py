@@ -36,7 +36,7 @@ class GroupRun:
     scoring: bool = False  # whether its newest completions are being scored
     cut: bool = False  # whether the step ended without it, so that it gets no further attempt
     history: list[Group] = field(default_factory=list)  # the group after each attempt of this step
-    failure: Failure | None = None  # the first error
+    failure: Failure | None = None  # with the message of the first error
 
 
 class GroupSampler:
@@ -104,7 +104,8 @@ class GroupSampler:
                     attempt, error = await self._attempt(run, sampling)
                 except RequestLostError as lost:
                     budget.give_back(group.size, 0)
-                    run.failure = Failure(group, 0, dropped=True, error=str(lost), generated=False)
+                    first = str(lost) if run.failure is None else run.failure.error
+                    run.failure = Failure(group, 0, dropped=True, error=first, generated=False)
                     run.state = "failed"
                     break
                 budget.give_back(group.size, attempt.generated_tokens)

@@ -701,6 +701,23 @@ def test_a_group_whose_prompt_is_given_up_is_the_only_one_dropped(drop_failed: b
     assert step.exhausted == step.waiting == step.late == ()
 
 
+def test_a_group_that_is_given_up_after_given_scores_is_dropped_and_keeps_its_first_error() -> None:
+    class GivenUpLater(Fake):
+        async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+            completions = await super().generate(request)
+            self.given_up.add(request.prompt_id)
+            return completions
+
+    fake = GivenUpLater({"good": [PASS], "bad": [UNSCORED]})
+    (step,) = run_steps(make_sampler(fake, prompts=["good", "bad"], drop_failed=False), 1)
+    assert (ids(step.ready), ids(step.attempts)) == (["good"], ["good", "bad"])
+    (failure,) = step.failed
+    assert (failure.tokens, failure.dropped, failure.generated) == (0, True, False)
+    assert failure.error == "no score for bad"
+    assert [attempt.rewards.tolist() for attempt in failure.group.attempts] == [[-4.0, -4.0]]
+    assert step.exhausted == step.waiting == step.late == ()
+
+
 def test_a_step_whose_prompts_are_all_given_up_is_empty() -> None:
     fake = Fake(easy("abcd"))
     fake.given_up = {"a", "b"}
