@@ -19,11 +19,9 @@ from adagrpo_ray.rollout.engine_load import EngineLoad
 from adagrpo_ray.rollout.engine_log import EngineLog, logging_to
 from adagrpo_ray.rollout.output import EngineOutput
 
-PHASES = {
-    False: "adagrpo_ray.rollout.phases:PhaseLogitsProcessor",
-    True: "adagrpo_ray.rollout.device_phases:DevicePhaseProcessor",
-}
-"""The logits processor of the phases, by whether vLLM uses its second model runner."""
+HOST_PHASES = "adagrpo_ray.rollout.phases:PhaseLogitsProcessor"
+DEVICE_PHASES = "adagrpo_ray.rollout.device_phases:DevicePhaseProcessor"
+"""The logits processors of the phases, for the first model runner of vLLM and for the second."""
 # By default vLLM runs the model in a separate process on CPUs, and the engine spins on a whole core while it waits.
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
@@ -154,6 +152,7 @@ def engine_arguments(model_path: str, max_model_len: int, config: Config, loggin
         tokens = max(max_model_len, tokens or 8192)
     check_lora_type(config.model, r, gpu=not on_cpu)
     adapter, kept = r.lora_mode == "adapter", kept_versions(config.algorithm)
+    phases = DEVICE_PHASES if uses_second_runner() else HOST_PHASES
     return AsyncEngineArgs(
         model=model_path,
         load_format="safetensors",  # by default vLLM loads pickled weights if there are no others
@@ -181,7 +180,7 @@ def engine_arguments(model_path: str, max_model_len: int, config: Config, loggin
         max_lora_rank=config.model.lora.r if adapter else 16,
         # Log-probabilities of the distribution that tokens are drawn from, after temperature and filters.
         logprobs_mode="processed_logprobs",
-        logits_processors=[PHASES[uses_second_runner()]] if config.uses_phases else None,
+        logits_processors=[phases] if config.uses_phases else None,
         worker_extension_cls="adagrpo_ray.rollout.worker_extension.AdapterWorker",
         disable_log_stats=True,
         logging_config=logging,

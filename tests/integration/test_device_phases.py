@@ -1,4 +1,7 @@
-"""The phases on vLLM's second model runner: the same numbers, bit for bit, as on the first one."""
+"""The phases on vLLM's second model runner: a request has the phase and the used tokens that it has on the first one.
+
+Both runners share the arithmetic, so equal state gives equal bits. `test_phases.py` tests the arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import build_custom_logits_proce
 
 from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.rollout.device_phases import DevicePhaseProcessor
-from adagrpo_ray.rollout.engine_start import PHASES
+from adagrpo_ray.rollout.engine_start import DEVICE_PHASES, HOST_PHASES
 from adagrpo_ray.rollout.phases import PhaseLogitsProcessor, phase_args
 from tests.support.scripted import byte_tokenizer
 
@@ -89,7 +92,7 @@ def params(request: Any) -> SamplingParams:
 
 
 @given(requests=st.lists(REQUEST, min_size=1, max_size=SLOTS), steps=st.data(), seed=st.integers(0, 1000))
-def test_both_processors_compute_the_same_bits(requests: list[Any], steps: st.DataObject, seed: int) -> None:
+def test_requests_have_the_same_state_in_both_processors(requests: list[Any], steps: st.DataObject, seed: int) -> None:
     """Any requests, with and without phases, some of which come back with an output, or replace an earlier one."""
     both, generator = Both(), torch.Generator().manual_seed(seed)
     for slot, request in enumerate(requests):
@@ -157,9 +160,9 @@ def test_speculative_decoding_is_refused() -> None:
 
 
 def test_vllms_second_runner_loads_and_asks_the_processor() -> None:
-    validate = build_custom_logits_processors_params_validator([PHASES[True]])
+    validate = build_custom_logits_processors_params_validator([DEVICE_PHASES])
     validate(SamplingParams(extra_args=phase_args([1], {}, {})))
     with pytest.raises(VLLMValidationError, match=r"temperature=0\.5 together with extra_args\['phases'\]"):
         validate(SamplingParams(temperature=0.5, extra_args=phase_args([1], {}, {})))
     with pytest.raises(ValueError, match="is not a subclass of"):
-        build_custom_logits_processors_params_validator([PHASES[False]])
+        build_custom_logits_processors_params_validator([HOST_PHASES])
