@@ -52,3 +52,14 @@ def keep_compiled() -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", f"{cache}/triton")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{cache}/torchinductor")
     os.environ.setdefault("FLASHINFER_WORKSPACE_BASE", cache)  # which appends .cache/flashinfer
+
+
+def vllm_defaults() -> None:
+    """Set environment variables of vLLM, but for those that are set already. Call it before vLLM is imported.
+
+    vLLM spawns its processes, which it always does on CPUs. A fork could copy locks that threads of this process hold,
+    and cannot use CUDA once this process has asked the driver, as `check_gpu_host` does.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

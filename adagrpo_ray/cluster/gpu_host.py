@@ -9,6 +9,7 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
+from adagrpo_ray.cluster.environment import environment
 from adagrpo_ray.errors import ResourceError
 
 DRIVER = 580
@@ -27,7 +28,10 @@ def check_gpu_host() -> None:
 
     if torch.cuda.device_count() == 0:  # by the driver's library, which counts them even if CUDA cannot start
         return
-    if not torch.cuda.is_available():
+    # vLLM and DeepSpeed set this variable, and torch then asks only the library that has just counted the GPUs.
+    with environment({"PYTORCH_NVML_BASED_CUDA_CHECK": "0"}):
+        usable = torch.cuda.is_available()  # after which a fork of this process cannot use CUDA
+    if not usable:
         raise ResourceError(
             f"torch {torch.__version__} cannot use the GPUs of this machine (NVIDIA driver {_driver()}); CUDA "
             f"{torch.version.cuda} needs driver {DRIVER} or newer: update it, and look at it with nvidia-smi"
@@ -46,21 +50,30 @@ def check_gpu_host() -> None:
 
 
 def check_flashinfer(capability: tuple[int, int] | None) -> None:
-    """Check that FlashInfer can link its kernels on a GPU for which vLLM prefers it, those of capability 10.x.
+    """Check that FlashInfer can build its kernels on a GPU for which vLLM prefers it, those of capability 10.x.
 
-    FlashInfer links with `lib64/libcudart.so` of the CUDA toolkit. The toolkit that pip installs has only
-    `lib/libcudart.so.13`. Raises ResourceError with the remedy if the toolkit lacks that library and has nvcc, without
-    which vLLM takes another backend.
+    It compiles and links them with a CUDA toolkit (`flashinfer/jit/cpp_ext.py`), unless they are in the package
+    flashinfer-jit-cache. The toolkit that pip installs lacks the name `lib64/libcudart.so`.
+
+    vLLM takes FlashInfer for attention if its package is installed, even if vLLM logs that kernels of FlashInfer are
+    disabled: it asks `has_flashinfer` about other kernels only (vLLM 0.32, `CudaPlatformBase.get_valid_backends`).
+    Raises ResourceError with the remedy if something is missing.
     """
-    if capability is None or capability[0] != 10 or find_spec("flashinfer_jit_cache") is not None:
+    if capability is None or capability[0] != 10:
+        return
+    if find_spec("flashinfer") is None or find_spec("flashinfer_jit_cache") is not None:
         return
     nvcc = shutil.which("nvcc")
     found = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or (nvcc and str(Path(nvcc).parents[1]))
     home = Path(found or "/usr/local/cuda")
-    if (home / "bin" / "nvcc").is_file() and not (home / "lib64" / "libcudart.so").exists():
+    missing = [str(file) for file in (home / "bin" / "nvcc", home / "lib64" / "libcudart.so") if not file.exists()]
+    tools = ("ninja",) if os.environ.get("CXX") else ("ninja", "c++")
+    missing += [f"{tool} on PATH" for tool in tools if shutil.which(tool) is None]
+    if missing:
         raise ResourceError(
-            f"{home}/lib64/libcudart.so is missing, and FlashInfer links its kernels for this GPU with it; make the "
-            "link as in docs/gpu.md, set CUDA_HOME to a whole toolkit, or run `vllm download-kernels`"
+            f"{missing[0]} is missing, and FlashInfer builds its kernels for this GPU with it; run `vllm "
+            "download-kernels`, or set CUDA_HOME to a whole toolkit (docs/gpu.md has the links for that of pip), and "
+            "put ninja and g++ on PATH"
         )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from adagrpo_ray.cluster.environment import collector_off, keep_compiled
+from adagrpo_ray.cluster.environment import collector_off, keep_compiled, vllm_defaults
 from adagrpo_ray.cluster.gpu_host import check_flashinfer, check_gpu_host
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.tree import Config
@@ -108,12 +108,12 @@ def _started(
 ) -> StartedEngine:
     check_gpu_host()
     keep_compiled()
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    vllm_defaults()
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    check_flashinfer(current_platform.get_device_capability())
+    if config.model.dtype != "float32":  # FlashInfer has kernels for 16 bits only
+        check_flashinfer(current_platform.get_device_capability())
     load = EngineLoad()
     with logging_to(None if log is None else log.file) as logging:
         arguments = engine_arguments(model_path, max_model_len, config, logging)

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from adagrpo_ray.cluster import connecting as cluster
-from adagrpo_ray.cluster.environment import collector_off, keep_compiled
+from adagrpo_ray.cluster.environment import collector_off, keep_compiled, vllm_defaults
 from adagrpo_ray.cluster.placement import Hardware
 
 
@@ -45,3 +45,15 @@ def test_compilers_keep_their_results_in_the_cache_folder(monkeypatch: pytest.Mo
     monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
     keep_compiled()
     assert [os.environ[name] for name in names] == ["/cache/cuda", "/mine", "/cache/torchinductor", "/cache"]
+
+
+def test_vllm_spawns_its_processes_unless_it_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS", "VLLM_WORKER_MULTIPROC_METHOD")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
+        monkeypatch.delenv(name)
+    vllm_defaults()
+    assert [os.environ[name] for name in names] == ["ERROR", "1", "spawn"]
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    vllm_defaults()
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
