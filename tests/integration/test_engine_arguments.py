@@ -38,7 +38,7 @@ def test_large_gpus_get_the_second_runner_with_phases_and_adapters(model_path: s
         assert config["cudagraph_mode"] == "FULL_AND_PIECEWISE"
         sizes = config["capture_sizes"]
         assert sizes == [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)], "every batch of decoding has a graph"
-    # FlashInfer compiles its kernels on the machine (docs/gpu.md), the others are in vLLM's package.
+    # The backends that vLLM prefers. FlashInfer compiles its kernels on the machine (docs/gpu.md).
     assert {name: config["attention"][0] for name, config in found.items()} == {
         "8.9": "FLASH_ATTN",
         "9.0": "FLASH_ATTN",

@@ -60,7 +60,11 @@ def patched() -> Any:
 
 
 def resolved(platform: Any, capability: tuple[int, int], model: str, overrides: list[str]) -> dict[str, Any]:
-    """vLLM's decisions for our engine arguments on a GPU of this capability."""
+    """vLLM's decisions for our engine arguments on a GPU of this capability.
+
+    Of attention backends it has only the order of preference, which depends on the capability. The choice needs the
+    packages of a GPU build, and looks at the type and the heads of the model.
+    """
     from vllm.platforms.cuda import _get_backend_priorities
     from vllm.platforms.interface import DeviceCapability
     from vllm.usage.usage_lib import UsageContext
