@@ -19,6 +19,7 @@ from adagrpo_ray.learner.gather import init_method
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.lora.peft_model import load_policy
+from adagrpo_ray.model.attention import use_packing
 from adagrpo_ray.model.liger import use_liger_kernels
 
 
@@ -43,6 +44,8 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
     device = join_ranks(rank, world_size, master)
     divided = config.learner.zero_stage == 3
     peft_model = load_policy(model_path, config, deepspeed_config(config) if divided else None)
+    model = peft_model.get_base_model()
+    chosen = use_packing(model, config.learner.packing, config.model)
     without_liger = use_liger_kernels(peft_model) if config.learner.liger_kernels else None
     if config.learner.gradient_checkpointing:
         peft_model.enable_input_require_grads()
@@ -66,7 +69,7 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
     engine = with_deepspeed(policy, trainable, config)
     Masters(engine, policy.adapter_parameters(), rank, world_size).begin(weights)
     policy.eval()
-    packing = agreed_packing(peft_model.get_base_model(), lambda rows: policy(rows)[0], config)
+    packing = agreed_packing(model, lambda rows: policy(rows)[0], chosen, config)
     return PreparedPolicy(
         policy, engine, tuple(trainable), device, packing, () if without_liger is None else (without_liger,)
     )
@@ -103,11 +106,13 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
     return torch.device("cuda" if cuda else "cpu")
 
 
-def deepspeed_config(config: Config, trained: int = 1) -> dict[str, Any]:
-    """The DeepSpeed configuration for these settings and a number of trained parameters."""
+def deepspeed_config(config: Config, trained: int | None = None) -> dict[str, Any]:
+    """The DeepSpeed configuration for these settings; `trained` is the number of trained parameters, if it is known."""
     s = config.learner
     optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, "torch_adam": True}
-    zero: dict[str, Any] = {"stage": s.zero_stage, "reduce_bucket_size": reduce_bucket(trained)}
+    zero: dict[str, Any] = {"stage": s.zero_stage}
+    if trained is not None:
+        zero["reduce_bucket_size"] = reduce_bucket(trained)
     if s.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {

@@ -69,13 +69,11 @@ def load_policy(path: str, config: Config, divided: dict[str, Any] | None = None
     `divided` is a DeepSpeed configuration if the ranks divide the weights (ZeRO stage 3): then all of them call this
     together (`load_divided`).
 
-    Raises ModelError if the model cannot be loaded, lacks a layer of `model.lora.targets`, or cannot separate the
-    samples of a row, or if the weights of `model.adapter` are not exactly those of the adapter.
+    Raises ModelError if the model cannot be loaded or lacks a layer of `model.lora.targets`, or if the weights of
+    `model.adapter` are not exactly those of the adapter.
     """
     import torch
     from transformers import AutoModelForCausalLM
-
-    from adagrpo_ray.model.attention import use_packing
 
     settings = config.model
     if settings.adapter is not None:  # the folder may be a different one on this node
@@ -94,7 +92,6 @@ def load_policy(path: str, config: Config, divided: dict[str, Any] | None = None
         base = load() if divided is None else load_divided(load, divided)
     except Exception as error:  # Transformers may raise any error for an invalid file
         raise ModelError(f"model.path={settings.path!r} cannot be loaded: {first_line(error)}") from None
-    use_packing(base, config.learner.packing, settings)
     torch.manual_seed(config.run.seed)
     policy = with_adapter(base, settings)
     if is_gguf(settings.path):  # a name that is valid on other machines, too, unlike a folder of the cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,46 +10,55 @@ import torch
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model import packed_attention, shared_attention
+from adagrpo_ray.model.kernels import flash_attention, flex_attention
+from adagrpo_ray.model.own_attention import attention_of
 from adagrpo_ray.model.packed_attention import use_varlen
-from adagrpo_ray.model.pretrained import flash_attention
 from adagrpo_ray.model.shared_attention import share_prompts
+from adagrpo_ray.model.wide_attention import use_wide
 
-FLASH, FLEX = "flash_attention_2", "flex_attention"
-"""Names of the attention of flash-attn and of FlexAttention in Transformers."""
-CHOSEN: dict[str, Packing] = {FLASH: "packed", packed_attention.NAME: "packed", shared_attention.NAME: "shared"}
-"""The packing of an attention that `use_packing` chose itself; "padded" for any other."""
+FLASH, FLEX, SDPA = "flash_attention_2", "flex_attention", "sdpa"
+"""Names of the attention of flash-attn, of FlexAttention and of torch's SDPA in Transformers."""
 
 
-def use_packing(model: Any, packing: Packing | None, settings: ModelSettings) -> None:
-    """Set the attention of a model, loaded with sdpa, for a packing.
+def use_packing(model: Any, packing: Packing | None, settings: ModelSettings) -> Packing:
+    """Set the attention of a model, loaded with sdpa, for a packing, and return the packing.
 
-    - "packed": a flash kernel; else FlexAttention; else sdpa with a mask of [S x S].
+    - "padded": `use_sdpa`.
+    - "packed": a flash kernel; else FlexAttention; else `use_sdpa`, with a mask of [S x S].
+    - "shared": `model/shared_attention.py`.
     - None: the first that the model can have of packed with a flash kernel, shared, and padded.
 
     Raises ModelError if the model cannot have `packing`.
     """
     name = f"model.path={settings.path!r} ({model.config.model_type})"
-    match packing:
-        case "packed":
-            if model._is_stateful:
-                raise ModelError(
-                    f"{name} has layers with a state, which would pass from one sample of a packed row to the next; "
-                    "set learner.packing=padded"
-                )
-            if not _use_flash(model, settings):
-                _use_flex(model)
-        case "shared":
-            if not share_prompts(model):
-                raise ModelError(f"{name} has layers that cannot share a prompt; set learner.packing=padded")
-        case None:
-            if model._is_stateful or not _use_flash(model, settings):
-                share_prompts(model)
+    if packing == "packed":
+        if model._is_stateful:
+            raise ModelError(
+                f"{name} has layers with a state, which would pass from one sample of a packed row to the next; "
+                "set learner.packing=padded"
+            )
+        if not (_use_flash(model, settings) or _use_flex(model)):
+            use_sdpa(model, settings)
+        return packing
+    if packing == "shared":
+        if not share_prompts(model):
+            raise ModelError(f"{name} has layers that cannot share a prompt; set learner.packing=padded")
+        return packing
+    if packing is None:
+        if not model._is_stateful and _use_flash(model, settings):
+            return "packed"
+        if share_prompts(model):
+            return "shared"
+    use_sdpa(model, settings)
+    return "padded"
 
 
-def packing_of(model: Any) -> Packing:
-    """The packing that `use_packing` chose for None."""
-    return CHOSEN.get(model.config.get_text_config()._attn_implementation, "padded")
+def use_sdpa(model: Any, settings: ModelSettings) -> None:
+    """Make a model use torch's SDPA, in float32 on CUDA with repeated keys and values if the model can have them."""
+    if attention_of(model) != SDPA:
+        model.set_attn_implementation(SDPA)
+    if settings.dtype == "float32" and torch.cuda.is_available():
+        use_wide(model)
 
 
 def _use_flash(model: Any, settings: ModelSettings) -> bool:
@@ -62,10 +70,12 @@ def _use_flash(model: Any, settings: ModelSettings) -> bool:
     if is_flash_attn_2_available():
         with suppress(ImportError, ValueError):  # it does not support this model, or this GPU
             model.set_attn_implementation(FLASH)
-    return packing_of(model) == "packed" or use_varlen(model)
+    return attention_of(model) == FLASH or use_varlen(model)
 
 
-def _use_flex(model: Any) -> None:
-    """Make a model use FlexAttention if it can: it compiles a kernel with Triton, and has no gradient on CPUs."""
-    if torch.cuda.is_available() and find_spec("triton") is not None and model._supports_flex_attn:
-        model.set_attn_implementation(FLEX)
+def _use_flex(model: Any) -> bool:
+    """Make a model use FlexAttention if it can."""
+    if not (flex_attention() and model._supports_flex_attn):
+        return False
+    model.set_attn_implementation(FLEX)
+    return attention_of(model) == FLEX

@@ -13,7 +13,7 @@ def use_liger_kernels(model: Any) -> str | None:
     also those of models that are built later. Returns None, or a notice for the user if the model stays as it is.
     """
     kind = model.config.model_type
-    reason = _missing(kind)
+    reason = missing(kind)
     if reason is not None:
         return f"learner.liger_kernels=true has no effect: {reason}"
     from transformers.integrations.liger import apply_liger_kernel
@@ -24,8 +24,8 @@ def use_liger_kernels(model: Any) -> str | None:
     return None
 
 
-def _missing(kind: str) -> str | None:
-    """The reason why the kernels cannot compute models of this type here; None if they can."""
+def missing(kind: str) -> str | None:
+    """Return the reason why the kernels cannot compute models of this type here; None if they can."""
     import torch
 
     if not torch.cuda.is_available():

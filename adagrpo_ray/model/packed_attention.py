@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.own_attention import use_attention
 
 NAME = "torch_varlen"
 """Name of this attention in Transformers."""
@@ -86,10 +87,6 @@ def use_varlen(model: Any) -> bool:
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     if not kernel_runs(heads, kv_heads, getattr(text, "head_dim", None) or text.hidden_size // heads):
         return False
-    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import flash_attention_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, flash_attention_mask)
-    model.set_attn_implementation(NAME)
-    return bool(text._attn_implementation == NAME)
+    return use_attention(model, NAME, attend, flash_attention_mask)

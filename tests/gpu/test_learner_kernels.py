@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from adagrpo_ray.config import Config
 from adagrpo_ray.learner import agreement
 from adagrpo_ray.learner.layout import join, pad
 from adagrpo_ray.learner.policy import Policy
-from adagrpo_ray.model.attention import FLEX
+from adagrpo_ray.model.attention import FLEX, use_packing
 from adagrpo_ray.model.packed_attention import kernel_runs, use_varlen
 from tests.support.batches import make_samples
 from tests.support.random_policies import SMALL, random_policy
@@ -21,6 +22,7 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
+FUSED = {f"aten::_{name}_attention_forward" for name in ("flash", "cudnn", "efficient")}
 SAMPLES = make_samples(7)
 SIZES = {**SMALL, "head_dim": 64}
 KINDS = {
@@ -68,13 +70,24 @@ def test_rows_packed_by_flex_attention_equal_sequences_alone(kind: str) -> None:
     assert_alike(with_gradients(policy, policy(join(SAMPLES, CUDA))[0]), wanted, by=1e-3)
 
 
-def test_padded_rows_run_the_flash_kernel() -> None:
-    policy, _ = on_gpu("Qwen3Config", torch.bfloat16)
+@pytest.mark.parametrize(
+    ("dtype", "kernels"),
+    [
+        ("bfloat16", {"aten::_flash_attention_forward", "aten::_cudnn_attention_forward"}),
+        ("float32", {"aten::_efficient_attention_forward"}),
+    ],
+)
+def test_padded_rows_run_a_fused_kernel(dtype: str, kernels: set[str]) -> None:
+    """The math kernel would keep a matrix of [S x S] for each head."""
+    policy, model = on_gpu("Qwen3Config", getattr(torch, dtype))
+    settings = Config.load(None, ["model.path=here", f"model.dtype={dtype}"]).model
+    assert use_packing(model, "padded", settings) == "padded"
     with torch.profiler.profile() as profile:
         with_gradients(policy, policy(pad(SAMPLES, CUDA))[0])
     names = {event.key for event in profile.key_averages()}
-    assert "aten::_flash_attention_forward" in names or "aten::_cudnn_attention_forward" in names
-    assert "aten::_efficient_attention_forward" not in names
+    assert names & kernels
+    assert "aten::_scaled_dot_product_attention_math" not in names
+    assert not names & (FUSED - kernels)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])

@@ -1,4 +1,4 @@
-"""Attention in each packing: no masks where flash kernels would run, and the same numbers from every kernel."""
+"""Attention in each packing: no masks if a flash kernel would run, and the same numbers from every kernel."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from adagrpo_ray.learner.dropout import UpdateMode
 from adagrpo_ray.learner.head import base_of
 from adagrpo_ray.learner.layout import Rows, join, pad, share
 from adagrpo_ray.learner.policy import Policy
-from adagrpo_ray.model.attention import FLASH, FLEX, packing_of, use_packing
+from adagrpo_ray.model.attention import FLASH, FLEX, SDPA, use_packing
+from adagrpo_ray.model.own_attention import attention_of
 from adagrpo_ray.model.packed_attention import NAME as VARLEN
 from adagrpo_ray.model.packed_attention import kernel_runs, use_varlen
 from adagrpo_ray.model.shared_attention import NAME as SHARED
 from adagrpo_ray.model.shared_attention import share_prompts
+from adagrpo_ray.model.wide_attention import NAME as WIDE
+from adagrpo_ray.model.wide_attention import use_wide
 from tests.support.batches import make_samples
 from tests.support.random_policies import SMALL, checkpoint_activations, random_policy
 
@@ -41,12 +44,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of SDPA."""
+    """The arguments of one call of SDPA; `grouped`: torch groups the heads of queries by those of keys and values."""
 
     masked: bool
     causal: bool
     heads: int
     kv_heads: int
+    grouped: bool
 
 
 @pytest.fixture
@@ -56,7 +60,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     kernel = torch.nn.functional.scaled_dot_product_attention
 
     def spy(query: Any, key: Any, value: Any, attn_mask: Any = None, is_causal: bool = False, **options: Any) -> Any:
-        found.append(Call(attn_mask is not None, is_causal, query.shape[1], key.shape[1]))
+        grouped = options.get("enable_gqa", False)
+        found.append(Call(attn_mask is not None, is_causal, query.shape[1], key.shape[1], grouped))
         return kernel(query, key, value, attn_mask=attn_mask, is_causal=is_causal, **options)
 
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", spy)
@@ -132,7 +137,35 @@ def test_padded_rows_have_no_mask(calls: list[Call], checkpointing: bool) -> Non
         checkpoint_activations(policy)
     UpdateMode(policy).begin()
     gradients(policy, policy(pad(SAMPLES, CPU))[0])
-    assert calls == [Call(masked=False, causal=True, heads=4, kv_heads=2)] * (LAYERS * (1 + checkpointing))
+    call = Call(masked=False, causal=True, heads=4, kv_heads=2, grouped=True)
+    assert calls == [call] * (LAYERS * (1 + checkpointing))
+
+
+@pytest.mark.parametrize("lay_out", [pad, join])
+def test_wide_attention_repeats_keys_and_values_and_changes_no_number(
+    calls: list[Call], lay_out: Callable[..., Rows]
+) -> None:
+    """So that no call needs grouped queries, which CUDA does not have in float32 outside of the math kernel."""
+    policy = random_policy("Qwen3Config", SMALL)
+    rows = lay_out(SAMPLES, CPU)
+    expected = policy(rows)[0]
+    wanted = gradients(policy, expected)
+    assert use_wide(policy.peft_model.get_base_model())
+    calls.clear()
+    got = policy(rows)[0]
+    masked = lay_out is join
+    assert calls == [Call(masked, causal=not masked, heads=4, kv_heads=4, grouped=False)] * LAYERS
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(gradients(policy, got), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wide_attention_has_the_windows_of_the_model(kind: str) -> None:
+    policy = random_policy(kind, KINDS[kind])
+    with torch.no_grad():
+        expected = own(policy)
+        assert use_wide(policy.peft_model.get_base_model())
+        torch.testing.assert_close(policy(pad(SAMPLES, CPU))[0], expected, rtol=0, atol=2e-5)
 
 
 def test_only_completions_of_shared_prompts_have_masks(calls: list[Call]) -> None:
@@ -248,9 +281,9 @@ def test_a_mask_is_refused_by_torchs_kernel(plain_kernel: PlainKernel) -> None:
         model(input_ids=torch.ones(2, 3, dtype=torch.long), attention_mask=mask, use_cache=False)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_torchs_kernel_does_not_run_without_cuda() -> None:
-    if not torch.cuda.is_available():
-        assert not kernel_runs(4, 2, 16)
+    assert not kernel_runs(4, 2, 16)
 
 
 @dataclass(frozen=True)
@@ -266,7 +299,7 @@ class Machine:
 @pytest.fixture
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
     def choose(packing: Any, dtype: str, machine: Machine) -> tuple[str, str]:
-        """The attention that is chosen, and the packing that follows from it."""
+        """The attention and the packing that are chosen."""
         import transformers
 
         settings = Config.load(None, ["model.path=here", f"model.dtype={dtype}"]).model
@@ -276,13 +309,13 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
         monkeypatch.setattr("torch.cuda.is_available", lambda: machine.cuda)
         monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: machine.flash_attn)
         monkeypatch.setattr("adagrpo_ray.model.packed_attention.kernel_runs", lambda *_: machine.varlen)
-        monkeypatch.setattr("adagrpo_ray.model.attention.find_spec", lambda _: machine.triton or None)
+        monkeypatch.setattr("adagrpo_ray.model.kernels.find_spec", lambda _: machine.triton or None)
         # Transformers' own check imports flash-attn, which is not there.
         monkeypatch.setattr(
             "transformers.PreTrainedModel._check_and_adjust_attn_implementation", lambda self, name, **_: name
         )
-        use_packing(model, packing, settings)
-        return model.config._attn_implementation, packing_of(model)
+        chosen = use_packing(model, packing, settings)
+        return attention_of(model), chosen
 
     return choose
 
@@ -297,21 +330,21 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
         (None, "bfloat16", Machine(cuda=False, flash_attn=True), SHARED, "shared"),
         ("packed", "bfloat16", Machine(flash_attn=True), FLASH, "packed"),
         ("packed", "bfloat16", Machine(), VARLEN, "packed"),
-        ("packed", "bfloat16", Machine(varlen=False), FLEX, "padded"),
-        ("packed", "float32", Machine(), FLEX, "padded"),
-        ("packed", "float32", Machine(triton=False), "sdpa", "padded"),
-        ("packed", "bfloat16", Machine(cuda=False), "sdpa", "padded"),
-        ("padded", "bfloat16", Machine(flash_attn=True), "sdpa", "padded"),
+        ("packed", "bfloat16", Machine(varlen=False), FLEX, "packed"),
+        ("packed", "float32", Machine(), FLEX, "packed"),
+        ("packed", "float32", Machine(triton=False), WIDE, "packed"),
+        ("packed", "bfloat16", Machine(cuda=False), SDPA, "packed"),
+        ("packed", "float32", Machine(cuda=False), SDPA, "packed"),
+        ("padded", "bfloat16", Machine(flash_attn=True), SDPA, "padded"),
+        ("padded", "float32", Machine(), WIDE, "padded"),
+        ("padded", "float32", Machine(cuda=False), SDPA, "padded"),
         ("shared", "bfloat16", Machine(flash_attn=True), SHARED, "shared"),
     ],
 )
 def test_attention_is_chosen_by_the_abilities_of_the_machine(
     choose: Callable[..., tuple[str, str]], packing: Any, dtype: str, machine: Machine, attention: str, chosen: str
 ) -> None:
-    """`packing_of` is asked only if the packing is null."""
-    found = choose(packing, dtype, machine)
-    assert found[0] == attention
-    assert packing is not None or found[1] == chosen
+    assert choose(packing, dtype, machine) == (attention, chosen)
 
 
 def test_flash_attn_that_refuses_the_model_is_replaced_by_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,15 +362,15 @@ def test_flash_attn_that_refuses_the_model_is_replaced_by_torchs_kernel(monkeypa
         return name
 
     monkeypatch.setattr("transformers.PreTrainedModel._check_and_adjust_attn_implementation", check)
-    use_packing(model, None, settings)
-    assert (model.config._attn_implementation, packing_of(model)) == (VARLEN, "packed")
+    assert use_packing(model, None, settings) == "packed"
+    assert attention_of(model) == VARLEN
 
 
 def test_a_model_with_a_state_is_padded_by_default_and_never_packed(
     choose: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.Qwen3ForCausalLM._is_stateful", True)
-    assert choose(None, "bfloat16", Machine(flash_attn=True)) == ("sdpa", "padded")
+    assert choose(None, "bfloat16", Machine(flash_attn=True)) == (SDPA, "padded")
     with pytest.raises(ModelError, match=r"layers with a state.*set learner\.packing=padded"):
         choose("packed", "bfloat16", Machine(flash_attn=True))
 
@@ -347,4 +380,4 @@ def test_a_model_with_attention_in_chunks_shares_no_prompts() -> None:
     model = policy.peft_model.get_base_model()
     model.config.attention_chunk_size = 8192
     assert not share_prompts(model)
-    assert model.config._attn_implementation == "sdpa"
+    assert attention_of(model) == SDPA

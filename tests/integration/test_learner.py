@@ -20,7 +20,8 @@ from adagrpo_ray.learner.layout import LAYOUTS, Rows, join, pad, share
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.lora.peft_model import load_policy
-from adagrpo_ray.model.shared_attention import shares_prompts
+from adagrpo_ray.model.attention import SDPA, use_packing
+from adagrpo_ray.model.own_attention import attention_of
 from adagrpo_ray.types import TrainSample
 from tests.support.batches import make_samples
 from tests.support.builders import flat
@@ -154,7 +155,9 @@ def test_an_entropy_bonus_raises_the_entropy(model_path: str) -> None:
 
 def moved_policy(model_path: str, *overrides: str) -> Policy:
     """A policy whose adapter has an effect, so that both of its matrices have gradients."""
-    policy = Policy(load_policy(model_path, configure(*overrides)))
+    config = configure(*overrides)
+    policy = Policy(load_policy(model_path, config))
+    use_packing(policy.peft_model.get_base_model(), config.learner.packing, config.model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -238,13 +241,12 @@ def test_a_sample_without_tokens_has_no_logprobs(model_path: str) -> None:
 
 def test_a_model_whose_layers_have_a_state_is_not_packed(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.Qwen3ForCausalLM._is_stateful", True)
-    load_policy(model_path, configure())
     with pytest.raises(ModelError, match=r"\(qwen3\) has layers with a state.*set learner\.packing=padded"):
-        load_policy(model_path, configure("learner.packing=packed"))
+        one_rank(model_path, configure("learner.packing=packed"))
     with pytest.raises(
         ModelError, match=r"\(qwen3\) has layers that cannot share a prompt; set learner\.packing=padded"
     ):
-        load_policy(model_path, configure("learner.packing=shared"))
+        one_rank(model_path, configure("learner.packing=shared"))
     assert one_rank(model_path, configure()).packing == "padded"
 
 
@@ -257,7 +259,7 @@ def test_a_model_that_shares_prompts_wrongly_gets_padded_rows_by_default(
     monkeypatch.setitem(LAYOUTS, "shared", backwards)
     engine = one_rank(model_path, configure())
     assert engine.packing == "padded"
-    assert not shares_prompts(engine._policy.peft_model.get_base_model())
+    assert attention_of(engine._policy.peft_model.get_base_model()) == SDPA
     with pytest.raises(ModelError, match=r"differ from .*; set learner\.packing=padded"):
         one_rank(model_path, configure("learner.packing=shared"))
 
