@@ -95,16 +95,6 @@ def load_tokenizer(path: str, model: ModelSettings, data: DataSettings) -> PreTr
     return tokenizer
 
 
-def flash_attention(model: ModelSettings) -> bool:
-    """Return whether a flash kernel can run here: there is a CUDA device, and the model is in bfloat16.
-
-    It is that of flash-attn, or torch's own (`model/packed_attention.py`).
-    """
-    import torch
-
-    return model.dtype == "bfloat16" and torch.cuda.is_available()
-
-
 def linear_shapes(path: str, model: ModelSettings) -> dict[str, tuple[int, int]]:
     """Return (inputs, outputs) of every linear layer of the model at `path`, by module name, without its weights.
 

@@ -17,7 +17,7 @@ from adagrpo_ray.model.pretrained import TINY
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a dense decoder with gated MLPs."""
+    """The sizes of a dense decoder with gated MLPs, and `model_type`, its type in Transformers."""
 
     hidden: int
     layers: int
@@ -27,6 +27,7 @@ class Shape:
     head_dim: int
     vocabulary: int
     tied: bool  # whether input and output embeddings are one matrix
+    model_type: str
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
@@ -75,6 +76,7 @@ def shape_of(config: Any) -> Shape:
         head_dim=size("head_dim", hidden // heads),
         vocabulary=size("vocab_size"),
         tied=bool(getattr(text, "tie_word_embeddings", False)),
+        model_type=str(config.model_type),
     )
 
 

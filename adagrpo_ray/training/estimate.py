@@ -11,8 +11,9 @@ from adagrpo_ray.cluster.device_memory import DeviceMemory
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.learner.activations import layer_bytes, shared_bytes, transient_bytes
+from adagrpo_ray.learner.activations import MicroBatch, layer_bytes, shared_bytes, transient_bytes
 from adagrpo_ray.learner.buffers import chunk_tokens, logit_bytes, reduce_bucket
+from adagrpo_ray.model.kernels import NO_KERNELS, Kernels
 from adagrpo_ray.model.shape import Shape
 
 SIZES = {"float32": 4, "bfloat16": 2}  # bytes a number
@@ -106,14 +107,41 @@ def longest(rollout: RolloutSettings) -> int:
     return rollout.max_model_len or rollout.max_new_tokens
 
 
-def learner_memory(shape: Shape, config: Config, *, gpu: bool = True, flash: bool = False) -> LearnerMemory:
-    """Estimate the memory of one learner rank on a `gpu` or on CPUs; `flash`: whether flash-attention runs there.
+def largest_batch(config: Config, packing: Packing, kernels: Kernels) -> MicroBatch:
+    """Return the largest micro-batch that the settings allow.
 
-    Raises ModelError for an unknown LoRA target.
+    A sample that is longer than `learner.micro_batch_tokens` is a micro-batch of its own. A packed row has a mask of
+    all of its pairs, unless a kernel knows the bounds of its samples. With shared prompts each completion has one with
+    its prompt. Assumed are prompts that are copied for twice as many tokens as the completions have, and completions
+    that are padded to twice their length. With lengths that differ more than that, the memory may be larger.
+    """
+    budget, sample = config.learner.micro_batch_tokens, longest(config.rollout)
+    tokens = max(budget, sample)
+    if packing == "shared":
+        return MicroBatch(tokens, tokens * sample, copied=2 * tokens, padding=tokens)
+    masked = packing == "packed" and not (kernels.flash or kernels.flex)
+    return MicroBatch(tokens, budget**2 if masked else 0)
+
+
+def learner_memory(
+    shape: Shape,
+    config: Config,
+    *,
+    gpu: bool = True,
+    kernels: Kernels = NO_KERNELS,
+    batch: MicroBatch | None = None,
+) -> LearnerMemory:
+    """Estimate the memory of one learner rank on a `gpu` or on CPUs; `kernels` are those that the GPU runs.
+
+    `batch` is the largest micro-batch; None: the largest one that the settings allow. Raises ModelError for an unknown
+    LoRA target.
     """
     s, lora = config.learner, config.model.lora
     size, stage = SIZES[config.model.dtype], s.zero_stage
     adapter = shape.adapter_parameters(lora.r, lora.targets)
+    kernels = kernels if gpu else NO_KERNELS
+    packing = s.packing_with(kernels.flash)
+    batch = batch or largest_batch(config, packing, kernels)
 
     def part(whole: int, from_stage: int) -> int:
         """The part of `whole` on one rank; the ranks divide it from this ZeRO stage on."""
@@ -126,22 +154,31 @@ def learner_memory(shape: Shape, config: Config, *, gpu: bool = True, flash: boo
     optimizer += reduce_bucket(adapter) * size if stage > 0 else 0
     optimizer += 0 if s.offload_optimizer else part(adapter * (master + 8), 1)
     offloaded = part(adapter * (master + 4 + 8 + size), 1) if s.offload_optimizer else 0
-    tokens = max(s.micro_batch_tokens, longest(config.rollout))  # a longer sample is a micro-batch of its own
-    hidden = tokens * shape.hidden
-    packing = s.packing_with(flash)
-    mask = _mask(config, packing, flash)
-    layer = _layer(shape, config, tokens, mask, packing)
+    hidden = batch.tokens * shape.hidden
+    # Without a mask, torch groups the heads of queries on CPUs, and on a GPU in 16 bits (`model/wide_attention.py`).
+    grouped = {"padded": not (gpu and size == 4), "packed": kernels.flash or kernels.flex, "shared": False}[packing]
+    a_token = layer_bytes(
+        shape,
+        size,
+        dropped=lora.targets if lora.dropout > 0 else (),
+        divided=stage == 3,
+        repeated=not grouped,
+        liger=s.liger_kernels and kernels.liger,
+    )
+    # A layer converts a mask to numbers that it adds.
+    layer = batch.tokens * a_token + batch.pairs * size
+    layer += shared_bytes(shape, size, batch) if packing == "shared" else 0
     # A chunk of logits is computed while the last norm's input, in float32, and its output exist, and the gradient of
     # the latter. Later only the output is left, and a gradient of the same size enters the layers.
-    chunk = min(tokens, chunk_tokens(shape.vocabulary))
+    chunk = min(batch.tokens, chunk_tokens(shape.vocabulary))
     entropy = config.algorithm.loss.entropy_coef > 0
     logits = chunk * logit_bytes(shape.vocabulary, entropy_gradient=entropy) + hidden * (4 + 2 * size)
-    transients = tokens * transient_bytes(shape, size, dropped=lora.dropout > 0) + 2 * hidden * size
+    transients = batch.tokens * transient_bytes(shape, size, dropped=lora.dropout > 0) + 2 * hidden * size
     return LearnerMemory(
         weights=part(shape.parameters * size, 3) + gathered * size,
         optimizer=optimizer + (0 if gpu else offloaded),  # without a GPU both are in the same memory
         offloaded=offloaded if gpu else 0,
-        kept=mask + shape.layers * (hidden * size if s.gradient_checkpointing else layer),
+        kept=batch.pairs + shape.layers * (hidden * size if s.gradient_checkpointing else layer),
         layer=layer if s.gradient_checkpointing else 0,
         transients=transients,
         logits=logits,
@@ -163,22 +200,3 @@ def rollout_memory(
         kv_token=shape.kv_token(size, r.tensor_parallel_size),
         process=process,
     )
-
-
-def _mask(config: Config, packing: Packing, flash: bool) -> int:
-    """Bytes of the mask of a micro-batch, one for each pair of tokens of a row.
-
-    The packed row needs it, unless a flash kernel runs, and with shared prompts each completion with its prompt.
-    """
-    budget = config.learner.micro_batch_tokens
-    pairs = {"padded": 0, "packed": 0 if flash else budget, "shared": longest(config.rollout)}
-    return budget * pairs[packing]
-
-
-def _layer(shape: Shape, config: Config, tokens: int, mask: int, packing: Packing) -> int:
-    """Bytes that one layer keeps for its backward pass; it converts a mask to numbers that it adds."""
-    lora, size = config.model.lora, SIZES[config.model.dtype]
-    dropped = lora.targets if lora.dropout > 0 else ()
-    a_token = layer_bytes(shape, size, dropped=dropped, masked=mask > 0, liger=config.learner.liger_kernels)
-    a_token += shared_bytes(shape, size) if packing == "shared" else 0
-    return tokens * a_token + mask * size

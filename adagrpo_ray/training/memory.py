@@ -9,7 +9,7 @@ from adagrpo_ray.cluster.device_memory import DeviceMemory, gpu_memory
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError
-from adagrpo_ray.model.pretrained import flash_attention
+from adagrpo_ray.model.kernels import NO_KERNELS, Kernels, kernels_here
 from adagrpo_ray.model.shape import Shape, read_shape
 from adagrpo_ray.training.estimate import LearnerMemory, RolloutMemory, learner_memory, longest, rollout_memory
 
@@ -33,15 +33,19 @@ class _Device:
 
 
 def describe(
-    shape: Shape, config: Config, placement: Placement, memory: DeviceMemory | None = None, *, flash: bool = False
+    shape: Shape,
+    config: Config,
+    placement: Placement,
+    memory: DeviceMemory | None = None,
+    kernels: Kernels = NO_KERNELS,
 ) -> list[str]:
     """Describe in lines the memory of a learner rank and of a rollout actor and, with `memory`, whether it fits.
 
-    `memory` is that of each GPU, or that of the machine if there are no GPUs. Raises ModelError for an unknown LoRA
-    target.
+    `memory` is that of each GPU, or that of the machine if there are no GPUs. `kernels` are those that the GPUs run.
+    Raises ModelError for an unknown LoRA target.
     """
     gpu, most = placement.gpus > 0, longest(config.rollout)
-    learner = learner_memory(shape, config, gpu=gpu, flash=flash)
+    learner = learner_memory(shape, config, gpu=gpu, kernels=kernels)
     rollout = rollout_memory(shape, config, memory, gpu=gpu)
     room = f"in the rest of rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization:g} of a GPU"
     if rollout.kv_cache is not None:
@@ -55,13 +59,13 @@ def describe(
     ]
     if memory is None:
         return lines
-    turns = takes_turns(config, placement, shape, memory, flash=flash)
+    turns = takes_turns(config, placement, shape, memory, kernels)
     devices = _devices(placement, learner, rollout, turns=turns)
     return lines + [_verdict(device, config, memory.free, rollout.kv_token * most) for device in devices]
 
 
 def takes_turns(
-    config: Config, placement: Placement, shape: Shape, memory: DeviceMemory, *, flash: bool = False
+    config: Config, placement: Placement, shape: Shape, memory: DeviceMemory, kernels: Kernels = NO_KERNELS
 ) -> bool:
     """Whether vLLM sleeps while the learner trains: `rollout.sleep`; if null, whether both do not fit on one GPU.
 
@@ -71,7 +75,7 @@ def takes_turns(
         return config.rollout.sleep
     if not placement.shared or config.algorithm.max_staleness > 0:
         return False
-    both = learner_memory(shape, config, flash=flash).peak + rollout_memory(shape, config, memory).peak
+    both = learner_memory(shape, config, kernels=kernels).peak + rollout_memory(shape, config, memory).peak
     return both > SIDE_BY_SIDE * memory.free
 
 
@@ -84,7 +88,7 @@ def decide_sleep(config: Config, placement: Placement | None) -> bool:
     if config.rollout.sleep is None and placement is not None and placement.shared:
         with suppress(ModelError):
             shape, memory = read_shape(config), gpu_memory()
-            return takes_turns(config, placement, shape, memory, flash=flash_attention(config.model))
+            return takes_turns(config, placement, shape, memory, kernels_here(config, shape.model_type))
     return bool(config.rollout.sleep)
 
 

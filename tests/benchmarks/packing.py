@@ -20,7 +20,8 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.pretrained import flash_attention, resolve_model
+from adagrpo_ray.model.kernels import flash_attention
+from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.types import TrainSample
 
 PROMPTS, ANSWERS = (64, 512, 4096), (32, 512)

@@ -21,6 +21,7 @@ import yaml
 from adagrpo_ray.cluster.device_memory import DeviceMemory
 from adagrpo_ray.cluster.placement import Hardware
 from adagrpo_ray.config import Config
+from adagrpo_ray.model.kernels import Kernels
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.summary import summarize
@@ -231,7 +232,7 @@ def test_memory_in_the_pages_is_that_of_the_estimate(
     programs: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adagrpo_ray.model.shape.read_shape", lambda config: SHAPE)
-    monkeypatch.setattr("adagrpo_ray.model.pretrained.flash_attention", lambda config: False)
+    monkeypatch.setattr("adagrpo_ray.model.kernels.kernels_here", lambda config, model_type: Kernels(flash=True))
 
     def dry_run(gpus: int, free: float, total: float, *arguments: str) -> str:
         memory = DeviceMemory(int(free * 2**30), int(total * 2**30))

@@ -16,12 +16,14 @@ import torch
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.learner.engine import LearnerEngine
+from adagrpo_ray.learner.layout import LAYOUTS
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.pretrained import flash_attention
+from adagrpo_ray.model.kernels import kernels_here
 from adagrpo_ray.model.shape import Shape, shape_of
 from adagrpo_ray.training.estimate import learner_memory
 from adagrpo_ray.types import TrainSample
 from tests.support.places import TINY
+from tests.support.row_sizes import sizes_of
 
 SIZES: Mapping[str, Mapping[str, int]] = {
     "qwen3-1.7b": {
@@ -68,7 +70,8 @@ class Found:
 
     - `logprobs`: of all completion tokens before the first update. `loss`, `grad_norm`: of the first update.
     - `seconds`: median of an update; None if none was timed.
-    - `tokens`: of the model's input, without padding. `flops`: of an update, without those that checkpointing repeats.
+    - `tokens`: of the model's input, without padding; `computed`: with it.
+    - `flops`: of an update, without those that checkpointing repeats.
     - `peak`, `estimated`: bytes of the device; None without CUDA.
     """
 
@@ -77,6 +80,7 @@ class Found:
     grad_norm: float
     seconds: float | None
     tokens: int
+    computed: int
     flops: float
     peak: int | None
     estimated: int
@@ -156,6 +160,7 @@ def measure(case: Case, folder: Path, tokens: int, rounds: int = ROUNDS) -> Foun
     try:
         engine = LearnerEngine(str(folder), config, 0, 1, ("127.0.0.1", 0))
         (batch,) = pack_batches(1, samples, 1, tokens, engine.packing)
+        assert len(batch.micro_batches) == 1
         logprobs = engine.logprobs(tuple(samples))
         first, seconds = engine.train(batch).first, list[float]()
         for step in range(2, 2 + rounds):
@@ -174,13 +179,16 @@ def measure(case: Case, folder: Path, tokens: int, rounds: int = ROUNDS) -> Foun
         raise RuntimeError(f"{case}: the first update was skipped")
     adapter = shape.adapter_parameters(config.model.lora.r, config.model.lora.targets)
     used, flops = update_flops(shape, samples, adapter, shared=case.packing == "shared")
-    parts = learner_memory(shape, config, flash=flash_attention(config.model)).parts
+    sizes = sizes_of(LAYOUTS[case.packing](batch.micro_batches[0], torch.device("cpu")))
+    kernels = kernels_here(config, shape.model_type)
+    parts = learner_memory(shape, config, gpu=cuda, kernels=kernels, batch=sizes).parts
     return Found(
         logprobs=np.concatenate(logprobs).tolist(),
         loss=first.statistics.loss,
         grad_norm=first.grad_norm,
         seconds=statistics.median(seconds) if seconds else None,
         tokens=used,
+        computed=sizes.tokens,
         flops=flops,
         peak=peak,
         estimated=sum(size for name, size in parts.items() if name != "process"),
@@ -194,7 +202,7 @@ def _reset() -> int:
 
 
 def matmul_speed(dtype: str, size: int = 8192) -> float:
-    """FLOPs a second of large matrix products on this device: what the utilisation of the learner is a share of."""
+    """FLOPs a second of large matrix products on this device, the reference of the utilisation of the learner."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     one = torch.randn(size, size, dtype=getattr(torch, dtype), device=device)
     seconds = []

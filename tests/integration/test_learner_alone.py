@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adagrpo_ray.training.memory import Shape
+from adagrpo_ray.model.shape import Shape
 from tests.gpu.learner_alone import CASES, COMPARED, failures, run_cases
 from tests.gpu.learner_case import GROUP, make_samples, update_flops
 from tests.support.places import ROOT
@@ -32,6 +32,7 @@ def test_the_program_runs_on_a_cpu_without_ray_and_vllm(tmp_path: Path) -> None:
     assert result["failed"] == []
     assert all(row["seconds"] > 0 and row["flops"] > 0 for row in result["cases"])
     assert [row["tokens"] for row in result["cases"]][:4] == [232, 232, 184, 256]
+    assert [row["computed"] for row in result["cases"]][:4] == [256, 232, 184, 256]  # padded, packed, shared, one
     lines = ended.stdout[ended.stdout.index("CPU, torch") :].splitlines()  # without warnings of DeepSpeed
     assert len(lines) < 40, "more than one screen"
     assert lines[-1].startswith("0 checks failed")
@@ -57,7 +58,8 @@ def test_numbers_that_are_not_those_of_the_cpu_fail(value: float) -> None:
 
 def test_flops_match_numbers_by_hand() -> None:
     """One layer, heads of 2 x 3: matrices of 4 x (6 + 6 + 6) + 6 x 4 + 2 x (4 x 5) + 5 x 4 numbers."""
-    shape = Shape(hidden=4, layers=1, intermediate=5, heads=2, kv_heads=2, head_dim=3, vocabulary=7, tied=True)
+    sizes = {"hidden": 4, "layers": 1, "intermediate": 5, "heads": 2, "kv_heads": 2, "head_dim": 3, "vocabulary": 7}
+    shape = Shape(**sizes, tied=True, model_type="qwen3")
     samples = make_samples(64, 7, group=True)
     prompt, lengths = 4, [12, 11, 10, 9]
     assert [len(sample.token_ids) for sample in samples] == lengths

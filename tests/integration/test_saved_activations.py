@@ -17,6 +17,7 @@ from adagrpo_ray.learner.head import base_of
 from adagrpo_ray.learner.layout import Rows, join, pad
 from adagrpo_ray.model import packed_attention
 from adagrpo_ray.types import TrainSample
+from tests.support.allocations import fused_dropout
 from tests.support.random_policies import SMALL, checkpoint_activations, random_policy
 
 META = torch.device("meta")
@@ -63,10 +64,12 @@ def rows_of(lay_out: Callable[..., Rows]) -> Rows:
     return lay_out([TrainSample(prompt, tokens, floats, floats, 0.0)] * ROWS, META)
 
 
-def kept(shape: str, layers: int, lay_out: Callable[..., Rows], *, checkpointing: bool) -> int:
+def kept(
+    shape: str, layers: int, lay_out: Callable[..., Rows], *, checkpointing: bool = False, dropout: float = 0.0
+) -> int:
     """Bytes that the forward pass of the decoder keeps, without weights; a storage counts once."""
     sizes = {**SIZES, **SHAPES[shape], "num_hidden_layers": layers}
-    policy = random_policy("Qwen3Config", sizes, torch.bfloat16, "meta")
+    policy = random_policy("Qwen3Config", sizes, torch.bfloat16, "meta", dropout)
     model = policy.peft_model.get_base_model()
     if lay_out is join:
         assert packed_attention.use_varlen(model)
@@ -89,8 +92,8 @@ def kept(shape: str, layers: int, lay_out: Callable[..., Rows], *, checkpointing
 
 @pytest.mark.parametrize("lay_out", [pad, join])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_layer_keeps_what_its_backward_pass_needs(shape: str, lay_out: Callable[..., Rows]) -> None:
-    one, two = (kept(shape, layers, lay_out, checkpointing=False) for layers in (1, 2))
+def test_a_layer_keeps_the_tensors_of_its_backward_pass(shape: str, lay_out: Callable[..., Rows]) -> None:
+    one, two = (kept(shape, layers, lay_out) for layers in (1, 2))
     assert (two - one) / (ROWS * TOKENS) == pytest.approx(KEPT[shape] + SMALL_PARTS, abs=1)
 
 
@@ -99,3 +102,19 @@ def test_a_layer_keeps_what_its_backward_pass_needs(shape: str, lay_out: Callabl
 def test_a_checkpointed_layer_keeps_its_input(shape: str, lay_out: Callable[..., Rows]) -> None:
     one, two = (kept(shape, layers, lay_out, checkpointing=True) for layers in (1, 2))
     assert two - one == INPUT[shape] * ROWS * TOKENS
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_at_stage_3_frozen_layers_keep_their_inputs_before_dropout(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's linear layer saves its input, even if the weight needs no gradient."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    monkeypatch.setattr("torch.nn.functional.dropout", fused_dropout)
+    layer = []
+    for linear in (torch._C._nn.linear, zero3_linear_wrap):
+        monkeypatch.setattr("torch.nn.functional.linear", linear)
+        one, two = (kept(shape, layers, pad, dropout=0.1) for layers in (1, 2))
+        layer.append((two - one) / (ROWS * TOKENS))
+    hidden, intermediate = SHAPES[shape]["hidden_size"], SHAPES[shape]["intermediate_size"]
+    assert layer[1] - layer[0] == (2 * hidden + intermediate) * 2

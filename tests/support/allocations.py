@@ -49,18 +49,23 @@ class Allocations(TorchDispatchMode):
         self.now -= size
 
 
-class FlashAttention(torch.autograd.Function):
-    """Keeps the tensors that CUDA's flash kernel keeps: query, key, value, output and logsumexp; computes nothing."""
+class FusedAttention(torch.autograd.Function):
+    """Keeps the tensors that CUDA's fused kernels keep: query, key, value, output, logsumexp and an additive mask.
+
+    It computes nothing.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         output, logsumexp = torch.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, logsumexp)
+        ctx.save_for_backward(query, key, value, output, logsumexp, bias)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
+        return (*map(torch.empty_like, ctx.saved_tensors[:3]), None)
 
 
 class FusedDropout(torch.autograd.Function):
@@ -76,18 +81,24 @@ class FusedDropout(torch.autograd.Function):
         return torch.empty_like(gradients[0])
 
 
+def fused_dropout(values: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    """In place of `torch.nn.functional.dropout`."""
+    return FusedDropout.apply(values) if training and p > 0 else values
+
+
 def like_cuda(monkeypatch: Any) -> None:
-    """Make attention and dropout allocate as on a GPU, and let Transformers read no values of meta tensors."""
+    """Make attention and dropout allocate as on a GPU, and let Transformers read no values of meta tensors.
+
+    Of masks only those of shared prompts are allowed, which have two dimensions.
+    """
     monkeypatch.setattr("torch.nn.functional.linear", torch._C._nn.linear)  # DeepSpeed's stage 3 leaves its own
-    functional: Any = torch.nn.functional
 
     def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **_: Any) -> Any:
-        assert attn_mask is None, "the flash kernel takes no mask"
-        return FlashAttention.apply(query, key, value)
+        assert attn_mask is None or attn_mask.dim() == 2, "the flash kernel takes no mask"
+        bias = None if attn_mask is None else query.new_empty(attn_mask.shape)  # torch converts it to numbers
+        return FusedAttention.apply(query, key, value, bias)
 
-    def dropout(values: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-        return FusedDropout.apply(values) if training and p > 0 else values
-
-    monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
-    monkeypatch.setattr(functional, "dropout", dropout)
+    for module in ("torch.nn.functional", "adagrpo_ray.model.shared_attention"):
+        monkeypatch.setattr(f"{module}.scaled_dot_product_attention", attention)
+    monkeypatch.setattr("torch.nn.functional.dropout", fused_dropout)
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)

@@ -23,7 +23,11 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def random_policy(
-    kind: str, sizes: Mapping[str, Any], dtype: torch.dtype = torch.float32, device: str = "cpu"
+    kind: str,
+    sizes: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    dropout: float = 0.0,
 ) -> Policy:
     """A policy of Transformers' configuration class `kind`, whose adapter of rank 16 has an effect."""
     import transformers
@@ -33,7 +37,7 @@ def random_policy(
     with torch.device(device):
         config = getattr(transformers, kind)(**sizes)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules=TARGETS)
+        lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=dropout, target_modules=TARGETS)
         policy = Policy(get_peft_model(model, lora, autocast_adapter_dtype=False)).to(dtype)
     with torch.no_grad():
         for parameter in policy.parameters():

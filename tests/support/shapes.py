@@ -13,4 +13,5 @@ SHAPE = Shape(
     head_dim=128,
     vocabulary=151936,
     tied=True,
+    model_type="qwen3",
 )

@@ -8,10 +8,12 @@ import pytest
 
 from adagrpo_ray.cluster.device_memory import DeviceMemory
 from adagrpo_ray.config import Config
+from adagrpo_ray.model.kernels import NO_KERNELS, Kernels
 from adagrpo_ray.training.estimate import LearnerMemory, learner_memory, rollout_memory
 from tests.support.shapes import SHAPE
 
 GIB = 2**30
+FLASH = Kernels(flash=True, flex=True)
 PARAMETERS = 1_720_451_072
 ADAPTER = 17_432_576
 # Bytes of an attention mask of 16,384 tokens in a row of 8192; each of 28 layers makes two bytes of one: 57 in all.
@@ -23,8 +25,8 @@ def config(*overrides: str) -> Config:
     return Config.load(None, ["rollout.max_new_tokens=8192", "learner.packing=padded", *overrides])
 
 
-def learner(*overrides: str, gpu: bool = True, flash: bool = False) -> LearnerMemory:
-    return learner_memory(SHAPE, config(*overrides), gpu=gpu, flash=flash)
+def learner(*overrides: str, gpu: bool = True, kernels: Kernels = NO_KERNELS) -> LearnerMemory:
+    return learner_memory(SHAPE, config(*overrides), gpu=gpu, kernels=kernels)
 
 
 @pytest.mark.parametrize(
@@ -60,19 +62,22 @@ def test_an_offloaded_optimizer_is_in_host_memory() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        # A layer and token: 98,304 bytes (test_activations.py), and 4096 with a mask.
+        # A layer and token: 98,304 bytes (test_activations.py), and 4096 more with a mask.
         ([], 16384 * 28 * 98_304),
         (["learner.micro_batch_tokens=100"], 8192 * 28 * 98_304),  # a single sample may be longer
         (["model.lora.dropout=0.1"], 16384 * 28 * 133_120),
+        # At stage 3 frozen layers keep their inputs, too: 20,480 bytes of q, k and v, of gate and up, and of down.
+        (["model.lora.dropout=0.1", "learner.zero_stage=3"], 16384 * 28 * (133_120 + 20_480)),
+        (["learner.zero_stage=3"], 16384 * 28 * 98_304),
         (
             ["model.lora.dropout=0.1", "model.lora.targets=[q_proj]"],
             16384 * 28 * (98_304 - 20_480 + 3 * 2048),
         ),
         # Each token of a packed row sees all of the row through its mask, not only its own 8192.
         (["learner.packing=packed"], 16384 * 28 * 102_400 + 57 * 2 * MASK),
-        # With shared prompts, attention keeps nine more of 2048 numbers a token.
-        (["learner.packing=null"], 16384 * 28 * (102_400 + 36_864) + 57 * MASK),
-        (["learner.packing=shared"], 16384 * 28 * (102_400 + 36_864) + 57 * MASK),
+        # With shared prompts, attention keeps ten more of 2048 numbers a token.
+        (["learner.packing=null"], 16384 * 28 * (102_400 + 40_960) + 57 * MASK),
+        (["learner.packing=shared"], 16384 * 28 * (102_400 + 40_960) + 57 * MASK),
     ],
 )
 def test_activations_match_numbers_by_hand(settings: list[str], expected: int) -> None:
@@ -93,14 +98,39 @@ def test_checkpointing_keeps_inputs_of_layers_and_computes_one_again() -> None:
 
 def test_flash_attention_needs_no_mask_of_a_packed_row() -> None:
     plain = 16384 * 28 * 98_304
-    assert learner("learner.packing=null", flash=True).kept == plain
-    assert learner("learner.packing=packed", flash=True).kept == plain
-    assert learner("learner.packing=padded", flash=True).kept == plain
+    assert learner("learner.packing=null", kernels=FLASH).kept == plain
+    assert learner("learner.packing=packed", kernels=FLASH).kept == plain
+    assert learner("learner.packing=padded", kernels=FLASH).kept == plain
+
+
+def test_flex_attention_needs_no_mask_of_a_packed_row() -> None:
+    # In float32 a layer and token keep twice as much, except for the norms, whose 28,672 bytes are float32 anyway.
+    plain = 16384 * 28 * (2 * 98_304 - 28_672)
+    settings = ("learner.packing=packed", "model.dtype=float32")
+    assert learner(*settings, kernels=Kernels(flex=True)).kept == plain
+    masked = plain + 16384 * 28 * 8192 + (1 + 28 * 4) * 2 * MASK
+    assert learner(*settings).kept == masked
+    assert learner(*settings, gpu=False, kernels=Kernels(flex=True)).kept == masked
+
+
+def test_float32_repeats_keys_and_values_on_a_gpu_only() -> None:
+    grouped = 16384 * 28 * (2 * 98_304 - 28_672)
+    assert learner("model.dtype=float32", gpu=False).kept == grouped
+    assert learner("model.dtype=float32").kept == grouped + 16384 * 28 * 8192  # 2 x 1024 more numbers
 
 
 def test_liger_kernels_keep_less() -> None:
-    with_liger = learner("learner.packing=packed", "learner.liger_kernels=true", flash=True)
-    assert with_liger.kept == 16384 * 28 * (98_304 - 2 * 6144 - 2 * 2 * 2048)
+    settings, plain = ("learner.packing=packed", "learner.liger_kernels=true"), 16384 * 28 * 98_304
+    with_liger = learner(*settings, kernels=Kernels(flash=True, liger=True))
+    assert with_liger.kept == plain - 16384 * 28 * (2 * 6144 + 2 * 2 * 2048)
+    assert learner("learner.packing=packed", kernels=Kernels(flash=True, liger=True)).kept == plain
+
+
+def test_liger_kernels_that_do_not_run_are_not_counted() -> None:
+    """The run continues with the kernels of Transformers; on CPUs there are no others."""
+    settings, plain = ("learner.packing=padded", "learner.liger_kernels=true"), 16384 * 28 * 98_304
+    assert learner(*settings, kernels=FLASH).kept == plain
+    assert learner(*settings, gpu=False, kernels=Kernels(flash=True, liger=True)).kept == plain
 
 
 def test_logits_are_those_of_a_chunk_with_hidden_states() -> None:
@@ -124,7 +154,7 @@ def test_learner_of_a_small_gpu() -> None:
     """Qwen3-1.7B with the published settings, and one sample of 8,592 tokens in a micro-batch."""
     e = learner(
         *("learner.micro_batch_tokens=8592", "learner.packing=packed", "model.lora.dropout=0.1", CHECKPOINTING),
-        flash=True,
+        kernels=FLASH,
     )
     in_gib = {name: round(size / GIB, 2) for name, size in asdict(e).items()}
     assert in_gib == {

@@ -8,12 +8,15 @@ from adagrpo_ray.cluster.device_memory import DeviceMemory
 from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model.kernels import Kernels
 from adagrpo_ray.model.shape import Shape
 from adagrpo_ray.training.memory import decide_sleep, describe, takes_turns
 from tests.support.shapes import SHAPE
 
 GIB = 2**30
 CHECKPOINTING = "learner.gradient_checkpointing=true"
+FLASH = Kernels(flash=True, flex=True)
+"""The kernels for a model in bfloat16 on a GPU."""
 
 
 def config(*overrides: str) -> Config:
@@ -144,9 +147,9 @@ def test_free_memory_decides_and_not_all_memory() -> None:
     memory = DeviceMemory(free=int(14.8 * GIB), total=int(15.9 * GIB))
     for each in (settings, before):
         for flash in (False, True):
-            assert takes_turns(each, placement, SHAPE, memory, flash=flash)
-    # With flash-attention these two would fit into all memory, and even into the free memory, by 0.1 GiB.
-    lines = describe(SHAPE, before.model_copy(update={"rollout": _awake(before)}), placement, memory, flash=True)
+            assert takes_turns(each, placement, SHAPE, memory, Kernels(flash=flash))
+    # With a flash kernel these two would fit into all memory, and even into the free memory, by 0.1 GiB.
+    lines = describe(SHAPE, before.model_copy(update={"rollout": _awake(before)}), placement, memory, FLASH)
     assert lines[3] == "both, on one GPU of this machine: 14.7 GiB fits in the 14.8 GiB that are free"
 
 
@@ -175,9 +178,9 @@ def _awake(settings: Config) -> object:
 def test_the_two_configurations_fit_on_their_gpus(file: str, memory: DeviceMemory, lines: list[str]) -> None:
     settings = Config.load(f"launch/configs/{file}")
     placement = place(settings.rollout, settings.learner, Hardware(8, 1), ours=True)
-    assert describe(SHAPE, settings, placement, memory)[3:] == lines
+    assert describe(SHAPE, settings, placement, memory, FLASH)[3:] == lines
     undecided = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"sleep": None})})
-    assert takes_turns(undecided, placement, SHAPE, memory) is settings.rollout.sleep
+    assert takes_turns(undecided, placement, SHAPE, memory, FLASH) is settings.rollout.sleep
 
 
 def test_the_two_configurations_differ_in_memory_only() -> None:
