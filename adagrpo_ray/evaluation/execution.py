@@ -114,8 +114,8 @@ def plan(
 def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> None:
     """Evaluate every model on every problem that `results` does not have yet; each result is stored at once.
 
-    Raises StoppedError soon after `stop` is set, ConfigError as `check_lora_type`, and the errors of rollouts, syncs
-    and scoring.
+    Raises StoppedError soon after `stop` is set, ConfigError as `check_lora_type` on a joined cluster (on a local Ray
+    `plan` checks it), and the errors of rollouts, syncs and scoring.
     """
     if not unfinished(plan, results):
         watcher.phase(f"{results.path} has all results already")
@@ -126,7 +126,7 @@ def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
     with connect(plan.config, joined, learner=False) as placement:
         if joined is not None:
             warn_unguarded(joined, watcher.phase)
-        check_lora_type(plan.config.model, plan.config.rollout, gpu=placement.gpus > 0)
+            check_lora_type(plan.config.model, plan.config.rollout, gpu=placement.gpus > 0)
         watcher.phase(f"starting {', '.join(placement.lines())}")
         asyncio.run(_execute(plan, placement, results, watcher, stop))
 

@@ -43,13 +43,13 @@ def place_and_train(
 
     Raises StoppedError if a signal stopped the run or no step was finished, and LearnerLostError if a learner rank
     died. Raises ResourceError if a joined cluster has no room, after waiting for it for `patience_s` seconds, and
-    ConfigError as `check_lora_type`.
+    ConfigError as `check_lora_type`, which a local run has passed before.
     """
     with connect(config, inputs.joined, patience_s) as placement:
         if inputs.joined is not None:
             warn_unguarded(inputs.joined, observer.phase)
             check_shared(home)
-        check_lora_type(config.model, config.rollout, gpu=placement.gpus > 0)
+            check_lora_type(config.model, config.rollout, gpu=placement.gpus > 0)
         observer.phase(f"starting {_where(config, placement)}")
         with actors(config, placement, inputs, stop, home) as running:
             return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))
