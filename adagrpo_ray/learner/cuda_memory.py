@@ -7,7 +7,7 @@ import os
 import torch
 
 CONFIGURED = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-"""Variables by which users configure torch's allocator; torch reads the first one that is set."""
+"""Variables by which users configure torch's allocator."""
 
 
 def use_expandable_segments() -> None:

@@ -64,3 +64,10 @@ def test_a_closed_engine_leaves_no_weights_and_its_buffer_had_the_size_of_the_ad
     assert stage == 3 or not left
     assert sum(tensor.untyped_storage().nbytes() for p in left for tensor in (p.data, p.ds_tensor.data)) == 0
     assert torch.nn.functional.linear is torch._C._nn.linear
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_notices_of_an_engine_have_the_reason_why_ligers_kernels_do_not_run(model_path: str) -> None:
+    engine = one_rank(model_path, configure("learner.liger_kernels=true"))
+    assert engine.notices == ("learner.liger_kernels=true has no effect: the learner has no GPU",)
+    assert one_rank(model_path, configure()).notices == ()

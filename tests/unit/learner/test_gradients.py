@@ -47,7 +47,7 @@ def test_gradients_of_micro_batches_are_summed_in_float32(parts: int) -> None:
     (total,) = whole.reduce(1).gradients
     assert total.dtype == torch.float32
     assert error(total) < 1e-6
-    assert error(total.bfloat16()) < 2**-9  # what the one rounding costs when DeepSpeed gets it
+    assert error(total.bfloat16()) < 2**-9  # error of the one rounding when DeepSpeed gets it
     assert error(low) > 2**-8
 
 
