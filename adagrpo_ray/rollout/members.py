@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from adagrpo_ray.errors import RolloutError
 from adagrpo_ray.rollout.member import Member
@@ -85,12 +86,16 @@ class Members:
             member = self._least_loaded([m for m in self._members if m.has_room(limit)] or self._members)
             member.kept = True
             try:
-                await self._until(lambda m=member: m.has_room(limit) or m not in self._members)
+                await self._until(partial(self._settled, member, limit))
             finally:
                 member.kept = False
                 self._changed.set()
             if member in self._members:
                 return member
+
+    def _settled(self, member: Member, limit: int) -> bool:
+        """Whether a member has room, or has left."""
+        return member.has_room(limit) or member not in self._members
 
     def _free(self, limit: int) -> list[Member]:
         return [member for member in self._members if member.has_room(limit) and not member.kept]
