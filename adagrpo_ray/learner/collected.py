@@ -1,4 +1,4 @@
-"""What a learner rank makes of the groups of a step: a batch for each rank, metrics, and some groups to show."""
+"""The reply of a learner rank to a collected step: a batch for each rank, metrics, and some groups to show."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class FinishedStep:
 
 
 class Trainer:
-    """The loop of one run on its learners. What is finished is in its `checkpoints`."""
+    """The loop of one run on its learners; its `checkpoints` have the finished steps."""
 
     def __init__(
         self,

@@ -165,13 +165,13 @@ def _awake(settings: Config) -> object:
             DeviceMemory(free=int(14.8 * GIB), total=int(15.9 * GIB)),
             [
                 "both, on one GPU of this machine, while vLLM generates: 13.9 GiB fits in the 14.8 GiB that are free",
-                "the same while the learner trains and vLLM sleeps: 9.1 GiB fits in the 14.8 GiB that are free",
+                "the same while the learner trains and vLLM sleeps: 8.5 GiB fits in the 14.8 GiB that are free",
             ],
         ),
         (
             "local-1gpu-24gb.yaml",
             DeviceMemory(free=int(22.8 * GIB), total=int(23.5 * GIB)),
-            ["both, on one GPU of this machine: 19.8 GiB fits in the 22.8 GiB that are free"],
+            ["both, on one GPU of this machine: 19.3 GiB fits in the 22.8 GiB that are free"],
         ),
     ],
 )
