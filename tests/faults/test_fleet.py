@@ -213,6 +213,7 @@ def test_a_draining_node_is_released_and_a_new_node_gets_weights_and_requests(
     asyncio.run(scenario())
 
 
+@pytest.mark.slow  # it starts five engines, three minutes
 @pytest.mark.timeout(900)
 def test_a_prompt_that_kills_its_engine_is_given_up(
     cluster: Cluster,
