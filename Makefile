@@ -5,7 +5,7 @@ CONFIG ?= $(TINY)
 # Runs pytest on two files at a time.
 FILES := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help train train-real ui tiny-model check unit test test-long test-slow test-ui test-real test-faults lint style types docs docs-serve picture dashboard chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
+.PHONY: help train train-real ui tiny-model check unit test test-long test-slow test-ui test-real test-gpu test-faults lint style types docs docs-serve picture dashboard chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -38,7 +38,7 @@ unit: setup-dev  ## run only the unit tests; ARGS="-k name" selects some
 	$(PY) -m pytest tests/unit -n 2 --dist worksteal -p no:logging -m "not slow" $(ARGS)
 
 test: setup-dev tiny-model  ## run the tests, two files at a time, in ten minutes; ARGS="-k name" selects some
-	$(FILES) -m "not long and not slow and not ui and not real" $(ARGS)
+	$(FILES) -m "not long and not slow and not ui and not real and not gpu" $(ARGS)
 
 test-long: setup-dev tiny-model  ## run the tests that start several programs or engines (15 minutes); CI runs them, too
 	$(FILES) -m "long and not slow" $(ARGS)
@@ -56,6 +56,11 @@ test-ui: setup-dev  ## test the web pages in headless Chromium, which apt-get in
 
 test-real: setup-dev setup-real  ## run the tests on a real model of 135 million parameters
 	$(FILES) -m real $(ARGS)
+
+# Without `setup`, which installs the CPU set. The learner is measured by a program of its own, since its peak of memory
+# would count those of the tests.
+test-gpu:  ## measure the learner and test all on this machine's GPU (half an hour); PY=python, of an environment with requirements/gpu.txt and dev.txt
+	@ended=0; $(PY) -m tests.gpu.learner_alone || ended=1; $(PY) -m pytest tests/gpu -q $(ARGS) || ended=1; exit $$ended
 
 test-faults: setup-dev  ## run the tests that inject faults, ten times in a row on a busy machine (hours); ARGS="--times 3 tests/faults/test_fleet.py"
 	$(PY) -m tests.support.repeated $(ARGS)
@@ -102,8 +107,9 @@ cluster-up:  ## start a Ray cluster in containers: a head, rollout workers, a le
 	@docker/cluster.sh up
 
 cluster-train: setup  ## train as a job on the cluster in containers; the adapter is written to runs/
-	RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token $(PY) launch/submit.py -- --config $(CONFIG) \
-		run.output_dir=/runs rollout.actors=$(or $(ROLLOUTS),2) learner.ranks=$(or $(LEARNERS),1) \
+	actors=$$(docker/cluster.sh actors) && \
+		RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=docker/secrets/ray_token $(PY) launch/submit.py -- --config $(CONFIG) \
+		run.output_dir=/runs $$actors \
 		rollout.resources.rollout=1 learner.resources.learner=1 $(ARGS)
 
 cluster-down:  ## stop the cluster in containers; runs stay

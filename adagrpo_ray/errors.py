@@ -8,7 +8,8 @@ AdaGRPOError
 ├── ExtensionError   a criterion, ladder or callback of the user raised an error, or broke its contract
 ├── ResourceError    the machine or cluster lacks a resource that the configuration needs
 ├── RolloutError     a rollout actor could not serve a request
-│   └── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
+│   ├── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
+│   └── RequestLostError a request lost several rollout actors, so its prompt is given up
 ├── LearnerLostError a learner rank is gone; the run can continue from its last checkpoint
 ├── DivergedError    too many updates in a row were skipped, or weights are not finite
 ├── SyncError        a rollout actor does not hold the weights that the learner sent
@@ -61,6 +62,10 @@ class RolloutError(AdaGRPOError, RuntimeError):
 
 class ActorLostError(RolloutError):
     """A rollout actor or its engine is gone; another one can serve the request."""
+
+
+class RequestLostError(RolloutError):
+    """A request lost several rollout actors, the last one alone, so its prompt is given up."""
 
 
 class LearnerLostError(AdaGRPOError, RuntimeError):

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Starts or stops the cluster of docker-compose.yml: docker/cluster.sh up|down. `up` waits until all workers have joined.
+# Starts or stops the cluster of docker-compose.yml: docker/cluster.sh up|down|actors. `up` waits until all workers have
+# joined; `actors` prints the settings of a run that uses all of them.
 set -euo pipefail
 cd "$(dirname "$0")"
 compose=(docker compose)
@@ -14,14 +15,24 @@ set_of() { # the value of a setting in the environment, else in .env
     echo "${!1:-$(sed -n "s/^$1=//p" .env)}"
 }
 
+actors_of() { # the number of actors of a role, ROLLOUT or LEARNER: on GPUs one for each id
+    if [ "$(set_of COMPOSE_PROFILES)" = gpu ]; then
+        set_of "$1_GPUS" | tr , '\n' | grep -c .
+    else
+        set_of "$1S"
+    fi
+}
+
 up() {
     local runs token=secrets/ray_token expected deadline joined=0
     runs=$(set_of RUNS)
     mkdir -p secrets "$runs"
     [ -s $token ] || (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >$token)
     chown "$CLUSTER_UID:$CLUSTER_GID" $token "$runs"
+    ROLLOUTS=$(actors_of ROLLOUT) LEARNERS=$(actors_of LEARNER)
+    export ROLLOUTS LEARNERS
     expected=3 # on GPUs: the head and one worker for each role
-    [ "$(set_of COMPOSE_PROFILES)" = gpu ] || expected=$((1 + $(set_of ROLLOUTS) + $(set_of LEARNERS)))
+    [ "$(set_of COMPOSE_PROFILES)" = gpu ] || expected=$((1 + ROLLOUTS + LEARNERS))
 
     "${compose[@]}" build head
     "${compose[@]}" up -d
@@ -44,5 +55,6 @@ up() {
 case ${1:-} in
 up) up ;;
 down) "${compose[@]}" down --volumes --remove-orphans ;;
-*) echo "usage: $0 up|down" >&2 && exit 2 ;;
+actors) echo "rollout.actors=$(actors_of ROLLOUT) learner.ranks=$(actors_of LEARNER)" ;;
+*) echo "usage: $0 up|down|actors" >&2 && exit 2 ;;
 esac

@@ -41,13 +41,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def dry_run(config: Config) -> None:
+    from adagrpo_ray.cluster.device_memory import DeviceMemory, device_memory
     from adagrpo_ray.cluster.placement import Hardware, address, local_hardware, place
-    from adagrpo_ray.model.pretrained import flash_attention
-    from adagrpo_ray.training.memory import describe, device_memory, read_shape
+    from adagrpo_ray.model.kernels import kernels_here
+    from adagrpo_ray.model.shape import read_shape
+    from adagrpo_ray.training.memory import describe
 
     print(as_yaml(config), end="")
     joined = address(config.run)
-    memory: int | None = None  # unknown for a cluster that is not joined yet
+    memory: DeviceMemory | None = None  # unknown for a cluster that is not joined yet
     if joined is None:
         hardware = local_hardware()
         placement = place(config.rollout, config.learner, hardware, ours=True)
@@ -59,7 +61,8 @@ def dry_run(config: Config) -> None:
         print(f"# placement on the Ray cluster at {joined}, if its nodes have GPUs:")
     print("\n".join(f"#   {line}" for line in placement.lines()))
     try:
-        lines = describe(read_shape(config), config, placement, memory, flash=flash_attention(config.model))
+        shape = read_shape(config)
+        lines = describe(shape, config, placement, memory, kernels_here(config, shape.model_type))
     except ModelError as error:
         lines = [f"not estimated: {error}"]
     print("# estimated memory:")

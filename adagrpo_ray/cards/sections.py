@@ -156,7 +156,7 @@ def results(config: Config, summary: Summary) -> str:
             ("resamples by rung", rungs(summary.resamples)),
             ("of these met the criterion", rungs(summary.rescued)),
             ("groups that never met it", str(summary.groups_exhausted)),
-            ("groups that could not be scored", str(summary.groups_failed)),
+            ("groups that could not be generated or scored", str(summary.groups_failed)),
             ("updates skipped", str(summary.skipped_updates)),
         ],
     )

@@ -1,4 +1,4 @@
-"""Temporary changes of this process: environment variables, which children inherit, and the garbage collector."""
+"""Changes of this process: environment variables, which children inherit, and the garbage collector."""
 
 from __future__ import annotations
 
@@ -36,3 +36,30 @@ def collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def keep_compiled() -> None:
+    """Let the compilers of GPU kernels keep their results in $XDG_CACHE_HOME, if it is set, as vLLM does by itself.
+
+    By default they are in the home folder or in /tmp, which a container loses; each start then compiles for minutes.
+    Variables that are set already stay. Sources of the names: CUDA's programming guide, `triton/knobs.py`,
+    `torch/_inductor/runtime/cache_dir_utils.py` and `flashinfer/jit/env.py`.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        return
+    os.environ.setdefault("CUDA_CACHE_PATH", f"{cache}/cuda")
+    os.environ.setdefault("TRITON_CACHE_DIR", f"{cache}/triton")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{cache}/torchinductor")
+    os.environ.setdefault("FLASHINFER_WORKSPACE_BASE", cache)  # which appends .cache/flashinfer
+
+
+def vllm_defaults() -> None:
+    """Set environment variables of vLLM, but for those that are set already. Call it before vLLM is imported.
+
+    vLLM spawns its processes, which it always does on CPUs. A fork could copy locks that threads of this process hold,
+    and cannot use CUDA once this process has asked the driver, as `check_gpu_host` does.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

@@ -15,8 +15,9 @@ FREE = {
     *("run.samples_per_step", "run.report", "evaluation.every"),
     *("checkpoint.every", "checkpoint.save_total_limit", "checkpoint.keep_best"),
     *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel_size", "rollout.sleep"),
+    "rollout.max_num_batched_tokens",
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
-    *("learner.packing", "learner.offload_optimizer", "learner.max_skipped_updates"),
+    *("learner.packing", "learner.offload_optimizer", "learner.liger_kernels", "learner.max_skipped_updates"),
     *("rewards.workers", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
     "data.chat_template",  # the name of a file: `data.order` compares its content with the checkpoint
     *("rollout.start_timeout_s", "rollout.request_timeout_s", "rollout.stall_timeout_s"),

@@ -37,10 +37,15 @@ class LearnerSettings(Section):
     packing: Packing | None = Field(
         None,
         description="samples of a micro-batch in padded rows, packed in one row, or shared (one row with each prompt "
-        "once); null: packed with flash-attention, else shared if the model can",
+        "once); null: packed if a flash kernel runs, else shared if the model can",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     offload_optimizer: bool = Field(False, description="keep optimizer states and float32 weights in host memory")
+    liger_kernels: bool = Field(
+        False,
+        description="compute RMSNorm and SwiGLU with Liger's Triton kernels, which keep fewer activations; without "
+        "a GPU or liger-kernel the run goes without them and reports the reason",
+    )
 
     def conflicts(self) -> Iterator[str]:
         """Yield conflicts of the weight decay with the learning rate, and of offloading with ZeRO stage 0."""
@@ -56,8 +61,8 @@ class LearnerSettings(Section):
             )
 
     def packing_with(self, flash: bool) -> Packing:
-        """Return the layout of a micro-batch for a model that can share prompts; `flash`: flash-attention runs here.
+        """Return the layout of a micro-batch for a model that can have all layouts; `flash`: a flash kernel runs here.
 
-        Without flash-attention a packed row needs a mask of [S x S], and attention between samples is wasted.
+        Without one a packed row needs a mask of [S x S], and attention between samples is wasted.
         """
         return self.packing or ("packed" if flash else "shared")

@@ -35,14 +35,14 @@ class Estimate(Record):
 class ModelMetrics(Record):
     """The metrics of one model.
 
-    not_scored: the number of problems that could not be scored; they count as wrong.
+    failed: the number of problems that could not be generated or scored; they count as wrong.
     metrics: shares, except for LENGTHS, which are means.
     """
 
     name: str
     folder: str
     digest: str
-    not_scored: int
+    failed: int
     metrics: Mapping[str, Estimate]
     accuracy_by_difficulty: Mapping[str, Estimate]
 
@@ -107,7 +107,7 @@ def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> 
                 name=name,
                 folder=folder,
                 digest=digest,
-                not_scored=sum(bool(result.error) for result in results),
+                failed=sum(bool(result.error) for result in results),
                 metrics=_estimates(names, values, mean),
                 accuracy_by_difficulty=_by_difficulty(results, values[:, [names.index(ACCURACY)]]),
             )

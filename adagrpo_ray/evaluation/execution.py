@@ -26,16 +26,17 @@ from adagrpo_ray.lora.adapters import read_adapter
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.rewards.extract import exact_answer, holds_answer
 from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
-from adagrpo_ray.sampling.evaluate import check_finite, evaluation_request
+from adagrpo_ray.rollout.member import sequences_in_flight
+from adagrpo_ray.sampling.evaluate import evaluation_request, generate_and_score
 from adagrpo_ray.training.actors import put_model
 from adagrpo_ray.training.preflight import Inputs, check
 from adagrpo_ray.types import Completion, Prompt
 
 Split = Literal["held_out", "train", "all"]
 POLL_S = 0.2
-AHEAD = 2  # requested completions, as a multiple of the sequences that all actors decode at once
 
 
 class Watcher(Protocol):
@@ -113,7 +114,8 @@ def plan(
 def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> None:
     """Evaluate every model on every problem that `results` does not have yet; each result is stored at once.
 
-    Raises StoppedError soon after `stop` is set, and the errors of rollouts, syncs and scoring.
+    Raises StoppedError soon after `stop` is set, ConfigError as `check_lora_type` on a joined cluster (on a local Ray
+    `plan` checks it), and the errors of rollouts, syncs and scoring.
     """
     if not unfinished(plan, results):
         watcher.phase(f"{results.path} has all results already")
@@ -124,6 +126,7 @@ def execute(plan: Plan, results: ResultFile, watcher: Watcher, stop: Event) -> N
     with connect(plan.config, joined, learner=False) as placement:
         if joined is not None:
             warn_unguarded(joined, watcher.phase)
+            check_lora_type(plan.config.model, plan.config.rollout, gpu=placement.gpus > 0)
         watcher.phase(f"starting {', '.join(placement.lines())}")
         asyncio.run(_execute(plan, placement, results, watcher, stop))
 
@@ -167,7 +170,7 @@ async def _models(
     """Evaluate one model after another. The base is the first one, since an adapter cannot be removed again."""
     await fleet.ready()
     rollout, samples = plan.config.rollout, plan.config.evaluation.samples
-    at_once = math.ceil(AHEAD * (rollout.max_actors or rollout.actors) * rollout.max_num_seqs / samples)
+    at_once = math.ceil((rollout.max_actors or rollout.actors) * sequences_in_flight(rollout) / samples)
     endings = Endings(rollout.max_new_tokens, plain=plan.config.data.chat_template == PLAIN)
     generate = endings.watched(fleet.pool.generate)
     slots = asyncio.Semaphore(at_once)  # a program that is killed loses only these
@@ -175,9 +178,7 @@ async def _models(
     async def finish(model: Candidate, prompt: Prompt) -> None:
         async with slots:
             request = evaluation_request(prompt, plan.config.evaluation, rollout.max_new_tokens, plan.config.run.seed)
-            completions = await generate(request)
-            check_finite(completions)
-            scores, correct = await scorer.score(prompt, completions)
+            completions, scores, correct = await generate_and_score(prompt, request, generate, scorer.score)
         if stop.is_set():  # the stop may have caused a failure of this problem
             return
         result = judge(plan.config.data.format, model.digest, results.digest, prompt, completions, scores, correct)

@@ -126,8 +126,13 @@ def candidates(
     """
     found = [Candidate(BASE, model_path, BASE, None)] if base else []
     if adapters and rollout.lora_mode == "merged":
-        found_config = read_model_config(model_path, model)
-        check_unquantised(model_path, found_config, model.path, "rollout.lora_mode=merged adds to its weights")
+        check_unquantised(
+            model_path,
+            read_model_config(model_path, model).to_dict(),
+            f"model.path={model.path!r}",
+            "rollout.lora_mode=merged adds to its weights",
+            "set rollout.lora_mode=adapter, or ",
+        )
     shapes = linear_shapes(model_path, model) if adapters else {}
     for name, adapter in adapters:
         check_fit(adapter, shapes, f"model.path={model.path!r}", OPTION)

@@ -53,7 +53,7 @@ class ProblemResult(Record):
 
     model, settings: their digests.
     problem: the id of the prompt.
-    error: why it could not be scored; "" if it was.
+    error: why it could not be generated or scored; "" if it was.
     """
 
     model: str

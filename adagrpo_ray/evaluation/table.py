@@ -100,8 +100,8 @@ def metric_rows(comparison: Comparison) -> Rows:
                 for difficulty in named
             ]
             rows += [(f"  {others}", ["" for _ in models])] if others else []
-    if any(model.not_scored for model in models):
-        rows.append(("problems not scored", [str(model.not_scored) for model in models]))
+    if any(model.failed for model in models):
+        rows.append(("problems failed", [str(model.failed) for model in models]))
     return rows
 
 

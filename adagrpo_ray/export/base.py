@@ -9,10 +9,11 @@ from typing import Any
 from adagrpo_ray.cards.card import OURS
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ModelError, first_line
-from adagrpo_ray.model.folder import check_model_folder
+from adagrpo_ray.model.folder import check_model_folder, read_json
 from adagrpo_ray.model.gguf_file import is_gguf
 from adagrpo_ray.model.gguf_model import dequantised
 from adagrpo_ray.model.identity import TINY, ModelIdentity, front_matter, identify
+from adagrpo_ray.model.quantised import check_unquantised
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
 """The files that are downloaded of a model on the Hub: no pickles, and no code."""
@@ -26,7 +27,7 @@ def find_base(option: str | None, config: Config | None, named: str, card: str |
     named: the base model that the adapter's configuration names.
     card: the adapter's model card.
 
-    Raises ModelError if there is no such model, or if the card has the fingerprint of other weights.
+    Raises ModelError if there is no such model, it is quantised, or the card has the fingerprint of other weights.
     """
     noted = front_matter(card).get(OURS) if card is not None else None
     noted = noted if isinstance(noted, dict) else {}
@@ -37,6 +38,8 @@ def find_base(option: str | None, config: Config | None, named: str, card: str |
     else:
         name, setting = named, "base_model_name_or_path"
     path = _folder(name, setting, config, noted.get("base_revision"))
+    content = read_json(setting, path / "config.json")
+    check_unquantised(str(path), content, f"the base model {setting}={name!r}", "a merge adds to its weights")
     base = identify(name, str(path))
     expected = noted.get("base_fingerprint")
     if expected is not None and base.fingerprint != expected:

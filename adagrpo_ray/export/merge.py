@@ -103,7 +103,7 @@ def plan(base: Path, adapter: Adapter, dtype: str | None, shard_bytes: int = SHA
     """Plan the merge of `adapter` into the model in the folder `base`, without writing anything.
 
     `dtype` is the type of the result's weights; None keeps the type of each weight. Raises ModelError if the adapter
-    does not fit the base, or if a weight that it changes is quantized.
+    does not fit the base, or if a weight that it changes is of another type than those of `TYPES`.
     """
     kind = next((key for key, name in TYPES.items() if name == dtype), None)
     weights = {name: weight for file in sorted(base.glob("*.safetensors")) for name, weight in _weights(file, kind)}
@@ -111,7 +111,8 @@ def plan(base: Path, adapter: Adapter, dtype: str | None, shard_bytes: int = SHA
     for name in sorted(weights.keys() & pairs.keys()):
         if weights[name].dtype not in TYPES:
             raise ModelError(
-                f"{name} of the base model is quantized (type {weights[name].dtype}); merge into the unquantized model"
+                f"{name} of the base model is of type {weights[name].dtype}, which is not merged; give a base model of "
+                f"{', '.join(TYPES.values())}"
             )
     matrices = {name: weight.shape for name, weight in weights.items() if len(weight.shape) == 2}
     layers = {name.removesuffix(".weight"): (into, out) for name, (out, into) in matrices.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.collector import Collector
+from adagrpo_ray.learner.cuda_memory import release
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.engine_state import check_adapter
 from adagrpo_ray.learner.gather import listen
@@ -38,18 +40,26 @@ class LearnerActor:
     """
 
     def __init__(self) -> None:
-        self._of_run, self._of_actor = ExitStack(), ExitStack()  # the parts that exist, with their clean-up
+        # The parts that exist, with their clean-up.
+        self._of_run, self._of_engine, self._of_actor = ExitStack(), ExitStack(), ExitStack()
+        self._shared = False  # whether a rollout actor is on the same GPU
 
     def address(self) -> tuple[str, int]:
         """Reserve a port for the process group of the ranks; returns an address of this node, and the port."""
         host = use_node_address()
         return host, listen(host)
 
-    def open(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
-        """Request the rollout actors, on rank 0, and return at once; `model[0]` is a reference to ModelFiles."""
+    def open(
+        self, config: Config, placement: Placement, model: Any, max_model_len: int, home: str | None = None
+    ) -> None:
+        """Request the rollout actors, on rank 0, and return at once.
+
+        `model[0]` is a reference to ModelFiles, and `home` the run folder for the logs of vLLM.
+        """
+        self._shared = placement.shared
         self._background = Background()
         self._of_actor.callback(self._background.close)
-        self._fleet = Fleet(config, placement, model[0], max_model_len)
+        self._fleet = Fleet(config, placement, model[0], max_model_len, home)
         self._of_actor.callback(lambda: self._background.run(self._fleet.close()))
         self._background.run(self._fleet.open())
 
@@ -58,16 +68,25 @@ class LearnerActor:
         self._background.run(self._fleet.ready())
 
     def start(self, config: Config, rank: int, model: ModelFiles, master: tuple[str, int]) -> None:
-        """Load the model and join the process group at `master` (address, port); returns when all ranks have joined."""
+        """Load the model and join the process group at `master` (address, port); returns when all ranks have joined.
+
+        The engine of an earlier run is freed first.
+        """
         self._config, self._rank, self._model = config, rank, model
         use_node_address()
+        self._of_engine.close()
         with collector_off():
             self._engine = LearnerEngine(model.here(), config, rank, config.learner.ranks, master)
+        self._of_engine.callback(self._free_engine)
+        self._return_memory()
 
     def attach(self, prompts: PromptSets, given: Given = NOTHING) -> None:
         """Create the collector on rank 0 from the prompts and the functions that were given to the run."""
         self._of_run.close()
-        self._collector = Collector(self._config, self._background, self._fleet, prompts, self._engine.packing, given)
+        self._collector = Collector(
+            self._config, self._background, self._fleet, prompts, self._engine.packing, given, self._engine.notices
+        )
+        self._of_run.callback(lambda: self._background.run(self._fleet.end_run()))
         self._of_run.callback(self._collector.close)
 
     def collect(self, step: int, last: int) -> Collected | Pending:
@@ -77,15 +96,14 @@ class LearnerActor:
     def train(self, batch: Any) -> TrainReport:
         """Make the optimizer steps on a batch, on all ranks together.
 
-        With `rollout.sleep` the rollout actor sleeps meanwhile. It is awake afterwards, and needs a `sync`.
+        With `rollout.sleep` the rollout actor sleeps meanwhile. It is awake afterwards, and needs a `sync`. On a shared
+        GPU the memory that the updates took is returned before it wakes.
         """
-        if not self._config.rollout.sleep:
-            return self._engine.train(batch)
-        with self._collector.asleep():
+        with self._collector.asleep() if self._config.rollout.sleep else nullcontext():
             try:
                 return self._engine.train(batch)
             finally:
-                self._engine.release()
+                self._return_memory()
 
     def sync(self, version: int) -> SyncReport | None:
         """Send the adapter to all rollout actors as `version`. All ranks gather it, and rank 0 sends it.
@@ -136,3 +154,13 @@ class LearnerActor:
         """Cancel the sampling in flight, and end the rollout actors and the scoring processes."""
         self._of_run.close()
         self._of_actor.close()
+
+    def _free_engine(self) -> None:
+        self._engine.close()
+        del self._engine
+        gc.collect()  # the objects of DeepSpeed refer to each other
+        release()
+
+    def _return_memory(self) -> None:
+        if self._shared:
+            release()

@@ -13,8 +13,7 @@ from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.learner.layout import LAYOUTS, Rows
-from adagrpo_ray.model.pretrained import flash_attention
-from adagrpo_ray.model.shared_attention import shares_prompts
+from adagrpo_ray.model.attention import use_sdpa
 from adagrpo_ray.types import TrainSample
 
 LENGTHS = ((3, (12,)), (7, (5, 9, 2)), (1, (16,)))
@@ -27,24 +26,22 @@ leave room for larger models. A missing scale or cap of the logits makes a diffe
 """
 
 
-def agreed_packing(model: Any, logprobs: Callable[[Rows], torch.Tensor], config: Config) -> Packing:
-    """Choose a packing with which the log-probabilities are those of the model itself.
+def agreed_packing(model: Any, logprobs: Callable[[Rows], torch.Tensor], chosen: Packing, config: Config) -> Packing:
+    """Return a packing with which the log-probabilities are those of the model itself.
 
-    The arguments are those of `check_agreement`. If `learner.packing` is null and prompts cannot be shared, the packing
-    is "padded". Raises ModelError if the log-probabilities do not agree.
+    It is `chosen`, the packing that `use_packing` set. If log-probabilities do not agree with that and
+    `learner.packing` is null, it is "padded". The other arguments are those of `check_agreement`. Raises ModelError if
+    they do not agree.
     """
-    packing = config.learner.packing_with(flash_attention(config.model))
-    if packing == "shared" and not shares_prompts(model):  # only if learner.packing is null
-        packing = "padded"
     try:
-        check_agreement(model, logprobs, packing, config)
+        check_agreement(model, logprobs, chosen, config)
     except ModelError:
-        if packing != "shared" or config.learner.packing is not None:
+        if chosen == "padded" or config.learner.packing is not None:
             raise
-        model.set_attn_implementation("sdpa")
-        packing = "padded"
-        check_agreement(model, logprobs, packing, config)
-    return packing
+        use_sdpa(model, config.model)
+        check_agreement(model, logprobs, "padded", config)
+        return "padded"
+    return chosen
 
 
 @torch.no_grad()

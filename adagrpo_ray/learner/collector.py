@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
-
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.config.data import PLAIN
@@ -18,7 +16,7 @@ from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.learner.background import Background
-from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.collected import collected
 from adagrpo_ray.learner.replies import Collected, Pending
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rewards.scorer import RewardScorer
@@ -26,11 +24,8 @@ from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.runs.group_codec import Arrays
 from adagrpo_ray.runs.records import EvaluationRecord
-from adagrpo_ray.sampling.batch import broken_samples, training_samples
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.evaluate import evaluate
-from adagrpo_ray.sampling.metrics import sampling_metrics
-from adagrpo_ray.sampling.sample_table import group_samples
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 
 POLL_S = 1.0
@@ -52,12 +47,15 @@ class Collector:
         prompts: PromptSets,
         packing: Packing,
         given: Given = NOTHING,
+        notices: tuple[str, ...] = (),
     ) -> None:
-        """Raises ConfigError if the criterion or the ladder cannot be loaded or called."""
+        """Prepare the sampling of a run; `notices` are passed on with those of the first reply.
+
+        Raises ConfigError if the criterion or the ladder cannot be loaded or called.
+        """
         self._config, self._background, self._fleet = config, background, fleet
-        self._prompts, self._packing = prompts, packing
-        self._functions = [f.function for f in config.rewards.functions]
-        self._method = make_method(config.algorithm, self._functions, given)
+        self._prompts, self._packing, self._first_notices = prompts, packing, notices
+        self._method = make_method(config.algorithm, [f.function for f in config.rewards.functions], given)
         self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
         self._generate = self._endings.watched(fleet.pool.generate)
         self._scorer = RewardScorer(config.rewards, config.data.format, given)
@@ -84,7 +82,16 @@ class Collector:
                 self._collections[begun] = self._background.start(self._sampler.collect(begun))
         if not self._background.wait(self._collections[step], POLL_S):
             return Pending(self._notices())
-        return self._collected(step, self._collections.pop(step).result())
+        return collected(
+            step,
+            self._collections.pop(step).result(),
+            self._config,
+            self._method,
+            self._packing,
+            rollout_actors=len(self._fleet.pool.members),
+            rollout_restarts=self._fleet.restarts,
+            notices=(*self._notices(), *self._endings.notices()),
+        )
 
     def evaluate(self, step: int) -> EvaluationRecord | Pending:
         """Evaluate the accuracy on the held-out prompts after `step`."""
@@ -140,25 +147,6 @@ class Collector:
         self.abandon()
         self._scorer.close()
 
-    def _collected(self, step: int, collection: Collection) -> Collected:
-        """Make the batches and the metrics of a step that has been sampled."""
-        config, drop = self._config, self._method.drop_exhausted
-        groups = [*collection.ready, *(() if drop else collection.exhausted)]
-        samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
-        samples = (*samples, *broken_samples(collection.attempts))
-        batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens, self._packing)
-        shown = config.run.samples_per_step
-        return Collected(
-            batches=tuple(ray.put(batch) for batch in batches),
-            trained_tokens=sum(len(s.token_ids) for s in samples),
-            metrics=sampling_metrics(
-                step, collection, self._functions, self._method.ladder.height, exhausted_dropped=drop
-            ),
-            groups=group_samples(step, collection, self._functions, config.algorithm, shown, exhausted_dropped=drop),
-            rollout_actors=len(self._fleet.pool.members),
-            rollout_restarts=self._fleet.restarts,
-            notices=(*self._notices(), *self._endings.notices()),
-        )
-
     def _notices(self) -> tuple[str, ...]:
-        return (*self._fleet.notices(), *self._scorer.notices())
+        first, self._first_notices = self._first_notices, ()
+        return (*first, *self._fleet.notices(), *self._scorer.notices())

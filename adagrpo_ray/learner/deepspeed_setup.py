@@ -8,21 +8,26 @@ from typing import Any
 
 import torch
 
+from adagrpo_ray.cluster.environment import keep_compiled
+from adagrpo_ray.cluster.gpu_host import check_gpu_host
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.agreement import agreed_packing
-from adagrpo_ray.learner.buffers import REDUCE_BUCKET
+from adagrpo_ray.learner.buffers import reduce_bucket
+from adagrpo_ray.learner.cuda_memory import use_expandable_segments
 from adagrpo_ray.learner.gather import init_method
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.lora.peft_model import load_policy
+from adagrpo_ray.model.attention import use_packing
+from adagrpo_ray.model.liger import use_liger_kernels
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedPolicy:
     """The policy on its device, in eval mode, with DeepSpeed's engine around it.
 
-    `packing` is one with which its log-probabilities are those of the model itself.
+    `packing` is one with which its log-probabilities are those of the model itself. `notices` are for the user.
     """
 
     policy: Policy
@@ -30,13 +35,18 @@ class PreparedPolicy:
     trainable: tuple[torch.nn.Parameter, ...]
     device: torch.device
     packing: Packing
+    notices: tuple[str, ...]
 
 
 def prepare(model_path: str, config: Config, rank: int, world_size: int, master: tuple[str, int]) -> PreparedPolicy:
     """Join the process group at `master` (address, port), load the model, and wrap it in DeepSpeed's engine."""
     torch.manual_seed(config.run.seed)
     device = join_ranks(rank, world_size, master)
-    peft_model = load_policy(model_path, config)
+    divided = config.learner.zero_stage == 3
+    peft_model = load_policy(model_path, config, deepspeed_config(config) if divided else None)
+    model = peft_model.get_base_model()
+    chosen = use_packing(model, config.learner.packing, config.model)
+    without_liger = use_liger_kernels(peft_model) if config.learner.liger_kernels else None
     if config.learner.gradient_checkpointing:
         peft_model.enable_input_require_grads()
         peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -47,7 +57,7 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
         return int(numbers)
 
     # Under stage 3 each use of a layer gathers its weights from all ranks, so all must use the head equally often.
-    together = config.learner.zero_stage == 3 and world_size > 1
+    together = divided and world_size > 1
     policy = Policy(
         peft_model,
         max_over_ranks if together else None,
@@ -59,14 +69,20 @@ def prepare(model_path: str, config: Config, rank: int, world_size: int, master:
     engine = with_deepspeed(policy, trainable, config)
     Masters(engine, policy.adapter_parameters(), rank, world_size).begin(weights)
     policy.eval()
-    packing = agreed_packing(peft_model.get_base_model(), lambda rows: policy(rows)[0], config)
-    return PreparedPolicy(policy, engine, tuple(trainable), device, packing)
+    packing = agreed_packing(model, lambda rows: policy(rows)[0], chosen, config)
+    return PreparedPolicy(
+        policy, engine, tuple(trainable), device, packing, () if without_liger is None else (without_liger,)
+    )
 
 
 def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.device:
     """Join the process group at `master` (address, port); returns the device of this rank when all have joined."""
+    keep_compiled()
+    check_gpu_host()
     cuda = torch.cuda.is_available()
-    if not cuda:
+    if cuda:
+        use_expandable_segments()
+    else:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.update(
         MASTER_ADDR=master[0],
@@ -77,8 +93,9 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
     )
     import deepspeed
 
-    # An optional kernel for several CPU ranks on one machine, compiled at first use; gloo does not need it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed would run a compiler and query the device for each of its operators, to find the optional kernel for CPU
+    # ranks on one machine. Gloo does not need it, and NCCL has none.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(
         dist_backend="nccl" if cuda else "gloo",
         verbose=False,
@@ -89,11 +106,13 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
     return torch.device("cuda" if cuda else "cpu")
 
 
-def deepspeed_config(config: Config) -> dict[str, Any]:
-    """The DeepSpeed configuration for these settings."""
+def deepspeed_config(config: Config, trained: int | None = None) -> dict[str, Any]:
+    """The DeepSpeed configuration for these settings; `trained` is the number of trained parameters, if it is known."""
     s = config.learner
     optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, "torch_adam": True}
-    zero: dict[str, Any] = {"stage": s.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
+    zero: dict[str, Any] = {"stage": s.zero_stage}
+    if trained is not None:
+        zero["reduce_bucket_size"] = reduce_bucket(trained)
     if s.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -111,5 +130,16 @@ def with_deepspeed(policy: torch.nn.Module, trainable: list[torch.nn.Parameter],
     """Wrap the policy in DeepSpeed's engine, which steps on the trainable parameters."""
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=policy, model_parameters=trainable, config=deepspeed_config(config))
+    settings = deepspeed_config(config, sum(parameter.numel() for parameter in trainable))
+    engine, *_ = deepspeed.initialize(model=policy, model_parameters=trainable, config=settings)
     return engine
+
+
+def free(engine: Any, policy: torch.nn.Module) -> None:
+    """Free the memory of the weights; neither the engine nor the policy may be used afterwards."""
+    engine.destroy()
+    for parameter in policy.parameters():  # at stage 3 DeepSpeed (0.19) keeps references to them
+        parameter.data = parameter.data.new_empty(0)
+        if hasattr(parameter, "ds_tensor"):
+            parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
+    torch.nn.functional.linear = torch._C._nn.linear  # stage 3 replaces it in the whole process

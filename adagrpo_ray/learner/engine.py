@@ -9,7 +9,7 @@ import torch
 from adagrpo_ray.algorithm.loss import policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.learner.deepspeed_setup import prepare
+from adagrpo_ray.learner.deepspeed_setup import free, prepare
 from adagrpo_ray.learner.dropout import UpdateMode, without_dropout
 from adagrpo_ray.learner.engine_state import EngineState, read_generators, write_generators
 from adagrpo_ray.learner.gradients import GradientSum, hand_over
@@ -34,6 +34,7 @@ class LearnerEngine:
         self._mode = UpdateMode(self._policy)
         self._skipped_in_a_row = 0
         self.packing = prepared.packing  # for `pack_batches`
+        self.notices = prepared.notices
         self._lay_out = LAYOUTS[self.packing]
 
     def train(self, batch: TrainBatch) -> TrainReport:
@@ -109,10 +110,9 @@ class LearnerEngine:
             flat = self._policy(self._lay_out(samples, self._device))[0].cpu()
         return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
 
-    def release(self) -> None:
-        """Release the memory that torch caches, for another process on the same GPU."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+    def close(self) -> None:
+        """Free the memory of the weights; nothing of the engine may be used afterwards."""
+        free(self._engine, self._policy)
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The whole tensors of the adapter on the host, in float32, keyed as in PEFT's files."""

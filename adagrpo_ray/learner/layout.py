@@ -30,30 +30,34 @@ class Rows:
 
 
 def pad(samples: Sequence[TrainSample], device: torch.device) -> Rows:
-    """Put each sample into its own row, padded on the right; masks depend on lengths, never on the value of a token."""
+    """Put each sample into its own row, padded on the right.
+
+    There is no mask: attention is causal, so that no token of a sample sees the padding behind it. With a mask torch
+    could not use its flash kernel.
+    """
     sequences = [_tokens(sample) for sample in samples]
     width = max(map(len, sequences))
     input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(sequences), width, dtype=torch.long)
     for row, sequence in enumerate(sequences):
         input_ids[row, : len(sequence)] = sequence
-        attention_mask[row, : len(sequence)] = 1
-    starts = range(0, len(sequences) * width, width)
-    return _rows({"input_ids": input_ids, "attention_mask": attention_mask}, samples, starts, device)
+    return _rows({"input_ids": input_ids}, samples, range(0, len(sequences) * width, width), device)
 
 
 def join(samples: Sequence[TrainSample], device: torch.device) -> Rows:
     """Put all samples one after the other into one row, each with positions from 0.
 
-    With one row, no mask and no cache, Transformers finds the start of each sample from the positions. Flash-attention
-    gets the lengths, and sdpa a block-diagonal mask (`_is_packed_sequence` in its modeling_flash_attention_utils,
-    `find_packed_sequence_indices` in its masking_utils).
+    Flash kernels get the places at which samples begin and end, under the names that Transformers has for them
+    (`FlashAttentionKwargs`). For all others Transformers finds the samples from the positions, and makes a
+    block-diagonal mask (`find_packed_sequence_indices` in its masking_utils).
     """
     sequences = [_tokens(sample) for sample in samples]
     position_ids = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
-    starts = np.cumsum([0, *map(len, sequences)]).tolist()[:-1]
+    bounds, longest = np.cumsum([0, *map(len, sequences)]), max(map(len, sequences))
+    places = torch.tensor(bounds, dtype=torch.int32, device=device)
     inputs = {"input_ids": torch.cat(sequences)[None], "position_ids": position_ids[None]}
-    return _rows(inputs, samples, starts, device)
+    rows = _rows(inputs, samples, bounds[:-1].tolist(), device)
+    rows.inputs.update(cu_seq_lens_q=places, cu_seq_lens_k=places, max_length_q=longest, max_length_k=longest)
+    return rows
 
 
 def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from adagrpo_ray.learner.buffers import chunk_tokens
+from adagrpo_ray.learner.cuda_memory import free_bytes
 from adagrpo_ray.learner.dropout import without_dropout
 from adagrpo_ray.learner.head import base_of, own_head
 from adagrpo_ray.learner.layout import Rows
@@ -44,14 +45,15 @@ class Policy(torch.nn.Module):
         """Log-probabilities [n] of `rows.targets` and entropies [n] in nats at their positions, in float32.
 
         Both are those of the policy at temperature 1, without filters. Logits exist only for one chunk of tokens at a
-        time (`chunk_tokens`) and are computed again in the backward pass. Entropies have a gradient only with
-        `entropy_gradient`.
+        time and are computed again in the backward pass. On a GPU the size of a chunk depends on the memory that is
+        left (`chunk_tokens`). Entropies have a gradient only with `entropy_gradient`.
         """
         model = self.peft_model.get_base_model()
         output = base_of(model)[1](**rows.inputs, use_cache=False)
         chosen = output[0].flatten(0, 1)[rows.predicting]
         head = own_head(model, output)
-        chunks = max(1, math.ceil(len(chosen) / chunk_tokens(self._vocabulary)))
+        at_a_time = chunk_tokens(self._vocabulary, free_bytes(chosen.device))
+        chunks = max(1, math.ceil(len(chosen) / at_a_time))
         if self._max_over_ranks is not None:
             chunks = self._max_over_ranks(chunks)
         parts = [

@@ -9,9 +9,10 @@ from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.lora.payload import PEFT_PREFIX
+from adagrpo_ray.model.divided import load_divided
 from adagrpo_ray.model.folder import ADAPTER_WEIGHTS, check_adapter_folder
 from adagrpo_ray.model.gguf_file import is_gguf
-from adagrpo_ray.model.pretrained import flash_attention, shapes_of
+from adagrpo_ray.model.pretrained import shapes_of
 
 
 def with_adapter(base: Any, model: ModelSettings) -> Any:
@@ -58,43 +59,39 @@ def _named(model: Any, target: str) -> list[Any]:
     return [module for name, module in model.named_modules() if name.rpartition(".")[2] == target]
 
 
-def load_policy(path: str, config: Config) -> Any:
+def load_policy(path: str, config: Config, divided: dict[str, Any] | None = None) -> Any:
     """Load the base model with a trainable adapter (a PeftModel): a new one, or `model.adapter` to continue.
 
     The A of a new adapter is drawn from `run.seed` and its B is zero, so that it does not change the model yet. An
     adapter to continue has the weights of `model.adapter` and the settings of `model.lora`. Pickled weights are not
     read.
 
-    Raises ModelError if the model cannot be loaded, lacks a layer of `model.lora.targets`, or cannot separate the
-    samples of a row, or if the weights of `model.adapter` are not exactly those of the adapter.
+    `divided` is a DeepSpeed configuration if the ranks divide the weights (ZeRO stage 3): then all of them call this
+    together (`load_divided`).
+
+    Raises ModelError if the model cannot be loaded or lacks a layer of `model.lora.targets`, or if the weights of
+    `model.adapter` are not exactly those of the adapter.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    from adagrpo_ray.model.shared_attention import share_prompts
-
-    settings, flash = config.model, flash_attention(config.model)
+    settings = config.model
     if settings.adapter is not None:  # the folder may be a different one on this node
         check_adapter_folder(settings.adapter, settings.lora)
-    packing = config.learner.packing_with(flash)
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, settings.dtype),
-            attn_implementation="flash_attention_2" if flash and packing == "packed" else "sdpa",
+            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
         )
+
+    try:
+        base = load() if divided is None else load_divided(load, divided)
     except Exception as error:  # Transformers may raise any error for an invalid file
         raise ModelError(f"model.path={settings.path!r} cannot be loaded: {first_line(error)}") from None
-    name = f"model.path={settings.path!r} ({base.config.model_type})"
-    if packing == "packed" and base._is_stateful:
-        raise ModelError(
-            f"{name} has layers with a state, which would pass from one sample of a packed row to the next; set "
-            "learner.packing=padded"
-        )
-    if packing == "shared" and not share_prompts(base) and config.learner.packing == "shared":
-        raise ModelError(f"{name} has layers that cannot share a prompt; set learner.packing=padded")
     torch.manual_seed(config.run.seed)
     policy = with_adapter(base, settings)
     if is_gguf(settings.path):  # a name that is valid on other machines, too, unlike a folder of the cache

@@ -24,7 +24,8 @@ def check_trainable(settings: ModelSettings, model_path: str, model_config: Any)
     That is so if the model at `model_path` is quantised, if a target of `model.lora.targets` is not a linear layer of
     it, or if `model.adapter` has weights for other layers. `model_config` is Transformers' configuration of the model.
     """
-    check_unquantised(model_path, model_config, settings.path, "the learner trains on weights that are not")
+    purpose = "the learner trains on weights that are not"
+    check_unquantised(model_path, model_config.to_dict(), f"model.path={settings.path!r}", purpose)
     model = build_without_weights(model_config, settings)
     layers = shapes_of(model)
     with torch.device("meta"):

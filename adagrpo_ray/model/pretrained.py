@@ -95,14 +95,6 @@ def load_tokenizer(path: str, model: ModelSettings, data: DataSettings) -> PreTr
     return tokenizer
 
 
-def flash_attention(model: ModelSettings) -> bool:
-    """Return whether flash-attention runs here: it is installed, there is a CUDA device, the model is in bfloat16."""
-    import torch
-    from transformers.utils import is_flash_attn_2_available
-
-    return model.dtype == "bfloat16" and torch.cuda.is_available() and bool(is_flash_attn_2_available())
-
-
 def linear_shapes(path: str, model: ModelSettings) -> dict[str, tuple[int, int]]:
     """Return (inputs, outputs) of every linear layer of the model at `path`, by module name, without its weights.
 

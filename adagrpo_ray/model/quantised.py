@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.errors import ModelError
 
 KEYS = ("quantization_config", "compression_config")
-"""Keys of config.json that only quantised models have."""
+"""Keys of config.json, or of a part of it, that only quantised models have."""
 FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json")
 """Files that only folders of quantised models have (GPTQ, AWQ, ModelOpt)."""
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -18,25 +18,25 @@ WEIGHTS = ("weight", "qweight", "weight_packed", "blocks")
 """Endings of the names of tensors with weights of a layer."""
 
 
-def check_unquantised(path: str, found: Any, name: str, purpose: str) -> None:
+def check_unquantised(path: str, found: Mapping[str, Any], named: str, purpose: str, instead: str = "") -> None:
     """Raise ModelError if the model at `path` is quantised.
 
-    `found` is its Transformers configuration. The message has the `name` of the model, and `purpose`, the reason why it
-    cannot be used.
+    `found` is the content of its config.json. The message has `named`, the setting with its value, and `purpose`, the
+    reason why the model cannot be used; `instead` is another remedy, with ", or " at its end.
     """
     sign = next(_signs(path, found), None)
     if sign is not None:
         raise ModelError(
-            f"model.path={name!r} is quantised ({sign}), and {purpose}; give the model that it was made from, or "
+            f"{named} is quantised ({sign}), and {purpose}; {instead}give the model that it was made from, or "
             "one saved after `model.dequantize()`"
         )
 
 
-def _signs(path: str, found: Any) -> Iterator[str]:
-    for config in (found, found.get_text_config()):
+def _signs(path: str, found: Mapping[str, Any]) -> Iterator[str]:
+    for config in (found, *(part for part in found.values() if isinstance(part, Mapping))):
         for key in KEYS:
-            if (settings := getattr(config, key, None)) is not None:
-                kept = settings if isinstance(settings, dict) else vars(settings)
+            if (settings := config.get(key)) is not None:
+                kept = settings if isinstance(settings, Mapping) else {}
                 method = kept.get("quant_method") or kept.get("quant_algo")
                 yield f"{key}: {getattr(method, 'value', method)}" if method else key
     folder = Path(path)

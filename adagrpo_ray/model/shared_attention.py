@@ -14,6 +14,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from adagrpo_ray.errors import ModelError
+from adagrpo_ray.model import wide_attention
+from adagrpo_ray.model.own_attention import use_attention
 
 NAME = "shared_prompt"
 """Name of this attention in Transformers."""
@@ -25,14 +27,14 @@ class Blocks:
 
     `tokens` [B x CL] are indices into the row; padding has the index of some token of it.
     `kept` are the indices of the flattened [B x CL] tokens that are no padding, in their order in the row.
-    `distance` [CL x (P + CL)] is the number of tokens from each token of the prompt or block to each token of the block
-    in its sequence; -1 for a token of another sequence or a later one.
-    `mask` [CL x (P + CL)] is true for distances of 0 or more.
+    `positions` [P + CL] are the positions in their sequences of the tokens of the prompt and of a block.
+    `mask` [CL x (P + CL)] is true if a token of a block sees a token of the prompt or the block: all of the prompt, and
+    itself and the earlier ones of its own completion.
     """
 
     tokens: torch.Tensor
     kept: torch.Tensor
-    distance: torch.Tensor
+    positions: torch.Tensor
     mask: torch.Tensor
 
 
@@ -86,15 +88,13 @@ def _blocks(place: int, start: int, prompt: int, lengths: Sequence[int], device:
     first = place + count.cumsum(0) - count
     tokens = torch.full((blocks * size, longest), start)
     tokens[: len(lengths)] = torch.where(places < count, first + places, start)
-    own = (places[:, None] - places + 1).clamp(min=0)  # block_diag puts 0 between two completions
-    before = prompt + places[:, None] - torch.arange(prompt)
-    apart = torch.block_diag(*[own] * size)  # type: ignore[no-untyped-call]
-    distance = torch.cat([before.repeat(size, 1), apart - 1], 1)
+    owner, own = torch.arange(size).repeat_interleave(longest), places.repeat(size)
+    seen = (owner[:, None] == owner) & (own[:, None] >= own)
     return Blocks(
         tokens=tokens.view(blocks, size * longest).to(device),
         kept=(places < count).flatten().nonzero()[:, 0].to(device),
-        distance=distance.to(device),
-        mask=(distance >= 0).to(device),
+        positions=torch.cat([torch.arange(prompt), prompt + own]).to(device),
+        mask=torch.cat([torch.ones(len(own), prompt, dtype=torch.bool), seen], 1).to(device),
     )
 
 
@@ -117,11 +117,9 @@ def attend(
     this is sdpa. Raises ModelError if the model uses an option that this attention does not have.
     """
     if shared is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        known: Any = {"scaling": scaling, "dropout": dropout, **options}
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **known)
-        return output, None
+        return wide_attention.attend(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ModelError(f"attention with {name} does not share prompts")
@@ -135,21 +133,15 @@ def attend(
     for group in shared:
         q, *prompt = (tensor[:, :, group.prompt] for tensor in (query, key, value))
         mask = _window(q.shape[2], sliding_window, q.device)
-        output = attention(mask, q, *_widened(prompt, q))
+        output = attention(mask, q, *wide_attention.widened(prompt, q))
         parts.append(output[0].transpose(0, 1))
         for blocks in group.completions:
             q, *own = (tensor[0][:, blocks.tokens].transpose(0, 1) for tensor in (query, key, value))
             both = [torch.cat([p.expand(len(o), -1, -1, -1), o], 2) for p, o in zip(prompt, own, strict=True)]
-            mask = blocks.mask if sliding_window is None else blocks.mask & (blocks.distance < sliding_window)
-            output = attention(mask, q, *_widened(both, q))
+            mask = _seen(blocks, sliding_window)
+            output = attention(mask, q, *wide_attention.widened(both, q))
             parts.append(output.transpose(1, 2).flatten(0, 1)[blocks.kept])
     return torch.cat(parts)[None], None
-
-
-def _widened(tensors: Sequence[torch.Tensor], query: torch.Tensor) -> list[torch.Tensor]:
-    """Return keys and values of K heads, each repeated for the heads of the query that share it."""
-    repeats = query.shape[1] // tensors[0].shape[1]
-    return [tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1) for tensor in tensors]
 
 
 def _window(tokens: int, window: int | None, device: torch.device) -> torch.Tensor | None:
@@ -161,19 +153,23 @@ def _window(tokens: int, window: int | None, device: torch.device) -> torch.Tens
     return (distance >= 0) & (distance < window)
 
 
+def _seen(blocks: Blocks, window: int | None) -> torch.Tensor:
+    """Return the mask of a block [CL x (P + CL)], with a sliding window if there is one."""
+    if window is None:
+        return blocks.mask
+    own = blocks.positions[-len(blocks.mask) :]
+    return blocks.mask & (own[:, None] - blocks.positions < window)
+
+
 def share_prompts(model: Any) -> bool:
-    """Make a model use this attention. Returns False if it cannot: its layers have a state, or their own attention."""
-    if model._is_stateful or not getattr(model, "_supports_attention_backend", False):
+    """Make a model use this attention.
+
+    Returns False if it cannot: its layers have a state, their own attention, or attention within chunks (Llama 4). Only
+    a mask of Transformers expresses chunks.
+    """
+    chunks = getattr(model.config.get_text_config(), "attention_chunk_size", None)
+    if model._is_stateful or chunks:
         return False
-    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-    return shares_prompts(model)
-
-
-def shares_prompts(model: Any) -> bool:
-    """Return whether the model uses this attention."""
-    return bool(model.config.get_text_config()._attn_implementation == NAME)
+    return use_attention(model, NAME, attend, sdpa_mask)

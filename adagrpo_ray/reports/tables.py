@@ -75,7 +75,7 @@ def _metrics(run: Run) -> Iterator[tuple[str, str]]:
     yield "resamples", _counts(s.resamples)
     yield "of these met the criterion", _counts(s.rescued)
     yield "groups that never met it", f"{s.groups_exhausted:,}"
-    yield "groups not scored", f"{s.groups_failed:,}"
+    yield "groups that could not be generated or scored", f"{s.groups_failed:,}"
     yield "updates skipped", f"{s.skipped_updates:,}"
     yield "time of all steps", duration(s.seconds)
     phases = dict.fromkeys(name for record in steps for name in record.time)

@@ -12,6 +12,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rollout.engine import RolloutEngine, SyncReceipt
+from adagrpo_ray.rollout.engine_log import EngineLog
 from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.types import Completion, GenerationRequest
 
@@ -25,11 +26,22 @@ class RolloutActor:
         """The id of the node that Ray placed the actor on."""
         return str(ray.get_runtime_context().get_node_id())
 
-    async def start(self, model: ModelFiles, max_model_len: int, config: Config, name: str = "rollout actor") -> None:
-        """Load the engine and warm it up; `name` is its label in Ray's metrics."""
+    async def start(
+        self,
+        model: ModelFiles,
+        max_model_len: int,
+        config: Config,
+        name: str = "rollout actor",
+        home: str | None = None,
+    ) -> None:
+        """Load the engine and warm it up.
+
+        `name` is its label in Ray's metrics, and `home` the run folder for its log, if there is one.
+        """
         use_node_address()
         self._guard = ChildGuard()  # first, since this process may be killed while that of the engine starts
-        self._engine = await RolloutEngine.start(model.here(), max_model_len, config, model.template)
+        log = None if home is None else EngineLog(home, name)
+        self._engine = await RolloutEngine.start(model.here(), max_model_len, config, model.template, log)
         self._showing = asyncio.create_task(self._show(RolloutGauges(config.run.name), name))
         await self._engine.warm_up()
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.rollout import RolloutSettings
-from adagrpo_ray.errors import ModelError
+from adagrpo_ray.errors import ConfigError, ModelError
 
 MODELS = "vllm.model_executor.models"
 LORA = "SupportsLoRA"
@@ -39,6 +39,18 @@ def check_served(model: ModelSettings, rollout: RolloutSettings, model_config: A
             raise ModelError(f"{name}, which the installed vLLM does not serve; use another model or another vLLM")
     elif rollout.lora_mode == "adapter" and takes_lora(*known[architecture]) is False:
         raise ModelError(f"{name}, which vLLM serves without LoRA adapters; set rollout.lora_mode=merged")
+
+
+def check_lora_type(model: ModelSettings, rollout: RolloutSettings, *, gpu: bool) -> None:
+    """Raise ConfigError if vLLM's LoRA kernels do not take the type of the model: those for a `gpu` take 16 bits only.
+
+    They assert it at the first request with an adapter (vLLM 0.32, `lora/ops/triton_ops/lora_shrink_op.py`).
+    """
+    if gpu and rollout.lora_mode == "adapter" and model.dtype == "float32":
+        raise ConfigError(
+            "model.dtype=float32 with rollout.lora_mode=adapter: vLLM's LoRA kernels for GPUs take 16-bit numbers; "
+            "set model.dtype=bfloat16 or rollout.lora_mode=merged"
+        )
 
 
 @cache

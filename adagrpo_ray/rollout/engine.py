@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.completion_text import CompletionText, stop_ids
 from adagrpo_ray.errors import RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
+from adagrpo_ray.rollout.engine_log import EngineLog
 from adagrpo_ray.rollout.engine_start import StartedEngine, kept_versions, start_engine
 from adagrpo_ray.rollout.vllm_params import vllm_params
 from adagrpo_ray.runs.records import RolloutLoad
@@ -42,9 +45,16 @@ class RolloutEngine:
         self._requests = 0
 
     @classmethod
-    async def start(cls, model_path: str, max_model_len: int, config: Config, template: str | None = None) -> Self:
+    async def start(
+        cls,
+        model_path: str,
+        max_model_len: int,
+        config: Config,
+        template: str | None = None,
+        log: EngineLog | None = None,
+    ) -> Self:
         """Load the base model with `start_engine`; the engine serves version -1, the base, until `apply`."""
-        return cls(start_engine(model_path, max_model_len, config, template), config)
+        return cls(start_engine(model_path, max_model_len, config, template, log), config)
 
     @property
     def load(self) -> RolloutLoad:
@@ -52,9 +62,14 @@ class RolloutEngine:
         return self._load.newest
 
     async def warm_up(self) -> None:
-        """Generate a few tokens, so that lazy compilation happens now, without a time limit."""
-        request = GenerationRequest("warm-up", np.zeros(4, np.int32), 2, OurParams(), 2, seed=0)
+        """Generate a few tokens, so that lazy compilation happens now, without a time limit.
+
+        With phases, the processor also reads the vocabulary for the marker, which takes seconds.
+        """
+        sampling = OurParams(answer=PhaseParams() if self._config.uses_phases else None)
+        request = GenerationRequest("warm-up", np.zeros(4, np.int32), 2, sampling, 2, seed=0)
         await self._last(request, self._params(request), self._lora)
+        await asyncio.to_thread(self._started.copy_log)
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
         """Generate the n completions of the request with the version in effect on arrival; see `apply` for `merged`."""
@@ -147,3 +162,4 @@ class RolloutEngine:
     async def stop(self) -> None:
         """End the engine's processes."""
         self._started.stop()
+        await asyncio.to_thread(self._started.copy_log, last=True)

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from adagrpo_ray.errors import ActorLostError
 from adagrpo_ray.runs.records import RolloutLoad
 
 T = TypeVar("T")
+
+
+async def ends_while_active(task: asyncio.Future[Any], active_at: Callable[[], float], limit_s: float) -> bool:
+    """Wait for the end of `task`.
+
+    Returns False once `limit_s` seconds have passed since the call and since `active_at()`, the time of the last sign
+    of activity (`time.monotonic`).
+    """
+    began = time.monotonic()
+    while not task.done():
+        left = max(began, active_at()) + limit_s - time.monotonic()
+        if left <= 0:
+            return False
+        await asyncio.wait({task}, timeout=left)
+    return True
 
 
 class EngineLoad:
@@ -22,13 +37,10 @@ class EngineLoad:
 
     async def while_it_steps(self, work: Coroutine[Any, Any, T], limit_s: float) -> T:
         """Wait for the result of `work`. Raises ActorLostError if the engine does no step for `limit_s` seconds."""
-        began, task = time.monotonic(), asyncio.ensure_future(work)
+        task = asyncio.ensure_future(work)
         try:
-            while not task.done():
-                left = max(began, self.stepped_at) + limit_s - time.monotonic()
-                if left <= 0:
-                    raise ActorLostError(f"its vLLM engine did no step for rollout.stall_timeout_s={limit_s:g} s")
-                await asyncio.wait({task}, timeout=left)
+            if not await ends_while_active(task, lambda: self.stepped_at, limit_s):
+                raise ActorLostError(f"its vLLM engine did no step for rollout.stall_timeout_s={limit_s:g} s")
             return task.result()
         finally:
             task.cancel()  # if the caller is cancelled or gives up, vLLM aborts the request

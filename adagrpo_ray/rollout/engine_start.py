@@ -8,15 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from adagrpo_ray.cluster.environment import collector_off
+from adagrpo_ray.cluster.environment import collector_off, keep_compiled, vllm_defaults
+from adagrpo_ray.cluster.gpu_host import check_flashinfer, check_gpu_host
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.template_choice import use_template
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError
+from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.engine_load import EngineLoad
+from adagrpo_ray.rollout.engine_log import EngineLog, logging_to
 from adagrpo_ray.rollout.output import EngineOutput
 
-PHASES = "adagrpo_ray.rollout.phases:PhaseLogitsProcessor"
+HOST_PHASES = "adagrpo_ray.rollout.phases:PhaseLogitsProcessor"
+DEVICE_PHASES = "adagrpo_ray.rollout.device_phases:DevicePhaseProcessor"
+"""The logits processors of the phases, for the first model runner of vLLM and for the second."""
 # By default vLLM runs the model in a separate process on CPUs, and the engine spins on a whole core while it waits.
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
@@ -29,6 +34,7 @@ class StartedEngine:
     tokenizer: Any
     load: EngineLoad
     output: EngineOutput
+    log: EngineLog | None = None
     stopped: bool = False
 
     @contextmanager
@@ -56,6 +62,11 @@ class StartedEngine:
         # Its finalizer calls this again at the exit of Python, when it fails since modules are gone.
         self.engine.shutdown = lambda: None
 
+    def copy_log(self, *, last: bool = False) -> None:
+        """Send the log to the run folder, if there is one, as `EngineLog.copy` does."""
+        if self.log is not None:
+            self.log.copy(last=last)
+
     def _check_running(self) -> None:
         """Raise ActorLostError after `stop`: a request may arrive late at an actor that another one has found lost."""
         if self.stopped:
@@ -67,15 +78,18 @@ def kept_versions(algorithm: AlgorithmSettings) -> int:
     return algorithm.max_staleness + 2
 
 
-def start_engine(model_path: str, max_model_len: int, config: Config, template: str | None) -> StartedEngine:
+def start_engine(
+    model_path: str, max_model_len: int, config: Config, template: str | None, log: EngineLog | None = None
+) -> StartedEngine:
     """Start vLLM with the base model. Raises RolloutError with the cause if vLLM fails.
 
-    `template` is the result of `chosen_template`: completions end at the token that it writes after a message.
+    `template` is the result of `chosen_template`: completions end at the token that it writes after a message. vLLM
+    appends its messages of level INFO to `log`.
     """
     output = EngineOutput()
     try:
         with output.captured(), collector_off():
-            return _started(model_path, max_model_len, config, template, output)
+            return _started(model_path, max_model_len, config, template, output, log)
     except AdaGRPOError:
         raise
     except Exception as error:  # vLLM may raise any error for a model, a GPU or a setting
@@ -85,22 +99,45 @@ def start_engine(model_path: str, max_model_len: int, config: Config, template: 
 
 
 def _started(
-    model_path: str, max_model_len: int, config: Config, template: str | None, output: EngineOutput
+    model_path: str,
+    max_model_len: int,
+    config: Config,
+    template: str | None,
+    output: EngineOutput,
+    log: EngineLog | None,
 ) -> StartedEngine:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    check_gpu_host()
+    keep_compiled()
+    vllm_defaults()
+    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    if config.model.dtype != "float32":  # FlashInfer has kernels for 16 bits only
+        check_flashinfer(current_platform.get_device_capability())
     load = EngineLoad()
-    arguments = _arguments(model_path, max_model_len, config)
-    engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[load.logger()])
+    with logging_to(None if log is None else log.file) as logging:
+        arguments = engine_arguments(model_path, max_model_len, config, logging)
+        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[load.logger()])
     tokenizer = engine.get_tokenizer()
     use_template(tokenizer, template)
-    return StartedEngine(engine, tokenizer, load, output)
+    return StartedEngine(engine, tokenizer, load, output, log)
 
 
-def _arguments(model_path: str, max_model_len: int, config: Config) -> Any:
-    """Return vLLM's engine arguments, and set the environment variables that it reads."""
+def uses_second_runner() -> bool:
+    """Whether vLLM will use its second model runner for engines of `engine_arguments`: on GPUs, with Triton.
+
+    vLLM decides it by the whole configuration (`VllmConfig.use_v2_model_runner`), which needs the logits processors of
+    the runner. The other conditions there are about features that are not used here.
+    """
+    from vllm import envs
+    from vllm.triton_utils import HAS_TRITON
+
+    chosen: bool | None = envs.VLLM_USE_V2_MODEL_RUNNER
+    return bool(HAS_TRITON) if chosen is None else chosen
+
+
+def engine_arguments(model_path: str, max_model_len: int, config: Config, logging: Any = None) -> Any:
+    """Return vLLM's engine arguments, and set the environment variables that it reads; `logging`: its LoggingConfig."""
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -110,9 +147,12 @@ def _arguments(model_path: str, max_model_len: int, config: Config) -> Any:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         if r.enforce_eager:  # even then vLLM compiles a part of its sampler, which needs a C++ compiler
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    elif config.uses_phases:  # vLLM's second model runner does not take logits processors of this interface
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    tokens = r.max_num_batched_tokens
+    if on_cpu:  # a whole prompt, which is not divided there
+        tokens = max(max_model_len, tokens or 8192)
+    check_lora_type(config.model, r, gpu=not on_cpu)
     adapter, kept = r.lora_mode == "adapter", kept_versions(config.algorithm)
+    phases = DEVICE_PHASES if uses_second_runner() else HOST_PHASES
     return AsyncEngineArgs(
         model=model_path,
         load_format="safetensors",  # by default vLLM loads pickled weights if there are no others
@@ -123,7 +163,7 @@ def _arguments(model_path: str, max_model_len: int, config: Config) -> Any:
         max_num_seqs=r.max_num_seqs,
         # A request with a seed whose prefill is divided kills vLLM's CPU engine, so no prefill is divided there.
         enable_chunked_prefill=False if on_cpu else None,
-        max_num_batched_tokens=max(max_model_len, 8192) if on_cpu else None,
+        max_num_batched_tokens=tokens,
         # vLLM's default there, 128, is longer than many prompts: each completion of a group would compute its prompt.
         block_size=32 if on_cpu else None,
         tensor_parallel_size=r.tensor_parallel_size,
@@ -140,7 +180,8 @@ def _arguments(model_path: str, max_model_len: int, config: Config) -> Any:
         max_lora_rank=config.model.lora.r if adapter else 16,
         # Log-probabilities of the distribution that tokens are drawn from, after temperature and filters.
         logprobs_mode="processed_logprobs",
-        logits_processors=[PHASES] if config.uses_phases else None,
+        logits_processors=[phases] if config.uses_phases else None,
         worker_extension_cls="adagrpo_ray.rollout.worker_extension.AdapterWorker",
         disable_log_stats=True,
+        logging_config=logging,
     )

@@ -18,11 +18,10 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError, RolloutError
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.gauges import RolloutGauges
-from adagrpo_ray.rollout.member import Member
+from adagrpo_ray.rollout.member import Member, sequences_in_flight
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.runs.records import RolloutLoad
 
-MAX_REQUESTS = 4096  # in flight on one rollout actor
 STOP_TIMEOUT_S = 10.0
 WATCH_INTERVAL_S = 1.0
 
@@ -36,17 +35,21 @@ class Fleet:
     - A lost actor is replaced, up to `rollout.max_restarts` times in a run.
     """
 
-    def __init__(self, config: Config, placement: Placement, model: Any, max_model_len: int) -> None:
-        self.pool = RolloutPool([], config.rollout.request_timeout_s, config.rollout.stall_timeout_s, self._lost)
+    def __init__(
+        self, config: Config, placement: Placement, model: Any, max_model_len: int, home: str | None = None
+    ) -> None:
+        """`home`: the run folder, a path or URL, for the logs of vLLM; None for none."""
+        self._notices: deque[str] = deque()
+        self.pool = RolloutPool([], config.rollout, self._lost, self._notices.append)
         self.restarts = 0
         self._config, self._placement = config, placement
         self._start = (model, max_model_len, config)  # arguments of `RolloutActor.start`; `model` may be a reference
+        self._home = home
         self._wanted = config.rollout.max_actors or config.rollout.actors
         self._count = 0  # of actors ever requested, which is the number of the next one
         self._gauges = RolloutGauges(config.run.name)
         self._members: set[Member] = set()  # requested and not ended, in the pool or not
         self._tasks: set[asyncio.Task[None]] = set()
-        self._notices: deque[str] = deque()
         self._failure: AdaGRPOError | None = None
         self._idle_since = math.inf  # when the pool was found empty
 
@@ -81,6 +84,11 @@ class Fleet:
         self._notices.clear()
         return notices
 
+    async def end_run(self) -> None:
+        """End a run: its restarts and given-up prompts do not count in the next one on the same actors."""
+        self.restarts = 0
+        self.pool.end_run()
+
     async def close(self) -> None:
         """End the engine processes of every actor, then the actors."""
         for task in self._tasks:
@@ -103,7 +111,8 @@ class Fleet:
                 num_cpus=placement.rollout_cpus,
                 num_gpus=placement.rollout_gpus,
                 resources=dict(placement.rollout_resources),
-                max_concurrency=MAX_REQUESTS,
+                # Of calls: requests in flight, as many that are being cancelled, and other methods.
+                max_concurrency=2 * sequences_in_flight(self._config.rollout) + 8,
                 scheduling_strategy="SPREAD",
             )
             .remote()
@@ -118,7 +127,7 @@ class Fleet:
         try:
             member.node = await member.answer(member.actor.node.remote())  # waits for room
             async with asyncio.timeout(limit):
-                await member.answer(member.actor.start.remote(*self._start, member.name))
+                await member.answer(member.actor.start.remote(*self._start, member.name, self._home))
                 await self.pool.add(member)
         except TimeoutError:
             await self._end(member)
@@ -130,7 +139,7 @@ class Fleet:
             await self._end(member)
             if first:  # most likely a mistake in the settings, which would fail again
                 self._failure = error
-                await self.pool.close(str(error))
+                self.pool.members.close(str(error))
             else:
                 self._replace(f"{member.name} could not start: {error}")
         else:
@@ -153,7 +162,7 @@ class Fleet:
         self._notices.append(f"{reason}; rollout.max_restarts={limit} are used up, {left} are left")
         if not self._members:
             self._failure = RolloutError(f"{reason}, no other is left, and rollout.max_restarts={limit} are used up")
-            self._spawn(self.pool.close(str(self._failure)))
+            self.pool.members.close(str(self._failure))
 
     async def _end(self, member: Member) -> None:
         """End an actor that gets no more requests."""
@@ -175,22 +184,22 @@ class Fleet:
             for member in self.pool.members:
                 if member.node in draining:
                     self._spawn(self._release(member))
-            await self._check_empty()
+            self._check_empty()
 
     async def _release(self, member: Member) -> None:
         self._notices.append(f"{member.name} stops because its node drains; requesting another one")
         self._request()
-        await self.pool.drain(member)
+        await self.pool.members.drain(member)
         await self._end(member)
 
-    async def _check_empty(self) -> None:
+    def _check_empty(self) -> None:
         limit = self._config.rollout.start_timeout_s
         if self.pool.members:
             self._idle_since = math.inf
             return
         self._idle_since = min(self._idle_since, time.monotonic())
         if time.monotonic() - self._idle_since > limit:
-            await self.pool.close(f"no rollout actor was running for rollout.start_timeout_s={limit:g} s")
+            self.pool.members.close(f"no rollout actor was running for rollout.start_timeout_s={limit:g} s")
 
 
 def draining_nodes() -> set[str]:

@@ -12,175 +12,46 @@ token ids. From the next token on it is in the answer. This module works with pl
 
 The request's own parameters stay neutral, and the processor applies those of the phase. So vLLM's processed
 log-probabilities are those of the distribution that each token was drawn from. Requests without phases are not changed.
-The processor is written for vLLM's model runner V1, which runs on CPUs. On GPUs vLLM uses V2, which has another
-interface: set VLLM_USE_V2_MODEL_RUNNER=0 there.
 
-Axis names: R batch rows that have phases, V the vocabulary.
+vLLM has two model runners, with an interface each. `PhaseLogitsProcessor` here is for the first one, which runs on
+CPUs. On GPUs vLLM uses the second one, and the processor is `adagrpo_ray.rollout.device_phases.DevicePhaseProcessor`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import ValidationError
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
-from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-from adagrpo_ray.config.refusals import explain
 from adagrpo_ray.config.sampling import PhaseParams
-from adagrpo_ray.rollout.marker import MarkerWatch, Pieces, TextWatch, Watch
+from adagrpo_ray.rollout.marker import Automata, MarkerAutomaton
+from adagrpo_ray.rollout.phase_request import Phases, check_params, phase_args, phases_of
+from adagrpo_ray.rollout.phase_tensors import PhaseTensors
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
     from vllm.v1.sample.logits_processor.interface import BatchUpdate
 
-KEY = "phases"  # of a request's extra_args
-GREEDY_BELOW = 1e-5  # the temperature below which vLLM, too, takes the likeliest token
-NEUTRAL = {**PhaseParams().model_dump(), "presence_penalty": 0.0, "frequency_penalty": 0.0}
-
-
-def phase_args(marker: str | Sequence[int], thought: Any, answer: Any) -> dict[str, Any]:
-    """The `extra_args` of a request.
-
-    `thought` and `answer` are mappings, or objects with attributes of PhaseParams; missing ones are neutral. A `marker`
-    that is a text is found for any division into tokens. A `marker` of token ids must have the ids that the model
-    writes, whose first and last token may include characters of the text next to the marker. Raises ValueError if an
-    argument is not valid.
-    """
-    phases = {
-        "marker": marker if isinstance(marker, str) else [int(token) for token in marker],
-        "thought": _mapping(thought),
-        "answer": _mapping(answer),
-    }
-    _parse(phases)
-    return {KEY: phases}
-
-
-def _mapping(values: Any) -> dict[str, Any]:
-    if isinstance(values, Mapping):
-        return dict(values)
-    return {name: getattr(values, name) for name in PhaseParams.model_fields if hasattr(values, name)}
-
-
-def _parse(phases: Any) -> tuple[str | list[int], PhaseParams, PhaseParams]:
-    """Marker, thought and answer from the value of `KEY`. Raises ValueError if one is not valid."""
-    wanted = {"marker", "thought", "answer"}
-    if not isinstance(phases, Mapping) or set(phases) != wanted:
-        raise ValueError(f"extra_args[{KEY!r}]={phases!r} must have marker, thought and answer; use phase_args")
-    marker = phases["marker"]
-    ids = isinstance(marker, list | tuple) and all(type(t) is int and t >= 0 for t in marker)
-    if not marker or not (ids or isinstance(marker, str)):
-        raise ValueError(f"{KEY}.marker={marker!r} must be a text, or a list of at least one token id")
-    thought, answer = (_params(f"{KEY}.{name}", phases[name]) for name in ("thought", "answer"))
-    return marker if isinstance(marker, str) else list(marker), thought, answer
-
-
-def _params(name: str, values: Any) -> PhaseParams:
-    """The parameters in a mapping. Raises ValueError, which begins with `name`, if one is not valid."""
-    known = ", ".join(PhaseParams.model_fields)
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{name}={values!r} is not a mapping; give one with some of {known}")
-    for key, value in values.items():
-        if key not in PhaseParams.model_fields:
-            raise ValueError(f"{name}.{key}={value!r} is not known; use {known}")
-    try:
-        return PhaseParams(**values)
-    except ValidationError as error:
-        raise ValueError(f"{name}.{explain(error.errors()[0], PhaseParams)}") from None
-
-
-def penalise_repetition(logits: torch.Tensor, used: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Divide the positive logits [R, V] of `used` tokens [R, V] by `penalty` [R], and multiply the others by it."""
-    penalty = penalty[:, None]
-    return torch.where(used, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
-def apply_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """Divide logits [R, V] by `temperature` [R]; a greedy row keeps only the likeliest token, with logit 0."""
-    greedy = temperature < GREEDY_BELOW
-    scaled = logits / temperature.masked_fill(greedy, 1.0)[:, None]
-    likeliest = torch.full_like(logits, -torch.inf).scatter_(1, logits.argmax(dim=1, keepdim=True), 0.0)
-    return torch.where(greedy[:, None], likeliest, scaled)
-
-
-def filter_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """Remove the tokens from logits [R, V] that are less probable than `min_p` [R] times the likeliest one."""
-    probabilities = logits.softmax(dim=1)
-    least = probabilities.amax(dim=1, keepdim=True) * min_p[:, None]
-    return logits.masked_fill(probabilities < least, -torch.inf)
-
-
-@dataclass(frozen=True)
-class PhaseTensors:
-    """The parameters of R rows; a filter that no row uses is None.
-
-    - `temperature`, `min_p`, `top_k`, `top_p`, `penalty`: [R].
-    - `used` [R, V]: whether a token is in the prompt or the output of a row.
-    """
-
-    temperature: torch.Tensor
-    min_p: torch.Tensor | None
-    top_k: torch.Tensor | None
-    top_p: torch.Tensor | None
-    penalty: torch.Tensor | None
-    used: torch.Tensor | None
-
-    @classmethod
-    def of(cls, phases: Sequence[PhaseParams], texts: Sequence[Sequence[int]], logits: torch.Tensor) -> PhaseTensors:
-        """Tensors for rows in these phases with these token ids (prompt and output).
-
-        Vocabulary and device are those of `logits` [., V].
-        """
-        size, device = logits.shape[1], logits.device
-
-        def column(values: Sequence[float], off: float, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
-            return None if all(v == off for v in values) else torch.tensor(values, dtype=dtype, device=device)
-
-        penalty = column([p.repetition_penalty for p in phases], 1.0)
-        used = None
-        if penalty is not None:
-            used = torch.zeros(len(phases), size, dtype=torch.bool, device=device)
-            for row, (phase, text) in enumerate(zip(phases, texts, strict=True)):
-                if phase.repetition_penalty != 1.0:
-                    used[row, torch.tensor(text, dtype=torch.long, device=device)] = True
-        return cls(
-            temperature=torch.tensor([p.temperature for p in phases], dtype=torch.float32, device=device),
-            min_p=column([p.min_p for p in phases], 0.0),
-            # vLLM's value for "off" is the size of the vocabulary.
-            top_k=column([min(p.top_k or size, size) for p in phases], size, torch.int32),
-            top_p=column([p.top_p for p in phases], 1.0),
-            penalty=penalty,
-            used=used,
-        )
-
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Apply the parameters to the logits [R, V] of the rows, in float32 and in the order of vLLM's steps."""
-        if self.penalty is not None and self.used is not None:
-            logits = penalise_repetition(logits, self.used, self.penalty)
-        logits = apply_temperature(logits, self.temperature)
-        if self.min_p is not None:
-            logits = filter_min_p(logits, self.min_p)
-        # vLLM's own function: sorting the vocabulary at each step would cost as much as a small model.
-        filtered: torch.Tensor = apply_top_k_top_p(logits, self.top_k, self.top_p)
-        return filtered
+__all__ = ["PhaseLogitsProcessor", "phase_args"]
 
 
 class _Row:
     """A request with phases. `output` is vLLM's own list and grows."""
 
-    def __init__(self, phases: Any, prompt: Sequence[int] | None, output: Sequence[int], pieces: Pieces) -> None:
-        marker, self._thought, self._answer = _parse(phases)
-        self._watch: Watch = TextWatch(marker, pieces) if isinstance(marker, str) else MarkerWatch(marker)
+    def __init__(
+        self, phases: Phases, automaton: MarkerAutomaton, prompt: Sequence[int] | None, output: Sequence[int]
+    ) -> None:
+        self._phases, self._automaton = phases, automaton
         self._prompt, self._output = prompt or (), output
+        self._state = self._read = 0
 
     @property
     def phase(self) -> PhaseParams:
-        return self._answer if self._watch.seen else self._thought
+        return self._phases.answer if self._state == self._automaton.last else self._phases.thought
 
     @property
     def text(self) -> list[int]:
@@ -188,8 +59,11 @@ class _Row:
 
     def advance(self) -> tuple[Sequence[int], bool]:
         """Read the output ids since the last call; returns them, and whether they ended the thought."""
-        read, seen = self._watch.read, self._watch.seen
-        return self._output[read:], self._watch.update(self._output) != seen
+        new, before = self._output[self._read :], self.phase
+        for token in new:
+            self._state = self._automaton.step(self._state, token)
+        self._read += len(new)
+        return new, self.phase is not before
 
 
 class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM has no types here
@@ -199,21 +73,12 @@ class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM has n
         self._rows: dict[int, _Row] = {}  # by index in the batch
         self._index: torch.Tensor | None = None  # [R] indices of `_rows`; None if they have changed
         self._tensors: PhaseTensors | None = None
-        self._pieces = Pieces(lambda: cached_tokenizer_from_config(vllm_config.model_config))
+        self._automata = Automata(lambda: cached_tokenizer_from_config(vllm_config.model_config))
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raise ValueError if a request has phases that are not valid, or phases and other sampling parameters."""
-        phases = (sampling_params.extra_args or {}).get(KEY)
-        if phases is None:
-            return
-        _parse(phases)
-        for key, neutral in NEUTRAL.items():
-            value = getattr(sampling_params, key)
-            if value != neutral and not (key == "top_k" and value == -1):
-                raise ValueError(
-                    f"{key}={value!r} together with extra_args[{KEY!r}]; leave it at {neutral} and set it in the phases"
-                )
+        check_params(sampling_params)
 
     def is_argmax_invariant(self) -> bool:
         """False: a repetition penalty may change which token is the likeliest."""
@@ -227,8 +92,9 @@ class PhaseLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM has n
         for index in batch_update.removed:
             self._rows.pop(index, None)
         for index, params, prompt, output in batch_update.added:
-            phases = (params.extra_args or {}).get(KEY)
-            self._put(index, _Row(phases, prompt, output, self._pieces) if phases is not None else None)
+            phases = phases_of(params)
+            row = None if phases is None else _Row(phases, self._automata.of(phases.marker), prompt, output)
+            self._put(index, row)
         for a, b, direction in batch_update.moved:
             row_a, row_b = self._rows.pop(a, None), self._rows.pop(b, None)
             self._put(b, row_a)

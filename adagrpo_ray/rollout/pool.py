@@ -8,58 +8,64 @@ from typing import Any
 
 import ray
 
-from adagrpo_ray.errors import ActorLostError, RolloutError, SyncError
+from adagrpo_ray.config.rollout import RolloutSettings
+from adagrpo_ray.errors import ActorLostError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rollout.engine import SyncReceipt
-from adagrpo_ray.rollout.member import Member
+from adagrpo_ray.rollout.member import Member, sequences_in_flight
+from adagrpo_ray.rollout.members import Lost, Members
+from adagrpo_ray.rollout.tries import Tries
 from adagrpo_ray.types import Completion, GenerationRequest
-
-Lost = Callable[[Member, str], None]
 
 
 class RolloutPool:
     """Routes requests to its members. Belongs to one event loop; not shared between threads.
 
     A member leaves the pool if it dies, hangs or loses its engine. Then `lost` is called, and its requests go to other
-    members with the same seeds. Without a member, requests wait until one is added. They raise an error if none will be
-    added: if `lost` is None, and after `close`.
+    members with the same seeds. Without `lost`, requests raise an error once no member is left.
+
+    A prompt whose requests lose one member after another is given up (`Tries`): `notify` is called, and this and later
+    requests of the prompt raise RequestLostError.
     """
 
     def __init__(
-        self, actors: Iterable[Any], request_timeout_s: float, stall_timeout_s: float, lost: Lost | None = None
+        self,
+        actors: Iterable[Any],
+        settings: RolloutSettings,
+        lost: Lost | None = None,
+        notify: Callable[[str], None] = lambda notice: None,
     ) -> None:
-        self._members = [Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors)]
-        self._request_timeout, self._stall_timeout = request_timeout_s, stall_timeout_s
-        self._lost = lost
-        self._closed: str | None = None if lost else "there is no rollout actor"  # the reason why none will join
-        self._changed = asyncio.Condition()
+        named = (Member(actor, f"rollout actor {number}") for number, actor in enumerate(actors))
+        self.members = Members(named, sequences_in_flight(settings), lost)
+        self._request_timeout, self._stall_timeout = settings.request_timeout_s, settings.stall_timeout_s
+        self._tries = Tries(sequences_in_flight(settings), notify)
         self._sent: tuple[Any, AdapterWeights] | None = None  # the newest version: a reference to it, and itself
         self.version = -1  # in effect on all members
         self._newest = -1  # in effect on some members, while it is being applied
 
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The members that take requests."""
-        return tuple(self._members)
-
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """Generate the completions of the request on the member with the fewest outstanding tokens.
+        """Generate the completions of the request on the member with the fewest outstanding tokens that has room.
 
         If that member is lost, another one gets the request. If the caller is cancelled, the actor aborts the request.
-        Raises RolloutError if no member is left, SyncError if a member used a version that was not in effect meanwhile,
-        and the engine's own errors.
+        Raises RequestLostError if the prompt is given up, RolloutError if no member is left, SyncError if a member used
+        a version that was not in effect meanwhile, and the engine's own errors.
         """
-        while True:
-            member, oldest = await self._least_loaded(), self.version
+        reason = ""
+        for limit in self._tries.limits:
+            self._tries.check(request.prompt_id)
+            member = await self.members.next(limit)
+            oldest = self.version
             try:
-                completions = await self._send(member, request)
+                completions = await self._send(member, request, limit)
             except ActorLostError as error:
-                self._remove(member, str(error))
+                reason = str(error)
+                self.members.remove(member, reason)
                 continue
             wrong = {c.weight_version for c in completions if not oldest <= c.weight_version <= self._newest}
             if wrong:
                 raise SyncError(f"{member.name} used version {wrong}, but the pool is at {self.version}")
             return completions
+        self._tries.give_up(request.prompt_id, reason)
 
     async def add(self, member: Member) -> None:
         """Apply the newest version to a member, then let it take requests. Raises ActorLostError if it is lost."""
@@ -68,20 +74,7 @@ class RolloutPool:
             held = self._sent
             if held is not None:
                 await member.apply(*held, self._stall_timeout)
-        self._members.append(member)
-        await self._notify()
-
-    async def drain(self, member: Member) -> None:
-        """Stop sending requests to a member; returns when it has none in flight."""
-        if member in self._members:
-            self._members.remove(member)
-        async with self._changed:
-            await self._changed.wait_for(lambda: member.outstanding == 0)
-
-    async def close(self, reason: str) -> None:
-        """Declare that no member will join: once there is none left, requests raise RolloutError with `reason`."""
-        self._closed = reason
-        await self._notify()
+        self.members.add(member)
 
     async def apply(self, weights: AdapterWeights) -> list[SyncReceipt]:
         """Apply a version of the adapter on all members; its tensors go into the object store once.
@@ -105,41 +98,23 @@ class RolloutPool:
         self.version = self._newest = -1  # so that no completion is accepted before
         self._sent = None
 
+    def end_run(self) -> None:
+        """End a run: the next one may send requests of the prompts that this one has given up."""
+        self._tries.forget()
+
     async def _all(self, work: Callable[[Member], Awaitable[Any]]) -> list[Any]:
         """Do `work` on all members concurrently; returns the results. A member that is lost meanwhile has none."""
-        members = self.members
+        members = tuple(self.members)
         results = await asyncio.gather(*(work(member) for member in members), return_exceptions=True)
         for member, result in zip(members, results, strict=True):
             if isinstance(result, ActorLostError):
-                self._remove(member, str(result))
+                self.members.remove(member, str(result))
             elif isinstance(result, BaseException):
                 raise result
         return [result for result in results if not isinstance(result, BaseException)]
 
-    async def _least_loaded(self) -> Member:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._members or self._closed is not None)
-        if not self._members:
-            raise RolloutError(str(self._closed))
-        return min(self._members, key=lambda member: member.outstanding)
-
-    async def _send(self, member: Member, request: GenerationRequest) -> tuple[Completion, ...]:
+    async def _send(self, member: Member, request: GenerationRequest, limit: int) -> tuple[Completion, ...]:
         try:
-            return await member.generate(request, self._request_timeout)
+            return await member.generate(request, limit, self._request_timeout)
         finally:
-            if member not in self._members:  # `drain` waits for it to end
-                await self._notify()
-
-    def _remove(self, member: Member, reason: str) -> None:
-        """Remove a lost member, once, even if several requests notice the loss."""
-        if member not in self._members:
-            return
-        self._members.remove(member)
-        if self._lost is not None:
-            self._lost(member, reason)
-        elif not self._members:
-            self._closed = reason
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+            self.members.replied()

@@ -40,7 +40,7 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     if summary.skipped_updates:
         yield f"updates skipped: {summary.skipped_updates}, since a loss, log-probability or gradient was not finite"
     if summary.groups_failed:
-        yield f"not scored: {summary.groups_failed} groups, on which reward functions failed"
+        yield f"failed: {summary.groups_failed} groups, which could not be generated or scored"
     if summary.resamples_by_interval:
         yield _intervals(summary.resamples_by_interval)
     yield ""

@@ -94,7 +94,7 @@ class SamplingMetrics(Record):
         "groups that failed the criterion on the last rung", panels.GROUPS, counter=True)]
     groups_failed: Annotated[int, Metric(
         "adaptive/groups_failed", units.GROUPS, "sum",
-        "groups that could not be scored", panels.GROUPS, counter=True)]
+        "groups that could not be generated or scored", panels.GROUPS, counter=True)]
     groups_dropped: Annotated[int, Metric(
         "adaptive/groups_dropped", units.GROUPS, "sum",
         "groups that were dropped: exhausted, failed or too old", panels.GROUPS, counter=True)]
@@ -244,7 +244,7 @@ class EvaluationRecord(Record):
         "completions of held-out prompts")]
     failed: Annotated[int, Metric(
         "eval/failed", units.PROMPTS, "sum",
-        "held-out prompts whose completions could not be scored, and count as wrong")]
+        "held-out prompts that could not be generated or scored, and count as wrong")]
     completions_mean_length: Annotated[float, Metric(
         "eval/completions/mean_length", units.TOKENS, "mean over prompts",
         "length of the completions of held-out prompts", panels.COMPLETIONS)]

@@ -60,8 +60,8 @@ class GroupSample(Record):
     difficulty: "" if the prompt has none.
     answer: the ground truth.
     outcome: "trained"; "exhausted" if no rung was left, trained on nevertheless if its completions have advantages
-        (`algorithm.on_exhausted`); "waiting" for a resample in a later step; "dropped" because of its age, or because
-        a reward function failed on it.
+        (`algorithm.on_exhausted`); "waiting" for a resample in a later step; "dropped" because of its age, because a
+        reward function failed on it, or because its prompt was given up.
     attempts: the oldest first.
     """
 

@@ -23,7 +23,8 @@ def why(group: GroupSample, number: int, run: RunHistory) -> str:
     if group.outcome == "dropped":
         return (
             f"{failed} It was dropped: it had waited for more than algorithm.max_group_age="
-            f"{run.setting('algorithm.max_group_age')} steps, or a reward function failed on its next attempt."
+            f"{run.setting('algorithm.max_group_age')} steps, a reward function failed on its next attempt, or its "
+            "prompt was given up since it kills rollout actors."
         )
     if any(c.advantage is not None for attempt in group.attempts for c in attempt.completions):
         return f"{failed} No rung was left; it was trained on nevertheless (algorithm.on_exhausted=train)."

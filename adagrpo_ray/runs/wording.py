@@ -81,7 +81,7 @@ def step_metrics(record: StepRecord) -> list[str]:
         f"accuracy {number(record.accuracy)}",
         f"resamples {rungs(record.resamples)}",
         f"groups {record.groups_ready} ready {record.groups_waiting} waiting"
-        + (f" {record.groups_failed} not scored" if record.groups_failed else ""),
+        + (f" {record.groups_failed} failed" if record.groups_failed else ""),
         *([f"updates skipped {record.skipped_updates}"] if record.skipped_updates else []),
     ]
 
@@ -92,7 +92,7 @@ def evaluation_line(label: str, record: EvaluationRecord) -> str:
     by_difficulty = [
         f"{shown(difficulty)}: {number(record.accuracy_by_difficulty[difficulty])}" for difficulty in named
     ]
-    failed = f"{record.failed} prompts not scored, " if record.failed else ""
+    failed = f"{record.failed} prompts failed, " if record.failed else ""
     about = f"({record.samples} samples, {failed}{record.runtime:.1f} s)"
     details = [*by_difficulty, *([others] if others else []), about]
     return "  ".join([f"held-out accuracy {printable(label)}: {number(record.accuracy)}", *details])

@@ -9,19 +9,21 @@ from adagrpo_ray.types import Group
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """A group that could not be scored.
+    """A group that could not be generated or scored.
 
-    - `group`: the group before the attempt that could not be scored.
+    - `group`: the group before the attempt that failed; before the last one that did, if it was dropped.
     - `tokens`: tokens generated in that attempt.
     - `dropped`: whether the group was dropped, so that these tokens are lost; else it continued with
       `rewards.error_score`.
     - `error`: the message of the first error.
+    - `generated`: whether the completions of that attempt were generated; if not, its prompt was given up.
     """
 
     group: Group
     tokens: int
     dropped: bool
     error: str
+    generated: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class Collection:
     - `waiting`: continue in a later step; these include the late ones.
     - `late`: were still generating when the step ended.
     - `aged`: were given up because they waited too long.
-    - `failed`: could not be scored.
+    - `failed`: could not be generated or scored.
     - `attempts`: every attempt that this step sampled and scored, as the group after that attempt.
     """
 

@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config.run_settings import EvaluationSettings
-from adagrpo_ray.errors import DivergedError
+from adagrpo_ray.errors import DivergedError, RequestLostError
+from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.sampling.group_run import Generate, Score
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
@@ -31,13 +33,23 @@ def evaluation_request(
     )
 
 
-def check_finite(completions: Sequence[Completion]) -> None:
-    """Raise DivergedError if a log-probability of a sampled token is not finite."""
-    if not all(np.isfinite(completion.logprobs).all() for completion in completions):
-        raise DivergedError(
-            "log-probabilities of the model's completions are not finite, so its weights or logits are not finite; "
-            "evaluate an earlier checkpoint, or another model"
-        )
+async def generate_and_score(
+    prompt: Prompt, request: GenerationRequest, generate: Generate, score: Score
+) -> tuple[tuple[Completion, ...], Scores, NDArray[np.bool_]]:
+    """Generate and score the completions [G] of a prompt; returns them, their scores, and which of them are correct.
+
+    If the prompt is given up (RequestLostError), its completions are empty and wrong, and the scores, which are 0, have
+    the error. Raises DivergedError if a log-probability is not finite, and the other errors of `generate` and `score`.
+    """
+    try:
+        completions = await generate(request)
+    except RequestLostError as error:
+        nothing = Completion(np.empty(0, np.int32), np.empty(0, np.float32), "", "lost", weight_version=-1)
+        zeros = np.zeros(request.n, np.float32)
+        return (nothing,) * request.n, Scores(zeros, np.empty((request.n, 0), np.float32), str(error)), zeros > 0
+    _check_finite(completions)
+    scores, correct = await score(prompt, completions)
+    return completions, scores, correct
 
 
 async def evaluate(
@@ -53,15 +65,14 @@ async def evaluate(
     """Evaluate the share of correct completions (avg@k for k = `settings.samples`), overall and by difficulty.
 
     Every evaluation uses the same seeds, so that two evaluations of a run can be compared. Completions that could not
-    be scored count as wrong. Raises DivergedError if a log-probability is not finite: the accuracy of such a model has
-    no meaning.
+    be generated or scored count as wrong. Raises DivergedError if a log-probability is not finite: the accuracy of such
+    a model has no meaning.
     """
     began = time.perf_counter()
 
     async def of_prompt(prompt: Prompt) -> tuple[str, float, float, bool]:
-        completions = await generate(evaluation_request(prompt, settings, max_new_tokens, seed))
-        check_finite(completions)
-        scores, correct = await score(prompt, completions)
+        request = evaluation_request(prompt, settings, max_new_tokens, seed)
+        completions, scores, correct = await generate_and_score(prompt, request, generate, score)
         length = float(np.mean([len(c.token_ids) for c in completions]))
         return prompt.difficulty, float(correct.mean()), length, scores.error is not None
 
@@ -80,3 +91,12 @@ async def evaluate(
         completions_mean_length=float(np.mean([length for _, _, length, _ in results])),
         runtime=time.perf_counter() - began,
     )
+
+
+def _check_finite(completions: Sequence[Completion]) -> None:
+    """Raise DivergedError if a log-probability of a sampled token is not finite."""
+    if not all(np.isfinite(completion.logprobs).all() for completion in completions):
+        raise DivergedError(
+            "log-probabilities of the model's completions are not finite, so its weights or logits are not finite; "
+            "evaluate an earlier checkpoint, or another model"
+        )

@@ -17,6 +17,7 @@ from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.errors import RequestLostError
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.collection import Failure
@@ -35,7 +36,7 @@ class GroupRun:
     scoring: bool = False  # whether its newest completions are being scored
     cut: bool = False  # whether the step ended without it, so that it gets no further attempt
     history: list[Group] = field(default_factory=list)  # the group after each attempt of this step
-    failure: Failure | None = None  # the first scoring error
+    failure: Failure | None = None  # with the message of the first error
 
 
 class GroupSampler:
@@ -99,7 +100,14 @@ class GroupSampler:
             elif not budget.take(group.size):
                 run.state = "waiting"
             else:
-                attempt, error = await self._attempt(run, sampling)
+                try:
+                    attempt, error = await self._attempt(run, sampling)
+                except RequestLostError as lost:
+                    budget.give_back(group.size, 0)
+                    first = str(lost) if run.failure is None else run.failure.error
+                    run.failure = Failure(group, 0, dropped=True, error=first, generated=False)
+                    run.state = "failed"
+                    break
                 budget.give_back(group.size, attempt.generated_tokens)
                 if error is not None and run.failure is None:
                     run.failure = Failure(group, attempt.generated_tokens, self._drop_failed, error)

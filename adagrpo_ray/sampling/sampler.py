@@ -82,6 +82,7 @@ class AdaptiveSampler:
           that were late in an earlier step.
         - Several steps may be collected at once. Each takes the groups that wait when it begins.
         - A group that cannot be scored is dropped or, if `drop_failed` is False, continues with the scores given.
+        - A group whose request raises RequestLostError is dropped.
 
         Raises the errors of `generate` and `score`. Raises RewardError if groups are dropped and none was scored. Such
         an error, or cancelling the caller, cancels all groups of the step and undoes the collection: if it begins
@@ -132,7 +133,7 @@ class AdaptiveSampler:
             claim.new.extend(new)
             runs += await self._groups.run([*resumed, *new], step, budget, enough=slots)
             resumed = ()
-        failed = [run.failure for run in runs if run.failure is not None]
+        failed = [run.failure for run in runs if run.failure is not None and run.failure.generated]
         if failed and self._drop_failed and not any(run.history for run in runs):
             raise RewardError(f"{failed[0].error}; no group of step {step} could be scored: fix the function")
         return runs

@@ -41,8 +41,12 @@ class Actors:
 
 
 @contextmanager
-def actors(config: Config, placement: Placement, inputs: Inputs, stop: Stop) -> Iterator[Actors]:
+def actors(
+    config: Config, placement: Placement, inputs: Inputs, stop: Stop, home: str | None = None
+) -> Iterator[Actors]:
     """Start the actors of a run, with the same base model; end all of them after the block.
+
+    `home` is the run folder for the logs of vLLM; there are none without it.
 
     Raises StoppedError if `stop` is set while they start, and ResourceError if they have no room in time.
     """
@@ -55,7 +59,7 @@ def actors(config: Config, placement: Placement, inputs: Inputs, stop: Stop) -> 
                 f" rollout.start_timeout_s={config.rollout.start_timeout_s:g}; wait for other jobs to end"
             )
         running = _create(config, placement, inputs, group)
-        _start(config, placement, running, inputs, stop)
+        _start(config, placement, running, inputs, stop, home)
         yield running
     finally:
         _stop(running)
@@ -86,10 +90,10 @@ def put_model(model: ModelSettings, inputs: Inputs) -> Any:
     return ray.put(ModelFiles(path, gguf=name if is_gguf(name) else None, template=inputs.template))
 
 
-def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop) -> None:
+def _start(config: Config, placement: Placement, running: Actors, inputs: Inputs, stop: Stop, home: str | None) -> None:
     """Start all actors concurrently: engines load while the ranks find each other."""
     rank0 = running.learners[0]
-    get(rank0.open.remote(config, placement, [running.model], inputs.max_model_len))
+    get(rank0.open.remote(config, placement, [running.model], inputs.max_model_len, home))
     if (
         placement.shared
     ):  # vLLM measures the free memory of the GPU at its start, so the learner must not load meanwhile

@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
+from adagrpo_ray.cluster.gpu_host import check_gpu_host, memory_notice
 from adagrpo_ray.cluster.joining import check_ray, find_ray
 from adagrpo_ray.cluster.placement import Placement, local_hardware, place
 from adagrpo_ray.config.tree import Config
@@ -20,7 +21,7 @@ from adagrpo_ray.model.gguf_model import read_origin
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
-from adagrpo_ray.rollout.architectures import check_served
+from adagrpo_ray.rollout.architectures import check_lora_type, check_served
 from adagrpo_ray.tracking import check_trackers
 
 
@@ -61,8 +62,12 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
         load_reward(function.function, given)
     if training:
         make_method(config.algorithm, config.rewards.names, given)
+    if joined is None:
+        check_gpu_host()
     learner = config.learner if training else None
     placement = place(config.rollout, learner, local_hardware(), ours=True) if joined is None else None
+    if placement is not None:
+        check_lora_type(config.model, config.rollout, gpu=placement.gpus > 0)
     model_path = resolve_model(config)
     model_config = read_model_config(model_path, config.model)
     check_served(config.model, config.rollout, model_config)
@@ -75,7 +80,8 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
-    notices = (*([origin.in_words] if origin else []), *notices)
+    little = memory_notice() if joined is None else None
+    notices = (*([little] if little else []), *([origin.in_words] if origin else []), *notices)
     template = chosen_template(config.data)
     return Inputs(model_path, prompts, max_model_len, given, notices, template, joined, placement)
 

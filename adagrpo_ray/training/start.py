@@ -17,6 +17,7 @@ from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import DivergedError, ExtensionError, RecordError, RewardError, RolloutError, StoppedError
 from adagrpo_ray.model.identity import identify
+from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.runs import Observer, Summary
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.training.actors import Actors, actors
@@ -41,14 +42,16 @@ def place_and_train(
     with a checkpoint of the last finished step.
 
     Raises StoppedError if a signal stopped the run or no step was finished, and LearnerLostError if a learner rank
-    died. Raises ResourceError if a joined cluster has no room, after waiting for it for `patience_s` seconds.
+    died. Raises ResourceError if a joined cluster has no room, after waiting for it for `patience_s` seconds, and
+    ConfigError as `check_lora_type`, which a local run has passed before.
     """
     with connect(config, inputs.joined, patience_s) as placement:
         if inputs.joined is not None:
             warn_unguarded(inputs.joined, observer.phase)
             check_shared(home)
+            check_lora_type(config.model, config.rollout, gpu=placement.gpus > 0)
         observer.phase(f"starting {_where(config, placement)}")
-        with actors(config, placement, inputs, stop) as running:
+        with actors(config, placement, inputs, stop, home) as running:
             return train_on(running, config, folder, observer, past, stop, home, partial(_card, config, inputs))
 
 
@@ -68,7 +71,7 @@ def train_on(
     try:
         return trainer.run(past)
     except (StoppedError, DivergedError, RewardError, RolloutError, ExtensionError, RecordError) as error:
-        raise type(error)(f"{error}; {trainer.keep()}") from error
+        raise type(error)(f"{error}; {trainer.checkpoints.keep()}") from error
 
 
 def _card(config: Config, inputs: Inputs, summary: Summary) -> str:

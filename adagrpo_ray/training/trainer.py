@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adagrpo_ray.checkpoint.resume import FOLDER, Past, progress_of
+from adagrpo_ray.checkpoint.resume import Past
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import DivergedError, RecordError, StoppedError
 from adagrpo_ray.learner.updates import TrainReport
@@ -15,6 +15,7 @@ from adagrpo_ray.runs import EvaluationRecord, GroupSample, Observer, StepRecord
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.storage.places import join
 from adagrpo_ray.training.cadence import ahead, evaluates_after, saves_after
+from adagrpo_ray.training.checkpoints import Checkpoints
 from adagrpo_ray.training.learners import Learners
 from adagrpo_ray.training.skipped import check_skipped, warn_of_skipped
 from adagrpo_ray.training.step_record import step_record
@@ -30,7 +31,7 @@ class FinishedStep:
 
 
 class Trainer:
-    """One run on its learners, with the records and evaluations so far."""
+    """The loop of one run on its learners; its `checkpoints` have the finished steps."""
 
     def __init__(
         self,
@@ -44,47 +45,33 @@ class Trainer:
     ) -> None:
         self._learners, self._config, self._folder, self._home = learners, config, folder, home
         self._observer, self._stop, self._card = observer, stop, card
-        self._records: list[StepRecord] = []
-        self._accuracies: dict[int, float] = {}  # on the held-out prompts, by step
-        self._saved = 0  # the step of the newest checkpoint
-        self._between_steps = True  # whether sampler and weights are in the state of the newest record
+        self.checkpoints = Checkpoints(learners, config, folder, home)
 
     def run(self, past: Past | None) -> Summary:
         """Do the remaining steps with their evaluations and checkpoints, write the adapter, and return the summary."""
-        config, observer = self._config, self._observer
+        config, observer, kept = self._config, self._observer, self.checkpoints
         before, last = self._begin(past)
         try:
-            for step in range(len(self._records) + 1, config.run.steps + 1):
+            for step in range(len(kept.records) + 1, config.run.steps + 1):
                 try:
                     finished = self._step(step)
                 except (DivergedError, RecordError):  # may follow a collection, which has drawn the step's prompts
-                    self._between_steps = False
+                    kept.between_steps = False
                     raise
                 self._record(finished)
                 if evaluates_after(config, step):
                     last = self._evaluate("after" if step == config.run.steps else f"step {step}", step)
-                if saves_after(config, step, self._accuracies):
-                    self._save_checkpoint()
+                if saves_after(config, step, kept.accuracies):
+                    kept.save()
         except StoppedError:
-            if self._stop.interrupted or not self._records:
+            if self._stop.interrupted or not kept.records:
                 raise
-            observer.phase(f"stopped as asked; {self.keep()}")
+            observer.phase(f"stopped as asked; {kept.keep()}")
         adapter = join(self._home, "adapter")
-        summary = summarize(self._records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
+        summary = summarize(kept.records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
         self._learners.on_all("save_adapter", adapter, self._card(summary))
         observer.summary(summary)
         return summary
-
-    def keep(self) -> str:
-        """Write a checkpoint of the last finished step if there is none yet; returns a clause about it."""
-        self._learners.abandon()
-        if not self._records:
-            return "no step was finished, so there is nothing to keep"
-        if not self._between_steps and not self._saved:
-            return "nothing was kept, since there was no checkpoint before (checkpoint.every)"
-        if self._between_steps and self._saved < self._records[-1].step:
-            self._save_checkpoint()
-        return f"step {self._saved} is in {join(self._home, FOLDER)}: continue with --resume {self._home}"
 
     def _begin(self, past: Past | None) -> tuple[EvaluationRecord | None, EvaluationRecord | None]:
         """Set the state that the run begins or continues with; returns its first and last evaluation so far."""
@@ -92,10 +79,7 @@ class Trainer:
             self._learners.sync(0)
             before = self._evaluate("before", 0)
             return before, before
-        self._learners.on_all("load_checkpoint", past.source)
-        self._learners.sync(past.mark.step)
-        self._records, self._saved = list(past.records), past.mark.step
-        self._accuracies = {record.step: record.accuracy for record in past.evaluations}
+        self._learners.sync(self.checkpoints.load(past))
         evaluations = past.evaluations or (None,)
         return evaluations[0], evaluations[-1]
 
@@ -103,7 +87,7 @@ class Trainer:
         """Do one step: sample and resample groups, update on all ranks, and sync the adapter to all rollout actors."""
         began = time.perf_counter()
         collected = self._learners.collect(step, ahead(self._config, step))
-        self._between_steps = False  # sampler and weights are past the newest record until this step has its own
+        self.checkpoints.between_steps = False  # until this step has its record
         sampled = time.perf_counter()
         reports = self._learners.train(collected.batches) if collected.trained_tokens else []
         trained = time.perf_counter()
@@ -117,8 +101,8 @@ class Trainer:
         """Pass a step to the observer. Raises DivergedError if too many updates in a row were skipped."""
         step = finished.record.step
         warn_of_skipped(step, finished.updates, self._observer.phase)
-        self._records.append(finished.record)
-        self._between_steps = True
+        self.checkpoints.records.append(finished.record)
+        self.checkpoints.between_steps = True
         self._observer.step(finished.record)
         self._observer.samples(finished.groups)
         check_skipped(step, finished.updates, self._config.learner)
@@ -128,11 +112,5 @@ class Trainer:
             return None
         record = self._learners.evaluate(step)
         self._observer.evaluation(label, record)
-        self._accuracies[step] = record.accuracy
+        self.checkpoints.accuracies[step] = record.accuracy
         return record
-
-    def _save_checkpoint(self) -> None:
-        progress = progress_of(self._config, self._folder, self._records)
-        accuracies = self._accuracies if self._config.checkpoint.keep_best else {}
-        self._learners.on_all("save_checkpoint", join(self._home, FOLDER), progress, accuracies)
-        self._saved = progress.step

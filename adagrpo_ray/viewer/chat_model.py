@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -175,8 +174,6 @@ def _read(path: Path, config: Config) -> Adapter:
 
 def _start(config: Config, rank: int) -> tuple[StreamingEngine, Any, int]:
     """Start the engine; the engine, its tokenizer, and the largest number of tokens of a conversation."""
-    # This process has threads; a fork could copy locks that they hold.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     path = resolve_model(config)
     tokenizer = load_tokenizer(path, config.model, config.data)
     limit = _limit(config, path)

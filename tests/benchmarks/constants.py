@@ -25,13 +25,13 @@ from throughput import learner_alone
 
 from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.config import Config
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.rewards import RewardScorer, Scores
 from adagrpo_ray.rollout.engine import RolloutEngine
-from adagrpo_ray.rollout.fleet import MAX_REQUESTS
 from adagrpo_ray.rollout.pool import RolloutPool
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
@@ -238,7 +238,7 @@ def batches(config: Config, inputs: Inputs, completions: Sequence[Completion], p
 def _trivial_actors(completions: Sequence[Completion]) -> list[Any]:
     """Actors with the answers of rollout actors, but without any work."""
 
-    @ray.remote(num_cpus=0, max_concurrency=MAX_REQUESTS)
+    @ray.remote(num_cpus=0, max_concurrency=2 * CALLS)
     class Trivial:
         def __init__(self, completions: Sequence[Completion]) -> None:
             self._completions = completions
@@ -269,7 +269,7 @@ def store() -> Fields:
 
 async def calls(actors: list[Any], config: Config, inputs: Inputs) -> Fields:
     """Seconds of a call of an idle actor; `calling` are those of rank 0 for a call and for a completion."""
-    pool = RolloutPool(actors, config.rollout.request_timeout_s, config.rollout.stall_timeout_s)
+    pool = RolloutPool(actors, config.rollout)
     prompt, sampling = inputs.prompts.train[0], config.algorithm.sampling
     requests = {n: GenerationRequest(prompt.id, prompt.token_ids, n, sampling, 1, 0) for n in COMPLETIONS}
     rows, own = list[tuple[float, ...]](), list[float]()
@@ -292,7 +292,7 @@ async def fan_out(actors: list[Any], size: int) -> Fields:
     weights: Any = SimpleNamespace(version=0, digest="", data=np.ones(size, np.uint8))
     rows, own = list[tuple[float, ...]](), list[float]()
     for number, receivers in product(range(1 + 10 * ROUNDS), range(1, len(actors) + 1)):
-        pool = RolloutPool(actors[:receivers], 60.0, 60.0)
+        pool = RolloutPool(actors[:receivers], RolloutSettings(stall_timeout_s=60.0))
         used = time.process_time()
         await pool.apply(weights)
         if number:

@@ -2,7 +2,7 @@
 
 The batch is one group of 8 completions, with prompts of 64, 512 and 4,096 tokens and answers of up to 32 and 512, on
 SmolLM2 (extra `real`) or any other model.path. Token ids are random, since they do not affect the time. Packed rows are
-measured only with flash-attention: without it they need a mask of [S x S]. Writes runs/bench/packing.json.
+measured only if a flash kernel may run: without one they need a mask of [S x S]. Writes runs/bench/packing.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.pretrained import flash_attention, resolve_model
+from adagrpo_ray.model.kernels import flash_attention
+from adagrpo_ray.model.pretrained import resolve_model
 from adagrpo_ray.types import TrainSample
 
 PROMPTS, ANSWERS = (64, 512, 4096), (32, 512)

@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,6 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from simulated_parts import Constants, Engine, Loop, Request, Servers
+
+from adagrpo_ray.config.rollout import RolloutSettings
+from adagrpo_ray.rollout.member import sequences_in_flight
 
 ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GROUP_SIZE, STRONG_PROMPTS, WEAK_PROMPTS = 8, 512, 8  # groups of a step in total, or for each actor
@@ -77,6 +81,8 @@ class _Run:
         self._controller, self._rewards = Servers(loop), Servers(loop, constants.reward_workers)
         self._engines = [Engine(loop, constants, self._answer, self._decoding) for _ in range(actors)]
         self._outstanding = [0] * actors  # completions, since all have the same upper bound of tokens
+        self._limit = sequences_in_flight(RolloutSettings(max_num_seqs=constants.max_sequences))
+        self._queue: deque[Request] = deque()
         self._open: dict[int, int] = {}  # step -> number of its unfinished groups
         self.requests: dict[int, list[Request]] = {}
         self._ready: set[int] = set()
@@ -95,16 +101,26 @@ class _Run:
             self._controller.do(self._c.request_seconds, partial(self._dispatch, request))
 
     def _dispatch(self, request: Request) -> None:
-        """Send the request to the actor with the fewest outstanding completions, as RolloutPool.generate does."""
-        request.actor = min(range(len(self._engines)), key=self._outstanding.__getitem__)
-        self._outstanding[request.actor] += len(request.lengths)
-        self.loop.at(self.loop.now + self._c.call_seconds / 2, partial(self._engines[request.actor].add, request))
+        self._queue.append(request)
+        self._route()
+
+    def _route(self) -> None:
+        """Send requests to the actor with the fewest outstanding completions while it has room, as the pool does."""
+        while self._queue:
+            actor = min(range(len(self._engines)), key=self._outstanding.__getitem__)
+            if self._outstanding[actor] >= self._limit:
+                return
+            request = self._queue.popleft()
+            request.actor = actor
+            self._outstanding[actor] += len(request.lengths)
+            self.loop.at(self.loop.now + self._c.call_seconds / 2, partial(self._engines[actor].add, request))
 
     def _answer(self, request: Request) -> None:
         self._controller.do(self._c.completion_seconds * len(request.lengths), partial(self._take, request))
 
     def _take(self, request: Request) -> None:
         self._outstanding[request.actor] -= len(request.lengths)
+        self._route()
         self._rewards.do(self._c.reward_seconds, partial(self._end, request))
 
     def _end(self, request: Request) -> None:

@@ -22,10 +22,10 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.lora.payload import PEFT_PREFIX, AdapterWeights, pack
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, resolve_model
+from adagrpo_ray.model.shape import Shape, shape_of
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.pool import RolloutPool
-from adagrpo_ray.training.memory import Shape, shape_of
 
 # Qwen3-1.7B with a smaller vocabulary, since embeddings have no adapter.
 QWEN3 = {
@@ -106,7 +106,7 @@ def measure(config: Config, shape: Shape, actors: int, versions: int) -> dict[st
     try:
         starts = [actor.start.remote(ModelFiles(config.model.path), MAX_MODEL_LEN, config) for actor in handles]
         ray.get(starts, timeout=config.rollout.start_timeout_s)
-        pool = RolloutPool(handles, config.rollout.request_timeout_s, config.rollout.stall_timeout_s)
+        pool = RolloutPool(handles, config.rollout)
         for version in range(versions):
             tensors = random_adapter(shape, lora.r, lora.targets, seed=version)
             began = time.perf_counter()

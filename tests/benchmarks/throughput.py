@@ -27,7 +27,7 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.learner.engine import LearnerEngine
 from adagrpo_ray.learner.packing import pack_batches
-from adagrpo_ray.model.pretrained import flash_attention
+from adagrpo_ray.model.kernels import flash_attention
 from adagrpo_ray.rewards.registry import load_reward, score_group
 from adagrpo_ray.rollout.engine import RolloutEngine
 from adagrpo_ray.runs import Observer

@@ -18,8 +18,10 @@ from types import ModuleType
 import pytest
 import yaml
 
+from adagrpo_ray.cluster.device_memory import DeviceMemory
 from adagrpo_ray.cluster.placement import Hardware
 from adagrpo_ray.config import Config
+from adagrpo_ray.model.kernels import Kernels
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.summary import summarize
@@ -80,6 +82,7 @@ HELD = {
     # A shell
     r"^source \.venv/bin/activate$": "made by venv",
     r"^export \w+=(?!\$\()": "only sets variables",
+    r"^(cd|ln -s) .*(nvidia\.cu13|libcudart)": "needs CUDA of pip; docker/Dockerfile makes the same links",
     r"^\.venv/bin/tensorboard --logdir runs$": (
         "test_observe.py::TestRunWriter::test_tensorboard_shows_metrics_in_groups"
     ),
@@ -181,11 +184,16 @@ def test_programs_print_their_help(
 # --- launch/, with arguments parsed by the programs
 
 
-GPUS = {"## One GPU of 16 GB": (1, 16), "## Eight GPUs in one machine": (8, 80)}
+ONE_GPU = {"local-1gpu-24gb.yaml": 24, "local-1gpu.yaml": 16}
+"""Configuration for one GPU -> its GiB."""
+GPUS = {"## Eight GPUs in one machine": (8, 80)}
 """Heading in docs/recipes.md -> number of GPUs, and GiB of each."""
 
 
 def hardware_of(command: Command) -> tuple[int, int]:
+    for config, gib in ONE_GPU.items():
+        if config in command.text:
+            return 1, gib
     parts = re.split(r"^(?=## )", (ROOT / command.page).read_text().replace("\\\n", " "), flags=re.MULTILINE)
     part = next(part for part in parts if command.text in " ".join(re.sub(r"\s+#\s.*", "", part).split()))
     return GPUS.get(part.splitlines()[0], (0, 16))
@@ -204,8 +212,9 @@ def test_training_commands_are_valid(
         return  # tested by test_programs_print_their_help
     gpus, gib = hardware_of(command)
     monkeypatch.setattr("adagrpo_ray.cluster.placement.local_hardware", lambda: Hardware(16.0, float(gpus)))
-    monkeypatch.setattr("adagrpo_ray.training.memory.device_memory", lambda hardware: gib * 2**30)
-    monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SHAPE)
+    memory = DeviceMemory(gib * 2**30, gib * 2**30)
+    monkeypatch.setattr("adagrpo_ray.cluster.device_memory.device_memory", lambda hardware: memory)
+    monkeypatch.setattr("adagrpo_ray.model.shape.read_shape", lambda config: SHAPE)
     options = train.parse(arguments)
     config = loaded(options.config, options.overrides)
     assert train.main([*arguments, *([] if options.dry_run else ["--dry-run"])]) == 0
@@ -215,36 +224,44 @@ def test_training_commands_are_valid(
         config.rollout.tensor_parallel_size > 1 or config.run.ray_address is not None
     )
     if gpus and config.model.path == "Qwen/Qwen3-1.7B":
-        assert f"GiB fits in {gib}.0 GiB" in output
+        assert f"GiB fits in the {gib}.0 GiB that are free" in output
         assert "does not fit" not in output
 
 
-def test_memory_in_the_recipes_is_that_of_the_estimate(
+def test_memory_in_the_pages_is_that_of_the_estimate(
     programs: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SHAPE)
+    monkeypatch.setattr("adagrpo_ray.model.shape.read_shape", lambda config: SHAPE)
+    monkeypatch.setattr("adagrpo_ray.model.kernels.kernels_here", lambda config, model_type: Kernels(flash=True))
 
-    def dry_run(gpus: int, gib: int, *arguments: str) -> str:
+    def dry_run(gpus: int, free: float, total: float, *arguments: str) -> str:
+        memory = DeviceMemory(int(free * 2**30), int(total * 2**30))
         monkeypatch.setattr("adagrpo_ray.cluster.placement.local_hardware", lambda: Hardware(16.0, float(gpus)))
-        monkeypatch.setattr("adagrpo_ray.training.memory.device_memory", lambda hardware: gib * 2**30)
-        monkeypatch.setattr("adagrpo_ray.model.pretrained.flash_attention", lambda config: False)
+        monkeypatch.setattr("adagrpo_ray.cluster.device_memory.device_memory", lambda hardware: memory)
         assert programs["train"].main([*arguments, "--dry-run"]) == 0
         return capsys.readouterr().out
 
-    one = dry_run(1, 16, "--config", "launch/configs/local-1gpu.yaml")
-    assert "15.4 GiB fits in 16.0 GiB" in one
-    assert "or 3 sequences of 8192" in one
+    recipes, scaling = ((ROOT / "docs" / f"{page}.md").read_text() for page in ("recipes", "scaling"))
+    small = dry_run(1, 14.8, 15.9, "--config", "launch/configs/local-1gpu.yaml")
+    assert "while vLLM generates: 13.9 GiB fits in the 14.8 GiB" in small
+    assert "vLLM sleeps: 8.5 GiB fits in the 14.8 GiB" in small
+    assert "or 5 sequences of 8192" in small
+    large = dry_run(1, 22.8, 23.5, "--config", "launch/configs/local-1gpu-24gb.yaml")
+    assert "both, on one GPU of this machine: 19.3 GiB fits in the 22.8 GiB" in large
+    assert "KV cache 7.5 = 11.8 GiB" in large
+    assert "or 8 sequences of 8192" in large
+    assert all(text in recipes for text in ("13.9 GiB while", "8.5 while", "5 sequences", "in 19.3 GiB"))
+    rows = ("| 15.9 | 23.5 |", "| 14.8 | 22.8 |", "| 5 | 8 |", "| 13.9 | 19.3 |", "| 8.5, vLLM sleeps | 19.3 |")
+    assert all(row in scaling for row in rows)
+
     eight = ("--config", "launch/configs/cluster.yaml", "run.ray_address=null", "rollout.actors=6", "learner.ranks=2")
-    large, small = dry_run(8, 80, *eight), dry_run(8, 24, *eight)
-    assert "a learner rank's GPU: 9.8 GiB fits" in large
-    assert "a rollout actor's GPU: 72.0 GiB fits" in large
-    assert "or 77 sequences" in large
-    assert "fits in 24.0 GiB" in small
-    assert "or 19 sequences" in small
-    page = (ROOT / "docs" / "recipes.md").read_text()
-    assert all(
-        number in page for number in ("15.4 of 16 GiB", "3 sequences", "9.8 for", "72 for", "19 sequences", "77.")
-    )
+    of_80, of_24 = dry_run(8, 80, 80, *eight), dry_run(8, 24, 24, *eight)
+    assert "a learner rank's GPU: 8.8 GiB fits" in of_80
+    assert "a rollout actor's GPU: 72.0 GiB fits" in of_80
+    assert "or 77 sequences" in of_80
+    assert "fits in the 24.0 GiB" in of_24
+    assert "or 19 sequences" in of_24
+    assert all(number in recipes for number in ("8.8 for", "72 for", "19 sequences", "77."))
 
 
 @pytest.mark.parametrize("command", of_program("evaluate"))
@@ -311,7 +328,10 @@ def test_make_commands_are_valid(programs: dict[str, ModuleType], command: Comma
     env = {key: value for key, value in os.environ.items() if key not in ours}
     listed = subprocess.run(["make", "-n", target, *rest], cwd=ROOT, env=env, capture_output=True, text=True)
     assert listed.returncode == 0, listed.stderr
-    for line in listed.stdout.replace("\\\n", " ").splitlines():
+    actors = subprocess.run(
+        ["docker/cluster.sh", "actors"], cwd=ROOT, env=env, check=True, capture_output=True, text=True
+    )
+    for line in listed.stdout.replace("\\\n", " ").replace("$actors", actors.stdout.strip()).splitlines():
         program = Command("Makefile", line).program
         if program is not None:
             options = programs[program[0]].parse(shlex.split(program[1]))

@@ -249,6 +249,50 @@ def test_variables_of_the_compose_file_have_defaults() -> None:
     assert used == used & set(re.findall(r"^(\w+)=", (ROOT / "docker/.env").read_text(), re.MULTILINE))
 
 
+def actors_of(**settings: str) -> dict[str, str]:
+    """The settings of a run on the cluster in containers, with these environment variables."""
+    command, environment = ROOT / "docker/cluster.sh", {"PATH": os.environ["PATH"], **settings}
+    printed = subprocess.run([command, "actors"], env=environment, capture_output=True, text=True, check=True).stdout
+    return dict(part.split("=") for part in printed.split())
+
+
+def test_a_run_in_containers_has_one_actor_for_each_container_or_gpu() -> None:
+    assert actors_of() == {"rollout.actors": "2", "learner.ranks": "1"}
+    assert actors_of(ROLLOUTS="3") == {"rollout.actors": "3", "learner.ranks": "1"}
+    two_gpus = actors_of(COMPOSE_PROFILES="gpu")
+    assert two_gpus == {"rollout.actors": "1", "learner.ranks": "1"}
+    four_gpus = actors_of(COMPOSE_PROFILES="gpu", ROLLOUT_GPUS="1,3", LEARNER_GPUS="0,2", ROLLOUTS="7")
+    assert four_gpus == {"rollout.actors": "2", "learner.ranks": "2"}
+
+
+def test_containers_on_gpus_have_limits_of_their_own() -> None:
+    services = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())["services"]
+    defaults = dict(re.findall(r"^(\w+_MEMORY)=(\d+)g$", (ROOT / "docker/.env").read_text(), re.MULTILINE))
+    for role in ("rollout", "learner"):
+        limits = [services[name]["mem_limit"].strip("${}") for name in (role, f"{role}-gpu")]
+        assert limits == [f"{role.upper()}_MEMORY", f"{role.upper()}_GPU_MEMORY"]
+        assert int(defaults[limits[1]]) >= 24 > int(defaults[limits[0]])
+        assert services[f"{role}-gpu"]["shm_size"] == "8gb"
+
+
+def test_image_for_gpus_has_the_library_with_which_flashinfer_links() -> None:
+    """CUDA_HOME of the last stage is the folder of the links, which an earlier stage makes; no image was ever built."""
+    text = (ROOT / "docker/Dockerfile").read_text()
+    home = re.search(r"^ *CUDA_HOME=(\S+)$", text, re.MULTILINE)
+    assert home is not None
+    assert f"RUN cd {home[1]} \\\n    && ln -sfn lib lib64 && ln -sf libcudart.so.13 lib/libcudart.so\n" in text
+
+
+def test_compiled_kernels_of_containers_are_in_a_volume() -> None:
+    """`cluster/environment.py` puts the caches of all compilers into XDG_CACHE_HOME."""
+    text = (ROOT / "docker/Dockerfile").read_text()
+    compose = yaml.safe_load((ROOT / "docker/docker-compose.yml").read_text())
+    assert re.findall(r"XDG_CACHE_HOME=(\S+)", text) == ["/cache", "/cache"]
+    for name in ("head", "rollout", "learner", "rollout-gpu", "learner-gpu"):
+        assert "cache:/cache" in compose["services"][name]["volumes"]
+    assert "cache" in compose["volumes"]
+
+
 # Commands in the files
 
 

@@ -63,7 +63,7 @@ def test_a_failing_reward_function_costs_groups_and_then_ends_the_run_with_a_che
     assert ended.returncode != 0
     output = ended.stdout + ended.stderr
     assert output.count("no score for group 2") == 1, output
-    assert "3 ready 0 waiting 1 not scored" in output
+    assert "3 ready 0 waiting 1 failed" in output
     assert "no group of step 2 could be scored" in output
     assert f"step 1 is in {tmp_path}/failing/checkpoints: continue with --resume {tmp_path}/failing" in output
     (step,) = metrics(tmp_path / "failing")

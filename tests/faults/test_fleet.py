@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -16,11 +18,12 @@ from ray.cluster_utils import Cluster
 from adagrpo_ray.cluster.placement import Hardware, place
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import load_prompts
-from adagrpo_ray.errors import ModelError, ResourceError, RolloutError
+from adagrpo_ray.errors import ModelError, RequestLostError, ResourceError, RolloutError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.lora.peft_model import load_policy
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer
+from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.rollout.member import Member
 from adagrpo_ray.types import Completion, GenerationRequest, SamplingParams
@@ -206,6 +209,56 @@ def test_a_draining_node_is_released_and_a_new_node_gets_weights_and_requests(
             assert await draw(fleet, requests) == expected
             assert fleet.restarts == 0, "an actor of a drained node does not count as lost"
             assert any("drains" in notice for notice in fleet.notices())
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.slow  # it starts five engines, three minutes
+@pytest.mark.timeout(900)
+def test_a_prompt_that_kills_its_engine_is_given_up(
+    cluster: Cluster,
+    model_path: str,
+    requests: list[GenerationRequest],
+    weights: Callable[[int], AdapterWeights],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other requests, which are in flight at the same time, give the same tokens as without it.
+
+    It is given up in this run only: in the next one shorter completions of it are generated.
+    """
+    deadly, others = requests[3], [*requests[:3], *requests[4:]]
+    prompt, short = deadly.prompt_id, replace(deadly, max_new_tokens=8)
+
+    class Fragile(RolloutActor):  # here, so that Ray sends the class itself
+        async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+            kills = request.prompt_id == prompt and request.max_new_tokens > 8
+            for child in psutil.Process().children() if kills else ():
+                if any(mark in " ".join([child.name(), *child.cmdline()]) for mark in ("EngineCor", "spawn_main")):
+                    child.kill()
+            return await super().generate(request)
+
+    monkeypatch.setattr("adagrpo_ray.rollout.fleet.RolloutActor", Fragile)
+
+    async def scenario() -> None:
+        async with running(configure("rollout.actors=2", "rollout.max_restarts=6"), model_path) as fleet:
+            await fleet.ready()
+            await fleet.pool.apply(weights(1))
+            expected = await draw(fleet, others)
+            lost = asyncio.create_task(fleet.pool.generate(deadly))
+            assert await draw(fleet, others) == expected
+            with pytest.raises(RequestLostError, match=f"prompt {re.escape(prompt)} is given up: 4 rollout"):
+                await lost
+            assert fleet.restarts == 4
+            notices = fleet.notices()
+            assert sum("is given up" in notice for notice in notices) == 1
+            assert sum("its vLLM engine died" in notice and "starting another" in notice for notice in notices) == 4
+            assert await draw(fleet, others) == expected
+            with pytest.raises(RequestLostError):
+                await fleet.pool.generate(short)
+            await fleet.end_run()
+            assert fleet.restarts == 0
+            assert len(await fleet.pool.generate(short)) == short.n
+        await until(lambda: not engines())
 
     asyncio.run(scenario())
 

@@ -320,6 +320,10 @@ def test_error_for_a_running_run_names_its_newest_checkpoint(exported: Exported,
         ("empty", "--base='empty' holds no config.json"),
         ("other", "--base='other' is not the model that the adapter was trained on"),
         ("pickled", "--base='pickled' holds no *.safetensors"),
+        (
+            "quantised",
+            "--base='quantised' is quantised (quantization_config: gptq), and a merge adds to its weights; give",
+        ),
     ],
 )
 def test_bases_that_cannot_be_used_are_refused(
@@ -339,6 +343,8 @@ def test_bases_that_cannot_be_used_are_refused(
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     pickled = shutil.copytree(tiny_model, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    quantised = shutil.copytree(tiny_model, tmp_path / "quantised")
+    edited(quantised / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     code, _, error = exported(run, "--base", base, "--out", tmp_path / "model")
     assert code == 2
     assert message in error

@@ -36,7 +36,7 @@ from adagrpo_ray.model.identity import identify
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.model.quantised import check_unquantised
-from adagrpo_ray.training.memory import read_shape, shape_of
+from adagrpo_ray.model.shape import read_shape, shape_of
 from tests.support.gguf_files import HEADS, HIDDEN, LAYERS, TOKENS, Recipe, llama, patched, place_of, qwen3, write_gguf
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
@@ -185,7 +185,7 @@ def test_run_uses_gguf_file_like_other_models(file: Path) -> None:
     config = settings(file)
     folder = resolve_model(config)
     found = read_model_config(folder, config.model)
-    check_unquantised(folder, found, config.model.path, "")
+    check_unquantised(folder, found.to_dict(), config.model.path, "")
     assert found.get_text_config().max_position_embeddings == 512
     policy = load_policy(folder, config)
     assert policy.peft_config["default"].base_model_name_or_path == str(file)

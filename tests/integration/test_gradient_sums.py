@@ -11,6 +11,9 @@ from adagrpo_ray.config import Config
 from tests.support.batches import PARTS, equal_batches
 from tests.support.engine_states import BETA1, assert_same_gradient, gradient_of, one_rank
 
+MORE = (64, 256)
+"""Numbers of micro-batches of a step with long completions."""
+
 
 def configure(*overrides: str) -> Config:
     settings = [
@@ -33,12 +36,13 @@ def wanted(model_path: str) -> dict[str, Any]:
     return gradient_of(engine.snapshot())
 
 
-def test_a_sum_in_bfloat16_would_fail_the_comparison(wanted: dict[str, Any]) -> None:
+@pytest.mark.parametrize("parts", [PARTS, *MORE])
+def test_a_sum_in_bfloat16_would_fail_the_comparison(wanted: dict[str, Any], parts: int) -> None:
     rounded = {name: torch.from_numpy(gradient).bfloat16() for name, gradient in wanted.items()}
     low = {name: torch.zeros_like(gradient) for name, gradient in rounded.items()}
-    for _ in range(PARTS):
+    for _ in range(parts):
         for name, gradient in rounded.items():
-            low[name] += gradient / PARTS
+            low[name] += gradient / parts
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         assert_same_gradient({name: gradient.float().numpy() for name, gradient in low.items()}, wanted)
 
@@ -61,4 +65,15 @@ def test_many_micro_batches_give_the_gradient_of_one(
     assert len(batch.micro_batches) == PARTS
     report = engine.train(batch)
     assert report.first is not None
+    assert_same_gradient(gradient_of(engine.snapshot()), wanted)
+
+
+@pytest.mark.parametrize("parts", MORE)
+def test_hundreds_of_micro_batches_give_the_gradient_of_one(
+    model_path: str, wanted: dict[str, Any], parts: int
+) -> None:
+    engine = one_rank(model_path, configure("learner.zero_stage=0"))
+    (batch,) = equal_batches(parts)
+    assert len(batch.micro_batches) == parts
+    engine.train(batch)
     assert_same_gradient(gradient_of(engine.snapshot()), wanted)

@@ -135,6 +135,17 @@ def test_prompts_are_shared_exactly_or_the_model_is_refused(kind: str) -> None:
         torch.testing.assert_close(policy(share(samples, CPU))[0], own, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in [*KINDS, "nested"] if kind != "FalconH1Config"])
+def test_samples_of_a_packed_row_are_separated_or_the_model_is_refused(kind: str) -> None:
+    """By the mask that Transformers makes; the bounds of the samples, for flash kernels, disturb no model."""
+    policy = policy_of(kind)
+    if kind == "OPTConfig":  # which makes its mask without looking at positions
+        with pytest.raises(ModelError, match=r"differ from .*; set learner\.packing=padded"):
+            check(policy, "packed")
+    else:
+        check(policy, "packed")
+
+
 @given(st.integers(1, 300), st.lists(st.integers(0, 300), min_size=1, max_size=20))
 def test_a_prompt_is_copied_for_few_tokens(prompt: int, lengths: list[int]) -> None:
     """The tokens of each completion are in one block, in their order, and copies stay within the documented bound."""

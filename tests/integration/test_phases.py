@@ -1,4 +1,4 @@
-"""The phase-dependent sampler: its maths, its marker, its rows, and all of it on a real engine."""
+"""The phase-dependent sampler: its maths, its rows on the first model runner, and all of it on a real engine."""
 
 from __future__ import annotations
 
@@ -33,15 +33,8 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.model.pretrained import load_tokenizer
-from adagrpo_ray.rollout.phases import (
-    MarkerWatch,
-    PhaseLogitsProcessor,
-    PhaseTensors,
-    apply_temperature,
-    filter_min_p,
-    penalise_repetition,
-    phase_args,
-)
+from adagrpo_ray.rollout.phase_tensors import PhaseTensors, apply_temperature, filter_min_p, penalise_repetition
+from adagrpo_ray.rollout.phases import PhaseLogitsProcessor, phase_args
 
 CONFIG = Config.load("launch/configs/tiny-cpu.yaml", ["data.train_prompts=16", "data.eval_prompts=0"])
 INF = math.inf
@@ -125,43 +118,6 @@ def test_all_steps_equal_those_of_transformers(phases: list[PhaseParams], seed: 
         torch.testing.assert_close(row[both], expected[both])
         unfiltered = by_transformers(PhaseParams(repetition_penalty=phase.repetition_penalty), text, before)
         assert row[unfiltered.argmax()].isfinite()
-
-
-# The marker
-
-
-@pytest.mark.parametrize(
-    ("marker", "ids", "first"),
-    [
-        ([5], [1, 5, 2], 2),
-        ([1, 2], [1, 3, 2, 1], None),
-        ([1, 1, 2], [1, 1, 1, 2], 4),
-        ([1, 2, 1, 3], [1, 2, 1, 2, 1, 3], 6),
-        ([1, 1], [1], None),
-    ],
-)
-def test_marker_is_found_at_its_last_token_and_stays_found(
-    marker: list[int], ids: list[int], first: int | None
-) -> None:
-    watch = MarkerWatch(marker)
-    growing: list[int] = []
-    for count, token in enumerate([*ids, 9, 9], start=1):
-        growing.append(token)
-        assert watch.update(growing) == (first is not None and count >= first)
-
-
-@given(
-    marker=st.lists(st.integers(0, 1), min_size=1, max_size=6),
-    arrivals=st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=20),
-)
-def test_watch_finds_the_marker_like_a_search_of_the_whole_list(marker: list[int], arrivals: list[list[int]]) -> None:
-    watch = MarkerWatch(marker)
-    growing: list[int] = []
-    for new in arrivals:
-        growing += new
-        naive = any(growing[i : i + len(marker)] == marker for i in range(len(growing)))
-        assert watch.update(growing) == naive
-        assert watch.read == len(growing)
 
 
 # The rows of the batch

@@ -74,11 +74,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
         made: list[Actors] = []
 
         @contextmanager
-        def again(config: Config, placement: Any, inputs: Any, stop: Any = None) -> Iterator[Actors]:
+        def again(config: Config, placement: Any, inputs: Any, stop: Any, home: str) -> Iterator[Actors]:
             if made:
                 cluster.begin(config, made[0], inputs, stop)
             else:
-                made.append(stack.enter_context(cluster.actors(config, placement, inputs, stop)))
+                made.append(stack.enter_context(cluster.actors(config, placement, inputs, stop, home)))
             yield made[0]
 
         patch.setattr(start, "actors", again)

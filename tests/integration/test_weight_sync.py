@@ -19,6 +19,7 @@ from adagrpo_ray.algorithm.correction import rollout_correction
 from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.algorithm import LossSettings
+from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.errors import SyncError
 from adagrpo_ray.learner.engine import LearnerEngine
@@ -40,6 +41,7 @@ from tests.support.held import engines
 CONFIG = Config.load(
     "launch/configs/tiny-cpu.yaml", ["learner.learning_rate=0.01", "data.train_prompts=16", "data.eval_prompts=0"]
 )
+LIMITS = RolloutSettings(request_timeout_s=60.0, stall_timeout_s=60.0)
 
 ENDLESS = 128
 """A request of so many tokens has completions that only this limit ends."""
@@ -84,7 +86,7 @@ def rollout(request: Any, cluster: None, model_path: str) -> Iterator[tuple[Any,
 
     actor = ray.remote(Watched).remote()
     ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
-    yield actor, RolloutPool([actor], request_timeout_s=60.0, stall_timeout_s=60.0)
+    yield actor, RolloutPool([actor], LIMITS)
     ray.get(actor.stop.remote())
     ray.kill(actor)
 
@@ -151,6 +153,21 @@ def test_merging_starts_from_the_untouched_base_every_time(
     for one, two in zip(once, again, strict=True):
         np.testing.assert_array_equal(one.token_ids, two.token_ids)
         np.testing.assert_array_equal(one.logprobs, two.logprobs)
+
+
+def test_a_second_run_on_the_same_actors_begins_with_version_0_again(
+    rollout: tuple[Any, RolloutPool], learner: LearnerEngine, prompt: Prompt
+) -> None:
+    """Its versions are lower than those of the run before, and each one is served."""
+    _, pool = rollout
+    tensors = learner.adapter()
+    for version in (60, 61, 62, 63, 0, 1, 2, 3):
+        scaled = {name: tensor * (1 + 0.1 * version) for name, tensor in tensors.items()}
+        asyncio.run(pool.apply(pack(version, scaled, 16, 32.0, torch.float32)))
+    asyncio.run(pool.apply(weights_of(learner, 4)))
+    completions = asyncio.run(pool.generate(ask(prompt, seed=4)))
+    assert {c.weight_version for c in completions} == {4}
+    assert logp_difference(learner, prompt, completions) < 1e-4
 
 
 def test_a_version_that_does_not_arrive_whole_is_refused(
@@ -325,7 +342,7 @@ def test_an_engine_with_tensor_parallelism_serves_the_whole_adapter(
         actor = ray.remote(RolloutActor).options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()
         try:
             ray.get(actor.start.remote(ModelFiles(model_path), 256, config))
-            pool = RolloutPool([actor], request_timeout_s=60.0, stall_timeout_s=60.0)
+            pool = RolloutPool([actor], LIMITS)
             asyncio.run(pool.apply(pack(1, tensors, 16, 32.0, torch.float32)))
             completions = asyncio.run(pool.generate(ask(prompt, seed=1)))
             ray.get(actor.stop.remote())

@@ -104,6 +104,11 @@ def test_no_file_of_a_run_contains_an_environment_variable(whole: Path) -> None:
     assert [file for file in files if PLANTED.encode() in file.read_bytes()] == []
 
 
+def test_the_log_of_the_engine_is_in_the_run_folder(whole: Path) -> None:
+    """At a level that the terminal does not show."""
+    assert re.search(r"INFO .* KV cache size: [\d,]+ tokens", (whole / "vllm" / "rollout-actor-0.log").read_text())
+
+
 @pytest.mark.parametrize("damage", ["cut", "emptied", "one bit", "gone"])
 def test_any_damage_to_a_file_of_a_checkpoint_is_found(whole: Path, tmp_path: Path, damage: str) -> None:
     shutil.copytree(whole / "checkpoints", tmp_path, dirs_exist_ok=True)

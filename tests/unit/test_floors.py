@@ -26,10 +26,14 @@ LAYERS = (
 """Packages, and modules at the root, from the lowest to the highest: each imports only from those before it."""
 
 VLLM_USERS = (
+    "adapter_slots",
+    "device_phases",
     "engine",
-    "engine_start",
     "engine_load",
+    "engine_log",
+    "engine_start",
     "merge_worker",
+    "phase_tensors",
     "phases",
     "streaming",
     "vllm_params",
@@ -40,7 +44,8 @@ VLLM_USERS = (
 LOADS_NO_ENGINE = (
     *("errors", "stop", "types", "config", "extensions", "algorithm", "data", "rewards", "storage", "runs"),
     *("toy", "model", "cards", "checkpoint", "lora", "sampling", "reports", "export"),
-    *("learner.packing", "learner.buffers", "learner.updates", "cluster.placement"),
+    *("learner.packing", "learner.buffers", "learner.activations", "learner.updates"),
+    *("cluster.placement", "cluster.device_memory"),
     *(f"evaluation.{name}" for name in ("comparison", "results", "settings", "table", "progress_line")),
 )
 """Packages and modules that load neither Ray, vLLM nor DeepSpeed, and so need no engine in their tests."""

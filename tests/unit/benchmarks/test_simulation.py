@@ -92,6 +92,15 @@ def test_engine_equals_a_simulation_token_by_token() -> None:
     assert point.seconds == pytest.approx(seconds)
 
 
+def test_requests_wait_for_the_actor_that_is_free_first() -> None:
+    """Each actor decodes one sequence and has at most four in flight, so the later groups go where the others ended."""
+    lengths, rng = (1, 1, 1, 50), random.Random("0/1")
+    groups = [sum(rng.choices(lengths, k=2)) for _ in range(40) if not rng.choice((0,))]
+    point = simulate(2, lengths=lengths, prompts=40, max_sequences=1, warm_up=0, steps=1)
+    in_turn = max(sum(groups[0::2]), sum(groups[1::2])) * 0.1
+    assert sum(groups) / 2 * 0.1 <= point.seconds < in_turn
+
+
 def test_prompt_of_a_group_is_prefilled_once() -> None:
     point = simulate(prefill_seconds_per_token=0.001, prompt_lengths=(50,))
     assert point.seconds == pytest.approx(1.0 + 4 * 50 * 0.001)

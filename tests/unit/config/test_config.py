@@ -255,6 +255,14 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["rollout.max_model_len=256 leaves no room", "rollout.max_new_tokens=256", "raise the first"],
         ),
         (
+            ["rollout.max_num_batched_tokens=127", "rollout.max_num_seqs=128"],
+            [
+                "rollout.max_num_batched_tokens=127 is less than one token",
+                "rollout.max_num_seqs=128",
+                "raise the first",
+            ],
+        ),
+        (
             ["rollout.sleep=true", "algorithm.max_staleness=1"],
             ["rollout.sleep=true stops all rollouts", "algorithm.max_staleness=1", "set it to 0"],
         ),
@@ -312,6 +320,7 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
     [
         ["algorithm.budget=8", "algorithm.group_size=8"],
         ["rollout.max_model_len=257", "rollout.max_new_tokens=256"],
+        ["rollout.max_num_batched_tokens=128", "rollout.max_num_seqs=128"],
         ["learner.offload_optimizer=true", "learner.zero_stage=1"],
         ["algorithm.triggers=[{from_step: 1, rungs: []}, {from_step: 5, rungs: []}]"],
         ["rewards.functions=[{function: exact}, {function: answer}]", "rewards.correct_by=answer"],

@@ -1,4 +1,4 @@
-"""Completions as text: special tokens that are kept, ends of turns, and the marker of the phases in any tokens."""
+"""Completions as text: special tokens that are kept, and ends of turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.data.completion_text import CompletionText, end_of_turn, stop_ids
-from adagrpo_ray.rollout.marker import MarkerWatch, Pieces, TextWatch
 from tests.support.scripted import CHATML, byte_tokenizer
 
 FORMAT = FormatSettings()
@@ -104,56 +103,3 @@ def test_stop_ids_are_eos_and_end_of_turn() -> None:
     tokenizer = byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos_token="<|endoftext|>")
     assert tokenizer.convert_ids_to_tokens(stop_ids(tokenizer)) == ["<|endoftext|>", "<|im_end|>"]
     assert stop_ids(byte_tokenizer(["</s>"], template=PLAIN)) == []
-
-
-# The marker of the phases
-
-
-MERGED = byte_tokenizer(SPECIAL[:2], merged=[".</", "think", ">\n", "</think>!"])
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "before", "behind"),
-    [
-        (MERGED, "sum", "\n42"),
-        (MERGED, "sum.", "\n42"),
-        (MERGED, "sum.", "!"),
-        (byte_tokenizer(SPECIAL), "sum", "\n"),
-        (byte_tokenizer(plain=["</think>"]), "sum", ""),
-        (byte_tokenizer(), "</thin</think", ""),
-    ],
-)
-def test_marker_is_found_however_it_is_tokenized(tokenizer: Any, before: str, behind: str) -> None:
-    marker = "</think>"
-    ids = ids_of(tokenizer, f"{before}{marker}{behind}" if before != "</thin</think" else "</thin</think>")
-    watch = TextWatch(marker, Pieces(lambda: tokenizer))
-    first = next(n for n in range(len(ids) + 1) if watch.update(ids[:n]))
-    assert marker in tokenizer.decode(ids[:first], skip_special_tokens=False)
-    assert marker not in tokenizer.decode(ids[: first - 1], skip_special_tokens=False)
-    assert not TextWatch(marker, Pieces(lambda: tokenizer)).update(ids_of(tokenizer, "sum.</thin k>\n"))
-
-
-def test_only_text_watch_finds_marker_merged_with_other_text() -> None:
-    ids = ids_of(MERGED, "sum.</think>\n42")
-    assert not MarkerWatch(ids_of(MERGED, "</think>")).update(ids)
-    assert TextWatch("</think>", Pieces(lambda: MERGED)).update(ids)
-
-
-def test_non_ascii_marker_is_found_in_its_bytes() -> None:
-    tokenizer = byte_tokenizer()
-    watch = TextWatch("】答", Pieces(lambda: tokenizer))
-    assert not watch.update(ids_of(tokenizer, "é】\x80"))
-    assert watch.update(ids_of(tokenizer, "é】\x80】答"))
-    broken = TextWatch("</think>", Pieces(lambda: tokenizer))
-    assert broken.update([*ids_of(tokenizer, "é")[:1] * 9, *ids_of(tokenizer, "</think>")])
-
-
-@given(st.text("ab>", max_size=30))
-def test_watch_agrees_with_search_in_whole_text(text: str) -> None:
-    watch = TextWatch("aba>", Pieces(lambda: AB))
-    ids = ids_of(AB, text)
-    for n in range(len(ids) + 1):
-        assert watch.update(ids[:n]) == ("aba>" in AB.decode(ids[:n]))
-
-
-AB = byte_tokenizer(merged=["ab", "ba", "aab"])

@@ -138,12 +138,12 @@ def test_table_shows_all_models_side_by_side() -> None:
     assert narrow.splitlines()[3].count("[") == 2
 
 
-def test_problems_not_scored_are_counted() -> None:
+def test_problems_that_failed_are_counted() -> None:
     from dataclasses import replace
 
     good, bad = results("Rx", "xx")
-    assert "not scored" not in shown(compared([good, bad]), 200)
-    assert "problems not scored" in shown(compared([good, replace(bad, error="no score")]), 200)
+    assert "failed" not in shown(compared([good, bad]), 200)
+    assert "problems failed" in shown(compared([good, replace(bad, error="no score")]), 200)
 
 
 def test_files_have_the_same_content(tmp_path: Path) -> None:

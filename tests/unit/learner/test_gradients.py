@@ -29,6 +29,28 @@ def test_small_gradients_are_summed_in_float32() -> None:
     assert ((low.double() - exact).abs() / exact).min() > 0.1  # the error of a sum in bfloat16
 
 
+@pytest.mark.parametrize("parts", [64, 128, 256])
+def test_gradients_of_micro_batches_are_summed_in_float32(parts: int) -> None:
+    """The sum is as exact as float32 allows; a sum in bfloat16 would be far outside of that."""
+    generator = torch.Generator().manual_seed(parts)
+    mean = torch.randn(64, 16, generator=generator)
+    gradients = [(mean + torch.randn(64, 16, generator=generator)).mul(1e-3).bfloat16() for _ in range(parts)]
+    exact = torch.stack(gradients).double().sum(0)
+
+    def error(total: torch.Tensor) -> float:
+        return float((total.double() - exact).norm() / exact.norm())
+
+    whole, low = make_sum((64, 16)), torch.zeros(64, 16, dtype=torch.bfloat16)
+    for gradient in gradients:
+        whole.add([gradient])
+        low += gradient
+    (total,) = whole.reduce(1).gradients
+    assert total.dtype == torch.float32
+    assert error(total) < 1e-6
+    assert error(total.bfloat16()) < 2**-9  # error of the one rounding when DeepSpeed gets it
+    assert error(low) > 2**-8
+
+
 def test_a_parameter_that_was_not_used_adds_nothing() -> None:
     gradient = make_sum((2,), (3,))
     gradient.add([None, torch.ones(3)])

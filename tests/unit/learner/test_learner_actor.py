@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -33,40 +34,78 @@ def background() -> Iterator[Background]:
     background.close()
 
 
-def make_actor(events: list[str], background: Background, *, sleep: bool, fails: bool = False) -> LearnerActor:
+def make_actor(
+    events: list[str], background: Background, monkeypatch: pytest.MonkeyPatch, *, sleep: bool, fails: bool = False
+) -> LearnerActor:
     def train(batch: object) -> str:
         events.append("train")
         if fails:
             raise RuntimeError("out of memory")
         return "report"
 
+    monkeypatch.setattr(module, "release", lambda: events.append("release"))
     collector = object.__new__(Collector)
     collector._background = background
     collector._fleet = SimpleNamespace(pool=Pool(events))  # type: ignore[assignment]
     actor = LearnerActor()
     actor._config = Config.load(None, [f"rollout.sleep={str(sleep).lower()}"])
-    actor._engine = SimpleNamespace(train=train, release=lambda: events.append("release"))  # type: ignore[assignment]
+    actor._engine = SimpleNamespace(train=train)  # type: ignore[assignment]
     actor._collector = collector
+    actor._shared = True
     return actor
 
 
-def test_vllm_sleeps_during_training_and_wakes_after_the_memory_is_released(background: Background) -> None:
+def test_vllm_sleeps_during_training_and_wakes_after_the_memory_is_released(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
-    assert make_actor(events, background, sleep=True).train("batch") == "report"
+    assert make_actor(events, background, monkeypatch, sleep=True).train("batch") == "report"
     assert events == ["sleep", "train", "release", "wake"]
 
 
-def test_vllm_wakes_if_training_fails(background: Background) -> None:
+def test_vllm_wakes_if_training_fails(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     with pytest.raises(RuntimeError, match="out of memory"):
-        make_actor(events, background, sleep=True, fails=True).train("batch")
+        make_actor(events, background, monkeypatch, sleep=True, fails=True).train("batch")
     assert events == ["sleep", "train", "release", "wake"]
 
 
-def test_vllm_does_not_sleep_without_the_setting(background: Background) -> None:
+def test_memory_of_a_shared_gpu_is_released_if_vllm_does_not_sleep_too(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
-    make_actor(events, background, sleep=False).train("batch")
+    make_actor(events, background, monkeypatch, sleep=False).train("batch")
+    assert events == ["train", "release"]
+
+
+def test_memory_of_a_gpu_of_its_own_is_kept(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    actor = make_actor(events, background, monkeypatch, sleep=False)
+    actor._shared = False
+    actor.train("batch")
     assert events == ["train"]
+
+
+def test_an_engine_is_freed_before_the_next_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class OneEngine:
+        def __init__(self, *_: Any) -> None:
+            events.append(f"make, {len(alive)} alive")
+            self.circle = self  # as objects of DeepSpeed refer to each other
+            alive.add(self)
+
+        def close(self) -> None:
+            events.append("close")
+
+    monkeypatch.setattr(module, "LearnerEngine", OneEngine)
+    monkeypatch.setattr(module, "use_node_address", lambda: None)
+    monkeypatch.setattr(module, "release", lambda: events.append("release"))
+    actor, model = LearnerActor(), SimpleNamespace(here=lambda: "model")
+    for _ in range(2):
+        actor.start(Config(), 0, model, ("127.0.0.1", 0))  # type: ignore[arg-type]
+    assert events == ["make, 0 alive", "close", "release", "make, 0 alive"]
 
 
 @pytest.fixture
@@ -79,6 +118,9 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         async def open(self) -> None:
             events.append("open fleet")
+
+        async def end_run(self) -> None:
+            events.append("end run of fleet")
 
         async def close(self) -> None:
             events.append("close fleet")
@@ -100,8 +142,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def opened() -> LearnerActor:
     actor: Any = LearnerActor()
-    actor.open(None, None, [None], 1)
-    actor._config, actor._engine = None, SimpleNamespace(packing="padded")
+    actor.open(None, SimpleNamespace(shared=False), [None], 1)
+    actor._config, actor._engine = None, SimpleNamespace(packing="padded", notices=())
     return actor  # type: ignore[no-any-return]
 
 
@@ -109,12 +151,12 @@ def test_a_new_run_ends_the_one_before_and_stop_ends_the_fleet(events: list[str]
     actor: Any = opened()
     actor.attach("first")
     actor.attach("second")
-    assert events == ["open fleet", "begin first", "end first", "begin second"]
+    assert events == ["open fleet", "begin first", "end first", "end run of fleet", "begin second"]
     actor.stop()
-    assert events[4:] == ["end second", "close fleet"]
+    assert events[5:] == ["end second", "end run of fleet", "close fleet"]
     assert not actor._background._thread.is_alive()
     actor.stop()
-    assert len(events) == 6
+    assert len(events) == 8
 
 
 def test_stop_ends_only_the_parts_that_exist(events: list[str]) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from ray.exceptions import RayActorError
 
-from adagrpo_ray.errors import RolloutError, SyncError
+from adagrpo_ray.config.rollout import RolloutSettings
+from adagrpo_ray.errors import RequestLostError, RolloutError, SyncError
 from adagrpo_ray.lora.payload import AdapterWeights, pack
 from adagrpo_ray.rollout.engine import SyncReceipt
 from adagrpo_ray.rollout.member import Member
@@ -52,8 +53,12 @@ def ask(n: int = 1) -> GenerationRequest:
     return GenerationRequest("p", np.arange(3, dtype=np.int32), n, SamplingParams(), 10, 0)
 
 
+def limits(request_timeout_s: float = 5.0, stall_timeout_s: float = 5.0) -> RolloutSettings:
+    return RolloutSettings(request_timeout_s=request_timeout_s, stall_timeout_s=stall_timeout_s)
+
+
 def make_pool(actors: list[FakeActor], timeout: float = 5.0) -> RolloutPool:
-    pool = RolloutPool(actors, timeout, timeout)
+    pool = RolloutPool(actors, limits(timeout, timeout))
     pool.version = pool._newest = 0
     return pool
 
@@ -113,7 +118,7 @@ def test_a_request_may_end_under_any_version_in_effect_since_it_was_sent() -> No
 
 
 def test_an_actor_that_never_answers_raises_an_error(cancelled: list[object]) -> None:
-    with pytest.raises(RolloutError, match=r"did not answer for prompt p.*request_timeout_s"):
+    with pytest.raises(RolloutError, match=r"finished no request for rollout\.request_timeout_s=0\.05 s \(prompt p"):
         asyncio.run(make_pool([FakeActor()], timeout=0.05).generate(ask()))
     assert len(cancelled) == 1
 
@@ -130,6 +135,27 @@ def test_a_cancelled_request_is_cancelled_on_its_actor(cancelled: list[object]) 
 
     assert asyncio.run(scenario()) == [0]
     assert len(cancelled) == 1
+
+
+def test_a_request_that_cannot_be_sent_takes_no_room() -> None:
+    def refuse(request: GenerationRequest) -> None:
+        raise ConnectionError("Ray does not take it")
+
+    async def scenario() -> None:
+        actor = FakeActor()
+        pool, works = make_pool([actor]), actor.generate
+        actor.generate = SimpleNamespace(remote=refuse)
+        with pytest.raises(ConnectionError, match="Ray does not take it"):
+            await pool.generate(ask(8))
+        (member,) = pool.members
+        assert (member.outstanding, member.sequences, member.limits) == (0, 0, [])
+        actor.generate = works
+        waiting = asyncio.create_task(pool.generate(ask()))
+        await asyncio.sleep(0)
+        actor.answer()
+        assert len(await waiting) == 1
+
+    asyncio.run(scenario())
 
 
 def test_completions_after_a_wake_are_refused_until_a_version_is_applied() -> None:
@@ -161,7 +187,7 @@ def test_requests_of_a_dead_actor_go_to_another_one() -> None:
     async def scenario() -> list[str]:
         dead, alive, lost = FakeActor(), FakeActor(), list[str]()
         dead.generate = SimpleNamespace(remote=lambda request: Dead())
-        pool = RolloutPool([dead, alive], 5.0, 5.0, lambda member, reason: lost.append(f"{member.name}: {reason}"))
+        pool = RolloutPool([dead, alive], limits(), lambda member, reason: lost.append(f"{member.name}: {reason}"))
         pool.version = pool._newest = 0
         waiting = [asyncio.create_task(pool.generate(ask())) for _ in range(2)]
         for _ in range(10):
@@ -177,9 +203,30 @@ def test_requests_of_a_dead_actor_go_to_another_one() -> None:
     assert lost.startswith("rollout actor 0: rollout actor 0 died")
 
 
+def test_a_prompt_that_was_given_up_is_sent_again_in_the_next_run() -> None:
+    async def scenario() -> None:
+        dead, alive = [FakeActor() for _ in range(4)], FakeActor()
+        for actor in dead:
+            actor.generate = SimpleNamespace(remote=lambda request: Dead())
+        pool = RolloutPool(dead, limits(), lambda member, reason: None)
+        pool.version = pool._newest = 0
+        for _ in range(2):
+            with pytest.raises(RequestLostError, match="prompt p is given up"):
+                await pool.generate(ask())
+        pool.end_run()
+        await pool.add(Member(alive, "a new one"))
+        waiting = asyncio.create_task(pool.generate(ask()))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        alive.answer()
+        assert len(await waiting) == 1
+
+    asyncio.run(scenario())
+
+
 def test_requests_wait_for_a_member_and_raise_if_none_will_join() -> None:
     async def scenario() -> None:
-        pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
+        pool, actor = RolloutPool([], limits(), lambda member, reason: None), FakeActor()
         pool.version = pool._newest = 0
         waiting = asyncio.create_task(pool.generate(ask()))
         await asyncio.sleep(0)
@@ -188,10 +235,10 @@ def test_requests_wait_for_a_member_and_raise_if_none_will_join() -> None:
             await asyncio.sleep(0)
         actor.answer()
         await waiting
-        await pool.drain(pool.members[0])
+        await pool.members.drain(next(iter(pool.members)))
         waiting = asyncio.create_task(pool.generate(ask()))
         await asyncio.sleep(0)
-        await pool.close("the cluster is gone")
+        pool.members.close("the cluster is gone")
         with pytest.raises(RolloutError, match="the cluster is gone"):
             await waiting
 
@@ -200,18 +247,18 @@ def test_requests_wait_for_a_member_and_raise_if_none_will_join() -> None:
 
 def test_a_drained_member_finishes_its_requests_and_gets_no_more() -> None:
     async def scenario() -> None:
-        pool, actor = RolloutPool([], 5.0, 5.0, lambda member, reason: None), FakeActor()
+        pool, actor = RolloutPool([], limits(), lambda member, reason: None), FakeActor()
         pool.version = pool._newest = 0
         member = Member(actor, "a member")
         await pool.add(member)
         waiting = asyncio.create_task(pool.generate(ask()))
         while not actor.open:
             await asyncio.sleep(0)
-        draining = asyncio.create_task(pool.drain(member))
+        draining = asyncio.create_task(pool.members.drain(member))
         for _ in range(10):
             await asyncio.sleep(0)
         assert not draining.done()
-        assert pool.members == ()
+        assert len(pool.members) == 0
         actor.answer()
         await waiting
         await draining
@@ -230,7 +277,7 @@ def test_a_member_that_hangs_while_it_gets_new_weights_is_lost(monkeypatch: pyte
         hung, alive, lost = FakeActor(), FakeActor(), list[str]()
         hung.apply = SimpleNamespace(remote=lambda weights: asyncio.get_running_loop().create_future())
         alive.apply = SimpleNamespace(remote=take)
-        pool = RolloutPool([hung, alive], 5.0, 0.05, lambda member, reason: lost.append(reason))
+        pool = RolloutPool([hung, alive], limits(stall_timeout_s=0.05), lambda member, reason: lost.append(reason))
         assert [receipt.version for receipt in await pool.apply(weights)] == [1]
         assert [member.name for member in pool.members] == ["rollout actor 1"]
         return lost
@@ -245,7 +292,7 @@ def test_a_member_that_hangs_in_sleep_or_wake_is_lost(method: str, task: str) ->
         hung, alive, lost = FakeActor(), FakeActor(), list[str]()
         setattr(hung, method, SimpleNamespace(remote=lambda: asyncio.get_running_loop().create_future()))
         setattr(alive, method, SimpleNamespace(remote=lambda: asyncio.sleep(0)))
-        pool = RolloutPool([hung, alive], 5.0, 0.05, lambda member, reason: lost.append(reason))
+        pool = RolloutPool([hung, alive], limits(stall_timeout_s=0.05), lambda member, reason: lost.append(reason))
         await getattr(pool, method)()
         assert [member.name for member in pool.members] == ["rollout actor 1"]
         return lost

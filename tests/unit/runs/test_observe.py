@@ -447,16 +447,16 @@ class TestPlainConsole:
             console.evaluation("before", replace(BEFORE, accuracy_by_difficulty={"\x1b[2J[red]x": 0.5, "": 1.0}))
         assert stream.getvalue() == "held-out accuracy before: 0.250  %1B[2J[red]x: 0.500  (128 samples, 3.0 s)\n"
 
-    def test_log_shows_prompts_and_groups_not_scored(self) -> None:
+    def test_log_shows_prompts_and_groups_that_failed(self) -> None:
         stream, step = io.StringIO(), replace(STEP, groups_failed=3)
         with Console(1, stream, clock=lambda: 0.0) as console:
             console.evaluation("before", replace(BEFORE, failed=2))
             console.step(step)
             console.summary(summarize([step, step], None, None, name="x", folder=Path("x"), adapter=Path("y")))
         text = stream.getvalue()
-        assert "(128 samples, 2 prompts not scored, 3.0 s)" in text
-        assert "groups 6 ready 2 waiting 3 not scored  8,000 tokens/s" in text
-        assert "not scored: 6 groups, on which reward functions failed\n" in text
+        assert "(128 samples, 2 prompts failed, 3.0 s)" in text
+        assert "groups 6 ready 2 waiting 3 failed  8,000 tokens/s" in text
+        assert "failed: 6 groups, which could not be generated or scored\n" in text
 
     def test_log_shows_an_accuracy_not_evaluated(self) -> None:
         stream = io.StringIO()

@@ -19,7 +19,7 @@ from adagrpo_ray.algorithm.methods import Method, make_method
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.errors import RewardError
+from adagrpo_ray.errors import RequestLostError, RewardError
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
@@ -48,6 +48,7 @@ class Fake:
         self.gates: dict[tuple[str, int], asyncio.Event] = {}
         self.length = 2  # of every completion
         self.score_gates: dict[str, asyncio.Event] = {}  # by prompt
+        self.given_up: set[str] = set()  # prompts that kill engines
         self.longest = 0  # the most tokens that might have been generated at the time of a request
         self._spent = self._at_work = 0
 
@@ -66,6 +67,8 @@ class Fake:
         except asyncio.CancelledError:
             self.cancelled.append(request.prompt_id)
             raise
+        if request.prompt_id in self.given_up:
+            raise RequestLostError(f"prompt {request.prompt_id} is given up")
         rows = self.script[request.prompt_id]
         row = rows[min(number, len(rows) - 1)]
         self._at_work -= request.n * request.max_new_tokens
@@ -683,6 +686,69 @@ def test_tokens_of_a_group_that_cannot_be_scored_count_in_the_budget() -> None:
     sampler = make_sampler(fake, prompts="abcd", budget=64, budget_unit="tokens")
     (step,) = run_steps(sampler, 1)
     assert (ids(step.ready), len(step.failed)) == (["b"], 1)
+
+
+@pytest.mark.parametrize("drop_failed", [True, False])
+def test_a_group_whose_prompt_is_given_up_is_the_only_one_dropped(drop_failed: bool) -> None:
+    fake = Fake({"good": [PASS], "bad": [PASS], "hard": [FAIL, PASS]})
+    fake.given_up = {"bad"}
+    (step,) = run_steps(make_sampler(fake, prompts=["good", "bad", "hard"], drop_failed=drop_failed), 1)
+    assert ids(step.ready) == ["good", "hard"]
+    assert Counter(r.prompt_id for r in fake.requests) == {"good": 1, "bad": 1, "hard": 2}
+    (failure,) = step.failed
+    assert (failure.group.prompt.id, failure.tokens, failure.dropped, failure.generated) == ("bad", 0, True, False)
+    assert failure.error == "prompt bad is given up"
+    assert step.exhausted == step.waiting == step.late == ()
+
+
+def test_a_group_that_is_given_up_after_given_scores_is_dropped_and_keeps_its_first_error() -> None:
+    class GivenUpLater(Fake):
+        async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+            completions = await super().generate(request)
+            self.given_up.add(request.prompt_id)
+            return completions
+
+    fake = GivenUpLater({"good": [PASS], "bad": [UNSCORED]})
+    (step,) = run_steps(make_sampler(fake, prompts=["good", "bad"], drop_failed=False), 1)
+    assert (ids(step.ready), ids(step.attempts)) == (["good"], ["good", "bad"])
+    (failure,) = step.failed
+    assert (failure.tokens, failure.dropped, failure.generated) == (0, True, False)
+    assert failure.error == "no score for bad"
+    assert [attempt.rewards.tolist() for attempt in failure.group.attempts] == [[-4.0, -4.0]]
+    assert step.exhausted == step.waiting == step.late == ()
+
+
+def test_a_step_whose_prompts_are_all_given_up_is_empty() -> None:
+    fake = Fake(easy("abcd"))
+    fake.given_up = {"a", "b"}
+    first, second = run_steps(make_sampler(fake, prompts="abcd", prompts_per_step=2), 2)
+    assert (first.attempts, len(first.failed)) == ((), 2)
+    assert ids(second.ready) == ["c", "d"]
+
+
+def test_a_prompt_that_is_given_up_takes_nothing_from_the_budget() -> None:
+    fake = Fake(easy("abcd"))
+    fake.given_up, fake.length = {"a"}, 16
+    (step,) = run_steps(make_sampler(fake, prompts="abcd", budget=64, budget_unit="tokens"), 1)
+    assert (ids(step.ready), len(step.failed)) == (["b", "c"], 1)
+
+
+def test_sampling_resumes_after_a_step_with_a_prompt_that_is_given_up() -> None:
+    def made() -> tuple[Fake, AdaptiveSampler]:
+        fake = Fake({"a": [FAIL, FAIL, PASS], **easy("bcdef")})
+        fake.given_up = {"b"}
+        return fake, make_sampler(fake, prompts="abcdef", prompts_per_step=3, resample="deferred")
+
+    fake, sampler = made()
+    run(sampler.collect(1))
+    before, state = len(fake.requests), sampler.state_dict()
+    run(sampler.collect(2))
+    other, resumed = made()
+    resumed.load_state_dict(state)
+    run(resumed.collect(2))
+    expected = [(r.prompt_id, r.seed, r.sampling) for r in fake.requests[before:]]
+    assert "a" in {prompt for prompt, *_ in expected}
+    assert [(r.prompt_id, r.seed, r.sampling) for r in other.requests] == expected
 
 
 def named(name: str) -> Method:

@@ -33,7 +33,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.hardware, self.joined, self.ran = NO_GPU, None, list[Config]()
         monkeypatch.setattr("adagrpo_ray.training.resolve.check", self.check)
-        monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SimpleNamespace())
+        monkeypatch.setattr("adagrpo_ray.training.memory.read_shape", lambda config: SimpleNamespace(model_type="tiny"))
         monkeypatch.setattr("adagrpo_ray.training.memory.gpu_memory", lambda: 0)
         monkeypatch.setattr("adagrpo_ray.training.memory.takes_turns", lambda *_, **__: self.hardware is SMALL_GPU)
         monkeypatch.setattr("adagrpo_ray.training.run.place_and_train", self.train)

@@ -124,7 +124,8 @@ def test_why_explains_the_outcome_at_the_last_attempt() -> None:
     assert why(group(3), 1, settings()) == "It met the criterion any_correct: 1 of 2 correct, best reward 1."
     one = group(1, FAILED, outcome="waiting")
     assert why(one, 0, settings()).endswith("It waits for its next attempt in a later step.")
-    assert "max_group_age=8 steps" in why(replace(one, outcome="dropped"), 0, settings())
+    reasons = "max_group_age=8 steps, a reward function failed on its next attempt, or its prompt was given up"
+    assert reasons in why(replace(one, outcome="dropped"), 0, settings())
     stuck = group(4, FAILED, STUCK, outcome="exhausted")
     assert why(stuck, 1, settings()).endswith("trained on nevertheless (algorithm.on_exhausted=train).")
     dropped = group(4, FAILED, attempt([0.0, 0.0], 1, trained=False), outcome="exhausted")

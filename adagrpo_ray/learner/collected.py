@@ -1,0 +1,44 @@
+"""The reply of a learner rank to a collected step: a batch for each rank, metrics, and some groups to show."""
+
+from __future__ import annotations
+
+import ray
+
+from adagrpo_ray.algorithm.methods import Method
+from adagrpo_ray.config.learner import Packing
+from adagrpo_ray.config.tree import Config
+from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.replies import Collected
+from adagrpo_ray.sampling.batch import broken_samples, training_samples
+from adagrpo_ray.sampling.collection import Collection
+from adagrpo_ray.sampling.metrics import sampling_metrics
+from adagrpo_ray.sampling.sample_table import group_samples
+
+
+def collected(
+    step: int,
+    collection: Collection,
+    config: Config,
+    method: Method,
+    packing: Packing,
+    *,
+    rollout_actors: int,
+    rollout_restarts: int,
+    notices: tuple[str, ...],
+) -> Collected:
+    """Make the reply from the groups of a step; the batches go into the object store. See `Collected` for the rest."""
+    functions, dropped = [f.function for f in config.rewards.functions], method.drop_exhausted
+    groups = [*collection.ready, *(() if dropped else collection.exhausted)]
+    samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
+    samples = (*samples, *broken_samples(collection.attempts))
+    batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens, packing)
+    shown = config.run.samples_per_step
+    return Collected(
+        batches=tuple(ray.put(batch) for batch in batches),
+        trained_tokens=sum(len(s.token_ids) for s in samples),
+        metrics=sampling_metrics(step, collection, functions, method.ladder.height, exhausted_dropped=dropped),
+        groups=group_samples(step, collection, functions, config.algorithm, shown, exhausted_dropped=dropped),
+        rollout_actors=rollout_actors,
+        rollout_restarts=rollout_restarts,
+        notices=notices,
+    )
