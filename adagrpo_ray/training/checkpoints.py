@@ -21,6 +21,11 @@ class Checkpoints:
         self.between_steps = True  # whether sampler and weights are in the state of the newest record, not past it
         self._saved = 0  # the step of the newest checkpoint
 
+    def add(self, record: StepRecord) -> None:
+        """Add the record of a step that all ranks have finished; sampler and weights are in its state."""
+        self.records.append(record)
+        self.between_steps = True
+
     def load(self, past: Past) -> int:
         """Load the checkpoint of a past run on all ranks; returns its step."""
         self._learners.on_all("load_checkpoint", past.source)

@@ -101,8 +101,7 @@ class Trainer:
         """Pass a step to the observer. Raises DivergedError if too many updates in a row were skipped."""
         step = finished.record.step
         warn_of_skipped(step, finished.updates, self._observer.phase)
-        self.checkpoints.records.append(finished.record)
-        self.checkpoints.between_steps = True
+        self.checkpoints.add(finished.record)
         self._observer.step(finished.record)
         self._observer.samples(finished.groups)
         check_skipped(step, finished.updates, self._config.learner)

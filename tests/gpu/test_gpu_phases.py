@@ -11,6 +11,7 @@ import torch
 from adagrpo_ray.config import Config
 from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.model.pretrained import load_tokenizer
+from tests.support.phase_requests import SAMPLINGS, ask, sampled, with_and_without_phases
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
@@ -46,17 +47,6 @@ def llm(model_path: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     llm.llm_engine.engine_core.shutdown()
 
 
-def ask(extra_args: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(**{"max_tokens": 96, "logprobs": 0, "n": 8, "seed": 1, "extra_args": extra_args, **kwargs})
-
-
-def sampled(output: Any) -> list[float]:
-    """Log-probability of each token of a completion."""
-    return [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
-
-
 def test_the_second_model_runner_runs(llm: Any) -> None:
     assert llm.llm_engine.vllm_config.use_v2_model_runner
 
@@ -78,19 +68,8 @@ def test_a_hot_thought_is_followed_by_a_greedy_answer(llm: Any, prompts: list[di
 
 
 def test_equal_phases_are_vllms_own_sampling(llm: Any, prompts: list[dict[str, Any]]) -> None:
-    from adagrpo_ray.rollout.phases import phase_args
-
-    for seed, values in enumerate(
-        [
-            {"temperature": 0.7},
-            {"temperature": 1.5, "top_p": 0.9},
-            {"top_k": 6, "min_p": 0.05},
-            {"temperature": 1.2, "top_p": 0.95, "top_k": 30, "min_p": 0.01, "repetition_penalty": 1.2},
-        ]
-    ):
-        ours = llm.generate(prompts[:4], ask(phase_args([101], values, values), seed=seed), use_tqdm=False)
-        own = llm.generate(prompts[:4], ask(seed=seed, **values), use_tqdm=False)
-        pairs = [(a, b) for x, y in zip(ours, own, strict=True) for a, b in zip(x.outputs, y.outputs, strict=True)]
+    for seed, values in enumerate(SAMPLINGS):
+        pairs = with_and_without_phases(llm, prompts[:4], values, seed)
         same = [(a, b) for a, b in pairs if a.token_ids == b.token_ids]
         assert len(same) >= 0.9 * len(pairs), "kernels may round a probability at the edge of a filter differently"
         for a, b in same:

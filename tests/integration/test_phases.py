@@ -35,6 +35,7 @@ from adagrpo_ray.data.prompts import load_prompts
 from adagrpo_ray.model.pretrained import load_tokenizer
 from adagrpo_ray.rollout.phase_tensors import PhaseTensors, apply_temperature, filter_min_p, penalise_repetition
 from adagrpo_ray.rollout.phases import PhaseLogitsProcessor, phase_args
+from tests.support.phase_requests import SAMPLINGS, ask, sampled, with_and_without_phases
 
 CONFIG = Config.load("launch/configs/tiny-cpu.yaml", ["data.train_prompts=16", "data.eval_prompts=0"])
 INF = math.inf
@@ -316,15 +317,6 @@ def llm(model_path: str) -> Iterator[LLM]:
     llm.llm_engine.engine_core.shutdown()
 
 
-def sampled(output: Any) -> list[float]:
-    """Log-probability of each token of a completion."""
-    return [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
-
-
-def ask(extra_args: dict[str, Any] | None = None, **kwargs: Any) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": 96, "logprobs": 0, "n": 8, "seed": 1, "extra_args": extra_args, **kwargs})
-
-
 def test_the_example_of_the_docstring_runs(llm: LLM, prompts: list[dict[str, Any]]) -> None:
     phases = phase_args("</think>", thought={"temperature": 1.2, "min_p": 0.02}, answer={"temperature": 0.0})
     outputs = llm.generate(prompts, SamplingParams(max_tokens=128, logprobs=0, extra_args=phases), use_tqdm=False)
@@ -391,17 +383,8 @@ def test_logprobs_are_those_of_the_phase(
 
 
 def test_equal_phases_are_vllms_own_sampling(llm: LLM, prompts: list[dict[str, Any]]) -> None:
-    for seed, values in enumerate(
-        [
-            {"temperature": 0.7},
-            {"temperature": 1.5, "top_p": 0.9},
-            {"top_k": 6, "min_p": 0.05},
-            {"temperature": 1.2, "top_p": 0.95, "top_k": 30, "min_p": 0.01, "repetition_penalty": 1.2},
-        ]
-    ):
-        ours = llm.generate(prompts[:4], ask(phase_args([101], values, values), seed=seed), use_tqdm=False)
-        own = llm.generate(prompts[:4], ask(seed=seed, **values), use_tqdm=False)
-        for a, b in ((a, b) for x, y in zip(ours, own, strict=True) for a, b in zip(x.outputs, y.outputs, strict=True)):
+    for seed, values in enumerate(SAMPLINGS):
+        for a, b in with_and_without_phases(llm, prompts[:4], values, seed):
             assert a.token_ids == b.token_ids
             assert sampled(a) == pytest.approx(sampled(b), abs=1e-4)
 

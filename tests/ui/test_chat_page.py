@@ -305,7 +305,7 @@ def test_other_machines_need_the_password(browser: Any, runs: Path, tmp_path: Pa
 
 
 def test_signal_during_the_start_of_a_model_leaves_no_process(browser: Any, runs: Path, tmp_path: Path) -> None:
-    """`served` checks at the end that no process is left of the server and of the engine that it starts."""
+    """`served` sends the signal at its end, and checks that the server ends and leaves no process."""
     before = set(engines())
     with served(tmp_path, "--runs", str(runs)) as url, opened(browser, url) as page:
         ready(page)
@@ -313,3 +313,4 @@ def test_signal_during_the_start_of_a_model_leaves_no_process(browser: Any, runs
         page.click("#message button.submit-button")
         wait_for(page, "#note", "starting the model tiny")
         until(lambda: set(engines()) - before, 240)
+    assert set(engines()) <= before

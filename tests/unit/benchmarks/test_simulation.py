@@ -93,7 +93,7 @@ def test_engine_equals_a_simulation_token_by_token() -> None:
 
 
 def test_requests_wait_for_the_actor_that_is_free_first() -> None:
-    """Each actor decodes one sequence and has at most four in flight, so the later groups go where the others ended."""
+    """Each actor decodes one sequence and has at most four in flight; later groups go to the actor that ends first."""
     lengths, rng = (1, 1, 1, 50), random.Random("0/1")
     groups = [sum(rng.choices(lengths, k=2)) for _ in range(40) if not rng.choice((0,))]
     point = simulate(2, lengths=lengths, prompts=40, max_sequences=1, warm_up=0, steps=1)
