@@ -37,7 +37,9 @@ class CriterionSettings(Section):
     """The condition under which a group is not sampled again."""
 
     kind: str = Field(
-        "any_correct", min_length=1, description="any_correct, any_above, spread, or your own as 'module:function'"
+        "any_correct",
+        min_length=1,
+        description="any_correct, any_above, spread, balanced, or your own as 'module:function'",
     )
     reward: str | None = Field(
         None, min_length=1, description="any_above: the reward function to compare; null: the total reward"
@@ -142,6 +144,11 @@ class AlgorithmSettings(Section):
     resample: Literal["immediate", "deferred"] = Field(
         "deferred", description="when a failed group is sampled again: at once, or with the requests of the next step"
     )
+    pilot_size: GroupSize | None = Field(
+        None,
+        description="adagrpo: completions of a pilot, which begins each attempt; if some of them are correct, the rest "
+        "of the group follows at once at the base parameters; null: no pilots",
+    )
     budget: PositiveInt | None = Field(
         None,
         description="most that a step may generate, in budget_unit; groups beyond it wait for the next step; "
@@ -191,6 +198,8 @@ class AlgorithmSettings(Section):
                 f"algorithm.ladder={self.ladder!r} resamples, which algorithm.name={self.name} does not; remove it, "
                 "or set algorithm.name to adagrpo"
             )
+        if self.pilot_size is not None:
+            yield from self._conflicts_of_pilots(self.pilot_size)
         steps = [trigger.from_step for trigger in self.triggers]
         if steps != sorted(set(steps)):
             yield f"algorithm.triggers have from_step {steps}; order them by step, each step once"
@@ -204,6 +213,26 @@ class AlgorithmSettings(Section):
             yield (
                 "algorithm: a temperature of 0 in training draws the same completion G times, which gives no "
                 "advantage; use a temperature above 0"
+            )
+
+    def _conflicts_of_pilots(self, size: int) -> Iterator[str]:
+        """Yield conflicts of the size of pilots with the method, the group sizes and the criterion."""
+        smallest = min(self.group_size, self.group_sizes[0])
+        if self.name != "adagrpo":
+            yield (
+                f"algorithm.pilot_size={size} samples pilots, which algorithm.name={self.name} does not; remove it, or "
+                "set algorithm.name to adagrpo"
+            )
+        elif size >= smallest:
+            yield (
+                f"algorithm.pilot_size={size} leaves no commit in the smallest group, of {smallest} completions; "
+                "lower it, or raise algorithm.group_size and, if algorithm.allocation.enabled, "
+                "algorithm.allocation.min_group (null: half of group_size)"
+            )
+        if self.criterion.kind == "balanced":
+            yield (
+                f"algorithm.pilot_size={size} adds a commit to a group that meets algorithm.criterion.kind=balanced, "
+                "which is balanced already; remove one of the two"
             )
 
     @property

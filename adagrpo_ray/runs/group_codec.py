@@ -36,6 +36,7 @@ def plain_group(group: Group) -> dict[str, Any]:
         "attempts": [
             {
                 "rung": attempt.rung,
+                "part": attempt.part,
                 "sampling": attempt.sampling.model_dump(),
                 "completions": [
                     {"text": c.text, "finish_reason": c.finish_reason, "weight_version": c.weight_version}
@@ -72,6 +73,7 @@ def group_of(plain: Mapping[str, Any], arrays: Arrays, place: str, prompt: Promp
             rung=values["rung"],
             sampling=sampling_of(values["sampling"]),
             completions=tuple(completion(each, f"{at}.{c}") for c, each in enumerate(values["completions"])),
+            part=values.get("part", "whole"),  # earlier versions wrote none
             **stored(OF_ATTEMPT, at),
         )
 

@@ -33,7 +33,12 @@ ZERO_STD = Panel(
 )
 RESAMPLES = Panel("resamples", "Resamples by rung", "Groups that were sampled again.")
 RESCUED = Panel("rescued", "Resamples that met the criterion, by rung", "Groups that resampling rescued.")
-GROUP_SIZE = Panel("group-size", "Group size", "Completions of a first attempt.")
+PILOTS = Panel(
+    "pilots",
+    "Pilots and commits",
+    "A pilot with correct and wrong completions has a commit; if all are correct it has none; else its group fails.",
+)
+GROUP_SIZE = Panel("group-size", "Group size", "Completions of an attempt, or of a pilot and its commit together.")
 GROUPS = Panel("groups", "Groups by outcome", "Waiting groups are resampled in a later step.")
 TOKENS = Panel("tokens", "Tokens", "Extra tokens are those of resamples, and a part of the generated ones.")
 PACE = Panel("pace", "Generated tokens per second", "Generated tokens of a step, over its time.")
@@ -63,8 +68,8 @@ SEQUENCES = Panel("sequences", "Sequences in vLLM", "")
 KV_CACHE = Panel("kv-cache", "KV cache in use", "")
 
 PANELS = (
-    *(REWARD, REWARDS, ACCURACY, ACCURACY_BY_DIFFICULTY, ZERO_STD, GROUP_SIZE, RESAMPLES, RESCUED, GROUPS, TOKENS),
-    *(PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS),
+    *(REWARD, REWARDS, ACCURACY, ACCURACY_BY_DIFFICULTY, ZERO_STD, GROUP_SIZE, RESAMPLES, RESCUED, PILOTS),
+    *(GROUPS, TOKENS, PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS),
     *(OUTSTANDING, REQUESTS, SEQUENCES, KV_CACHE),
 )
 """All panels, in the order of the Grafana dashboard."""

@@ -13,13 +13,13 @@ SHOWN = 2000
 def group_text(group: GroupSample) -> str:
     """The problem and the best completion of each attempt in Markdown, with no markup of their own."""
     parts = [
-        f"step {group.step}, {group.outcome} after {len(group.attempts)} attempts; the best completion of each:",
+        f"step {group.step}, {group.outcome} after {group.count()} attempts; the best completion of each:",
         _quoted(group.prompt),
     ]
-    for number, attempt in enumerate(group.attempts, 1):
+    for number, attempt in enumerate(group.attempts):
         best = max(attempt.completions, key=lambda completion: completion.reward)
         advantage = "not trained on" if best.advantage is None else f"advantage {best.advantage:+.3f}"
-        parts += [f"attempt {number}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}", _quoted(best.text)]
+        parts += [f"{group.title(number)}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}", _quoted(best.text)]
     return "\n\n".join(parts) + "\n"
 
 

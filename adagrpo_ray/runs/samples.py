@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from adagrpo_ray.runs.group_codec import sampling_of
 from adagrpo_ray.runs.record import Record
-from adagrpo_ray.types import SamplingParams
+from adagrpo_ray.types import Part, SamplingParams
 
 Outcome = Literal["trained", "exhausted", "waiting", "dropped"]
 
@@ -35,11 +35,16 @@ class CompletionSample(Record):
 
 @dataclass(frozen=True)
 class AttemptSample(Record):
-    """One attempt of a group; `rung` is its place on the ladder, from 0, or -1 for the base parameters."""
+    """One attempt of a group, or a part of one.
+
+    rung: its place on the ladder, from 0, or -1 for the base parameters.
+    part: "whole"; or "pilot" or "commit" with `algorithm.pilot_size`.
+    """
 
     rung: int
     sampling: SamplingParams
     completions: tuple[CompletionSample, ...]
+    part: Part = "whole"
 
     @property
     def best_reward(self) -> float | None:
@@ -60,9 +65,9 @@ class GroupSample(Record):
     difficulty: "" if the prompt has none.
     answer: the ground truth.
     outcome: "trained"; "exhausted" if no rung was left, trained on nevertheless if its completions have advantages
-        (`algorithm.on_exhausted`); "waiting" for a resample in a later step; "dropped" because of its age, because a
-        reward function failed on it, or because its prompt was given up.
-    attempts: the oldest first.
+        (`algorithm.on_exhausted`); "waiting" for a resample or a commit in a later step; "dropped" because of its age,
+        because a reward function failed on it, or because its prompt was given up.
+    attempts: the oldest first; a pilot and its commit are entries of their own.
     """
 
     step: int
@@ -74,6 +79,20 @@ class GroupSample(Record):
     attempts: tuple[AttemptSample, ...]
 
     @property
+    def final(self) -> tuple[AttemptSample, ...]:
+        """The newest attempt with all of its parts, the oldest first; empty if there is none."""
+        return self.attempts[-2:] if self.attempts and self.attempts[-1].part == "commit" else self.attempts[-1:]
+
+    @property
     def resampled(self) -> bool:
         """Whether it has more than one attempt."""
-        return len(self.attempts) > 1
+        return self.count() > 1
+
+    def count(self, entries: int | None = None) -> int:
+        """The number of attempts in its first `entries` entries, or in all; a pilot and its commit are one attempt."""
+        return sum(attempt.part != "commit" for attempt in self.attempts[:entries])
+
+    def title(self, number: int) -> str:
+        """The name of entry `number`, counted from 0: "attempt 2", "attempt 1, pilot"."""
+        part = self.attempts[number].part
+        return f"attempt {self.count(number + 1)}" + ("" if part == "whole" else f", {part}")

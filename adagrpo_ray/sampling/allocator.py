@@ -46,13 +46,18 @@ class Allocator:
         return groups
 
     def learn(self, first_attempts: Sequence[Group]) -> None:
-        """Update the posteriors from first attempts only; later ones are biased, since resampling ends at a success."""
+        """Update the posteriors from the newest completions of groups whose attempts are first ones, or their commits.
+
+        Resamples would bias them, since they end at a success. A commit does not: it is drawn like its pilot, and the
+        likelihood of both is the product, whatever decided on the commit.
+        """
         if self._settings is None:
             return
         discount = self._settings.discount
         difficulties: dict[str, NDArray[np.bool_]] = {}
         for group in first_attempts:
-            _update(self._posteriors, group.prompt.id, group.last.correct, discount)
+            kept = 1.0 if group.last.part == "commit" else discount  # a commit is of the epoch of its pilot
+            _update(self._posteriors, group.prompt.id, group.last.correct, kept)
             before = difficulties.get(group.prompt.difficulty, np.empty(0, np.bool_))
             difficulties[group.prompt.difficulty] = np.concatenate([before, group.last.correct])
         for difficulty, correct in difficulties.items():

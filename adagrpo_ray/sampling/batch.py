@@ -46,11 +46,12 @@ def is_masked(completion: Completion, settings: AlgorithmSettings) -> bool:
 def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:
     """Completions of one group to train on, each with its advantage; newest attempts first.
 
-    `balanced` picks as many completions as one attempt has: up to half of them correct, then wrong ones, then more
-    correct ones (arXiv 2510.04996, section 3). So many failures do not outweigh a few successes.
+    A pilot and its commit are one attempt. `balanced` picks as many completions as one attempt has: up to half of them
+    correct, then wrong ones, then more correct ones (arXiv 2510.04996, section 3). So many failures do not outweigh a
+    few successes.
     """
     statistics = statistics_of(group)
-    attempts = (group.last,) if settings.train_on == "last" else group.attempts[::-1]
+    attempts = (group.final if settings.train_on == "last" else group.attempts)[::-1]
     pool = [
         (completion, float(advantage), bool(is_correct))
         for attempt in attempts
@@ -62,7 +63,7 @@ def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completi
         )
     ]
     if settings.train_on == "balanced":
-        size = len(group.last.completions)
+        size = sum(len(attempt.completions) for attempt in group.final)
         correct, wrong = [p for p in pool if p[2]], [p for p in pool if not p[2]]
         kept = min(len(correct), max(size // 2, size - len(wrong)))
         pool = [*correct[:kept], *wrong[: size - kept]]

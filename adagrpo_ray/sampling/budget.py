@@ -30,9 +30,12 @@ class Budget:
         """How many groups to sample to fill `slots`: over-sampling adds some, as far as they fit."""
         return self.slots(slots + math.ceil(self._over_sample * slots))
 
-    def take(self, completions: int) -> bool:
-        """Reserve the price of so many completions. Returns False and reserves nothing if they do not fit."""
-        if self._left < completions * self._price:
+    def take(self, completions: int, spare: int = 0) -> bool:
+        """Reserve the price of so many completions.
+
+        Returns False and reserves nothing if they and `spare` more do not fit.
+        """
+        if self._left < (completions + spare) * self._price:
             return False
         self._left -= completions * self._price
         return True
@@ -41,3 +44,7 @@ class Budget:
         """Return the unused part of the reserved price of completions that have `tokens` tokens together."""
         if self._in_tokens:
             self._left += completions * self._price - tokens
+
+    def release(self, completions: int) -> None:
+        """Return the reserved price of completions that were not sampled."""
+        self._left += completions * self._price

@@ -21,10 +21,11 @@ def sampling_metrics(
 ) -> SamplingMetrics:
     """Metrics of `step`; `height` is the number of rungs, `functions` are the names of the reward functions."""
     first = [g for g in collection.attempts if len(g.attempts) == 1]
-    resampled = [g for g in collection.attempts if len(g.attempts) > 1]
+    resampled = [g for g in collection.attempts if g.resamples and g.last.part != "commit"]
+    pilots = [g for g in collection.attempts if g.last.part == "pilot"]
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
     resamples = Counter(g.last.rung for g in resampled)
-    rescued = Counter(g.last.rung for g in collection.ready if len(g.attempts) > 1)
+    rescued = Counter(g.final[0].rung for g in collection.ready if g.resamples)
     lost = [f for f in collection.failed if f.dropped]  # no attempt contains their tokens
     rungs = range(max(height, max(resamples, default=-1) + 1))
     correct = [(g.prompt.difficulty, float(g.last.correct.mean())) for g in first]
@@ -50,6 +51,9 @@ def sampling_metrics(
         resamples=tuple(resamples[rung] for rung in rungs),
         resamples_by_difficulty=dict(Counter(g.prompt.difficulty for g in resampled)),
         rescued=tuple(rescued[rung] for rung in rungs),
+        pilots=len(pilots),
+        commits=sum(g.last.part == "commit" for g in collection.attempts),
+        solved_pilots=sum(bool(g.last.correct.all()) for g in pilots),
         groups_ready=len(collection.ready),
         groups_waiting=len(collection.waiting),
         groups_late=len(collection.late),
@@ -59,9 +63,10 @@ def sampling_metrics(
         informative_groups=sum(not value for _, value in zero_std_after),
         group_size=mean(float(g.size) for g in first),
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
-        extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
+        extra_tokens=sum(g.last.generated_tokens for g in collection.attempts if g.resamples)
+        + sum(f.tokens for f in lost if f.resample),
         # The version that this step trains is the one of the step before.
-        staleness=mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
+        staleness=mean(float(step - 1 - c.weight_version) for g in trained for a in g.final for c in a.completions),
     )
 
 

@@ -34,7 +34,7 @@ def group_samples(
         *((group, "waiting", False) for group in collection.waiting if _identity(group) in touched),
         *((group, "dropped", False) for group in (*lost, *collection.aged) if group.attempts),
     ]
-    found.sort(key=lambda each: len(each[0].attempts) == 1)
+    found.sort(key=lambda each: each[0].resamples == 0)
     return tuple(
         GroupSample.from_dict(
             {

@@ -10,13 +10,14 @@ from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
+from adagrpo_ray.sampling.admission import GroupRun
 from adagrpo_ray.sampling.allocator import Allocator
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.sampling.group_run import Generate, GroupRun, GroupSampler, Score
+from adagrpo_ray.sampling.group_run import Generate, GroupSampler, Score
 from adagrpo_ray.types import Group
 
-MAX_ROUNDS = 10  # rounds of new groups that a step may sample to fill its places, if no budget ends it before
+MOST_DRAWN = 10  # new prompts for each place of a step, if no budget ends it before
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,13 @@ class AdaptiveSampler:
         """Sample the groups of `step` (counted from 1): waiting groups first, then new prompts.
 
         - Order: late groups of earlier steps come first, then failed groups in up to half of the remaining places.
-        - Each group runs on its own. It requests its next attempt while other groups still generate.
-        - If the method refills, exhausted and failed groups make room for new prompts until the step is full.
-        - If completions take less of the budget than was reserved, more groups are sampled, as many as then fit.
+        - Each group runs on its own. It starts, and requests its next attempt, while other groups still generate.
+        - If the method refills, an exhausted or failed group makes room for a new prompt at once.
+        - If completions take less of the budget than was reserved, the next groups start as soon as they fit.
+        - If some completions of a pilot are correct, and the criterion is met, its commit is requested at once. A step
+          that ends before leaves the commit to the next one.
+        - Groups and requests do not depend on the order in which requests end, except for over-sampling and steps that
+          are collected at once.
         - If the step samples more groups than it needs, it ends without those that still generate. It waits for groups
           that were late in an earlier step.
         - Several steps may be collected at once. Each takes the groups that wait when it begins.
@@ -123,16 +128,14 @@ class AdaptiveSampler:
 
     async def _sample(self, claim: _Claim, step: int, budget: Budget) -> list[GroupRun]:
         """Run the resumed groups and new ones until the step is full, or the budget has no room for another group."""
-        runs: list[GroupRun] = []
-        resumed = claim.resumed
-        for _ in range(MAX_ROUNDS):
-            slots = budget.slots(self._settings.prompts_per_step - self._groups.counted(runs))
-            if slots <= 0:
-                break
-            new = self._allocator.draw(budget.places(slots) - len(resumed), step)
-            claim.new.extend(new)
-            runs += await self._groups.run([*resumed, *new], step, budget, enough=slots)
-            resumed = ()
+
+        def draw() -> Group | None:
+            if len(claim.new) >= MOST_DRAWN * self._settings.prompts_per_step:
+                return None
+            claim.new.extend(self._allocator.draw(1, step))
+            return claim.new[-1]
+
+        runs = await self._groups.run(claim.resumed, draw, step, budget)
         failed = [run.failure for run in runs if run.failure is not None and run.failure.generated]
         if failed and self._drop_failed and not any(run.history for run in runs):
             raise RewardError(f"{failed[0].error}; no group of step {step} could be scored: fix the function")
@@ -155,7 +158,7 @@ class AdaptiveSampler:
         ]
         self._waiting = (*self._waiting, *late, *waiting)
         attempts = tuple(group for run in runs for group in run.history)
-        self._allocator.learn([group for group in attempts if len(group.attempts) == 1])
+        self._allocator.learn([group for group in attempts if not group.resamples])
         return Collection(
             ready=tuple(run.group for run in runs if run.state == "ready"),
             exhausted=tuple(run.group for run in runs if run.state == "exhausted"),

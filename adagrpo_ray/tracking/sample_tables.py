@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from adagrpo_ray.runs.samples import GroupSample
 
 COLUMNS = (
-    *("step", "prompt_id", "difficulty", "prompt", "answer", "outcome", "attempt", "rung", "sampling"),
+    *("step", "prompt_id", "difficulty", "prompt", "answer", "outcome", "attempt", "rung", "part", "sampling"),
     *("completion", "tokens", "finish_reason", "weight_version", "reward", "rewards", "correct", "advantage"),
 )
 
@@ -20,7 +20,7 @@ def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
     return [
         [
             *(group.step, group.prompt_id, group.difficulty, group.prompt, group.answer, group.outcome),
-            *(number, attempt.rung, json.dumps(attempt.sampling.model_dump())),
+            *(number, attempt.rung, attempt.part, json.dumps(attempt.sampling.model_dump())),
             *(completion.text, completion.tokens, completion.finish_reason, completion.weight_version),
             *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),
         ]

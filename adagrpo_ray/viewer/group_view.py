@@ -7,7 +7,7 @@ from html import escape
 
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
-from adagrpo_ray.runs.why import rung, statistics, why
+from adagrpo_ray.runs.why import rung, statistics, trained_on, why
 from adagrpo_ray.viewer.browse import Entry
 
 LONG, SHORT = 20_000, 110
@@ -82,6 +82,8 @@ def group_page(group: GroupSample, run: RunHistory) -> str:
     if not group.attempts:
         parts.append('<p class="why">It has no attempt yet: the step ended before the first one.</p>')
     parts += (_attempt(group, number, run) for number in range(len(group.attempts)))
+    if text := trained_on(group, run):
+        parts.append(f'<p class="why">{escape(text)}</p>')
     return "".join(parts)
 
 
@@ -105,9 +107,10 @@ def _attempt(group: GroupSample, number: int, run: RunHistory) -> str:
     head = ["", "reward", *functions, "advantage", "tokens", "end", "weights"]
     top = "".join(f'<th class="number">{escape(name)}</th>' for name in head) + "<th>completion</th>"
     rows = "".join(_completion(completion, functions) for completion in attempt.completions)
-    merged = "this attempt" if not number else f"all {number + 1} attempts"
+    count = group.count(number + 1)
+    merged = "this attempt" if count == 1 else f"all {count} attempts"
     return (
-        f"<h4>Attempt {number + 1}: {escape(rung(attempt))}</h4>"
+        f"<h4>{escape(group.title(number).capitalize())}: {escape(rung(attempt))}</h4>"
         f'<p class="why">{escape(why(group, number, run))}{_start(attempt, number)}</p>'
         f'<p class="note">{stats.count} rewards of {merged}: mean {stats.mean:.3g}, standard deviation '
         f"{stats.std:.3g}. Advantages are computed from the rewards of all attempts.</p>"

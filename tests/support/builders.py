@@ -12,7 +12,7 @@ from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
+from adagrpo_ray.types import Attempt, Completion, Group, Part, Prompt, SamplingParams
 
 PLAIN = SamplingParams()
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
@@ -35,6 +35,7 @@ def make_attempt(
     correct: Sequence[bool] | None = None,
     lengths: Sequence[int] | None = None,
     sampling: SamplingParams = PLAIN,
+    part: Part = "whole",
 ) -> Attempt:
     """An attempt of `rewards` [G]; by default there is one reward function, and rewards above 0 are correct."""
     return Attempt(
@@ -44,6 +45,7 @@ def make_attempt(
         rewards=np.array(rewards, np.float32),
         rewards_by_function=np.array(by_function or [[r] for r in rewards], np.float32),
         correct=np.array(correct if correct is not None else [r > 0 for r in rewards], np.bool_),
+        part=part,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
-from adagrpo_ray.types import SamplingParams
+from adagrpo_ray.types import Part, SamplingParams
 
 STEP = StepRecord(
     step=1,
@@ -27,6 +27,9 @@ STEP = StepRecord(
     resamples_by_difficulty={"2": 1, "5": 3},
     accuracy_by_difficulty={"2": 0.75, "5": 0.0},
     rescued=(2, 0),
+    pilots=8,
+    commits=3,
+    solved_pilots=2,
     frac_reward_zero_std=0.5,
     frac_reward_zero_std_after=0.125,
     frac_reward_zero_std_by_difficulty={"5": 1.0},
@@ -116,7 +119,9 @@ def evaluation(number: int, accuracy: float) -> EvaluationRecord:
     )
 
 
-def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, text: str = "12+7=19") -> AttemptSample:
+def attempt(
+    rewards: Sequence[float], rung: int = -1, *, trained: bool = True, text: str = "12+7=19", part: Part = "whole"
+) -> AttemptSample:
     """An attempt of a group; completions with a reward above 0 are correct."""
     mean = sum(rewards) / len(rewards)
     completions = tuple(
@@ -132,7 +137,7 @@ def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, t
         )
         for number, reward in enumerate(rewards)
     )
-    return AttemptSample(rung, BASE if rung < 0 else RUNGS[rung], completions)
+    return AttemptSample(rung, BASE if rung < 0 else RUNGS[rung], completions, part)
 
 
 def group(number: int, *attempts: AttemptSample, **changes: Any) -> GroupSample:

@@ -72,6 +72,13 @@ class TestSampler:
         assert back["waiting"][0].prompt is PROMPTS["q"]
         assert statistics_of(back["waiting"][0]).count == 4
 
+    def test_a_pilot_keeps_its_part_and_older_checkpoints_have_whole_attempts(self) -> None:
+        pilot = make_group(make_attempt([0.0, 1.0], part="pilot"), prompt=PROMPTS["p"])
+        plain, arrays = to_plain({**self.state(), "waiting": [pilot]})
+        assert [a.part for a in from_plain(plain, arrays, PROMPTS)["waiting"][0].attempts] == ["pilot"]
+        del plain["waiting"][0]["attempts"][0]["part"]
+        assert [a.part for a in from_plain(plain, arrays, PROMPTS)["waiting"][0].attempts] == ["whole"]
+
     def test_empty_state_is_restored(self, tmp_path: Path) -> None:
         empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "difficulties": {}}
         plain, arrays = to_plain(empty)

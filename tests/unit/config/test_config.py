@@ -151,6 +151,7 @@ def test_unknown_choice_error_lists_choices_and_nearest(override: str, expected:
     [
         ("run.steps=0", "run.steps=0: input should be greater than or equal to 1"),
         ("algorithm.group_size=1", "algorithm.group_size=1: input should be greater than or equal to 2"),
+        ("algorithm.pilot_size=1", "algorithm.pilot_size=1: input should be greater than or equal to 2"),
         ("algorithm.sampling.top_p=0", "algorithm.sampling.top_p=0: input should be greater than 0"),
         (
             "rollout.gpu_memory_utilization=1.5",
@@ -282,6 +283,22 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["rewards.functions=[{function: exact}, {function: exact, weight: 2}]"],
             ["rewards.functions names a function twice: ['exact', 'exact']"],
         ),
+        (
+            ["algorithm.pilot_size=4"],
+            ["algorithm.pilot_size=4 leaves no commit in the smallest group, of 4", "allocation.min_group", "lower it"],
+        ),
+        (
+            ["algorithm.pilot_size=8", "algorithm.allocation.enabled=false"],
+            ["algorithm.pilot_size=8 leaves no commit in the smallest group, of 8", "raise algorithm.group_size"],
+        ),
+        (
+            ["algorithm.pilot_size=4", "algorithm.name=dapo"],
+            ["algorithm.pilot_size=4 samples pilots, which algorithm.name=dapo does not", "remove it"],
+        ),
+        (
+            ["algorithm.pilot_size=2", "algorithm.criterion.kind=balanced"],
+            ["algorithm.pilot_size=2", "algorithm.criterion.kind=balanced", "remove one of the two"],
+        ),
         (["rewards.correct_by=answer"], ["rewards.correct_by='answer' is none of rewards.functions ['exact']"]),
         (
             ["algorithm.criterion={kind: any_above, reward: answer}"],
@@ -318,6 +335,8 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["algorithm.pilot_size=3"],
+        ["algorithm.pilot_size=7", "algorithm.allocation.min_group=8"],
         ["algorithm.budget=8", "algorithm.group_size=8"],
         ["rollout.max_model_len=257", "rollout.max_new_tokens=256"],
         ["rollout.max_num_batched_tokens=128", "rollout.max_num_seqs=128"],

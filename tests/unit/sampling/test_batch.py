@@ -36,6 +36,19 @@ def test_train_on_last_uses_the_statistics_of_all_attempts() -> None:
     assert [s.advantage for s in samples] == pytest.approx([2.474174] + [-0.353453] * 3, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("train_on", "lengths"), [("last", [3, 4, 1, 2]), ("all", [3, 4, 1, 2, 5]), ("balanced", [4, 2, 3, 1])]
+)
+def test_a_pilot_and_its_commit_are_trained_on_as_one_attempt(train_on: str, lengths: list[int]) -> None:
+    failed = make_attempt([0], lengths=[5], part="pilot")
+    pilot = make_attempt([0, 1], lengths=[1, 2], part="pilot")
+    commit = make_attempt([0, 1], lengths=[3, 4], part="commit")
+    group = make_group(failed, pilot, commit)
+    samples = training_samples([group], settings(train_on=train_on), max_new_tokens=10)
+    assert [len(s.token_ids) for s in samples] == lengths
+    assert statistics_of(group).count == 5
+
+
 def test_a_sample_has_its_prompt_and_completion() -> None:
     group = make_group(MIXED, prompt=make_prompt(length=7))
     samples = training_samples([group], settings(), max_new_tokens=10)

@@ -190,3 +190,56 @@ def test_large_rewards_have_a_finite_std() -> None:
     group = make_group(make_attempt([3e38, -3e38], by_function=[[3e38, 0], [-3e38, 0]]))
     step = metrics(ready=(group,), attempts=(group,))
     assert step.reward_std == pytest.approx(3e38 * math.sqrt(2), rel=1e-6)
+
+
+PILOT = make_group(
+    make_attempt([1, 0], by_function=[[1, 1], [0, 0]], correct=[True, False], lengths=[3, 3], part="pilot"), prompt=EASY
+)
+COMMITTED = PILOT.with_attempt(
+    make_attempt([1, 1], by_function=[[1, 1], [1, 1]], correct=[True, True], lengths=[2, 2], part="commit")
+)
+FAILED_PILOT = make_group(
+    make_attempt([0, 0], by_function=[[0, 0], [0, 0]], correct=[False, False], lengths=[1, 1], part="pilot"),
+    prompt=HARD,
+)
+RESCUED_PILOT = FAILED_PILOT.with_attempt(
+    make_attempt([1, 0], rung=0, by_function=[[1, 1], [0, 0]], correct=[True, False], lengths=[4, 4], part="pilot")
+)
+RESCUED_COMMIT = RESCUED_PILOT.with_attempt(
+    make_attempt([0, 0], by_function=[[0, 0], [0, 0]], correct=[False, False], lengths=[6, 6], part="commit")
+)
+SOLVED_PILOT = make_group(
+    make_attempt([1, 1], by_function=[[1, 1], [1, 1]], correct=[True, True], lengths=[1, 1], part="pilot"), prompt=EASY
+)
+PARTS = (PILOT, COMMITTED, FAILED_PILOT, RESCUED_PILOT, RESCUED_COMMIT, SOLVED_PILOT)
+
+
+def test_pilots_and_commits_are_counted() -> None:
+    step = metrics(ready=(COMMITTED, RESCUED_COMMIT, SOLVED_PILOT), attempts=PARTS)
+    assert (step.pilots, step.commits, step.solved_pilots) == (4, 2, 1)
+    nothing = metrics(ready=(SOLVED,), attempts=(SOLVED,))
+    assert (nothing.pilots, nothing.commits, nothing.solved_pilots) == (0, 0, 0)
+
+
+def test_accuracy_and_reward_are_of_the_pilots_of_first_attempts() -> None:
+    step = metrics(ready=(COMMITTED, RESCUED_COMMIT, SOLVED_PILOT), attempts=PARTS)
+    assert step.accuracy == pytest.approx((0.5 + 0.0 + 1.0) / 3)
+    assert step.reward == pytest.approx((1 + 0 + 0 + 0 + 1 + 1) / 6)
+    assert step.frac_reward_zero_std == pytest.approx(2 / 3)
+
+
+def test_a_commit_is_no_resample_and_belongs_to_the_attempt_of_its_pilot() -> None:
+    step = metrics(ready=(COMMITTED, RESCUED_COMMIT, SOLVED_PILOT), attempts=PARTS)
+    assert step.resamples == step.rescued == (1, 0, 0)
+    assert step.resamples_by_difficulty == {"5 digits": 1}
+    assert step.generated_tokens == 6 + 4 + 2 + 8 + 12 + 2
+    assert step.extra_tokens == 8 + 12  # of the resample and its commit
+    assert step.informative_groups == 2
+
+
+def test_tokens_of_a_commit_that_could_not_be_scored_are_extra_if_its_pilot_was_a_resample() -> None:
+    first = Failure(PILOT, 5, dropped=True, error="no", part="commit")
+    later = replace(first, group=RESCUED_PILOT, tokens=7)
+    assert metrics(failed=(first,)).extra_tokens == 0
+    assert metrics(failed=(later,)).extra_tokens == 7
+    assert metrics(failed=(replace(first, part="pilot"),)).extra_tokens == 5

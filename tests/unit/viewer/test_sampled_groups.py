@@ -16,7 +16,7 @@ from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import GroupSample
-from adagrpo_ray.runs.why import parameters, rung, why
+from adagrpo_ray.runs.why import parameters, rung, trained_on, why
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.browse import Query, SampleFile
 from adagrpo_ray.viewer.group_view import LONG, group_page, listing
@@ -130,6 +130,63 @@ def test_why_explains_the_outcome_at_the_last_attempt() -> None:
     assert why(stuck, 1, settings()).endswith("trained on nevertheless (algorithm.on_exhausted=train).")
     dropped = group(4, FAILED, attempt([0.0, 0.0], 1, trained=False), outcome="exhausted")
     assert why(dropped, 1, settings()).endswith("it was not trained on (algorithm.on_exhausted=drop).")
+
+
+PILOT, COMMIT = attempt([1.0, 0.0], part="pilot"), attempt([0.0, 0.0, 1.0], part="commit")
+UNTRAINED = attempt([1.0, 0.0], trained=False, part="pilot")
+
+
+def test_why_explains_pilots_and_commits() -> None:
+    both = group(1, PILOT, COMMIT)
+    assert why(both, 0, settings()) == (
+        "Pilot: 1 of 2 correct, best reward 1. It met the criterion any_correct, so 3 more completions at the base "
+        "parameters were requested at once."
+    )
+    assert why(both, 1, settings()) == (
+        "Commit: 1 of 3 correct, best reward 1. After its commit a group is ready, whatever the commit gave."
+    )
+    solved = group(1, attempt([1.0, 1.0], part="pilot"))
+    assert why(solved, 0, settings()) == (
+        "Pilot: 2 of 2 correct, best reward 1. So the prompt is solved, and there is no commit."
+    )
+    failed = group(1, attempt([0.0, 0.0], trained=False, part="pilot"), PILOT, COMMIT)
+    assert "none of 2 is correct; best reward 0. So it was sampled again" in why(failed, 0, settings())
+
+
+def test_why_explains_a_pilot_whose_step_ended() -> None:
+    cut = group(1, UNTRAINED, outcome="waiting")
+    start = "Pilot: 1 of 2 correct, best reward 1. It waits for its "
+    assert why(cut, 0, settings()) == f"{start}commit in a later step."
+    assert why(cut, 0, settings(criterion={"kind": "mine:enough"})) == f"{start}commit or next attempt in a later step."
+    assert "a reward function failed on its commit, or" in why(replace(cut, outcome="dropped"), 0, settings())
+
+
+def test_why_explains_a_group_that_is_not_balanced() -> None:
+    sample = group(1, attempt([1.0, 0.0, 0.0], trained=False), attempt([0.0, 0.0, 0.0], 0, trained=False), STUCK)
+    assert why(sample, 1, settings(criterion={"kind": "balanced"})).startswith(
+        "The group did not meet the criterion balanced: 1 correct and 5 wrong completions so far, and 2 of each are "
+        "needed. So it was sampled again"
+    )
+
+
+def test_page_shows_which_completions_are_in_the_loss() -> None:
+    page = text_of(group_page(group(1, FAILED, PILOT, COMMIT), settings(train_on="last")))
+    for part in ("Attempt 1: the base parameters", "Attempt 2, pilot: the base", "Attempt 2, commit: the base"):
+        assert part in page
+    assert "7 rewards of all 2 attempts" in page
+    assert "In the loss are 5 of 7 completions (algorithm.train_on=last), those with an advantage." in page
+    assert "no policy gradient" not in page
+    assert trained_on(group(1, FAILED, outcome="waiting"), settings()) == ""
+    solved = trained_on(group(1, attempt([1.0, 1.0], part="pilot")), settings())
+    assert solved.endswith("All advantages are 0, so they have no policy gradient.")
+
+
+def test_list_shows_a_pilot_and_its_commit_as_one_attempt(tmp_path: Path) -> None:
+    entry = write(tmp_path, group(1, PILOT, COMMIT)).entries()[0]
+    assert (entry.attempts, entry.resampled, entry.last_correct, entry.last_size) == (1, False, 2, 5)
+    assert (entry.first_best, entry.last_best) == (1.0, 1.0)
+    entry = write(tmp_path, group(1, FAILED, PILOT, COMMIT)).entries()[0]
+    assert (entry.attempts, entry.resampled, entry.first_best, entry.last_size) == (2, True, 0.0, 5)
 
 
 def test_why_explains_methods_without_a_ladder() -> None:
