@@ -98,8 +98,8 @@ class Admission:
         first = min(idle, key=lambda each: (not each[0].reserved, len(each[0].history)), default=None)
         if first is not None and (first[0].reserved or not first[0].history):
             return first
-        places = self._missing + math.ceil(self._over_sample * self._missing)
-        if sum(run.state == "late" for run in self._runs) >= places:
+        missing = self._missing
+        if sum(run.state == "late" for run in self._runs) >= missing + math.ceil(self._over_sample * missing):
             return first
         if not self._budget.slots(1):
             return None if self._busy else first

@@ -52,14 +52,17 @@ class Planner:
     """Makes the requests of groups. Their seeds depend on run seed, prompt, epoch, attempt and part alone."""
 
     def __init__(self, base: SamplingParams, pilot_size: int | None, max_new_tokens: int, seed: int) -> None:
-        self._base, self._pilot_size = base, pilot_size
+        self._base, self._pilot_size = base, pilot_size or 0
         self._max_new_tokens, self._seed = max_new_tokens, seed
 
     def attempt(self, group: Group, sampling: SamplingParams) -> Planned:
-        """The request for the next attempt of `group`, or for its pilot if there are pilots."""
-        part: Part = "whole" if self._pilot_size is None else "pilot"
+        """The request for the next attempt of `group`, or for its pilot if there are pilots.
+
+        A group that is not larger than a pilot is sampled as a whole.
+        """
+        part: Part = "pilot" if 0 < self._pilot_size < group.size else "whole"
         number = len(group.attempts)
-        request = self._request(group, self._pilot_size or group.size, sampling, number)
+        request = self._request(group, self._pilot_size if part == "pilot" else group.size, sampling, number)
         return Planned(request, part, number + group.start - 1, group.size)
 
     def commit(self, group: Group) -> Planned:

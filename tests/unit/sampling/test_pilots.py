@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from adagrpo_ray.algorithm.ladder import Ladder, request_seed
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.sampling.pilot import verdict
+from adagrpo_ray.sampling.pilot import Planner, verdict
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, SamplingParams
 from tests.support.builders import make_attempt, make_group, make_prompt
@@ -130,6 +131,12 @@ def test_the_verdict_depends_on_part_and_criterion() -> None:
     assert verdict(make_group(pilot(1, 1)), never) == "ready"
     assert verdict(committed, never) == "ready"
     assert len(asked) == 1
+
+
+def test_a_group_that_is_not_larger_than_a_pilot_is_sampled_as_a_whole() -> None:
+    planner = Planner(SamplingParams(), 2, LIMIT, seed=7)
+    planned = [planner.attempt(replace(make_group(), size=size), SamplingParams()) for size in (2, 3)]
+    assert [(p.part, p.request.n, p.price) for p in planned] == [("whole", 2, 2), ("pilot", 2, 3)]
 
 
 def test_a_pilot_that_fails_the_criterion_is_sampled_again_although_some_are_correct() -> None:
