@@ -107,6 +107,7 @@ class Group:
     - `size`: G, the number of completions of each attempt.
     - `start`: how many rungs above the base the first attempt is.
     - `late`: whether an earlier step ended without this group.
+    - `chance`: the success rate that was expected when the prompt was drawn; None without earlier results.
 
     Worked example: four completions score [0, 0, 0, 0]. None is correct, so the group is resampled and scores [1, 0, 0,
     0]. It then has two attempts, and its statistics are over all eight rewards.
@@ -119,6 +120,7 @@ class Group:
     start: int = 0
     late: bool = False
     attempts: tuple[Attempt, ...] = ()
+    chance: float | None = None
 
     def with_attempt(self, attempt: Attempt) -> Group:
         """The group after one more attempt."""

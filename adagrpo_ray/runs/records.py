@@ -104,6 +104,9 @@ class SamplingMetrics(Record):
     group_size: Annotated[float | None, Metric(
         "adaptive/group_size", units.COMPLETIONS, "mean over groups",
         "completions of a first attempt", panels.GROUP_SIZE)]
+    prompts_skipped: Annotated[int | None, Metric(
+        "adaptive/prompts_skipped", units.PROMPTS, "sum",
+        "prompts left out, since they are solved or hopeless by earlier results", counter=True)] = None
     generated_tokens: Annotated[int, Metric(
         "adaptive/generated_tokens", units.TOKENS, "sum",
         "tokens generated", panels.TOKENS, counter=True)]

@@ -63,6 +63,8 @@ class GroupSample(Record):
         (`algorithm.on_exhausted`); "waiting" for a resample in a later step; "dropped" because of its age, because a
         reward function failed on it, or because its prompt was given up.
     attempts: the oldest first.
+    size: the completions of an attempt; None in files of earlier versions.
+    chance: the success rate that the allocation expected when it chose the size; None if it knew no earlier results.
     """
 
     step: int
@@ -72,6 +74,8 @@ class GroupSample(Record):
     answer: str
     outcome: Outcome
     attempts: tuple[AttemptSample, ...]
+    size: int | None = None
+    chance: float | None = None
 
     @property
     def resampled(self) -> bool:

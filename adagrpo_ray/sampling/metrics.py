@@ -58,6 +58,7 @@ def sampling_metrics(
         groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
         informative_groups=sum(not value for _, value in zero_std_after),
         group_size=mean(float(g.size) for g in first),
+        prompts_skipped=collection.skipped,
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
         # The version that this step trains is the one of the step before.

@@ -190,3 +190,8 @@ def test_large_rewards_have_a_finite_std() -> None:
     group = make_group(make_attempt([3e38, -3e38], by_function=[[3e38, 0], [-3e38, 0]]))
     step = metrics(ready=(group,), attempts=(group,))
     assert step.reward_std == pytest.approx(3e38 * math.sqrt(2), rel=1e-6)
+
+
+def test_skipped_prompts_are_counted() -> None:
+    assert metrics(skipped=3).prompts_skipped == 3
+    assert metrics().prompts_skipped == 0
