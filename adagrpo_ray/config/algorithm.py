@@ -128,6 +128,14 @@ class AllocationSettings(Section):
         4, description="solved and hopeless prompts take turns: each is sampled in one of this many epochs"
     )
 
+    def conflicts(self) -> Iterator[str]:
+        """Yield a conflict if every prompt is solved or hopeless."""
+        if self.hopeless_below > self.solved_above:
+            yield (
+                f"algorithm.allocation.hopeless_below={self.hopeless_below} is more than solved_above="
+                f"{self.solved_above}, so every prompt would be sampled less often; lower the first or raise the second"
+            )
+
     def sizes(self, group_size: int) -> tuple[int, int]:
         """Return the fewest and the most completions of a group; `group_size` is the usual number."""
         fewest, most = max(2, group_size // 2), group_size

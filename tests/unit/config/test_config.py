@@ -251,6 +251,10 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["algorithm.allocation.min_group=9 is more than max_group=8", "null: half of group_size"],
         ),
         (
+            ["algorithm.allocation.hopeless_below=0.6", "algorithm.allocation.solved_above=0.5"],
+            ["algorithm.allocation.hopeless_below=0.6 is more than solved_above=0.5", "lower the first"],
+        ),
+        (
             ["algorithm.allocation.rule=value", "algorithm.allocation.max_group=6"],
             ["algorithm.allocation.rule=value gives groups algorithm.group_size=8", "min_group=2 and max_group=6"],
         ),
