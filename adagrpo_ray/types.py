@@ -113,6 +113,7 @@ class Group:
     - `start`: how many rungs above the base the first attempt is.
     - `late`: whether an earlier step ended without this group.
     - `attempts`: the oldest first. Only the last one may be a commit: after it the group is ready.
+    - `chance`: the success rate that was expected when the prompt was drawn; None without earlier results.
 
     Worked example: four completions score [0, 0, 0, 0]. None is correct, so the group is resampled and scores [1, 0, 0,
     0]. It then has two attempts, and its statistics are over all eight rewards.
@@ -125,6 +126,7 @@ class Group:
     start: int = 0
     late: bool = False
     attempts: tuple[Attempt, ...] = ()
+    chance: float | None = None
 
     def with_attempt(self, attempt: Attempt) -> Group:
         """The group after one more attempt."""

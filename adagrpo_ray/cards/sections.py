@@ -23,7 +23,8 @@ METHODS = {"adagrpo": "adaptive GRPO", "grpo": "GRPO", "dapo": "DAPO's dynamic s
 SHOWN = (
     *("algorithm.name", "run.steps", "run.seed", "algorithm.prompts_per_step", "algorithm.group_size"),
     *("algorithm.criterion.kind", "algorithm.criterion.threshold", "algorithm.resample", "algorithm.on_exhausted"),
-    *("algorithm.train_on", "algorithm.allocation.enabled", "algorithm.budget", "algorithm.max_staleness"),
+    *("algorithm.train_on", "algorithm.train_size", "algorithm.advantage_scale", "algorithm.advantage_statistics"),
+    *("algorithm.allocation.enabled", "algorithm.allocation.rule", "algorithm.budget", "algorithm.max_staleness"),
     *("algorithm.loss.kind", "algorithm.loss.epsilon", "algorithm.loss.epsilon_high", "algorithm.loss.beta"),
     *("algorithm.loss.correction", "algorithm.loss.correction_mode", "algorithm.loss.correction_floor"),
     *("algorithm.loss.correction_cap", "algorithm.loss.entropy_coef", "algorithm.loss.mask_truncated_completions"),

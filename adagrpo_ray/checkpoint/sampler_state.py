@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from adagrpo_ray.algorithm.allocation import Posterior
+from adagrpo_ray.algorithm.posterior import Posterior
 from adagrpo_ray.data.order import check_ids
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.runs.group_codec import Arrays, arrays_of, group_of, plain_group
@@ -21,6 +21,7 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     plain = {
         "prompts": state["prompts"],
         "waiting": [plain_group(group) for group in state["waiting"]],
+        "planned": [plain_group(group) for group in state["planned"]],
         "posteriors": {prompt: asdict(posterior) for prompt, posterior in state["posteriors"].items()},
         "difficulties": {difficulty: asdict(posterior) for difficulty, posterior in state["difficulties"].items()},
     }
@@ -37,6 +38,8 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
     return {
         "prompts": plain["prompts"],
         "waiting": [_group(group, arrays, str(number), prompts) for number, group in enumerate(plain["waiting"])],
+        # They have no attempts, and so no arrays. Earlier versions planned no groups.
+        "planned": [_group(group, {}, "", prompts) for group in plain.get("planned", ())],
         "posteriors": {prompt: Posterior(**values) for prompt, values in plain["posteriors"].items()},
         "difficulties": {difficulty: Posterior(**values) for difficulty, values in plain["difficulties"].items()},
     }

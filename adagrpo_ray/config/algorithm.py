@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
 from adagrpo_ray.config.sampling import SamplingParams
-from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, Share
+from adagrpo_ray.config.section import LARGEST_GROUP, Count, GroupSize, PositiveInt, Section, Share
 
 
 class RungSettings(SamplingParams):
@@ -105,20 +106,47 @@ class AllocationSettings(Section):
     """
 
     enabled: bool = Field(True, description="adagrpo: size groups by a posterior of each prompt's success rate")
-    min_group: GroupSize | None = Field(None, description="fewest completions of a group; null: half of group_size")
-    max_group: GroupSize | None = Field(None, description="most completions of a group; null: group_size")
+    rule: Literal["informative", "value"] = Field(
+        "informative",
+        description="sizes of groups: each large enough to be informative, or prompts_per_step groups share "
+        "prompts_per_step * group_size completions (at most the budget) by the value that one more completion has",
+    )
+    min_group: GroupSize | None = Field(
+        None, description="fewest completions of a group; null: half of group_size; rule=value: 2"
+    )
+    max_group: GroupSize | None = Field(
+        None, description="most completions of a group; null: group_size; rule=value: 4 * group_size"
+    )
     informative: Share = Field(
-        0.8, description="target probability that a group has both correct and incorrect completions"
+        0.8, description="rule=informative: target probability that a group has correct and incorrect completions"
     )
     discount: Share = Field(0.7, description="weight of an epoch's results one epoch later")
     hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
     solved_above: Share = Field(0.95, description="prompts with a success rate above this are sampled less often")
-    solved_every: PositiveInt = Field(4, description="a solved prompt is sampled in one of this many epochs")
+    hopeless_below: Share = Field(
+        0.0, description="prompts with a success rate below this are sampled less often, too; 0: none"
+    )
+    solved_every: PositiveInt = Field(
+        4, description="solved and hopeless prompts take turns: each is sampled in one of this many epochs"
+    )
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a conflict if every prompt is solved or hopeless."""
+        if self.hopeless_below > self.solved_above:
+            yield (
+                f"algorithm.allocation.hopeless_below={self.hopeless_below} is more than solved_above="
+                f"{self.solved_above}, so every prompt would be sampled less often; lower the first or raise the second"
+            )
 
     def sizes(self, group_size: int) -> tuple[int, int]:
         """Return the fewest and the most completions of a group; `group_size` is the usual number."""
-        fewest = max(2, group_size // 2) if self.min_group is None else self.min_group
-        return fewest, group_size if self.max_group is None else self.max_group
+        fewest, most = max(2, group_size // 2), group_size
+        if self.rule == "value":
+            fewest, most = 2, min(4 * group_size, LARGEST_GROUP)
+        return (
+            fewest if self.min_group is None else self.min_group,
+            most if self.max_group is None else self.max_group,
+        )
 
 
 class AlgorithmSettings(Section):
@@ -167,10 +195,13 @@ class AlgorithmSettings(Section):
     allocation: AllocationSettings = Field(
         AllocationSettings(), description="group sizes and first rungs by earlier results"
     )
-    train_on: Literal["last", "all", "balanced"] = Field(
+    train_on: Literal["last", "all", "balanced", "max_variance"] = Field(
         "last",
-        description="completions to train on: of the last attempt, of all attempts, or as many correct as incorrect "
-        "ones of all attempts",
+        description="completions to train on: of the last attempt, of all attempts, or train_size ones of all "
+        "attempts: as many correct as incorrect ones, or those whose rewards vary most",
+    )
+    train_size: GroupSize | None = Field(
+        None, description="balanced, max_variance: completions of a group to train on; null: balanced: one attempt's"
     )
     on_exhausted: Literal["train", "drop"] = Field(
         "train", description="adagrpo: train on a group that failed on the last rung, or drop it"
@@ -181,8 +212,23 @@ class AlgorithmSettings(Section):
     overlong_buffer: PositiveInt | None = Field(
         None, description="tokens before the limit over which a length penalty grows from 0 to 1; null: no penalty"
     )
+    advantage_scale: Literal["std", "none", "batch", "mean"] = Field(
+        "std",
+        description="divisor of advantages: the standard deviation of the group's rewards, none (Dr. GRPO), the "
+        "standard deviation of all groups' rewards (Lite PPO), or the mean of the group's rewards (MaxRL)",
+    )
+    advantage_statistics: Literal["all", "last", "trained"] = Field(
+        "all",
+        description="rewards of a group that its mean and standard deviation are of: of all attempts, of the last one, "
+        "or of the completions that are trained on",
+    )
     advantage_epsilon: float = Field(1e-4, gt=0.0, description="added to the standard deviation")
-    advantage_bound: float = Field(10.0, gt=0.0, description="advantages are clipped to plus and minus this")
+    advantage_bound: float | None = Field(
+        None,
+        gt=0.0,
+        description="advantages are clipped to plus and minus this; null: 10 if advantage_scale is std or batch, else "
+        "no bound",
+    )
     loss: LossSettings = Field(LossSettings(), description="the policy loss")
 
     def conflicts(self) -> Iterator[str]:
@@ -193,6 +239,12 @@ class AlgorithmSettings(Section):
                 f"algorithm.allocation.min_group={fewest} is more than max_group={most}; lower the first or raise "
                 "the second (null: half of group_size, and group_size)"
             )
+        elif self.allocation.rule == "value" and not fewest <= self.group_size <= most:
+            yield (
+                f"algorithm.allocation.rule=value gives groups algorithm.group_size={self.group_size} completions on "
+                f"average, which is not between min_group={fewest} and max_group={most}; change one of them"
+            )
+        yield from self._training_conflicts()
         if self.ladder is not None and self.name != "adagrpo":
             yield (
                 f"algorithm.ladder={self.ladder!r} resamples, which algorithm.name={self.name} does not; remove it, "
@@ -234,6 +286,35 @@ class AlgorithmSettings(Section):
                 f"algorithm.pilot_size={size} adds a commit to a group that meets algorithm.criterion.kind=balanced, "
                 "which is balanced already; remove one of the two"
             )
+
+    def _training_conflicts(self) -> Iterator[str]:
+        """Yield conflicts of the completions to train on, and of their advantages."""
+        if self.train_on == "max_variance" and self.train_size is None:
+            yield (
+                "algorithm.train_on=max_variance selects algorithm.train_size completions of a group, which is null; "
+                "set it, for example to a quarter of group_size"
+            )
+        if self.train_size is not None and self.train_on not in ("balanced", "max_variance"):
+            yield (
+                f"algorithm.train_size={self.train_size} is used by train_on=balanced and max_variance only, not by "
+                f"train_on={self.train_on}; remove it or change train_on"
+            )
+        if self.advantage_scale == "mean" and self.overlong_buffer is not None:
+            yield (
+                f"algorithm.advantage_scale=mean takes no rewards below 0, and algorithm.overlong_buffer="
+                f"{self.overlong_buffer} adds penalties; set the second to null or choose another scale"
+            )
+
+    @property
+    def largest_advantage(self) -> float:
+        """The bound of advantages; infinite if there is none.
+
+        By default only those that a standard deviation divides are bounded, since it may be tiny. With `mean` the
+        advantage of a single success is the number of rewards - 1, and a bound would change the objective.
+        """
+        if self.advantage_bound is not None:
+            return self.advantage_bound
+        return 10.0 if self.advantage_scale in ("std", "batch") else math.inf
 
     @property
     def group_sizes(self) -> tuple[int, int]:

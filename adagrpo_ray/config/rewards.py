@@ -10,6 +10,10 @@ from pydantic import Field
 from adagrpo_ray.config.section import Gibibytes, PositiveInt, Seconds, Section
 
 
+NEGATIVE = ("answer", "format_approximate", "number")
+"""Built-in reward functions that have scores below 0."""
+
+
 class RewardSettings(Section):
     """One reward function. The reward of a completion is the weighted sum over all of them."""
 

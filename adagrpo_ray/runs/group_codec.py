@@ -33,6 +33,7 @@ def plain_group(group: Group) -> dict[str, Any]:
         "size": group.size,
         "start": group.start,
         "late": group.late,
+        "chance": group.chance,
         "attempts": [
             {
                 "rung": attempt.rung,
@@ -87,6 +88,7 @@ def group_of(plain: Mapping[str, Any], arrays: Arrays, place: str, prompt: Promp
         start=plain["start"],
         late=plain["late"],
         attempts=tuple(attempt(values, f"{place}.{a}") for a, values in enumerate(plain["attempts"])),
+        chance=plain.get("chance"),  # earlier versions did not write it
     )
 
 

@@ -115,6 +115,9 @@ class SamplingMetrics(Record):
         "adaptive/group_size", units.COMPLETIONS, "mean over groups",
         "size of groups at their first attempt: its completions or, with pilots, those of pilot and commit",
         panels.GROUP_SIZE)]
+    prompts_skipped: Annotated[int | None, Metric(
+        "adaptive/prompts_skipped", units.PROMPTS, "sum",
+        "prompts left out, since they are solved or hopeless by earlier results", counter=True)] = None
     generated_tokens: Annotated[int, Metric(
         "adaptive/generated_tokens", units.TOKENS, "sum",
         "tokens generated", panels.TOKENS, counter=True)]

@@ -68,6 +68,8 @@ class GroupSample(Record):
         (`algorithm.on_exhausted`); "waiting" for a resample or a commit in a later step; "dropped" because of its age,
         because a reward function failed on it, or because its prompt was given up.
     attempts: the oldest first; a pilot and its commit are entries of their own.
+    size: the completions of an attempt, a pilot and its commit together; None in files of earlier versions.
+    chance: the success rate that the allocation expected when it chose the size; None if it knew no earlier results.
     """
 
     step: int
@@ -77,6 +79,8 @@ class GroupSample(Record):
     answer: str
     outcome: Outcome
     attempts: tuple[AttemptSample, ...]
+    size: int | None = None
+    chance: float | None = None
 
     @property
     def final(self) -> tuple[AttemptSample, ...]:

@@ -1,4 +1,4 @@
-"""Explains in words why a group was sampled again or not: the criterion's result for each attempt, and its effect."""
+"""Explains in words why a group has its size, and why it was sampled again or not: the criterion and its effect."""
 
 from __future__ import annotations
 
@@ -49,6 +49,17 @@ def trained_on(group: GroupSample, run: RunHistory) -> str:
     return which if any(used) else f"{which} All advantages are 0, so they have no policy gradient."
 
 
+def sized(group: GroupSample, run: RunHistory) -> str:
+    """Explain the size of the group; "" if its prompt and its class had no results when it was drawn."""
+    if group.chance is None or group.size is None:
+        return ""
+    rule = run.setting("algorithm.allocation.rule")
+    return (
+        f"By earlier results its success rate was expected to be {group.chance:.2f}, so it got {group.size} "
+        f"completions (algorithm.allocation.rule={rule})."
+    )
+
+
 def rung(attempt: AttemptSample) -> str:
     """The rung of an attempt and its sampling parameters."""
     place = "the base parameters" if attempt.rung < 0 else f"rung {attempt.rung}"
@@ -69,7 +80,7 @@ def parameters(sampling: PhaseParams) -> str:
 
 
 def statistics(group: GroupSample, number: int) -> RewardStatistics:
-    """Statistics of the rewards of all attempts up to `number`, from which advantages are computed."""
+    """Statistics of the rewards of all attempts up to `number`."""
     rewards = [c.reward for attempt in group.attempts[: number + 1] for c in attempt.completions]
     return RewardStatistics.of(rewards)
 
@@ -83,6 +94,12 @@ def _ready(attempt: AttemptSample, run: RunHistory) -> str:
     grpo = run.setting("algorithm.name") == "grpo"
     met = "GRPO trains on every group as it is" if grpo else f"It met the criterion {_kind(run)}"
     return f"{met}: {_correct(attempt)}, best reward {_best(attempt)}."
+
+
+def basis(run: RunHistory) -> str:
+    """The completions whose rewards the advantages of the run are computed from."""
+    others = {"last": "the last attempt", "trained": "the completions trained on"}
+    return others.get(str(run.setting("algorithm.advantage_statistics")), "all attempts")
 
 
 def _failed(group: GroupSample, number: int, run: RunHistory) -> str:

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.algorithm.allocation import Posterior, Share, allocate
-from adagrpo_ray.config.algorithm import AllocationSettings
+from adagrpo_ray.algorithm.allocation import Share, allocate, left_out
+from adagrpo_ray.algorithm.posterior import Posterior
+from adagrpo_ray.config.algorithm import AlgorithmSettings, AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.types import Group
+from adagrpo_ray.types import Group, Prompt
+
+
+@dataclass(frozen=True)
+class Position:
+    """The place from which the next groups are drawn.
+
+    - `taken`: the number of prompts taken from their order, over all passes.
+    - `planned`: groups of prompts taken that have a size and are not drawn yet.
+    - `skipped`: the number of prompts left out, by step.
+    """
+
+    taken: int
+    planned: tuple[Group, ...]
+    skipped: Mapping[int, int]
 
 
 class Allocator:
-    """Draws prompts as new groups. Without `settings` every group has `group_size` completions."""
+    """Draws prompts as new groups. Without `allocation` every group has `settings.group_size` completions.
 
-    def __init__(self, prompts: PromptOrder, settings: AllocationSettings | None, group_size: int) -> None:
-        self._prompts, self._settings, self._group_size = prompts, settings, group_size
+    By the rule `value`, `settings.prompts_per_step` prompts share a total of completions. So they are planned together,
+    and drawn when a step has places for them.
+    """
+
+    def __init__(
+        self, prompts: PromptOrder, settings: AlgorithmSettings, allocation: AllocationSettings | None, run_seed: int
+    ) -> None:
+        self._prompts, self._allocation, self._run_seed = prompts, allocation, run_seed
+        self._group_size = settings.group_size
+        self._together = settings.prompts_per_step if allocation is not None and allocation.rule == "value" else 1
+        self._total = self._together * self._group_size
+        if settings.budget is not None and settings.budget_unit == "completions":
+            self._total = min(self._total, settings.budget)
+        self._planned: tuple[Group, ...] = ()
+        self._skipped = Counter[int]()
         self._posteriors: dict[str, Posterior] = {}  # by prompt
         self._difficulties: dict[str, Posterior] = {}  # by difficulty class, for prompts that were never seen
 
@@ -26,24 +56,61 @@ class Allocator:
     def largest(self) -> int:
         """The largest number of completions of a group."""
         size = self._group_size
-        return size if self._settings is None else max(size, self._settings.sizes(size)[1])
+        return size if self._allocation is None else max(size, self._allocation.sizes(size)[1])
 
     def draw(self, n: int, step: int) -> list[Group]:
         """Draw the next `n` prompts as new groups of `step`, skipping prompts that the allocation leaves out."""
-        groups: list[Group] = []
+        while len(self._planned) < n:
+            self._planned = (*self._planned, *self._plan(step))
+        drawn, self._planned = self._planned[:n], self._planned[n:]
+        return [replace(group, born=step) for group in drawn]
+
+    def skipped(self, step: int) -> int:
+        """The number of prompts that were left out since the last call, to draw groups of `step`."""
+        return self._skipped.pop(step, 0)
+
+    @property
+    def position(self) -> Position:
+        """The place from which the next groups are drawn; a caller may set it back."""
+        return Position(self._prompts.taken, self._planned, dict(self._skipped))
+
+    @position.setter
+    def position(self, position: Position) -> None:
+        self._prompts.taken, self._planned = position.taken, position.planned
+        self._skipped = Counter(position.skipped)
+
+    def _plan(self, step: int) -> list[Group]:
+        """Choose the sizes of the groups of the next prompts that are not left out."""
+        chosen: list[tuple[Prompt, int, Posterior | None]] = []
         passed_over = 0
-        while len(groups) < n:
+        while len(chosen) < self._together:
             ((prompt, epoch),) = self._prompts.take(1)
-            share: Share | None = Share(self._group_size, 0)
-            # If a whole pass is left out, every prompt is solved: train on them again.
-            if self._settings is not None and passed_over < len(self._prompts):
-                posterior = self._posteriors.get(prompt.id) or self._difficulties.get(prompt.difficulty)
-                share = allocate(posterior, epoch, self._settings, self._group_size)
-            if share is None:
+            posterior = self._posterior(prompt)
+            # If a whole pass is left out, every prompt is solved or hopeless: train on them again.
+            if passed_over < len(self._prompts) and self._left_out(prompt, epoch, posterior):
                 passed_over += 1
+                self._skipped[step] += 1
             else:
-                groups.append(Group(prompt, epoch, born=step, size=share.size, start=share.start))
-        return groups
+                passed_over = 0
+                chosen.append((prompt, epoch, posterior))
+        posteriors = [posterior for _, _, posterior in chosen]
+        shares = [Share(self._group_size, 0)] * len(chosen)
+        if self._allocation is not None:
+            shares = allocate(posteriors, self._allocation, self._group_size, self._total)
+        return [
+            Group(prompt, epoch, step, share.size, share.start, chance=None if posterior is None else posterior.mean)
+            for (prompt, epoch, posterior), share in zip(chosen, shares, strict=True)
+        ]
+
+    def _left_out(self, prompt: Prompt, epoch: int, posterior: Posterior | None) -> bool:
+        if self._allocation is None:
+            return False
+        return left_out(posterior, prompt.id, epoch, self._run_seed, self._allocation)
+
+    def _posterior(self, prompt: Prompt) -> Posterior | None:
+        """The posterior of a prompt; that of its class if it was never seen, as certain as one group would make it."""
+        of_class = self._difficulties.get(prompt.difficulty)
+        return self._posteriors.get(prompt.id) or (of_class and of_class.limited(self._group_size))
 
     def learn(self, first_attempts: Sequence[Group]) -> None:
         """Update the posteriors from the newest completions of groups whose attempts are first ones, or their commits.
@@ -51,9 +118,9 @@ class Allocator:
         Resamples would bias them, since they end at a success. A commit does not: it is drawn like its pilot, and the
         likelihood of both is the product, whatever decided on the commit.
         """
-        if self._settings is None:
+        if self._allocation is None:
             return
-        discount = self._settings.discount
+        discount = self._allocation.discount
         difficulties: dict[str, NDArray[np.bool_]] = {}
         for group in first_attempts:
             kept = 1.0 if group.last.part == "commit" else discount  # a commit is of the epoch of its pilot
@@ -67,13 +134,15 @@ class Allocator:
         """The state that determines the next groups."""
         return {
             "prompts": self._prompts.state_dict(),
+            "planned": list(self._planned),
             "posteriors": dict(self._posteriors),
             "difficulties": dict(self._difficulties),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a result of `state_dict`; prompts and settings must be the same."""
+        """Restore a result of `state_dict`; prompts, settings and seed must be the same."""
         self._prompts.load_state_dict(state["prompts"])
+        self._planned = tuple(state["planned"])
         self._posteriors, self._difficulties = dict(state["posteriors"]), dict(state["difficulties"])
 
 

@@ -44,6 +44,7 @@ class Collection:
     - `aged`: were given up because they waited too long.
     - `failed`: could not be generated or scored.
     - `attempts`: every attempt that this step sampled and scored, as the group after that attempt.
+    - `skipped`: the number of prompts that were left out, since they are solved or hopeless.
     """
 
     ready: tuple[Group, ...]
@@ -53,3 +54,4 @@ class Collection:
     aged: tuple[Group, ...]
     failed: tuple[Failure, ...]
     attempts: tuple[Group, ...]
+    skipped: int = 0

@@ -62,6 +62,7 @@ def sampling_metrics(
         groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
         informative_groups=sum(not value for _, value in zero_std_after),
         group_size=mean(float(g.size) for g in first),
+        prompts_skipped=collection.skipped,
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in collection.attempts if g.resamples)
         + sum(f.tokens for f in lost if f.resample),

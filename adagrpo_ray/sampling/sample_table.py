@@ -34,6 +34,7 @@ def group_samples(
         *((group, "waiting", False) for group in collection.waiting if _identity(group) in touched),
         *((group, "dropped", False) for group in (*lost, *collection.aged) if group.attempts),
     ]
+    advantages = _advantages([group for group, _, trained in found if trained], settings)
     found.sort(key=lambda each: each[0].resamples == 0)
     return tuple(
         GroupSample.from_dict(
@@ -44,16 +45,19 @@ def group_samples(
                 "difficulty": well_formed(group.prompt.difficulty),
                 "answer": well_formed(group.prompt.answer),
                 "outcome": outcome,
-                "attempts": readable_attempts(group, functions, _advantages(group, settings) if trained else {}),
+                "attempts": readable_attempts(group, functions, advantages if trained else {}),
+                "size": group.size,
+                "chance": group.chance,
             }
         )
         for group, outcome, trained in found[:count]
     )
 
 
-def _advantages(group: Group, settings: AlgorithmSettings) -> dict[Completion, float]:
-    """The advantages of the completions that are in the loss."""
-    return {c: advantage for c, advantage in picked(group, settings) if not is_masked(c, settings)}
+def _advantages(groups: Sequence[Group], settings: AlgorithmSettings) -> dict[Completion, float]:
+    """The advantages of the completions that are in the loss; `groups` are all that are trained on."""
+    pairs = (pair for of_group in picked(groups, settings) for pair in of_group)
+    return {completion: advantage for completion, advantage in pairs if not is_masked(completion, settings)}
 
 
 def _identity(group: Group) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.sampling.admission import GroupRun
-from adagrpo_ray.sampling.allocator import Allocator
+from adagrpo_ray.sampling.allocator import Allocator, Position
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.group_run import Generate, GroupSampler, Score
@@ -22,9 +22,9 @@ MOST_DRAWN = 10  # new prompts for each place of a step, if no budget ends it be
 
 @dataclass(frozen=True)
 class _Queue:
-    """The state that a collection changes before it ends: the number of prompts taken, and the waiting groups."""
+    """The state that a collection changes before it ends: the place in the prompts, and the waiting groups."""
 
-    taken: int
+    position: Position
     waiting: tuple[Group, ...]
 
 
@@ -63,8 +63,8 @@ class AdaptiveSampler:
         seed: int,
         drop_failed: bool = True,
     ) -> None:
-        self._settings, self._prompts, self._max_new_tokens = settings, prompts, max_new_tokens
-        self._allocator = Allocator(prompts, method.allocation, settings.group_size)
+        self._settings, self._max_new_tokens = settings, max_new_tokens
+        self._allocator = Allocator(prompts, settings, method.allocation, seed)
         self._groups = GroupSampler(
             settings, method, generate, score, max_new_tokens=max_new_tokens, seed=seed, drop_failed=drop_failed
         )
@@ -104,7 +104,7 @@ class AdaptiveSampler:
             raise
         finally:
             self._in_flight -= 1
-        return self._end(claim, runs)
+        return self._end(claim, runs, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next step, as plain data and frozen dataclasses; exact between two steps."""
@@ -117,7 +117,7 @@ class AdaptiveSampler:
 
     def _claim(self, step: int, budget: Budget) -> _Claim:
         """Take the groups that are too old for `step`, and the groups to resume in it, from the queue."""
-        before = _Queue(self._prompts.taken, self._waiting)
+        before = _Queue(self._allocator.position, self._waiting)
         self._begun += 1
         oldest = step - self._settings.max_group_age
         aged = tuple(group for group in self._waiting if group.born < oldest)
@@ -144,12 +144,12 @@ class AdaptiveSampler:
     def _undo(self, claim: _Claim) -> None:
         """Undo a collection: restore the queue or, if another collection ran at the same time, requeue its groups."""
         if claim.alone and self._begun == claim.number:
-            self._prompts.taken, self._waiting = claim.before.taken, claim.before.waiting
+            self._allocator.position, self._waiting = claim.before.position, claim.before.waiting
         else:
             new = [replace(group, late=True) for group in claim.new]
             self._waiting = (*self._waiting, *claim.aged, *claim.resumed, *new)
 
-    def _end(self, claim: _Claim, runs: Sequence[GroupRun]) -> Collection:
+    def _end(self, claim: _Claim, runs: Sequence[GroupRun], step: int) -> Collection:
         """Queue the groups that have to wait, update the posteriors, and return the result of the step."""
         late = tuple(replace(run.group, late=True) for run in runs if run.state == "late")
         # A late group that had an attempt in this step waits like any other.
@@ -167,6 +167,7 @@ class AdaptiveSampler:
             aged=claim.aged,
             failed=tuple(run.failure for run in runs if run.failure is not None),
             attempts=attempts,
+            skipped=self._allocator.skipped(step),
         )
 
 

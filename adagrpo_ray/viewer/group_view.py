@@ -7,7 +7,7 @@ from html import escape
 
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
-from adagrpo_ray.runs.why import rung, statistics, trained_on, why
+from adagrpo_ray.runs.why import basis, rung, sized, statistics, trained_on, why
 from adagrpo_ray.viewer.browse import Entry
 
 LONG, SHORT = 20_000, 110
@@ -79,6 +79,8 @@ def group_page(group: GroupSample, run: RunHistory) -> str:
         f"<div>Problem: {_text(group.prompt)}</div>",
         f"<div>Answer: {_text(group.answer)}</div>",
     ]
+    if reason := sized(group, run):
+        parts.append(f'<p class="why">{escape(reason)}</p>')
     if not group.attempts:
         parts.append('<p class="why">It has no attempt yet: the step ended before the first one.</p>')
     parts += (_attempt(group, number, run) for number in range(len(group.attempts)))
@@ -113,7 +115,7 @@ def _attempt(group: GroupSample, number: int, run: RunHistory) -> str:
         f"<h4>{escape(group.title(number).capitalize())}: {escape(rung(attempt))}</h4>"
         f'<p class="why">{escape(why(group, number, run))}{_start(attempt, number)}</p>'
         f'<p class="note">{stats.count} rewards of {merged}: mean {stats.mean:.3g}, standard deviation '
-        f"{stats.std:.3g}. Advantages are computed from the rewards of all attempts.</p>"
+        f"{stats.std:.3g}. Advantages are computed from the rewards of {basis(run)}.</p>"
         f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 

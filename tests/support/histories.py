@@ -41,6 +41,7 @@ STEP = StepRecord(
     trained_tokens=3200,
     completions_mean_length=50.0,
     group_size=6.5,
+    prompts_skipped=3,
     reward_std=0.5,
     rewards_std={"exact": 0.5, "length": None},
     rewards_frac_zero_std={"exact": 0.5, "length": None},

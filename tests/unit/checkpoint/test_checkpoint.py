@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adagrpo_ray.algorithm.allocation import Posterior
+from adagrpo_ray.algorithm.posterior import Posterior
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.files import load, newest, save, set_latest
 from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
@@ -59,6 +59,7 @@ class TestSampler:
         return {
             "prompts": {"taken": 41, "ids": IDS},
             "waiting": groups,
+            "planned": [replace(make_group(prompt=PROMPTS["q"], epoch=8), chance=0.1 + 0.2)],
             "posteriors": {"p": Posterior(0.1 + 0.2, 2.0)},
             "difficulties": {"": Posterior(), "5 digits": Posterior(1e-17, 3.0)},
         }
@@ -80,7 +81,8 @@ class TestSampler:
         assert [a.part for a in from_plain(plain, arrays, PROMPTS)["waiting"][0].attempts] == ["whole"]
 
     def test_empty_state_is_restored(self, tmp_path: Path) -> None:
-        empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "difficulties": {}}
+        empty: dict[str, Any] = {"prompts": {"taken": 0, "ids": IDS}}
+        empty |= {"waiting": [], "planned": [], "posteriors": {}, "difficulties": {}}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")
@@ -92,6 +94,12 @@ class TestSampler:
         sampled, fresh = from_plain(plain, arrays, tomorrow)["waiting"]
         assert sampled.prompt.token_ids.tolist() == PROMPTS["q"].token_ids.tolist()
         assert fresh.prompt is tomorrow["p"]
+
+    def test_state_of_a_version_without_planned_groups_is_read(self) -> None:
+        plain, arrays = to_plain(self.state())
+        del plain["planned"], plain["waiting"][0]["chance"]
+        back = from_plain(plain, arrays, PROMPTS)
+        assert (back["planned"], back["waiting"][0].chance) == ([], None)
 
     def test_ids_of_other_version_are_refused(self) -> None:
         plain, arrays = to_plain(self.state())

@@ -252,6 +252,34 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["algorithm.allocation.min_group=9 is more than max_group=8", "null: half of group_size"],
         ),
         (
+            ["algorithm.allocation.hopeless_below=0.6", "algorithm.allocation.solved_above=0.5"],
+            ["algorithm.allocation.hopeless_below=0.6 is more than solved_above=0.5", "lower the first"],
+        ),
+        (
+            ["algorithm.allocation.rule=value", "algorithm.allocation.max_group=6"],
+            ["algorithm.allocation.rule=value gives groups algorithm.group_size=8", "min_group=2 and max_group=6"],
+        ),
+        (
+            ["algorithm.train_on=max_variance"],
+            ["algorithm.train_on=max_variance selects algorithm.train_size", "set it, for example"],
+        ),
+        (
+            ["algorithm.train_size=4"],
+            ["algorithm.train_size=4 is used by train_on=balanced and max_variance only", "not by train_on=last"],
+        ),
+        (
+            ["algorithm.advantage_scale=mean", "rewards.functions=[{function: exact}, {function: answer}]"],
+            ["algorithm.advantage_scale=mean takes no rewards below 0", "rewards.functions ['answer'] give"],
+        ),
+        (
+            ["algorithm.advantage_scale=mean", "rewards.on_error=score", "rewards.error_score=-1"],
+            ["algorithm.advantage_scale=mean takes no rewards below 0", "rewards.error_score=-1.0 is one"],
+        ),
+        (
+            ["algorithm.advantage_scale=mean", "algorithm.overlong_buffer=4"],
+            ["algorithm.advantage_scale=mean takes no rewards below 0", "algorithm.overlong_buffer=4 adds penalties"],
+        ),
+        (
             ["rollout.max_model_len=256", "rollout.max_new_tokens=256"],
             ["rollout.max_model_len=256 leaves no room", "rollout.max_new_tokens=256", "raise the first"],
         ),
@@ -338,6 +366,11 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
         ["algorithm.pilot_size=3"],
         ["algorithm.pilot_size=7", "algorithm.allocation.min_group=8"],
         ["algorithm.budget=8", "algorithm.group_size=8"],
+        ["algorithm.allocation.rule=value", "algorithm.allocation.min_group=8"],
+        ["algorithm.train_on=max_variance", "algorithm.train_size=4"],
+        ["algorithm.train_on=balanced", "algorithm.train_size=4"],
+        ["algorithm.advantage_scale=mean", "rewards.error_score=-1"],  # only used with on_error=score
+        ["algorithm.advantage_scale=none", "rewards.functions=[{function: answer}]"],
         ["rollout.max_model_len=257", "rollout.max_new_tokens=256"],
         ["rollout.max_num_batched_tokens=128", "rollout.max_num_seqs=128"],
         ["learner.offload_optimizer=true", "learner.zero_stage=1"],

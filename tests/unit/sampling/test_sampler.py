@@ -561,12 +561,13 @@ def requested(requests: Sequence[GenerationRequest]) -> list[object]:
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
 @pytest.mark.parametrize("resample", ["immediate", "deferred"])
-def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str) -> None:
+@pytest.mark.parametrize("rule", ["informative", "value"])
+def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str, rule: str) -> None:
     def make() -> tuple[Fake, AdaptiveSampler]:
         hopeless, script = [(0.0,) * 4], {"a": [(0.0,) * 4], "d": [(0.0,) * 4, (1.0,) * 4]}
         fake = Fake({name: hopeless if name in "be" else [(1.0, 0.0, 0.0, 0.0)] for name in "abcdefgh"} | script)
         options = {"prompts_per_step": 3, "resample": resample, "max_group_age": 1, "budget": 14}
-        return fake, make_sampler(fake, prompts="abcdefgh", allocation=ALLOCATION, **options)
+        return fake, make_sampler(fake, prompts="abcdefgh", allocation=ALLOCATION | {"rule": rule}, **options)
 
     async def scenario(disturbed: bool) -> Collection:
         for step in (1, 2):
@@ -809,11 +810,15 @@ def test_allocation_sizes_a_group_by_its_prompts_earlier_epochs() -> None:
 
 
 def test_allocation_leaves_out_solved_prompts_but_never_all() -> None:
-    both = (1.0, 1.0)
+    both, classes = (1.0, 1.0), {"solved": "easy", "other": "hard"}
     fake = Fake({"solved": [both], "other": [FAIL, FAIL, FAIL, (0.0,) * 4]})
-    sampler = make_sampler(fake, prompts=["solved", "other"], prompts_per_step=1, allocation=ALLOCATION)
-    steps = run_steps(sampler, 3)
-    assert [ids(s.attempts)[0] for s in steps] == ["solved", "other", "other"]
+    options = {"prompts_per_step": 1, "allocation": ALLOCATION}
+    steps = run_steps(make_sampler(fake, prompts=["solved", "other"], difficulties=classes, **options), 11)
+    drawn = [(group.prompt.id, group.epoch) for s in steps for group in s.attempts if len(group.attempts) == 1]
+    others = [[("other", epoch) for epoch in epochs] for epochs in (range(4), range(4, 8))]
+    # The SHA-256 of "7/solved" begins with 8 bytes that are 0 modulo 4, so its turns are the epochs 0, 4 and 8.
+    assert drawn == [("solved", 0), *others[0], ("solved", 4), *others[1], ("solved", 8)]
+    assert [s.skipped for s in steps] == [0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0]
     alone = make_sampler(Fake({"solved": [both]}), prompts=["solved"], allocation=ALLOCATION)
     assert [ids(s.ready) for s in run_steps(alone, 3)] == [["solved"]] * 3
 
@@ -837,10 +842,12 @@ def test_a_new_prompt_uses_the_posterior_of_its_difficulty_class() -> None:
 
 
 @pytest.mark.parametrize("resample", ["immediate", "deferred"])
-def test_a_restored_sampler_continues_identically(resample: str) -> None:
+@pytest.mark.parametrize("rule", ["informative", "value"])
+def test_a_restored_sampler_continues_identically(resample: str, rule: str) -> None:
     def make() -> tuple[Fake, AdaptiveSampler]:
         fake = Fake({"a": [FAIL, FAIL, PASS, (0.0,) * 4], "b": [PASS, (1.0,) * 4], "c": [FAIL, (1.0, 0.0, 0.0, 0.0)]})
-        settings = {"budget": 8, "prompts_per_step": 2, "resample": resample, "allocation": ALLOCATION}
+        allocation = ALLOCATION | {"rule": rule}
+        settings = {"budget": 8, "prompts_per_step": 2, "resample": resample, "allocation": allocation}
         return fake, make_sampler(fake, prompts="abc", **settings)
 
     async def collect(sampler: AdaptiveSampler, first: int, last: int) -> list[Collection]:

@@ -119,6 +119,22 @@ def test_groups_without_an_attempt_in_the_step_are_left_out() -> None:
     assert [g.prompt_id for g in groups] == ["solved", "failed"]
 
 
+def test_a_sample_has_the_reason_for_its_size() -> None:
+    (group,) = shown(ready=(replace(SOLVED, size=12, chance=0.125),), attempts=(SOLVED,))
+    assert (group.size, group.chance) == (12, 0.125)
+    values = group.to_dict()
+    del values["size"], values["chance"]  # as earlier versions wrote it
+    assert GroupSample.from_dict(values) == replace(group, size=None, chance=None)
+
+
+def test_advantages_scaled_by_the_batch_are_those_of_the_whole_batch() -> None:
+    settings = AlgorithmSettings.model_validate({"advantage_scale": "batch"})
+    collection = replace(NOTHING, ready=(RESCUED, SOLVED), attempts=(RESCUED, SOLVED))
+    (group,) = group_samples(7, collection, FUNCTIONS, settings, 1, exhausted_dropped=False)
+    batch = training_samples([RESCUED, SOLVED], settings, max_new_tokens=10)
+    assert [c.advantage for c in group.attempts[1].completions] == [sample.advantage for sample in batch[:2]]
+
+
 def test_samples_of_earlier_versions_can_be_read() -> None:
     """They have a null `answer` in the parameters of the answer."""
     (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))

@@ -243,3 +243,8 @@ def test_tokens_of_a_commit_that_could_not_be_scored_are_extra_if_its_pilot_was_
     assert metrics(failed=(first,)).extra_tokens == 0
     assert metrics(failed=(later,)).extra_tokens == 7
     assert metrics(failed=(replace(first, part="pilot"),)).extra_tokens == 5
+
+
+def test_skipped_prompts_are_counted() -> None:
+    assert metrics(skipped=3).prompts_skipped == 3
+    assert metrics().prompts_skipped == 0

@@ -16,7 +16,7 @@ from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import GroupSample
-from adagrpo_ray.runs.why import parameters, rung, trained_on, why
+from adagrpo_ray.runs.why import parameters, rung, sized, trained_on, why
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.browse import Query, SampleFile
 from adagrpo_ray.viewer.group_view import LONG, group_page, listing
@@ -226,6 +226,25 @@ def test_group_page_shows_attempts_with_rewards_and_advantages() -> None:
     assert "4 rewards of all 2 attempts: mean 0.25, standard deviation 0.5" in page
     assert "It began on rung 0" in text_of(group_page(group(1, RESCUE), settings()))
     assert "no attempt yet" in group_page(replace(group(1), attempts=()), settings())
+
+
+def test_size_is_explained_by_earlier_results() -> None:
+    sized_group, run = group(3, size=12, chance=0.1234), settings(allocation={"rule": "value"})
+    text = (
+        "By earlier results its success rate was expected to be 0.12, so it got 12 completions "
+        "(algorithm.allocation.rule=value)."
+    )
+    assert sized(sized_group, run) == text
+    assert text in text_of(group_page(sized_group, run))
+    assert sized(group(3, size=12), run) == ""  # no earlier results
+    assert sized(group(3), run) == ""  # of an earlier version
+
+
+def test_page_names_the_rewards_that_advantages_come_from() -> None:
+    for statistics, words in (("all", "all attempts"), ("last", "the last attempt"), (None, "all attempts")):
+        page = text_of(group_page(group(3), settings(advantage_statistics=statistics)))
+        assert f"Advantages are computed from the rewards of {words}." in page
+    assert "of the completions trained on." in text_of(group_page(group(3), settings(advantage_statistics="trained")))
 
 
 def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
