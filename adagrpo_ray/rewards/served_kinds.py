@@ -12,14 +12,6 @@ from pydantic import BaseModel, Field, ValidationError
 from adagrpo_ray.config.placeholders import filled
 from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings
 
-SCHEMA = {
-    "type": "object",
-    "properties": {"score": {"type": "number"}},
-    "required": ["score"],
-    "additionalProperties": False,
-}
-"""The reply of a judge with `reply: json`."""
-
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
 # Of "7/10" and "7 out of 10" the score is 7.
 _SCORE = re.compile(rf"({_NUMBER})(?:\s*(?:/|out of)\s*{_NUMBER})?")
@@ -76,7 +68,7 @@ class Judge:
         if s.temperature is not None:
             body["temperature"] = s.temperature
         if s.reply == "json":
-            schema = {"name": "score", "schema": SCHEMA, "strict": True}
+            schema = {"name": "score", "schema": _schema(s.low, s.high), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body | s.extra
 
@@ -136,6 +128,16 @@ class RewardModel:
         if len(output) != 1:
             raise NonsenseError(f"gave {len(output)} numbers for a completion; serve a reward model with one label")
         return output[0]
+
+
+def _schema(low: float, high: float) -> dict[str, Any]:
+    """Return the JSON schema of a reply."""
+    return {
+        "type": "object",
+        "properties": {"score": {"type": "number", "minimum": low, "maximum": high}},
+        "required": ["score"],
+        "additionalProperties": False,
+    }
 
 
 def _in_json(text: str) -> float | None:

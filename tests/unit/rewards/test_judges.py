@@ -97,7 +97,9 @@ def test_request_has_the_filled_template_the_schema_and_the_key() -> None:
         {"role": "user", "content": 'the {prompt} for 6 x 7? (["a", 1], easy)'},
     ]
     assert (body["model"], body["temperature"], body["max_completion_tokens"]) == ("judge-1", 0.0, 256)
-    assert body["response_format"]["json_schema"]["schema"]["required"] == ["score"]
+    schema = body["response_format"]["json_schema"]["schema"]
+    assert schema["properties"] == {"score": {"type": "number", "minimum": 0.0, "maximum": 10.0}}
+    assert schema["required"] == ["score"]
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
 
 
