@@ -27,8 +27,8 @@ class RewardSettings(Section):
         given = [kind for kind in kinds if getattr(self, kind) is not None]
         if len(given) != 1:
             yield (
-                f"an entry of rewards.functions has {' and '.join(given) or 'none'} of function, judge and "
-                "reward_model; give it one of them"
+                f"an entry of rewards.functions has {' and '.join(given) or 'nothing that scores'}; give it one of "
+                f"{', '.join(kinds)}"
             )
 
     @property

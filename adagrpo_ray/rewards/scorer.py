@@ -25,7 +25,6 @@ from adagrpo_ray.rewards.process_pool import ScoringPool
 from adagrpo_ray.rewards.registry import BUILTIN, Scores, weighted
 from adagrpo_ray.types import Completion, Prompt
 
-
 if TYPE_CHECKING:
     from adagrpo_ray.rewards.served import ServedReward
 
@@ -53,13 +52,7 @@ class RewardScorer:
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="reward-scorer")
         self._pool = ScoringPool(names, settings, format, given, self._starter) if names else None
         self._host = AsyncHost(names, settings, format, given, self._starter)
-        self._served: dict[int, ServedReward] = {}
-        if settings.served:
-            from adagrpo_ray.rewards.served import ServedReward  # openai takes a second, which only this needs
-
-            for place, reward in enumerate(settings.functions):
-                if reward.served is not None:
-                    self._served[place] = ServedReward(reward.served)
+        self._served = _served(settings)
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
         """Return the scores of the group, and which of its completions [G] are correct.
@@ -158,6 +151,16 @@ class RewardScorer:
     def _all_places(self, own: Sequence[int]) -> list[int]:
         """Return the places in `rewards.functions` of functions that are given by their places among the functions."""
         return [self._places[place] for place in own]
+
+
+def _served(settings: RewardsSettings) -> dict[int, ServedReward]:
+    """Return the judges and reward models by their places in `rewards.functions`."""
+    if not settings.served:
+        return {}
+    from adagrpo_ray.rewards import served  # openai takes a second, which only this needs
+
+    models = {place: reward.served for place, reward in enumerate(settings.functions)}
+    return {place: served.ServedReward(model) for place, model in models.items() if model is not None}
 
 
 async def _named(scoring: Coroutine[Any, Any, T], prompt: Prompt) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+import httpx2
 import openai
 from pydantic import BaseModel, ValidationError
 
@@ -67,7 +68,7 @@ def _check_server(settings: ServedSettings) -> None:
         found = [model.id for model in _Models.model_validate(reply).data]
     except ValidationError:
         raise ConfigError(f"{place} does not list its models at /models; correct base_url") from None
-    except (openai.OpenAIError, ValueError) as error:
+    except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
         asked = settings.model_copy(update={"timeout_s": timeout_s, "retries": 1})
         raise ConfigError(f"{place} {described(error, asked, key)}") from None
     if settings.model not in found:

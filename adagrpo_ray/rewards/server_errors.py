@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+import httpx2
 import openai
 
 from adagrpo_ray.config.served_rewards import ServedSettings
@@ -16,14 +17,19 @@ NO_KEY = "EMPTY"
 
 
 def key_of(settings: ServedSettings) -> str:
-    """Return the key of the server from the environment. Raises ConfigError if it has none."""
+    """Return the key of the server from the environment. Raises ConfigError if it has none, or no valid one."""
     if settings.api_key_env is None:
         return NO_KEY
-    key = os.environ.get(settings.api_key_env, "").strip()
+    key, place = os.environ.get(settings.api_key_env, "").strip(), f"rewards.functions: {settings.name!r}"
     if not key:
         raise ConfigError(
-            f"rewards.functions: {settings.name!r} has api_key_env={settings.api_key_env}, and this variable is not set "
-            f"on {socket.gethostname()}; export it there before the start, also before `ray start` on a cluster"
+            f"{place} has api_key_env={settings.api_key_env}, and this variable is not set on {socket.gethostname()}; "
+            "export it there before the start, also before `ray start` on a cluster"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:  # errors of the client would quote it
+        raise ConfigError(
+            f"{place} has api_key_env={settings.api_key_env}, and this variable holds spaces or characters that no key "
+            "has; set it to the key alone"
         )
     return key
 
@@ -51,6 +57,8 @@ def described(error: Exception, settings: ServedSettings, key: str) -> str:
             )
         case openai.OpenAIError():
             return f"answered with an error ({reason}); its log has the cause"
+        case httpx2.InvalidURL():
+            return f"is no address ({reason}); correct base_url"
         case NonsenseError():
             return reason
     return f"answered with something that is no JSON ({reason}); correct base_url"

@@ -91,7 +91,9 @@ def score(model: JudgeSettings | RewardModelSettings) -> tuple[list[float], Cons
 
 @pytest.mark.parametrize("reply", ["json", "number"])
 def test_judge_scores_completions(judge_url: str, reply: str) -> None:
-    settings = judge(base_url=judge_url, model="served", template=TEMPLATE, reply=reply, low=0, high=1000)
+    # Without a pattern a model of this size may reply without a number.
+    extra = {"structured_outputs": {"regex": r"Score: [0-9]"}} if reply == "number" else {}
+    settings = judge(base_url=judge_url, model="served", template=TEMPLATE, reply=reply, extra=extra)
     found, consumed = score(settings)
     assert all(0 <= number <= 1 for number in found)
     assert found[0] == found[3]

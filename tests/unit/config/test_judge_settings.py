@@ -68,10 +68,10 @@ def test_override_changes_one_setting_of_a_judge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"rewards.functions": [{"weight": 2}]}, "has none of function, judge and reward_model; give it one"),
+        ({"rewards.functions": [{"weight": 2}]}, "has nothing that scores; give it one of function, judge, reward_model"),
         (
             {"rewards.functions": [{"function": "exact", **functions()["rewards.functions"][0]}]},  # type: ignore[index]
-            "has function and judge of function, judge and reward_model; give it one of them",
+            "an entry of rewards.functions has function and judge; give it one of",
         ),
         (functions(name=""), "rewards.functions.0.judge.name is missing; set it"),
         (functions(name="a b"), "rewards.functions.0.judge.name='a b': string should match pattern"),

@@ -273,6 +273,14 @@ def test_missing_key_is_an_error_before_anything_is_sent(monkeypatch: pytest.Mon
         ServedReward(judge(api_key_env="JUDGE_API_KEY"))
 
 
+@pytest.mark.parametrize("value", ["two words", "a\nb", "schlüssel"])
+def test_key_that_no_header_can_have_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", value)
+    with pytest.raises(ConfigError, match="holds spaces or characters that no key has") as raised:
+        ServedReward(judge(api_key_env="JUDGE_API_KEY"))
+    assert value not in str(raised.value)
+
+
 # --- the cache
 
 

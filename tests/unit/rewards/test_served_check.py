@@ -68,6 +68,10 @@ def test_server_that_answers_wrongly_is_an_error(models: tuple[int, Any], expect
         assert expected in refused(judge(base_url=server.url))
 
 
+def test_address_that_is_none_is_an_error() -> None:
+    assert "is no address (Invalid port: 'judge'); correct base_url" in refused(judge(base_url="http://x:judge/v1"))
+
+
 def test_server_that_is_not_there_is_an_error() -> None:
     with closed_address("127.0.0.1") as address:
         message = refused(judge(base_url=f"http://{address}/v1"))
