@@ -113,7 +113,7 @@ def _with_functions(
     functions.update(zip([(rewards.SETTING, name) for name in names], reward_functions, strict=True))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigError(f"reward_functions: two have the name {twice[0]!r}; rename one of them")
-    listed = config.rewards.names
+    listed = [reward.name for reward in config.rewards.own]
     unlisted = [name for name in names if name not in listed]
     if unlisted and unlisted != names:
         raise ConfigError(

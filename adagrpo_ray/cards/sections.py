@@ -101,9 +101,10 @@ def data(config: Config, prompts: tuple[int, int] | None) -> str:
         rows.append(("subset, split", f"{d.subset or '-'}, {d.split}"))
     if prompts is not None:
         rows += [("prompts trained on", str(prompts[0])), ("prompts held out", str(prompts[1]))]
-    rows += [(f"reward: {literal(shown(r.function))}", f"weight {r.weight:g}") for r in rewards.functions]
-    decides = rewards.correct_by or rewards.functions[-1].function
-    rows.append(("a completion is correct", f"if {literal(shown(decides))} is above {rewards.correct_above:g}"))
+    for reward in rewards.functions:
+        by = "" if reward.served is None else f", given by the model {literal(shown(reward.served.model))}"
+        rows.append((f"reward: {literal(shown(reward.name))}", f"weight {reward.weight:g}{by}"))
+    rows.append(("a completion is correct", f"if {literal(shown(rewards.decides))} is above {rewards.correct_above:g}"))
     return "## Data and rewards\n\n" + _table(("", ""), rows)
 
 

@@ -16,6 +16,8 @@ _NAMES = r"[\w.-]*(?:token|secret|password|passwd|api[_-]?key|access[_-]?key|cre
 _ASSIGNED = re.compile(rf"(?i)(\b{_NAMES}\s*[=:]\s*).*", re.DOTALL)
 _OPTION = re.compile(rf"(?i)--?{_NAMES}")
 _TOKEN = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)[A-Za-z0-9_-]{8,}")
+_KEYED = re.compile(rf"(?i)(['\"]?\b{_NAMES}['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s,}}\]]+)")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 
 
 def holds_secret(text: str) -> bool:
@@ -32,6 +34,27 @@ def without_secret(place: str) -> str:
             "environment",
         )
     return place
+
+
+def variable_name(name: str) -> str:
+    """Return `name`. Raises pydantic's error of the type SECRET if it names no variable: it may be the secret itself."""
+    if not _VARIABLE.fullmatch(name) or _TOKEN.search(name):
+        raise PydanticCustomError(
+            SECRET,
+            "is no name of an environment variable in capitals, such as JUDGE_API_KEY; give the variable's name here, "
+            "and the key in the environment",
+        )
+    return name
+
+
+def names_secret(key: str) -> bool:
+    """Return whether a key has the name of a secret, such as `api_key`."""
+    return re.fullmatch(_NAMES, key, re.IGNORECASE) is not None
+
+
+def hidden(text: str) -> str:
+    """Return `text` with *** in place of tokens, and of values whose keys have the names of secrets."""
+    return _TOKEN.sub("***", _KEYED.sub(r"\1***", text))
 
 
 def shown_command(arguments: Sequence[str]) -> str:

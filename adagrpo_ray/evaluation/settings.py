@@ -59,9 +59,9 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
         if any(key == name or key.startswith(f"{name}.") for name in COUNTING)
     }
     flat[BASE_WEIGHTS] = _weights(model_path, config.model)
-    for function in config.rewards.functions:
-        if function.function not in BUILTIN:
-            flat[OWN_REWARD.format(function.function)] = _source(function.function)
+    for function in config.rewards.own:
+        if function.name not in BUILTIN:
+            flat[OWN_REWARD.format(function.name)] = _source(function.name)
     return flat
 
 

@@ -55,7 +55,7 @@ class Collector:
         """
         self._config, self._background, self._fleet = config, background, fleet
         self._prompts, self._packing, self._first_notices = prompts, packing, notices
-        self._method = make_method(config.algorithm, [f.function for f in config.rewards.functions], given)
+        self._method = make_method(config.algorithm, config.rewards.names, given)
         self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
         self._generate = self._endings.watched(fleet.pool.generate)
         self._scorer = RewardScorer(config.rewards, config.data.format, given)
@@ -90,6 +90,7 @@ class Collector:
             self._packing,
             rollout_actors=len(self._fleet.pool.members),
             rollout_restarts=self._fleet.restarts,
+            consumption=self._scorer.consumption(),
             notices=(*self._notices(), *self._endings.notices()),
         )
 

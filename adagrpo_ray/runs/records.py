@@ -8,7 +8,7 @@ without a difficulty are counted under the difficulty "".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 from adagrpo_ray.runs import panels, units
@@ -127,6 +127,26 @@ class SamplingMetrics(Record):
     staleness: Annotated[float | None, Metric(
         "adaptive/staleness", units.VERSIONS, "mean over completions",
         "versions by which the newest attempts of groups trained on are older than the weights", panels.STALENESS)]
+    judge_requests: Annotated[Mapping[str, int], Metric(
+        "adaptive/judge_requests/{function}", units.REQUESTS, "sum",
+        "requests to a judge or reward model since the step before, repeated ones and those of evaluations included",
+        counter=True)] = field(default_factory=dict)
+    judge_prompt_tokens: Annotated[Mapping[str, int], Metric(
+        "adaptive/judge_prompt_tokens/{function}", units.TOKENS, "sum",
+        "tokens of prompts that a judge or reward model counted", counter=True)] = field(default_factory=dict)
+    judge_completion_tokens: Annotated[Mapping[str, int], Metric(
+        "adaptive/judge_completion_tokens/{function}", units.TOKENS, "sum",
+        "tokens of replies that a judge counted", counter=True)] = field(default_factory=dict)
+    judge_cache_hits: Annotated[Mapping[str, int], Metric(
+        "adaptive/judge_cache_hits/{function}", units.COMPLETIONS, "sum",
+        "completions that had the score of an equal request", counter=True)] = field(default_factory=dict)
+    judge_failures: Annotated[Mapping[str, int], Metric(
+        "adaptive/judge_failures/{function}", units.COMPLETIONS, "sum",
+        "completions that a judge or reward model gave no score", counter=True)] = field(default_factory=dict)
+    judge_cost: Annotated[Mapping[str, float], Metric(
+        "adaptive/judge_cost/{function}", units.COST, "sum",
+        "price of the tokens of a judge or reward model; none without its prices",
+        counter=True)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

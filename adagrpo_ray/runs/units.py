@@ -24,6 +24,7 @@ class Unit:
 ACTORS = Unit("actors")
 BYTES = Unit("bytes", "bytes", "Bps")
 COMPLETIONS = Unit("completions")
+COST = Unit("cost")
 GROUPS = Unit("groups")
 LOSS = Unit("loss", low=None)
 NATS = Unit("nats", low=None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.statistics import statistics_of
+from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Collection
@@ -17,9 +18,19 @@ from adagrpo_ray.types import Group
 
 
 def sampling_metrics(
-    step: int, collection: Collection, functions: Sequence[str], height: int, *, exhausted_dropped: bool
+    step: int,
+    collection: Collection,
+    functions: Sequence[str],
+    height: int,
+    *,
+    exhausted_dropped: bool,
+    consumption: Mapping[str, Consumption] | None = None,
 ) -> SamplingMetrics:
-    """Metrics of `step`; `height` is the number of rungs, `functions` are the names of the reward functions."""
+    """Metrics of `step`; `height` is the number of rungs, `functions` are the names of the reward functions.
+
+    `consumption` is that of judges and reward models since the step before, by their names.
+    """
+    consumed = consumption or {}
     first = [g for g in collection.attempts if len(g.attempts) == 1]
     resampled = [g for g in collection.attempts if g.resamples and g.last.part != "commit"]
     pilots = [g for g in collection.attempts if g.last.part == "pilot"]
@@ -68,6 +79,12 @@ def sampling_metrics(
         + sum(f.tokens for f in lost if f.resample),
         # The version that this step trains is the one of the step before.
         staleness=mean(float(step - 1 - c.weight_version) for g in trained for a in g.final for c in a.completions),
+        judge_requests={name: c.requests for name, c in consumed.items()},
+        judge_prompt_tokens={name: c.prompt_tokens for name, c in consumed.items()},
+        judge_completion_tokens={name: c.completion_tokens for name, c in consumed.items()},
+        judge_cache_hits={name: c.cache_hits for name, c in consumed.items()},
+        judge_failures={name: c.failures for name, c in consumed.items()},
+        judge_cost={name: c.cost for name, c in consumed.items() if c.cost is not None},
     )
 
 

@@ -58,8 +58,8 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     check_ray(joined)
     if training:
         check_trackers(config.tracking, joined)
-    for function in config.rewards.functions:
-        load_reward(function.function, given)
+    for function in config.rewards.own:
+        load_reward(function.name, given)
     if training:
         make_method(config.algorithm, config.rewards.names, given)
     if joined is None:
@@ -77,6 +77,10 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
         check_trainable(config.model, model_path, model_config)
     tokenizer = load_tokenizer(model_path, config.model, config.data)
     prompts = load_prompts(config, tokenizer, training=training)
+    if config.rewards.served:
+        from adagrpo_ray.rewards.served_check import check_served  # openai takes a second, which only this needs
+
+        check_served(config.rewards, (*prompts.train, *prompts.held_out))
     max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)

@@ -173,7 +173,7 @@ def test_out_of_range_error_names_key(override: str, expected: str) -> None:
     [
         ("algorithm.triggers=[{rungs: []}]", "algorithm.triggers.0.from_step is missing; set it"),
         ("algorithm.triggers=[{from_step: 1}]", "algorithm.triggers.0.rungs is missing; set it"),
-        ("rewards.functions=[{weight: 2}]", "rewards.functions.0.function is missing; set it"),
+        ("rewards.functions=[{judge: {name: a}}]", "rewards.functions.0.judge.model is missing; set it"),
     ],
 )
 def test_missing_value_error_names_key(override: str, expected: str) -> None:
@@ -475,7 +475,7 @@ def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
 
 MAPPINGS = (
     *("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs"),
-    "reasoning_gym.tasks[].config",
+    *("reasoning_gym.tasks[].config", "rewards.functions[].judge.extra"),
 )
 
 
@@ -493,7 +493,10 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_setting_is_listed_once(tmp_path: Path) -> None:
-    full = Config.load(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
+    served = "name: a, model: m, base_url: http://x/v1, template: '{completion}'"
+    kinds = f"[{{judge: {{{served}}}}}, {{reward_model: {{{served.replace('a,', 'b,')}}}}}]"
+    overrides = ["reasoning_gym.tasks=[{name: gcd}]", f"rewards.functions={kinds}"]
+    full = Config.load(written(tmp_path, TWO_TRIGGERS), overrides)
     listed = [key for key, _, _ in settings()]
     assert len(set(listed)) == len(listed)
     # Sections that are null by default are listed with their settings.
