@@ -72,6 +72,7 @@ class Curve(Observer):
         self._seconds += record.step_time
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
+        assert record.accuracy is not None, "these runs have held-out prompts"
         self.points.append(Point(record.step, self._tokens, round(self._seconds, 3), record.accuracy))
         if record.accuracy >= self._until:
             raise Reached
