@@ -125,7 +125,7 @@ def training(config: Config) -> str:
 
 
 def results(config: Config, summary: Summary) -> str:
-    """Held-out accuracy before and after training, cost and result of resampling, and tokens."""
+    """Accuracy on held-out prompts and benchmarks before and after training, cost and result of resampling, tokens."""
     e = config.evaluation
     if summary.eval_accuracy_before is None and summary.eval_accuracy_after is None:
         accuracy = "Held-out accuracy was not evaluated.\n"
@@ -148,6 +148,9 @@ def results(config: Config, summary: Summary) -> str:
             f"Share of correct completions on held-out prompts, {e.samples} for each at temperature "
             f"{e.sampling.temperature:g}.\n\n" + _table(("class", "before", "after", "change", "resamples"), rows)
         )
+    if summary.benchmarks:
+        compared = [(name, *_compared(first, last)) for name, first, last in summary.benchmarks]
+        accuracy += "\nOn benchmarks:\n\n" + _table(("benchmark", "before", "after", "change"), compared)
     cost = _table(
         ("", ""),
         [

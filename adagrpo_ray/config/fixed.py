@@ -13,7 +13,7 @@ from adagrpo_ray.errors import ConfigError
 
 FREE = {
     *("run.steps", "run.output_dir", "run.name", "run.ray_address", "run.max_restarts"),
-    *("run.samples_per_step", "run.report", "evaluation.every"),
+    *("run.samples_per_step", "run.report", "evaluation.every", "evaluation.benchmarks"),
     *("checkpoint.every", "checkpoint.save_total_limit", "checkpoint.keep_best"),
     *("rollout.actors", "rollout.max_actors", "rollout.max_restarts", "rollout.tensor_parallel_size", "rollout.sleep"),
     "rollout.max_num_batched_tokens",

@@ -1,4 +1,4 @@
-"""The sampling of one run on rank 0: batches from groups, the held-out evaluation, and syncs of the adapter."""
+"""The sampling of one run on rank 0: batches from groups, evaluations, and syncs of the adapter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.runs.group_codec import Arrays
 from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.sampling.evaluate import evaluate
+from adagrpo_ray.sampling.evaluation import Evaluation
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 
 POLL_S = 1.0
@@ -69,6 +69,7 @@ class Collector:
             seed=config.run.seed,
             drop_failed=config.rewards.on_error == "drop",
         )
+        self._evaluation = Evaluation(config, prompts, self._generate, self._scorer.score)
         self._collections: dict[int, asyncio.Task[Collection]] = {}  # in flight, by step
         self._evaluations: dict[int, asyncio.Task[EvaluationRecord]] = {}
 
@@ -95,20 +96,9 @@ class Collector:
         )
 
     def evaluate(self, step: int) -> EvaluationRecord | Pending:
-        """Evaluate the accuracy on the held-out prompts after `step`."""
-        config = self._config
+        """Evaluate the held-out prompts and the benchmarks after `step`."""
         if step not in self._evaluations:
-            self._evaluations[step] = self._background.start(
-                evaluate(
-                    self._prompts.held_out,
-                    config.evaluation,
-                    self._generate,
-                    self._scorer.score,
-                    step=step,
-                    max_new_tokens=config.rollout.max_new_tokens,
-                    seed=config.run.seed,
-                )
-            )
+            self._evaluations[step] = self._background.start(self._evaluation.run(step))
         done = self._background.wait(self._evaluations[step], POLL_S)
         # Return notices first: after the last evaluation there is no further call to return them.
         notices = (*self._notices(), *(self._endings.notices() if done else ()))
@@ -147,7 +137,8 @@ class Collector:
         """Cancel the sampling in flight, and end the scoring processes."""
         self.abandon()
         self._scorer.close()
+        self._evaluation.close()
 
     def _notices(self) -> tuple[str, ...]:
         first, self._first_notices = self._first_notices, ()
-        return (*first, *self._fleet.notices(), *self._scorer.notices())
+        return (*first, *self._fleet.notices(), *self._scorer.notices(), *self._evaluation.notices())

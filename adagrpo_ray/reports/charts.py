@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.chart import Chart
-from adagrpo_ray.reports.curves import accuracy, curves
+from adagrpo_ray.reports.curves import accuracy, benchmarks, curves
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs import panels
 
@@ -24,6 +24,8 @@ def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:
     yield by_interval(runs, interval)
     yield accuracy(runs, "generated tokens", window)
     yield accuracy(runs, "step", window)
+    if on_benchmarks := benchmarks(runs):
+        yield on_benchmarks
     yield from curves(runs, panels.ZERO_STD, window)
     if rescued := by_rung(runs):
         yield rescued

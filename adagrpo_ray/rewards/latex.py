@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.rewards.extract import final_answer, marked_answer, same_answer
@@ -29,26 +30,39 @@ def latex(completions: list[str], answer: str, *, format: FormatSettings, **cont
 
     Exponents and factorials above 10,000 are not computed. Such answers are compared as texts only.
     """
-    wanted = final_answer(answer)
-    truth = _parse(_as_latex(wanted)) if len(wanted) <= MAX_LENGTH else []
-    return [1.0 if _equal(text, wanted, truth, format) else 0.0 for text in completions]
+    truth = Truth(final_answer(answer))
+    guesses = ((marked_answer(text, format), text) for text in completions)
+    return [1.0 if (truth.ends(text) if guess is None else truth.equals(guess)) else 0.0 for guess, text in guesses]
 
 
-def _equal(text: str, answer: str, truth: list[Any], format: FormatSettings) -> bool:
-    from math_verify import verify
+class Truth:
+    """A ground truth that answers are compared with. It is parsed once, at the first answer that is another text."""
 
-    guess = marked_answer(text, format)
-    if guess is None:
-        parsed = _parse(text[-MAX_LENGTH:])
-    elif same_answer(guess, answer):
-        return True
-    else:
-        parsed = _parse(_as_latex(guess)) if len(guess) <= MAX_LENGTH else []
-    try:
-        # Without math-verify's alarms, which work in a main thread only. The scorer has a time limit.
-        return bool(verify(truth, parsed, timeout_seconds=None))
-    except Exception:
-        return False
+    def __init__(self, answer: str) -> None:
+        self._answer = answer
+
+    @cached_property
+    def _readings(self) -> list[Any]:
+        return _parse(_as_latex(self._answer)) if len(self._answer) <= MAX_LENGTH else []
+
+    def equals(self, guess: str) -> bool:
+        """Return whether the answer `guess` is the same text or number, or math-verify finds them equal."""
+        if same_answer(guess, self._answer):
+            return True
+        return len(guess) <= MAX_LENGTH and self._verified(_parse(_as_latex(guess)))
+
+    def ends(self, text: str) -> bool:
+        """Return whether math-verify finds an equal answer at the end of a text."""
+        return self._verified(_parse(text[-MAX_LENGTH:]))
+
+    def _verified(self, parsed: list[Any]) -> bool:
+        from math_verify import verify
+
+        try:
+            # Without math-verify's alarms, which work in a main thread only. The scorer has a time limit.
+            return bool(verify(self._readings, parsed, timeout_seconds=None))
+        except Exception:
+            return False
 
 
 def _as_latex(answer: str) -> str:

@@ -25,6 +25,7 @@ REWARD = Panel(
 REWARDS = Panel("rewards", "Rewards by function", "Of first attempts, before weights.")
 ACCURACY = Panel("accuracy", "Accuracy", "Of first attempts in training, and on the held-out prompts (eval).")
 ACCURACY_BY_DIFFICULTY = Panel("accuracy-by-difficulty", "Accuracy by difficulty", ACCURACY.caption)
+BENCHMARKS = Panel("benchmarks", "Accuracy on benchmarks", "In evaluations during training, by benchmark.")
 ZERO_STD = Panel(
     "zero-std",
     "Groups with zero reward std",
@@ -68,7 +69,7 @@ SEQUENCES = Panel("sequences", "Sequences in vLLM", "")
 KV_CACHE = Panel("kv-cache", "KV cache in use", "")
 
 PANELS = (
-    *(REWARD, REWARDS, ACCURACY, ACCURACY_BY_DIFFICULTY, ZERO_STD, GROUP_SIZE, RESAMPLES, RESCUED, PILOTS),
+    *(REWARD, REWARDS, ACCURACY, ACCURACY_BY_DIFFICULTY, BENCHMARKS, ZERO_STD, GROUP_SIZE, RESAMPLES, RESCUED, PILOTS),
     *(GROUPS, TOKENS, PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS),
     *(OUTSTANDING, REQUESTS, SEQUENCES, KV_CACHE),
 )

@@ -264,10 +264,13 @@ class StepRecord(SamplingMetrics):
 
 @dataclass(frozen=True)
 class EvaluationRecord(Record):
-    """The evaluation on the held-out prompts after `step` training steps."""
+    """The evaluation on the held-out prompts, and on benchmarks, after `step` training steps.
+
+    Without held-out prompts there is no accuracy, and the numbers of samples and failed prompts are 0.
+    """
 
     step: int
-    accuracy: Annotated[float, Metric(
+    accuracy: Annotated[float | None, Metric(
         "eval/accuracy", units.SHARE, "mean over prompts",
         "share of correct completions of held-out prompts", panels.ACCURACY)]
     accuracy_by_difficulty: Annotated[Mapping[str, float], Metric(
@@ -279,12 +282,31 @@ class EvaluationRecord(Record):
     failed: Annotated[int, Metric(
         "eval/failed", units.PROMPTS, "sum",
         "held-out prompts that could not be generated or scored, and count as wrong")]
-    completions_mean_length: Annotated[float, Metric(
+    completions_mean_length: Annotated[float | None, Metric(
         "eval/completions/mean_length", units.TOKENS, "mean over prompts",
         "length of the completions of held-out prompts", panels.COMPLETIONS)]
     runtime: Annotated[float, Metric(
         "eval/runtime", units.SECONDS, "last",
         "time of the evaluation", panels.STEP_TIME)]
+    benchmark_accuracy: Annotated[Mapping[str, float], Metric(
+        "eval/{benchmark}/accuracy", units.SHARE, "mean over prompts",
+        "share of correct completions of a benchmark", panels.BENCHMARKS)] = field(default_factory=dict)
+    benchmark_pass_at_k: Annotated[Mapping[str, float], Metric(
+        "eval/{benchmark}/pass_at_k", units.SHARE, "mean over prompts",
+        "share of a benchmark's problems with a correct completion")] = field(default_factory=dict)
+    benchmark_samples: Annotated[Mapping[str, int], Metric(
+        "eval/{benchmark}/samples", units.COMPLETIONS, "sum",
+        "completions of a benchmark")] = field(default_factory=dict)
+    benchmark_failed: Annotated[Mapping[str, int], Metric(
+        "eval/{benchmark}/failed", units.PROMPTS, "sum",
+        "problems of a benchmark that could not be generated or scored, and count as wrong")] = field(
+        default_factory=dict)
+    benchmark_completions_mean_length: Annotated[Mapping[str, float], Metric(
+        "eval/{benchmark}/completions/mean_length", units.TOKENS, "mean over prompts",
+        "length of the completions of a benchmark")] = field(default_factory=dict)
+    benchmark_completions_clipped_ratio: Annotated[Mapping[str, float], Metric(
+        "eval/{benchmark}/completions/clipped_ratio", units.SHARE, "mean over prompts",
+        "share of a benchmark's completions that the token limit cut off")] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

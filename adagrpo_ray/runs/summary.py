@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
@@ -82,6 +82,14 @@ class Summary(Record):
     folder: Path | str
     adapter: Path | str
     skipped_updates: int
+    benchmark_accuracy_before: Mapping[str, float] = field(default_factory=dict)
+    benchmark_accuracy_after: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def benchmarks(self) -> list[tuple[str, float | None, float | None]]:
+        """The name of each benchmark, and the accuracy on it before and after; None if it was not evaluated."""
+        before, after = self.benchmark_accuracy_before, self.benchmark_accuracy_after
+        return [(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
 
 
 def summarize(
@@ -116,6 +124,8 @@ def summarize(
         folder=folder,
         adapter=adapter,
         skipped_updates=sum(r.skipped_updates for r in records),
+        benchmark_accuracy_before=before.benchmark_accuracy if before else {},
+        benchmark_accuracy_after=after.benchmark_accuracy if after else {},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,7 +12,9 @@ from adagrpo_ray.cluster.gpu_host import check_gpu_host, memory_notice
 from adagrpo_ray.cluster.joining import check_ray, find_ray
 from adagrpo_ray.cluster.placement import Placement, local_hardware, place
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.benchmark_prompts import load_benchmarks, short_limits
 from adagrpo_ray.data.prompts import PromptSets, load_prompts
+from adagrpo_ray.data.template import template_digest
 from adagrpo_ray.data.template_choice import chosen_template
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import NOTHING, Given
@@ -49,10 +51,11 @@ class Inputs:
 
 
 def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop: Event | None = None) -> Inputs:
-    """Load and check model, rewards, criterion, ladder and data.
+    """Load and check model, rewards, criterion, ladder, data and benchmarks.
 
-    Without `training` there is no learner, no criterion is needed, and any number of prompts is allowed. Once `stop` is
-    set, long checks are left out. Raises an AdaGRPOError with the remedy if a check fails.
+    Without `training` there is no learner, no criterion is needed, and any number of prompts is allowed; benchmarks
+    then are the only prompts. Once `stop` is set, long checks are left out. Raises an AdaGRPOError with the remedy if a
+    check fails.
     """
     joined = find_ray(config.run)
     check_ray(joined)
@@ -76,7 +79,7 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
 
         check_trainable(config.model, model_path, model_config)
     tokenizer = load_tokenizer(model_path, config.model, config.data)
-    prompts = load_prompts(config, tokenizer, training=training)
+    prompts = _load(config, tokenizer, training)
     if config.rewards.served:
         from adagrpo_ray.rewards.served_check import check_served  # openai takes a second, which only this needs
 
@@ -85,14 +88,29 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
     little = memory_notice() if joined is None else None
-    notices = (*([little] if little else []), *([origin.in_words] if origin else []), *notices)
+    notices = (
+        *([little] if little else []),
+        *([origin.in_words] if origin else []),
+        *notices,
+        *(f"benchmark {benchmark.in_words}" for benchmark in prompts.benchmarks),
+        *short_limits(config),
+    )
     template = chosen_template(config.data)
     return Inputs(model_path, prompts, max_model_len, given, notices, template, joined, placement)
 
 
+def _load(config: Config, tokenizer: Any, training: bool) -> PromptSets:
+    """The prompts of the data, without `training` only if there are no benchmarks, and those of the benchmarks."""
+    benchmarks = load_benchmarks(config, tokenizer)
+    if benchmarks and not training:
+        return PromptSets((), (), {}, template=template_digest(tokenizer), benchmarks=benchmarks)
+    return replace(load_prompts(config, tokenizer, training=training), benchmarks=benchmarks)
+
+
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
-    longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out))
+    of_benchmarks = (prompt for benchmark in prompts.benchmarks for prompt in benchmark.prompts)
+    longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out, *of_benchmarks))
     needed = longest + config.rollout.max_new_tokens
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     wanted = config.rollout.max_model_len or needed

@@ -88,6 +88,16 @@ BEFORE = EvaluationRecord(
     0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, failed=0, completions_mean_length=40.0, runtime=3.0
 )
 
+ON_BENCHMARKS = replace(
+    BEFORE,
+    benchmark_accuracy={"gsm8k": 0.375, "aime24": 0.0},
+    benchmark_pass_at_k={"gsm8k": 0.5, "aime24": 0.0},
+    benchmark_samples={"gsm8k": 400, "aime24": 960},
+    benchmark_failed={"gsm8k": 0, "aime24": 2},
+    benchmark_completions_mean_length={"gsm8k": 120.0, "aime24": 900.5},
+    benchmark_completions_clipped_ratio={"gsm8k": 0.25, "aime24": 1.0},
+)
+
 SAMPLE = GroupSample(1, "p", "2+3", "1 digit", "5", "trained", ())
 
 BASE = SamplingParams()

@@ -46,7 +46,8 @@ LOADS_NO_ENGINE = (
     *("toy", "model", "cards", "checkpoint", "lora", "sampling", "reports", "export"),
     *("learner.packing", "learner.buffers", "learner.activations", "learner.updates"),
     *("cluster.placement", "cluster.device_memory"),
-    *(f"evaluation.{name}" for name in ("comparison", "results", "settings", "table", "progress_line")),
+    *(f"evaluation.{name}" for name in ("comparison", "judge", "overview", "results")),
+    *(f"evaluation.{name}" for name in ("settings", "table", "progress_line")),
 )
 """Packages and modules that load neither Ray, vLLM nor DeepSpeed, and so need no engine in their tests."""
 

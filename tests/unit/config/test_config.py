@@ -345,6 +345,11 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["evaluation.samples=4 with temperature 0", "use samples=1"],
         ),
         (
+            ["evaluation.benchmarks=[gsm8k, {name: aime24, samples: 4}]", "evaluation.sampling.temperature=0"],
+            ["evaluation.benchmarks.1.samples=4 with temperature 0", "use samples=1"],
+        ),
+        (["evaluation.benchmarks=[gsm8k, gsm8k]"], ["names a benchmark twice: ['gsm8k', 'gsm8k']", "give it once"]),
+        (
             ["checkpoint.keep_best=true"],
             ["checkpoint.keep_best=true needs evaluations", "evaluation.every=0", "raise both above 0"],
         ),
@@ -379,6 +384,7 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
         ["algorithm.criterion={kind: any_above, reward: exact}"],
         ["evaluation.samples=1", "evaluation.sampling.temperature=0"],
         ["checkpoint.keep_best=true", "evaluation.every=5"],
+        ["evaluation.benchmarks=[gsm8k, aime24]", "evaluation.sampling.temperature=0"],
     ],
 )
 def test_settings_at_the_limit_are_accepted(overrides: list[str]) -> None:
@@ -495,8 +501,8 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def test_every_setting_is_listed_once(tmp_path: Path) -> None:
     served = "name: a, model: m, base_url: http://x/v1, template: '{completion}'"
     kinds = f"[{{judge: {{{served}}}}}, {{reward_model: {{{served.replace('a,', 'b,')}}}}}]"
-    overrides = ["reasoning_gym.tasks=[{name: gcd}]", f"rewards.functions={kinds}"]
-    full = Config.load(written(tmp_path, TWO_TRIGGERS), overrides)
+    more = ["reasoning_gym.tasks=[{name: gcd}]", f"rewards.functions={kinds}", "evaluation.benchmarks=[gsm8k]"]
+    full = Config.load(written(tmp_path, TWO_TRIGGERS), more)
     listed = [key for key, _, _ in settings()]
     assert len(set(listed)) == len(listed)
     # Sections that are null by default are listed with their settings.
@@ -536,6 +542,20 @@ def test_packing_follows_setting_or_flash_attention() -> None:
         **{name: (name, name) for name in names[1:]},
     }
     assert Config.load(None).learner == found["null"]
+
+
+def test_benchmark_is_given_by_its_name_or_with_settings(tmp_path: Path) -> None:
+    named = ["evaluation.benchmarks=[gsm8k, {name: aime24, path: aime.jsonl, limit: 5, samples: 2}]"]
+    first, second = Config.load(None, named).evaluation.benchmarks
+    assert (first.name, first.path, first.limit, first.samples) == ("gsm8k", None, None, None)
+    assert (second.name, second.path, second.limit, second.samples) == ("aime24", "aime.jsonl", 5, 2)
+    path = written(tmp_path, "evaluation:\n  benchmarks:\n  - gsm8k\n  - name: math500\n")
+    assert [one.name for one in Config.load(path).evaluation.benchmarks] == ["gsm8k", "math500"]
+    assert Config.load(path, ["evaluation.benchmarks.1.limit=7"]).evaluation.benchmarks[1].limit == 7
+    assert refusal(["evaluation.benchmarks=[gsm8]"]).endswith("did you mean 'gsm8k'?")
+    assert refusal(["evaluation.benchmarks=gsm8k"]) == (
+        "evaluation.benchmarks='gsm8k': input should be a list, as in [a, b]"
+    )
 
 
 def test_uses_phases_finds_every_answer_setting() -> None:

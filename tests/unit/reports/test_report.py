@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.reports.run_data import labelled
 from adagrpo_ray.runs import GroupSample
-from tests.support.histories import attempt, evaluation, group, step
+from tests.support.histories import ON_BENCHMARKS, attempt, evaluation, group, step
 from tests.support.report_page import CHARTS, Page, check_pictures, heights, make, page_of, two_runs, words
 from tests.support.scripts import script
 
@@ -88,6 +89,17 @@ class TestFigures:
         assert list(first.get_xdata()) == [4000 * n for n in range(1, 13)]
         assert list(first.get_ydata()) == [step(n).accuracy for n in range(1, 13)]
         assert [axes.get_title(loc="left") for axes in chart.figure.axes] == ["all prompts", "2 digits", "5 digits"]
+
+    def test_benchmarks_have_a_panel_each_and_rows_in_the_summary(self, tmp_path: Path) -> None:
+        steps = [step(number) for number in range(1, 5)]
+        better = replace(ON_BENCHMARKS, step=4, accuracy=None, benchmark_accuracy={"gsm8k": 0.5, "aime24": 0.125})
+        run = read(str(make(tmp_path / "run", steps, [ON_BENCHMARKS, better])))
+        chart = next(c for c in charts([run], 1) if c.name == "benchmarks")
+        assert [axes.get_title(loc="left") for axes in chart.figure.axes] == ["gsm8k", "aime24"]
+        assert [list(axes.lines[0].get_ydata()) for axes in chart.figure.axes] == [[0.375, 0.5], [0.0, 0.125]]
+        rows = dict(tables.summary([run]))
+        assert (rows["gsm8k accuracy before"], rows["gsm8k accuracy after"]) == ("0.375", "0.500")
+        assert (rows["held-out accuracy before"], rows["held-out accuracy after"]) == ("0.250", "-")
 
     def test_running_totals_end_at_the_summary(self, usual: Path) -> None:
         run = read(str(usual))

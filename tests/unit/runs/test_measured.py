@@ -127,9 +127,16 @@ def test_largest_rewards_give_finite_metrics() -> None:
     assert metrics.frac_reward_zero_std == 0.0
 
 
-def test_evaluation_without_accuracy_is_refused() -> None:
-    with pytest.raises(ValueError, match="accuracy is null"):
-        EvaluationRecord.from_dict({**BEFORE.to_dict(), "accuracy": None})
+def test_evaluation_without_runtime_is_refused_and_one_of_benchmarks_alone_is_not() -> None:
+    with pytest.raises(ValueError, match="runtime is null"):
+        EvaluationRecord.from_dict({**BEFORE.to_dict(), "runtime": None})
+    assert EvaluationRecord.from_dict({**BEFORE.to_dict(), "accuracy": None}).accuracy is None
+
+
+def test_evaluation_of_an_older_version_has_no_benchmarks() -> None:
+    values = {name: value for name, value in BEFORE.to_dict().items() if not name.startswith("benchmark_")}
+    assert len(values) == 7
+    assert EvaluationRecord.from_dict(values) == BEFORE
 
 
 def test_skipped_updates_are_shown_everywhere(tmp_path: Path) -> None:
