@@ -226,7 +226,7 @@ def judge(
         completions=tuple(
             CompletionResult(
                 text=completion.text,
-                tokens=len(completion.token_ids),
+                tokens=completion.policy_tokens,
                 cut_off=completion.finish_reason == "length",
                 reward=float(reward),
                 correct=bool(is_correct),

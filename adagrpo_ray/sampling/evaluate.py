@@ -73,7 +73,7 @@ async def evaluate(
     async def of_prompt(prompt: Prompt) -> tuple[str, float, float, bool]:
         request = evaluation_request(prompt, settings, max_new_tokens, seed)
         completions, scores, correct = await generate_and_score(prompt, request, generate, score)
-        length = float(np.mean([len(c.token_ids) for c in completions]))
+        length = float(np.mean([c.policy_tokens for c in completions]))
         return prompt.difficulty, float(correct.mean()), length, scores.error is not None
 
     results = await asyncio.gather(*(of_prompt(prompt) for prompt in prompts))
