@@ -13,7 +13,7 @@ from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.types import Group
+from adagrpo_ray.types import MAX_TURNS, Completion, Group
 
 
 def sampling_metrics(
@@ -62,7 +62,23 @@ def sampling_metrics(
         extra_tokens=sum(g.last.generated_tokens for g in resampled) + sum(f.tokens for f in lost if f.group.attempts),
         # The version that this step trains is the one of the step before.
         staleness=mean(float(step - 1 - c.weight_version) for g in trained for c in g.last.completions),
+        **_of_episodes([c for c in completions if c.turns]),
     )
+
+
+def _of_episodes(episodes: Sequence[Completion]) -> dict[str, Any]:
+    """The metrics of completions that have turns, by field; none if there are none."""
+    if not episodes:
+        return {}
+    turns = [turn for episode in episodes for turn in episode.turns]
+    return {
+        "episodes_turns_mean": len(turns) / len(episodes),
+        "episodes_length_mean": mean(float(len(episode.token_ids)) for episode in episodes),
+        "episodes_observed_tokens": sum(len(episode.token_ids) - episode.policy_tokens for episode in episodes),
+        "episodes_clipped_ratio": mean(float(episode.finish_reason == MAX_TURNS) for episode in episodes),
+        "tools_calls": sum(bool(turn.tool) for turn in turns),
+        "tools_errors": sum(bool(turn.error) for turn in turns),
+    }
 
 
 def _by_difficulty(values: Sequence[tuple[str, float]]) -> dict[str, float]:

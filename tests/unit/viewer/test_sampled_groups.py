@@ -19,7 +19,8 @@ from adagrpo_ray.runs.samples import GroupSample
 from adagrpo_ray.runs.why import parameters, rung, why
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.browse import Query, SampleFile
-from adagrpo_ray.viewer.group_view import LONG, group_page, listing
+from adagrpo_ray.viewer.folding import LONG
+from adagrpo_ray.viewer.group_view import group_page, listing
 from adagrpo_ray.viewer.open_runs import OpenRuns
 from tests.support.histories import attempt, group, step
 
