@@ -5,7 +5,7 @@ from __future__ import annotations
 from textwrap import indent
 
 from adagrpo_ray.runs.samples import AttemptSample, GroupSample
-from adagrpo_ray.runs.turn_text import episode_text
+from adagrpo_ray.runs.turn_text import whole_text
 
 SHOWN = 2000
 """Characters shown of each text; `samples.jsonl` has all of them."""
@@ -20,8 +20,8 @@ def group_text(group: GroupSample) -> str:
     for number, attempt in enumerate(group.attempts, 1):
         best = max(attempt.completions, key=lambda completion: completion.reward)
         advantage = "not trained on" if best.advantage is None else f"advantage {best.advantage:+.3f}"
-        text = episode_text(best.turns) if best.turns else best.text
-        parts += [f"attempt {number}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}", _quoted(text)]
+        parts.append(f"attempt {number}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}")
+        parts.append(_quoted(whole_text(best)))
     return "\n\n".join(parts) + "\n"
 
 

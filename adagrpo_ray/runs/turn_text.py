@@ -1,9 +1,8 @@
-"""The turns of an episode as text, for reports, the viewer and TensorBoard."""
+"""The turns of an episode as text, for reports, the viewer and trackers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+from adagrpo_ray.runs.samples import CompletionSample
 from adagrpo_ray.runs.wording import shown
 from adagrpo_ray.types import Turn
 
@@ -21,10 +20,12 @@ def heading(number: int, turn: Turn) -> str:
     return ", ".join(parts)
 
 
-def episode_text(turns: Iterable[Turn]) -> str:
-    """The episode turn by turn: heading, text of the policy, error, and observation, each if there is one."""
+def whole_text(completion: CompletionSample) -> str:
+    """The text of a completion; of an episode, all turns with their headings, errors and observations."""
+    if not completion.turns:
+        return completion.text
     lines = []
-    for number, turn in enumerate(turns, 1):
+    for number, turn in enumerate(completion.turns, 1):
         lines += [f"[{heading(number, turn)}]", turn.text]
         lines += [f"[error: {turn.error}]"] if turn.error else []
         lines += [f"[{OBSERVED}]", turn.observation] if turn.observation else []
