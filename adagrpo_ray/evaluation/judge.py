@@ -45,7 +45,7 @@ def judge(
         anywhere = kind != "letter" and holds_answer(completion.text, prompt.answer)
         return CompletionResult(
             text=completion.text,
-            tokens=len(completion.token_ids),
+            tokens=completion.policy_tokens,
             cut_off=completion.finish_reason == "length",
             reward=reward,
             correct=is_correct,

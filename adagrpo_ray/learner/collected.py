@@ -42,7 +42,7 @@ def collected(
     )
     return Collected(
         batches=tuple(ray.put(batch) for batch in batches),
-        trained_tokens=sum(len(s.token_ids) for s in samples),
+        trained_tokens=sum(s.policy_tokens for s in samples),
         metrics=metrics,
         groups=group_samples(step, collection, functions, config.algorithm, shown, exhausted_dropped=dropped),
         rollout_actors=rollout_actors,

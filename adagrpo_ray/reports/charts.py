@@ -16,6 +16,9 @@ CURVES = (
 )
 """The panels that follow the figures about resampling."""
 
+OF_EPISODES = (panels.EPISODES, panels.TOOLS)
+"""The panels of runs with an environment."""
+
 
 def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:
     """Yield all figures; each bar is for `interval` steps."""
@@ -31,3 +34,6 @@ def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:
         yield rescued
     for panel in CURVES:
         yield from curves(runs, panel, window, total=panel is panels.TOKENS)
+    if any(record.episodes_turns_mean is not None for run in runs for record in run.history.steps):
+        for panel in OF_EPISODES:
+            yield from curves(runs, panel, window)

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from adagrpo_ray.reports import palette, tables
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs.samples import CompletionSample, GroupSample
+from adagrpo_ray.runs.turn_text import heading
 from adagrpo_ray.runs.why import rung, trained_on, why
 from adagrpo_ray.runs.wording import number, shown
 
@@ -85,6 +86,15 @@ def _completion(completion: CompletionSample) -> dict[str, object]:
         "tokens": f"{completion.tokens:,}",
         "finish_reason": completion.finish_reason,
         "version": completion.weight_version,
+        "turns": [
+            {
+                "heading": heading(number, turn),
+                "text": _cut(turn.text),
+                "observation": _cut(turn.observation),
+                "error": _cut(turn.error),
+            }
+            for number, turn in enumerate(completion.turns, 1)
+        ],
     }
 
 

@@ -63,6 +63,12 @@ OFF_POLICY = Panel(
 )
 POLICY = Panel("policy", "Policy update", "The update of each step.")
 COMPLETIONS = Panel("completions", "Completions", "Length of completions, and the share that the token limit cuts off.")
+EPISODES = Panel(
+    "episodes",
+    "Episodes",
+    "Turns and tokens of episodes, and the share that the largest number of turns cuts off.",
+)
+TOOLS = Panel("tools", "Tools", "Calls of tools by the policy, and errors of tools and of the environment.")
 OUTSTANDING = Panel("outstanding-tokens", "Outstanding tokens by rollout actor", "")
 REQUESTS = Panel("requests", "Requests by rollout actor", "")
 SEQUENCES = Panel("sequences", "Sequences in vLLM", "")
@@ -70,7 +76,7 @@ KV_CACHE = Panel("kv-cache", "KV cache in use", "")
 
 PANELS = (
     *(REWARD, REWARDS, ACCURACY, ACCURACY_BY_DIFFICULTY, BENCHMARKS, ZERO_STD, GROUP_SIZE, RESAMPLES, RESCUED, PILOTS),
-    *(GROUPS, TOKENS, PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS),
+    *(GROUPS, TOKENS, PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS, EPISODES, TOOLS),
     *(OUTSTANDING, REQUESTS, SEQUENCES, KV_CACHE),
 )
 """All panels, in the order of the Grafana dashboard."""

@@ -26,7 +26,8 @@ class SamplingMetrics(Record):
     Rewards and accuracy count first attempts only: resampling until one completion is correct would bias them upwards.
     Of a first attempt with a pilot they count the pilot, since only some pilots have a commit.
     Rewards are computed as in TRL 1.16: `reward_std` and `rewards/{function}/std` divide by n - 1 and are taken over
-    all completions of the step. Tokens of aborted requests are not counted.
+    all completions of the step. Tokens of aborted requests are not counted. Lengths and numbers of tokens are those that
+    the policy wrote, except in metrics of episodes, which are None without an environment.
     """
 
     reward: Annotated[float | None, Metric(
@@ -147,6 +148,24 @@ class SamplingMetrics(Record):
         "adaptive/judge_cost/{function}", units.COST, "sum",
         "price of the tokens of a judge or reward model; none without its prices",
         counter=True)] = field(default_factory=dict)
+    episodes_turns_mean: Annotated[float | None, Metric(
+        "episodes/turns/mean", units.TURNS, "mean over completions",
+        "turns of an episode", panels.EPISODES)] = None
+    episodes_length_mean: Annotated[float | None, Metric(
+        "episodes/length/mean", units.TOKENS, "mean over completions",
+        "length of an episode with its observations, without the prompt", panels.EPISODES)] = None
+    episodes_observed_tokens: Annotated[int | None, Metric(
+        "episodes/observed_tokens", units.TOKENS, "sum",
+        "tokens of episodes that the environment wrote", panels.EPISODES, counter=True)] = None
+    episodes_clipped_ratio: Annotated[float | None, Metric(
+        "episodes/clipped_ratio", units.SHARE, "mean over completions",
+        "share of episodes that the largest number of turns cut off", panels.EPISODES)] = None
+    tools_calls: Annotated[int | None, Metric(
+        "tools/calls", units.CALLS, "sum",
+        "calls of tools by the policy", panels.TOOLS, counter=True)] = None
+    tools_errors: Annotated[int | None, Metric(
+        "tools/errors", units.CALLS, "sum",
+        "turns that ended in an error of a tool or of the environment", panels.TOOLS, counter=True)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from textwrap import indent
 
 from adagrpo_ray.runs.samples import AttemptSample, GroupSample
+from adagrpo_ray.runs.turn_text import whole_text
 
 SHOWN = 2000
 """Characters shown of each text; `samples.jsonl` has all of them."""
@@ -19,7 +20,8 @@ def group_text(group: GroupSample) -> str:
     for number, attempt in enumerate(group.attempts):
         best = max(attempt.completions, key=lambda completion: completion.reward)
         advantage = "not trained on" if best.advantage is None else f"advantage {best.advantage:+.3f}"
-        parts += [f"{group.title(number)}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}", _quoted(best.text)]
+        parts.append(f"{group.title(number)}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}")
+        parts.append(_quoted(whole_text(best)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,19 +8,29 @@ from typing import Any, Literal, Self
 
 from adagrpo_ray.runs.group_codec import sampling_of
 from adagrpo_ray.runs.record import Record
-from adagrpo_ray.types import Part, SamplingParams
+from adagrpo_ray.types import Part, SamplingParams, Turn
 
 Outcome = Literal["trained", "exhausted", "waiting", "dropped"]
+
+OF_EPISODES = ("observed_tokens", "turns")
+"""The fields of a completion that only episodes have."""
+
+
+@dataclass(frozen=True)
+class TurnSample(Turn, Record):
+    """One turn of an episode."""
 
 
 @dataclass(frozen=True)
 class CompletionSample(Record):
     """One completion.
 
-    tokens: its length.
+    tokens: its length; of an episode, the number of tokens that the policy wrote.
     weight_version: the version of the adapter that sampled it.
     rewards: by reward function; None for one that does not apply.
     advantage: the advantage that it was trained with; None if it was not trained on.
+    observed_tokens: the number of tokens that the environment wrote; absent from the JSON if it is 0.
+    turns: the turns of an episode; absent from the JSON if there are none.
     """
 
     text: str
@@ -31,6 +41,13 @@ class CompletionSample(Record):
     rewards: Mapping[str, float | None]
     correct: bool
     advantage: float | None
+    observed_tokens: int = 0
+    turns: tuple[TurnSample, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """The completion in JSON types, without the fields of episodes if it is none."""
+        values = super().to_dict()
+        return {name: value for name, value in values.items() if value or name not in OF_EPISODES}
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ def training_samples(
 ) -> tuple[TrainSample, ...]:
     """The completions that `settings.train_on` picks, with their advantages and token weights.
 
-    Completions without weight (empty or `is_masked`) count in `token_weights` and are then left out. Completions with
-    an advantage of zero are left out, too, unless a KL term or an entropy bonus gives them a gradient; the loss is the
-    same without them. Raises RewardError as `picked` does.
+    Lengths are those of the tokens that the policy wrote, and observed tokens have a weight of 0. Completions without
+    weight (empty or `is_masked`) count in `token_weights` and are then left out. Completions with an advantage of zero
+    are left out, too, unless a KL term or an entropy bonus gives them a gradient; the loss is the same without them.
+    Raises RewardError as `picked` does.
     """
     chosen = [
         (group.prompt, completion, advantage)
@@ -34,11 +35,11 @@ def training_samples(
         for completion, advantage in pairs
     ]
     masked = [is_masked(completion, settings) for _, completion, _ in chosen]
-    lengths = [len(completion.token_ids) for _, completion, _ in chosen]
+    lengths = [completion.policy_tokens for _, completion, _ in chosen]
     weights = token_weights(lengths, settings.loss.kind, max_new_tokens, masked)
     other_gradient = settings.loss.beta > 0.0 or settings.loss.entropy_coef > 0.0
     return tuple(
-        _sample(prompt, completion, weight, advantage)
+        _sample(prompt, completion, _of_all_tokens(weight, completion), advantage)
         for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
         if weight.any() and (advantage != 0.0 or other_gradient)
     )
@@ -139,4 +140,14 @@ def _sample(prompt: Prompt, completion: Completion, weights: Floats, advantage: 
         token_weights=weights,
         advantage=advantage,
         difficulty=prompt.difficulty,
+        observed=completion.observed,
     )
+
+
+def _of_all_tokens(weights: Floats, completion: Completion) -> Floats:
+    """The weights [T] of all tokens of a completion: `weights` [P] at those that the policy wrote, and 0 elsewhere."""
+    if completion.observed is None:
+        return weights
+    every = np.zeros(len(completion.token_ids), np.float32)
+    every[~completion.observed] = weights
+    return every

@@ -91,7 +91,7 @@ async def evaluate(
     async def of_prompt(prompt: Prompt) -> tuple[str, float, float, float, bool]:
         request = evaluation_request(prompt, settings, max_new_tokens, seed)
         completions, scores, correct = await generate_and_score(prompt, request, generate, score)
-        length = float(np.mean([len(c.token_ids) for c in completions]))
+        length = float(np.mean([c.policy_tokens for c in completions]))
         clipped = float(np.mean([c.finish_reason == "length" for c in completions]))
         return prompt.difficulty, float(correct.mean()), length, clipped, scores.error is not None
 

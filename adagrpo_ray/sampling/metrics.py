@@ -14,7 +14,7 @@ from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.types import Group
+from adagrpo_ray.types import MAX_TURNS, Completion, Group
 
 
 def sampling_metrics(
@@ -56,8 +56,8 @@ def sampling_metrics(
         frac_reward_zero_std_after_by_difficulty=_by_difficulty(zero_std_after),
         accuracy=mean(value for _, value in correct),
         accuracy_by_difficulty=_by_difficulty(correct),
-        completions_mean_length=mean(float(len(c.token_ids)) for c in completions),
-        completions_mean_terminated_length=mean(float(len(c.token_ids)) for c in completions if not c.truncated),
+        completions_mean_length=mean(float(c.policy_tokens) for c in completions),
+        completions_mean_terminated_length=mean(float(c.policy_tokens) for c in completions if not c.truncated),
         completions_clipped_ratio=mean(float(c.truncated) for c in completions),
         resamples=tuple(resamples[rung] for rung in rungs),
         resamples_by_difficulty=dict(Counter(g.prompt.difficulty for g in resampled)),
@@ -85,7 +85,23 @@ def sampling_metrics(
         judge_cache_hits={name: c.cache_hits for name, c in consumed.items()},
         judge_failures={name: c.failures for name, c in consumed.items()},
         judge_cost={name: c.cost for name, c in consumed.items() if c.cost is not None},
+        **_of_episodes([c for c in completions if c.turns]),
     )
+
+
+def _of_episodes(episodes: Sequence[Completion]) -> dict[str, Any]:
+    """The metrics of completions that have turns, by field; none if there are none."""
+    if not episodes:
+        return {}
+    turns = [turn for episode in episodes for turn in episode.turns]
+    return {
+        "episodes_turns_mean": len(turns) / len(episodes),
+        "episodes_length_mean": mean(float(len(episode.token_ids)) for episode in episodes),
+        "episodes_observed_tokens": sum(len(episode.token_ids) - episode.policy_tokens for episode in episodes),
+        "episodes_clipped_ratio": mean(float(episode.finish_reason == MAX_TURNS) for episode in episodes),
+        "tools_calls": sum(bool(turn.tool) for turn in turns),
+        "tools_errors": sum(bool(turn.error) for turn in turns),
+    }
 
 
 def _by_difficulty(values: Sequence[tuple[str, float]]) -> dict[str, float]:

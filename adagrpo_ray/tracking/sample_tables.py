@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.turn_text import whole_text
 
 COLUMNS = (
     *("step", "prompt_id", "difficulty", "prompt", "answer", "outcome", "attempt", "rung", "part", "sampling"),
@@ -21,7 +22,7 @@ def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
         [
             *(group.step, group.prompt_id, group.difficulty, group.prompt, group.answer, group.outcome),
             *(number, attempt.rung, attempt.part, json.dumps(attempt.sampling.model_dump())),
-            *(completion.text, completion.tokens, completion.finish_reason, completion.weight_version),
+            *(whole_text(completion), completion.tokens, completion.finish_reason, completion.weight_version),
             *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),
         ]
         for group in groups

@@ -45,7 +45,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Query:
-    """A search for groups. None and "" match every group; `text` is searched in problems, answers and completions."""
+    """A search for groups. None and "" match every group.
+
+    text: is searched in problems, answers, completions, and the turns and observations of episodes.
+    """
 
     first_step: int | None = None
     last_step: int | None = None
@@ -67,7 +70,10 @@ class Query:
     def matches_text(self, group: GroupSample) -> bool:
         """Whether a text of the group contains `text`, ignoring case."""
         texts = [group.prompt_id, group.prompt, group.answer]
-        texts += (completion.text for attempt in group.attempts for completion in attempt.completions)
+        for attempt in group.attempts:
+            for completion in attempt.completions:
+                texts.append(completion.text)
+                texts += (text for turn in completion.turns for text in (turn.text, turn.observation))
         return any(self.text.casefold() in text.casefold() for text in texts)
 
 

@@ -9,9 +9,8 @@ from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
 from adagrpo_ray.runs.why import basis, rung, sized, statistics, trained_on, why
 from adagrpo_ray.viewer.browse import Entry
-
-LONG, SHORT = 20_000, 110
-"""Largest number of characters of a text that is shown in full, and of the first line of a folded text."""
+from adagrpo_ray.viewer.episode_view import episode
+from adagrpo_ray.viewer.folding import folded
 
 STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
@@ -38,6 +37,10 @@ summary { cursor: pointer; }
 .correct { color: #10b981; font-weight: 600; }
 .wrong { color: #e11d48; font-weight: 600; }
 .note { opacity: .75; font-size: 13px; }
+ol.turns { list-style: none; margin: 6px 0; padding: 0; }
+ol.turns > li { margin: 0 0 8px; }
+.observed { border-left: 3px dashed var(--border-color-primary); margin: 4px 0 4px 18px; padding: 2px 10px;
+  background: var(--background-fill-secondary); }
 """
 
 Row = tuple[str, ...]
@@ -76,8 +79,8 @@ def group_page(group: GroupSample, run: RunHistory) -> str:
     )
     parts = [
         f"<h4>{escape(facts)}</h4>",
-        f"<div>Problem: {_text(group.prompt)}</div>",
-        f"<div>Answer: {_text(group.answer)}</div>",
+        f"<div>Problem: {folded(group.prompt)}</div>",
+        f"<div>Answer: {folded(group.answer)}</div>",
     ]
     if reason := sized(group, run):
         parts.append(f'<p class="why">{escape(reason)}</p>')
@@ -137,19 +140,9 @@ def _completion(completion: CompletionSample, functions: Sequence[str]) -> str:
     ]
     numbers += [escape(completion.finish_reason), escape(str(completion.weight_version))]
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-    return f'<tr><td>{mark}</td>{cells}<td class="text">{_text(completion.text)}</td></tr>'
-
-
-def _text(text: str) -> str:
-    """A text; a long one is folded, and a very long one loses its middle."""
-    if len(text) <= SHORT and "\n" not in text:
-        return escape(text) or '<span class="note">empty</span>'
-    cut = text
-    if len(text) > LONG:
-        left_out = len(text) - LONG
-        cut = f"{text[: LONG // 2]}\n\n[... {left_out:,} characters left out ...]\n\n{text[-LONG // 2 :]}"
-    first = " ".join(text[: 2 * SHORT].split())[:SHORT]
-    return f"<details><summary>{escape(first)} … ({len(text):,} characters)</summary><pre>{escape(cut)}</pre></details>"
+    turns = completion.turns
+    text = episode(turns, completion.observed_tokens) if turns else folded(completion.text)
+    return f'<tr><td>{mark}</td>{cells}<td class="text">{text}</td></tr>'
 
 
 def _number(value: float | None) -> str:

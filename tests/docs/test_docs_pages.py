@@ -23,7 +23,7 @@ from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
 from adagrpo_ray.runs.metric import scalars
 from tests.support.documents import PAGES, blocks, files
-from tests.support.histories import ON_BENCHMARKS, evaluation, step
+from tests.support.histories import EPISODES, ON_BENCHMARKS, evaluation, step
 from tests.support.places import ROOT
 
 DOCS = ROOT / "docs"
@@ -96,7 +96,8 @@ def test_unknown_message_is_not_in_the_source(messages: list[str]) -> None:
 
 @pytest.mark.parametrize("page", ["troubleshooting", "glossary"])
 def test_documented_metrics_exist(page: str) -> None:
-    tags = {*scalars(replace(step(1), kl=0.1)), *scalars(evaluation(1, 0.5)), *scalars(ON_BENCHMARKS)}
+    every_step = replace(step(1), kl=0.1, **EPISODES)
+    tags = {*scalars(every_step), *scalars(evaluation(1, 0.5)), *scalars(ON_BENCHMARKS)}
     groups = "|".join({tag.partition("/")[0] for tag in tags if "/" in tag})
     named = [
         text

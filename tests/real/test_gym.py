@@ -222,7 +222,7 @@ def test_examples_are_not_among_the_problems() -> None:
         ),
         (
             {"name": "chain_sum", "config": {"max_terms": "two"}},
-            ["reasoning_gym.tasks.0.config.max_terms='two': chain_sum takes a value of type int, as 6"],
+            ["reasoning_gym.tasks.0.config.max_terms='two': chain_sum takes a value of type int, such as 6"],
         ),
         ({"name": "chain_sum", "config": {"max_terms": True}}, ["config.max_terms=True", "type int"]),
         (

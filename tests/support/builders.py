@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.types import Attempt, Completion, Group, Part, Prompt, SamplingParams
+from adagrpo_ray.types import Attempt, Completion, Group, Part, Prompt, SamplingParams, Turn
 
 PLAIN = SamplingParams()
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
@@ -25,6 +26,28 @@ def make_prompt(id: str = "p", difficulty: str = "", length: int = 3) -> Prompt:
 def make_completion(length: int = 2, text: str = "", first_token: int = 0) -> Completion:
     tokens = np.arange(first_token, first_token + length, dtype=np.int32)
     return Completion(tokens, np.full(length, -0.5, np.float32), text, finish_reason="stop", weight_version=0)
+
+
+def make_episode(*turns: tuple[int, int], finish_reason: str = "stop", **last: Any) -> Completion:
+    """An episode of turns, each with its number of tokens of the policy and of observed tokens after them.
+
+    `last` has fields of the last turn.
+    """
+    observed: list[bool] = []
+    made: list[Turn] = []
+    for number, (written, seen) in enumerate(turns, 1):
+        first, end = len(observed), len(observed) + written
+        made.append(Turn(first, end, f"text {number}", f"observation {number}" if seen else ""))
+        observed += [False] * written + [True] * seen
+    made[-1] = replace(made[-1], **last)
+    mask = np.array(observed, np.bool_)
+    return replace(
+        make_completion(len(observed), text=made[-1].text),
+        logprobs=np.where(mask, 0.0, -0.5).astype(np.float32),
+        finish_reason=finish_reason,
+        observed=mask,
+        turns=tuple(made),
+    )
 
 
 def make_attempt(

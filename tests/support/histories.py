@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
-from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
+from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample, TurnSample
 from adagrpo_ray.types import Part, SamplingParams
 
 STEP = StepRecord(
@@ -84,6 +84,16 @@ STEP = StepRecord(
     skipped_updates=0,
 )
 
+EPISODES: dict[str, Any] = {
+    "episodes_turns_mean": 2.5,
+    "episodes_length_mean": 120.0,
+    "episodes_observed_tokens": 900,
+    "episodes_clipped_ratio": 0.125,
+    "tools_calls": 12,
+    "tools_errors": 3,
+}
+"""The metrics of a step with an environment."""
+
 BEFORE = EvaluationRecord(
     0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, failed=0, completions_mean_length=40.0, runtime=3.0
 )
@@ -155,6 +165,17 @@ def attempt(
         for number, reward in enumerate(rewards)
     )
     return AttemptSample(rung, BASE if rung < 0 else RUNGS[rung], completions, part)
+
+
+def episode(*turns: TurnSample, **changes: Any) -> AttemptSample:
+    """An attempt with one episode; by default its first turn calls a tool and gets an answer."""
+    made = turns or (
+        TurnSample(0, 4, "add(12, 7)", "the sum is 19", reward=0.25, tool="add"),
+        TurnSample(9, 12, "12+7=19"),
+    )
+    whole = attempt([1.0])
+    completion = replace(whole.completions[0], text=made[-1].text, turns=made, observed_tokens=5, **changes)
+    return replace(whole, completions=(completion,))
 
 
 def group(number: int, *attempts: AttemptSample, **changes: Any) -> GroupSample:

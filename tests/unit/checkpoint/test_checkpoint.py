@@ -24,7 +24,7 @@ from adagrpo_ray.errors import CheckpointError, ConfigError, HistoryError
 from adagrpo_ray.runs import RunWriter, StepRecord, retries
 from adagrpo_ray.runs.history import Mark, sizes
 from adagrpo_ray.types import SamplingParams
-from tests.support.builders import make_attempt, make_group, make_prompt
+from tests.support.builders import make_attempt, make_episode, make_group, make_prompt
 from tests.support.histories import BEFORE, SAMPLE, STEP
 from tests.support.places import TINY
 
@@ -50,10 +50,11 @@ def silent(text: str) -> None:
 
 class TestSampler:
     def state(self) -> dict[str, Any]:
-        """Return a state with a group that failed twice, and one that was never sampled."""
+        """Return a state with a group that failed twice, with an episode, and one that was never sampled."""
         first = make_attempt([0.1, 0.2], by_function=[[0.1, math.nan], [0.2, 0.3]], correct=[False, False])
         second = make_attempt([0.0, 0.0], rung=0, sampling=HOT, lengths=[0, 5])
-        odd = replace(second.completions[1], text='"\ud800 \u2028\0\n', weight_version=3, finish_reason="length")
+        episode = make_episode((2, 2), (1, 0), error="\ud800")
+        odd = replace(episode, text='"\ud800 \u2028\0\n', weight_version=3, finish_reason="length")
         second = replace(second, completions=(second.completions[0], odd))
         groups = [make_group(first, second, prompt=PROMPTS["q"], epoch=7), make_group(prompt=PROMPTS["p"])]
         return {

@@ -19,7 +19,8 @@ from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.reports.run_data import labelled
 from adagrpo_ray.runs import GroupSample
-from tests.support.histories import ON_BENCHMARKS, attempt, evaluation, group, step
+from adagrpo_ray.runs.samples import TurnSample
+from tests.support.histories import EPISODES, ON_BENCHMARKS, attempt, episode, evaluation, group, step
 from tests.support.report_page import CHARTS, Page, check_pictures, heights, make, page_of, two_runs, words
 from tests.support.scripts import script
 
@@ -150,6 +151,18 @@ class TestTexts:
         assert "12+7=19 #1" in text
         assert "exact 1.000, length -" in text
 
+    def test_episode_is_shown_turn_by_turn(self, tmp_path: Path) -> None:
+        failed = TurnSample(9, 12, "end", "it is over", error="<b>no</b> answer")
+        sample = group(1, episode(TurnSample(0, 4, "<i>call</i>", "the sum", reward=0.25, tool="add"), failed))
+        page = words(read(str(make(tmp_path / "run", [step(1)], samples=[sample]))))
+        (cell,) = (row[0] for row in page.rows if "turn 1" in row[0])
+        assert cell.split() == (
+            "turn 1, calls add, reward 0.25 <i>call</i> observed the sum "
+            "turn 2 end error: <b>no</b> answer observed it is over"
+        ).split()
+        assert [attributes for tag, attributes in page.tags if tag == "div"].count({"class": "observed"}) == 2
+        assert not {"b", "i"} & {tag for tag, _ in page.tags}
+
     def test_long_texts_lose_their_middle(self, tmp_path: Path) -> None:
         long = group(1, attempt([1.0], text="begin" + "x" * 50_000 + "end"))
         folder = make(tmp_path / "run", [step(1)], samples=[long])
@@ -192,6 +205,13 @@ class TestExamples:
             file.write('{"step": 1}\n')
         with pytest.raises(HistoryError, match=r"samples\.jsonl cannot be read .* remove it"):
             read(str(usual))
+
+
+def test_figures_of_episodes_are_only_in_reports_with_an_environment(tmp_path: Path) -> None:
+    plain = read(str(make(tmp_path / "plain", [step(1)])))
+    acting = read(str(make(tmp_path / "acting", [step(1, **EPISODES)])))
+    assert not {"episodes", "tools"} & {chart.name for chart in charts([plain], 1)}
+    assert [chart.name for chart in charts([plain, acting], 1)][-2:] == ["episodes", "tools"]
 
 
 class TestSeveralRuns:

@@ -15,13 +15,14 @@ import pytest
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.reader import RunHistory
-from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.samples import GroupSample, TurnSample
 from adagrpo_ray.runs.why import parameters, rung, sized, trained_on, why
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.browse import Query, SampleFile
-from adagrpo_ray.viewer.group_view import LONG, group_page, listing
+from adagrpo_ray.viewer.folding import LONG
+from adagrpo_ray.viewer.group_view import group_page, listing
 from adagrpo_ray.viewer.open_runs import OpenRuns
-from tests.support.histories import attempt, group, step
+from tests.support.histories import attempt, episode, group, step
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>${alert(3)}{{constructor}}\"'`</pre></details>"
 FAILED, RESCUE = attempt([0.0, 0.0], trained=False), attempt([1.0, 0.0], 0)
@@ -257,6 +258,30 @@ def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
         assert not {"script", "img", "a", "iframe", "style"} & tags(page)
         assert "onerror" not in "".join(re.findall(r"<[^>]*>", page))
         assert text_of(page).count("alert(2)") >= 2
+
+
+def test_episode_is_shown_turn_by_turn() -> None:
+    page = group_page(group(3, episode()), settings())
+    assert "2 turns, 1 tool call, 5 observed tokens: 12+7=19</summary>" in page
+    words = ["turn 1, calls add, reward 0.25", "add(12, 7)", "observed", "the sum is 19", "turn 2", "12+7=19"]
+    shown = text_of(page[page.index("<ol") : page.index("</ol>")])
+    assert shown.split() == " ".join(words).split()
+    assert page.count('<div class="observed">') == 1
+
+
+def test_texts_of_turns_are_escaped_and_folded() -> None:
+    turn = TurnSample(0, 1, HOSTILE, f"{HOSTILE}\n{HOSTILE}", tool=HOSTILE, error=HOSTILE)
+    page = group_page(group(3, episode(turn)), settings())
+    assert not {"script", "img", "a", "iframe", "style"} & tags(page)
+    assert "onerror" not in "".join(re.findall(r"<[^>]*>", page))
+    assert text_of(page).count("alert(2)") >= 5
+
+
+def test_observations_are_searched(tmp_path: Path) -> None:
+    file = write(tmp_path, group(1), group(2, episode()))
+    for text in ("THE SUM IS", "add(12"):
+        found, _ = file.find(Query(text=text), 9)
+        assert [entry.step for entry in found] == [2]
 
 
 def test_long_texts_are_folded_and_very_long_ones_shortened() -> None:
