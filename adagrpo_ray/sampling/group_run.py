@@ -133,7 +133,7 @@ class GroupSampler:
         run.scoring = False
         rewards, buffer = scores.rewards, self._settings.overlong_buffer
         if buffer is not None:
-            lengths = [len(c.token_ids) for c in completions]
+            lengths = [c.policy_tokens for c in completions]
             rewards = rewards + overlong_penalty(lengths, self._max_new_tokens, buffer)
         attempt = Attempt(
             rung=planned.rung,
