@@ -42,7 +42,8 @@ class ServedSettings(Section):
     )
     timeout_s: Seconds = Field(60.0, description="seconds that one request may take")
     retries: Annotated[int, Field(ge=0, le=20)] = Field(
-        2, description="further requests after one that had no answer, or an answer with the status 408, 409, 429 or 5xx"
+        2,
+        description="further requests after one that had no answer, or an answer with the status 408, 409, 429 or 5xx",
     )
     max_concurrent: PositiveInt = Field(32, description="requests at the same time")
     requests_per_minute: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(
@@ -126,9 +127,7 @@ class RewardModelSettings(ServedSettings):
         description="the text that it scores, with the placeholders of a judge's template; null: a chat of the prompt "
         "and the completion, in the chat template of its own",
     )
-    activation: bool = Field(
-        False, description="apply the activation of the model, such as a sigmoid, to its output"
-    )
+    activation: bool = Field(False, description="apply the activation of the model, such as a sigmoid, to its output")
 
     def conflicts(self) -> Iterator[str]:
         """Yield conflicts of the template."""

@@ -93,7 +93,10 @@ def metric_rows(comparison: Comparison) -> Rows:
                 difficulties(difficulty for model in models for difficulty in model.accuracy_by_difficulty)
             )
             rows += [
-                (f"  {shown(difficulty)}", [shown_estimate(model.accuracy_by_difficulty[difficulty], name) for model in models])
+                (
+                    f"  {shown(difficulty)}",
+                    [shown_estimate(model.accuracy_by_difficulty[difficulty], name) for model in models],
+                )
                 for difficulty in named
             ]
             rows += [(f"  {others}", ["" for _ in models])] if others else []

@@ -95,7 +95,9 @@ METHODS: dict[str, Method] = {
     ),
     "adagrpo-no-resample": Method("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
     "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _TINY),
-    "adagrpo-deferred": Method("Resamples with the requests of the next step.", ("algorithm.resample=deferred",), _TINY),
+    "adagrpo-deferred": Method(
+        "Resamples with the requests of the next step.", ("algorithm.resample=deferred",), _TINY
+    ),
     "adagrpo-statistics-all": Method(
         "Advantages from the rewards of all attempts.", ("algorithm.advantage_statistics=all",), _TINY
     ),
@@ -124,7 +126,10 @@ METHODS: dict[str, Method] = {
     "adagrpo-one-update": Method("One update on each batch.", ("algorithm.num_iterations=1",)),
     "adagrpo-three-updates": Method("Three updates on each batch.", ("algorithm.num_iterations=3",), _TINY),
     "adagrpo-no-pilots": Method("The whole group at once, without pilots.", ("algorithm.pilot_size=null",)),
-    "adagrpo-pilots": Method("Four pilots first, and four more completions if they differ.", ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8")),
+    "adagrpo-pilots": Method(
+        "Four pilots first, and four more completions if they differ.",
+        ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8"),
+    ),
     "adagrpo-max-variance": Method(
         "Trained on the four completions of a group whose rewards vary most.",
         ("algorithm.train_on=max_variance", "algorithm.train_size=4"),
@@ -133,9 +138,7 @@ METHODS: dict[str, Method] = {
     "adagrpo-balanced": Method(
         "Trained on as many correct as wrong completions of all attempts.", ("algorithm.train_on=balanced",), _TINY
     ),
-    "adagrpo-scale-std": Method(
-        "Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _TINY
-    ),
+    "adagrpo-scale-std": Method("Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _TINY),
     "adagrpo-scale-none": Method("Advantages without a scale.", ("algorithm.advantage_scale=none",), _TINY),
     "adagrpo-scale-batch": Method("Advantages over the std of the batch.", ("algorithm.advantage_scale=batch",), _TINY),
     "adagrpo-scale-mean": Method(

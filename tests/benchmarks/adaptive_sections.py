@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import skills
@@ -159,7 +159,7 @@ def prepare(section: str, folder: Path) -> None:
         skills.write_rows(folder / DATA, list(skills.rows(TRAINED_BUNDLES + HELD_OUT_BUNDLES, seed=0)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def configure(run: Run, folder: Path) -> Config:
     """The settings of a run; model and data of the skills are in `folder`."""
     section = SECTIONS[run.section]

@@ -37,9 +37,7 @@ def build(parent: Path, recipe: Recipe = RECIPE) -> Path:
     return make_once(parent / f"skills-{recipe_hash(recipe)}", lambda folder: _train(folder, recipe))
 
 
-def batch_of(
-    tokenizer: PreTrainedTokenizerFast, tail: list[int], rng: np.random.Generator, size: int
-) -> list[Example]:
+def batch_of(tokenizer: PreTrainedTokenizerFast, tail: list[int], rng: np.random.Generator, size: int) -> list[Example]:
     """`size` examples: problems of all skills in turn, each with both of its procedures.
 
     With both in the same batch, the rate has no sampling noise, which matters for a rate of 0.5 %.

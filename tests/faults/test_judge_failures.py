@@ -27,7 +27,7 @@ TIMEOUT_S = 1.0  # of a judge that hangs
 FAILURES = {
     "hang": "did not answer within timeout_s=1, 1 times",
     "fail": "answered with an error (Error code: 500",
-    "nonsense": "which has no JSON with a number as \"score\"",
+    "nonsense": 'which has no JSON with a number as "score"',
     "too much": "gave the score 99, which is not between low=0 and high=10",
     "no chat": "which is no chat completion",
 }

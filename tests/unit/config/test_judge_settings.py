@@ -68,7 +68,10 @@ def test_override_changes_one_setting_of_a_judge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"rewards.functions": [{"weight": 2}]}, "has nothing that scores; give it one of function, judge, reward_model"),
+        (
+            {"rewards.functions": [{"weight": 2}]},
+            "has nothing that scores; give it one of function, judge, reward_model",
+        ),
         (
             {"rewards.functions": [{"function": "exact", **functions()["rewards.functions"][0]}]},  # type: ignore[index]
             "an entry of rewards.functions has function and judge; give it one of",
