@@ -83,9 +83,10 @@ def _selected(group: Group, settings: AlgorithmSettings) -> list[Scored]:
     and in an attempt the order is that of the seeds, which does not depend on the lengths of completions. So a
     selection of the first of several equal ones prefers the newest ones, and no lengths.
     """
-    attempts = (group.last,) if settings.train_on == "last" else group.attempts[::-1]
+    final = group.attempts[-1:]
+    attempts = (final if settings.train_on == "last" else group.attempts)[::-1]
     pool = [pair for a in attempts for pair in zip(a.completions, a.rewards.tolist(), strict=True)]
-    size = len(group.last.completions) if settings.train_size is None else settings.train_size
+    size = sum(len(a.completions) for a in final) if settings.train_size is None else settings.train_size
     match settings.train_on:
         case "balanced":
             places = balanced([bool(correct) for a in attempts for correct in a.correct], size)
@@ -101,7 +102,7 @@ def _statistics(group: Group, selected: Sequence[Scored], settings: AlgorithmSet
         case "all":
             return statistics_of(group)
         case "last":
-            return RewardStatistics.of(group.last.rewards.tolist())
+            return RewardStatistics.of(reward for a in group.attempts[-1:] for reward in a.rewards.tolist())
         case "trained":
             return RewardStatistics.of(reward for _, reward in selected)
 
