@@ -27,7 +27,7 @@ from adaptive_methods import METHODS, methods_of
 from adaptive_rates import print_rates
 from adaptive_report import publish, write_report
 from adaptive_runs import Plan, Result, Store
-from adaptive_sections import SECTIONS, Run, Section, base_run, configure, prepare
+from adaptive_sections import SECTIONS, TUNING_SEEDS, Run, Section, base_run, configure, prepare
 from skills import same_text
 
 from adagrpo_ray.cluster.connecting import connect
@@ -124,7 +124,7 @@ def do_all(plan: Plan) -> None:
 def progress(run: Run, result: Result, left: int) -> str:
     """One line about a finished run; `left`: runs of this base model that are known to be missing."""
     last = result.points[-1]
-    kind = "tuning" if run.until is not None else "run"
+    kind = "tuning" if run.seed in TUNING_SEEDS else "run"
     return (
         f"{run.section} {run.case} {run.method} {run.rate} seed {run.seed} ({kind}): accuracy {last.accuracy:.3f} after "
         f"{last.step} steps, {last.tokens:,} tokens, {last.seconds:.0f} s of training, {result.wall_seconds:.0f} s in all"

@@ -44,8 +44,8 @@ METHODS: dict[str, Method] = {
     ),
     "pilot-commit": Method(
         "Pilot-Commit (arXiv 2605.26606): 4 pilots, then 12 more completions if the pilots differ, all 16 trained on; "
-        "with 4 pilots its bounds, 0.125 and 0.75, mean that. The published rule samples the 12 in the next step, fills "
-        "up a step that has few such groups, and drops prompts for good whose pilots are all correct.",
+        "with 4 pilots its bounds, 0.125 and 0.75, mean that. The published rule samples the 12 in a later step, fills up "
+        "a step that has few such groups, and drops prompts for good whose pilots are all correct.",
         (
             "algorithm.pilot_size=4",
             "algorithm.group_size=16",
@@ -93,6 +93,16 @@ METHODS: dict[str, Method] = {
     "adagrpo-base-temperature": Method(
         "The resample has the parameters of the first attempt, not hotter ones.", (_RUNG_AT_BASE,), drawn=True
     ),
+    "adagrpo-warm-rung": Method(
+        "The resample is at temperature 1.3.",
+        ("algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.3}]}]",),
+        _TINY,
+    ),
+    "adagrpo-hot-rung": Method(
+        "The resample is at temperature 2 without tokens below a tenth of the likeliest one.",
+        ("algorithm.triggers=[{from_step: 1, rungs: [{temperature: 2.0, min_p: 0.1}]}]",),
+        _TINY,
+    ),
     "adagrpo-no-resample": Method("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
     "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _TINY),
     "adagrpo-deferred": Method(
@@ -116,19 +126,30 @@ METHODS: dict[str, Method] = {
         _TINY,
     ),
     "adagrpo-value": Method(
-        "Allocation by the value of one more completion, up to 16 of a prompt.",
-        (
-            "algorithm.allocation.enabled=true",
-            "algorithm.allocation.rule=value",
-            "algorithm.allocation.max_group=16",
-        ),
+        "Allocation by the value of one more completion, up to four times the usual size.",
+        ("algorithm.allocation.enabled=true", "algorithm.allocation.rule=value"),
+    ),
+    "adagrpo-hopeless": Method(
+        "Prompts with a success rate below 5 % are sampled in one of four epochs, as solved ones.",
+        ("algorithm.allocation.enabled=true", "algorithm.allocation.hopeless_below=0.05"),
+        _TINY,
     ),
     "adagrpo-one-update": Method("One update on each batch.", ("algorithm.num_iterations=1",)),
     "adagrpo-three-updates": Method("Three updates on each batch.", ("algorithm.num_iterations=3",), _TINY),
     "adagrpo-no-pilots": Method("The whole group at once, without pilots.", ("algorithm.pilot_size=null",)),
     "adagrpo-pilots": Method(
-        "Four pilots first, and four more completions if they differ.",
+        "Four pilots first; four more completions if some of them are correct and some wrong.",
         ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8"),
+    ),
+    "adagrpo-pilots-budget": Method(
+        "Four pilots first, with twice as many prompts and at most as many completions in a step as GRPO has.",
+        (
+            "algorithm.pilot_size=4",
+            "algorithm.allocation.min_group=8",
+            "algorithm.prompts_per_step=32",
+            "algorithm.budget=128",
+        ),
+        _SKILLS,
     ),
     "adagrpo-max-variance": Method(
         "Trained on the four completions of a group whose rewards vary most.",

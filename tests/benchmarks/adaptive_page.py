@@ -130,7 +130,7 @@ def _section(part: Shown) -> str:
     target = f"The target is an accuracy of {part.target:.3g}"
     if section.target is None:
         target += ", the median over the seeds of GRPO's at the end of its runs"
-    notes = [f"{part.missing} runs or more are missing." if part.missing else ""]
+    notes = [f"Missing runs: {part.missing} or more." if part.missing else ""]
     if part.at_edge:
         notes.append(
             f"Warning: the learning rate of {', '.join(part.at_edge)} lies at the edge of those that were tried, so a "

@@ -166,7 +166,7 @@ def write_report(plans: Sequence[Plan], folder: Path) -> str:
     lines = []
     for plan in plans:
         missing = len(plan.missing())
-        state = "complete" if not missing else f"{missing} runs or more are missing"
+        state = "complete" if not missing else f"missing runs: {missing} or more"
         lines.append(f"{plan.section.name}: {state if plan in begun else 'no final runs yet'}")
     if begun:
         lines.append(f"report: {_write(begun, folder)}")
