@@ -37,7 +37,7 @@ def without_secret(place: str) -> str:
 
 
 def variable_name(name: str) -> str:
-    """Return `name`. Raises pydantic's error of the type SECRET if it names no variable: it may be the secret itself."""
+    """Return `name`. Raises pydantic's error of the type SECRET if it names no variable, since it may be the secret."""
     if not _VARIABLE.fullmatch(name) or _TOKEN.search(name):
         raise PydanticCustomError(
             SECRET,

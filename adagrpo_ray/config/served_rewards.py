@@ -42,8 +42,7 @@ class ServedSettings(Section):
     )
     timeout_s: Seconds = Field(60.0, description="seconds that one request may take")
     retries: Annotated[int, Field(ge=0, le=20)] = Field(
-        2,
-        description="further requests after one that had no answer, or an answer with the status 408, 409, 429 or 5xx",
+        2, description="further requests after one without an answer, or with the status 408, 409, 429 or 5xx"
     )
     max_concurrent: PositiveInt = Field(32, description="requests at the same time")
     requests_per_minute: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(

@@ -1,7 +1,7 @@
 """The process in which coroutine functions score many groups at the same time.
 
-It reads (number, task, places) from a pipe and replies with (number, scores, error). A task of None cancels the group of
-that number, which then gets no reply. The first reply, `READY`, is sent when the functions are loaded.
+It reads (number, task, places) from a pipe and replies with (number, scores, error). A task of None cancels the group
+of that number, which then gets no reply. The first reply, `READY`, is sent when the functions are loaded.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class RewardScorer:
     async def _awaited(
         self, pool: ScoringPool, task: worker.GroupTask, own: Sequence[int], prompt: Prompt
     ) -> worker.GroupScores:
-        """Return the scores by coroutine functions. A group whose process was lost is scored again, in one of its own."""
+        """Return the scores by coroutine functions. A group whose process was lost is scored again, in another one."""
         try:
             return await _named(self._host.score(task, own), prompt)
         except HostLostError:

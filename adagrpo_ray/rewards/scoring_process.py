@@ -1,7 +1,7 @@
 """The functions of a scoring process, which loads the reward functions once and then scores groups.
 
-Only plain values are sent to and from it, so that sending a group takes a fraction of a millisecond. `process_pool` runs
-such processes for one group at a time, and `async_host` one for many groups at the same time.
+Only plain values are sent to and from it, so that sending a group takes a fraction of a millisecond. `process_pool`
+runs such processes for one group at a time, and `async_host` one for many groups at the same time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scores of a model behind an HTTP server: retries, rate limit, cache and counts.
 
-It runs in the event loop of its caller, which is in learner rank 0: it waits for the network nearly all of the time, and
-its limits then hold for the whole run. openai's client repeats requests; its errors become RewardErrors.
+It runs in the event loop of its caller, which is in learner rank 0. It waits for the network nearly all of the time,
+and its limits then hold for the whole run. openai's client repeats requests; its errors are raised as RewardErrors.
 """
 
 from __future__ import annotations

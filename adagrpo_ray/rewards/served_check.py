@@ -38,9 +38,7 @@ def check_servers(rewards: RewardsSettings, prompts: Sequence[Prompt]) -> None:
     """
     for settings in rewards.served:
         if settings.name in BUILTIN:
-            raise ConfigError(
-                f"{SETTING}: the name {settings.name!r} is one of a built-in function; choose another one"
-            )
+            raise ConfigError(f"{SETTING}: the name {settings.name!r} is that of a built-in function; choose another")
         key_of(settings)
         if settings.template is not None:
             _check_placeholders(settings.name, settings.template, prompts)

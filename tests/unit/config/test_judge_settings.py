@@ -1,4 +1,4 @@
-"""Settings of judges and reward models: their errors, which show no key, and what a resumed run may change."""
+"""Settings of judges and reward models: errors, which show no key, and the changes that a resumed run may make."""
 
 from __future__ import annotations
 
@@ -33,9 +33,14 @@ rewards:
 """
 
 
-def functions(kind: str = "judge", **changes: Any) -> dict[str, object]:
+def entry(**changes: Any) -> dict[str, object]:
+    """The settings of a judge, or of a reward model; without those that are changed to ""."""
     given = {"name": "helpful", "model": "m", "base_url": "http://x/v1", "template": "{completion}"}
-    return {"rewards.functions": [{kind: {key: value for key, value in {**given, **changes}.items() if value != ""}}]}
+    return {key: value for key, value in {**given, **changes}.items() if value != ""}
+
+
+def functions(kind: str = "judge", **changes: Any) -> dict[str, object]:
+    return {"rewards.functions": [{kind: entry(**changes)}]}
 
 
 def test_functions_judges_and_reward_models_are_one_list(tmp_path: Path) -> None:
@@ -68,12 +73,9 @@ def test_override_changes_one_setting_of_a_judge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        ({"rewards.functions": [{"weight": 2}]}, "has nothing that scores; give it one of function, judge, reward_"),
         (
-            {"rewards.functions": [{"weight": 2}]},
-            "has nothing that scores; give it one of function, judge, reward_model",
-        ),
-        (
-            {"rewards.functions": [{"function": "exact", **functions()["rewards.functions"][0]}]},  # type: ignore[index]
+            {"rewards.functions": [{"function": "exact", "judge": entry()}]},
             "an entry of rewards.functions has function and judge; give it one of",
         ),
         (functions(name=""), "rewards.functions.0.judge.name is missing; set it"),
@@ -92,7 +94,7 @@ def test_override_changes_one_setting_of_a_judge(tmp_path: Path) -> None:
         (functions(kind="reward_model", template="{prompt}"), "the template of 'helpful' has no {completion}"),
         (functions(kind="reward_model", high=3), "unknown key 'rewards.functions.0.reward_model.high'"),
         (
-            {"rewards.functions": [*functions()["rewards.functions"], *functions()["rewards.functions"]]},  # type: ignore[misc]
+            {"rewards.functions": [{"judge": entry()}, {"judge": entry()}]},
             "names a function twice: ['helpful', 'helpful']",
         ),
     ],
@@ -107,11 +109,6 @@ def test_key_in_place_of_its_variable_is_refused_and_not_shown(name: str) -> Non
     message = refusal({"rewards.functions.0.judge": {**entry(), "api_key_env": name}})
     assert "rewards.functions.0.judge.api_key_env is no name of an environment variable in capitals" in message
     assert not name or name not in message
-
-
-def entry() -> dict[str, object]:
-    (found,) = functions()["rewards.functions"]  # type: ignore[misc]
-    return dict(found["judge"])  # type: ignore[index]
 
 
 def test_key_in_the_configuration_is_refused_and_not_shown(tmp_path: Path) -> None:

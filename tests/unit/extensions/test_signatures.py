@@ -130,7 +130,7 @@ def test_missing_or_extra_columns_are_refused() -> None:
     assert "1 of 2 rows have no column 'unit'" in check_parameters(units, "m:units", [{"unit": "m"}, {}])
 
 
-def test_coroutine_functions_are_told_from_plain_ones() -> None:
+def test_functions_that_are_awaited_are_found() -> None:
     coroutines = (awaited, functools.partial(awaited, unit="m"), Asynchronous())
     assert [is_coroutine_function(function) for function in coroutines] == [True] * 3
     assert [is_coroutine_function(function) for function in (hidden, units, Scorer(), len)] == [False] * 4

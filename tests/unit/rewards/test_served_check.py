@@ -102,4 +102,4 @@ def test_unknown_placeholder_is_an_error_before_a_server_is_asked() -> None:
 
 
 def test_name_of_a_built_in_function_is_refused() -> None:
-    assert "the name 'latex' is one of a built-in function; choose another one" in refused(judge(name="latex"))
+    assert "the name 'latex' is that of a built-in function; choose another" in refused(judge(name="latex"))
