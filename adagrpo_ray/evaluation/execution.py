@@ -106,9 +106,7 @@ async def _execute(plan: Plan, placement: Placement, files: Files, watcher: Watc
         await fleet.close()
 
 
-async def _models(
-    plan: Plan, fleet: Fleet, scorer: RewardScorer, files: Files, watcher: Watcher, stop: Event
-) -> None:
+async def _models(plan: Plan, fleet: Fleet, scorer: RewardScorer, files: Files, watcher: Watcher, stop: Event) -> None:
     """Evaluate one model after another. The base is the first one, since an adapter cannot be removed again."""
     await fleet.ready()
     endings = Endings(plan.config.rollout.max_new_tokens, plain=plan.config.data.chat_template == PLAIN)

@@ -203,6 +203,4 @@ def test_benchmark_that_the_hub_does_not_give_names_the_remedies(monkeypatch: py
 def test_prompts_that_leave_no_room_for_a_completion_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", sums(3))
     with pytest.raises(DataError, match=r"3 of 3 prompts, of up to \d+ tokens, do not fit into rollout\.max_model_len"):
-        loaded(
-            {"name": "gsm8k", "path": path}, **{"rollout.max_model_len": 24, "rollout.max_new_tokens": 20}
-        )
+        loaded({"name": "gsm8k", "path": path}, **{"rollout.max_model_len": 24, "rollout.max_new_tokens": 20})

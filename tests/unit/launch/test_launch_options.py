@@ -99,9 +99,7 @@ def test_benchmarks_are_names_with_or_without_a_copy(commands: dict[str, ModuleT
         (["--benchmark", "gsm8k", "--split", "all"], "--split all selects prompts of the data"),
     ],
 )
-def test_invalid_benchmarks_are_refused(
-    commands: dict[str, ModuleType], arguments: list[str], message: str
-) -> None:
+def test_invalid_benchmarks_are_refused(commands: dict[str, ModuleType], arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         commands["evaluate"].benchmarks(commands["evaluate"].parse(arguments), Config())
 

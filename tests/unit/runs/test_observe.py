@@ -464,9 +464,7 @@ class TestPlainConsole:
         with Console(1, stream, clock=lambda: 0.0) as console:
             console.evaluation("before", ON_BENCHMARKS)
             console.evaluation("after", after)
-            console.summary(
-                summarize([STEP], ON_BENCHMARKS, after, name="x", folder=Path("x"), adapter=Path("y"))
-            )
+            console.summary(summarize([STEP], ON_BENCHMARKS, after, name="x", folder=Path("x"), adapter=Path("y")))
         lines = [line.rstrip() for line in stream.getvalue().splitlines()]
         assert lines[:5] == [
             "held-out accuracy before: 0.250  2: 0.500  10: 0.000  (128 samples, 3.0 s)",
