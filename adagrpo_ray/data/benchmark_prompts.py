@@ -111,21 +111,23 @@ def _rows(settings: BenchmarkSettings, benchmark: Benchmark) -> Sequence[Row]:
 
 def _hub(name: str, benchmark: Benchmark) -> Sequence[Row]:
     try:
-        return hub_rows(
-            benchmark.repository, benchmark.subset, benchmark.split, (*benchmark.columns, *benchmark.optional)
-        )
+        return _repository(benchmark.repository, benchmark)
     except DataError as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        terms = (
-            f"accept its terms at https://huggingface.co/datasets/{benchmark.repository} and log in there (HF_TOKEN), or "
-            if benchmark.gated
-            else ""
-        )
+        page = f"https://huggingface.co/datasets/{benchmark.repository}"
+        terms = f"accept its terms at {page} and log in there (HF_TOKEN), or " if benchmark.gated else ""
         raise DataError(
-            f"subset {benchmark.subset!r}, split {benchmark.split!r} cannot be loaded{offline}: {error}; {terms}give a "
-            f"copy on this machine, as --benchmark {name}=FILE or as path in evaluation.benchmarks, with the columns "
-            f"{_listed(benchmark)}"
+            f"{error}{offline}; {terms}give a copy on this machine, as --benchmark {name}=FILE or as path in "
+            f"evaluation.benchmarks, with the columns {_listed(benchmark)}"
         ) from None
+
+
+def _repository(place: str, benchmark: Benchmark) -> Sequence[Row]:
+    """Return the rows of a repository of the Hub, or of a folder that is a copy of it."""
+    try:
+        return hub_rows(place, benchmark.subset, benchmark.split, (*benchmark.columns, *benchmark.optional))
+    except DataError as error:
+        raise DataError(f"subset {benchmark.subset!r}, split {benchmark.split!r} cannot be loaded: {error}") from None
 
 
 def _copy(path: str, benchmark: Benchmark) -> Sequence[Row]:
@@ -134,7 +136,7 @@ def _copy(path: str, benchmark: Benchmark) -> Sequence[Row]:
     if not (place.exists() or any(sign in path for sign in "*?[")):
         raise DataError(f"there is no such file or folder; give one with the columns {_listed(benchmark)}")
     if place.is_dir() and has_configurations(place):
-        return hub_rows(str(place), benchmark.subset, benchmark.split, (*benchmark.columns, *benchmark.optional))
+        return _repository(str(place), benchmark)
     split = benchmark.split if place.is_dir() and not (place / "state.json").is_file() else TRAIN
     try:
         return load_rows(DataSettings(source=path, split=split))

@@ -256,7 +256,7 @@ BENCHMARKS: Mapping[BenchmarkName, Benchmark] = {
         source="https://arxiv.org/abs/2406.01574",
     ),
 }
-"""All benchmarks. Names and columns are those of the cards on the Hub; lighteval and lm-evaluation-harness use them too.
+"""All benchmarks. Their places and columns are those of the cards on the Hub and of public code that reads them.
 
 The usual number of completions is 32 for the three sets of few problems, as DAPO (Yu et al., 2025) reports AIME 2024, 4
 for GPQA, as in simple-evals, and 1 for the others.

@@ -92,13 +92,9 @@ def metric_rows(comparison: Comparison) -> Rows:
             named, others = few(
                 difficulties(difficulty for model in models for difficulty in model.accuracy_by_difficulty)
             )
-            rows += [
-                (
-                    f"  {shown(difficulty)}",
-                    [shown_estimate(model.accuracy_by_difficulty[difficulty], name) for model in models],
-                )
-                for difficulty in named
-            ]
+            for difficulty in named:
+                of_models = [model.accuracy_by_difficulty[difficulty] for model in models]
+                rows.append((f"  {shown(difficulty)}", [shown_estimate(estimate, name) for estimate in of_models]))
             rows += [(f"  {others}", ["" for _ in models])] if others else []
     if any(model.failed for model in models):
         rows.append(("problems failed", [str(model.failed) for model in models]))

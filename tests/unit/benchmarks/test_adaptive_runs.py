@@ -66,7 +66,15 @@ def plan_of(folder: Path, section: Any = SKILLS, names: tuple[str, ...] = ("grpo
 # --- methods and sections
 
 
-NOT_YET = ("pilot_size", "hopeless_below", "advantage_scale", "advantage_statistics", "train_size", "rule=value", "rule=informative")
+NOT_YET = (
+    "pilot_size",
+    "hopeless_below",
+    "advantage_scale",
+    "advantage_statistics",
+    "train_size",
+    "rule=value",
+    "rule=informative",
+)
 """Settings of branches that are not merged here."""
 
 

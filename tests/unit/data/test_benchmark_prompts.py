@@ -194,7 +194,7 @@ def test_benchmark_that_the_hub_does_not_give_names_the_remedies(monkeypatch: py
         loaded(name)
     message = str(refused.value)
     assert message.startswith(f"benchmark {name} from the Hub (")
-    assert "cannot be loaded (HF_HUB_OFFLINE is set): Couldn't reach it" in message
+    assert "cannot be loaded: Couldn't reach it on the Hub (OfflineModeIsEnabled) (HF_HUB_OFFLINE is set); " in message
     assert f"give a copy on this machine, as --benchmark {name}=FILE or as path in evaluation.benchmarks" in message
     terms = "accept its terms at https://huggingface.co/datasets/Idavidrein/gpqa and log in there (HF_TOKEN), or give"
     assert (terms in message) == (name == "gpqa_diamond")

@@ -61,7 +61,7 @@ def test_overview_has_a_row_for_each_benchmark_and_a_column_for_each_model() -> 
     lines = shown(comparisons("base", "mine"), 200)
     rows = {line.strip().partition("   ")[0]: line for line in lines}
     assert lines[0].split() == ["base", "mine"]
-    assert [cell.split(" [")[0] for cell in rows["gsm8k (avg@1, 4 problems)"].split("  ") if "[" in cell] == [
+    assert [cell.split(" [")[0].strip() for cell in rows["gsm8k (avg@1, 4 problems)"].split("  ") if "[" in cell] == [
         "0.500",
         "0.750",
     ]

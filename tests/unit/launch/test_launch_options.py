@@ -80,9 +80,8 @@ def test_invalid_options_are_refused(error_of: Callable[..., str], command: list
 def test_benchmarks_are_names_with_or_without_a_copy(commands: dict[str, ModuleType]) -> None:
     evaluate = commands["evaluate"]
     config = Config.load(None, {"evaluation.benchmarks": [{"name": "amc23", "path": "amc.jsonl", "limit": 3}]})
-    options = evaluate.parse(
-        ["--benchmark", "gsm8k,math500=a.jsonl", "--benchmark", "amc23", "--limit", "9", "-k", "2"]
-    )
+    given = ["--benchmark", "gsm8k,math500=a.jsonl", "--benchmark", "amc23"]
+    options = evaluate.parse([*given, "--limit", "9", "-k", "2"])
     assert [(one.name, one.path, one.limit, one.samples) for one in evaluate.benchmarks(options, config)] == [
         ("gsm8k", None, 9, 2),
         ("math500", "a.jsonl", 9, 2),

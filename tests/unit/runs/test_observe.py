@@ -475,10 +475,12 @@ class TestPlainConsole:
         lines = [line.rstrip() for line in stream.getvalue().splitlines()]
         assert lines[:5] == [
             "held-out accuracy before: 0.250  2: 0.500  10: 0.000  (128 samples, 3.0 s)",
-            "gsm8k accuracy before: 0.375  solved at least once: 0.500  cut off: 0.250  (400 samples, mean length 120.0)",
+            "gsm8k accuracy before: 0.375  solved at least once: 0.500  cut off: 0.250  "
+            "(400 samples, mean length 120.0)",
             "aime24 accuracy before: 0.000  solved at least once: 0.000  cut off: 1.000  "
             "(960 samples, 2 problems failed, mean length 900.5)",
-            "gsm8k accuracy after: 0.500  solved at least once: 0.500  cut off: 0.250  (400 samples, mean length 120.0)",
+            "gsm8k accuracy after: 0.500  solved at least once: 0.500  cut off: 0.250  "
+            "(400 samples, mean length 120.0)",
             "aime24 accuracy after: 0.125  solved at least once: 0.000  cut off: 1.000  "
             "(960 samples, 2 problems failed, mean length 900.5)",
         ]
