@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 
 from adagrpo_ray.runs import panels, units
 from adagrpo_ray.runs.metric import Metric
+from adagrpo_ray.runs.optional_metrics import OptionalMetrics
 from adagrpo_ray.runs.record import Record
 
 # fmt: off
@@ -20,14 +21,14 @@ from adagrpo_ray.runs.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingMetrics(Record):
+class SamplingMetrics(OptionalMetrics):
     """Result of sampling one step, measured on rank 0.
 
     Rewards and accuracy count first attempts only: resampling until one completion is correct would bias them upwards.
     Of a first attempt with a pilot they count the pilot, since only some pilots have a commit.
     Rewards are computed as in TRL 1.16: `reward_std` and `rewards/{function}/std` divide by n - 1 and are taken over
-    all completions of the step. Tokens of aborted requests are not counted. Lengths and numbers of tokens are those that
-    the policy wrote, except in metrics of episodes, which are None without an environment.
+    all completions of the step. Tokens of aborted requests are not counted. Lengths and numbers of tokens are of what
+    the policy wrote, except in metrics of episodes.
     """
 
     reward: Annotated[float | None, Metric(
@@ -128,44 +129,6 @@ class SamplingMetrics(Record):
     staleness: Annotated[float | None, Metric(
         "adaptive/staleness", units.VERSIONS, "mean over completions",
         "versions by which the newest attempts of groups trained on are older than the weights", panels.STALENESS)]
-    judge_requests: Annotated[Mapping[str, int], Metric(
-        "adaptive/judge_requests/{function}", units.REQUESTS, "sum",
-        "requests to a judge or reward model since the step before, repeated ones and those of evaluations included",
-        counter=True)] = field(default_factory=dict)
-    judge_prompt_tokens: Annotated[Mapping[str, int], Metric(
-        "adaptive/judge_prompt_tokens/{function}", units.TOKENS, "sum",
-        "tokens of prompts that a judge or reward model counted", counter=True)] = field(default_factory=dict)
-    judge_completion_tokens: Annotated[Mapping[str, int], Metric(
-        "adaptive/judge_completion_tokens/{function}", units.TOKENS, "sum",
-        "tokens of replies that a judge counted", counter=True)] = field(default_factory=dict)
-    judge_cache_hits: Annotated[Mapping[str, int], Metric(
-        "adaptive/judge_cache_hits/{function}", units.COMPLETIONS, "sum",
-        "completions that had the score of an equal request", counter=True)] = field(default_factory=dict)
-    judge_failures: Annotated[Mapping[str, int], Metric(
-        "adaptive/judge_failures/{function}", units.COMPLETIONS, "sum",
-        "completions that a judge or reward model gave no score", counter=True)] = field(default_factory=dict)
-    judge_cost: Annotated[Mapping[str, float], Metric(
-        "adaptive/judge_cost/{function}", units.COST, "sum",
-        "price of the tokens of a judge or reward model; none without its prices",
-        counter=True)] = field(default_factory=dict)
-    episodes_turns_mean: Annotated[float | None, Metric(
-        "episodes/turns/mean", units.TURNS, "mean over completions",
-        "turns of an episode", panels.EPISODES)] = None
-    episodes_length_mean: Annotated[float | None, Metric(
-        "episodes/length/mean", units.TOKENS, "mean over completions",
-        "length of an episode with its observations, without the prompt", panels.EPISODES)] = None
-    episodes_observed_tokens: Annotated[int | None, Metric(
-        "episodes/observed_tokens", units.TOKENS, "sum",
-        "tokens of episodes that the environment wrote", panels.EPISODES, counter=True)] = None
-    episodes_clipped_ratio: Annotated[float | None, Metric(
-        "episodes/clipped_ratio", units.SHARE, "mean over completions",
-        "share of episodes that the largest number of turns cut off", panels.EPISODES)] = None
-    tools_calls: Annotated[int | None, Metric(
-        "tools/calls", units.CALLS, "sum",
-        "calls of tools by the policy", panels.TOOLS, counter=True)] = None
-    tools_errors: Annotated[int | None, Metric(
-        "tools/errors", units.CALLS, "sum",
-        "turns that ended in an error of a tool or of the environment", panels.TOOLS, counter=True)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,19 +45,21 @@ def group_samples(
                 "difficulty": well_formed(group.prompt.difficulty),
                 "answer": well_formed(group.prompt.answer),
                 "outcome": outcome,
-                "attempts": readable_attempts(group, functions, advantages if trained else {}),
+                "attempts": readable_attempts(group, functions, advantages.get(group, {})),
                 "size": group.size,
                 "chance": group.chance,
             }
         )
-        for group, outcome, trained in found[:count]
+        for group, outcome, _ in found[:count]
     )
 
 
-def _advantages(groups: Sequence[Group], settings: AlgorithmSettings) -> dict[Completion, float]:
-    """The advantages of the completions that are in the loss; `groups` are all that are trained on."""
-    pairs = (pair for of_group in picked(groups, settings) for pair in of_group)
-    return {completion: advantage for completion, advantage in pairs if not is_masked(completion, settings)}
+def _advantages(groups: Sequence[Group], settings: AlgorithmSettings) -> dict[Group, dict[Completion, float]]:
+    """The advantages of the completions that are in the loss, by group; `groups` are all that are trained on."""
+    return {
+        group: {completion: advantage for completion, advantage in pairs if not is_masked(completion, settings)}
+        for group, pairs in zip(groups, picked(groups, settings), strict=True)
+    }
 
 
 def _identity(group: Group) -> tuple[str, int]:
