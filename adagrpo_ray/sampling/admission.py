@@ -74,12 +74,12 @@ class Admission:
         return self._wanted - counted
 
     def starting(self) -> Iterator[tuple[GroupRun, Planned]]:
-        """Yield the requests that are sent now, with their price reserved.
+        """Yield the requests that are sent now, with their price reserved; none if the step is full.
 
         A request that does not fit into the budget waits, with all that follow it, until others end. If none is in
         flight, its group waits for a later step.
         """
-        while (first := self._first()) is not None:
+        while not self.full and (first := self._first()) is not None:
             run, planned = first
             if not run.reserved:
                 if self._budget.take(planned.price, self._due_before(run)):

@@ -58,15 +58,20 @@ class GroupSampler:
             group = draw()
             return None if group is None else self._plan(GroupRun(group), step)
 
+        def start() -> None:
+            for run, planned in admission.starting():
+                tasks[asyncio.create_task(attempt(run, planned))] = run
+
+        async def attempt(run: GroupRun, planned: Planned) -> None:
+            await self._attempt(run, planned, step, budget)
+            start()
+
         runs = [self._plan(GroupRun(group), step) for group in resumed]
         admission = Admission(runs, begin, self._settings, budget, refill=self._method.refill)
         tasks: dict[asyncio.Task[None], GroupRun] = {}
         try:
-            while not admission.full:
-                for run, planned in admission.starting():
-                    tasks[asyncio.create_task(self._attempt(run, planned, step, budget))] = run
-                if not tasks:
-                    break
+            start()
+            while tasks and not admission.full:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in [task for task in tasks if task.done()]:
                     del tasks[task]
