@@ -25,8 +25,8 @@ class SamplingMetrics(Record):
 
     Rewards and accuracy count first attempts only: resampling until one completion is correct would bias them upwards.
     Rewards are computed as in TRL 1.16: `reward_std` and `rewards/{function}/std` divide by n - 1 and are taken over
-    all completions of the step. Tokens of aborted requests are not counted. Lengths and numbers of tokens are those that
-    the policy wrote, except in metrics of episodes, which are None without an environment.
+    all completions of the step. Tokens of aborted requests are not counted. Lengths and numbers of tokens are those
+    that the policy wrote, except in metrics of episodes, which are None without an environment.
     """
 
     reward: Annotated[float | None, Metric(
