@@ -155,7 +155,7 @@ def _readable_turn(turn: Turn) -> dict[str, Any]:
 
 
 def _changes(observed: Mask) -> NDArray[np.int32]:
-    """The places at which a mask [T] changes, where it begins with False: a few numbers a turn instead of T bytes."""
+    """The places at which a mask [T] changes, with False before its beginning: few numbers instead of T bytes."""
     return np.flatnonzero(np.diff(observed, prepend=False)).astype(np.int32)
 
 

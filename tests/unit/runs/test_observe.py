@@ -28,7 +28,7 @@ from adagrpo_ray.runs import (
 )
 from adagrpo_ray.runs.metric import scalars
 from adagrpo_ray.runs.observer import run_events
-from tests.support.histories import BEFORE, ON_BENCHMARKS, SAMPLE, STEP
+from tests.support.histories import BEFORE, EPISODES, ON_BENCHMARKS, SAMPLE, STEP
 
 STEP_JSON = {
     "step": 1,
@@ -99,6 +99,7 @@ STEP_JSON = {
     "entropy_by_difficulty": {"2": 0.5, "5": 2.0},
     **dict.fromkeys(("last_update_loss", "last_update_kl", "last_update_entropy", "last_update_grad_norm")),
     "skipped_updates": 0,
+    **dict.fromkeys(EPISODES),
 }
 
 AFTER = EvaluationRecord(
