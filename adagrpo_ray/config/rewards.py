@@ -9,7 +9,6 @@ from pydantic import Field
 
 from adagrpo_ray.config.section import Gibibytes, PositiveInt, Seconds, Section
 
-
 NEGATIVE = ("answer", "format_approximate", "number")
 """Built-in reward functions that have scores below 0."""
 

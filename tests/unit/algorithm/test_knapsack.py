@@ -48,9 +48,7 @@ def test_the_gain_is_the_difference_of_values_and_falls_with_the_size(posterior:
     fewest=st.integers(2, 4),
     room=st.integers(0, 5),
 )
-def test_no_other_division_has_a_larger_value(
-    posteriors: list[Posterior], total: int, fewest: int, room: int
-) -> None:
+def test_no_other_division_has_a_larger_value(posteriors: list[Posterior], total: int, fewest: int, room: int) -> None:
     most, count = fewest + room, len(posteriors)
     found = sizes(posteriors, total, fewest, most)
     spent = min(max(total, fewest * count), most * count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
@@ -115,7 +116,7 @@ def test_hopeless_prompts_take_turns_too() -> None:
     allocator = make_allocator("a b", 1, hopeless_below=0.2)
     learn(allocator, {"a": [0.0] * 8})
     epochs = [group.epoch for group in allocator.draw(20, 1) if group.prompt.id == "a"]
-    assert {second - first for first, second in zip(epochs, epochs[1:], strict=False)} == {4}
+    assert {second - first for first, second in pairwise(epochs)} == {4}
 
 
 def test_prompts_are_sampled_again_if_a_whole_pass_is_left_out() -> None:
