@@ -28,13 +28,14 @@ def group_samples(
     """
     touched = {_identity(group) for group in collection.attempts}
     lost = [failure.group for failure in collection.failed if failure.dropped]
-    found: list[tuple[Group, Outcome, bool]] = [
-        *((group, "trained", True) for group in collection.ready),
-        *((group, "exhausted", not exhausted_dropped) for group in collection.exhausted),
-        *((group, "waiting", False) for group in collection.waiting if _identity(group) in touched),
-        *((group, "dropped", False) for group in (*lost, *collection.aged) if group.attempts),
+    found: list[tuple[Group, Outcome]] = [
+        *((group, "trained") for group in collection.ready),
+        *((group, "exhausted") for group in collection.exhausted),
+        *((group, "waiting") for group in collection.waiting if _identity(group) in touched),
+        *((group, "dropped") for group in (*lost, *collection.aged) if group.attempts),
     ]
-    advantages = _advantages([group for group, _, trained in found if trained], settings)
+    trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
+    advantages = dict(zip(trained, _advantages(trained, settings), strict=True))
     found.sort(key=lambda each: each[0].resamples == 0)
     return tuple(
         GroupSample.from_dict(
@@ -50,16 +51,16 @@ def group_samples(
                 "chance": group.chance,
             }
         )
-        for group, outcome, _ in found[:count]
+        for group, outcome in found[:count]
     )
 
 
-def _advantages(groups: Sequence[Group], settings: AlgorithmSettings) -> dict[Group, dict[Completion, float]]:
-    """The advantages of the completions that are in the loss, by group; `groups` are all that are trained on."""
-    return {
-        group: {completion: advantage for completion, advantage in pairs if not is_masked(completion, settings)}
-        for group, pairs in zip(groups, picked(groups, settings), strict=True)
-    }
+def _advantages(groups: Sequence[Group], settings: AlgorithmSettings) -> list[dict[Completion, float]]:
+    """The advantages of the completions of each group that are in the loss; `groups` are all that are trained on."""
+    return [
+        {completion: advantage for completion, advantage in pairs if not is_masked(completion, settings)}
+        for pairs in picked(groups, settings)
+    ]
 
 
 def _identity(group: Group) -> tuple[str, int]:

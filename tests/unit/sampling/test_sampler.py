@@ -560,8 +560,9 @@ def requested(requests: Sequence[GenerationRequest]) -> list[object]:
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
-@pytest.mark.parametrize("resample", ["immediate", "deferred"])
-@pytest.mark.parametrize("rule", ["informative", "value"])
+@pytest.mark.parametrize(
+    ("resample", "rule"), [("immediate", "informative"), ("deferred", "informative"), ("deferred", "value")]
+)
 def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str, rule: str) -> None:
     def make() -> tuple[Fake, AdaptiveSampler]:
         hopeless, script = [(0.0,) * 4], {"a": [(0.0,) * 4], "d": [(0.0,) * 4, (1.0,) * 4]}
@@ -841,8 +842,9 @@ def test_a_new_prompt_uses_the_posterior_of_its_difficulty_class() -> None:
     assert [(g.prompt.id, g.size, g.start) for g in (*second.exhausted, *second.ready)] == [("b", 3, 1), ("d", 2, 0)]
 
 
-@pytest.mark.parametrize("resample", ["immediate", "deferred"])
-@pytest.mark.parametrize("rule", ["informative", "value"])
+@pytest.mark.parametrize(
+    ("resample", "rule"), [("immediate", "informative"), ("deferred", "informative"), ("deferred", "value")]
+)
 def test_a_restored_sampler_continues_identically(resample: str, rule: str) -> None:
     def make() -> tuple[Fake, AdaptiveSampler]:
         fake = Fake({"a": [FAIL, FAIL, PASS, (0.0,) * 4], "b": [PASS, (1.0,) * 4], "c": [FAIL, (1.0, 0.0, 0.0, 0.0)]})
