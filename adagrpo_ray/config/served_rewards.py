@@ -126,9 +126,7 @@ class RewardModelSettings(ServedSettings):
         description="the text that it scores, with the placeholders of a judge's template; null: a chat of the prompt "
         "and the completion, in the chat template of its own",
     )
-    activation: bool = Field(
-        False, description="apply the activation of the model, such as a sigmoid, to its output"
-    )
+    activation: bool = Field(False, description="apply the activation of the model, such as a sigmoid, to its output")
 
     def conflicts(self) -> Iterator[str]:
         """Yield conflicts of the template."""

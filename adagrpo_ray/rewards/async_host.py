@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -121,10 +122,8 @@ class _Line:
         self._reader.join()
 
     def _send(self, message: object) -> None:
-        try:
+        with suppress(RuntimeError):  # if the process has ended, and the sender with it
             self._sender.submit(self._pipe.send, message)
-        except RuntimeError:  # the process has ended, and the sender with it
-            pass
 
     def _read(self) -> None:
         """Pass the replies to their groups until the process ends."""

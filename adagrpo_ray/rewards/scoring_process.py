@@ -44,9 +44,7 @@ _load_error: RewardError | None = None
 _memory: int | None = None  # bytes
 
 
-def start(
-    rewards: Sequence[str], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING
-) -> None:
+def start(rewards: Sequence[str], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING) -> None:
     """Load the functions. An error is kept for the first group, since it would not be reported from here."""
     global _format, _load_error, _memory
     _die_with_parent()

@@ -22,7 +22,7 @@ from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards.consumption import Consumption, Meter
 from adagrpo_ray.rewards.pace import Pace
-from adagrpo_ray.rewards.served_kinds import Judge, Kind, NonsenseError, RewardModel
+from adagrpo_ray.rewards.served_kinds import Judge, Kind, RewardModel
 from adagrpo_ray.rewards.server_errors import described, key_of
 from adagrpo_ray.rewards.together import together
 from adagrpo_ray.types import Prompt

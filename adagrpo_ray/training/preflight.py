@@ -78,9 +78,11 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     tokenizer = load_tokenizer(model_path, config.model, config.data)
     prompts = load_prompts(config, tokenizer, training=training)
     if config.rewards.served:
-        from adagrpo_ray.rewards.served_check import check_served  # openai takes a second, which only this needs
+        from adagrpo_ray.rewards.served_check import (
+            check_served_rewards,
+        )  # openai takes a second, which only this needs
 
-        check_served(config.rewards, (*prompts.train, *prompts.held_out))
+        check_served_rewards(config.rewards, (*prompts.train, *prompts.held_out))
     max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)

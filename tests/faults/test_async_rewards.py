@@ -189,9 +189,7 @@ def test_function_that_waits_too_long_is_cancelled(tmp_path: Path) -> None:
         scorer.close()
 
 
-def test_function_that_blocks_the_loop_costs_its_group_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_function_that_blocks_the_loop_costs_its_group_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(async_host, "GRACE_S", 0.5)
     scorer = scorer_of(timeout_s=TIMEOUT_S)
 

@@ -127,7 +127,7 @@ def test_free_text_is_scored_by_its_last_number() -> None:
         (chat('{"score": true}'), "which has no JSON with a number"),
         (chat('{"score": NaN}'), "which has no JSON with a number"),
         (chat("[" * 5000), "which has no JSON with a number"),
-        (chat('{"score": 7', "length"), "which has no JSON with a number as \"score\"; raise max_tokens=256"),
+        (chat('{"score": 7', "length"), 'which has no JSON with a number as "score"; raise max_tokens=256'),
         (chat(None), "replied '', which has no JSON"),
         (chat('{"score": 11}'), "gave the score 11, which is not between low=0 and high=10"),
         ({"choices": []}, "which is no chat completion; correct base_url"),
