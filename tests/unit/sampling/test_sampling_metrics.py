@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.metrics import sampling_metrics
@@ -190,3 +191,12 @@ def test_large_rewards_have_a_finite_std() -> None:
     group = make_group(make_attempt([3e38, -3e38], by_function=[[3e38, 0], [-3e38, 0]]))
     step = metrics(ready=(group,), attempts=(group,))
     assert step.reward_std == pytest.approx(3e38 * math.sqrt(2), rel=1e-6)
+
+
+def test_consumption_of_judges_is_counted_by_their_names() -> None:
+    consumed = {"helpful": Consumption(5, 100, 9, 2, 1, cost=0.5), "preferred": Consumption(3, 40)}
+    step = sampling_metrics(2, NOTHING, ["helpful"], 0, exhausted_dropped=False, consumption=consumed)
+    assert step.judge_requests == {"helpful": 5, "preferred": 3}
+    assert (step.judge_prompt_tokens["helpful"], step.judge_completion_tokens["helpful"]) == (100, 9)
+    assert (step.judge_cache_hits["helpful"], step.judge_failures["helpful"]) == (2, 1)
+    assert step.judge_cost == {"helpful": 0.5}, "no cost without a price"
