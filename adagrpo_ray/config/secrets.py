@@ -16,7 +16,7 @@ _NAMES = r"[\w.-]*(?:token|secret|password|passwd|api[_-]?key|access[_-]?key|cre
 _ASSIGNED = re.compile(rf"(?i)(\b{_NAMES}\s*[=:]\s*).*", re.DOTALL)
 _OPTION = re.compile(rf"(?i)--?{_NAMES}")
 _TOKEN = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)[A-Za-z0-9_-]{8,}")
-_KEYED = re.compile(rf"(?i)(['\"]?\b{_NAMES}['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s,}}\]]+)")
+_KEYED = re.compile(rf"(?i)(['\"]?\b{_NAMES}(?:_env)?['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s,}}\]]+)")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 
 

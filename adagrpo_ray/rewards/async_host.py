@@ -24,6 +24,9 @@ GRACE_S = 5.0
 """Seconds after the time limit of a group until a process that has not replied counts as one that hangs."""
 
 
+_Answer = tuple[GroupScores | None, str | None]  # scores or an error
+
+
 class HostLostError(Exception):
     """The process died or hung before it had scored the group."""
 
@@ -86,18 +89,17 @@ class _Line:
         theirs.close()  # so that the pipe ends with the process
         self.lost = False
         self._ready = _future()
-        self._groups: dict[int, Future[tuple[GroupScores | None, str | None]]] = {}
+        self._groups: dict[int, Future[_Answer]] = {}
         self._numbers, self._lock = count(), Lock()
         self._sender = ThreadPoolExecutor(1)  # since a full pipe would hold up the event loop
         self._reader = Thread(target=self._read, name="reads-scores", daemon=True)
         self._reader.start()
 
-    async def ask(
-        self, task: GroupTask, places: Sequence[int], limit_s: float
-    ) -> tuple[GroupScores | None, str | None]:
+    async def ask(self, task: GroupTask, places: Sequence[int], limit_s: float) -> _Answer:
         """Return the scores of a group, or the error. Raises HostLostError if there is no reply within `limit_s`."""
         await asyncio.wrap_future(self._ready)
-        number, future = next(self._numbers), _future()
+        number = next(self._numbers)
+        future: Future[_Answer] = _future()
         with self._lock:
             if self.lost:
                 raise HostLostError("the process has ended")
@@ -123,7 +125,7 @@ class _Line:
         self._reader.join()
 
     def _send(self, message: object) -> None:
-        with suppress(RuntimeError):  # the process has ended, and the sender with it
+        with suppress(RuntimeError):  # if the process has ended, and the sender with it
             self._sender.submit(self._pipe.send, message)
 
     def _read(self) -> None:

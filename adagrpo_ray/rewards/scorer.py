@@ -7,8 +7,9 @@ Judges and reward models are asked from the event loop of the caller (`served`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from adagrpo_ray.rewards.served import ServedReward
 
 T = TypeVar("T")
+Scoring = Callable[[], Coroutine[Any, Any, Sequence[object]]]
 
 
 class RewardScorer:
@@ -110,31 +112,30 @@ class RewardScorer:
             raise RewardError(f"rewards.functions {', '.join(self._names)}: the scorer is closed; make a new one")
         raw = np.empty((len(texts), len(self._names)))
 
-        async def fill(places: Sequence[int], scoring: Coroutine[Any, Any, Sequence[object]]) -> None:
-            raw[:, places] = np.array(await scoring, dtype=np.float64).reshape(len(texts), len(places))
+        async def fill(places: Sequence[int], score: Scoring) -> None:
+            raw[:, places] = np.array(await score(), dtype=np.float64).reshape(len(texts), len(places))
 
         work = [] if self._pool is None else [fill(*part) for part in await self._own(self._pool, prompt, texts)]
-        work += [fill([place], _named(model.score(prompt, texts), prompt)) for place, model in self._served.items()]
+        for place, model in self._served.items():
+            work.append(fill([place], partial(_named, partial(model.score, prompt, texts), prompt)))
         # A failure does not cancel the others: a process whose group is cancelled has to be replaced.
         for error in await asyncio.gather(*work, return_exceptions=True):
             if error is not None:
                 raise error
         return raw
 
-    async def _own(
-        self, pool: ScoringPool, prompt: Prompt, texts: Sequence[str]
-    ) -> list[tuple[list[int], Coroutine[Any, Any, worker.GroupScores]]]:
-        """Return the scoring by functions, which is not begun: places in `rewards.functions`, and their scores."""
+    async def _own(self, pool: ScoringPool, prompt: Prompt, texts: Sequence[str]) -> list[tuple[list[int], Scoring]]:
+        """Return the places in `rewards.functions` of functions that are called, and of those that are awaited."""
         if self._coroutines is None:
             self._coroutines = await pool.run(worker.coroutine_functions, (), prompt.id)
         task: worker.GroupTask = (list(texts), prompt.answer, prompt.text, prompt.difficulty, dict(prompt.columns))
         awaited = self._coroutines
         called = [own for own in range(len(self._places)) if own not in awaited]
-        parts = []
+        parts: list[tuple[list[int], Scoring]] = []
         if called:
-            parts.append((self._all_places(called), pool.run(worker.score, (task, called), prompt.id)))
+            parts.append((self._all_places(called), partial(pool.run, worker.score, (task, called), prompt.id)))
         if awaited:
-            parts.append((self._all_places(awaited), self._awaited(pool, task, awaited, prompt)))
+            parts.append((self._all_places(awaited), partial(self._awaited, pool, task, awaited, prompt)))
         return parts
 
     async def _awaited(
@@ -142,7 +143,7 @@ class RewardScorer:
     ) -> worker.GroupScores:
         """Return the scores by coroutine functions. A group whose process was lost is scored again, in another one."""
         try:
-            return await _named(self._host.score(task, own), prompt)
+            return await _named(partial(self._host.score, task, own), prompt)
         except HostLostError:
             return await pool.run(worker.score, (task, own), prompt.id)
         except TimeoutError:
@@ -163,9 +164,9 @@ def _served(settings: RewardsSettings) -> dict[int, ServedReward]:
     return {place: served.ServedReward(model) for place, model in models.items() if model is not None}
 
 
-async def _named(scoring: Coroutine[Any, Any, T], prompt: Prompt) -> T:
-    """Return the result; a RewardError names the prompt."""
+async def _named(score: Callable[[], Coroutine[Any, Any, T]], prompt: Prompt) -> T:
+    """Return the result of `score`; a RewardError names the prompt."""
     try:
-        return await scoring
+        return await score()
     except RewardError as error:
         raise RewardError(f"{error} (scoring prompt {prompt.id!r})") from None

@@ -30,7 +30,7 @@ class _Models(BaseModel):
     data: list[_Model]
 
 
-def check_servers(rewards: RewardsSettings, prompts: Sequence[Prompt]) -> None:
+def check_served_rewards(rewards: RewardsSettings, prompts: Sequence[Prompt]) -> None:
     """Check the judges and reward models, and ask each server for its models.
 
     Raises ConfigError if a name is one of a built-in function, the environment has no key, a template has an unknown

@@ -81,9 +81,10 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     tokenizer = load_tokenizer(model_path, config.model, config.data)
     prompts = _load(config, tokenizer, training)
     if config.rewards.served:
-        from adagrpo_ray.rewards.served_check import check_servers  # openai takes a second, which only this needs
+        # openai takes a second, which only this needs
+        from adagrpo_ray.rewards.served_check import check_served_rewards
 
-        check_servers(config.rewards, (*prompts.train, *prompts.held_out))
+        check_served_rewards(config.rewards, (*prompts.train, *prompts.held_out))
     max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)

@@ -23,9 +23,9 @@ from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 from tests.support.builders import make_completion
 from tests.support.served_models import Body, Server, chat, entry, judge, pooled, reward_model, scored, serving
 
-TIMEOUT_S = 1.0  # of a judge that hangs
+TIMEOUT_S = 3.0  # of each request, so that only a judge that hangs exceeds it
 FAILURES = {
-    "hang": "did not answer within timeout_s=1, 1 times",
+    "hang": "did not answer within timeout_s=3, 1 times",
     "fail": "answered with an error (Error code: 500",
     "nonsense": 'which has no JSON with a number as "score"',
     "too much": "gave the score 99, which is not between low=0 and high=10",

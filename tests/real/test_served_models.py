@@ -21,7 +21,7 @@ from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings
 from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.rewards.consumption import Consumption
-from adagrpo_ray.rewards.served_check import check_servers
+from adagrpo_ray.rewards.served_check import check_served_rewards
 from adagrpo_ray.types import Prompt
 from tests.support.builders import make_completion
 from tests.support.held import started, until
@@ -76,7 +76,7 @@ def judge_url(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def score(model: JudgeSettings | RewardModelSettings) -> tuple[list[float], Consumption]:
     """Check the model as before a run, and score TEXTS by it."""
     rewards = RewardsSettings.model_validate({"functions": [entry(model)], "on_error": "stop"})
-    check_servers(rewards, [PROMPT])
+    check_served_rewards(rewards, [PROMPT])
 
     async def work() -> tuple[list[float], Consumption]:
         scorer = RewardScorer(rewards, FormatSettings())

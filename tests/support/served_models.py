@@ -85,6 +85,15 @@ class Server:
     ended: threading.Event = field(default_factory=threading.Event)
 
 
+class _Listening(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128  # connections that wait to be accepted; more of them would be repeated after a second
+
+    def handle_error(self, *_: Any) -> None:
+        """Log nothing: clients that give up close their connections."""
+
+
 @contextmanager
 def serving(
     reply: Callable[[Body], tuple[int, Any] | None] = lambda body: (200, scored(10)),
@@ -120,9 +129,7 @@ def serving(
             self.end_headers()
             self.wfile.write(text.encode())
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    listening.block_on_close = False
+    listening = _Listening(("127.0.0.1", 0), Handler)
     server = Server(f"http://127.0.0.1:{listening.server_port}/v1", reply, models)
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

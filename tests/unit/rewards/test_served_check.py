@@ -11,7 +11,7 @@ from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
 from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.rewards import served_check
-from adagrpo_ray.rewards.served_check import check_servers
+from adagrpo_ray.rewards.served_check import check_served_rewards
 from adagrpo_ray.types import Prompt
 from tests.support.reserved import closed_address, silent_address
 from tests.support.served_models import entry, judge, reward_model, serving
@@ -25,7 +25,7 @@ def prompt(**columns: object) -> Prompt:
 
 def check(*models: JudgeSettings | RewardModelSettings, prompts: tuple[Prompt, ...] = (prompt(),)) -> None:
     rewards = RewardsSettings(functions=(RewardSettings(function="exact"), *map(entry, models)))
-    check_servers(rewards, prompts)
+    check_served_rewards(rewards, prompts)
 
 
 def refused(*models: JudgeSettings | RewardModelSettings, **more: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.metrics import sampling_metrics
@@ -248,3 +249,12 @@ def test_tokens_of_a_commit_that_could_not_be_scored_are_extra_if_its_pilot_was_
 def test_skipped_prompts_are_counted() -> None:
     assert metrics(skipped=3).prompts_skipped == 3
     assert metrics().prompts_skipped == 0
+
+
+def test_consumption_of_judges_is_counted_by_their_names() -> None:
+    consumed = {"helpful": Consumption(5, 100, 9, 2, 1, cost=0.5), "preferred": Consumption(3, 40)}
+    step = sampling_metrics(2, NOTHING, ["helpful"], 0, exhausted_dropped=False, consumption=consumed)
+    assert step.judge_requests == {"helpful": 5, "preferred": 3}
+    assert (step.judge_prompt_tokens["helpful"], step.judge_completion_tokens["helpful"]) == (100, 9)
+    assert (step.judge_cache_hits["helpful"], step.judge_failures["helpful"]) == (2, 1)
+    assert step.judge_cost == {"helpful": 0.5}, "no cost without a price"
