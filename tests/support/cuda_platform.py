@@ -1,8 +1,9 @@
 """vLLM's CUDA platform without a device, and its configuration for our engine arguments on several GPUs.
 
-    python -m tests.support.cuda_platform MODEL OVERRIDE...
+    python -m tests.support.cuda_platform MODEL '[[OVERRIDE, ...], ...]'
 
-prints one JSON object by compute capability. It runs in a process of its own: vLLM binds the platform on import.
+prints one JSON object by compute capability for each list of overrides. It runs in a process of its own: vLLM binds the
+platform on import.
 """
 
 from __future__ import annotations
@@ -94,9 +95,13 @@ def resolved(platform: Any, capability: tuple[int, int], model: str, overrides: 
     }
 
 
-def main(model: str, *overrides: str) -> None:
+def main(model: str, cases: str) -> None:
     platform = patched()
-    print(json.dumps({name: resolved(platform, c, model, list(overrides)) for name, c in CAPABILITIES.items()}))
+    by_case = [
+        {name: resolved(platform, capability, model, overrides) for name, capability in CAPABILITIES.items()}
+        for overrides in json.loads(cases)
+    ]
+    print(json.dumps(by_case))
 
 
 if __name__ == "__main__":
