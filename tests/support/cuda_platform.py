@@ -54,6 +54,10 @@ def patched() -> Any:
     vllm.platforms._current_platform = Platform()
     import vllm.config.vllm
     import vllm.triton_utils
+    from vllm.model_executor.models import registry
+
+    # To write its cache vLLM imports the kernels of a GPU build; it does so for a model that it never looked at before.
+    registry._LazyRegisteredModel._save_modelinfo_to_cache = lambda *arguments: None
 
     # Triton is there on GPUs. Modules that are loaded already do without it.
     vllm.config.vllm.HAS_TRITON = vllm.triton_utils.HAS_TRITON = True
