@@ -27,8 +27,8 @@ class SamplingMetrics(OptionalMetrics):
     Rewards and accuracy count first attempts only: resampling until one completion is correct would bias them upwards.
     Of a first attempt with a pilot they count the pilot, since only some pilots have a commit.
     Rewards are computed as in TRL 1.16: `reward_std` and `rewards/{function}/std` divide by n - 1 and are taken over
-    all completions of the step. Tokens of aborted requests are not counted. Lengths and numbers of tokens are of what
-    the policy wrote, except in metrics of episodes.
+    all completions of the step. Tokens of aborted requests are not counted. Lengths and numbers of tokens count
+    those that the policy wrote, except in metrics of episodes.
     """
 
     reward: Annotated[float | None, Metric(
