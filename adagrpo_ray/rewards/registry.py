@@ -40,6 +40,8 @@ BUILTIN: Mapping[str, Callable[..., Sequence[float | None]]] = {
 
 _LARGEST = float(np.finfo(np.float32).max)
 
+_runner: asyncio.Runner | None = None
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -189,7 +191,7 @@ def _call(function: RewardFunction, completions: Sequence[str], known: Mapping[s
         # A new list for each function, which may edit it.
         returned: object = function(**{**known, "completions": list(completions)})
         if inspect.iscoroutine(returned):
-            returned = asyncio.run(returned)
+            returned = _run(returned)
         returned = _without_numpy(returned)
         scores = _list_of(returned)
     except MemoryError:
@@ -197,6 +199,14 @@ def _call(function: RewardFunction, completions: Sequence[str], known: Mapping[s
     except BaseException as error:  # the function, and the object that it returned, may raise anything
         raise _raised(name, error) from error
     return _checked(scores, returned, len(completions), name)
+
+
+def _run(coroutine: Coroutine[Any, Any, object]) -> object:
+    """Return the result of a coroutine, in an event loop that lasts: functions may keep clients that belong to it."""
+    global _runner
+    if _runner is None:
+        _runner = asyncio.Runner()
+    return _runner.run(coroutine)
 
 
 async def _await(function: RewardFunction, completions: Sequence[str], known: Mapping[str, object]) -> list[float]:
