@@ -44,8 +44,8 @@ METHODS: dict[str, Method] = {
     ),
     "pilot-commit": Method(
         "Pilot-Commit (arXiv 2605.26606): 4 pilots, then 12 more completions if the pilots differ, all 16 trained on; "
-        "with 4 pilots its bounds, 0.125 and 0.75, mean that. The published rule samples the 12 in a later step, fills up "
-        "a step that has few such groups, and drops prompts for good whose pilots are all correct.",
+        "with 4 pilots its bounds, 0.125 and 0.75, mean that. The published rule samples the 12 in a later step, fills "
+        "up a step that has few such groups, and drops prompts for good whose pilots are all correct.",
         (
             "algorithm.pilot_size=4",
             "algorithm.group_size=16",
@@ -59,8 +59,8 @@ METHODS: dict[str, Method] = {
         drawn=True,
     ),
     "reinforce-ada": Method(
-        "Reinforce-Ada, balanced (arXiv 2510.04996): at most 4 rounds of 8 completions, until 4 are correct and 4 wrong; "
-        "8 are trained on, with the reward minus the mean of all rounds as advantage. Its code trains on 4.",
+        "Reinforce-Ada, balanced (arXiv 2510.04996): at most 4 rounds of 8 completions, until 4 are correct and 4 "
+        "wrong; 8 are trained on, with the reward minus the mean of all rounds as advantage. Its code trains on 4.",
         (
             "algorithm.group_size=8",
             "algorithm.triggers=[{from_step: 1, rungs: [{times: 3, temperature: 1.0}]}]",
@@ -105,7 +105,9 @@ METHODS: dict[str, Method] = {
     ),
     "adagrpo-no-resample": Method("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
     "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _TINY),
-    "adagrpo-deferred": Method("Resamples with the requests of the next step.", ("algorithm.resample=deferred",), _TINY),
+    "adagrpo-deferred": Method(
+        "Resamples with the requests of the next step.", ("algorithm.resample=deferred",), _TINY
+    ),
     "adagrpo-statistics-all": Method(
         "Advantages from the rewards of all attempts.", ("algorithm.advantage_statistics=all",), _TINY
     ),
@@ -157,9 +159,7 @@ METHODS: dict[str, Method] = {
     "adagrpo-balanced": Method(
         "Trained on as many correct as wrong completions of all attempts.", ("algorithm.train_on=balanced",), _TINY
     ),
-    "adagrpo-scale-std": Method(
-        "Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _TINY
-    ),
+    "adagrpo-scale-std": Method("Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _TINY),
     "adagrpo-scale-none": Method("Advantages without a scale.", ("algorithm.advantage_scale=none",), _TINY),
     "adagrpo-scale-batch": Method("Advantages over the std of the batch.", ("algorithm.advantage_scale=batch",), _TINY),
     "adagrpo-scale-mean": Method(

@@ -13,7 +13,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _NOT_OF_THE_RUN = {"tracking": True, "checkpoint": True, "run": {"name", "output
 """Settings without an influence on the results."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def settings_hash(run: Run, folder: Path) -> str:
     """10 hex digits of the settings of a run, and of where it ends.
 
