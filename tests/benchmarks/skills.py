@@ -8,8 +8,8 @@ procedure writes one digit as often as the answer has digits, so that both cost 
 
 The skills are independent: to learn one hardly moves the others. Each has its own two letters and its own wrong digit,
 and its sign stands last, three times, so that the model's state at the choice of the procedure is mostly that of the
-sign. If one rate is trained to 0.9, the log-odds of the others move by 0.2 on average; they moved by 1 to 3 with the sign
-first and one wrong procedure for all.
+sign. If one rate is trained to 0.9, the log-odds of the others move by 0.2 on average. With the sign first and one
+wrong procedure for all, they moved by 1 to 3.
 """
 
 from __future__ import annotations
