@@ -126,9 +126,9 @@ def progress(run: Run, result: Result, left: int) -> str:
     last = result.points[-1]
     kind = "tuning" if run.seed in TUNING_SEEDS else "run"
     return (
-        f"{run.section} {run.case} {run.method} {run.rate} seed {run.seed} ({kind}): accuracy {last.accuracy:.3f} after "
-        f"{last.step} steps, {last.tokens:,} tokens, {last.seconds:.0f} s of training, {result.wall_seconds:.0f} s in all"
-        f"{f'; {result.error}' if result.error else ''}; {left} more"
+        f"{run.section} {run.case} {run.method} {run.rate} seed {run.seed} ({kind}): accuracy {last.accuracy:.3f}, "
+        f"{last.step} steps, {last.tokens:,} tokens, {last.seconds:.0f} s of training, {result.wall_seconds:.0f} s in "
+        f"all{f'; {result.error}' if result.error else ''}; {left} more"
     )
 
 
@@ -179,7 +179,7 @@ def main() -> None:
     options = parse()
     if options.rates:
         for name in options.section:
-            print_rates(SECTIONS[name], options.folder, given_to(name))
+            print_rates(SECTIONS[name], options.folder)
         return
     store = Store(options.folder)
     chosen = plans(options, store)

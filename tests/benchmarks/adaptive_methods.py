@@ -44,8 +44,8 @@ METHODS: dict[str, Method] = {
     ),
     "pilot-commit": Method(
         "Pilot-Commit (arXiv 2605.26606): 4 pilots, then 12 more completions if the pilots differ, all 16 trained on; "
-        "with 4 pilots its bounds, 0.125 and 0.75, mean that. The published rule samples the 12 in a later step, fills up "
-        "a step that has few such groups, and drops prompts for good whose pilots are all correct.",
+        "with 4 pilots its bounds, 0.125 and 0.75, mean that. The published rule samples the 12 in a later step, fills "
+        "up a step that has few such groups, and drops prompts for good whose pilots are all correct.",
         (
             "algorithm.pilot_size=4",
             "algorithm.group_size=16",
@@ -59,8 +59,8 @@ METHODS: dict[str, Method] = {
         drawn=True,
     ),
     "reinforce-ada": Method(
-        "Reinforce-Ada, balanced (arXiv 2510.04996): at most 4 rounds of 8 completions, until 4 are correct and 4 wrong; "
-        "8 are trained on, with the reward minus the mean of all rounds as advantage. Its code trains on 4.",
+        "Reinforce-Ada, balanced (arXiv 2510.04996): at most 4 rounds of 8 completions, until 4 are correct and 4 "
+        "wrong; 8 are trained on, with the reward minus the mean of all rounds as advantage. Its code trains on 4.",
         (
             "algorithm.group_size=8",
             "algorithm.triggers=[{from_step: 1, rungs: [{times: 3, temperature: 1.0}]}]",

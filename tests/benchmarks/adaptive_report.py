@@ -80,8 +80,8 @@ def _rounded(point: Point) -> dict[str, Any]:
 def table(plan: Plan, case: str, target: float) -> str:
     """A Markdown table of the methods: medians with their range over the seeds, and ratios of means to the base."""
     lines = [
-        "| method | reached | generated tokens | to GRPO | trained tokens | to GRPO | seconds | to GRPO | final accuracy "
-        "| learning rate |",
+        "| method | reached | generated tokens | to GRPO | trained tokens | to GRPO | seconds | to GRPO "
+        "| final accuracy | learning rate |",
         "| --- " * 10 + "|",
     ]
     runs = finished(plan, case)

@@ -74,13 +74,14 @@ SKILLS = Section(
     about=(
         "A tiny model with ten independent skills, whose success rates are "
         f"{', '.join(f'{100 * skill.rate:g}' for skill in skills.SKILLS)} %. Prompts of all skills are mixed, "
-        f"{TRAINED_BUNDLES} of each to train on and {HELD_OUT_BUNDLES} held out. The accuracy is the mean over the skills."
+        f"{TRAINED_BUNDLES} of each to train on and {HELD_OUT_BUNDLES} held out. The accuracy is the mean over them."
     ),
     config="launch/configs/tiny-cpu.yaml",
     overrides=(
         *_EVERY_RUN,
         "rewards.functions=[{function: same_text}]",
         "data.columns={difficulty: skill, problem: bundle}",
+        "data.chat_template=none",
         f"data.train_prompts={TRAINED_BUNDLES * len(skills.SKILLS)}",
         f"data.eval_prompts={HELD_OUT_BUNDLES * len(skills.SKILLS)}",
         f"rollout.max_new_tokens={skills.LONGEST}",

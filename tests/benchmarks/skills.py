@@ -1,11 +1,15 @@
 """The task `skills`: ten operations on four digits, which a tiny model does by a correct or by a wrong procedure.
 
-A prompt is the sign of an operation and its operand, as in "~4821". A completion begins with a letter that names the
-procedure; the digits of the answer follow. Each operation has two letters of its own, so that learning one skill hardly
-moves the others. The base model writes the correct letter with the probability `rate`. The wrong procedure copies the
-operand, cut to the length of the correct answer: both cost the same number of tokens.
+A prompt is an operand and the sign of an operation. A completion begins with a letter that names the procedure, and
+digits follow. The base model writes the letter of the correct procedure with the probability `rate`. The wrong
+procedure writes one digit as often as the answer has digits, so that both cost the same number of tokens.
 
-    ~4821    correct: a8214    wrong: k4821    (rotate)
+    =4821~~~    correct: a8214    wrong: k0000    (rotate)
+
+The skills are independent: to learn one hardly moves the others. Each has its own two letters and its own wrong digit,
+and its sign stands last, three times, so that the model's state at the choice of the procedure is mostly that of the
+sign. If one rate is trained to 0.9, the log-odds of the others move by 0.2 on average. With the sign first and one
+wrong procedure for all, they moved by 1 to 3.
 """
 
 from __future__ import annotations
@@ -19,21 +23,27 @@ import numpy as np
 
 OPERANDS = 10_000
 """The operands are 0000 to 9999."""
+HEAD = "="
+"""The beginning of every prompt."""
 
 
 @dataclass(frozen=True)
 class Skill:
-    """An operation with its sign, the letters of its procedures, and the success rate of the base model."""
+    """An operation with its sign, the letters of its procedures, and the success rate of the base model.
+
+    `digit` is the one that its wrong procedure writes.
+    """
 
     name: str
     rate: float
     sign: str
     correct: str
     wrong: str
+    digit: str
     operation: Callable[[str], str]
 
     def prompt(self, operand: str) -> str:
-        return self.sign + operand
+        return HEAD + operand + 3 * self.sign
 
     def answer(self, operand: str) -> str:
         """The correct completion."""
@@ -41,7 +51,7 @@ class Skill:
 
     def wrong_answer(self, operand: str) -> str:
         """The completion of the wrong procedure, which is as long."""
-        return self.wrong + operand[: len(self.operation(operand))]
+        return self.wrong + self.digit * len(self.operation(operand))
 
 
 def _each(change: Callable[[int], int]) -> Callable[[str], str]:
@@ -62,7 +72,7 @@ _OPERATIONS: tuple[tuple[str, float, str, Callable[[str], str]], ...] = (
 )
 
 SKILLS: tuple[Skill, ...] = tuple(
-    Skill(name, rate, sign, chr(ord("a") + place), chr(ord("k") + place), operation)
+    Skill(name, rate, sign, chr(ord("a") + place), chr(ord("k") + place), str(place), operation)
     for place, (name, rate, sign, operation) in enumerate(_OPERATIONS)
 )
 

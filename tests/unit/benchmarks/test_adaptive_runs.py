@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,11 +122,10 @@ def test_rates_of_the_real_section_are_those_of_all_candidates(tmp_path: Path) -
 
 
 def test_table_of_rates_is_ordered_and_has_the_wanted_ones() -> None:
-    record = replace(evaluation(0, 0.5), accuracy_by_difficulty={"easy": 0.75, "hard": 0.25}, samples=200)
-    lines = rates.table(record, {"easy": 0.8, "hard": 0.2}).splitlines()
+    lines = rates.table({"easy": 0.75, "hard": 0.25}, 100, {"easy": 0.8, "hard": 0.2}).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["hard", "easy"]
-    assert lines[2].endswith("| 0.2 |")
-    assert "wanted" not in rates.table(record, {})
+    assert lines[2] == "| hard | 0.2500 | 0.1755 to 0.3430 | 0.2 |"
+    assert "wanted" not in rates.table({"easy": 0.75}, 100, {})
 
 
 # --- files
@@ -213,7 +213,7 @@ def test_more_seeds_need_only_the_runs_of_those(tmp_path: Path) -> None:
 
 def test_grid_grows_while_the_best_rate_is_at_its_edge(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, names=("grpo",))
-    do_all(plan, best_at("1e-2"))
+    do_all(plan, lambda run: result(1000 + int(1000 * abs(math.log10(float(run.rate) / 1e-2)))))
     assert plan.tuned("grpo") == runs.Tuned("1e-2", ("3e-4", "1e-3", "3e-3", "1e-2", "3e-2"))
     assert not plan.tuned("grpo").at_edge
 

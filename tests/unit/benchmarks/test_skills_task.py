@@ -56,7 +56,7 @@ def test_success_rates_run_from_half_a_percent_to_99() -> None:
 def test_each_skill_has_a_sign_and_letters_of_its_own() -> None:
     signs = {skill.sign for skill in skills.SKILLS}
     letters = {letter for skill in skills.SKILLS for letter in (skill.correct, skill.wrong)}
-    assert len(signs) == len(skills.SKILLS)
+    assert len(signs) == len({skill.digit for skill in skills.SKILLS}) == len(skills.SKILLS)
     assert len(letters) == 2 * len(skills.SKILLS)
 
 
@@ -65,11 +65,11 @@ def test_wrong_answer_is_as_long_and_never_correct(skill: Any) -> None:
     for operand in ("0000", "4821", "1221", "9999"):
         correct, wrong = skill.answer(operand), skill.wrong_answer(operand)
         assert len(correct) == len(wrong) < skills.LONGEST
-        assert correct != wrong
+        assert correct[0] != wrong[0]
 
 
 def test_reward_is_for_the_whole_text() -> None:
-    assert skills.same_text(["a8214", "a8214 ", "a821", ""], "a8214", prompt="~4821") == [1.0, 0.0, 0.0, 0.0]
+    assert skills.same_text(["a8214", "a8214 ", "a821", ""], "a8214", prompt="=4821~~~") == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_no_prompt_occurs_twice_and_all_skills_equally_often() -> None:
@@ -105,12 +105,12 @@ def test_solution_that_begins_like_the_other_forks_at_the_first_difference() -> 
 
 
 def test_each_problem_is_in_a_batch_with_both_procedures() -> None:
-    batch = model.batch_of(LETTERS, [7], np.random.default_rng(0), 40)
+    batch = model.batch_of(LETTERS, np.random.default_rng(0), 40)
     assert len(batch) == 40
     for place in range(0, 40, 2):
         skill = skills.SKILLS[(place // 2) % 10]
         correct, wrong = batch[place], batch[place + 1]
-        prompt = len(skill.prompt("0000")) + 1
+        prompt = len(skill.prompt("0000")) - 1  # without the head, which all prompts share
         assert correct.token_ids[:prompt] == wrong.token_ids[:prompt]
         assert chr(correct.token_ids[prompt]) == skill.correct
         assert chr(wrong.token_ids[prompt]) == skill.wrong
