@@ -125,7 +125,8 @@ def test_logprobs_are_those_of_a_plain_forward_pass(model_path: str, lay_out: Ca
             logprobs = policy.peft_model(input_ids=ids[None]).logits[0].log_softmax(-1)
             start = len(sample.prompt_token_ids)
             alone.append(logprobs[start - 1 : -1].gather(-1, ids[start:, None]).squeeze(-1))
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+    # A log-probability of -16 is a difference of logits that float32 rounds by 2e-6 each; 1.5e-5 was measured there.
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("lay_out", [pad, join])
