@@ -53,7 +53,7 @@ def without_keys(fields: dict[str, Any]) -> dict[str, Any]:
     if (name := _secret_field(fields)) is not None:
         raise PydanticCustomError(
             SECRET,
-            "has a key or token in the field {name}, which config.yaml and logs would show; leave it to the environment",
+            "has a key or token in the field {name}, which config.yaml and logs would show; leave it to api_key_env",
             {"name": repr(name)},
         )
     return fields

@@ -136,7 +136,7 @@ def test_key_in_the_configuration_is_refused_and_not_shown(tmp_path: Path) -> No
 )
 def test_key_in_a_field_of_the_request_is_refused_and_not_shown(extra: dict[str, Any], field: str) -> None:
     message = refusal(functions(extra=extra))
-    assert message.startswith(f"rewards.functions.0.judge.extra has a key or token in the field {field!r}, which config")
+    assert message.startswith(f"rewards.functions.0.judge.extra has a key or token in the field {field!r}, which")
     assert "geheim" not in message
     assert KEY not in message
 
