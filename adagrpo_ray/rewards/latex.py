@@ -79,8 +79,8 @@ class Truth:
 def _differ(truth: Any, guess: Any) -> bool:
     """Return whether two readings that math-verify finds equal are small numbers that differ by over 0.1 %.
 
-    It takes numbers for equal that differ by less than about 1e-6 or 1e-15: all physical constants of that size. What
-    is below 1e-60 is an expression of the value 0, evaluated.
+    It takes numbers for equal that differ by less than about 1e-6 or 1e-15: all physical constants of that size.
+    Values below 1e-60 are those of expressions that are 0.
     """
     from sympy import Expr, N  # type: ignore[import-untyped]
 

@@ -110,8 +110,8 @@ def _load(config: Config, tokenizer: Any, training: bool) -> PromptSets:
 
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
-    of_benchmarks = (prompt for benchmark in prompts.benchmarks for prompt in benchmark.prompts)
-    longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out, *of_benchmarks))
+    sets = {"": (*prompts.train, *prompts.held_out), **{b.name: b.prompts for b in prompts.benchmarks}}
+    longest, benchmark = max((len(prompt.token_ids), name) for name, of_set in sets.items() for prompt in of_set)
     needed = longest + config.rollout.max_new_tokens
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     wanted = config.rollout.max_model_len or needed
@@ -119,6 +119,6 @@ def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> in
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
             f"{wanted} positions, but {config.model.path} has {limit}; lower rollout.max_new_tokens or "
-            "data.length_quantile"
+            + (f"leave out the benchmark {benchmark}, which has them" if benchmark else "data.length_quantile")
         )
     return wanted
