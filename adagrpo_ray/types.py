@@ -1,13 +1,14 @@
 """The data that flows through a training step, as frozen dataclasses.
 
 Axis names used in all docstrings: G completions of a group, T tokens of one completion,
-F reward functions, N completions of a training batch.
+P tokens of it that the policy wrote, F reward functions, N completions of a training batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,10 @@ from adagrpo_ray.config.sampling import SamplingParams as SamplingParams  # a se
 
 TokenIds = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+MAX_TURNS = "max_turns"
+"""The `finish_reason` of an episode that the largest number of turns ended."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +55,43 @@ class GenerationRequest:
     seed: int
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One turn of an episode: text of the policy, and the observation that follows it.
+
+    - `first`, `end`: the policy wrote `token_ids[first:end]` of the completion in this turn.
+    - `text`: the text of these tokens.
+    - `observation`: the text of the messages that the environment wrote after them; "" if it wrote none.
+    - `reward`: the reward of the environment for this turn; None if it gave none.
+    - `tool`: the name of the tool that the turn called; "" if it called none.
+    - `error`: the message of an error of the tool or of the environment; "" if there was none.
+    """
+
+    first: int
+    end: int
+    text: str
+    observation: str = ""
+    reward: float | None = None
+    tool: str = ""
+    error: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """One sampled completion.
+    """One sampled completion: an answer to the prompt or, with an environment, an episode of several turns.
 
-    - `token_ids` [T]: ends with the end-of-text token if `finish_reason` is "stop". It may contain pad tokens, which
-      are sampled tokens like any other.
+    - `token_ids` [T]: without an environment they end with the end-of-text token if `finish_reason` is "stop". They may
+      contain pad tokens, which are sampled tokens like any other. The tokens of an episode are those of all its turns
+      and observations in their order, exactly as the policy read and wrote them.
     - `logprobs` [T]: log-probabilities under the behaviour policy, which is the distribution that the tokens were drawn
-      from, after temperature and filters.
+      from, after temperature and filters. 0 at observed tokens.
+    - `finish_reason`: "stop" if it ended by itself, "length" if the token limit ended it, MAX_TURNS if the largest
+      number of turns did.
     - `weight_version`: the LoRA version in effect when the request arrived. All tokens were drawn from it, with one
       exception: if weights are merged and rollouts run ahead of training, a later version may have drawn the last ones.
+    - `observed` [T]: whether the environment wrote a token: in an observation, a tool's result, or the text of the
+      chat template between turns. None if the policy wrote all tokens.
+    - `turns`: the turns of an episode; none without an environment.
     """
 
     token_ids: TokenIds
@@ -67,6 +99,13 @@ class Completion:
     text: str
     finish_reason: str
     weight_version: int
+    observed: Mask | None = None
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def policy_tokens(self) -> int:
+        """Number of tokens that the policy wrote; lengths, budgets and losses count these."""
+        return len(self.token_ids) if self.observed is None else int(np.count_nonzero(~self.observed))
 
     @property
     def truncated(self) -> bool:
@@ -94,8 +133,8 @@ class Attempt:
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens sampled in this attempt."""
-        return sum(len(c.token_ids) for c in self.completions)
+        """Tokens that the policy wrote in this attempt."""
+        return sum(c.policy_tokens for c in self.completions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +178,9 @@ class Group:
 class TrainSample:
     """One completion with the inputs of the loss.
 
-    - `token_ids`, `behaviour_logprobs` [T]: those of the `Completion`.
+    - `token_ids`, `behaviour_logprobs`, `observed` [T]: those of the `Completion`.
     - `token_weights` [T]: contain the normalisation of the loss over the batch of all ranks. So the weighted sum over
-      tokens is the loss, for any division into micro-batches and ranks.
+      tokens is the loss, for any division into micro-batches and ranks. 0 at observed tokens.
     - `advantage`: of all tokens of the completion.
     - `difficulty`: the difficulty class of the prompt.
     """
@@ -152,6 +191,16 @@ class TrainSample:
     token_weights: Floats
     advantage: float
     difficulty: str = ""
+    observed: Mask | None = None
+
+    def written(self, values: NDArray[Any]) -> NDArray[Any]:
+        """`values` [T] of all tokens without those of observed tokens: P values, one for each that the policy wrote."""
+        return values if self.observed is None else values[~self.observed]
+
+    @property
+    def policy_tokens(self) -> int:
+        """P, the number of tokens that the policy wrote."""
+        return len(self.written(self.token_ids))
 
 
 @dataclass(frozen=True, eq=False)
