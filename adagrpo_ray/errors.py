@@ -49,7 +49,7 @@ class RewardError(AdaGRPOError, ValueError):
 
 
 class ExtensionError(AdaGRPOError, RuntimeError):
-    """A criterion, ladder or callback of the user raised an error, or broke its contract."""
+    """A criterion, ladder, callback or environment of the user raised an error, or broke its contract."""
 
 
 class ResourceError(AdaGRPOError, RuntimeError):

@@ -80,8 +80,8 @@ class DataSettings(Section):
 
     source: Location = Field(
         "arithmetic",
-        description="'arithmetic' or 'reasoning_gym' (generated), a .jsonl, .json, .csv, .tsv or .parquet file, a "
-        "pattern of such files (*), a folder, or a Hub name",
+        description="'arithmetic' or 'reasoning_gym' (generated), 'environment' (the rows of environment.name), a "
+        ".jsonl, .json, .csv, .tsv or .parquet file, a pattern of such files (*), a folder, or a Hub name",
     )
     subset: str | None = Field(None, min_length=1, description="configuration of a Hub data set or of a copy of one")
     split: str = Field(

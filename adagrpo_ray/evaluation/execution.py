@@ -18,11 +18,13 @@ from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.data import PLAIN, FormatSettings
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.environments.episodes import Episodes, Generate, with_environment
 from adagrpo_ray.errors import ConfigError, DataError, StoppedError
 from adagrpo_ray.evaluation.models import OPTION, Candidate, Place, candidates, locate, served
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult, ResultFile
 from adagrpo_ray.evaluation.settings import counting_settings, for_evaluation, prompt_settings
 from adagrpo_ray.lora.adapters import read_adapter
+from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.rewards.extract import exact_answer, holds_answer
 from adagrpo_ray.rewards.scorer import RewardScorer
@@ -68,6 +70,15 @@ class Plan:
     prompts: tuple[Prompt, ...]
     models: tuple[Candidate, ...]
     settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Generates and scores the completions, or episodes, of all models."""
+
+    generate: Generate
+    scorer: RewardScorer | Episodes
+    endings: Endings
 
 
 def plan(
@@ -146,9 +157,16 @@ async def _execute(plan: Plan, placement: Placement, results: ResultFile, watche
     """Start actors and scorer, and evaluate all models, until they are done or `stop` is set."""
     config = plan.config
     fleet = Fleet(config, placement, put_model(config.model, plan.inputs), plan.inputs.max_model_len)
-    scorer = RewardScorer(config.rewards, config.data.format)
+    endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
+    generate, scorer = with_environment(
+        config,
+        ModelFiles(plan.inputs.model_path, template=plan.inputs.template),
+        (*plan.inputs.prompts.train, *plan.inputs.prompts.held_out),
+        endings.watched(fleet.pool.generate),
+        RewardScorer(config.rewards, config.data.format),
+    )
     await fleet.open()
-    work = asyncio.create_task(_models(plan, fleet, scorer, results, watcher, stop))
+    work = asyncio.create_task(_models(plan, fleet, Rollouts(generate, scorer, endings), results, watcher, stop))
     try:
         while not work.done():
             await asyncio.wait({work}, timeout=POLL_S)
@@ -165,20 +183,19 @@ async def _execute(plan: Plan, placement: Placement, results: ResultFile, watche
 
 
 async def _models(
-    plan: Plan, fleet: Fleet, scorer: RewardScorer, results: ResultFile, watcher: Watcher, stop: Event
+    plan: Plan, fleet: Fleet, rollouts: Rollouts, results: ResultFile, watcher: Watcher, stop: Event
 ) -> None:
     """Evaluate one model after another. The base is the first one, since an adapter cannot be removed again."""
     await fleet.ready()
     rollout, samples = plan.config.rollout, plan.config.evaluation.samples
     at_once = math.ceil((rollout.max_actors or rollout.actors) * sequences_in_flight(rollout) / samples)
-    endings = Endings(rollout.max_new_tokens, plain=plan.config.data.chat_template == PLAIN)
-    generate = endings.watched(fleet.pool.generate)
+    generate, score = rollouts.generate, rollouts.scorer.score
     slots = asyncio.Semaphore(at_once)  # a program that is killed loses only these
 
     async def finish(model: Candidate, prompt: Prompt) -> None:
         async with slots:
             request = evaluation_request(prompt, plan.config.evaluation, rollout.max_new_tokens, plan.config.run.seed)
-            completions, scores, correct = await generate_and_score(prompt, request, generate, scorer.score)
+            completions, scores, correct = await generate_and_score(prompt, request, generate, score)
         if stop.is_set():  # the stop may have caused a failure of this problem
             return
         result = judge(plan.config.data.format, model.digest, results.digest, prompt, completions, scores, correct)
@@ -193,7 +210,7 @@ async def _models(
         tasks = [asyncio.create_task(finish(model, prompt)) for prompt in left]
         try:
             await asyncio.gather(*tasks)
-            for notice in endings.notices():
+            for notice in rollouts.endings.notices():
                 watcher.phase(notice)
         finally:
             for task in tasks:

@@ -53,10 +53,11 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
 
     The files of the model and of reward functions are represented by digests.
     """
+    names = (*COUNTING, *(("environment",) if config.environment.active else ()))
     flat = {
         key: value
         for key, value in fixed_settings(config).items()
-        if any(key == name or key.startswith(f"{name}.") for name in COUNTING)
+        if any(key == name or key.startswith(f"{name}.") for name in names)
     }
     flat[BASE_WEIGHTS] = _weights(model_path, config.model)
     for function in config.rewards.functions:

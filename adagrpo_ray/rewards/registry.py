@@ -26,6 +26,7 @@ RewardFunction = Callable[..., Sequence[float | None]]
 
 BUILTIN: Mapping[str, RewardFunction] = {
     "answer": built_in.answer,
+    "environment": built_in.environment,
     "exact": built_in.exact,
     "format_approximate": built_in.format_approximate,
     "format_exact": built_in.format_exact,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,9 +11,13 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.cluster.gpu_host import check_gpu_host, memory_notice
 from adagrpo_ray.cluster.joining import check_ray, find_ray
 from adagrpo_ray.cluster.placement import Placement, local_hardware, place
+from adagrpo_ray.config.environments import ENVIRONMENT
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.data.prompts import PromptSets, load_prompts
+from adagrpo_ray.data.lengths import longest_sequence
+from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.data.template_choice import chosen_template
+from adagrpo_ray.environments.episodes import OF_EPISODES
+from adagrpo_ray.environments.opening import load_episode_prompts
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.model.gguf_file import is_gguf
@@ -21,8 +25,10 @@ from adagrpo_ray.model.gguf_model import read_origin
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
+from adagrpo_ray.rewards.registry import BUILTIN
 from adagrpo_ray.rollout.architectures import check_lora_type, check_served
 from adagrpo_ray.tracking import check_trackers
+from adagrpo_ray.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,10 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
 
         check_trainable(config.model, model_path, model_config)
     tokenizer = load_tokenizer(model_path, config.model, config.data)
-    prompts = load_prompts(config, tokenizer, training=training)
+    prompts = load_episode_prompts(config, tokenizer, model_path, given, training=training)
     max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
-    notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
+    notices = check_ground_truths(*_scored(config, prompts), tokenizer, given, stop)
     little = memory_notice() if joined is None else None
     notices = (*([little] if little else []), *([origin.in_words] if origin else []), *notices)
     template = chosen_template(config.data)
@@ -89,13 +95,28 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
     longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out))
-    needed = longest + config.rollout.max_new_tokens
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    wanted = config.rollout.max_model_len or needed
+    wanted = longest_sequence(config, (*prompts.train, *prompts.held_out))
     if limit is not None and wanted > limit:
+        more = "environment.max_observation_tokens, " if config.environment.active else ""
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
-            f"{wanted} positions, but {config.model.path} has {limit}; lower rollout.max_new_tokens or "
+            f"{wanted} positions, but {config.model.path} has {limit}; lower {more}rollout.max_new_tokens or "
             "data.length_quantile"
         )
     return wanted
+
+
+def _scored(config: Config, prompts: PromptSets) -> tuple[Config, list[Prompt]]:
+    """The settings and the prompts with which ground truths are scored.
+
+    With episodes only built-in functions of texts score them: others may need the turns of an episode.
+    """
+    every = [*prompts.train, *prompts.held_out]
+    if not config.environment.active:
+        return config, every
+    rewards, names = config.rewards, set(config.rewards.names)
+    if ENVIRONMENT in names or not names <= set(BUILTIN):
+        rewards = rewards.model_copy(update={"check_prompts": 0})
+    more = dict.fromkeys(OF_EPISODES)
+    return config.model_copy(update={"rewards": rewards}), [replace(p, columns={**p.columns, **more}) for p in every]
