@@ -1,12 +1,12 @@
-"""Supervised training of the tiny base model on a correct and an incorrect procedure of addition.
+"""Supervised training of the tiny base model on a correct and an incorrect procedure, by default of addition.
 
-The examples show both procedures equally often. They differ first at one token, the first carry. Only that token has a
-weight in the loss that depends on `keep_carry`, so that the model begins the correct procedure with this probability.
-The tokens after it depend on the procedure alone. So the model learns the correct procedure well even for a class with
-a success rate of 4 %.
+The examples show both procedures equally often. Their solutions differ first at one token, the fork; in additions it is
+the first carry. Only that token has a weight in the loss that depends on the wanted success rate, so that the model
+begins the correct procedure with this probability. The tokens after it depend on the procedure alone. So the model
+learns the correct procedure well even for a class with a success rate of 4 %.
 
-Every prompt starts with the same system message. Its keys and values are computed once per batch and shared, which
-saves a third of the work. The gradient flows through them as usual.
+Every prompt starts with the same head, such as a system message. Its keys and values are computed once per batch and
+shared, which saves a third of the work. The gradient flows through them as usual.
 """
 
 from __future__ import annotations
@@ -65,10 +65,34 @@ def train_tiny_model(
     recipe: Recipe,
     advance: Callable[[], None],
 ) -> Any:
-    """Return a trained Qwen3ForCausalLM in float32; `advance` is called after each step.
+    """Return the base model of the embedded task; see `train_model`.
 
-    The same arguments give the same weights on the same machine, since one thread adds up in one order. One thread is
-    also faster on a busy machine: two would wait for each other at every small matrix.
+    The classes take turns by step, so a batch has next to no padding.
+    """
+    head, tail = prompt_frame(tokenizer, system_message(DataSettings(format=markers)))
+    difficulties = sorted(arithmetic.keep_carry.items())
+    rng = np.random.default_rng(arithmetic.seed)
+
+    def batch(step: int) -> list[Example]:
+        digits, share = difficulties[step % len(difficulties)]
+        return [training_example(tokenizer, tail, rng, digits, share, markers) for _ in range(recipe.batch)]
+
+    return train_model(tokenizer, head, batch, recipe, arithmetic.seed, advance)
+
+
+def train_model(
+    tokenizer: PreTrainedTokenizerFast,
+    head: list[int],
+    batch: Callable[[int], list[Example]],
+    recipe: Recipe,
+    seed: int,
+    advance: Callable[[], None],
+) -> Any:
+    """Return a Qwen3ForCausalLM in float32, trained on the examples that `batch` returns for each step, from 0.
+
+    All prompts start with the tokens `head`. `advance` is called after each step. The same arguments give the same
+    weights on the same machine, since one thread adds up in one order. One thread is also faster on a busy machine: two
+    would wait for each other at every small matrix.
     """
     import torch
 
@@ -76,9 +100,9 @@ def train_tiny_model(
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(arithmetic.seed)
+            torch.manual_seed(seed)
             model = _new_model(tokenizer, recipe)
-        _train(model, tokenizer, arithmetic, markers, recipe, advance)
+        _train(model, tokenizer, head, batch, recipe, advance)
     finally:
         torch.set_num_threads(threads)
     return model
@@ -94,23 +118,33 @@ def training_example(
 ) -> Example:
     """Return a random problem of the class with one of the two procedures; `tail` ends its prompt."""
     problem = draw_problem(rng, digits)
-    correct, incorrect = (
-        [*tokenizer.encode(worked_solution(problem, keep, markers)), tokenizer.eos_token_id] for keep in (True, False)
-    )
-    fork = next(i for i, (a, b) in enumerate(zip(correct, incorrect, strict=False)) if a != b)
-    keep = rng.random() < 0.5
+    correct, incorrect = (worked_solution(problem, keep, markers) for keep in (True, False))
     prompt = [*tokenizer.encode(problem.text), *tail]
-    solution = correct if keep else incorrect
+    return forked_example(tokenizer, prompt, correct, incorrect, keep_carry, taken=rng.random() < 0.5)
+
+
+def forked_example(
+    tokenizer: PreTrainedTokenizerFast, prompt: list[int], correct: str, incorrect: str, rate: float, *, taken: bool
+) -> Example:
+    """Return the prompt with the correct solution if it is `taken`, else with the incorrect one.
+
+    The first token at which they differ has the weight 2 * `rate` or 2 * (1 - `rate`). If both are taken equally often,
+    the loss is least if the model takes the correct one with probability `rate`.
+    """
+    solutions = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in (correct, incorrect)]
+    fork = next(i for i, (a, b) in enumerate(zip(*solutions, strict=False)) if a != b)
+    solution = solutions[0 if taken else 1]
     weights = [0.0] * len(prompt) + [1.0] * len(solution)
-    weights[len(prompt) + fork] = 2 * (keep_carry if keep else 1 - keep_carry)
+    weights[len(prompt) + fork] = 2 * (rate if taken else 1 - rate)
     return Example([*prompt, *solution], weights)
 
 
-def prompt_frame(tokenizer: PreTrainedTokenizerFast, markers: FormatSettings) -> tuple[list[int], list[int]]:
-    """Return the token ids before and after the question in every rendered prompt."""
+def prompt_frame(tokenizer: PreTrainedTokenizerFast, system: str | None) -> tuple[list[int], list[int]]:
+    """Return the token ids before and after the question in every rendered prompt, with this system message if any."""
     question = "12+34"
-    messages = chat_messages(question, system_message(DataSettings(format=markers)))
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    rendered = tokenizer.apply_chat_template(
+        chat_messages(question, system), tokenize=False, add_generation_prompt=True
+    )
     head, _, tail = rendered.rpartition(question)
     return tokenizer.encode(head), tokenizer.encode(tail)
 
@@ -143,12 +177,12 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Any:
 def _train(
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
-    arithmetic: ArithmeticSettings,
-    markers: FormatSettings,
+    head: list[int],
+    batch: Callable[[int], list[Example]],
     recipe: Recipe,
     advance: Callable[[], None],
 ) -> None:
-    """Train on new problems in each step. The classes take turns by step, so a batch has next to no padding."""
+    """Train on a new batch in each step."""
     import torch
 
     optimizers = _optimizers(model, recipe)
@@ -163,14 +197,9 @@ def _train(
         )
         for optimizer in optimizers
     ]
-    head, tail = prompt_frame(tokenizer, markers)
-    difficulties = sorted(arithmetic.keep_carry.items())
-    rng = np.random.default_rng(arithmetic.seed)
     model.train()
     for step in range(recipe.steps):
-        digits, share = difficulties[step % len(difficulties)]
-        examples = [training_example(tokenizer, tail, rng, digits, share, markers) for _ in range(recipe.batch)]
-        loss = _loss(model, torch.tensor([head]), *_padded(examples, tokenizer.pad_token_id))
+        loss = _loss(model, torch.tensor([head]), *_padded(batch(step), tokenizer.pad_token_id))
         model.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
