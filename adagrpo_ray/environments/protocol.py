@@ -29,6 +29,9 @@ from typing import Any, Protocol
 from adagrpo_ray.data.messages import ROLES, Message
 from adagrpo_ray.errors import ExtensionError
 
+Reply = tuple[Sequence[Message], float, bool, Mapping[str, Any]]
+"""A result of `step`: (messages, reward, done, info)."""
+
 
 class Environment(Protocol):
     """One episode; see the module for its optional members."""
