@@ -41,7 +41,7 @@ class EnvironmentSettings(Section):
     )
     max_turns: PositiveInt = Field(8, description="most turns of the policy in an episode")
     max_turn_tokens: PositiveInt | None = Field(
-        None, description="most tokens of one turn of the policy; null: what is left of rollout.max_new_tokens"
+        None, description="most tokens of one turn of the policy; null: the rest of rollout.max_new_tokens"
     )
     max_observation_tokens: PositiveInt = Field(
         512, description="most tokens of all observations of an episode, which ends before it takes more"

@@ -121,11 +121,11 @@ class _Nursery:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         try:
             while True:
-                ready, _, _ = select.select([self._control, ended], [], [])
+                ready, _, _ = select.select([self._control.fileno(), ended], [], [])
                 if ended in ready:
                     os.read(ended, 4096)
                     self._reap()
-                if self._control in ready and not self._obey():
+                if self._control.fileno() in ready and not self._obey():
                     return
         finally:
             for process in self._groups:
@@ -169,7 +169,7 @@ class _Nursery:
         for process in list(self._groups):
             if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
-            _kill(process)  # what it has started, while its id cannot be that of another process
+            _kill(process)  # and all that it has started, while its id cannot be that of another process
             _, status = os.waitpid(process, 0)
             number = self._groups.pop(process)
             with suppress(OSError):  # the learner may be gone

@@ -15,7 +15,7 @@ from adagrpo_ray.data.messages import Message
 from adagrpo_ray.environments import protocol
 from adagrpo_ray.environments.protocol import StepResult
 from adagrpo_ray.environments.tool_calls import Parser, ToolCall
-from adagrpo_ray.environments.tools import Tools, is_async, of_environment
+from adagrpo_ray.environments.tools import Tools, of_environment
 from adagrpo_ray.errors import ExtensionError
 
 
@@ -120,7 +120,7 @@ class Session:
     async def _run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call a function, in a thread unless it is a coroutine function."""
         try:
-            if is_async(function):
+            if inspect.iscoroutinefunction(function):
                 return await function(*arguments, **named)
             loop = asyncio.get_running_loop()
             returned = await loop.run_in_executor(self._threads, partial(function, *arguments, **named))

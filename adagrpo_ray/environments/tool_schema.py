@@ -85,8 +85,8 @@ def _type(hint: Any, place: str) -> dict[str, Any]:
         kinds = list(dict.fromkeys(BASIC[type(value)] for value in inner))
         return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": list(inner)}
     if origin in (Union, types.UnionType):
-        kinds = [_type(each, place) for each in inner if each is not type(None)]
-        found = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+        choices = [_type(each, place) for each in inner if each is not type(None)]
+        found: dict[str, Any] = choices[0] if len(choices) == 1 else {"anyOf": choices}
         return {**found, "nullable": True} if type(None) in inner else found
     if origin in (list, Sequence) and inner:
         return {"type": "array", "items": _type(inner[0], place)}
@@ -105,12 +105,12 @@ def _fits(schema: Mapping[str, Any], value: Any) -> bool:
     if "anyOf" in schema:
         return any(_fits(each, value) for each in schema["anyOf"])
     if "enum" in schema:
-        return value in schema["enum"]
+        return bool(value in schema["enum"])
     kind = schema.get("type")
     if kind is None:
         return True
     if isinstance(value, bool):
-        return kind == "boolean"
+        return bool(kind == "boolean")
     if kind == "number":
         return isinstance(value, int | float)
     return BASIC.get(type(value)) == kind

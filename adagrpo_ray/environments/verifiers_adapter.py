@@ -125,10 +125,7 @@ def _load(name: str, arguments: str) -> Any:
     except ImportError as error:
         raise ConfigError(f"{SETTING}={name!r} needs the package verifiers ({error}): {INSTALL}") from None
     values = json.loads(arguments)
-    if ":" in name:
-        found = load_function(name, SETTING, ())(**values)
-    else:
-        found = verifiers.load_environment(name, **values)
+    found = load_function(name, SETTING, ())(**values) if ":" in name else verifiers.load_environment(name, **values)
     if not isinstance(found, verifiers.Environment):
         raise ConfigError(f"{SETTING}={name!r} makes a {type(found).__name__}, no verifiers.Environment")
     if found.requires_group_rollouts:
