@@ -21,8 +21,8 @@ from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.data.template_choice import use_template
 from adagrpo_ray.environments.host import CallError, Host, Sessions
 from adagrpo_ray.environments.nursery import Spec
+from adagrpo_ray.environments.parser_choice import chosen_parser
 from adagrpo_ray.environments.protocol import StepResult
-from adagrpo_ray.environments.tool_calls import chosen_parser
 from adagrpo_ray.environments.transcript import FAILED, Transcript, environment_seed, turn_seed
 from adagrpo_ray.errors import ConfigError, DataError, ExtensionError
 from adagrpo_ray.extensions.given import NOTHING, Given

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from adagrpo_ray.environments.session import Parts, Session
+from adagrpo_ray.environments.episode_session import Parts, Session
 from adagrpo_ray.environments.wire import receive_request, send_reply
 from adagrpo_ray.errors import AdaGRPOError
 from adagrpo_ray.extensions.loading import describe_error

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adagrpo_ray.config.environments import NAME, TOOLS, EnvironmentSettings
+from adagrpo_ray.environments.episode_session import Parts
 from adagrpo_ray.environments.group_process import serve
+from adagrpo_ray.environments.parser_choice import load_parser
 from adagrpo_ray.environments.protocol import check_class
-from adagrpo_ray.environments.session import Parts
-from adagrpo_ray.environments.tool_calls import load_parser
 from adagrpo_ray.environments.tools import Tools, of_environment
 from adagrpo_ray.errors import ConfigError, ExtensionError
 from adagrpo_ray.extensions.given import Given

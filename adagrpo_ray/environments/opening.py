@@ -16,7 +16,7 @@ from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.data.prompts import Opened, PromptSets, load_prompts
 from adagrpo_ray.environments.episodes import spec_of
 from adagrpo_ray.environments.host import LOAD_TIMEOUT_S, CallError, Host
-from adagrpo_ray.environments.tool_calls import chosen_parser
+from adagrpo_ray.environments.parser_choice import chosen_parser
 from adagrpo_ray.environments.transcript import environment_seed
 from adagrpo_ray.errors import ConfigError, DataError
 from adagrpo_ray.extensions.given import NOTHING, Given

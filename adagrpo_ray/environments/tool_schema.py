@@ -113,7 +113,7 @@ def _fits(schema: Mapping[str, Any], value: Any) -> bool:
         return bool(kind == "boolean")
     if kind == "number":
         return isinstance(value, int | float)
-    return BASIC.get(type(value)) == kind
+    return bool(BASIC.get(type(value)) == kind)
 
 
 def _shown(schema: Mapping[str, Any]) -> str:

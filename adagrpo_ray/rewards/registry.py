@@ -26,13 +26,13 @@ RewardFunction = Callable[..., Sequence[float | None]]
 
 BUILTIN: Mapping[str, RewardFunction] = {
     "answer": built_in.answer,
-    "environment": built_in.environment,
     "exact": built_in.exact,
     "format_approximate": built_in.format_approximate,
     "format_exact": built_in.format_exact,
     "latex": latex,
     "number": built_in.number,
     "reasoning_gym": reasoning_gym,
+    "environment": built_in.environment,
 }
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
+from adagrpo_ray.environments.episode_session import Session
 from adagrpo_ray.environments.host import CallError
 from adagrpo_ray.environments.nursery import Spec, load
-from adagrpo_ray.environments.session import Session
 
 
 class InProcess:

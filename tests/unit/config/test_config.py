@@ -423,7 +423,7 @@ def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
 
 MAPPINGS = (
     *("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs"),
-    "reasoning_gym.tasks[].config",
+    *("reasoning_gym.tasks[].config", "environment.arguments"),
 )
 
 

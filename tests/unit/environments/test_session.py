@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.config.environments import EnvironmentSettings
+from adagrpo_ray.environments.episode_session import Parts, Session
 from adagrpo_ray.environments.protocol import StepResult
-from adagrpo_ray.environments.session import Parts, Session
 from adagrpo_ray.environments.tool_calls import hermes
 from adagrpo_ray.errors import ConfigError, ExtensionError
 

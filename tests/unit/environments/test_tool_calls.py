@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adagrpo_ray.environments.tool_calls import BUILT_IN, ToolCall, chosen_parser, hermes, llama_json, load_parser
+from adagrpo_ray.environments.parser_choice import chosen_parser, load_parser
+from adagrpo_ray.environments.tool_calls import BUILT_IN, ToolCall, hermes, llama_json
 from adagrpo_ray.errors import ConfigError, ExtensionError
 from adagrpo_ray.extensions.given import give
 from tests.support.scripted import tokenizer_of
