@@ -1,7 +1,7 @@
 """A calculator: a tool that makes a hard sum easy, and an environment of sums that need it.
 
-For a model that was not trained to call tools, the rows of the environment show one answer without a call and one with
-a call. Sums of the kind without a call are easy, and the others are hard: the policy learns to call the tool.
+For a model that was not trained to call tools, the rows of the environment show an answer without a call and some with
+one. Sums of the kind without a call are easy, and the others are hard: the policy learns to call the tool.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 LONGEST = 100
 """Most characters of an expression."""
+SHOWN = 2
+"""Solved problems of each kind in a prompt."""
 
 
 def calculator(expression: str) -> str:
@@ -41,25 +43,31 @@ def calculator(expression: str) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
+def short_calls(text: str) -> list[dict[str, Any]]:
+    """Return the calls that a turn writes as in calculator(expression=12+34), for `environment.parser`."""
+    found = re.findall(r"calculator\(expression=([^\n]*)\)", text)
+    return [{"name": "calculator", "arguments": {"expression": expression}} for expression in found]
+
+
 class HardSums:
     """Sums of two numbers; the reward is 1 if the last turn has the correct number as its only number."""
 
-    def __init__(self, digits: int = 4, problems: int = 400, seed: int = 0) -> None:
+    def __init__(self, digits: int = 3, problems: int = 400, seed: int = 0) -> None:
         self._digits, self._problems, self._seed = digits, problems, seed
         self._answer = ""
         self.tools = [calculator]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the problems, each after two solved ones: an easy one, and a hard one by the tool."""
+        """Return the problems, each after solved ones: easy ones without a call, and hard ones by the tool, in turn."""
         rng, rows = Random(self._seed), dict[str, dict[str, Any]]()
         low, high = 10 ** (self._digits - 1), 10**self._digits - 1
         while len(rows) < self._problems:
-            a, b, c, d, e, f = (rng.randint(*bounds) for bounds in [(1, 4), (1, 4), *[(low, high)] * 4])
-            question = f"{e}+{f}"
-            rows[question] = {
-                "prompt": [*_answered(f"{a}+{b}", a + b), *_called(f"{c}+{d}", c + d), _user(question)],
-                "answer": str(e + f),
-            }
+            prompt: list[Message] = []
+            for _ in range(SHOWN):
+                a, b, c, d = (rng.randint(*bounds) for bounds in ((1, 4), (1, 4), (low, high), (low, high)))
+                prompt += [*_answered(f"{a}+{b}", a + b), *_called(f"{c}+{d}", c + d)]
+            a, b = rng.randint(low, high), rng.randint(low, high)
+            rows[f"{a}+{b}"] = {"prompt": [*prompt, _user(f"{a}+{b}")], "answer": str(a + b)}
         return list(rows.values())
 
     def reset(self, row: Mapping[str, Any]) -> None:
