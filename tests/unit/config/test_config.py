@@ -481,7 +481,7 @@ def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
 
 MAPPINGS = (
     *("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs"),
-    *("reasoning_gym.tasks[].config", "rewards.functions[].judge.extra"),
+    *("reasoning_gym.tasks[].config", "environment.arguments", "rewards.functions[].judge.extra"),
 )
 
 
