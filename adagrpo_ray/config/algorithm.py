@@ -100,10 +100,7 @@ class LossSettings(Section):
 
 
 class AllocationSettings(Section):
-    """Choice of group size and first rung of a prompt by its earlier results.
-
-    A prompt without results takes those of its difficulty class.
-    """
+    """Choice of group size and first rung of a prompt by earlier results of it and of its difficulty class."""
 
     enabled: bool = Field(True, description="adagrpo: size groups by a posterior of each prompt's success rate")
     rule: Literal["informative", "value"] = Field(
@@ -120,7 +117,9 @@ class AllocationSettings(Section):
     informative: Share = Field(
         0.8, description="rule=informative: target probability that a group has correct and incorrect completions"
     )
-    discount: Share = Field(0.7, description="weight of an epoch's results one epoch later")
+    discount: Share = Field(
+        0.7, description="weight of a prompt's results one epoch later, and of those of a class one step later"
+    )
     hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
     solved_above: Share = Field(0.95, description="prompts with a success rate above this are sampled less often")
     hopeless_below: Share = Field(

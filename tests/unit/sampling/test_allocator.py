@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import pytest
+
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.sampling.allocator import Allocator
 from adagrpo_ray.types import Group
-from tests.support.builders import make_attempt, make_prompt
+from tests.support.builders import make_attempt, make_group, make_prompt
 
 SEED = 7
 BY_VALUE = {"rule": "value", "discount": 1.0}
-SOLVED, MIXED, HARD = [1.0] * 8, [1.0, 0.0] * 4, [1.0] + [0.0] * 7
+SOLVED, EASY, MIXED, HARD = [1.0] * 8, [1.0] * 7 + [0.0], [1.0, 0.0] * 4, [1.0] + [0.0] * 7
 
 
 def make_allocator(
@@ -50,12 +52,13 @@ def test_by_value_prompts_without_results_have_the_usual_size() -> None:
 
 def test_by_value_the_prompts_of_a_step_share_its_completions() -> None:
     allocator = make_allocator("a b c d", **BY_VALUE)
-    learn(allocator, {"a": SOLVED, "b": MIXED, "c": HARD})
+    learn(allocator, {"a": EASY, "b": MIXED, "c": HARD})
     groups = allocator.draw(4, 2)
     a, b, c, d = (group.size for group in groups)
     assert a + b + c + d == 32
     assert c > b > a
-    assert [group.chance for group in groups] == [0.9, 0.5, 0.2, None]
+    # Each is alone in its class, whose rates are 8/10, 5/10 and 2/10; in a sum they count as 2.
+    assert [group.chance for group in groups] == [pytest.approx(8.6 / 10), 0.5, pytest.approx(1.4 / 10), None]
 
 
 def test_groups_that_are_planned_together_are_drawn_in_several_steps() -> None:
@@ -110,6 +113,37 @@ def test_solved_prompts_of_a_class_take_turns_from_their_first_epoch() -> None:
     assert sum(map(len, seen)) == len(groups) == 400  # each of them once in four epochs
     assert allocator.skipped(1) == allocator.position.taken - 400
     assert allocator.skipped(1) == 0
+
+
+def test_a_prompt_that_failed_before_its_class_was_solved_is_left_out_like_the_others() -> None:
+    allocator = make_allocator(" ".join(f"s{n}" for n in range(100)))
+    learn(allocator, {f"s{n}": [0.0] * 8 for n in range(100)})
+    assert {group.start for group in allocator.draw(100, 1)} == {1}
+    for _ in range(20):  # steps without any of them, in which others of their class are solved
+        learn(allocator, {f"s{n}": SOLVED for n in range(100, 104)})
+    allocator.draw(20, 2)
+    assert allocator.skipped(2) > 40
+
+
+def test_a_commit_counts_for_its_prompt_and_not_for_its_class() -> None:
+    allocator = make_allocator("a1 a2", 2, min_group=2)
+    pilots = [
+        make_group(make_attempt(r, part="pilot"), prompt=make_prompt(name, "a"))
+        for name, r in (("a1", [1, 1]), ("a2", [1, 0]))
+    ]
+    allocator.learn(pilots)
+    before = allocator.state_dict()
+    allocator.learn([pilots[1].with_attempt(make_attempt([0] * 6, part="commit"))])
+    after = allocator.state_dict()
+    assert after["classes"] == before["classes"]
+    assert (after["results"]["a2"].correct, after["results"]["a2"].wrong) == (1, 7)
+    assert after["results"]["a1"] == before["results"]["a1"]
+
+
+def test_prompts_count_alike_in_their_class_whatever_their_group_sizes() -> None:
+    allocator = make_allocator("a1 a2")
+    learn(allocator, {"a1": [1.0] * 2, "a2": [0.0] * 30})
+    assert allocator.state_dict()["classes"]["a"].rate == 0.5
 
 
 def test_hopeless_prompts_take_turns_too() -> None:
