@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,8 @@ from typing import Any
 
 from adagrpo_ray.algorithm.allocation import Share, allocate, left_out
 from adagrpo_ray.algorithm.posterior import ClassResults, Posterior, PromptResults
-from adagrpo_ray.config.algorithm import AlgorithmSettings, AllocationSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.types import Group, Prompt
 
@@ -41,26 +43,27 @@ class Allocator:
         self._prompts, self._allocation, self._run_seed = prompts, allocation, run_seed
         self._group_size = settings.group_size
         self._together = settings.prompts_per_step if allocation is not None and allocation.rule == "value" else 1
-        self._total = self._together * self._group_size
-        if settings.budget is not None and settings.budget_unit == "completions":
-            self._total = min(self._total, settings.budget)
+        self._shared = settings.shared_completions
         self._planned: tuple[Group, ...] = ()
         self._skipped = Counter[int]()
         self._results: dict[str, PromptResults] = {}  # by prompt
         self._classes: dict[str, ClassResults] = {}  # by difficulty class
 
-    @property
-    def largest(self) -> int:
-        """The largest number of completions of a group."""
-        size = self._group_size
-        return size if self._allocation is None else max(size, self._allocation.sizes(size)[1])
+    def draw(self, step: int, most: float = math.inf) -> Group | None:
+        """Draw the next prompt as a new group of `step`, skipping prompts that the allocation leaves out.
 
-    def draw(self, n: int, step: int) -> list[Group]:
-        """Draw the next `n` prompts as new groups of `step`, skipping prompts that the allocation leaves out."""
-        while len(self._planned) < n:
-            self._planned = (*self._planned, *self._plan(step))
-        drawn, self._planned = self._planned[:n], self._planned[n:]
-        return [replace(group, born=step) for group in drawn]
+        Returns None if the group would have more than `most` completions. If its size is new, it is then chosen again,
+        from newer results, with the next call.
+        """
+        before = self.position
+        if not self._planned:
+            self._planned = self._plan(step)
+        if self._planned[0].size > most:
+            self.position = before
+            return None
+        drawn, *rest = self._planned
+        self._planned = tuple(rest)
+        return replace(drawn, born=step)
 
     def skipped(self, step: int) -> int:
         """The number of prompts that were left out since the last call, to draw groups of `step`."""
@@ -76,7 +79,7 @@ class Allocator:
         self._prompts.taken, self._planned = position.taken, position.planned
         self._skipped = Counter(position.skipped)
 
-    def _plan(self, step: int) -> list[Group]:
+    def _plan(self, step: int) -> tuple[Group, ...]:
         """Choose the sizes of the groups of the next prompts that are not left out."""
         chosen: list[tuple[Prompt, int, Posterior | None]] = []
         passed_over = 0
@@ -93,11 +96,11 @@ class Allocator:
         posteriors = [posterior for _, _, posterior in chosen]
         shares = [Share(self._group_size, 0)] * len(chosen)
         if self._allocation is not None:
-            shares = allocate(posteriors, self._allocation, self._group_size, self._total)
-        return [
+            shares = allocate(posteriors, self._allocation, self._group_size, self._shared)
+        return tuple(
             Group(prompt, epoch, step, share.size, share.start, chance=None if posterior is None else posterior.mean)
             for (prompt, epoch, posterior), share in zip(chosen, shares, strict=True)
-        ]
+        )
 
     def _left_out(self, prompt: Prompt, epoch: int, posterior: Posterior | None) -> bool:
         if self._allocation is None:
