@@ -21,12 +21,11 @@ from adagrpo_ray.config.run_settings import CheckpointSettings, EvaluationSettin
 def of_sampling(algorithm: AlgorithmSettings, rollout: RolloutSettings) -> Iterator[str]:
     """Yield conflicts of the budget and the token limit with group sizes, and of sleep with staleness."""
     a, r = algorithm, rollout
-    _, most = a.group_sizes
-    cost = max(most, a.group_size) * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
+    cost = a.largest_group * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
     if a.budget is not None and a.budget < cost:
         yield (
             f"algorithm.budget={a.budget} {a.budget_unit} is smaller than the {cost} that one group may take "
-            f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={most}, "
+            f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={a.group_sizes[1]}, "
             f"rollout.max_new_tokens={r.max_new_tokens}), so such a group can never be sampled; raise the budget "
             "or make the groups smaller"
         )

@@ -575,7 +575,7 @@ def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str, ru
             await sampler.collect(step)
         state, fake.requests = sampler.state_dict(), []
         assert state["waiting"]
-        assert state["posteriors"]
+        assert state["results"]
         if disturbed:
             collecting = asyncio.create_task(sampler.collect(3))
             await until(lambda: len(fake.requests) >= 3)
@@ -635,7 +635,7 @@ def test_a_group_that_cannot_be_scored_is_the_only_one_dropped() -> None:
     assert failure.error == "no score for bad"
     assert ids(step.attempts) == ["good", "hard", "hard"]
     assert step.exhausted == step.waiting == step.late == ()
-    assert set(sampler.state_dict()["posteriors"]) == {"good", "hard"}
+    assert set(sampler.state_dict()["results"]) == {"good", "hard"}
 
 
 def test_a_resample_that_cannot_be_scored_ends_its_group() -> None:
@@ -858,7 +858,7 @@ def test_a_restored_sampler_continues_identically(resample: str, rule: str) -> N
     fake, sampler = make()
     run(collect(sampler, 1, 2))
     state, before = sampler.state_dict(), len(fake.requests)
-    assert state["posteriors"]
+    assert state["results"]
     assert state["waiting"], "the budget cuts off the second resample, or it is deferred"
     other_fake, other = make()
     other_fake.requests = list(fake.requests)  # so that its script continues at the same place as the other one
