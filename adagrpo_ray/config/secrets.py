@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic_core import PydanticCustomError
 
@@ -45,6 +46,29 @@ def variable_name(name: str) -> str:
             "and the key in the environment",
         )
     return name
+
+
+def without_keys(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return `fields`, which may be nested. Raises pydantic's error of the type SECRET if one of them holds a key."""
+    if (name := _secret_field(fields)) is not None:
+        raise PydanticCustomError(
+            SECRET,
+            "has a key or token in the field {name}, which config.yaml and logs would show; leave it to api_key_env",
+            {"name": repr(name)},
+        )
+    return fields
+
+
+def _secret_field(fields: Mapping[str, Any] | Sequence[Any]) -> str | None:
+    """Return the name of a field that holds a key; None if none does."""
+    pairs = fields.items() if isinstance(fields, Mapping) else (("", value) for value in fields)
+    for name, value in pairs:
+        if isinstance(value, str):
+            if names_secret(name) or name.lower() == "authorization" or _TOKEN.search(value):
+                return name
+        elif isinstance(value, Mapping | list | tuple) and (inner := _secret_field(value)) is not None:
+            return inner or name
+    return None
 
 
 def names_secret(key: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from adagrpo_ray.config.placeholders import placeholders
-from adagrpo_ray.config.secrets import variable_name, without_secret
+from adagrpo_ray.config.secrets import variable_name, without_keys, without_secret
 from adagrpo_ray.config.section import Count, Location, PositiveInt, Seconds, Section
 from adagrpo_ray.config.typed import read_as
 
@@ -81,7 +81,7 @@ class JudgeSettings(ServedSettings):
         0.0, description="sampling temperature of the judge; null: the server's default"
     )
     max_tokens: PositiveInt = Field(256, description="tokens of a reply at most")
-    extra: dict[str, Any] = Field(
+    extra: Annotated[dict[str, Any], AfterValidator(without_keys)] = Field(
         {}, description="further fields of a request, such as {chat_template_kwargs: {enable_thinking: false}}"
     )
     completion_price: Price = Field(0.0, description="price of a million tokens of replies, in any currency")

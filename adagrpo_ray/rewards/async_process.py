@@ -7,6 +7,7 @@ of that number, which then gets no reply. The first reply, `READY`, is sent when
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ def serve(
 ) -> None:
     """Load the functions and score groups until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
+    # Otherwise a program that a function leaves behind would keep the pipe open after the end of this process.
+    os.set_inheritable(pipe.fileno(), False)
     worker.start(names, format, memory_gib, given)
     worker.limit_memory()
     asyncio.run(_serve(pipe, timeout_s))

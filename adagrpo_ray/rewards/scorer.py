@@ -41,6 +41,8 @@ class RewardScorer:
     """
 
     def __init__(self, settings: RewardsSettings, format: FormatSettings, given: Given = NOTHING) -> None:
+        """Start the processes. Raises ConfigError if the environment lacks the key of a judge or reward model."""
+        self._served = _served(settings)  # first, since processes would remain after an error
         self._settings, self._names = settings, settings.names
         self._correct_by = self._names.index(settings.decides)
         self._closed = False
@@ -54,7 +56,6 @@ class RewardScorer:
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="reward-scorer")
         self._pool = ScoringPool(names, settings, format, given, self._starter) if names else None
         self._host = AsyncHost(names, settings, format, given, self._starter)
-        self._served = _served(settings)
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
         """Return the scores of the group, and which of its completions [G] are correct.

@@ -23,7 +23,7 @@ from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards.consumption import Consumption, Meter
 from adagrpo_ray.rewards.pace import Pace
 from adagrpo_ray.rewards.served_kinds import Judge, Kind, RewardModel
-from adagrpo_ray.rewards.server_errors import described, key_of
+from adagrpo_ray.rewards.server_errors import described, headers_of, key_of
 from adagrpo_ray.rewards.together import together
 from adagrpo_ray.types import Prompt
 
@@ -32,8 +32,8 @@ WORDS = ("completion", "prompt", "answer", "difficulty")
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = Field(0, ge=0)
-    completion_tokens: int | None = Field(0, ge=0)
+    prompt_tokens: int = Field(0, ge=0, lt=2**53)
+    completion_tokens: int | None = Field(0, ge=0, lt=2**53)
 
 
 class _Usages(BaseModel):
@@ -62,6 +62,7 @@ class ServedReward:
             base_url=settings.base_url,
             max_retries=settings.retries,
             timeout=settings.timeout_s,
+            default_headers=headers_of(self._key),
             http_client=_Client(settings, self._meter, transport),
         )
 

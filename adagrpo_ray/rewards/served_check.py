@@ -15,7 +15,7 @@ from adagrpo_ray.config.served_rewards import ServedSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.rewards.registry import BUILTIN, SETTING
 from adagrpo_ray.rewards.served import WORDS
-from adagrpo_ray.rewards.server_errors import described, key_of
+from adagrpo_ray.rewards.server_errors import described, headers_of, key_of
 from adagrpo_ray.types import Prompt
 
 PATIENCE_S = 10.0
@@ -63,7 +63,13 @@ def _check_server(settings: ServedSettings) -> None:
     timeout_s = min(PATIENCE_S, settings.timeout_s)
     place = f"{SETTING}: {settings.name!r} at {settings.base_url}"
     try:
-        with openai.OpenAI(api_key=key, base_url=settings.base_url, max_retries=1, timeout=timeout_s) as client:
+        with openai.OpenAI(
+            api_key=key,
+            base_url=settings.base_url,
+            max_retries=1,
+            timeout=timeout_s,
+            default_headers=headers_of(key),
+        ) as client:
             reply = client.get("/models", cast_to=object)
         found = [model.id for model in _Models.model_validate(reply).data]
     except ValidationError:

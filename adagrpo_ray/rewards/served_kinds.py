@@ -18,7 +18,15 @@ _SCORE = re.compile(rf"({_NUMBER})(?:\s*(?:/|out of)\s*{_NUMBER})?")
 
 
 class NonsenseError(ValueError):
-    """A server replied with something that is no score; the message continues "NAME at ADDRESS ..."."""
+    """A server replied with something that is no score.
+
+    reply: the reply as Python writes it, for the message; "" if the reason alone is the message. It is cut to a
+        readable length as the message is made, since a part of a key could not be recognised any more.
+    """
+
+    def __init__(self, reason: str, reply: object = None) -> None:
+        super().__init__(reason)
+        self.reply = "" if reply is None else f"{reply!r:.2000}"
 
 
 class Kind(Protocol):
@@ -78,13 +86,13 @@ class Judge:
         try:
             choice = _Chat.model_validate(reply).choices[0]
         except ValidationError:
-            raise NonsenseError(f"replied {_quoted(reply)}, which is no chat completion; correct base_url") from None
+            raise NonsenseError("which is no chat completion; correct base_url", reply) from None
         text = choice.message.content or ""
         score = _in_json(text) if s.reply == "json" else _last_number(text)
         if score is None:
             wanted = 'JSON with a number as "score"' if s.reply == "json" else "number"
             remedy = f"raise max_tokens={s.max_tokens}" if choice.finish_reason == "length" else "change the template"
-            raise NonsenseError(f"replied {_quoted(text)}, which has no {wanted}; {remedy}")
+            raise NonsenseError(f"which has no {wanted}; {remedy}", text)
         if not s.low <= score <= s.high:
             raise NonsenseError(
                 f"gave the score {score:g}, which is not between low={s.low:g} and high={s.high:g}; change the template"
@@ -122,9 +130,8 @@ class RewardModel:
         try:
             output = _Outputs.model_validate(reply, strict=True).data[0].data
         except ValidationError:
-            raise NonsenseError(
-                f"replied {_quoted(reply)}, which is no output of a reward model; serve one with --runner pooling"
-            ) from None
+            reason = "which is no output of a reward model; serve one with --runner pooling"
+            raise NonsenseError(reason, reply) from None
         if len(output) != 1:
             raise NonsenseError(f"gave {len(output)} numbers for a completion; serve a reward model with one label")
         return output[0]
@@ -150,9 +157,3 @@ def _in_json(text: str) -> float | None:
 def _last_number(text: str) -> float | None:
     *_, last = [None, *_SCORE.finditer(text)]
     return None if last is None else float(last[1])
-
-
-def _quoted(reply: object) -> str:
-    """Return a reply as Python writes it, cut to a readable length."""
-    text = f"{reply!r:.2000}"
-    return text if len(text) <= 200 else f"{text[:200]}..."

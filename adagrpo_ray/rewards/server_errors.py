@@ -1,9 +1,12 @@
-"""The key of a server, and the errors of its client in one line with the remedy."""
+"""The key of a server, its place in requests, and the errors of its client in one line with the remedy."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from collections.abc import Mapping
+from typing import cast
 
 import httpx2
 import openai
@@ -14,6 +17,9 @@ from adagrpo_ray.rewards.served_kinds import NonsenseError
 
 NO_KEY = "EMPTY"
 """The key that is sent to a server that needs none, as in vLLM's documentation; openai's client requires one."""
+
+MOST_QUOTED = 200
+"""Characters of a reply in a message."""
 
 
 def key_of(settings: ServedSettings) -> str:
@@ -34,11 +40,25 @@ def key_of(settings: ServedSettings) -> str:
     return key
 
 
+def headers_of(key: str) -> Mapping[str, str]:
+    """Return headers with the key, without those that openai's client would take from the environment.
+
+    It reads OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, which may be meant for another server.
+    """
+    custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()
+    names = [line.partition(":")[0].strip() for line in custom if ":" in line]
+    omitted = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project", *names), openai.Omit())
+    return cast(Mapping[str, str], {**omitted, "Authorization": f"Bearer {key}"})
+
+
 def described(error: Exception, settings: ServedSettings, key: str) -> str:
     """Return the description of an error, as the end of a sentence, with the remedy and without the key."""
+    if isinstance(error, NonsenseError):
+        reply = _without(error.reply, key)
+        quoted = reply if len(reply) <= MOST_QUOTED else f"{reply[:MOST_QUOTED]}..."
+        return f"replied {quoted}, {error}" if reply else str(error)
     cause = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
-    text = str(cause) or repr(cause)
-    reason = first_line(Exception(text if key == NO_KEY else text.replace(key, "***")))
+    reason = first_line(Exception(_without(str(cause) or repr(cause), key)))
     match error:
         case openai.APITimeoutError():
             return (
@@ -59,6 +79,12 @@ def described(error: Exception, settings: ServedSettings, key: str) -> str:
             return f"answered with an error ({reason}); its log has the cause"
         case httpx2.InvalidURL():
             return f"is no address ({reason}); correct base_url"
-        case NonsenseError():
-            return reason
     return f"answered with something that is no JSON ({reason}); correct base_url"
+
+
+def _without(text: str, key: str) -> str:
+    """Return the text, which may quote a reply in Python or JSON, with *** in place of the key."""
+    if key != NO_KEY:
+        for written in {key, repr(key)[1:-1], json.dumps(key)[1:-1]}:
+            text = text.replace(written, "***")
+    return text

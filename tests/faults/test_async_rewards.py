@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ FORMAT = FormatSettings()
 
 # Columns of the prompt select the behaviour.
 MODULE = """
-import asyncio, ctypes, os
+import asyncio, ctypes, os, subprocess
 from pathlib import Path
 
 running = 0
@@ -54,6 +55,12 @@ async def awaited(completions, do="", folder=None, friends=1, **context):
             return []
         if do == "exit":
             os._exit(3)
+        if do == "leave":  # a program that outlives the process
+            return [subprocess.Popen(["sleep", "600"], close_fds=False).pid]
+        if do == "once":  # never ends in the first process, and at once in another one
+            if not [*Path(folder).iterdir()]:
+                Path(folder, f"began-{os.getpid()}").touch()
+                await asyncio.sleep(3600)
         if do == "wait":
             Path(folder, f"began-{os.getpid()}").touch()
             try:
@@ -209,20 +216,17 @@ def test_function_that_blocks_the_loop_costs_its_group_only(tmp_path: Path, monk
     assert len(list(tmp_path.iterdir())) == 2, "it was tried again alone"
 
 
-def test_killed_process_is_replaced_and_its_groups_are_scored(scorer: RewardScorer) -> None:
+def test_killed_process_is_replaced_and_its_groups_are_scored(scorer: RewardScorer, tmp_path: Path) -> None:
     async def killed() -> list[list[float] | str]:
-        (victim,) = await score(scorer, "pid")
-        waiting = asyncio.create_task(score(scorer, "meet", friends=2))
-        await asyncio.sleep(0)
-        os.kill(int(victim), signal.SIGKILL)
-        # In a process of its own the group waits for a friend that does not come.
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        found = await score(scorer, "pid")
-        assert found != [victim]
-        return [await score(scorer)]
+        waiting = asyncio.create_task(score(scorer, "once", folder=str(tmp_path)))
+        while not (began := list(tmp_path.iterdir())):
+            await asyncio.sleep(0.01)
+        victim = int(began[0].name.removeprefix("began-"))
+        os.kill(victim, signal.SIGKILL)
+        assert await score(scorer, "pid") != [victim]
+        return [await waiting, await score(scorer)]
 
-    assert asyncio.run(killed()) == [[2.0]]
+    assert asyncio.run(killed()) == [[2.0], [2.0]]
 
 
 def test_cancelled_scoring_cancels_the_function(scorer: RewardScorer, tmp_path: Path) -> None:
@@ -254,3 +258,14 @@ def test_close_ends_the_process_and_waiting_calls(tmp_path: Path) -> None:
     (began,) = tmp_path.iterdir()
     until(lambda: not Path(f"/proc/{began.name.removeprefix('began-')}").exists())
     assert not (tmp_path / "cancelled").exists(), "it was killed"
+
+
+def test_close_does_not_wait_for_a_program_that_a_function_left_behind() -> None:
+    scorer = scorer_of()
+    (left,) = asyncio.run(score(scorer, "leave"))
+    closing = Thread(target=scorer.close, daemon=True)
+    closing.start()
+    closing.join(PATIENT_S)
+    ended = not closing.is_alive()
+    os.kill(int(left), signal.SIGKILL)
+    assert ended

@@ -15,7 +15,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.errors import RewardError
+from adagrpo_ray.errors import ConfigError, RewardError
 from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
@@ -156,6 +156,15 @@ def test_run_with_a_judge_alone_starts_no_scoring_process() -> None:
 
     with serving(reply) as server:
         assert asyncio.run(work(server)) == pytest.approx([0.4])
+
+
+def test_missing_key_leaves_no_scoring_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("adagrpo_ray.rewards.scorer.ScoringPool", lambda *_: started.append(None))
+    keyless = entry(judge(api_key_env="NOT_SET_HERE"))
+    with pytest.raises(ConfigError, match="NOT_SET_HERE, and this variable is not set"):
+        RewardScorer(RewardsSettings(functions=(RewardSettings(function="exact"), keyless)), FormatSettings())
+    assert started == []
 
 
 def test_cancelled_scoring_ends_while_the_judge_hangs() -> None:

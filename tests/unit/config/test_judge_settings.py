@@ -12,6 +12,7 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.fixed import check_fixed, fixed_settings
 from adagrpo_ray.config.listing import as_yaml
 from adagrpo_ray.config.placeholders import filled, placeholders
+from adagrpo_ray.config.served_rewards import JudgeSettings
 from adagrpo_ray.errors import ConfigError
 from tests.support.settings_files import refusal, written
 
@@ -122,6 +123,30 @@ def test_key_in_the_configuration_is_refused_and_not_shown(tmp_path: Path) -> No
     assert "unknown key 'rewards.functions.0.judge.api_key' (value ***); did you mean" in messages[0]
     assert "rewards.functions.0.judge.api_key_env" in messages[0]
     assert not [message for message in messages if KEY in message or "geheim" in message]
+
+
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ({"api_key": "geheim"}, "api_key"),
+        ({"extra_headers": {"Authorization": "Bearer geheim"}}, "Authorization"),
+        ({"metadata": {"user": KEY}}, "user"),
+        ({"metadata": {"users": ["a", KEY]}}, "users"),
+    ],
+)
+def test_key_in_a_field_of_the_request_is_refused_and_not_shown(extra: dict[str, Any], field: str) -> None:
+    message = refusal(functions(extra=extra))
+    assert message.startswith(f"rewards.functions.0.judge.extra has a key or token in the field {field!r}, which")
+    assert "geheim" not in message
+    assert KEY not in message
+
+
+def test_fields_of_a_request_are_kept(tmp_path: Path) -> None:
+    extra = {"stop": ["\n"], "stop_token_ids": [2], "max_tokens": 8, "chat_template_kwargs": {"enable_thinking": False}}
+    config = Config.load(None, functions(extra=extra))
+    (judge,) = Config.load(written(tmp_path, as_yaml(config))).rewards.served
+    assert isinstance(judge, JudgeSettings)
+    assert judge.extra == extra
 
 
 def test_password_in_the_address_is_refused_and_not_shown() -> None:

@@ -104,11 +104,15 @@ def test_request_has_the_filled_template_the_schema_and_the_key() -> None:
 
 
 def test_no_key_of_the_environment_is_sent_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Gateway: {KEY}\nAuthorization: Bearer {KEY}")
     transport = Transport(answering(1))
     score(transport, "a")
-    assert KEY not in str(transport.requests[0].headers)
+    headers = transport.requests[0].headers
+    assert KEY not in str(headers.raw)
+    assert headers["authorization"] == "Bearer EMPTY"
+    assert {"openai-organization", "openai-project", "x-gateway"}.isdisjoint(headers)
 
 
 def test_free_text_is_scored_by_its_last_number() -> None:
@@ -255,10 +259,21 @@ def test_cancelled_scoring_cancels_its_requests() -> None:
 
 def test_key_is_in_no_message() -> None:
     echo = response({"error": {"message": f"{'x' * 270} wrong key {KEY}"}}, 401)
-    for reply in (echo, chat(f"your key is {KEY}")):
+    at_the_cut = [chat("x" * filled + KEY) for filled in range(180, 201)]
+    for reply in (echo, chat(f"your key is {KEY}"), *at_the_cut):
         found, _, _ = score(Transport(answering(reply)), "a", settings=judge(api_key_env="JUDGE_API_KEY"))
         assert isinstance(found, str)
+        assert "ve" not in found.partition("replied")[2].partition("which")[0]
         assert "very-sec" not in found
+
+
+def test_key_with_quotes_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", key := "a'b\"c\\d")
+    for reply in (response({"error": {"message": f"wrong key {key}"}}, 401), chat(f"your key is {key}")):
+        found, _, _ = score(Transport(answering(reply)), "a", settings=judge(api_key_env="JUDGE_API_KEY"))
+        assert isinstance(found, str)
+        assert "***" in found
+        assert 'b"c' not in found.replace("\\", "")
 
 
 def test_refused_key_names_its_variable() -> None:
@@ -390,6 +405,14 @@ def test_tokens_and_costs_are_counted_since_the_last_report() -> None:
     assert first == Consumption(1, 100, 5, cache_hits=1, failures=0, cost=pytest.approx((100 * 2 + 5 * 10) / 1e6))
     assert second == Consumption(2, 50, 7, cache_hits=0, failures=2, cost=pytest.approx((50 * 2 + 7 * 10) / 1e6))
     assert third == Consumption(cost=0.0)
+
+
+@pytest.mark.parametrize("tokens", [pytest.param(10**400, id="googols"), -1, 1.5, "many", None])
+def test_nonsense_as_the_number_of_tokens_is_not_counted(tokens: Any) -> None:
+    reply = {**scored(5), "usage": {"prompt_tokens": tokens, "completion_tokens": 3}}
+    found, _, consumed = score(Transport(answering(reply)), "a", settings=judge(prompt_price=1.0))
+    assert found == [0.5]
+    assert (consumed.prompt_tokens, consumed.completion_tokens, consumed.cost) == (0, 0, 0.0)
 
 
 def test_without_prices_there_is_no_cost() -> None:

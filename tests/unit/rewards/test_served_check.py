@@ -36,6 +36,7 @@ def refused(*models: JudgeSettings | RewardModelSettings, **more: Any) -> str:
 
 def test_server_that_has_the_model_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer of-another-server")
     with serving() as server:
         check(judge(base_url=server.url, api_key_env="JUDGE_API_KEY"), reward_model(base_url=f"{server.url}/"))
     assert server.keys == [f"Bearer {KEY}", "Bearer EMPTY"]
