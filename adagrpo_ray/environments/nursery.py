@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import inspect
 import json
 import os
 import pickle
@@ -78,9 +79,10 @@ def load(spec: Spec) -> tuple[Parts, list[dict[str, Any]]]:
             ) from None
         own, schemas = of_environment(made)
         all_tools = Tools((*functions, *own))
-        if callable(getattr(made, "close", None)):
+        close = getattr(made, "close", None)
+        if callable(close) and not inspect.iscoroutinefunction(close):
             with suppress(Exception):  # the episodes report it
-                made.close()
+                close()
     else:
         all_tools = Tools(functions)
     schemas = [*all_tools.schemas, *schemas]
