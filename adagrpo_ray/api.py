@@ -128,6 +128,11 @@ def _with_functions(
             f"{rewards.SETTING} {listed} names some of reward_functions, but not {unlisted}; name all of them there, "
             "each with its weight, or none of them"
         )
+    if unlisted and config.rewards.served:
+        raise ConfigError(
+            f"{rewards.SETTING} has {', '.join(model.name for model in config.rewards.served)} and none of "
+            f"reward_functions {unlisted}, which would replace the list; name them there too, each with its weight"
+        )
     if unlisted:
         settings[rewards.SETTING] = [{"function": name} for name in names]
     for key, function, built_in in (

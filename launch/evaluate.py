@@ -117,10 +117,15 @@ def benchmarks(options: argparse.Namespace, config: Config) -> tuple[BenchmarkSe
         raise ConfigError(f"--split {options.split} selects prompts of the data, and --benchmark others; leave one out")
     given = ",".join(options.benchmark)
     copies: dict[str, str | None] = {one.name: one.path for one in config.evaluation.benchmarks}
-    named = [(name, path) for name, _, path in (one.strip().partition("=") for one in given.split(","))]
+    named = [one.strip().partition("=") for one in given.split(",")]
     entries = [
-        {"name": name, "path": path or copies.get(name), "limit": options.limit, "samples": options.samples}
-        for name, path in named
+        {
+            "name": name,
+            "path": path if equals else copies.get(name),
+            "limit": options.limit,
+            "samples": options.samples,
+        }
+        for name, equals, path in named
     ]
     try:
         return changed(config, {"evaluation.benchmarks": entries}).evaluation.benchmarks

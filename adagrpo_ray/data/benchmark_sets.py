@@ -142,7 +142,7 @@ def _mmlu_pro(row: Row) -> Question:
         raise DataError(f"'options' is {options!r:.80}; it must be a list of choices")
     choices = [answer_text(option) or "" for option in options]
     letter = _text(row, "answer")
-    if letter not in ascii_uppercase[: len(choices)]:
+    if letter not in [*ascii_uppercase[: len(choices)]]:
         raise DataError(f"'answer' is {letter!r:.80}, and there are {len(choices)} options; it must be a letter of one")
     return Question(_choice(_text(row, "question"), choices), letter, _class(row, "category"))
 
@@ -200,7 +200,7 @@ BENCHMARKS: Mapping[BenchmarkName, Benchmark] = {
         answers="number",
         samples=32,
         max_new_tokens=32768,
-        licence=_MAA,
+        licence="Apache-2.0 by the card; the problems are those of the MAA",
         source=_AIME,
     ),
     "amc23": Benchmark(

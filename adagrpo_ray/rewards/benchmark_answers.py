@@ -14,7 +14,6 @@ from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
 from adagrpo_ray.data.benchmark_sets import ANSWERS
 from adagrpo_ray.rewards.extract import after_thought, last_box
 from adagrpo_ray.rewards.latex import Truth
-from adagrpo_ray.rewards.numbers import plain
 
 if TYPE_CHECKING:
     from adagrpo_ray.config.data import FormatSettings
@@ -23,9 +22,10 @@ FUNCTION = f"{__name__}:correct"
 """The function in a list of reward functions."""
 
 # "Answer: C", as prompted, and with the marks that models put around it: "**Answer:** (C)", "The answer is $\text{C}$."
+# and 'Answer: C' with the quotes of the prompt. In "Answer: I'm not sure" the apostrophe is that of a word.
 _MARKS = r"(?:[\s*_:$({\['\"`]|\\(?:boxed|text|textbf|mathbf|mathrm)(?=\{)|\\[(\[]){0,16}"
-_CHOSEN = re.compile(rf"(?i:\banswer)[\s*_]{{0,8}}(?::|(?i:is)\b){_MARKS}([A-Z])(?![A-Za-z0-9'])")
-_LETTER = re.compile(r"\(?([A-Z])\)?")
+_CHOSEN = re.compile(rf"(?i:\banswer)[\s*_]{{0,8}}(?::|(?i:is)\b){_MARKS}([A-Z])(?![A-Za-z0-9]|'[A-Za-z])")
+_LETTER = re.compile(rf"{_MARKS}([A-Z])[\s*_.$)}}\]`'\"]{{0,16}}")
 
 
 def correct(
@@ -60,7 +60,7 @@ def extracted(text: str, answers: str, format: FormatSettings) -> str | None:
     chosen = _CHOSEN.findall(rest)
     if chosen:
         return str(chosen[-1])
-    boxed = _LETTER.fullmatch(plain(box)) if box else None
+    boxed = _LETTER.fullmatch(box) if box else None
     return boxed[1] if boxed else None
 
 

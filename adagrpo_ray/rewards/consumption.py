@@ -13,7 +13,7 @@ class Consumption:
     - `requests`: all requests that were sent, retries included.
     - `prompt_tokens`, `completion_tokens`: as the server counts them.
     - `cache_hits`: completions that needed no request.
-    - `failures`: requests that gave no score, after their retries.
+    - `failures`: completions whose request got no score, after its retries; those that it cancels do not count.
     - `cost`: the price of the tokens; None if no price is set.
     """
 

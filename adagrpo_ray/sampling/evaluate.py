@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import DivergedError, RequestLostError
 from adagrpo_ray.rewards.registry import Scores
+from adagrpo_ray.rewards.together import together
 from adagrpo_ray.sampling.group_run import Generate, Score
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 
@@ -85,7 +85,7 @@ async def evaluate(
 
     Every evaluation uses the same seeds, so that two evaluations of a run can be compared. Completions that could not
     be generated or scored count as wrong. Raises DivergedError if a log-probability is not finite: the accuracy of such
-    a model has no meaning.
+    a model has no meaning. An error, or cancelling the caller, cancels all requests.
     """
 
     async def of_prompt(prompt: Prompt) -> tuple[str, float, float, float, bool]:
@@ -95,7 +95,7 @@ async def evaluate(
         clipped = float(np.mean([c.finish_reason == "length" for c in completions]))
         return prompt.difficulty, float(correct.mean()), length, clipped, scores.error is not None
 
-    found = await asyncio.gather(*(of_prompt(prompt) for prompt in prompts))
+    found = await together([of_prompt(prompt) for prompt in prompts])
     difficulties, accuracies, lengths, clipped, failed = zip(*found, strict=True)
     by_difficulty: dict[str, list[float]] = defaultdict(list)
     for difficulty, accuracy in zip(difficulties, accuracies, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.rewards.benchmark_answers import scoring
 from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.rewards.together import together
 from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.sampling.evaluate import Results, evaluate
 from adagrpo_ray.sampling.group_run import Generate, Score
@@ -33,9 +33,11 @@ class Evaluation:
     async def run(self, step: int) -> EvaluationRecord:
         """Evaluate all prompts after `step`. Raises DivergedError as `evaluate`."""
         began, sets = time.perf_counter(), self._prompts
-        held_out, *others = await asyncio.gather(
-            self._results(sets.held_out, self._config.evaluation.samples, self._generate, self._score),
-            *(self._results(b.prompts, b.samples, self._complete, self._benchmark_score) for b in sets.benchmarks),
+        held_out, *others = await together(
+            [
+                self._results(sets.held_out, self._config.evaluation.samples, self._generate, self._score),
+                *(self._results(b.prompts, b.samples, self._complete, self._benchmark_score) for b in sets.benchmarks),
+            ]
         )
         found = {b.name: results for b, results in zip(sets.benchmarks, others, strict=True) if results is not None}
         return EvaluationRecord(

@@ -117,9 +117,9 @@ def _load(config: Config, tokenizer: Any, model_path: str, given: Given, *, trai
 
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
-    own = (*prompts.train, *prompts.held_out)
-    of_benchmarks = [len(prompt.token_ids) for benchmark in prompts.benchmarks for prompt in benchmark.prompts]
-    longest = max(*(len(p.token_ids) for p in own), *of_benchmarks, 0)
+    sets = {"": (*prompts.train, *prompts.held_out), **{b.name: b.prompts for b in prompts.benchmarks}}
+    longest, benchmark = max((len(prompt.token_ids), name) for name, of_set in sets.items() for prompt in of_set)
+    own, of_benchmarks = sets[""], [len(p.token_ids) for b in prompts.benchmarks for p in b.prompts]
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     on_benchmarks = config.rollout.max_model_len or max(of_benchmarks, default=0) + config.rollout.max_new_tokens
     wanted = max(longest_sequence(config, own) if own else 0, on_benchmarks)
@@ -128,7 +128,7 @@ def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> in
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
             f"{wanted} positions, but {config.model.path} has {limit}; lower {more}rollout.max_new_tokens or "
-            "data.length_quantile"
+            + (f"leave out the benchmark {benchmark}, which has them" if benchmark else "data.length_quantile")
         )
     return wanted
 

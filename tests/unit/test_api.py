@@ -127,6 +127,8 @@ def test_judges_stay_next_to_functions_that_the_configuration_names(started: lis
     judge = {"name": "helpful", "model": "m", "base_url": "http://x/v1", "template": "{completion}"}
     config = load(rewards__functions=[{"function": "half"}, {"judge": judge}])
     train(config, reward_functions=[half], progress=False)
+    with pytest.raises(ConfigError, match=r"has helpful and none of reward_functions \['whole'\].*name them there too"):
+        train(load(rewards__functions=[{"judge": judge}]), reward_functions=[whole], progress=False)
     assert started[0]["config"].rewards.names == ["half", "helpful"]
 
 

@@ -71,6 +71,7 @@ def test_numbers_in_columns_become_text() -> None:
         ("olympiadbench", {"final_answer": []}, "'final_answer' is []; it must be a list of texts"),
         ("olympiadbench", {"final_answer": [None]}, "it must be a list of texts"),
         ("mmlu_pro", {"answer": "F"}, "'answer' is 'F', and there are 5 options"),
+        ("mmlu_pro", {"answer": "CD"}, "'answer' is 'CD', and there are 5 options"),
         ("mmlu_pro", {"options": "4, 6"}, "'options' is '4, 6'; it must be a list of choices"),
         ("gpqa_diamond", {"Incorrect Answer 2": ""}, "'Incorrect Answer 2' is ''"),
     ],

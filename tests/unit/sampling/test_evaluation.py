@@ -57,6 +57,25 @@ def test_evaluation_raises_errors_that_stop_the_run() -> None:
         evaluated(stop=True)
 
 
+def test_error_cancels_the_other_requests() -> None:
+    async def generate(request: GenerationRequest) -> tuple[Completion, ...]:
+        if request.prompt_id == "bad":
+            raise RewardError("no score")
+        await asyncio.Event().wait()
+        return ()
+
+    async def score(prompt: Prompt, group: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
+        pytest.fail("there is nothing to score")
+
+    async def work() -> set[asyncio.Task[Any]]:
+        prompts, settings = [make_prompt("fine"), make_prompt("bad")], EvaluationSettings()
+        with pytest.raises(RewardError, match="no score"):
+            await evaluate(prompts, settings, generate, score, max_new_tokens=8, seed=0)
+        return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+    assert asyncio.run(work()) == set()
+
+
 def test_a_prompt_that_is_given_up_counts_as_wrong_and_as_failed() -> None:
     results = evaluated(given_up=True)
     assert results.accuracy_by_difficulty == {"easy": 1.0, "hard": 0.5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,5 +50,9 @@ def test_longest_prompt_of_a_benchmark_counts_in_the_length_of_sequences(tmp_pat
         return preflight._max_model_len(settings, SimpleNamespace(get_text_config=lambda: text), sets)
 
     assert length(longest + 10) == longest + 10
-    with pytest.raises(ConfigError, match=f"prompts of up to {longest} tokens need {longest + 10} positions"):
+    with pytest.raises(ConfigError, match=rf"prompts of up to {longest} tokens .* leave out the benchmark gsm8k"):
         length(longest + 9)
+    own = replace(sets, benchmarks=())
+    text = SimpleNamespace(max_position_embeddings=10)
+    with pytest.raises(ConfigError, match=r"lower rollout\.max_new_tokens or data\.length_quantile"):
+        preflight._max_model_len(settings, SimpleNamespace(get_text_config=lambda: text), own)
