@@ -280,8 +280,9 @@ class AlgorithmSettings(Section):
     def shared_completions(self) -> int:
         """Completions that `prompts_per_step` groups share by the rule `value`."""
         completions = self.prompts_per_step * self.group_size
-        limited = self.budget is not None and self.budget_unit == "completions"
-        return min(completions, self.budget) if limited else completions
+        if self.budget is None or self.budget_unit == "tokens":
+            return completions
+        return min(completions, self.budget)
 
     @property
     def largest_group(self) -> int:

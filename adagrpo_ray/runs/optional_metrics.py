@@ -33,7 +33,8 @@ class OptionalMetrics(Record):
         "completions that had the score of an equal request", counter=True)] = field(default_factory=dict)
     judge_failures: Annotated[Mapping[str, int], Metric(
         "adaptive/judge_failures/{function}", units.COMPLETIONS, "sum",
-        "completions whose request got no score from a judge or reward model, after its retries", counter=True)] = field(default_factory=dict)
+        "completions whose request got no score from a judge or reward model, after its retries",
+        counter=True)] = field(default_factory=dict)
     judge_cost: Annotated[Mapping[str, float], Metric(
         "adaptive/judge_cost/{function}", units.COST, "sum",
         "price of the tokens of a judge or reward model; none without its prices",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -117,7 +118,10 @@ def _load(config: Config, tokenizer: Any, model_path: str, given: Given, *, trai
 
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
-    sets = {"": (*prompts.train, *prompts.held_out), **{b.name: b.prompts for b in prompts.benchmarks}}
+    sets: dict[str, Sequence[Prompt]] = {
+        "": (*prompts.train, *prompts.held_out),
+        **{b.name: b.prompts for b in prompts.benchmarks},
+    }
     longest, benchmark = max((len(prompt.token_ids), name) for name, of_set in sets.items() for prompt in of_set)
     own, of_benchmarks = sets[""], [len(p.token_ids) for b in prompts.benchmarks for p in b.prompts]
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
