@@ -280,8 +280,7 @@ class AlgorithmSettings(Section):
     def shared_completions(self) -> int:
         """Completions that `prompts_per_step` groups share by the rule `value`."""
         completions = self.prompts_per_step * self.group_size
-        limited = self.budget is not None and self.budget_unit == "completions"
-        return min(completions, self.budget) if limited else completions
+        return completions if self.budget is None or self.budget_unit == "tokens" else min(completions, self.budget)
 
     @property
     def largest_group(self) -> int:
