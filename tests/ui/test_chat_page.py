@@ -149,7 +149,7 @@ def test_adapter_is_switched_without_changing_the_base(page: Any, runs: Path, tm
 
 
 def test_thinking_off_asks_with_an_ended_thought(page: Any) -> None:
-    """At temperature 0 the answer differs only if the prompt does. What the tiny model then writes is its own affair."""
+    """At temperature 0 the answer differs only if the prompt does. The rest is the model's choice."""
     set_up(page)
     ask(page, "12+34")
     thinking = talk(page, "base")
