@@ -5,7 +5,7 @@ CONFIG ?= $(TINY)
 # Runs pytest on two files at a time.
 FILES := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help train train-real ui tiny-model check unit test test-long test-slow test-ui test-real test-gpu test-faults lint style types docs docs-serve picture dashboard chaos bench bench-sync bench-packing bench-adaptive cluster-up cluster-train cluster-down setup setup-dev setup-real clean
+.PHONY: help train train-real train-episodes ui tiny-model check unit test test-long test-slow test-ui test-real test-gpu test-faults lint style types docs docs-serve picture dashboard chaos bench bench-sync bench-packing bench-adaptive cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,10 @@ train: setup  ## train; choose another task with CONFIG=... and ARGS="key=value 
 
 train-real: setup-real  ## train a language model of 135 million parameters on easy tasks, in 15 minutes
 	$(PY) launch/train.py --config launch/configs/smollm2-cpu.yaml $(ARGS)
+
+train-episodes: setup  ## train on episodes of several turns: a tiny model learns to call a tool, and a guessing game
+	$(PY) launch/train.py --config launch/configs/tiny-calculator.yaml $(ARGS)
+	$(PY) launch/train.py --config launch/configs/tiny-guessing.yaml $(ARGS)
 
 ui: setup  ## chat with trained models and view runs in a browser; ARGS="--port 8000"
 	$(PY) launch/ui.py $(ARGS)

@@ -14,8 +14,10 @@ from adagrpo_ray.algorithm import own_ladder as ladders
 from adagrpo_ray.algorithm.criterion import Criterion
 from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.algorithm.own_ladder import LadderFunction
+from adagrpo_ray.config import environments
 from adagrpo_ray.config.reading import changed
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.environments.protocol import Environment
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import Given, give, name_of
 from adagrpo_ray.extensions.loading import check_call
@@ -36,6 +38,8 @@ def train(
     reward_functions: Sequence[RewardFunction] = (),
     criterion: Criterion | None = None,
     ladder: LadderFunction | type[Ladder] | None = None,
+    environment: Callable[..., Environment] | None = None,
+    tools: Sequence[Callable[..., Any]] = (),
     name: str | None = None,
     resume: Path | str | None = None,
     stop: Stop | None = None,
@@ -50,6 +54,8 @@ def train(
     - `criterion` takes a `Group` and returns whether the group needs no further attempt.
     - `ladder` takes a failed `Group` and the step. It returns the `SamplingParams` of the next attempt, or None to give
       the group up. A subclass of `Ladder` is possible, too.
+    - `environment` is a class with `reset` and `step`, or a function that makes its objects. `tools` are functions that
+      the policy may call; they replace `environment.tools`.
     - `name` replaces `run.name`.
     - `resume` is "auto" for the run of that name, or the path of a run folder or of a checkpoint.
     - `stop` ends the run early once it is set. SIGINT (an interrupted cell) and SIGTERM do so, too, and raise
@@ -65,12 +71,12 @@ def train(
     """
     if not isinstance(config, Config):
         raise ConfigError(f"config is {config!r:.300}; make one with Config.load('settings.yaml', {{'run.steps': 20}})")
-    for key, given_list in (("callbacks", callbacks), ("reward_functions", reward_functions)):
+    for key, given_list in (("callbacks", callbacks), ("reward_functions", reward_functions), ("tools", tools)):
         if not isinstance(given_list, Sequence):
             raise ConfigError(f"{key} is {given_list!r:.300}; give a list")
     if name is not None:
         config = changed(config, {"run.name": name})
-    config, given = _with_functions(config, reward_functions, criterion, ladder)
+    config, given = _with_functions(config, reward_functions, criterion, ladder, environment, tools)
     if not isinstance(stop, Stop | None):
         raise ConfigError(f"stop is {stop!r:.300}; make one with adagrpo_ray.Stop()")
     for callback in callbacks:
@@ -102,6 +108,8 @@ def _with_functions(
     reward_functions: Sequence[RewardFunction],
     criterion: Criterion | None,
     ladder: LadderFunction | type[Ladder] | None,
+    environment: Callable[..., Environment] | None,
+    tools: Sequence[Callable[..., Any]],
 ) -> tuple[Config, Given]:
     """The configuration with the names of the functions, and the functions.
 
@@ -139,6 +147,13 @@ def _with_functions(
                 )
             settings[key] = _new_name(function, key, built_in)
             functions[key, str(settings[key])] = function
+    if environment is not None:
+        settings[environments.NAME] = _new_name(environment, environments.NAME, ())
+        functions[environments.NAME, str(settings[environments.NAME])] = environment
+    tool_names = [_new_name(tool, environments.TOOLS, ()) for tool in tools]
+    if tool_names:
+        settings[environments.TOOLS] = tool_names
+        functions.update(zip([(environments.TOOLS, tool) for tool in tool_names], tools, strict=True))
     return (changed(config, settings) if settings else config), give(functions)
 
 

@@ -5,7 +5,7 @@ AdaGRPOError
 ├── DataError        a data set cannot be read, or a row or column is not as the settings describe it
 ├── ModelError       a model, tokenizer or adapter cannot be loaded
 ├── RewardError      a reward function cannot be imported or broke its contract, or a judge gave no score
-├── ExtensionError   a criterion, ladder or callback of the user raised an error, or broke its contract
+├── ExtensionError   a criterion, ladder, callback or environment of the user raised an error, or broke its contract
 ├── ResourceError    the machine or cluster lacks a resource that the configuration needs
 ├── RolloutError     a rollout actor could not serve a request
 │   ├── ActorLostError   a rollout actor or its engine is gone; another one can serve the request
@@ -49,7 +49,7 @@ class RewardError(AdaGRPOError, ValueError):
 
 
 class ExtensionError(AdaGRPOError, RuntimeError):
-    """A criterion, ladder or callback of the user raised an error, or broke its contract."""
+    """A criterion, ladder, callback or environment of the user raised an error, or broke its contract."""
 
 
 class ResourceError(AdaGRPOError, RuntimeError):

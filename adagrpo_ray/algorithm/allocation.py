@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from adagrpo_ray.algorithm import knapsack
 from adagrpo_ray.algorithm.posterior import Posterior
-from adagrpo_ray.config.algorithm import AllocationSettings
+from adagrpo_ray.config.group_allocation import AllocationSettings
 
 
 @dataclass(frozen=True)

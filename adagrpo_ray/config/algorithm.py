@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.config.sampling import SamplingParams
-from adagrpo_ray.config.section import LARGEST_GROUP, Count, GroupSize, PositiveInt, Section, Share
+from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, Share
 
 
 class RungSettings(SamplingParams):
@@ -99,56 +100,6 @@ class LossSettings(Section):
             )
 
 
-class AllocationSettings(Section):
-    """Choice of group size and first rung of a prompt by its earlier results.
-
-    A prompt without results takes those of its difficulty class.
-    """
-
-    enabled: bool = Field(True, description="adagrpo: size groups by a posterior of each prompt's success rate")
-    rule: Literal["informative", "value"] = Field(
-        "informative",
-        description="sizes of groups: each large enough to be informative, or prompts_per_step groups share "
-        "prompts_per_step * group_size completions (at most the budget) by the value that one more completion has",
-    )
-    min_group: GroupSize | None = Field(
-        None, description="fewest completions of a group; null: half of group_size; rule=value: 2"
-    )
-    max_group: GroupSize | None = Field(
-        None, description="most completions of a group; null: group_size; rule=value: 4 * group_size"
-    )
-    informative: Share = Field(
-        0.8, description="rule=informative: target probability that a group has correct and incorrect completions"
-    )
-    discount: Share = Field(0.7, description="weight of an epoch's results one epoch later")
-    hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
-    solved_above: Share = Field(0.95, description="prompts with a success rate above this are sampled less often")
-    hopeless_below: Share = Field(
-        0.0, description="prompts with a success rate below this are sampled less often, too; 0: none"
-    )
-    solved_every: PositiveInt = Field(
-        4, description="solved and hopeless prompts take turns: each is sampled in one of this many epochs"
-    )
-
-    def conflicts(self) -> Iterator[str]:
-        """Yield a conflict if every prompt is solved or hopeless."""
-        if self.hopeless_below > self.solved_above:
-            yield (
-                f"algorithm.allocation.hopeless_below={self.hopeless_below} is more than solved_above="
-                f"{self.solved_above}, so every prompt would be sampled less often; lower the first or raise the second"
-            )
-
-    def sizes(self, group_size: int) -> tuple[int, int]:
-        """Return the fewest and the most completions of a group; `group_size` is the usual number."""
-        fewest, most = max(2, group_size // 2), group_size
-        if self.rule == "value":
-            fewest, most = 2, min(4 * group_size, LARGEST_GROUP)
-        return (
-            fewest if self.min_group is None else self.min_group,
-            most if self.max_group is None else self.max_group,
-        )
-
-
 class AlgorithmSettings(Section):
     """The method: how groups are sampled, resampled and trained on."""
 
@@ -174,8 +125,8 @@ class AlgorithmSettings(Section):
     )
     pilot_size: GroupSize | None = Field(
         None,
-        description="adagrpo: completions of a pilot, which begins each attempt; if some of them are correct, the rest "
-        "of the group follows at once at the base parameters; null: no pilots",
+        description="adagrpo: completions of a pilot, which begins each attempt of a larger group; if some of them are "
+        "correct, the rest of the group follows at once at the base parameters; null: no pilots",
     )
     budget: PositiveInt | None = Field(
         None,
@@ -201,7 +152,7 @@ class AlgorithmSettings(Section):
         "attempts: as many correct as incorrect ones, or those whose rewards vary most",
     )
     train_size: GroupSize | None = Field(
-        None, description="balanced, max_variance: completions of a group to train on; null: balanced: one attempt's"
+        None, description="balanced, max_variance: completions of a group to train on; null: balanced: the group's size"
     )
     on_exhausted: Literal["train", "drop"] = Field(
         "train", description="adagrpo: train on a group that failed on the last rung, or drop it"
@@ -237,7 +188,7 @@ class AlgorithmSettings(Section):
         if fewest > most:
             yield (
                 f"algorithm.allocation.min_group={fewest} is more than max_group={most}; lower the first or raise "
-                "the second (null: half of group_size, and group_size)"
+                "the second (null: {} and {})".format(*self.allocation.defaults(self.group_size))
             )
         elif self.allocation.rule == "value" and not fewest <= self.group_size <= most:
             yield (
@@ -269,17 +220,16 @@ class AlgorithmSettings(Section):
 
     def _conflicts_of_pilots(self, size: int) -> Iterator[str]:
         """Yield conflicts of the size of pilots with the method, the group sizes and the criterion."""
-        smallest = min(self.group_size, self.group_sizes[0])
         if self.name != "adagrpo":
             yield (
                 f"algorithm.pilot_size={size} samples pilots, which algorithm.name={self.name} does not; remove it, or "
                 "set algorithm.name to adagrpo"
             )
-        elif size >= smallest:
+        elif size >= self.largest_group:
             yield (
-                f"algorithm.pilot_size={size} leaves no commit in the smallest group, of {smallest} completions; "
-                "lower it, or raise algorithm.group_size and, if algorithm.allocation.enabled, "
-                "algorithm.allocation.min_group (null: half of group_size)"
+                f"algorithm.pilot_size={size} leaves no commit in any group, since the largest has "
+                f"{self.largest_group} completions; lower it, or raise algorithm.group_size or "
+                "algorithm.allocation.max_group"
             )
         if self.criterion.kind == "balanced":
             yield (
@@ -317,10 +267,30 @@ class AlgorithmSettings(Section):
         return 10.0 if self.advantage_scale in ("std", "batch") else math.inf
 
     @property
+    def allocates(self) -> bool:
+        """Whether earlier results choose the sizes of groups."""
+        return self.name == "adagrpo" and self.allocation.enabled
+
+    @property
     def group_sizes(self) -> tuple[int, int]:
-        """Fewest and most completions of a group's first attempt."""
-        usual = self.group_size
-        return self.allocation.sizes(usual) if self.allocation.enabled else (usual, usual)
+        """Fewest and most completions of a group, by the settings of the allocation."""
+        return self.allocation.sizes(self.group_size) if self.allocates else (self.group_size, self.group_size)
+
+    @property
+    def shared_completions(self) -> int:
+        """Completions that `prompts_per_step` groups share by the rule `value`."""
+        completions = self.prompts_per_step * self.group_size
+        if self.budget is None or self.budget_unit == "tokens":
+            return completions
+        return min(completions, self.budget)
+
+    @property
+    def largest_group(self) -> int:
+        """The most completions that a group can get."""
+        fewest, most = self.group_sizes
+        if not self.allocates or self.allocation.rule == "informative":
+            return max(most, self.group_size)  # that of a prompt without results
+        return max(fewest, min(most, self.shared_completions - fewest * (self.prompts_per_step - 1)))
 
     @property
     def updates_per_batch(self) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.config.data import DataSettings
+from adagrpo_ray.config.data import PLAIN, DataSettings
+from adagrpo_ray.config.environments import ENVIRONMENT, EnvironmentSettings
 from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM, ReasoningGymSettings
 from adagrpo_ray.config.rewards import NEGATIVE, RewardsSettings
@@ -20,12 +21,11 @@ from adagrpo_ray.config.run_settings import CheckpointSettings, EvaluationSettin
 def of_sampling(algorithm: AlgorithmSettings, rollout: RolloutSettings) -> Iterator[str]:
     """Yield conflicts of the budget and the token limit with group sizes, and of sleep with staleness."""
     a, r = algorithm, rollout
-    _, most = a.group_sizes
-    cost = max(most, a.group_size) * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
+    cost = a.largest_group * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
     if a.budget is not None and a.budget < cost:
         yield (
             f"algorithm.budget={a.budget} {a.budget_unit} is smaller than the {cost} that one group may take "
-            f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={most}, "
+            f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={a.group_sizes[1]}, "
             f"rollout.max_new_tokens={r.max_new_tokens}), so such a group can never be sampled; raise the budget "
             "or make the groups smaller"
         )
@@ -77,6 +77,34 @@ def of_problems(reasoning_gym: ReasoningGymSettings, data: DataSettings, rewards
         yield (
             f"rewards.functions: {REASONING_GYM!r} scores prompts of data.source={REASONING_GYM} only, and data.source="
             f"{data.source!r}; use another function"
+        )
+
+
+def of_environment(
+    environment: EnvironmentSettings, data: DataSettings, rewards: RewardsSettings, rollout: RolloutSettings
+) -> Iterator[str]:
+    """Yield conflicts of episodes: no environment for its rows or rewards, no chat template, and no room for turns."""
+    if data.source == ENVIRONMENT and environment.name is None:
+        yield (
+            f"data.source={ENVIRONMENT} takes the rows of environment.name, which is null; name an environment with "
+            "`rows`, or other data"
+        )
+    if ENVIRONMENT in rewards.names and environment.name is None:
+        yield (
+            f"rewards.functions: {ENVIRONMENT!r} gives the rewards of environment.name, which is null; name one, or "
+            "use another function"
+        )
+    if not environment.active:
+        return
+    if data.chat_template == PLAIN:
+        yield (
+            f"data.chat_template={PLAIN} renders plain text, which cannot separate the turns of an episode; give a "
+            "chat template, or remove environment.name and environment.tools"
+        )
+    if environment.max_turn_tokens is not None and environment.max_turn_tokens > rollout.max_new_tokens:
+        yield (
+            f"environment.max_turn_tokens={environment.max_turn_tokens} is more than rollout.max_new_tokens="
+            f"{rollout.max_new_tokens}, which all turns of an episode share; lower the first or raise the second"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints
 
@@ -51,6 +51,11 @@ class ArithmeticSettings(Section):
         description="digits of the summands, 2 to 9: success rate of the tiny base model",
     )
     seed: Count = Field(0, description="seed of the problems and of the tiny base model")
+    episodes: Literal["calculator", "guessing"] | None = Field(
+        None,
+        description="model.path=tiny is a base model of episodes instead: one that seldom calls a calculator for these "
+        "sums, or one that guesses letters at random; null: that of the embedded task",
+    )
 
 
 class ColumnSettings(Section):
@@ -80,8 +85,8 @@ class DataSettings(Section):
 
     source: Location = Field(
         "arithmetic",
-        description="'arithmetic' or 'reasoning_gym' (generated), a .jsonl, .json, .csv, .tsv or .parquet file, a "
-        "pattern of such files (*), a folder, or a Hub name",
+        description="'arithmetic' or 'reasoning_gym' (generated), 'environment' (the rows of environment.name), a "
+        ".jsonl, .json, .csv, .tsv or .parquet file, a pattern of such files (*), a folder, or a Hub name",
     )
     subset: str | None = Field(None, min_length=1, description="configuration of a Hub data set or of a copy of one")
     split: str = Field(

@@ -20,6 +20,7 @@ FREE = {
     *("rollout.cpus", "rollout.resources", "learner.ranks", "learner.cpus", "learner.resources"),
     *("learner.packing", "learner.offload_optimizer", "learner.liger_kernels", "learner.max_skipped_updates"),
     *("rewards.workers", "rewards.max_concurrent", "rewards.timeout_s", "rewards.memory_gib", "rewards.on_error"),
+    *("environment.processes", "environment.timeout_s", "environment.memory_gib"),
     "data.chat_template",  # the name of a file: `data.order` compares its content with the checkpoint
     *("rollout.start_timeout_s", "rollout.request_timeout_s", "rollout.stall_timeout_s"),
     "tracking",

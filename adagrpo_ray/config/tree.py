@@ -10,6 +10,7 @@ from pydantic import Field
 from adagrpo_ray.config import conflicts
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.data import ArithmeticSettings, DataSettings
+from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.reading import read_settings
@@ -30,6 +31,7 @@ class Config(Section):
     reasoning_gym: ReasoningGymSettings = Field(ReasoningGymSettings(), description="generated reasoning tasks")
     data: DataSettings = Field(DataSettings(), description="prompts")
     rewards: RewardsSettings = Field(RewardsSettings(), description="scoring")
+    environment: EnvironmentSettings = Field(EnvironmentSettings(), description="episodes with environments and tools")
     algorithm: AlgorithmSettings = Field(AlgorithmSettings(), description="adaptive GRPO")
     rollout: RolloutSettings = Field(RolloutSettings(), description="vLLM rollout actors")
     learner: LearnerSettings = Field(LearnerSettings(), description="DeepSpeed learner")
@@ -46,6 +48,7 @@ class Config(Section):
         """Yield conflicts between settings of two or more sections."""
         yield from conflicts.of_texts(self.model_dump())
         yield from conflicts.of_problems(self.reasoning_gym, self.data, self.rewards)
+        yield from conflicts.of_environment(self.environment, self.data, self.rewards, self.rollout)
         yield from conflicts.of_sampling(self.algorithm, self.rollout)
         yield from conflicts.of_criterion(self.algorithm, self.rewards)
         yield from conflicts.of_advantages(self.algorithm, self.rewards)

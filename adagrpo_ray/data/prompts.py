@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from adagrpo_ray.config.data import ColumnSettings, DataSettings
+from adagrpo_ray.config.environments import ENVIRONMENT
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.answers import answer_text
@@ -19,7 +20,7 @@ from adagrpo_ray.data.benchmark_prompts import BenchmarkPrompts
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.formats import Row
 from adagrpo_ray.data.gym_problems import GymProblem, problem_rows
-from adagrpo_ray.data.messages import read_chat
+from adagrpo_ray.data.messages import Chat, read_chat
 from adagrpo_ray.data.row_id import normalised, row_id
 from adagrpo_ray.data.source import column, is_generated, load_rows, refuse_parts
 from adagrpo_ray.data.split import split
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 GENERATED_PROMPTS = 2000
 """Default number of generated problems to train on."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,49 @@ class PromptSets:
     benchmarks: tuple[BenchmarkPrompts, ...] = ()
 
 
-def load_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, *, training: bool = True) -> PromptSets:
+@dataclass(frozen=True)
+class Opened:
+    """A row whose chat an opening completes.
+
+    `id` is that of its prompt. `row` has its columns, its problem and its answer.
+    """
+
+    id: str
+    chat: Chat
+    row: Mapping[str, Any]
+
+
+class Opening(Protocol):
+    """The beginning of episodes: the rows of an environment, and the chats that it makes of rows."""
+
+    def rows(self) -> Sequence[Row]:
+        """Return the rows of data.source=environment."""
+
+    def chats(self, opened: Sequence[Opened]) -> Sequence[Chat]:
+        """Return the chats of the prompts, in the order of the rows."""
+
+
+def load_prompts(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    training: bool = True,
+    opening: Opening | None = None,
+) -> PromptSets:
     """Return the prompts of `config.data`, rendered, filtered and split by problem; only `run.seed` decides the split.
+
+    An `opening` completes the chats of rows, for episodes.
 
     Raises DataError if a column is missing, a prompt cannot be read, the chat template leaves out a part of a prompt,
     or too few prompts are left: fewer than a step needs, or none if it is not for `training`.
     """
-    data, maker = config.data, _Maker(config.data, tokenizer)
+    data, maker = config.data, _Maker(config.data, tokenizer, opening)
     dropped = maker.dropped
     if is_generated(data.source):
         refuse_parts(data)
         kept = [_fitting(maker.make(rows), data, config.rollout, dropped) for rows in _generated(config)]
     else:
-        prompts = _fitting(maker.make(_read(load_rows(data), data)), data, config.rollout, dropped)
+        prompts = _fitting(maker.make(_read(_source(data, opening), data)), data, config.rollout, dropped)
         problems = [maker.problems[prompt.id] for prompt in prompts]
         rest, aside, lost = split(problems, config.run.seed, data.eval_prompts, data.train_prompts)
         kept = [[prompts[i] for i in rest], [prompts[i] for i in aside]]
@@ -95,6 +128,24 @@ class _Row:
     columns: Row
     place: str = ""
     needs_answer: bool = True
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The chat of a row, its last message of the user, its ground truth, and the id of its prompt."""
+
+    id: str
+    chat: Chat
+    problem: str
+    answer: str
+
+
+def _source(data: DataSettings, opening: Opening | None) -> Sequence[Row]:
+    """Return the rows of the data, which may be those of an environment."""
+    if data.source != ENVIRONMENT or opening is None:
+        return load_rows(data)
+    refuse_parts(data)
+    return opening.rows()
 
 
 def _generated(config: Config) -> tuple[list[_Row], list[_Row]]:
@@ -146,9 +197,10 @@ def _scalar(row: Row, names: ColumnSettings, key: str) -> Any:
 class _Maker:
     """Converts rows to prompts, and counts the rows that it drops."""
 
-    def __init__(self, data: DataSettings, tokenizer: Any) -> None:
+    def __init__(self, data: DataSettings, tokenizer: Any, opening: Opening | None = None) -> None:
         self._template = ChatTemplate(tokenizer, data)
         self._system = system_message(data)
+        self._opening = opening
         self.dropped: Counter[str] = Counter()
         self.problems: dict[str, str] = {}  # by the ids of prompts
         self._continued = self._own_system = 0
@@ -156,11 +208,8 @@ class _Maker:
     def make(self, rows: Iterable[_Row]) -> list[Prompt]:
         """Return the prompts of the rows without duplicates and unusable rows."""
         prompts: dict[str, Prompt] = {}
-        for row in rows:
-            try:
-                made = self._prompt(row, prompts)
-            except DataError as error:
-                raise DataError(f"{error}{row.place}") from None
+        for row, read in self._opened((row, _placed(row, _read_chat, row)) for row in rows):
+            made = read if isinstance(read, str) else _placed(row, self._prompt, row, read, prompts)
             if isinstance(made, str):
                 self.dropped[made] += 1
             else:
@@ -179,23 +228,29 @@ class _Maker:
         if (note := self._template.note()) is not None:
             yield note
 
-    def _prompt(self, row: _Row, others: Mapping[str, Prompt]) -> Prompt | str:
+    def _opened(self, rows: Iterable[tuple[_Row, _Read | str]]) -> Iterable[tuple[_Row, _Read | str]]:
+        """Return the rows with their chats, after the opening has completed them if there is one."""
+        if self._opening is None:
+            return rows
+        listed = list(rows)
+        begun = [
+            Opened(read.id, read.chat, {"problem": read.problem, "answer": read.answer, **row.columns})
+            for row, read in listed
+            if not isinstance(read, str)
+        ]
+        chats = iter(self._opening.chats(begun))
+        return [(row, read if isinstance(read, str) else replace(read, chat=next(chats))) for row, read in listed]
+
+    def _prompt(self, row: _Row, read: _Read, others: Mapping[str, Prompt]) -> Prompt | str:
         """Return the prompt of a row, or the reason to drop it.
 
         Texts with lone surrogates are dropped: JSON can have them, and no tokenizer takes them.
         """
-        chat = read_chat(row.prompt, row.columns)
-        if chat is None:
-            return "without a prompt"
-        answer, difficulty = answer_text(row.answer), answer_text(row.difficulty) or ""
-        if answer is None:
-            if row.needs_answer:
-                return "without an answer"
-            answer = ""
-        name, own_system = row_id(chat, answer), chat.has_system_message
-        if name in others:
+        chat, answer, difficulty = read.chat, read.answer, answer_text(row.difficulty) or ""
+        own_system = chat.has_system_message
+        if read.id in others:
             return "double"
-        problem = normalised(chat.problem if row.problem is None else answer_text(row.problem) or "")
+        problem = normalised(read.problem if row.problem is None else answer_text(row.problem) or "")
         if self._template.holds_control_tokens(chat):
             return "with control tokens of the model"
         rendered = self._template.render(chat, None if own_system else self._system)
@@ -204,11 +259,32 @@ class _Maker:
                 text.encode()
         except UnicodeEncodeError:
             return "not Unicode"
-        self.problems[name] = problem
+        self.problems[read.id] = problem
         self._continued += chat.continues
         self._own_system += own_system
         ids = self._template.token_ids(rendered)
-        return Prompt(name, chat.problem, np.asarray(ids, np.int32), answer, difficulty, row.columns)
+        return Prompt(read.id, read.problem, np.asarray(ids, np.int32), answer, difficulty, row.columns)
+
+
+def _read_chat(row: _Row) -> _Read | str:
+    """Return the chat and the ground truth of a row, or the reason to drop it."""
+    chat = read_chat(row.prompt, row.columns)
+    if chat is None:
+        return "without a prompt"
+    answer = answer_text(row.answer)
+    if answer is None:
+        if row.needs_answer:
+            return "without an answer"
+        answer = ""
+    return _Read(row_id(chat, answer), chat, chat.problem, answer)
+
+
+def _placed(row: _Row, work: Callable[..., T], *arguments: Any) -> T:
+    """Return the result of `work`. Raises its DataError with the place of the row."""
+    try:
+        return work(*arguments)
+    except DataError as error:
+        raise DataError(f"{error}{row.place}") from None
 
 
 def _fitting(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.data import DataSettings
+from adagrpo_ray.config.environments import ENVIRONMENT
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM
 from adagrpo_ray.data.answers import restore_floats
 from adagrpo_ray.data.arithmetic import ARITHMETIC
@@ -71,8 +72,8 @@ def is_generated(source: str) -> bool:
 
 
 def is_hub_name(source: str) -> bool:
-    """Return whether the source can be a data set of the Hub: it is not generated, no file, and has a valid name."""
-    if is_generated(source):
+    """Return whether the source can be a data set of the Hub: a valid name, neither of generated data nor of a file."""
+    if is_generated(source) or source == ENVIRONMENT:
         return False
     path = Path(os.path.expanduser(source))
     return HUB_NAME.fullmatch(source) is not None and kind(path) is None and not os.path.exists(path)
@@ -80,6 +81,8 @@ def is_hub_name(source: str) -> bool:
 
 def _rows(data: DataSettings) -> Sequence[Row]:
     source = data.source
+    if source == ENVIRONMENT:
+        raise DataError(f"data.source={source} has the rows of environment.name, and only a run reads them")
     path = Path(os.path.expanduser(source))
     if "://" in source:
         raise DataError(f"data.source={source!r} is a URL, which is not read; give a file, a folder or a Hub name")

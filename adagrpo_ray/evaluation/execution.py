@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Protocol
 
@@ -15,18 +15,19 @@ from adagrpo_ray.cluster.authentication import warn_unguarded
 from adagrpo_ray.cluster.connecting import connect
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.data import PLAIN
+from adagrpo_ray.environments.episodes import Episodes, Generate, with_environment
 from adagrpo_ray.errors import StoppedError
 from adagrpo_ray.evaluation.judge import judge
 from adagrpo_ray.evaluation.models import Candidate
 from adagrpo_ray.evaluation.planning import Part, Plan
 from adagrpo_ray.evaluation.results import ProblemResult, ResultFile
+from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.rollout.member import sequences_in_flight
 from adagrpo_ray.sampling.evaluate import evaluation_request, generate_and_score
-from adagrpo_ray.sampling.group_run import Generate
 from adagrpo_ray.training.actors import put_model
 from adagrpo_ray.types import Prompt
 
@@ -50,6 +51,15 @@ class Watcher(Protocol):
 
     def problem(self, accuracy: float, tokens: int) -> None:
         """A problem of the model is finished: its share of correct completions, and their number of tokens."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Generates and scores the completions, or episodes, of all models."""
+
+    generate: Generate
+    scorer: RewardScorer | Episodes
+    endings: Endings
 
 
 def execute(plan: Plan, files: Files, watcher: Watcher, stop: Event) -> None:
@@ -88,9 +98,16 @@ async def _execute(plan: Plan, placement: Placement, files: Files, watcher: Watc
     """Start actors and scorer, and evaluate all models, until they are done or `stop` is set."""
     config = plan.config
     fleet = Fleet(config, placement, put_model(config.model, plan.inputs), plan.inputs.max_model_len)
-    scorer = RewardScorer(config.rewards, config.data.format)
+    endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
+    generate, scorer = with_environment(
+        config,
+        ModelFiles(plan.inputs.model_path, template=plan.inputs.template),
+        (*plan.inputs.prompts.train, *plan.inputs.prompts.held_out),
+        endings.watched(fleet.pool.generate),
+        RewardScorer(config.rewards, config.data.format),
+    )
     await fleet.open()
-    work = asyncio.create_task(_models(plan, fleet, scorer, files, watcher, stop))
+    work = asyncio.create_task(_models(plan, fleet, Rollouts(generate, scorer, endings), files, watcher, stop))
     try:
         while not work.done():
             await asyncio.wait({work}, timeout=POLL_S)
@@ -106,31 +123,22 @@ async def _execute(plan: Plan, placement: Placement, files: Files, watcher: Watc
         await fleet.close()
 
 
-async def _models(plan: Plan, fleet: Fleet, scorer: RewardScorer, files: Files, watcher: Watcher, stop: Event) -> None:
+async def _models(plan: Plan, fleet: Fleet, rollouts: Rollouts, files: Files, watcher: Watcher, stop: Event) -> None:
     """Evaluate one model after another. The base is the first one, since an adapter cannot be removed again."""
     await fleet.ready()
-    endings = Endings(plan.config.rollout.max_new_tokens, plain=plan.config.data.chat_template == PLAIN)
-    generate = endings.watched(fleet.pool.generate)
     for version, model in enumerate(plan.models):
         if model.weights is not None and any(_left(part, files, model) for part in plan.parts):
             await fleet.pool.apply(replace(model.weights, version=version))
         for part in plan.parts:
             before = [_accuracy(result) for result in finished(part, files, model)]
             watcher.model(f"{model.name} {part.name}" if plan.benchmarks else model.name, before, len(part.prompts))
-            await _problems(plan, part, model, generate, scorer, files, watcher, stop)
-            for notice in endings.notices():
+            await _problems(plan, part, model, rollouts, files, watcher, stop)
+            for notice in rollouts.endings.notices():
                 watcher.phase(notice)
 
 
 async def _problems(
-    plan: Plan,
-    part: Part,
-    model: Candidate,
-    generate: Generate,
-    scorer: RewardScorer,
-    files: Files,
-    watcher: Watcher,
-    stop: Event,
+    plan: Plan, part: Part, model: Candidate, rollouts: Rollouts, files: Files, watcher: Watcher, stop: Event
 ) -> None:
     """Evaluate the model that the actors have on the unfinished problems of a part."""
     config, results = plan.config, files[part.name]
@@ -141,7 +149,9 @@ async def _problems(
     async def finish(prompt: Prompt) -> None:
         async with slots:
             request = evaluation_request(prompt, settings, rollout.max_new_tokens, config.run.seed)
-            completions, scores, correct = await generate_and_score(prompt, request, generate, scorer.score)
+            completions, scores, correct = await generate_and_score(
+                prompt, request, rollouts.generate, rollouts.scorer.score
+            )
         if stop.is_set():  # the stop may have caused a failure of this problem
             return
         result = judge(config.data.format, model.digest, results.digest, prompt, completions, scores, correct)

@@ -11,6 +11,7 @@ from typing import Any
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.benchmarks import BenchmarkSettings
+from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.tree import Config
@@ -50,7 +51,7 @@ BENCHMARK = "(the benchmark)"
 def for_evaluation(config: Config, benchmarks: tuple[BenchmarkSettings, ...] = ()) -> Config:
     """The settings without those of training: no initial adapter, and no learner that shares a GPU.
 
-    With `benchmarks` the reward functions are those that score benchmarks.
+    With `benchmarks` the reward functions are those that score benchmarks, and there is no environment.
     """
     return config.model_copy(
         update={
@@ -58,6 +59,7 @@ def for_evaluation(config: Config, benchmarks: tuple[BenchmarkSettings, ...] = (
             "model": config.model.model_copy(update={"adapter": None}),
             "rollout": config.rollout.model_copy(update={"sleep": False}),
             "rewards": scoring(config.rewards) if benchmarks else config.rewards,
+            "environment": EnvironmentSettings() if benchmarks else config.environment,
             "evaluation": config.evaluation.model_copy(update={"benchmarks": benchmarks}),
         }
     )
@@ -68,7 +70,7 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
 
     The files of the model and of reward functions are represented by digests.
     """
-    flat = _selected(config, COUNTING)
+    flat = _selected(config, (*COUNTING, *(("environment",) if config.environment.active else ())))
     flat[BASE_WEIGHTS] = _weights(model_path, config.model)
     for function in config.rewards.own:
         if function.name not in BUILTIN:

@@ -83,8 +83,9 @@ class LearnerActor:
     def attach(self, prompts: PromptSets, given: Given = NOTHING) -> None:
         """Create the collector on rank 0 from the prompts and the functions that were given to the run."""
         self._of_run.close()
+        engine = self._engine
         self._collector = Collector(
-            self._config, self._background, self._fleet, prompts, self._engine.packing, given, self._engine.notices
+            self._config, self._background, self._fleet, prompts, engine.packing, given, engine.notices, self._model
         )
         self._of_run.callback(lambda: self._background.run(self._fleet.end_run()))
         self._of_run.callback(self._collector.close)

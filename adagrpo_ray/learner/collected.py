@@ -38,7 +38,13 @@ def collected(
     batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens, packing)
     shown = config.run.samples_per_step
     metrics = sampling_metrics(
-        step, collection, functions, method.ladder.height, exhausted_dropped=dropped, consumption=consumption
+        step,
+        collection,
+        functions,
+        method.ladder.height,
+        config.algorithm,
+        exhausted_dropped=dropped,
+        consumption=consumption,
     )
     return Collected(
         batches=tuple(ray.put(batch) for batch in batches),

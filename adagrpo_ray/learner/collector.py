@@ -14,11 +14,13 @@ from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.environments.episodes import with_environment
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.collected import collected
 from adagrpo_ray.learner.replies import Collected, Pending
 from adagrpo_ray.lora.payload import AdapterWeights
+from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
@@ -48,17 +50,20 @@ class Collector:
         packing: Packing,
         given: Given = NOTHING,
         notices: tuple[str, ...] = (),
+        model: ModelFiles | None = None,
     ) -> None:
         """Prepare the sampling of a run; `notices` are passed on with those of the first reply.
 
-        Raises ConfigError if the criterion or the ladder cannot be loaded or called.
+        Episodes need the tokenizer of the `model`. Raises ConfigError if the criterion or the ladder cannot be loaded
+        or called.
         """
         self._config, self._background, self._fleet = config, background, fleet
         self._prompts, self._packing, self._first_notices = prompts, packing, notices
         self._method = make_method(config.algorithm, config.rewards.names, given)
         self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
-        self._generate = self._endings.watched(fleet.pool.generate)
-        self._scorer = RewardScorer(config.rewards, config.data.format, given)
+        every, watched = (*prompts.train, *prompts.held_out), self._endings.watched(fleet.pool.generate)
+        scorer = RewardScorer(config.rewards, config.data.format, given)
+        self._generate, self._scorer = with_environment(config, model, every, watched, scorer, given)
         self._sampler = AdaptiveSampler(
             config.algorithm,
             self._method,
@@ -69,7 +74,7 @@ class Collector:
             seed=config.run.seed,
             drop_failed=config.rewards.on_error == "drop",
         )
-        self._evaluation = Evaluation(config, prompts, self._generate, self._scorer.score)
+        self._evaluation = Evaluation(config, prompts, self._generate, self._scorer.score, watched)
         self._collections: dict[int, asyncio.Task[Collection]] = {}  # in flight, by step
         self._evaluations: dict[int, asyncio.Task[EvaluationRecord]] = {}
 

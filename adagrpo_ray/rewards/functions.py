@@ -125,3 +125,13 @@ def exact(completions: list[str], answer: str, *, format: FormatSettings, **cont
     truth = final_answer(answer)
     guesses = (marked_answer(text, format) for text in completions)
     return [1.0 if guess is not None and same_answer(guess, truth) else 0.0 for guess in guesses]
+
+
+def environment(completions: list[str], *, episode_rewards: list[float], **context: object) -> list[float]:
+    """Return the rewards that the environment (`environment.name`) gave to the episodes.
+
+    | the episode | score |
+    | --- | --- |
+    | any | the sum of the rewards of its turns |
+    """
+    return list(episode_rewards)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adagrpo_ray.config.data import FormatSettings
+from adagrpo_ray.config.environments import ENVIRONMENT
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.tree import Config
@@ -34,7 +35,7 @@ _NEED_THINK_END = ("answer", "format_exact", "format_approximate")
 # For a ground truth that is no number, these count only the same text as correct.
 _COMPARE_TEXTS = ("answer", "exact")
 # These reward only an answer between the markers of `data.format`.
-_NEED_MARKERS = frozenset(BUILTIN) - {"latex", REASONING_GYM}
+_NEED_MARKERS = frozenset(BUILTIN) - {"latex", REASONING_GYM, ENVIRONMENT}
 # These take linear time for any text, so they need no scoring process. math-verify and other verifiers do.
 _IN_PROCESS = frozenset(BUILTIN) - {"latex", REASONING_GYM}
 

@@ -113,7 +113,7 @@ def _parse(text: str) -> list[Any]:
 
 def _explodes(reading: Any) -> bool:
     """Return whether a power or factorial of plain numbers in the reading is too large to compute."""
-    from sympy import Basic, MatrixBase, N, Pow, factorial, postorder_traversal  # type: ignore[import-untyped]
+    from sympy import Basic, MatrixBase, N, Pow, factorial, postorder_traversal
 
     if not isinstance(reading, Basic | MatrixBase):
         return False

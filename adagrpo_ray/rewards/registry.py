@@ -36,6 +36,7 @@ BUILTIN: Mapping[str, Callable[..., Sequence[float | None]]] = {
     "latex": latex,
     "number": built_in.number,
     "reasoning_gym": reasoning_gym,
+    "environment": built_in.environment,
 }
 
 _LARGEST = float(np.finfo(np.float32).max)

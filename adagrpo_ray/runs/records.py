@@ -112,7 +112,7 @@ class SamplingMetrics(OptionalMetrics):
         "groups that were dropped: exhausted, failed or too old", panels.GROUPS, counter=True)]
     informative_groups: Annotated[int, Metric(
         "adaptive/informative_groups", units.GROUPS, "sum",
-        "groups trained on whose reward std is above 0", panels.GROUPS, counter=True)]
+        "groups trained on whose advantages are not all 0", panels.GROUPS, counter=True)]
     group_size: Annotated[float | None, Metric(
         "adaptive/group_size", units.COMPLETIONS, "mean over groups",
         "size of groups at their first attempt: its completions or, with pilots, those of pilot and commit",

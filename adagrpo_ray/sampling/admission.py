@@ -1,4 +1,4 @@
-"""Which groups of a step start, and which of their requests are sent: as early as places and budget allow.
+"""Which groups of a step are resumed or start, and which of their requests are sent, by its places and its budget.
 
 The order of admission does not depend on the order in which requests end. So the same groups are sampled, and the same
 requests sent, however long each of them takes.
@@ -7,7 +7,7 @@ requests sent, however long each of them takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,13 +52,17 @@ class Admission:
     def __init__(
         self,
         runs: list[GroupRun],
-        begin: Callable[[], GroupRun | None],
+        begin: Callable[[float], GroupRun | None],
         settings: AlgorithmSettings,
         budget: Budget,
         *,
         refill: bool,
     ) -> None:
-        """Admit `runs`, and then new groups from `begin`, which are appended; it returns None if there is none."""
+        """Admit `runs`, and then new groups from `begin`, which are appended.
+
+        `begin` takes the most completions that the group may have, and returns None if the next group has more, or if
+        there is none.
+        """
         self._runs, self._begin, self._budget, self._refill = runs, begin, budget, refill
         self._wanted, self._over_sample = settings.prompts_per_step, settings.over_sample
 
@@ -101,10 +105,8 @@ class Admission:
         missing = self._missing
         if sum(run.state == "late" for run in self._runs) >= missing + math.ceil(self._over_sample * missing):
             return first
-        if not self._budget.slots(1):
+        if (new := self._begin(self._budget.room)) is None:
             return None if self._busy else first
-        if (new := self._begin()) is None:
-            return first
         self._runs.append(new)
         return self._first()
 
@@ -124,3 +126,28 @@ class Admission:
             for at, other in enumerate(self._runs)
             if other.in_flight
         )
+
+
+def resumable(
+    queue: Sequence[Group], settings: AlgorithmSettings, room: float
+) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """The groups to resume in a step with room for so many completions, and the groups that keep waiting.
+
+    Late groups come first, as many as fit. Failed groups get half of the places and of the room that they leave, or the
+    only place. The places include those that over-sampling adds.
+    """
+    late, failed = [group for group in queue if group.late], [group for group in queue if not group.late]
+    wanted = settings.prompts_per_step
+    first = _fitting(late, wanted, room)
+    places, left = wanted + math.ceil(settings.over_sample * wanted) - first, room - _size(late[:first])
+    half = _fitting(failed, places // 2, left / 2) or _fitting(failed, min(1, places), left)
+    return (*late[:first], *failed[:half]), (*late[first:], *failed[half:])
+
+
+def _fitting(groups: Sequence[Group], places: int, room: float) -> int:
+    """How many of the groups, in their order, fit into the places and into room for so many completions."""
+    return next((n for n in range(min(places, len(groups)), 0, -1) if _size(groups[:n]) <= room), 0)
+
+
+def _size(groups: Sequence[Group]) -> int:
+    return sum(group.size for group in groups)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from adagrpo_ray.algorithm.allocation import Share, allocate, left_out
-from adagrpo_ray.algorithm.posterior import Posterior
-from adagrpo_ray.config.algorithm import AlgorithmSettings, AllocationSettings
+from adagrpo_ray.algorithm.posterior import ClassResults, Posterior, PromptResults
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.types import Group, Prompt
 
@@ -44,26 +43,30 @@ class Allocator:
         self._prompts, self._allocation, self._run_seed = prompts, allocation, run_seed
         self._group_size = settings.group_size
         self._together = settings.prompts_per_step if allocation is not None and allocation.rule == "value" else 1
-        self._total = self._together * self._group_size
-        if settings.budget is not None and settings.budget_unit == "completions":
-            self._total = min(self._total, settings.budget)
+        self._shared = settings.shared_completions
+        self._smallest = min(settings.group_size, settings.group_sizes[0])
         self._planned: tuple[Group, ...] = ()
         self._skipped = Counter[int]()
-        self._posteriors: dict[str, Posterior] = {}  # by prompt
-        self._difficulties: dict[str, Posterior] = {}  # by difficulty class, for prompts that were never seen
+        self._results: dict[str, PromptResults] = {}  # by prompt
+        self._classes: dict[str, ClassResults] = {}  # by difficulty class
 
-    @property
-    def largest(self) -> int:
-        """The largest number of completions of a group."""
-        size = self._group_size
-        return size if self._allocation is None else max(size, self._allocation.sizes(size)[1])
+    def draw(self, step: int, most: float = math.inf) -> Group | None:
+        """Draw the next prompt as a new group of `step`, skipping prompts that the allocation leaves out.
 
-    def draw(self, n: int, step: int) -> list[Group]:
-        """Draw the next `n` prompts as new groups of `step`, skipping prompts that the allocation leaves out."""
-        while len(self._planned) < n:
-            self._planned = (*self._planned, *self._plan(step))
-        drawn, self._planned = self._planned[:n], self._planned[n:]
-        return [replace(group, born=step) for group in drawn]
+        Returns None if the group would have more than `most` completions. If its size is new, it is then chosen again,
+        from newer results, with the next call.
+        """
+        if most < self._smallest:
+            return None
+        before = self.position
+        if not self._planned:
+            self._planned = self._plan(step)
+        if self._planned[0].size > most:
+            self.position = before
+            return None
+        drawn, *rest = self._planned
+        self._planned = tuple(rest)
+        return replace(drawn, born=step)
 
     def skipped(self, step: int) -> int:
         """The number of prompts that were left out since the last call, to draw groups of `step`."""
@@ -79,7 +82,7 @@ class Allocator:
         self._prompts.taken, self._planned = position.taken, position.planned
         self._skipped = Counter(position.skipped)
 
-    def _plan(self, step: int) -> list[Group]:
+    def _plan(self, step: int) -> tuple[Group, ...]:
         """Choose the sizes of the groups of the next prompts that are not left out."""
         chosen: list[tuple[Prompt, int, Posterior | None]] = []
         passed_over = 0
@@ -96,11 +99,11 @@ class Allocator:
         posteriors = [posterior for _, _, posterior in chosen]
         shares = [Share(self._group_size, 0)] * len(chosen)
         if self._allocation is not None:
-            shares = allocate(posteriors, self._allocation, self._group_size, self._total)
-        return [
+            shares = allocate(posteriors, self._allocation, self._group_size, self._shared)
+        return tuple(
             Group(prompt, epoch, step, share.size, share.start, chance=None if posterior is None else posterior.mean)
             for (prompt, epoch, posterior), share in zip(chosen, shares, strict=True)
-        ]
+        )
 
     def _left_out(self, prompt: Prompt, epoch: int, posterior: Posterior | None) -> bool:
         if self._allocation is None:
@@ -108,44 +111,46 @@ class Allocator:
         return left_out(posterior, prompt.id, epoch, self._run_seed, self._allocation)
 
     def _posterior(self, prompt: Prompt) -> Posterior | None:
-        """The posterior of a prompt; that of its class if it was never seen, as certain as one group would make it."""
-        of_class = self._difficulties.get(prompt.difficulty)
-        return self._posteriors.get(prompt.id) or (of_class and of_class.limited(self._group_size))
+        """The posterior of a prompt from its own results and those of its class; None if the class has none."""
+        if (of_class := self._classes.get(prompt.difficulty)) is None:
+            return None
+        return self._results.get(prompt.id, PromptResults()).posterior(of_class, self._group_size)
 
     def learn(self, first_attempts: Sequence[Group]) -> None:
-        """Update the posteriors from the newest completions of groups whose attempts are first ones, or their commits.
+        """Learn from the newest completions of groups whose attempts are first ones, or their commits.
 
-        Resamples would bias them, since they end at a success. A commit does not: it is drawn like its pilot, and the
-        likelihood of both is the product, whatever decided on the commit.
+        Resamples would bias the results of a prompt, since they end at a success. A commit does not: whatever decided
+        on it, its completions are drawn at the success rate of the prompt. It would bias those of the class, since
+        prompts that are solved or hopeless have none.
         """
         if self._allocation is None:
             return
         discount = self._allocation.discount
-        difficulties: dict[str, NDArray[np.bool_]] = {}
+        counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for group in first_attempts:
+            if group.last.part != "commit":
+                counts[group.prompt.difficulty].append((int(group.last.correct.sum()), len(group.last.correct)))
+        for difficulty, of_prompts in counts.items():
+            before = self._classes.get(difficulty, ClassResults())
+            self._classes[difficulty] = before.after(of_prompts, discount)
+        for group in first_attempts:
+            prompt, found = group.prompt, int(group.last.correct.sum())
             kept = 1.0 if group.last.part == "commit" else discount  # a commit is of the epoch of its pilot
-            _update(self._posteriors, group.prompt.id, group.last.correct, kept)
-            before = difficulties.get(group.prompt.difficulty, np.empty(0, np.bool_))
-            difficulties[group.prompt.difficulty] = np.concatenate([before, group.last.correct])
-        for difficulty, correct in difficulties.items():
-            _update(self._difficulties, difficulty, correct, discount)
+            self._results[prompt.id] = self._results.get(prompt.id, PromptResults()).after(
+                found, len(group.last.correct) - found, kept, self._classes[prompt.difficulty].rate
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next groups."""
         return {
             "prompts": self._prompts.state_dict(),
             "planned": list(self._planned),
-            "posteriors": dict(self._posteriors),
-            "difficulties": dict(self._difficulties),
+            "results": dict(self._results),
+            "classes": dict(self._classes),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a result of `state_dict`; prompts, settings and seed must be the same."""
         self._prompts.load_state_dict(state["prompts"])
         self._planned = tuple(state["planned"])
-        self._posteriors, self._difficulties = dict(state["posteriors"]), dict(state["difficulties"])
-
-
-def _update(posteriors: dict[str, Posterior], key: str, correct: NDArray[np.bool_], discount: float) -> None:
-    found = int(correct.sum())
-    posteriors[key] = posteriors.get(key, Posterior()).after(found, len(correct) - found, discount)
+        self._results, self._classes = dict(state["results"]), dict(state["classes"])

@@ -22,9 +22,12 @@ class Evaluation:
     The scorer has processes of its own until `close`. There is none without benchmarks.
     """
 
-    def __init__(self, config: Config, prompts: PromptSets, generate: Generate, score: Score) -> None:
+    def __init__(
+        self, config: Config, prompts: PromptSets, generate: Generate, score: Score, complete: Generate
+    ) -> None:
+        """`generate` gives the completions of held-out prompts, or episodes; `complete` those of benchmarks."""
         self._config, self._prompts = config, prompts
-        self._generate, self._score = generate, score
+        self._generate, self._score, self._complete = generate, score, complete
         self._scorer = RewardScorer(scoring(config.rewards), config.data.format) if prompts.benchmarks else None
 
     async def run(self, step: int) -> EvaluationRecord:
@@ -32,8 +35,8 @@ class Evaluation:
         began, sets = time.perf_counter(), self._prompts
         held_out, *others = await together(
             [
-                self._results(sets.held_out, self._config.evaluation.samples, self._score),
-                *(self._results(b.prompts, b.samples, self._benchmark_score) for b in sets.benchmarks),
+                self._results(sets.held_out, self._config.evaluation.samples, self._generate, self._score),
+                *(self._results(b.prompts, b.samples, self._complete, self._benchmark_score) for b in sets.benchmarks),
             ]
         )
         found = {b.name: results for b, results in zip(sets.benchmarks, others, strict=True) if results is not None}
@@ -67,7 +70,9 @@ class Evaluation:
         assert self._scorer is not None
         return self._scorer.score
 
-    async def _results(self, prompts: Sequence[Prompt], samples: int, score: Score) -> Results | None:
+    async def _results(
+        self, prompts: Sequence[Prompt], samples: int, generate: Generate, score: Score
+    ) -> Results | None:
         """The results of `samples` completions of each prompt; None if there are no prompts."""
         if not prompts:
             return None
@@ -75,7 +80,7 @@ class Evaluation:
         return await evaluate(
             prompts,
             settings,
-            self._generate,
+            generate,
             score,
             max_new_tokens=self._config.rollout.max_new_tokens,
             seed=self._config.run.seed,

@@ -45,17 +45,18 @@ class GroupSampler:
         self._planner = Planner(method.ladder.base, settings.pilot_size, max_new_tokens, seed)
 
     async def run(
-        self, resumed: Sequence[Group], draw: Callable[[], Group | None], step: int, budget: Budget
+        self, resumed: Sequence[Group], draw: Callable[[float], Group | None], step: int, budget: Budget
     ) -> list[GroupRun]:
         """Run `resumed` and new groups side by side until the step is full, or no other request can be sent.
 
-        `draw` returns a new group, or None if the step gets no more. Returns the runs in the order of the groups.
+        `draw` returns a new group of at most so many completions, or None if the next one is larger or the step gets no
+        more. Returns the runs in the order of the groups.
         Groups that are still generating at the end are cancelled. Groups whose completions are complete are scored and
         count.
         """
 
-        def begin() -> GroupRun | None:
-            group = draw()
+        def begin(most: float) -> GroupRun | None:
+            group = draw(most)
             return None if group is None else self._plan(GroupRun(group), step)
 
         def start() -> None:
@@ -88,7 +89,7 @@ class GroupSampler:
 
     def _plan(self, run: GroupRun, step: int) -> GroupRun:
         """Set the next request of a group, or the state in which it ends in this step; returns the run."""
-        group = run.group
+        group = run.group = self._method.ladder.placed(run.group, step)
         # A group of an earlier step failed its last attempt, unless that step ended between a pilot and its commit.
         judged = run.history or (group.attempts and group.last.part == "pilot")
         match verdict(group, self._method.criterion) if judged else "resample":

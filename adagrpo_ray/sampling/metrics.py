@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.statistics import statistics_of
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.sampling.batch import picked
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import MAX_TURNS, Completion, Group
 
@@ -22,13 +24,15 @@ def sampling_metrics(
     collection: Collection,
     functions: Sequence[str],
     height: int,
+    settings: AlgorithmSettings,
     *,
     exhausted_dropped: bool,
     consumption: Mapping[str, Consumption] | None = None,
 ) -> SamplingMetrics:
     """Metrics of `step`; `height` is the number of rungs, `functions` are the names of the reward functions.
 
-    `consumption` is that of judges and reward models since the step before, by their names.
+    `consumption` is that of judges and reward models since the step before, by their names. Raises RewardError as
+    `picked` does.
     """
     consumed = consumption or {}
     first = [g for g in collection.attempts if len(g.attempts) == 1]
@@ -38,7 +42,7 @@ def sampling_metrics(
     resamples = Counter(g.last.rung for g in resampled)
     rescued = Counter(g.final[0].rung for g in collection.ready if g.resamples)
     lost = [f for f in collection.failed if f.dropped]  # no attempt contains their tokens
-    rungs = range(max(height, max(resamples, default=-1) + 1))
+    rungs = range(max([height, *(rung + 1 for rung in (*resamples, *rescued))]))
     correct = [(g.prompt.difficulty, float(g.last.correct.mean())) for g in first]
     zero_std = [(g.prompt.difficulty, float((g.last.rewards == g.last.rewards[0]).all())) for g in first]
     zero_std_after = [(g.prompt.difficulty, float(statistics_of(g).std == 0.0)) for g in trained]
@@ -71,7 +75,7 @@ def sampling_metrics(
         groups_exhausted=len(collection.exhausted),
         groups_failed=len(collection.failed),
         groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
-        informative_groups=sum(not value for _, value in zero_std_after),
+        informative_groups=sum(any(advantage for _, advantage in pairs) for pairs in picked(trained, settings)),
         group_size=mean(float(g.size) for g in first),
         prompts_skipped=collection.skipped,
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),

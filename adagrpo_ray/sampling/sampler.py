@@ -10,7 +10,7 @@ from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.sampling.admission import GroupRun
+from adagrpo_ray.sampling.admission import GroupRun, resumable
 from adagrpo_ray.sampling.allocator import Allocator, Position
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.collection import Collection
@@ -94,7 +94,7 @@ class AdaptiveSampler:
         again, it sends the same requests. If other collections ran at the same time, its groups wait instead, in the
         state before the collection, and the new ones go first.
         """
-        budget = Budget(self._settings, self._allocator.largest, self._max_new_tokens)
+        budget = Budget(self._settings, self._max_new_tokens)
         claim = self._claim(step, budget)
         self._in_flight += 1
         try:
@@ -122,18 +122,18 @@ class AdaptiveSampler:
         oldest = step - self._settings.max_group_age
         aged = tuple(group for group in self._waiting if group.born < oldest)
         queue = [group for group in self._waiting if group.born >= oldest]
-        slots = budget.slots(self._settings.prompts_per_step)
-        resumed, self._waiting = _split(queue, slots, budget.places(slots))
+        resumed, self._waiting = resumable(queue, self._settings, budget.room)
         return _Claim(before, self._begun, not self._in_flight, aged, resumed)
 
     async def _sample(self, claim: _Claim, step: int, budget: Budget) -> list[GroupRun]:
         """Run the resumed groups and new ones until the step is full, or the budget has no room for another group."""
 
-        def draw() -> Group | None:
+        def draw(most: float) -> Group | None:
             if len(claim.new) >= MOST_DRAWN * self._settings.prompts_per_step:
                 return None
-            claim.new.extend(self._allocator.draw(1, step))
-            return claim.new[-1]
+            if (group := self._allocator.draw(step, most)) is not None:
+                claim.new.append(group)
+            return group
 
         runs = await self._groups.run(claim.resumed, draw, step, budget)
         failed = [run.failure for run in runs if run.failure is not None and run.failure.generated]
@@ -169,15 +169,3 @@ class AdaptiveSampler:
             attempts=attempts,
             skipped=self._allocator.skipped(step),
         )
-
-
-def _split(queue: Sequence[Group], slots: int, places: int) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    """The groups to resume in a step, and the groups that keep waiting.
-
-    Late groups come first, up to `slots`. Failed groups get half of the remaining `places`, or the only remaining one.
-    `places` are the slots and those that over-sampling adds.
-    """
-    late, failed = [group for group in queue if group.late], [group for group in queue if not group.late]
-    left = places - min(slots, len(late))
-    half = min(left, max(1, left // 2))
-    return (*late[:slots], *failed[:half]), (*late[slots:], *failed[half:])

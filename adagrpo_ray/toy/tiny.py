@@ -14,6 +14,7 @@ from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.storage.cached import make_once, progress, save_model
 from adagrpo_ray.toy.tokenizer import build_tokenizer
 from adagrpo_ray.toy.training import Recipe, train_tiny_model
+from adagrpo_ray.toy.turn_examples import RECIPE, train_turn_model, turn_tokenizer
 
 # Raise it with every change of the code that changes the model. The constants of a Recipe are hashed anyway.
 RECIPE_VERSION = 2
@@ -51,12 +52,15 @@ def _recipe_hash(arithmetic: ArithmeticSettings, markers: FormatSettings, recipe
         "markers": markers.model_dump(),
         "system_prompt": SYSTEM_PROMPT,
     }
+    if arithmetic.episodes is not None:
+        parts["episodes"] = [arithmetic.episodes, *RECIPE]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _train(folder: Path, arithmetic: ArithmeticSettings, markers: FormatSettings, recipe: Recipe) -> None:
-    tokenizer = build_tokenizer(markers)
+    tokenizer = build_tokenizer(markers) if arithmetic.episodes is None else turn_tokenizer(markers)
     title, done = "building the tiny base model, once", "built the tiny base model"
     with progress(title, recipe.steps, done, " (under a minute)") as advance:
-        model = train_tiny_model(tokenizer, arithmetic, markers, recipe, advance)
+        train = train_tiny_model if arithmetic.episodes is None else train_turn_model
+        model = train(tokenizer, arithmetic, markers, recipe, advance)
     save_model(model, tokenizer, folder)

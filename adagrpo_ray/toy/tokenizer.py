@@ -7,6 +7,7 @@ keeps a rendered prompt under 40 tokens.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adagrpo_ray.config.data import FormatSettings
@@ -33,12 +34,14 @@ def words(markers: FormatSettings) -> list[str]:
     return [*dict.fromkeys([THINK_START, *markers.model_dump().values(), *roles, *spaced])]
 
 
-def build_tokenizer(markers: FormatSettings) -> PreTrainedTokenizerFast:
-    """Return the tokenizer for these markers; each marker is one token, and none is special."""
+def build_tokenizer(
+    markers: FormatSettings, more: Sequence[str] = (), template: str = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer for these markers; each marker and each text of `more` is one token, and none is special."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    known = words(markers)
+    known = [*words(markers), *more]
     characters = ["\n", *map(chr, range(ord(" "), ord("~") + 1))]
     vocabulary = dict.fromkeys([PAD, START, END, UNKNOWN, *characters, *known])
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
@@ -53,6 +56,6 @@ def build_tokenizer(markers: FormatSettings) -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         additional_special_tokens=[START],
         clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
         model_max_length=512,
     )

@@ -69,7 +69,7 @@ def train_tiny_model(
 
     The classes take turns by step, so a batch has next to no padding.
     """
-    head, tail = prompt_frame(tokenizer, markers)
+    head, tail = prompt_frame(tokenizer, system_message(DataSettings(format=markers)))
     difficulties = sorted(arithmetic.keep_carry.items())
     rng = np.random.default_rng(arithmetic.seed)
 
@@ -139,11 +139,12 @@ def forked_example(
     return Example([*prompt, *solution], weights)
 
 
-def prompt_frame(tokenizer: PreTrainedTokenizerFast, markers: FormatSettings) -> tuple[list[int], list[int]]:
-    """Return the token ids before and after the question in every rendered prompt."""
+def prompt_frame(tokenizer: PreTrainedTokenizerFast, system: str | None) -> tuple[list[int], list[int]]:
+    """Return the token ids before and after the question in every rendered prompt, with this system message if any."""
     question = "12+34"
-    messages = chat_messages(question, system_message(DataSettings(format=markers)))
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    rendered = tokenizer.apply_chat_template(
+        chat_messages(question, system), tokenize=False, add_generation_prompt=True
+    )
     head, _, tail = rendered.rpartition(question)
     return tokenizer.encode(head), tokenizer.encode(tail)
 

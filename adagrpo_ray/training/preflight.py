@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -11,11 +12,15 @@ from adagrpo_ray.algorithm.methods import make_method
 from adagrpo_ray.cluster.gpu_host import check_gpu_host, memory_notice
 from adagrpo_ray.cluster.joining import check_ray, find_ray
 from adagrpo_ray.cluster.placement import Placement, local_hardware, place
+from adagrpo_ray.config.environments import ENVIRONMENT
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.benchmark_prompts import load_benchmarks, short_limits
-from adagrpo_ray.data.prompts import PromptSets, load_prompts
+from adagrpo_ray.data.lengths import longest_sequence
+from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.data.template import template_digest
 from adagrpo_ray.data.template_choice import chosen_template
+from adagrpo_ray.environments.episodes import OF_EPISODES
+from adagrpo_ray.environments.opening import load_episode_prompts
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.model.gguf_file import is_gguf
@@ -23,8 +28,10 @@ from adagrpo_ray.model.gguf_model import read_origin
 from adagrpo_ray.model.pretrained import load_tokenizer, read_model_config, resolve_model
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.rewards.ground_truth import check_ground_truths
+from adagrpo_ray.rewards.registry import BUILTIN
 from adagrpo_ray.rollout.architectures import check_lora_type, check_served
 from adagrpo_ray.tracking import check_trackers
+from adagrpo_ray.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
 
         check_trainable(config.model, model_path, model_config)
     tokenizer = load_tokenizer(model_path, config.model, config.data)
-    prompts = _load(config, tokenizer, training)
+    prompts = _load(config, tokenizer, model_path, given, training=training)
     if config.rewards.served:
         # openai takes a second, which only this needs
         from adagrpo_ray.rewards.served_check import check_served_rewards
@@ -87,7 +94,7 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
         check_served_rewards(config.rewards, (*prompts.train, *prompts.held_out))
     max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
-    notices = check_ground_truths(config, (*prompts.train, *prompts.held_out), tokenizer, given, stop)
+    notices = check_ground_truths(*_scored(config, prompts), tokenizer, given, stop)
     little = memory_notice() if joined is None else None
     notices = (
         *([little] if little else []),
@@ -100,25 +107,46 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
     return Inputs(model_path, prompts, max_model_len, given, notices, template, joined, placement)
 
 
-def _load(config: Config, tokenizer: Any, training: bool) -> PromptSets:
+def _load(config: Config, tokenizer: Any, model_path: str, given: Given, *, training: bool) -> PromptSets:
     """The prompts of the data, without `training` only if there are no benchmarks, and those of the benchmarks."""
     benchmarks = load_benchmarks(config, tokenizer)
     if benchmarks and not training:
         return PromptSets((), (), {}, template=template_digest(tokenizer), benchmarks=benchmarks)
-    return replace(load_prompts(config, tokenizer, training=training), benchmarks=benchmarks)
+    prompts = load_episode_prompts(config, tokenizer, model_path, given, training=training)
+    return replace(prompts, benchmarks=benchmarks)
 
 
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
-    sets = {"": (*prompts.train, *prompts.held_out), **{b.name: b.prompts for b in prompts.benchmarks}}
+    sets: dict[str, Sequence[Prompt]] = {
+        "": (*prompts.train, *prompts.held_out),
+        **{b.name: b.prompts for b in prompts.benchmarks},
+    }
     longest, benchmark = max((len(prompt.token_ids), name) for name, of_set in sets.items() for prompt in of_set)
-    needed = longest + config.rollout.max_new_tokens
+    own, of_benchmarks = sets[""], [len(p.token_ids) for b in prompts.benchmarks for p in b.prompts]
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    wanted = config.rollout.max_model_len or needed
+    on_benchmarks = config.rollout.max_model_len or max(of_benchmarks, default=0) + config.rollout.max_new_tokens
+    wanted = max(longest_sequence(config, own) if own else 0, on_benchmarks)
     if limit is not None and wanted > limit:
+        more = "environment.max_observation_tokens, " if config.environment.active else ""
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
-            f"{wanted} positions, but {config.model.path} has {limit}; lower rollout.max_new_tokens or "
+            f"{wanted} positions, but {config.model.path} has {limit}; lower {more}rollout.max_new_tokens or "
             + (f"leave out the benchmark {benchmark}, which has them" if benchmark else "data.length_quantile")
         )
     return wanted
+
+
+def _scored(config: Config, prompts: PromptSets) -> tuple[Config, list[Prompt]]:
+    """The settings and the prompts with which ground truths are scored.
+
+    With episodes only built-in functions of texts score them: others may need the turns of an episode.
+    """
+    every = [*prompts.train, *prompts.held_out]
+    if not config.environment.active:
+        return config, every
+    rewards, names = config.rewards, set(config.rewards.names)
+    if ENVIRONMENT in names or not names <= set(BUILTIN):
+        rewards = rewards.model_copy(update={"check_prompts": 0})
+    more = dict.fromkeys(OF_EPISODES)
+    return config.model_copy(update={"rewards": rewards}), [replace(p, columns={**p.columns, **more}) for p in every]

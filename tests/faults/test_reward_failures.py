@@ -262,7 +262,7 @@ LIMIT_S = 2.0
 
 def built_in(timeout_s: float) -> Iterator[RewardScorer]:
     """Return a scorer with all built-in functions for any data, after a first group, which imports sympy."""
-    names = sorted(set(BUILTIN) - {"reasoning_gym"})
+    names = sorted(set(BUILTIN) - {"reasoning_gym", "environment"})
     scorer = RewardScorer(rewards(*names, timeout_s=timeout_s, correct_by="latex"), FORMAT)
     try:
         while (result := score(scorer, "", f"{T}{S}42{E}"))[0].error is not None:

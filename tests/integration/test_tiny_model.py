@@ -108,7 +108,7 @@ def test_other_markers_are_single_tokens_too():
 
 
 def test_training_prompt_is_the_rendered_prompt(tokenizer: Any):
-    head, tail = prompt_frame(tokenizer, MARKERS)
+    head, tail = prompt_frame(tokenizer, system_message(DataSettings()))
     assert [*head, *tokenizer.encode("345+278"), *tail] == prompt_ids(tokenizer, "345+278")
 
 

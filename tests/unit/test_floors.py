@@ -19,7 +19,7 @@ MODEL_LIBRARIES = {"peft", "transformers"}
 
 LAYERS = (
     *("errors", "stop", "config", "types", "extensions", "algorithm"),
-    *("data", "rewards", "storage", "runs", "toy", "model", "cards"),
+    *("data", "rewards", "storage", "runs", "toy", "model", "environments", "cards"),
     *("checkpoint", "cluster", "lora", "rollout", "sampling", "learner"),
     *("reports", "tracking", "training", "evaluation", "export", "viewer", "api"),
 )
@@ -48,6 +48,8 @@ LOADS_NO_ENGINE = (
     *("cluster.placement", "cluster.device_memory"),
     *(f"evaluation.{name}" for name in ("comparison", "judge", "overview", "results")),
     *(f"evaluation.{name}" for name in ("settings", "table", "progress_line")),
+    *(f"environments.{name}" for name in ("episodes", "opening", "nursery", "trl_adapter", "gym_tries")),
+    *(f"evaluation.{name}" for name in ("comparison", "results", "settings", "table", "progress_line")),
 )
 """Packages and modules that load neither Ray, vLLM nor DeepSpeed, and so need no engine in their tests."""
 
@@ -212,7 +214,7 @@ def test_the_algorithm_uses_no_model_library() -> None:
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("vllm", {f"rollout.{name}" for name in VLLM_USERS}),
+        ("vllm", {"environments.vllm_parsers", *(f"rollout.{name}" for name in VLLM_USERS)}),
         ("deepspeed", {f"learner.{name}" for name in ("deepspeed_setup", "engine", "gradients", "masters")}),
         ("wandb", {"tracking.wandb_run"}),
         ("mlflow", {"tracking.mlflow_run"}),

@@ -85,15 +85,23 @@ def test_equal_rewards_have_no_advantage(scale: str, reward: float) -> None:
     assert of_last(make_group([reward] * 4, [reward] * 4), advantage_scale=scale) == [0.0] * 4
 
 
+@pytest.mark.parametrize("scale", ["std", "batch", "mean"])
+def test_rewards_beyond_statistics_without_a_scale_have_no_advantage(scale: str) -> None:
+    """Failures before a last attempt of equal rewards, with its statistics alone: they would reach the bound."""
+    chosen = AlgorithmSettings.model_validate({"advantage_scale": scale})
+    equal = RewardStatistics.of([0.0] * 4 if scale == "mean" else [1.0] * 4)
+    assert advantages(np.array([0.0, 1.0, 2.0], np.float32), equal, equal, chosen).tolist() == [0.0] * 3
+
+
 def test_advantages_are_clipped_on_both_sides() -> None:
-    statistics = RewardStatistics(count=1000, mean=0.0, m2=0.0)
+    statistics = RewardStatistics(count=1000, mean=0.0, m2=1e-30)
     rewards = np.array([1.0, -1.0, 2e-4], np.float32)
     settings = AlgorithmSettings.model_validate({"advantage_bound": 3.0})
     assert advantages(rewards, statistics, statistics, settings).tolist() == pytest.approx([3.0, -3.0, 2.0])
 
 
 def test_only_advantages_divided_by_a_standard_deviation_are_bounded_by_default() -> None:
-    statistics, rewards = RewardStatistics(count=8, mean=1e-6, m2=0.0), np.array([100.0], np.float32)
+    statistics, rewards = RewardStatistics(count=8, mean=1e-6, m2=1e-30), np.array([100.0], np.float32)
     found = {
         scale: float(
             advantages(rewards, statistics, statistics, AlgorithmSettings.model_validate({"advantage_scale": scale}))[0]

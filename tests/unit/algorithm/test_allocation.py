@@ -6,7 +6,7 @@ import pytest
 
 from adagrpo_ray.algorithm.allocation import Share, allocate, left_out
 from adagrpo_ray.algorithm.posterior import Posterior
-from adagrpo_ray.config.algorithm import AllocationSettings
+from adagrpo_ray.config.group_allocation import AllocationSettings
 
 SETTINGS = AllocationSettings(enabled=True, min_group=2, max_group=16, informative=0.9, hard_below=0.05)
 HOPELESS = SETTINGS.model_copy(update={"hopeless_below": 0.1})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adagrpo_ray.algorithm.posterior import Posterior
+from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.files import load, newest, save, set_latest
 from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
@@ -61,8 +61,8 @@ class TestSampler:
             "prompts": {"taken": 41, "ids": IDS},
             "waiting": groups,
             "planned": [replace(make_group(prompt=PROMPTS["q"], epoch=8), chance=0.1 + 0.2)],
-            "posteriors": {"p": Posterior(0.1 + 0.2, 2.0)},
-            "difficulties": {"": Posterior(), "5 digits": Posterior(1e-17, 3.0)},
+            "results": {"p": PromptResults(0.1 + 0.2, 2.0, 1 / 3)},
+            "classes": {"": ClassResults(), "5 digits": ClassResults(0.1 + 0.2, 8.0, 1e-17, 1 / 3, -1 / 7, 0.0)},
         }
 
     def test_state_is_restored_bit_by_bit(self, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ class TestSampler:
 
     def test_empty_state_is_restored(self, tmp_path: Path) -> None:
         empty: dict[str, Any] = {"prompts": {"taken": 0, "ids": IDS}}
-        empty |= {"waiting": [], "planned": [], "posteriors": {}, "difficulties": {}}
+        empty |= {"waiting": [], "planned": [], "results": {}, "classes": {}}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")
@@ -101,6 +101,13 @@ class TestSampler:
         del plain["planned"], plain["waiting"][0]["chance"]
         back = from_plain(plain, arrays, PROMPTS)
         assert (back["planned"], back["waiting"][0].chance) == ([], None)
+
+    def test_results_of_a_version_with_other_classes_are_read(self) -> None:
+        plain, arrays = to_plain(self.state())
+        del plain["results"], plain["classes"]
+        plain |= {"posteriors": {"p": {"correct": 0.5, "wrong": 2.0}}, "difficulties": {"": {"correct": 1, "wrong": 0}}}
+        back = from_plain(plain, arrays, PROMPTS)
+        assert (back["results"], back["classes"]) == ({"p": PromptResults(0.5, 2.0)}, {})
 
     def test_ids_of_other_version_are_refused(self) -> None:
         plain, arrays = to_plain(self.state())

@@ -249,7 +249,19 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
         ),
         (
             ["algorithm.allocation.min_group=9"],
-            ["algorithm.allocation.min_group=9 is more than max_group=8", "null: half of group_size"],
+            ["algorithm.allocation.min_group=9 is more than max_group=8", "null: 4 and 8"],
+        ),
+        (
+            ["algorithm.allocation={rule: value, min_group: 9, max_group: 8}"],
+            ["algorithm.allocation.min_group=9 is more than max_group=8", "null: 2 and 32"],
+        ),
+        (
+            [
+                "algorithm.allocation={rule: value, max_group: 24}",
+                "algorithm.budget=4000",
+                "algorithm.budget_unit=tokens",
+            ],
+            ["algorithm.budget=4000 tokens is smaller than the 6144 that one group may take", "max_group=24"],
         ),
         (
             ["algorithm.allocation.hopeless_below=0.6", "algorithm.allocation.solved_above=0.5"],
@@ -312,12 +324,17 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["rewards.functions names a function twice: ['exact', 'exact']"],
         ),
         (
-            ["algorithm.pilot_size=4"],
-            ["algorithm.pilot_size=4 leaves no commit in the smallest group, of 4", "allocation.min_group", "lower it"],
+            ["algorithm.pilot_size=8"],
+            [
+                "algorithm.pilot_size=8 leaves no commit in any group",
+                "largest has 8",
+                "lower it",
+                "allocation.max_group",
+            ],
         ),
         (
-            ["algorithm.pilot_size=8", "algorithm.allocation.enabled=false"],
-            ["algorithm.pilot_size=8 leaves no commit in the smallest group, of 8", "raise algorithm.group_size"],
+            ["algorithm.pilot_size=2", "algorithm.allocation.rule=value", "algorithm.budget=16"],
+            ["algorithm.pilot_size=2 leaves no commit in any group", "largest has 2 completions"],
         ),
         (
             ["algorithm.pilot_size=4", "algorithm.name=dapo"],
@@ -368,8 +385,11 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["algorithm.pilot_size=3"],
-        ["algorithm.pilot_size=7", "algorithm.allocation.min_group=8"],
+        ["algorithm.pilot_size=7"],  # smaller groups are sampled as a whole
+        ["algorithm.pilot_size=8", "algorithm.allocation.max_group=9"],
+        ["algorithm.pilot_size=16", "algorithm.allocation.rule=value"],
+        ["algorithm.budget=16", "algorithm.allocation.rule=value"],  # two completions for each of eight groups
+        ["algorithm.budget=8", "algorithm.allocation.max_group=32", "algorithm.name=grpo"],  # has no allocation
         ["algorithm.budget=8", "algorithm.group_size=8"],
         ["algorithm.allocation.rule=value", "algorithm.allocation.min_group=8"],
         ["algorithm.train_on=max_variance", "algorithm.train_size=4"],
@@ -481,7 +501,7 @@ def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
 
 MAPPINGS = (
     *("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs"),
-    *("reasoning_gym.tasks[].config", "rewards.functions[].judge.extra"),
+    *("reasoning_gym.tasks[].config", "environment.arguments", "rewards.functions[].judge.extra"),
 )
 
 

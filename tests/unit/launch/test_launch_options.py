@@ -96,7 +96,10 @@ def test_benchmarks_are_names_with_or_without_a_copy(commands: dict[str, ModuleT
         (["--benchmark", "gsm8k,math50"], "--benchmark gsm8k,math50: evaluation.benchmarks.1.name='math50': "),
         (["--benchmark", "gsm8k,math50"], "did you mean 'math500'?"),
         (["--benchmark", "gsm8k", "--benchmark", "gsm8k=x.jsonl"], "names a benchmark twice"),
-        (["--benchmark", "gsm8k="], "--benchmark gsm8k=: evaluation.benchmarks.0.path='': string should have"),
+        (
+            ["--benchmark", "gsm8k="],
+            "--benchmark gsm8k=: evaluation.benchmarks.0.path='': string should have",
+        ),
         (["--benchmark", "gsm8k", "--split", "all"], "--split all selects prompts of the data"),
     ],
 )

@@ -143,7 +143,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def opened() -> LearnerActor:
     actor: Any = LearnerActor()
     actor.open(None, SimpleNamespace(shared=False), [None], 1)
-    actor._config, actor._engine = None, SimpleNamespace(packing="padded", notices=())
+    actor._config, actor._model, actor._engine = None, None, SimpleNamespace(packing="padded", notices=())
     return actor  # type: ignore[no-any-return]
 
 

@@ -28,8 +28,8 @@ FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end
 
 
-OF_TEXTS = sorted(set(BUILTIN) - {"reasoning_gym"})
-"""Those that need no package: the other one has test_gym.py."""
+OF_TEXTS = sorted(set(BUILTIN) - {"reasoning_gym", "environment"})
+"""Those of texts: the others have test_gym.py and test_episodes.py."""
 
 
 def score(name: str, text: str, truth: str = "42", format: FormatSettings = FORMAT) -> float | None:
@@ -401,7 +401,16 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 
 def test_builtin_names_load() -> None:
     assert {load_reward(name) for name in BUILTIN} == set(BUILTIN.values())
-    assert set(BUILTIN) == {"format_approximate", "format_exact", "answer", "number", "exact", "latex", "reasoning_gym"}
+    assert set(BUILTIN) == {
+        "format_approximate",
+        "format_exact",
+        "answer",
+        "number",
+        "exact",
+        "latex",
+        "reasoning_gym",
+        "environment",
+    }
 
 
 def test_function_in_current_folder_is_loaded(write_module: Callable[[str, str], None]) -> None:

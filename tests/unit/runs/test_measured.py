@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.errors import AdaGRPOError, HistoryError, RecordError
 from adagrpo_ray.reports import Run, tables
 from adagrpo_ray.reports.curves import curves
@@ -119,9 +120,8 @@ def test_largest_rewards_give_finite_metrics() -> None:
     extreme = make_group(make_attempt(rewards, by_function=[[r] for r in rewards], correct=[True] * 4))
     nothing = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
     with np.errstate(all="raise"):
-        metrics = sampling_metrics(
-            1, replace(nothing, ready=(extreme,), attempts=(extreme,)), ["big"], 1, exhausted_dropped=False
-        )
+        collection = replace(nothing, ready=(extreme,), attempts=(extreme,))
+        metrics = sampling_metrics(1, collection, ["big"], 1, AlgorithmSettings(), exhausted_dropped=False)
     assert metrics.reward == pytest.approx(LARGEST / 2)
     assert metrics.rewards_mean == {"big": pytest.approx(LARGEST / 2)}
     assert metrics.frac_reward_zero_std == 0.0

@@ -16,6 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.reports import Run
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.runs import RunWriter, panels, summarize, units
@@ -132,7 +133,7 @@ def test_metrics_of_groups_combine_as_declared() -> None:
 
     def of(*groups: Group) -> dict[str, Any]:
         collection = Collection(groups, (), (), (), (), (), groups)
-        return asdict(sampling_metrics(1, collection, ["one", "two"], 1, exhausted_dropped=False))
+        return asdict(sampling_metrics(1, collection, ["one", "two"], 1, AlgorithmSettings(), exhausted_dropped=False))
 
     groups = [drawn() for _ in range(8)]
     first, second, whole = of(*groups[:2]), of(*groups[2:]), of(*groups)

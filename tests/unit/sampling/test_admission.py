@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from adagrpo_ray.checkpoint.sampler_state import to_plain
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.sampling.admission import resumable
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import GenerationRequest, Group
+from tests.support.builders import make_group, make_prompt
 from tests.support.loops import run
 from tests.support.rollouts import LIMIT, Rollouts, chance, sampler_of, scripted
 
 RATES = {"a": 0.0, "b": 1.0, "c": 0.4, "d": 0.05, "e": 0.7, "f": 0.0, "g": 0.2}
 LADDER = [{"from_step": 1, "rungs": [{"temperature": 1.1}, {"temperature": 1.3}]}]
+ALLOCATIONS: dict[str, dict[str, Any]] = {
+    "informative": {"min_group": 4, "max_group": 6},
+    "value": {"rule": "value", "min_group": 2, "max_group": 8},
+}
 FAIL, PASS = (0.0,) * 4, (1.0, 0.0, 0.0, 0.0)
 
 
@@ -44,12 +54,12 @@ def state(sampler: AdaptiveSampler) -> tuple[str, dict[str, Any]]:
 @given(
     method=st.sampled_from(["adagrpo", "adagrpo", "adagrpo", "dapo", "grpo"]),
     budget=st.none()
-    | st.integers(6, 40).map(lambda budget: (budget, "completions"))
-    | st.integers(6 * LIMIT, 24 * LIMIT).map(lambda budget: (budget, "tokens")),
+    | st.integers(8, 40).map(lambda budget: (budget, "completions"))
+    | st.integers(8 * LIMIT, 24 * LIMIT).map(lambda budget: (budget, "tokens")),
     places=st.integers(1, 6),
     resample=st.sampled_from(["immediate", "deferred"]),
     pilot=st.sampled_from([None, 2, 3]),
-    allocated=st.booleans(),
+    rule=st.sampled_from(["", "informative", "value"]),
     lost=st.sampled_from(["", "c", "eg"]),
     orders=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32)),
 )
@@ -59,7 +69,7 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
     places: int,
     resample: str,
     pilot: int | None,
-    allocated: bool,
+    rule: str,
     lost: str,
     orders: tuple[int, int],
 ) -> None:
@@ -80,7 +90,7 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
             budget=budget[0] if budget is not None else None,
             budget_unit=budget[1] if budget is not None else "completions",
             max_group_age=2,
-            allocation={"enabled": allocated, "min_group": 4, "max_group": 6},
+            allocation={**ALLOCATIONS[rule], "solved_above": 0.8} if rule else {"enabled": False},
         )
         for step in range(1, 4):
             rollouts.requests = []
@@ -89,6 +99,8 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
             ended.append((sent, results(collection), state(sampler)))
         return ended
 
+    # Groups that share so few completions are no larger than a pilot.
+    assume(rule != "value" or budget is None or budget[1] == "tokens" or budget[0] > 2 * (places - 1) + 3)
     by_chance = chance(RATES)
     assert steps(orders[0]) == steps(orders[1])
 
@@ -164,6 +176,48 @@ def test_a_budget_with_room_for_all_resamples_delays_none() -> None:
     rollouts = Rollouts(scripted({"a": [PASS], "b": [PASS], "c": [FAIL, PASS]}), held=True)
     sampler = sampler_of(rollouts, "abc", triggers=LADDER, resample="immediate", budget=24)
     assert [g.prompt.id for g in run(scenario()).ready] == ["a", "b", "c"]
+
+
+def test_a_budget_is_spent_on_groups_that_are_smaller_than_the_largest() -> None:
+    """The second step divides 16 completions by value: one group could have up to 10, and each takes what it needs."""
+    rates = {"a": 1.0, "b": 1.0, "c": 0.4, "d": 1.0}
+    rollouts = Rollouts(chance(rates))
+    allocation = {"rule": "value", "solved_above": 1.0, "hard_below": 0.0, "discount": 1.0}
+    sampler = sampler_of(rollouts, "abcd", budget=16, allocation=allocation, triggers=[])
+    for step in (1, 2, 3):
+        rollouts.restart()
+        run(sampler.collect(step))
+        assert sum(request.n for request in rollouts.requests) == 16
+        assert [request.prompt_id for request in rollouts.requests] == list("abcd")
+    assert max(request.n for request in rollouts.requests) > 6
+
+
+def queue_of(**sizes: int) -> list[Group]:
+    """Waiting groups by name; those of upper case are late."""
+    return [replace(make_group(prompt=make_prompt(n)), size=size, late=n.isupper()) for n, size in sizes.items()]
+
+
+@pytest.mark.parametrize(
+    ("places", "over_sample", "room", "resumed", "rest"),
+    [
+        (1, 0.0, math.inf, "A", "abcd"),
+        (2, 0.0, math.inf, "Aa", "bcd"),  # the only place that is left
+        (5, 0.0, math.inf, "Aab", "cd"),
+        (4, 0.5, math.inf, "Aab", "cd"),  # of six places
+        (9, 0.0, math.inf, "Aabcd", ""),
+        (8, 0.0, 14, "Aab", "cd"),  # six of the other twelve completions
+        (8, 0.0, 8, "Aa", "bcd"),  # three of six
+        (8, 0.0, 4, "Aa", "bcd"),  # more than half, since nothing else fits
+        (8, 0.0, 3, "A", "abcd"),
+        (8, 0.0, 1, "", "Aabcd"),
+    ],
+)
+def test_resumed_groups_take_half_of_the_places_and_of_the_room(
+    places: int, over_sample: float, room: float, resumed: str, rest: str
+) -> None:
+    chosen = AlgorithmSettings(prompts_per_step=places, over_sample=over_sample)
+    found = resumable(queue_of(a=2, b=3, A=2, c=8, d=2), chosen, room)
+    assert tuple("".join(group.prompt.id for group in part) for part in found) == (resumed, rest)
 
 
 def test_a_step_draws_a_bounded_number_of_prompts() -> None:

@@ -152,8 +152,12 @@ def run(monkeypatch: pytest.MonkeyPatch, prompts: PromptSets) -> tuple[Any, dict
         correct = np.full(len(group), True)
         return Scores(correct.astype(np.float32), correct[:, None].astype(np.float32)), correct
 
+    async def of_held_out(request: GenerationRequest) -> tuple[Completion, ...]:
+        assert request.prompt_id in {prompt.id for prompt in prompts.held_out}, "a benchmark has no episodes"
+        return await generate(request)
+
     config = Config.load(None, ["evaluation.samples=2", "rollout.max_new_tokens=9"])
-    made = Evaluation(config, prompts, generate, score)
+    made = Evaluation(config, prompts, of_held_out, score, generate)
     return asyncio.run(made.run(7)), requests, made
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adagrpo_ray.algorithm.allocation import Posterior
 from adagrpo_ray.algorithm.criterion import any_correct
 from adagrpo_ray.algorithm.ladder import Ladder, request_seed
+from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.sampling.collection import Collection
@@ -314,15 +314,19 @@ def test_a_prompt_that_is_given_up_in_its_commit_is_dropped_and_takes_no_budget(
     assert ids(step.ready) == "bc"  # c needs room for four, which a and b leave
 
 
-# --- the posteriors
+# --- what is learned from the results
 
 
-def test_posteriors_learn_from_pilot_and_commit_but_not_from_resamples() -> None:
+def test_results_are_of_pilots_and_commits_but_not_of_resamples() -> None:
     rollouts = Rollouts(scripted({"a": [SOME, ALL, SOME, NONE], "b": [NONE, SOME, ALL, NONE]}))
     allocation = {"enabled": True, "min_group": 4, "max_group": 4, "discount": 0.5, "hard_below": 0.0}
     sampler = sampler_of(rollouts, "ab", **{**PILOTS, "allocation": allocation})
     run(sampler.collect(1))
-    assert sampler.state_dict()["posteriors"] == {"a": Posterior(3, 1), "b": Posterior(0, 2)}
-    assert sampler.state_dict()["difficulties"] == {"": Posterior(3, 3)}
+    # Without the commit of a: of its pilot one of two is correct, and none of b's.
+    assert sampler.state_dict()["classes"] == {"": ClassResults().after([(1, 2), (0, 2)], 0.5)}
+    assert sampler.state_dict()["results"] == {"a": PromptResults(3, 1, 1 / 3), "b": PromptResults(0, 2, 1 / 3)}
     run(sampler.collect(2))
-    assert sampler.state_dict()["posteriors"]["a"] == Posterior(0.5 * 3 + 1, 0.5 * 1 + 3)
+    rate = sampler.state_dict()["classes"][""].rate
+    kept = 0.5 * (1 - abs(rate - 1 / 3)) ** 2
+    a = sampler.state_dict()["results"]["a"]
+    assert (a.correct, a.wrong, a.class_rate) == (pytest.approx(kept * 3 + 1), pytest.approx(kept * 1 + 3), rate)

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.metrics import sampling_metrics
 from tests.support.builders import NOTHING, make_attempt, make_group, make_prompt
 
+SETTINGS = AlgorithmSettings()
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")
 # Columns of by_function: format, answer.
 SOLVED = make_group(
@@ -29,9 +31,15 @@ STUCK = FAILED.with_attempt(
 )
 
 
-def metrics(height: int = 3, *, exhausted_dropped: bool = False, **parts: object) -> SamplingMetrics:
+def metrics(
+    height: int = 3,
+    *,
+    exhausted_dropped: bool = False,
+    settings: AlgorithmSettings = SETTINGS,
+    **parts: object,
+) -> SamplingMetrics:
     collection = replace(NOTHING, **parts)  # type: ignore[arg-type]
-    return sampling_metrics(2, collection, ["format", "answer"], height, exhausted_dropped=exhausted_dropped)
+    return sampling_metrics(2, collection, ["format", "answer"], height, settings, exhausted_dropped=exhausted_dropped)
 
 
 @pytest.fixture
@@ -121,6 +129,19 @@ def test_rescued_groups_and_extra_tokens_are_counted(step: SamplingMetrics) -> N
     assert step.rescued == (1, 0, 0)
     assert step.extra_tokens == 80 + 10
     assert step.informative_groups == 2
+
+
+def test_a_group_without_advantages_is_not_informative() -> None:
+    """The last attempt of the rescued group has equal rewards, and those of all of its attempts differ."""
+    groups = {"ready": (SOLVED, RESCUED), "exhausted": (STUCK,)}
+    assert metrics(**groups).informative_groups == 2
+    last = AlgorithmSettings(advantage_statistics="last")
+    assert metrics(**groups, settings=last).informative_groups == 1
+
+
+def test_a_commit_of_a_rung_above_the_ladder_counts_as_rescued() -> None:
+    """Its pilot is of an earlier step, so that no resample of this step has the rung."""
+    assert metrics(height=0, ready=(RESCUED_COMMIT,), attempts=(RESCUED_COMMIT,)).rescued == (1,)
 
 
 def test_a_group_that_began_on_a_rung_was_not_rescued_by_it() -> None:
@@ -253,7 +274,7 @@ def test_skipped_prompts_are_counted() -> None:
 
 def test_consumption_of_judges_is_counted_by_their_names() -> None:
     consumed = {"helpful": Consumption(5, 100, 9, 2, 1, cost=0.5), "preferred": Consumption(3, 40)}
-    step = sampling_metrics(2, NOTHING, ["helpful"], 0, exhausted_dropped=False, consumption=consumed)
+    step = sampling_metrics(2, NOTHING, ["helpful"], 0, SETTINGS, exhausted_dropped=False, consumption=consumed)
     assert step.judge_requests == {"helpful": 5, "preferred": 3}
     assert (step.judge_prompt_tokens["helpful"], step.judge_completion_tokens["helpful"]) == (100, 9)
     assert (step.judge_cache_hits["helpful"], step.judge_failures["helpful"]) == (2, 1)

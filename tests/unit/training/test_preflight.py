@@ -11,6 +11,7 @@ import pytest
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError, DataError
+from adagrpo_ray.extensions.given import NOTHING
 from adagrpo_ray.training import preflight
 from tests.support.benchmark_rows import ROWS
 from tests.support.ground_truths import TOKENIZER
@@ -24,23 +25,23 @@ def config(folder: Path, *overrides: str) -> Config:
 
 def test_benchmarks_are_the_only_prompts_of_an_evaluation(tmp_path: Path) -> None:
     missing = config(tmp_path, "data.source=none.jsonl")
-    sets = preflight._load(missing, TOKENIZER, training=False)
+    sets = preflight._load(missing, TOKENIZER, "", NOTHING, training=False)
     assert (sets.train, sets.held_out) == ((), ())
     assert [one.name for one in sets.benchmarks] == ["gsm8k"]
     assert sets.template
     with pytest.raises(DataError, match=r"none\.jsonl"):
-        preflight._load(missing, TOKENIZER, training=True)
+        preflight._load(missing, TOKENIZER, "", NOTHING, training=True)
 
 
 def test_a_run_has_prompts_and_benchmarks(tmp_path: Path) -> None:
-    sets = preflight._load(config(tmp_path, "data.train_prompts=20"), TOKENIZER, training=True)
+    sets = preflight._load(config(tmp_path, "data.train_prompts=20"), TOKENIZER, "", NOTHING, training=True)
     assert len(sets.train) == 20
     assert [one.name for one in sets.benchmarks] == ["gsm8k"]
 
 
 def test_longest_prompt_of_a_benchmark_counts_in_the_length_of_sequences(tmp_path: Path) -> None:
     settings = config(tmp_path, "data.train_prompts=20", "rollout.max_new_tokens=10")
-    sets = preflight._load(settings, TOKENIZER, training=True)
+    sets = preflight._load(settings, TOKENIZER, "", NOTHING, training=True)
     longest = len(sets.benchmarks[0].prompts[0].token_ids)
     assert longest > max(len(prompt.token_ids) for prompt in sets.train)
 

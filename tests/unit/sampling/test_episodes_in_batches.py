@@ -95,7 +95,9 @@ def test_generated_tokens_are_those_of_the_policy() -> None:
 
 
 def metrics_of(*groups: Group) -> SamplingMetrics:
-    return sampling_metrics(2, replace(NOTHING, attempts=groups), ["f"], 0, exhausted_dropped=False)
+    return sampling_metrics(
+        2, replace(NOTHING, attempts=groups), ["f"], 0, AlgorithmSettings(), exhausted_dropped=False
+    )
 
 
 def test_metrics_of_episodes_count_turns_tokens_and_tools() -> None:

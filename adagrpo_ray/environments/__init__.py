@@ -1,0 +1,1 @@
+"""Episodes of several turns: environments and tools in processes of their own, and the adapters for those of others."""
