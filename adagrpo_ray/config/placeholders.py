@@ -13,7 +13,8 @@ def placeholders(template: str) -> tuple[str, ...]:
     for _, name, form, conversion in Formatter().parse(template):
         if name is not None:
             if not name.strip() or form or conversion:
-                raise ValueError(f"the braces hold {name + (form or '')!r}")
+                inside = f"{name}{'!' if conversion else ''}{conversion or ''}{':' if form else ''}{form or ''}"
+                raise ValueError(f"the braces hold {inside!r}")
             names.append(name)
     return tuple(names)
 

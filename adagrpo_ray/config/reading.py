@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,10 +59,19 @@ def _settings(root: type[Settings], tree: dict[str, Any], overrides: Sequence[st
     try:
         settings = root.model_validate(tree, context=conflicts)
     except ValidationError as error:
-        raise ConfigError("\n".join([*(explain(e, root) for e in error.errors()), *conflicts])) from None
+        raise ConfigError("\n".join([*(explain(e, root) for e in _causes(error)), *conflicts])) from None
     if conflicts:
         raise ConfigError("\n".join(conflicts))
     return settings
+
+
+def _causes(error: ValidationError) -> Iterator[Any]:
+    """Yield the errors of pydantic without those that follow from others: it counts no entry that has an error."""
+    places = [each["loc"] for each in error.errors()]
+    for each in error.errors():
+        inner = any(place[: len(each["loc"])] == each["loc"] != place for place in places)
+        if not (each["type"] == "too_short" and inner):
+            yield each
 
 
 def _undecided(tree: dict[str, Any]) -> dict[str, Any]:

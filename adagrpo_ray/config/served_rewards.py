@@ -22,6 +22,8 @@ MAY_CHANGE = (
     *("prompt_price", "completion_price"),
 )
 """Settings that change no score: a resumed run may change them."""
+OF_REQUEST = ("model", "messages", "stream")
+"""Fields of a request to a judge that are no further ones."""
 
 
 class ServedSettings(Section):
@@ -114,6 +116,8 @@ class JudgeSettings(ServedSettings):
             yield f"{place} has no template; set template or template_file"
         elif self.template_file is not None:
             yield f"{place} has a template, and template_file={self.template_file!r:.200}; give one of them"
+        if reserved := [field for field in OF_REQUEST if field in self.extra]:
+            yield f"{place} has extra.{reserved[0]}, which is no further field of a request; remove it from extra"
         if self.low >= self.high:
             yield f"{place} has low={self.low:g} and high={self.high:g}; make high the larger one"
 
