@@ -88,7 +88,7 @@ def test_override_changes_one_setting_of_a_judge(tmp_path: Path) -> None:
         (functions(template="{completion:>9}"), "the template of 'helpful' has wrong braces"),
         (functions(template="{completion} {}"), "the template of 'helpful' has wrong braces"),
         (functions(template="{completion!r}"), "has wrong braces (the braces hold 'completion!r')"),
-        (functions(template='{completion} {"score": x}'), """wrong braces (the braces hold '"score": x'); write {name}"""),
+        (functions(template='{completion} {"score": x}'), """wrong braces (the braces hold '"score": x'); """),
         (functions(extra={"model": "other"}), "has extra.model, which is no further field of a request; remove it"),
         (functions(template_file="a.txt"), "has a template, and template_file='a.txt'; give one of them"),
         (functions(template="", template_file="none.txt"), "template_file='none.txt' cannot be read (No such file"),

@@ -71,7 +71,7 @@ def test_error_cancels_the_other_requests() -> None:
         prompts, settings = [make_prompt("fine"), make_prompt("bad")], EvaluationSettings()
         with pytest.raises(RewardError, match="no score"):
             await evaluate(prompts, settings, generate, score, max_new_tokens=8, seed=0)
-        return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+        return asyncio.all_tasks() - {asyncio.current_task()}
 
     assert asyncio.run(work()) == set()
 
