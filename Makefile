@@ -5,7 +5,7 @@ CONFIG ?= $(TINY)
 # Runs pytest on two files at a time.
 FILES := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help train train-real train-episodes ui tiny-model check unit test test-long test-slow test-ui test-real test-gpu test-faults lint style types docs docs-serve picture dashboard chaos bench bench-sync bench-packing bench-algorithm cluster-up cluster-train cluster-down setup setup-dev setup-real clean
+.PHONY: help train train-real train-episodes ui tiny-model check unit test test-long test-slow test-ui test-real test-gpu test-faults lint style types docs docs-serve picture dashboard chaos bench bench-sync bench-packing bench-adaptive cluster-up cluster-train cluster-down setup setup-dev setup-real clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -104,8 +104,8 @@ bench-sync: setup  ## measure bytes and seconds of a sync for the adapter of a 1
 bench-packing: setup-real  ## measure seconds of an update for each packing of samples, on a real model (20 minutes)
 	$(PY) tests/benchmarks/packing.py $(ARGS)
 
-bench-algorithm: setup-dev  ## compare GRPO, DAPO and adaptive variants at equal cost on the embedded task (an hour)
-	$(PY) tests/benchmarks/algorithm.py $(ARGS)
+bench-adaptive: setup-dev setup-real  ## compare GRPO, DAPO and adaptive rules at equal cost (a day; resumable); ARGS="--section skills --estimate"
+	$(PY) tests/benchmarks/adaptive.py $(ARGS)
 
 cluster-up:  ## start a Ray cluster in containers: a head, rollout workers, a learner; settings are in docker/.env
 	@docker/cluster.sh up

@@ -121,12 +121,17 @@ def _with_functions(
     functions.update(zip([(rewards.SETTING, name) for name in names], reward_functions, strict=True))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigError(f"reward_functions: two have the name {twice[0]!r}; rename one of them")
-    listed = config.rewards.names
+    listed = [reward.name for reward in config.rewards.own]
     unlisted = [name for name in names if name not in listed]
     if unlisted and unlisted != names:
         raise ConfigError(
             f"{rewards.SETTING} {listed} names some of reward_functions, but not {unlisted}; name all of them there, "
             "each with its weight, or none of them"
+        )
+    if unlisted and config.rewards.served:
+        raise ConfigError(
+            f"{rewards.SETTING} has {', '.join(model.name for model in config.rewards.served)} and none of "
+            f"reward_functions {unlisted}, which would replace the list; name them there too, each with its weight"
         )
     if unlisted:
         settings[rewards.SETTING] = [{"function": name} for name in names]

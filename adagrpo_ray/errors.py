@@ -4,7 +4,7 @@ AdaGRPOError
 ├── ConfigError      a setting is unknown, has a bad value, or does not fit another one
 ├── DataError        a data set cannot be read, or a row or column is not as the settings describe it
 ├── ModelError       a model, tokenizer or adapter cannot be loaded
-├── RewardError      a reward function cannot be imported, or broke its contract
+├── RewardError      a reward function cannot be imported or broke its contract, or a judge gave no score
 ├── ExtensionError   a criterion, ladder, callback or environment of the user raised an error, or broke its contract
 ├── ResourceError    the machine or cluster lacks a resource that the configuration needs
 ├── RolloutError     a rollout actor could not serve a request
@@ -45,7 +45,7 @@ class ModelError(AdaGRPOError, ValueError):
 
 
 class RewardError(AdaGRPOError, ValueError):
-    """A reward function cannot be imported, or broke its contract."""
+    """A reward function cannot be imported or broke its contract, or a judge gave no score."""
 
 
 class ExtensionError(AdaGRPOError, RuntimeError):

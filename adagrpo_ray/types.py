@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from adagrpo_ray.config.sampling import SamplingParams as SamplingParams  # a se
 TokenIds = NDArray[np.int32]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Part = Literal["whole", "pilot", "commit"]
+"""A whole attempt or, with `algorithm.pilot_size`, its pilot or its commit: the rest of its completions."""
 
 MAX_TURNS = "max_turns"
 """The `finish_reason` of an episode that the largest number of turns ended."""
@@ -115,13 +117,14 @@ class Completion:
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """One sampling of a group, with its scores.
+    """One sampling of a group, with its scores: a whole attempt, its pilot, or its commit.
 
-    - `rung`: -1 for the first attempt, which uses the base parameters; else the index in the ladder of resamples,
-      from 0.
+    - `rung`: -1 for the base parameters, which first attempts and commits use; else the index in the ladder of
+      resamples, from 0.
     - `rewards` [G]: the weighted sums of the scores.
     - `rewards_by_function` [G, F]: the scores themselves; NaN if a function does not apply.
     - `correct` [G]: whether each completion counts as correct.
+    - `part`: a pilot and its commit are entries of their own; together they are one attempt.
     """
 
     rung: int
@@ -130,6 +133,7 @@ class Attempt:
     rewards: Floats
     rewards_by_function: Floats
     correct: NDArray[np.bool_]
+    part: Part = "whole"
 
     @property
     def generated_tokens(self) -> int:
@@ -143,9 +147,11 @@ class Group:
 
     - `epoch`: how often the prompt was drawn from the data before, from 0.
     - `born`: the step that drew the prompt.
-    - `size`: G, the number of completions of each attempt.
+    - `size`: G, the number of completions of each attempt; a pilot and its commit have so many together.
     - `start`: how many rungs above the base the first attempt is.
     - `late`: whether an earlier step ended without this group.
+    - `attempts`: the oldest first. Only the last one may be a commit: after it the group is ready.
+    - `chance`: the success rate that was expected when the prompt was drawn; None without earlier results.
 
     Worked example: four completions score [0, 0, 0, 0]. None is correct, so the group is resampled and scores [1, 0, 0,
     0]. It then has two attempts, and its statistics are over all eight rewards.
@@ -158,6 +164,7 @@ class Group:
     start: int = 0
     late: bool = False
     attempts: tuple[Attempt, ...] = ()
+    chance: float | None = None
 
     def with_attempt(self, attempt: Attempt) -> Group:
         """The group after one more attempt."""
@@ -165,8 +172,18 @@ class Group:
 
     @property
     def last(self) -> Attempt:
-        """The newest attempt."""
+        """The newest attempt, or the newest part of it."""
         return self.attempts[-1]
+
+    @property
+    def final(self) -> tuple[Attempt, ...]:
+        """The newest attempt with all of its parts, the oldest first."""
+        return self.attempts[-2:] if self.last.part == "commit" else self.attempts[-1:]
+
+    @property
+    def resamples(self) -> int:
+        """The number of attempts after the first one; a commit is part of its attempt."""
+        return sum(attempt.part != "commit" for attempt in self.attempts[1:])
 
     @property
     def generated_tokens(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for a checkout that is not installed
 
@@ -13,8 +15,16 @@ from ending import Exit, ended, not_empty
 from train import DEFAULT
 
 from adagrpo_ray.config import Config
+from adagrpo_ray.config.benchmarks import BenchmarkName, BenchmarkSettings
 from adagrpo_ray.config.listing import settings
+from adagrpo_ray.config.reading import changed
 from adagrpo_ray.errors import ConfigError, StoppedError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adagrpo_ray.evaluation.comparison import Comparison
+    from adagrpo_ray.evaluation.planning import Plan
 
 LOG_WIDTH = 240  # characters of tables in a log, which has no window
 
@@ -58,12 +68,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--split",
         choices=("held_out", "train", "all"),
-        default="held_out",
         help="which prompts: those held out from training, those trained on, or both (default: held_out)",
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N of these prompts")
     parser.add_argument(
-        "-k", "--samples", type=_count, metavar="K", help="completions of each problem: sets evaluation.samples"
+        "--benchmark",
+        action="append",
+        default=[],
+        metavar="NAME[=PATH][,...]",
+        help="benchmarks in place of the split, from the Hub or from a copy at PATH: "
+        + ", ".join(get_args(BenchmarkName)),
+    )
+    parser.add_argument(
+        "--limit",
+        type=_count,
+        metavar="N",
+        help="only the first N of these prompts; with --benchmark N problems of each, the same ones every time",
+    )
+    parser.add_argument(
+        "-k",
+        "--samples",
+        type=_count,
+        metavar="K",
+        help="completions of each problem: sets evaluation.samples (default for a benchmark: its usual number)",
     )
     parser.add_argument(
         "--out",
@@ -80,16 +106,41 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def benchmarks(options: argparse.Namespace, config: Config) -> tuple[BenchmarkSettings, ...]:
+    """The benchmarks of --benchmark. One that `config` has a copy of is read from there.
+
+    Raises ConfigError if a name is unknown or given twice, or if greedy completions would all be the same.
+    """
+    if not options.benchmark:
+        return ()
+    if options.split is not None:
+        raise ConfigError(f"--split {options.split} selects prompts of the data, and --benchmark others; leave one out")
+    given = ",".join(options.benchmark)
+    copies: dict[str, str | None] = {one.name: one.path for one in config.evaluation.benchmarks}
+    named = [one.strip().partition("=") for one in given.split(",")]
+    entries = [
+        {
+            "name": name,
+            "path": path if equals else copies.get(name),
+            "limit": options.limit,
+            "samples": options.samples,
+        }
+        for name, equals, path in named
+    ]
+    try:
+        return changed(config, {"evaluation.benchmarks": entries}).evaluation.benchmarks
+    except ConfigError as error:
+        raise ConfigError(f"--benchmark {given}: {error}") from None
+
+
 def evaluate(options: argparse.Namespace, stop: Exit) -> None:
-    from adagrpo_ray.evaluation.comparison import compare
-    from adagrpo_ray.evaluation.execution import execute, finished, plan, unfinished
+    from adagrpo_ray.evaluation import overview, table
     from adagrpo_ray.evaluation.models import locate
-    from adagrpo_ray.evaluation.progress_line import EvaluationProgress
-    from adagrpo_ray.evaluation.results import ResultFile
-    from adagrpo_ray.evaluation.table import JSON, MARKDOWN, report, save
+    from adagrpo_ray.evaluation.planning import plan
+    from adagrpo_ray.evaluation.results import RESULTS
     from adagrpo_ray.runs.terminal import is_terminal, rich_console
 
-    not_empty(options, "--config", "--adapter", "--out")
+    not_empty(options, "--config", "--adapter", "--benchmark", "--out")
     if options.out is not None and "://" in options.out:
         raise ConfigError(f"--out {options.out} is a URL; give a folder of this machine")
     first = locate(options.adapter[0]) if options.adapter else None
@@ -105,24 +156,65 @@ def evaluate(options: argparse.Namespace, stop: Exit) -> None:
         console.print(text, soft_wrap=True)
 
     notify(f"checking models, data and rewards; settings of {file}")
-    todo = plan(config, options.adapter, base=options.base, split=options.split, limit=options.limit, notify=notify)
-    notify(f"{len(todo.prompts)} problems ({options.split}), {len(todo.models)} models, results in {out}")
-    with ResultFile(out, todo.settings) as results:
-        with EvaluationProgress(len(todo.models), unfinished(todo, results), console, live=live) as progress:
+    todo = plan(
+        config,
+        options.adapter,
+        base=options.base,
+        split=options.split or "held_out",
+        limit=options.limit,
+        notify=notify,
+        benchmarks=benchmarks(options, config),
+    )
+    for part in todo.parts:
+        notify(
+            f"{len(part.prompts)} problems ({part.name}), {len(todo.models)} models, results in "
+            f"{todo.folder(out, part)}"
+        )
+    comparisons = compared(todo, out, console, live, stop)
+    console.print()
+    if todo.benchmarks:
+        parts = overview.report(comparisons, console.width)
+        files = f"{out / overview.JSON}, {out / overview.MARKDOWN}, and the folders of the benchmarks in {out}"
+    else:
+        parts = table.report(comparisons[todo.parts[0].name], console.width)
+        files = f"{out / RESULTS}, {out / table.JSON}, {out / table.MARKDOWN}"
+    for line in parts:
+        console.print(line, soft_wrap=isinstance(line, str))
+    notify(f"results: {files}")
+
+
+def compared(todo: Plan, out: Path, console: Console, live: bool, stop: Exit) -> dict[str, Comparison]:
+    """Evaluate, write the results into `out`, and return the comparison of the models on each part of the problems."""
+    from adagrpo_ray.evaluation import overview, table
+    from adagrpo_ray.evaluation.comparison import compare
+    from adagrpo_ray.evaluation.execution import execute, finished, unfinished
+    from adagrpo_ray.evaluation.progress_line import EvaluationProgress
+    from adagrpo_ray.evaluation.results import ResultFile
+
+    with ExitStack() as opened:
+        files = {
+            part.name: opened.enter_context(ResultFile(todo.folder(out, part), part.settings)) for part in todo.parts
+        }
+        rounds = len(todo.models) * len(todo.parts)
+        with EvaluationProgress(rounds, unfinished(todo, files), console, live=live) as progress:
             try:
-                execute(todo, results, progress, stop)
+                execute(todo, files, progress, stop)
             except StoppedError as error:
-                every = len(todo.models) * len(todo.prompts)
+                every = len(todo.models) * sum(len(part.prompts) for part in todo.parts)
+                places = ", ".join(str(results.path) for results in files.values())
                 raise StoppedError(
-                    f"{error}; {every - unfinished(todo, results)} of {every} results are in {results.path}: give the "
+                    f"{error}; {every - unfinished(todo, files)} of {every} results are in {places}: give the "
                     "same command again to continue"
                 ) from None
-        comparison = compare([(m.name, m.folder, m.digest, finished(todo, results, m)) for m in todo.models])
-        save(out, comparison, todo.settings)
-    console.print()
-    for part in report(comparison, console.width):
-        console.print(part, soft_wrap=isinstance(part, str))
-    notify(f"results: {results.path}, {out / JSON}, {out / MARKDOWN}")
+        comparisons = {
+            part.name: compare([(m.name, m.folder, m.digest, finished(part, files, m)) for m in todo.models])
+            for part in todo.parts
+        }
+        for part in todo.parts:
+            table.save(todo.folder(out, part), comparisons[part.name], part.settings)
+        if todo.benchmarks:
+            overview.save(out, comparisons)
+    return comparisons
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The criterion: whether a group needs no further attempt.
 
-A criterion is a function of the group with all of its attempts. It is called after each attempt.
+A criterion is a function of the group with all of its attempts. It is called after each attempt; with pilots, after
+each pilot that has a wrong completion, and again if a later step continues with a pilot.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from adagrpo_ray.types import Group
 
 Criterion = Callable[[Group], bool]
 
-BUILT_IN = ("any_correct", "any_above", "spread")
+BUILT_IN = ("any_correct", "any_above", "spread", "balanced")
 
 SETTING = "algorithm.criterion.kind"
 """The setting that names the criterion."""
@@ -46,6 +47,17 @@ def any_above(threshold: float, column: int | None) -> Criterion:
 def spread(threshold: float) -> Criterion:
     """The criterion that the std of the rewards of all attempts is above `threshold`, so that advantages differ."""
     return lambda group: statistics_of(group).std > threshold
+
+
+def balanced(group: Group) -> bool:
+    """Whether all attempts together have half of `group.size`, rounded up, of correct and of wrong completions each.
+
+    The exit condition of Reinforce-Ada-balance (arXiv 2510.04996, section 3). It also fails a group whose completions
+    are all correct.
+    """
+    correct = sum(int(attempt.correct.sum()) for attempt in group.attempts)
+    wrong = sum(len(attempt.correct) for attempt in group.attempts) - correct
+    return min(correct, wrong) >= (group.size + 1) // 2
 
 
 def own(criterion: Callable[[Group], object], name: str) -> Criterion:
@@ -81,6 +93,8 @@ def make_criterion(settings: CriterionSettings, functions: Sequence[str], given:
             )
         case "spread":
             return spread(settings.threshold)
+        case "balanced":
+            return balanced
     criterion = load_function(settings.kind, SETTING, BUILT_IN, given)
     check_call(criterion, f"{SETTING}: {settings.kind!r}", ["group"])
     return own(criterion, settings.kind)

@@ -38,6 +38,9 @@ class Ladder:
     def next(self, group: Group, step: int) -> SamplingParams | None:
         """Parameters of the next attempt of `group` at `step`; None if no rung is left.
 
+        It is not asked about commits, nor after one: a group with a commit is ready. So `group.attempts` has an entry
+        for each attempt: the attempt or, with pilots, its pilot.
+
         A group whose first rung does not exist starts at the base.
         """
         params = self.params(step, len(group.attempts) + group.start)
@@ -49,7 +52,10 @@ class Ladder:
         return max((len(rungs) for _, rungs in self.triggers), default=0)
 
 
-def request_seed(run_seed: int, prompt_id: str, epoch: int, attempt: int) -> int:
-    """Seed of one attempt, 0 <= seed < 2**31, so that a request that is sent again draws the same completions."""
-    key = f"{run_seed}/{prompt_id}/{epoch}/{attempt}".encode()
+def request_seed(run_seed: int, prompt_id: str, epoch: int, attempt: int, *, commit: bool = False) -> int:
+    """Seed of one attempt, 0 <= seed < 2**31, so that a request that is sent again draws the same completions.
+
+    The commit of an attempt has a seed of its own.
+    """
+    key = f"{run_seed}/{prompt_id}/{epoch}/{attempt}{'/commit' if commit else ''}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1

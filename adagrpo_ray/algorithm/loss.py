@@ -25,7 +25,9 @@ LARGEST_K3 = 10.0
 def token_weights(
     lengths: Sequence[int], kind: str, max_new_tokens: int, masked: Sequence[bool] | None = None
 ) -> list[Floats]:
-    """One array of weights [T] for each completion, by the normalisation `kind`; zeros for `masked` completions.
+    """One array of weights [P] for each completion, by the normalisation `kind`; zeros for `masked` completions.
+
+    `lengths` are the numbers of tokens that the policy wrote, P; observed tokens of an episode do not count.
 
     - `grpo`, `gspo`: mean over the tokens of each completion, then over completions (arXiv 2402.03300, eq. 3;
       arXiv 2507.18071, eq. 5).
@@ -56,7 +58,10 @@ def token_weights(
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of whole completions, one after the other; every tensor is [n].
+    """The tokens that the policy wrote in whole completions, one after the other; every tensor is [n].
+
+    Observed tokens are not among them. So ratios of sequences and weights of the rollout correction are over the tokens
+    of the policy alone.
 
     - `policy`: log-probabilities, with gradient.
     - `old`: log-probabilities before the first update on the batch.

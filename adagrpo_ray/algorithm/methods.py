@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from adagrpo_ray.algorithm.criterion import Criterion, make_criterion, spread
 from adagrpo_ray.algorithm.ladder import Ladder
 from adagrpo_ray.algorithm.own_ladder import load_ladder
-from adagrpo_ray.config.algorithm import AlgorithmSettings, AllocationSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.extensions.given import NOTHING, Given
 
 
@@ -54,5 +55,5 @@ def make_method(settings: AlgorithmSettings, functions: Sequence[str], given: Gi
                 ladder if settings.ladder is None else load_ladder(settings.ladder, ladder, given),
                 refill=False,
                 drop_exhausted=settings.on_exhausted == "drop",
-                allocation=settings.allocation if settings.allocation.enabled else None,
+                allocation=settings.allocation if settings.allocates else None,
             )

@@ -23,7 +23,8 @@ METHODS = {"adagrpo": "adaptive GRPO", "grpo": "GRPO", "dapo": "DAPO's dynamic s
 SHOWN = (
     *("algorithm.name", "run.steps", "run.seed", "algorithm.prompts_per_step", "algorithm.group_size"),
     *("algorithm.criterion.kind", "algorithm.criterion.threshold", "algorithm.resample", "algorithm.on_exhausted"),
-    *("algorithm.train_on", "algorithm.allocation.enabled", "algorithm.budget", "algorithm.max_staleness"),
+    *("algorithm.train_on", "algorithm.train_size", "algorithm.advantage_scale", "algorithm.advantage_statistics"),
+    *("algorithm.allocation.enabled", "algorithm.allocation.rule", "algorithm.budget", "algorithm.max_staleness"),
     *("algorithm.loss.kind", "algorithm.loss.epsilon", "algorithm.loss.epsilon_high", "algorithm.loss.beta"),
     *("algorithm.loss.correction", "algorithm.loss.correction_mode", "algorithm.loss.correction_floor"),
     *("algorithm.loss.correction_cap", "algorithm.loss.entropy_coef", "algorithm.loss.mask_truncated_completions"),
@@ -100,9 +101,10 @@ def data(config: Config, prompts: tuple[int, int] | None) -> str:
         rows.append(("subset, split", f"{d.subset or '-'}, {d.split}"))
     if prompts is not None:
         rows += [("prompts trained on", str(prompts[0])), ("prompts held out", str(prompts[1]))]
-    rows += [(f"reward: {literal(shown(r.function))}", f"weight {r.weight:g}") for r in rewards.functions]
-    decides = rewards.correct_by or rewards.functions[-1].function
-    rows.append(("a completion is correct", f"if {literal(shown(decides))} is above {rewards.correct_above:g}"))
+    for reward in rewards.functions:
+        by = "" if reward.served is None else f", given by the model {literal(shown(reward.served.model))}"
+        rows.append((f"reward: {literal(shown(reward.name))}", f"weight {reward.weight:g}{by}"))
+    rows.append(("a completion is correct", f"if {literal(shown(rewards.decides))} is above {rewards.correct_above:g}"))
     return "## Data and rewards\n\n" + _table(("", ""), rows)
 
 
@@ -123,7 +125,7 @@ def training(config: Config) -> str:
 
 
 def results(config: Config, summary: Summary) -> str:
-    """Held-out accuracy before and after training, cost and result of resampling, and tokens."""
+    """Accuracy on held-out prompts and benchmarks before and after training, cost and result of resampling, tokens."""
     e = config.evaluation
     if summary.eval_accuracy_before is None and summary.eval_accuracy_after is None:
         accuracy = "Held-out accuracy was not evaluated.\n"
@@ -146,6 +148,9 @@ def results(config: Config, summary: Summary) -> str:
             f"Share of correct completions on held-out prompts, {e.samples} for each at temperature "
             f"{e.sampling.temperature:g}.\n\n" + _table(("class", "before", "after", "change", "resamples"), rows)
         )
+    if summary.benchmarks:
+        compared = [(name, *_compared(first, last)) for name, first, last in summary.benchmarks]
+        accuracy += "\nOn benchmarks:\n\n" + _table(("benchmark", "before", "after", "change"), compared)
     cost = _table(
         ("", ""),
         [

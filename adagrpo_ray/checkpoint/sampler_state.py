@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from adagrpo_ray.algorithm.allocation import Posterior
+from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
 from adagrpo_ray.data.order import check_ids
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.runs.group_codec import Arrays, arrays_of, group_of, plain_group
@@ -21,8 +21,9 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     plain = {
         "prompts": state["prompts"],
         "waiting": [plain_group(group) for group in state["waiting"]],
-        "posteriors": {prompt: asdict(posterior) for prompt, posterior in state["posteriors"].items()},
-        "difficulties": {difficulty: asdict(posterior) for difficulty, posterior in state["difficulties"].items()},
+        "planned": [plain_group(group) for group in state["planned"]],
+        "results": {prompt: asdict(results) for prompt, results in state["results"].items()},
+        "classes": {difficulty: asdict(results) for difficulty, results in state["classes"].items()},
     }
     return plain, arrays
 
@@ -34,11 +35,15 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
     if the ids are of another version.
     """
     check_ids(plain["prompts"])
+    # Earlier versions called the results posteriors. Theirs of classes are of another kind: classes begin without any.
+    results = plain["results"] if "results" in plain else plain["posteriors"]
     return {
         "prompts": plain["prompts"],
         "waiting": [_group(group, arrays, str(number), prompts) for number, group in enumerate(plain["waiting"])],
-        "posteriors": {prompt: Posterior(**values) for prompt, values in plain["posteriors"].items()},
-        "difficulties": {difficulty: Posterior(**values) for difficulty, values in plain["difficulties"].items()},
+        # They have no attempts, and so no arrays. Earlier versions planned no groups.
+        "planned": [_group(group, {}, "", prompts) for group in plain.get("planned", ())],
+        "results": {prompt: PromptResults(**values) for prompt, values in results.items()},
+        "classes": {difficulty: ClassResults(**values) for difficulty, values in plain.get("classes", {}).items()},
     }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
+from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.config.sampling import SamplingParams
 from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, Share
 
@@ -37,7 +39,9 @@ class CriterionSettings(Section):
     """The condition under which a group is not sampled again."""
 
     kind: str = Field(
-        "any_correct", min_length=1, description="any_correct, any_above, spread, or your own as 'module:function'"
+        "any_correct",
+        min_length=1,
+        description="any_correct, any_above, spread, balanced, or your own as 'module:function'",
     )
     reward: str | None = Field(
         None, min_length=1, description="any_above: the reward function to compare; null: the total reward"
@@ -96,29 +100,6 @@ class LossSettings(Section):
             )
 
 
-class AllocationSettings(Section):
-    """Choice of group size and first rung of a prompt by its earlier results.
-
-    A prompt without results takes those of its difficulty class.
-    """
-
-    enabled: bool = Field(True, description="adagrpo: size groups by a posterior of each prompt's success rate")
-    min_group: GroupSize | None = Field(None, description="fewest completions of a group; null: half of group_size")
-    max_group: GroupSize | None = Field(None, description="most completions of a group; null: group_size")
-    informative: Share = Field(
-        0.8, description="target probability that a group has both correct and incorrect completions"
-    )
-    discount: Share = Field(0.7, description="weight of an epoch's results one epoch later")
-    hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
-    solved_above: Share = Field(0.95, description="prompts with a success rate above this are sampled less often")
-    solved_every: PositiveInt = Field(4, description="a solved prompt is sampled in one of this many epochs")
-
-    def sizes(self, group_size: int) -> tuple[int, int]:
-        """Return the fewest and the most completions of a group; `group_size` is the usual number."""
-        fewest = max(2, group_size // 2) if self.min_group is None else self.min_group
-        return fewest, group_size if self.max_group is None else self.max_group
-
-
 class AlgorithmSettings(Section):
     """The method: how groups are sampled, resampled and trained on."""
 
@@ -142,6 +123,11 @@ class AlgorithmSettings(Section):
     resample: Literal["immediate", "deferred"] = Field(
         "deferred", description="when a failed group is sampled again: at once, or with the requests of the next step"
     )
+    pilot_size: GroupSize | None = Field(
+        None,
+        description="adagrpo: completions of a pilot, which begins each attempt of a larger group; if some of them are "
+        "correct, the rest of the group follows at once at the base parameters; null: no pilots",
+    )
     budget: PositiveInt | None = Field(
         None,
         description="most that a step may generate, in budget_unit; groups beyond it wait for the next step; "
@@ -160,10 +146,13 @@ class AlgorithmSettings(Section):
     allocation: AllocationSettings = Field(
         AllocationSettings(), description="group sizes and first rungs by earlier results"
     )
-    train_on: Literal["last", "all", "balanced"] = Field(
+    train_on: Literal["last", "all", "balanced", "max_variance"] = Field(
         "last",
-        description="completions to train on: of the last attempt, of all attempts, or as many correct as incorrect "
-        "ones of all attempts",
+        description="completions to train on: of the last attempt, of all attempts, or train_size ones of all "
+        "attempts: as many correct as incorrect ones, or those whose rewards vary most",
+    )
+    train_size: GroupSize | None = Field(
+        None, description="balanced, max_variance: completions of a group to train on; null: balanced: one attempt's"
     )
     on_exhausted: Literal["train", "drop"] = Field(
         "train", description="adagrpo: train on a group that failed on the last rung, or drop it"
@@ -174,8 +163,23 @@ class AlgorithmSettings(Section):
     overlong_buffer: PositiveInt | None = Field(
         None, description="tokens before the limit over which a length penalty grows from 0 to 1; null: no penalty"
     )
+    advantage_scale: Literal["std", "none", "batch", "mean"] = Field(
+        "std",
+        description="divisor of advantages: the standard deviation of the group's rewards, none (Dr. GRPO), the "
+        "standard deviation of all groups' rewards (Lite PPO), or the mean of the group's rewards (MaxRL)",
+    )
+    advantage_statistics: Literal["all", "last", "trained"] = Field(
+        "all",
+        description="rewards of a group that its mean and standard deviation are of: of all attempts, of the last one, "
+        "or of the completions that are trained on",
+    )
     advantage_epsilon: float = Field(1e-4, gt=0.0, description="added to the standard deviation")
-    advantage_bound: float = Field(10.0, gt=0.0, description="advantages are clipped to plus and minus this")
+    advantage_bound: float | None = Field(
+        None,
+        gt=0.0,
+        description="advantages are clipped to plus and minus this; null: 10 if advantage_scale is std or batch, else "
+        "no bound",
+    )
     loss: LossSettings = Field(LossSettings(), description="the policy loss")
 
     def conflicts(self) -> Iterator[str]:
@@ -184,13 +188,21 @@ class AlgorithmSettings(Section):
         if fewest > most:
             yield (
                 f"algorithm.allocation.min_group={fewest} is more than max_group={most}; lower the first or raise "
-                "the second (null: half of group_size, and group_size)"
+                "the second (null: {} and {})".format(*self.allocation.defaults(self.group_size))
             )
+        elif self.allocation.rule == "value" and not fewest <= self.group_size <= most:
+            yield (
+                f"algorithm.allocation.rule=value gives groups algorithm.group_size={self.group_size} completions on "
+                f"average, which is not between min_group={fewest} and max_group={most}; change one of them"
+            )
+        yield from self._training_conflicts()
         if self.ladder is not None and self.name != "adagrpo":
             yield (
                 f"algorithm.ladder={self.ladder!r} resamples, which algorithm.name={self.name} does not; remove it, "
                 "or set algorithm.name to adagrpo"
             )
+        if self.pilot_size is not None:
+            yield from self._conflicts_of_pilots(self.pilot_size)
         steps = [trigger.from_step for trigger in self.triggers]
         if steps != sorted(set(steps)):
             yield f"algorithm.triggers have from_step {steps}; order them by step, each step once"
@@ -206,11 +218,79 @@ class AlgorithmSettings(Section):
                 "advantage; use a temperature above 0"
             )
 
+    def _conflicts_of_pilots(self, size: int) -> Iterator[str]:
+        """Yield conflicts of the size of pilots with the method, the group sizes and the criterion."""
+        if self.name != "adagrpo":
+            yield (
+                f"algorithm.pilot_size={size} samples pilots, which algorithm.name={self.name} does not; remove it, or "
+                "set algorithm.name to adagrpo"
+            )
+        elif size >= self.largest_group:
+            yield (
+                f"algorithm.pilot_size={size} leaves no commit in any group, since the largest has "
+                f"{self.largest_group} completions; lower it, or raise algorithm.group_size or "
+                "algorithm.allocation.max_group"
+            )
+        if self.criterion.kind == "balanced":
+            yield (
+                f"algorithm.pilot_size={size} adds a commit to a group that meets algorithm.criterion.kind=balanced, "
+                "which is balanced already; remove one of the two"
+            )
+
+    def _training_conflicts(self) -> Iterator[str]:
+        """Yield conflicts of the completions to train on, and of their advantages."""
+        if self.train_on == "max_variance" and self.train_size is None:
+            yield (
+                "algorithm.train_on=max_variance selects algorithm.train_size completions of a group, which is null; "
+                "set it, for example to a quarter of group_size"
+            )
+        if self.train_size is not None and self.train_on not in ("balanced", "max_variance"):
+            yield (
+                f"algorithm.train_size={self.train_size} is used by train_on=balanced and max_variance only, not by "
+                f"train_on={self.train_on}; remove it or change train_on"
+            )
+        if self.advantage_scale == "mean" and self.overlong_buffer is not None:
+            yield (
+                f"algorithm.advantage_scale=mean takes no rewards below 0, and algorithm.overlong_buffer="
+                f"{self.overlong_buffer} adds penalties; set the second to null or choose another scale"
+            )
+
+    @property
+    def largest_advantage(self) -> float:
+        """The bound of advantages; infinite if there is none.
+
+        By default only those that a standard deviation divides are bounded, since it may be tiny. With `mean` the
+        advantage of a single success is the number of rewards - 1, and a bound would change the objective.
+        """
+        if self.advantage_bound is not None:
+            return self.advantage_bound
+        return 10.0 if self.advantage_scale in ("std", "batch") else math.inf
+
+    @property
+    def allocates(self) -> bool:
+        """Whether earlier results choose the sizes of groups."""
+        return self.name == "adagrpo" and self.allocation.enabled
+
     @property
     def group_sizes(self) -> tuple[int, int]:
-        """Fewest and most completions of a group's first attempt."""
-        usual = self.group_size
-        return self.allocation.sizes(usual) if self.allocation.enabled else (usual, usual)
+        """Fewest and most completions of a group, by the settings of the allocation."""
+        return self.allocation.sizes(self.group_size) if self.allocates else (self.group_size, self.group_size)
+
+    @property
+    def shared_completions(self) -> int:
+        """Completions that `prompts_per_step` groups share by the rule `value`."""
+        completions = self.prompts_per_step * self.group_size
+        if self.budget is None or self.budget_unit == "tokens":
+            return completions
+        return min(completions, self.budget)
+
+    @property
+    def largest_group(self) -> int:
+        """The most completions that a group can get."""
+        fewest, most = self.group_sizes
+        if not self.allocates or self.allocation.rule == "informative":
+            return max(most, self.group_size)  # that of a prompt without results
+        return max(fewest, min(most, self.shared_completions - fewest * (self.prompts_per_step - 1)))
 
     @property
     def updates_per_batch(self) -> int:

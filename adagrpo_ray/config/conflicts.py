@@ -13,7 +13,7 @@ from adagrpo_ray.config.data import PLAIN, DataSettings
 from adagrpo_ray.config.environments import ENVIRONMENT, EnvironmentSettings
 from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM, ReasoningGymSettings
-from adagrpo_ray.config.rewards import RewardsSettings
+from adagrpo_ray.config.rewards import NEGATIVE, RewardsSettings
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.run_settings import CheckpointSettings, EvaluationSettings, RunSettings
 
@@ -21,12 +21,11 @@ from adagrpo_ray.config.run_settings import CheckpointSettings, EvaluationSettin
 def of_sampling(algorithm: AlgorithmSettings, rollout: RolloutSettings) -> Iterator[str]:
     """Yield conflicts of the budget and the token limit with group sizes, and of sleep with staleness."""
     a, r = algorithm, rollout
-    _, most = a.group_sizes
-    cost = max(most, a.group_size) * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
+    cost = a.largest_group * (r.max_new_tokens if a.budget_unit == "tokens" else 1)
     if a.budget is not None and a.budget < cost:
         yield (
             f"algorithm.budget={a.budget} {a.budget_unit} is smaller than the {cost} that one group may take "
-            f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={most}, "
+            f"(algorithm.group_size={a.group_size}, algorithm.allocation.max_group={a.group_sizes[1]}, "
             f"rollout.max_new_tokens={r.max_new_tokens}), so such a group can never be sampled; raise the budget "
             "or make the groups smaller"
         )
@@ -47,6 +46,22 @@ def of_criterion(algorithm: AlgorithmSettings, rewards: RewardsSettings) -> Iter
     reward = algorithm.criterion.reward
     if reward is not None and reward not in rewards.names:
         yield (f"algorithm.criterion.reward={reward!r} is none of rewards.functions {rewards.names}; name one of them")
+
+
+def of_advantages(algorithm: AlgorithmSettings, rewards: RewardsSettings) -> Iterator[str]:
+    """Yield a conflict if advantages are divided by the mean of rewards that are below 0, as far as settings show."""
+    if algorithm.advantage_scale != "mean":
+        return
+    if negative := [reward.function for reward in rewards.functions if reward.function in NEGATIVE and reward.weight]:
+        yield (
+            f"algorithm.advantage_scale=mean takes no rewards below 0, which rewards.functions {negative} give; use "
+            "'exact', or choose another scale"
+        )
+    elif rewards.on_error == "score" and rewards.error_score < 0:
+        yield (
+            f"algorithm.advantage_scale=mean takes no rewards below 0, and rewards.error_score={rewards.error_score} "
+            "is one; set it to 0 or choose another scale"
+        )
 
 
 def of_problems(reasoning_gym: ReasoningGymSettings, data: DataSettings, rewards: RewardsSettings) -> Iterator[str]:

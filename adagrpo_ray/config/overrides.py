@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from adagrpo_ray.config.refusals import shown
+from adagrpo_ray.config.secrets import hidden
 from adagrpo_ray.config.section import Section, section_of
 from adagrpo_ray.config.yaml_text import Plain, parse
 from adagrpo_ray.errors import ConfigError
@@ -36,12 +37,13 @@ def override(root: Root, tree: dict[str, Any], overrides: Sequence[str] | Mappin
 def _read(override: str) -> tuple[str, Any]:
     """Return key and value of one "dotted.key=value"."""
     key, equals, text = override.partition("=")
+    quoted = hidden(repr(override))
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"cannot read the override {override!r}; write key=value, as in learner.learning_rate=1e-4")
+        raise ConfigError(f"cannot read the override {quoted}; write key=value, as in learner.learning_rate=1e-4")
     key = key.strip()
     if not text.strip():
         raise ConfigError(
-            f"the override {override!r} has no value; write {key}=null for none, {key}='\"\"' for an empty text"
+            f"the override {quoted} has no value; write {key}=null for none, {key}='\"\"' for an empty text"
         )
     return key, parse(text, f"the value of {key}")
 
@@ -59,7 +61,7 @@ def _keyed(value: object) -> object:
 
 def _set(root: Root, tree: dict[str, Any], key: str, value: Any, written: str) -> None:
     """Set `key` to `value` and create mappings on the way; errors quote the override as `written`."""
-    names = key.strip().split(".")
+    names, quoted = key.strip().split("."), hidden(repr(written))
     node: Any = tree
     for depth, name in enumerate(names):
         last = depth == len(names) - 1
@@ -67,13 +69,13 @@ def _set(root: Root, tree: dict[str, Any], key: str, value: Any, written: str) -
             if not (name.isascii() and name.isdecimal()) or int(name) >= len(node):
                 there = f"none of its numbers 0 to {len(node) - 1}" if node else "no number of an empty list"
                 listed = f"{'.'.join(names[:depth])} is a list of {len(node)}"
-                raise ConfigError(f"{written!r}: {listed}; {name!r} is {there}")
+                raise ConfigError(f"{quoted}: {listed}; {name!r} is {there}")
             index: Any = int(name)
         elif isinstance(node, dict):
             index = name
         else:
             there = f"{'.'.join(names[:depth])} is the value {shown(node)}"
-            raise ConfigError(f"{written!r}: {there} and has no {name!r}")
+            raise ConfigError(f"{quoted}: {there} and has no {name!r}")
         if last:
             before = node[index] if isinstance(node, list) else node.get(index)
             node[index] = _merged(root, before, value, tuple(names))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from adagrpo_ray.config.secrets import SECRET, holds_secret
+from adagrpo_ray.config.secrets import SECRET, hidden, holds_secret, names_secret
 from adagrpo_ray.config.section import section_of
 from adagrpo_ray.config.typed import Misfit
 
@@ -38,9 +38,9 @@ _REPR.maxlevel = 4
 
 
 def shown(value: object) -> str:
-    """Return `value` as Python writes it, cut to a readable length; `***` if it holds a secret."""
+    """Return `value` as Python writes it, cut to a readable length, without secrets."""
     text = _REPR.repr(value)
-    return "***" if holds_secret(value if isinstance(value, str) else text) else text
+    return "***" if holds_secret(value if isinstance(value, str) else text) else hidden(text)
 
 
 def explain(error: Any, root: type[BaseModel]) -> str:
@@ -55,7 +55,8 @@ def explain(error: Any, root: type[BaseModel]) -> str:
         valid = _valid_names(place[:-1], root)
         near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*map(str, place[:-1]), near[0]])!r}?" if near else f"valid: {', '.join(valid)}"
-        return f"unknown key {key!r} (value {shown(value)}); {hint}"
+        value_shown = "***" if names_secret(str(place[-1])) else shown(value)
+        return f"unknown key {key!r} (value {value_shown}); {hint}"
     value = list(value) if isinstance(value, tuple) else value
     message: str = error["msg"].removeprefix("Value error, ").replace("Tuple should", "input should be a list that")
     message = message.replace("a list that have", "a list that has").replace(" after validation", "")

@@ -8,13 +8,41 @@ from typing import Literal
 from pydantic import Field
 
 from adagrpo_ray.config.section import Gibibytes, PositiveInt, Seconds, Section
+from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings
+
+NEGATIVE = ("answer", "format_approximate", "number")
+"""Built-in reward functions that have scores below 0."""
 
 
 class RewardSettings(Section):
     """One reward function. The reward of a completion is the weighted sum over all of them."""
 
-    function: str = Field(..., min_length=1, description="a built-in name, or your own as 'module:function'")
+    function: str | None = Field(
+        None, min_length=1, description="a built-in name, or your own as 'module:function'; null: one of the next two"
+    )
+    judge: JudgeSettings | None = Field(None, description="a chat model behind an OpenAI-compatible server")
+    reward_model: RewardModelSettings | None = Field(None, description="a reward model behind a vLLM server")
     weight: float = Field(1.0, ge=-1e6, le=1e6, description="factor of its scores in the sum")
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield a conflict if the entry names no function, or several."""
+        kinds = ("function", "judge", "reward_model")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            yield (
+                f"an entry of rewards.functions has {' and '.join(given) or 'nothing that scores'}; give it one of "
+                f"{', '.join(kinds)}"
+            )
+
+    @property
+    def served(self) -> JudgeSettings | RewardModelSettings | None:
+        """The settings of the model that scores; None for a function."""
+        return self.judge or self.reward_model
+
+    @property
+    def name(self) -> str:
+        """The name in metrics, samples and other settings."""
+        return self.function or (self.served.name if self.served is not None else "")
 
 
 class RewardsSettings(Section):
@@ -34,7 +62,12 @@ class RewardsSettings(Section):
         "prompts with a probability of 96 %; 0: none",
     )
     workers: PositiveInt = Field(1, description="scoring processes, separate from the learner")
-    timeout_s: Seconds = Field(30.0, description="seconds that scoring one group may take")
+    max_concurrent: PositiveInt = Field(
+        32, description="groups that coroutine functions (async def) score at the same time, in a process of their own"
+    )
+    timeout_s: Seconds = Field(
+        30.0, description="seconds that functions may take to score one group; judges and reward models have their own"
+    )
     memory_gib: Gibibytes | None = Field(
         4.0, description="memory that a scoring process may take, without libraries; null: no limit"
     )
@@ -57,4 +90,19 @@ class RewardsSettings(Section):
     @property
     def names(self) -> list[str]:
         """The names of the reward functions, in their order."""
-        return [reward.function for reward in self.functions]
+        return [reward.name for reward in self.functions]
+
+    @property
+    def own(self) -> tuple[RewardSettings, ...]:
+        """The entries that are functions, not models behind servers."""
+        return tuple(reward for reward in self.functions if reward.served is None)
+
+    @property
+    def served(self) -> tuple[JudgeSettings | RewardModelSettings, ...]:
+        """The settings of the judges and reward models."""
+        return tuple(reward.served for reward in self.functions if reward.served is not None)
+
+    @property
+    def decides(self) -> str:
+        """The name of the function whose score decides on correctness."""
+        return self.correct_by or self.names[-1]

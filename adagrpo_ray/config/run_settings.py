@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from adagrpo_ray.config.benchmarks import BenchmarkSettings
 from adagrpo_ray.config.sampling import SamplingParams
 from adagrpo_ray.config.section import Count, Location, PositiveInt, Section
+from adagrpo_ray.config.yaml_text import Plain
 
 
 class RunSettings(Section):
@@ -36,19 +39,38 @@ class RunSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """Accuracy on the held-out prompts."""
+    """Accuracy on the held-out prompts, and on benchmarks."""
 
     samples: PositiveInt = Field(1, description="completions of each held-out prompt")
     sampling: SamplingParams = Field(SamplingParams(), description="sampling parameters of the evaluation")
     every: Count = Field(0, description="steps between evaluations during training; 0: only before and after")
+    benchmarks: tuple[BenchmarkSettings, ...] = Field(
+        (), description="benchmarks that each evaluation during training covers too, as in [gsm8k, aime24]"
+    )
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Return the list with each name alone as the section of that benchmark."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [{"name": each} if isinstance(each, str | Plain) else each for each in value]
 
     def conflicts(self) -> Iterator[str]:
-        """Yield a conflict if all completions of a prompt would be the same."""
-        if self.samples > 1 and self.sampling.temperature == 0.0:
-            yield (
-                f"evaluation.samples={self.samples} with temperature 0 draws the same completion again; "
-                "use samples=1 or a temperature above 0"
-            )
+        """Yield conflicts: all completions of a prompt would be the same, or a benchmark is named twice."""
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if len(set(names)) < len(names):
+            yield f"evaluation.benchmarks names a benchmark twice: {names}; give it once"
+        if self.sampling.temperature > 0.0:
+            return
+        keys = {"evaluation.samples": self.samples}
+        keys |= {f"evaluation.benchmarks.{i}.samples": b.samples or 1 for i, b in enumerate(self.benchmarks)}
+        for key, samples in keys.items():
+            if samples > 1:
+                yield (
+                    f"{key}={samples} with temperature 0 draws the same completion again; use samples=1 or a "
+                    "temperature above 0"
+                )
 
 
 class CheckpointSettings(Section):

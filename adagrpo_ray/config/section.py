@@ -35,8 +35,9 @@ def _custom(resource: str) -> str:
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
-GroupSize = Annotated[int, Field(ge=2, le=16384)]
-"""Completions of one request; the upper bound is that of vLLM (VLLM_MAX_N_SEQUENCES)."""
+LARGEST_GROUP = 16384
+"""Most completions of one request; it is the bound of vLLM (VLLM_MAX_N_SEQUENCES)."""
+GroupSize = Annotated[int, Field(ge=2, le=LARGEST_GROUP)]
 Seconds = Annotated[float, Field(gt=0.0, lt=2**31 / 1000)]
 """A time; poll(2) waits for at most 24 days, which is milliseconds in an int."""
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -16,6 +16,7 @@ from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.answers import answer_text
 from adagrpo_ray.data.arithmetic import ARITHMETIC, Problem, problem_sets
+from adagrpo_ray.data.benchmark_prompts import BenchmarkPrompts
 from adagrpo_ray.data.chat import system_message
 from adagrpo_ray.data.formats import Row
 from adagrpo_ray.data.gym_problems import GymProblem, problem_rows
@@ -40,7 +41,8 @@ T = TypeVar("T")
 class PromptSets:
     """Prompts to train on, held-out prompts, and the number of dropped rows by reason.
 
-    `notes` has remarks on the data for the user. `template` is the digest of the chat template.
+    `notes` has remarks on the data for the user. `template` is the digest of the chat template. `benchmarks` are
+    loaded apart from the others.
     """
 
     train: tuple[Prompt, ...]
@@ -48,6 +50,7 @@ class PromptSets:
     dropped: Mapping[str, int]
     notes: tuple[str, ...] = ()
     template: str = ""
+    benchmarks: tuple[BenchmarkPrompts, ...] = ()
 
 
 @dataclass(frozen=True)

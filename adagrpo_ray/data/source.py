@@ -123,7 +123,7 @@ def _folder(folder: Path, data: DataSettings) -> Sequence[Row]:
     """Return the rows of the files of `data.split` in a folder, or of a data set that `datasets` saved there."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved(folder, data)
-    if data.subset is not None or _has_configurations(folder):  # `datasets` reads them from its README.md
+    if data.subset is not None or has_configurations(folder):  # `datasets` reads them from its README.md
         return _hub(data)
     files = [
         path
@@ -178,7 +178,8 @@ def _together(files: Sequence[Path], data: DataSettings) -> Sequence[Row]:
     return [row for path in files for row in read_file(path)]
 
 
-def _has_configurations(folder: Path) -> bool:
+def has_configurations(folder: Path) -> bool:
+    """Return whether the README.md of a folder names configurations, as that of a data set of the Hub does."""
     try:
         head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -207,18 +208,30 @@ def _saved(folder: Path, data: DataSettings) -> Sequence[Row]:
 
 
 def _hub(data: DataSettings) -> Sequence[Row]:
+    try:
+        return hub_rows(os.path.expanduser(data.source), data.subset, data.split)
+    except DataError as error:
+        raise DataError(
+            f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: {error}; "
+            "give 'arithmetic', 'reasoning_gym', a file, a folder, or a Hub name"
+        ) from None
+
+
+def hub_rows(source: str, subset: str | None, split: str, columns: Sequence[str] | None = None) -> Sequence[Row]:
+    """Return the rows of a data set of the Hub, or of a folder that is a copy of one; of `columns` alone if given.
+
+    Raises DataError, with the first line of the reason alone, if it cannot be loaded.
+    """
     from datasets import load_dataset
     from datasets.utils import logging
 
     logging.set_verbosity(logging.CRITICAL)  # its errors have the same content as its log
     try:
-        rows = load_dataset(os.path.expanduser(data.source), data.subset, split=data.split)
+        rows = load_dataset(source, subset, split=split)
+        if columns is not None:  # others may be images, which need further packages
+            rows = rows.select_columns([name for name in columns if name in rows.column_names])
     except Exception as error:  # datasets raises many errors for bad files
-        raise DataError(
-            f"data.source={data.source!r} (subset {data.subset!r}, split {data.split!r}) cannot be loaded: "
-            f"{first_line(error.__cause__ or error)}; give 'arithmetic', 'reasoning_gym', a file, a folder, or a Hub "
-            "name"
-        ) from None
+        raise DataError(first_line(error.__cause__ or error)) from None
     return _restored(rows)
 
 

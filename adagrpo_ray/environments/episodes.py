@@ -27,6 +27,7 @@ from adagrpo_ray.environments.transcript import FAILED, Transcript, environment_
 from adagrpo_ray.errors import ConfigError, DataError, ExtensionError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.model.node_files import ModelFiles
+from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.rewards.registry import Scores
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.types import MAX_TURNS, Completion, GenerationRequest, Prompt, TokenIds
@@ -124,6 +125,10 @@ class Episodes:
         notices = tuple(self._notices)
         self._notices.clear()
         return (*notices, *self._scorer.notices())
+
+    def consumption(self) -> Mapping[str, Consumption]:
+        """Return the consumption of the scorer's judges and reward models, as `RewardScorer.consumption`."""
+        return self._scorer.consumption()
 
     def close(self) -> None:
         """End all processes of environments, and the scoring processes."""

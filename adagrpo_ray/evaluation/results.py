@@ -36,6 +36,7 @@ class CompletionResult(Record):
     correct: whether it is correct by the reward functions.
     correct_format: whether it has exactly the prompted format.
     correct_anywhere: whether it is correct, or contains the correct answer anywhere.
+    extracted: its answer in the prompted form; None if it has none.
     """
 
     text: str
@@ -45,6 +46,7 @@ class CompletionResult(Record):
     correct: bool
     correct_format: bool
     correct_anywhere: bool
+    extracted: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.benchmarks import BenchmarkSettings
+from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.config.fixed import fixed_settings
 from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.benchmark_prompts import BenchmarkPrompts
 from adagrpo_ray.data.order import IDS
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.model.identity import fingerprint
 from adagrpo_ray.model.pretrained import read_model_config
 from adagrpo_ray.rewards import load_reward
+from adagrpo_ray.rewards.benchmark_answers import scoring
 from adagrpo_ray.rewards.registry import BUILTIN
 
 COUNTING = (
@@ -32,18 +36,31 @@ COUNTING = (
 Settings that select prompts are not among them, since each prompt has results of its own.
 """
 
+OF_BENCHMARKS = (
+    *("run.seed", "model.path", "model.dtype", "data.format.think_end", "data.template_kwargs"),
+    *("evaluation.sampling", "rollout.max_new_tokens", "rollout.lora_mode"),
+)
+"""Those that results on a benchmark depend on: it has its own prompts and scores."""
+
 BASE_WEIGHTS, OWN_REWARD = "(the base model's files)", "(the file of {})"
 PROMPT_NAMES, TEMPLATE = "(the names of prompts)", "(the chat template)"
+BENCHMARK = "(the benchmark)"
 """Names of dependencies that are no settings, used as keys."""
 
 
-def for_evaluation(config: Config) -> Config:
-    """The settings without those of training: no initial adapter, and no learner that shares a GPU."""
+def for_evaluation(config: Config, benchmarks: tuple[BenchmarkSettings, ...] = ()) -> Config:
+    """The settings without those of training: no initial adapter, and no learner that shares a GPU.
+
+    With `benchmarks` the reward functions are those that score benchmarks, and there is no environment.
+    """
     return config.model_copy(
         update={
             "algorithm": AlgorithmSettings(),
             "model": config.model.model_copy(update={"adapter": None}),
             "rollout": config.rollout.model_copy(update={"sleep": False}),
+            "rewards": scoring(config.rewards) if benchmarks else config.rewards,
+            "environment": EnvironmentSettings() if benchmarks else config.environment,
+            "evaluation": config.evaluation.model_copy(update={"benchmarks": benchmarks}),
         }
     )
 
@@ -53,17 +70,27 @@ def counting_settings(config: Config, model_path: str) -> dict[str, Any]:
 
     The files of the model and of reward functions are represented by digests.
     """
-    names = (*COUNTING, *(("environment",) if config.environment.active else ()))
-    flat = {
-        key: value
-        for key, value in fixed_settings(config).items()
-        if any(key == name or key.startswith(f"{name}.") for name in names)
-    }
+    flat = _selected(config, (*COUNTING, *(("environment",) if config.environment.active else ())))
     flat[BASE_WEIGHTS] = _weights(model_path, config.model)
-    for function in config.rewards.functions:
-        if function.function not in BUILTIN:
-            flat[OWN_REWARD.format(function.function)] = _source(function.function)
+    for function in config.rewards.own:
+        if function.name not in BUILTIN:
+            flat[OWN_REWARD.format(function.name)] = _source(function.name)
     return flat
+
+
+def benchmark_settings(config: Config, model_path: str, benchmark: BenchmarkPrompts, template: str) -> dict[str, Any]:
+    """The settings that results on a benchmark depend on, in the form of `counting_settings`.
+
+    `template` is the digest of the chat template. The ids of its problems depend on their words.
+    """
+    return {
+        **_selected(config, OF_BENCHMARKS),
+        "evaluation.samples": benchmark.samples,
+        BASE_WEIGHTS: _weights(model_path, config.model),
+        PROMPT_NAMES: IDS,
+        TEMPLATE: template,
+        BENCHMARK: benchmark.name,
+    }
 
 
 def prompt_settings(prompts: PromptSets) -> dict[str, Any]:
@@ -77,6 +104,15 @@ def prompt_settings(prompts: PromptSets) -> dict[str, Any]:
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """A digest of the settings, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _selected(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    """The settings with these names, and those below them, by dotted key."""
+    return {
+        key: value
+        for key, value in fixed_settings(config).items()
+        if any(key == name or key.startswith(f"{name}.") for name in names)
+    }
 
 
 def _weights(path: str, model: ModelSettings) -> str:

@@ -17,6 +17,8 @@ from adagrpo_ray.runs.markdown import cell, literal
 from adagrpo_ray.runs.wording import difficulties, few, printable, shown
 
 JSON, MARKDOWN = "evaluation.json", "evaluation.md"
+DIFFERENCES = ["accuracy", "difference", "better on", "worse on"]
+"""The head of the table of differences."""
 Rows = list[tuple[str, list[str]]]
 
 LABELS = {
@@ -33,53 +35,48 @@ LABELS = {
 def report(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     """All models side by side, then their differences, within `width` characters if possible."""
     yield _about(comparison)
-    rows = metric_rows(comparison)
-    names = [model.name for model in comparison.models]
-    label = max(len(name) for name, _ in rows)
-    needed = label + sum(2 + max(len(row[1][i]) for row in rows) for i in range(len(names)))
-    if needed > width:  # put the intervals below their values
-        rows = [(name, [cell.replace(" [", "\n[") for cell in cells]) for name, cells in rows]
-    yield _grid(["", *map(shown, names)], rows)
+    yield grid(["", *(shown(model.name) for model in comparison.models)], metric_rows(comparison), width)
     if comparison.differences:
         yield ""
-        yield _grid(["accuracy", "difference", "better on", "worse on"], difference_rows(comparison))
+        yield grid(DIFFERENCES, difference_rows(comparison), width)
     yield ""
     yield comparison.confidence
 
 
 def markdown(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     """The comparison as a Markdown document, with the settings that it depends on."""
-    lines = ["# Evaluation", "", _about(comparison), ""]
-    lines += _lines(["", *(shown(model.name) for model in comparison.models)], metric_rows(comparison))
+    text = ["# Evaluation", "", _about(comparison), ""]
+    text += lines(["", *(shown(model.name) for model in comparison.models)], metric_rows(comparison))
     if comparison.differences:
-        lines += ["", *_lines(["accuracy", "difference", "better on", "worse on"], difference_rows(comparison))]
-    lines += ["", f"{comparison.confidence}.", "", "| model | folder | digest |", "| --- | --- | --- |"]
-    lines += [
+        text += ["", *lines(DIFFERENCES, difference_rows(comparison))]
+    text += ["", f"{comparison.confidence}.", "", "| model | folder | digest |", "| --- | --- | --- |"]
+    text += [
         f"| {cell(literal(shown(m.name)))} | {cell(literal(printable(m.folder)))} | {m.digest[:12]} |"
         for m in comparison.models
     ]
-    lines += ["", "| setting | value |", "| --- | --- |"]
-    lines += [f"| {cell(key)} | {cell(literal(json.dumps(value)))} |" for key, value in settings.items()]
-    return "\n".join(lines) + "\n"
+    text += ["", "| setting | value |", "| --- | --- |"]
+    text += [f"| {cell(key)} | {cell(literal(json.dumps(value)))} |" for key, value in settings.items()]
+    return "\n".join(text) + "\n"
 
 
 def save(folder: Path, comparison: Comparison, settings: Mapping[str, Any]) -> None:
     """Write the JSON and the Markdown file into `folder`, each atomically. Raises ResourceError if that fails."""
     content = {**comparison.to_dict(), "settings": dict(settings)}
-    texts = {
-        JSON: json.dumps(content, indent=2, allow_nan=False) + "\n",
-        MARKDOWN: markdown(comparison, settings),
-    }
-    for name, text in texts.items():
-        aside = folder / f"{name}.part"
-        try:
-            aside.write_text(text, encoding="utf-8", errors="replace")
-            os.replace(aside, folder / name)
-        except OSError as error:
-            raise ResourceError(
-                f"cannot write {folder / name} ({error.strerror or error}); free or unlock that place, then give the "
-                "same command again"
-            ) from error
+    write(folder / JSON, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write(folder / MARKDOWN, markdown(comparison, settings))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file atomically. Raises ResourceError if that fails."""
+    aside = path.with_name(f"{path.name}.part")
+    try:
+        aside.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(aside, path)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {path} ({error.strerror or error}); free or unlock that place, then give the same command "
+            "again"
+        ) from error
 
 
 def metric_rows(comparison: Comparison) -> Rows:
@@ -90,15 +87,14 @@ def metric_rows(comparison: Comparison) -> Rows:
         if name == "pass@1":  # equal to the accuracy
             continue
         label = f"accuracy (avg@{n})" if name == ACCURACY else LABELS.get(name, name)
-        rows.append((label, [_shown(model.metrics[name], name) for model in models]))
+        rows.append((label, [shown_estimate(model.metrics[name], name) for model in models]))
         if name == ACCURACY:
             named, others = few(
                 difficulties(difficulty for model in models for difficulty in model.accuracy_by_difficulty)
             )
-            rows += [
-                (f"  {shown(difficulty)}", [_shown(model.accuracy_by_difficulty[difficulty], name) for model in models])
-                for difficulty in named
-            ]
+            for difficulty in named:
+                of_models = [model.accuracy_by_difficulty[difficulty] for model in models]
+                rows.append((f"  {shown(difficulty)}", [shown_estimate(estimate, name) for estimate in of_models]))
             rows += [(f"  {others}", ["" for _ in models])] if others else []
     if any(model.failed for model in models):
         rows.append(("problems failed", [str(model.failed) for model in models]))
@@ -111,7 +107,7 @@ def difference_rows(comparison: Comparison) -> Rows:
         (
             f"{shown(d.second)} - {shown(d.first)}",
             [
-                _shown(d.metrics[ACCURACY], ACCURACY, signed=True),
+                shown_estimate(d.metrics[ACCURACY], ACCURACY, signed=True),
                 f"{d.better} of {comparison.problems}",
                 f"{d.worse} of {comparison.problems}",
             ],
@@ -124,7 +120,7 @@ def _about(comparison: Comparison) -> str:
     return f"{comparison.problems} problems, {comparison.samples} completions of each"
 
 
-def _shown(estimate: Estimate, name: str, *, signed: bool = False) -> str:
+def shown_estimate(estimate: Estimate, name: str, *, signed: bool = False) -> str:
     """The value and its interval: "0.512 [0.441, 0.583]", lengths with one decimal."""
     form = f"{'+' if signed else ''}.{1 if name in LENGTHS else 3}f"
     if estimate.low is None or estimate.high is None:
@@ -132,8 +128,15 @@ def _shown(estimate: Estimate, name: str, *, signed: bool = False) -> str:
     return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
-def _grid(head: Sequence[str], rows: Rows) -> Table:
-    """A table without rules, so that it looks the same in every encoding; names left, numbers right."""
+def grid(head: Sequence[str], rows: Rows, width: int) -> Table:
+    """A table without rules, so that it looks the same in every encoding; names left, numbers right.
+
+    If it would be wider than `width` characters, intervals are below their values.
+    """
+    columns = range(len(head) - 1)
+    needed = max(len(name) for name, _ in rows) + sum(2 + max(len(cells[i]) for _, cells in rows) for i in columns)
+    if needed > width:
+        rows = [(name, [cell.replace(" [", "\n[") for cell in cells]) for name, cells in rows]
     table = Table(box=None, padding=(0, 0, 0, 2))
     table.add_column(head[0], overflow="fold")
     for name in head[1:]:
@@ -143,7 +146,8 @@ def _grid(head: Sequence[str], rows: Rows) -> Table:
     return table
 
 
-def _lines(head: Sequence[str], rows: Rows) -> list[str]:
+def lines(head: Sequence[str], rows: Rows) -> list[str]:
+    """A table as the lines of Markdown."""
     return [
         f"| {' | '.join(map(cell, map(literal, head)))} |",
         f"| --- |{' ---: |' * (len(head) - 1)}",

@@ -61,7 +61,7 @@ def give(functions: Mapping[tuple[str, str], Callable[..., Any]]) -> Given:
 
 def name_of(function: Callable[..., Any], setting: str) -> str:
     """Return the name of a function for the configuration. Raises ConfigError if it has none."""
-    inner = _inner(function)
+    inner = unwrapped(function)
     name = getattr(inner, "__name__", None) or type(inner).__name__
     if not callable(function) or not name.isidentifier():
         raise ConfigError(f"{setting}: {function!r:.300} has no name; give a function made with def")
@@ -78,7 +78,7 @@ def fingerprint(function: Callable[..., Any]) -> str:
 
 def _pickled(function: Callable[..., Any], setting: str, name: str) -> bytes:
     # cloudpickle pickles functions of __main__ by value. Modules next to the program are missing on other nodes too.
-    module = sys.modules.get(getattr(_inner(function), "__module__", None) or "")
+    module = sys.modules.get(getattr(unwrapped(function), "__module__", None) or "")
     by_value = module is not None and _is_of_user(module) and module not in cloudpickle.list_registry_pickle_by_value()
     try:
         if by_value:
@@ -94,8 +94,9 @@ def _pickled(function: Callable[..., Any], setting: str, name: str) -> bytes:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _inner(function: Any) -> Any:
-    return _inner(function.func) if isinstance(function, partial) else function
+def unwrapped(function: Any) -> Any:
+    """Return the function without the partial objects around it."""
+    return unwrapped(function.func) if isinstance(function, partial) else function
 
 
 def _is_of_user(module: ModuleType) -> bool:
@@ -109,7 +110,7 @@ def _is_of_user(module: ModuleType) -> bool:
 
 def _codes(thing: Any) -> Iterator[CodeType]:
     """Yield the code objects of a function, of a class, or of the class of a callable object."""
-    thing = _inner(thing)
+    thing = unwrapped(thing)
     if hasattr(thing, "__code__"):
         yield thing.__code__
     else:

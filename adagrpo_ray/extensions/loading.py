@@ -9,11 +9,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from adagrpo_ray.errors import ConfigError
-from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.extensions.given import NOTHING, Given, unwrapped
 
 
 def load_function(spec: str, setting: str, built_in: Sequence[str], given: Given = NOTHING) -> Callable[..., Any]:
@@ -57,21 +56,23 @@ def load_function(spec: str, setting: str, built_in: Sequence[str], given: Given
     return function  # type: ignore[no-any-return]
 
 
-def check_kind(function: Callable[..., Any], called: str) -> None:
-    """Check that the function is no class, no coroutine function and no generator function.
+def check_kind(function: Callable[..., Any], called: str, *, awaited: bool = False) -> None:
+    """Check that the function is no class and no generator function, and no coroutine function unless it is `awaited`.
 
     Raises ConfigError, which begins with `called`, if it is one of them.
     """
-    inner: Any = function
-    while isinstance(inner, partial):
-        inner = inner.func
-    if isinstance(inner, type):
+    if isinstance(unwrapped(function), type):
         raise ConfigError(f"{called} is a class; give a function, or a callable object of the class")
-    code = inner if inspect.isroutine(inner) else type(inner).__call__
-    if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
+    code = _code(function)
+    if inspect.iscoroutinefunction(code) and not awaited:
         raise ConfigError(f"{called} is a coroutine function, which nothing awaits; make it a plain `def`")
-    if inspect.isgeneratorfunction(code):
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
         raise ConfigError(f"{called} is a generator function; return a list of the values that it yields")
+
+
+def is_coroutine_function(function: Callable[..., Any]) -> bool:
+    """Return whether the function, or the call of a callable object, is written with `async def`."""
+    return inspect.iscoroutinefunction(_code(function))
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature | None:
@@ -109,6 +110,12 @@ def describe_error(error: BaseException) -> str:
         return f"{error!r:.300}{place}"
     except Exception:
         return f"a {type(error).__name__} that cannot be shown{place}"
+
+
+def _code(function: Any) -> Any:
+    """Return the function that a call runs: the function itself, or the method of a callable object."""
+    inner = unwrapped(function)
+    return inner if inspect.isroutine(inner) or isinstance(inner, type) else type(inner).__call__
 
 
 def _one_of(built_in: Sequence[str]) -> str:

@@ -121,7 +121,7 @@ class LearnerActor:
         return SyncReport(version, weights.data.nbytes)
 
     def evaluate(self, step: int) -> EvaluationRecord | Pending:
-        """Accuracy on the held-out prompts after `step`."""
+        """Results on the held-out prompts and the benchmarks after `step`."""
         return self._collector.evaluate(step)
 
     def abandon(self) -> None:

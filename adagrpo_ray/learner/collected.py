@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ray
 
 from adagrpo_ray.algorithm.methods import Method
@@ -9,6 +11,7 @@ from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.replies import Collected
+from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.sampling.batch import broken_samples, training_samples
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.metrics import sampling_metrics
@@ -24,19 +27,29 @@ def collected(
     *,
     rollout_actors: int,
     rollout_restarts: int,
+    consumption: Mapping[str, Consumption],
     notices: tuple[str, ...],
 ) -> Collected:
     """Make the reply from the groups of a step; the batches go into the object store. See `Collected` for the rest."""
-    functions, dropped = [f.function for f in config.rewards.functions], method.drop_exhausted
+    functions, dropped = config.rewards.names, method.drop_exhausted
     groups = [*collection.ready, *(() if dropped else collection.exhausted)]
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
     samples = (*samples, *broken_samples(collection.attempts))
     batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens, packing)
     shown = config.run.samples_per_step
+    metrics = sampling_metrics(
+        step,
+        collection,
+        functions,
+        method.ladder.height,
+        config.algorithm,
+        exhausted_dropped=dropped,
+        consumption=consumption,
+    )
     return Collected(
         batches=tuple(ray.put(batch) for batch in batches),
-        trained_tokens=sum(len(s.token_ids) for s in samples),
-        metrics=sampling_metrics(step, collection, functions, method.ladder.height, exhausted_dropped=dropped),
+        trained_tokens=sum(s.policy_tokens for s in samples),
+        metrics=metrics,
         groups=group_samples(step, collection, functions, config.algorithm, shown, exhausted_dropped=dropped),
         rollout_actors=rollout_actors,
         rollout_restarts=rollout_restarts,

@@ -1,4 +1,4 @@
-"""The sampling of one run on rank 0: batches from groups, the held-out evaluation, and syncs of the adapter."""
+"""The sampling of one run on rank 0: batches from groups, evaluations, and syncs of the adapter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.runs.group_codec import Arrays
 from adagrpo_ray.runs.records import EvaluationRecord
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.sampling.evaluate import evaluate
+from adagrpo_ray.sampling.evaluation import Evaluation
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 
 POLL_S = 1.0
@@ -59,7 +59,7 @@ class Collector:
         """
         self._config, self._background, self._fleet = config, background, fleet
         self._prompts, self._packing, self._first_notices = prompts, packing, notices
-        self._method = make_method(config.algorithm, [f.function for f in config.rewards.functions], given)
+        self._method = make_method(config.algorithm, config.rewards.names, given)
         self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
         every, watched = (*prompts.train, *prompts.held_out), self._endings.watched(fleet.pool.generate)
         scorer = RewardScorer(config.rewards, config.data.format, given)
@@ -74,6 +74,7 @@ class Collector:
             seed=config.run.seed,
             drop_failed=config.rewards.on_error == "drop",
         )
+        self._evaluation = Evaluation(config, prompts, self._generate, self._scorer.score, watched)
         self._collections: dict[int, asyncio.Task[Collection]] = {}  # in flight, by step
         self._evaluations: dict[int, asyncio.Task[EvaluationRecord]] = {}
 
@@ -95,24 +96,14 @@ class Collector:
             self._packing,
             rollout_actors=len(self._fleet.pool.members),
             rollout_restarts=self._fleet.restarts,
+            consumption=self._scorer.consumption(),
             notices=(*self._notices(), *self._endings.notices()),
         )
 
     def evaluate(self, step: int) -> EvaluationRecord | Pending:
-        """Evaluate the accuracy on the held-out prompts after `step`."""
-        config = self._config
+        """Evaluate the held-out prompts and the benchmarks after `step`."""
         if step not in self._evaluations:
-            self._evaluations[step] = self._background.start(
-                evaluate(
-                    self._prompts.held_out,
-                    config.evaluation,
-                    self._generate,
-                    self._scorer.score,
-                    step=step,
-                    max_new_tokens=config.rollout.max_new_tokens,
-                    seed=config.run.seed,
-                )
-            )
+            self._evaluations[step] = self._background.start(self._evaluation.run(step))
         done = self._background.wait(self._evaluations[step], POLL_S)
         # Return notices first: after the last evaluation there is no further call to return them.
         notices = (*self._notices(), *(self._endings.notices() if done else ()))
@@ -151,7 +142,8 @@ class Collector:
         """Cancel the sampling in flight, and end the scoring processes."""
         self.abandon()
         self._scorer.close()
+        self._evaluation.close()
 
     def _notices(self) -> tuple[str, ...]:
         first, self._first_notices = self._first_notices, ()
-        return (*first, *self._fleet.notices(), *self._scorer.notices())
+        return (*first, *self._fleet.notices(), *self._scorer.notices(), *self._evaluation.notices())

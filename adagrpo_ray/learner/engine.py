@@ -105,10 +105,10 @@ class LearnerEngine:
         return UpdateReport(statistics, whole.norm)
 
     def logprobs(self, samples: tuple[TrainSample, ...]) -> list[Any]:
-        """Log-probabilities [T] of the completion of each sample under the current policy."""
+        """Log-probabilities [P] of the tokens that the policy wrote in each sample, under the current policy."""
         with torch.no_grad(), without_dropout(self._policy):
             flat = self._policy(self._lay_out(samples, self._device))[0].cpu()
-        return [part.numpy() for part in flat.split([len(s.token_ids) for s in samples])]
+        return [part.numpy() for part in flat.split([s.policy_tokens for s in samples])]
 
     def close(self) -> None:
         """Free the memory of the weights; nothing of the engine may be used afterwards."""

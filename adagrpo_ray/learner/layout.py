@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.model.shared_attention import shared_prompt
@@ -17,11 +18,11 @@ from adagrpo_ray.types import TokenIds, TrainSample
 
 @dataclass(frozen=True)
 class Rows:
-    """A micro-batch as tensors: B rows of S tokens, of which n are completion tokens.
+    """A micro-batch as tensors: B rows of S tokens, of which the policy wrote n. Observed tokens are input only.
 
     - `inputs`: the arguments of the model: input_ids [B x S], and those that separate the samples.
     - `predicting` [n]: indices of the flattened [B x S] hidden states that predict the targets, sample by sample.
-    - `targets` [n]: ids of the completion tokens.
+    - `targets` [n]: ids of the tokens that the policy wrote.
     """
 
     inputs: dict[str, Any]
@@ -68,15 +69,17 @@ def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
     """
     tokens: list[TokenIds] = []
     positions: list[torch.Tensor] = []
-    predicting: list[torch.Tensor] = []
+    predicting: list[NDArray[np.int64]] = []
     groups, place = [], 0
     for _, members in groupby(samples, key=prompt_key):
         group = list(members)
         prompt, lengths = group[0].prompt_token_ids, [len(sample.token_ids) for sample in group]
         groups.append(shared_prompt(place, len(prompt), lengths, device))
         last, first = place + len(prompt) - 1, place + len(prompt)
-        for length in lengths:
-            predicting.append(torch.cat([torch.tensor([last]), torch.arange(first, first + length)])[:length])
+        for sample, length in zip(group, lengths, strict=True):
+            places = np.arange(first - 1, first + length - 1, dtype=np.int64)
+            places[:1] = last  # the last prompt token predicts the first token of each completion
+            predicting.append(sample.written(places))
             first += length
         tokens += [prompt, *(sample.token_ids for sample in group)]
         positions += [torch.arange(len(prompt)), *(len(prompt) + torch.arange(length) for length in lengths)]
@@ -87,7 +90,7 @@ def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
         "shared": tuple(groups),
     }
-    return Rows(inputs, torch.cat(predicting).to(device), _targets(samples, device))
+    return Rows(inputs, torch.from_numpy(np.concatenate(predicting)).to(device), _targets(samples, device))
 
 
 LAYOUTS: dict[Packing, Callable[[Sequence[TrainSample], torch.device], Rows]] = {
@@ -109,16 +112,19 @@ def _rows(
     """The rows of `samples`, which begin at the indices `starts` of the flattened input."""
     # The last prompt token predicts the first sampled one.
     first = [start + len(sample.prompt_token_ids) - 1 for start, sample in zip(starts, samples, strict=True)]
-    predicting = [torch.arange(f, f + len(s.token_ids)) for f, s in zip(first, samples, strict=True)]
+    predicting = [
+        sample.written(np.arange(place, place + len(sample.token_ids), dtype=np.int64))
+        for place, sample in zip(first, samples, strict=True)
+    ]
     return Rows(
         inputs={name: tensor.to(device) for name, tensor in inputs.items()},
-        predicting=torch.cat(predicting).to(device),
+        predicting=torch.from_numpy(np.concatenate(predicting)).to(device),
         targets=_targets(samples, device),
     )
 
 
 def _targets(samples: Sequence[TrainSample], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([s.token_ids for s in samples])).long().to(device)
+    return torch.from_numpy(np.concatenate([s.written(s.token_ids) for s in samples])).long().to(device)
 
 
 def _tokens(sample: TrainSample) -> torch.Tensor:

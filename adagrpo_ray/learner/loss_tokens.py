@@ -19,7 +19,10 @@ def loss_tokens(
     reference: torch.Tensor | None,
     entropy: torch.Tensor,
 ) -> Tokens:
-    """The completions of the samples one after the other; all arguments but `samples` have one value a token."""
+    """The tokens that the policy wrote, sample by sample; all arguments but `samples` have one value a token.
+
+    Observed tokens are not among them, so the loss and its statistics do not depend on them.
+    """
 
     def flat(arrays: list[Any]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(policy.device)
@@ -27,11 +30,11 @@ def loss_tokens(
     return Tokens(
         policy=policy,
         old=old,
-        behaviour=flat([s.behaviour_logprobs for s in samples]),
+        behaviour=flat([s.written(s.behaviour_logprobs) for s in samples]),
         reference=reference,
-        advantages=flat([np.full(len(s.token_ids), s.advantage, np.float32) for s in samples]),
-        weights=flat([s.token_weights for s in samples]),
-        sequence=flat([np.full(len(s.token_ids), i) for i, s in enumerate(samples)]),
+        advantages=flat([np.full(s.policy_tokens, s.advantage, np.float32) for s in samples]),
+        weights=flat([s.written(s.token_weights) for s in samples]),
+        sequence=flat([np.full(s.policy_tokens, i) for i, s in enumerate(samples)]),
         entropy=entropy,
         difficulties=[s.difficulty for s in samples],
     )

@@ -20,7 +20,7 @@ PARTS = 8  # a chunk of logits is divided into these, and the probabilities of o
 
 
 class Policy(torch.nn.Module):
-    """A PEFT model as a function from token ids to log-probabilities of the sampled tokens, and entropies."""
+    """A PEFT model as a function from token ids to log-probabilities and entropies of the tokens that it wrote."""
 
     def __init__(
         self,

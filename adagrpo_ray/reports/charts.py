@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.chart import Chart
-from adagrpo_ray.reports.curves import accuracy, curves
+from adagrpo_ray.reports.curves import accuracy, benchmarks, curves
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs import panels
 
@@ -16,6 +16,9 @@ CURVES = (
 )
 """The panels that follow the figures about resampling."""
 
+OF_EPISODES = (panels.EPISODES, panels.TOOLS)
+"""The panels of runs with an environment."""
+
 
 def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:
     """Yield all figures; each bar is for `interval` steps."""
@@ -24,8 +27,13 @@ def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:
     yield by_interval(runs, interval)
     yield accuracy(runs, "generated tokens", window)
     yield accuracy(runs, "step", window)
+    if on_benchmarks := benchmarks(runs):
+        yield on_benchmarks
     yield from curves(runs, panels.ZERO_STD, window)
     if rescued := by_rung(runs):
         yield rescued
     for panel in CURVES:
         yield from curves(runs, panel, window, total=panel is panels.TOKENS)
+    if any(record.episodes_turns_mean is not None for run in runs for record in run.history.steps):
+        for panel in OF_EPISODES:
+            yield from curves(runs, panel, window)

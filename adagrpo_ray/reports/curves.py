@@ -14,7 +14,7 @@ from adagrpo_ray.reports.drawing import curve, empty, ground, panels, share, tit
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs import units
 from adagrpo_ray.runs.metric import Metric, series, unit_of
-from adagrpo_ray.runs.panels import Panel
+from adagrpo_ray.runs.panels import BENCHMARKS, Panel
 from adagrpo_ray.runs.wording import difficulties
 
 MOST_PANELS = 9
@@ -84,6 +84,23 @@ def accuracy(runs: Sequence[Run], x: Literal["generated tokens", "step"], window
     name = "tokens" if x == "generated tokens" else "steps"
     title = f"Accuracy by {x.replace('step', 'steps')}"
     return Chart(f"accuracy-by-{name}", title, _with_window(caption, window), figure)
+
+
+def benchmarks(runs: Sequence[Run]) -> Chart | None:
+    """Accuracy on each benchmark by step; None if no run was evaluated on one."""
+    evaluated = (record.benchmark_accuracy for run in runs for record in run.history.evaluations)
+    names = [*dict.fromkeys(name for accuracies in evaluated for name in accuracies)]
+    if not names:
+        return None
+    figure, axes = panels(len(names), [run.label for run in runs])
+    for panel, name in zip(axes, names, strict=True):
+        for number, run in enumerate(runs):
+            found = run.history.evaluations
+            curve(panel, [e.step for e in found], [e.benchmark_accuracy.get(name) for e in found], number)
+        titled(panel, name, "step", "accuracy" if panel is axes[0] else "")
+        if not empty(panel):
+            share(panel)
+    return Chart(BENCHMARKS.name, BENCHMARKS.title, BENCHMARKS.caption, figure)
 
 
 def _with_window(caption: str, window: int) -> str:

@@ -66,9 +66,9 @@ def titled(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(plain(title), fontsize=TITLE_PT, color=palette.INK, loc="left", y=1.0, pad=7)
     axes.set_xlabel(x, fontsize=TEXT_PT, color=palette.MUTED)
     axes.set_ylabel(y, fontsize=TEXT_PT, color=palette.MUTED)
-    if x in ("step", "generated tokens"):
+    if x == "step" or x.endswith(" tokens"):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    if x == "generated tokens":
+    if x.endswith(" tokens"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.yaxis.set_major_formatter(
         EngFormatter(sep=" ") if y == "tokens" else FuncFormatter(lambda value, _: f"{value:.6g}")

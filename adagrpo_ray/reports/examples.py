@@ -42,7 +42,7 @@ def choose(path: Path) -> tuple[GroupSample, ...]:
 def _kind(group: GroupSample) -> str:
     if not group.resampled:
         return "sampled once"
-    return "rescued" if any(c.correct for c in group.attempts[-1].completions) else "not rescued"
+    return "rescued" if any(c.correct for attempt in group.final for c in attempt.completions) else "not rescued"
 
 
 def _lines(path: Path) -> Iterator[bytes]:

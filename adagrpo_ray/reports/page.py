@@ -13,7 +13,8 @@ from markupsafe import Markup
 from adagrpo_ray.reports import palette, tables
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs.samples import CompletionSample, GroupSample
-from adagrpo_ray.runs.why import rung, why
+from adagrpo_ray.runs.turn_text import heading
+from adagrpo_ray.runs.why import rung, trained_on, why
 from adagrpo_ray.runs.wording import number, shown
 
 MOST_CHARACTERS = 2000
@@ -61,8 +62,11 @@ def _group(run: Run, group: GroupSample) -> dict[str, object]:
         "prompt": _cut(group.prompt),
         "answer": _cut(group.answer),
         "functions": any(len(c.rewards) > 1 for attempt in group.attempts for c in attempt.completions),
+        "number": group.count(),
+        "trained_on": trained_on(group, run.history),
         "attempts": [
             {
+                "title": group.title(number).capitalize(),
                 "sampling": rung(attempt),
                 "why": why(group, number, run.history),
                 "completions": [_completion(completion) for completion in attempt.completions],
@@ -82,6 +86,15 @@ def _completion(completion: CompletionSample) -> dict[str, object]:
         "tokens": f"{completion.tokens:,}",
         "finish_reason": completion.finish_reason,
         "version": completion.weight_version,
+        "turns": [
+            {
+                "heading": heading(number, turn),
+                "text": _cut(turn.text),
+                "observation": _cut(turn.observation),
+                "error": _cut(turn.error),
+            }
+            for number, turn in enumerate(completion.turns, 1)
+        ],
     }
 
 

@@ -66,6 +66,9 @@ def _metrics(run: Run) -> Iterator[tuple[str, str]]:
     yield "held-out accuracy before", number(s.eval_accuracy_before)
     yield "held-out accuracy after", number(s.eval_accuracy_after)
     yield "change", change(s.eval_accuracy_before, s.eval_accuracy_after)
+    for name, before, after in s.benchmarks:
+        yield f"{name} accuracy before", number(before)
+        yield f"{name} accuracy after", number(after)
     if run.history.evaluations:
         yield "last evaluated after step", f"{run.history.evaluations[-1].step:,}"
     yield "tokens generated", f"{s.generated_tokens:,}"

@@ -31,10 +31,14 @@ def final_answer(truth: str) -> str:
     head, mark, tail = truth.rpartition("####")
     if mark and tail.strip() and "\n" not in tail.strip() and head.rstrip(" \t")[-1:] in ("", "\n"):
         return tail.strip()
-    *_, box = [None, *_BOX.finditer(truth)]
-    end = -1 if box is None else closing_brace(truth[box.end() :])
-    boxed = truth[box.end() :][:end].strip() if box is not None and end >= 0 else ""
-    return boxed or truth
+    return last_box(truth) or truth
+
+
+def last_box(text: str) -> str | None:
+    r"""Return the content of the last \boxed{} in a text, without white space around it; None if it is not closed."""
+    *_, box = [None, *_BOX.finditer(text)]
+    end = -1 if box is None else closing_brace(text[box.end() :])
+    return text[box.end() :][:end].strip() if box is not None and end >= 0 else None
 
 
 def after_thought(text: str, format: FormatSettings) -> str | None:

@@ -71,16 +71,16 @@ def check_ground_truths(
     Raises RewardError if a function lacks a parameter or a column, if no ground truth can be scored (with
     rewards.on_error=stop: if one cannot), or if a built-in function decides on correctness and finds none correct. A
     function of the user may have reasons for that; then a warning is returned. Prompts without a ground truth, which
-    have many correct answers, are left out. The check ends early if `stop` is set.
+    have many correct answers, are left out, and so are judges and reward models. The check ends early if `stop` is set.
     """
     settings = config.rewards
     notices: list[str] = []
-    for reward in settings.functions:
-        if reward.function not in BUILTIN:
-            function = load_reward(reward.function, given)
-            notices.append(check_parameters(function, reward.function, [prompt.columns for prompt in prompts]))
+    for reward in settings.own:
+        if reward.name not in BUILTIN:
+            function = load_reward(reward.name, given)
+            notices.append(check_parameters(function, reward.name, [prompt.columns for prompt in prompts]))
     rows = evenly([prompt for prompt in prompts if prompt.answer], settings.check_prompts)
-    if rows:
+    if rows and settings.own:
         tried = _try(settings, config.data.format, rows, tokenizer, given, stop)
         notices += [] if not tried else _warnings(config, tried)
         rendered = [str(tokenizer.decode(row.token_ids.tolist(), skip_special_tokens=False)) for row in rows]
@@ -114,9 +114,10 @@ def _try(
 ) -> list[Tried]:
     """Score the rows as a run does. No row begins more than `rewards.timeout_s` after the first was scored."""
     text = CompletionText(tokenizer, format)
-    settings = rewards.model_copy(update={"workers": 1, "on_error": "drop"})
-    functions = [(reward.function, reward.weight) for reward in settings.functions]
-    gym = _decides(rewards) == REASONING_GYM
+    update = {"functions": rewards.own, "correct_by": None, "workers": 1, "on_error": "drop"}
+    settings = rewards.model_copy(update=update)
+    functions = [(reward.name, reward.weight) for reward in settings.functions]
+    gym = rewards.decides == REASONING_GYM
 
     def texts_of(row: Prompt) -> tuple[tuple[str, ...], int]:
         wanted, alone, *others = completions_of(row.answer, format, whole=gym)
@@ -182,10 +183,10 @@ def _warnings(config: Config, tried: Sequence[Tried]) -> list[str]:
         notices.append(f"{problem}; a run would not learn from them")
     if not scored:
         return notices
-    names, name = settings.names, _decides(settings)
-    column, built_in = names.index(name), name in BUILTIN
-    incorrect = [t for t in scored if not _correct(t, column, settings.correct_above, built_in)]
-    if incorrect:
+    names, name = [reward.name for reward in settings.own], settings.decides
+    column, built_in = names.index(name) if name in names else None, name in BUILTIN
+    incorrect = [t for t in scored if column is not None and not _correct(t, column, settings.correct_above, built_in)]
+    if column is not None and incorrect:
         t = incorrect[0]
         problem = (
             f"{SETTING}: {name!r} counts {(len(scored) - len(incorrect)) or 'none'} of {len(scored)} ground truths as "
@@ -209,11 +210,6 @@ def _warnings(config: Config, tried: Sequence[Tried]) -> list[str]:
                 f"{scored[0].completions[0]!r:.300} scores {_shown(best[0])}: remove it, or check data.format"
             )
     return [*notices, *_answers(config, name, scored)]
-
-
-def _decides(rewards: RewardsSettings) -> str:
-    """Return the function whose score decides on correctness."""
-    return rewards.correct_by or rewards.names[-1]
 
 
 def _correct(tried: Tried, column: int, above: float, built_in: bool) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.rewards.extract import final_answer, marked_answer, same_answer
@@ -14,6 +17,11 @@ if TYPE_CHECKING:
 MAX_LENGTH = 4000
 # sympy computes powers and factorials in full, which takes hours for 9^{9^{9}}.
 MAX_EXPONENT = 10_000
+
+# Dollars of a formula, not of an amount of money.
+_MARKS = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed")
+# "3e10", which LaTeX reads as 3 times e times 10.
+_POWER_OF_TEN = re.compile(r"(?<![0-9A-Za-z.\\])([0-9]+(?:\.[0-9]+)?|\.[0-9]+)[eE]([+-]?[0-9]{1,4})(?![0-9A-Za-z.])")
 
 # It warns that its time-outs are off, which is intended here.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -27,34 +35,69 @@ def latex(completions: list[str], answer: str, *, format: FormatSettings, **cont
     | is the same text or number as the ground truth, or math-verify finds them equal | 1.0 |
     | else | 0.0 |
 
-    Exponents and factorials above 10,000 are not computed. Such answers are compared as texts only.
+    Exponents and factorials above 10,000 are not computed. Such answers are compared as texts only. Numbers below 0.001
+    that math-verify finds equal may differ by 0.1 % at most.
     """
-    wanted = final_answer(answer)
-    truth = _parse(_as_latex(wanted)) if len(wanted) <= MAX_LENGTH else []
-    return [1.0 if _equal(text, wanted, truth, format) else 0.0 for text in completions]
+    truth = Truth(final_answer(answer))
+    guesses = ((marked_answer(text, format), text) for text in completions)
+    return [1.0 if (truth.ends(text) if guess is None else truth.equals(guess)) else 0.0 for guess, text in guesses]
 
 
-def _equal(text: str, answer: str, truth: list[Any], format: FormatSettings) -> bool:
-    from math_verify import verify
+class Truth:
+    """A ground truth that answers are compared with. It is parsed once, at the first answer that is another text."""
 
-    guess = marked_answer(text, format)
-    if guess is None:
-        parsed = _parse(text[-MAX_LENGTH:])
-    elif same_answer(guess, answer):
-        return True
-    else:
-        parsed = _parse(_as_latex(guess)) if len(guess) <= MAX_LENGTH else []
+    def __init__(self, answer: str) -> None:
+        self._answer = answer
+
+    @cached_property
+    def _readings(self) -> list[Any]:
+        return _parse(_as_latex(self._answer)) if len(self._answer) <= MAX_LENGTH else []
+
+    def equals(self, guess: str) -> bool:
+        """Return whether the answer `guess` is the same text or number, or math-verify finds them equal."""
+        if same_answer(guess, self._answer):
+            return True
+        return len(guess) <= MAX_LENGTH and self._verified(_parse(_as_latex(guess)))
+
+    def ends(self, text: str) -> bool:
+        """Return whether math-verify finds an equal answer at the end of a text."""
+        return self._verified(_parse(text[-MAX_LENGTH:]))
+
+    def _verified(self, parsed: list[Any]) -> bool:
+        from math_verify import verify
+
+        try:
+            # Without math-verify's alarms, which work in a main thread only. The scorer has a time limit.
+            return any(
+                verify(truth, guess, timeout_seconds=None) and not _differ(truth, guess)
+                for truth, guess in product(self._readings, parsed)
+            )
+        except Exception:
+            return False
+
+
+def _differ(truth: Any, guess: Any) -> bool:
+    """Return whether two readings that math-verify finds equal are small numbers that differ by over 0.1 %.
+
+    It takes numbers for equal that differ by less than about 1e-6 or 1e-15: all physical constants of that size.
+    Values below 1e-60 are those of expressions that are 0.
+    """
+    from sympy import Expr, N  # type: ignore[import-untyped]
+
+    if not all(isinstance(reading, Expr) and reading.is_number for reading in (truth, guess)):
+        return False
     try:
-        # Without math-verify's alarms, which work in a main thread only. The scorer has a time limit.
-        return bool(verify(truth, parsed, timeout_seconds=None))
-    except Exception:
+        one, other = N(truth.doit()), N(guess.doit())
+        largest = max(abs(one), abs(other))
+        return bool(1e-60 < largest < 1e-3 and abs(one - other) > largest / 1000)
+    except Exception:  # they have no order, as infinity has none
         return False
 
 
 def _as_latex(answer: str) -> str:
     """Return the answer in dollars. Without them math-verify reads a formula as prose."""
-    marked = any(sign in answer for sign in ("$", r"\(", r"\[", r"\boxed"))
-    return answer if marked else f"${answer.strip()}$"
+    answer = _POWER_OF_TEN.sub(r"\1 \\times 10^{\2}", answer)
+    return answer if _MARKS.search(answer) else f"${answer.strip()}$"
 
 
 def _parse(text: str) -> list[Any]:
@@ -70,7 +113,7 @@ def _parse(text: str) -> list[Any]:
 
 def _explodes(reading: Any) -> bool:
     """Return whether a power or factorial of plain numbers in the reading is too large to compute."""
-    from sympy import Basic, MatrixBase, N, Pow, factorial, postorder_traversal  # type: ignore[import-untyped]
+    from sympy import Basic, MatrixBase, N, Pow, factorial, postorder_traversal
 
     if not isinstance(reading, Basic | MatrixBase):
         return False

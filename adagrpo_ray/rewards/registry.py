@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adagrpo_ray.errors import ConfigError, RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given
@@ -17,14 +19,16 @@ from adagrpo_ray.extensions.loading import check_kind, load_function, signature
 from adagrpo_ray.rewards import functions as built_in
 from adagrpo_ray.rewards.gym import reasoning_gym
 from adagrpo_ray.rewards.latex import latex
+from adagrpo_ray.rewards.together import together
 from adagrpo_ray.types import Floats
 
 if TYPE_CHECKING:
     from adagrpo_ray.config.data import FormatSettings
 
-RewardFunction = Callable[..., Sequence[float | None]]
+RewardFunction = Callable[..., Sequence[float | None] | Coroutine[Any, Any, Sequence[float | None]]]
+"""A reward function, or a coroutine function (`async def`)."""
 
-BUILTIN: Mapping[str, RewardFunction] = {
+BUILTIN: Mapping[str, Callable[..., Sequence[float | None]]] = {
     "answer": built_in.answer,
     "exact": built_in.exact,
     "format_approximate": built_in.format_approximate,
@@ -36,6 +40,8 @@ BUILTIN: Mapping[str, RewardFunction] = {
 }
 
 _LARGEST = float(np.finfo(np.float32).max)
+
+_runner: asyncio.Runner | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +74,7 @@ def load_reward(name: str, given: Given = NOTHING) -> RewardFunction:
         return BUILTIN[name]
     try:
         function = load_function(name, SETTING, list(BUILTIN), given)
-        check_kind(function, f"{SETTING}: {name!r}")
+        check_kind(function, f"{SETTING}: {name!r}", awaited=True)
     except ConfigError as error:
         raise RewardError(str(error)) from error
     check_parameters(function, name)
@@ -119,50 +125,127 @@ def score_group(
 ) -> Scores:
     """Call each (function, weight) on the group of G completions and return the scores.
 
-    A function gets each column of the row under its own name, and all of them as `columns`, which also has a column
-    with the name of another argument. The reward of a completion is the weighted sum of the scores that apply to it,
-    0.0 if none does.
+    The reward of a completion is the weighted sum of the scores that apply to it, 0.0 if none does.
     Worked example: scores [3.0, None] with weights [0.5, 1.0] make 1.5.
     Raises RewardError if a function breaks its contract. A MemoryError passes through, since then the process should
     end.
     """
+    known = context(answer, prompt, format, difficulty, columns or {})
+    raw = call_each([function for function, _ in functions], completions, known)
+    return weighted(raw, [weight for _, weight in functions], [_name(function) for function, _ in functions])
+
+
+def context(
+    answer: str, prompt: str, format: FormatSettings, difficulty: str, columns: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the arguments of a reward function besides the completions.
+
+    A function gets each column of the row under its own name, and all of them as `columns`, which also has a column
+    with the name of another argument.
+    """
     # Our own arguments are last, so that a column of the same name does not replace them. It is in `columns`.
-    row = dict(columns or {})
-    context = {**row, "columns": row, "answer": answer, "prompt": prompt, "format": format, "difficulty": difficulty}
-    raw = np.empty((len(completions), len(functions)), dtype=np.float32)
-    totals = np.zeros(len(completions))
-    for column, (function, weight) in enumerate(functions):
-        # A new list for each function, which may edit it.
-        scores = _call(function, {**context, "completions": list(completions)}, len(completions))
-        raw[:, column] = scores
-        totals += [0.0 if math.isnan(score) else weight * score for score in scores]
+    row = dict(columns)
+    return {**row, "columns": row, "answer": answer, "prompt": prompt, "format": format, "difficulty": difficulty}
+
+
+def call_each(
+    functions: Sequence[RewardFunction], completions: Sequence[str], known: Mapping[str, object]
+) -> NDArray[np.float64]:
+    """Call the functions one after another; returns their scores [G, F], NaN for None.
+
+    `known` is the result of `context`. Raises the errors of `score_group`.
+    """
+    raw = np.empty((len(completions), len(functions)))
+    for column, function in enumerate(functions):
+        raw[:, column] = _call(function, completions, known)
+    return raw
+
+
+async def await_all(
+    functions: Sequence[RewardFunction], completions: Sequence[str], known: Mapping[str, object]
+) -> NDArray[np.float64]:
+    """Await coroutine functions side by side, with the arguments, result and errors of `call_each`."""
+    columns = await together([_await(function, completions, known) for function in functions])
+    return np.array(columns, dtype=np.float64).reshape(len(functions), len(completions)).T
+
+
+def weighted(raw: NDArray[np.float64], weights: Sequence[float], names: Sequence[str]) -> Scores:
+    """Return the scores of a group from the scores [G, F] of its functions, whose weights and names are given.
+
+    Raises RewardError if a sum is more than float32 holds.
+    """
+    totals = np.zeros(len(raw))
+    for column, weight in enumerate(weights):
+        totals += [0.0 if math.isnan(score) else weight * score for score in raw[:, column].tolist()]
     if not np.all(np.abs(totals) <= _LARGEST):
         raise RewardError(
-            f"rewards.functions {', '.join(_name(f) for f, _ in functions)} add up to more than float32 holds; "
+            f"rewards.functions {', '.join(names)} add up to more than float32 holds; "
             "return smaller scores or lower rewards.functions' weights"
         )
-    return Scores(rewards=totals.astype(np.float32), by_function=raw)
+    return Scores(rewards=totals.astype(np.float32), by_function=raw.astype(np.float32))
 
 
-def _call(function: RewardFunction, arguments: dict[str, object], wanted: int) -> list[float]:
-    """Return the `wanted` scores of one function, NaN for None. Raises RewardError if it breaks its contract."""
+def _call(function: RewardFunction, completions: Sequence[str], known: Mapping[str, object]) -> list[float]:
+    """Return the scores of one function, NaN for None. Raises RewardError if it breaks its contract."""
     name = _name(function)
     try:
-        returned: object = function(**arguments)
+        # A new list for each function, which may edit it.
+        returned: object = function(**{**known, "completions": list(completions)})
         if inspect.iscoroutine(returned):
-            returned.close()  # avoids Python's warning that it was never awaited
-        if isinstance(returned, np.ndarray):
-            returned = returned.tolist()
-        is_list = isinstance(returned, Sequence) and not isinstance(returned, str | bytes)
-        scores: list[object] = list(returned) if is_list else []  # type: ignore[call-overload]
+            returned = _run(returned)
+        returned = _without_numpy(returned)
+        scores = _list_of(returned)
     except MemoryError:
         raise
     except BaseException as error:  # the function, and the object that it returned, may raise anything
-        raise RewardError(
-            f"reward function {name} raised {_short(error)}; "
-            "it must take completions, answer and **context, and score any text"
-        ) from error
-    if not is_list:
+        raise _raised(name, error) from error
+    return _checked(scores, returned, len(completions), name)
+
+
+def _run(coroutine: Coroutine[Any, Any, object]) -> object:
+    """Return the result of a coroutine, in an event loop that lasts: functions may keep clients that belong to it."""
+    global _runner
+    if _runner is None:
+        _runner = asyncio.Runner()
+    return _runner.run(coroutine)
+
+
+async def _await(function: RewardFunction, completions: Sequence[str], known: Mapping[str, object]) -> list[float]:
+    """Return the scores of one coroutine function, as `_call`."""
+    name = _name(function)
+    try:
+        returned: object = await function(**{**known, "completions": list(completions)})  # type: ignore[misc]
+        returned = _without_numpy(returned)
+        scores = _list_of(returned)
+    except MemoryError:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise _raised(name, error) from error
+    return _checked(scores, returned, len(completions), name)
+
+
+def _without_numpy(returned: object) -> object:
+    return returned.tolist() if isinstance(returned, np.ndarray) else returned
+
+
+def _list_of(returned: object) -> list[object] | None:
+    """Return the result of a reward function as a list; None if it is no sequence."""
+    return list(returned) if isinstance(returned, Sequence) and not isinstance(returned, str | bytes) else None
+
+
+def _raised(name: str, error: BaseException) -> RewardError:
+    return RewardError(
+        f"reward function {name} raised {_short(error)}; "
+        "it must take completions, answer and **context, and score any text"
+    )
+
+
+def _checked(scores: list[object] | None, returned: object, wanted: int, name: str) -> list[float]:
+    """Return the scores as numbers. Raises RewardError if they are not `wanted` finite numbers or None."""
+    if scores is None:
         raise RewardError(
             f"reward function {name} returned {_short(returned)}; return a list with one score per completion"
         )

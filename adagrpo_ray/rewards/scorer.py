@@ -1,52 +1,61 @@
-"""Scoring in separate processes: in parallel, with limits of time and memory, and isolated from this process."""
+"""Scoring of groups by all reward functions of a run.
+
+Functions run in scoring processes (`process_pool`), coroutine functions in one process for many groups (`async_host`).
+Judges and reward models are asked from the event loop of the caller (`served`).
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pebble import ProcessExpired, ProcessPool
 
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.rewards import scoring_process as worker
-from adagrpo_ray.rewards.registry import Scores
-from adagrpo_ray.rewards.spawn import MainlessSpawnContext
+from adagrpo_ray.rewards.async_host import AsyncHost, HostLostError
+from adagrpo_ray.rewards.consumption import Consumption
+from adagrpo_ray.rewards.process_pool import ScoringPool
+from adagrpo_ray.rewards.registry import BUILTIN, Scores, weighted
 from adagrpo_ray.types import Completion, Prompt
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from adagrpo_ray.rewards.served import ServedReward
 
-WATCH_S = 1.0
-"""Seconds between two looks at the pool while a group is scored."""
+T = TypeVar("T")
+Scoring = Callable[[], Coroutine[Any, Any, Sequence[object]]]
 
 
 class RewardScorer:
-    """A pool of `settings.workers` processes that score groups; `score` may be awaited many times at once.
+    """Scores groups; `score` may be awaited many times at once.
 
-    A process that exceeds a limit of time or memory, or dies, is replaced. Only its group fails; `settings.on_error`
-    decides how the group is treated. A group whose process was killed is scored a second time. The processes die with
-    this one, or end by `close`.
+    A failure costs its group only; `settings.on_error` decides how the group is treated. The processes die with this
+    one, or end by `close`. With judges or reward models, all calls must be in one event loop.
     """
 
     def __init__(self, settings: RewardsSettings, format: FormatSettings, given: Given = NOTHING) -> None:
-        self._settings = settings
-        self._format, self._given = format, given
-        self._names = settings.names
-        self._correct_by = self._names.index(settings.correct_by) if settings.correct_by is not None else -1
-        self._pending: set[Future[Any]] = set()
+        """Start the processes. Raises ConfigError if the environment lacks the key of a judge or reward model."""
+        self._served = _served(settings)  # first, since processes would remain after an error
+        self._settings, self._names = settings, settings.names
+        self._correct_by = self._names.index(settings.decides)
         self._closed = False
         self._noticed = False
         self._notices: list[str] = []
+        names = [reward.name for reward in settings.own]
+        self._places = [place for place, reward in enumerate(settings.functions) if reward.served is None]
+        # Built-in functions are no coroutine functions. Others are known in the scoring processes only.
+        self._coroutines: list[int] | None = [] if set(names) <= BUILTIN.keys() else None
         # The kernel kills a worker when the *thread* that started it ends, so this thread stays alive.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="reward-scorer")
-        self._pool = self._start()
+        self._pool = ScoringPool(names, settings, format, given, self._starter) if names else None
+        self._host = AsyncHost(names, settings, format, given, self._starter)
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
         """Return the scores of the group, and which of its completions [G] are correct.
@@ -55,17 +64,13 @@ class RewardScorer:
         with `rewards.on_error=stop` or after `close`.
         """
         texts = [c.text for c in completions]
-        task = (texts, prompt.answer, prompt.text, prompt.difficulty, dict(prompt.columns))
         try:
-            rewards, by_function = await self._run(task, prompt.id)
+            raw = await self._raw(prompt, texts)
+            scores = weighted(raw, [reward.weight for reward in self._settings.functions], self._names)
         except RewardError as error:
             if self._closed or self._settings.on_error == "stop":
                 raise
             return self._failed(str(error), len(texts)), np.zeros(len(texts), np.bool_)
-        scores = Scores(
-            rewards=np.array(rewards, dtype=np.float32),
-            by_function=np.array(by_function, dtype=np.float32).reshape(len(texts), len(self._names)),
-        )
         # Comparing with NaN is False: a completion to which the function does not apply is not correct.
         return scores, scores.by_function[:, self._correct_by] > self._settings.correct_above
 
@@ -75,11 +80,19 @@ class RewardScorer:
         self._notices.clear()
         return notices
 
+    def consumption(self) -> Mapping[str, Consumption]:
+        """Return the consumption of each judge and reward model since the last call, by its name."""
+        return {self._names[place]: model.consumption() for place, model in self._served.items()}
+
     def close(self) -> None:
         """End the processes; groups that wait for scores get a RewardError."""
         if not self._closed:
             self._closed = True
-            self._stop()
+            for model in self._served.values():
+                model.close()
+            self._host.close()
+            if self._pool is not None:
+                self._pool.close()
             self._starter.shutdown()
 
     def _failed(self, error: str, size: int) -> Scores:
@@ -94,95 +107,67 @@ class RewardScorer:
             error=error,
         )
 
-    async def _run(self, task: tuple[Any, ...], prompt_id: str) -> worker.GroupScores:
-        """Return the result of `worker.score(*task)` in one of the processes."""
-        limit = self._settings.timeout_s
-        group = f"rewards.functions {', '.join(self._names)} on prompt {prompt_id!r}"
-        # Twice, since a group may be lost through no fault of its own: if a worker is killed while it waits for work,
-        # the pool breaks, and the kernel may kill a worker while it scores to free memory.
-        for once_more in (True, False):
-            if self._closed:
-                raise RewardError(f"{group}: the scorer is closed; make a new one")
-            if not self._pool.active:
-                self._stop()
-                self._pool = self._start()
-            pool = self._pool
-            try:
-                future: Future[worker.GroupScores] = pool.schedule(worker.score, args=task, timeout=limit)
-            except RuntimeError:  # the pool broke just now
-                continue
-            self._pending.add(future)
-            try:
-                return await _result(pool, future)
-            except RewardError as error:
-                raise RewardError(f"{error} (scoring prompt {prompt_id!r})") from error
-            except TimeoutError:
-                raise RewardError(
-                    f"{group} did not finish within rewards.timeout_s={limit:g}; "
-                    "make the function faster or raise the limit"
-                ) from None
-            except ProcessExpired as error:
-                if error.exitcode == worker.OUT_OF_MEMORY:
-                    memory = self._settings.memory_gib
-                    raise RewardError(
-                        f"{group} ran out of memory with rewards.memory_gib={'null' if memory is None else memory}; "
-                        "make the function use less or raise the limit"
-                    ) from None
-                if once_more and error.exitcode < 0:
-                    continue
-                raise RewardError(
-                    f"{group} ended its process with exit code {error.exitcode}; find out which function ends it "
-                    "(a negative code is a signal: -9 is often a lack of memory, -11 a crash)"
-                ) from None
-            except BrokenProcessPool:
-                continue
-            except asyncio.CancelledError:
-                # Cancelled by the caller, or by `_stop`?
-                caller = asyncio.current_task()
-                if caller is None or caller.cancelling():
-                    raise
-            finally:
-                self._pending.discard(future)
-        raise RewardError(
-            f"{group}: the scoring processes die before they score; import the functions' modules in Python to find "
-            "the cause"
-        )
+    async def _raw(self, prompt: Prompt, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Return the scores [G, F]. All functions score side by side. Raises the error of the first one that failed."""
+        if self._closed:
+            raise RewardError(f"rewards.functions {', '.join(self._names)}: the scorer is closed; make a new one")
+        raw = np.empty((len(texts), len(self._names)))
 
-    def _start(self) -> ProcessPool:
-        pool = ProcessPool(
-            max_workers=self._settings.workers,
-            initializer=worker.start,
-            initargs=(
-                [(f.function, f.weight) for f in self._settings.functions],
-                self._format,
-                self._settings.memory_gib,
-                self._given,
-            ),
-            context=MainlessSpawnContext(),
-        )
-        # Reading `active` starts its processes.
-        self._starter.submit(lambda: pool.active).result()
-        return pool
+        async def fill(places: Sequence[int], score: Scoring) -> None:
+            raw[:, places] = np.array(await score(), dtype=np.float64).reshape(len(texts), len(places))
 
-    def _stop(self) -> None:
-        """End the pool and cancel its tasks, which would otherwise wait forever."""
-        self._pool.stop()
-        for future in tuple(self._pending):
-            future.cancel()
-        self._pool.join()
+        work = [] if self._pool is None else [fill(*part) for part in await self._own(self._pool, prompt, texts)]
+        for place, model in self._served.items():
+            work.append(fill([place], partial(_named, partial(model.score, prompt, texts), prompt)))
+        # A failure does not cancel the others: a process whose group is cancelled has to be replaced.
+        for error in await asyncio.gather(*work, return_exceptions=True):
+            if error is not None:
+                raise error
+        return raw
+
+    async def _own(self, pool: ScoringPool, prompt: Prompt, texts: Sequence[str]) -> list[tuple[list[int], Scoring]]:
+        """Return the places in `rewards.functions` of functions that are called, and of those that are awaited."""
+        if self._coroutines is None:
+            self._coroutines = await pool.run(worker.coroutine_functions, (), prompt.id)
+        task: worker.GroupTask = (list(texts), prompt.answer, prompt.text, prompt.difficulty, dict(prompt.columns))
+        awaited = self._coroutines
+        called = [own for own in range(len(self._places)) if own not in awaited]
+        parts: list[tuple[list[int], Scoring]] = []
+        if called:
+            parts.append((self._all_places(called), partial(pool.run, worker.score, (task, called), prompt.id)))
+        if awaited:
+            parts.append((self._all_places(awaited), partial(self._awaited, pool, task, awaited, prompt)))
+        return parts
+
+    async def _awaited(
+        self, pool: ScoringPool, task: worker.GroupTask, own: Sequence[int], prompt: Prompt
+    ) -> worker.GroupScores:
+        """Return the scores by coroutine functions. A group whose process was lost is scored again, in another one."""
+        try:
+            return await _named(partial(self._host.score, task, own), prompt)
+        except HostLostError:
+            return await pool.run(worker.score, (task, own), prompt.id)
+        except TimeoutError:
+            raise pool.late(prompt.id) from None
+
+    def _all_places(self, own: Sequence[int]) -> list[int]:
+        """Return the places in `rewards.functions` of functions that are given by their places among the functions."""
+        return [self._places[place] for place in own]
 
 
-async def _result(pool: ProcessPool, future: Future[T]) -> T:
-    """Wait for the result of a task. Raises BrokenProcessPool if the pool broke and forgot the task.
+def _served(settings: RewardsSettings) -> dict[int, ServedReward]:
+    """Return the judges and reward models by their places in `rewards.functions`."""
+    if not settings.served:
+        return {}
+    from adagrpo_ray.rewards import served  # openai takes a second, which only this needs
 
-    A pool that breaks aborts the tasks that it has registered. A task that was scheduled just before is registered
-    after that, and its future would wait forever (pebble 5.2, `task_scheduler_loop`).
-    """
-    waiting = asyncio.wrap_future(future)
+    models = {place: reward.served for place, reward in enumerate(settings.functions)}
+    return {place: served.ServedReward(model) for place, model in models.items() if model is not None}
+
+
+async def _named(score: Callable[[], Coroutine[Any, Any, T]], prompt: Prompt) -> T:
+    """Return the result of `score`; a RewardError names the prompt."""
     try:
-        while not (await asyncio.wait({waiting}, timeout=WATCH_S))[0]:
-            if not pool.active:
-                raise BrokenProcessPool("the pool broke before it registered the task")
-        return waiting.result()
-    finally:
-        waiting.cancel()
+        return await score()
+    except RewardError as error:
+        raise RewardError(f"{error} (scoring prompt {prompt.id!r})") from None

@@ -1,6 +1,7 @@
 """The functions of a scoring process, which loads the reward functions once and then scores groups.
 
-Only plain values are sent to and from it, so that sending a group takes a fraction of a millisecond.
+Only plain values are sent to and from it, so that sending a group takes a fraction of a millisecond. `process_pool`
+runs such processes for one group at a time, and `async_host` one for many groups at the same time.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given
-from adagrpo_ray.rewards.registry import RewardFunction, load_reward, score_group
+from adagrpo_ray.extensions.loading import is_coroutine_function
+from adagrpo_ray.rewards.registry import RewardFunction, await_all, call_each, context, load_reward
 
 # Most seconds to load the reward functions; then the process is killed.
 LOAD_TIMEOUT_S = 120
@@ -25,20 +30,21 @@ LOAD_TIMEOUT_S = 120
 # The exit code of a process that ran out of memory. No signal and few programs use it.
 OUT_OF_MEMORY = 113
 
-GroupScores = tuple[list[float], list[list[float]]]
-"""Weighted totals [G] and raw scores [G, F] of a group, as plain values."""
+GroupTask = tuple[Sequence[str], str, str, str, Mapping[str, object]]
+"""A group: its completions, and the ground truth, text, difficulty and columns of its prompt."""
+
+GroupScores = list[list[float]]
+"""Scores of a group [G, F], NaN if a function does not apply."""
 
 _PR_SET_PDEATHSIG = 1
 
-_functions: list[tuple[RewardFunction, float]] = []
+_functions: list[RewardFunction] = []
 _format: FormatSettings
 _load_error: RewardError | None = None
 _memory: int | None = None  # bytes
 
 
-def start(
-    rewards: Sequence[tuple[str, float]], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING
-) -> None:
+def start(rewards: Sequence[str], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING) -> None:
     """Load the functions. An error is kept for the first group, since it would not be reported from here."""
     global _format, _load_error, _memory
     _die_with_parent()
@@ -49,7 +55,7 @@ def start(
     _memory = None if memory_gib is None else int(memory_gib * 2**30)
     try:
         with _limited_memory():
-            _functions.extend((load_reward(name, given), weight) for name, weight in rewards)
+            _functions.extend(load_reward(name, given) for name in rewards)
     except RewardError as error:
         # The program has loaded them before, without a limit.
         hint = "" if memory_gib is None else f"; if it loads elsewhere, rewards.memory_gib={memory_gib} is too small"
@@ -57,27 +63,51 @@ def start(
     signal.alarm(0)
 
 
-def score(
-    completions: Sequence[str], answer: str, prompt: str, difficulty: str, columns: Mapping[str, object]
-) -> GroupScores:
-    """Score one group. Ends the process if memory runs out."""
-    if _load_error is not None:
-        raise RewardError(str(_load_error))
+def coroutine_functions() -> list[int]:
+    """Return the places of the coroutine functions in the list of functions. Raises the error of loading."""
+    _check_loaded()
+    return [place for place, function in enumerate(_functions) if is_coroutine_function(function)]
+
+
+def score(task: GroupTask, places: Sequence[int]) -> GroupScores:
+    """Score one group by the functions at these places. Ends the process if memory runs out."""
+    _check_loaded()
+    completions, answer, prompt, difficulty, columns = task
     try:
         with _limited_memory():
-            scores = score_group(
-                _functions,
-                completions=completions,
-                answer=answer,
-                prompt=prompt,
-                format=_format,
-                difficulty=difficulty,
-                columns=columns,
-            )
+            known = context(answer, prompt, _format, difficulty, columns)
+            raw = call_each([_functions[place] for place in places], completions, known)
     except MemoryError:
         # The module of the function may still hold the memory, and the next groups would fail too.
         os._exit(OUT_OF_MEMORY)
-    return scores.rewards.tolist(), scores.by_function.tolist()
+    return _plain(raw)
+
+
+async def score_awaited(task: GroupTask, places: Sequence[int]) -> GroupScores:
+    """Score one group by the coroutine functions at these places. Ends the process if memory runs out."""
+    _check_loaded()
+    completions, answer, prompt, difficulty, columns = task
+    try:
+        known = context(answer, prompt, _format, difficulty, columns)
+        raw = await await_all([_functions[place] for place in places], completions, known)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    return _plain(raw)
+
+
+def limit_memory() -> None:
+    """Limit the memory of this process for good, as `score` does while it scores a group."""
+    _set_limit(resource.getrlimit(resource.RLIMIT_DATA))
+
+
+def _plain(raw: NDArray[np.float64]) -> GroupScores:
+    scores: GroupScores = raw.tolist()
+    return scores
+
+
+def _check_loaded() -> None:
+    if _load_error is not None:
+        raise RewardError(str(_load_error))
 
 
 @contextmanager
@@ -88,14 +118,20 @@ def _limited_memory() -> Iterator[None]:
     and memory that torch and CUDA reserve and never use. There is no limit between groups: if a process dies while it
     takes a group from the pool, the pool loses that group.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if _memory is not None:
-        size = _memory if hard == resource.RLIM_INFINITY else min(_memory, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    _set_limit(before)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _set_limit(before: tuple[int, int]) -> None:
+    """Set the limit, unless there is none; `before` has the soft and the hard limit in force."""
+    _, hard = before
+    if _memory is not None:
+        size = _memory if hard == resource.RLIM_INFINITY else min(_memory, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
 
 
 def _die_with_parent() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,19 +99,20 @@ class MergeWorker:
     def _probe(self, layer: PackedLayer, tensors: Mapping[str, torch.Tensor]) -> None:
         """Compare the layer with its merged weights in `tensors`, unless this worker has only a shard of it."""
         if self.vllm_config.parallel_config.tensor_parallel_size == 1:
-            probe_layer(layer, torch.cat([tensors[name] for name in layer.weights]))
+            probe_layer(layer, [tensors[name] for name in layer.weights])
 
 
 @torch.inference_mode()
-def probe_layer(layer: PackedLayer, weight: torch.Tensor) -> None:
-    """Compare the output of a layer on fixed random inputs with that of `weight` [outputs x inputs].
+def probe_layer(layer: PackedLayer, weights: Sequence[torch.Tensor]) -> None:
+    """Compare the output of a layer on fixed random inputs with those of its `weights` [outputs x inputs], in order.
 
     Raises RuntimeError if it differs by more than rounding explains.
     """
-    inputs = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    x = inputs.to(weight.device, weight.dtype)
-    expected = x.float() @ weight.float().T
+    first = weights[0]
+    inputs = torch.randn(4, first.shape[1], generator=torch.Generator().manual_seed(0))
+    x = inputs.to(first.device, first.dtype)
+    expected = torch.cat([x.float() @ weight.float().T for weight in weights], dim=1)  # copies no weight in float32
     got = layer.module.quant_method.apply(layer.module, x, None).float()
     error = ((got - expected).norm() / expected.norm()).item()
-    if not error < PROBE_TOLERANCE[weight.dtype]:
+    if not error < PROBE_TOLERANCE[first.dtype]:
         raise RuntimeError(f"the output of layer {layer.name} is not that of its merged weights (error {error:.2g})")

@@ -4,8 +4,8 @@
 `samples` holds sampled groups and `summary` the totals of a run. The trainer passes both to an `observer`.
 `writer` stores them in the run folder: JSON lines, and TensorBoard's `events`. `history` cuts a folder back to a step,
 `reader` reads one, even while the run writes it (`tail`), and `mirror` copies one to a URL. `why` explains why a group
-was sampled again. `console` shows the run on a terminal: `progress` during training and `final_lines` at the end, both
-formatted by `wording`.
+was sampled again, and `turn_text` writes the turns of an episode. `console` shows the run on a terminal: `progress`
+during training and `final_lines` at the end, both formatted by `wording`.
 """
 
 from adagrpo_ray.runs.console import Console

@@ -13,7 +13,7 @@ from adagrpo_ray.runs.progress import Bar, Clock, Lines, Progress
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
 from adagrpo_ray.runs.summary import Summary
 from adagrpo_ray.runs.terminal import is_terminal, rich_console
-from adagrpo_ray.runs.wording import evaluation_line, printable
+from adagrpo_ray.runs.wording import evaluation_lines, printable
 
 
 class Console(Observer):
@@ -60,8 +60,9 @@ class Console(Observer):
         self._progress.step(record)
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """Print the evaluation on the held-out prompts."""
-        self._line(evaluation_line(label, record))
+        """Print the evaluation on the held-out prompts and benchmarks."""
+        for line in evaluation_lines(label, record):
+            self._line(line)
 
     def summary(self, summary: Summary) -> None:
         """End the progress display and print the report."""

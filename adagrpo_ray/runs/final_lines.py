@@ -31,6 +31,8 @@ def report(summary: Summary) -> Iterator[RenderableType]:
     )
     if names:
         yield _by_difficulty(summary, names)
+    if summary.benchmarks:
+        yield _benchmarks(summary)
     yield ""
     yield (
         f"resamples: {sum(summary.resamples)} (by rung {rungs(summary.resamples)}), of which "
@@ -69,6 +71,13 @@ def _by_difficulty(summary: Summary, names: list[str]) -> Table:
         )
     if others:
         table.add_row(others)
+    return table
+
+
+def _benchmarks(summary: Summary) -> Table:
+    table = _table("benchmark", "before", "after", "change")
+    for name, before, after in summary.benchmarks:
+        table.add_row(name, number(before), number(after), change(before, after))
     return table
 
 

@@ -38,7 +38,7 @@ class Metric:
     """The declaration of a metric.
 
     name: the name in TensorBoard, W&B and MLflow. A part in braces is a label: the metric then has one value for each
-        function, difficulty, rung, phase or actor.
+        function, difficulty, benchmark, rung, phase or actor.
     unit: the unit of its values.
     combine: how the values of ranks and micro-batches are combined.
     description: one line for the page of metrics and for Prometheus.
@@ -57,7 +57,7 @@ class Metric:
 
     @property
     def label(self) -> str | None:
-        """Its label: "function", "difficulty", "rung", "phase" or "actor"; None if the metric has one value."""
+        """Its label, such as "function" or "difficulty"; None if the metric has one value."""
         found = _LABEL.search(self.name)
         return found[1] if found else None
 
@@ -67,8 +67,12 @@ class Metric:
 
     @property
     def identifier(self) -> str:
-        """The name with underscores, without its label: "resamples" for "adaptive/resamples/rung_{rung}"."""
-        parts = [part for part in self.name.split("/") if not _LABEL.search(part)]
+        """The name with underscores, without its label: "resamples" for "adaptive/resamples/rung_{rung}".
+
+        The label of a benchmark stays as a word, since "eval/accuracy" is another metric than
+        "eval/{benchmark}/accuracy".
+        """
+        parts = [part for part in self.name.replace("{benchmark}", "benchmark").split("/") if not _LABEL.search(part)]
         return "_".join(parts[1:] if parts[0] in IMPLIED else parts)
 
     @property

@@ -13,7 +13,7 @@ HEAD = """# Metrics
 
 TensorBoard, W&B and MLflow show metrics under their *name*. A metric that TRL 1.16 has too has the same name and the
 same computation. Evaluations are under `eval/`, the phases of a step under `time/`, and most others under `adaptive/`.
-A part in braces stands for a reward function, a difficulty, a rung of the ladder or a phase.
+A part in braces stands for a reward function, a difficulty, a benchmark, a rung of the ladder or a phase.
 
 The *field* is the name in `metrics.jsonl` and in `StepRecord`. In Prometheus the part in braces is a label, and a name
 that ends in `_total` adds up over the run. The column *combined* shows how the values of micro-batches and ranks are
@@ -22,7 +22,7 @@ null in `metrics.jsonl`, and has no point elsewhere.
 """
 SECTIONS: tuple[tuple[str, type[Record]], ...] = (
     ("Of a step", StepRecord),
-    ("Of an evaluation on the held-out prompts, in `evaluations.jsonl`", EvaluationRecord),
+    ("Of an evaluation on the held-out prompts and benchmarks, in `evaluations.jsonl`", EvaluationRecord),
     ("Of a rollout actor, in Prometheus alone", RolloutLoad),
 )
 

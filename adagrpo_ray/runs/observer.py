@@ -33,7 +33,7 @@ class Observer:
         """Groups of the step reported just before, in full: at most `run.samples_per_step` of them."""
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
-        """The held-out prompts were evaluated. `label` is the time of it, such as 'before' or 'after'."""
+        """Held-out prompts and benchmarks were evaluated. `label` is the time of it, such as 'before' or 'after'."""
 
     def summary(self, summary: Summary) -> None:
         """All steps are done, and the adapter is written."""

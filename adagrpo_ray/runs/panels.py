@@ -25,6 +25,7 @@ REWARD = Panel(
 REWARDS = Panel("rewards", "Rewards by function", "Of first attempts, before weights.")
 ACCURACY = Panel("accuracy", "Accuracy", "Of first attempts in training, and on the held-out prompts (eval).")
 ACCURACY_BY_DIFFICULTY = Panel("accuracy-by-difficulty", "Accuracy by difficulty", ACCURACY.caption)
+BENCHMARKS = Panel("benchmarks", "Accuracy on benchmarks", "In evaluations during training, by benchmark.")
 ZERO_STD = Panel(
     "zero-std",
     "Groups with zero reward std",
@@ -33,7 +34,12 @@ ZERO_STD = Panel(
 )
 RESAMPLES = Panel("resamples", "Resamples by rung", "Groups that were sampled again.")
 RESCUED = Panel("rescued", "Resamples that met the criterion, by rung", "Groups that resampling rescued.")
-GROUP_SIZE = Panel("group-size", "Group size", "Completions of a first attempt.")
+PILOTS = Panel(
+    "pilots",
+    "Pilots and commits",
+    "A pilot with correct and wrong completions has a commit; if all are correct it has none; else its group fails.",
+)
+GROUP_SIZE = Panel("group-size", "Group size", "Completions of an attempt, or of a pilot and its commit together.")
 GROUPS = Panel("groups", "Groups by outcome", "Waiting groups are resampled in a later step.")
 TOKENS = Panel("tokens", "Tokens", "Extra tokens are those of resamples, and a part of the generated ones.")
 PACE = Panel("pace", "Generated tokens per second", "Generated tokens of a step, over its time.")
@@ -57,14 +63,20 @@ OFF_POLICY = Panel(
 )
 POLICY = Panel("policy", "Policy update", "The update of each step.")
 COMPLETIONS = Panel("completions", "Completions", "Length of completions, and the share that the token limit cuts off.")
+EPISODES = Panel(
+    "episodes",
+    "Episodes",
+    "Turns and tokens of episodes, and the share that the largest number of turns cuts off.",
+)
+TOOLS = Panel("tools", "Tools", "Calls of tools by the policy, and errors of tools and of the environment.")
 OUTSTANDING = Panel("outstanding-tokens", "Outstanding tokens by rollout actor", "")
 REQUESTS = Panel("requests", "Requests by rollout actor", "")
 SEQUENCES = Panel("sequences", "Sequences in vLLM", "")
 KV_CACHE = Panel("kv-cache", "KV cache in use", "")
 
 PANELS = (
-    *(REWARD, REWARDS, ACCURACY, ACCURACY_BY_DIFFICULTY, ZERO_STD, GROUP_SIZE, RESAMPLES, RESCUED, GROUPS, TOKENS),
-    *(PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS),
+    *(REWARD, REWARDS, ACCURACY, ACCURACY_BY_DIFFICULTY, BENCHMARKS, ZERO_STD, GROUP_SIZE, RESAMPLES, RESCUED, PILOTS),
+    *(GROUPS, TOKENS, PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS, EPISODES, TOOLS),
     *(OUTSTANDING, REQUESTS, SEQUENCES, KV_CACHE),
 )
 """All panels, in the order of the Grafana dashboard."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from textwrap import indent
 
 from adagrpo_ray.runs.samples import AttemptSample, GroupSample
+from adagrpo_ray.runs.turn_text import whole_text
 
 SHOWN = 2000
 """Characters shown of each text; `samples.jsonl` has all of them."""
@@ -13,13 +14,14 @@ SHOWN = 2000
 def group_text(group: GroupSample) -> str:
     """The problem and the best completion of each attempt in Markdown, with no markup of their own."""
     parts = [
-        f"step {group.step}, {group.outcome} after {len(group.attempts)} attempts; the best completion of each:",
+        f"step {group.step}, {group.outcome} after {group.count()} attempts; the best completion of each:",
         _quoted(group.prompt),
     ]
-    for number, attempt in enumerate(group.attempts, 1):
+    for number, attempt in enumerate(group.attempts):
         best = max(attempt.completions, key=lambda completion: completion.reward)
         advantage = "not trained on" if best.advantage is None else f"advantage {best.advantage:+.3f}"
-        parts += [f"attempt {number}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}", _quoted(best.text)]
+        parts.append(f"{group.title(number)}, {_rung(attempt)}: reward {best.reward:.3f}, {advantage}")
+        parts.append(_quoted(whole_text(best)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Explains in words why a group was sampled again or not: the criterion's result for each attempt, and its effect."""
+"""Explains in words why a group has its size, and why it was sampled again or not: the criterion and its effect."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from adagrpo_ray.runs.samples import AttemptSample, GroupSample
 
 
 def why(group: GroupSample, number: int, run: RunHistory) -> str:
-    """Explain attempt `number` of the group, counted from 0, under the settings of the run."""
+    """Explain attempt `number` of the group, or this part of one, counted from 0, under the settings of the run."""
+    attempt, name = group.attempts[number], run.setting("algorithm.name")
     if number + 1 < len(group.attempts):
-        return f"{_failed(group, number, run)} So it was sampled again, with {rung(group.attempts[number + 1])}."
-    name = run.setting("algorithm.name")
+        following = group.attempts[number + 1]
+        if following.part != "commit":
+            return f"{_failed(group, number, run)} So it was sampled again, with {rung(following)}."
+        more = f"{len(following.completions)} more completions at the base parameters"
+        return f"{_counts(attempt)} It met the criterion {_kind(run)}, so {more} were requested at once."
     if group.outcome == "trained":
-        attempt = group.attempts[number]
-        met = "GRPO trains on every group as it is" if name == "grpo" else f"It met the criterion {_kind(run)}"
-        return f"{met}: {_correct(attempt)}, best reward {_best(attempt)}."
-    failed = _failed(group, number, run)
+        return _ready(attempt, run)
+    failed, due = _failed(group, number, run), "next attempt"
+    if attempt.part == "pilot" and group.outcome != "exhausted" and any(c.correct for c in attempt.completions):
+        # The step ended before the commit, or the pilot did not meet a criterion other than any_correct.
+        failed, due = _counts(attempt), "commit" if _kind(run) == "any_correct" else "commit or next attempt"
     if group.outcome == "waiting":
-        return f"{failed} It waits for its next attempt in a later step."
+        return f"{failed} It waits for its {due} in a later step."
     if group.outcome == "dropped":
         return (
             f"{failed} It was dropped: it had waited for more than algorithm.max_group_age="
-            f"{run.setting('algorithm.max_group_age')} steps, a reward function failed on its next attempt, or its "
+            f"{run.setting('algorithm.max_group_age')} steps, a reward function failed on its {due}, or its "
             "prompt was given up since it kills rollout actors."
         )
     if any(c.advantage is not None for attempt in group.attempts for c in attempt.completions):
@@ -31,6 +36,28 @@ def why(group: GroupSample, number: int, run: RunHistory) -> str:
     if name == "dapo":
         return f"{failed} DAPO drops such a group and samples another prompt."
     return f"{failed} No rung was left, and it was not trained on (algorithm.on_exhausted=drop)."
+
+
+def trained_on(group: GroupSample, run: RunHistory) -> str:
+    """Explain which completions of the group are in the loss; "" if none of them is."""
+    advantages = [c.advantage for attempt in group.attempts for c in attempt.completions]
+    used = [advantage for advantage in advantages if advantage is not None]
+    if not used:
+        return ""
+    setting = f"algorithm.train_on={run.setting('algorithm.train_on') or 'last'}"
+    which = f"In the loss are {len(used)} of {len(advantages)} completions ({setting}), those with an advantage."
+    return which if any(used) else f"{which} All advantages are 0, so they have no policy gradient."
+
+
+def sized(group: GroupSample, run: RunHistory) -> str:
+    """Explain the size of the group; "" if its prompt and its class had no results when it was drawn."""
+    if group.chance is None or group.size is None:
+        return ""
+    rule = run.setting("algorithm.allocation.rule")
+    return (
+        f"By earlier results its success rate was expected to be {group.chance:.2f}, so it got {group.size} "
+        f"completions (algorithm.allocation.rule={rule})."
+    )
 
 
 def rung(attempt: AttemptSample) -> str:
@@ -53,9 +80,26 @@ def parameters(sampling: PhaseParams) -> str:
 
 
 def statistics(group: GroupSample, number: int) -> RewardStatistics:
-    """Statistics of the rewards of all attempts up to `number`, from which advantages are computed."""
+    """Statistics of the rewards of all attempts up to `number`."""
     rewards = [c.reward for attempt in group.attempts[: number + 1] for c in attempt.completions]
     return RewardStatistics.of(rewards)
+
+
+def _ready(attempt: AttemptSample, run: RunHistory) -> str:
+    """The reason why the group is trained on after its last attempt."""
+    if attempt.part == "commit":
+        return f"{_counts(attempt)} After its commit a group is ready, whatever the commit gave."
+    if attempt.part == "pilot":
+        return f"{_counts(attempt)} So the prompt is solved, and there is no commit."
+    grpo = run.setting("algorithm.name") == "grpo"
+    met = "GRPO trains on every group as it is" if grpo else f"It met the criterion {_kind(run)}"
+    return f"{met}: {_correct(attempt)}, best reward {_best(attempt)}."
+
+
+def basis(run: RunHistory) -> str:
+    """The completions whose rewards the advantages of the run are computed from."""
+    others = {"last": "the last attempt", "trained": "the completions trained on"}
+    return others.get(str(run.setting("algorithm.advantage_statistics")), "all attempts")
 
 
 def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
@@ -74,6 +118,11 @@ def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
             std = f"{statistics(group, number).std:.3g}, not above {_threshold(run):g}"
             missing = f"its rewards so far have a standard deviation of {std}; best reward {_best(attempt)}"
             return f"The group did not meet the criterion spread: {missing}."
+        case "balanced":
+            correct = [c.correct for earlier in group.attempts[: number + 1] for c in earlier.completions]
+            counts = f"{sum(correct)} correct and {len(correct) - sum(correct)} wrong completions so far"
+            half = (len(attempt.completions) + 1) // 2
+            return f"The group did not meet the criterion balanced: {counts}, and {half} of each are needed."
     return f"The group did not meet the criterion {kind}: {_correct(attempt)}, best reward {_best(attempt)}."
 
 
@@ -96,6 +145,10 @@ def _scores(attempt: AttemptSample, column: str | None) -> list[float]:
 
 def _best(attempt: AttemptSample) -> str:
     return _number(attempt.best_reward)
+
+
+def _counts(attempt: AttemptSample) -> str:
+    return f"{attempt.part.capitalize()}: {_correct(attempt)}, best reward {_best(attempt)}."
 
 
 def _correct(attempt: AttemptSample) -> str:

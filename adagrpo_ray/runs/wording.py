@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from adagrpo_ray.runs.names import TEXT, name_of
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
@@ -86,8 +86,24 @@ def step_metrics(record: StepRecord) -> list[str]:
     ]
 
 
-def evaluation_line(label: str, record: EvaluationRecord) -> str:
-    """An evaluation on the held-out prompts in one line."""
+def evaluation_lines(label: str, record: EvaluationRecord) -> Iterator[str]:
+    """An evaluation: a line for the held-out prompts, if there are any, and one for each benchmark."""
+    if record.accuracy is not None:
+        yield _held_out(label, record)
+    for name, accuracy in record.benchmark_accuracy.items():
+        failed = f"{record.benchmark_failed[name]} problems failed, " if record.benchmark_failed[name] else ""
+        yield "  ".join(
+            [
+                f"{name} accuracy {printable(label)}: {number(accuracy)}",
+                f"solved at least once: {number(record.benchmark_pass_at_k[name])}",
+                f"cut off: {number(record.benchmark_completions_clipped_ratio[name])}",
+                f"({record.benchmark_samples[name]} samples, {failed}mean length "
+                f"{record.benchmark_completions_mean_length[name]:.1f})",
+            ]
+        )
+
+
+def _held_out(label: str, record: EvaluationRecord) -> str:
     named, others = few(difficulties(record.accuracy_by_difficulty))
     by_difficulty = [
         f"{shown(difficulty)}: {number(record.accuracy_by_difficulty[difficulty])}" for difficulty in named

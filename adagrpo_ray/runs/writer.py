@@ -29,9 +29,8 @@ class RunWriter(Observer):
     """Creates the folder of a new run, or continues that of an earlier one, and writes into it.
 
     The files are `config.yaml` (the text given), `metrics.jsonl` (one line for each step), `samples.jsonl` (one for
-    each recorded group), `evaluations.jsonl` (one for each evaluation on the held-out prompts), `summary.json` and
-    `tensorboard/`. A run that dies leaves all its finished steps; one that fails before its first record leaves no
-    folder.
+    each recorded group), `evaluations.jsonl` (one for each evaluation), `summary.json` and `tensorboard/`. A run that
+    dies leaves all its finished steps; one that fails before its first record leaves no folder.
     """
 
     def __init__(

@@ -2,76 +2,152 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from adagrpo_ray.algorithm.allocation import Posterior, Share, allocate
-from adagrpo_ray.config.algorithm import AllocationSettings
+from adagrpo_ray.algorithm.allocation import Share, allocate, left_out
+from adagrpo_ray.algorithm.posterior import ClassResults, Posterior, PromptResults
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.types import Group
+from adagrpo_ray.types import Group, Prompt
+
+
+@dataclass(frozen=True)
+class Position:
+    """The place from which the next groups are drawn.
+
+    - `taken`: the number of prompts taken from their order, over all passes.
+    - `planned`: groups of prompts taken that have a size and are not drawn yet.
+    - `skipped`: the number of prompts left out, by step.
+    """
+
+    taken: int
+    planned: tuple[Group, ...]
+    skipped: Mapping[int, int]
 
 
 class Allocator:
-    """Draws prompts as new groups. Without `settings` every group has `group_size` completions."""
+    """Draws prompts as new groups. Without `allocation` every group has `settings.group_size` completions.
 
-    def __init__(self, prompts: PromptOrder, settings: AllocationSettings | None, group_size: int) -> None:
-        self._prompts, self._settings, self._group_size = prompts, settings, group_size
-        self._posteriors: dict[str, Posterior] = {}  # by prompt
-        self._difficulties: dict[str, Posterior] = {}  # by difficulty class, for prompts that were never seen
+    By the rule `value`, `settings.prompts_per_step` prompts share a total of completions. So they are planned together,
+    and drawn when a step has places for them.
+    """
+
+    def __init__(
+        self, prompts: PromptOrder, settings: AlgorithmSettings, allocation: AllocationSettings | None, run_seed: int
+    ) -> None:
+        self._prompts, self._allocation, self._run_seed = prompts, allocation, run_seed
+        self._group_size = settings.group_size
+        self._together = settings.prompts_per_step if allocation is not None and allocation.rule == "value" else 1
+        self._shared = settings.shared_completions
+        self._planned: tuple[Group, ...] = ()
+        self._skipped = Counter[int]()
+        self._results: dict[str, PromptResults] = {}  # by prompt
+        self._classes: dict[str, ClassResults] = {}  # by difficulty class
+
+    def draw(self, step: int, most: float = math.inf) -> Group | None:
+        """Draw the next prompt as a new group of `step`, skipping prompts that the allocation leaves out.
+
+        Returns None if the group would have more than `most` completions. If its size is new, it is then chosen again,
+        from newer results, with the next call.
+        """
+        before = self.position
+        if not self._planned:
+            self._planned = self._plan(step)
+        if self._planned[0].size > most:
+            self.position = before
+            return None
+        drawn, *rest = self._planned
+        self._planned = tuple(rest)
+        return replace(drawn, born=step)
+
+    def skipped(self, step: int) -> int:
+        """The number of prompts that were left out since the last call, to draw groups of `step`."""
+        return self._skipped.pop(step, 0)
 
     @property
-    def largest(self) -> int:
-        """The largest number of completions of a group."""
-        size = self._group_size
-        return size if self._settings is None else max(size, self._settings.sizes(size)[1])
+    def position(self) -> Position:
+        """The place from which the next groups are drawn; a caller may set it back."""
+        return Position(self._prompts.taken, self._planned, dict(self._skipped))
 
-    def draw(self, n: int, step: int) -> list[Group]:
-        """Draw the next `n` prompts as new groups of `step`, skipping prompts that the allocation leaves out."""
-        groups: list[Group] = []
+    @position.setter
+    def position(self, position: Position) -> None:
+        self._prompts.taken, self._planned = position.taken, position.planned
+        self._skipped = Counter(position.skipped)
+
+    def _plan(self, step: int) -> tuple[Group, ...]:
+        """Choose the sizes of the groups of the next prompts that are not left out."""
+        chosen: list[tuple[Prompt, int, Posterior | None]] = []
         passed_over = 0
-        while len(groups) < n:
+        while len(chosen) < self._together:
             ((prompt, epoch),) = self._prompts.take(1)
-            share: Share | None = Share(self._group_size, 0)
-            # If a whole pass is left out, every prompt is solved: train on them again.
-            if self._settings is not None and passed_over < len(self._prompts):
-                posterior = self._posteriors.get(prompt.id) or self._difficulties.get(prompt.difficulty)
-                share = allocate(posterior, epoch, self._settings, self._group_size)
-            if share is None:
+            posterior = self._posterior(prompt)
+            # If a whole pass is left out, every prompt is solved or hopeless: train on them again.
+            if passed_over < len(self._prompts) and self._left_out(prompt, epoch, posterior):
                 passed_over += 1
+                self._skipped[step] += 1
             else:
-                groups.append(Group(prompt, epoch, born=step, size=share.size, start=share.start))
-        return groups
+                passed_over = 0
+                chosen.append((prompt, epoch, posterior))
+        posteriors = [posterior for _, _, posterior in chosen]
+        shares = [Share(self._group_size, 0)] * len(chosen)
+        if self._allocation is not None:
+            shares = allocate(posteriors, self._allocation, self._group_size, self._shared)
+        return tuple(
+            Group(prompt, epoch, step, share.size, share.start, chance=None if posterior is None else posterior.mean)
+            for (prompt, epoch, posterior), share in zip(chosen, shares, strict=True)
+        )
+
+    def _left_out(self, prompt: Prompt, epoch: int, posterior: Posterior | None) -> bool:
+        if self._allocation is None:
+            return False
+        return left_out(posterior, prompt.id, epoch, self._run_seed, self._allocation)
+
+    def _posterior(self, prompt: Prompt) -> Posterior | None:
+        """The posterior of a prompt from its own results and those of its class; None if the class has none."""
+        if (of_class := self._classes.get(prompt.difficulty)) is None:
+            return None
+        return self._results.get(prompt.id, PromptResults()).posterior(of_class, self._group_size)
 
     def learn(self, first_attempts: Sequence[Group]) -> None:
-        """Update the posteriors from first attempts only; later ones are biased, since resampling ends at a success."""
-        if self._settings is None:
+        """Learn from the newest completions of groups whose attempts are first ones, or their commits.
+
+        Resamples would bias the results of a prompt, since they end at a success. A commit does not: whatever decided
+        on it, its completions are drawn at the success rate of the prompt. It would bias those of the class, since
+        prompts that are solved or hopeless have none.
+        """
+        if self._allocation is None:
             return
-        discount = self._settings.discount
-        difficulties: dict[str, NDArray[np.bool_]] = {}
+        discount = self._allocation.discount
+        counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for group in first_attempts:
-            _update(self._posteriors, group.prompt.id, group.last.correct, discount)
-            before = difficulties.get(group.prompt.difficulty, np.empty(0, np.bool_))
-            difficulties[group.prompt.difficulty] = np.concatenate([before, group.last.correct])
-        for difficulty, correct in difficulties.items():
-            _update(self._difficulties, difficulty, correct, discount)
+            if group.last.part != "commit":
+                counts[group.prompt.difficulty].append((int(group.last.correct.sum()), len(group.last.correct)))
+        for difficulty, of_prompts in counts.items():
+            before = self._classes.get(difficulty, ClassResults())
+            self._classes[difficulty] = before.after(of_prompts, discount)
+        for group in first_attempts:
+            prompt, found = group.prompt, int(group.last.correct.sum())
+            kept = 1.0 if group.last.part == "commit" else discount  # a commit is of the epoch of its pilot
+            self._results[prompt.id] = self._results.get(prompt.id, PromptResults()).after(
+                found, len(group.last.correct) - found, kept, self._classes[prompt.difficulty].rate
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next groups."""
         return {
             "prompts": self._prompts.state_dict(),
-            "posteriors": dict(self._posteriors),
-            "difficulties": dict(self._difficulties),
+            "planned": list(self._planned),
+            "results": dict(self._results),
+            "classes": dict(self._classes),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a result of `state_dict`; prompts and settings must be the same."""
+        """Restore a result of `state_dict`; prompts, settings and seed must be the same."""
         self._prompts.load_state_dict(state["prompts"])
-        self._posteriors, self._difficulties = dict(state["posteriors"]), dict(state["difficulties"])
-
-
-def _update(posteriors: dict[str, Posterior], key: str, correct: NDArray[np.bool_], discount: float) -> None:
-    found = int(correct.sum())
-    posteriors[key] = posteriors.get(key, Posterior()).after(found, len(correct) - found, discount)
+        self._planned = tuple(state["planned"])
+        self._results, self._classes = dict(state["results"]), dict(state["classes"])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.loss import token_weights
-from adagrpo_ray.algorithm.statistics import statistics_of
+from adagrpo_ray.algorithm.selection import balanced, max_variance
+from adagrpo_ray.algorithm.statistics import RewardStatistics, statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.errors import RewardError
 from adagrpo_ray.types import Completion, Floats, Group, Prompt, TrainSample
+
+Scored = tuple[Completion, float]
+"""A completion with its reward or its advantage."""
 
 
 def training_samples(
@@ -18,21 +24,22 @@ def training_samples(
 ) -> tuple[TrainSample, ...]:
     """The completions that `settings.train_on` picks, with their advantages and token weights.
 
-    Advantages always use the statistics over all attempts. Completions without weight (empty or `is_masked`) count in
-    `token_weights` and are then left out. Completions with an advantage of zero are left out, too, unless a KL term or
-    an entropy bonus gives them a gradient; the loss is the same without them.
+    Lengths are those of the tokens that the policy wrote, and observed tokens have a weight of 0. Completions without
+    weight (empty or `is_masked`) count in `token_weights` and are then left out. Completions with an advantage of zero
+    are left out, too, unless a KL term or an entropy bonus gives them a gradient; the loss is the same without them.
+    Raises RewardError as `picked` does.
     """
     chosen = [
-        (group.prompt, completion, float(advantage))
-        for group in groups
-        for completion, advantage in picked(group, settings)
+        (group.prompt, completion, advantage)
+        for group, pairs in zip(groups, picked(groups, settings), strict=True)
+        for completion, advantage in pairs
     ]
     masked = [is_masked(completion, settings) for _, completion, _ in chosen]
-    lengths = [len(completion.token_ids) for _, completion, _ in chosen]
+    lengths = [completion.policy_tokens for _, completion, _ in chosen]
     weights = token_weights(lengths, settings.loss.kind, max_new_tokens, masked)
     other_gradient = settings.loss.beta > 0.0 or settings.loss.entropy_coef > 0.0
     return tuple(
-        _sample(prompt, completion, weight, advantage)
+        _sample(prompt, completion, _of_all_tokens(weight, completion), advantage)
         for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
         if weight.any() and (advantage != 0.0 or other_gradient)
     )
@@ -43,31 +50,73 @@ def is_masked(completion: Completion, settings: AlgorithmSettings) -> bool:
     return settings.loss.mask_truncated_completions and completion.truncated
 
 
-def picked(group: Group, settings: AlgorithmSettings) -> Iterator[tuple[Completion, float]]:
-    """Completions of one group to train on, each with its advantage; newest attempts first.
+def picked(groups: Sequence[Group], settings: AlgorithmSettings) -> list[list[Scored]]:
+    """Completions of each group of a batch to train on, each with its advantage.
 
-    `balanced` picks as many completions as one attempt has: up to half of them correct, then wrong ones, then more
-    correct ones (arXiv 2510.04996, section 3). So many failures do not outweigh a few successes.
+    `settings.train_on` selects them, and `settings.advantage_statistics` the rewards whose mean and standard deviation
+    their advantages use: those of all attempts, of the last one, or of the selected completions, as PODS does
+    (arXiv 2504.13818; `grpo_trainer.py` of its code). Those of the batch are of the same rewards of all groups.
+
+    Raises RewardError if advantages are divided by mean rewards, and a reward is below 0.
     """
-    statistics = statistics_of(group)
-    attempts = (group.last,) if settings.train_on == "last" else group.attempts[::-1]
-    pool = [
-        (completion, float(advantage), bool(is_correct))
-        for attempt in attempts
-        for completion, advantage, is_correct in zip(
-            attempt.completions,
-            advantages(attempt.rewards, statistics, settings.advantage_epsilon, settings.advantage_bound),
-            attempt.correct,
-            strict=True,
-        )
+    if settings.advantage_scale == "mean":
+        _check_rewards(groups)
+    chosen = [_selected(group, settings) for group in groups]
+    statistics = [_statistics(group, pairs, settings) for group, pairs in zip(groups, chosen, strict=True)]
+    batch = reduce(RewardStatistics.merge, statistics, RewardStatistics())
+    return [
+        [
+            (completion, float(advantage))
+            for (completion, _), advantage in zip(
+                pairs,
+                advantages(np.array([reward for _, reward in pairs], np.float32), of_group, batch, settings),
+                strict=True,
+            )
+        ]
+        for pairs, of_group in zip(chosen, statistics, strict=True)
     ]
-    if settings.train_on == "balanced":
-        size = len(group.last.completions)
-        correct, wrong = [p for p in pool if p[2]], [p for p in pool if not p[2]]
-        kept = min(len(correct), max(size // 2, size - len(wrong)))
-        pool = [*correct[:kept], *wrong[: size - kept]]
-    for completion, advantage, _ in pool:
-        yield completion, advantage
+
+
+def _selected(group: Group, settings: AlgorithmSettings) -> list[Scored]:
+    """The completions of a group to train on, each with its reward.
+
+    They are selected from those of all attempts, unless `settings.train_on` is `last`; a pilot and its commit are one
+    attempt. The newest completions come first, and in a request the order is that of the seeds, which does not depend
+    on the lengths of completions. So a selection of the first of several equal ones prefers the newest ones, and no
+    lengths.
+    """
+    attempts = (group.final if settings.train_on == "last" else group.attempts)[::-1]
+    pool = [pair for a in attempts for pair in zip(a.completions, a.rewards.tolist(), strict=True)]
+    size = sum(len(a.completions) for a in group.final) if settings.train_size is None else settings.train_size
+    match settings.train_on:
+        case "balanced":
+            places = balanced([bool(correct) for a in attempts for correct in a.correct], size)
+        case "max_variance":
+            places = max_variance([reward for _, reward in pool], size)
+        case _:
+            return pool
+    return [pool[place] for place in places]
+
+
+def _statistics(group: Group, selected: Sequence[Scored], settings: AlgorithmSettings) -> RewardStatistics:
+    match settings.advantage_statistics:
+        case "all":
+            return statistics_of(group)
+        case "last":
+            return RewardStatistics.of(reward for attempt in group.final for reward in attempt.rewards.tolist())
+        case "trained":
+            return RewardStatistics.of(reward for _, reward in selected)
+
+
+def _check_rewards(groups: Sequence[Group]) -> None:
+    """Raise RewardError if a reward is below 0."""
+    for group in groups:
+        lowest = min(float(attempt.rewards.min()) for attempt in group.attempts)
+        if lowest < 0.0:
+            raise RewardError(
+                f"a completion of the prompt {group.prompt.id} has the reward {lowest:g}, and algorithm.advantage_scale"
+                "=mean takes no rewards below 0; change rewards.functions, or choose another scale"
+            )
 
 
 def broken_samples(groups: Sequence[Group]) -> tuple[TrainSample, ...]:
@@ -91,4 +140,14 @@ def _sample(prompt: Prompt, completion: Completion, weights: Floats, advantage: 
         token_weights=weights,
         advantage=advantage,
         difficulty=prompt.difficulty,
+        observed=completion.observed,
     )
+
+
+def _of_all_tokens(weights: Floats, completion: Completion) -> Floats:
+    """The weights [T] of all tokens of a completion: `weights` [P] at those that the policy wrote, and 0 elsewhere."""
+    if completion.observed is None:
+        return weights
+    every = np.zeros(len(completion.token_ids), np.float32)
+    every[~completion.observed] = weights
+    return every

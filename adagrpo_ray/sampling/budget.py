@@ -1,4 +1,4 @@
-"""The budget of a step, and the number of groups that still fit into it."""
+"""The budget of a step, and the number of completions that still fit into it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,25 @@ class Budget:
     """The budget of one step, in completions or in tokens (`algorithm.budget_unit`).
 
     Before a completion is sampled, the price of the longest possible one is reserved; the unused part is returned
-    afterwards. So a step never exceeds the limit. Every group counts as one of `group_size` completions, which is the
-    largest size of a group.
+    afterwards. So a step never exceeds the limit.
     """
 
-    def __init__(self, settings: AlgorithmSettings, group_size: int, max_new_tokens: int) -> None:
+    def __init__(self, settings: AlgorithmSettings, max_new_tokens: int) -> None:
         self._left = math.inf if settings.budget is None else settings.budget
         self._in_tokens = settings.budget_unit == "tokens"
         self._price = max_new_tokens if self._in_tokens else 1
-        self._group_size, self._over_sample = group_size, settings.over_sample
 
-    def slots(self, wanted: int) -> int:
-        """How many groups still fit, at most `wanted`."""
-        group = self._group_size * self._price
-        return min(wanted, int(min(self._left, wanted * group)) // group)
+    @property
+    def room(self) -> float:
+        """How many completions still fit; infinite without a limit."""
+        return self._left / self._price
 
-    def places(self, slots: int) -> int:
-        """How many groups to sample to fill `slots`: over-sampling adds some, as far as they fit."""
-        return self.slots(slots + math.ceil(self._over_sample * slots))
+    def take(self, completions: int, spare: int = 0) -> bool:
+        """Reserve the price of so many completions.
 
-    def take(self, completions: int) -> bool:
-        """Reserve the price of so many completions. Returns False and reserves nothing if they do not fit."""
-        if self._left < completions * self._price:
+        Returns False and reserves nothing if they and `spare` more do not fit.
+        """
+        if self._left < (completions + spare) * self._price:
             return False
         self._left -= completions * self._price
         return True
@@ -41,3 +38,7 @@ class Budget:
         """Return the unused part of the reserved price of completions that have `tokens` tokens together."""
         if self._in_tokens:
             self._left += completions * self._price - tokens
+
+    def release(self, completions: int) -> None:
+        """Return the reserved price of completions that were not sampled."""
+        self._left += completions * self._price

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adagrpo_ray.types import Group
+from adagrpo_ray.types import Group, Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +17,7 @@ class Failure:
       `rewards.error_score`.
     - `error`: the message of the first error.
     - `generated`: whether the completions of that attempt were generated; if not, its prompt was given up.
+    - `part`: the part of the attempt that failed.
     """
 
     group: Group
@@ -24,6 +25,12 @@ class Failure:
     dropped: bool
     error: str
     generated: bool = True
+    part: Part = "whole"
+
+    @property
+    def resample(self) -> bool:
+        """Whether the attempt that failed was a resample."""
+        return len(self.group.attempts) > (self.part == "commit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +44,7 @@ class Collection:
     - `aged`: were given up because they waited too long.
     - `failed`: could not be generated or scored.
     - `attempts`: every attempt that this step sampled and scored, as the group after that attempt.
+    - `skipped`: the number of prompts that were left out, since they are solved or hopeless.
     """
 
     ready: tuple[Group, ...]
@@ -46,3 +54,4 @@ class Collection:
     aged: tuple[Group, ...]
     failed: tuple[Failure, ...]
     attempts: tuple[Group, ...]
+    skipped: int = 0

@@ -1,11 +1,10 @@
-"""Accuracy on held-out prompts, with the same `generate` and `score` as the sampler."""
+"""Results on a set of prompts, with the same `generate` and `score` as the sampler."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +13,36 @@ from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import DivergedError, RequestLostError
 from adagrpo_ray.rewards.registry import Scores
-from adagrpo_ray.runs.records import EvaluationRecord
+from adagrpo_ray.rewards.together import together
 from adagrpo_ray.sampling.group_run import Generate, Score
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results on a set of prompts; shares and lengths are means over the prompts.
+
+    accuracy: share of correct completions (avg@k for k completions of each prompt).
+    pass_at_k: share of prompts with a correct completion.
+    samples: the number of all completions.
+    failed: the number of prompts that could not be generated or scored.
+    mean_length: of completions, in tokens.
+    clipped_ratio: share of completions that the token limit cut off.
+    """
+
+    accuracy: float
+    accuracy_by_difficulty: Mapping[str, float]
+    pass_at_k: float
+    samples: int
+    failed: int
+    mean_length: float
+    clipped_ratio: float
 
 
 def evaluation_request(
     prompt: Prompt, settings: EvaluationSettings, max_new_tokens: int, seed: int
 ) -> GenerationRequest:
-    """The request for a held-out prompt, which is the same in every evaluation."""
+    """The request for a prompt, which is the same in every evaluation."""
     return GenerationRequest(
         prompt_id=prompt.id,
         prompt_token_ids=prompt.token_ids,
@@ -58,38 +78,36 @@ async def evaluate(
     generate: Generate,
     score: Score,
     *,
-    step: int,
     max_new_tokens: int,
     seed: int,
-) -> EvaluationRecord:
-    """Evaluate the share of correct completions (avg@k for k = `settings.samples`), overall and by difficulty.
+) -> Results:
+    """Evaluate `settings.samples` completions of each prompt.
 
     Every evaluation uses the same seeds, so that two evaluations of a run can be compared. Completions that could not
     be generated or scored count as wrong. Raises DivergedError if a log-probability is not finite: the accuracy of such
-    a model has no meaning.
+    a model has no meaning. An error, or cancelling the caller, cancels all requests.
     """
-    began = time.perf_counter()
 
-    async def of_prompt(prompt: Prompt) -> tuple[str, float, float, bool]:
+    async def of_prompt(prompt: Prompt) -> tuple[str, float, float, float, bool]:
         request = evaluation_request(prompt, settings, max_new_tokens, seed)
         completions, scores, correct = await generate_and_score(prompt, request, generate, score)
-        length = float(np.mean([len(c.token_ids) for c in completions]))
-        return prompt.difficulty, float(correct.mean()), length, scores.error is not None
+        length = float(np.mean([c.policy_tokens for c in completions]))
+        clipped = float(np.mean([c.finish_reason == "length" for c in completions]))
+        return prompt.difficulty, float(correct.mean()), length, clipped, scores.error is not None
 
-    results = await asyncio.gather(*(of_prompt(prompt) for prompt in prompts))
-    difficulties: dict[str, list[float]] = defaultdict(list)
-    for difficulty, accuracy, *_ in results:
-        difficulties[difficulty].append(accuracy)
-    return EvaluationRecord(
-        step=step,
-        accuracy=float(np.mean([accuracy for _, accuracy, *_ in results])),
-        accuracy_by_difficulty={
-            difficulty: float(np.mean(difficulties[difficulty])) for difficulty in sorted(difficulties)
-        },
-        samples=len(results) * settings.samples,
-        failed=sum(failed for *_, failed in results),
-        completions_mean_length=float(np.mean([length for _, _, length, _ in results])),
-        runtime=time.perf_counter() - began,
+    found = await together([of_prompt(prompt) for prompt in prompts])
+    difficulties, accuracies, lengths, clipped, failed = zip(*found, strict=True)
+    by_difficulty: dict[str, list[float]] = defaultdict(list)
+    for difficulty, accuracy in zip(difficulties, accuracies, strict=True):
+        by_difficulty[difficulty].append(accuracy)
+    return Results(
+        accuracy=float(np.mean(accuracies)),
+        accuracy_by_difficulty={name: float(np.mean(by_difficulty[name])) for name in sorted(by_difficulty)},
+        pass_at_k=float(np.mean([accuracy > 0 for accuracy in accuracies])),
+        samples=len(found) * settings.samples,
+        failed=sum(failed),
+        mean_length=float(np.mean(lengths)),
+        clipped_ratio=float(np.mean(clipped)),
     )
 
 

@@ -7,36 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.algorithm.ladder import request_seed
 from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.errors import RequestLostError
 from adagrpo_ray.rewards.registry import Scores
+from adagrpo_ray.sampling.admission import Admission, GroupRun
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.collection import Failure
-from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt, SamplingParams
+from adagrpo_ray.sampling.pilot import Planned, Planner, verdict
+from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, Prompt
 
 Generate = Callable[[GenerationRequest], Awaitable[tuple[Completion, ...]]]
 Score = Callable[[Prompt, Sequence[Completion]], Awaitable[tuple[Scores, NDArray[np.bool_]]]]
-
-
-@dataclass(eq=False)
-class GroupRun:
-    """The state of a group in one step."""
-
-    group: Group
-    state: Literal["late", "ready", "exhausted", "waiting", "failed"] = "late"  # "late" until it ends
-    scoring: bool = False  # whether its newest completions are being scored
-    cut: bool = False  # whether the step ended without it, so that it gets no further attempt
-    history: list[Group] = field(default_factory=list)  # the group after each attempt of this step
-    failure: Failure | None = None  # with the message of the first error
 
 
 class GroupSampler:
@@ -54,98 +41,113 @@ class GroupSampler:
         drop_failed: bool,
     ) -> None:
         self._settings, self._method, self._generate, self._score = settings, method, generate, score
-        self._max_new_tokens, self._seed, self._drop_failed = max_new_tokens, seed, drop_failed
+        self._max_new_tokens, self._drop_failed = max_new_tokens, drop_failed
+        self._planner = Planner(method.ladder.base, settings.pilot_size, max_new_tokens, seed)
 
-    def counted(self, runs: Sequence[GroupRun]) -> int:
-        """How many places of a step the runs fill: one for each ended group or, if the method refills, ready group."""
-        return sum(run.state == "ready" if self._method.refill else run.state != "late" for run in runs)
+    async def run(
+        self, resumed: Sequence[Group], draw: Callable[[float], Group | None], step: int, budget: Budget
+    ) -> list[GroupRun]:
+        """Run `resumed` and new groups side by side until the step is full, or no other request can be sent.
 
-    async def run(self, groups: Sequence[Group], step: int, budget: Budget, enough: int) -> list[GroupRun]:
-        """Run the groups side by side until `enough` of them count; returns the runs in the order of the groups.
-
-        Groups that are still generating then are cancelled. Groups whose completions are complete are scored and count.
+        `draw` returns a new group of at most so many completions, or None if the next one is larger or the step gets no
+        more. Returns the runs in the order of the groups.
+        Groups that are still generating at the end are cancelled. Groups whose completions are complete are scored and
+        count.
         """
-        runs = [GroupRun(group) for group in groups]
-        late = {id(run) for run in runs if run.group.late}  # the step waits for all of these
-        tasks = [asyncio.create_task(self._finish(run, step, budget)) for run in runs]
+
+        def begin(most: float) -> GroupRun | None:
+            group = draw(most)
+            return None if group is None else self._plan(GroupRun(group), step)
+
+        def start() -> None:
+            for run, planned in admission.starting():
+                tasks[asyncio.create_task(attempt(run, planned))] = run
+
+        async def attempt(run: GroupRun, planned: Planned) -> None:
+            await self._attempt(run, planned, step, budget)
+            start()
+
+        runs = [self._plan(GroupRun(group), step) for group in resumed]
+        admission = Admission(runs, begin, self._settings, budget, refill=self._method.refill)
+        tasks: dict[asyncio.Task[None], GroupRun] = {}
         try:
-            for next_to_end in asyncio.as_completed(tasks):
-                run = await next_to_end  # raises its error
-                late.discard(id(run))
-                enough -= self.counted([run])
-                if enough <= 0 and not late:
-                    break
-            for run, task in zip(runs, tasks, strict=True):
-                run.cut = True
+            start()
+            while tasks and not admission.full:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in tasks if task.done()]:
+                    del tasks[task]
+                    task.result()  # raises its error
+            for task, run in tasks.items():
                 if not run.scoring:
                     task.cancel()
-            await asyncio.gather(*(task for run, task in zip(runs, tasks, strict=True) if run.scoring))
+            await asyncio.gather(*(task for task, run in tasks.items() if run.scoring))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return runs
 
-    async def _finish(self, run: GroupRun, step: int, budget: Budget) -> GroupRun:
-        """Sample one group until it meets the criterion, has to wait, or has no rung left."""
-        while run.state == "late":
-            group = run.group
-            sampling = self._method.ladder.next(group, step)
-            if sampling is None:
-                run.state = "exhausted"
-            elif run.history and self._settings.resample == "deferred":
-                run.state = "waiting"
-            elif run.cut:
-                break
-            elif not budget.take(group.size):
-                run.state = "waiting"
-            else:
-                try:
-                    attempt, error = await self._attempt(run, sampling)
-                except RequestLostError as lost:
-                    budget.give_back(group.size, 0)
-                    first = str(lost) if run.failure is None else run.failure.error
-                    run.failure = Failure(group, 0, dropped=True, error=first, generated=False)
-                    run.state = "failed"
-                    break
-                budget.give_back(group.size, attempt.generated_tokens)
-                if error is not None and run.failure is None:
-                    run.failure = Failure(group, attempt.generated_tokens, self._drop_failed, error)
-                if error is not None and self._drop_failed:
-                    run.state = "failed"
-                    break
-                run.group = group.with_attempt(attempt)
-                run.history.append(run.group)
-                if self._method.criterion(run.group):
-                    run.state = "ready"
+    def _plan(self, run: GroupRun, step: int) -> GroupRun:
+        """Set the next request of a group, or the state in which it ends in this step; returns the run."""
+        group = run.group
+        # A group of an earlier step failed its last attempt, unless that step ended between a pilot and its commit.
+        judged = run.history or (group.attempts and group.last.part == "pilot")
+        match verdict(group, self._method.criterion) if judged else "resample":
+            case "ready":
+                run.state = "ready"
+            case "commit":
+                run.next = self._planner.commit(group)
+            case "resample":
+                sampling = self._method.ladder.next(group, step)
+                if sampling is None:
+                    run.state = "exhausted"
+                elif run.history and self._settings.resample == "deferred":
+                    run.state = "waiting"
+                else:
+                    run.next = self._planner.attempt(group, sampling)
         return run
 
-    async def _attempt(self, run: GroupRun, sampling: SamplingParams) -> tuple[Attempt, str | None]:
-        """Sample and score the next attempt of the group; returns it, and the error if it could not be scored."""
-        group, number = run.group, len(run.group.attempts)
-        completions = await self._generate(
-            GenerationRequest(
-                prompt_id=group.prompt.id,
-                prompt_token_ids=group.prompt.token_ids,
-                n=group.size,
-                sampling=sampling,
-                max_new_tokens=self._max_new_tokens,
-                seed=request_seed(self._seed, group.prompt.id, group.epoch, number),
-            )
-        )
+    async def _attempt(self, run: GroupRun, planned: Planned, step: int, budget: Budget) -> None:
+        """Sample the next attempt of a group, or the next part of one, and decide how the group continues."""
+        try:
+            attempt, error = await self._sampled(run, planned)
+        except RequestLostError as lost:
+            first = str(lost) if run.failure is None else run.failure.error
+            run.failure = Failure(run.group, 0, dropped=True, error=first, generated=False, part=planned.part)
+            run.state = "failed"
+        else:
+            tokens, dropped = attempt.generated_tokens, self._drop_failed
+            budget.give_back(planned.request.n, tokens)
+            run.reserved -= planned.request.n
+            if error is not None and run.failure is None:
+                run.failure = Failure(run.group, tokens, dropped, error, part=planned.part)
+            if error is not None and dropped:
+                run.state = "failed"
+            else:
+                run.group = run.group.with_attempt(attempt)
+                run.history.append(run.group)
+                self._plan(run, step)
+        if run.next is None or run.next.part != "commit":
+            budget.release(run.reserved)
+            run.reserved = 0
+
+    async def _sampled(self, run: GroupRun, planned: Planned) -> tuple[Attempt, str | None]:
+        """Sample and score the completions of a request; returns them, and the error if they could not be scored."""
+        completions = await self._generate(planned.request)
         run.scoring = True
-        scores, correct = await self._score(group.prompt, completions)
+        scores, correct = await self._score(run.group.prompt, completions)
         run.scoring = False
         rewards, buffer = scores.rewards, self._settings.overlong_buffer
         if buffer is not None:
-            lengths = [len(c.token_ids) for c in completions]
+            lengths = [c.policy_tokens for c in completions]
             rewards = rewards + overlong_penalty(lengths, self._max_new_tokens, buffer)
         attempt = Attempt(
-            rung=number + group.start - 1,
-            sampling=sampling,
+            rung=planned.rung,
+            sampling=planned.request.sampling,
             completions=completions,
             rewards=rewards,
             rewards_by_function=scores.by_function,
             correct=correct,
+            part=planned.part,
         )
         return attempt, scores.error

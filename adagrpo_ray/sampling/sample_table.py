@@ -28,13 +28,15 @@ def group_samples(
     """
     touched = {_identity(group) for group in collection.attempts}
     lost = [failure.group for failure in collection.failed if failure.dropped]
-    found: list[tuple[Group, Outcome, bool]] = [
-        *((group, "trained", True) for group in collection.ready),
-        *((group, "exhausted", not exhausted_dropped) for group in collection.exhausted),
-        *((group, "waiting", False) for group in collection.waiting if _identity(group) in touched),
-        *((group, "dropped", False) for group in (*lost, *collection.aged) if group.attempts),
+    found: list[tuple[Group, Outcome]] = [
+        *((group, "trained") for group in collection.ready),
+        *((group, "exhausted") for group in collection.exhausted),
+        *((group, "waiting") for group in collection.waiting if _identity(group) in touched),
+        *((group, "dropped") for group in (*lost, *collection.aged) if group.attempts),
     ]
-    found.sort(key=lambda each: len(each[0].attempts) == 1)
+    trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
+    advantages = dict(zip(trained, _advantages(trained, settings), strict=True))
+    found.sort(key=lambda each: each[0].resamples == 0)
     return tuple(
         GroupSample.from_dict(
             {
@@ -44,16 +46,21 @@ def group_samples(
                 "difficulty": well_formed(group.prompt.difficulty),
                 "answer": well_formed(group.prompt.answer),
                 "outcome": outcome,
-                "attempts": readable_attempts(group, functions, _advantages(group, settings) if trained else {}),
+                "attempts": readable_attempts(group, functions, advantages.get(group, {})),
+                "size": group.size,
+                "chance": group.chance,
             }
         )
-        for group, outcome, trained in found[:count]
+        for group, outcome in found[:count]
     )
 
 
-def _advantages(group: Group, settings: AlgorithmSettings) -> dict[Completion, float]:
-    """The advantages of the completions that are in the loss."""
-    return {c: advantage for c, advantage in picked(group, settings) if not is_masked(c, settings)}
+def _advantages(groups: Sequence[Group], settings: AlgorithmSettings) -> list[dict[Completion, float]]:
+    """The advantages of the completions of each group that are in the loss; `groups` are all that are trained on."""
+    return [
+        {completion: advantage for completion, advantage in pairs if not is_masked(completion, settings)}
+        for pairs in picked(groups, settings)
+    ]
 
 
 def _identity(group: Group) -> tuple[str, int]:

@@ -10,20 +10,21 @@ from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.sampling.allocator import Allocator
+from adagrpo_ray.sampling.admission import GroupRun, resumable
+from adagrpo_ray.sampling.allocator import Allocator, Position
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.sampling.group_run import Generate, GroupRun, GroupSampler, Score
+from adagrpo_ray.sampling.group_run import Generate, GroupSampler, Score
 from adagrpo_ray.types import Group
 
-MAX_ROUNDS = 10  # rounds of new groups that a step may sample to fill its places, if no budget ends it before
+MOST_DRAWN = 10  # new prompts for each place of a step, if no budget ends it before
 
 
 @dataclass(frozen=True)
 class _Queue:
-    """The state that a collection changes before it ends: the number of prompts taken, and the waiting groups."""
+    """The state that a collection changes before it ends: the place in the prompts, and the waiting groups."""
 
-    taken: int
+    position: Position
     waiting: tuple[Group, ...]
 
 
@@ -62,8 +63,8 @@ class AdaptiveSampler:
         seed: int,
         drop_failed: bool = True,
     ) -> None:
-        self._settings, self._prompts, self._max_new_tokens = settings, prompts, max_new_tokens
-        self._allocator = Allocator(prompts, method.allocation, settings.group_size)
+        self._settings, self._max_new_tokens = settings, max_new_tokens
+        self._allocator = Allocator(prompts, settings, method.allocation, seed)
         self._groups = GroupSampler(
             settings, method, generate, score, max_new_tokens=max_new_tokens, seed=seed, drop_failed=drop_failed
         )
@@ -75,9 +76,13 @@ class AdaptiveSampler:
         """Sample the groups of `step` (counted from 1): waiting groups first, then new prompts.
 
         - Order: late groups of earlier steps come first, then failed groups in up to half of the remaining places.
-        - Each group runs on its own. It requests its next attempt while other groups still generate.
-        - If the method refills, exhausted and failed groups make room for new prompts until the step is full.
-        - If completions take less of the budget than was reserved, more groups are sampled, as many as then fit.
+        - Each group runs on its own. It starts, and requests its next attempt, while other groups still generate.
+        - If the method refills, an exhausted or failed group makes room for a new prompt at once.
+        - If completions take less of the budget than was reserved, the next groups start as soon as they fit.
+        - If some completions of a pilot are correct, and the criterion is met, its commit is requested at once. A step
+          that ends before leaves the commit to the next one.
+        - Groups and requests do not depend on the order in which requests end, except for over-sampling and steps that
+          are collected at once.
         - If the step samples more groups than it needs, it ends without those that still generate. It waits for groups
           that were late in an earlier step.
         - Several steps may be collected at once. Each takes the groups that wait when it begins.
@@ -89,7 +94,7 @@ class AdaptiveSampler:
         again, it sends the same requests. If other collections ran at the same time, its groups wait instead, in the
         state before the collection, and the new ones go first.
         """
-        budget = Budget(self._settings, self._allocator.largest, self._max_new_tokens)
+        budget = Budget(self._settings, self._max_new_tokens)
         claim = self._claim(step, budget)
         self._in_flight += 1
         try:
@@ -99,7 +104,7 @@ class AdaptiveSampler:
             raise
         finally:
             self._in_flight -= 1
-        return self._end(claim, runs)
+        return self._end(claim, runs, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next step, as plain data and frozen dataclasses; exact between two steps."""
@@ -112,27 +117,25 @@ class AdaptiveSampler:
 
     def _claim(self, step: int, budget: Budget) -> _Claim:
         """Take the groups that are too old for `step`, and the groups to resume in it, from the queue."""
-        before = _Queue(self._prompts.taken, self._waiting)
+        before = _Queue(self._allocator.position, self._waiting)
         self._begun += 1
         oldest = step - self._settings.max_group_age
         aged = tuple(group for group in self._waiting if group.born < oldest)
         queue = [group for group in self._waiting if group.born >= oldest]
-        slots = budget.slots(self._settings.prompts_per_step)
-        resumed, self._waiting = _split(queue, slots, budget.places(slots))
+        resumed, self._waiting = resumable(queue, self._settings, budget.room)
         return _Claim(before, self._begun, not self._in_flight, aged, resumed)
 
     async def _sample(self, claim: _Claim, step: int, budget: Budget) -> list[GroupRun]:
         """Run the resumed groups and new ones until the step is full, or the budget has no room for another group."""
-        runs: list[GroupRun] = []
-        resumed = claim.resumed
-        for _ in range(MAX_ROUNDS):
-            slots = budget.slots(self._settings.prompts_per_step - self._groups.counted(runs))
-            if slots <= 0:
-                break
-            new = self._allocator.draw(budget.places(slots) - len(resumed), step)
-            claim.new.extend(new)
-            runs += await self._groups.run([*resumed, *new], step, budget, enough=slots)
-            resumed = ()
+
+        def draw(most: float) -> Group | None:
+            if len(claim.new) >= MOST_DRAWN * self._settings.prompts_per_step:
+                return None
+            if (group := self._allocator.draw(step, most)) is not None:
+                claim.new.append(group)
+            return group
+
+        runs = await self._groups.run(claim.resumed, draw, step, budget)
         failed = [run.failure for run in runs if run.failure is not None and run.failure.generated]
         if failed and self._drop_failed and not any(run.history for run in runs):
             raise RewardError(f"{failed[0].error}; no group of step {step} could be scored: fix the function")
@@ -141,12 +144,12 @@ class AdaptiveSampler:
     def _undo(self, claim: _Claim) -> None:
         """Undo a collection: restore the queue or, if another collection ran at the same time, requeue its groups."""
         if claim.alone and self._begun == claim.number:
-            self._prompts.taken, self._waiting = claim.before.taken, claim.before.waiting
+            self._allocator.position, self._waiting = claim.before.position, claim.before.waiting
         else:
             new = [replace(group, late=True) for group in claim.new]
             self._waiting = (*self._waiting, *claim.aged, *claim.resumed, *new)
 
-    def _end(self, claim: _Claim, runs: Sequence[GroupRun]) -> Collection:
+    def _end(self, claim: _Claim, runs: Sequence[GroupRun], step: int) -> Collection:
         """Queue the groups that have to wait, update the posteriors, and return the result of the step."""
         late = tuple(replace(run.group, late=True) for run in runs if run.state == "late")
         # A late group that had an attempt in this step waits like any other.
@@ -155,7 +158,7 @@ class AdaptiveSampler:
         ]
         self._waiting = (*self._waiting, *late, *waiting)
         attempts = tuple(group for run in runs for group in run.history)
-        self._allocator.learn([group for group in attempts if len(group.attempts) == 1])
+        self._allocator.learn([group for group in attempts if not group.resamples])
         return Collection(
             ready=tuple(run.group for run in runs if run.state == "ready"),
             exhausted=tuple(run.group for run in runs if run.state == "exhausted"),
@@ -164,16 +167,5 @@ class AdaptiveSampler:
             aged=claim.aged,
             failed=tuple(run.failure for run in runs if run.failure is not None),
             attempts=attempts,
+            skipped=self._allocator.skipped(step),
         )
-
-
-def _split(queue: Sequence[Group], slots: int, places: int) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    """The groups to resume in a step, and the groups that keep waiting.
-
-    Late groups come first, up to `slots`. Failed groups get half of the remaining `places`, or the only remaining one.
-    `places` are the slots and those that over-sampling adds.
-    """
-    late, failed = [group for group in queue if group.late], [group for group in queue if not group.late]
-    left = places - min(slots, len(late))
-    half = min(left, max(1, left // 2))
-    return (*late[:slots], *failed[:half]), (*late[slots:], *failed[half:])

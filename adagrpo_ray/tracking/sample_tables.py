@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.turn_text import whole_text
 
 COLUMNS = (
-    *("step", "prompt_id", "difficulty", "prompt", "answer", "outcome", "attempt", "rung", "sampling"),
+    *("step", "prompt_id", "difficulty", "prompt", "answer", "outcome", "attempt", "rung", "part", "sampling"),
     *("completion", "tokens", "finish_reason", "weight_version", "reward", "rewards", "correct", "advantage"),
 )
 
@@ -20,8 +21,8 @@ def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
     return [
         [
             *(group.step, group.prompt_id, group.difficulty, group.prompt, group.answer, group.outcome),
-            *(number, attempt.rung, json.dumps(attempt.sampling.model_dump())),
-            *(completion.text, completion.tokens, completion.finish_reason, completion.weight_version),
+            *(number, attempt.rung, attempt.part, json.dumps(attempt.sampling.model_dump())),
+            *(whole_text(completion), completion.tokens, completion.finish_reason, completion.weight_version),
             *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),
         ]
         for group in groups

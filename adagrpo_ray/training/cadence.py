@@ -9,7 +9,7 @@ from adagrpo_ray.config.tree import Config
 
 
 def evaluates_after(config: Config, step: int) -> bool:
-    """Whether the held-out prompts are evaluated after `step`: every `evaluation.every` steps, and at the end."""
+    """Whether there is an evaluation after `step`: every `evaluation.every` steps, and at the end."""
     return step == config.run.steps or _due(config.evaluation.every, step)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adagrpo_ray.checkpoint.resume import FOLDER, Past, progress_of
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.runs import StepRecord
+from adagrpo_ray.runs import EvaluationRecord, StepRecord
 from adagrpo_ray.storage.places import join
 from adagrpo_ray.training.learners import Learners
 
@@ -26,11 +26,17 @@ class Checkpoints:
         self.records.append(record)
         self.between_steps = True
 
+    def add_evaluation(self, record: EvaluationRecord) -> None:
+        """Add the accuracy of an evaluation, if it was of held-out prompts: benchmarks select no checkpoint."""
+        if record.accuracy is not None:
+            self.accuracies[record.step] = record.accuracy
+
     def load(self, past: Past) -> int:
         """Load the checkpoint of a past run on all ranks; returns its step."""
         self._learners.on_all("load_checkpoint", past.source)
         self.records, self._saved = list(past.records), past.mark.step
-        self.accuracies = {record.step: record.accuracy for record in past.evaluations}
+        for record in past.evaluations:
+            self.add_evaluation(record)
         return self._saved
 
     def save(self) -> None:

@@ -26,7 +26,7 @@ class Learners:
         return collected
 
     def evaluate(self, step: int) -> EvaluationRecord:
-        """Evaluate the accuracy on the held-out prompts after `step`. Raises StoppedError on `stop`."""
+        """Evaluate the held-out prompts and the benchmarks after `step`. Raises StoppedError on `stop`."""
         record: EvaluationRecord = self._until_done("evaluate", step)
         return record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -13,8 +14,10 @@ from adagrpo_ray.cluster.joining import check_ray, find_ray
 from adagrpo_ray.cluster.placement import Placement, local_hardware, place
 from adagrpo_ray.config.environments import ENVIRONMENT
 from adagrpo_ray.config.tree import Config
+from adagrpo_ray.data.benchmark_prompts import load_benchmarks, short_limits
 from adagrpo_ray.data.lengths import longest_sequence
 from adagrpo_ray.data.prompts import PromptSets
+from adagrpo_ray.data.template import template_digest
 from adagrpo_ray.data.template_choice import chosen_template
 from adagrpo_ray.environments.episodes import OF_EPISODES
 from adagrpo_ray.environments.opening import load_episode_prompts
@@ -55,17 +58,18 @@ class Inputs:
 
 
 def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop: Event | None = None) -> Inputs:
-    """Load and check model, rewards, criterion, ladder and data.
+    """Load and check model, rewards, criterion, ladder, data and benchmarks.
 
-    Without `training` there is no learner, no criterion is needed, and any number of prompts is allowed. Once `stop` is
-    set, long checks are left out. Raises an AdaGRPOError with the remedy if a check fails.
+    Without `training` there is no learner, no criterion is needed, and any number of prompts is allowed; benchmarks
+    then are the only prompts. Once `stop` is set, long checks are left out. Raises an AdaGRPOError with the remedy if a
+    check fails.
     """
     joined = find_ray(config.run)
     check_ray(joined)
     if training:
         check_trackers(config.tracking, joined)
-    for function in config.rewards.functions:
-        load_reward(function.function, given)
+    for function in config.rewards.own:
+        load_reward(function.name, given)
     if training:
         make_method(config.algorithm, config.rewards.names, given)
     if joined is None:
@@ -82,27 +86,53 @@ def check(config: Config, given: Given = NOTHING, *, training: bool = True, stop
 
         check_trainable(config.model, model_path, model_config)
     tokenizer = load_tokenizer(model_path, config.model, config.data)
-    prompts = load_episode_prompts(config, tokenizer, model_path, given, training=training)
+    prompts = _load(config, tokenizer, model_path, given, training=training)
+    if config.rewards.served:
+        # openai takes a second, which only this needs
+        from adagrpo_ray.rewards.served_check import check_served_rewards
+
+        check_served_rewards(config.rewards, (*prompts.train, *prompts.held_out))
     max_model_len = _max_model_len(config, model_config, prompts)
     origin = read_origin(Path(model_path)) if is_gguf(config.model.path) else None
     notices = check_ground_truths(*_scored(config, prompts), tokenizer, given, stop)
     little = memory_notice() if joined is None else None
-    notices = (*([little] if little else []), *([origin.in_words] if origin else []), *notices)
+    notices = (
+        *([little] if little else []),
+        *([origin.in_words] if origin else []),
+        *notices,
+        *(f"benchmark {benchmark.in_words}" for benchmark in prompts.benchmarks),
+        *short_limits(config),
+    )
     template = chosen_template(config.data)
     return Inputs(model_path, prompts, max_model_len, given, notices, template, joined, placement)
 
 
+def _load(config: Config, tokenizer: Any, model_path: str, given: Given, *, training: bool) -> PromptSets:
+    """The prompts of the data, without `training` only if there are no benchmarks, and those of the benchmarks."""
+    benchmarks = load_benchmarks(config, tokenizer)
+    if benchmarks and not training:
+        return PromptSets((), (), {}, template=template_digest(tokenizer), benchmarks=benchmarks)
+    prompts = load_episode_prompts(config, tokenizer, model_path, given, training=training)
+    return replace(prompts, benchmarks=benchmarks)
+
+
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
-    longest = max(len(p.token_ids) for p in (*prompts.train, *prompts.held_out))
+    sets: dict[str, Sequence[Prompt]] = {
+        "": (*prompts.train, *prompts.held_out),
+        **{b.name: b.prompts for b in prompts.benchmarks},
+    }
+    longest, benchmark = max((len(prompt.token_ids), name) for name, of_set in sets.items() for prompt in of_set)
+    own, of_benchmarks = sets[""], [len(p.token_ids) for b in prompts.benchmarks for p in b.prompts]
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    wanted = longest_sequence(config, (*prompts.train, *prompts.held_out))
+    on_benchmarks = config.rollout.max_model_len or max(of_benchmarks, default=0) + config.rollout.max_new_tokens
+    wanted = max(longest_sequence(config, own) if own else 0, on_benchmarks)
     if limit is not None and wanted > limit:
         more = "environment.max_observation_tokens, " if config.environment.active else ""
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
             f"{wanted} positions, but {config.model.path} has {limit}; lower {more}rollout.max_new_tokens or "
-            "data.length_quantile"
+            + (f"leave out the benchmark {benchmark}, which has them" if benchmark else "data.length_quantile")
         )
     return wanted
 

@@ -107,9 +107,9 @@ class Trainer:
         check_skipped(step, finished.updates, self._config.learner)
 
     def _evaluate(self, label: str, step: int) -> EvaluationRecord | None:
-        if not self._config.data.eval_prompts:
+        if not (self._config.data.eval_prompts or self._config.evaluation.benchmarks):
             return None
         record = self._learners.evaluate(step)
         self._observer.evaluation(label, record)
-        self.checkpoints.accuracies[step] = record.accuracy
+        self.checkpoints.add_evaluation(record)
         return record

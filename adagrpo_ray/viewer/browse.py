@@ -26,6 +26,7 @@ class Entry:
     attempts: the number of its attempts.
     first_best, last_best: the highest reward of the first and the last attempt; None if it is unknown.
     last_correct, last_size: the correct completions, and all completions, of the last attempt.
+    A pilot and its commit are one attempt.
     """
 
     at: int
@@ -44,7 +45,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Query:
-    """A search for groups. None and "" match every group; `text` is searched in problems, answers and completions."""
+    """A search for groups. None and "" match every group.
+
+    text: is searched in problems, answers, completions, and the turns and observations of episodes.
+    """
 
     first_step: int | None = None
     last_step: int | None = None
@@ -66,7 +70,10 @@ class Query:
     def matches_text(self, group: GroupSample) -> bool:
         """Whether a text of the group contains `text`, ignoring case."""
         texts = [group.prompt_id, group.prompt, group.answer]
-        texts += (completion.text for attempt in group.attempts for completion in attempt.completions)
+        for attempt in group.attempts:
+            for completion in attempt.completions:
+                texts.append(completion.text)
+                texts += (text for turn in completion.turns for text in (turn.text, turn.observation))
         return any(self.text.casefold() in text.casefold() for text in texts)
 
 
@@ -112,7 +119,8 @@ class SampleFile:
 
 def _entry(values: Any, at: int) -> Entry:
     group = GroupSample.from_dict(values)
-    last = group.attempts[-1].completions if group.attempts else ()
+    last = [completion for attempt in group.final for completion in attempt.completions]
+    last_best = max((completion.reward for completion in last), default=None)
     return Entry(
         at=at,
         step=group.step,
@@ -120,10 +128,10 @@ def _entry(values: Any, at: int) -> Entry:
         prompt=group.prompt if len(group.prompt) <= SHOWN else f"{group.prompt[:SHOWN]}…",
         difficulty=group.difficulty,
         outcome=group.outcome,
-        attempts=len(group.attempts),
+        attempts=group.count(),
         resampled=group.resampled,
-        first_best=group.attempts[0].best_reward if group.attempts else None,
-        last_best=group.attempts[-1].best_reward if group.attempts else None,
+        first_best=group.attempts[0].best_reward if group.resampled else last_best,
+        last_best=last_best,
         last_correct=sum(completion.correct for completion in last),
         last_size=len(last),
     )

@@ -7,11 +7,10 @@ from html import escape
 
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
-from adagrpo_ray.runs.why import rung, statistics, why
+from adagrpo_ray.runs.why import basis, rung, sized, statistics, trained_on, why
 from adagrpo_ray.viewer.browse import Entry
-
-LONG, SHORT = 20_000, 110
-"""Largest number of characters of a text that is shown in full, and of the first line of a folded text."""
+from adagrpo_ray.viewer.episode_view import episode
+from adagrpo_ray.viewer.folding import folded
 
 STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
@@ -38,6 +37,10 @@ summary { cursor: pointer; }
 .correct { color: #10b981; font-weight: 600; }
 .wrong { color: #e11d48; font-weight: 600; }
 .note { opacity: .75; font-size: 13px; }
+ol.turns { list-style: none; margin: 6px 0; padding: 0; }
+ol.turns > li { margin: 0 0 8px; }
+.observed { border-left: 3px dashed var(--border-color-primary); margin: 4px 0 4px 18px; padding: 2px 10px;
+  background: var(--background-fill-secondary); }
 """
 
 Row = tuple[str, ...]
@@ -76,12 +79,16 @@ def group_page(group: GroupSample, run: RunHistory) -> str:
     )
     parts = [
         f"<h4>{escape(facts)}</h4>",
-        f"<div>Problem: {_text(group.prompt)}</div>",
-        f"<div>Answer: {_text(group.answer)}</div>",
+        f"<div>Problem: {folded(group.prompt)}</div>",
+        f"<div>Answer: {folded(group.answer)}</div>",
     ]
+    if reason := sized(group, run):
+        parts.append(f'<p class="why">{escape(reason)}</p>')
     if not group.attempts:
         parts.append('<p class="why">It has no attempt yet: the step ended before the first one.</p>')
     parts += (_attempt(group, number, run) for number in range(len(group.attempts)))
+    if text := trained_on(group, run):
+        parts.append(f'<p class="why">{escape(text)}</p>')
     return "".join(parts)
 
 
@@ -105,12 +112,13 @@ def _attempt(group: GroupSample, number: int, run: RunHistory) -> str:
     head = ["", "reward", *functions, "advantage", "tokens", "end", "weights"]
     top = "".join(f'<th class="number">{escape(name)}</th>' for name in head) + "<th>completion</th>"
     rows = "".join(_completion(completion, functions) for completion in attempt.completions)
-    merged = "this attempt" if not number else f"all {number + 1} attempts"
+    count = group.count(number + 1)
+    merged = "this attempt" if count == 1 else f"all {count} attempts"
     return (
-        f"<h4>Attempt {number + 1}: {escape(rung(attempt))}</h4>"
+        f"<h4>{escape(group.title(number).capitalize())}: {escape(rung(attempt))}</h4>"
         f'<p class="why">{escape(why(group, number, run))}{_start(attempt, number)}</p>'
         f'<p class="note">{stats.count} rewards of {merged}: mean {stats.mean:.3g}, standard deviation '
-        f"{stats.std:.3g}. Advantages are computed from the rewards of all attempts.</p>"
+        f"{stats.std:.3g}. Advantages are computed from the rewards of {basis(run)}.</p>"
         f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
@@ -132,19 +140,9 @@ def _completion(completion: CompletionSample, functions: Sequence[str]) -> str:
     ]
     numbers += [escape(completion.finish_reason), escape(str(completion.weight_version))]
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-    return f'<tr><td>{mark}</td>{cells}<td class="text">{_text(completion.text)}</td></tr>'
-
-
-def _text(text: str) -> str:
-    """A text; a long one is folded, and a very long one loses its middle."""
-    if len(text) <= SHORT and "\n" not in text:
-        return escape(text) or '<span class="note">empty</span>'
-    cut = text
-    if len(text) > LONG:
-        left_out = len(text) - LONG
-        cut = f"{text[: LONG // 2]}\n\n[... {left_out:,} characters left out ...]\n\n{text[-LONG // 2 :]}"
-    first = " ".join(text[: 2 * SHORT].split())[:SHORT]
-    return f"<details><summary>{escape(first)} … ({len(text):,} characters)</summary><pre>{escape(cut)}</pre></details>"
+    turns = completion.turns
+    text = episode(turns, completion.observed_tokens) if turns else folded(completion.text)
+    return f'<tr><td>{mark}</td>{cells}<td class="text">{text}</td></tr>'
 
 
 def _number(value: float | None) -> str:

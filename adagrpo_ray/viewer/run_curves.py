@@ -21,7 +21,7 @@ Point = tuple[float, float | None]
 
 AXES: tuple[Axis, ...] = ("step", "generated tokens")
 PLOTS = (
-    *(panels.REWARD, panels.ACCURACY, panels.RESAMPLES, panels.GROUP_SIZE),
+    *(panels.REWARD, panels.ACCURACY, panels.BENCHMARKS, panels.RESAMPLES, panels.GROUP_SIZE),
     *(panels.ZERO_STD, panels.PACE, panels.STALENESS),
 )
 """The panels that are drawn, in this order."""
@@ -70,7 +70,7 @@ class Plot:
 
 
 def plots(runs: Sequence[RunHistory], axis: Axis) -> list[Plot]:
-    """All plots of these runs, in the order of PLOTS."""
+    """All plots of these runs, in the order of PLOTS; that of benchmarks only if a run has them."""
     drawn = []
     for panel in PLOTS:
         lines = [_lines(run, panel) for run in runs]
@@ -80,7 +80,9 @@ def plots(runs: Sequence[RunHistory], axis: Axis) -> list[Plot]:
             for run, own in zip(runs, lines, strict=True)
             for line, points in own.items()
         ]
-        unit = unit_of(metrics_of(StepRecord, panel))
+        if panel is panels.BENCHMARKS and not curves:
+            continue
+        unit = unit_of((*metrics_of(StepRecord, panel), *metrics_of(EvaluationRecord, panel)))
         ends = (unit.low, unit.high) if unit is not None else (None, None)
         drawn.append(Plot(panel.title, tuple(curves), *ends))
     return drawn

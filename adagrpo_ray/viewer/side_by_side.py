@@ -38,7 +38,7 @@ def _results(run: RunHistory) -> dict[str, str]:
     steps, held_out = run.steps, run.evaluations
     before = held_out[0].accuracy if held_out and held_out[0].step == 0 else None
     last = held_out[-1].accuracy if held_out and held_out[-1].step > 0 else None
-    best = max((record.accuracy for record in held_out), default=None)
+    best = max((record.accuracy for record in held_out if record.accuracy is not None), default=None)
     seconds, tokens = math.fsum(r.step_time for r in steps), sum(r.generated_tokens for r in steps)
     costs = retries(steps)
     planned = run.setting("run.steps")

@@ -67,8 +67,8 @@ class Step:
 
     def __init__(self, config: Config, prompts: PromptSets, rollout: RolloutEngine, learner: LearnerEngine) -> None:
         self.config, self.rollout, self.learner = config, rollout, learner
-        self.rewards = [(load_reward(f.function), f.weight) for f in config.rewards.functions]
-        self.method = make_method(config.algorithm, [f.function for f in config.rewards.functions])
+        self.rewards = [(load_reward(f.name), f.weight) for f in config.rewards.functions]
+        self.method = make_method(config.algorithm, config.rewards.names)
         # The sampler knows neither vLLM nor Ray: it gets two callables. A real run hands it the router over all
         # rollout actors, and a pool of scoring processes.
         self.sampler = AdaptiveSampler(

@@ -75,6 +75,9 @@ HELD = {
     r"^\.venv/bin/python docs/examples/one_process\.py$": (
         "test_example.py::test_the_example_trains_and_every_step_syncs_new_weights"
     ),
+    # docs/rewards.md
+    r"^vllm serve \S+ --port": "test_served_models.py::test_judge_scores_completions",
+    r"^vllm serve \S+ --runner pooling": "test_served_models.py::test_reward_model_has_the_output_of_transformers",
     # Programs that are not installed
     r"^(head=\$\()?kubectl ": "no Kubernetes; the files are checked by test_manifests.py",
     r"^helm ": "no Kubernetes",
@@ -142,8 +145,8 @@ def programs(place: Path) -> dict[str, ModuleType]:
 def loaded(config: str | Path | None, overrides: list[str]) -> Config:
     """Load the settings and every reward function."""
     read = Config.load(config, overrides)
-    for function in read.rewards.functions:
-        load_reward(function.function)
+    for function in read.rewards.own:
+        load_reward(function.name)
     return read
 
 

@@ -18,11 +18,12 @@ from adagrpo_ray.algorithm.overlong import overlong_penalty
 from adagrpo_ray.checkpoint.resume import FOLDER
 from adagrpo_ray.config import Config
 from adagrpo_ray.config.listing import settings
+from adagrpo_ray.data.benchmark_sets import BENCHMARKS, BOXED
 from adagrpo_ray.rewards import load_reward
 from adagrpo_ray.runs.history import EVALUATIONS, METRICS, SAMPLES
 from adagrpo_ray.runs.metric import scalars
 from tests.support.documents import PAGES, blocks, files
-from tests.support.histories import evaluation, step
+from tests.support.histories import EPISODES, ON_BENCHMARKS, evaluation, step
 from tests.support.places import ROOT
 
 DOCS = ROOT / "docs"
@@ -95,7 +96,8 @@ def test_unknown_message_is_not_in_the_source(messages: list[str]) -> None:
 
 @pytest.mark.parametrize("page", ["troubleshooting", "glossary"])
 def test_documented_metrics_exist(page: str) -> None:
-    tags = {*scalars(replace(step(1), kl=0.1)), *scalars(evaluation(1, 0.5))}
+    every_step = replace(step(1), kl=0.1, **EPISODES)
+    tags = {*scalars(every_step), *scalars(evaluation(1, 0.5)), *scalars(ON_BENCHMARKS)}
     groups = "|".join({tag.partition("/")[0] for tag in tags if "/" in tag})
     named = [
         text
@@ -176,6 +178,29 @@ def test_settings_of_trl_exist_in_the_named_version() -> None:
     version = re.search(r"^trl==(\d+\.\d+)", (ROOT / "requirements" / "dev.txt").read_text(), re.MULTILINE)
     assert version is not None
     assert f"TRL {version[1]} (" in page_text("coming-from")
+
+
+# --- benchmarks
+
+
+def test_table_of_benchmarks_is_the_registry() -> None:
+    hub, listed = "https://huggingface.co/datasets", [cells for cells in rows("evaluate.md") if len(cells) == 6]
+    wanted = []
+    for name, one in BENCHMARKS.items():
+        parts = [f"`{part}`" for part in (one.subset, one.split) if part is not None]
+        place = ", ".join([f"[{one.repository}]({hub}/{one.repository})", *parts]) + ("; gated" if one.gated else "")
+        classes = [column for column in one.optional if column != "context"]
+        wanted.append(
+            [
+                *(f"`{name}`", place, one.licence, f"[source]({one.source})", str(one.samples)),
+                f"`{classes[0]}`" if classes else "-",
+            ]
+        )
+    assert listed == wanted
+
+
+def test_page_quotes_the_directive_of_the_prompts() -> None:
+    assert f"`{BOXED}`" in " ".join(page_text("evaluate").split())
 
 
 # --- complete files and configurations

@@ -197,7 +197,8 @@ def test_killed_idle_workers_are_replaced(scorer: RewardScorer) -> None:
 def test_group_that_a_breaking_pool_forgets_is_scored_again(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that breaks between `schedule` and the registration of the task never completes its future."""
     scorer = RewardScorer(rewards("obedient:obey", workers=1), FORMAT)
-    pool = scorer._pool
+    assert scorer._pool is not None
+    pool = scorer._pool._pool
 
     def schedule(*_: object, **__: object) -> ProcessFuture:
         pool._context.status = PoolStatus.ERROR
@@ -206,7 +207,7 @@ def test_group_that_a_breaking_pool_forgets_is_scored_again(module: Path, monkey
     monkeypatch.setattr(pool, "schedule", schedule)
     try:
         assert score(scorer, "abc") == [3.0]
-        assert scorer._pool is not pool
+        assert scorer._pool._pool is not pool
     finally:
         scorer.close()
 

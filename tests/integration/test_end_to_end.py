@@ -56,6 +56,24 @@ def test_summary_describes_the_run(run: tuple[Path, str]) -> None:
 
 
 @pytest.mark.long
+def test_a_run_without_held_out_prompts_is_evaluated_on_benchmarks(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}+{i}?", "answer": f"#### {2 * i}"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = f"{{name: gsm8k, path: {tmp_path / 'rows.jsonl'}, samples: 2}}"
+    ended = launch(
+        *("--config", "launch/configs/tiny-cpu.yaml", f"run.output_dir={tmp_path}", "run.name=mine", "run.steps=1"),
+        *("data.eval_prompts=0", "algorithm.prompts_per_step=2", f"evaluation.benchmarks=[{benchmark}]"),
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "benchmark gsm8k, 4 problems with 2 completions each" in ended.stdout
+    assert ended.stdout.count("gsm8k accuracy ") == 2
+    records = [json.loads(line) for line in (tmp_path / "mine" / "evaluations.jsonl").read_text().splitlines()]
+    assert [record["label"] for record in records] == ["before", "after"]
+    assert [record["accuracy"] for record in records] == [None, None]
+    assert [record["benchmark_samples"] for record in records] == [{"gsm8k": 8}] * 2
+
+
+@pytest.mark.long
 def test_failing_groups_were_resampled_and_hard_classes_more_often(ahead: tuple[Path, str]) -> None:
     steps = metrics(ahead[0])
     assert sum(sum(s["resamples"]) for s in steps) > 0

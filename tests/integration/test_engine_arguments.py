@@ -11,22 +11,25 @@ import pytest
 
 from tests.support.places import ROOT
 
-pytestmark = pytest.mark.long
-
-PHASES = "algorithm.sampling={temperature: 1.0, answer: {temperature: 0.5}}"
+PHASES = ("algorithm.sampling={temperature: 1.0, answer: {temperature: 0.5}}",)
+SMALL = ("rollout.max_num_seqs=16", "rollout.max_num_batched_tokens=null", "rollout.lora_mode=merged")
 PROCESSOR = "adagrpo_ray.rollout.device_phases:DevicePhaseProcessor"
 
+ByCapability = dict[str, dict[str, Any]]
 
-def resolved(model_path: str, *overrides: str) -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-m", "tests.support.cuda_platform", model_path, *overrides]
+
+@pytest.fixture(scope="module")
+def resolved(model_path: str) -> tuple[ByCapability, ByCapability]:
+    """vLLM's decisions for PHASES and for SMALL, from one process: its imports take most of the time."""
+    command = [sys.executable, "-m", "tests.support.cuda_platform", model_path, json.dumps([PHASES, SMALL])]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
-    by_capability: dict[str, dict[str, Any]] = json.loads(ended.stdout.splitlines()[-1])
-    return by_capability
+    phases, small = json.loads(ended.stdout.splitlines()[-1])
+    return phases, small
 
 
-def test_large_gpus_get_the_second_runner_with_phases_and_adapters(model_path: str) -> None:
-    found = resolved(model_path, PHASES)
+def test_large_gpus_get_the_second_runner_with_phases_and_adapters(resolved: tuple[ByCapability, ByCapability]) -> None:
+    found, _ = resolved
     assert list(found) == ["8.9", "9.0", "10.0", "12.0"]
     for config in found.values():
         assert config["device"] == "cuda"
@@ -47,9 +50,9 @@ def test_large_gpus_get_the_second_runner_with_phases_and_adapters(model_path: s
     }
 
 
-def test_small_gpus_keep_the_defaults_of_vllm(model_path: str) -> None:
-    small = ("rollout.max_num_seqs=16", "rollout.max_num_batched_tokens=null", "rollout.lora_mode=merged")
-    for config in resolved(model_path, *small).values():
+def test_small_gpus_keep_the_defaults_of_vllm(resolved: tuple[ByCapability, ByCapability]) -> None:
+    _, found = resolved
+    for config in found.values():
         assert (config["second_runner"], config["processors"]) == (True, None)
         assert config["lora_dtype"] is None
         assert (config["max_num_seqs"], config["max_num_batched_tokens"]) == (16, 2048)

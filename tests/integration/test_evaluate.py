@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.errors import StoppedError
+from adagrpo_ray.evaluation import overview
 from adagrpo_ray.evaluation.models import locate
 from adagrpo_ray.evaluation.results import RESULTS
 from adagrpo_ray.evaluation.settings import counting_settings
@@ -128,6 +129,39 @@ def test_results_of_other_settings_are_refused_before_anything_starts(
     assert "it may have been trained on prompts that are held out here" in captured.out
     assert not ray.is_initialized()
     assert (folder / RESULTS).read_bytes() == before
+
+
+@pytest.mark.long
+def test_benchmarks_are_evaluated_side_by_side_and_continued(whole: Path, tmp_path: Path) -> None:
+    """The first command evaluates one benchmark, the second one adds another."""
+    sums = [{"question": f"{i}+{i}?", "answer": f"#### {2 * i}"} for i in range(9)]
+    for name, rows in (("gsm8k", sums), ("amc23", [{"question": row["question"], "answer": "7"} for row in sums])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def evaluated(*names: str) -> str:
+        copies = ",".join(f"{name}={tmp_path / name}.jsonl" for name in names)
+        options = ("--adapter", str(whole), "--benchmark", copies, "--limit", "3", "-k", "2", "--out", str(out))
+        command = [sys.executable, "launch/evaluate.py", *options, "rollout.max_new_tokens=12"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    out = tmp_path / "out"
+    evaluated("gsm8k")
+    before = (out / "gsm8k" / RESULTS).read_bytes()
+    output = evaluated("gsm8k", "amc23")
+    assert (out / "gsm8k" / RESULTS).read_bytes() == before
+    assert "benchmark amc23, 3 of 9 problems with 2 completions each" in output
+    assert "amc23 (avg@2, 3 problems)" in output
+    for name in ("gsm8k", "amc23"):
+        models = by_model(out / name)
+        assert [len(found) for found in models.values()] == [3, 3]
+        for line in (line for found in models.values() for line in found):
+            assert line["problem"].startswith(f"{name}/")
+            assert line["prompt"].endswith("put your final answer within \\boxed{}.")
+            assert [completion["extracted"] for completion in line["completions"]] == [None, None]
+        assert json.loads((out / name / JSON).read_text())["samples"] == 2
+    assert list(json.loads((out / overview.JSON).read_text())) == ["gsm8k", "amc23"]
 
 
 @pytest.mark.faults
@@ -303,6 +337,8 @@ def test_rank_that_vllm_cannot_serve_is_refused(refused: Callable[..., str], who
         (("data.source=none.jsonl",), "data.source='none.jsonl' is no file"),
         (("rewards.functions=[{function: exakt}]",), "did you mean 'exact'"),
         (("-k", "4", "evaluation.sampling.temperature=0"), "evaluation.samples=4 with temperature 0"),
+        (("--benchmark", "gsm8k=none.jsonl"), "benchmark gsm8k from 'none.jsonl': there is no such file or folder"),
+        (("--benchmark", "gsm8"), "did you mean 'gsm8k'?"),
         (("--out", "s3://bucket/out"), "is a URL"),
         (("rollout.tensor_parallel_size=2",), "rollout.tensor_parallel_size=2 needs GPUs"),
     ],
@@ -335,7 +371,8 @@ def test_help_lists_every_option_and_setting(program: ModuleType, capsys: pytest
         program.main(["--help"])
     assert ended.value.code == 0
     output = capsys.readouterr().out
-    for option in ("--adapter", "--no-base", "--config", "--split", "--limit", "-k", "--out", "evaluation.samples"):
+    options = ("--adapter", "--no-base", "--config", "--split", "--benchmark", "--limit", "-k", "--out")
+    for option in (*options, "evaluation.samples"):
         assert option in output
 
 

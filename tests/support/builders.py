@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from adagrpo_ray.algorithm.loss import Tokens, policy_loss
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
 from adagrpo_ray.config.algorithm import LossSettings
 from adagrpo_ray.sampling.collection import Collection
-from adagrpo_ray.types import Attempt, Completion, Group, Prompt, SamplingParams
+from adagrpo_ray.types import Attempt, Completion, Group, Part, Prompt, SamplingParams, Turn
 
 PLAIN = SamplingParams()
 NOTHING = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
@@ -27,6 +28,28 @@ def make_completion(length: int = 2, text: str = "", first_token: int = 0) -> Co
     return Completion(tokens, np.full(length, -0.5, np.float32), text, finish_reason="stop", weight_version=0)
 
 
+def make_episode(*turns: tuple[int, int], finish_reason: str = "stop", **last: Any) -> Completion:
+    """An episode of turns, each with its number of tokens of the policy and of observed tokens after them.
+
+    `last` has fields of the last turn.
+    """
+    observed: list[bool] = []
+    made: list[Turn] = []
+    for number, (written, seen) in enumerate(turns, 1):
+        first, end = len(observed), len(observed) + written
+        made.append(Turn(first, end, f"text {number}", f"observation {number}" if seen else ""))
+        observed += [False] * written + [True] * seen
+    made[-1] = replace(made[-1], **last)
+    mask = np.array(observed, np.bool_)
+    return replace(
+        make_completion(len(observed), text=made[-1].text),
+        logprobs=np.where(mask, 0.0, -0.5).astype(np.float32),
+        finish_reason=finish_reason,
+        observed=mask,
+        turns=tuple(made),
+    )
+
+
 def make_attempt(
     rewards: Sequence[float],
     *,
@@ -35,6 +58,7 @@ def make_attempt(
     correct: Sequence[bool] | None = None,
     lengths: Sequence[int] | None = None,
     sampling: SamplingParams = PLAIN,
+    part: Part = "whole",
 ) -> Attempt:
     """An attempt of `rewards` [G]; by default there is one reward function, and rewards above 0 are correct."""
     return Attempt(
@@ -44,6 +68,7 @@ def make_attempt(
         rewards=np.array(rewards, np.float32),
         rewards_by_function=np.array(by_function or [[r] for r in rewards], np.float32),
         correct=np.array(correct if correct is not None else [r > 0 for r in rewards], np.bool_),
+        part=part,
     )
 
 

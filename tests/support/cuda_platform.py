@@ -1,8 +1,9 @@
 """vLLM's CUDA platform without a device, and its configuration for our engine arguments on several GPUs.
 
-    python -m tests.support.cuda_platform MODEL OVERRIDE...
+    python -m tests.support.cuda_platform MODEL '[[OVERRIDE, ...], ...]'
 
-prints one JSON object by compute capability. It runs in a process of its own: vLLM binds the platform on import.
+prints one JSON object by compute capability for each list of overrides. It runs in a process of its own: vLLM binds the
+platform on import.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def patched() -> Any:
     vllm.platforms._current_platform = Platform()
     import vllm.config.vllm
     import vllm.triton_utils
+    from vllm.model_executor.models import registry
+
+    # To write its cache vLLM imports the kernels of a GPU build; it does so for a model that it never looked at before.
+    registry._LazyRegisteredModel._save_modelinfo_to_cache = lambda *arguments: None
 
     # Triton is there on GPUs. Modules that are loaded already do without it.
     vllm.config.vllm.HAS_TRITON = vllm.triton_utils.HAS_TRITON = True
@@ -94,9 +99,13 @@ def resolved(platform: Any, capability: tuple[int, int], model: str, overrides: 
     }
 
 
-def main(model: str, *overrides: str) -> None:
+def main(model: str, cases: str) -> None:
     platform = patched()
-    print(json.dumps({name: resolved(platform, c, model, list(overrides)) for name, c in CAPABILITIES.items()}))
+    by_case = [
+        {name: resolved(platform, capability, model, overrides) for name, capability in CAPABILITIES.items()}
+        for overrides in json.loads(cases)
+    ]
+    print(json.dumps(by_case))
 
 
 if __name__ == "__main__":

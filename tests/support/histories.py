@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
-from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample
-from adagrpo_ray.types import SamplingParams
+from adagrpo_ray.runs.samples import AttemptSample, CompletionSample, GroupSample, TurnSample
+from adagrpo_ray.types import Part, SamplingParams
 
 STEP = StepRecord(
     step=1,
@@ -27,6 +27,9 @@ STEP = StepRecord(
     resamples_by_difficulty={"2": 1, "5": 3},
     accuracy_by_difficulty={"2": 0.75, "5": 0.0},
     rescued=(2, 0),
+    pilots=8,
+    commits=3,
+    solved_pilots=2,
     frac_reward_zero_std=0.5,
     frac_reward_zero_std_after=0.125,
     frac_reward_zero_std_by_difficulty={"5": 1.0},
@@ -35,9 +38,16 @@ STEP = StepRecord(
     generated_tokens=4000,
     extra_tokens=1000,
     staleness=0.75,
+    judge_requests={"helpful": 9},
+    judge_prompt_tokens={"helpful": 900},
+    judge_completion_tokens={"helpful": 45},
+    judge_cache_hits={"helpful": 7},
+    judge_failures={"helpful": 1},
+    judge_cost={"helpful": 0.125},
     trained_tokens=3200,
     completions_mean_length=50.0,
     group_size=6.5,
+    prompts_skipped=3,
     reward_std=0.5,
     rewards_std={"exact": 0.5, "length": None},
     rewards_frac_zero_std={"exact": 0.5, "length": None},
@@ -74,8 +84,28 @@ STEP = StepRecord(
     skipped_updates=0,
 )
 
+EPISODES: dict[str, Any] = {
+    "episodes_turns_mean": 2.5,
+    "episodes_length_mean": 120.0,
+    "episodes_observed_tokens": 900,
+    "episodes_clipped_ratio": 0.125,
+    "tools_calls": 12,
+    "tools_errors": 3,
+}
+"""The metrics of a step with an environment."""
+
 BEFORE = EvaluationRecord(
     0, 0.25, {"10": 0.0, "2": 0.5}, samples=128, failed=0, completions_mean_length=40.0, runtime=3.0
+)
+
+ON_BENCHMARKS = replace(
+    BEFORE,
+    benchmark_accuracy={"gsm8k": 0.375, "aime24": 0.0},
+    benchmark_pass_at_k={"gsm8k": 0.5, "aime24": 0.0},
+    benchmark_samples={"gsm8k": 400, "aime24": 960},
+    benchmark_failed={"gsm8k": 0, "aime24": 2},
+    benchmark_completions_mean_length={"gsm8k": 120.0, "aime24": 900.5},
+    benchmark_completions_clipped_ratio={"gsm8k": 0.25, "aime24": 1.0},
 )
 
 SAMPLE = GroupSample(1, "p", "2+3", "1 digit", "5", "trained", ())
@@ -116,7 +146,9 @@ def evaluation(number: int, accuracy: float) -> EvaluationRecord:
     )
 
 
-def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, text: str = "12+7=19") -> AttemptSample:
+def attempt(
+    rewards: Sequence[float], rung: int = -1, *, trained: bool = True, text: str = "12+7=19", part: Part = "whole"
+) -> AttemptSample:
     """An attempt of a group; completions with a reward above 0 are correct."""
     mean = sum(rewards) / len(rewards)
     completions = tuple(
@@ -132,7 +164,18 @@ def attempt(rewards: Sequence[float], rung: int = -1, *, trained: bool = True, t
         )
         for number, reward in enumerate(rewards)
     )
-    return AttemptSample(rung, BASE if rung < 0 else RUNGS[rung], completions)
+    return AttemptSample(rung, BASE if rung < 0 else RUNGS[rung], completions, part)
+
+
+def episode(*turns: TurnSample, **changes: Any) -> AttemptSample:
+    """An attempt with one episode; by default its first turn calls a tool and gets an answer."""
+    made = turns or (
+        TurnSample(0, 4, "add(12, 7)", "the sum is 19", reward=0.25, tool="add"),
+        TurnSample(9, 12, "12+7=19"),
+    )
+    whole = attempt([1.0])
+    completion = replace(whole.completions[0], text=made[-1].text, turns=made, observed_tokens=5, **changes)
+    return replace(whole, completions=(completion,))
 
 
 def group(number: int, *attempts: AttemptSample, **changes: Any) -> GroupSample:

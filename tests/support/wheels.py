@@ -24,10 +24,12 @@ from tests.support.places import ROOT
 EXPECTED = (
     "vllm/_version.py",
     "vllm/platforms/*",
+    "vllm/utils/cpu_triton_utils.py",
     "vllm/third_party/*",
     "vllm/vllm_flash_attn/*",
 )
-"""Files that may differ: the version, platforms, and kernels for GPUs that come with Python files of their own."""
+"""Files that may differ: the version, platforms, the CPU's functions in place of Triton's kernels, and kernels for GPUs
+that come with Python files of their own."""
 
 
 @dataclass(frozen=True)

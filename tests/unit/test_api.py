@@ -123,6 +123,15 @@ def test_reward_functions_have_the_weights_of_the_configuration(started: list[di
     assert started[0]["config"] == config
 
 
+def test_judges_stay_next_to_functions_that_the_configuration_names(started: list[dict[str, Any]]) -> None:
+    judge = {"name": "helpful", "model": "m", "base_url": "http://x/v1", "template": "{completion}"}
+    config = load(rewards__functions=[{"function": "half"}, {"judge": judge}])
+    train(config, reward_functions=[half], progress=False)
+    with pytest.raises(ConfigError, match=r"has helpful and none of reward_functions \['whole'\].*name them there too"):
+        train(load(rewards__functions=[{"judge": judge}]), reward_functions=[whole], progress=False)
+    assert started[0]["config"].rewards.names == ["half", "helpful"]
+
+
 def test_criterion_and_ladder_are_named_by_their_function(started: list[dict[str, Any]]) -> None:
     for ladder, name in ((hotter, "hotter"), (Patient, "Patient")):
         train(load(), criterion=satisfied, ladder=ladder, progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,21 @@ def test_spread_needs_rewards_that_differ(rewards: list[float], threshold: float
     assert satisfied(make_group(rewards), kind="spread", threshold=threshold) is expected
 
 
+@pytest.mark.parametrize(
+    ("size", "attempts", "expected"),
+    [
+        (4, [[1, 1, 0, 0]], True),
+        (4, [[1, 0, 0, 0]], False),
+        (4, [[1, 0, 0, 0], [0, 0, 1, 0]], True),  # over all attempts
+        (4, [[1, 1, 1, 1], [1, 1, 1, 0]], False),  # too few wrong ones, as in a group that is solved
+        (5, [[1, 1, 0, 0, 0]], False),  # three of each
+        (5, [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], True),
+    ],
+)
+def test_balanced_needs_half_of_the_group_of_each_kind(size: int, attempts: list[list[float]], expected: bool) -> None:
+    assert satisfied(replace(make_group(*attempts), size=size), kind="balanced") is expected
+
+
 def test_spread_uses_all_attempts() -> None:
     assert satisfied(make_group([0, 0], [1, 1]), kind="spread")
 
@@ -121,9 +137,8 @@ def test_a_misspelled_kind_gets_a_suggestion() -> None:
 
 
 def test_an_unknown_kind_gets_a_list_of_all_kinds() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'xyz'.*use one of any_correct, any_above, spread, or your own as 'module:function'"
-    ):
+    known = "any_correct, any_above, spread, balanced, or your own as 'module:function'"
+    with pytest.raises(ConfigError, match=f"'xyz'.*use one of {known}"):
         satisfied(make_group([1]), kind="xyz")
 
 

@@ -78,11 +78,14 @@ def test_a_ladder_without_triggers_never_resamples() -> None:
 def test_request_seed_never_changes() -> None:
     # Half of the first four bytes of SHA-256 of "7/problem-3/1/2": a run must be repeatable years later.
     assert request_seed(7, "problem-3", 1, 2) == 2128220185
+    # Of "7/problem-3/1/2/commit":
+    assert request_seed(7, "problem-3", 1, 2, commit=True) == 1304495445
 
 
 def test_request_seeds_differ_by_each_argument() -> None:
     arguments = list(itertools.product(range(3), ["a", "b", "a/1", "1/a"], range(4), range(17)))
-    assert len({request_seed(*a) for a in arguments}) == len(arguments)
+    seeds = {request_seed(*a, commit=commit) for a in arguments for commit in (False, True)}
+    assert len(seeds) == 2 * len(arguments)
 
 
 @given(st.integers(0, 2**31 - 1), st.text(), st.integers(-1, 10**6), st.integers(0, 100))

@@ -213,7 +213,7 @@ def test_assumptions_must_be_given_together(
     assert "together" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["algorithm", "bench", "sync", "throughput"])
+@pytest.mark.parametrize("name", ["adaptive", "bench", "sync", "throughput"])
 def test_benchmarks_can_be_imported(name: str) -> None:
     """Checks only that the imports of the benchmark work."""
     assert callable(importlib.import_module(name).main)

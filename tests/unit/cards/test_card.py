@@ -20,7 +20,7 @@ from adagrpo_ray.config.secrets import shown_command
 from adagrpo_ray.errors import ModelError
 from adagrpo_ray.model.identity import ModelIdentity, fingerprint, front_matter, identify
 from adagrpo_ray.runs import summarize
-from tests.support.histories import BEFORE, STEP
+from tests.support.histories import BEFORE, ON_BENCHMARKS, STEP
 
 AFTER = replace(BEFORE, step=1, accuracy=0.5, accuracy_by_difficulty={"2": 0.75, "5": 0.25})
 SUMMARY = summarize([STEP], BEFORE, AFTER, name="my-run", folder="runs/my-run", adapter="runs/my-run/adapter")
@@ -76,6 +76,14 @@ def test_card_has_results_by_difficulty_and_tokens() -> None:
     assert "| tokens generated | 4,000, of which 1,000 by resamples |" in text
     assert "| resamples by rung | 3+1 |" in text
     assert "| prompts trained on | 1900 |" in text
+
+
+def test_card_has_results_on_benchmarks() -> None:
+    after = replace(ON_BENCHMARKS, benchmark_accuracy={"gsm8k": 0.5})
+    text = card(summary=summarize([STEP], ON_BENCHMARKS, after, name="r", folder="r", adapter="r"))
+    assert "| gsm8k | 0.375 | 0.500 | +0.125 |" in text
+    assert "| aime24 | 0.000 | - | - |" in text
+    assert "On benchmarks" not in card()
 
 
 def test_card_without_an_evaluation_has_no_accuracy() -> None:

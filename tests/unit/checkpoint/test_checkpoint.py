@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adagrpo_ray.algorithm.allocation import Posterior
+from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.files import load, newest, save, set_latest
 from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
@@ -24,7 +24,7 @@ from adagrpo_ray.errors import CheckpointError, ConfigError, HistoryError
 from adagrpo_ray.runs import RunWriter, StepRecord, retries
 from adagrpo_ray.runs.history import Mark, sizes
 from adagrpo_ray.types import SamplingParams
-from tests.support.builders import make_attempt, make_group, make_prompt
+from tests.support.builders import make_attempt, make_episode, make_group, make_prompt
 from tests.support.histories import BEFORE, SAMPLE, STEP
 from tests.support.places import TINY
 
@@ -50,17 +50,19 @@ def silent(text: str) -> None:
 
 class TestSampler:
     def state(self) -> dict[str, Any]:
-        """Return a state with a group that failed twice, and one that was never sampled."""
+        """Return a state with a group that failed twice, with an episode, and one that was never sampled."""
         first = make_attempt([0.1, 0.2], by_function=[[0.1, math.nan], [0.2, 0.3]], correct=[False, False])
         second = make_attempt([0.0, 0.0], rung=0, sampling=HOT, lengths=[0, 5])
-        odd = replace(second.completions[1], text='"\ud800 \u2028\0\n', weight_version=3, finish_reason="length")
+        episode = make_episode((2, 2), (1, 0), error="\ud800")
+        odd = replace(episode, text='"\ud800 \u2028\0\n', weight_version=3, finish_reason="length")
         second = replace(second, completions=(second.completions[0], odd))
         groups = [make_group(first, second, prompt=PROMPTS["q"], epoch=7), make_group(prompt=PROMPTS["p"])]
         return {
             "prompts": {"taken": 41, "ids": IDS},
             "waiting": groups,
-            "posteriors": {"p": Posterior(0.1 + 0.2, 2.0)},
-            "difficulties": {"": Posterior(), "5 digits": Posterior(1e-17, 3.0)},
+            "planned": [replace(make_group(prompt=PROMPTS["q"], epoch=8), chance=0.1 + 0.2)],
+            "results": {"p": PromptResults(0.1 + 0.2, 2.0, 1 / 3)},
+            "classes": {"": ClassResults(), "5 digits": ClassResults(0.1 + 0.2, 8.0, 1e-17, 1 / 3, -1 / 7, 0.0)},
         }
 
     def test_state_is_restored_bit_by_bit(self, tmp_path: Path) -> None:
@@ -72,8 +74,16 @@ class TestSampler:
         assert back["waiting"][0].prompt is PROMPTS["q"]
         assert statistics_of(back["waiting"][0]).count == 4
 
+    def test_a_pilot_keeps_its_part_and_older_checkpoints_have_whole_attempts(self) -> None:
+        pilot = make_group(make_attempt([0.0, 1.0], part="pilot"), prompt=PROMPTS["p"])
+        plain, arrays = to_plain({**self.state(), "waiting": [pilot]})
+        assert [a.part for a in from_plain(plain, arrays, PROMPTS)["waiting"][0].attempts] == ["pilot"]
+        del plain["waiting"][0]["attempts"][0]["part"]
+        assert [a.part for a in from_plain(plain, arrays, PROMPTS)["waiting"][0].attempts] == ["whole"]
+
     def test_empty_state_is_restored(self, tmp_path: Path) -> None:
-        empty = {"prompts": {"taken": 0, "ids": IDS}, "waiting": [], "posteriors": {}, "difficulties": {}}
+        empty: dict[str, Any] = {"prompts": {"taken": 0, "ids": IDS}}
+        empty |= {"waiting": [], "planned": [], "results": {}, "classes": {}}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")
@@ -85,6 +95,19 @@ class TestSampler:
         sampled, fresh = from_plain(plain, arrays, tomorrow)["waiting"]
         assert sampled.prompt.token_ids.tolist() == PROMPTS["q"].token_ids.tolist()
         assert fresh.prompt is tomorrow["p"]
+
+    def test_state_of_a_version_without_planned_groups_is_read(self) -> None:
+        plain, arrays = to_plain(self.state())
+        del plain["planned"], plain["waiting"][0]["chance"]
+        back = from_plain(plain, arrays, PROMPTS)
+        assert (back["planned"], back["waiting"][0].chance) == ([], None)
+
+    def test_results_of_a_version_with_other_classes_are_read(self) -> None:
+        plain, arrays = to_plain(self.state())
+        del plain["results"], plain["classes"]
+        plain |= {"posteriors": {"p": {"correct": 0.5, "wrong": 2.0}}, "difficulties": {"": {"correct": 1, "wrong": 0}}}
+        back = from_plain(plain, arrays, PROMPTS)
+        assert (back["results"], back["classes"]) == ({"p": PromptResults(0.5, 2.0)}, {})
 
     def test_ids_of_other_version_are_refused(self) -> None:
         plain, arrays = to_plain(self.state())

@@ -151,6 +151,7 @@ def test_unknown_choice_error_lists_choices_and_nearest(override: str, expected:
     [
         ("run.steps=0", "run.steps=0: input should be greater than or equal to 1"),
         ("algorithm.group_size=1", "algorithm.group_size=1: input should be greater than or equal to 2"),
+        ("algorithm.pilot_size=1", "algorithm.pilot_size=1: input should be greater than or equal to 2"),
         ("algorithm.sampling.top_p=0", "algorithm.sampling.top_p=0: input should be greater than 0"),
         (
             "rollout.gpu_memory_utilization=1.5",
@@ -172,7 +173,7 @@ def test_out_of_range_error_names_key(override: str, expected: str) -> None:
     [
         ("algorithm.triggers=[{rungs: []}]", "algorithm.triggers.0.from_step is missing; set it"),
         ("algorithm.triggers=[{from_step: 1}]", "algorithm.triggers.0.rungs is missing; set it"),
-        ("rewards.functions=[{weight: 2}]", "rewards.functions.0.function is missing; set it"),
+        ("rewards.functions=[{judge: {name: a}}]", "rewards.functions.0.judge.model is missing; set it"),
     ],
 )
 def test_missing_value_error_names_key(override: str, expected: str) -> None:
@@ -248,7 +249,47 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
         ),
         (
             ["algorithm.allocation.min_group=9"],
-            ["algorithm.allocation.min_group=9 is more than max_group=8", "null: half of group_size"],
+            ["algorithm.allocation.min_group=9 is more than max_group=8", "null: 4 and 8"],
+        ),
+        (
+            ["algorithm.allocation={rule: value, min_group: 9, max_group: 8}"],
+            ["algorithm.allocation.min_group=9 is more than max_group=8", "null: 2 and 32"],
+        ),
+        (
+            [
+                "algorithm.allocation={rule: value, max_group: 24}",
+                "algorithm.budget=4000",
+                "algorithm.budget_unit=tokens",
+            ],
+            ["algorithm.budget=4000 tokens is smaller than the 6144 that one group may take", "max_group=24"],
+        ),
+        (
+            ["algorithm.allocation.hopeless_below=0.6", "algorithm.allocation.solved_above=0.5"],
+            ["algorithm.allocation.hopeless_below=0.6 is more than solved_above=0.5", "lower the first"],
+        ),
+        (
+            ["algorithm.allocation.rule=value", "algorithm.allocation.max_group=6"],
+            ["algorithm.allocation.rule=value gives groups algorithm.group_size=8", "min_group=2 and max_group=6"],
+        ),
+        (
+            ["algorithm.train_on=max_variance"],
+            ["algorithm.train_on=max_variance selects algorithm.train_size", "set it, for example"],
+        ),
+        (
+            ["algorithm.train_size=4"],
+            ["algorithm.train_size=4 is used by train_on=balanced and max_variance only", "not by train_on=last"],
+        ),
+        (
+            ["algorithm.advantage_scale=mean", "rewards.functions=[{function: exact}, {function: answer}]"],
+            ["algorithm.advantage_scale=mean takes no rewards below 0", "rewards.functions ['answer'] give"],
+        ),
+        (
+            ["algorithm.advantage_scale=mean", "rewards.on_error=score", "rewards.error_score=-1"],
+            ["algorithm.advantage_scale=mean takes no rewards below 0", "rewards.error_score=-1.0 is one"],
+        ),
+        (
+            ["algorithm.advantage_scale=mean", "algorithm.overlong_buffer=4"],
+            ["algorithm.advantage_scale=mean takes no rewards below 0", "algorithm.overlong_buffer=4 adds penalties"],
         ),
         (
             ["rollout.max_model_len=256", "rollout.max_new_tokens=256"],
@@ -282,6 +323,27 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["rewards.functions=[{function: exact}, {function: exact, weight: 2}]"],
             ["rewards.functions names a function twice: ['exact', 'exact']"],
         ),
+        (
+            ["algorithm.pilot_size=8"],
+            [
+                "algorithm.pilot_size=8 leaves no commit in any group",
+                "largest has 8",
+                "lower it",
+                "allocation.max_group",
+            ],
+        ),
+        (
+            ["algorithm.pilot_size=2", "algorithm.allocation.rule=value", "algorithm.budget=16"],
+            ["algorithm.pilot_size=2 leaves no commit in any group", "largest has 2 completions"],
+        ),
+        (
+            ["algorithm.pilot_size=4", "algorithm.name=dapo"],
+            ["algorithm.pilot_size=4 samples pilots, which algorithm.name=dapo does not", "remove it"],
+        ),
+        (
+            ["algorithm.pilot_size=2", "algorithm.criterion.kind=balanced"],
+            ["algorithm.pilot_size=2", "algorithm.criterion.kind=balanced", "remove one of the two"],
+        ),
         (["rewards.correct_by=answer"], ["rewards.correct_by='answer' is none of rewards.functions ['exact']"]),
         (
             ["algorithm.criterion={kind: any_above, reward: answer}"],
@@ -299,6 +361,11 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["evaluation.samples=4", "evaluation.sampling.temperature=0"],
             ["evaluation.samples=4 with temperature 0", "use samples=1"],
         ),
+        (
+            ["evaluation.benchmarks=[gsm8k, {name: aime24, samples: 4}]", "evaluation.sampling.temperature=0"],
+            ["evaluation.benchmarks.1.samples=4 with temperature 0", "use samples=1"],
+        ),
+        (["evaluation.benchmarks=[gsm8k, gsm8k]"], ["names a benchmark twice: ['gsm8k', 'gsm8k']", "give it once"]),
         (
             ["checkpoint.keep_best=true"],
             ["checkpoint.keep_best=true needs evaluations", "evaluation.every=0", "raise both above 0"],
@@ -318,7 +385,17 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["algorithm.pilot_size=7"],  # smaller groups are sampled as a whole
+        ["algorithm.pilot_size=8", "algorithm.allocation.max_group=9"],
+        ["algorithm.pilot_size=16", "algorithm.allocation.rule=value"],
+        ["algorithm.budget=16", "algorithm.allocation.rule=value"],  # two completions for each of eight groups
+        ["algorithm.budget=8", "algorithm.allocation.max_group=32", "algorithm.name=grpo"],  # has no allocation
         ["algorithm.budget=8", "algorithm.group_size=8"],
+        ["algorithm.allocation.rule=value", "algorithm.allocation.min_group=8"],
+        ["algorithm.train_on=max_variance", "algorithm.train_size=4"],
+        ["algorithm.train_on=balanced", "algorithm.train_size=4"],
+        ["algorithm.advantage_scale=mean", "rewards.error_score=-1"],  # only used with on_error=score
+        ["algorithm.advantage_scale=none", "rewards.functions=[{function: answer}]"],
         ["rollout.max_model_len=257", "rollout.max_new_tokens=256"],
         ["rollout.max_num_batched_tokens=128", "rollout.max_num_seqs=128"],
         ["learner.offload_optimizer=true", "learner.zero_stage=1"],
@@ -327,6 +404,7 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
         ["algorithm.criterion={kind: any_above, reward: exact}"],
         ["evaluation.samples=1", "evaluation.sampling.temperature=0"],
         ["checkpoint.keep_best=true", "evaluation.every=5"],
+        ["evaluation.benchmarks=[gsm8k, aime24]", "evaluation.sampling.temperature=0"],
     ],
 )
 def test_settings_at_the_limit_are_accepted(overrides: list[str]) -> None:
@@ -423,7 +501,7 @@ def test_decided_may_have_any_content(tmp_path: Path, decided: str) -> None:
 
 MAPPINGS = (
     *("arithmetic.keep_carry", "rollout.resources", "learner.resources", "data.template_kwargs"),
-    *("reasoning_gym.tasks[].config", "environment.arguments"),
+    *("reasoning_gym.tasks[].config", "environment.arguments", "rewards.functions[].judge.extra"),
 )
 
 
@@ -441,7 +519,10 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_setting_is_listed_once(tmp_path: Path) -> None:
-    full = Config.load(written(tmp_path, TWO_TRIGGERS), ["reasoning_gym.tasks=[{name: gcd}]"])
+    served = "name: a, model: m, base_url: http://x/v1, template: '{completion}'"
+    kinds = f"[{{judge: {{{served}}}}}, {{reward_model: {{{served.replace('a,', 'b,')}}}}}]"
+    more = ["reasoning_gym.tasks=[{name: gcd}]", f"rewards.functions={kinds}", "evaluation.benchmarks=[gsm8k]"]
+    full = Config.load(written(tmp_path, TWO_TRIGGERS), more)
     listed = [key for key, _, _ in settings()]
     assert len(set(listed)) == len(listed)
     # Sections that are null by default are listed with their settings.
@@ -481,6 +562,20 @@ def test_packing_follows_setting_or_flash_attention() -> None:
         **{name: (name, name) for name in names[1:]},
     }
     assert Config.load(None).learner == found["null"]
+
+
+def test_benchmark_is_given_by_its_name_or_with_settings(tmp_path: Path) -> None:
+    named = ["evaluation.benchmarks=[gsm8k, {name: aime24, path: aime.jsonl, limit: 5, samples: 2}]"]
+    first, second = Config.load(None, named).evaluation.benchmarks
+    assert (first.name, first.path, first.limit, first.samples) == ("gsm8k", None, None, None)
+    assert (second.name, second.path, second.limit, second.samples) == ("aime24", "aime.jsonl", 5, 2)
+    path = written(tmp_path, "evaluation:\n  benchmarks:\n  - gsm8k\n  - name: math500\n")
+    assert [one.name for one in Config.load(path).evaluation.benchmarks] == ["gsm8k", "math500"]
+    assert Config.load(path, ["evaluation.benchmarks.1.limit=7"]).evaluation.benchmarks[1].limit == 7
+    assert refusal(["evaluation.benchmarks=[gsm8]"]).endswith("did you mean 'gsm8k'?")
+    assert refusal(["evaluation.benchmarks=gsm8k"]) == (
+        "evaluation.benchmarks='gsm8k': input should be a list, as in [a, b]"
+    )
 
 
 def test_uses_phases_finds_every_answer_setting() -> None:

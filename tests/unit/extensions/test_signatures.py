@@ -12,6 +12,7 @@ from adagrpo_ray import Callback, Config, ConfigError, Group, RewardError, train
 from adagrpo_ray.algorithm.criterion import make_criterion
 from adagrpo_ray.config.algorithm import CriterionSettings
 from adagrpo_ray.extensions.given import give
+from adagrpo_ray.extensions.loading import is_coroutine_function
 from adagrpo_ray.rewards.registry import SETTING, check_parameters, load_reward, score_group
 from adagrpo_ray.runs.records import StepRecord
 
@@ -28,11 +29,16 @@ class Scorer:
 
 class Asynchronous:
     async def __call__(self, completions: list[str], **context: object) -> list[float]:
-        return []
+        return [8.0 for _ in completions]
 
 
 async def awaited(completions: list[str], **context: object) -> list[float]:
-    return []
+    return [7.0 for _ in completions]
+
+
+def hidden(**context: Any) -> Any:
+    """Return a coroutine, as a decorated coroutine function does."""
+    return awaited(**context)
 
 
 async def awaited_one_by_one(completions: list[str], **context: object) -> Any:
@@ -75,10 +81,7 @@ def load(function: Callable[..., Any]) -> Any:
     [
         (Scorer, "'mine' is a class; give a function, or a callable object"),
         (functools.partial(Scorer), "'mine' is a class"),
-        (awaited, "'mine' is a coroutine function, which nothing awaits; make it a plain `def`"),
-        (awaited_one_by_one, "'mine' is a coroutine function"),
-        (functools.partial(awaited, unit="m"), "'mine' is a coroutine function"),
-        (Asynchronous(), "'mine' is a coroutine function"),
+        (awaited_one_by_one, "'mine' is a generator function; return a list"),
         (one_by_one, "'mine' is a generator function; return a list"),
         (
             without_context,
@@ -104,6 +107,10 @@ def test_uncallable_reward_function_is_refused(function: Any, expected: str) -> 
         (named, 4.0),
         (wrapper, 5.0),
         (lambda completions, **_: [6.0 for _ in completions], 6.0),
+        (awaited, 7.0),
+        (functools.partial(awaited, unit="m"), 7.0),
+        (Asynchronous(), 8.0),
+        (hidden, 7.0),
     ],
 )
 def test_callables_with_right_parameters_are_reward_functions(function: Any, score: float) -> None:
@@ -123,13 +130,10 @@ def test_missing_or_extra_columns_are_refused() -> None:
     assert "1 of 2 rows have no column 'unit'" in check_parameters(units, "m:units", [{"unit": "m"}, {}])
 
 
-def test_returned_coroutine_is_refused(recwarn: pytest.WarningsRecorder) -> None:
-    def hidden(**context: Any) -> Any:
-        return awaited(**context)
-
-    with pytest.raises(RewardError, match="returned <coroutine object awaited"):
-        score_group([(hidden, 1.0)], completions=["a"], answer="", prompt="", format=Config().data.format)
-    assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]
+def test_functions_that_are_awaited_are_found() -> None:
+    coroutines = (awaited, functools.partial(awaited, unit="m"), Asynchronous())
+    assert [is_coroutine_function(function) for function in coroutines] == [True] * 3
+    assert [is_coroutine_function(function) for function in (hidden, units, Scorer(), len)] == [False] * 4
 
 
 async def decided(group: Group) -> bool:

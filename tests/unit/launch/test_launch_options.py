@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from adagrpo_ray.config import Config
 from adagrpo_ray.errors import ConfigError, ResourceError
 from adagrpo_ray.storage.cache import cache_folder, state_folder
 from tests.support.scripts import script
@@ -51,6 +53,7 @@ def error_of(
         (["train", "--resume", ""], "--resume is empty"),
         (["evaluate", "--out", " "], "--out is empty"),
         (["evaluate", "--adapter", "a", "--adapter", ""], "--adapter is empty"),
+        (["evaluate", "--benchmark", ""], "--benchmark is empty"),
         (["report", ""], "RUNS is empty"),
         (["report", "file", "--out", ""], "--out is empty"),
         (["export", "", "--out", "x"], "SOURCE is empty"),
@@ -72,6 +75,37 @@ def error_of(
 )
 def test_invalid_options_are_refused(error_of: Callable[..., str], command: list[str], message: str) -> None:
     assert message in error_of(*command)
+
+
+def test_benchmarks_are_names_with_or_without_a_copy(commands: dict[str, ModuleType]) -> None:
+    evaluate = commands["evaluate"]
+    config = Config.load(None, {"evaluation.benchmarks": [{"name": "amc23", "path": "amc.jsonl", "limit": 3}]})
+    given = ["--benchmark", "gsm8k,math500=a.jsonl", "--benchmark", "amc23"]
+    options = evaluate.parse([*given, "--limit", "9", "-k", "2"])
+    assert [(one.name, one.path, one.limit, one.samples) for one in evaluate.benchmarks(options, config)] == [
+        ("gsm8k", None, 9, 2),
+        ("math500", "a.jsonl", 9, 2),
+        ("amc23", "amc.jsonl", 9, 2),
+    ]
+    assert evaluate.benchmarks(evaluate.parse([]), config) == (), "those of the run are evaluated during training"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmark", "gsm8k,math50"], "--benchmark gsm8k,math50: evaluation.benchmarks.1.name='math50': "),
+        (["--benchmark", "gsm8k,math50"], "did you mean 'math500'?"),
+        (["--benchmark", "gsm8k", "--benchmark", "gsm8k=x.jsonl"], "names a benchmark twice"),
+        (
+            ["--benchmark", "gsm8k="],
+            "--benchmark gsm8k=: evaluation.benchmarks.0.path='': string should have",
+        ),
+        (["--benchmark", "gsm8k", "--split", "all"], "--split all selects prompts of the data"),
+    ],
+)
+def test_invalid_benchmarks_are_refused(commands: dict[str, ModuleType], arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        commands["evaluate"].benchmarks(commands["evaluate"].parse(arguments), Config())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.reports.run_data import labelled
 from adagrpo_ray.runs import GroupSample
-from tests.support.histories import attempt, evaluation, group, step
+from adagrpo_ray.runs.samples import TurnSample
+from tests.support.histories import EPISODES, ON_BENCHMARKS, attempt, episode, evaluation, group, step
 from tests.support.report_page import CHARTS, Page, check_pictures, heights, make, page_of, two_runs, words
 from tests.support.scripts import script
 
@@ -89,6 +91,17 @@ class TestFigures:
         assert list(first.get_ydata()) == [step(n).accuracy for n in range(1, 13)]
         assert [axes.get_title(loc="left") for axes in chart.figure.axes] == ["all prompts", "2 digits", "5 digits"]
 
+    def test_benchmarks_have_a_panel_each_and_rows_in_the_summary(self, tmp_path: Path) -> None:
+        steps = [step(number) for number in range(1, 5)]
+        better = replace(ON_BENCHMARKS, step=4, accuracy=None, benchmark_accuracy={"gsm8k": 0.5, "aime24": 0.125})
+        run = read(str(make(tmp_path / "run", steps, [ON_BENCHMARKS, better])))
+        chart = next(c for c in charts([run], 1) if c.name == "benchmarks")
+        assert [axes.get_title(loc="left") for axes in chart.figure.axes] == ["gsm8k", "aime24"]
+        assert [list(axes.lines[0].get_ydata()) for axes in chart.figure.axes] == [[0.375, 0.5], [0.0, 0.125]]
+        rows = dict(tables.summary([run]))
+        assert (rows["gsm8k accuracy before"], rows["gsm8k accuracy after"]) == ("0.375", "0.500")
+        assert (rows["held-out accuracy before"], rows["held-out accuracy after"]) == ("0.250", "-")
+
     def test_running_totals_end_at_the_summary(self, usual: Path) -> None:
         run = read(str(usual))
         chart = next(c for c in charts([run], 1) if c.name == "tokens")
@@ -138,6 +151,17 @@ class TestTexts:
         assert "12+7=19 #1" in text
         assert "exact 1.000, length -" in text
 
+    def test_episode_is_shown_turn_by_turn(self, tmp_path: Path) -> None:
+        failed = TurnSample(9, 12, "end", "it is over", error="<b>no</b> answer")
+        sample = group(1, episode(TurnSample(0, 4, "<i>call</i>", "the sum", reward=0.25, tool="add"), failed))
+        page = words(read(str(make(tmp_path / "run", [step(1)], samples=[sample]))))
+        (cell,) = (row[0] for row in page.rows if "turn 1" in row[0])
+        assert "".join(cell.split()) == (
+            "turn1,callsadd,reward0.25<i>call</i>observedthesumturn2enderror:<b>no</b>answerobserveditisover"
+        )
+        assert [attributes for tag, attributes in page.tags if tag == "div"].count({"class": "observed"}) == 2
+        assert not {"b", "i"} & {tag for tag, _ in page.tags}
+
     def test_long_texts_lose_their_middle(self, tmp_path: Path) -> None:
         long = group(1, attempt([1.0], text="begin" + "x" * 50_000 + "end"))
         folder = make(tmp_path / "run", [step(1)], samples=[long])
@@ -180,6 +204,13 @@ class TestExamples:
             file.write('{"step": 1}\n')
         with pytest.raises(HistoryError, match=r"samples\.jsonl cannot be read .* remove it"):
             read(str(usual))
+
+
+def test_figures_of_episodes_are_only_in_reports_with_an_environment(tmp_path: Path) -> None:
+    plain = read(str(make(tmp_path / "plain", [step(1)])))
+    acting = read(str(make(tmp_path / "acting", [step(1, **EPISODES)])))
+    assert not {"episodes", "tools"} & {chart.name for chart in charts([plain], 1)}
+    assert [chart.name for chart in charts([plain, acting], 1)][-2:] == ["episodes", "tools"]
 
 
 class TestSeveralRuns:

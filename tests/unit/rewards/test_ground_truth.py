@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from adagrpo_ray.config import Config
+from adagrpo_ray.config.rewards import RewardSettings, RewardsSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards.ground_truth import evenly
 from tests.support.ground_truths import check, config_of
 from tests.support.scripted import CHATML, byte_tokenizer
+from tests.support.served_models import entry, judge
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +108,19 @@ def test_markers_that_are_special_tokens_are_found(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>", "</think>", "<answer>", "</answer>"])
     format = {"answer_start": "<answer>", "answer_end": "</answer>"}
     assert check(config_of("format_exact", "exact", data={"format": format}), "42", tokenizer=tokenizer) == ()
+
+
+def test_judges_are_not_asked_about_ground_truths() -> None:
+    """Nothing listens at their addresses: a request would be an error."""
+    asked = entry(judge(base_url="http://127.0.0.1:9/v1"))
+
+    def of(*functions: RewardSettings, **more: Any) -> Config:
+        return config_of("exact").model_copy(update={"rewards": RewardsSettings(functions=functions, **more)})
+
+    exact = RewardSettings(function="exact")
+    assert check(of(exact, asked), "42") == ()
+    assert check(of(asked), "42") == ()
+    for right in (of(asked, exact, correct_above=1.0), of(exact, asked, correct_by="exact", correct_above=1.0)):
+        with pytest.raises(RewardError, match="'exact' counts none of 1 ground truths"):
+            check(right, "42")
+    assert check(of(exact, asked, correct_above=1.0), "42") == (), "the judge decides"

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.errors import AdaGRPOError, HistoryError, RecordError
 from adagrpo_ray.reports import Run, tables
 from adagrpo_ray.reports.curves import curves
@@ -119,17 +120,23 @@ def test_largest_rewards_give_finite_metrics() -> None:
     extreme = make_group(make_attempt(rewards, by_function=[[r] for r in rewards], correct=[True] * 4))
     nothing = Collection(ready=(), exhausted=(), waiting=(), late=(), aged=(), failed=(), attempts=())
     with np.errstate(all="raise"):
-        metrics = sampling_metrics(
-            1, replace(nothing, ready=(extreme,), attempts=(extreme,)), ["big"], 1, exhausted_dropped=False
-        )
+        collection = replace(nothing, ready=(extreme,), attempts=(extreme,))
+        metrics = sampling_metrics(1, collection, ["big"], 1, AlgorithmSettings(), exhausted_dropped=False)
     assert metrics.reward == pytest.approx(LARGEST / 2)
     assert metrics.rewards_mean == {"big": pytest.approx(LARGEST / 2)}
     assert metrics.frac_reward_zero_std == 0.0
 
 
-def test_evaluation_without_accuracy_is_refused() -> None:
-    with pytest.raises(ValueError, match="accuracy is null"):
-        EvaluationRecord.from_dict({**BEFORE.to_dict(), "accuracy": None})
+def test_evaluation_without_runtime_is_refused_and_one_of_benchmarks_alone_is_not() -> None:
+    with pytest.raises(ValueError, match="runtime is null"):
+        EvaluationRecord.from_dict({**BEFORE.to_dict(), "runtime": None})
+    assert EvaluationRecord.from_dict({**BEFORE.to_dict(), "accuracy": None}).accuracy is None
+
+
+def test_evaluation_of_an_older_version_has_no_benchmarks() -> None:
+    values = {name: value for name, value in BEFORE.to_dict().items() if not name.startswith("benchmark_")}
+    assert len(values) == 7
+    assert EvaluationRecord.from_dict(values) == BEFORE
 
 
 def test_skipped_updates_are_shown_everywhere(tmp_path: Path) -> None:

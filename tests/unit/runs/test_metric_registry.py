@@ -16,6 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adagrpo_ray.algorithm.update_statistics import UpdateStatistics
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.reports import Run
 from adagrpo_ray.reports.charts import charts
 from adagrpo_ray.runs import RunWriter, panels, summarize, units
@@ -57,7 +58,9 @@ def test_field_has_the_name_of_its_metric() -> None:
 def test_metrics_of_most_panels_share_a_unit() -> None:
     assert {metric.panel for metric in METRICS.values() if metric.panel is not None} == set(PANELS)
     shared = {p: unit_of(metric for metric in METRICS.values() if metric.panel is p) for p in PANELS}
-    assert {p for p, unit in shared.items() if unit is None} == {panels.OFF_POLICY, panels.POLICY, panels.COMPLETIONS}
+    assert {p for p, unit in shared.items() if unit is None} == {
+        *(panels.OFF_POLICY, panels.POLICY, panels.COMPLETIONS, panels.EPISODES),
+    }
     assert shared[panels.ACCURACY] == shared[panels.ZERO_STD] == units.SHARE
 
 
@@ -70,7 +73,7 @@ def test_names_without_our_prefixes_are_those_of_trl_and_transformers() -> None:
         assert spec.origin is not None
         text = (Path(spec.origin).parent / file).read_text()
         known |= {name.replace("reward_func_name", "function") for name in re.findall(r'f?"([\w/{}]+)"', text)}
-    theirs = {name for name in METRICS if not re.match(r"(adaptive|time|eval|rollout)/", name)}
+    theirs = {name for name in METRICS if not re.match(r"(adaptive|time|eval|rollout|episodes|tools)/", name)}
     extended = {  # a family of their names, by difficulty or with one more member
         *("accuracy_by_difficulty/{difficulty}", "entropy_by_difficulty/{difficulty}"),
         *("frac_reward_zero_std_by_difficulty/{difficulty}", "rewards/{function}/frac_zero_std"),
@@ -130,7 +133,7 @@ def test_metrics_of_groups_combine_as_declared() -> None:
 
     def of(*groups: Group) -> dict[str, Any]:
         collection = Collection(groups, (), (), (), (), (), groups)
-        return asdict(sampling_metrics(1, collection, ["one", "two"], 1, exhausted_dropped=False))
+        return asdict(sampling_metrics(1, collection, ["one", "two"], 1, AlgorithmSettings(), exhausted_dropped=False))
 
     groups = [drawn() for _ in range(8)]
     first, second, whole = of(*groups[:2]), of(*groups[2:]), of(*groups)

@@ -28,7 +28,7 @@ from adagrpo_ray.runs import (
 )
 from adagrpo_ray.runs.metric import scalars
 from adagrpo_ray.runs.observer import run_events
-from tests.support.histories import BEFORE, SAMPLE, STEP
+from tests.support.histories import BEFORE, EPISODES, ON_BENCHMARKS, SAMPLE, STEP
 
 STEP_JSON = {
     "step": 1,
@@ -47,6 +47,9 @@ STEP_JSON = {
     "resamples_by_difficulty": {"2": 1, "5": 3},
     "accuracy_by_difficulty": {"2": 0.75, "5": 0.0},
     "rescued": [2, 0],
+    "pilots": 8,
+    "commits": 3,
+    "solved_pilots": 2,
     "frac_reward_zero_std": 0.5,
     "frac_reward_zero_std_after": 0.125,
     "frac_reward_zero_std_by_difficulty": {"5": 1.0},
@@ -55,9 +58,16 @@ STEP_JSON = {
     "generated_tokens": 4000,
     "extra_tokens": 1000,
     "staleness": 0.75,
+    "judge_requests": {"helpful": 9},
+    "judge_prompt_tokens": {"helpful": 900},
+    "judge_completion_tokens": {"helpful": 45},
+    "judge_cache_hits": {"helpful": 7},
+    "judge_failures": {"helpful": 1},
+    "judge_cost": {"helpful": 0.125},
     "trained_tokens": 3200,
     "completions_mean_length": 50.0,
     "group_size": 6.5,
+    "prompts_skipped": 3,
     "reward_std": 0.5,
     "rewards_std": {"exact": 0.5, "length": None},
     "rewards_frac_zero_std": {"exact": 0.5, "length": None},
@@ -89,6 +99,7 @@ STEP_JSON = {
     "entropy_by_difficulty": {"2": 0.5, "5": 2.0},
     **dict.fromkeys(("last_update_loss", "last_update_kl", "last_update_entropy", "last_update_grad_norm")),
     "skipped_updates": 0,
+    **dict.fromkeys(EPISODES),
 }
 
 AFTER = EvaluationRecord(
@@ -150,6 +161,20 @@ def test_metrics_of_trl_have_its_names() -> None:
     assert (measured["kl"], measured["grad_norm"]) == (0.5, 2.0)
 
 
+def test_metrics_of_benchmarks_are_named_by_them() -> None:
+    found = scalars(ON_BENCHMARKS)
+    assert {
+        "eval/accuracy": 0.25,
+        "eval/gsm8k/accuracy": 0.375,
+        "eval/gsm8k/pass_at_k": 0.5,
+        "eval/gsm8k/samples": 400.0,
+        "eval/aime24/failed": 2.0,
+        "eval/aime24/completions/mean_length": 900.5,
+        "eval/aime24/completions/clipped_ratio": 1.0,
+    }.items() <= found.items()
+    assert not [name for name in scalars(BEFORE) if "gsm8k" in name]
+
+
 class TestRecords:
     def test_step_becomes_json_with_null_for_unmeasured_metrics(self) -> None:
         assert STEP.to_dict() == STEP_JSON
@@ -193,6 +218,8 @@ class TestRecords:
             "folder": "runs/sums",
             "adapter": "runs/sums/adapter",
             "skipped_updates": 0,
+            "benchmark_accuracy_before": {},
+            "benchmark_accuracy_after": {},
         }
 
     @pytest.mark.parametrize(("steps", "intervals"), [(1, [1]), (10, [1] * 10), (11, [2] * 5 + [1])])
@@ -239,6 +266,7 @@ class TestRunWriter:
                 "failed": 0,
                 "completions_mean_length": 40.0,
                 "runtime": 3.0,
+                **{name: {} for name in BEFORE.to_dict() if name.startswith("benchmark_")},
             }
         ]
         assert json.loads((folder / "summary.json").read_text()) == run_summary(folder).to_dict()
@@ -440,6 +468,31 @@ class TestPlainConsole:
             console.summary(replace(summary, eval_accuracy_by_difficulty_after={"\u96e3" * 200: 0.5}))
         assert b"loading ? ..." in raw.getvalue()
         assert b"runs/??" in raw.getvalue()
+
+    def test_benchmarks_have_a_line_each_and_a_table_at_the_end(self) -> None:
+        stream = io.StringIO()
+        after = replace(ON_BENCHMARKS, accuracy=None, benchmark_accuracy={"gsm8k": 0.5, "aime24": 0.125})
+        with Console(1, stream, clock=lambda: 0.0) as console:
+            console.evaluation("before", ON_BENCHMARKS)
+            console.evaluation("after", after)
+            console.summary(summarize([STEP], ON_BENCHMARKS, after, name="x", folder=Path("x"), adapter=Path("y")))
+        lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+        assert lines[:5] == [
+            "held-out accuracy before: 0.250  2: 0.500  10: 0.000  (128 samples, 3.0 s)",
+            "gsm8k accuracy before: 0.375  solved at least once: 0.500  cut off: 0.250  "
+            "(400 samples, mean length 120.0)",
+            "aime24 accuracy before: 0.000  solved at least once: 0.000  cut off: 1.000  "
+            "(960 samples, 2 problems failed, mean length 900.5)",
+            "gsm8k accuracy after: 0.500  solved at least once: 0.500  cut off: 0.250  "
+            "(400 samples, mean length 120.0)",
+            "aime24 accuracy after: 0.125  solved at least once: 0.000  cut off: 1.000  "
+            "(960 samples, 2 problems failed, mean length 900.5)",
+        ]
+        table = lines.index("  benchmark  before  after  change")
+        assert lines[table + 1 : table + 3] == [
+            "  gsm8k       0.375  0.500  +0.125",
+            "  aime24      0.000  0.125  +0.125",
+        ]
 
     def test_names_of_a_data_set_are_escaped(self) -> None:
         stream = io.StringIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.errors import RewardError
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.types import Group, TrainSample
@@ -36,6 +38,19 @@ def test_train_on_last_uses_the_statistics_of_all_attempts() -> None:
     assert [s.advantage for s in samples] == pytest.approx([2.474174] + [-0.353453] * 3, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("train_on", "lengths"), [("last", [3, 4, 1, 2]), ("all", [3, 4, 1, 2, 5]), ("balanced", [4, 2, 3, 1])]
+)
+def test_a_pilot_and_its_commit_are_trained_on_as_one_attempt(train_on: str, lengths: list[int]) -> None:
+    failed = make_attempt([0], lengths=[5], part="pilot")
+    pilot = make_attempt([0, 1], lengths=[1, 2], part="pilot")
+    commit = make_attempt([0, 1], lengths=[3, 4], part="commit")
+    group = make_group(failed, pilot, commit)
+    samples = training_samples([group], settings(train_on=train_on), max_new_tokens=10)
+    assert [len(s.token_ids) for s in samples] == lengths
+    assert statistics_of(group).count == 5
+
+
 def test_a_sample_has_its_prompt_and_completion() -> None:
     group = make_group(MIXED, prompt=make_prompt(length=7))
     samples = training_samples([group], settings(), max_new_tokens=10)
@@ -48,8 +63,10 @@ def test_a_sample_has_its_prompt_and_completion() -> None:
 
 def test_advantages_use_epsilon_and_bound_of_the_settings() -> None:
     group = make_group([0, 0, 0, 0], MIXED)
-    samples = training_samples([group], settings(advantage_epsilon=0.5, advantage_bound=1.0), max_new_tokens=10)
-    expected = advantages(group.last.rewards, statistics_of(group), 0.5, 1.0)
+    chosen = settings(advantage_epsilon=0.5, advantage_bound=1.0)
+    samples = training_samples([group], chosen, max_new_tokens=10)
+    statistics = statistics_of(group)
+    expected = advantages(group.last.rewards, statistics, statistics, chosen)
     assert [s.advantage for s in samples] == expected.tolist()
     assert max(s.advantage for s in samples) == 1.0
 
@@ -180,3 +197,86 @@ def test_balanced_prefers_the_newest_failures() -> None:
     old, new = make_attempt([0, 0], lengths=[1, 1]), make_attempt([1, 0], rung=0, lengths=[5, 6])
     samples = training_samples([make_group(old, new)], settings(train_on="balanced"), 10)
     assert [len(s.token_ids) for s in samples] == [5, 6]
+
+
+BY_VARIANCE: dict[str, Any] = {"train_on": "max_variance", "train_size": 4}
+WIDE = make_attempt([5, -2, 0, 1, 3, -1], rung=0, correct=[True, False, False, True, True, False], lengths=[1] * 6)
+
+
+def batch(*groups: Group, **chosen: object) -> list[float]:
+    return [s.advantage for s in training_samples(groups, settings(**chosen), 10)]  # type: ignore[arg-type]
+
+
+def test_max_variance_picks_the_extremes_of_all_attempts_newest_first() -> None:
+    old = make_attempt([0, 0, 0, 0], lengths=[1, 2, 3, 4])
+    new = make_attempt([1, 1, 1, 0], rung=0, lengths=[5, 6, 7, 8])
+    samples = training_samples([make_group(old, new)], settings(**BY_VARIANCE), 10)
+    assert [len(s.token_ids) for s in samples] == [5, 6, 8, 1]  # the newest failure, then an older one
+    # The statistics are those of all eight rewards: mean 3/8, squared deviations 3 * 25/64 + 5 * 9/64 = 15/8, std
+    # sqrt(15/56) = 0.517549.
+    assert [s.advantage for s in samples] == pytest.approx([0.625 / 0.517649] * 2 + [-0.375 / 0.517649] * 2, abs=1e-6)
+
+
+def test_max_variance_normalised_by_the_picked_completions_is_that_of_the_paper() -> None:
+    # Picked are 5, -2, 3, -1: mean 5/4, squared deviations 225/16 + 169/16 + 49/16 + 81/16 = 131/4, std 3.304038.
+    found = batch(make_group(WIDE), **BY_VARIANCE, advantage_statistics="trained")
+    assert found == pytest.approx([value / 3.304138 for value in (3.75, -3.25, 1.75, -2.25)], abs=1e-6)
+
+
+def test_train_size_limits_balanced_completions() -> None:
+    six = settings(train_on="balanced", train_size=6)
+    samples = training_samples([make_group([0, 0, 0, 0], [1, 1, 1, 0])], six, 10)
+    assert [s.advantage > 0 for s in samples] == [True] * 3 + [False] * 3
+    assert len(training_samples([make_group([1, 0])], six, 10)) == 2
+
+
+@pytest.mark.parametrize(
+    ("statistics", "mean", "std"),
+    [
+        ("all", 1 / 8, 0.353553),  # of 0, 0, 0, 0, 1, 0, 0, 0
+        ("last", 1 / 4, 0.5),  # of 1, 0, 0, 0
+        ("trained", 1 / 8, 0.353553),
+    ],
+)
+def test_statistics_are_those_that_the_settings_name(statistics: str, mean: float, std: float) -> None:
+    found = batch(make_group([0, 0, 0, 0], [1, 0, 0, 0]), train_on="all", advantage_statistics=statistics)
+    assert found == pytest.approx([(1 - mean) / (std + 1e-4)] + [-mean / (std + 1e-4)] * 7, abs=1e-5)
+
+
+def test_statistics_of_the_trained_completions_depend_on_the_picked_ones() -> None:
+    group = make_group([0, 0, 0, 0], [1, 0, 0, 0])
+    last = batch(group, train_on="last", advantage_statistics="trained")
+    assert last == batch(group, train_on="last", advantage_statistics="last")
+    # One success and one failure: mean 1/2, std sqrt(1/2) = 0.707107.
+    pair = batch(group, train_on="balanced", train_size=2, advantage_statistics="trained")
+    assert pair == pytest.approx([0.5 / 0.707207, -0.5 / 0.707207], abs=1e-6)
+
+
+@pytest.mark.parametrize("train_on", ["last", "all", "balanced", "max_variance"])
+@pytest.mark.parametrize("statistics", ["all", "last", "trained"])
+@pytest.mark.parametrize("scale", ["std", "none", "batch", "mean"])
+def test_every_scale_takes_every_statistics_and_selection(scale: str, statistics: str, train_on: str) -> None:
+    chosen = {"train_on": train_on, "advantage_statistics": statistics, "advantage_scale": scale}
+    size = {"train_size": 4} if train_on == "max_variance" else {}
+    found = batch(make_group([0, 0, 0, 0], [1, 0, 0, 0]), make_group([1, 1, 1, 0]), **chosen, **size)
+    assert len(found) == (12 if train_on == "all" else 8)
+    assert sum(advantage > 0 for advantage in found) == 4
+    if statistics != "all" and (statistics, train_on) != ("last", "all"):
+        size_of_first = 8 if train_on == "all" else 4
+        assert sum(found[:size_of_first]) == pytest.approx(0, abs=1e-5)  # the mean is that of these completions
+
+
+def test_the_scale_of_the_batch_is_over_all_groups() -> None:
+    hard, easy = make_group([0, 0, 0, 0], [1, 0, 0, 0]), make_group([1, 1, 1, 0])
+    found = batch(hard, easy, advantage_scale="batch")
+    # The std of the twelve rewards is 0.492366, of the group's own mean 1/8 and 3/4.
+    expected = [0.875, -0.125, -0.125, -0.125, 0.25, 0.25, 0.25, -0.75]
+    assert found == pytest.approx([value / 0.492466 for value in expected], abs=1e-6)
+    assert batch(make_group(FLAT), make_group([0, 0]), advantage_scale="batch") == [0.0] * 4
+
+
+@pytest.mark.parametrize("groups", [[make_group([0, -1]), make_group([1, 0])], [make_group([-1, 0], [1, 0])]])
+def test_rewards_below_0_are_refused_if_advantages_are_divided_by_the_mean(groups: list[Group]) -> None:
+    with pytest.raises(RewardError, match=r"prompt p has the reward -1, and algorithm\.advantage_scale=mean takes no"):
+        batch(*groups, advantage_scale="mean")
+    assert batch(*groups, advantage_scale="none")

@@ -560,20 +560,22 @@ def requested(requests: Sequence[GenerationRequest]) -> list[object]:
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
-@pytest.mark.parametrize("resample", ["immediate", "deferred"])
-def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str) -> None:
+@pytest.mark.parametrize(
+    ("resample", "rule"), [("immediate", "informative"), ("deferred", "informative"), ("deferred", "value")]
+)
+def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str, rule: str) -> None:
     def make() -> tuple[Fake, AdaptiveSampler]:
         hopeless, script = [(0.0,) * 4], {"a": [(0.0,) * 4], "d": [(0.0,) * 4, (1.0,) * 4]}
         fake = Fake({name: hopeless if name in "be" else [(1.0, 0.0, 0.0, 0.0)] for name in "abcdefgh"} | script)
         options = {"prompts_per_step": 3, "resample": resample, "max_group_age": 1, "budget": 14}
-        return fake, make_sampler(fake, prompts="abcdefgh", allocation=ALLOCATION, **options)
+        return fake, make_sampler(fake, prompts="abcdefgh", allocation=ALLOCATION | {"rule": rule}, **options)
 
     async def scenario(disturbed: bool) -> Collection:
         for step in (1, 2):
             await sampler.collect(step)
         state, fake.requests = sampler.state_dict(), []
         assert state["waiting"]
-        assert state["posteriors"]
+        assert state["results"]
         if disturbed:
             collecting = asyncio.create_task(sampler.collect(3))
             await until(lambda: len(fake.requests) >= 3)
@@ -633,7 +635,7 @@ def test_a_group_that_cannot_be_scored_is_the_only_one_dropped() -> None:
     assert failure.error == "no score for bad"
     assert ids(step.attempts) == ["good", "hard", "hard"]
     assert step.exhausted == step.waiting == step.late == ()
-    assert set(sampler.state_dict()["posteriors"]) == {"good", "hard"}
+    assert set(sampler.state_dict()["results"]) == {"good", "hard"}
 
 
 def test_a_resample_that_cannot_be_scored_ends_its_group() -> None:
@@ -809,11 +811,15 @@ def test_allocation_sizes_a_group_by_its_prompts_earlier_epochs() -> None:
 
 
 def test_allocation_leaves_out_solved_prompts_but_never_all() -> None:
-    both = (1.0, 1.0)
+    both, classes = (1.0, 1.0), {"solved": "easy", "other": "hard"}
     fake = Fake({"solved": [both], "other": [FAIL, FAIL, FAIL, (0.0,) * 4]})
-    sampler = make_sampler(fake, prompts=["solved", "other"], prompts_per_step=1, allocation=ALLOCATION)
-    steps = run_steps(sampler, 3)
-    assert [ids(s.attempts)[0] for s in steps] == ["solved", "other", "other"]
+    options = {"prompts_per_step": 1, "allocation": ALLOCATION}
+    steps = run_steps(make_sampler(fake, prompts=["solved", "other"], difficulties=classes, **options), 11)
+    drawn = [(group.prompt.id, group.epoch) for s in steps for group in s.attempts if len(group.attempts) == 1]
+    others = [[("other", epoch) for epoch in epochs] for epochs in (range(4), range(4, 8))]
+    # The SHA-256 of "7/solved" begins with 8 bytes that are 0 modulo 4, so its turns are the epochs 0, 4 and 8.
+    assert drawn == [("solved", 0), *others[0], ("solved", 4), *others[1], ("solved", 8)]
+    assert [s.skipped for s in steps] == [0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0]
     alone = make_sampler(Fake({"solved": [both]}), prompts=["solved"], allocation=ALLOCATION)
     assert [ids(s.ready) for s in run_steps(alone, 3)] == [["solved"]] * 3
 
@@ -836,11 +842,14 @@ def test_a_new_prompt_uses_the_posterior_of_its_difficulty_class() -> None:
     assert [(g.prompt.id, g.size, g.start) for g in (*second.exhausted, *second.ready)] == [("b", 3, 1), ("d", 2, 0)]
 
 
-@pytest.mark.parametrize("resample", ["immediate", "deferred"])
-def test_a_restored_sampler_continues_identically(resample: str) -> None:
+@pytest.mark.parametrize(
+    ("resample", "rule"), [("immediate", "informative"), ("deferred", "informative"), ("deferred", "value")]
+)
+def test_a_restored_sampler_continues_identically(resample: str, rule: str) -> None:
     def make() -> tuple[Fake, AdaptiveSampler]:
         fake = Fake({"a": [FAIL, FAIL, PASS, (0.0,) * 4], "b": [PASS, (1.0,) * 4], "c": [FAIL, (1.0, 0.0, 0.0, 0.0)]})
-        settings = {"budget": 8, "prompts_per_step": 2, "resample": resample, "allocation": ALLOCATION}
+        allocation = ALLOCATION | {"rule": rule}
+        settings = {"budget": 8, "prompts_per_step": 2, "resample": resample, "allocation": allocation}
         return fake, make_sampler(fake, prompts="abc", **settings)
 
     async def collect(sampler: AdaptiveSampler, first: int, last: int) -> list[Collection]:
@@ -849,7 +858,7 @@ def test_a_restored_sampler_continues_identically(resample: str) -> None:
     fake, sampler = make()
     run(collect(sampler, 1, 2))
     state, before = sampler.state_dict(), len(fake.requests)
-    assert state["posteriors"]
+    assert state["results"]
     assert state["waiting"], "the budget cuts off the second resample, or it is deferred"
     other_fake, other = make()
     other_fake.requests = list(fake.requests)  # so that its script continues at the same place as the other one

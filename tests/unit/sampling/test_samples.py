@@ -19,6 +19,7 @@ from adagrpo_ray.runs.sample_text import SHOWN, group_text
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.sample_table import group_samples
+from adagrpo_ray.tracking.sample_tables import COLUMNS, rows
 from adagrpo_ray.types import Attempt, SamplingParams
 from tests.support.builders import NOTHING, make_attempt, make_completion, make_group, make_prompt
 
@@ -118,6 +119,22 @@ def test_groups_without_an_attempt_in_the_step_are_left_out() -> None:
     assert [g.prompt_id for g in groups] == ["solved", "failed"]
 
 
+def test_a_sample_has_the_reason_for_its_size() -> None:
+    (group,) = shown(ready=(replace(SOLVED, size=12, chance=0.125),), attempts=(SOLVED,))
+    assert (group.size, group.chance) == (12, 0.125)
+    values = group.to_dict()
+    del values["size"], values["chance"]  # as earlier versions wrote it
+    assert GroupSample.from_dict(values) == replace(group, size=None, chance=None)
+
+
+def test_advantages_scaled_by_the_batch_are_those_of_the_whole_batch() -> None:
+    settings = AlgorithmSettings.model_validate({"advantage_scale": "batch"})
+    collection = replace(NOTHING, ready=(RESCUED, SOLVED), attempts=(RESCUED, SOLVED))
+    (group,) = group_samples(7, collection, FUNCTIONS, settings, 1, exhausted_dropped=False)
+    batch = training_samples([RESCUED, SOLVED], settings, max_new_tokens=10)
+    assert [c.advantage for c in group.attempts[1].completions] == [sample.advantage for sample in batch[:2]]
+
+
 def test_samples_of_earlier_versions_can_be_read() -> None:
     """They have a null `answer` in the parameters of the answer."""
     (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
@@ -126,6 +143,28 @@ def test_samples_of_earlier_versions_can_be_read() -> None:
     assert answer == PhaseParams(temperature=0.5).model_dump()
     answer["answer"] = None
     assert GroupSample.from_dict(values) == group
+
+
+def test_samples_without_parts_have_whole_attempts() -> None:
+    (group,) = shown(ready=(RESCUED,), attempts=(RESCUED,))
+    values = json.loads(json.dumps(group.to_dict()))
+    for each in values["attempts"]:
+        assert each.pop("part") == "whole"
+    assert GroupSample.from_dict(values) == group
+
+
+def test_a_commit_is_shown_as_a_part_and_is_no_resample() -> None:
+    pilot, commit = replace(SECOND, part="pilot"), replace(attempt((0, 0), (1, 1)), part="commit")
+    committed = make_group(pilot, commit, prompt=make_prompt("committed"))
+    groups = shown(ready=(committed, RESCUED), attempts=(committed, RESCUED))
+    assert [(g.prompt_id, g.resampled, g.count()) for g in groups] == [("rescued", True, 2), ("committed", False, 1)]
+    assert [(a.part, a.completions[0].advantage is not None) for a in groups[1].attempts] == [
+        ("pilot", True),
+        ("commit", True),
+    ]
+    assert [groups[1].title(number) for number in (0, 1)] == ["attempt 1, pilot", "attempt 1, commit"]
+    assert "attempt 1, commit, base, temperature 2: reward" in group_text(groups[1])
+    assert {row[COLUMNS.index("part")] for row in rows(groups)} == {"whole", "pilot", "commit"}
 
 
 def test_samples_and_checkpoints_have_the_same_attempts() -> None:

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.metrics import sampling_metrics
 from tests.support.builders import NOTHING, make_attempt, make_group, make_prompt
 
+SETTINGS = AlgorithmSettings()
 EASY, HARD = make_prompt("easy", "2 digits"), make_prompt("hard", "5 digits")
 # Columns of by_function: format, answer.
 SOLVED = make_group(
@@ -28,9 +31,15 @@ STUCK = FAILED.with_attempt(
 )
 
 
-def metrics(height: int = 3, *, exhausted_dropped: bool = False, **parts: object) -> SamplingMetrics:
+def metrics(
+    height: int = 3,
+    *,
+    exhausted_dropped: bool = False,
+    settings: AlgorithmSettings = SETTINGS,
+    **parts: object,
+) -> SamplingMetrics:
     collection = replace(NOTHING, **parts)  # type: ignore[arg-type]
-    return sampling_metrics(2, collection, ["format", "answer"], height, exhausted_dropped=exhausted_dropped)
+    return sampling_metrics(2, collection, ["format", "answer"], height, settings, exhausted_dropped=exhausted_dropped)
 
 
 @pytest.fixture
@@ -122,6 +131,19 @@ def test_rescued_groups_and_extra_tokens_are_counted(step: SamplingMetrics) -> N
     assert step.informative_groups == 2
 
 
+def test_a_group_without_advantages_is_not_informative() -> None:
+    """The last attempt of the rescued group has equal rewards, and those of all of its attempts differ."""
+    groups = {"ready": (SOLVED, RESCUED), "exhausted": (STUCK,)}
+    assert metrics(**groups).informative_groups == 2
+    last = AlgorithmSettings(advantage_statistics="last")
+    assert metrics(**groups, settings=last).informative_groups == 1
+
+
+def test_a_commit_of_a_rung_above_the_ladder_counts_as_rescued() -> None:
+    """Its pilot is of an earlier step, so that no resample of this step has the rung."""
+    assert metrics(height=0, ready=(RESCUED_COMMIT,), attempts=(RESCUED_COMMIT,)).rescued == (1,)
+
+
 def test_a_group_that_began_on_a_rung_was_not_rescued_by_it() -> None:
     began = replace(RESCUED, attempts=RESCUED.attempts[1:], start=1)
     step = metrics(ready=(began,), attempts=(began,))
@@ -190,3 +212,70 @@ def test_large_rewards_have_a_finite_std() -> None:
     group = make_group(make_attempt([3e38, -3e38], by_function=[[3e38, 0], [-3e38, 0]]))
     step = metrics(ready=(group,), attempts=(group,))
     assert step.reward_std == pytest.approx(3e38 * math.sqrt(2), rel=1e-6)
+
+
+PILOT = make_group(
+    make_attempt([1, 0], by_function=[[1, 1], [0, 0]], correct=[True, False], lengths=[3, 3], part="pilot"), prompt=EASY
+)
+COMMITTED = PILOT.with_attempt(
+    make_attempt([1, 1], by_function=[[1, 1], [1, 1]], correct=[True, True], lengths=[2, 2], part="commit")
+)
+FAILED_PILOT = make_group(
+    make_attempt([0, 0], by_function=[[0, 0], [0, 0]], correct=[False, False], lengths=[1, 1], part="pilot"),
+    prompt=HARD,
+)
+RESCUED_PILOT = FAILED_PILOT.with_attempt(
+    make_attempt([1, 0], rung=0, by_function=[[1, 1], [0, 0]], correct=[True, False], lengths=[4, 4], part="pilot")
+)
+RESCUED_COMMIT = RESCUED_PILOT.with_attempt(
+    make_attempt([0, 0], by_function=[[0, 0], [0, 0]], correct=[False, False], lengths=[6, 6], part="commit")
+)
+SOLVED_PILOT = make_group(
+    make_attempt([1, 1], by_function=[[1, 1], [1, 1]], correct=[True, True], lengths=[1, 1], part="pilot"), prompt=EASY
+)
+PARTS = (PILOT, COMMITTED, FAILED_PILOT, RESCUED_PILOT, RESCUED_COMMIT, SOLVED_PILOT)
+
+
+def test_pilots_and_commits_are_counted() -> None:
+    step = metrics(ready=(COMMITTED, RESCUED_COMMIT, SOLVED_PILOT), attempts=PARTS)
+    assert (step.pilots, step.commits, step.solved_pilots) == (4, 2, 1)
+    nothing = metrics(ready=(SOLVED,), attempts=(SOLVED,))
+    assert (nothing.pilots, nothing.commits, nothing.solved_pilots) == (0, 0, 0)
+
+
+def test_accuracy_and_reward_are_of_the_pilots_of_first_attempts() -> None:
+    step = metrics(ready=(COMMITTED, RESCUED_COMMIT, SOLVED_PILOT), attempts=PARTS)
+    assert step.accuracy == pytest.approx((0.5 + 0.0 + 1.0) / 3)
+    assert step.reward == pytest.approx((1 + 0 + 0 + 0 + 1 + 1) / 6)
+    assert step.frac_reward_zero_std == pytest.approx(2 / 3)
+
+
+def test_a_commit_is_no_resample_and_belongs_to_the_attempt_of_its_pilot() -> None:
+    step = metrics(ready=(COMMITTED, RESCUED_COMMIT, SOLVED_PILOT), attempts=PARTS)
+    assert step.resamples == step.rescued == (1, 0, 0)
+    assert step.resamples_by_difficulty == {"5 digits": 1}
+    assert step.generated_tokens == 6 + 4 + 2 + 8 + 12 + 2
+    assert step.extra_tokens == 8 + 12  # of the resample and its commit
+    assert step.informative_groups == 2
+
+
+def test_tokens_of_a_commit_that_could_not_be_scored_are_extra_if_its_pilot_was_a_resample() -> None:
+    first = Failure(PILOT, 5, dropped=True, error="no", part="commit")
+    later = replace(first, group=RESCUED_PILOT, tokens=7)
+    assert metrics(failed=(first,)).extra_tokens == 0
+    assert metrics(failed=(later,)).extra_tokens == 7
+    assert metrics(failed=(replace(first, part="pilot"),)).extra_tokens == 5
+
+
+def test_skipped_prompts_are_counted() -> None:
+    assert metrics(skipped=3).prompts_skipped == 3
+    assert metrics().prompts_skipped == 0
+
+
+def test_consumption_of_judges_is_counted_by_their_names() -> None:
+    consumed = {"helpful": Consumption(5, 100, 9, 2, 1, cost=0.5), "preferred": Consumption(3, 40)}
+    step = sampling_metrics(2, NOTHING, ["helpful"], 0, SETTINGS, exhausted_dropped=False, consumption=consumed)
+    assert step.judge_requests == {"helpful": 5, "preferred": 3}
+    assert (step.judge_prompt_tokens["helpful"], step.judge_completion_tokens["helpful"]) == (100, 9)
+    assert (step.judge_cache_hits["helpful"], step.judge_failures["helpful"]) == (2, 1)
+    assert step.judge_cost == {"helpful": 0.5}, "no cost without a price"

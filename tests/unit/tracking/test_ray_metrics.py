@@ -21,13 +21,14 @@ from adagrpo_ray.runs.records import EvaluationRecord, RolloutLoad, StepRecord
 from adagrpo_ray.tracking import check_trackers, grafana, ray_metrics
 from adagrpo_ray.tracking.ray_metrics import MOST_LABELS, RayMetrics
 from tests.support.gauges import given, watched
-from tests.support.histories import BEFORE, STEP
+from tests.support.histories import EPISODES, ON_BENCHMARKS, STEP
 from tests.support.scraped import DASHBOARD, METRICS, asked, panels
 
 
 def test_gauges_show_the_values_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     updates = {f"last_update_{name}": 0.5 for name in ("loss", "kl", "entropy", "grad_norm")}
-    found = given(monkeypatch, replace(STEP, kl=0.5, grad_norm=0.25, skipped_updates=1, **updates), BEFORE)
+    record = replace(STEP, kl=0.5, grad_norm=0.25, skipped_updates=1, **updates, **EPISODES)
+    found = given(monkeypatch, record, ON_BENCHMARKS)
     never = {"groups_failed", "groups_dropped"}  # counters of 0
     wanted = {m.ray_name for kind in (StepRecord, EvaluationRecord) for m in metrics_of(kind) if m.field not in never}
     assert {name for name, *_ in found} == wanted
@@ -35,8 +36,9 @@ def test_gauges_show_the_values_of_a_step(monkeypatch: pytest.MonkeyPatch) -> No
     assert found["adagrpo_tokens_per_second",] == STEP.generated_tokens / STEP.step_time
     assert found["adagrpo_accuracy_by_difficulty", "5"] == STEP.accuracy_by_difficulty["5"]
     assert found["adagrpo_step_time_seconds",] == STEP.step_time
-    assert found["adagrpo_eval_accuracy",] == BEFORE.accuracy
-    assert found["adagrpo_eval_accuracy_by_difficulty", "2"] == BEFORE.accuracy_by_difficulty["2"]
+    assert found["adagrpo_eval_accuracy",] == ON_BENCHMARKS.accuracy
+    assert found["adagrpo_eval_accuracy_by_difficulty", "2"] == ON_BENCHMARKS.accuracy_by_difficulty["2"]
+    assert found["adagrpo_eval_benchmark_accuracy", "gsm8k"] == ON_BENCHMARKS.benchmark_accuracy["gsm8k"]
 
 
 def test_gauges_show_the_load_of_a_rollout_actor(monkeypatch: pytest.MonkeyPatch) -> None:

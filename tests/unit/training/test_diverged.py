@@ -236,6 +236,4 @@ def test_an_evaluation_of_a_model_that_is_not_finite_is_refused(bad: float) -> N
         return Scores(zero, zero[:, None], None), zero > 0
 
     with pytest.raises(DivergedError, match="not finite"):
-        asyncio.run(
-            evaluate([make_prompt("one")], EvaluationSettings(), generate, score, step=1, max_new_tokens=8, seed=0)
-        )
+        asyncio.run(evaluate([make_prompt("one")], EvaluationSettings(), generate, score, max_new_tokens=8, seed=0))

@@ -16,13 +16,13 @@ from adagrpo_ray.errors import RecordError
 from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import Observer
-from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.runs.records import EvaluationRecord, SamplingMetrics
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
 from adagrpo_ray.training.cadence import ahead, evaluates_after, saves_after
 from adagrpo_ray.training.start import train_on
-from tests.support.histories import STEP
+from tests.support.histories import ON_BENCHMARKS, STEP
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,11 @@ class Learner:
     def do_sync(self, version: int) -> SyncReport:
         return SyncReport(version, 1)
 
+    def do_evaluate(self, step: int) -> EvaluationRecord:
+        return replace(ON_BENCHMARKS, step=step, accuracy=None, accuracy_by_difficulty={}, samples=0)
+
+    def do_save_adapter(self, folder: str, card: str) -> None: ...
+
     def do_abandon(self) -> None: ...
 
     def do_save_checkpoint(self, folder: str, progress: Progress, accuracies: object) -> None:
@@ -112,3 +117,24 @@ def test_a_metric_that_is_not_finite_ends_the_run_without_a_checkpoint_of_its_st
         train_on(running, config, tmp_path, Observer(), None, Stop(), str(tmp_path), str)
     assert learner.steps == trained
     assert learner.saved == ([1, 2] if every else [])
+
+
+def test_benchmarks_are_evaluated_without_held_out_prompts_and_select_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Observer):
+        def __init__(self) -> None:
+            self.labels = list[str]()
+
+        def evaluation(self, label: str, record: EvaluationRecord) -> None:
+            self.labels.append(f"{label} {record.step}")
+
+    monkeypatch.setattr(learners, "get", lambda answers: answers)
+    learner, observer = Learner(""), Seen()
+    overrides = ["run.steps=4", "data.eval_prompts=0", "evaluation.every=2", "evaluation.benchmarks=[gsm8k, aime24]"]
+    running = Actors((learner,), ())
+    summary = train_on(running, Config.load(None, overrides), tmp_path, observer, None, Stop(), str(tmp_path), str)
+    assert observer.labels == ["before 0", "step 2 2", "after 4"]
+    assert (summary.eval_accuracy_before, summary.eval_accuracy_after) == (None, None)
+    assert summary.benchmark_accuracy_after == ON_BENCHMARKS.benchmark_accuracy
+    assert learner.saved == [4]

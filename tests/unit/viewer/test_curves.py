@@ -16,7 +16,7 @@ from adagrpo_ray.runs.summary import summarize
 from adagrpo_ray.viewer import plot
 from adagrpo_ray.viewer import side_by_side as comparison
 from adagrpo_ray.viewer.run_curves import MOST_POINTS, Axis, Curve, Plot, plots, thin
-from tests.support.histories import evaluation, step
+from tests.support.histories import ON_BENCHMARKS, evaluation, step
 
 
 def run(name: str = "a", steps: int = 3, config: dict[str, Any] | None = None, **changes: Any) -> RunHistory:
@@ -51,6 +51,19 @@ def test_each_metric_of_a_plot_has_a_curve() -> None:
         ("accuracy", 0, 0.375),
         ("eval/accuracy", 1, 0.25),
     ]
+
+
+def test_benchmarks_have_a_plot_only_if_a_run_has_them() -> None:
+    title = "Accuracy on benchmarks"
+    without = run()
+    assert title not in [each.title for each in plots([without], "step")]
+    evaluated = replace(without, evaluations=(ON_BENCHMARKS, replace(ON_BENCHMARKS, step=3)))
+    (drawn,) = (each for each in plots([without, evaluated], "step") if each.title == title)
+    assert {each.line: each.points for each in drawn.curves} == {
+        "eval/gsm8k/accuracy": ((0, 0.375), (3, 0.375)),
+        "eval/aime24/accuracy": ((0, 0.0), (3, 0.0)),
+    }
+    assert (drawn.low, drawn.high) == (0.0, 1.0)
 
 
 def test_points_over_tokens_are_at_the_end_of_their_step() -> None:

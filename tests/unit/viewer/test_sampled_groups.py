@@ -15,13 +15,14 @@ import pytest
 from adagrpo_ray.errors import HistoryError
 from adagrpo_ray.runs import RunWriter
 from adagrpo_ray.runs.reader import RunHistory
-from adagrpo_ray.runs.samples import GroupSample
-from adagrpo_ray.runs.why import parameters, rung, why
+from adagrpo_ray.runs.samples import GroupSample, TurnSample
+from adagrpo_ray.runs.why import parameters, rung, sized, trained_on, why
 from adagrpo_ray.types import SamplingParams
 from adagrpo_ray.viewer.browse import Query, SampleFile
-from adagrpo_ray.viewer.group_view import LONG, group_page, listing
+from adagrpo_ray.viewer.folding import LONG
+from adagrpo_ray.viewer.group_view import group_page, listing
 from adagrpo_ray.viewer.open_runs import OpenRuns
-from tests.support.histories import attempt, group, step
+from tests.support.histories import attempt, episode, group, step
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>${alert(3)}{{constructor}}\"'`</pre></details>"
 FAILED, RESCUE = attempt([0.0, 0.0], trained=False), attempt([1.0, 0.0], 0)
@@ -132,6 +133,63 @@ def test_why_explains_the_outcome_at_the_last_attempt() -> None:
     assert why(dropped, 1, settings()).endswith("it was not trained on (algorithm.on_exhausted=drop).")
 
 
+PILOT, COMMIT = attempt([1.0, 0.0], part="pilot"), attempt([0.0, 0.0, 1.0], part="commit")
+UNTRAINED = attempt([1.0, 0.0], trained=False, part="pilot")
+
+
+def test_why_explains_pilots_and_commits() -> None:
+    both = group(1, PILOT, COMMIT)
+    assert why(both, 0, settings()) == (
+        "Pilot: 1 of 2 correct, best reward 1. It met the criterion any_correct, so 3 more completions at the base "
+        "parameters were requested at once."
+    )
+    assert why(both, 1, settings()) == (
+        "Commit: 1 of 3 correct, best reward 1. After its commit a group is ready, whatever the commit gave."
+    )
+    solved = group(1, attempt([1.0, 1.0], part="pilot"))
+    assert why(solved, 0, settings()) == (
+        "Pilot: 2 of 2 correct, best reward 1. So the prompt is solved, and there is no commit."
+    )
+    failed = group(1, attempt([0.0, 0.0], trained=False, part="pilot"), PILOT, COMMIT)
+    assert "none of 2 is correct; best reward 0. So it was sampled again" in why(failed, 0, settings())
+
+
+def test_why_explains_a_pilot_whose_step_ended() -> None:
+    cut = group(1, UNTRAINED, outcome="waiting")
+    start = "Pilot: 1 of 2 correct, best reward 1. It waits for its "
+    assert why(cut, 0, settings()) == f"{start}commit in a later step."
+    assert why(cut, 0, settings(criterion={"kind": "mine:enough"})) == f"{start}commit or next attempt in a later step."
+    assert "a reward function failed on its commit, or" in why(replace(cut, outcome="dropped"), 0, settings())
+
+
+def test_why_explains_a_group_that_is_not_balanced() -> None:
+    sample = group(1, attempt([1.0, 0.0, 0.0], trained=False), attempt([0.0, 0.0, 0.0], 0, trained=False), STUCK)
+    assert why(sample, 1, settings(criterion={"kind": "balanced"})).startswith(
+        "The group did not meet the criterion balanced: 1 correct and 5 wrong completions so far, and 2 of each are "
+        "needed. So it was sampled again"
+    )
+
+
+def test_page_shows_which_completions_are_in_the_loss() -> None:
+    page = text_of(group_page(group(1, FAILED, PILOT, COMMIT), settings(train_on="last")))
+    for part in ("Attempt 1: the base parameters", "Attempt 2, pilot: the base", "Attempt 2, commit: the base"):
+        assert part in page
+    assert "7 rewards of all 2 attempts" in page
+    assert "In the loss are 5 of 7 completions (algorithm.train_on=last), those with an advantage." in page
+    assert "no policy gradient" not in page
+    assert trained_on(group(1, FAILED, outcome="waiting"), settings()) == ""
+    solved = trained_on(group(1, attempt([1.0, 1.0], part="pilot")), settings())
+    assert solved.endswith("All advantages are 0, so they have no policy gradient.")
+
+
+def test_list_shows_a_pilot_and_its_commit_as_one_attempt(tmp_path: Path) -> None:
+    entry = write(tmp_path, group(1, PILOT, COMMIT)).entries()[0]
+    assert (entry.attempts, entry.resampled, entry.last_correct, entry.last_size) == (1, False, 2, 5)
+    assert (entry.first_best, entry.last_best) == (1.0, 1.0)
+    entry = write(tmp_path, group(1, FAILED, PILOT, COMMIT)).entries()[0]
+    assert (entry.attempts, entry.resampled, entry.first_best, entry.last_size) == (2, True, 0.0, 5)
+
+
 def test_why_explains_methods_without_a_ladder() -> None:
     assert why(group(1, STUCK), 0, settings(name="grpo")).startswith("GRPO trains on every group as it is: 0 of 2")
     zero_std = group(1, FAILED, outcome="exhausted")
@@ -171,6 +229,25 @@ def test_group_page_shows_attempts_with_rewards_and_advantages() -> None:
     assert "no attempt yet" in group_page(replace(group(1), attempts=()), settings())
 
 
+def test_size_is_explained_by_earlier_results() -> None:
+    sized_group, run = group(3, size=12, chance=0.1234), settings(allocation={"rule": "value"})
+    text = (
+        "By earlier results its success rate was expected to be 0.12, so it got 12 completions "
+        "(algorithm.allocation.rule=value)."
+    )
+    assert sized(sized_group, run) == text
+    assert text in text_of(group_page(sized_group, run))
+    assert sized(group(3, size=12), run) == ""  # no earlier results
+    assert sized(group(3), run) == ""  # of an earlier version
+
+
+def test_page_names_the_rewards_that_advantages_come_from() -> None:
+    for statistics, words in (("all", "all attempts"), ("last", "the last attempt"), (None, "all attempts")):
+        page = text_of(group_page(group(3), settings(advantage_statistics=statistics)))
+        assert f"Advantages are computed from the rewards of {words}." in page
+    assert "of the completions trained on." in text_of(group_page(group(3), settings(advantage_statistics="trained")))
+
+
 def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
     words: dict[str, Any] = dict.fromkeys(("text", "finish_reason", "weight_version"), HOSTILE)
     hostile = replace(RESCUE.completions[0], rewards={HOSTILE: 1.0}, **words)
@@ -181,6 +258,30 @@ def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
         assert not {"script", "img", "a", "iframe", "style"} & tags(page)
         assert "onerror" not in "".join(re.findall(r"<[^>]*>", page))
         assert text_of(page).count("alert(2)") >= 2
+
+
+def test_episode_is_shown_turn_by_turn() -> None:
+    page = group_page(group(3, episode()), settings())
+    assert "2 turns, 1 tool call, 5 observed tokens: 12+7=19</summary>" in page
+    words = ["turn 1, calls add, reward 0.25", "add(12, 7)", "observed", "the sum is 19", "turn 2", "12+7=19"]
+    shown = text_of(page[page.index("<ol") : page.index("</ol>")])
+    assert shown.split() == " ".join(words).split()
+    assert page.count('<div class="observed">') == 1
+
+
+def test_texts_of_turns_are_escaped_and_folded() -> None:
+    turn = TurnSample(0, 1, HOSTILE, f"{HOSTILE}\n{HOSTILE}", tool=HOSTILE, error=HOSTILE)
+    page = group_page(group(3, episode(turn)), settings())
+    assert not {"script", "img", "a", "iframe", "style"} & tags(page)
+    assert "onerror" not in "".join(re.findall(r"<[^>]*>", page))
+    assert text_of(page).count("alert(2)") >= 5
+
+
+def test_observations_are_searched(tmp_path: Path) -> None:
+    file = write(tmp_path, group(1), group(2, episode()))
+    for text in ("THE SUM IS", "add(12"):
+        found, _ = file.find(Query(text=text), 9)
+        assert [entry.step for entry in found] == [2]
 
 
 def test_long_texts_are_folded_and_very_long_ones_shortened() -> None:

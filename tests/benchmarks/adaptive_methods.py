@@ -1,0 +1,179 @@
+"""The methods that `make bench-adaptive` compares, each a named list of overrides of the settings of its section.
+
+`adagrpo` has the defaults of the package, and the rows after it change one thing about it. `grpo` is the base of all
+ratios. Rows of other authors' rules follow their papers and public code; `about` names each difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SECTIONS = ("skills", "real", "uniform")
+BASE = "grpo"
+"""The method that all others are compared with."""
+
+_RUNG_AT_BASE = "algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.0}]}]"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables.
+
+    - `about`: one sentence for the page.
+    - `overrides`: changes of the settings of the section.
+    - `sections`: the sections that have this row.
+    - `drawn`: whether the curves show it.
+    """
+
+    about: str
+    overrides: tuple[str, ...] = ()
+    sections: Sequence[str] = SECTIONS
+    drawn: bool = False
+
+
+_TINY = ("skills", "uniform")
+_SKILLS = ("skills",)
+
+METHODS: dict[str, Method] = {
+    "grpo": Method("GRPO: every group is trained on as it is, once.", ("algorithm.name=grpo",), drawn=True),
+    "dapo": Method(
+        "DAPO's dynamic sampling with its clip range (arXiv 2503.14476): groups of equal rewards are replaced.",
+        ("algorithm.name=dapo", "algorithm.loss.kind=dapo", "algorithm.loss.epsilon_high=0.28"),
+        drawn=True,
+    ),
+    "pilot-commit": Method(
+        "Pilot-Commit (arXiv 2605.26606): 4 pilots, then 12 more completions if the pilots differ, all 16 trained on; "
+        "with 4 pilots its bounds, 0.125 and 0.75, mean that. The published rule samples the 12 in a later step, fills "
+        "up a step that has few such groups, and drops prompts for good whose pilots are all correct.",
+        (
+            "algorithm.pilot_size=4",
+            "algorithm.group_size=16",
+            "algorithm.triggers=[]",
+            "algorithm.on_exhausted=drop",
+            "algorithm.allocation.enabled=false",
+            "algorithm.train_on=all",
+            "algorithm.num_iterations=1",
+            "algorithm.loss.epsilon_high=0.28",
+        ),
+        drawn=True,
+    ),
+    "reinforce-ada": Method(
+        "Reinforce-Ada, balanced (arXiv 2510.04996): at most 4 rounds of 8 completions, until 4 are correct and 4 "
+        "wrong; 8 are trained on, with the reward minus the mean of all rounds as advantage. Its code trains on 4.",
+        (
+            "algorithm.group_size=8",
+            "algorithm.triggers=[{from_step: 1, rungs: [{times: 3, temperature: 1.0}]}]",
+            "algorithm.resample=immediate",
+            "algorithm.criterion.kind=balanced",
+            "algorithm.allocation.enabled=false",
+            "algorithm.train_on=balanced",
+            "algorithm.advantage_scale=none",
+            "algorithm.advantage_statistics=all",
+            "algorithm.num_iterations=1",
+            "algorithm.loss.epsilon_high=0.28",
+        ),
+        drawn=True,
+    ),
+    "pods": Method(
+        "PODS (arXiv 2504.13818): GRPO with twice as many completions, trained on the quarter whose rewards vary most.",
+        (
+            "algorithm.name=grpo",
+            "algorithm.group_size=16",
+            "algorithm.train_on=max_variance",
+            "algorithm.train_size=4",
+            "algorithm.advantage_statistics=trained",
+        ),
+        drawn=True,
+    ),
+    "grpo-three-updates": Method(
+        "GRPO with three updates on each batch.", ("algorithm.name=grpo", "algorithm.num_iterations=3"), _TINY
+    ),
+    "adagrpo": Method("The defaults of this package.", drawn=True),
+    "adagrpo-base-temperature": Method(
+        "The resample has the parameters of the first attempt, not hotter ones.", (_RUNG_AT_BASE,), drawn=True
+    ),
+    "adagrpo-warm-rung": Method(
+        "The resample is at temperature 1.3.",
+        ("algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.3}]}]",),
+        _TINY,
+    ),
+    "adagrpo-hot-rung": Method(
+        "The resample is at temperature 2 without tokens below a tenth of the likeliest one.",
+        ("algorithm.triggers=[{from_step: 1, rungs: [{temperature: 2.0, min_p: 0.1}]}]",),
+        _TINY,
+    ),
+    "adagrpo-no-resample": Method("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
+    "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _TINY),
+    "adagrpo-deferred": Method(
+        "Resamples with the requests of the next step.", ("algorithm.resample=deferred",), _TINY
+    ),
+    "adagrpo-statistics-all": Method(
+        "Advantages from the rewards of all attempts.", ("algorithm.advantage_statistics=all",), _TINY
+    ),
+    "adagrpo-statistics-last": Method(
+        "Advantages from the rewards of the last attempt.", ("algorithm.advantage_statistics=last",), _TINY
+    ),
+    "adagrpo-statistics-trained": Method(
+        "Advantages from the rewards of the completions trained on.", ("algorithm.advantage_statistics=trained",), _TINY
+    ),
+    "adagrpo-uniform": Method(
+        "All groups have the same size, and no prompt is left out.", ("algorithm.allocation.enabled=false",)
+    ),
+    "adagrpo-informative": Method(
+        "Allocation by the probability that a group has an advantage.",
+        ("algorithm.allocation.enabled=true", "algorithm.allocation.rule=informative"),
+        _TINY,
+    ),
+    "adagrpo-value": Method(
+        "Allocation by the value of one more completion, up to four times the usual size.",
+        ("algorithm.allocation.enabled=true", "algorithm.allocation.rule=value"),
+    ),
+    "adagrpo-hopeless": Method(
+        "Prompts with a success rate below 5 % are sampled in one of four epochs, as solved ones.",
+        ("algorithm.allocation.enabled=true", "algorithm.allocation.hopeless_below=0.05"),
+        _TINY,
+    ),
+    "adagrpo-one-update": Method("One update on each batch.", ("algorithm.num_iterations=1",)),
+    "adagrpo-three-updates": Method("Three updates on each batch.", ("algorithm.num_iterations=3",), _TINY),
+    "adagrpo-no-pilots": Method("The whole group at once, without pilots.", ("algorithm.pilot_size=null",)),
+    "adagrpo-pilots": Method(
+        "Four pilots first; four more completions if some of them are correct and some wrong.",
+        ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8"),
+    ),
+    "adagrpo-pilots-budget": Method(
+        "Four pilots first, with twice as many prompts and at most as many completions in a step as GRPO has.",
+        (
+            "algorithm.pilot_size=4",
+            "algorithm.allocation.min_group=8",
+            "algorithm.prompts_per_step=32",
+            "algorithm.budget=128",
+        ),
+        _SKILLS,
+    ),
+    "adagrpo-max-variance": Method(
+        "Trained on the four completions of a group whose rewards vary most.",
+        ("algorithm.train_on=max_variance", "algorithm.train_size=4"),
+        _TINY,
+    ),
+    "adagrpo-balanced": Method(
+        "Trained on as many correct as wrong completions of all attempts.", ("algorithm.train_on=balanced",), _TINY
+    ),
+    "adagrpo-scale-std": Method("Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _TINY),
+    "adagrpo-scale-none": Method("Advantages without a scale.", ("algorithm.advantage_scale=none",), _TINY),
+    "adagrpo-scale-batch": Method("Advantages over the std of the batch.", ("algorithm.advantage_scale=batch",), _TINY),
+    "adagrpo-scale-mean": Method(
+        "Advantages over the mean reward, as MaxRL (arXiv 2602.02710).", ("algorithm.advantage_scale=mean",), _TINY
+    ),
+    "adagrpo-unlabelled": Method(
+        "The class of a prompt is hidden, so that only its own results can size its groups.",
+        ("data.columns.difficulty=null",),
+        _SKILLS,
+        drawn=True,
+    ),
+}
+
+
+def methods_of(section: str) -> list[str]:
+    """The names of the methods of a section, in the order of its table."""
+    return [name for name, method in METHODS.items() if section in method.sections]

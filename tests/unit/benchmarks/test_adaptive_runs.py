@@ -1,0 +1,395 @@
+"""Files of finished runs, the runs that are missing, the tuning of learning rates, and the report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adagrpo_ray.errors import ConfigError
+from tests.support.histories import evaluation, step
+from tests.support.places import ROOT
+
+sys.path.append(str(ROOT / "tests" / "benchmarks"))
+adaptive = importlib.import_module("adaptive")
+costs = importlib.import_module("adaptive_costs")
+methods = importlib.import_module("adaptive_methods")
+rates = importlib.import_module("adaptive_rates")
+report = importlib.import_module("adaptive_report")
+runs = importlib.import_module("adaptive_runs")
+sections = importlib.import_module("adaptive_sections")
+
+SKILLS, REAL, UNIFORM = sections.SKILLS, sections.REAL, sections.UNIFORM
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs read the configurations of the checkout, as `make` starts them there."""
+    monkeypatch.chdir(ROOT)
+
+
+def result(tokens: int, *accuracies: float) -> Any:
+    """A run with the same accuracy in its last three evaluations, whose target is crossed after about `tokens`."""
+    levels = accuracies or (0.0, 0.9, 0.9, 0.9)
+    points = tuple(
+        costs.Point(4 * place, place * tokens // 2, place * tokens // 4, float(place), accuracy, {"swap": accuracy})
+        for place, accuracy in enumerate(levels)
+    )
+    return runs.Result(points, wall_seconds=60.0, commit="abc")
+
+
+def do_all(plan: Any, outcome: Callable[[Any], Any]) -> list[Any]:
+    """Write a result for each missing run of a plan, also for those that follow from results; returns the runs."""
+    done = []
+    while missing := plan.missing():
+        for run in missing:
+            plan.store.write(run, outcome(run))
+        done += missing
+    return done
+
+
+def best_at(rate: str) -> Callable[[Any], Any]:
+    """Runs that reach the target soonest at this learning rate."""
+    return lambda run: result(1000 if run.rate == rate else 4000)
+
+
+def plan_of(folder: Path, section: Any = SKILLS, names: tuple[str, ...] = ("grpo", "dapo"), seeds: int = 2) -> Any:
+    return runs.Plan(section, runs.Store(folder), names, seeds)
+
+
+# --- methods and sections
+
+
+NOT_YET = (
+    "pilot_size",
+    "hopeless_below",
+    "advantage_scale",
+    "advantage_statistics",
+    "train_size",
+    "rule=value",
+    "rule=informative",
+)
+"""Settings of branches that are not merged here."""
+
+
+@pytest.mark.parametrize("section", list(sections.SECTIONS))
+@pytest.mark.parametrize("method", list(methods.METHODS))
+def test_overrides_of_a_method_are_settings(tmp_path: Path, method: str, section: str) -> None:
+    case = next(iter(sections.SECTIONS[section].cases))
+    try:
+        config = sections.configure(sections.Run(section, case, method, "1e-3", 3), tmp_path)
+    except ConfigError:
+        if any(name in text for name in NOT_YET for text in methods.METHODS[method].overrides):
+            pytest.xfail("a setting of another branch")
+        raise
+    assert config.run.seed == 3
+    assert config.learner.learning_rate == 1e-3
+    assert config.evaluation.every > 0
+
+
+def test_each_section_has_the_base_first() -> None:
+    for section in methods.SECTIONS:
+        assert methods.methods_of(section)[0] == methods.BASE
+
+
+def test_every_case_of_a_section_has_its_steps() -> None:
+    for section in sections.SECTIONS.values():
+        assert set(section.cases) == set(section.steps)
+        assert section.tuned_on in section.cases
+        assert not set(range(section.seeds)) & set(sections.TUNING_SEEDS)
+
+
+def test_class_of_a_prompt_is_hidden_from_the_unlabelled_row(tmp_path: Path) -> None:
+    labelled, hidden = (
+        sections.configure(sections.Run("skills", "all", method, "1e-3", 0), tmp_path).data.columns
+        for method in ("adagrpo", "adagrpo-unlabelled")
+    )
+    assert (labelled.difficulty, hidden.difficulty) == ("skill", None)
+    assert labelled.problem == hidden.problem == "bundle"
+
+
+def test_rates_of_the_real_section_are_those_of_all_candidates(tmp_path: Path) -> None:
+    config = rates.settings(REAL, "all", tmp_path)
+    assert len(config.reasoning_gym.tasks) == len(rates.CANDIDATES)
+    assert config.data.eval_prompts == 32 * len(rates.CANDIDATES)
+
+
+def test_table_of_rates_is_ordered_and_has_the_wanted_ones() -> None:
+    lines = rates.table({"easy": 0.75, "hard": 0.25}, 100, {"easy": 0.8, "hard": 0.2}).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["hard", "easy"]
+    assert lines[2] == "| hard | 0.2500 | 0.1755 to 0.3430 | 0.2 |"
+    assert "wanted" not in rates.table({"easy": 0.75}, 100, {})
+
+
+# --- files
+
+
+RUN = sections.Run("skills", "all", "grpo", "1e-3", 0)
+
+
+def test_written_result_is_found_again(tmp_path: Path) -> None:
+    assert runs.Store(tmp_path).find(RUN) is None
+    found = result(100)
+    runs.Store(tmp_path).write(RUN, found)
+    assert runs.Store(tmp_path).find(RUN) == found
+    assert runs.Store(tmp_path).find(replace(RUN, seed=1)) is None
+    (file,) = (tmp_path / "runs").iterdir()
+    assert file.name.startswith("skills-all-grpo-1e-3-0-")
+    assert json.loads(file.read_text())["settings"]["algorithm"]["name"] == "grpo"
+
+
+def test_run_of_another_definition_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.Store(tmp_path).write(RUN, result(100))
+    changed = methods.Method("", ("algorithm.name=grpo", "algorithm.num_iterations=2"))
+    monkeypatch.setitem(methods.METHODS, "grpo", changed)
+    for cache in (runs.settings_hash, sections.configure):
+        cache.cache_clear()
+    try:
+        assert runs.Store(tmp_path).find(RUN) is None
+    finally:
+        for cache in (runs.settings_hash, sections.configure):
+            cache.cache_clear()
+
+
+def test_hash_changes_with_settings_and_end_and_not_with_the_folder(tmp_path: Path) -> None:
+    own = runs.settings_hash(RUN, tmp_path)
+    others = [
+        runs.settings_hash(other, tmp_path)
+        for other in (replace(RUN, rate="3e-3"), replace(RUN, seed=1), replace(RUN, until=0.8))
+    ]
+    assert len({own, *others}) == 4
+    assert runs.settings_hash(RUN, tmp_path / "elsewhere") == own
+
+
+def test_half_written_result_does_not_count(tmp_path: Path) -> None:
+    file = runs.Store(tmp_path).file(RUN)
+    file.parent.mkdir()
+    file.with_suffix(".part").write_text('{"points": [')
+    assert runs.Store(tmp_path).find(RUN) is None
+
+
+# --- tuning
+
+
+def test_learning_rates_are_half_a_decade_apart() -> None:
+    up = ["1e-4"]
+    while len(up) < 5:
+        up.append(runs.neighbour(up[-1], up=True))
+    assert up == ["1e-4", "3e-4", "1e-3", "3e-3", "1e-2"]
+    assert [runs.neighbour(rate, up=False) for rate in up[1:]] == up[:-1]
+
+
+def test_first_runs_are_those_of_the_tuning(tmp_path: Path) -> None:
+    missing = plan_of(tmp_path).missing()
+    assert {run.method for run in missing} == {"grpo", "dapo"}
+    assert {run.seed for run in missing} == set(sections.TUNING_SEEDS)
+    assert {run.rate for run in missing} == set(SKILLS.rates)
+    assert {run.until for run in missing} == {0.8}
+
+
+def test_final_runs_have_the_best_rate_and_no_end_before_the_last_step(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    done = do_all(plan, best_at("1e-3"))
+    final = [run for run in done if run.seed not in sections.TUNING_SEEDS]
+    assert {(run.method, run.rate, run.seed, run.until) for run in final} == {
+        (method, "1e-3", seed, None) for method in ("grpo", "dapo") for seed in (0, 1)
+    }
+    assert len(done) == 2 * (3 * 2 + 2)
+    assert plan.complete
+    assert not plan.tuned("grpo").at_edge
+
+
+def test_more_seeds_need_only_the_runs_of_those(tmp_path: Path) -> None:
+    do_all(plan_of(tmp_path), best_at("1e-3"))
+    assert {run.seed for run in plan_of(tmp_path, seeds=4).missing()} == {2, 3}
+
+
+def test_grid_grows_while_the_best_rate_is_at_its_edge(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, names=("grpo",))
+    do_all(plan, lambda run: result(1000 + int(1000 * abs(math.log10(float(run.rate) / 1e-2)))))
+    assert plan.tuned("grpo") == runs.Tuned("1e-2", ("3e-4", "1e-3", "3e-3", "1e-2", "3e-2"))
+    assert not plan.tuned("grpo").at_edge
+
+
+def test_grid_grows_by_two_rates_at_most(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, names=("grpo",))
+    do_all(plan, lambda run: result(int(1e6 * float(run.rate))))  # the lower, the better
+    assert plan.tuned("grpo") == runs.Tuned("3e-5", ("3e-5", "1e-4", "3e-4", "1e-3", "3e-3"))
+    assert plan.tuned("grpo").at_edge
+
+
+def test_rate_that_reaches_the_target_more_often_is_better(tmp_path: Path) -> None:
+    def outcome(run: Any) -> Any:
+        misses = run.rate != "1e-3" and run.seed == sections.TUNING_SEEDS[0]
+        return result(10, 0.0, 0.1, 0.1, 0.1) if misses else result(5000)
+
+    plan = plan_of(tmp_path, names=("grpo",))
+    do_all(plan, outcome)
+    assert plan.tuned("grpo").rate == "1e-3"
+
+
+def test_rate_with_the_highest_accuracy_is_chosen_if_none_reaches_the_target(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, names=("grpo",))
+    do_all(plan, lambda run: result(10, 0.0, *[0.5 if run.rate == "1e-3" else 0.1] * 3))
+    assert plan.tuned("grpo").rate == "1e-3"
+
+
+# --- plans
+
+
+def test_base_is_always_among_the_methods(tmp_path: Path) -> None:
+    assert plan_of(tmp_path, names=("dapo",)).methods == ("grpo", "dapo")
+
+
+def test_target_of_the_real_section_is_the_accuracy_of_the_base_at_its_end(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, REAL, seeds=3)
+    assert plan.target is None
+    assert {(run.method, run.until) for run in plan.missing()} == {("grpo", None)}
+    ends = {0: 0.3, 1: 0.5, 2: 0.4, 100: 0.2, 101: 0.2}
+    done = do_all(plan, lambda run: result(100, 0.0, *[ends[run.seed] + (run.rate == "3e-4") / 100] * 3))
+    assert plan.target == pytest.approx(0.41)
+    assert {run.until for run in done if run.method == "dapo" and run.seed >= 100} == {plan.target}
+
+
+def test_method_with_the_settings_of_another_shares_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(methods.METHODS, "same", methods.Method("", ("algorithm.resample=deferred",)))
+    plan = plan_of(tmp_path, names=("grpo", "adagrpo", "same"))
+    assert plan.method_of("same") == "adagrpo"
+    done = do_all(plan, best_at("1e-3"))
+    assert {run.method for run in done} == {"grpo", "adagrpo"}
+    assert plan.final("same") == plan.final("adagrpo")
+
+
+def test_uniform_section_is_tuned_on_one_success_rate(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, UNIFORM, names=("grpo",), seeds=1)
+    done = do_all(plan, best_at("1e-3"))
+    assert {run.case for run in done if run.until is not None} == {"0.04"}
+    assert {run.case for run in done if run.until is None} == {"0.01", "0.04", "0.20", "0.50"}
+
+
+def test_estimate_counts_missing_runs_and_hours(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    assert adaptive.estimate(plan).startswith("skills: missing 12 tuning runs and 4 final runs, hours unknown")
+    first, *_ = plan.missing()
+    plan.store.write(first, replace(result(100), wall_seconds=360.0))
+    assert adaptive.estimate(plan) == "skills: missing 11 tuning runs and 4 final runs, about 1.5 hours"
+    do_all(plan, best_at("1e-3"))
+    assert adaptive.estimate(plan) == "skills: missing 0 tuning runs and 0 final runs, about 0.0 hours"
+
+
+# --- curves
+
+
+def test_curve_adds_up_costs_and_counts_each_update() -> None:
+    curve = adaptive.Curve(updates=3, until=None, tokens=None)
+    curve.evaluation("before", evaluation(0, 0.25))
+    for number in (1, 2):
+        curve.step(replace(step(number), generated_tokens=100, trained_tokens=40, step_time=0.5))
+    curve.evaluation("step 2", evaluation(2, 0.5))
+    first, last = curve.points
+    assert (first.step, first.tokens, first.trained_tokens, first.seconds, first.accuracy) == (0, 0, 0, 0.0, 0.25)
+    assert (last.step, last.tokens, last.trained_tokens, last.seconds, last.accuracy) == (2, 200, 240, 1.0, 0.5)
+
+
+def test_curve_ends_at_the_smoothed_accuracy() -> None:
+    curve = adaptive.Curve(updates=1, until=0.5, tokens=None)
+    for number, accuracy in enumerate((0.0, 0.0, 0.9)):
+        curve.evaluation("", evaluation(number, accuracy))
+    with pytest.raises(adaptive.Ended):
+        curve.evaluation("", evaluation(3, 0.9))
+
+
+def test_curve_ends_after_its_tokens() -> None:
+    curve = adaptive.Curve(updates=1, until=None, tokens=150)
+    curve.step(replace(step(1), generated_tokens=100))
+    curve.evaluation("", evaluation(1, 0.1))
+    curve.step(replace(step(2), generated_tokens=100))
+    with pytest.raises(adaptive.Ended):
+        curve.evaluation("", evaluation(2, 0.1))
+    assert len(curve.points) == 2
+
+
+# --- report
+
+
+def test_json_has_lists_by_seed(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    do_all(plan, best_at("1e-3"))
+    found = report.as_json(plan)
+    assert set(found) == {"grpo", "dapo"}
+    entry = found["grpo"]
+    assert entry["target"] == 0.8
+    assert entry["learning_rate"] == 1e-3
+    for key in ("tokens_to_target", "trained_tokens_to_target", "seconds_to_target", "curve", "final_accuracy"):
+        assert len(entry[key]) == 2
+    assert entry["final_accuracy_by_class"] == [{"swap": 0.9}] * 2
+    assert set(entry["curve"][0][0]) == {"step", "tokens", "trained_tokens", "seconds", "accuracy"}
+
+
+def test_json_of_a_section_with_several_cases_has_them_on_top(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, UNIFORM, names=("grpo",), seeds=1)
+    do_all(plan, best_at("1e-3"))
+    found = report.as_json(plan)
+    assert list(found) == ["0.01", "0.04", "0.20", "0.50"]
+    assert len(found["0.50"]["grpo"]["tokens_to_target"]) == 1
+
+
+def test_missed_target_is_null_and_a_bound_in_the_table(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    misses = result(1000, 0.0, 0.1, 0.1, 0.1)
+    do_all(plan, lambda run: misses if run.method == "dapo" and run.seed == 0 else best_at("1e-3")(run))
+    assert report.as_json(plan)["dapo"]["tokens_to_target"][0] is None
+    head, _, grpo, dapo = report.table(plan, "all", 0.8).splitlines()
+    assert head.count("|") == grpo.count("|") == dapo.count("|")
+    assert "| 2 of 2 |" in grpo
+    assert "| 1.00 [1.00, 1.00] |" in grpo
+    assert "| 1 of 2 |" in dapo
+    assert "≥ " in dapo
+
+
+def test_partial_report_is_written_with_the_seeds_that_are_there(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, names=("grpo",))
+    while not (final := [run for run in plan.missing() if run.until is None]):
+        for run in plan.missing():
+            plan.store.write(run, best_at("1e-3")(run))
+    assert report.write_report([plan], tmp_path / "report") == "skills: no final runs yet"
+    assert not (tmp_path / "report").exists()
+    plan.store.write(final[0], result(1000))
+    lines = report.write_report([plan], tmp_path / "report").splitlines()
+    assert lines[0] == "skills: missing runs: 1 or more"
+    text = (tmp_path / "report" / "algorithm.md").read_text()
+    assert "Missing runs: 1 or more." in text
+    assert "| 1 of 1 |" in text
+    assert report.publish([plan], tmp_path / "docs") == ""
+    assert not (tmp_path / "docs").exists()
+
+
+def test_complete_section_is_published(tmp_path: Path) -> None:
+    plan, real = plan_of(tmp_path), plan_of(tmp_path, REAL)
+    do_all(plan, best_at("3e-2"))
+    assert report.publish([plan, real], tmp_path / "docs").startswith("complete sections: ")
+    text = (tmp_path / "docs" / "algorithm.md").read_text()
+    assert "Without finished runs yet: real, uniform." in text
+    assert "results/skills.json" in text
+    assert (tmp_path / "docs" / "algorithm-skills.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "docs" / "results" / "skills.json").read_text()) == report.as_json(plan)
+    assert not (tmp_path / "docs" / "results" / "real.json").exists()
+
+
+def test_page_warns_of_a_rate_at_the_edge_and_names_shared_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(methods.METHODS, "same", methods.Method("The same.", ("algorithm.name=grpo",)))
+    plan = plan_of(tmp_path, names=("grpo", "same"))
+    do_all(plan, lambda run: result(int(1e6 * float(run.rate))))
+    text = report.page([report.shown(plan, 0.8)])
+    assert "Warning: the learning rate of grpo, same lies at the edge" in text
+    assert "same (grpo)" in text
+    assert "| same | The same. |" in text
