@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adagrpo_ray.types import Group, SamplingParams
 
@@ -40,11 +40,13 @@ class Ladder:
 
         It is not asked about commits, nor after one: a group with a commit is ready. So `group.attempts` has an entry
         for each attempt: the attempt or, with pilots, its pilot.
-
-        A group whose first rung does not exist starts at the base.
         """
-        params = self.params(step, len(group.attempts) + group.start)
-        return self.base if params is None and not group.attempts else params
+        return self.params(step, len(group.attempts) + group.start)
+
+    def placed(self, group: Group, step: int) -> Group:
+        """The group, which starts at the base if there is no rung at `step` for its first attempt."""
+        missing = not group.attempts and group.start > len(self.rungs(step))
+        return replace(group, start=0) if missing else group
 
     @property
     def height(self) -> int:

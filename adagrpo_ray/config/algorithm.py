@@ -152,7 +152,7 @@ class AlgorithmSettings(Section):
         "attempts: as many correct as incorrect ones, or those whose rewards vary most",
     )
     train_size: GroupSize | None = Field(
-        None, description="balanced, max_variance: completions of a group to train on; null: balanced: one attempt's"
+        None, description="balanced, max_variance: completions of a group to train on; null: balanced: the group's size"
     )
     on_exhausted: Literal["train", "drop"] = Field(
         "train", description="adagrpo: train on a group that failed on the last rung, or drop it"

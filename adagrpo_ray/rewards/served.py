@@ -23,7 +23,7 @@ from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards.consumption import Consumption, Meter
 from adagrpo_ray.rewards.pace import Pace
 from adagrpo_ray.rewards.served_kinds import Judge, Kind, RewardModel
-from adagrpo_ray.rewards.server_errors import described, headers_of, key_of
+from adagrpo_ray.rewards.server_errors import described, headers_of, key_of, place_of
 from adagrpo_ray.rewards.together import together
 from adagrpo_ray.types import Prompt
 
@@ -73,7 +73,7 @@ class ServedReward:
         try:
             bodies = [self._kind.body({**values, "completion": text}) for text in texts]
         except KeyError as error:
-            raise RewardError(f"{_place(self._settings)}: the row has no column {error} for its template") from None
+            raise RewardError(f"{place_of(self._settings)}: the row has no column {error} for its template") from None
         if not self._settings.cache_entries:
             return await together([self._ask(body) for body in bodies])
         requests = {_digest(body): body for body in bodies}
@@ -107,7 +107,7 @@ class ServedReward:
         except (openai.OpenAIError, ValueError, RecursionError) as error:  # ValueError: nonsense, or no valid JSON
             self._meter.add(failures=1)
             reason = described(error, self._settings, self._key)
-            raise RewardError(f"{_place(self._settings)} {reason}") from None
+            raise RewardError(f"{place_of(self._settings)} {reason}") from None
         if key is not None:
             self._scores[key] = score
             while len(self._scores) > self._settings.cache_entries:
@@ -143,10 +143,6 @@ class _Client(openai.DefaultAsyncHttpxClient):
                 return await super().send(request, **options)
         except TimeoutError:
             raise httpx2.ReadTimeout("the answer was not complete in time", request=request) from None
-
-
-def _place(settings: ServedSettings) -> str:
-    return f"rewards.functions: {settings.name!r} at {settings.base_url}"
 
 
 def _digest(body: Mapping[str, Any]) -> bytes:

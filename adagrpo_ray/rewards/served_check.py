@@ -15,7 +15,7 @@ from adagrpo_ray.config.served_rewards import ServedSettings
 from adagrpo_ray.errors import ConfigError
 from adagrpo_ray.rewards.registry import BUILTIN, SETTING
 from adagrpo_ray.rewards.served import WORDS
-from adagrpo_ray.rewards.server_errors import described, headers_of, key_of
+from adagrpo_ray.rewards.server_errors import described, headers_of, key_of, place_of
 from adagrpo_ray.types import Prompt
 
 PATIENCE_S = 10.0
@@ -61,7 +61,7 @@ def _check_placeholders(name: str, template: str, prompts: Sequence[Prompt]) -> 
 def _check_server(settings: ServedSettings) -> None:
     key = key_of(settings)
     timeout_s = min(PATIENCE_S, settings.timeout_s)
-    place = f"{SETTING}: {settings.name!r} at {settings.base_url}"
+    place = place_of(settings)
     try:
         with openai.OpenAI(
             api_key=key,

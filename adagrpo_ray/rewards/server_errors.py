@@ -22,6 +22,11 @@ MOST_QUOTED = 200
 """Characters of a reply in a message."""
 
 
+def place_of(settings: ServedSettings) -> str:
+    """Return the beginning of an error: the setting, the name and the address."""
+    return f"rewards.functions: {settings.name!r} at {settings.base_url}"
+
+
 def key_of(settings: ServedSettings) -> str:
     """Return the key of the server from the environment. Raises ConfigError if it has none, or no valid one."""
     if settings.api_key_env is None:

@@ -44,6 +44,7 @@ class Allocator:
         self._group_size = settings.group_size
         self._together = settings.prompts_per_step if allocation is not None and allocation.rule == "value" else 1
         self._shared = settings.shared_completions
+        self._smallest = min(settings.group_size, settings.group_sizes[0])
         self._planned: tuple[Group, ...] = ()
         self._skipped = Counter[int]()
         self._results: dict[str, PromptResults] = {}  # by prompt
@@ -55,6 +56,8 @@ class Allocator:
         Returns None if the group would have more than `most` completions. If its size is new, it is then chosen again,
         from newer results, with the next call.
         """
+        if most < self._smallest:
+            return None
         before = self.position
         if not self._planned:
             self._planned = self._plan(step)

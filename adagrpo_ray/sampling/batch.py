@@ -87,7 +87,7 @@ def _selected(group: Group, settings: AlgorithmSettings) -> list[Scored]:
     """
     attempts = (group.final if settings.train_on == "last" else group.attempts)[::-1]
     pool = [pair for a in attempts for pair in zip(a.completions, a.rewards.tolist(), strict=True)]
-    size = sum(len(a.completions) for a in group.final) if settings.train_size is None else settings.train_size
+    size = group.size if settings.train_size is None else settings.train_size
     match settings.train_on:
         case "balanced":
             places = balanced([bool(correct) for a in attempts for correct in a.correct], size)

@@ -89,7 +89,7 @@ class GroupSampler:
 
     def _plan(self, run: GroupRun, step: int) -> GroupRun:
         """Set the next request of a group, or the state in which it ends in this step; returns the run."""
-        group = run.group
+        group = run.group = self._method.ladder.placed(run.group, step)
         # A group of an earlier step failed its last attempt, unless that step ended between a pilot and its commit.
         judged = run.history or (group.attempts and group.last.part == "pilot")
         match verdict(group, self._method.criterion) if judged else "resample":

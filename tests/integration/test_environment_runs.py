@@ -51,10 +51,8 @@ def difference(learner: Any, samples: tuple[TrainSample, ...]) -> float:
 @pytest.mark.parametrize("packing", ["padded", "packed", "shared"])
 def test_logprobs_of_masked_episodes_agree_before_and_after_a_step(packing: str) -> None:
     """In every layout of the learner, with rollouts in mode `merged`."""
-    config = Config.load(
-        GUESSING,
-        ["learner.learning_rate=0.01", "data.train_prompts=4", "data.eval_prompts=0", f"learner.packing={packing}"],
-    )
+    few = ("data.train_prompts=4", "data.eval_prompts=0", "algorithm.prompts_per_step=4")
+    config = Config.load(GUESSING, ["learner.learning_rate=0.01", f"learner.packing={packing}", *few])
     path = resolve_model(config)
     tokenizer = load_tokenizer(path, config.model, config.data)
     prompts = load_episode_prompts(config, tokenizer, path).train

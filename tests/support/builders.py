@@ -73,12 +73,12 @@ def make_attempt(
 
 
 def make_group(*attempts: Sequence[float] | Attempt, prompt: Prompt | None = None, epoch: int = 0) -> Group:
-    """A group after `attempts`, each given as its rewards or as an Attempt."""
+    """A group after `attempts`, each given as its rewards or as an Attempt; its size is that of the last one, or 2."""
     group = Group(prompt or make_prompt(), epoch, born=1, size=2)
     for number, attempt in enumerate(attempts):
         done = attempt if isinstance(attempt, Attempt) else make_attempt(attempt, rung=number - 1)
         group = group.with_attempt(done)
-    return group
+    return replace(group, size=sum(len(a.completions) for a in group.final)) if attempts else group
 
 
 def flat(statistics: UpdateStatistics) -> list[float]:

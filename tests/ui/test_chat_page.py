@@ -148,15 +148,20 @@ def test_adapter_is_switched_without_changing_the_base(page: Any, runs: Path, tm
     assert talk(page, "adapter").replace("step 4", "end of the run") == trained
 
 
-def test_thinking_off_gives_no_thought(page: Any) -> None:
+def test_thinking_off_asks_with_an_ended_thought(page: Any) -> None:
+    """At temperature 0 the answer differs only if the prompt does. The rest is the model's choice."""
     set_up(page)
     ask(page, "12+34")
-    assert "Thought" in talk(page, "base")
+    thinking = talk(page, "base")
+    assert "Thought" in thinking
     page.click("#clear")
     tick(page, "thinking", False)
     ask(page, "12+34")
-    assert "Thought" not in talk(page, "base")
-    assert "SOLUTION_START_FLAG" in talk(page, "base")
+    assert talk(page, "base") != thinking
+    page.click("#clear")
+    tick(page, "thinking", True)
+    ask(page, "12+34")
+    assert talk(page, "base") == thinking
 
 
 def test_answer_may_have_other_parameters_than_the_thought(page: Any) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from adagrpo_ray.errors import ConfigError
 from tests.support.histories import evaluation, step
 from tests.support.places import ROOT
 
@@ -67,28 +66,11 @@ def plan_of(folder: Path, section: Any = SKILLS, names: tuple[str, ...] = ("grpo
 # --- methods and sections
 
 
-NOT_YET = (
-    "pilot_size",
-    "hopeless_below",
-    "advantage_scale",
-    "advantage_statistics",
-    "train_size",
-    "rule=value",
-    "rule=informative",
-)
-"""Settings of branches that are not merged here."""
-
-
 @pytest.mark.parametrize("section", list(sections.SECTIONS))
 @pytest.mark.parametrize("method", list(methods.METHODS))
 def test_overrides_of_a_method_are_settings(tmp_path: Path, method: str, section: str) -> None:
     case = next(iter(sections.SECTIONS[section].cases))
-    try:
-        config = sections.configure(sections.Run(section, case, method, "1e-3", 3), tmp_path)
-    except ConfigError:
-        if any(name in text for name in NOT_YET for text in methods.METHODS[method].overrides):
-            pytest.xfail("a setting of another branch")
-        raise
+    config = sections.configure(sections.Run(section, case, method, "1e-3", 3), tmp_path)
     assert config.run.seed == 3
     assert config.learner.learning_rate == 1e-3
     assert config.evaluation.every > 0

@@ -193,6 +193,13 @@ def test_balanced_picks_correct_completions_up_to_half_of_an_attempt(
     assert sum(s.advantage > 0 for s in samples) == correct
 
 
+def test_balanced_fills_a_group_whose_last_attempt_is_a_solved_pilot() -> None:
+    pilots = [make_attempt([0, 0], part="pilot"), make_attempt([1, 1], rung=0, part="pilot")]
+    group = replace(make_group(*pilots), size=4)
+    samples = training_samples([group], settings(train_on="balanced"), 10)
+    assert [s.advantage > 0 for s in samples] == [True, True, False, False]
+
+
 def test_balanced_prefers_the_newest_failures() -> None:
     old, new = make_attempt([0, 0], lengths=[1, 1]), make_attempt([1, 0], rung=0, lengths=[5, 6])
     samples = training_samples([make_group(old, new)], settings(train_on="balanced"), 10)

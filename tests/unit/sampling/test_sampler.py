@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from adagrpo_ray.algorithm.criterion import any_correct
 from adagrpo_ray.algorithm.ladder import Ladder, request_seed
 from adagrpo_ray.algorithm.methods import Method, make_method
+from adagrpo_ray.algorithm.own_ladder import OwnLadder
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
@@ -824,10 +825,20 @@ def test_allocation_leaves_out_solved_prompts_but_never_all() -> None:
     assert [ids(s.ready) for s in run_steps(alone, 3)] == [["solved"]] * 3
 
 
-def test_a_group_that_starts_on_a_missing_rung_starts_at_the_base() -> None:
-    fake = Fake({"hard": [FAIL, (0.0,) * 4]})
-    run_steps(make_sampler(fake, prompts=["hard"], ladder=Ladder(BASE), allocation=ALLOCATION), 2)
-    assert [r.sampling for r in fake.requests] == [BASE, BASE]
+@pytest.mark.parametrize(
+    ("ladder", "rungs_of_second"),
+    [
+        (Ladder(BASE), [-1]),
+        (OwnLadder(BASE, ladder=lambda group, step: (BASE, WARM, None)[len(group.attempts)], name="mine"), [-1, 0]),
+    ],
+)
+def test_a_group_that_starts_on_a_missing_rung_starts_at_the_base(ladder: Ladder, rungs_of_second: list[int]) -> None:
+    """No rung is there before the first trigger, and a ladder of the user's own has none that could be known."""
+    fake = Fake({"hard": [(0.0,) * 4]})
+    _, second = run_steps(make_sampler(fake, prompts=["hard"], ladder=ladder, allocation=ALLOCATION), 2)
+    (group,) = second.exhausted
+    assert (group.size, group.start, rungs(group)) == (4, 0, rungs_of_second)
+    assert [attempt.sampling for attempt in group.attempts] == [BASE, WARM][: len(rungs_of_second)]
 
 
 def test_a_new_prompt_uses_the_posterior_of_its_difficulty_class() -> None:
