@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from adagrpo_ray.learner import buffers
 from adagrpo_ray.learner.layout import Rows
 from adagrpo_ray.learner.policy import PARTS, Policy
+from tests.support.fake_models import FakeModel
 
 HIDDEN, VOCABULARY, TOKENS = 8, 50, 33
 
@@ -26,33 +26,12 @@ class Body(torch.nn.Module):
         return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=hidden)
 
 
-class FakeModel(torch.nn.Module):
-    """A head over given hidden states, in the shape of a PEFT model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = Body()
-        self.head = torch.nn.Linear(HIDDEN, VOCABULARY)
-        with torch.no_grad():
-            self.head.weight.mul_(5)  # distributions from nearly certain to nearly even
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=VOCABULARY), model_type="fake")
-
-    def get_base_model(self) -> FakeModel:
-        return self
-
-    def get_output_embeddings(self) -> torch.nn.Linear:
-        return self.head
-
-    def get_decoder(self) -> Body:
-        return self.body
-
-    @property
-    def base_model(self) -> Body:
-        return self.body
-
-    def forward(self, input_ids: torch.Tensor) -> Any:
-        return SimpleNamespace(logits=self.head(self.body(input_ids).last_hidden_state))
+def make_model() -> FakeModel[Body]:
+    torch.manual_seed(0)
+    model = FakeModel(Body(), HIDDEN, VOCABULARY)
+    with torch.no_grad():
+        model.head.weight.mul_(5)  # distributions from nearly certain to nearly even
+    return model
 
 
 def rows_of(hidden: torch.Tensor) -> Rows:
@@ -72,7 +51,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_entropy_and_logprobs_are_those_of_the_whole_distribution(hidden: torch.Tensor, gradient: bool) -> None:
-    model, rows = FakeModel(), rows_of(hidden)
+    model, rows = make_model(), rows_of(hidden)
     logprobs, entropies = Policy(model, entropy_gradient=gradient)(rows)
     whole = torch.distributions.Categorical(logits=model.head(hidden))
     torch.testing.assert_close(entropies, whole.entropy(), rtol=0, atol=1e-5)
@@ -82,7 +61,7 @@ def test_entropy_and_logprobs_are_those_of_the_whole_distribution(hidden: torch.
 
 
 def test_gradient_of_an_entropy_bonus_is_that_of_full_logits(hidden: torch.Tensor) -> None:
-    model, weights = FakeModel(), torch.linspace(-1, 1, TOKENS)
+    model, weights = make_model(), torch.linspace(-1, 1, TOKENS)
     logprobs, entropies = Policy(model, entropy_gradient=True)(rows_of(hidden))
     (chunked,) = torch.autograd.grad((weights * (entropies + logprobs)).sum(), hidden)
     whole = torch.distributions.Categorical(logits=model.head(hidden))
@@ -91,7 +70,7 @@ def test_gradient_of_an_entropy_bonus_is_that_of_full_logits(hidden: torch.Tenso
 
 
 def test_gradient_of_an_entropy_bonus_agrees_with_finite_differences(hidden: torch.Tensor) -> None:
-    policy = Policy(FakeModel(), entropy_gradient=True)
+    policy = Policy(make_model(), entropy_gradient=True)
     (gradient,) = torch.autograd.grad(policy(rows_of(hidden))[1].sum(), hidden)
     direction = torch.randn_like(hidden)
     with torch.no_grad():
@@ -101,7 +80,7 @@ def test_gradient_of_an_entropy_bonus_agrees_with_finite_differences(hidden: tor
 
 def test_without_a_bonus_the_gradient_of_logprobs_is_unchanged(hidden: torch.Tensor) -> None:
     gradients = [
-        torch.autograd.grad(Policy(FakeModel(), entropy_gradient=g)(rows_of(hidden))[0].sum(), hidden)[0]
+        torch.autograd.grad(Policy(make_model(), entropy_gradient=g)(rows_of(hidden))[0].sum(), hidden)[0]
         for g in (False, True)
     ]
     assert torch.equal(*gradients)
@@ -122,7 +101,7 @@ class Exponentials(TorchDispatchMode):
 
 
 def test_entropy_computes_probabilities_by_parts_and_only_once(hidden: torch.Tensor) -> None:
-    policy = Policy(FakeModel())
+    policy = Policy(make_model())
     with Exponentials() as forward:
         logprobs, _ = policy(rows_of(hidden))
     assert sum(forward.rows) == TOKENS
@@ -135,7 +114,7 @@ def test_entropy_computes_probabilities_by_parts_and_only_once(hidden: torch.Ten
 
 
 def test_impossible_tokens_add_no_entropy() -> None:
-    model = FakeModel()
+    model = make_model()
     with torch.no_grad():
         model.head.bias[10:] = -math.inf
     hidden = torch.randn(5, HIDDEN)
@@ -148,12 +127,12 @@ def test_impossible_tokens_add_no_entropy() -> None:
 
 @pytest.mark.parametrize("tokens", [0, 1])
 def test_zero_or_one_token_has_entropies(tokens: int) -> None:
-    logprobs, entropies = Policy(FakeModel())(rows_of(torch.randn(tokens, HIDDEN)))
+    logprobs, entropies = Policy(make_model())(rows_of(torch.randn(tokens, HIDDEN)))
     assert logprobs.shape == entropies.shape == (tokens,)
 
 
 def test_extreme_logits_have_a_finite_entropy() -> None:
     for scale in (0.0, 1e4, 1e30):
-        entropies = Policy(FakeModel())(rows_of(scale * torch.randn(4, HIDDEN)))[1]
+        entropies = Policy(make_model())(rows_of(scale * torch.randn(4, HIDDEN)))[1]
         assert entropies.isfinite().all()
         assert (entropies >= -1e-3).all()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -22,6 +21,7 @@ from adagrpo_ray.learner.loss_tokens import loss_tokens
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.types import TrainSample
+from tests.support.fake_models import FakeModel
 
 HIDDEN, VOCABULARY = 8, 20
 CPU = torch.device("cpu")
@@ -42,31 +42,13 @@ class Body(torch.nn.Module):
         return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=self.hidden)
 
 
-class Bigrams(torch.nn.Module):
-    """A model that predicts each token from the one before it, in the shape of a PEFT model."""
+Bigrams = FakeModel[Body]
+"""A model that predicts each token from the one before it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = Body()
-        self.head = torch.nn.Linear(HIDDEN, VOCABULARY)
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=VOCABULARY), model_type="fake")
 
-    def get_base_model(self) -> Bigrams:
-        return self
-
-    def get_output_embeddings(self) -> torch.nn.Linear:
-        return self.head
-
-    def get_decoder(self) -> Body:
-        return self.body
-
-    @property
-    def base_model(self) -> Body:
-        return self.body
-
-    def forward(self, input_ids: torch.Tensor) -> Any:
-        return SimpleNamespace(logits=self.head(self.body(input_ids).last_hidden_state))
+def bigrams() -> Bigrams:
+    torch.manual_seed(0)
+    return FakeModel(Body(), HIDDEN, VOCABULARY)
 
 
 def sample_of(prompt: Sequence[int], tokens: Sequence[int], observed: Sequence[int] = (), **fields: Any) -> TrainSample:
@@ -118,7 +100,7 @@ def test_only_tokens_of_the_policy_are_predicted(packing: Packing) -> None:
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_logprobs_are_given_the_token_before_even_if_it_was_observed(packing: Packing) -> None:
-    model = Bigrams()
+    model = bigrams()
     logprobs = Policy(model)(LAYOUTS[packing](SAMPLES, CPU))[0]
     before = torch.tensor([3, 4, 7, 8, 3, 5, 6, 8, 3])
     expected = model.head(model.body.embedding(before)).log_softmax(-1)[range(len(TARGETS)), TARGETS]
@@ -128,7 +110,7 @@ def test_logprobs_are_given_the_token_before_even_if_it_was_observed(packing: Pa
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("kind", ["bnpo", "gspo", "cispo"])
 def test_gradients_of_observed_tokens_are_exactly_zero(packing: Packing, kind: str) -> None:
-    model = Bigrams()
+    model = bigrams()
     update(SAMPLES, packing, model, kind=kind)[0].backward()
     assert model.body.hidden.grad is not None
     moved = model.body.hidden.grad.flatten(0, 1).ne(0).any(-1).nonzero().flatten()
@@ -148,7 +130,7 @@ def test_values_at_observed_tokens_do_not_change_the_update(kind: str, correctio
         else sample
         for sample in SAMPLES
     )
-    found = [update(samples, "packed", Bigrams(), kind=kind, correction=correction) for samples in (SAMPLES, odd)]
+    found = [update(samples, "packed", bigrams(), kind=kind, correction=correction) for samples in (SAMPLES, odd)]
     assert found[0][0].item() == found[1][0].item()
     assert found[0][1] == found[1][1]
     assert found[0][1].tokens == len(TARGETS)
@@ -156,8 +138,8 @@ def test_values_at_observed_tokens_do_not_change_the_update(kind: str, correctio
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_packings_give_the_same_loss_and_statistics(packing: Packing) -> None:
-    loss, statistics = update(SAMPLES, packing, Bigrams())
-    expected, other = update(SAMPLES, "padded", Bigrams())
+    loss, statistics = update(SAMPLES, packing, bigrams())
+    expected, other = update(SAMPLES, "padded", bigrams())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert statistics.entropy.total == pytest.approx(other.entropy.total, rel=1e-5)
     assert statistics.ratio.total == pytest.approx(other.ratio.total, rel=1e-5)
