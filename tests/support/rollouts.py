@@ -28,6 +28,9 @@ Rewards = Callable[[GenerationRequest, int], Sequence[float] | None]
 UNSCORED = math.nan
 """The reward of a completion that cannot be scored."""
 
+LADDER = [{"from_step": 1, "rungs": [{"temperature": 1.1}, {"temperature": 1.3}]}]
+"""Triggers with two rungs from the first step on."""
+
 LIMIT = 16
 """Most tokens of a completion."""
 SETTLED = 12
@@ -82,14 +85,7 @@ class Rollouts:
         self.requests.append(request)
         self._at_work += request.n * LIMIT
         self.most = max(self.most, self._spent + self._at_work)
-        await asyncio.sleep(0)
-        if self.held:
-            entry = request, asyncio.get_running_loop().create_future()
-            self.waiting.append(entry)
-            try:
-                await entry[1]
-            finally:
-                self.waiting.remove(entry)
+        await self._wait(request, number)
         self._at_work -= request.n * LIMIT
         rewards = self.rewards(request, number)
         if rewards is None:
@@ -107,6 +103,17 @@ class Rollouts:
         if np.isnan(rewards).any():
             return Scores(np.full_like(rewards, -4.0), rewards[:, None], f"no score for {prompt.id}"), rewards > 0
         return Scores(rewards, rewards[:, None]), rewards > 0
+
+    async def _wait(self, request: GenerationRequest, number: int) -> None:
+        """Return when the request may end; `number` is that of earlier ones for its prompt."""
+        await asyncio.sleep(0)
+        if self.held:
+            entry = request, asyncio.get_running_loop().create_future()
+            self.waiting.append(entry)
+            try:
+                await entry[1]
+            finally:
+                self.waiting.remove(entry)
 
     async def settled(self) -> None:
         """Return when nothing happens any more without a release."""

@@ -22,10 +22,9 @@ from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import GenerationRequest, Group
 from tests.support.builders import make_group, make_prompt
 from tests.support.loops import run
-from tests.support.rollouts import LIMIT, Rollouts, chance, sampler_of, scripted
+from tests.support.rollouts import LADDER, LIMIT, Rollouts, chance, sampler_of, scripted
 
 RATES = {"a": 0.0, "b": 1.0, "c": 0.4, "d": 0.05, "e": 0.7, "f": 0.0, "g": 0.2}
-LADDER = [{"from_step": 1, "rungs": [{"temperature": 1.1}, {"temperature": 1.3}]}]
 ALLOCATIONS: dict[str, dict[str, Any]] = {
     "informative": {"min_group": 4, "max_group": 6},
     "value": {"rule": "value", "min_group": 2, "max_group": 8},

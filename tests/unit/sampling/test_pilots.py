@@ -23,9 +23,8 @@ from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Attempt, Completion, GenerationRequest, Group, SamplingParams
 from tests.support.builders import make_attempt, make_group, make_prompt
 from tests.support.loops import run
-from tests.support.rollouts import LIMIT, UNSCORED, Rollouts, chance, sampler_of, scripted
+from tests.support.rollouts import LADDER, LIMIT, UNSCORED, Rollouts, chance, sampler_of, scripted
 
-LADDER = [{"from_step": 1, "rungs": [{"temperature": 1.1}, {"temperature": 1.3}]}]
 NONE, SOME, ALL = (0.0, 0.0), (0.0, 1.0), (1.0, 1.0)
 BROKEN = (UNSCORED, UNSCORED)
 PILOTS: dict[str, Any] = {"pilot_size": 2, "triggers": LADDER, "resample": "immediate"}

@@ -7,11 +7,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.criterion import any_correct
 from adagrpo_ray.algorithm.ladder import Ladder, request_seed
@@ -20,13 +18,13 @@ from adagrpo_ray.algorithm.own_ladder import OwnLadder
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.errors import RequestLostError, RewardError
-from adagrpo_ray.rewards.registry import Scores
+from adagrpo_ray.errors import RewardError
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Completion, GenerationRequest, Group, Prompt, SamplingParams
-from tests.support.builders import make_completion, make_prompt
+from tests.support.builders import make_prompt
 from tests.support.loops import run
+from tests.support.rollouts import LIMIT, Rollouts, scripted
 
 BASE, WARM, HOT = SamplingParams(temperature=1.0), SamplingParams(temperature=1.1), SamplingParams(temperature=1.3)
 TWO_RUNGS = ((1, (WARM, HOT)),)
@@ -35,55 +33,35 @@ UNSCORED = (math.nan, math.nan)
 SEED = 7
 
 
-class Fake:
-    """Engine and scorer. The k-th request of a prompt gets the k-th row of its script, or its last row.
+class Fake(Rollouts):
+    """Engine and scorer, whose k-th request for a prompt gets the k-th row of its script, or its last row.
 
-    The text of each completion is its reward; if that is NaN, scoring fails. A request with a gate waits until the gate
+    A request for twice as many completions as a row has gets the row twice. A request with a gate waits until the gate
     is set.
     """
 
     def __init__(self, script: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        super().__init__(self._row)
         self.script = script
-        self.requests: list[GenerationRequest] = []
         self.cancelled: list[str] = []
         self.gates: dict[tuple[str, int], asyncio.Event] = {}
-        self.length = 2  # of every completion
-        self.score_gates: dict[str, asyncio.Event] = {}  # by prompt
+        self.length = 2
         self.given_up: set[str] = set()  # prompts that kill engines
-        self.longest = 0  # the most tokens that might have been generated at the time of a request
-        self._spent = self._at_work = 0
 
-    def of(self, prompt_id: str) -> list[GenerationRequest]:
-        return [r for r in self.requests if r.prompt_id == prompt_id]
+    def _row(self, request: GenerationRequest, number: int) -> Sequence[float] | None:
+        if request.prompt_id in self.given_up:
+            return None
+        row = scripted(self.script)(request, number)
+        return None if row is None else (*row, *row)[: request.n]
 
-    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        number = len(self.of(request.prompt_id))
-        self.requests.append(request)
-        self._at_work += request.n * request.max_new_tokens
-        self.longest = max(self.longest, self._spent + self._at_work)
+    async def _wait(self, request: GenerationRequest, number: int) -> None:
         try:
-            await asyncio.sleep(0)
+            await super()._wait(request, number)
             if (request.prompt_id, number) in self.gates:
                 await self.gates[request.prompt_id, number].wait()
         except asyncio.CancelledError:
             self.cancelled.append(request.prompt_id)
             raise
-        if request.prompt_id in self.given_up:
-            raise RequestLostError(f"prompt {request.prompt_id} is given up")
-        rows = self.script[request.prompt_id]
-        row = rows[min(number, len(rows) - 1)]
-        self._at_work -= request.n * request.max_new_tokens
-        self._spent += request.n * self.length
-        return tuple(make_completion(self.length, text=str(reward)) for reward in (*row, *row)[: request.n])
-
-    async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
-        await asyncio.sleep(0)
-        if prompt.id in self.score_gates:
-            await self.score_gates[prompt.id].wait()
-        rewards = np.array([float(c.text) for c in completions], np.float32)
-        if np.isnan(rewards).any():
-            return Scores(np.full_like(rewards, -4.0), rewards[:, None], f"no score for {prompt.id}"), rewards > 0
-        return Scores(rewards, rewards[:, None]), rewards > 0
 
 
 def easy(names: str) -> dict[str, list[tuple[float, float]]]:
@@ -114,7 +92,7 @@ def make_sampler(
         ),
         fake.generate,
         fake.score,
-        max_new_tokens=16,
+        max_new_tokens=LIMIT,
         seed=SEED,
         drop_failed=drop_failed,
     )
@@ -371,7 +349,7 @@ def test_a_budget_in_tokens_holds_for_all_lengths(
     fake.length = length
     sampler = make_sampler(fake, prompts="abcde", budget=budget, budget_unit="tokens", resample=resample)
     (step,) = run_steps(sampler, 1)
-    assert fake.longest <= budget
+    assert fake.most <= budget
     assert sum(g.last.generated_tokens for g in step.attempts) <= budget
 
 
@@ -510,13 +488,13 @@ def test_late_groups_do_not_take_places_of_failed_groups() -> None:
 def test_a_step_that_ends_early_scores_complete_groups() -> None:
     async def scenario() -> tuple[Collection, list[bool]]:
         fake.gates["slow", 0] = asyncio.Event()  # is never set
-        fake.score_gates = {name: asyncio.Event() for name in ("scored", "failed")}
+        fake.scoring = {name: asyncio.Event() for name in ("scored", "failed")}
         collecting = asyncio.create_task(sampler.collect(1))
         await until(lambda: len(fake.requests) == 6)
         for _ in range(20):
             await asyncio.sleep(0)
         waited = [not collecting.done()]
-        for gate in fake.score_gates.values():
+        for gate in fake.scoring.values():
             gate.set()
         return await collecting, waited
 
