@@ -17,11 +17,14 @@ Cell = str | int | float | bool | None
 
 
 def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
-    """The rows of `groups`, in the order of COLUMNS; None for a value that was not measured."""
+    """The rows of `groups`, in the order of COLUMNS; None for a value that was not measured.
+
+    Attempts are counted from 0; a pilot and its commit have the same number.
+    """
     return [
         [
             *(group.step, group.prompt_id, group.difficulty, group.prompt, group.answer, group.outcome),
-            *(number, attempt.rung, attempt.part, json.dumps(attempt.sampling.model_dump())),
+            *(group.count(number + 1) - 1, attempt.rung, attempt.part, json.dumps(attempt.sampling.model_dump())),
             *(whole_text(completion), completion.tokens, completion.finish_reason, completion.weight_version),
             *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),
         ]
