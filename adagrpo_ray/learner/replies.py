@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 
 
 @dataclass(frozen=True)

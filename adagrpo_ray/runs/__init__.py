@@ -1,6 +1,7 @@
 """Records of a run: its metrics, its samples, its summary, the run folder and the terminal.
 
-`records` is the registry of metrics, declared with `metric`, `units` and `panels`; `metric_table` renders it as a page.
+`records` with `sampling_metrics` is the registry of metrics, declared with `metric`, `units` and `panels`;
+`metric_table` renders it as a page.
 `samples` holds sampled groups and `summary` the totals of a run. The trainer passes both to an `observer`.
 `writer` stores them in the run folder: JSON lines, and TensorBoard's `events`. `history` cuts a folder back to a step,
 `reader` reads one, even while the run writes it (`tail`), and `mirror` copies one to a URL. `why` explains why a group

@@ -1,7 +1,8 @@
 """Declarations of metrics, and the values of a record's metrics.
 
-A metric is declared once, in the annotation of its field in `runs/records.py`. TensorBoard, W&B, MLflow, Prometheus,
-Grafana's dashboard, the plots and the page of all metrics (docs/hooks.py) read the declaration.
+A metric is declared once, in the annotation of its field in `runs/records.py` or `runs/sampling_metrics.py`.
+TensorBoard, W&B, MLflow, Prometheus, Grafana's dashboard, the plots and the page of all metrics (docs/hooks.py) read
+the declaration.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.measured import known, mean, measured
-from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 from adagrpo_ray.sampling.batch import picked
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import MAX_TURNS, Completion, Group

@@ -24,7 +24,8 @@ from adagrpo_ray.runs.metric import Metric, metrics_of, scalars, unit_of
 from adagrpo_ray.runs.metric_table import as_markdown, table
 from adagrpo_ray.runs.panels import PANELS
 from adagrpo_ray.runs.reader import RunHistory
-from adagrpo_ray.runs.records import RECORDS, EvaluationRecord, RolloutLoad, SamplingMetrics, StepRecord
+from adagrpo_ray.runs.records import RECORDS, EvaluationRecord, RolloutLoad, StepRecord
+from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.metrics import sampling_metrics
 from adagrpo_ray.tracking import grafana

@@ -11,9 +11,9 @@ import pytest
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.runs.group_codec import arrays_of, group_of, plain_group
-from adagrpo_ray.runs.records import SamplingMetrics
 from adagrpo_ray.runs.sample_text import group_text
 from adagrpo_ray.runs.samples import GroupSample
+from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 from adagrpo_ray.sampling.batch import broken_samples, training_samples
 from adagrpo_ray.sampling.metrics import sampling_metrics
 from adagrpo_ray.sampling.sample_table import group_samples

@@ -9,7 +9,7 @@ import pytest
 
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.rewards.consumption import Consumption
-from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.metrics import sampling_metrics
 from tests.support.builders import NOTHING, make_attempt, make_group, make_prompt

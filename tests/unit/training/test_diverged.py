@@ -22,7 +22,7 @@ from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_metrics
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.runs import Observer, StepRecord
-from adagrpo_ray.runs.records import SamplingMetrics
+from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 from adagrpo_ray.sampling.batch import broken_samples
 from adagrpo_ray.sampling.evaluate import evaluate
 from adagrpo_ray.stop import Stop

@@ -16,7 +16,8 @@ from adagrpo_ray.errors import RecordError
 from adagrpo_ray.learner.replies import Collected, SyncReport
 from adagrpo_ray.learner.updates import TrainReport
 from adagrpo_ray.runs import Observer
-from adagrpo_ray.runs.records import EvaluationRecord, SamplingMetrics
+from adagrpo_ray.runs.records import EvaluationRecord
+from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 from adagrpo_ray.stop import Stop
 from adagrpo_ray.training import learners
 from adagrpo_ray.training.actors import Actors
