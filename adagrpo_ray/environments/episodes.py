@@ -19,8 +19,8 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.lengths import longest_sequence
 from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.data.template_choice import use_template
+from adagrpo_ray.environments.fork_server import Spec
 from adagrpo_ray.environments.host import CallError, Host, Sessions
-from adagrpo_ray.environments.nursery import Spec
 from adagrpo_ray.environments.parser_choice import chosen_parser
 from adagrpo_ray.environments.protocol import StepResult
 from adagrpo_ray.environments.transcript import FAILED, Transcript, environment_seed, turn_seed

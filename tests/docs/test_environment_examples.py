@@ -17,7 +17,7 @@ import yaml
 from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.environments.episode_session import Session
-from adagrpo_ray.environments.nursery import Spec, load
+from adagrpo_ray.environments.fork_server import Spec, load
 from adagrpo_ray.extensions.given import NOTHING
 from tests.support.documents import blocks, files
 from tests.support.places import ROOT

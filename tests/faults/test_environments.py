@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from adagrpo_ray.config.environments import EnvironmentSettings
+from adagrpo_ray.environments.fork_server import Spec
 from adagrpo_ray.environments.host import CallError, Host, Sessions
-from adagrpo_ray.environments.nursery import Spec
 from adagrpo_ray.errors import ConfigError, ExtensionError
 from adagrpo_ray.extensions.given import NOTHING
 from tests.support.held import until
@@ -277,12 +277,12 @@ def test_other_groups_continue_after_a_death(place: Path) -> None:
     assert with_host(work, spec()) == "b: hello"
 
 
-def test_lost_nursery_is_replaced(place: Path) -> None:
+def test_lost_fork_server_is_replaced(place: Path) -> None:
     async def work(host: Host) -> str:
         async with host.sessions(1) as sessions:
             await begin(sessions, "a")
-            nursery: Any = host._nursery
-            nursery._process.kill()
+            fork_server: Any = host._fork_server
+            fork_server._process.kill()
             with pytest.raises(CallError, match="its process ended"):
                 await say(sessions, "sleep")
         async with host.sessions(1) as sessions:
@@ -395,7 +395,7 @@ LEARNER = """
 import asyncio, sys
 from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.environments.host import Host
-from adagrpo_ray.environments.nursery import Spec
+from adagrpo_ray.environments.fork_server import Spec
 from adagrpo_ray.extensions.given import NOTHING
 
 async def main():
@@ -434,7 +434,7 @@ def test_no_process_is_left_if_the_learner_is_killed(
     assert running.stdout is not None
     of_environment = psutil.Process(int(running.stdout.readline()))
     processes = {*psutil.Process(running.pid).children(recursive=True), of_environment}
-    assert len(processes) >= 3, "nursery, group, and the process that the environment has started"
+    assert len(processes) >= 3, "fork server, group, and the process that the environment has started"
     running.send_signal(signal.SIGKILL)
     _, left = psutil.wait_procs(processes, timeout=60)
     assert [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []

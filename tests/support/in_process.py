@@ -1,4 +1,4 @@
-"""Sessions of environments in the process of the test, in place of `Host`: without a nursery, and without limits."""
+"""Sessions of environments in the process of the test, in place of `Host`: no process of their own, and no limits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from adagrpo_ray.environments.episode_session import Session
+from adagrpo_ray.environments.fork_server import Spec, load
 from adagrpo_ray.environments.host import CallError
-from adagrpo_ray.environments.nursery import Spec, load
 
 
 class InProcess:

@@ -65,10 +65,10 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loaded(spec: Any) -> Any:
-    """`nursery.load`, with the class of this module itself, so that it keeps its list of resets."""
+    """`fork_server.load`, with the class of this module itself, so that it keeps its list of resets."""
     from dataclasses import replace
 
-    from adagrpo_ray.environments.nursery import load
+    from adagrpo_ray.environments.fork_server import load
 
     parts, schemas = load(spec)
     return (replace(parts, make=Made) if parts.make is not None else parts), schemas
