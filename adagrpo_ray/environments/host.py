@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
-from adagrpo_ray.environments.fork_server import PACKET, Spec
+from adagrpo_ray.environments.fork_server import PACKET, EpisodeSetup
 from adagrpo_ray.environments.group_process import CLOSE_S, SLOW
 from adagrpo_ray.environments.wire import receive_reply, send_request
 from adagrpo_ray.errors import ConfigError, ExtensionError
@@ -117,9 +117,9 @@ class Sessions:
 class Host:
     """Starts the fork server when it is first needed, and a process for each group. Belongs to one event loop."""
 
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self._slots = asyncio.Semaphore(spec.settings.processes)
+    def __init__(self, setup: EpisodeSetup) -> None:
+        self._setup = setup
+        self._slots = asyncio.Semaphore(setup.settings.processes)
         self._starting = asyncio.Lock()
         self._fork_server: _ForkServer | None = None
         self._closed = False
@@ -139,7 +139,7 @@ class Host:
         await self._slots.acquire()
         try:
             fork_server = await self._started()
-            group, sessions = await fork_server.group(number, self._spec.settings.timeout_s)
+            group, sessions = await fork_server.group(number, self._setup.settings.timeout_s)
         except BaseException:
             self._slots.release()
             raise
@@ -165,7 +165,7 @@ class Host:
             if self._closed:
                 raise ExtensionError("environment: its processes have been ended; begin a new run")
             if self._fork_server is None or self._fork_server.lost:
-                self._fork_server = await _ForkServer.start(self._spec)
+                self._fork_server = await _ForkServer.start(self._setup)
             return self._fork_server
 
     async def _end(self, fork_server: _ForkServer, group: int, sessions: Sessions) -> None:
@@ -189,7 +189,7 @@ class _ForkServer:
         self._loop.add_reader(control, self._read)
 
     @classmethod
-    async def start(cls, spec: Spec) -> _ForkServer:
+    async def start(cls, setup: EpisodeSetup) -> _ForkServer:
         """Start it and wait until it has loaded the environment. Raises ConfigError if it cannot."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -202,7 +202,7 @@ class _ForkServer:
                 env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         try:
-            reply = await _loaded(process, ours, spec)
+            reply = await _loaded(process, ours, setup)
         except BaseException:
             ours.close()
             process.kill()
@@ -266,11 +266,11 @@ class _ForkServer:
             waiting.set_result(int(code))
 
 
-async def _loaded(process: subprocess.Popen[bytes], control: socket.socket, spec: Spec) -> dict[str, Any]:
-    """Return the reply of the fork server after it has loaded `spec`. Raises ConfigError if it cannot."""
+async def _loaded(process: subprocess.Popen[bytes], control: socket.socket, setup: EpisodeSetup) -> dict[str, Any]:
+    """Return the reply of the fork server after it has loaded `setup`. Raises ConfigError if it cannot."""
     try:
         async with asyncio.timeout(LOAD_TIMEOUT_S):
-            await asyncio.to_thread(_feed, process, pickle.dumps(spec))
+            await asyncio.to_thread(_feed, process, pickle.dumps(setup))
             reply = await _first_reply(control)
     except TimeoutError:
         raise ConfigError(

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from typing import Any
 
 from adagrpo_ray.environments.episode_session import Session
-from adagrpo_ray.environments.fork_server import Spec, load
+from adagrpo_ray.environments.fork_server import EpisodeSetup, load
 from adagrpo_ray.environments.host import CallError
 
 
 class InProcess:
     """Has the methods of `Host` that episodes use; `open` counts the groups that are running."""
 
-    def __init__(self, spec: Spec) -> None:
-        self._parts, self._schemas = load(spec)
+    def __init__(self, setup: EpisodeSetup) -> None:
+        self._parts, self._schemas = load(setup)
         self.open = self.opened = 0
         self.closed = False
 
