@@ -49,12 +49,11 @@ class Session:
 
     async def begin(self, row: Mapping[str, Any], seed: int) -> tuple[Message, ...] | None:
         """Make the environment and reset it; returns the messages of the prompt, or None for those of the row."""
-        functions: list[Callable[..., Any]] = []
         if self._parts.make is not None:
             self._made = await self._run(self._parts.make, **self._parts.settings.arguments)
             protocol.check_class(self._made, str(self._parts.settings.name))
-            functions, schemas = of_environment(self._made)
-            self._own_calls = bool(schemas)
+        functions, schemas = of_environment(self._made)
+        self._own_calls = bool(schemas)
         self._tools = Tools((*self._parts.tools, *functions))
         if self._made is None:
             return None

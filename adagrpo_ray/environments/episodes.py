@@ -19,8 +19,8 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.lengths import longest_sequence
 from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.data.template_choice import use_template
+from adagrpo_ray.environments.fork_server import EpisodeSetup
 from adagrpo_ray.environments.host import CallError, Host, Sessions
-from adagrpo_ray.environments.nursery import Spec
 from adagrpo_ray.environments.parser_choice import chosen_parser
 from adagrpo_ray.environments.protocol import StepResult
 from adagrpo_ray.environments.transcript import FAILED, Transcript, environment_seed, turn_seed
@@ -65,7 +65,7 @@ class Episodes:
         self._tokenizer: Any = tokenizer
         self._template = ObservationTemplate(tokenizer, config.data.template_kwargs)
         self._generate, self._scorer = generate, scorer
-        self._host = Host(spec_of(config, tokenizer, tokenizer_path, given))
+        self._host = Host(episode_setup(config, tokenizer, tokenizer_path, given))
         self._seen: set[str] = set()  # kinds of errors
         self._notices: list[str] = []
 
@@ -239,8 +239,10 @@ def with_environment(
     return episodes.generate, episodes
 
 
-def spec_of(config: Config, tokenizer: PreTrainedTokenizerBase, tokenizer_path: str, given: Given) -> Spec:
-    """Return the Spec of a run. It has no parser if none reads the calls of the template.
+def episode_setup(
+    config: Config, tokenizer: PreTrainedTokenizerBase, tokenizer_path: str, given: Given
+) -> EpisodeSetup:
+    """Return the EpisodeSetup of a run. It has no parser if none reads the calls of the template.
 
     The check before the start requires one if there are tools.
     """
@@ -249,7 +251,7 @@ def spec_of(config: Config, tokenizer: PreTrainedTokenizerBase, tokenizer_path: 
         parser = chosen_parser(config.environment.parser, tokenizer, config.data.template_kwargs)
     except ConfigError:
         parser = None
-    return Spec(config.environment, given, parser, tokenizer_path)
+    return EpisodeSetup(config.environment, given, parser, tokenizer_path)
 
 
 def row_of(prompt: Prompt) -> dict[str, Any]:

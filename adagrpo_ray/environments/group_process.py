@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -17,9 +16,8 @@ from adagrpo_ray.environments.episode_session import Parts, Session
 from adagrpo_ray.environments.wire import receive_request, send_reply
 from adagrpo_ray.errors import AdaGRPOError
 from adagrpo_ray.extensions.loading import describe_error
+from adagrpo_ray.extensions.process_limits import OUT_OF_MEMORY, limit_memory
 
-OUT_OF_MEMORY = 113
-"""Exit code of a process that ran out of memory. No signal and few programs use it."""
 STACK = 2**21
 """Bytes of the stack of a thread, all of which count as memory of the process."""
 CLOSE_S = 3.0
@@ -30,11 +28,7 @@ SLOW = "it did not finish within environment.timeout_s={:g}"
 
 def serve(parts: Parts, connection: socket.socket) -> None:
     """Serve the sessions of one group, and end the process; it does not return."""
-    memory = parts.settings.memory_gib
-    if memory is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        size = int(memory * 2**30) if hard == resource.RLIM_INFINITY else min(int(memory * 2**30), hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+    limit_memory(parts.settings.memory_gib)
     random.seed(0)
     threading.stack_size(STACK)
     code = 0

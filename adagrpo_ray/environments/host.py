@@ -1,4 +1,4 @@
-"""The learner's side of the processes of environments: one process for each group, made by the nursery."""
+"""The learner's side of the processes of environments: one process for each group, made by the fork server."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
-from adagrpo_ray.environments.group_process import CLOSE_S, OUT_OF_MEMORY, SLOW
-from adagrpo_ray.environments.nursery import PACKET, Spec
+from adagrpo_ray.environments.fork_server import PACKET, EpisodeSetup
+from adagrpo_ray.environments.group_process import CLOSE_S, SLOW
 from adagrpo_ray.environments.wire import receive_reply, send_request
 from adagrpo_ray.errors import ConfigError, ExtensionError
+from adagrpo_ray.extensions.process_limits import OUT_OF_MEMORY
 
 LOAD_TIMEOUT_S = 180.0
 """Most seconds to load the modules of the user."""
 GRACE_S = 5.0
 """Seconds after the time limit of a call after which its process is killed: it may not answer."""
 END_S = 10.0
-"""Most seconds in which the nursery ends."""
+"""Most seconds in which the fork server ends."""
 
 
 class CallError(Exception):
@@ -114,13 +115,13 @@ class Sessions:
 
 
 class Host:
-    """Starts the nursery when it is first needed, and a process for each group. Belongs to one event loop."""
+    """Starts the fork server when it is first needed, and a process for each group. Belongs to one event loop."""
 
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self._slots = asyncio.Semaphore(spec.settings.processes)
+    def __init__(self, setup: EpisodeSetup) -> None:
+        self._setup = setup
+        self._slots = asyncio.Semaphore(setup.settings.processes)
         self._starting = asyncio.Lock()
-        self._nursery: _Nursery | None = None
+        self._fork_server: _ForkServer | None = None
         self._closed = False
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -137,15 +138,15 @@ class Host:
         """
         await self._slots.acquire()
         try:
-            nursery = await self._started()
-            group, sessions = await nursery.group(number, self._spec.settings.timeout_s)
+            fork_server = await self._started()
+            group, sessions = await fork_server.group(number, self._setup.settings.timeout_s)
         except BaseException:
             self._slots.release()
             raise
         try:
             yield sessions
         finally:
-            task = asyncio.create_task(self._end(nursery, group, sessions))
+            task = asyncio.create_task(self._end(fork_server, group, sessions))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
@@ -156,27 +157,27 @@ class Host:
     def close(self) -> None:
         """End all processes. It may be called from another thread than that of the event loop."""
         self._closed = True
-        if self._nursery is not None:
-            self._nursery.close()
+        if self._fork_server is not None:
+            self._fork_server.close()
 
-    async def _started(self) -> _Nursery:
+    async def _started(self) -> _ForkServer:
         async with self._starting:
             if self._closed:
                 raise ExtensionError("environment: its processes have been ended; begin a new run")
-            if self._nursery is None or self._nursery.lost:
-                self._nursery = await _Nursery.start(self._spec)
-            return self._nursery
+            if self._fork_server is None or self._fork_server.lost:
+                self._fork_server = await _ForkServer.start(self._setup)
+            return self._fork_server
 
-    async def _end(self, nursery: _Nursery, group: int, sessions: Sessions) -> None:
+    async def _end(self, fork_server: _ForkServer, group: int, sessions: Sessions) -> None:
         try:
             await sessions.close()
         finally:
-            nursery.kill(group)
+            fork_server.kill(group)
             sessions.abandon()
             self._slots.release()
 
 
-class _Nursery:
+class _ForkServer:
     """The process that forks those of groups."""
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, tools: list[dict[str, Any]]) -> None:
@@ -188,20 +189,20 @@ class _Nursery:
         self._loop.add_reader(control, self._read)
 
     @classmethod
-    async def start(cls, spec: Spec) -> _Nursery:
+    async def start(cls, setup: EpisodeSetup) -> _ForkServer:
         """Start it and wait until it has loaded the environment. Raises ConfigError if it cannot."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "adagrpo_ray.environments.nursery", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "adagrpo_ray.environments.fork_server", str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C in the terminal is for the program
                 env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         try:
-            reply = await _loaded(process, ours, spec)
+            reply = await _loaded(process, ours, setup)
         except BaseException:
             ours.close()
             process.kill()
@@ -214,7 +215,7 @@ class _Nursery:
         number, exit_code = next(self._numbers), self._loop.create_future()
         self._codes[number] = exit_code
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs, suppress(OSError):  # without a nursery the connection ends at once
+        with theirs, suppress(OSError):  # without a fork server the connection ends at once
             await self._fork(number, theirs)
         reader, writer = await asyncio.open_connection(sock=ours)
         found = Sessions(reader, writer, exit_code, limit_s)
@@ -237,7 +238,7 @@ class _Nursery:
             self._control.send(f"kill {number}".encode())
 
     def close(self) -> None:
-        """End the nursery and all processes of groups."""
+        """End the fork server and all processes of groups."""
         with suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         try:
@@ -247,7 +248,7 @@ class _Nursery:
             self._process.wait()
 
     def _read(self) -> None:
-        """Take a message of the nursery, or notice its end."""
+        """Take a message of the fork server, or notice its end."""
         try:
             message = self._control.recv(PACKET)
         except BlockingIOError:
@@ -265,11 +266,11 @@ class _Nursery:
             waiting.set_result(int(code))
 
 
-async def _loaded(process: subprocess.Popen[bytes], control: socket.socket, spec: Spec) -> dict[str, Any]:
-    """Return the reply of the nursery after it has loaded `spec`. Raises ConfigError if it cannot."""
+async def _loaded(process: subprocess.Popen[bytes], control: socket.socket, setup: EpisodeSetup) -> dict[str, Any]:
+    """Return the reply of the fork server after it has loaded `setup`. Raises ConfigError if it cannot."""
     try:
         async with asyncio.timeout(LOAD_TIMEOUT_S):
-            await asyncio.to_thread(_feed, process, pickle.dumps(spec))
+            await asyncio.to_thread(_feed, process, pickle.dumps(setup))
             reply = await _first_reply(control)
     except TimeoutError:
         raise ConfigError(
@@ -288,7 +289,7 @@ def _feed(process: subprocess.Popen[bytes], data: bytes) -> None:
 
 
 async def _first_reply(control: socket.socket) -> dict[str, Any]:
-    """Return the first reply of the nursery. Raises ConfigError if it ends before."""
+    """Return the first reply of the fork server. Raises ConfigError if it ends before."""
     loop, data = asyncio.get_running_loop(), b""
     while not data.endswith(b"\n"):
         packet = await loop.sock_recv(control, PACKET)

@@ -14,7 +14,7 @@ from adagrpo_ray.data.formats import Row
 from adagrpo_ray.data.messages import Chat
 from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.data.prompts import Opened, PromptSets, load_prompts
-from adagrpo_ray.environments.episodes import spec_of
+from adagrpo_ray.environments.episodes import episode_setup
 from adagrpo_ray.environments.host import LOAD_TIMEOUT_S, CallError, Host
 from adagrpo_ray.environments.parser_choice import chosen_parser
 from adagrpo_ray.environments.transcript import environment_seed
@@ -57,7 +57,7 @@ class _Opening:
     """
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, tokenizer_path: str, given: Given) -> None:
-        self._spec = spec_of(config, tokenizer, tokenizer_path, given)
+        self._setup = episode_setup(config, tokenizer, tokenizer_path, given)
         self._source = config.data.source
         self._tools, self._rows = _in_loop(self._load())
         if self._tools:
@@ -75,13 +75,13 @@ class _Opening:
         If the reset of the first row gives no messages, the others are not reset.
         """
         chats = [Chat(each.chat.messages, (*self._tools, *each.chat.tools)) for each in opened]
-        if self._spec.settings.name is None or not opened:
+        if self._setup.settings.name is None or not opened:
             return chats
         messages = _in_loop(self._reset(opened))
         return [replace(chat, messages=tuple(new)) if new else chat for chat, new in zip(chats, messages, strict=True)]
 
     async def _load(self) -> tuple[tuple[dict[str, Any], ...], Sequence[Row]]:
-        host = Host(self._spec)
+        host = Host(self._setup)
         try:
             tools = tuple(await host.tools())
             if self._source != ENVIRONMENT:
@@ -89,12 +89,12 @@ class _Opening:
             async with host.sessions(1) as sessions:
                 return tools, await sessions.call("rows", limit_s=LOAD_TIMEOUT_S)
         except CallError as error:
-            raise ConfigError(f"environment.name={self._spec.settings.name!r}: {error}; correct its rows") from None
+            raise ConfigError(f"environment.name={self._setup.settings.name!r}: {error}; correct its rows") from None
         finally:
             host.close()
 
     async def _reset(self, opened: Sequence[Opened]) -> list[Any]:
-        host = Host(self._spec)
+        host = Host(self._setup)
 
         async def of_part(part: Sequence[Opened]) -> list[Any]:
             async with host.sessions(len(part)) as sessions:
@@ -112,7 +112,7 @@ class _Opening:
             return [*first, *(each for part in await asyncio.gather(*map(of_part, parts)) for each in part)]
         except CallError as error:
             raise DataError(
-                f"environment.name={self._spec.settings.name!r}: reset failed for a row of data.source: {error}; "
+                f"environment.name={self._setup.settings.name!r}: reset failed for a row of data.source: {error}; "
                 "correct reset, or the data"
             ) from None
         finally:

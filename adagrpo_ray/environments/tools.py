@@ -56,7 +56,10 @@ class Tools:
 
 
 def of_environment(made: object) -> tuple[list[Callable[..., Any]], list[dict[str, Any]]]:
-    """Return the tools of an environment that are run for it, and the schemas of those that it runs itself."""
+    """Return the tools of an environment that are run for it, and the schemas of those that it runs itself.
+
+    There are none if `made` is None. Raises ConfigError if something among them is neither a function nor a schema.
+    """
     listed = list(getattr(made, "tools", None) or ())
     functions = [tool for tool in listed if callable(tool)]
     schemas = [tool for tool in listed if isinstance(tool, dict)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adagrpo_ray.environments.tool_calls import SETTING, Parser, ToolCall
+from adagrpo_ray.environments.tool_calls import SETTING, Parser, ToolCall, read_call
 from adagrpo_ray.errors import ConfigError, first_line
 
 
@@ -40,14 +39,7 @@ def vllm_parser(name: str, tokenizer_path: str, tools: Sequence[Mapping[str, Any
 
     def parse(text: str) -> list[ToolCall]:
         found = kind(tokenizer, listed).extract_tool_calls(text, request)
-        return [_call(call.function.name, call.function.arguments) for call in found.tool_calls or ()]
+        functions = [call.function for call in found.tool_calls or ()]
+        return [read_call({"name": each.name, "arguments": each.arguments or "{}"}) for each in functions]
 
     return parse
-
-
-def _call(name: str, arguments: str) -> ToolCall:
-    try:
-        value = json.loads(arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        return ToolCall(name, error=f"the arguments are not valid JSON ({error})")
-    return ToolCall(name, value) if isinstance(value, dict) else ToolCall(name, error="the arguments are no object")

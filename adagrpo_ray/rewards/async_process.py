@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import Given
+from adagrpo_ray.extensions.process_limits import limit_memory
 from adagrpo_ray.rewards import scoring_process as worker
 
 Order = tuple[int, worker.GroupTask | None, Sequence[int]]
@@ -39,7 +40,7 @@ def serve(
     # Otherwise a program that a function leaves behind would keep the pipe open after the end of this process.
     os.set_inheritable(pipe.fileno(), False)
     worker.start(names, format, memory_gib, given)
-    worker.limit_memory()
+    limit_memory(memory_gib)
     asyncio.run(_serve(pipe, timeout_s))
 
 

@@ -14,6 +14,7 @@ from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import Given
+from adagrpo_ray.extensions.process_limits import OUT_OF_MEMORY
 from adagrpo_ray.rewards import scoring_process as worker
 from adagrpo_ray.rewards.spawn import MainlessSpawnContext
 
@@ -73,7 +74,7 @@ class ScoringPool:
             except TimeoutError:
                 raise self.late(prompt_id) from None
             except ProcessExpired as error:
-                if error.exitcode == worker.OUT_OF_MEMORY:
+                if error.exitcode == OUT_OF_MEMORY:
                     memory = self._settings.memory_gib
                     raise RewardError(
                         f"{group} ran out of memory with rewards.memory_gib={'null' if memory is None else memory}; "

@@ -6,14 +6,10 @@ runs such processes for one group at a time, and `async_host` one for many group
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import resource
 import signal
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +18,11 @@ from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.extensions.loading import is_coroutine_function
+from adagrpo_ray.extensions.process_limits import OUT_OF_MEMORY, die_with_parent, limited_memory
 from adagrpo_ray.rewards.registry import RewardFunction, await_all, call_each, context, load_reward
 
 # Most seconds to load the reward functions; then the process is killed.
 LOAD_TIMEOUT_S = 120
-
-# The exit code of a process that ran out of memory. No signal and few programs use it.
-OUT_OF_MEMORY = 113
 
 GroupTask = tuple[Sequence[str], str, str, str, Mapping[str, object]]
 """A group: its completions, and the ground truth, text, difficulty and columns of its prompt."""
@@ -36,25 +30,24 @@ GroupTask = tuple[Sequence[str], str, str, str, Mapping[str, object]]
 GroupScores = list[list[float]]
 """Scores of a group [G, F], NaN if a function does not apply."""
 
-_PR_SET_PDEATHSIG = 1
-
 _functions: list[RewardFunction] = []
 _format: FormatSettings
 _load_error: RewardError | None = None
-_memory: int | None = None  # bytes
+_memory_gib: float | None = None
 
 
 def start(rewards: Sequence[str], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING) -> None:
     """Load the functions. An error is kept for the first group, since it would not be reported from here."""
-    global _format, _load_error, _memory
-    _die_with_parent()
+    global _format, _load_error, _memory_gib
+    parent = multiprocessing.parent_process()
+    die_with_parent(os.getppid() if parent is None or parent.pid is None else parent.pid)
     # The default action of the alarm is in the kernel and needs no Python, so it also ends an import that hangs in C.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_TIMEOUT_S)
     _format = format
-    _memory = None if memory_gib is None else int(memory_gib * 2**30)
+    _memory_gib = memory_gib
     try:
-        with _limited_memory():
+        with limited_memory(memory_gib):
             _functions.extend(load_reward(name, given) for name in rewards)
     except RewardError as error:
         # The program has loaded them before, without a limit.
@@ -74,7 +67,8 @@ def score(task: GroupTask, places: Sequence[int]) -> GroupScores:
     _check_loaded()
     completions, answer, prompt, difficulty, columns = task
     try:
-        with _limited_memory():
+        # Not between groups: if a process dies while it takes a group from the pool, the pool loses that group.
+        with limited_memory(_memory_gib):
             known = context(answer, prompt, _format, difficulty, columns)
             raw = call_each([_functions[place] for place in places], completions, known)
     except MemoryError:
@@ -95,11 +89,6 @@ async def score_awaited(task: GroupTask, places: Sequence[int]) -> GroupScores:
     return _plain(raw)
 
 
-def limit_memory() -> None:
-    """Limit the memory of this process for good, as `score` does while it scores a group."""
-    _set_limit(resource.getrlimit(resource.RLIMIT_DATA))
-
-
 def _plain(raw: NDArray[np.float64]) -> GroupScores:
     scores: GroupScores = raw.tolist()
     return scores
@@ -108,37 +97,3 @@ def _plain(raw: NDArray[np.float64]) -> GroupScores:
 def _check_loaded() -> None:
     if _load_error is not None:
         raise RewardError(str(_load_error))
-
-
-@contextmanager
-def _limited_memory() -> Iterator[None]:
-    """Limit the memory of this process, and of those that it starts in the block, to `rewards.memory_gib`.
-
-    The limit is for the data segment, which is private writable memory. The address space would also include libraries
-    and memory that torch and CUDA reserve and never use. There is no limit between groups: if a process dies while it
-    takes a group from the pool, the pool loses that group.
-    """
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    _set_limit(before)
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _set_limit(before: tuple[int, int]) -> None:
-    """Set the limit, unless there is none; `before` has the soft and the hard limit in force."""
-    _, hard = before
-    if _memory is not None:
-        size = _memory if hard == resource.RLIM_INFINITY else min(_memory, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
-
-
-def _die_with_parent() -> None:
-    """Make the kernel kill this process when the thread that started it ends, even if it is busy."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have died before the call.
-    parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:
-        os._exit(1)

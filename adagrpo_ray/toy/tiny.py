@@ -13,8 +13,8 @@ from adagrpo_ray.errors import ModelError
 from adagrpo_ray.storage.cache import cache_folder
 from adagrpo_ray.storage.cached import make_once, progress, save_model
 from adagrpo_ray.toy.tokenizer import build_tokenizer
-from adagrpo_ray.toy.training import Recipe, train_tiny_model
-from adagrpo_ray.toy.turn_examples import RECIPE, train_turn_model, turn_tokenizer
+from adagrpo_ray.toy.training import Recipe, addition_examples, train_model
+from adagrpo_ray.toy.turn_examples import RECIPE, turn_examples, turn_tokenizer
 
 # Raise it with every change of the code that changes the model. The constants of a Recipe are hashed anyway.
 RECIPE_VERSION = 2
@@ -58,9 +58,11 @@ def _recipe_hash(arithmetic: ArithmeticSettings, markers: FormatSettings, recipe
 
 
 def _train(folder: Path, arithmetic: ArithmeticSettings, markers: FormatSettings, recipe: Recipe) -> None:
-    tokenizer = build_tokenizer(markers) if arithmetic.episodes is None else turn_tokenizer(markers)
+    turns = arithmetic.episodes is not None
+    tokenizer = turn_tokenizer(markers) if turns else build_tokenizer(markers)
+    examples = turn_examples if turns else addition_examples
+    head, batch = examples(tokenizer, arithmetic, markers, recipe.batch)
     title, done = "building the tiny base model, once", "built the tiny base model"
     with progress(title, recipe.steps, done, " (under a minute)") as advance:
-        train = train_tiny_model if arithmetic.episodes is None else train_turn_model
-        model = train(tokenizer, arithmetic, markers, recipe, advance)
+        model = train_model(tokenizer, head, batch, recipe, arithmetic.seed, advance)
     save_model(model, tokenizer, folder)

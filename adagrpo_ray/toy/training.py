@@ -11,7 +11,7 @@ shared, which saves a third of the work. The gradient flows through them as usua
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +58,14 @@ class Example:
     weights: list[float]
 
 
-def train_tiny_model(
-    tokenizer: PreTrainedTokenizerFast,
-    arithmetic: ArithmeticSettings,
-    markers: FormatSettings,
-    recipe: Recipe,
-    advance: Callable[[], None],
-) -> Any:
-    """Return the base model of the embedded task; see `train_model`.
+Batches = Callable[[int], list[Example]]
+"""Returns the examples of a step, from 0. It is called once for each step, in order."""
+
+
+def addition_examples(
+    tokenizer: PreTrainedTokenizerFast, arithmetic: ArithmeticSettings, markers: FormatSettings, size: int
+) -> tuple[list[int], Batches]:
+    """Return the head and the batches of `size` examples for the base model of the embedded task; see `train_model`.
 
     The classes take turns by step, so a batch has next to no padding.
     """
@@ -75,20 +75,20 @@ def train_tiny_model(
 
     def batch(step: int) -> list[Example]:
         digits, share = difficulties[step % len(difficulties)]
-        return [training_example(tokenizer, tail, rng, digits, share, markers) for _ in range(recipe.batch)]
+        return [training_example(tokenizer, tail, rng, digits, share, markers) for _ in range(size)]
 
-    return train_model(tokenizer, head, batch, recipe, arithmetic.seed, advance)
+    return head, batch
 
 
 def train_model(
     tokenizer: PreTrainedTokenizerFast,
     head: list[int],
-    batch: Callable[[int], list[Example]],
+    batch: Batches,
     recipe: Recipe,
     seed: int,
     advance: Callable[[], None],
 ) -> Any:
-    """Return a Qwen3ForCausalLM in float32, trained on the examples that `batch` returns for each step, from 0.
+    """Return a Qwen3ForCausalLM in float32, trained on the examples that `batch` returns for each step.
 
     All prompts start with the tokens `head`. `advance` is called after each step. The same arguments give the same
     weights on the same machine, since one thread adds up in one order. One thread is also faster on a busy machine: two
@@ -139,13 +139,15 @@ def forked_example(
     return Example([*prompt, *solution], weights)
 
 
-def prompt_frame(tokenizer: PreTrainedTokenizerFast, system: str | None) -> tuple[list[int], list[int]]:
+def prompt_frame(
+    tokenizer: PreTrainedTokenizerFast, system: str | None, tools: Sequence[dict[str, Any]] = ()
+) -> tuple[list[int], list[int]]:
     """Return the token ids before and after the question in every rendered prompt, with this system message if any."""
     question = "12+34"
     rendered = tokenizer.apply_chat_template(
-        chat_messages(question, system), tokenize=False, add_generation_prompt=True
+        chat_messages(question, system), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
     )
-    head, _, tail = rendered.rpartition(question)
+    head, _, tail = str(rendered).rpartition(question)
     return tokenizer.encode(head), tokenizer.encode(tail)
 
 
@@ -178,7 +180,7 @@ def _train(
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
     head: list[int],
-    batch: Callable[[int], list[Example]],
+    batch: Batches,
     recipe: Recipe,
     advance: Callable[[], None],
 ) -> None:

@@ -9,18 +9,17 @@ something to find:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adagrpo_ray.config.data import ArithmeticSettings, FormatSettings
 from adagrpo_ray.data.arithmetic import draw_problem
-from adagrpo_ray.data.chat import chat_messages
 from adagrpo_ray.data.messages import Message
 from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.toy.tokenizer import build_tokenizer
-from adagrpo_ray.toy.training import Example, Recipe, train_model
+from adagrpo_ray.toy.training import Batches, Example, prompt_frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,32 +66,28 @@ def turn_tokenizer(markers: FormatSettings) -> PreTrainedTokenizerFast:
     return build_tokenizer(markers, WORDS, TEMPLATE)
 
 
-def train_turn_model(
-    tokenizer: PreTrainedTokenizerFast,
-    arithmetic: ArithmeticSettings,
-    markers: FormatSettings,
-    recipe: Recipe,
-    advance: Callable[[], None],
-) -> Any:
-    """Return the base model of `arithmetic.episodes`; see `train_model`."""
+def turn_examples(
+    tokenizer: PreTrainedTokenizerFast, arithmetic: ArithmeticSettings, markers: FormatSettings, size: int
+) -> tuple[list[int], Batches]:
+    """Return the head and the batches of `size` examples for the base model of `arithmetic.episodes`."""
     rng = np.random.default_rng(arithmetic.seed)
     template = ObservationTemplate(tokenizer, {})
     if arithmetic.episodes == "guessing":
-        head, tail = _frame(tokenizer, None, ())
+        head, tail = prompt_frame(tokenizer, None)
 
         def batch(step: int) -> list[Example]:
-            return [guessing_example(tokenizer, template, tail, rng) for _ in range(recipe.batch)]
+            return [guessing_example(tokenizer, template, tail, rng) for _ in range(size)]
 
     else:
         system = SUM_PROMPT.format(**markers.model_dump())
-        head, tail = _frame(tokenizer, system, ({"type": "function", "function": {"name": CALCULATOR}},))
+        head, tail = prompt_frame(tokenizer, system, ({"type": "function", "function": {"name": CALCULATOR}},))
         digits = sorted(arithmetic.keep_carry)
 
         def batch(step: int) -> list[Example]:
-            size = digits[step % len(digits)]
-            return [calculator_example(tokenizer, template, tail, rng, size, markers) for _ in range(recipe.batch)]
+            shown = digits[step % len(digits)]
+            return [calculator_example(tokenizer, template, tail, rng, shown, markers) for _ in range(size)]
 
-    return train_model(tokenizer, head, batch, recipe, arithmetic.seed, advance)
+    return head, batch
 
 
 def calculator_example(
@@ -164,17 +159,3 @@ def _dialogue(
         ids += [*written, *observed]
         weights += [1.0] * len(written) + [0.0] * len(observed)
     return Example(ids, weights)
-
-
-def _frame(
-    tokenizer: PreTrainedTokenizerFast, system: str | None, tools: Sequence[dict[str, Any]]
-) -> tuple[list[int], list[int]]:
-    """Return the token ids before and after the question in every rendered prompt."""
-    question = "12+34"
-    rendered = str(
-        tokenizer.apply_chat_template(
-            chat_messages(question, system), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
-        )
-    )
-    head, _, tail = rendered.rpartition(question)
-    return tokenizer.encode(head), tokenizer.encode(tail)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -118,14 +117,12 @@ def _load(config: Config, tokenizer: Any, model_path: str, given: Given, *, trai
 
 def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> int:
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
-    sets: dict[str, Sequence[Prompt]] = {
-        "": (*prompts.train, *prompts.held_out),
-        **{b.name: b.prompts for b in prompts.benchmarks},
-    }
-    longest, benchmark = max((len(prompt.token_ids), name) for name, of_set in sets.items() for prompt in of_set)
-    own, of_benchmarks = sets[""], [len(p.token_ids) for b in prompts.benchmarks for p in b.prompts]
+    own = (*prompts.train, *prompts.held_out)
+    of_benchmarks = [(len(prompt.token_ids), each.name) for each in prompts.benchmarks for prompt in each.prompts]
+    longest, benchmark = max([*((len(prompt.token_ids), "") for prompt in own), *of_benchmarks])
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    on_benchmarks = config.rollout.max_model_len or max(of_benchmarks, default=0) + config.rollout.max_new_tokens
+    longest_of_benchmarks, _ = max(of_benchmarks, default=(0, ""))
+    on_benchmarks = config.rollout.max_model_len or longest_of_benchmarks + config.rollout.max_new_tokens
     wanted = max(longest_sequence(config, own) if own else 0, on_benchmarks)
     if limit is not None and wanted > limit:
         more = "environment.max_observation_tokens, " if config.environment.active else ""

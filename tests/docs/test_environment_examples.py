@@ -17,10 +17,11 @@ import yaml
 from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.environments.episode_session import Session
-from adagrpo_ray.environments.nursery import Spec, load
+from adagrpo_ray.environments.fork_server import EpisodeSetup, load
 from adagrpo_ray.extensions.given import NOTHING
 from tests.support.documents import blocks, files
 from tests.support.places import ROOT
+from tests.support.tools import hermes_call
 
 PAGE = ROOT / "docs" / "environments.md"
 
@@ -41,7 +42,7 @@ def settings(file: str) -> EnvironmentSettings:
 
 
 def with_session(made: EnvironmentSettings, work: Callable[[Session], Awaitable[Any]]) -> Any:
-    parts, _ = load(Spec(made, NOTHING, "hermes", ""))
+    parts, _ = load(EpisodeSetup(made, NOTHING, "hermes", ""))
     with ThreadPoolExecutor(1) as threads:
         return asyncio.run(work(Session(parts, threads)))  # type: ignore[arg-type]
 
@@ -50,10 +51,6 @@ async def rewards(session: Session, row: dict[str, Any], *turns: str) -> list[tu
     await session.begin(row, seed=0)
     results = [await session.step(text, text) for text in turns]
     return [(result.reward, result.done) for result in results]
-
-
-def call(name: str, arguments: str) -> str:
-    return f'<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>'
 
 
 def test_every_configuration_of_the_page_is_valid() -> None:
@@ -77,7 +74,7 @@ def test_tool() -> None:
 
     async def work(session: Session) -> list[str]:
         await session.begin({}, seed=0)
-        texts = [call("add", '{"a": 2, "b": 3}'), call("add", '{"a": "x", "b": 3}')]
+        texts = [hermes_call("add", '{"a": 2, "b": 3}'), hermes_call("add", '{"a": "x", "b": 3}')]
         return [str((await session.step(text, text)).messages[0]["content"]) for text in texts]
 
     assert with_session(made, work) == ["5", "error: the argument a must be of type integer"]
@@ -89,7 +86,7 @@ def test_class_for_trl() -> None:
 
     async def work(session: Session) -> list[Any]:
         opened = await session.begin(row, seed=0)
-        dialled = await session.step(call("dial", '{"digits": "123"}'), call("dial", '{"digits": "123"}'))
+        dialled = await session.step(hermes_call("dial", '{"digits": "123"}'), hermes_call("dial", '{"digits": "123"}'))
         ended = await session.step("It is open.", "It is open.")
         return [opened, dialled.messages[0]["content"], (ended.reward, ended.done)]
 

@@ -16,12 +16,13 @@ import psutil
 import pytest
 
 from adagrpo_ray.config.environments import EnvironmentSettings
+from adagrpo_ray.environments.fork_server import EpisodeSetup
 from adagrpo_ray.environments.host import CallError, Host, Sessions
-from adagrpo_ray.environments.nursery import Spec
 from adagrpo_ray.errors import ConfigError, ExtensionError
 from adagrpo_ray.extensions.given import NOTHING
 from tests.support.held import until
 from tests.support.places import ROOT
+from tests.support.tools import hermes_call
 
 PATIENT_S = 120.0  # the time limit of calls that should end, however busy the machine is
 
@@ -101,12 +102,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def spec(name: str = "obedient_xyz:Obedient", **settings: Any) -> Spec:
+def setup_of(name: str = "obedient_xyz:Obedient", **settings: Any) -> EpisodeSetup:
     values = {"timeout_s": PATIENT_S, "memory_gib": None, **settings}
-    return Spec(EnvironmentSettings.model_validate({"name": name, **values}), NOTHING, "hermes", "")
+    return EpisodeSetup(EnvironmentSettings.model_validate({"name": name, **values}), NOTHING, "hermes", "")
 
 
-def with_host(work: Callable[[Host], Awaitable[Any]], made: Spec) -> Any:
+def with_host(work: Callable[[Host], Awaitable[Any]], made: EpisodeSetup) -> Any:
     """The result of `work(host)`; checks that no process is left."""
     before = descendants()
 
@@ -147,7 +148,7 @@ def test_group_has_a_process_of_its_own_with_the_modules_loaded_once(place: Path
             await begin(second, "c")
             return [(await say(*each)).split() for each in ((first, "pid"), (first, "pid", 1), (second, "pid"))]
 
-    a, b, c = with_host(work, spec())
+    a, b, c = with_host(work, setup_of())
     assert a == b
     assert a[0] != c[0]
     assert a[1] == c[1] != a[0], "the module was loaded in the process that forks the others"
@@ -162,7 +163,7 @@ def test_episodes_of_a_group_run_side_by_side(place: Path) -> None:
             await begin(sessions, "a", "b", "c", "d")
             return list(await asyncio.gather(*(say(sessions, "meet 4", number) for number in range(4))))
 
-    assert with_host(work, spec(arguments={"folder": str(place / "marks")})) == [f"{n}: meet 4" for n in "abcd"]
+    assert with_host(work, setup_of(arguments={"folder": str(place / "marks")})) == [f"{n}: meet 4" for n in "abcd"]
 
 
 def test_other_groups_wait_for_a_process(place: Path) -> None:
@@ -175,7 +176,7 @@ def test_other_groups_wait_for_a_process(place: Path) -> None:
         await other
         return waited
 
-    assert with_host(work, spec(processes=1))
+    assert with_host(work, setup_of(processes=1))
 
 
 def test_reset_and_rows_reach_the_learner(place: Path) -> None:
@@ -187,21 +188,20 @@ def test_reset_and_rows_reach_the_learner(place: Path) -> None:
                 await sessions.call("rows"),
             ]
 
-    opened, silent, rows = with_host(work, spec())
+    opened, silent, rows = with_host(work, setup_of())
     assert opened == [{"role": "user", "content": "Ann 3"}]
     assert silent is None
     assert rows == [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2"}]
 
 
 def test_schemas_of_tools_and_calls(place: Path) -> None:
-    made = spec(tools=("obedient_xyz:double",))
+    made = setup_of(tools=("obedient_xyz:double",))
 
     async def work(host: Host) -> tuple[list[Any], str]:
         (schema,) = await host.tools()
         async with host.sessions(1) as sessions:
             await begin(sessions, "a")
-            text = '<tool_call>{"name": "double", "arguments": {"x": 21}}</tool_call>'
-            return schema["function"]["name"], await say(sessions, text)
+            return schema["function"]["name"], await say(sessions, hermes_call("double", '{"x": 21}'))
 
     assert with_host(work, made) == ("double", "42")
 
@@ -222,7 +222,7 @@ def failing(text: str, **settings: Any) -> tuple[str, str]:
             except CallError as error:
                 return str(caught.value), str(error)
 
-    found: tuple[str, str] = with_host(work, spec(**settings))
+    found: tuple[str, str] = with_host(work, setup_of(**settings))
     return found
 
 
@@ -249,7 +249,7 @@ def test_hang_costs_its_group(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_memory_beyond_the_limit_costs_its_group(place: Path) -> None:
     error, other = failing("memory 2000", memory_gib=1.0)
     assert error == other == "its process ran out of memory (environment.memory_gib)"
-    assert "a: memory 50" in with_host(within, spec(memory_gib=1.0))
+    assert "a: memory 50" in with_host(within, setup_of(memory_gib=1.0))
 
 
 async def within(host: Host) -> str:
@@ -274,22 +274,22 @@ def test_other_groups_continue_after_a_death(place: Path) -> None:
                 await say(first, "kill")
             return await say(second, "hello")
 
-    assert with_host(work, spec()) == "b: hello"
+    assert with_host(work, setup_of()) == "b: hello"
 
 
-def test_lost_nursery_is_replaced(place: Path) -> None:
+def test_lost_fork_server_is_replaced(place: Path) -> None:
     async def work(host: Host) -> str:
         async with host.sessions(1) as sessions:
             await begin(sessions, "a")
-            nursery: Any = host._nursery
-            nursery._process.kill()
+            fork_server: Any = host._fork_server
+            fork_server._process.kill()
             with pytest.raises(CallError, match="its process ended"):
                 await say(sessions, "sleep")
         async with host.sessions(1) as sessions:
             await begin(sessions, "b")
             return await say(sessions, "hello")
 
-    assert with_host(work, spec()) == "b: hello"
+    assert with_host(work, setup_of()) == "b: hello"
 
 
 # Loading
@@ -310,20 +310,20 @@ def test_lost_nursery_is_replaced(place: Path) -> None:
 )
 def test_environment_that_cannot_be_made_is_one_error(place: Path, name: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        with_host(lambda host: host.tools(), spec(name))
+        with_host(lambda host: host.tools(), setup_of(name))
 
 
 def test_module_that_ends_its_process_is_one_error(place: Path) -> None:
     (place / "ends_xyz.py").write_text("import os\nos._exit(3)\n")
     with pytest.raises(ConfigError, match="the process that loads it ended without a reply"):
-        with_host(lambda host: host.tools(), spec("ends_xyz:E"))
+        with_host(lambda host: host.tools(), setup_of("ends_xyz:E"))
 
 
 def test_module_that_takes_too_long_is_one_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "slow_xyz.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr("adagrpo_ray.environments.host.LOAD_TIMEOUT_S", 3.0)
     with pytest.raises(ConfigError, match="importing its module took more than 3 s"):
-        with_host(lambda host: host.tools(), spec("slow_xyz:E"))
+        with_host(lambda host: host.tools(), setup_of("slow_xyz:E"))
 
 
 # The end
@@ -337,7 +337,7 @@ def test_environments_are_closed_at_the_end_of_their_group(place: Path) -> None:
             await begin(sessions, "a", "b")
         await host.ended()
 
-    with_host(work, spec(arguments={"folder": str(marks)}))
+    with_host(work, setup_of(arguments={"folder": str(marks)}))
     assert {path.name for path in marks.iterdir()} == {"closed-a", "closed-b"}
 
 
@@ -351,7 +351,7 @@ def test_processes_that_an_environment_started_end_with_its_group(place: Path) -
         until(lambda: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE)
         return started
 
-    assert with_host(work, spec()).pid
+    assert with_host(work, setup_of()).pid
 
 
 def test_hundreds_of_groups_are_abandoned_within_calls_and_leave_no_process(place: Path) -> None:
@@ -377,7 +377,7 @@ def test_hundreds_of_groups_are_abandoned_within_calls_and_leave_no_process(plac
         assert time.monotonic() - began < PATIENT_S / 4, "nothing waits for the environments"
         return begun
 
-    assert with_host(work, spec(processes=16)) >= 16
+    assert with_host(work, setup_of(processes=16)) >= 16
 
 
 def test_closed_host_makes_no_process(place: Path) -> None:
@@ -388,19 +388,19 @@ def test_closed_host_makes_no_process(place: Path) -> None:
             async with host.sessions(1):
                 pass
 
-    with_host(work, spec())
+    with_host(work, setup_of())
 
 
 LEARNER = """
 import asyncio, sys
 from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.environments.host import Host
-from adagrpo_ray.environments.nursery import Spec
+from adagrpo_ray.environments.fork_server import EpisodeSetup
 from adagrpo_ray.extensions.given import NOTHING
 
 async def main():
     settings = EnvironmentSettings(name="obedient_xyz:Obedient", memory_gib=None)
-    host = Host(Spec(settings, NOTHING, "hermes", ""))
+    host = Host(EpisodeSetup(settings, NOTHING, "hermes", ""))
     async with host.sessions(1) as sessions:
         await sessions.call("begin", 0, row={"name": "a"}, seed=0)
         print((await sessions.call("step", 0, text="start", raw="start"))["messages"][0]["content"], flush=True)
@@ -434,7 +434,7 @@ def test_no_process_is_left_if_the_learner_is_killed(
     assert running.stdout is not None
     of_environment = psutil.Process(int(running.stdout.readline()))
     processes = {*psutil.Process(running.pid).children(recursive=True), of_environment}
-    assert len(processes) >= 3, "nursery, group, and the process that the environment has started"
+    assert len(processes) >= 3, "fork server, group, and the process that the environment has started"
     running.send_signal(signal.SIGKILL)
     _, left = psutil.wait_procs(processes, timeout=60)
     assert [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []

@@ -1,4 +1,4 @@
-"""Sessions of environments in the process of the test, in place of `Host`: without a nursery, and without limits."""
+"""Sessions of environments in the process of the test, in place of `Host`: no process of their own, and no limits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import asdict
 from typing import Any
 
 from adagrpo_ray.environments.episode_session import Session
+from adagrpo_ray.environments.fork_server import EpisodeSetup, load
 from adagrpo_ray.environments.host import CallError
-from adagrpo_ray.environments.nursery import Spec, load
 
 
 class InProcess:
     """Has the methods of `Host` that episodes use; `open` counts the groups that are running."""
 
-    def __init__(self, spec: Spec) -> None:
-        self._parts, self._schemas = load(spec)
+    def __init__(self, setup: EpisodeSetup) -> None:
+        self._parts, self._schemas = load(setup)
         self.open = self.opened = 0
         self.closed = False
 

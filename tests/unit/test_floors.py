@@ -48,7 +48,7 @@ LOADS_NO_ENGINE = (
     *("cluster.placement", "cluster.device_memory"),
     *(f"evaluation.{name}" for name in ("comparison", "judge", "overview", "results")),
     *(f"evaluation.{name}" for name in ("settings", "table", "progress_line")),
-    *(f"environments.{name}" for name in ("episodes", "opening", "nursery", "trl_adapter", "gym_tries")),
+    *(f"environments.{name}" for name in ("episodes", "opening", "fork_server", "trl_adapter", "gym_tries")),
     *(f"evaluation.{name}" for name in ("comparison", "results", "settings", "table", "progress_line")),
 )
 """Packages and modules that load neither Ray, vLLM nor DeepSpeed, and so need no engine in their tests."""

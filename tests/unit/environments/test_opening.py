@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from adagrpo_ray.extensions.given import give
 from tests.support.in_process import InProcess
 from tests.support.scripted import ASKS, tokenizer_of
 from tests.support.templates import templated
+from tests.support.tools import add
 
 TOKENIZER = tokenizer_of()
 
@@ -44,16 +45,6 @@ class Made:
         return [], 0.0, True, {}
 
 
-def add(a: int, b: int) -> int:
-    """Add two numbers.
-
-    Args:
-        a: the first number
-        b: the second number
-    """
-    return a + b
-
-
 GIVEN = give({("environment.name", "Made"): Made, ("environment.tools", "add"): add})
 
 
@@ -61,16 +52,16 @@ GIVEN = give({("environment.name", "Made"): Made, ("environment.tools", "add"): 
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     Made.resets.clear()
     monkeypatch.setattr(module, "Host", InProcess)
-    monkeypatch.setattr("tests.support.in_process.load", lambda spec: loaded(spec))
+    monkeypatch.setattr("tests.support.in_process.load", lambda setup: loaded(setup))
 
 
-def loaded(spec: Any) -> Any:
-    """`nursery.load`, with the class of this module itself, so that it keeps its list of resets."""
+def loaded(setup: Any) -> Any:
+    """`fork_server.load`, with the class of this module itself, so that it keeps its list of resets."""
     from dataclasses import replace
 
-    from adagrpo_ray.environments.nursery import load
+    from adagrpo_ray.environments.fork_server import load
 
-    parts, schemas = load(spec)
+    parts, schemas = load(setup)
     return (replace(parts, make=Made) if parts.make is not None else parts), schemas
 
 
@@ -137,16 +128,16 @@ def test_schemas_of_tools_are_in_the_prompts(rows_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "expected"),
+    ("tokenizer", "expected"),
     [
-        (lambda: tokenizer_of(), r"^environment\.parser=auto: no built-in parser reads the tool calls"),
-        (lambda: tokenizer_of(template=ASKS), r"^environment\.parser=auto"),
+        (TOKENIZER, r"^environment\.parser=auto: no built-in parser reads the tool calls"),
+        (tokenizer_of(template=ASKS), r"^environment\.parser=auto"),
     ],
 )
-def test_template_without_calls_is_refused(rows_file: Path, template: Callable[[], Any], expected: str) -> None:
+def test_template_without_calls_is_refused(rows_file: Path, tokenizer: Any, expected: str) -> None:
     more = ("environment.name=null", "environment.tools=[add]", f"data.source={rows_file}")
     with pytest.raises(ConfigError, match=expected):
-        load_sets(*more, "rewards.functions=[{function: exact}]", tokenizer=template())
+        load_sets(*more, "rewards.functions=[{function: exact}]", tokenizer=tokenizer)
 
 
 def test_template_that_leaves_out_tools_is_refused(rows_file: Path) -> None:
@@ -158,9 +149,11 @@ def test_template_that_leaves_out_tools_is_refused(rows_file: Path) -> None:
 def test_longest_sequence_has_room_for_observations() -> None:
     prompts = load_sets().train
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    alone, with_turns = Config.load(None, ["rollout.max_new_tokens=32"]), ["rollout.max_new_tokens=32"]
-    episodes = Config.load(None, [*with_turns, "environment.name=Made", "environment.max_observation_tokens=100"])
-    assert longest_sequence(alone, prompts) == longest + 32
-    assert longest_sequence(episodes, prompts) == longest + 132
-    fixed = Config.load(None, [*with_turns, "environment.name=Made", "rollout.max_model_len=500"])
-    assert longest_sequence(fixed, prompts) == 500
+    episodes = ("environment.name=Made", "environment.max_observation_tokens=100")
+
+    def length(*overrides: str) -> int:
+        return longest_sequence(Config.load(None, ["rollout.max_new_tokens=32", *overrides]), prompts)
+
+    assert length() == longest + 32
+    assert length(*episodes) == longest + 132
+    assert length(*episodes, "rollout.max_model_len=500") == 500

@@ -15,16 +15,7 @@ from adagrpo_ray.environments.episode_session import Parts, Session
 from adagrpo_ray.environments.protocol import StepResult
 from adagrpo_ray.environments.tool_calls import hermes
 from adagrpo_ray.errors import ConfigError, ExtensionError
-
-
-def add(a: int, b: int) -> int:
-    """Add two numbers.
-
-    Args:
-        a: the first number
-        b: the second number
-    """
-    return a + b
+from tests.support.tools import add, hermes_call
 
 
 async def later(x: str) -> dict[str, str]:
@@ -76,10 +67,6 @@ class Awaited(Echo):
         return Echo.step(self, message)
 
 
-def call(name: str, arguments: str) -> str:
-    return f'<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>'
-
-
 def with_session(
     work: Callable[[Session], Any],
     make: Callable[..., Any] | None = None,
@@ -109,7 +96,7 @@ def test_environment_answers_until_it_is_done(kind: type[Echo]) -> None:
 def test_tools_alone_run_calls_and_end_without_one() -> None:
     async def work(session: Session) -> list[Any]:
         assert await session.begin({}, seed=0) is None
-        texts = [call("add", '{"a": 2, "b": 3}'), call("later", '{"x": "y"}'), "The sum is 5."]
+        texts = [hermes_call("add", '{"a": 2, "b": 3}'), hermes_call("later", '{"x": "y"}'), "The sum is 5."]
         return [await session.step(text, text) for text in texts]
 
     summed, repeated, last = with_session(work, tools=(add, later))
@@ -122,10 +109,10 @@ def test_tools_alone_run_calls_and_end_without_one() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (call("add", '{"a": 2}'), "error: the argument b is missing"),
-        (call("add", '{"a": "2", "b": 3}'), "error: the argument a must be of type integer"),
-        (call("sub", "{}"), "error: there is no tool sub; use add, fails"),
-        (call("fails", '{"x": 1}'), "error: KeyError: 'gone'"),
+        (hermes_call("add", '{"a": 2}'), "error: the argument b is missing"),
+        (hermes_call("add", '{"a": "2", "b": 3}'), "error: the argument a must be of type integer"),
+        (hermes_call("sub", "{}"), "error: there is no tool sub; use add, fails"),
+        (hermes_call("fails", '{"x": 1}'), "error: KeyError: 'gone'"),
         ("<tool_call>{</tool_call>", "error: the call is not valid JSON"),
     ],
 )
@@ -141,7 +128,9 @@ def test_policy_reads_the_error_of_a_call(text: str, expected: str) -> None:
 
 
 def test_several_calls_of_a_turn_are_run_in_order() -> None:
-    text = call("add", '{"a": 1, "b": 1}') + call("add", '{"a": 2}') + call("add", '{"a": 3, "b": 3}')
+    text = (
+        hermes_call("add", '{"a": 1, "b": 1}') + hermes_call("add", '{"a": 2}') + hermes_call("add", '{"a": 3, "b": 3}')
+    )
 
     async def work(session: Session) -> Any:
         await session.begin({}, seed=0)
@@ -172,7 +161,7 @@ def test_environment_with_tools_gets_turns_without_calls() -> None:
 
     async def work(session: Session) -> list[StepResult]:
         await session.begin({"name": "Ann"}, seed=0)
-        return [await session.step(text, text) for text in (call("price", '{"item": "tea"}'), "bye")]
+        return [await session.step(text, text) for text in (hermes_call("price", '{"item": "tea"}'), "bye")]
 
     called, said = with_session(work, Shop)
     assert called.messages[0]["content"] == "2.5"
@@ -183,7 +172,7 @@ def test_environment_that_runs_its_own_tools_gets_the_calls() -> None:
     class Own(Echo):
         tools: tuple[dict[str, Any], ...] = ({"type": "function", "function": {"name": "look"}},)
 
-    text = call("look", '{"x": 1}')
+    text = hermes_call("look", '{"x": 1}')
 
     async def work(session: Session) -> Any:
         await session.begin({"name": "Ann"}, seed=0)

@@ -1,9 +1,9 @@
 """The process that loads environments once, and makes a copy of itself for each group.
 
-It is `python -m adagrpo_ray.environments.nursery SOCKET`, started by `host`. It reads a pickled Spec from standard
-input, loads the user's modules, and replies with the schemas of the tools, or an error. Then each message "group N" on
-its socket, with the socket of that group, forks a process, which takes milliseconds and shares the loaded modules. So a
-module must start no thread, and open no connection, when it is imported.
+It is `python -m adagrpo_ray.environments.fork_server SOCKET`, started by `host`. It reads a pickled EpisodeSetup from
+standard input, loads the user's modules, and replies with the schemas of the tools, or an error. Then each message
+"group N" on its socket, with the socket of that group, forks a process, which takes milliseconds and shares the loaded
+modules. So a module must start no thread, and open no connection, when it is imported.
 
 All processes end with the learner. The kernel kills a group's process with this one, and this one ends, with all
 processes that environments have started, when the learner's end of its socket is closed.
@@ -11,7 +11,6 @@ processes that environments have started, when the learner's end of its socket i
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import inspect
 import json
@@ -35,15 +34,14 @@ from adagrpo_ray.environments.tools import Tools, of_environment
 from adagrpo_ray.errors import ConfigError, ExtensionError
 from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.extensions.loading import describe_error, load_function
+from adagrpo_ray.extensions.process_limits import die_with_parent, outlive_parent
 
 PACKET = 2**15
 """Most bytes of one message on the socket of this process, which keeps messages apart (SOCK_SEQPACKET)."""
 
-_PR_SET_PDEATHSIG = 1
-
 
 @dataclass(frozen=True)
-class Spec:
+class EpisodeSetup:
     """What to load: the settings, functions given as objects, the name of the parser, and the path of the tokenizer.
 
     Without `parser` the parser is not loaded, since only the schemas of the tools are needed.
@@ -55,47 +53,47 @@ class Spec:
     tokenizer_path: str
 
 
-def load(spec: Spec) -> tuple[Parts, list[dict[str, Any]]]:
+def load(setup: EpisodeSetup) -> tuple[Parts, list[dict[str, Any]]]:
     """Load the functions of the user; returns the parts of episodes, and the schemas of all tools.
 
     One environment is made and closed, which fills the caches of its module before the first fork. Raises ConfigError
     if something cannot be loaded, or if the environment cannot be made.
     """
-    settings = spec.settings
-    functions = tuple(load_function(name, TOOLS, (), spec.given) for name in settings.tools)
-    make: Callable[..., Any] | None = None
-    schemas: list[dict[str, Any]] = []
-    if settings.name is not None:
-        make = load_function(settings.name, NAME, (), spec.given)
-        try:
-            made = make(**settings.arguments)
-            check_class(made, settings.name)
-        except ExtensionError as error:
-            raise ConfigError(str(error)) from None
-        except Exception as error:
-            raise ConfigError(
-                f"{NAME}: making {settings.name!r} with environment.arguments={dict(settings.arguments)!r:.200} raised "
-                f"{describe_error(error)}; correct the class or the arguments"
-            ) from None
-        own, schemas = of_environment(made)
-        all_tools = Tools((*functions, *own))
-        close = getattr(made, "close", None)
-        if callable(close) and not inspect.iscoroutinefunction(close):
-            with suppress(Exception):  # the episodes report it
-                close()
-    else:
-        all_tools = Tools(functions)
-    schemas = [*all_tools.schemas, *schemas]
-    parse = load_parser(spec.parser, spec.given, spec.tokenizer_path, schemas) if spec.parser and schemas else None
+    settings = setup.settings
+    functions = tuple(load_function(name, TOOLS, (), setup.given) for name in settings.tools)
+    make = None if settings.name is None else load_function(settings.name, NAME, (), setup.given)
+    made = None if make is None else _made(make, settings)
+    own, schemas = of_environment(made)
+    schemas = [*Tools((*functions, *own)).schemas, *schemas]
+    close = getattr(made, "close", None)
+    if callable(close) and not inspect.iscoroutinefunction(close):
+        with suppress(Exception):  # the episodes report it
+            close()
+    parse = load_parser(setup.parser, setup.given, setup.tokenizer_path, schemas) if setup.parser and schemas else None
     return Parts(settings, make, functions, parse), schemas
+
+
+def _made(make: Callable[..., Any], settings: EnvironmentSettings) -> Any:
+    """Return an environment. Raises ConfigError if it cannot be made, or lacks a method."""
+    try:
+        made = make(**settings.arguments)
+        check_class(made, str(settings.name))
+    except ExtensionError as error:
+        raise ConfigError(str(error)) from None
+    except Exception as error:
+        raise ConfigError(
+            f"{NAME}: making {settings.name!r} with environment.arguments={dict(settings.arguments)!r:.200} raised "
+            f"{describe_error(error)}; correct the class or the arguments"
+        ) from None
+    return made
 
 
 def main(control: socket.socket) -> None:
     """Load, reply, and serve until the learner's end of the socket is closed."""
-    _die_with_parent(os.getppid())  # while modules are imported, the socket is not read
-    spec: Spec = pickle.load(sys.stdin.buffer)
+    die_with_parent(os.getppid())  # while modules are imported, the socket is not read
+    setup: EpisodeSetup = pickle.load(sys.stdin.buffer)
     try:
-        parts, schemas = load(spec)
+        parts, schemas = load(setup)
         reply: dict[str, Any] = {"tools": schemas}
     except ConfigError as error:
         parts, reply = None, {"error": str(error)}
@@ -104,13 +102,13 @@ def main(control: socket.socket) -> None:
     _send(control, json.dumps(reply).encode() + b"\n")
     if parts is None:
         return
-    _die_with_parent(None)
+    outlive_parent()
     gc.collect()
     gc.freeze()  # so that a collection in a copy does not write to all shared pages
-    _Nursery(parts, control).serve()
+    _Server(parts, control).serve()
 
 
-class _Nursery:
+class _Server:
     def __init__(self, parts: Parts, control: socket.socket) -> None:
         self._parts, self._control = parts, control
         self._groups: dict[int, int] = {}  # numbers of groups by the ids of their processes
@@ -159,7 +157,7 @@ class _Nursery:
             return
         try:
             os.setsid()  # the leader of a session, with all processes that its environments start
-            _die_with_parent(me)
+            die_with_parent(me)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._control.close()
@@ -192,16 +190,8 @@ def _kill(process: int) -> None:
         os.kill(process, signal.SIGKILL)
 
 
-def _die_with_parent(parent: int | None) -> None:
-    """Make the kernel kill this process when the thread that started it ends; None undoes it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if parent is not None else 0)
-    if parent is not None and os.getppid() != parent:  # the parent died before the call
-        os._exit(1)
-
-
 if __name__ == "__main__":
     # pickle and the sockets of groups need the module under its own name.
-    from adagrpo_ray.environments import nursery
+    from adagrpo_ray.environments import fork_server
 
-    nursery.main(socket.socket(fileno=int(sys.argv[1])))
+    fork_server.main(socket.socket(fileno=int(sys.argv[1])))
