@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from adaptive_costs import COSTS, DRAWS, WINDOW, Point, smoothed
-from adaptive_methods import METHODS, SECTIONS
-from adaptive_sections import TUNING_SEEDS, Section
+from adaptive_methods import METHODS
+from adaptive_sections import SECTIONS, TUNING_SEEDS, Section
 from matplotlib.axes import Axes
 
 from adagrpo_ray.reports.drawing import as_png, curve, panels, share, titled

@@ -4,7 +4,8 @@
 
 docs/results/SECTION.json has for each method, and in the section `uniform` for each case, lists by seed:
 `tokens_to_target`, `trained_tokens_to_target`, `seconds_to_target` (null: not reached), `final_accuracy`,
-`final_accuracy_by_class` and `curve`, the points of the run.
+`final_accuracy_by_class`, `errors` ("": none) and `curve`, the points of the run; and `target`, `learning_rate` and
+`learning_rate_at_edge`.
 """
 
 from __future__ import annotations

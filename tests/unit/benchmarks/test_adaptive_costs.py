@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from typing import Any
 
+import adaptive_costs as costs
 import pytest
-
-from tests.support.places import ROOT
-
-sys.path.append(str(ROOT / "tests" / "benchmarks"))
-costs = importlib.import_module("adaptive_costs")
 
 
 def points(*accuracies: float, tokens: int = 100) -> list[Any]:
