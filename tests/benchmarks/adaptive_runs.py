@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adaptive_costs import Point, at_most, cost_to, smoothed
+from adaptive_costs import Point, cost_or_bound, cost_to, smoothed
 from adaptive_methods import BASE
 from adaptive_sections import SECTIONS, TUNING_SEEDS, Run, Section, configure
 
@@ -234,6 +234,6 @@ class Plan:
             if until is None:
                 return 0, 0.0, -accuracy
             misses = sum(cost_to(p, until, "tokens") is None for p in points)
-            return misses, statistics.mean(at_most(p, until, "tokens") for p in points), -accuracy
+            return misses, statistics.mean(cost_or_bound(p, until, "tokens") for p in points), -accuracy
 
         return min(rates, key=badness)

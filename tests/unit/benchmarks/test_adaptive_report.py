@@ -15,14 +15,6 @@ from adaptive_sections import REAL, UNIFORM
 
 from tests.support.benchmark_plans import best_at, do_all, plan_of, result
 from tests.support.histories import evaluation, step
-from tests.support.places import ROOT
-
-
-@pytest.fixture(autouse=True)
-def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The programs read the configurations of the checkout, as `make` starts them there."""
-    monkeypatch.chdir(ROOT)
-
 
 # --- curves
 
@@ -147,7 +139,7 @@ def test_page_warns_of_a_rate_at_the_edge_and_names_shared_rows(
     monkeypatch.setitem(methods.METHODS, "same", methods.Method("The same.", ("algorithm.name=grpo",)))
     plan = plan_of(tmp_path, names=("grpo", "same"))
     do_all(plan, lambda run: result(int(1e6 * float(run.rate))))
-    text = page([report.shown(plan, 0.8)])
+    text = page([report.section_results(plan, 0.8)])
     assert "Warning: the learning rate of grpo, same lies at the edge" in text
     assert "same (grpo)" in text
     assert "| same | The same. |" in text

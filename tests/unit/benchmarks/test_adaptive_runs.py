@@ -16,14 +16,6 @@ import pytest
 from adaptive_sections import REAL, SKILLS, UNIFORM
 
 from tests.support.benchmark_plans import best_at, do_all, plan_of, result
-from tests.support.places import ROOT
-
-
-@pytest.fixture(autouse=True)
-def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The programs read the configurations of the checkout, as `make` starts them there."""
-    monkeypatch.chdir(ROOT)
-
 
 # --- methods and sections
 
