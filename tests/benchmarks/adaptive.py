@@ -105,10 +105,11 @@ def bench(section: Section, case: str, store: Store) -> Iterator[Bench]:
 
 def commit() -> str:
     """The commit of the checkout, with a plus sign if files differ from it; "unknown" without git."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--exclude=*", "--dirty=+"], capture_output=True, text=True, check=False
-    )
-    return git.stdout.strip() or "unknown"
+    git = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def do_all(plan: Plan) -> None:

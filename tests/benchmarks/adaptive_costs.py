@@ -59,7 +59,7 @@ def cost_to(points: Sequence[Point], target: float, cost: str) -> float | None:
     return costs[place - 1] + share * (costs[place] - costs[place - 1])
 
 
-def at_most(points: Sequence[Point], target: float, cost: str) -> float:
+def cost_or_bound(points: Sequence[Point], target: float, cost: str) -> float:
     """The cost of reaching the target or, if it was never reached, that of the whole run: a lower bound."""
     found = cost_to(points, target, cost)
     return float(getattr(points[-1], cost)) if found is None else found
@@ -87,7 +87,7 @@ def ratio(own: Sequence[Sequence[Point]], base: Sequence[Sequence[Point]], targe
     for both (Efron, "Bootstrap methods", 1979). With five seeds or fewer it is rough, and tends to be too narrow.
     """
     seeds = min(len(own), len(base))
-    values = np.array([[at_most(runs[seed], target, cost) for runs in (own, base)] for seed in range(seeds)])
+    values = np.array([[cost_or_bound(runs[seed], target, cost) for runs in (own, base)] for seed in range(seeds)])
     if not seeds or not values[:, 1].all():
         return None
     means = values.mean(axis=0)

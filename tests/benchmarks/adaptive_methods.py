@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SECTIONS = ("skills", "real", "uniform")
 BASE = "grpo"
 """The method that all others are compared with."""
+
+_ALL = ("skills", "real", "uniform")
+_TINY = ("skills", "uniform")
+_SKILLS = ("skills",)
 
 _RUNG_AT_BASE = "algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.0}]}]"
 
@@ -28,12 +31,9 @@ class Method:
 
     about: str
     overrides: tuple[str, ...] = ()
-    sections: Sequence[str] = SECTIONS
+    sections: Sequence[str] = _ALL
     drawn: bool = False
 
-
-_TINY = ("skills", "uniform")
-_SKILLS = ("skills",)
 
 METHODS: dict[str, Method] = {
     "grpo": Method("GRPO: every group is trained on as it is, once.", ("algorithm.name=grpo",), drawn=True),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from adaptive_costs import COSTS, DRAWS, WINDOW, Point, smoothed
-from adaptive_methods import METHODS, SECTIONS
-from adaptive_sections import TUNING_SEEDS, Section
+from adaptive_methods import METHODS
+from adaptive_sections import SECTIONS, TUNING_SEEDS, Section
 from matplotlib.axes import Axes
 
 from adagrpo_ray.reports.drawing import as_png, curve, panels, share, titled
@@ -22,8 +22,8 @@ STEPS_OF_A_CURVE = 80
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A section on the page.
+class SectionResults:
+    """The results of a section, as they stand on the page.
 
     - `tables`, `sensitivities`: by case; the second ones are for other targets.
     - `at_edge`: methods whose learning rate lies at the edge of the tried ones.
@@ -81,7 +81,7 @@ def median_curve(runs: Sequence[Sequence[Point]], cost: str) -> tuple[list[float
     return grid.tolist(), np.median(lines, axis=0).tolist()
 
 
-def page(parts: Sequence[Shown]) -> str:
+def page(parts: Sequence[SectionResults]) -> str:
     """The text of the page."""
     sections = "\n\n".join(map(_section, parts))
     absent = [name for name in SECTIONS if name not in {part.section.name for part in parts}]
@@ -120,12 +120,12 @@ Made by `make bench-adaptive` at commit {commits} on {os.cpu_count()} CPU cores 
 """
 
 
-def _all_methods(parts: Sequence[Shown]) -> list[str]:
+def _all_methods(parts: Sequence[SectionResults]) -> list[str]:
     there = {method for part in parts for method in part.methods}
     return [name for name in METHODS if name in there]
 
 
-def _section(part: Shown) -> str:
+def _section(part: SectionResults) -> str:
     section, several = part.section, len(part.section.cases) > 1
     target = f"The target is an accuracy of {part.target:.3g}"
     if section.target is None:

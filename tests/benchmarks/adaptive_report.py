@@ -4,7 +4,8 @@
 
 docs/results/SECTION.json has for each method, and in the section `uniform` for each case, lists by seed:
 `tokens_to_target`, `trained_tokens_to_target`, `seconds_to_target` (null: not reached), `final_accuracy`,
-`final_accuracy_by_class` and `curve`, the points of the run.
+`final_accuracy_by_class`, `errors` ("": none) and `curve`, the points of the run; and `target`, `learning_rate` and
+`learning_rate_at_edge`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from adaptive_costs import COSTS, Point, Ratio, cost_to, ratio, smoothed
 from adaptive_methods import BASE
-from adaptive_page import Shown, draw, page
+from adaptive_page import SectionResults, draw, page
 from adaptive_runs import Plan, Result
 
 OTHER_TARGETS = (-0.2, -0.1, -0.05, 0.05)
@@ -130,12 +131,12 @@ def sensitivity(plan: Plan, case: str, target: float) -> str:
     return "\n".join(lines)
 
 
-def shown(plan: Plan, target: float) -> Shown:
-    """The parts of a section on the page."""
+def section_results(plan: Plan, target: float) -> SectionResults:
+    """The results of a section for the page."""
     cases = plan.section.cases
     edges = [method for method in plan.methods if (tuned := plan.tuned(method)) is not None and tuned.at_edge]
     commits = {result.commit for case in cases for results in finished(plan, case).values() for result in results}
-    return Shown(
+    return SectionResults(
         section=plan.section,
         target=target,
         methods=plan.methods,
@@ -188,7 +189,7 @@ def _write(plans: Sequence[Plan], folder: Path) -> Path:
         if target is not None:
             (folder / "results" / f"{name}.json").write_text(json.dumps(as_json(plan)) + "\n")
             (folder / f"algorithm-{name}.png").write_bytes(draw(plan.section, curves_of(plan), target))
-            parts.append(shown(plan, target))
+            parts.append(section_results(plan, target))
     file = folder / "algorithm.md"
     file.write_text(page(parts))
     return file

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adaptive_costs import Point, at_most, cost_to, smoothed
+from adaptive_costs import Point, cost_or_bound, cost_to, smoothed
 from adaptive_methods import BASE
 from adaptive_sections import SECTIONS, TUNING_SEEDS, Run, Section, configure
+
+from adagrpo_ray.storage.places import leave
 
 MOST_EXTRA_RATES = 2
 """Learning rates that the tuning of a method adds to the grid at most."""
@@ -30,10 +31,10 @@ _NOT_OF_THE_RUN = {"tracking": True, "checkpoint": True, "run": {"name", "output
 
 @cache
 def settings_hash(run: Run, folder: Path) -> str:
-    """10 hex digits of the settings of a run, and of where it ends.
+    """A hash of the settings of a run, and of the accuracy and the tokens that end it, as 10 hex digits.
 
-    Settings that are null are left out: a new one that is off by default does not change the hash. Of the model and the
-    data only the last part of the path counts.
+    Leaves out settings that are null, so that a new one that is off by default does not change the hash. Of the paths
+    of model and data only the last part counts.
     """
     settings = configure(run, folder).model_dump(mode="json", exclude=_NOT_OF_THE_RUN)
     for key in (("model", "path"), ("data", "source")):
@@ -89,10 +90,7 @@ class Store:
         file = self.file(run)
         settings = configure(run, self.folder).model_dump(mode="json")
         text = json.dumps({"run": asdict(run), **asdict(result), "settings": settings}, indent=1) + "\n"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(text)
-        os.replace(part, file)
+        leave(str(file.parent), file.name, text)
 
 
 def neighbour(rate: str, up: bool) -> str:
@@ -236,6 +234,6 @@ class Plan:
             if until is None:
                 return 0, 0.0, -accuracy
             misses = sum(cost_to(p, until, "tokens") is None for p in points)
-            return misses, statistics.mean(at_most(p, until, "tokens") for p in points), -accuracy
+            return misses, statistics.mean(cost_or_bound(p, until, "tokens") for p in points), -accuracy
 
         return min(rates, key=badness)

@@ -156,7 +156,7 @@ def model_of(folder: Path) -> Path:
 def prepare(section: str, folder: Path) -> None:
     """Build the model and the data of the section in `folder`, unless they exist. Other sections need nothing."""
     if section == SKILLS.name:
-        skills_model.build(model_of(folder).parent)
+        skills_model.build(model_of(folder))
         skills.write_rows(folder / DATA, list(skills.rows(TRAINED_BUNDLES + HELD_OUT_BUNDLES, seed=0)))
 
 

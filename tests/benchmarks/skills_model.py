@@ -32,9 +32,9 @@ def recipe_hash(recipe: Recipe = RECIPE) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def build(parent: Path, recipe: Recipe = RECIPE) -> Path:
-    """The folder of the model in `parent`; trains it there, in under a minute on one core, if it does not exist."""
-    return make_once(parent / f"skills-{recipe_hash(recipe)}", lambda folder: _train(folder, recipe))
+def build(folder: Path) -> None:
+    """Train the model into `folder`, in under a minute on one core, unless it exists."""
+    make_once(folder, _train)
 
 
 def batch_of(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int) -> list[Example]:
@@ -51,12 +51,12 @@ def batch_of(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size:
     return examples
 
 
-def _train(folder: Path, recipe: Recipe) -> None:
+def _train(folder: Path) -> None:
     tokenizer = build_tokenizer(FormatSettings())
     rng = np.random.default_rng(SEED)
-    with progress("building the model of the skills, once", recipe.steps, "built the model of the skills") as advance:
+    with progress("building the model of the skills, once", RECIPE.steps, "built the model of the skills") as advance:
         head = tokenizer.encode(HEAD)
-        model = train_model(tokenizer, head, lambda step: batch_of(tokenizer, rng, recipe.batch), recipe, SEED, advance)
+        model = train_model(tokenizer, head, lambda step: batch_of(tokenizer, rng, RECIPE.batch), RECIPE, SEED, advance)
     save_model(model, tokenizer, folder)
 
 

@@ -18,6 +18,7 @@ from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.environments.episode_session import Session
 from adagrpo_ray.environments.fork_server import EpisodeSetup, load
+from adagrpo_ray.environments.trl_adapter import TrlEnvironment
 from adagrpo_ray.extensions.given import NOTHING
 from tests.support.documents import blocks, files
 from tests.support.places import ROOT
@@ -27,14 +28,13 @@ PAGE = ROOT / "docs" / "environments.md"
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def files_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in files().items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for name in ("my_game", "my_tools", "my_trl", "my_verifiers"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    return tmp_path
 
 
 def settings(file: str) -> EnvironmentSettings:
@@ -99,8 +99,6 @@ def test_class_for_trl() -> None:
 def test_class_for_trl_is_one_that_trl_takes() -> None:
     """Its tools are the public methods, as TRL 1.16 finds them."""
     safe = importlib.import_module("my_trl").Safe
-    from adagrpo_ray.environments.trl_adapter import TrlEnvironment
-
     assert [tool.__name__ for tool in TrlEnvironment(safe).tools] == ["dial"]
 
 

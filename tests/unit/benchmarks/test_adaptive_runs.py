@@ -1,67 +1,21 @@
-"""Files of finished runs, the runs that are missing, the tuning of learning rates, and the report."""
+"""Methods and sections, files of finished runs, the runs that are missing, and the tuning of learning rates."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import adaptive_methods as methods
+import adaptive_rates as rates
+import adaptive_runs as runs
+import adaptive_sections as sections
 import pytest
+from adaptive_sections import REAL, SKILLS, UNIFORM
 
-from tests.support.histories import evaluation, step
-from tests.support.places import ROOT
-
-sys.path.append(str(ROOT / "tests" / "benchmarks"))
-adaptive = importlib.import_module("adaptive")
-costs = importlib.import_module("adaptive_costs")
-methods = importlib.import_module("adaptive_methods")
-rates = importlib.import_module("adaptive_rates")
-report = importlib.import_module("adaptive_report")
-runs = importlib.import_module("adaptive_runs")
-sections = importlib.import_module("adaptive_sections")
-
-SKILLS, REAL, UNIFORM = sections.SKILLS, sections.REAL, sections.UNIFORM
-
-
-@pytest.fixture(autouse=True)
-def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The programs read the configurations of the checkout, as `make` starts them there."""
-    monkeypatch.chdir(ROOT)
-
-
-def result(tokens: int, *accuracies: float) -> Any:
-    """A run with the same accuracy in its last three evaluations, whose target is crossed after about `tokens`."""
-    levels = accuracies or (0.0, 0.9, 0.9, 0.9)
-    points = tuple(
-        costs.Point(4 * place, place * tokens // 2, place * tokens // 4, float(place), accuracy, {"swap": accuracy})
-        for place, accuracy in enumerate(levels)
-    )
-    return runs.Result(points, wall_seconds=60.0, commit="abc")
-
-
-def do_all(plan: Any, outcome: Callable[[Any], Any]) -> list[Any]:
-    """Write a result for each missing run of a plan, also for those that follow from results; returns the runs."""
-    done = []
-    while missing := plan.missing():
-        for run in missing:
-            plan.store.write(run, outcome(run))
-        done += missing
-    return done
-
-
-def best_at(rate: str) -> Callable[[Any], Any]:
-    """Runs that reach the target soonest at this learning rate."""
-    return lambda run: result(1000 if run.rate == rate else 4000)
-
-
-def plan_of(folder: Path, section: Any = SKILLS, names: tuple[str, ...] = ("grpo", "dapo"), seeds: int = 2) -> Any:
-    return runs.Plan(section, runs.Store(folder), names, seeds)
-
+from tests.support.benchmark_plans import best_at, do_all, plan_of, result
 
 # --- methods and sections
 
@@ -77,7 +31,7 @@ def test_overrides_of_a_method_are_settings(tmp_path: Path, method: str, section
 
 
 def test_each_section_has_the_base_first() -> None:
-    for section in methods.SECTIONS:
+    for section in sections.SECTIONS:
         assert methods.methods_of(section)[0] == methods.BASE
 
 
@@ -153,7 +107,7 @@ def test_hash_changes_with_settings_and_end_and_not_with_the_folder(tmp_path: Pa
 def test_half_written_result_does_not_count(tmp_path: Path) -> None:
     file = runs.Store(tmp_path).file(RUN)
     file.parent.mkdir()
-    file.with_suffix(".part").write_text('{"points": [')
+    file.with_name(f"{file.name}.part").write_text('{"points": [')
     assert runs.Store(tmp_path).find(RUN) is None
 
 
@@ -254,124 +208,3 @@ def test_uniform_section_is_tuned_on_one_success_rate(tmp_path: Path) -> None:
     done = do_all(plan, best_at("1e-3"))
     assert {run.case for run in done if run.until is not None} == {"0.04"}
     assert {run.case for run in done if run.until is None} == {"0.01", "0.04", "0.20", "0.50"}
-
-
-def test_estimate_counts_missing_runs_and_hours(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path)
-    assert adaptive.estimate(plan).startswith("skills: missing 12 tuning runs and 4 final runs, hours unknown")
-    first, *_ = plan.missing()
-    plan.store.write(first, replace(result(100), wall_seconds=360.0))
-    assert adaptive.estimate(plan) == "skills: missing 11 tuning runs and 4 final runs, about 1.5 hours"
-    do_all(plan, best_at("1e-3"))
-    assert adaptive.estimate(plan) == "skills: missing 0 tuning runs and 0 final runs, about 0.0 hours"
-
-
-# --- curves
-
-
-def test_curve_adds_up_costs_and_counts_each_update() -> None:
-    curve = adaptive.Curve(updates=3, until=None, tokens=None)
-    curve.evaluation("before", evaluation(0, 0.25))
-    for number in (1, 2):
-        curve.step(replace(step(number), generated_tokens=100, trained_tokens=40, step_time=0.5))
-    curve.evaluation("step 2", evaluation(2, 0.5))
-    first, last = curve.points
-    assert (first.step, first.tokens, first.trained_tokens, first.seconds, first.accuracy) == (0, 0, 0, 0.0, 0.25)
-    assert (last.step, last.tokens, last.trained_tokens, last.seconds, last.accuracy) == (2, 200, 240, 1.0, 0.5)
-
-
-def test_curve_ends_at_the_smoothed_accuracy() -> None:
-    curve = adaptive.Curve(updates=1, until=0.5, tokens=None)
-    for number, accuracy in enumerate((0.0, 0.0, 0.9)):
-        curve.evaluation("", evaluation(number, accuracy))
-    with pytest.raises(adaptive.Ended):
-        curve.evaluation("", evaluation(3, 0.9))
-
-
-def test_curve_ends_after_its_tokens() -> None:
-    curve = adaptive.Curve(updates=1, until=None, tokens=150)
-    curve.step(replace(step(1), generated_tokens=100))
-    curve.evaluation("", evaluation(1, 0.1))
-    curve.step(replace(step(2), generated_tokens=100))
-    with pytest.raises(adaptive.Ended):
-        curve.evaluation("", evaluation(2, 0.1))
-    assert len(curve.points) == 2
-
-
-# --- report
-
-
-def test_json_has_lists_by_seed(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path)
-    do_all(plan, best_at("1e-3"))
-    found = report.as_json(plan)
-    assert set(found) == {"grpo", "dapo"}
-    entry = found["grpo"]
-    assert entry["target"] == 0.8
-    assert entry["learning_rate"] == 1e-3
-    for key in ("tokens_to_target", "trained_tokens_to_target", "seconds_to_target", "curve", "final_accuracy"):
-        assert len(entry[key]) == 2
-    assert entry["final_accuracy_by_class"] == [{"swap": 0.9}] * 2
-    assert set(entry["curve"][0][0]) == {"step", "tokens", "trained_tokens", "seconds", "accuracy"}
-
-
-def test_json_of_a_section_with_several_cases_has_them_on_top(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, UNIFORM, names=("grpo",), seeds=1)
-    do_all(plan, best_at("1e-3"))
-    found = report.as_json(plan)
-    assert list(found) == ["0.01", "0.04", "0.20", "0.50"]
-    assert len(found["0.50"]["grpo"]["tokens_to_target"]) == 1
-
-
-def test_missed_target_is_null_and_a_bound_in_the_table(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path)
-    misses = result(1000, 0.0, 0.1, 0.1, 0.1)
-    do_all(plan, lambda run: misses if run.method == "dapo" and run.seed == 0 else best_at("1e-3")(run))
-    assert report.as_json(plan)["dapo"]["tokens_to_target"][0] is None
-    head, _, grpo, dapo = report.table(plan, "all", 0.8).splitlines()
-    assert head.count("|") == grpo.count("|") == dapo.count("|")
-    assert "| 2 of 2 |" in grpo
-    assert "| 1.00 [1.00, 1.00] |" in grpo
-    assert "| 1 of 2 |" in dapo
-    assert "≥ " in dapo
-
-
-def test_partial_report_is_written_with_the_seeds_that_are_there(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, names=("grpo",))
-    while not (final := [run for run in plan.missing() if run.until is None]):
-        for run in plan.missing():
-            plan.store.write(run, best_at("1e-3")(run))
-    assert report.write_report([plan], tmp_path / "report") == "skills: no final runs yet"
-    assert not (tmp_path / "report").exists()
-    plan.store.write(final[0], result(1000))
-    lines = report.write_report([plan], tmp_path / "report").splitlines()
-    assert lines[0] == "skills: missing runs: 1 or more"
-    text = (tmp_path / "report" / "algorithm.md").read_text()
-    assert "Missing runs: 1 or more." in text
-    assert "| 1 of 1 |" in text
-    assert report.publish([plan], tmp_path / "docs") == ""
-    assert not (tmp_path / "docs").exists()
-
-
-def test_complete_section_is_published(tmp_path: Path) -> None:
-    plan, real = plan_of(tmp_path), plan_of(tmp_path, REAL)
-    do_all(plan, best_at("3e-2"))
-    assert report.publish([plan, real], tmp_path / "docs").startswith("complete sections: ")
-    text = (tmp_path / "docs" / "algorithm.md").read_text()
-    assert "Without finished runs yet: real, uniform." in text
-    assert "results/skills.json" in text
-    assert (tmp_path / "docs" / "algorithm-skills.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "docs" / "results" / "skills.json").read_text()) == report.as_json(plan)
-    assert not (tmp_path / "docs" / "results" / "real.json").exists()
-
-
-def test_page_warns_of_a_rate_at_the_edge_and_names_shared_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(methods.METHODS, "same", methods.Method("The same.", ("algorithm.name=grpo",)))
-    plan = plan_of(tmp_path, names=("grpo", "same"))
-    do_all(plan, lambda run: result(int(1e6 * float(run.rate))))
-    text = report.page([report.shown(plan, 0.8)])
-    assert "Warning: the learning rate of grpo, same lies at the edge" in text
-    assert "same (grpo)" in text
-    assert "| same | The same. |" in text

@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.support.places import ROOT
-
-sys.path.append(str(ROOT / "tests" / "benchmarks"))
-simulation = importlib.import_module("simulation")
-parts = importlib.import_module("simulated_parts")
+import simulated_parts as parts
+import simulation
 
 FREE = parts.Constants(
     decode_seconds=0.1,

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import skills
+import skills_model as model
 
 from adagrpo_ray.data.split import split
 from adagrpo_ray.toy.training import forked_example
-from tests.support.places import ROOT
-
-sys.path.append(str(ROOT / "tests" / "benchmarks"))
-skills = importlib.import_module("skills")
-model = importlib.import_module("skills_model")
 
 BY_NAME = {skill.name: skill for skill in skills.SKILLS}
 LETTERS: Any = SimpleNamespace(encode=lambda text: [ord(letter) for letter in text], eos_token_id=0)
