@@ -14,13 +14,14 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.extensions.loading import is_coroutine_function
 from adagrpo_ray.rewards.registry import RewardFunction, await_all, call_each, context, load_reward
 
@@ -38,24 +39,42 @@ GroupScores = list[list[float]]
 
 _PR_SET_PDEATHSIG = 1
 
+
+@dataclass(frozen=True)
+class Functions:
+    """The reward functions of a scoring process.
+
+    names: as in the configuration.
+    format: `data.format`, which they get as an argument.
+    memory_gib: the limit of the memory of the process; None if there is none.
+    given: the functions among them that were given as objects.
+    """
+
+    names: Sequence[str]
+    format: FormatSettings
+    memory_gib: float | None
+    given: Given
+
+
 _functions: list[RewardFunction] = []
 _format: FormatSettings
 _load_error: RewardError | None = None
 _memory: int | None = None  # bytes
 
 
-def start(rewards: Sequence[str], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING) -> None:
+def start(functions: Functions) -> None:
     """Load the functions. An error is kept for the first group, since it would not be reported from here."""
     global _format, _load_error, _memory
     _die_with_parent()
     # The default action of the alarm is in the kernel and needs no Python, so it also ends an import that hangs in C.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_TIMEOUT_S)
-    _format = format
+    memory_gib = functions.memory_gib
+    _format = functions.format
     _memory = None if memory_gib is None else int(memory_gib * 2**30)
     try:
         with _limited_memory():
-            _functions.extend(load_reward(name, given) for name in rewards)
+            _functions.extend(load_reward(name, functions.given) for name in functions.names)
     except RewardError as error:
         # The program has loaded them before, without a limit.
         hint = "" if memory_gib is None else f"; if it loads elsewhere, rewards.memory_gib={memory_gib} is too small"
