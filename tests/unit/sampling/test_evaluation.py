@@ -133,8 +133,8 @@ def sets(*, held_out: bool) -> PromptSets:
         (make_prompt("mine", "easy"),) if held_out else (),
         {},
         benchmarks=(
-            BenchmarkPrompts("gsm8k", tuple(map(make_prompt, SUMS)), 4, 2, "number"),
-            BenchmarkPrompts("mmlu_pro", tuple(map(make_prompt, LETTERS)), 1, 1, "letter"),
+            BenchmarkPrompts("gsm8k", tuple(map(make_prompt, SUMS)), 4, 2),
+            BenchmarkPrompts("mmlu_pro", tuple(map(make_prompt, LETTERS)), 1, 1),
         ),
     )
 
