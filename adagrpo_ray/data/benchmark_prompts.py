@@ -36,14 +36,12 @@ class BenchmarkPrompts:
 
     samples: completions of each.
     whole: the number of problems without `limit`.
-    answers: the kind of the ground truths.
     """
 
     name: BenchmarkName
     prompts: tuple[Prompt, ...]
     samples: int
     whole: int
-    answers: Answers
 
     @property
     def in_words(self) -> str:
@@ -98,7 +96,7 @@ def _load(settings: BenchmarkSettings, config: Config, template: ChatTemplate) -
         where = f"the Hub ({benchmark.repository})" if settings.path is None else repr(settings.path)
         raise DataError(f"benchmark {name} from {where}: {error}") from None
     samples = samples_of(settings, config.evaluation.sampling.temperature)
-    return BenchmarkPrompts(name, tuple(prompts), samples, len(questions), benchmark.answers)
+    return BenchmarkPrompts(name, tuple(prompts), samples, len(questions))
 
 
 def _rows(settings: BenchmarkSettings, benchmark: Benchmark) -> Sequence[Row]:

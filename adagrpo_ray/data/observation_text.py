@@ -80,8 +80,9 @@ class ObservationTemplate:
 
         An earlier part of the chat must stay the same when turns are added, and each message must be in the text.
         """
+        of_tool = {"name": "f", "tool_call_id": _call_id(0)}
         for role in roles:
-            seen = [{"role": role, "content": SEEN, **(_of_tool("f", 0) if role == "tool" else {})}]
+            seen = [{"role": role, "content": SEEN, **(of_tool if role == "tool" else {})}]
             messages = [_question(), _said(seen), *seen]
             try:
                 first = self._render(messages, more=False)
@@ -98,6 +99,22 @@ class ObservationTemplate:
                 raise ConfigError(
                     f"environment: the model's chat template leaves out a message of the role {role}; {REMEDY}"
                 )
+
+    def written_call(self) -> tuple[str, str, Mapping[str, str]]:
+        """Return a turn with a tool call as the chat template writes it, with the name and the arguments of the call.
+
+        The text is "" if the template does not write tool calls.
+        """
+        name, arguments = PROBE.format("f"), {PROBE.format("k"): SAID}
+        call = {"type": "function", "id": _call_id(0), "function": {"name": name, "arguments": arguments}}
+        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            before = self._render([_question()], more=True)
+            whole = self._render([_question(), turn], more=False)
+        except DataError:
+            return "", name, arguments
+        text = whole.removeprefix(before) if whole.startswith(before) else whole.rpartition(QUESTION)[2]
+        return (text.rpartition(self._end_text)[0] if self._end_text else text), name, arguments
 
     def _without_control(self, text: str) -> str:
         return text if self._control is None else self._control.sub("", text)
@@ -120,24 +137,6 @@ class ObservationTemplate:
             ) from None
 
 
-def written_call(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> tuple[str, str, Mapping[str, str]]:
-    """Return a turn with a tool call as the chat template writes it, with the name and the arguments of the call.
-
-    The text is "" if the template does not write tool calls.
-    """
-    name, arguments = PROBE.format("f"), {PROBE.format("k"): SAID}
-    call = {"type": "function", "id": _call_id(0), "function": {"name": name, "arguments": arguments}}
-    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
-    template = ObservationTemplate(tokenizer, kwargs)
-    try:
-        before = template._render([_question()], more=True)
-        whole = template._render([_question(), turn], more=False)
-    except DataError:
-        return "", name, arguments
-    text = whole.removeprefix(before) if whole.startswith(before) else whole.rpartition(QUESTION)[2]
-    return (text.rpartition(template._end_text)[0] if template._end_text else text), name, arguments
-
-
 def _question() -> Message:
     return {"role": "user", "content": QUESTION}
 
@@ -155,11 +154,6 @@ def _said(following: Sequence[Message]) -> Message:
     ]
     said: Message = {"role": "assistant", "content": SAID}
     return {**said, "tool_calls": calls} if calls else said
-
-
-def _of_tool(name: str, number: int) -> dict[str, str]:
-    """Return the keys that a tool message has besides role and content."""
-    return {"name": name, "tool_call_id": _call_id(number)}
 
 
 def _call_id(number: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adagrpo_ray.config.environments import AUTO
-from adagrpo_ray.data.observation_text import written_call
+from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.environments.tool_calls import BUILT_IN, SETTING, Parser, ToolCall, read_call
 from adagrpo_ray.errors import ConfigError, ExtensionError
 from adagrpo_ray.extensions.given import NOTHING, Given
@@ -26,7 +26,7 @@ def chosen_parser(name: str, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping
     """
     if name != AUTO:
         return name
-    text, called, arguments = written_call(tokenizer, kwargs)
+    text, called, arguments = ObservationTemplate(tokenizer, kwargs).written_call()
     for known, parse in BUILT_IN.items():
         if [(call.name, dict(call.arguments)) for call in parse(text)] == [(called, arguments)]:
             return known

@@ -17,12 +17,13 @@ from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.data import PLAIN
 from adagrpo_ray.environments.episodes import Episodes, Generate, with_environment
 from adagrpo_ray.errors import StoppedError
-from adagrpo_ray.evaluation.judge import judge
 from adagrpo_ray.evaluation.models import Candidate
 from adagrpo_ray.evaluation.planning import Part, Plan
+from adagrpo_ray.evaluation.problem_result import problem_result
 from adagrpo_ray.evaluation.results import ProblemResult, ResultFile
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rewards.scorer import RewardScorer
+from adagrpo_ray.rewards.together import together
 from adagrpo_ray.rollout.architectures import check_lora_type
 from adagrpo_ray.rollout.endings import Endings
 from adagrpo_ray.rollout.fleet import Fleet
@@ -154,17 +155,11 @@ async def _problems(
             )
         if stop.is_set():  # the stop may have caused a failure of this problem
             return
-        result = judge(config.data.format, model.digest, results.digest, prompt, completions, scores, correct)
+        result = problem_result(config.data.format, model.digest, results.digest, prompt, completions, scores, correct)
         results.add(result)
         watcher.problem(float(np.mean(correct)), sum(c.tokens for c in result.completions))
 
-    tasks = [asyncio.create_task(finish(prompt)) for prompt in _left(part, files, model)]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await together([finish(prompt) for prompt in _left(part, files, model)])
 
 
 def _left(part: Part, files: Files, model: Candidate) -> list[Prompt]:

@@ -12,12 +12,10 @@ from multiprocessing.process import BaseProcess
 from threading import Lock, Thread
 from typing import Any
 
-from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.rewards.async_process import LATE, serve
-from adagrpo_ray.rewards.scoring_process import GroupScores, GroupTask
+from adagrpo_ray.rewards.scoring_process import Functions, GroupScores, GroupTask
 from adagrpo_ray.rewards.spawn import MainlessSpawnContext
 
 GRACE_S = 5.0
@@ -38,18 +36,10 @@ class AsyncHost:
     HostLostError; the next group starts another process. `starter` is a thread that lives as long as the process.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        settings: RewardsSettings,
-        format: FormatSettings,
-        given: Given,
-        starter: ThreadPoolExecutor,
-    ) -> None:
-        self._arguments = (names, format, settings.memory_gib, given, settings.timeout_s)
-        self._timeout_s, self._starter = settings.timeout_s, starter
+    def __init__(self, functions: Functions, settings: RewardsSettings, starter: ThreadPoolExecutor) -> None:
+        self._functions, self._timeout_s, self._starter = functions, settings.timeout_s, starter
         self._slots = asyncio.Semaphore(settings.max_concurrent)
-        self._line: _Line | None = None
+        self._process: _HostProcess | None = None
         self._closed = False
 
     async def score(self, task: GroupTask, places: Sequence[int]) -> GroupScores:
@@ -61,9 +51,9 @@ class AsyncHost:
         async with self._slots:
             if self._closed:
                 raise HostLostError("closed")
-            if self._line is None or self._line.lost:
-                self._line = self._starter.submit(_Line, self._arguments).result()
-            scores, error = await self._line.ask(task, places, self._timeout_s + GRACE_S)
+            if self._process is None or self._process.lost:
+                self._process = self._starter.submit(_HostProcess, self._functions, self._timeout_s).result()
+            scores, error = await self._process.ask(task, places, self._timeout_s + GRACE_S)
         if error == LATE:
             raise TimeoutError
         if scores is None:
@@ -73,18 +63,18 @@ class AsyncHost:
     def close(self) -> None:
         """End the process; groups in it get a HostLostError."""
         self._closed = True
-        if self._line is not None:
-            self._line.end()
+        if self._process is not None:
+            self._process.end()
 
 
-class _Line:
+class _HostProcess:
     """A running process, the pipe to it, and the groups in it."""
 
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, functions: Functions, timeout_s: float) -> None:
         context = MainlessSpawnContext()
         pipe, theirs = context.Pipe()
         self._pipe: Connection = pipe
-        self._process: BaseProcess = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
+        self._process: BaseProcess = context.Process(target=serve, args=(theirs, functions, timeout_s), daemon=True)
         self._process.start()
         theirs.close()  # so that the pipe ends with the process
         self.lost = False

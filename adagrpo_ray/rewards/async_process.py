@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
-from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.extensions.process_limits import limit_memory
 from adagrpo_ray.rewards import scoring_process as worker
 
@@ -27,20 +25,13 @@ LATE = "late"
 """The error of a group that was not scored in time."""
 
 
-def serve(
-    pipe: Connection,
-    names: Sequence[str],
-    format: FormatSettings,
-    memory_gib: float | None,
-    given: Given,
-    timeout_s: float,
-) -> None:
+def serve(pipe: Connection, functions: worker.Functions, timeout_s: float) -> None:
     """Load the functions and score groups until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
     # Otherwise a program that a function leaves behind would keep the pipe open after the end of this process.
     os.set_inheritable(pipe.fileno(), False)
-    worker.start(names, format, memory_gib, given)
-    limit_memory(memory_gib)
+    worker.start(functions)
+    limit_memory(functions.memory_gib)
     asyncio.run(_serve(pipe, timeout_s))
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.extensions.process_limits import OUT_OF_MEMORY
 from adagrpo_ray.rewards import scoring_process as worker
 from adagrpo_ray.rewards.spawn import MainlessSpawnContext
@@ -32,16 +30,8 @@ class ScoringPool:
     thread that lives as long as they do, since the kernel kills them when the thread ends that started them.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        settings: RewardsSettings,
-        format: FormatSettings,
-        given: Given,
-        starter: ThreadPoolExecutor,
-    ) -> None:
-        self._names, self._settings, self._format, self._given = names, settings, format, given
-        self._starter = starter
+    def __init__(self, functions: worker.Functions, settings: RewardsSettings, starter: ThreadPoolExecutor) -> None:
+        self._functions, self._settings, self._starter = functions, settings, starter
         self._pending: set[Future[Any]] = set()
         self._closed = False
         self._pool = self._start()
@@ -75,7 +65,7 @@ class ScoringPool:
                 raise self.late(prompt_id) from None
             except ProcessExpired as error:
                 if error.exitcode == OUT_OF_MEMORY:
-                    memory = self._settings.memory_gib
+                    memory = self._functions.memory_gib
                     raise RewardError(
                         f"{group} ran out of memory with rewards.memory_gib={'null' if memory is None else memory}; "
                         "make the function use less or raise the limit"
@@ -113,13 +103,13 @@ class ScoringPool:
         self._stop()
 
     def _group(self, prompt_id: str) -> str:
-        return f"rewards.functions {', '.join(self._names)} on prompt {prompt_id!r}"
+        return f"rewards.functions {', '.join(self._functions.names)} on prompt {prompt_id!r}"
 
     def _start(self) -> ProcessPool:
         pool = ProcessPool(
             max_workers=self._settings.workers,
             initializer=worker.start,
-            initargs=(self._names, self._format, self._settings.memory_gib, self._given),
+            initargs=(self._functions,),
             context=MainlessSpawnContext(),
         )
         # Reading `active` starts its processes.

@@ -54,8 +54,9 @@ class RewardScorer:
         self._coroutines: list[int] | None = [] if set(names) <= BUILTIN.keys() else None
         # The kernel kills a worker when the *thread* that started it ends, so this thread stays alive.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="reward-scorer")
-        self._pool = ScoringPool(names, settings, format, given, self._starter) if names else None
-        self._host = AsyncHost(names, settings, format, given, self._starter)
+        functions = worker.Functions(names, format, settings.memory_gib, given)
+        self._pool = ScoringPool(functions, settings, self._starter) if names else None
+        self._host = AsyncHost(functions, settings, self._starter)
 
     async def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
         """Return the scores of the group, and which of its completions [G] are correct.

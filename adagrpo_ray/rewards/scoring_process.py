@@ -10,13 +10,14 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.config.data import FormatSettings
 from adagrpo_ray.errors import RewardError
-from adagrpo_ray.extensions.given import NOTHING, Given
+from adagrpo_ray.extensions.given import Given
 from adagrpo_ray.extensions.loading import is_coroutine_function
 from adagrpo_ray.extensions.process_limits import OUT_OF_MEMORY, die_with_parent, limited_memory
 from adagrpo_ray.rewards.registry import RewardFunction, await_all, call_each, context, load_reward
@@ -30,13 +31,30 @@ GroupTask = tuple[Sequence[str], str, str, str, Mapping[str, object]]
 GroupScores = list[list[float]]
 """Scores of a group [G, F], NaN if a function does not apply."""
 
+
+@dataclass(frozen=True)
+class Functions:
+    """The reward functions of a scoring process.
+
+    names: as in the configuration.
+    format: `data.format`, which they get as an argument.
+    memory_gib: the limit of the memory of the process; None if there is none.
+    given: the functions among them that were given as objects.
+    """
+
+    names: Sequence[str]
+    format: FormatSettings
+    memory_gib: float | None
+    given: Given
+
+
 _functions: list[RewardFunction] = []
 _format: FormatSettings
 _load_error: RewardError | None = None
 _memory_gib: float | None = None
 
 
-def start(rewards: Sequence[str], format: FormatSettings, memory_gib: float | None, given: Given = NOTHING) -> None:
+def start(functions: Functions) -> None:
     """Load the functions. An error is kept for the first group, since it would not be reported from here."""
     global _format, _load_error, _memory_gib
     parent = multiprocessing.parent_process()
@@ -44,11 +62,12 @@ def start(rewards: Sequence[str], format: FormatSettings, memory_gib: float | No
     # The default action of the alarm is in the kernel and needs no Python, so it also ends an import that hangs in C.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LOAD_TIMEOUT_S)
-    _format = format
+    memory_gib = functions.memory_gib
+    _format = functions.format
     _memory_gib = memory_gib
     try:
         with limited_memory(memory_gib):
-            _functions.extend(load_reward(name, given) for name in rewards)
+            _functions.extend(load_reward(name, functions.given) for name in functions.names)
     except RewardError as error:
         # The program has loaded them before, without a limit.
         hint = "" if memory_gib is None else f"; if it loads elsewhere, rewards.memory_gib={memory_gib} is too small"

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings, ServedSettings
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.rewards.consumption import Consumption, Meter
-from adagrpo_ray.rewards.pace import Pace
+from adagrpo_ray.rewards.rate_limit import RateLimit
 from adagrpo_ray.rewards.served_kinds import Judge, Kind, RewardModel
 from adagrpo_ray.rewards.server_errors import described, headers_of, key_of, place_of
 from adagrpo_ray.rewards.together import together
@@ -131,12 +131,12 @@ class _Client(openai.DefaultAsyncHttpxClient):
 
     def __init__(self, settings: ServedSettings, meter: Meter, transport: httpx2.AsyncBaseTransport | None) -> None:
         super().__init__(transport=transport)
-        self._pace, self._meter = Pace(settings.requests_per_minute), meter
+        self._rate_limit, self._meter = RateLimit(settings.requests_per_minute), meter
         self._limit_s = settings.timeout_s
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request. Raises httpx2.ReadTimeout after the time limit, which openai's client takes for its own."""
-        await self._pace.wait()
+        await self._rate_limit.wait()
         self._meter.add(requests=1)
         try:
             async with asyncio.timeout(self._limit_s):

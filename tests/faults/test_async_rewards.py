@@ -22,6 +22,7 @@ from adagrpo_ray.rewards.registry import SETTING
 from adagrpo_ray.types import Prompt
 from tests.support.builders import make_completion
 from tests.support.held import until
+from tests.support.user_module import importable
 
 PATIENT_S = 120.0  # of functions that end by themselves, however busy the machine is
 TIMEOUT_S = 1.0  # of those that do not
@@ -83,13 +84,9 @@ async def many(completions, **context):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Write `awaiting.py` into the current directory."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "awaiting.py").write_text(MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield
+def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with importable("awaiting", MODULE, tmp_path_factory.mktemp("user")) as folder:
+        yield folder
 
 
 def scorer_of(*functions: str, **settings: Any) -> RewardScorer:

@@ -22,6 +22,7 @@ from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.sampler import AdaptiveSampler
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 from tests.support.builders import make_completion
+from tests.support.user_module import importable
 
 FORMAT = FormatSettings()
 T, S, E = FORMAT.think_end, FORMAT.answer_start, FORMAT.answer_end
@@ -82,13 +83,9 @@ FAILURES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Write `failing.py` into the current directory."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "failing.py").write_text(MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield
+def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with importable("failing", MODULE, tmp_path_factory.mktemp("user")) as folder:
+        yield folder
 
 
 def rewards(*functions: str, **settings: object) -> RewardsSettings:

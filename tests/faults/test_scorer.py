@@ -26,6 +26,7 @@ from adagrpo_ray.rewards import RewardScorer
 from adagrpo_ray.types import Completion, Prompt
 from tests.support.held import until
 from tests.support.places import ROOT
+from tests.support.user_module import importable
 
 FORMAT = FormatSettings(think_end="#", answer_start="<", answer_end=">")
 TIMEOUT_S = 1.0  # of the function that hangs
@@ -82,11 +83,7 @@ def score(scorer: RewardScorer, *texts: str, **columns: object) -> list[float]:
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Write `obedient.py` into the current directory."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "obedient.py").write_text(MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with importable("obedient", MODULE, tmp_path_factory.mktemp("user")) as folder:
         yield folder
 
 

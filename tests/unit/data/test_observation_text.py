@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adagrpo_ray.data.observation_text import ObservationTemplate, written_call
+from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.errors import ConfigError, DataError
 from tests.support.scripted import ASKS, CHATML, tokenizer_of
 from tests.support.templates import CONTROL, ENDS, templated
@@ -112,7 +112,7 @@ def test_observation_that_a_template_refuses_is_an_error_of_the_data() -> None:
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
 def test_calls_are_found_in_the_template(name: str) -> None:
-    text, called, arguments = written_call(templated(name), {})
+    text, called, arguments = ObservationTemplate(templated(name), {}).written_call()
     assert called in text
     assert all(key in text and value in text for key, value in arguments.items())
     assert "<|im_end|>" not in text
@@ -120,5 +120,5 @@ def test_calls_are_found_in_the_template(name: str) -> None:
 
 
 def test_template_without_calls_writes_none() -> None:
-    text, called, _ = written_call(tokenizer_of(), {})
+    text, called, _ = ObservationTemplate(tokenizer_of(), {}).written_call()
     assert called not in text

@@ -102,8 +102,7 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> Rollouts:
 def planned(*names: str) -> Plan:
     """The base and an adapter, on benchmarks of two problems; a name of n letters has n completions of each."""
     benchmarks = tuple(
-        BenchmarkPrompts("gsm8k", tuple(make_prompt(f"{name}/{i}") for i in "ab"), len(name), 2, "letter")
-        for name in names
+        BenchmarkPrompts("gsm8k", tuple(make_prompt(f"{name}/{i}") for i in "ab"), len(name), 2) for name in names
     )
     parts = tuple(
         Part(name, one.prompts, one.samples, {"name": name}) for name, one in zip(names, benchmarks, strict=True)
@@ -113,9 +112,13 @@ def planned(*names: str) -> Plan:
     return Plan(Config(), inputs, parts, models)
 
 
+def files_of(plan: Plan, out: Path) -> dict[str, ResultFile]:
+    return {part.name: ResultFile(plan.folder(out, part), part.settings) for part in plan.parts}
+
+
 def test_each_model_is_evaluated_on_all_benchmarks_before_the_next_one(tmp_path: Path, rollouts: Rollouts) -> None:
     plan, watched = planned("x", "yy"), Watched()
-    files = {part.name: ResultFile(plan.folder(tmp_path, part), part.settings) for part in plan.parts}
+    files = files_of(plan, tmp_path)
     assert unfinished(plan, files) == 8
     execute(plan, files, watched, Event())
     assert rollouts.seen == [
@@ -137,7 +140,7 @@ def test_each_model_is_evaluated_on_all_benchmarks_before_the_next_one(tmp_path:
 def test_benchmark_that_is_added_leaves_the_finished_ones_alone(tmp_path: Path, rollouts: Rollouts) -> None:
     for names in (("x",), ("x", "z")):
         plan, watched = planned(*names), Watched()
-        files = {part.name: ResultFile(plan.folder(tmp_path, part), part.settings) for part in plan.parts}
+        files = files_of(plan, tmp_path)
         rollouts.seen.clear()
         execute(plan, files, watched, Event())
         for file in files.values():
@@ -148,7 +151,7 @@ def test_benchmark_that_is_added_leaves_the_finished_ones_alone(tmp_path: Path, 
 
 def test_nothing_is_started_if_all_results_are_there(tmp_path: Path, rollouts: Rollouts) -> None:
     plan, watched = planned("x"), Watched()
-    files = {part.name: ResultFile(plan.folder(tmp_path, part), part.settings) for part in plan.parts}
+    files = files_of(plan, tmp_path)
     execute(plan, files, watched, Event())
     rollouts.seen.clear()
     again = Watched()

@@ -96,7 +96,7 @@ def test_files_of_the_overview_have_all_benchmarks(tmp_path: Path) -> None:
 
 
 def test_results_of_a_benchmark_depend_on_its_own_settings(tmp_path: Path) -> None:
-    benchmark = BenchmarkPrompts("gsm8k", (make_prompt(),), 4, 1, "number")
+    benchmark = BenchmarkPrompts("gsm8k", (make_prompt(),), 4, 1)
 
     def settings(*overrides: str, of: BenchmarkPrompts = benchmark, template: str = "t") -> dict[str, object]:
         config = Config.load("launch/configs/tiny-cpu.yaml", overrides)

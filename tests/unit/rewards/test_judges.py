@@ -14,7 +14,7 @@ import pytest
 from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings
 from adagrpo_ray.errors import ConfigError, RewardError
 from adagrpo_ray.rewards.consumption import Consumption
-from adagrpo_ray.rewards.pace import Pace
+from adagrpo_ray.rewards.rate_limit import RateLimit
 from adagrpo_ray.rewards.served import ServedReward
 from adagrpo_ray.types import Prompt
 from tests.support.loops import run_in_virtual_time
@@ -361,12 +361,12 @@ def test_requests_begin_with_equal_gaps_and_so_do_repeated_ones() -> None:
 
 def test_cancelled_waiter_leaves_no_gap() -> None:
     async def work() -> float:
-        pace = Pace(1)
-        waiters = [asyncio.create_task(pace.wait()) for _ in range(100)]
+        limit = RateLimit(1)
+        waiters = [asyncio.create_task(limit.wait()) for _ in range(100)]
         await waiters[0]
         for waiter in waiters[1:]:
             waiter.cancel()
-        await pace.wait()
+        await limit.wait()
         return asyncio.get_running_loop().time()
 
     assert run_in_virtual_time(work()) == 60.0

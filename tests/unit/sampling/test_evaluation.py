@@ -16,7 +16,7 @@ from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.data.benchmark_prompts import BenchmarkPrompts
 from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import RequestLostError, RewardError
-from adagrpo_ray.evaluation.judge import judge
+from adagrpo_ray.evaluation.problem_result import problem_result
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.sampling import evaluation
 from adagrpo_ray.sampling.evaluate import Results, evaluate, evaluation_request, generate_and_score
@@ -95,7 +95,7 @@ def test_completions_of_a_prompt_that_is_given_up_are_empty_and_wrong() -> None:
     prompt, settings = make_prompt("p", "easy"), EvaluationSettings(samples=3)
     request = evaluation_request(prompt, settings, 8, seed=0)
     completions, scores, correct = asyncio.run(generate_and_score(prompt, request, generate, score))
-    result = judge(FormatSettings(), "model", "settings", prompt, completions, scores, correct)
+    result = problem_result(FormatSettings(), "model", "settings", prompt, completions, scores, correct)
     assert result.error == "prompt p is given up"
     assert len(result.completions) == 3
     for completion in result.completions:
@@ -133,8 +133,8 @@ def sets(*, held_out: bool) -> PromptSets:
         (make_prompt("mine", "easy"),) if held_out else (),
         {},
         benchmarks=(
-            BenchmarkPrompts("gsm8k", tuple(map(make_prompt, SUMS)), 4, 2, "number"),
-            BenchmarkPrompts("mmlu_pro", tuple(map(make_prompt, LETTERS)), 1, 1, "letter"),
+            BenchmarkPrompts("gsm8k", tuple(map(make_prompt, SUMS)), 4, 2),
+            BenchmarkPrompts("mmlu_pro", tuple(map(make_prompt, LETTERS)), 1, 1),
         ),
     )
 
@@ -218,7 +218,7 @@ def test_result_has_the_extracted_answer(
     prompt = Prompt("p", "?", np.arange(3, dtype=np.int32), answer="42", columns=columns)
     zeros = np.zeros(1, np.float32)
     scores = Scores(zeros, zeros[:, None])
-    result = judge(FormatSettings(), "m", "s", prompt, [make_completion(text=text)], scores, zeros > 0)
+    result = problem_result(FormatSettings(), "m", "s", prompt, [make_completion(text=text)], scores, zeros > 0)
     (completion,) = result.completions
     assert (completion.extracted, completion.correct_format) == (extracted, in_form)
     assert (completion.correct, completion.correct_anywhere) == (False, anywhere)

@@ -16,7 +16,7 @@ from adagrpo_ray.rewards.extract import exact_answer, holds_answer, marked_answe
 from adagrpo_ray.types import Completion, Prompt
 
 
-def judge(
+def problem_result(
     format: FormatSettings,
     model: str,
     settings: str,

@@ -1,11 +1,11 @@
-"""Spacing requests in time."""
+"""The rate limit of requests to a server."""
 
 from __future__ import annotations
 
 import asyncio
 
 
-class Pace:
+class RateLimit:
     """Lets requests begin one after another, with equal gaps: at most `per_minute` in any minute; None: no gaps.
 
     A waiter that is cancelled leaves no gap behind.
