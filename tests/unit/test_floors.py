@@ -46,7 +46,7 @@ LOADS_NO_ENGINE = (
     *("toy", "model", "cards", "checkpoint", "lora", "sampling", "reports", "export"),
     *("learner.packing", "learner.buffers", "learner.activations", "learner.updates"),
     *("cluster.placement", "cluster.device_memory"),
-    *(f"evaluation.{name}" for name in ("comparison", "judge", "overview", "results")),
+    *(f"evaluation.{name}" for name in ("comparison", "problem_result", "overview", "results")),
     *(f"evaluation.{name}" for name in ("settings", "table", "progress_line")),
     *(f"environments.{name}" for name in ("episodes", "opening", "fork_server", "trl_adapter", "gym_tries")),
     *(f"evaluation.{name}" for name in ("comparison", "results", "settings", "table", "progress_line")),
