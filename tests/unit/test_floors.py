@@ -49,7 +49,6 @@ LOADS_NO_ENGINE = (
     *(f"evaluation.{name}" for name in ("comparison", "problem_result", "overview", "results")),
     *(f"evaluation.{name}" for name in ("settings", "table", "progress_line")),
     *(f"environments.{name}" for name in ("episodes", "opening", "fork_server", "trl_adapter", "gym_tries")),
-    *(f"evaluation.{name}" for name in ("comparison", "results", "settings", "table", "progress_line")),
 )
 """Packages and modules that load neither Ray, vLLM nor DeepSpeed, and so need no engine in their tests."""
 
