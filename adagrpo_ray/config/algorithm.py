@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from adagrpo_ray.config.group_allocation import AllocationSettings
+from adagrpo_ray.config.group_replay import ReplaySettings
 from adagrpo_ray.config.sampling import SamplingParams
 from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, Share
 
@@ -146,6 +147,9 @@ class AlgorithmSettings(Section):
     allocation: AllocationSettings = Field(
         AllocationSettings(), description="group sizes and first rungs by earlier results"
     )
+    replay: ReplaySettings | None = Field(
+        None, description="fills up a step that has few informative groups with those of earlier steps; null: none"
+    )
     train_on: Literal["last", "all", "balanced", "max_variance"] = Field(
         "last",
         description="completions to train on: of the last attempt, of all attempts, or train_size ones of all "
@@ -238,7 +242,7 @@ class AlgorithmSettings(Section):
             )
 
     def _training_conflicts(self) -> Iterator[str]:
-        """Yield conflicts of the completions to train on, and of their advantages."""
+        """Yield conflicts of the completions to train on, of replay, and of advantages."""
         if self.train_on == "max_variance" and self.train_size is None:
             yield (
                 "algorithm.train_on=max_variance selects algorithm.train_size completions of a group, which is null; "
@@ -248,6 +252,12 @@ class AlgorithmSettings(Section):
             yield (
                 f"algorithm.train_size={self.train_size} is used by train_on=balanced and max_variance only, not by "
                 f"train_on={self.train_on}; remove it or change train_on"
+            )
+        if self.replay is not None and self.loss.correction == "none":
+            yield (
+                "algorithm.replay trains on completions of earlier versions of the policy, and algorithm.loss."
+                "correction=none does not correct for that; set it to token, sequence or geometric, or "
+                "algorithm.replay to null"
             )
         if self.advantage_scale == "mean" and self.overlong_buffer is not None:
             yield (

@@ -14,7 +14,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
-from adagrpo_ray.sampling.batch import picked
+from adagrpo_ray.sampling.batch import informative
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import MAX_TURNS, Completion, Group
 
@@ -75,14 +75,15 @@ def sampling_metrics(
         groups_exhausted=len(collection.exhausted),
         groups_failed=len(collection.failed),
         groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
-        informative_groups=sum(any(advantage for _, advantage in pairs) for pairs in picked(trained, settings)),
+        informative_groups=len(informative(trained, settings)),
+        replayed_groups=len(collection.replayed),
         group_size=mean(float(g.size) for g in first),
         prompts_skipped=collection.skipped,
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in collection.attempts if g.resamples)
         + sum(f.tokens for f in lost if f.resample),
-        # The version that this step trains is the one of the step before.
-        staleness=mean(float(step - 1 - c.weight_version) for g in trained for a in g.final for c in a.completions),
+        staleness=_age(step, trained),
+        replay_age=_age(step, [each.group for each in collection.replayed]),
         judge_requests={name: c.requests for name, c in consumed.items()},
         judge_prompt_tokens={name: c.prompt_tokens for name, c in consumed.items()},
         judge_completion_tokens={name: c.completion_tokens for name, c in consumed.items()},
@@ -91,6 +92,14 @@ def sampling_metrics(
         judge_cost={name: c.cost for name, c in consumed.items() if c.cost is not None},
         **_of_episodes([c for c in completions if c.turns]),
     )
+
+
+def _age(step: int, groups: Sequence[Group]) -> float | None:
+    """Mean number of versions by which the newest attempts are older than the weights that `step` trains.
+
+    These are the version of the step before.
+    """
+    return mean(float(step - 1 - c.weight_version) for g in groups for a in g.final for c in a.completions)
 
 
 def _of_episodes(episodes: Sequence[Completion]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def group_samples(
     *,
     exhausted_dropped: bool,
 ) -> tuple[GroupSample, ...]:
-    """Up to `count` groups that `step` trained on, sampled or gave up; groups with resamples come first.
+    """Up to `count` groups that `step` trained on, sampled or gave up; resampled and replayed ones come first.
 
     `functions` are the names of the reward functions. Advantages are given for the completions that are trained on:
     those that `settings.train_on` picks and the loss does not mask.
@@ -34,9 +34,11 @@ def group_samples(
         *((group, "waiting") for group in collection.waiting if _identity(group) in touched),
         *((group, "dropped") for group in (*lost, *collection.aged) if group.attempts),
     ]
-    trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
+    first_trained = {each.group: each.step for each in collection.replayed}
+    found += ((group, "replayed") for group in first_trained)
+    trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted), *first_trained]
+    found.sort(key=lambda each: each[0].resamples == 0 and each[1] != "replayed")
     advantages = dict(zip(trained, _advantages(trained, settings), strict=True))
-    found.sort(key=lambda each: each[0].resamples == 0)
     return tuple(
         GroupSample.from_dict(
             {
@@ -49,6 +51,7 @@ def group_samples(
                 "attempts": readable_attempts(group, functions, advantages.get(group, {})),
                 "size": group.size,
                 "chance": group.chance,
+                "replayed_from": first_trained.get(group),
             }
         )
         for group, outcome in found[:count]

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import Method
+from adagrpo_ray.algorithm.replay import ReplayBuffer
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.sampling.admission import GroupRun, resumable
 from adagrpo_ray.sampling.allocator import Allocator, Position
+from adagrpo_ray.sampling.batch import informative
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.group_run import Generate, GroupSampler, Score
@@ -68,7 +70,9 @@ class AdaptiveSampler:
         self._groups = GroupSampler(
             settings, method, generate, score, max_new_tokens=max_new_tokens, seed=seed, drop_failed=drop_failed
         )
-        self._drop_failed = drop_failed
+        chosen = settings.replay
+        self._replay = None if chosen is None else ReplayBuffer(chosen, settings.prompts_per_step)
+        self._drop_failed, self._drop_exhausted = drop_failed, method.drop_exhausted
         self._waiting: tuple[Group, ...] = ()
         self._begun = self._in_flight = 0  # collections
 
@@ -108,11 +112,14 @@ class AdaptiveSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next step, as plain data and frozen dataclasses; exact between two steps."""
-        return {"waiting": list(self._waiting), **self._allocator.state_dict()}
+        replay = [] if self._replay is None else self._replay.state()
+        return {"waiting": list(self._waiting), "replay": replay, **self._allocator.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a result of `state_dict`; prompts, settings and seed must be the same."""
         self._waiting = tuple(state["waiting"])
+        if self._replay is not None:
+            self._replay.restore(state["replay"])
         self._allocator.load_state_dict(state)
 
     def _claim(self, step: int, budget: Budget) -> _Claim:
@@ -159,7 +166,7 @@ class AdaptiveSampler:
         self._waiting = (*self._waiting, *late, *waiting)
         attempts = tuple(group for run in runs for group in run.history)
         self._allocator.learn([group for group in attempts if not group.resamples])
-        return Collection(
+        collection = Collection(
             ready=tuple(run.group for run in runs if run.state == "ready"),
             exhausted=tuple(run.group for run in runs if run.state == "exhausted"),
             waiting=self._waiting,
@@ -169,3 +176,10 @@ class AdaptiveSampler:
             attempts=attempts,
             skipped=self._allocator.skipped(step),
         )
+        return collection if self._replay is None else self._filled(self._replay, collection, step)
+
+    def _filled(self, replay: ReplayBuffer, collection: Collection, step: int) -> Collection:
+        """The collection with groups of earlier steps, if it has fewer informative groups than a step has places."""
+        trained = (*collection.ready, *(() if self._drop_exhausted else collection.exhausted))
+        fresh = informative(trained, self._settings)
+        return replace(collection, replayed=replay.fill(step, fresh, collection.attempts, self._allocator.solved))

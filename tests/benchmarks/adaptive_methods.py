@@ -151,6 +151,10 @@ METHODS: dict[str, Method] = {
         ),
         _SKILLS,
     ),
+    "adagrpo-replay": Method(
+        "A step with few informative groups is filled up with those of four steps before, up to half of its places.",
+        ("algorithm.replay={max_age: 4, share: 0.5, times: 1}",),
+    ),
     "adagrpo-max-variance": Method(
         "Trained on the four completions of a group whose rewards vary most.",
         ("algorithm.train_on=max_variance", "algorithm.train_size=4"),

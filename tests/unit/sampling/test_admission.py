@@ -40,7 +40,8 @@ def groups(found: Sequence[Group]) -> list[object]:
 
 
 def results(collection: Collection) -> list[object]:
-    kinds = (collection.ready, collection.exhausted, collection.waiting, collection.aged, collection.attempts)
+    replayed = [each.group for each in collection.replayed]
+    kinds = (collection.ready, collection.exhausted, collection.waiting, collection.aged, collection.attempts, replayed)
     return [*map(groups, kinds), [(groups([f.group]), f.tokens, f.error) for f in collection.failed]]
 
 
@@ -60,6 +61,7 @@ def state(sampler: AdaptiveSampler) -> tuple[str, dict[str, Any]]:
     pilot=st.sampled_from([None, 2, 3]),
     rule=st.sampled_from(["", "informative", "value"]),
     lost=st.sampled_from(["", "c", "eg"]),
+    replay=st.sampled_from([None, {"max_age": 2, "share": 1.0}]),
     orders=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32)),
 )
 def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
@@ -70,6 +72,7 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
     pilot: int | None,
     rule: str,
     lost: str,
+    replay: dict[str, Any] | None,
     orders: tuple[int, int],
 ) -> None:
     def rewards(request: GenerationRequest, number: int) -> Sequence[float] | None:
@@ -89,6 +92,7 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
             budget=budget[0] if budget is not None else None,
             budget_unit=budget[1] if budget is not None else "completions",
             max_group_age=2,
+            replay=replay,
             allocation={**ALLOCATIONS[rule], "solved_above": 0.8} if rule else {"enabled": False},
         )
         for step in range(1, 4):
