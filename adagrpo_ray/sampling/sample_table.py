@@ -21,7 +21,9 @@ def group_samples(
     *,
     exhausted_dropped: bool,
 ) -> tuple[GroupSample, ...]:
-    """Up to `count` groups that `step` trained on, sampled or gave up; resampled and replayed ones come first.
+    """Up to `count` groups that `step` trained on, sampled or gave up; groups with resamples come first.
+
+    Replayed groups are last, in at most a quarter of the places: an earlier step may have shown them.
 
     `functions` are the names of the reward functions. Advantages are given for the completions that are trained on:
     those that `settings.train_on` picks and the loss does not mask.
@@ -35,9 +37,10 @@ def group_samples(
         *((group, "dropped") for group in (*lost, *collection.aged) if group.attempts),
     ]
     first_trained = {each.group: each.step for each in collection.replayed}
-    found += ((group, "replayed") for group in first_trained)
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted), *first_trained]
-    found.sort(key=lambda each: each[0].resamples == 0 and each[1] != "replayed")
+    found.sort(key=lambda each: each[0].resamples == 0)
+    again: list[tuple[Group, Outcome]] = [(group, "replayed") for group in first_trained][: count // 4]
+    found = [*found[: count - len(again)], *again]
     advantages = dict(zip(trained, _advantages(trained, settings), strict=True))
     return tuple(
         GroupSample.from_dict(
@@ -54,7 +57,7 @@ def group_samples(
                 "replayed_from": first_trained.get(group),
             }
         )
-        for group, outcome in found[:count]
+        for group, outcome in found
     )
 
 

@@ -47,7 +47,7 @@ def test_a_step_with_few_informative_groups_is_filled_up(name: str) -> None:
 
 def test_a_step_of_dapo_without_budget_for_more_prompts_is_filled_up() -> None:
     script = {"a": [PASS], "b": [PASS], "c": [ALL], "d": [ALL]}
-    settings = {"name": "dapo", "prompts_per_step": 2, "budget": 8}
+    settings: dict[str, Any] = {"name": "dapo", "prompts_per_step": 2, "budget": 8}
     sampler = sampler_of(Rollouts(scripted(script)), [*script], **settings, **REPLAY)
     first, second = collected(sampler, 1, 2)
     assert ([g.prompt.id for g in first.ready], replayed(first)) == (["a", "b"], [])
@@ -84,8 +84,8 @@ def test_a_resumed_run_replays_the_same_groups(name: str) -> None:
     rates = {"a": 0.2, "b": 0.9, "c": 0.4, "d": 0.05, "e": 0.7, "f": 0.1}
 
     def make() -> AdaptiveSampler:
-        settings = {"name": name, "prompts_per_step": 3, "triggers": LADDER, "replay": {"max_age": 3, "times": 2}}
-        return sampler_of(Rollouts(chance(rates)), [*rates], **settings)
+        settings: dict[str, Any] = {"prompts_per_step": 3, "triggers": LADDER, "replay": {"max_age": 3, "times": 2}}
+        return sampler_of(Rollouts(chance(rates)), [*rates], name=name, **settings)
 
     sampler, other = make(), make()
     before = collected(sampler, 1, 4)
@@ -136,10 +136,18 @@ def shown(settings: AlgorithmSettings) -> tuple[GroupSample, ...]:
 
 
 def test_samples_name_the_step_that_a_group_is_replayed_from() -> None:
-    again, fresh = shown(SETTINGS)
+    fresh, again = shown(SETTINGS)
     assert (again.prompt_id, again.outcome, again.step, again.replayed_from) == ("rare", "replayed", 7, 4)
     assert (fresh.outcome, fresh.replayed_from) == ("trained", None)
     assert [c.advantage is None for a in again.attempts for c in a.completions] == [True, True, False, False]
+
+
+def test_replayed_groups_take_at_most_a_quarter_of_the_samples() -> None:
+    old = tuple(Replayable(replace(RARE, epoch=epoch), 4, 1) for epoch in range(3))
+    step = replace(STEP, ready=(FRESH,) * 8, replayed=old)
+    for count, expected in ((0, 0), (3, 0), (4, 1), (9, 2)):
+        found = group_samples(7, step, ["exact"], SETTINGS, count, exhausted_dropped=False)
+        assert [len(found), sum(each.outcome == "replayed" for each in found)] == [count, expected]
 
 
 def test_advantages_of_samples_are_those_of_a_batch_with_replayed_groups() -> None:
