@@ -40,6 +40,12 @@ class AllocationSettings(Section):
         4, description="solved and hopeless prompts take turns: each is sampled in one of this many epochs"
     )
 
+    replace_left_out: bool = Field(
+        True,
+        description="other prompts take the places of solved and hopeless ones that are left out; if false, a step has "
+        "fewer groups then, but at least one",
+    )
+
     def conflicts(self) -> Iterator[str]:
         """Yield a conflict if every prompt is solved or hopeless."""
         if self.hopeless_below > self.solved_above:

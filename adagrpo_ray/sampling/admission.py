@@ -52,7 +52,8 @@ class Admission:
     def __init__(
         self,
         runs: list[GroupRun],
-        begin: Callable[[float], GroupRun | None],
+        begin: Callable[[float, int], GroupRun | None],
+        left_out: Callable[[], int],
         settings: AlgorithmSettings,
         budget: Budget,
         *,
@@ -60,10 +61,10 @@ class Admission:
     ) -> None:
         """Admit `runs`, and then new groups from `begin`, which are appended.
 
-        `begin` takes the most completions that the group may have, and returns None if the next group has more, or if
-        there is none.
+        `begin` takes the most completions that the group may have, and the places that are left. It returns None if the
+        next group has more, or if there is none. `left_out` returns the number of places that no group will fill.
         """
-        self._runs, self._begin, self._budget, self._refill = runs, begin, budget, refill
+        self._runs, self._begin, self._left_out, self._budget, self._refill = runs, begin, left_out, budget, refill
         self._wanted, self._over_sample = settings.prompts_per_step, settings.over_sample
 
     @property
@@ -75,7 +76,7 @@ class Admission:
     def _missing(self) -> int:
         """How many places are left. An ended group fills one or, if the method refills, a ready group."""
         counted = sum(run.state == "ready" if self._refill else run.state != "late" for run in self._runs)
-        return self._wanted - counted
+        return self._wanted - counted - min(self._left_out(), self._wanted - 1)
 
     def starting(self) -> Iterator[tuple[GroupRun, Planned]]:
         """Yield the requests that are sent now, with their price reserved; none if the step is full.
@@ -103,9 +104,10 @@ class Admission:
         if first is not None and (first[0].reserved or not first[0].history):
             return first
         missing = self._missing
-        if sum(run.state == "late" for run in self._runs) >= missing + math.ceil(self._over_sample * missing):
+        places = missing + math.ceil(self._over_sample * missing) - sum(run.state == "late" for run in self._runs)
+        if places <= 0:
             return first
-        if (new := self._begin(self._budget.room)) is None:
+        if (new := self._begin(self._budget.room, places)) is None:
             return None if self._busy else first
         self._runs.append(new)
         return self._first()

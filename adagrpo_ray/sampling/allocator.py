@@ -44,23 +44,27 @@ class Allocator:
         self._group_size = settings.group_size
         self._together = settings.prompts_per_step if allocation is not None and allocation.rule == "value" else 1
         self._shared = settings.shared_completions
+        self._replaces = allocation is None or allocation.replace_left_out
         self._smallest = min(settings.group_size, settings.group_sizes[0])
         self._planned: tuple[Group, ...] = ()
         self._skipped = Counter[int]()
         self._results: dict[str, PromptResults] = {}  # by prompt
         self._classes: dict[str, ClassResults] = {}  # by difficulty class
 
-    def draw(self, step: int, most: float = math.inf) -> Group | None:
+    def draw(self, step: int, most: float = math.inf, places: float = math.inf) -> Group | None:
         """Draw the next prompt as a new group of `step`, skipping prompts that the allocation leaves out.
 
         Returns None if the group would have more than `most` completions. If its size is new, it is then chosen again,
-        from newer results, with the next call.
+        from newer results, with the next call. If prompts that are left out are not replaced, each takes one of the
+        `places` that are left in the step; returns None once there are none.
         """
         if most < self._smallest:
             return None
         before = self.position
         if not self._planned:
-            self._planned = self._plan(step)
+            self._planned = self._plan(step, math.inf if self._replaces else places)
+        if not self._planned:
+            return None
         if self._planned[0].size > most:
             self.position = before
             return None
@@ -72,6 +76,10 @@ class Allocator:
         """The number of prompts that were left out since the last call, to draw groups of `step`."""
         return self._skipped.pop(step, 0)
 
+    def places_left_out(self, step: int) -> int:
+        """The number of places of `step` that prompts have taken which were left out and are not replaced."""
+        return 0 if self._replaces else self._skipped[step]
+
     @property
     def position(self) -> Position:
         """The place from which the next groups are drawn; a caller may set it back."""
@@ -82,11 +90,11 @@ class Allocator:
         self._prompts.taken, self._planned = position.taken, position.planned
         self._skipped = Counter(position.skipped)
 
-    def _plan(self, step: int) -> tuple[Group, ...]:
-        """Choose the sizes of the groups of the next prompts that are not left out."""
+    def _plan(self, step: int, places: float) -> tuple[Group, ...]:
+        """Choose the sizes of the groups of the next prompts that are not left out; of at most `places` prompts."""
         chosen: list[tuple[Prompt, int, Posterior | None]] = []
-        passed_over = 0
-        while len(chosen) < self._together:
+        passed_over, first = 0, self._prompts.taken
+        while len(chosen) < self._together and self._prompts.taken - first < places:
             ((prompt, epoch),) = self._prompts.take(1)
             posterior = self._posterior(prompt)
             # If a whole pass is left out, every prompt is solved or hopeless: train on them again.
@@ -96,10 +104,13 @@ class Allocator:
             else:
                 passed_over = 0
                 chosen.append((prompt, epoch, posterior))
+        if not chosen:
+            return ()
         posteriors = [posterior for _, _, posterior in chosen]
         shares = [Share(self._group_size, 0)] * len(chosen)
         if self._allocation is not None:
-            shares = allocate(posteriors, self._allocation, self._group_size, self._shared)
+            total = self._shared if self._replaces else self._shared * len(chosen) // self._together
+            shares = allocate(posteriors, self._allocation, self._group_size, total)
         return tuple(
             Group(prompt, epoch, step, share.size, share.start, chance=None if posterior is None else posterior.mean)
             for (prompt, epoch, posterior), share in zip(chosen, shares, strict=True)

@@ -45,18 +45,24 @@ class GroupSampler:
         self._planner = Planner(method.ladder.base, settings.pilot_size, max_new_tokens, seed)
 
     async def run(
-        self, resumed: Sequence[Group], draw: Callable[[float], Group | None], step: int, budget: Budget
+        self,
+        resumed: Sequence[Group],
+        draw: Callable[[float, int], Group | None],
+        left_out: Callable[[], int],
+        step: int,
+        budget: Budget,
     ) -> list[GroupRun]:
         """Run `resumed` and new groups side by side until the step is full, or no other request can be sent.
 
-        `draw` returns a new group of at most so many completions, or None if the next one is larger or the step gets no
-        more. Returns the runs in the order of the groups.
+        `draw` takes the most completions of a new group and the places that are left. It returns the group, or None if
+        it would be larger or the step gets no more. `left_out` returns the number of places that no group will fill.
+        Returns the runs in the order of the groups.
         Groups that are still generating at the end are cancelled. Groups whose completions are complete are scored and
         count.
         """
 
-        def begin(most: float) -> GroupRun | None:
-            group = draw(most)
+        def begin(most: float, places: int) -> GroupRun | None:
+            group = draw(most, places)
             return None if group is None else self._plan(GroupRun(group), step)
 
         def start() -> None:
@@ -68,7 +74,7 @@ class GroupSampler:
             start()
 
         runs = [self._plan(GroupRun(group), step) for group in resumed]
-        admission = Admission(runs, begin, self._settings, budget, refill=self._method.refill)
+        admission = Admission(runs, begin, left_out, self._settings, budget, refill=self._method.refill)
         tasks: dict[asyncio.Task[None], GroupRun] = {}
         try:
             start()

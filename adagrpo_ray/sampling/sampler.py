@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -135,14 +136,18 @@ class AdaptiveSampler:
     async def _sample(self, claim: _Claim, step: int, budget: Budget) -> list[GroupRun]:
         """Run the resumed groups and new ones until the step is full, or the budget has no room for another group."""
 
-        def draw(most: float) -> Group | None:
+        def draw(most: float, places: int) -> Group | None:
             if len(claim.new) >= MOST_DRAWN * self._settings.prompts_per_step:
                 return None
-            if (group := self._allocator.draw(step, most)) is not None:
+            first = not (claim.resumed or claim.new)  # a step has at least one group
+            if (group := self._allocator.draw(step, most, math.inf if first else places)) is not None:
                 claim.new.append(group)
             return group
 
-        runs = await self._groups.run(claim.resumed, draw, step, budget)
+        def left_out() -> int:
+            return self._allocator.places_left_out(step)
+
+        runs = await self._groups.run(claim.resumed, draw, left_out, step, budget)
         failed = [run.failure for run in runs if run.failure is not None and run.failure.generated]
         if failed and self._drop_failed and not any(run.history for run in runs):
             raise RewardError(f"{failed[0].error}; no group of step {step} could be scored: fix the function")

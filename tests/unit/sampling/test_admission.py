@@ -61,6 +61,7 @@ def state(sampler: AdaptiveSampler) -> tuple[str, dict[str, Any]]:
     pilot=st.sampled_from([None, 2, 3]),
     rule=st.sampled_from(["", "informative", "value"]),
     lost=st.sampled_from(["", "c", "eg"]),
+    replaced=st.booleans(),
     replay=st.sampled_from([None, {"max_age": 2, "share": 1.0}]),
     orders=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32)),
 )
@@ -72,6 +73,7 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
     pilot: int | None,
     rule: str,
     lost: str,
+    replaced: bool,
     replay: dict[str, Any] | None,
     orders: tuple[int, int],
 ) -> None:
@@ -93,7 +95,9 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
             budget_unit=budget[1] if budget is not None else "completions",
             max_group_age=2,
             replay=replay,
-            allocation={**ALLOCATIONS[rule], "solved_above": 0.8} if rule else {"enabled": False},
+            allocation={**ALLOCATIONS[rule], "solved_above": 0.8, "replace_left_out": replaced}
+            if rule
+            else {"enabled": False},
         )
         for step in range(1, 4):
             rollouts.requests = []

@@ -203,3 +203,34 @@ def test_without_an_allocation_every_group_has_the_usual_size() -> None:
     allocator.learn(draw(allocator, 1, 1))
     (group,) = draw(allocator, 1, 2)
     assert (group.size, group.start, group.chance) == (8, 0, None)
+
+
+def test_prompts_that_are_left_out_take_places_if_they_are_not_replaced() -> None:
+    names = [f"s{n}" for n in range(40)]
+    keeping, replacing = (make_allocator(" ".join(names), replace_left_out=replaces) for replaces in (False, True))
+    for allocator in (keeping, replacing):
+        learn(allocator, {f"s{n}": SOLVED for n in range(100, 120)})
+    expected = [group.prompt.id for group in draw(replacing, 8, 1)]  # each was sampled, and those between left out
+    assert replacing.places_left_out(1) == 0
+
+    found, places = [], len(names[: names.index(expected[-1]) + 1])
+    while places > 0 and (group := keeping.draw(1, places=places)) is not None:
+        found.append(group.prompt.id)
+        places = names.index(expected[-1]) + 1 - len(found) - keeping.places_left_out(1)
+    assert found == expected
+    assert keeping.places_left_out(1) == names.index(expected[-1]) + 1 - len(expected) > 8
+
+
+def test_a_draw_ends_at_the_last_place_without_a_group() -> None:
+    names = [f"s{n}" for n in range(40)]
+    allocator = make_allocator(" ".join(names), replace_left_out=False)
+    learn(allocator, {f"s{n}": SOLVED for n in range(100, 120)})
+    (first, second) = (names.index(group.prompt.id) for group in draw(allocator, 2, 1))
+    again = make_allocator(" ".join(names), replace_left_out=False)
+    learn(again, {f"s{n}": SOLVED for n in range(100, 120)})
+    draw(again, 1, 1)
+    between = second - first - 1
+    assert between > 0
+    assert again.draw(2, places=between) is None
+    assert again.places_left_out(2) == between
+    assert draw(again, 1, 3)[0].prompt.id == names[second]

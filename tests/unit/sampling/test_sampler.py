@@ -803,6 +803,30 @@ def test_allocation_leaves_out_solved_prompts_but_never_all() -> None:
     assert [ids(s.ready) for s in run_steps(alone, 3)] == [["solved"]] * 3
 
 
+@pytest.mark.parametrize(("over_sample", "places"), [(0.0, 4), (0.5, 6)])
+def test_a_step_has_fewer_groups_if_prompts_that_are_left_out_are_not_replaced(over_sample: float, places: int) -> None:
+    names = [f"{kind}{n}" for n in range(10) for kind in ("solved", "other")]
+    scripts = {name: [(1.0, 1.0)] * 3 if name.startswith("solved") else [PASS] * 3 for name in names}
+    classes = {name: name[:5] for name in names}
+    options = {"prompts_per_step": 4, "over_sample": over_sample, "criterion": {"kind": "any_correct"}}
+    allocation = ALLOCATION | {"max_group": 2, "replace_left_out": False, "solved_above": 0.7}
+    steps = run_steps(
+        make_sampler(Fake(scripts), prompts=names, difficulties=classes, allocation=allocation, **options), 9
+    )
+    for step in steps:
+        assert 4 - step.skipped <= len(step.attempts) <= places - step.skipped
+    assert sum(step.skipped for step in steps) > 5
+
+
+def test_a_step_has_at_least_one_group_if_all_prompts_are_solved() -> None:
+    names = [f"p{n}" for n in range(12)]
+    fake = Fake({name: [(1.0, 1.0)] * 9 for name in names})
+    allocation = ALLOCATION | {"max_group": 2, "replace_left_out": False}
+    steps = run_steps(make_sampler(fake, prompts=names, allocation=allocation, prompts_per_step=2), 8)
+    assert all(step.ready for step in steps)
+    assert [len(step.ready) for step in steps].count(1) > 3
+
+
 @pytest.mark.parametrize(
     ("ladder", "rungs_of_second"),
     [
