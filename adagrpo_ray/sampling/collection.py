@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adagrpo_ray.sampling.calibration import Forecast
 from adagrpo_ray.types import Group, Part
 
 
@@ -45,6 +46,7 @@ class Collection:
     - `failed`: could not be generated or scored.
     - `attempts`: every attempt that this step sampled and scored, as the group after that attempt.
     - `skipped`: the number of prompts that were left out, since they are solved or hopeless.
+    - `forecasts`: the success rates that were expected of the prompts of first attempts, with their results.
     """
 
     ready: tuple[Group, ...]
@@ -55,3 +57,4 @@ class Collection:
     failed: tuple[Failure, ...]
     attempts: tuple[Group, ...]
     skipped: int = 0
+    forecasts: tuple[Forecast, ...] = ()
