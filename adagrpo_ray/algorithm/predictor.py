@@ -24,7 +24,9 @@ MEMORY = 4
 """Results count as long as those of a class, times this: differences between prompts last longer than success rates."""
 LEAST_WEIGHT, MOST_ROWS = 0.02, 4096
 """Results that weigh less are dropped, and so are the oldest of more."""
-ROUNDS, NEWTON_STEPS = 4, 12
+ROUNDS, NEWTON_STEPS = 12, 12
+FIRST_DEVIATION = 0.5
+"""Deviation of w x before the first result: small, so that predictions begin near the rate of the class."""
 FURTHEST = 5.0
 """Bound of the standardised numbers of a hidden state."""
 NEAREST = 1e-3
@@ -74,12 +76,17 @@ class Predictor:
         self._precision = 0.0  # of each entry of w
         self._inputs = np.zeros((0, 0))  # [m x (1 + d)]: 1 and the features, the oldest results first
         self._counts = np.zeros((0, 4))  # [m x 4]: logit of the class rate, correct, wrong, weight
-        self._errors = np.zeros(3)  # see `compare`
+        self._errors = np.zeros(4)  # see `compare`
 
     @property
     def ready(self) -> bool:
-        """Whether both correct and wrong completions were observed."""
+        """Whether both correct and wrong completions were observed, so that there are predictions."""
         return bool(self._counts[:, 1].any() and self._counts[:, 2].any())
+
+    @property
+    def better(self) -> bool:
+        """Whether earlier predictions had smaller squared errors than the rates of classes."""
+        return bool(self._errors[3] > 0.0)
 
     def features(self, hidden: Floats) -> Floats:
         """The features [n x d] of hidden states [n x H]; d is H, but at most MOST_FEATURES.
@@ -120,7 +127,7 @@ class Predictor:
         It is 0 if the predictions were the success rates. The 1/3 of uniform success rates counts as one more
         prediction.
         """
-        number, squares, variance = self._errors
+        number, squares, variance, _ = self._errors
         observed = min(1.0, max(0.0, squares / variance)) if variance > 0.0 else 0.0
         return float((number * observed + 1 / 3) / (number + 1))
 
@@ -128,16 +135,19 @@ class Predictor:
         """Update the errors with predictions of results that were not learned yet; `class_rate` is without them, too.
 
         With c of n completions correct and prediction p, E[(c/n - p)^2] = p (1 - p) (1/n + (1 - 1/n) rho). The errors
-        are discounted sums of 1, of the square without its part of 1/n, and of the factor of rho.
+        are discounted sums of 1, of the square without its part of 1/n, and of the factor of rho; and of the number by
+        which the square is smaller than that of the class rate.
         """
         if not self.ready:
             return
         self._errors *= self._discount
         for each in observations:
             n = each.correct + each.wrong
-            if n > 1:
-                p = self.rate(each.features, each.class_rate)
-                self._errors += (1, (each.correct / n - p) ** 2 - p * (1 - p) / n, p * (1 - p) * (1 - 1 / n))
+            p, share = self.rate(each.features, each.class_rate), each.correct / n
+            square, variance = (share - p) ** 2, p * (1 - p)
+            if n > 1:  # a single completion has no correlation
+                self._errors[:3] += (1, square - variance / n, variance * (1 - 1 / n))
+            self._errors[3] += (share - each.class_rate) ** 2 - square
 
     def learn(self, observations: Sequence[Observation]) -> None:
         """Learn from the results of a step; earlier ones count `discount` ** (1 / MEMORY) times as much as before."""
@@ -147,7 +157,8 @@ class Predictor:
         counts = np.array([[_logit(each.class_rate), each.correct, each.wrong, 1.0] for each in observations])
         if not self._weights.size:
             size = inputs.shape[1]
-            self._weights, self._precision, self._inputs = np.zeros(size), float(size - 1), np.zeros((0, size))
+            self._weights, self._inputs = np.zeros(size), np.zeros((0, size))
+            self._precision = (size - 1) / FIRST_DEVIATION**2
         self._counts[:, 3] *= self._discount ** (1 / MEMORY)
         kept = self._counts[:, 3] >= LEAST_WEIGHT
         self._inputs = np.concatenate([self._inputs[kept], inputs])[-MOST_ROWS:]

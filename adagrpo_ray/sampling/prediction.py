@@ -41,11 +41,11 @@ class PromptPredictor:
             self._features[prompt.id] = epoch, features
 
     def prior(self, prompt: Prompt, of_class: ClassResults | None) -> Posterior | None:
-        """The posterior of a prompt without its own results; None without features, or if too little was learned.
+        """The posterior of a prompt without its own results; None without features, or if classes predict better.
 
         A prompt whose class has no results is compared with all classes together.
         """
-        if prompt.id not in self._features or not self._predictor.ready:
+        if prompt.id not in self._features or not self._predictor.better:
             return None
         rate = (of_class or self._pooled).rate
         return self._predictor.prior(self._features[prompt.id][1], rate, self._most)

@@ -82,6 +82,17 @@ def test_predictions_without_a_relation_are_those_of_the_class() -> None:
     assert float(np.abs(predicted - 0.3).mean()) < 0.06
 
 
+@pytest.mark.parametrize(("slope", "better"), [(0.0, False), (1.0, True)])
+def test_predictions_are_better_than_the_class_only_with_a_relation(slope: float, better: bool) -> None:
+    found = []
+    for seed in range(10):
+        world = World(seed, size=32)
+        for _ in range(3):
+            world.step(sign=slope)
+        found.append(world.predictor.better)
+    assert (np.mean(found) > 0.9) if better else (np.mean(found) < 0.5)
+
+
 def test_new_results_outweigh_old_ones() -> None:
     world = World()
     for _ in range(10):

@@ -213,6 +213,7 @@ def test_without_an_allocation_every_group_has_the_usual_size() -> None:
 
 PREDICTED = "a0 a1 b0 b1 a20 a21 b20 b21 c0 c1 c20 c21"
 
+
 def states(names: Sequence[str]) -> Floats:
     """Hidden states in which prompts whose names end with 0 differ from the others."""
     return np.array([[float(name.endswith("0")), 1.0, len(name)] for name in names], np.float32)
