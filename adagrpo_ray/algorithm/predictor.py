@@ -99,7 +99,7 @@ class Predictor:
             floor = 0.01 * float(deviation.mean())  # entries that hardly change would be noise
             self._scale = np.stack([hidden.mean(0), np.maximum(deviation, floor) if floor > 0 else deviation + 1])
         mean, deviation = self._scale
-        standard = np.clip((hidden - mean) / deviation, -FURTHEST, FURTHEST)
+        standard: Floats = np.clip((hidden - mean) / deviation, -FURTHEST, FURTHEST)
         size = hidden.shape[1]
         if size <= MOST_FEATURES:
             return standard.astype(np.float32)
@@ -220,7 +220,8 @@ def _mode(
         if found is None:
             break
         weights, value = found
-    return weights, np.linalg.inv(_derivatives(inputs, base, correct, wrong, precisions, weights)[1])
+    hessian = _derivatives(inputs, base, correct, wrong, precisions, weights)[1]
+    return weights, np.linalg.inv(hessian).astype(np.float64)
 
 
 def _derivatives(

@@ -37,6 +37,7 @@ STEP = StepRecord(
     informative_groups=5,
     brier_posterior=0.125,
     brier_prior=0.1875,
+    brier_class=0.25,
     reliability_completions={"0": 12, "0.7": 8},
     reliability_expected={"0": 0.5, "0.7": 6.0},
     reliability_correct={"0": 0, "0.7": 7},
