@@ -99,7 +99,8 @@ class Predictor:
             floor = 0.01 * float(deviation.mean())  # entries that hardly change would be noise
             self._scale = np.stack([hidden.mean(0), np.maximum(deviation, floor) if floor > 0 else deviation + 1])
         mean, deviation = self._scale
-        standard: Floats = np.clip((hidden - mean) / deviation, -FURTHEST, FURTHEST)
+        # Numbers that are not finite, as of a model whose activations overflow, are no information.
+        standard: Floats = np.nan_to_num(np.clip((hidden - mean) / deviation, -FURTHEST, FURTHEST))
         size = hidden.shape[1]
         if size <= MOST_FEATURES:
             return standard.astype(np.float32)

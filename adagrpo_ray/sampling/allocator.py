@@ -18,7 +18,7 @@ from adagrpo_ray.sampling.prediction import PromptPredictor
 from adagrpo_ray.types import Floats, Group, Prompt
 
 AHEAD = 4
-"""Prompts that get features before a step, in `prompts_per_step`: a step skips prompts that are left out."""
+"""How many times `prompts_per_step` prompts are described before a step: it may leave out some, and then draws more."""
 
 
 @dataclass(frozen=True)

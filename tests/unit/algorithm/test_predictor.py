@@ -151,6 +151,14 @@ def test_equal_hidden_states_and_extreme_rates_give_finite_predictions() -> None
     assert np.isfinite(prior.expected(2, 10))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_hidden_states_that_are_not_finite_have_no_information() -> None:
+    hidden = np.array([[1.0, np.nan, 3.0], [2.0, np.inf, 1.0]], np.float32)
+    features = Predictor(SEED, DISCOUNT).features(hidden)
+    assert features[:, 1].tolist() == [0.0, 0.0]
+    assert np.isfinite(features).all()
+
+
 def test_a_restored_predictor_continues_bit_by_bit() -> None:
     world, other = World(), Predictor(SEED, DISCOUNT)
     other.load_state_dict(world.predictor.state_dict())  # without results
