@@ -100,9 +100,9 @@ class PromptResults:
         kept = discount * self._weight(class_rate)
         return PromptResults(kept * self.correct + correct, kept * self.wrong + wrong, class_rate)
 
-    def posterior(self, of_class: ClassResults, most: float) -> Posterior:
-        """The posterior of the prompt today; the prior of its class counts as at most `most` completions."""
-        prior, kept = of_class.prior(most), self._weight(of_class.rate)
+    def posterior(self, prior: Posterior, class_rate: float) -> Posterior:
+        """The posterior of the prompt today, from the `prior` of a prompt without results and the rate of its class."""
+        kept = self._weight(class_rate)
         return Posterior(prior.correct + kept * self.correct, prior.wrong + kept * self.wrong)
 
     def _weight(self, class_rate: float) -> float:

@@ -7,11 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
+from adagrpo_ray.algorithm.predictor import PredictorState
 from adagrpo_ray.algorithm.replay import Replayable
 from adagrpo_ray.data.order import check_ids
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.runs.group_codec import Arrays, arrays_of, group_of, plain_group
 from adagrpo_ray.types import Group, Prompt
+
+PREDICTOR = "predictor."
+"""The beginning of the names of the predictor's arrays."""
 
 
 def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
@@ -31,6 +35,9 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
         "results": {prompt: asdict(results) for prompt, results in state["results"].items()},
         "classes": {difficulty: asdict(results) for difficulty, results in state["classes"].items()},
     }
+    if (predictor := state["predictor"]) is not None:
+        plain["predictor"] = {"epochs": predictor.epochs, "pooled": asdict(predictor.pooled)}
+        arrays |= {f"{PREDICTOR}{name}": array for name, array in predictor.arrays.items()}
     return plain, arrays
 
 
@@ -54,7 +61,13 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
         ],
         "results": {prompt: PromptResults(**values) for prompt, values in results.items()},
         "classes": {difficulty: ClassResults(**values) for difficulty, values in plain.get("classes", {}).items()},
+        "predictor": _predictor(plain["predictor"], arrays) if "predictor" in plain else None,
     }
+
+
+def _predictor(plain: Mapping[str, Any], arrays: Arrays) -> PredictorState:
+    own = {name.removeprefix(PREDICTOR): array for name, array in arrays.items() if name.startswith(PREDICTOR)}
+    return PredictorState(plain["epochs"], ClassResults(**plain["pooled"]), own)
 
 
 def _group(plain: Mapping[str, Any], arrays: Arrays, place: str, prompts: Mapping[str, Prompt]) -> Group:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.chart import Chart
 from adagrpo_ray.reports.curves import accuracy, benchmarks, curves
+from adagrpo_ray.reports.reliability import reliability
 from adagrpo_ray.reports.run_data import Run
 from adagrpo_ray.runs import panels
 
@@ -32,6 +33,9 @@ def charts(runs: Sequence[Run], interval: int) -> Iterator[Chart]:
     yield from curves(runs, panels.ZERO_STD, window)
     if rescued := by_rung(runs):
         yield rescued
+    if calibrated := reliability(runs):
+        yield calibrated
+        yield from curves(runs, panels.CALIBRATION, window)
     for panel in CURVES:
         yield from curves(runs, panel, window, total=panel is panels.TOKENS)
     if any(record.episodes_turns_mean is not None for run in runs for record in run.history.steps):

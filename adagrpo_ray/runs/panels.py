@@ -40,6 +40,12 @@ PILOTS = Panel(
     "A pilot with correct and wrong completions has a commit; if all are correct it has none; else its group fails.",
 )
 GROUP_SIZE = Panel("group-size", "Group size", "Completions of an attempt, or of a pilot and its commit together.")
+CALIBRATION = Panel(
+    "calibration",
+    "Errors of expected success rates",
+    "Brier scores of first attempts, before their results were learned: 0 is perfect, and a known rate of one half has "
+    "0.25. The prior is without own results of a prompt: by the predictor, if there is one, else by its class.",
+)
 GROUPS = Panel("groups", "Groups by outcome", "Waiting groups are resampled in a later step.")
 TOKENS = Panel("tokens", "Tokens", "Extra tokens are those of resamples, and a part of the generated ones.")
 PACE = Panel("pace", "Generated tokens per second", "Generated tokens of a step, over its time.")
@@ -76,6 +82,7 @@ KV_CACHE = Panel("kv-cache", "KV cache in use", "")
 
 PANELS = (
     *(REWARD, REWARDS, ACCURACY, ACCURACY_BY_DIFFICULTY, BENCHMARKS, ZERO_STD, GROUP_SIZE, RESAMPLES, RESCUED, PILOTS),
+    CALIBRATION,
     *(GROUPS, TOKENS, PACE, STEP_TIME, PHASES, SYNC, STALENESS, OFF_POLICY, POLICY, COMPLETIONS, EPISODES, TOOLS),
     *(OUTSTANDING, REQUESTS, SEQUENCES, KV_CACHE),
 )

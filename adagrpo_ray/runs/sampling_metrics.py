@@ -118,6 +118,29 @@ class SamplingMetrics(Record):
     prompts_skipped: Annotated[int | None, Metric(
         "adaptive/prompts_skipped", units.PROMPTS, "sum",
         "prompts left out, since they are solved or hopeless by earlier results", counter=True)] = None
+    brier_posterior: Annotated[float | None, Metric(
+        "adaptive/brier/posterior", units.BRIER, "mean over groups",
+        "Brier score of the success rates that posteriors expected of first attempts", panels.CALIBRATION)] = None
+    brier_prior: Annotated[float | None, Metric(
+        "adaptive/brier/prior", units.BRIER, "mean over groups",
+        "Brier score without own results of the prompts: by the predictor, else by the difficulty class",
+        panels.CALIBRATION)] = None
+    brier_class: Annotated[float | None, Metric(
+        "adaptive/brier/class", units.BRIER, "mean over groups",
+        "Brier score of the success rates of difficulty classes; none without a predictor",
+        panels.CALIBRATION)] = None
+    reliability_completions: Annotated[Mapping[str, int], Metric(
+        "adaptive/reliability/completions/{bin}", units.COMPLETIONS, "sum",
+        "completions of first attempts, by the success rate that was expected, in tenths",
+        counter=True)] = field(default_factory=dict)
+    reliability_expected: Annotated[Mapping[str, float], Metric(
+        "adaptive/reliability/expected/{bin}", units.COMPLETIONS, "sum",
+        "completions that were expected to be correct, by the success rate that was expected",
+        counter=True)] = field(default_factory=dict)
+    reliability_correct: Annotated[Mapping[str, int], Metric(
+        "adaptive/reliability/correct/{bin}", units.COMPLETIONS, "sum",
+        "completions that were correct, by the success rate that was expected",
+        counter=True)] = field(default_factory=dict)
     generated_tokens: Annotated[int, Metric(
         "adaptive/generated_tokens", units.TOKENS, "sum",
         "tokens generated", panels.TOKENS, counter=True)]

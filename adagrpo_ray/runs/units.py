@@ -22,6 +22,7 @@ class Unit:
 
 
 ACTORS = Unit("actors")
+BRIER = Unit("Brier score")
 BYTES = Unit("bytes", "bytes", "Bps")
 CALLS = Unit("calls")
 COMPLETIONS = Unit("completions")

@@ -13,7 +13,12 @@ from adagrpo_ray.algorithm.posterior import ClassResults, Posterior, PromptResul
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
-from adagrpo_ray.types import Group, Prompt
+from adagrpo_ray.sampling.calibration import Forecast
+from adagrpo_ray.sampling.prediction import PromptPredictor
+from adagrpo_ray.types import Floats, Group, Prompt
+
+AHEAD = 4
+"""How many times `prompts_per_step` prompts are described before a step: it may leave out some, and then draws more."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,19 @@ class Allocator:
         self._skipped = Counter[int]()
         self._results: dict[str, PromptResults] = {}  # by prompt
         self._classes: dict[str, ClassResults] = {}  # by difficulty class
+        self._ahead = min(AHEAD * settings.prompts_per_step, len(prompts))
+        self._predictor: PromptPredictor | None = None
+        if allocation is not None and allocation.predictor:
+            self._predictor = PromptPredictor(run_seed, allocation.discount, settings.group_size)
+
+    def undescribed(self) -> list[tuple[Prompt, int]]:
+        """The next prompts, with their epochs, whose hidden states the predictor needs; none without a predictor."""
+        return [] if self._predictor is None else self._predictor.missing(self._prompts.ahead(self._ahead))
+
+    def describe(self, prompts: Sequence[tuple[Prompt, int]], hidden: Floats) -> None:
+        """Take the hidden states [n x H] of n prompts of `undescribed`. Prompts without any have the class's prior."""
+        if self._predictor is not None:
+            self._predictor.describe(prompts, hidden)
 
     def draw(self, step: int, most: float = math.inf, places: float = math.inf) -> Group | None:
         """Draw the next prompt as a new group of `step`, skipping prompts that the allocation leaves out.
@@ -127,26 +145,49 @@ class Allocator:
             return False
         return left_out(posterior, prompt.id, epoch, self._run_seed, self._allocation)
 
-    def _posterior(self, prompt: Prompt) -> Posterior | None:
-        """The posterior of a prompt from its own results and those of its class; None if the class has none."""
-        if (of_class := self._classes.get(prompt.difficulty)) is None:
-            return None
-        return self._results.get(prompt.id, PromptResults()).posterior(of_class, self._group_size)
+    def _prior(self, prompt: Prompt) -> Posterior | None:
+        """The posterior of a prompt without its own results: by the predictor, else by its class; None without any."""
+        of_class = self._classes.get(prompt.difficulty)
+        if self._predictor is not None and (predicted := self._predictor.prior(prompt, of_class)) is not None:
+            return predicted
+        return None if of_class is None else of_class.prior(self._group_size)
 
-    def learn(self, first_attempts: Sequence[Group]) -> None:
+    def _posterior(self, prompt: Prompt) -> Posterior | None:
+        """The posterior of a prompt from its prior and its own results; None without a prior."""
+        if (prior := self._prior(prompt)) is None or (of_class := self._classes.get(prompt.difficulty)) is None:
+            return prior
+        return self._results.get(prompt.id, PromptResults()).posterior(prior, of_class.rate)
+
+    def _forecast(self, group: Group) -> Forecast | None:
+        """The expected success rate of a group's prompt, with its newest completions; None without a posterior."""
+        prior, posterior = self._prior(group.prompt), self._posterior(group.prompt)
+        if prior is None or posterior is None:
+            return None
+        of_class = None if self._predictor is None else self._classes.get(group.prompt.difficulty)
+        correct = group.last.correct
+        return Forecast(
+            posterior.mean, prior.mean, None if of_class is None else of_class.rate, int(correct.sum()), len(correct)
+        )
+
+    def learn(self, first_attempts: Sequence[Group]) -> tuple[Forecast, ...]:
         """Learn from the newest completions of groups whose attempts are first ones, or their commits.
+
+        Returns the success rates that were expected before.
 
         Resamples would bias the results of a prompt, since they end at a success. A commit does not: whatever decided
         on it, its completions are drawn at the success rate of the prompt. It would bias those of the class, since
         prompts that are solved or hopeless have none.
         """
         if self._allocation is None:
-            return
+            return ()
         discount = self._allocation.discount
+        begun = [group for group in first_attempts if group.last.part != "commit"]
+        forecasts = tuple(forecast for group in begun if (forecast := self._forecast(group)) is not None)
+        if self._predictor is not None:
+            self._predictor.compare(begun, self._classes)
         counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for group in first_attempts:
-            if group.last.part != "commit":
-                counts[group.prompt.difficulty].append((int(group.last.correct.sum()), len(group.last.correct)))
+        for group in begun:
+            counts[group.prompt.difficulty].append((int(group.last.correct.sum()), len(group.last.correct)))
         for difficulty, of_prompts in counts.items():
             before = self._classes.get(difficulty, ClassResults())
             self._classes[difficulty] = before.after(of_prompts, discount)
@@ -156,6 +197,9 @@ class Allocator:
             self._results[prompt.id] = self._results.get(prompt.id, PromptResults()).after(
                 found, len(group.last.correct) - found, kept, self._classes[prompt.difficulty].rate
             )
+        if self._predictor is not None:
+            self._predictor.learn(begun, self._classes)
+        return forecasts
 
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next groups."""
@@ -164,6 +208,7 @@ class Allocator:
             "planned": list(self._planned),
             "results": dict(self._results),
             "classes": dict(self._classes),
+            "predictor": None if self._predictor is None else self._predictor.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -171,3 +216,5 @@ class Allocator:
         self._prompts.load_state_dict(state["prompts"])
         self._planned = tuple(state["planned"])
         self._results, self._classes = dict(state["results"]), dict(state["classes"])
+        if self._predictor is not None and state["predictor"] is not None:
+            self._predictor.load_state_dict(state["predictor"])

@@ -15,6 +15,7 @@ from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 from adagrpo_ray.sampling.batch import informative
+from adagrpo_ray.sampling.calibration import calibration
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import MAX_TURNS, Completion, Group
 
@@ -90,6 +91,7 @@ def sampling_metrics(
         judge_cache_hits={name: c.cache_hits for name, c in consumed.items()},
         judge_failures={name: c.failures for name, c in consumed.items()},
         judge_cost={name: c.cost for name, c in consumed.items() if c.cost is not None},
+        **calibration(collection.forecasts),
         **_of_episodes([c for c in completions if c.turns]),
     )
 

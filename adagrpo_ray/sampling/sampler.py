@@ -67,7 +67,7 @@ class AdaptiveSampler:
         drop_failed: bool = True,
     ) -> None:
         self._settings, self._max_new_tokens = settings, max_new_tokens
-        self._allocator = Allocator(prompts, settings, method.allocation, seed)
+        self.allocator = Allocator(prompts, settings, method.allocation, seed)
         self._groups = GroupSampler(
             settings, method, generate, score, max_new_tokens=max_new_tokens, seed=seed, drop_failed=drop_failed
         )
@@ -114,18 +114,18 @@ class AdaptiveSampler:
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next step, as plain data and frozen dataclasses; exact between two steps."""
         replay = [] if self._replay is None else self._replay.state()
-        return {"waiting": list(self._waiting), "replay": replay, **self._allocator.state_dict()}
+        return {"waiting": list(self._waiting), "replay": replay, **self.allocator.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a result of `state_dict`; prompts, settings and seed must be the same."""
         self._waiting = tuple(state["waiting"])
         if self._replay is not None:
             self._replay.restore(state["replay"])
-        self._allocator.load_state_dict(state)
+        self.allocator.load_state_dict(state)
 
     def _claim(self, step: int, budget: Budget) -> _Claim:
         """Take the groups that are too old for `step`, and the groups to resume in it, from the queue."""
-        before = _Queue(self._allocator.position, self._waiting)
+        before = _Queue(self.allocator.position, self._waiting)
         self._begun += 1
         oldest = step - self._settings.max_group_age
         aged = tuple(group for group in self._waiting if group.born < oldest)
@@ -140,12 +140,12 @@ class AdaptiveSampler:
             if len(claim.new) >= MOST_DRAWN * self._settings.prompts_per_step:
                 return None
             first = not (claim.resumed or claim.new)  # a step has at least one group
-            if (group := self._allocator.draw(step, most, math.inf if first else places)) is not None:
+            if (group := self.allocator.draw(step, most, math.inf if first else places)) is not None:
                 claim.new.append(group)
             return group
 
         def left_out() -> int:
-            return self._allocator.places_left_out(step)
+            return self.allocator.places_left_out(step)
 
         runs = await self._groups.run(claim.resumed, draw, left_out, step, budget)
         failed = [run.failure for run in runs if run.failure is not None and run.failure.generated]
@@ -156,7 +156,7 @@ class AdaptiveSampler:
     def _undo(self, claim: _Claim) -> None:
         """Undo a collection: restore the queue or, if another collection ran at the same time, requeue its groups."""
         if claim.alone and self._begun == claim.number:
-            self._allocator.position, self._waiting = claim.before.position, claim.before.waiting
+            self.allocator.position, self._waiting = claim.before.position, claim.before.waiting
         else:
             new = [replace(group, late=True) for group in claim.new]
             self._waiting = (*self._waiting, *claim.aged, *claim.resumed, *new)
@@ -170,7 +170,7 @@ class AdaptiveSampler:
         ]
         self._waiting = (*self._waiting, *late, *waiting)
         attempts = tuple(group for run in runs for group in run.history)
-        self._allocator.learn([group for group in attempts if not group.resamples])
+        forecasts = self.allocator.learn([group for group in attempts if not group.resamples])
         collection = Collection(
             ready=tuple(run.group for run in runs if run.state == "ready"),
             exhausted=tuple(run.group for run in runs if run.state == "exhausted"),
@@ -179,7 +179,8 @@ class AdaptiveSampler:
             aged=claim.aged,
             failed=tuple(run.failure for run in runs if run.failure is not None),
             attempts=attempts,
-            skipped=self._allocator.skipped(step),
+            skipped=self.allocator.skipped(step),
+            forecasts=forecasts,
         )
         return collection if self._replay is None else self._filled(self._replay, collection, step)
 
@@ -187,4 +188,4 @@ class AdaptiveSampler:
         """The collection with groups of earlier steps, if it has fewer informative groups than a step has places."""
         trained = (*collection.ready, *(() if self._drop_exhausted else collection.exhausted))
         fresh = informative(trained, self._settings)
-        return replace(collection, replayed=replay.fill(step, fresh, collection.attempts, self._allocator.solved))
+        return replace(collection, replayed=replay.fill(step, fresh, collection.attempts, self.allocator.solved))

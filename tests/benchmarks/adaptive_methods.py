@@ -175,6 +175,15 @@ METHODS: dict[str, Method] = {
         _SKILLS,
         drawn=True,
     ),
+    "adagrpo-predictor": Method(
+        "The policy's hidden state of a prompt predicts its success rate, in place of the rate of its class.",
+        ("algorithm.allocation.predictor=true",),
+    ),
+    "adagrpo-unlabelled-predictor": Method(
+        "The class of a prompt is hidden, and the policy's hidden state predicts its success rate.",
+        ("data.columns.difficulty=null", "algorithm.allocation.predictor=true"),
+        _SKILLS,
+    ),
 }
 
 

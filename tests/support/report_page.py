@@ -22,6 +22,8 @@ CHARTS = [
     "accuracy-by-steps",
     "zero-std",
     "rescued",
+    "reliability",
+    "calibration",
     "tokens",
     "rewards",
     "phases",

@@ -49,7 +49,7 @@ def test_class_results_match_numbers_by_hand() -> None:
 
 def test_a_class_without_results_has_a_uniform_prior() -> None:
     assert ClassResults().prior(8) == Posterior()
-    assert PromptResults(3, 5, 0.5).posterior(ClassResults(), 8) == Posterior(3, 5)
+    assert PromptResults(3, 5, 0.5).posterior(ClassResults().prior(8), ClassResults().rate) == Posterior(3, 5)
 
 
 def test_correlation_is_that_of_the_success_rates_of_the_prompts() -> None:
@@ -95,16 +95,16 @@ def test_results_of_a_prompt_match_numbers_by_hand() -> None:
 
 def test_a_failure_before_its_class_was_solved_says_little() -> None:
     old, new = (PromptResults(0, 8, rate) for rate in (HOPELESS.rate, SOLVED.rate))
-    assert old.posterior(SOLVED, 8).mean > 0.95
-    assert new.posterior(SOLVED, 8).mean < 0.6
+    assert old.posterior(SOLVED.prior(8), SOLVED.rate).mean > 0.95
+    assert new.posterior(SOLVED.prior(8), SOLVED.rate).mean < 0.6
 
 
 def test_success_in_a_solved_class_does_not_lower_the_expectation() -> None:
-    assert PromptResults(8, 0, SOLVED.rate).posterior(SOLVED, 8).mean > SOLVED.prior(8).mean > 0.95
+    assert PromptResults(8, 0, SOLVED.rate).posterior(SOLVED.prior(8), SOLVED.rate).mean > SOLVED.prior(8).mean > 0.95
 
 
 def test_one_epoch_shows_which_prompts_are_solved_in_a_class_of_solved_and_hopeless_ones() -> None:
     rate = SPLIT.rate
-    assert PromptResults(8, 0, rate).posterior(SPLIT, 8).mean > 0.95
-    assert PromptResults(0, 8, rate).posterior(SPLIT, 8).mean < 0.05
-    assert PromptResults(8, 0, rate).posterior(ALIKE, 8).mean < 0.8
+    assert PromptResults(8, 0, rate).posterior(SPLIT.prior(8), SPLIT.rate).mean > 0.95
+    assert PromptResults(0, 8, rate).posterior(SPLIT.prior(8), SPLIT.rate).mean < 0.05
+    assert PromptResults(8, 0, rate).posterior(ALIKE.prior(8), ALIKE.rate).mean < 0.8

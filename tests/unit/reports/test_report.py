@@ -17,6 +17,7 @@ from adagrpo_ray.errors import ConfigError, HistoryError
 from adagrpo_ray.reports import drawing, examples, read, tables, write_report
 from adagrpo_ray.reports.bars import by_interval, by_rung
 from adagrpo_ray.reports.charts import charts
+from adagrpo_ray.reports.reliability import reliability
 from adagrpo_ray.reports.run_data import labelled
 from adagrpo_ray.runs import GroupSample
 from adagrpo_ray.runs.samples import TurnSample
@@ -101,6 +102,30 @@ class TestFigures:
         rows = dict(tables.summary([run]))
         assert (rows["gsm8k accuracy before"], rows["gsm8k accuracy after"]) == ("0.375", "0.500")
         assert (rows["held-out accuracy before"], rows["held-out accuracy after"]) == ("0.250", "-")
+
+    def test_reliability_is_of_all_steps_in_ascending_order(self, tmp_path: Path) -> None:
+        second = {
+            "reliability_completions": {"0": 8},
+            "reliability_expected": {"0": 0.5},
+            "reliability_correct": {"0": 1},
+        }
+        none = {name: {} for name in second}
+        run = read(str(make(tmp_path / "run", [step(1), step(2, **second), step(3, **none)])))
+        chart = reliability([run])
+        assert chart is not None
+        (axes,) = chart.figure.axes
+        _, line = axes.lines
+        assert line.get_xydata().tolist() == [[1.0 / 20, 1 / 20], [6 / 8, 7 / 8]]
+        assert [text.get_text() for text in axes.texts] == ["20", "8"]
+        two = reliability([run, replace(run, label="other")])
+        assert two is not None
+        assert [len(axes.texts) for axes in two.figure.axes] == [0]
+
+    def test_runs_without_expected_rates_have_no_reliability(self, tmp_path: Path) -> None:
+        none: dict[str, object] = {f"reliability_{name}": {} for name in ("completions", "expected", "correct")}
+        run = read(str(make(tmp_path / "run", [step(1, **none)])))
+        assert reliability([run]) is None
+        assert not {"reliability", "calibration"} & {chart.name for chart in charts([run], 1)}
 
     def test_running_totals_end_at_the_summary(self, usual: Path) -> None:
         run = read(str(usual))
