@@ -134,7 +134,7 @@ def batch_of(config: Config, answers: Answers) -> TrainBatch:
 def updates(config: Config, model_path: str, batches: Sequence[TrainBatch], pipe: Any, mine: Any, others: Any) -> None:
     """Process that trains on the batches at each "train" in the pipe, and answers with seconds per step.
 
-    It sets `mine` when it has measured, and trains on until `others` is set, so that the other half never runs alone
+    It sets `mine` when it has measured, and continues until `others` is set, so that the other half never runs alone
     while it is measured.
     """
     torch.set_num_threads(max(1, int(config.learner.cpus)))
