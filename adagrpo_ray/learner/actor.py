@@ -115,10 +115,11 @@ class LearnerActor:
             finally:
                 self._return_memory()
 
-    def sync(self, version: int) -> SyncReport | None:
+    def sync(self, version: int, wait: bool = True) -> SyncReport | None:
         """Send the adapter to all rollout actors as `version`. All ranks gather it, and rank 0 sends it.
 
-        Raises DivergedError if a number in it is not finite.
+        Without `wait` it is sent in the background; rollouts and evaluations that begin later wait for it, and so does
+        the next sync. Raises DivergedError if a number in it is not finite.
         """
         tensors = self._engine.adapter()
         if self._rank != 0:
@@ -126,8 +127,8 @@ class LearnerActor:
         check_adapter(tensors, version, self._config.learner.learning_rate)
         lora, dtype = self._config.model.lora, getattr(torch, self._config.model.dtype)
         weights = pack(version, tensors, lora.r, lora.alpha, dtype)
-        self._collector.apply(weights)
-        return SyncReport(version, weights.data.nbytes)
+        seconds = self._collector.send(weights, wait=wait)
+        return SyncReport(version, weights.data.nbytes, seconds)
 
     def evaluate(self, step: int) -> EvaluationRecord | Pending:
         """Results on the held-out prompts and the benchmarks after `step`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import make_method
@@ -18,6 +19,7 @@ from adagrpo_ray.environments.episodes import with_environment
 from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.collected import collected
+from adagrpo_ray.learner.delivery import Delivery
 from adagrpo_ray.learner.prompt_states import HiddenStates, describe_ahead
 from adagrpo_ray.learner.replies import Collected, Pending
 from adagrpo_ray.lora.payload import AdapterWeights
@@ -61,6 +63,7 @@ class Collector:
         """
         self._config, self._background, self._fleet = config, background, fleet
         self._prompts, self._packing, self._first_notices, self._hidden = prompts, packing, notices, hidden
+        self._delivery = Delivery(background, fleet.pool)
         self._method = make_method(config.algorithm, config.rewards.names, given)
         self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
         every, watched = (*prompts.train, *prompts.held_out), self._endings.watched(fleet.pool.generate)
@@ -83,13 +86,16 @@ class Collector:
     def collect(self, step: int, last: int) -> Collected | Pending:
         """Sample the groups of a step, with their resamples, and make the batch of each rank from them.
 
-        Also begins to sample the next steps up to `last`, which continues after the return.
+        Also begins to sample the next steps up to `last`, which continues after the return. A step begins when the
+        version that was sent last has arrived. Raises the error of a version that could not be sent.
         """
+        self._delivery.check()
         for begun in range(step, last + 1):
             if begun not in self._collections:
                 if self._hidden is not None:
                     describe_ahead(self._sampler.allocator, self._background, self._hidden)
-                self._collections[begun] = self._background.start(self._sampler.collect(begun))
+                sampling = self._delivery.after(partial(self._sampler.collect, begun))
+                self._collections[begun] = self._background.start(sampling)
         if not self._background.wait(self._collections[step], POLL_S):
             return Pending(self._notices())
         return collected(
@@ -105,9 +111,10 @@ class Collector:
         )
 
     def evaluate(self, step: int) -> EvaluationRecord | Pending:
-        """Evaluate the held-out prompts and the benchmarks after `step`."""
+        """Evaluate the held-out prompts and the benchmarks after `step`, with the version that was sent last."""
         if step not in self._evaluations:
-            self._evaluations[step] = self._background.start(self._evaluation.run(step))
+            evaluation = self._delivery.after(partial(self._evaluation.run, step))
+            self._evaluations[step] = self._background.start(evaluation)
         done = self._background.wait(self._evaluations[step], POLL_S)
         # Return notices first: after the last evaluation there is no further call to return them.
         notices = (*self._notices(), *(self._endings.notices() if done else ()))
@@ -116,13 +123,17 @@ class Collector:
         return self._evaluations.pop(step).result()
 
     def abandon(self) -> None:
-        """Cancel the sampling in flight. For the next step and for a checkpoint it is as if it had never begun."""
+        """Cancel the sampling in flight, and wait until no version of the adapter is on its way.
+
+        For the next step and for a checkpoint it is as if the sampling had never begun.
+        """
         self._background.cancel([*self._collections.values(), *self._evaluations.values()])
         self._collections, self._evaluations = {}, {}
+        self._delivery.settle()
 
-    def apply(self, weights: AdapterWeights) -> None:
-        """Apply a version of the adapter on all rollout actors; raises the errors of `RolloutPool.apply`."""
-        self._background.run(self._fleet.pool.apply(weights))
+    def send(self, weights: AdapterWeights, *, wait: bool) -> float:
+        """Send a version of the adapter to all rollout actors, as in `Delivery.send`."""
+        return self._delivery.send(weights, wait=wait)
 
     @contextmanager
     def asleep(self) -> Iterator[None]:

@@ -40,7 +40,13 @@ class Collected:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """A version of the adapter that all rollout actors have, verified by its digest, and its size."""
+    """A version of the adapter that was sent to all rollout actors, which verify it by its digest.
+
+    - `version`, `sent_bytes`: of the version that was sent.
+    - `seconds`: time in which all rollout actors got the newest version that is known to have arrived. It is the
+      version that was sent if the sync has waited for it, else the one before.
+    """
 
     version: int
     sent_bytes: int
+    seconds: float

@@ -52,9 +52,14 @@ PACE = Panel("pace", "Generated tokens per second", "Generated tokens of a step,
 STEP_TIME = Panel(
     "step-time",
     "Time of a step",
-    "A step ends when every rollout actor holds the new adapter. The time of an evaluation is a curve of its own.",
+    "A step ends when every rollout actor holds the new adapter, or when it is sent if rollouts run ahead. The times "
+    "of an evaluation and of a sync are curves of their own.",
 )
-PHASES = Panel("phases", "Time by phase", "Rollout is the time that the learner waits for groups.")
+PHASES = Panel(
+    "phases",
+    "Time by phase",
+    "Rollout and sync are the times that the learner waits for groups and for rollout actors.",
+)
 SYNC = Panel("sync", "Adapter sync", "Bytes of adapters sent to the rollout actors.")
 STALENESS = Panel(
     "staleness",

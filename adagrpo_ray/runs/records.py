@@ -38,7 +38,7 @@ class StepRecord(SamplingMetrics):
         "time of the step", panels.STEP_TIME)]
     time: Annotated[Mapping[str, float], Metric(
         "time/{phase}", units.SECONDS, "last",
-        "time of the step in the phases rollout, train and sync", panels.PHASES, counter=True)]
+        "time that the step waited for its phases rollout, train and sync", panels.PHASES, counter=True)]
     tokens_per_second: Annotated[float | None, Metric(
         "adaptive/tokens_per_second", units.TOKENS_PER_SECOND, "last",
         "generated tokens over the time of the step", panels.PACE)]
@@ -122,7 +122,7 @@ class StepRecord(SamplingMetrics):
         "share of tokens whose weight is 0, since it was outside of the bounds", panels.OFF_POLICY)]
     weight_version: Annotated[int, Metric(
         "adaptive/weight_version", units.VERSIONS, "last",
-        "version of the adapter that all rollout actors hold")]
+        "version of the adapter that the step sends to the rollout actors")]
     sync_bytes: Annotated[int, Metric(
         "adaptive/sync_bytes", units.BYTES, "last",
         "bytes of the adapter sent to the rollout actors", panels.SYNC, counter=True)]
@@ -132,6 +132,10 @@ class StepRecord(SamplingMetrics):
     rollout_restarts: Annotated[int, Metric(
         "adaptive/rollout_restarts", units.ACTORS, "last",
         "rollout actors replaced since the program started")]
+    sync_time: Annotated[float | None, Metric(
+        "adaptive/sync_time", units.SECONDS, "last",
+        "time until all rollout actors had the adapter of the step, or that of the step before if rollouts run ahead",
+        panels.STEP_TIME)] = None
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ class Learners:
         """Make the updates on the batches of a step, one for each rank."""
         return self._replies([rank.train.remote(batch) for rank, batch in zip(self._ranks, batches, strict=True)])
 
-    def sync(self, version: int) -> SyncReport:
-        """Send the adapter to all rollout actors, as `version`."""
-        report: SyncReport = self.on_all("sync", version)[0]
+    def sync(self, version: int, *, wait: bool = True) -> SyncReport:
+        """Send the adapter to all rollout actors, as `version`; with `wait`, return when all of them have it."""
+        report: SyncReport = self.on_all("sync", version, wait)[0]
         return report
 
     def on_all(self, method: str, *arguments: Any) -> list[Any]:

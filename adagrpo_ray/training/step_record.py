@@ -24,7 +24,7 @@ def step_record(
     """The record of `step`.
 
     `reports` has one report for each rank, and is empty if there was nothing to train on. `seconds` has the time of
-    each phase.
+    each phase, in which the trainer waited for it.
     """
     updates, step_time = config.algorithm.updates_per_batch, sum(seconds.values())
     return StepRecord(
@@ -36,6 +36,7 @@ def step_record(
         learning_rate=reports[0].learning_rate if reports else learning_rate(config, step, updates - 1),
         weight_version=sync.version,
         sync_bytes=sync.sent_bytes,
+        sync_time=sync.seconds,
         rollout_actors=collected.rollout_actors,
         rollout_restarts=collected.rollout_restarts,
         tokens_per_second=ratio(collected.metrics.generated_tokens, step_time),

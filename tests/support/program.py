@@ -13,7 +13,7 @@ import psutil
 
 ENDING_S = 120.0
 """Limit for processes to end by themselves, in seconds; a process that is left behind would stay forever."""
-TIMES = ("step_time", "time", "tokens_per_second")
+TIMES = ("step_time", "time", "tokens_per_second", "sync_time")
 AHEAD = ("rollout.actors=2", "algorithm.max_staleness=1", "learner.ranks=2", "learner.zero_stage=2")
 """Settings of a run with two actors of each kind, whose rollouts are a step ahead of training."""
 QUICK = ("data.train_prompts=8", "data.eval_prompts=4", "algorithm.prompts_per_step=1")

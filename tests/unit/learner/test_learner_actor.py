@@ -1,4 +1,4 @@
-"""The parts of a learner actor: the end of each, and the sleep of a rollout actor while the learner trains."""
+"""The parts of a learner actor: the end of each, the sleep of a rollout actor, and the sync on each rank."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from adagrpo_ray.config import Config
 from adagrpo_ray.learner import actor as module
 from adagrpo_ray.learner.actor import LearnerActor
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.collector import Collector
+from adagrpo_ray.learner.replies import SyncReport
+from adagrpo_ray.lora.payload import AdapterWeights
 
 
 class Pool:
@@ -84,6 +87,35 @@ def test_memory_of_a_gpu_of_its_own_is_kept(background: Background, monkeypatch:
     actor._shared = False
     actor.train("batch")
     assert events == ["train"]
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_all_ranks_gather_the_adapter_and_rank_0_sends_it(wait: bool) -> None:
+    events: list[str] = []
+    pair = {f"base_model.model.layer.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+
+    def adapter() -> dict[str, torch.Tensor]:
+        events.append("gather")
+        return pair
+
+    def send(weights: AdapterWeights, *, wait: bool) -> float:
+        events.append(f"send {weights.version}, {wait}")
+        return 0.5
+
+    def sync(rank: int) -> SyncReport | None:
+        actor = LearnerActor()
+        actor._rank, actor._config = rank, Config.load(None, ["model.dtype=float32"])
+        actor._engine = SimpleNamespace(adapter=adapter)  # type: ignore[assignment]
+        actor._collector = SimpleNamespace(send=send)  # type: ignore[assignment]
+        return actor.sync(7, wait)
+
+    assert sync(1) is None
+    assert events == ["gather"]
+    report = sync(0)
+    assert events == ["gather", "gather", f"send 7, {wait}"]
+    assert report is not None
+    assert (report.version, report.seconds) == (7, 0.5)
+    assert report.sent_bytes > 2 * 2 * 2 * 4
 
 
 def test_an_engine_is_freed_before_the_next_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,12 +73,12 @@ class Learner:
         assert report is not None
         return report
 
-    def do_sync(self, version: int) -> SyncReport:
+    def do_sync(self, version: int, wait: bool) -> SyncReport:
         if version:
             self.reports.pop(0)
         if version == self.sync_fails:
             raise self.error
-        return SyncReport(version, 1)
+        return SyncReport(version, 1, 0.5)
 
     def do_abandon(self) -> None: ...
 

@@ -75,11 +75,13 @@ class Learner:
 
     def __init__(self, fault: str) -> None:
         self.fault, self.steps, self.saved = fault, 0, list[int]()
+        self.calls: list[str] = []
 
     def __getattr__(self, method: str) -> SimpleNamespace:
         return SimpleNamespace(remote=partial(getattr(type(self), f"do_{method}"), self))
 
     def do_collect(self, step: int, last: int) -> Collected:
+        self.calls.append(f"collect {step} to {last}")
         metrics = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
         if self.fault == "collect" and step == 3:
             metrics = replace(metrics, reward=math.nan)
@@ -87,11 +89,13 @@ class Learner:
 
     def do_train(self, batch: object) -> TrainReport:
         self.steps += 1
+        self.calls.append("train")
         rate = math.nan if self.fault == "train" and self.steps == 3 else 0.5
         return TrainReport(None, None, rate, skipped=0, cause=None, skipped_in_a_row=0)
 
-    def do_sync(self, version: int) -> SyncReport:
-        return SyncReport(version, 1)
+    def do_sync(self, version: int, wait: bool) -> SyncReport:
+        self.calls.append(f"sync {version}, {'wait' if wait else 'ahead'}")
+        return SyncReport(version, 1, 0.5)
 
     def do_evaluate(self, step: int) -> EvaluationRecord:
         return replace(ON_BENCHMARKS, step=step, accuracy=None, accuracy_by_difficulty={}, samples=0)
@@ -101,6 +105,7 @@ class Learner:
     def do_abandon(self) -> None: ...
 
     def do_save_checkpoint(self, folder: str, progress: Progress, accuracies: object) -> None:
+        self.calls.append(f"save {progress.step}")
         self.saved.append(progress.step)
 
 
@@ -118,6 +123,29 @@ def test_a_metric_that_is_not_finite_ends_the_run_without_a_checkpoint_of_its_st
         train_on(running, config, tmp_path, Observer(), None, Stop(), str(tmp_path), str)
     assert learner.steps == trained
     assert learner.saved == ([1, 2] if every else [])
+
+
+@pytest.mark.parametrize(
+    ("staleness", "expected"),
+    [
+        (0, [(1, "wait"), (2, "wait"), (3, "wait"), (4, "wait"), (5, "wait")]),
+        (1, [(2, "ahead"), (3, "ahead"), (3, "wait"), (5, "ahead"), (5, "wait")]),
+        (2, [(3, "ahead"), (3, "ahead"), (3, "wait"), (5, "ahead"), (5, "wait")]),
+    ],
+)
+def test_a_step_waits_for_its_sync_unless_rollouts_of_the_next_step_are_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staleness: int, expected: list[tuple[int, str]]
+) -> None:
+    """So no version is on its way when a checkpoint is written and when the run ends."""
+    monkeypatch.setattr(learners, "get", lambda answers: answers)
+    learner = Learner("")
+    overrides = ["run.steps=5", "data.eval_prompts=0", "checkpoint.every=3", f"algorithm.max_staleness={staleness}"]
+    running = Actors((learner,), ())
+    train_on(running, Config.load(None, overrides), tmp_path, Observer(), None, Stop(), str(tmp_path), str)
+    wanted = ["sync 0, wait"]
+    for step, (last, way) in enumerate(expected, 1):
+        wanted += [f"collect {step} to {last}", "train", f"sync {step}, {way}", *([f"save {step}"] * (step in (3, 5)))]
+    assert learner.calls == wanted
 
 
 def test_benchmarks_are_evaluated_without_held_out_prompts_and_select_no_checkpoint(
