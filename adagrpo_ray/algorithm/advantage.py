@@ -26,8 +26,9 @@ def advantages(
       2402.03300, section 4.1.2).
     - `none`: 1 (Dr. GRPO, arXiv 2503.20783, section 3.2).
     - `batch`: the batch's standard deviation + epsilon (Lite PPO, arXiv 2508.08221; `scale_rewards="batch"` of TRL).
-    - `mean`: the group's mean (MaxRL, arXiv 2602.02710). The advantage of one of its rewards, none of which is below 0,
-      is then at most their number - 1, which a single success reaches.
+    - `mean`: the group's mean (MaxRL, arXiv 2602.02710). If its lowest reward is below 0, the mean of the rewards minus
+      that one, so that rewards of -1 and 1 have the advantages of 0 and 1. The advantage of one of its rewards is then
+      at most their number - 1, which a single success reaches.
 
     Worked example: failures [0, 0, 0, 0] followed by [1, 0, 0, 0] have mean 1/8 and std 0.35355. The advantages of the
     second attempt are [2.4742, -0.3535, -0.3535, -0.3535] with `std`, [0.875, -0.125, -0.125, -0.125] with `none`, and
@@ -41,6 +42,6 @@ def advantages(
         case "batch":
             scale, added = batch.std, settings.advantage_epsilon
         case "mean":
-            scale, added = group.mean, 0.0
+            scale, added = group.mean - min(0.0, group.lowest), 0.0
     divisor, bound = scale + added if scale > 0.0 else math.inf, settings.largest_advantage
     return np.clip((rewards.astype(np.float64) - group.mean) / divisor, -bound, bound).astype(np.float32)

@@ -11,7 +11,7 @@ from adagrpo_ray.types import Group
 
 @dataclass(frozen=True)
 class RewardStatistics:
-    """Count, mean and sum of squared deviations (`m2`) of rewards.
+    """Count, mean, sum of squared deviations (`m2`) and minimum of rewards.
 
     Merging is exact: any partition of the same rewards gives the same statistics (Chan, Golub and LeVeque, "Updating
     formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1).
@@ -20,6 +20,7 @@ class RewardStatistics:
     count: int = 0
     mean: float = 0.0
     m2: float = 0.0
+    lowest: float = math.inf
 
     @classmethod
     def of(cls, rewards: Iterable[float]) -> RewardStatistics:
@@ -30,8 +31,9 @@ class RewardStatistics:
                 raise ValueError(f"a reward is {value}; statistics take finite rewards only")
         if not values:
             return cls()
-        mean = math.fsum(values) / len(values)
-        return cls(len(values), mean, math.fsum((v - mean) ** 2 for v in values))
+        lowest = min(values)
+        mean = max(lowest, math.fsum(values) / len(values))  # the quotient of equal values may round down
+        return cls(len(values), mean, math.fsum((v - mean) ** 2 for v in values), lowest)
 
     def merge(self, other: RewardStatistics) -> RewardStatistics:
         """Statistics of both sets of rewards together."""
@@ -43,6 +45,7 @@ class RewardStatistics:
             count=count,
             mean=self.mean + delta * other.count / count,
             m2=self.m2 + other.m2 + delta * delta * self.count * other.count / count,
+            lowest=min(self.lowest, other.lowest),
         )
 
     @property

@@ -170,7 +170,7 @@ class AlgorithmSettings(Section):
     advantage_scale: Literal["std", "none", "batch", "mean"] = Field(
         "std",
         description="divisor of advantages: the standard deviation of the group's rewards, none (Dr. GRPO), the "
-        "standard deviation of all groups' rewards (Lite PPO), or the mean of the group's rewards (MaxRL)",
+        "standard deviation of all groups' rewards (Lite PPO), or their mean above the lowest one or 0 (MaxRL)",
     )
     advantage_statistics: Literal["all", "last", "trained"] = Field(
         "all",
@@ -264,11 +264,6 @@ class AlgorithmSettings(Section):
                 "algorithm.replay trains on completions of earlier versions of the policy, and algorithm.loss."
                 "correction=none does not correct for that; set it to token, sequence or geometric, or "
                 "algorithm.replay to null"
-            )
-        if self.advantage_scale == "mean" and self.overlong_buffer is not None:
-            yield (
-                f"algorithm.advantage_scale=mean takes no rewards below 0, and algorithm.overlong_buffer="
-                f"{self.overlong_buffer} adds penalties; set the second to null or choose another scale"
             )
 
     @property

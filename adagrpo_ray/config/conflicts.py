@@ -13,7 +13,7 @@ from adagrpo_ray.config.data import PLAIN, DataSettings
 from adagrpo_ray.config.environments import ENVIRONMENT, EnvironmentSettings
 from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.reasoning_gym import REASONING_GYM, ReasoningGymSettings
-from adagrpo_ray.config.rewards import NEGATIVE, RewardsSettings
+from adagrpo_ray.config.rewards import RewardsSettings
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.run_settings import CheckpointSettings, EvaluationSettings, RunSettings
 
@@ -46,22 +46,6 @@ def of_criterion(algorithm: AlgorithmSettings, rewards: RewardsSettings) -> Iter
     reward = algorithm.criterion.reward
     if reward is not None and reward not in rewards.names:
         yield (f"algorithm.criterion.reward={reward!r} is none of rewards.functions {rewards.names}; name one of them")
-
-
-def of_advantages(algorithm: AlgorithmSettings, rewards: RewardsSettings) -> Iterator[str]:
-    """Yield a conflict if advantages are divided by the mean of rewards that are below 0, as far as settings show."""
-    if algorithm.advantage_scale != "mean":
-        return
-    if negative := [reward.function for reward in rewards.functions if reward.function in NEGATIVE and reward.weight]:
-        yield (
-            f"algorithm.advantage_scale=mean takes no rewards below 0, which rewards.functions {negative} give; use "
-            "'exact', or choose another scale"
-        )
-    elif rewards.on_error == "score" and rewards.error_score < 0:
-        yield (
-            f"algorithm.advantage_scale=mean takes no rewards below 0, and rewards.error_score={rewards.error_score} "
-            "is one; set it to 0 or choose another scale"
-        )
 
 
 def of_problems(reasoning_gym: ReasoningGymSettings, data: DataSettings, rewards: RewardsSettings) -> Iterator[str]:

@@ -10,9 +10,6 @@ from pydantic import Field
 from adagrpo_ray.config.section import Gibibytes, PositiveInt, Seconds, Section
 from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings
 
-NEGATIVE = ("answer", "format_approximate", "number")
-"""Built-in reward functions that have scores below 0."""
-
 
 class RewardSettings(Section):
     """One reward function. The reward of a completion is the weighted sum over all of them."""

@@ -12,7 +12,6 @@ from adagrpo_ray.algorithm.loss import token_weights
 from adagrpo_ray.algorithm.selection import balanced, max_variance
 from adagrpo_ray.algorithm.statistics import RewardStatistics, statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.errors import RewardError
 from adagrpo_ray.types import Completion, Floats, Group, Prompt, TrainSample
 
 Scored = tuple[Completion, float]
@@ -27,7 +26,6 @@ def training_samples(
     Lengths are those of the tokens that the policy wrote, and observed tokens have a weight of 0. Completions without
     weight (empty or `is_masked`) count in `token_weights` and are then left out. Completions with an advantage of zero
     are left out, too, unless a KL term or an entropy bonus gives them a gradient; the loss is the same without them.
-    Raises RewardError as `picked` does.
     """
     chosen = [
         (group.prompt, completion, advantage)
@@ -56,11 +54,7 @@ def picked(groups: Sequence[Group], settings: AlgorithmSettings) -> list[list[Sc
     `settings.train_on` selects them, and `settings.advantage_statistics` the rewards whose mean and standard deviation
     their advantages use: those of all attempts, of the last one, or of the selected completions, as PODS does
     (arXiv 2504.13818; `grpo_trainer.py` of its code). Those of the batch are of the same rewards of all groups.
-
-    Raises RewardError if advantages are divided by mean rewards, and a reward is below 0.
     """
-    if settings.advantage_scale == "mean":
-        _check_rewards(groups)
     chosen = [_selected(group, settings) for group in groups]
     statistics = [_statistics(group, pairs, settings) for group, pairs in zip(groups, chosen, strict=True)]
     batch = reduce(RewardStatistics.merge, statistics, RewardStatistics())
@@ -78,7 +72,7 @@ def picked(groups: Sequence[Group], settings: AlgorithmSettings) -> list[list[Sc
 
 
 def informative(groups: Sequence[Group], settings: AlgorithmSettings) -> list[Group]:
-    """The groups of a batch whose advantages are not all 0. Raises RewardError as `picked` does."""
+    """The groups of a batch whose advantages are not all 0."""
     found = zip(groups, picked(groups, settings), strict=True)
     return [group for group, pairs in found if any(advantage for _, advantage in pairs)]
 
@@ -112,17 +106,6 @@ def _statistics(group: Group, selected: Sequence[Scored], settings: AlgorithmSet
             return RewardStatistics.of(reward for attempt in group.final for reward in attempt.rewards.tolist())
         case "trained":
             return RewardStatistics.of(reward for _, reward in selected)
-
-
-def _check_rewards(groups: Sequence[Group]) -> None:
-    """Raise RewardError if a reward is below 0."""
-    for group in groups:
-        lowest = min(float(attempt.rewards.min()) for attempt in group.attempts)
-        if lowest < 0.0:
-            raise RewardError(
-                f"a completion of the prompt {group.prompt.id} has the reward {lowest:g}, and algorithm.advantage_scale"
-                "=mean takes no rewards below 0; change rewards.functions, or choose another scale"
-            )
 
 
 def broken_samples(groups: Sequence[Group]) -> tuple[TrainSample, ...]:

@@ -32,8 +32,7 @@ def sampling_metrics(
 ) -> SamplingMetrics:
     """Metrics of `step`; `height` is the number of rungs, `functions` are the names of the reward functions.
 
-    `consumption` is that of judges and reward models since the step before, by their names. Raises RewardError as
-    `picked` does.
+    `consumption` is that of judges and reward models since the step before, by their names.
     """
     consumed = consumption or {}
     first = [g for g in collection.attempts if len(g.attempts) == 1]

@@ -73,6 +73,19 @@ def test_by_the_mean_advantages_are_those_of_maxrl() -> None:
     assert of_last(make_group([2.0, 1.0, 1.0, 0.0]), advantage_scale="mean") == pytest.approx([1, 0, 0, -1])
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.5, 0.0), (-3.0, 0.1), (0.0, 2.0)])
+def test_by_the_mean_rewards_below_0_have_the_advantages_of_0_and_1(
+    low: float, high: float
+) -> None:
+    found = of_last(make_group([low] * 4, [high, low, low, low]), advantage_scale="mean")
+    assert found == pytest.approx([7, -1, -1, -1], rel=1e-5)
+
+
+@pytest.mark.parametrize("reward", [-0.1, -7.3, -1e-9, 0.1])
+def test_by_the_mean_equal_rewards_have_no_advantage(reward: float) -> None:
+    assert of_last(make_group([reward] * 3, [reward] * 7), advantage_scale="mean") == [0.0] * 7
+
+
 def test_by_the_mean_a_success_among_many_attempts_is_not_clipped() -> None:
     rows = [[0.0] * 8] * 16 + [[1.0] + [0.0] * 7]
     assert of_last(make_group(*rows), advantage_scale="mean") == pytest.approx([135] + [-1] * 7)

@@ -297,18 +297,6 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["algorithm.train_size=4 is used by train_on=balanced and max_variance only", "not by train_on=last"],
         ),
         (
-            ["algorithm.advantage_scale=mean", "rewards.functions=[{function: exact}, {function: answer}]"],
-            ["algorithm.advantage_scale=mean takes no rewards below 0", "rewards.functions ['answer'] give"],
-        ),
-        (
-            ["algorithm.advantage_scale=mean", "rewards.on_error=score", "rewards.error_score=-1"],
-            ["algorithm.advantage_scale=mean takes no rewards below 0", "rewards.error_score=-1.0 is one"],
-        ),
-        (
-            ["algorithm.advantage_scale=mean", "algorithm.overlong_buffer=4"],
-            ["algorithm.advantage_scale=mean takes no rewards below 0", "algorithm.overlong_buffer=4 adds penalties"],
-        ),
-        (
             ["rollout.max_model_len=256", "rollout.max_new_tokens=256"],
             ["rollout.max_model_len=256 leaves no room", "rollout.max_new_tokens=256", "raise the first"],
         ),

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adagrpo_ray.config.data import FormatSettings
-from adagrpo_ray.config.rewards import NEGATIVE
 from adagrpo_ray.rewards.extract import after_thought, exact_answer, marked_answer, number_after_start, same_answer
 from adagrpo_ray.rewards.numbers import normalised, parse_number
 from adagrpo_ray.rewards.registry import BUILTIN
@@ -58,10 +57,6 @@ def test_every_score_is_in_table_of_function(text: str, truth: str) -> None:
         scores = BUILTIN[name](completions=texts, answer=truth, prompt="?", format=FORMAT, difficulty="")
         assert len(scores) == len(texts), name
         assert set(scores) <= table, (name, scores, text, truth)
-
-
-def test_functions_with_scores_below_0_are_named_in_the_configuration() -> None:
-    assert {name for name, table in SCORES.items() if min(table) < 0} == set(NEGATIVE)
 
 
 def test_latex_needs_no_signals() -> None:

@@ -12,7 +12,6 @@ import pytest
 from adagrpo_ray.algorithm.advantage import advantages
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.config.algorithm import AlgorithmSettings
-from adagrpo_ray.errors import RewardError
 from adagrpo_ray.learner.packing import pack_batches
 from adagrpo_ray.sampling.batch import training_samples
 from adagrpo_ray.types import Group, TrainSample
@@ -280,10 +279,3 @@ def test_the_scale_of_the_batch_is_over_all_groups() -> None:
     expected = [0.875, -0.125, -0.125, -0.125, 0.25, 0.25, 0.25, -0.75]
     assert found == pytest.approx([value / 0.492466 for value in expected], abs=1e-6)
     assert batch(make_group(FLAT), make_group([0, 0]), advantage_scale="batch") == [0.0] * 4
-
-
-@pytest.mark.parametrize("groups", [[make_group([0, -1]), make_group([1, 0])], [make_group([-1, 0], [1, 0])]])
-def test_rewards_below_0_are_refused_if_advantages_are_divided_by_the_mean(groups: list[Group]) -> None:
-    with pytest.raises(RewardError, match=r"prompt p has the reward -1, and algorithm\.advantage_scale=mean takes no"):
-        batch(*groups, advantage_scale="mean")
-    assert batch(*groups, advantage_scale="none")
