@@ -94,9 +94,8 @@ def test_thousands_of_sessions_are_aborted_and_leave_no_process(
     (tmp_path / "waiting_xyz.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    config = Config.load(
-        None, ["environment.name=waiting_xyz:Waiting", f"environment.processes={processes}", "rollout.max_new_tokens=64"]
-    )
+    settings = ["environment.name=waiting_xyz:Waiting", f"environment.processes={processes}"]
+    config = Config.load(None, [*settings, "rollout.max_new_tokens=64"])
     held, next_step = prompts([KINDS[i % 4] for i in range(groups)], "held"), prompts(["ends"] * groups, "next")
     policy, me, before, figures = Policy(), psutil.Process(), descendants(), dict[str, float]()
     scorer: Any = SimpleNamespace(close=lambda: None)  # nothing is scored
