@@ -124,9 +124,9 @@ class Episodes:
         self._notices.clear()
         return (*notices, *self._scorer.notices())
 
-    def consumption(self) -> Mapping[str, Consumption]:
+    def consumption(self, purpose: str = "") -> Mapping[str, Consumption]:
         """Return the consumption of the scorer's judges and reward models, as `RewardScorer.consumption`."""
-        return self._scorer.consumption()
+        return self._scorer.consumption(purpose)
 
     def close(self) -> None:
         """End all processes of environments, and the scoring processes."""
