@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -76,13 +75,6 @@ def test_a_shared_prompt_counts_once_and_its_samples_stay_together() -> None:
 def test_a_sample_above_the_budget_is_a_micro_batch_of_its_own() -> None:
     samples = [make_sample(1, n) for n in (99, 1, 1)]
     assert shape(pack_batches(1, samples, ranks=1, token_budget=10)) == [[[100], [2, 2]]]
-
-
-def test_observed_tokens_of_an_episode_count_in_the_budget() -> None:
-    weights = np.array([1, 1, 0, 0, 0, 1], np.float32)
-    samples = [replace(make_sample(2, 6), token_weights=weights) for _ in range(2)]
-    assert shape(pack_batches(1, samples, 1, 15)) == [[[8], [8]]]
-    assert shape(pack_batches(1, samples, 1, 16)) == [[[8, 8]]]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
