@@ -90,6 +90,13 @@ def of_environment(
             f"environment.max_turn_tokens={environment.max_turn_tokens} is more than rollout.max_new_tokens="
             f"{rollout.max_new_tokens}, which all turns of an episode share; lower the first or raise the second"
         )
+    longest, room = environment.longest(rollout.max_new_tokens), rollout.max_model_len
+    if room is not None and rollout.max_new_tokens < room <= longest:
+        yield (
+            f"rollout.max_model_len={room} leaves no room for a prompt next to an episode of up to {longest} tokens "
+            f"(rollout.max_new_tokens={rollout.max_new_tokens}, environment.max_observation_tokens="
+            f"{environment.max_observation_tokens}); raise the first or lower the others"
+        )
 
 
 def of_predictor(algorithm: AlgorithmSettings, learner: LearnerSettings) -> Iterator[str]:

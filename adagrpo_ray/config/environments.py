@@ -59,6 +59,19 @@ class EnvironmentSettings(Section):
         """Whether completions are episodes."""
         return self.name is not None or bool(self.tools)
 
+    def longest(self, max_new_tokens: int) -> int:
+        """Return the most tokens after a prompt: of a completion of `max_new_tokens`, or of an episode as a whole.
+
+        Those of an episode are the turns of the policy, which share `max_new_tokens`, and the observations between
+        them; a single turn has none.
+        """
+        if not self.active:
+            return max_new_tokens
+        written = max_new_tokens
+        if self.max_turn_tokens is not None:
+            written = min(written, self.max_turns * self.max_turn_tokens)
+        return written + (self.max_observation_tokens if self.max_turns > 1 else 0)
+
     def conflicts(self) -> Iterator[str]:
         """Yield conflicts: arguments of no environment, and a tool that is named twice."""
         if self.arguments and self.name is None:

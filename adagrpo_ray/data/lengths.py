@@ -13,5 +13,4 @@ def longest_sequence(config: Config, prompts: Iterable[Prompt]) -> int:
     if config.rollout.max_model_len is not None:
         return config.rollout.max_model_len
     longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
-    observed = config.environment.max_observation_tokens if config.environment.active else 0
-    return longest + config.rollout.max_new_tokens + observed
+    return longest + config.environment.longest(config.rollout.max_new_tokens)

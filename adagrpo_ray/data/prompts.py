@@ -12,7 +12,6 @@ import numpy as np
 
 from adagrpo_ray.config.data import ColumnSettings, DataSettings
 from adagrpo_ray.config.environments import ENVIRONMENT
-from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.data.answers import answer_text
 from adagrpo_ray.data.arithmetic import ARITHMETIC, Problem, problem_sets
@@ -89,13 +88,13 @@ def load_prompts(
     Raises DataError if a column is missing, a prompt cannot be read, the chat template leaves out a part of a prompt,
     or too few prompts are left: fewer than a step needs, or none if it is not for `training`.
     """
-    data, maker = config.data, _Maker(config.data, tokenizer, opening)
+    data, maker, room = config.data, _Maker(config.data, tokenizer, opening), _room(config)
     dropped = maker.dropped
     if is_generated(data.source):
         refuse_parts(data)
-        kept = [_fitting(maker.make(rows), data, config.rollout, dropped) for rows in _generated(config)]
+        kept = [_fitting(maker.make(rows), data, room, dropped) for rows in _generated(config)]
     else:
-        prompts = _fitting(maker.make(_read(_source(data, opening), data)), data, config.rollout, dropped)
+        prompts = _fitting(maker.make(_read(_source(data, opening), data)), data, room, dropped)
         problems = [maker.problems[prompt.id] for prompt in prompts]
         rest, aside, lost = split(problems, config.run.seed, data.eval_prompts, data.train_prompts)
         kept = [[prompts[i] for i in rest], [prompts[i] for i in aside]]
@@ -287,16 +286,18 @@ def _placed(row: _Row, work: Callable[..., T], *arguments: Any) -> T:
         raise DataError(f"{error}{row.place}") from None
 
 
-def _fitting(
-    prompts: list[Prompt], data: DataSettings, rollout: RolloutSettings, dropped: Counter[str]
-) -> list[Prompt]:
-    """Return the prompts that are not longer than the quantile of lengths and leave room for a completion."""
+def _room(config: Config) -> float:
+    """Return the most tokens of a prompt that leaves room for a completion, or an episode."""
+    most = config.rollout.max_model_len
+    return math.inf if most is None else most - config.environment.longest(config.rollout.max_new_tokens)
+
+
+def _fitting(prompts: list[Prompt], data: DataSettings, room: float, dropped: Counter[str]) -> list[Prompt]:
+    """Return the prompts that are longer neither than the quantile of lengths nor than `room`."""
     if not prompts:
         return prompts
     longest = float(np.quantile([len(p.token_ids) for p in prompts], data.length_quantile, method="inverted_cdf"))
-    if rollout.max_model_len is not None:
-        longest = min(longest, rollout.max_model_len - rollout.max_new_tokens)
-    kept = [p for p in prompts if len(p.token_ids) <= longest]
+    kept = [p for p in prompts if len(p.token_ids) <= min(longest, room)]
     if len(kept) < len(prompts):
         dropped["too long"] += len(prompts) - len(kept)
     return kept

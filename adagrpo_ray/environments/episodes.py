@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.data.lengths import longest_sequence
 from adagrpo_ray.data.observation_text import ObservationTemplate
 from adagrpo_ray.data.template_choice import use_template
 from adagrpo_ray.environments.fork_server import EpisodeSetup
@@ -61,7 +60,6 @@ class Episodes:
         """`prompts` are all prompts of later requests. `tokenizer_path` is for parsers of vLLM."""
         self._settings, self._rewards = config.environment, config.rewards
         self._prompts = {prompt.id: prompt for prompt in prompts}
-        self._longest = longest_sequence(config, self._prompts.values())
         self._tokenizer: Any = tokenizer
         self._template = ObservationTemplate(tokenizer, config.data.template_kwargs)
         self._generate, self._scorer = generate, scorer
@@ -126,9 +124,9 @@ class Episodes:
         self._notices.clear()
         return (*notices, *self._scorer.notices())
 
-    def consumption(self) -> Mapping[str, Consumption]:
+    def consumption(self, purpose: str = "") -> Mapping[str, Consumption]:
         """Return the consumption of the scorer's judges and reward models, as `RewardScorer.consumption`."""
-        return self._scorer.consumption()
+        return self._scorer.consumption(purpose)
 
     def close(self) -> None:
         """End all processes of environments, and the scoring processes."""
@@ -200,13 +198,15 @@ class Episodes:
         return reason
 
     def _room(self, request: GenerationRequest, transcript: Transcript, observed: int) -> int:
-        """Return how many tokens the next turn may have after an observation of so many tokens; below 1 for none."""
+        """Return how many tokens the next turn may have after an observation of so many tokens; below 1 for none.
+
+        The prompts leave room for all of them in the engine (`EnvironmentSettings.longest`).
+        """
         before = transcript.length - transcript.written
         if before + observed > self._settings.max_observation_tokens:
             return 0
         left = request.max_new_tokens - transcript.written
-        whole = self._longest - len(request.prompt_token_ids) - transcript.length - observed
-        return min(left, whole, self._settings.max_turn_tokens or left)
+        return min(left, self._settings.max_turn_tokens or left)
 
     def _raw(self, token_ids: TokenIds) -> str:
         """Return the text of a turn for the parser of calls: with control tokens, without the token that ended it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from adagrpo_ray.algorithm.estimators import bootstrap_means, pass_at_k, powers_of_two, wilson
 from adagrpo_ray.evaluation.results import ProblemResult
+from adagrpo_ray.runs.judge_counts import added
 from adagrpo_ray.runs.record import Record
 
 DRAWS, SEED = 2000, 0
@@ -37,6 +38,7 @@ class ModelMetrics(Record):
 
     failed: the number of problems that could not be generated or scored; they count as wrong.
     metrics: shares, except for LENGTHS, which are means.
+    judges: requests, tokens, cost and so on of judges and reward models, by their names.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ModelMetrics(Record):
     failed: int
     metrics: Mapping[str, Estimate]
     accuracy_by_difficulty: Mapping[str, Estimate]
+    judges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def compare(models: Sequence[tuple[str, str, str, Sequence[ProblemResult]]]) -> 
                 failed=sum(bool(result.error) for result in results),
                 metrics=_estimates(names, values, mean),
                 accuracy_by_difficulty=_by_difficulty(results, values[:, [names.index(ACCURACY)]]),
+                judges=added(result.judges for result in results),
             )
             for (name, folder, digest, results), values, mean in zip(models, stacked, means, strict=False)
         ),

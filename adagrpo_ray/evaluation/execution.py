@@ -22,6 +22,7 @@ from adagrpo_ray.evaluation.planning import Part, Plan
 from adagrpo_ray.evaluation.problem_result import problem_result
 from adagrpo_ray.evaluation.results import ProblemResult, ResultFile
 from adagrpo_ray.model.node_files import ModelFiles
+from adagrpo_ray.rewards.consumption import counted_for
 from adagrpo_ray.rewards.scorer import RewardScorer
 from adagrpo_ray.rewards.together import together
 from adagrpo_ray.rollout.architectures import check_lora_type
@@ -150,12 +151,15 @@ async def _problems(
     async def finish(prompt: Prompt) -> None:
         async with slots:
             request = evaluation_request(prompt, settings, rollout.max_new_tokens, config.run.seed)
-            completions, scores, correct = await generate_and_score(
-                prompt, request, rollouts.generate, rollouts.scorer.score
-            )
+            with counted_for(prompt.id):
+                completions, scores, correct = await generate_and_score(
+                    prompt, request, rollouts.generate, rollouts.scorer.score
+                )
+            consumed = rollouts.scorer.consumption(prompt.id)
         if stop.is_set():  # the stop may have caused a failure of this problem
             return
-        result = problem_result(config.data.format, model.digest, results.digest, prompt, completions, scores, correct)
+        digests = (model.digest, results.digest)
+        result = problem_result(config.data.format, *digests, prompt, completions, scores, correct, consumed)
         results.add(result)
         watcher.problem(float(np.mean(correct)), sum(c.tokens for c in result.completions))
 

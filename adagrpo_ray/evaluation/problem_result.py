@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,11 @@ from adagrpo_ray.data.benchmark_sets import ANSWERS
 from adagrpo_ray.evaluation.results import CompletionResult, ProblemResult
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.rewards.benchmark_answers import extracted
+from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.rewards.extract import exact_answer, holds_answer, marked_answer
 from adagrpo_ray.types import Completion, Prompt
+
+NOTHING: Mapping[str, Consumption] = MappingProxyType({})
 
 
 def problem_result(
@@ -24,11 +28,13 @@ def problem_result(
     completions: Sequence[Completion],
     scores: Scores,
     correct: NDArray[np.bool_],
+    consumption: Mapping[str, Consumption] = NOTHING,
 ) -> ProblemResult:
     """The result of a problem whose G completions were scored.
 
     model, settings: their digests.
     correct: shape [G].
+    consumption: that of judges and reward models, by their names.
     """
     kind = prompt.columns.get(ANSWERS)  # None for a problem that is not of a benchmark
 
@@ -66,4 +72,5 @@ def problem_result(
             result(completion, float(reward), bool(is_correct))
             for completion, reward, is_correct in zip(completions, scores.rewards, correct, strict=True)
         ),
+        judges={name: consumed.counts for name, consumed in consumption.items()},
     )

@@ -11,7 +11,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class ProblemResult(Record):
     model, settings: their digests.
     problem: the id of the prompt.
     error: why it could not be generated or scored; "" if it was.
+    judges: requests, tokens, cost and so on of judges and reward models, by their names.
     """
 
     model: str
@@ -66,6 +67,7 @@ class ProblemResult(Record):
     difficulty: str
     error: str
     completions: tuple[CompletionResult, ...]
+    judges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class ResultFile:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from adagrpo_ray.errors import ResourceError
 from adagrpo_ray.evaluation.comparison import ACCURACY, LENGTHS, Comparison, Estimate
+from adagrpo_ray.runs.judge_counts import tokens
 from adagrpo_ray.runs.markdown import cell, literal
 from adagrpo_ray.runs.wording import difficulties, few, printable, shown
 
@@ -98,6 +99,12 @@ def metric_rows(comparison: Comparison) -> Rows:
             rows += [(f"  {others}", ["" for _ in models])] if others else []
     if any(model.failed for model in models):
         rows.append(("problems failed", [str(model.failed) for model in models]))
+    for name in dict.fromkeys(name for model in models for name in model.judges):
+        of_judge = [model.judges.get(name, {}) for model in models]
+        rows.append((f"{shown(name)}: requests", [f"{counts.get('requests', 0):,}" for counts in of_judge]))
+        rows.append((f"{shown(name)}: tokens", [f"{tokens(counts):,}" for counts in of_judge]))
+        if any("cost" in counts for counts in of_judge):
+            rows.append((f"{shown(name)}: cost", [f"{counts.get('cost', 0):.4g}" for counts in of_judge]))
     return rows
 
 

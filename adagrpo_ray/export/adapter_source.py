@@ -142,7 +142,7 @@ def _summary(run: str, mark: Mark, name: str, local: Path) -> Summary | None:
     except (CheckpointError, HistoryError):
         return None
     before, after = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
-    return summarize(steps, before, after, name=name, folder=run, adapter=run)
+    return summarize(steps, before, after, evaluations, name=name, folder=run, adapter=run)
 
 
 def _config(run: str, local: Path) -> Config | None:

@@ -79,7 +79,7 @@ class Collector:
             seed=config.run.seed,
             drop_failed=config.rewards.on_error == "drop",
         )
-        self._evaluation = Evaluation(config, prompts, self._generate, self._scorer.score, watched)
+        self._evaluation = Evaluation(config, prompts, self._generate, self._scorer, watched)
         self._collections: dict[int, asyncio.Task[Collection]] = {}  # in flight, by step
         self._evaluations: dict[int, asyncio.Task[EvaluationRecord]] = {}
 

@@ -76,6 +76,7 @@ def read(home: str, copy: Path | None = None) -> Run:
         history.steps,
         evaluations[0] if evaluations else None,
         evaluations[-1] if len(evaluations) > 1 else None,
+        evaluations,
         name=history.name,
         folder=home,
         adapter=storage.join(home, "adapter"),

@@ -11,6 +11,7 @@ import yaml
 from adagrpo_ray.config.listing import flat
 from adagrpo_ray.config.secrets import holds_secret
 from adagrpo_ray.reports.run_data import Run
+from adagrpo_ray.runs.judge_counts import in_words
 from adagrpo_ray.runs.measured import ratio
 from adagrpo_ray.runs.wording import change, difficulties, duration, number, rungs, shown, whole
 
@@ -80,6 +81,8 @@ def _metrics(run: Run) -> Iterator[tuple[str, str]]:
     yield "groups that never met it", f"{s.groups_exhausted:,}"
     yield "groups that could not be generated or scored", f"{s.groups_failed:,}"
     yield "updates skipped", f"{s.skipped_updates:,}"
+    for name, counts in s.judges.items():
+        yield f"judge {name}, with evaluations", in_words(counts)
     yield "time of all steps", duration(s.seconds)
     phases = dict.fromkeys(name for record in steps for name in record.time)
     for phase in phases:

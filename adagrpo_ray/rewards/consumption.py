@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from threading import Lock
+
+_PURPOSE: ContextVar[str] = ContextVar("purpose", default="")
 
 
 @dataclass(frozen=True)
 class Consumption:
-    """The consumption of one judge or reward model since the last report.
+    """The consumption of one judge or reward model for one purpose, since the last report.
 
     - `requests`: all requests that were sent, retries included.
     - `prompt_tokens`, `completion_tokens`: as the server counts them.
@@ -24,22 +29,40 @@ class Consumption:
     failures: int = 0
     cost: float | None = None
 
+    @property
+    def counts(self) -> dict[str, float]:
+        """The fields by their names, without a cost if no price is set."""
+        return {name: number for name, number in asdict(self).items() if number is not None}
+
+
+@contextmanager
+def counted_for(purpose: str) -> Iterator[None]:
+    """Count the consumption of this task, and of tasks that it starts within the block, for this purpose."""
+    before = _PURPOSE.set(purpose)
+    try:
+        yield
+    finally:
+        _PURPOSE.reset(before)
+
 
 class Meter:
-    """Adds up consumption, for reports from another thread than the one that counts."""
+    """Adds up consumption by purpose, for reports from another thread than the one that counts.
+
+    The purpose is that of `counted_for`, without it "": the training steps.
+    """
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, dict[str, int]] = {}  # by purpose
         self._lock = Lock()
 
     def add(self, **counts: int) -> None:
         """Add to the counts, which have the names of the fields of Consumption."""
         with self._lock:
+            own = self._counts.setdefault(_PURPOSE.get(), {})
             for name, number in counts.items():
-                self._counts[name] = self._counts.get(name, 0) + number
+                own[name] = own.get(name, 0) + number
 
-    def read(self) -> Consumption:
-        """Return the counts since the last call, without a cost."""
+    def read(self, purpose: str = "") -> Consumption:
+        """Return the counts for a purpose since the last call, without a cost."""
         with self._lock:
-            counts, self._counts = self._counts, {}
-        return Consumption(**counts)
+            return Consumption(**self._counts.pop(purpose, {}))

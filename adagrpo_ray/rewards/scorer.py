@@ -81,9 +81,9 @@ class RewardScorer:
         self._notices.clear()
         return notices
 
-    def consumption(self) -> Mapping[str, Consumption]:
-        """Return the consumption of each judge and reward model since the last call, by its name."""
-        return {self._names[place]: model.consumption() for place, model in self._served.items()}
+    def consumption(self, purpose: str = "") -> Mapping[str, Consumption]:
+        """Return the consumption of each judge and reward model for a purpose since the last call, by its name."""
+        return {self._names[place]: model.consumption(purpose) for place, model in self._served.items()}
 
     def close(self) -> None:
         """End the processes; groups that wait for scores get a RewardError."""

@@ -85,9 +85,9 @@ class ServedReward:
         known.update(zip(new, await together([self._ask(requests[key], key) for key in new]), strict=True))
         return [known[_digest(body)] for body in bodies]
 
-    def consumption(self) -> Consumption:
-        """Return the consumption since the last call."""
-        found, s = self._meter.read(), self._settings
+    def consumption(self, purpose: str = "") -> Consumption:
+        """Return the consumption for a purpose since the last call."""
+        found, s = self._meter.read(purpose), self._settings
         priced = s.cost(1, 1) > 0
         return replace(found, cost=s.cost(found.prompt_tokens, found.completion_tokens) if priced else None)
 

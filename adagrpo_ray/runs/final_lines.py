@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
+from adagrpo_ray.runs.judge_counts import in_words
 from adagrpo_ray.runs.summary import Interval, Summary
 from adagrpo_ray.runs.wording import change, difficulties, few, number, printable, rungs, shown, whole
 
@@ -51,6 +52,8 @@ def report(summary: Summary) -> Iterator[RenderableType]:
         f"{summary.trained_tokens:,} trained; "
         f"{whole(summary.tokens_per_informative_group)} for each informative group"
     )
+    for name, counts in summary.judges.items():
+        yield f"judge {printable(name)}, with evaluations: {in_words(counts)}"
     yield f"adapter: {printable(str(summary.adapter))}"
     yield f"run folder: {printable(str(summary.folder))}"
 

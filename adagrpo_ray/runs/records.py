@@ -183,6 +183,29 @@ class EvaluationRecord(Record):
     benchmark_completions_clipped_ratio: Annotated[Mapping[str, float], Metric(
         "eval/{benchmark}/completions/clipped_ratio", units.SHARE, "mean over prompts",
         "share of a benchmark's completions that the token limit cut off")] = field(default_factory=dict)
+    judge_requests: Annotated[Mapping[str, int], Metric(
+        "eval/judge_requests/{function}", units.REQUESTS, "sum",
+        "requests of the evaluation to a judge or reward model, repeated ones included", counter=True)] = field(
+        default_factory=dict)
+    judge_prompt_tokens: Annotated[Mapping[str, int], Metric(
+        "eval/judge_prompt_tokens/{function}", units.TOKENS, "sum",
+        "tokens of prompts that a judge or reward model counted in the evaluation", counter=True)] = field(
+        default_factory=dict)
+    judge_completion_tokens: Annotated[Mapping[str, int], Metric(
+        "eval/judge_completion_tokens/{function}", units.TOKENS, "sum",
+        "tokens of replies that a judge counted in the evaluation", counter=True)] = field(default_factory=dict)
+    judge_cache_hits: Annotated[Mapping[str, int], Metric(
+        "eval/judge_cache_hits/{function}", units.COMPLETIONS, "sum",
+        "completions of the evaluation that had the score of an equal request", counter=True)] = field(
+        default_factory=dict)
+    judge_failures: Annotated[Mapping[str, int], Metric(
+        "eval/judge_failures/{function}", units.COMPLETIONS, "sum",
+        "completions of the evaluation that got no score from a judge or reward model", counter=True)] = field(
+        default_factory=dict)
+    judge_cost: Annotated[Mapping[str, float], Metric(
+        "eval/judge_cost/{function}", units.COST, "sum",
+        "price of the tokens of a judge or reward model in the evaluation; none without its prices",
+        counter=True)] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -157,7 +157,7 @@ class SamplingMetrics(Record):
         panels.STALENESS)] = None
     judge_requests: Annotated[Mapping[str, int], Metric(
         "adaptive/judge_requests/{function}", units.REQUESTS, "sum",
-        "requests to a judge or reward model since the step before, repeated ones and those of evaluations included",
+        "requests to a judge or reward model since the step before, repeated ones included, without evaluations",
         counter=True)] = field(default_factory=dict)
     judge_prompt_tokens: Annotated[Mapping[str, int], Metric(
         "adaptive/judge_prompt_tokens/{function}", units.TOKENS, "sum",

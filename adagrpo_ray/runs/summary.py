@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
+from adagrpo_ray.runs.judge_counts import of_records
 from adagrpo_ray.runs.measured import mean, measured, ratio
 from adagrpo_ray.runs.record import Record
 from adagrpo_ray.runs.records import EvaluationRecord, StepRecord
@@ -58,6 +59,7 @@ class Summary(Record):
     seconds: time of the steps, without start-up and evaluations.
     frac_reward_zero_std_by_difficulty and ..._after_...: means over the steps that had groups of the difficulty.
     resamples_by_interval: at most ten intervals.
+    judges: requests, tokens, cost and so on of judges and reward models, by their names, with those of evaluations.
     """
 
     eval_accuracy_before: float | None
@@ -84,6 +86,7 @@ class Summary(Record):
     skipped_updates: int
     benchmark_accuracy_before: Mapping[str, float] = field(default_factory=dict)
     benchmark_accuracy_after: Mapping[str, float] = field(default_factory=dict)
+    judges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def benchmarks(self) -> list[tuple[str, float | None, float | None]]:
@@ -96,12 +99,16 @@ def summarize(
     records: Sequence[StepRecord],
     before: EvaluationRecord | None,
     after: EvaluationRecord | None,
+    evaluations: Sequence[EvaluationRecord] = (),
     *,
     name: str,
     folder: Path | str,
     adapter: Path | str,
 ) -> Summary:
-    """Summarize the steps of a run; an accuracy without an evaluation is None."""
+    """Summarize the steps of a run; an accuracy without an evaluation is None.
+
+    `evaluations` are all evaluations of the run, whose judges count.
+    """
     return Summary(
         eval_accuracy_before=before.accuracy if before else None,
         eval_accuracy_after=after.accuracy if after else None,
@@ -126,6 +133,7 @@ def summarize(
         skipped_updates=sum(r.skipped_updates for r in records),
         benchmark_accuracy_before=before.benchmark_accuracy if before else {},
         benchmark_accuracy_after=after.benchmark_accuracy if after else {},
+        judges=of_records([*records, *evaluations]),
     )
 
 

@@ -34,7 +34,6 @@ def sampling_metrics(
 
     `consumption` is that of judges and reward models since the step before, by their names.
     """
-    consumed = consumption or {}
     first = [g for g in collection.attempts if len(g.attempts) == 1]
     resampled = [g for g in collection.attempts if g.resamples and g.last.part != "commit"]
     pilots = [g for g in collection.attempts if g.last.part == "pilot"]
@@ -84,13 +83,8 @@ def sampling_metrics(
         + sum(f.tokens for f in lost if f.resample),
         staleness=_age(step, trained),
         replay_age=_age(step, [each.group for each in collection.replayed]),
-        judge_requests={name: c.requests for name, c in consumed.items()},
-        judge_prompt_tokens={name: c.prompt_tokens for name, c in consumed.items()},
-        judge_completion_tokens={name: c.completion_tokens for name, c in consumed.items()},
-        judge_cache_hits={name: c.cache_hits for name, c in consumed.items()},
-        judge_failures={name: c.failures for name, c in consumed.items()},
-        judge_cost={name: c.cost for name, c in consumed.items() if c.cost is not None},
         **calibration(collection.forecasts),
+        **judge_metrics(consumption or {}),
         **_of_episodes([c for c in completions if c.turns]),
     )
 
@@ -101,6 +95,18 @@ def _age(step: int, groups: Sequence[Group]) -> float | None:
     These are the version of the step before.
     """
     return mean(float(step - 1 - c.weight_version) for g in groups for a in g.final for c in a.completions)
+
+
+def judge_metrics(consumption: Mapping[str, Consumption]) -> dict[str, Any]:
+    """The metrics of judges and reward models, by field."""
+    return {
+        "judge_requests": {name: c.requests for name, c in consumption.items()},
+        "judge_prompt_tokens": {name: c.prompt_tokens for name, c in consumption.items()},
+        "judge_completion_tokens": {name: c.completion_tokens for name, c in consumption.items()},
+        "judge_cache_hits": {name: c.cache_hits for name, c in consumption.items()},
+        "judge_failures": {name: c.failures for name, c in consumption.items()},
+        "judge_cost": {name: c.cost for name, c in consumption.items() if c.cost is not None},
+    }
 
 
 def _of_episodes(episodes: Sequence[Completion]) -> dict[str, Any]:

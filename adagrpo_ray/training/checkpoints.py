@@ -12,12 +12,12 @@ from adagrpo_ray.training.learners import Learners
 
 
 class Checkpoints:
-    """The records and accuracies of a run so far, and its checkpoints in `home`, a path or URL."""
+    """The records and evaluations of a run so far, and its checkpoints in `home`, a path or URL."""
 
     def __init__(self, learners: Learners, config: Config, folder: Path, home: str) -> None:
         self._learners, self._config, self._folder, self._home = learners, config, folder, home
         self.records: list[StepRecord] = []
-        self.accuracies: dict[int, float] = {}  # on the held-out prompts, by step
+        self.evaluations: list[EvaluationRecord] = []
         self.between_steps = True  # whether sampler and weights are in the state of the newest record, not past it
         self._saved = 0  # the step of the newest checkpoint
 
@@ -26,17 +26,16 @@ class Checkpoints:
         self.records.append(record)
         self.between_steps = True
 
-    def add_evaluation(self, record: EvaluationRecord) -> None:
-        """Add the accuracy of an evaluation, if it was of held-out prompts: benchmarks select no checkpoint."""
-        if record.accuracy is not None:
-            self.accuracies[record.step] = record.accuracy
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """The accuracies on held-out prompts, by step: benchmarks select no checkpoint."""
+        return {record.step: record.accuracy for record in self.evaluations if record.accuracy is not None}
 
     def load(self, past: Past) -> int:
         """Load the checkpoint of a past run on all ranks; returns its step."""
         self._learners.on_all("load_checkpoint", past.source)
         self.records, self._saved = list(past.records), past.mark.step
-        for record in past.evaluations:
-            self.add_evaluation(record)
+        self.evaluations = list(past.evaluations)
         return self._saved
 
     def save(self) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from adagrpo_ray.cluster.device_memory import DeviceMemory
 from adagrpo_ray.config.learner import Packing
-from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.config.tree import Config
 from adagrpo_ray.learner.activations import MicroBatch, layer_bytes, shared_bytes, transient_bytes
 from adagrpo_ray.learner.buffers import chunk_tokens, logit_bytes, reduce_bucket
@@ -102,9 +101,9 @@ class RolloutMemory:
         return self.process
 
 
-def longest(rollout: RolloutSettings) -> int:
-    """Tokens of the longest sequence or, if the prompts determine it, of its completion only."""
-    return rollout.max_model_len or rollout.max_new_tokens
+def longest(config: Config) -> int:
+    """Tokens of the longest sequence or, if the prompts determine it, of its completion or episode only."""
+    return config.rollout.max_model_len or config.environment.longest(config.rollout.max_new_tokens)
 
 
 def largest_batch(config: Config, packing: Packing, kernels: Kernels) -> MicroBatch:
@@ -115,7 +114,7 @@ def largest_batch(config: Config, packing: Packing, kernels: Kernels) -> MicroBa
     its prompt. Assumed are prompts that are copied for twice as many tokens as the completions have, and completions
     that are padded to twice their length. With lengths that differ more than that, the memory may be larger.
     """
-    budget, sample = config.learner.micro_batch_tokens, longest(config.rollout)
+    budget, sample = config.learner.micro_batch_tokens, longest(config)
     tokens = max(budget, sample)
     if packing == "shared":
         return MicroBatch(tokens, tokens * sample, copied=2 * tokens, padding=tokens)

@@ -44,7 +44,7 @@ def describe(
     `memory` is that of each GPU, or that of the machine if there are no GPUs. `kernels` are those that the GPUs run.
     Raises ModelError for an unknown LoRA target.
     """
-    gpu, most = placement.gpus > 0, longest(config.rollout)
+    gpu, most = placement.gpus > 0, longest(config)
     learner = learner_memory(shape, config, gpu=gpu, kernels=kernels)
     rollout = rollout_memory(shape, config, memory, gpu=gpu)
     room = f"in the rest of rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization:g} of a GPU"
@@ -120,10 +120,10 @@ def _verdict(device: _Device, config: Config, free: int, sequence: int) -> str:
     cache_key = "rollout.gpu_memory_utilization" if config.rollout.kv_cache_gib is None else "rollout.kv_cache_gib"
     if total <= free:
         if device.cache < needed:  # vLLM refuses a cache without room for one
-            return f"{device.name}: no sequence fits in the KV cache: lower rollout.max_new_tokens or raise {cache_key}"
+            return f"{device.name}: no sequence fits in the KV cache: lower {_length_keys(config)} or raise {cache_key}"
         return f"{device.name}: {_gib(total)} GiB fits in the {_gib(free)} GiB that are free"
-    tokens_key = "rollout.max_new_tokens"
-    if s.micro_batch_tokens > longest(config.rollout):
+    tokens_key = _length_keys(config)
+    if s.micro_batch_tokens > longest(config):
         tokens_key = "learner.micro_batch_tokens"
     if not s.gradient_checkpointing:
         tokens_key += " or set learner.gradient_checkpointing=true"
@@ -131,6 +131,14 @@ def _verdict(device: _Device, config: Config, free: int, sequence: int) -> str:
     enough = total - sum(parts.values()) < free
     advice = f"lower {max(parts, key=parts.__getitem__)}" if enough else "take a smaller model.path"
     return f"{device.name}: {_gib(total)} GiB does not fit in the {_gib(free)} GiB that are free: {advice}"
+
+
+def _length_keys(config: Config) -> str:
+    """The settings that make the longest sequence as long as it is."""
+    if config.rollout.max_model_len is not None:
+        return "rollout.max_model_len"
+    observations = config.environment.active and config.environment.max_turns > 1
+    return "rollout.max_new_tokens" + (" or environment.max_observation_tokens" if observations else "")
 
 
 def _sum(parts: dict[str, int]) -> str:

@@ -119,19 +119,25 @@ def _max_model_len(config: Config, model_config: Any, prompts: PromptSets) -> in
     """The length of the longest sequence in tokens; `model_config` is Transformers' configuration of the base model."""
     own = (*prompts.train, *prompts.held_out)
     of_benchmarks = [(len(prompt.token_ids), each.name) for each in prompts.benchmarks for prompt in each.prompts]
-    longest, benchmark = max([*((len(prompt.token_ids), "") for prompt in own), *of_benchmarks])
+    of_benchmark, benchmark = max(of_benchmarks, default=(0, ""))
+    own_sequence = longest_sequence(config, own) if own else 0
+    sequence = max(own_sequence, config.rollout.max_model_len or of_benchmark + config.rollout.max_new_tokens)
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    longest_of_benchmarks, _ = max(of_benchmarks, default=(0, ""))
-    on_benchmarks = config.rollout.max_model_len or longest_of_benchmarks + config.rollout.max_new_tokens
-    wanted = max(longest_sequence(config, own) if own else 0, on_benchmarks)
-    if limit is not None and wanted > limit:
-        more = "environment.max_observation_tokens, " if config.environment.active else ""
+    if limit is None or sequence <= limit:
+        return sequence
+    if config.rollout.max_model_len is not None:
         raise ConfigError(
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
-            f"{wanted} positions, but {config.model.path} has {limit}; lower {more}rollout.max_new_tokens or "
-            + (f"leave out the benchmark {benchmark}, which has them" if benchmark else "data.length_quantile")
+            f"rollout.max_model_len={sequence} is more than the {limit} positions of {config.model.path}; lower it"
         )
-    return wanted
+    lower, longest = f"rollout.max_new_tokens or leave out the benchmark {benchmark}, which has them", of_benchmark
+    if own_sequence == sequence:
+        lower, longest = "rollout.max_new_tokens or data.length_quantile", max(len(prompt.token_ids) for prompt in own)
+        if config.environment.active:
+            lower = f"environment.max_observation_tokens={config.environment.max_observation_tokens}, {lower}"
+    raise ConfigError(
+        f"rollout.max_new_tokens={config.rollout.max_new_tokens} and prompts of up to {longest} tokens need "
+        f"{sequence} positions, but {config.model.path} has {limit}; lower {lower}"
+    )
 
 
 def _scored(config: Config, prompts: PromptSets) -> tuple[Config, list[Prompt]]:

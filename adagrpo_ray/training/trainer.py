@@ -68,7 +68,8 @@ class Trainer:
                 raise
             observer.phase(f"stopped as asked; {kept.keep()}")
         adapter = join(self._home, "adapter")
-        summary = summarize(kept.records, before, last, name=self._folder.name, folder=self._home, adapter=adapter)
+        totals = (kept.records, before, last, kept.evaluations)
+        summary = summarize(*totals, name=self._folder.name, folder=self._home, adapter=adapter)
         self._learners.on_all("save_adapter", adapter, self._card(summary))
         observer.summary(summary)
         return summary
@@ -114,5 +115,5 @@ class Trainer:
             return None
         record = self._learners.evaluate(step)
         self._observer.evaluation(label, record)
-        self.checkpoints.add_evaluation(record)
+        self.checkpoints.evaluations.append(record)
         return record

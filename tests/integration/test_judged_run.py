@@ -42,8 +42,13 @@ def test_run_counts_the_requests_of_its_judge_and_hides_the_key(
         output = train(tmp_path, 3, f"rewards.functions={functions}", "rewards.correct_by=exact")
     steps = metrics(tmp_path / "run")
     assert len(steps) == 3
+    evaluations = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     asked = sum(step["judge_requests"]["helpful"] for step in steps)
-    assert 12 < asked <= len(server.bodies), "the last evaluation is after the last step"
+    assert 12 < asked < len(server.bodies)
+    assert all(evaluation["judge_requests"]["helpful"] > 0 for evaluation in evaluations), "with the last one"
+    judges = json.loads((tmp_path / "run" / "summary.json").read_text())["judges"]["helpful"]
+    assert judges["requests"] == asked + sum(evaluation["judge_requests"]["helpful"] for evaluation in evaluations)
+    assert judges["cost"] == pytest.approx(judges["prompt_tokens"] / 1e6)
     assert sum(step["judge_failures"]["helpful"] for step in steps) > 0
     assert sum(step["groups_failed"] for step in steps) > 0
     assert sum(step["judge_cost"]["helpful"] for step in steps) == pytest.approx(

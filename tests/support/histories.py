@@ -117,6 +117,16 @@ ON_BENCHMARKS = replace(
     benchmark_completions_clipped_ratio={"gsm8k": 0.25, "aime24": 1.0},
 )
 
+JUDGED = {
+    "judge_requests": {"helpful": 4},
+    "judge_prompt_tokens": {"helpful": 400},
+    "judge_completion_tokens": {"helpful": 20},
+    "judge_cache_hits": {"helpful": 1},
+    "judge_failures": {"helpful": 2},
+    "judge_cost": {"helpful": 0.5},
+}
+"""The metrics of an evaluation with a judge."""
+
 SAMPLE = GroupSample(1, "p", "2+3", "1 digit", "5", "trained", ())
 
 BASE = SamplingParams()

@@ -32,6 +32,7 @@ from adagrpo_ray.runs import Console
 from adagrpo_ray.runs.observer import Guarded
 from adagrpo_ray.training.run import _check_codes
 from tests.support.places import TINY
+from tests.support.tools import add
 
 
 def half(completions: list[str], answer: str, **context: object) -> list[float]:
@@ -132,6 +133,17 @@ def test_judges_stay_next_to_functions_that_the_configuration_names(started: lis
     assert started[0]["config"].rewards.names == ["half", "helpful"]
 
 
+def test_environment_and_tools_are_taken_as_they_are(started: list[dict[str, Any]]) -> None:
+    train(load(), environment=Countdown, tools=[add], progress=False)
+    (run,) = started
+    environment = run["config"].environment
+    assert (environment.name, environment.tools, environment.active) == ("Countdown", ("add",), True)
+    assert run["given"].find("environment.name", "Countdown")().step({}) == ([], 0.0, True, {})
+    assert run["given"].find("environment.tools", "add")(2, 3) == 5
+    train(load(environment__tools=["m:other"]), tools=[add], progress=False)
+    assert started[-1]["config"].environment.tools == ("add",)
+
+
 def test_criterion_and_ladder_are_named_by_their_function(started: list[dict[str, Any]]) -> None:
     for ladder, name in ((hotter, "hotter"), (Patient, "Patient")):
         train(load(), criterion=satisfied, ladder=ladder, progress=False)
@@ -142,6 +154,13 @@ def test_criterion_and_ladder_are_named_by_their_function(started: list[dict[str
 
 def exact(completions: list[str], **context: object) -> list[float]:
     return []
+
+
+class Countdown:
+    def reset(self, row: object) -> None: ...
+
+    def step(self, message: object) -> tuple[list[Any], float, bool, dict[str, Any]]:
+        return [], 0.0, True, {}
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,7 @@ def test_by_the_mean_advantages_are_those_of_maxrl() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-0.5, 0.0), (-3.0, 0.1), (0.0, 2.0)])
-def test_by_the_mean_rewards_below_0_have_the_advantages_of_0_and_1(
-    low: float, high: float
-) -> None:
+def test_by_the_mean_rewards_below_0_have_the_advantages_of_0_and_1(low: float, high: float) -> None:
     found = of_last(make_group([low] * 4, [high, low, low, low]), advantage_scale="mean")
     assert found == pytest.approx([7, -1, -1, -1], rel=1e-5)
 

@@ -18,6 +18,26 @@ def test_completions_are_episodes_with_an_environment_or_tools() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "longest"),
+    [
+        ([], 100),
+        (["environment.max_observation_tokens=30"], 100),  # without an environment
+        ([NAMED, "environment.max_observation_tokens=30"], 130),
+        ([NAMED, "environment.max_observation_tokens=30", "environment.max_turns=1"], 100),  # its step ends it
+        ([NAMED, "environment.max_observation_tokens=30", "environment.max_turn_tokens=20"], 130),
+        ([NAMED, "environment.max_observation_tokens=30", "environment.max_turn_tokens=10"], 110),  # eight turns
+        ([NAMED, "environment.max_turn_tokens=10", "environment.max_turns=1"], 10),
+    ],
+)
+def test_longest_episode_is_that_of_its_limits(overrides: list[str], longest: int) -> None:
+    assert Config.load(None, overrides).environment.longest(100) == longest
+
+
+def test_length_of_the_model_may_have_room_for_an_episode_and_one_token() -> None:
+    assert Config.load(None, [NAMED, "rollout.max_model_len=769"]).rollout.max_model_len == 769
+
+
+@pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         (["environment.arguments={a: 1}"], r"environment\.arguments={'a': 1} are those of environment\.name, which is"),
@@ -31,6 +51,11 @@ def test_completions_are_episodes_with_an_environment_or_tools() -> None:
             r"environment\.max_turn_tokens=300 is more than rollout\.max_new_tokens=256",
         ),
         (["environment.max_turns=0"], r"environment\.max_turns=0"),
+        (
+            [NAMED, "rollout.max_model_len=768"],
+            r"rollout\.max_model_len=768 leaves no room for a prompt next to an episode of up to 768 tokens "
+            r"\(rollout\.max_new_tokens=256, environment\.max_observation_tokens=512\); raise the first or lower",
+        ),
         (["environment.nmae=x"], "did you mean 'environment.name'"),
     ],
 )

@@ -240,15 +240,18 @@ def test_episode_ends_before_an_observation_that_is_too_long(monkeypatch: pytest
     assert [turn.observation for turn in episode.turns] == ["turn 1", ""]
 
 
-def test_sequence_stays_within_the_length_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    rollouts = Rollouts(letter)
+@pytest.mark.parametrize("turn_tokens", ["null", "3"])
+def test_no_request_is_longer_than_the_longest_episode(monkeypatch: pytest.MonkeyPatch, turn_tokens: str) -> None:
+    """Each turn and each observation takes all that its limits leave."""
+    rollouts = Rollouts(lambda request, number: "ab")
     observed = len(TOKENIZER.encode(BETWEEN.format("turn 1"), add_special_tokens=False))
-    longest = len(PROMPT.token_ids) + 2 + observed + 2
-    settings = (f"rollout.max_model_len={longest}", "rollout.max_new_tokens=8")
-    (episode,) = run(make(monkeypatch, rollouts, *settings).generate(request(n=1, tokens=8)))
-    assert [each.max_new_tokens for each in rollouts.requests] == [8, 2]
-    assert episode.finish_reason == "length"
-    assert len(PROMPT.token_ids) + len(episode.token_ids) == longest
+    settings = ("rollout.max_new_tokens=8", f"environment.max_turn_tokens={turn_tokens}", "environment.max_turns=4")
+    limit = f"environment.max_observation_tokens={2 * observed}"
+    made = make(monkeypatch, rollouts, *settings, limit)
+    run(made.generate(request(n=2, tokens=8)))
+    config = Config.load(None, ["environment.name=Counter", *settings, limit])
+    asked = [len(each.prompt_token_ids) + each.max_new_tokens for each in rollouts.requests]
+    assert max(asked) == len(PROMPT.token_ids) + config.environment.longest(8)
 
 
 # Scores

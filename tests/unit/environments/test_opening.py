@@ -157,3 +157,11 @@ def test_longest_sequence_has_room_for_observations() -> None:
     assert length() == longest + 32
     assert length(*episodes) == longest + 132
     assert length(*episodes, "rollout.max_model_len=500") == 500
+
+
+def test_prompts_that_leave_no_room_for_an_episode_are_dropped() -> None:
+    (length,) = {len(prompt.token_ids) for prompt in load_sets().train}
+    limits = ("rollout.max_new_tokens=32", "environment.max_observation_tokens=100")
+    assert len(load_sets(*limits, f"rollout.max_model_len={length + 132}").train) == 4
+    with pytest.raises(DataError, match=r"leaves 0 prompts .* \(dropped: 6 too long\)"):
+        load_sets(*limits, f"rollout.max_model_len={length + 131}")

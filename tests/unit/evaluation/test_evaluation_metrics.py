@@ -146,6 +146,24 @@ def test_problems_that_failed_are_counted() -> None:
     assert "problems failed" in shown(compared([good, replace(bad, error="no score")]), 200)
 
 
+def test_judges_are_counted_by_model() -> None:
+    from dataclasses import replace
+
+    judged = {"helpful": {"requests": 1000, "prompt_tokens": 400, "completion_tokens": 20, "cost": 0.25}}
+    plain = [replace(one, judges={"helpful": {"requests": 1, "prompt_tokens": 5}}) for one in results("Rx", "xx")]
+    comparison = compared([replace(one, judges=judged) for one in results("Rx", "xx")], plain)
+    lines = {
+        line.split("  ")[1]: line.split()[-2:] for line in shown(comparison, 200).splitlines() if "helpful" in line
+    }
+    assert lines == {
+        "helpful: requests": ["2,000", "2"],
+        "helpful: tokens": ["840", "10"],
+        "helpful: cost": ["0.5", "0"],
+    }
+    assert comparison.models[0].judges["helpful"]["prompt_tokens"] == 800
+    assert "helpful" not in shown(compared(results("Rx", "xx")), 200)
+
+
 def test_files_have_the_same_content(tmp_path: Path) -> None:
     comparison = compared(results("RRrx", "xxxa", difficulty="a|b"), results("RRRR", "RRxx", difficulty="a|b"))
     save(tmp_path, comparison, {"run.seed": 0, "data.source": "a|b"})

@@ -23,6 +23,7 @@ from adagrpo_ray.evaluation.planning import Part, Plan
 from adagrpo_ray.evaluation.results import ResultFile
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.rewards import Scores
+from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.training.preflight import Inputs
 from adagrpo_ray.types import Completion, GenerationRequest, Prompt
 from tests.support.builders import make_completion, make_prompt
@@ -62,6 +63,9 @@ class Scorer:
     async def score(self, prompt: Prompt, group: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
         ones = np.ones(len(group), np.float32)
         return Scores(ones, ones[:, None]), ones > 0
+
+    def consumption(self, purpose: str = "") -> dict[str, Consumption]:
+        return {"helpful": Consumption(len(purpose), 10)}
 
     def notices(self) -> tuple[str, ...]:
         return ()
@@ -131,6 +135,7 @@ def test_each_model_is_evaluated_on_all_benchmarks_before_the_next_one(tmp_path:
     assert unfinished(plan, files) == 0
     (result, _) = finished(plan.parts[1], files, plan.models[1])
     assert (result.problem, len(result.completions), result.model) == ("yy/a", 2, ADAPTER.digest)
+    assert result.judges["helpful"]["requests"] == len("yy/a"), "of the problem alone, which names the purpose"
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jsonl")) == [
         "x/results.jsonl",
         "yy/results.jsonl",

@@ -13,9 +13,10 @@ import pytest
 
 from adagrpo_ray.config.served_rewards import JudgeSettings, RewardModelSettings
 from adagrpo_ray.errors import ConfigError, RewardError
-from adagrpo_ray.rewards.consumption import Consumption
+from adagrpo_ray.rewards.consumption import Consumption, counted_for
 from adagrpo_ray.rewards.rate_limit import RateLimit
 from adagrpo_ray.rewards.served import ServedReward
+from adagrpo_ray.runs.judge_counts import KINDS
 from adagrpo_ray.types import Prompt
 from tests.support.loops import run_in_virtual_time
 from tests.support.served_models import Body, Transport, chat, judge, pooled, response, reward_model, scored
@@ -405,6 +406,26 @@ def test_tokens_and_costs_are_counted_since_the_last_report() -> None:
     assert first == Consumption(1, 100, 5, cache_hits=1, failures=0, cost=pytest.approx((100 * 2 + 5 * 10) / 1e6))
     assert second == Consumption(2, 50, 7, cache_hits=0, failures=2, cost=pytest.approx((50 * 2 + 7 * 10) / 1e6))
     assert third == Consumption(cost=0.0)
+
+
+def test_consumption_is_counted_by_purpose() -> None:
+    """Two purposes at the same time, each with a request that is repeated and one from the cache."""
+
+    async def work() -> list[Consumption]:
+        replies = answering(httpx2.Response(500), httpx2.Response(500), scored(1), scored(1))
+        model = ServedReward(judge(template="{completion}", prompt_price=1.0), Transport(replies))
+
+        async def evaluate() -> None:
+            with counted_for("evaluation"):
+                await model.score(PROMPT, ["a", "a"])
+
+        await asyncio.gather(evaluate(), model.score(PROMPT, ["b", "b"]))
+        return [model.consumption(), model.consumption("evaluation"), model.consumption("evaluation")]
+
+    of_steps, of_evaluation, nothing = run_in_virtual_time(work())
+    assert of_steps == of_evaluation == Consumption(2, 100, 5, cache_hits=1, cost=pytest.approx(1e-4))
+    assert of_evaluation.counts.keys() == set(KINDS)
+    assert nothing == Consumption(cost=0.0)
 
 
 @pytest.mark.parametrize("tokens", [pytest.param(10**400, id="googols"), -1, 1.5, "many", None])

@@ -229,6 +229,16 @@ class TestRecords:
             "skipped_updates": 0,
             "benchmark_accuracy_before": {},
             "benchmark_accuracy_after": {},
+            "judges": {
+                "helpful": {
+                    "requests": 108,
+                    "prompt_tokens": 10800,
+                    "completion_tokens": 540,
+                    "cache_hits": 84,
+                    "failures": 12,
+                    "cost": 1.5,
+                }
+            },
         }
 
     @pytest.mark.parametrize(("steps", "intervals"), [(1, [1]), (10, [1] * 10), (11, [2] * 5 + [1])])
@@ -275,7 +285,7 @@ class TestRunWriter:
                 "failed": 0,
                 "completions_mean_length": 40.0,
                 "runtime": 3.0,
-                **{name: {} for name in BEFORE.to_dict() if name.startswith("benchmark_")},
+                **{name: {} for name in BEFORE.to_dict() if name.startswith(("benchmark_", "judge_"))},
             }
         ]
         assert json.loads((folder / "summary.json").read_text()) == run_summary(folder).to_dict()
@@ -436,6 +446,7 @@ class TestPlainConsole:
             "  11-12         25        0.719",
             "",
             "tokens: 48,000 generated (12,000 by resamples), 38,400 trained; 800 for each informative group",
+            "judge helpful, with evaluations: 108 requests, 12 completions without a score, 11,340 tokens, cost 1.5",
             "adapter: runs/sums/adapter",
             "run folder: runs/sums",
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.errors import RequestLostError, RewardError
 from adagrpo_ray.evaluation.problem_result import problem_result
 from adagrpo_ray.rewards import Scores
+from adagrpo_ray.rewards.consumption import Consumption, Meter
 from adagrpo_ray.sampling import evaluation
 from adagrpo_ray.sampling.evaluate import Results, evaluate, evaluation_request, generate_and_score
 from adagrpo_ray.sampling.evaluation import Evaluation
@@ -123,8 +125,26 @@ class Scorer:
     def notices(self) -> tuple[str, ...]:
         return ("a notice",)
 
+    def consumption(self, purpose: str = "") -> dict[str, Consumption]:
+        pytest.fail("no judge scores benchmarks")
+
     def close(self) -> None:
         self.closed = True
+
+
+class Judged:
+    """The scorer of a run, with a judge that is asked for each completion."""
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+
+    async def score(self, prompt: Prompt, group: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
+        self.meter.add(requests=len(group), prompt_tokens=10)
+        correct = np.full(len(group), True)
+        return Scores(correct.astype(np.float32), correct[:, None].astype(np.float32)), correct
+
+    def consumption(self, purpose: str = "") -> dict[str, Consumption]:
+        return {"helpful": replace(self.meter.read(purpose), cost=0.5)}
 
 
 def sets(*, held_out: bool) -> PromptSets:
@@ -148,16 +168,12 @@ def run(monkeypatch: pytest.MonkeyPatch, prompts: PromptSets) -> tuple[Any, dict
         requests[request.prompt_id] = request
         return tuple(make_completion(2 + place) for place in range(request.n))
 
-    async def score(prompt: Prompt, group: Sequence[Completion]) -> tuple[Scores, NDArray[np.bool_]]:
-        correct = np.full(len(group), True)
-        return Scores(correct.astype(np.float32), correct[:, None].astype(np.float32)), correct
-
     async def of_held_out(request: GenerationRequest) -> tuple[Completion, ...]:
         assert request.prompt_id in {prompt.id for prompt in prompts.held_out}, "a benchmark has no episodes"
         return await generate(request)
 
     config = Config.load(None, ["evaluation.samples=2", "rollout.max_new_tokens=9"])
-    made = Evaluation(config, prompts, of_held_out, score, generate)
+    made = Evaluation(config, prompts, of_held_out, Judged(), generate)
     return asyncio.run(made.run(7)), requests, made
 
 
@@ -178,6 +194,30 @@ def test_benchmarks_are_sampled_and_scored_by_their_own_numbers_and_functions(mo
     assert made.notices() == ("a notice",)
     made.close()
     assert scorer.closed
+
+
+def test_record_has_the_judges_of_the_evaluation_alone() -> None:
+    """A step that is sampled at the same time has its own counts."""
+    scorer = Judged()
+
+    async def complete(request: GenerationRequest) -> tuple[Completion, ...]:
+        await asyncio.sleep(0)
+        return tuple(make_completion() for _ in range(request.n))
+
+    async def work() -> tuple[Any, Any]:
+        config = Config.load(None, ["evaluation.samples=2"])
+        prompts = PromptSets((), (make_prompt("mine"), make_prompt("too")), {})
+        made = Evaluation(config, prompts, complete, scorer, complete)
+        step = asyncio.create_task(scorer.score(make_prompt("trained"), [make_completion()] * 5))
+        record = await made.run(7)
+        await step
+        return record, scorer.consumption()
+
+    record, of_steps = asyncio.run(work())
+    assert record.judge_requests == {"helpful": 4}
+    assert record.judge_prompt_tokens == {"helpful": 20}
+    assert record.judge_cost == {"helpful": 0.5}
+    assert (of_steps["helpful"].requests, of_steps["helpful"].prompt_tokens) == (5, 10)
 
 
 def test_without_held_out_prompts_there_is_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,5 +260,6 @@ def test_result_has_the_extracted_answer(
     scores = Scores(zeros, zeros[:, None])
     result = problem_result(FormatSettings(), "m", "s", prompt, [make_completion(text=text)], scores, zeros > 0)
     (completion,) = result.completions
+    assert result.judges == {}
     assert (completion.extracted, completion.correct_format) == (extracted, in_form)
     assert (completion.correct, completion.correct_anywhere) == (False, anywhere)

@@ -21,14 +21,14 @@ from adagrpo_ray.runs.records import EvaluationRecord, RolloutLoad, StepRecord
 from adagrpo_ray.tracking import check_trackers, grafana, ray_metrics
 from adagrpo_ray.tracking.ray_metrics import MOST_LABELS, RayMetrics
 from tests.support.gauges import given, watched
-from tests.support.histories import EPISODES, ON_BENCHMARKS, STEP
+from tests.support.histories import EPISODES, JUDGED, ON_BENCHMARKS, STEP
 from tests.support.scraped import DASHBOARD, METRICS, asked, panels
 
 
 def test_gauges_show_the_values_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     updates = {f"last_update_{name}": 0.5 for name in ("loss", "kl", "entropy", "grad_norm")}
     record = replace(STEP, kl=0.5, grad_norm=0.25, skipped_updates=1, **updates, **EPISODES)
-    found = given(monkeypatch, record, ON_BENCHMARKS)
+    found = given(monkeypatch, record, replace(ON_BENCHMARKS, **JUDGED))
     never = {"groups_failed", "groups_dropped"}  # counters of 0
     wanted = {m.ray_name for kind in (StepRecord, EvaluationRecord) for m in metrics_of(kind) if m.field not in never}
     assert {name for name, *_ in found} == wanted

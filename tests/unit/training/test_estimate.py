@@ -96,6 +96,14 @@ def test_checkpointing_keeps_inputs_of_layers_and_computes_one_again() -> None:
     ]
 
 
+def test_observations_of_episodes_count_in_the_longest_sample() -> None:
+    small = ("learner.micro_batch_tokens=100", "environment.name=m:E", "environment.max_observation_tokens=1000")
+    assert learner(*small).kept == 9192 * 28 * 98_304
+    assert learner(*small, "environment.max_turns=1").kept == 8192 * 28 * 98_304
+    assert learner(*small, "environment.max_turn_tokens=500").kept == 5000 * 28 * 98_304  # eight turns
+    assert learner(*small, "rollout.max_model_len=9999").kept == 9999 * 28 * 98_304
+
+
 def test_flash_attention_needs_no_mask_of_a_packed_row() -> None:
     plain = 16384 * 28 * 98_304
     assert learner("learner.packing=null", kernels=FLASH).kept == plain

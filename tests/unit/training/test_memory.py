@@ -52,6 +52,17 @@ def test_lines_without_a_known_memory() -> None:
     ]
 
 
+def test_observations_count_in_the_sequences_of_the_kv_cache_and_in_the_remedy() -> None:
+    episodes = ("environment.name=m:E", CHECKPOINTING)
+    assert described(1, 24, *episodes)[2].endswith("room for 61748 tokens, or 7 sequences of 8704 at a time")
+    cases = {(): "rollout.max_new_tokens or environment.max_observation_tokens"}
+    cases[("rollout.max_model_len=8800",)] = "rollout.max_model_len"
+    cases[("environment.max_turns=1",)] = "rollout.max_new_tokens"
+    for more, keys in cases.items():
+        line = described(2, 80, *episodes, *more, "rollout.gpu_memory_utilization=0.05")[-1]
+        assert line.endswith(f"no sequence fits in the KV cache: lower {keys} or raise rollout.gpu_memory_utilization")
+
+
 def test_all_actors_share_a_machine_without_gpus() -> None:
     lines = described(0, 100, "learner.ranks=2", "rollout.actors=3", "rollout.kv_cache_gib=2", CHECKPOINTING)
     assert lines[1].startswith("a rollout actor: ")

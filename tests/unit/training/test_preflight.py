@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from adagrpo_ray.config import Config
+from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.errors import ConfigError, DataError
 from adagrpo_ray.extensions.given import NOTHING
 from adagrpo_ray.training import preflight
@@ -56,3 +57,25 @@ def test_longest_prompt_of_a_benchmark_counts_in_the_length_of_sequences(tmp_pat
     text = SimpleNamespace(max_position_embeddings=10)
     with pytest.raises(ConfigError, match=r"lower rollout\.max_new_tokens or data\.length_quantile"):
         preflight._max_model_len(settings, SimpleNamespace(get_text_config=lambda: text), own)
+
+
+def test_observations_of_episodes_count_in_the_length_of_sequences(tmp_path: Path) -> None:
+    """A benchmark has longer prompts and no observations, so it is not the one that does not fit."""
+    settings = config(tmp_path, "data.train_prompts=20", "rollout.max_new_tokens=10")
+    sets = preflight._load(settings, TOKENIZER, "", NOTHING, training=True)
+    longest = max(len(prompt.token_ids) for prompt in (*sets.train, *sets.held_out))
+    overrides = {"name": "m:E", "max_observation_tokens": 1000}
+    episodes = settings.model_copy(update={"environment": EnvironmentSettings.model_validate(overrides)})
+
+    def length(limit: int, made: Config = episodes) -> int:
+        text = SimpleNamespace(max_position_embeddings=limit)
+        return preflight._max_model_len(made, SimpleNamespace(get_text_config=lambda: text), sets)
+
+    assert length(longest + 1010) == longest + 1010
+    expected = rf"prompts of up to {longest} tokens .* lower environment\.max_observation_tokens=1000, rollout\.max_new"
+    with pytest.raises(ConfigError, match=expected):
+        length(longest + 1009)
+    limited = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"max_model_len": 5000})})
+    assert length(5000, limited) == 5000
+    with pytest.raises(ConfigError, match=r"rollout\.max_model_len=5000 is more than the 4999 positions"):
+        length(4999, limited)
