@@ -34,7 +34,7 @@ def collected(
     functions, dropped = config.rewards.names, method.drop_exhausted
     groups = [*collection.ready, *(() if dropped else collection.exhausted)]
     groups += (each.group for each in collection.replayed)
-    samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens)
+    samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens, collection.left_out)
     samples = (*samples, *broken_samples(collection.attempts))
     batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens, packing)
     shown = config.run.samples_per_step

@@ -19,13 +19,17 @@ Scored = tuple[Completion, float]
 
 
 def training_samples(
-    groups: Sequence[Group], settings: AlgorithmSettings, max_new_tokens: int
+    groups: Sequence[Group], settings: AlgorithmSettings, max_new_tokens: int, left_out: int = 0
 ) -> tuple[TrainSample, ...]:
     """The completions that `settings.train_on` picks, with their advantages and token weights.
 
     Lengths are those of the tokens that the policy wrote, and observed tokens have a weight of 0. Completions without
     weight (empty or `is_masked`) count in `token_weights` and are then left out. Completions with an advantage of zero
     are left out, too, unless a KL term or an entropy bonus gives them a gradient; the loss is the same without them.
+
+    Prompts that were `left_out` count as groups without a gradient, which most of them would be: with n groups, all
+    weights are multiplied by n / (n + `left_out`). Otherwise the few groups of a late step would weigh as much as those
+    of a full one, and their noise moves the policy as far.
     """
     chosen = [
         (group.prompt, completion, advantage)
@@ -34,7 +38,8 @@ def training_samples(
     ]
     masked = [is_masked(completion, settings) for _, completion, _ in chosen]
     lengths = [completion.policy_tokens for _, completion, _ in chosen]
-    weights = token_weights(lengths, settings.loss.kind, max_new_tokens, masked)
+    share = np.float32(len(groups) / max(1, len(groups) + left_out))
+    weights = [share * weight for weight in token_weights(lengths, settings.loss.kind, max_new_tokens, masked)]
     other_gradient = settings.loss.beta > 0.0 or settings.loss.entropy_coef > 0.0
     return tuple(
         _sample(prompt, completion, _of_all_tokens(weight, completion), advantage)

@@ -47,6 +47,7 @@ class Collection:
     - `failed`: could not be generated or scored.
     - `attempts`: every attempt that this step sampled and scored, as the group after that attempt.
     - `skipped`: the number of prompts that were left out, since they are solved or hopeless.
+    - `left_out`: how many of them were not replaced, so that their places are empty.
     - `replayed`: groups of earlier steps that are trained on again.
     - `forecasts`: the success rates that were expected of the prompts of first attempts, with their results.
     """
@@ -59,5 +60,6 @@ class Collection:
     failed: tuple[Failure, ...]
     attempts: tuple[Group, ...]
     skipped: int = 0
+    left_out: int = 0
     replayed: tuple[Replayable, ...] = ()
     forecasts: tuple[Forecast, ...] = ()

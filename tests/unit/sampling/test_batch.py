@@ -279,3 +279,15 @@ def test_the_scale_of_the_batch_is_over_all_groups() -> None:
     expected = [0.875, -0.125, -0.125, -0.125, 0.25, 0.25, 0.25, -0.75]
     assert found == pytest.approx([value / 0.492466 for value in expected], abs=1e-6)
     assert batch(make_group(FLAT), make_group([0, 0]), advantage_scale="batch") == [0.0] * 4
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo"])
+def test_prompts_that_were_left_out_weigh_as_groups_without_a_gradient(kind: str) -> None:
+    mixed, solved = make_group([1, 0, 0, 0]), make_group([1, 1, 1, 1])
+    settings = AlgorithmSettings.model_validate({"loss": {"kind": kind, "beta": 0.0}, "train_on": "last"})
+    sampled = training_samples([mixed, solved, solved, solved], settings, max_new_tokens=10)
+    left_out = training_samples([mixed], settings, max_new_tokens=10, left_out=3)
+    assert len(sampled) == len(left_out) == 4
+    for one, other in zip(sampled, left_out, strict=True):
+        assert other.token_weights.tolist() == pytest.approx(one.token_weights.tolist())
+        assert other.advantage == one.advantage

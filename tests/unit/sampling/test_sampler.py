@@ -799,6 +799,7 @@ def test_allocation_leaves_out_solved_prompts_but_never_all() -> None:
     # The SHA-256 of "7/solved" begins with 8 bytes that are 0 modulo 4, so its turns are the epochs 0, 4 and 8.
     assert drawn == [("solved", 0), *others[0], ("solved", 4), *others[1], ("solved", 8)]
     assert [s.skipped for s in steps] == [0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0]
+    assert not any(s.left_out for s in steps)
     alone = make_sampler(Fake({"solved": [both]}), prompts=["solved"], allocation=ALLOCATION)
     assert [ids(s.ready) for s in run_steps(alone, 3)] == [["solved"]] * 3
 
@@ -815,6 +816,7 @@ def test_a_step_has_fewer_groups_if_prompts_that_are_left_out_are_not_replaced(o
     )
     for step in steps:
         assert 4 - step.skipped <= len(step.attempts) <= places - step.skipped
+        assert step.left_out == step.skipped
     assert sum(step.skipped for step in steps) > 5
 
 
@@ -825,6 +827,7 @@ def test_a_step_has_at_least_one_group_if_all_prompts_are_solved() -> None:
     steps = run_steps(make_sampler(fake, prompts=names, allocation=allocation, prompts_per_step=2), 8)
     assert all(step.ready for step in steps)
     assert [len(step.ready) for step in steps].count(1) > 3
+    assert max(step.left_out for step in steps) == 1
 
 
 @pytest.mark.parametrize(
