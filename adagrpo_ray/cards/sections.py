@@ -23,7 +23,7 @@ METHODS = {"adagrpo": "adaptive GRPO", "grpo": "GRPO", "dapo": "DAPO's dynamic s
 SHOWN = (
     *("algorithm.name", "run.steps", "run.seed", "algorithm.prompts_per_step", "algorithm.group_size"),
     *("algorithm.criterion.kind", "algorithm.criterion.threshold", "algorithm.resample", "algorithm.on_exhausted"),
-    *("algorithm.train_on", "algorithm.train_size", "algorithm.advantage_scale", "algorithm.advantage_statistics"),
+    *("algorithm.train_size", "algorithm.advantage_statistics"),
     *("algorithm.allocation.enabled", "algorithm.allocation.rule", "algorithm.budget", "algorithm.max_staleness"),
     *("algorithm.loss.kind", "algorithm.loss.epsilon", "algorithm.loss.epsilon_high", "algorithm.loss.beta"),
     *("algorithm.loss.correction", "algorithm.loss.correction_mode", "algorithm.loss.correction_floor"),
@@ -117,6 +117,8 @@ def training(config: Config) -> str:
         for key in SHOWN
         if (value := _at(tree, key)) is not None and (adaptive or not key.startswith(ADAPTIVE))
     ]
+    rows.append((code("algorithm.train_on"), config.algorithm.selection))
+    rows.append((code("algorithm.advantage_scale"), config.algorithm.scale))
     rows.append((code("algorithm.num_iterations"), str(config.algorithm.updates_per_batch)))
     text = f"## Training\n\nTrained by {METHODS[config.algorithm.name]} with these settings:\n\n" + _table(
         ("setting", "value"), rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adagrpo_ray.algorithm.statistics import RewardStatistics
+from adagrpo_ray.config.algorithm import METHOD_DEFAULTS
 from adagrpo_ray.config.sampling import PhaseParams, SamplingParams
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import AttemptSample, GroupSample
@@ -49,7 +50,8 @@ def trained_on(group: GroupSample, run: RunHistory) -> str:
     used = [advantage for advantage in advantages if advantage is not None]
     if not used:
         return ""
-    setting = f"algorithm.train_on={run.setting('algorithm.train_on') or 'last'}"
+    default = METHOD_DEFAULTS[run.setting("algorithm.name") or "grpo"].train_on
+    setting = f"algorithm.train_on={run.setting('algorithm.train_on') or default}"
     which = f"In the loss are {len(used)} of {len(advantages)} completions ({setting}), those with an advantage."
     return which if any(used) else f"{which} All advantages are 0, so they have no policy gradient."
 
