@@ -195,8 +195,8 @@ class AlgorithmSettings(Section):
     advantage_scale: Scale | None = Field(
         None,
         description="divisor of advantages: the standard deviation of the group's rewards, none (Dr. GRPO), the "
-        "standard deviation of all groups' rewards (Lite PPO), or their mean above the lowest one or 0 (MaxRL); null: mean for "
-        "adagrpo, std for grpo and dapo",
+        "standard deviation of all groups' rewards (Lite PPO), or their mean above the lowest one or 0 (MaxRL); null: "
+        "mean for adagrpo, std for grpo and dapo",
     )
     advantage_statistics: Literal["all", "last", "trained"] = Field(
         "all",

@@ -50,8 +50,7 @@ def trained_on(group: GroupSample, run: RunHistory) -> str:
     used = [advantage for advantage in advantages if advantage is not None]
     if not used:
         return ""
-    default = METHOD_DEFAULTS[run.setting("algorithm.name") or "grpo"].train_on
-    setting = f"algorithm.train_on={run.setting('algorithm.train_on') or default}"
+    setting = f"algorithm.train_on={run.setting('algorithm.train_on') or _selection(run)}"
     which = f"In the loss are {len(used)} of {len(advantages)} completions ({setting}), those with an advantage."
     return which if any(used) else f"{which} All advantages are 0, so they have no policy gradient."
 
@@ -131,6 +130,11 @@ def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
             half = (len(attempt.completions) + 1) // 2
             return f"The group did not meet the criterion balanced: {counts}, and {half} of each are needed."
     return f"The group did not meet the criterion {kind}: {_correct(attempt)}, best reward {_best(attempt)}."
+
+
+def _selection(run: RunHistory) -> str:
+    """The completions that the method of the run trains on by default."""
+    return METHOD_DEFAULTS.get(str(run.setting("algorithm.name")), METHOD_DEFAULTS["grpo"]).train_on
 
 
 def _kind(run: RunHistory) -> str:
