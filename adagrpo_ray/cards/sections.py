@@ -23,8 +23,8 @@ METHODS = {"adagrpo": "adaptive GRPO", "grpo": "GRPO", "dapo": "DAPO's dynamic s
 SHOWN = (
     *("algorithm.name", "run.steps", "run.seed", "algorithm.prompts_per_step", "algorithm.group_size"),
     *("algorithm.criterion.kind", "algorithm.criterion.threshold", "algorithm.resample", "algorithm.on_exhausted"),
-    *("algorithm.train_on", "algorithm.train_size", "algorithm.advantage_scale", "algorithm.advantage_statistics"),
-    *("algorithm.allocation.enabled", "algorithm.allocation.rule", "algorithm.budget", "algorithm.max_staleness"),
+    *("algorithm.advantage_statistics", "algorithm.allocation.enabled", "algorithm.allocation.rule"),
+    *("algorithm.budget", "algorithm.max_staleness"),
     *("algorithm.loss.kind", "algorithm.loss.epsilon", "algorithm.loss.epsilon_high", "algorithm.loss.beta"),
     *("algorithm.loss.correction", "algorithm.loss.correction_mode", "algorithm.loss.correction_floor"),
     *("algorithm.loss.correction_cap", "algorithm.loss.entropy_coef", "algorithm.loss.mask_truncated_completions"),
@@ -117,11 +117,20 @@ def training(config: Config) -> str:
         for key in SHOWN
         if (value := _at(tree, key)) is not None and (adaptive or not key.startswith(ADAPTIVE))
     ]
-    rows.append((code("algorithm.num_iterations"), str(config.algorithm.updates_per_batch)))
+    rows += [(code(key), _value(value)) for key, value in _in_effect(config) if value is not None]
     text = f"## Training\n\nTrained by {METHODS[config.algorithm.name]} with these settings:\n\n" + _table(
         ("setting", "value"), rows
     )
     return text + "\n### Sampling, and the ladder of resamples\n\n" + _ladder(config)
+
+
+def _in_effect(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield the settings whose defaults depend on others, each with its value in this run; None: not used."""
+    algorithm = config.algorithm
+    yield "algorithm.train_on", algorithm.selection
+    yield "algorithm.train_size", algorithm.trained_at_most
+    yield "algorithm.advantage_scale", algorithm.scale
+    yield "algorithm.num_iterations", algorithm.updates_per_batch
 
 
 def results(config: Config, summary: Summary) -> str:

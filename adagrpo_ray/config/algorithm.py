@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -101,6 +102,27 @@ class LossSettings(Section):
             )
 
 
+TrainOn = Literal["last", "all", "balanced", "max_variance"]
+Scale = Literal["std", "none", "batch", "mean"]
+
+
+@dataclass(frozen=True)
+class MethodDefaults:
+    """Values of settings that are null: `num_iterations`, `train_on` and `advantage_scale`."""
+
+    num_iterations: int
+    train_on: TrainOn
+    advantage_scale: Scale
+
+
+METHOD_DEFAULTS = {
+    "grpo": MethodDefaults(1, "last", "std"),
+    "dapo": MethodDefaults(1, "last", "std"),
+    # By docs/results/skills.json; half of the completions pay for the second update.
+    "adagrpo": MethodDefaults(2, "max_variance", "mean"),
+}
+
+
 class AlgorithmSettings(Section):
     """The method: how groups are sampled, resampled and trained on."""
 
@@ -150,27 +172,31 @@ class AlgorithmSettings(Section):
     replay: ReplaySettings | None = Field(
         None, description="fills up a step that has few informative groups with those of earlier steps; null: none"
     )
-    train_on: Literal["last", "all", "balanced", "max_variance"] = Field(
-        "last",
+    train_on: TrainOn | None = Field(
+        None,
         description="completions to train on: of the last attempt, of all attempts, or train_size ones of all "
-        "attempts: as many correct as incorrect ones, or those whose rewards vary most",
+        "attempts: as many correct as incorrect ones, or those whose rewards vary most; null: max_variance for "
+        "adagrpo, last for grpo and dapo",
     )
     train_size: GroupSize | None = Field(
-        None, description="balanced, max_variance: completions of a group to train on; null: balanced: the group's size"
+        None,
+        description="balanced, max_variance: completions of a group to train on; null: balanced: the group's size, "
+        "max_variance: half of group_size",
     )
     on_exhausted: Literal["train", "drop"] = Field(
         "train", description="adagrpo: train on a group that failed on the last rung, or drop it"
     )
     num_iterations: PositiveInt | None = Field(
-        None, description="optimizer steps on the batch of a step; null: 3 for adagrpo, 1 for grpo and dapo"
+        None, description="optimizer steps on the batch of a step; null: 2 for adagrpo, 1 for grpo and dapo"
     )
     overlong_buffer: PositiveInt | None = Field(
         None, description="tokens before the limit over which a length penalty grows from 0 to 1; null: no penalty"
     )
-    advantage_scale: Literal["std", "none", "batch", "mean"] = Field(
-        "std",
+    advantage_scale: Scale | None = Field(
+        None,
         description="divisor of advantages: the standard deviation of the group's rewards, none (Dr. GRPO), the "
-        "standard deviation of all groups' rewards (Lite PPO), or their mean above the lowest one or 0 (MaxRL)",
+        "standard deviation of all groups' rewards (Lite PPO), or their mean above the lowest one or 0 (MaxRL); null: "
+        "mean for adagrpo, std for grpo and dapo",
     )
     advantage_statistics: Literal["all", "last", "trained"] = Field(
         "all",
@@ -249,15 +275,10 @@ class AlgorithmSettings(Section):
 
     def _training_conflicts(self) -> Iterator[str]:
         """Yield conflicts of the completions to train on, of replay, and of advantages."""
-        if self.train_on == "max_variance" and self.train_size is None:
-            yield (
-                "algorithm.train_on=max_variance selects algorithm.train_size completions of a group, which is null; "
-                "set it, for example to a quarter of group_size"
-            )
-        if self.train_size is not None and self.train_on not in ("balanced", "max_variance"):
+        if self.train_size is not None and self.selection not in ("balanced", "max_variance"):
             yield (
                 f"algorithm.train_size={self.train_size} is used by train_on=balanced and max_variance only, not by "
-                f"train_on={self.train_on}; remove it or change train_on"
+                f"train_on={self.selection}; remove it or change train_on"
             )
         if self.replay is not None and self.loss.correction == "none":
             yield (
@@ -275,7 +296,24 @@ class AlgorithmSettings(Section):
         """
         if self.advantage_bound is not None:
             return self.advantage_bound
-        return 10.0 if self.advantage_scale in ("std", "batch") else math.inf
+        return 10.0 if self.scale in ("std", "batch") else math.inf
+
+    @property
+    def selection(self) -> TrainOn:
+        """`train_on`, or the default of the method."""
+        return METHOD_DEFAULTS[self.name].train_on if self.train_on is None else self.train_on
+
+    @property
+    def trained_at_most(self) -> int | None:
+        """`train_size`, or its default; None: all that `selection` does not leave out."""
+        if self.selection == "max_variance" and self.train_size is None:
+            return max(2, (self.group_size + 1) // 2)
+        return self.train_size
+
+    @property
+    def scale(self) -> Scale:
+        """`advantage_scale`, or the default of the method."""
+        return METHOD_DEFAULTS[self.name].advantage_scale if self.advantage_scale is None else self.advantage_scale
 
     @property
     def allocates(self) -> bool:
@@ -305,8 +343,5 @@ class AlgorithmSettings(Section):
 
     @property
     def updates_per_batch(self) -> int:
-        """Updates on the batch of a step: `num_iterations`, or the default of the method.
-
-        More than one update pays if informative groups are rare.
-        """
-        return self.num_iterations if self.num_iterations is not None else 3 if self.name == "adagrpo" else 1
+        """Updates on the batch of a step: `num_iterations`, or the default of the method."""
+        return METHOD_DEFAULTS[self.name].num_iterations if self.num_iterations is None else self.num_iterations

@@ -37,7 +37,7 @@ class AllocationSettings(Section):
         0.7, description="weight of a prompt's results one epoch later, and of those of a class one step later"
     )
     hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
-    solved_above: Share = Field(0.95, description="prompts with a success rate above this are sampled less often")
+    solved_above: Share = Field(0.8, description="prompts with a success rate above this are sampled less often")
     hopeless_below: Share = Field(
         0.0, description="prompts with a success rate below this are sampled less often, too; 0: none"
     )
@@ -46,7 +46,7 @@ class AllocationSettings(Section):
     )
 
     replace_left_out: bool = Field(
-        True,
+        False,
         description="other prompts take the places of solved and hopeless ones that are left out; if false, a step has "
         "fewer groups then, but at least one",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adagrpo_ray.algorithm.statistics import RewardStatistics
+from adagrpo_ray.config.algorithm import METHOD_DEFAULTS
 from adagrpo_ray.config.sampling import PhaseParams, SamplingParams
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import AttemptSample, GroupSample
@@ -49,7 +50,7 @@ def trained_on(group: GroupSample, run: RunHistory) -> str:
     used = [advantage for advantage in advantages if advantage is not None]
     if not used:
         return ""
-    setting = f"algorithm.train_on={run.setting('algorithm.train_on') or 'last'}"
+    setting = f"algorithm.train_on={run.setting('algorithm.train_on') or _selection(run)}"
     which = f"In the loss are {len(used)} of {len(advantages)} completions ({setting}), those with an advantage."
     return which if any(used) else f"{which} All advantages are 0, so they have no policy gradient."
 
@@ -129,6 +130,11 @@ def _failed(group: GroupSample, number: int, run: RunHistory) -> str:
             half = (len(attempt.completions) + 1) // 2
             return f"The group did not meet the criterion balanced: {counts}, and {half} of each are needed."
     return f"The group did not meet the criterion {kind}: {_correct(attempt)}, best reward {_best(attempt)}."
+
+
+def _selection(run: RunHistory) -> str:
+    """The completions that the method of the run trains on by default."""
+    return METHOD_DEFAULTS.get(str(run.setting("algorithm.name")), METHOD_DEFAULTS["grpo"]).train_on
 
 
 def _kind(run: RunHistory) -> str:

@@ -21,7 +21,7 @@ Scored = tuple[Completion, float]
 def training_samples(
     groups: Sequence[Group], settings: AlgorithmSettings, max_new_tokens: int, left_out: int = 0
 ) -> tuple[TrainSample, ...]:
-    """The completions that `settings.train_on` picks, with their advantages and token weights.
+    """The completions that `settings.selection` picks, with their advantages and token weights.
 
     Lengths are those of the tokens that the policy wrote, and observed tokens have a weight of 0. Completions without
     weight (empty or `is_masked`) count in `token_weights` and are then left out. Completions with an advantage of zero
@@ -56,7 +56,7 @@ def is_masked(completion: Completion, settings: AlgorithmSettings) -> bool:
 def picked(groups: Sequence[Group], settings: AlgorithmSettings) -> list[list[Scored]]:
     """Completions of each group of a batch to train on, each with its advantage.
 
-    `settings.train_on` selects them, and `settings.advantage_statistics` the rewards whose mean and standard deviation
+    `settings.selection` selects them, and `settings.advantage_statistics` the rewards whose mean and standard deviation
     their advantages use: those of all attempts, of the last one, or of the selected completions, as PODS does
     (arXiv 2504.13818; `grpo_trainer.py` of its code). Those of the batch are of the same rewards of all groups.
     """
@@ -85,15 +85,15 @@ def informative(groups: Sequence[Group], settings: AlgorithmSettings) -> list[Gr
 def _selected(group: Group, settings: AlgorithmSettings) -> list[Scored]:
     """The completions of a group to train on, each with its reward.
 
-    They are selected from those of all attempts, unless `settings.train_on` is `last`; a pilot and its commit are one
+    They are selected from those of all attempts, unless `settings.selection` is `last`; a pilot and its commit are one
     attempt. The newest completions come first, and in a request the order is that of the seeds, which does not depend
     on the lengths of completions. So a selection of the first of several equal ones prefers the newest ones, and no
     lengths.
     """
-    attempts = (group.final if settings.train_on == "last" else group.attempts)[::-1]
+    attempts = (group.final if settings.selection == "last" else group.attempts)[::-1]
     pool = [pair for a in attempts for pair in zip(a.completions, a.rewards.tolist(), strict=True)]
-    size = group.size if settings.train_size is None else settings.train_size
-    match settings.train_on:
+    size = group.size if settings.trained_at_most is None else settings.trained_at_most
+    match settings.selection:
         case "balanced":
             places = balanced([bool(correct) for a in attempts for correct in a.correct], size)
         case "max_variance":

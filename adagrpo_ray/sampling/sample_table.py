@@ -26,7 +26,7 @@ def group_samples(
     Replayed groups are last, in at most a quarter of the places: an earlier step may have shown them.
 
     `functions` are the names of the reward functions. Advantages are given for the completions that are trained on:
-    those that `settings.train_on` picks and the loss does not mask.
+    those that `settings.selection` picks and the loss does not mask.
     """
     touched = {_identity(group) for group in collection.attempts}
     lost = [failure.group for failure in collection.failed if failure.dropped]

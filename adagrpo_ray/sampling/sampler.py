@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import Method
@@ -13,42 +12,13 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.sampling.admission import GroupRun, resumable
-from adagrpo_ray.sampling.allocator import Allocator, Position
+from adagrpo_ray.sampling.allocator import Allocator
 from adagrpo_ray.sampling.batch import informative
 from adagrpo_ray.sampling.budget import Budget
+from adagrpo_ray.sampling.claim import Claim, Queue
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.sampling.group_run import Generate, GroupSampler, Score
 from adagrpo_ray.types import Group
-
-MOST_DRAWN = 10  # new prompts for each place of a step, if no budget ends it before
-
-
-@dataclass(frozen=True)
-class _Queue:
-    """The state that a collection changes before it ends: the place in the prompts, and the waiting groups."""
-
-    position: Position
-    waiting: tuple[Group, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Claim:
-    """The groups that a collection has taken from the queue and from the prompts.
-
-    - `before`: the queue before the collection.
-    - `number`: the number of the collection, from 1.
-    - `alone`: whether no other collection was in flight.
-    - `aged`: groups that are too old.
-    - `resumed`: groups to resume in this step.
-    - `new`: groups of new prompts, added as they are drawn.
-    """
-
-    before: _Queue
-    number: int
-    alone: bool
-    aged: tuple[Group, ...]
-    resumed: tuple[Group, ...]
-    new: list[Group] = field(default_factory=list)
 
 
 class AdaptiveSampler:
@@ -123,45 +93,33 @@ class AdaptiveSampler:
             self._replay.restore(state["replay"])
         self.allocator.load_state_dict(state)
 
-    def _claim(self, step: int, budget: Budget) -> _Claim:
+    def _claim(self, step: int, budget: Budget) -> Claim:
         """Take the groups that are too old for `step`, and the groups to resume in it, from the queue."""
-        before = _Queue(self.allocator.position, self._waiting)
+        before = Queue(self.allocator.position, self._waiting)
         self._begun += 1
         oldest = step - self._settings.max_group_age
         aged = tuple(group for group in self._waiting if group.born < oldest)
         queue = [group for group in self._waiting if group.born >= oldest]
         resumed, self._waiting = resumable(queue, self._settings, budget.room)
-        return _Claim(before, self._begun, not self._in_flight, aged, resumed)
+        places, alone = self._settings.prompts_per_step, not self._in_flight
+        return Claim(self.allocator, step, places, before, self._begun, alone, aged, resumed)
 
-    async def _sample(self, claim: _Claim, step: int, budget: Budget) -> list[GroupRun]:
+    async def _sample(self, claim: Claim, step: int, budget: Budget) -> list[GroupRun]:
         """Run the resumed groups and new ones until the step is full, or the budget has no room for another group."""
-
-        def draw(most: float, places: int) -> Group | None:
-            if len(claim.new) >= MOST_DRAWN * self._settings.prompts_per_step:
-                return None
-            first = not (claim.resumed or claim.new)  # a step has at least one group
-            if (group := self.allocator.draw(step, most, math.inf if first else places)) is not None:
-                claim.new.append(group)
-            return group
-
-        def left_out() -> int:
-            return self.allocator.places_left_out(step)
-
-        runs = await self._groups.run(claim.resumed, draw, left_out, step, budget)
+        runs = await self._groups.run(claim.resumed, claim.draw, claim.left_out, step, budget)
         failed = [run.failure for run in runs if run.failure is not None and run.failure.generated]
         if failed and self._drop_failed and not any(run.history for run in runs):
             raise RewardError(f"{failed[0].error}; no group of step {step} could be scored: fix the function")
         return runs
 
-    def _undo(self, claim: _Claim) -> None:
+    def _undo(self, claim: Claim) -> None:
         """Undo a collection: restore the queue or, if another collection ran at the same time, requeue its groups."""
         if claim.alone and self._begun == claim.number:
             self.allocator.position, self._waiting = claim.before.position, claim.before.waiting
         else:
-            new = [replace(group, late=True) for group in claim.new]
-            self._waiting = (*self._waiting, *claim.aged, *claim.resumed, *new)
+            self._waiting = (*self._waiting, *claim.returned())
 
-    def _end(self, claim: _Claim, runs: Sequence[GroupRun], step: int) -> Collection:
+    def _end(self, claim: Claim, runs: Sequence[GroupRun], step: int) -> Collection:
         """Queue the groups that have to wait, update the posteriors, and return the result of the step."""
         late = tuple(replace(run.group, late=True) for run in runs if run.state == "late")
         # A late group that had an attempt in this step waits like any other.

@@ -111,10 +111,11 @@ class Step:
         return await self.sampler.collect(step)
 
     def advantages(self, collection: Collection) -> tuple[TrainSample, ...]:
-        """Advantages: (reward - mean) / std, with the mean and the std of the rewards of all attempts of the group.
+        """Advantages: (reward - mean) / mean, with the mean of the rewards of all attempts of the group.
 
-        So a success after failures stands out. Completions without an advantage have no gradient and are left out.
-        Each token also gets its weight in the loss, which is normalised over the whole batch.
+        So a success after failures stands out. Of each group the half is kept whose rewards vary most, and completions
+        without an advantage, which have no gradient, are left out. Each token also gets its weight in the loss, which
+        is normalised over the whole batch.
         """
         groups = [*collection.ready, *(() if self.method.drop_exhausted else collection.exhausted)]
         return training_samples(groups, self.config.algorithm, self.config.rollout.max_new_tokens)

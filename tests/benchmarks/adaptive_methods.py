@@ -1,7 +1,8 @@
 """The methods that `make bench-adaptive` compares, each a named list of overrides of the settings of its section.
 
 `adagrpo` has the defaults of the package, and the rows after it change one thing about it. `grpo` is the base of all
-ratios. Rows of other authors' rules follow their papers and public code; `about` names each difference.
+ratios. Rows of other authors' rules follow their papers and public code, and name all settings that their rules need;
+`about` names each difference. No two rows have the same settings.
 """
 
 from __future__ import annotations
@@ -15,6 +16,15 @@ BASE = "grpo"
 _ALL = ("skills", "real", "uniform")
 _TINY = ("skills", "uniform")
 _SKILLS = ("skills",)
+
+_PUBLISHED_SCHEDULE = (
+    "algorithm.triggers=["
+    "{from_step: 1, rungs: [{times: 2, temperature: 1.0}]}, "
+    "{from_step: 100, rungs: [{times: 2, temperature: 1.0}, {times: 2, temperature: 1.1, top_p: 0.99}]}, "
+    "{from_step: 300, rungs: [{times: 4, temperature: 1.0}, {times: 4, temperature: 1.1, top_p: 0.99}]}, "
+    "{from_step: 700, rungs: [{times: 5, temperature: 1.0}, {times: 6, temperature: 1.1, top_p: 0.99}, "
+    "{times: 5, temperature: 1.3, top_p: 0.97}]}]"
+)
 
 _RUNG_AT_BASE = "algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.0}]}]"
 
@@ -53,6 +63,7 @@ METHODS: dict[str, Method] = {
             "algorithm.on_exhausted=drop",
             "algorithm.allocation.enabled=false",
             "algorithm.train_on=all",
+            "algorithm.advantage_scale=std",
             "algorithm.num_iterations=1",
             "algorithm.loss.epsilon_high=0.28",
         ),
@@ -82,14 +93,34 @@ METHODS: dict[str, Method] = {
             "algorithm.group_size=16",
             "algorithm.train_on=max_variance",
             "algorithm.train_size=4",
+            "algorithm.advantage_scale=std",
             "algorithm.advantage_statistics=trained",
+            "algorithm.num_iterations=1",
         ),
         drawn=True,
     ),
     "grpo-three-updates": Method(
         "GRPO with three updates on each batch.", ("algorithm.name=grpo", "algorithm.num_iterations=3"), _TINY
     ),
+    "grpo-half-prompts": Method(
+        "GRPO with half of the prompts in a step.", ("algorithm.name=grpo", "algorithm.prompts_per_step=8"), _SKILLS
+    ),
     "adagrpo": Method("The defaults of this package.", drawn=True),
+    "adagrpo-published": Method(
+        "The published rule of adaGRPO with its schedule: a failing group is sampled again at once, on a ladder that "
+        "grows with the steps; the last attempt is trained on, with the statistics of all attempts. The published one "
+        "has groups of 4 and a KL term.",
+        (
+            _PUBLISHED_SCHEDULE,
+            "algorithm.resample=immediate",
+            "algorithm.allocation.enabled=false",
+            "algorithm.train_on=last",
+            "algorithm.advantage_scale=std",
+            "algorithm.advantage_statistics=all",
+            "algorithm.num_iterations=1",
+        ),
+        drawn=True,
+    ),
     "adagrpo-base-temperature": Method(
         "The resample has the parameters of the first attempt, not hotter ones.", (_RUNG_AT_BASE,), drawn=True
     ),
@@ -98,19 +129,8 @@ METHODS: dict[str, Method] = {
         ("algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.3}]}]",),
         _TINY,
     ),
-    "adagrpo-hot-rung": Method(
-        "The resample is at temperature 2 without tokens below a tenth of the likeliest one.",
-        ("algorithm.triggers=[{from_step: 1, rungs: [{temperature: 2.0, min_p: 0.1}]}]",),
-        _TINY,
-    ),
     "adagrpo-no-resample": Method("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
     "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _TINY),
-    "adagrpo-deferred": Method(
-        "Resamples with the requests of the next step.", ("algorithm.resample=deferred",), _TINY
-    ),
-    "adagrpo-statistics-all": Method(
-        "Advantages from the rewards of all attempts.", ("algorithm.advantage_statistics=all",), _TINY
-    ),
     "adagrpo-statistics-last": Method(
         "Advantages from the rewards of the last attempt.", ("algorithm.advantage_statistics=last",), _TINY
     ),
@@ -120,23 +140,27 @@ METHODS: dict[str, Method] = {
     "adagrpo-uniform": Method(
         "All groups have the same size, and no prompt is left out.", ("algorithm.allocation.enabled=false",)
     ),
-    "adagrpo-informative": Method(
-        "Allocation by the probability that a group has an advantage.",
-        ("algorithm.allocation.enabled=true", "algorithm.allocation.rule=informative"),
-        _TINY,
-    ),
     "adagrpo-value": Method(
         "Allocation by the value of one more completion, up to four times the usual size.",
-        ("algorithm.allocation.enabled=true", "algorithm.allocation.rule=value"),
+        ("algorithm.allocation.rule=value",),
+    ),
+    "adagrpo-replaced": Method(
+        "Other prompts take the places of those that are left out.",
+        ("algorithm.allocation.replace_left_out=true",),
+        _TINY,
+    ),
+    "adagrpo-solved-95": Method(
+        "Prompts are left out from a success rate of 95 % on, not from 80 %.",
+        ("algorithm.allocation.solved_above=0.95",),
+        _TINY,
     ),
     "adagrpo-hopeless": Method(
         "Prompts with a success rate below 5 % are sampled in one of four epochs, as solved ones.",
-        ("algorithm.allocation.enabled=true", "algorithm.allocation.hopeless_below=0.05"),
+        ("algorithm.allocation.hopeless_below=0.05",),
         _TINY,
     ),
     "adagrpo-one-update": Method("One update on each batch.", ("algorithm.num_iterations=1",)),
     "adagrpo-three-updates": Method("Three updates on each batch.", ("algorithm.num_iterations=3",), _TINY),
-    "adagrpo-no-pilots": Method("The whole group at once, without pilots.", ("algorithm.pilot_size=null",)),
     "adagrpo-pilots": Method(
         "Four pilots first; four more completions if some of them are correct and some wrong.",
         ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8"),
@@ -155,10 +179,8 @@ METHODS: dict[str, Method] = {
         "A step with few informative groups is filled up with those of four steps before, up to half of its places.",
         ("algorithm.replay={max_age: 4, share: 0.5, times: 1}",),
     ),
-    "adagrpo-max-variance": Method(
-        "Trained on the four completions of a group whose rewards vary most.",
-        ("algorithm.train_on=max_variance", "algorithm.train_size=4"),
-        _TINY,
+    "adagrpo-train-last": Method(
+        "Trained on all completions of the last attempt.", ("algorithm.train_on=last",), _TINY
     ),
     "adagrpo-balanced": Method(
         "Trained on as many correct as wrong completions of all attempts.", ("algorithm.train_on=balanced",), _TINY
@@ -166,9 +188,6 @@ METHODS: dict[str, Method] = {
     "adagrpo-scale-std": Method("Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _TINY),
     "adagrpo-scale-none": Method("Advantages without a scale.", ("algorithm.advantage_scale=none",), _TINY),
     "adagrpo-scale-batch": Method("Advantages over the std of the batch.", ("algorithm.advantage_scale=batch",), _TINY),
-    "adagrpo-scale-mean": Method(
-        "Advantages over the mean reward, as MaxRL (arXiv 2602.02710).", ("algorithm.advantage_scale=mean",), _TINY
-    ),
     "adagrpo-unlabelled": Method(
         "The class of a prompt is hidden, so that only its own results can size its groups.",
         ("data.columns.difficulty=null",),

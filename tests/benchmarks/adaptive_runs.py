@@ -33,10 +33,18 @@ _NOT_OF_THE_RUN = {"tracking": True, "checkpoint": True, "run": {"name", "output
 def settings_hash(run: Run, folder: Path) -> str:
     """A hash of the settings of a run, and of the accuracy and the tokens that end it, as 10 hex digits.
 
-    Leaves out settings that are null, so that a new one that is off by default does not change the hash. Of the paths
-    of model and data only the last part counts.
+    Leaves out settings that are null, so that a new one that is off by default does not change the hash. If null stands
+    for the default of the method, the hash has that default. Of the paths of model and data only the last part counts.
     """
-    settings = configure(run, folder).model_dump(mode="json", exclude=_NOT_OF_THE_RUN)
+    config = configure(run, folder)
+    settings = config.model_dump(mode="json", exclude=_NOT_OF_THE_RUN)
+    algorithm = config.algorithm
+    settings["algorithm"] |= {
+        "num_iterations": algorithm.updates_per_batch,
+        "train_on": algorithm.selection,
+        "train_size": algorithm.trained_at_most,
+        "advantage_scale": algorithm.scale,
+    }
     for key in (("model", "path"), ("data", "source")):
         settings[key[0]][key[1]] = Path(settings[key[0]][key[1]]).name
     parts = {"settings": _without_null(settings), "until": run.until, "tokens": SECTIONS[run.section].tokens}
@@ -103,14 +111,20 @@ def neighbour(rate: str, up: bool) -> str:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The chosen learning rate, all that were tried in their order, and whether the choice lies at their edge."""
+    """The chosen learning rate.
+
+    - `tried`: all that were tried, the lowest first.
+    - `highest`: the highest that may be tried; None: there is no such bound.
+    """
 
     rate: str
     tried: tuple[str, ...]
+    highest: str | None = None
 
     @property
     def at_edge(self) -> bool:
-        return self.rate in (self.tried[0], self.tried[-1])
+        """Whether a rate beyond those that were tried may be better; not above the highest one that may be tried."""
+        return self.rate == self.tried[0] or (self.rate == self.tried[-1] and self.rate != self.highest)
 
 
 class Plan:
@@ -152,13 +166,16 @@ class Plan:
         ]
 
     def grid(self, method: str) -> tuple[str, ...]:
-        """The learning rates to try, the lowest first: those of the section, and more if the best lies at the edge."""
+        """The learning rates to try, the lowest first: those of the section, and more if the best lies at the edge.
+
+        None is above the highest one of the section.
+        """
         rates = self.section.rates
         for _ in range(MOST_EXTRA_RATES):
             best = self._best(method, rates)
             if best == rates[0]:
                 rates = (neighbour(rates[0], up=False), *rates)
-            elif best == rates[-1]:
+            elif best == rates[-1] != self.section.highest:
                 rates = (*rates, neighbour(rates[-1], up=True))
             else:
                 break
@@ -168,7 +185,7 @@ class Plan:
         """The learning rate of the final runs; None as long as tuning runs are missing."""
         rates = self.grid(method)
         best = self._best(method, rates)
-        return None if best is None else Tuned(best, rates)
+        return None if best is None else Tuned(best, rates, self.section.highest)
 
     def final(self, method: str) -> dict[str, list[Result | None]] | None:
         """The final runs by case, one for each seed, None if it is missing; None if the method is not tuned yet."""

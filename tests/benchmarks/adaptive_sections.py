@@ -26,6 +26,7 @@ class Section:
     - `tokens`: generated tokens after which a run ends at its next evaluation; None: it does all of its steps.
     - `target`: held-out accuracy whose cost is measured; None: the one that GRPO reaches at the end of its runs.
     - `rates`: learning rates that the tuning begins with.
+    - `highest`: the highest learning rate that is tried; None: there is no such bound.
     - `tuned_on`: the case of the tuning runs.
     - `seeds`: number of final runs of each method and case.
     """
@@ -41,6 +42,7 @@ class Section:
     tuned_on: str
     seeds: int
     tokens: int | None = None
+    highest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ SKILLS = Section(
     about=(
         "A tiny model with ten independent skills, whose success rates are "
         f"{', '.join(f'{100 * skill.rate:g}' for skill in skills.SKILLS)} %. Prompts of all skills are mixed, "
-        f"{TRAINED_BUNDLES} of each to train on and {HELD_OUT_BUNDLES} held out. The accuracy is the mean over them."
+        f"{TRAINED_BUNDLES} of each to train on and {HELD_OUT_BUNDLES} held out. The accuracy is the mean over them. "
+        "No learning rate above 3e-3 is tried: at 1e-2 the accuracy of grpo and of adagrpo falls to 0."
     ),
     config="launch/configs/tiny-cpu.yaml",
     overrides=(
@@ -88,13 +91,14 @@ SKILLS = Section(
         "rollout.max_num_seqs=256",
         "algorithm.prompts_per_step=16",
         "algorithm.group_size=8",
-        "evaluation.every=4",
+        "evaluation.every=2",
     ),
     cases={"all": ()},
     steps={"all": 200},
-    tokens=80_000,  # those of GRPO in 120 steps
+    tokens=40_000,  # those of GRPO in 60 steps
     target=0.8,
-    rates=("3e-4", "1e-3", "3e-3"),
+    rates=("1e-3", "3e-3"),
+    highest="3e-3",  # at 1e-2 the accuracy of grpo and of adagrpo falls to 0 on the tuning seeds
     tuned_on="all",
     seeds=5,
 )

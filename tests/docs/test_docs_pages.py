@@ -230,6 +230,14 @@ def test_yaml_blocks_are_valid_settings() -> None:
         Config.model_validate(tree)  # raises if it is invalid
 
 
+@pytest.mark.parametrize("name", ["local-1gpu", "local-1gpu-24gb"])
+def test_published_rule_is_that_of_the_configurations_for_one_gpu(name: str) -> None:
+    section = (DOCS / "adaptive.md").read_text(encoding="utf-8").partition("## The published rule\n")[2]
+    block = section.partition("```yaml\n")[2].partition("```")[0]
+    shown, config = Config.model_validate(yaml.safe_load(block)), Config.load(f"launch/configs/{name}.yaml")
+    assert (shown.algorithm, shown.rewards) == (config.algorithm, config.rewards)
+
+
 def test_files_of_a_run_folder_are_documented() -> None:
     named = {name.rstrip("/") for cells in rows("index.md") for name in code(cells[0])}
     assert named >= {EVALUATIONS, METRICS, SAMPLES, FOLDER, "adapter", "config.yaml", "summary.json", "tensorboard"}

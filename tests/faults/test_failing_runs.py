@@ -23,6 +23,7 @@ def test_steps_without_any_group_do_not_stop_a_run_that_samples_ahead(tmp_path: 
         "algorithm.criterion={kind: any_above, threshold: 99}",
         "algorithm.triggers=[]",
         "algorithm.on_exhausted=drop",
+        "algorithm.allocation.enabled=false",  # so that no prompt is left out, and each step drops four groups
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     steps = metrics(tmp_path / "nothing")

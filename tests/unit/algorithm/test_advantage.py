@@ -13,14 +13,17 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.types import Group
 from tests.support.builders import make_group
 
+CLASSIC = {"advantage_scale": "std"}
+"""The scale of GRPO and of the original; that of `adagrpo` is the mean by default."""
+
 ATTEMPTS = st.integers(2, 8).flatmap(
     lambda g: st.lists(st.lists(st.floats(-20, 20, width=32), min_size=g, max_size=g), min_size=1, max_size=17)
 )
 
 
 def of_last(group: Group, batch: RewardStatistics | None = None, **settings: object) -> list[float]:
-    """Advantages of the last attempt, with the statistics of all attempts."""
-    statistics, chosen = statistics_of(group), AlgorithmSettings.model_validate(settings)
+    """Advantages of the last attempt, with the statistics of all attempts; over their std unless set otherwise."""
+    statistics, chosen = statistics_of(group), AlgorithmSettings.model_validate({**CLASSIC, **settings})
     return [float(a) for a in advantages(group.last.rewards, statistics, batch or statistics, chosen)]
 
 
@@ -107,7 +110,7 @@ def test_rewards_beyond_statistics_without_a_scale_have_no_advantage(scale: str)
 def test_advantages_are_clipped_on_both_sides() -> None:
     statistics = RewardStatistics(count=1000, mean=0.0, m2=1e-30)
     rewards = np.array([1.0, -1.0, 2e-4], np.float32)
-    settings = AlgorithmSettings.model_validate({"advantage_bound": 3.0})
+    settings = AlgorithmSettings.model_validate({**CLASSIC, "advantage_bound": 3.0})
     assert advantages(rewards, statistics, statistics, settings).tolist() == pytest.approx([3.0, -3.0, 2.0])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from adagrpo_ray.algorithm.methods import make_method
@@ -36,13 +38,49 @@ def test_methods_differ_in_ladder_refill_and_criterion(
 
 
 @pytest.mark.parametrize(
-    ("name", "updates", "allocates"), [("grpo", 1, False), ("dapo", 1, False), ("adagrpo", 3, True)]
+    ("name", "updates", "selection", "scale"),
+    [("grpo", 1, "last", "std"), ("dapo", 1, "last", "std"), ("adagrpo", 2, "max_variance", "mean")],
 )
-def test_methods_have_their_own_defaults(name: str, updates: int, allocates: bool) -> None:
-    assert settings(name).updates_per_batch == updates
-    assert settings(name, num_iterations=2).updates_per_batch == 2
+def test_methods_have_their_own_defaults(name: str, updates: int, selection: str, scale: str) -> None:
+    nulls = {"num_iterations": None, "train_on": None, "advantage_scale": None}
+    for chosen in (settings(name), settings(name, **nulls)):
+        assert (chosen.updates_per_batch, chosen.selection, chosen.scale) == (updates, selection, scale)
+    set_to = settings(name, num_iterations=3, train_on="all", advantage_scale="none")
+    assert (set_to.updates_per_batch, set_to.selection, set_to.scale) == (3, "all", "none")
+
+
+@pytest.mark.parametrize(("name", "bound"), [("grpo", 10.0), ("dapo", 10.0), ("adagrpo", math.inf)])
+def test_bound_of_advantages_follows_the_scale_of_the_method(name: str, bound: float) -> None:
+    assert settings(name).largest_advantage == bound
+    assert settings(name, advantage_scale="std").largest_advantage == 10.0
+    assert settings(name, advantage_scale="mean").largest_advantage == math.inf
+    assert settings(name, advantage_bound=2.0).largest_advantage == 2.0
+
+
+@pytest.mark.parametrize(("group_size", "half"), [(2, 2), (3, 2), (4, 2), (5, 3), (8, 4), (9, 5)])
+def test_max_variance_trains_on_half_of_a_group_by_default(group_size: int, half: int) -> None:
+    for chosen in (settings("adagrpo", group_size=group_size), settings("grpo", train_on="max_variance")):
+        assert chosen.selection == "max_variance"
+    assert settings("adagrpo", group_size=group_size).trained_at_most == half
+    assert settings("grpo", group_size=group_size, train_on="max_variance").trained_at_most == half
+    assert settings("adagrpo", group_size=group_size, train_size=7).trained_at_most == 7
+
+
+@pytest.mark.parametrize("train_on", ["last", "all", "balanced"])
+def test_other_selections_have_no_size_of_their_own(train_on: str) -> None:
+    assert settings("adagrpo", train_on=train_on).trained_at_most is None
+
+
+@pytest.mark.parametrize(("name", "allocates"), [("grpo", False), ("dapo", False), ("adagrpo", True)])
+def test_only_adagrpo_allocates(name: str, allocates: bool) -> None:
     assert (make_method(settings(name), ["exact"]).allocation is not None) is allocates
     assert make_method(settings(name, allocation={"enabled": False}), ["exact"]).allocation is None
+
+
+def test_prompts_are_solved_from_four_of_five_on_and_not_replaced_by_default() -> None:
+    allocation = make_method(settings("adagrpo"), ["exact"]).allocation
+    assert allocation is not None
+    assert (allocation.solved_above, allocation.replace_left_out) == (0.8, False)
 
 
 def test_on_exhausted_drop_drops_exhausted_groups() -> None:

@@ -53,10 +53,10 @@ def test_curve_ends_after_its_tokens() -> None:
 
 def test_estimate_counts_missing_runs_and_hours(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
-    assert adaptive.estimate(plan).startswith("skills: missing 12 tuning runs and 4 final runs, hours unknown")
+    assert adaptive.estimate(plan).startswith("skills: missing 8 tuning runs and 4 final runs, hours unknown")
     first, *_ = plan.missing()
     plan.store.write(first, replace(result(100), wall_seconds=360.0))
-    assert adaptive.estimate(plan) == "skills: missing 11 tuning runs and 4 final runs, about 1.5 hours"
+    assert adaptive.estimate(plan) == "skills: missing 7 tuning runs and 4 final runs, about 1.1 hours"
     do_all(plan, best_at("1e-3"))
     assert adaptive.estimate(plan) == "skills: missing 0 tuning runs and 0 final runs, about 0.0 hours"
 

@@ -42,6 +42,40 @@ def test_every_case_of_a_section_has_its_steps() -> None:
         assert not set(range(section.seeds)) & set(sections.TUNING_SEEDS)
 
 
+@pytest.mark.parametrize("section", list(sections.SECTIONS))
+def test_no_two_methods_of_a_section_have_the_same_settings(tmp_path: Path, section: str) -> None:
+    plan = plan_of(tmp_path, sections.SECTIONS[section], names=tuple(methods.methods_of(section)))
+    assert {method: plan.method_of(method) for method in plan.methods} == {method: method for method in plan.methods}
+
+
+@pytest.mark.parametrize("section", list(sections.SECTIONS))
+def test_published_rule_has_none_of_the_defaults_of_the_package(tmp_path: Path, section: str) -> None:
+    case = next(iter(sections.SECTIONS[section].cases))
+    chosen = sections.configure(sections.Run(section, case, "adagrpo-published", "1e-3", 3), tmp_path).algorithm
+    assert (chosen.selection, chosen.scale, chosen.advantage_statistics) == ("last", "std", "all")
+    assert (chosen.updates_per_batch, chosen.allocates, chosen.resample) == (1, False, "immediate")
+    retries = [(trigger.from_step, sum(rung.times for rung in trigger.rungs)) for trigger in chosen.triggers]
+    assert retries == [(1, 2), (100, 4), (300, 8), (700, 16)]
+
+
+@pytest.mark.parametrize(
+    ("method", "updates", "selection", "scale"),
+    [
+        ("grpo", 1, "last", "std"),
+        ("dapo", 1, "last", "std"),
+        ("pilot-commit", 1, "all", "std"),
+        ("reinforce-ada", 1, "balanced", "none"),
+        ("pods", 1, "max_variance", "std"),
+    ],
+)
+def test_rows_of_other_authors_have_the_settings_of_their_rules(
+    tmp_path: Path, method: str, updates: int, selection: str, scale: str
+) -> None:
+    chosen = sections.configure(sections.Run("skills", "all", method, "1e-3", 3), tmp_path).algorithm
+    assert (chosen.updates_per_batch, chosen.selection, chosen.scale) == (updates, selection, scale)
+    assert not chosen.allocates
+
+
 def test_class_of_a_prompt_is_hidden_from_the_unlabelled_row(tmp_path: Path) -> None:
     labelled, hidden = (
         sections.configure(sections.Run("skills", "all", method, "1e-3", 0), tmp_path).data.columns
@@ -92,6 +126,16 @@ def test_run_of_another_definition_is_not_found(tmp_path: Path, monkeypatch: pyt
     finally:
         for cache in (runs.settings_hash, sections.configure):
             cache.cache_clear()
+
+
+def test_hash_of_a_default_of_the_method_is_that_of_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = ("algorithm.train_on=max_variance", "algorithm.train_size=4", "algorithm.advantage_scale=mean")
+    monkeypatch.setitem(methods.METHODS, "named", methods.Method("", (*named, "algorithm.num_iterations=2")))
+    of_defaults, of_values, of_others = (
+        runs.settings_hash(replace(RUN, method=method), tmp_path)
+        for method in ("adagrpo", "named", "adagrpo-scale-std")
+    )
+    assert of_defaults == of_values != of_others
 
 
 def test_hash_changes_with_settings_and_end_and_not_with_the_folder(tmp_path: Path) -> None:
@@ -148,16 +192,30 @@ def test_more_seeds_need_only_the_runs_of_those(tmp_path: Path) -> None:
 
 
 def test_grid_grows_while_the_best_rate_is_at_its_edge(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, names=("grpo",))
+    plan = plan_of(tmp_path, UNIFORM, names=("grpo",), seeds=1)
     do_all(plan, lambda run: result(1000 + int(1000 * abs(math.log10(float(run.rate) / 1e-2)))))
     assert plan.tuned("grpo") == runs.Tuned("1e-2", ("3e-4", "1e-3", "3e-3", "1e-2", "3e-2"))
     assert not plan.tuned("grpo").at_edge
 
 
+def test_grid_has_no_rate_above_the_highest_of_the_section(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, names=("grpo",))
+    done = do_all(plan, lambda run: result(int(10 / float(run.rate))))  # the higher, the better
+    assert {run.rate for run in done} == set(SKILLS.rates)
+    assert plan.tuned("grpo") == runs.Tuned("3e-3", ("1e-3", "3e-3"), "3e-3")
+    assert not plan.tuned("grpo").at_edge
+
+
+def test_rates_of_a_section_are_not_above_its_highest() -> None:
+    for section in sections.SECTIONS.values():
+        assert [float(rate) for rate in section.rates] == sorted(map(float, section.rates))
+        assert section.highest is None or float(section.rates[-1]) <= float(section.highest)
+
+
 def test_grid_grows_by_two_rates_at_most(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, names=("grpo",))
     do_all(plan, lambda run: result(int(1e6 * float(run.rate))))  # the lower, the better
-    assert plan.tuned("grpo") == runs.Tuned("3e-5", ("3e-5", "1e-4", "3e-4", "1e-3", "3e-3"))
+    assert plan.tuned("grpo") == runs.Tuned("1e-4", ("1e-4", "3e-4", "1e-3", "3e-3"), "3e-3")
     assert plan.tuned("grpo").at_edge
 
 

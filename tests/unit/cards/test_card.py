@@ -105,6 +105,17 @@ def test_ladder_table_has_all_triggers() -> None:
     assert "| `algorithm.resample` | deferred |" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("adagrpo", ("max_variance", "4", "mean", "2")), ("grpo", ("last", None, "std", "1"))],
+)
+def test_card_has_the_defaults_of_the_method(name: str, values: tuple[str | None, ...]) -> None:
+    text = card(algorithm={"name": name, "group_size": 8}).partition("<details>")[0]
+    keys = ("train_on", "train_size", "advantage_scale", "num_iterations")
+    for key, value in zip(keys, values, strict=True):
+        assert re.findall(rf"\| `algorithm\.{key}` \| (.*) \|", text) == [value] * (value is not None)
+
+
 def test_card_of_grpo_has_no_ladder() -> None:
     text = card(algorithm={"name": "grpo"})
     assert "from 1" not in text

@@ -289,11 +289,11 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["algorithm.allocation.rule=value gives groups algorithm.group_size=8", "min_group=2 and max_group=6"],
         ),
         (
-            ["algorithm.train_on=max_variance"],
-            ["algorithm.train_on=max_variance selects algorithm.train_size", "set it, for example"],
+            ["algorithm.train_size=4", "algorithm.train_on=last"],
+            ["algorithm.train_size=4 is used by train_on=balanced and max_variance only", "not by train_on=last"],
         ),
         (
-            ["algorithm.train_size=4"],
+            ["algorithm.train_size=4", "algorithm.name=grpo"],  # its train_on is null
             ["algorithm.train_size=4 is used by train_on=balanced and max_variance only", "not by train_on=last"],
         ),
         (
@@ -401,7 +401,9 @@ def test_conflicting_settings_are_refused(overrides: list[str], expected: list[s
         ["algorithm.budget=8", "algorithm.allocation.max_group=32", "algorithm.name=grpo"],  # has no allocation
         ["algorithm.budget=8", "algorithm.group_size=8"],
         ["algorithm.allocation.rule=value", "algorithm.allocation.min_group=8"],
+        ["algorithm.train_on=max_variance"],
         ["algorithm.train_on=max_variance", "algorithm.train_size=4"],
+        ["algorithm.train_size=4"],
         ["algorithm.train_on=balanced", "algorithm.train_size=4"],
         ["algorithm.advantage_scale=mean", "rewards.error_score=-1"],  # only used with on_error=score
         ["algorithm.advantage_scale=none", "rewards.functions=[{function: answer}]"],

@@ -19,6 +19,8 @@ from adagrpo_ray.types import Floats, Group
 from tests.support.builders import make_attempt, make_group, make_prompt
 
 SEED = 7
+CLASSIC = {"solved_above": 0.95, "replace_left_out": True}
+"""Prompts are left out only if they are all but certain, and others take their places."""
 BY_VALUE = {"rule": "value", "discount": 1.0}
 SOLVED, EASY, MIXED, HARD = [1.0] * 8, [1.0] * 7 + [0.0], [1.0, 0.0] * 4, [1.0] + [0.0] * 7
 
@@ -26,9 +28,9 @@ SOLVED, EASY, MIXED, HARD = [1.0] * 8, [1.0] * 7 + [0.0], [1.0, 0.0] * 4, [1.0] 
 def make_allocator(
     prompts: str, per_step: int = 4, *, rest: dict[str, Any] | None = None, **allocation: Any
 ) -> Allocator:
-    """An allocator of groups of 8; the difficulty class of a prompt is the first letter of its name."""
+    """An allocator of groups of 8, by CLASSIC and `allocation`; the first letter of a prompt is its class."""
     settings = AlgorithmSettings.model_validate(
-        {"prompts_per_step": per_step, "group_size": 8, "allocation": allocation, **(rest or {})}
+        {"prompts_per_step": per_step, "group_size": 8, "allocation": {**CLASSIC, **allocation}, **(rest or {})}
     )
     made = [make_prompt(name, difficulty=name[0]) for name in prompts.split()]
     return Allocator(PromptOrder(made, SEED, shuffle=False), settings, settings.allocation, SEED)

@@ -21,10 +21,14 @@ MIXED = make_attempt([1, 0, 0, 0], lengths=[1, 2, 3, 4])
 FLAT = make_attempt([1, 1], lengths=[5, 5])
 
 
+CLASSIC = {"train_on": "last", "advantage_scale": "std"}
+"""The completions and the scale of GRPO and of the original."""
+
+
 def settings(
     beta: float = 0.04, kind: str = "bnpo", loss: Mapping[str, object] = {}, **rest: object
 ) -> AlgorithmSettings:
-    return AlgorithmSettings.model_validate({"loss": {"beta": beta, "kind": kind, **loss}, **rest})
+    return AlgorithmSettings.model_validate({"loss": {"beta": beta, "kind": kind, **loss}, **CLASSIC, **rest})
 
 
 def total_weight(samples: tuple[TrainSample, ...]) -> float:
@@ -227,6 +231,21 @@ def test_max_variance_normalised_by_the_picked_completions_is_that_of_the_paper(
     # Picked are 5, -2, 3, -1: mean 5/4, squared deviations 225/16 + 169/16 + 49/16 + 81/16 = 131/4, std 3.304038.
     found = batch(make_group(WIDE), **BY_VARIANCE, advantage_statistics="trained")
     assert found == pytest.approx([value / 3.304138 for value in (3.75, -3.25, 1.75, -2.25)], abs=1e-6)
+
+
+@pytest.mark.parametrize(("group_size", "trained"), [(4, 2), (5, 3), (8, 4)])
+def test_max_variance_trains_on_half_of_a_group_by_default(group_size: int, trained: int) -> None:
+    group = make_group([1.0] + [0.0] * (group_size - 1))
+    chosen = settings(train_on="max_variance", group_size=group_size)
+    samples = training_samples([group], chosen, 10)
+    assert len(samples) == trained
+    assert sum(s.advantage > 0 for s in samples) == 1
+
+
+def test_adagrpo_has_the_advantages_of_maxrl_and_half_of_the_completions_by_default() -> None:
+    group = make_group([0] * 4, [1, 0, 0, 0])
+    defaults = AlgorithmSettings(group_size=4)
+    assert [s.advantage for s in training_samples([group], defaults, 10)] == pytest.approx([7, -1])
 
 
 def test_train_size_limits_balanced_completions() -> None:

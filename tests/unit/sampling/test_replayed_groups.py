@@ -24,7 +24,8 @@ from tests.support.rollouts import LADDER, Rollouts, chance, sampler_of, scripte
 
 PASS, ALL, NONE = (1.0, 0.0, 0.0, 0.0), (1.0,) * 4, (0.0,) * 4
 REPLAY: dict[str, Any] = {"replay": {"max_age": 2, "share": 1.0}}
-SETTINGS = AlgorithmSettings()
+CLASSIC: dict[str, Any] = {"train_on": "last", "advantage_scale": "std"}
+SETTINGS = AlgorithmSettings(**CLASSIC)
 FRESH = make_group(make_attempt([1, 0]), prompt=make_prompt("fresh"))
 RARE = make_group(make_attempt([0, 0]), make_attempt([1, 0], rung=0), prompt=make_prompt("rare"))
 STEP = replace(NOTHING, ready=(FRESH,), attempts=(FRESH,), replayed=(Replayable(RARE, 4, 1),))
@@ -151,7 +152,7 @@ def test_replayed_groups_take_at_most_a_quarter_of_the_samples() -> None:
 
 
 def test_advantages_of_samples_are_those_of_a_batch_with_replayed_groups() -> None:
-    settings = AlgorithmSettings(advantage_scale="batch")
+    settings = AlgorithmSettings(train_on="last", advantage_scale="batch")
     batch = training_samples([FRESH, RARE], settings, max_new_tokens=10)
     found = [c.advantage for g in shown(settings) for a in g.attempts for c in a.completions]
     assert sorted(a for a in found if a is not None) == sorted(sample.advantage for sample in batch)

@@ -135,7 +135,7 @@ def test_a_group_without_advantages_is_not_informative() -> None:
     """The last attempt of the rescued group has equal rewards, and those of all of its attempts differ."""
     groups = {"ready": (SOLVED, RESCUED), "exhausted": (STUCK,)}
     assert metrics(**groups).informative_groups == 2
-    last = AlgorithmSettings(advantage_statistics="last")
+    last = AlgorithmSettings(train_on="last", advantage_statistics="last")
     assert metrics(**groups, settings=last).informative_groups == 1
 
 

@@ -179,6 +179,15 @@ def test_why_explains_a_group_that_is_not_balanced() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "default"), [("adagrpo", "max_variance"), ("grpo", "last"), ("dapo", "last"), ("adagrpo", None)]
+)
+def test_completions_in_the_loss_name_the_selection_of_the_method(name: str, default: str | None) -> None:
+    """If the setting of the run is null; else the setting."""
+    chosen = settings(name=name, train_on=None if default else "all")
+    assert f"(algorithm.train_on={default or 'all'})" in trained_on(group(1, FAILED, PILOT, COMMIT), chosen)
+
+
 def test_page_shows_which_completions_are_in_the_loss() -> None:
     page = text_of(group_page(group(1, FAILED, PILOT, COMMIT), settings(train_on="last")))
     for part in ("Attempt 1: the base parameters", "Attempt 2, pilot: the base", "Attempt 2, commit: the base"):
