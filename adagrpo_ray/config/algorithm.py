@@ -135,7 +135,7 @@ class AlgorithmSettings(Section):
     sampling: SamplingParams = Field(SamplingParams(), description="sampling parameters of first attempts")
     criterion: CriterionSettings = Field(CriterionSettings(), description="adagrpo: when a group is not sampled again")
     triggers: tuple[TriggerSettings, ...] = Field(
-        (TriggerSettings(from_step=1, rungs=(RungSettings(temperature=2.0, min_p=0.1),)),),
+        (TriggerSettings(from_step=1, rungs=(RungSettings(temperature=2.0, min_p=0.05),)),),
         description="adagrpo: ladders of resamples by step; []: none",
     )
     ladder: str | None = Field(

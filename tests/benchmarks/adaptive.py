@@ -77,7 +77,9 @@ class Bench:
         began, error, folder = time.monotonic(), "", self._store.folder / "last"
         config = configure(run, self._store.folder)
         begin(config, self._running, check(config, self._given), Stop())
-        curve = Curve(config.algorithm.updates_per_batch, run.until, SECTIONS[run.section].tokens)
+        section = SECTIONS[run.section]
+        until = section.enough if run.until is None else run.until
+        curve = Curve(config.algorithm.updates_per_batch, until, section.tokens)
         try:
             with suppress(Ended):
                 train_on(self._running, config, folder, curve, None, Stop(), str(folder), str)

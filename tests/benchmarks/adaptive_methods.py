@@ -15,6 +15,7 @@ BASE = "grpo"
 
 _ALL = ("skills", "real", "uniform")
 _TINY = ("skills", "uniform")
+_REALISTIC = ("skills", "real")
 _SKILLS = ("skills",)
 
 _PUBLISHED_SCHEDULE = (
@@ -97,13 +98,13 @@ METHODS: dict[str, Method] = {
             "algorithm.advantage_statistics=trained",
             "algorithm.num_iterations=1",
         ),
+        _TINY,
         drawn=True,
     ),
-    "grpo-three-updates": Method(
-        "GRPO with three updates on each batch.", ("algorithm.name=grpo", "algorithm.num_iterations=3"), _TINY
-    ),
     "grpo-half-prompts": Method(
-        "GRPO with half of the prompts in a step.", ("algorithm.name=grpo", "algorithm.prompts_per_step=8"), _SKILLS
+        "GRPO with half of the prompts in a step.",
+        ("algorithm.name=grpo", "algorithm.prompts_per_step=8"),
+        _SKILLS,
     ),
     "adagrpo": Method("The defaults of this package.", drawn=True),
     "adagrpo-published": Method(
@@ -122,72 +123,49 @@ METHODS: dict[str, Method] = {
         drawn=True,
     ),
     "adagrpo-base-temperature": Method(
-        "The resample has the parameters of the first attempt, not hotter ones.", (_RUNG_AT_BASE,), drawn=True
-    ),
-    "adagrpo-warm-rung": Method(
-        "The resample is at temperature 1.3.",
-        ("algorithm.triggers=[{from_step: 1, rungs: [{temperature: 1.3}]}]",),
-        _TINY,
+        "The resample has the parameters of the first attempt, not hotter ones.",
+        (_RUNG_AT_BASE,),
+        _REALISTIC,
+        drawn=True,
     ),
     "adagrpo-no-resample": Method("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
-    "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _TINY),
+    "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _SKILLS),
     "adagrpo-statistics-last": Method(
-        "Advantages from the rewards of the last attempt.", ("algorithm.advantage_statistics=last",), _TINY
+        "Advantages from the rewards of the last attempt.", ("algorithm.advantage_statistics=last",), _SKILLS
     ),
     "adagrpo-statistics-trained": Method(
-        "Advantages from the rewards of the completions trained on.", ("algorithm.advantage_statistics=trained",), _TINY
+        "Advantages from the rewards of the completions trained on.",
+        ("algorithm.advantage_statistics=trained",),
+        _SKILLS,
     ),
     "adagrpo-uniform": Method(
-        "All groups have the same size, and no prompt is left out.", ("algorithm.allocation.enabled=false",)
+        "All groups have the same size, and no prompt is left out.", ("algorithm.allocation.enabled=false",), _TINY
     ),
     "adagrpo-value": Method(
         "Allocation by the value of one more completion, up to four times the usual size.",
         ("algorithm.allocation.rule=value",),
+        _SKILLS,
     ),
     "adagrpo-replaced": Method(
         "Other prompts take the places of those that are left out.",
         ("algorithm.allocation.replace_left_out=true",),
-        _TINY,
-    ),
-    "adagrpo-solved-95": Method(
-        "Prompts are left out from a success rate of 95 % on, not from 80 %.",
-        ("algorithm.allocation.solved_above=0.95",),
-        _TINY,
-    ),
-    "adagrpo-hopeless": Method(
-        "Prompts with a success rate below 5 % are sampled in one of four epochs, as solved ones.",
-        ("algorithm.allocation.hopeless_below=0.05",),
-        _TINY,
+        _SKILLS,
     ),
     "adagrpo-one-update": Method("One update on each batch.", ("algorithm.num_iterations=1",)),
-    "adagrpo-three-updates": Method("Three updates on each batch.", ("algorithm.num_iterations=3",), _TINY),
     "adagrpo-pilots": Method(
         "Four pilots first; four more completions if some of them are correct and some wrong.",
         ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8"),
-    ),
-    "adagrpo-pilots-budget": Method(
-        "Four pilots first, with twice as many prompts and at most as many completions in a step as GRPO has.",
-        (
-            "algorithm.pilot_size=4",
-            "algorithm.allocation.min_group=8",
-            "algorithm.prompts_per_step=32",
-            "algorithm.budget=128",
-        ),
         _SKILLS,
     ),
     "adagrpo-replay": Method(
         "A step with few informative groups is filled up with those of four steps before, up to half of its places.",
         ("algorithm.replay={max_age: 4, share: 0.5, times: 1}",),
+        _REALISTIC,
     ),
     "adagrpo-train-last": Method(
-        "Trained on all completions of the last attempt.", ("algorithm.train_on=last",), _TINY
+        "Trained on all completions of the last attempt.", ("algorithm.train_on=last",), _SKILLS
     ),
-    "adagrpo-balanced": Method(
-        "Trained on as many correct as wrong completions of all attempts.", ("algorithm.train_on=balanced",), _TINY
-    ),
-    "adagrpo-scale-std": Method("Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _TINY),
-    "adagrpo-scale-none": Method("Advantages without a scale.", ("algorithm.advantage_scale=none",), _TINY),
-    "adagrpo-scale-batch": Method("Advantages over the std of the batch.", ("algorithm.advantage_scale=batch",), _TINY),
+    "adagrpo-scale-std": Method("Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _SKILLS),
     "adagrpo-unlabelled": Method(
         "The class of a prompt is hidden, so that only its own results can size its groups.",
         ("data.columns.difficulty=null",),
@@ -197,6 +175,7 @@ METHODS: dict[str, Method] = {
     "adagrpo-predictor": Method(
         "The policy's hidden state of a prompt predicts its success rate, in place of the rate of its class.",
         ("algorithm.allocation.predictor=true",),
+        _REALISTIC,
     ),
     "adagrpo-unlabelled-predictor": Method(
         "The class of a prompt is hidden, and the policy's hidden state predicts its success rate.",

@@ -47,7 +47,13 @@ def settings_hash(run: Run, folder: Path) -> str:
     }
     for key in (("model", "path"), ("data", "source")):
         settings[key[0]][key[1]] = Path(settings[key[0]][key[1]]).name
-    parts = {"settings": _without_null(settings), "until": run.until, "tokens": SECTIONS[run.section].tokens}
+    section = SECTIONS[run.section]
+    parts = {
+        "settings": _without_null(settings),
+        "until": run.until,
+        "tokens": section.tokens,
+        "enough": section.enough,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 

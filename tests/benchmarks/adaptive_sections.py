@@ -24,6 +24,7 @@ class Section:
     - `cases`: base models by name, with their overrides; a section has one or several.
     - `steps`: the most steps of a run, by case.
     - `tokens`: generated tokens after which a run ends at its next evaluation; None: it does all of its steps.
+    - `enough`: smoothed accuracy at which a final run ends; None: there is no such accuracy.
     - `target`: held-out accuracy whose cost is measured; None: the one that GRPO reaches at the end of its runs.
     - `rates`: learning rates that the tuning begins with.
     - `highest`: the highest learning rate that is tried; None: there is no such bound.
@@ -42,6 +43,7 @@ class Section:
     tuned_on: str
     seeds: int
     tokens: int | None = None
+    enough: float | None = None
     highest: str | None = None
 
 
@@ -97,6 +99,7 @@ SKILLS = Section(
     steps={"all": 200},
     tokens=40_000,  # those of GRPO in 60 steps
     target=0.8,
+    enough=0.85,
     rates=("1e-3", "3e-3"),
     highest="3e-3",  # at 1e-2 the accuracy of grpo and of adagrpo falls to 0 on the tuning seeds
     tuned_on="all",

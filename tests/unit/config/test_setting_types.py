@@ -88,7 +88,7 @@ def test_override_replaces_mapping_of_user_names(tmp_path: Path) -> None:
 def test_override_reaches_into_defaults() -> None:
     config = Config.load(None, ["arithmetic.keep_carry.2=0.5", "algorithm.triggers.0.rungs.0.temperature=1.5"])
     assert config.arithmetic.keep_carry == {**Config().arithmetic.keep_carry, 2: 0.5}
-    assert config.algorithm.triggers[0].rungs[0] == RungSettings(temperature=1.5, min_p=0.1)
+    assert config.algorithm.triggers[0].rungs[0] == RungSettings(temperature=1.5, min_p=0.05)
 
 
 @pytest.mark.parametrize("override", ["run.name=", "run.name= ", "learner="])
