@@ -87,20 +87,6 @@ METHODS: dict[str, Method] = {
         ),
         drawn=True,
     ),
-    "pods": Method(
-        "PODS (arXiv 2504.13818): GRPO with twice as many completions, trained on the quarter whose rewards vary most.",
-        (
-            "algorithm.name=grpo",
-            "algorithm.group_size=16",
-            "algorithm.train_on=max_variance",
-            "algorithm.train_size=4",
-            "algorithm.advantage_scale=std",
-            "algorithm.advantage_statistics=trained",
-            "algorithm.num_iterations=1",
-        ),
-        _TINY,
-        drawn=True,
-    ),
     "grpo-half-prompts": Method(
         "GRPO with half of the prompts in a step.",
         ("algorithm.name=grpo", "algorithm.prompts_per_step=8"),
@@ -132,11 +118,6 @@ METHODS: dict[str, Method] = {
     "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _SKILLS),
     "adagrpo-statistics-last": Method(
         "Advantages from the rewards of the last attempt.", ("algorithm.advantage_statistics=last",), _SKILLS
-    ),
-    "adagrpo-statistics-trained": Method(
-        "Advantages from the rewards of the completions trained on.",
-        ("algorithm.advantage_statistics=trained",),
-        _SKILLS,
     ),
     "adagrpo-uniform": Method(
         "All groups have the same size, and no prompt is left out.", ("algorithm.allocation.enabled=false",), _TINY
@@ -175,7 +156,7 @@ METHODS: dict[str, Method] = {
     "adagrpo-predictor": Method(
         "The policy's hidden state of a prompt predicts its success rate, in place of the rate of its class.",
         ("algorithm.allocation.predictor=true",),
-        _REALISTIC,
+        ("real",),
     ),
     "adagrpo-unlabelled-predictor": Method(
         "The class of a prompt is hidden, and the policy's hidden state predicts its success rate.",
