@@ -65,7 +65,6 @@ def test_published_rule_has_none_of_the_defaults_of_the_package(tmp_path: Path, 
         ("dapo", 1, "last", "std"),
         ("pilot-commit", 1, "all", "std"),
         ("reinforce-ada", 1, "balanced", "none"),
-        ("pods", 1, "max_variance", "std"),
     ],
 )
 def test_rows_of_other_authors_have_the_settings_of_their_rules(
