@@ -135,7 +135,7 @@ class LearnerActor:
         return self._collector.evaluate(step)
 
     def abandon(self) -> None:
-        """Cancel the sampling in flight."""
+        """Cancel the sampling in flight, as in `Collector.abandon`."""
         self._collector.abandon()
 
     def save_adapter(self, folder: str, card: str) -> None:

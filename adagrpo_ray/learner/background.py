@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -29,6 +29,14 @@ class Background:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Start the coroutine and wait for its result; raises its error."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call the function in the thread of the coroutines, between two of their steps; returns its result."""
+
+        async def called() -> T:
+            return function()
+
+        return self.run(called())
 
     def wait(self, task: asyncio.Task[Any], timeout_s: float) -> bool:
         """Wait for the task for at most `timeout_s` seconds; returns whether it is done."""

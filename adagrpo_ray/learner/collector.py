@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -81,23 +82,29 @@ class Collector:
         )
         self._evaluation = Evaluation(config, prompts, self._generate, self._scorer, watched)
         self._collections: dict[int, asyncio.Task[Collection]] = {}  # in flight, by step
+        self._asked = defaultdict[int, asyncio.Event](asyncio.Event)  # by step; set while `collect` waits for it
         self._evaluations: dict[int, asyncio.Task[EvaluationRecord]] = {}
 
     def collect(self, step: int, last: int) -> Collected | Pending:
         """Sample the groups of a step, with their resamples, and make the batch of each rank from them.
 
         Also begins to sample the next steps up to `last`, which continues after the return. A step begins when the
-        version that was sent last has arrived. Raises the error of a version that could not be sent.
+        version that was sent last has arrived, and ends only within its own call, so that `abandon` can undo it before.
+        Raises the error of a version that could not be sent.
         """
         self._delivery.check()
+        self._background.call(self._asked[step].set)
         for begun in range(step, last + 1):
             if begun not in self._collections:
                 if self._hidden is not None:
                     describe_ahead(self._sampler.allocator, self._background, self._hidden)
-                sampling = self._delivery.after(partial(self._sampler.collect, begun))
+                sampling = self._delivery.after(partial(self._sampler.collect, begun, self._asked[begun]))
                 self._collections[begun] = self._background.start(sampling)
-        if not self._background.wait(self._collections[step], POLL_S):
+        self._background.wait(self._collections[step], POLL_S)
+        self._background.call(self._asked[step].clear)
+        if not self._collections[step].done():
             return Pending(self._notices())
+        del self._asked[step]
         return collected(
             step,
             self._collections.pop(step).result(),
@@ -137,7 +144,7 @@ class Collector:
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
-        """Let the rollout actors sleep within the block; after it they are awake and need `apply` to serve again."""
+        """Let the rollout actors sleep within the block; after it they are awake and need a version to serve again."""
         self._background.run(self._fleet.pool.sleep())
         try:
             yield

@@ -18,8 +18,7 @@ T = TypeVar("T")
 class Delivery:
     """Sends versions of the adapter to the actors of a pool in `background`, one after the other.
 
-    After a version that could not be sent, every method but `settle` raises its error. Work that `after` has made
-    raises it, too.
+    After a version that could not be sent, `send`, `check` and the work that waits for it raise its error.
     """
 
     def __init__(self, background: Background, pool: RolloutPool) -> None:
@@ -30,7 +29,7 @@ class Delivery:
     def send(self, weights: AdapterWeights, *, wait: bool) -> float:
         """Send a version, once the one before has arrived; with `wait`, return when all rollout actors have it.
 
-        Returns the seconds that the newest version took of those that are known to have arrived; 0 if there is none.
+        Returns the seconds that the newest version of known arrival took; 0 if there is none.
         Raises the errors of `RolloutPool.apply`.
         """
         self._arrived()

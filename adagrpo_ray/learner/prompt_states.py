@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from adagrpo_ray.learner.dropout import without_dropout
 from adagrpo_ray.learner.layout import Rows
 from adagrpo_ray.learner.policy import Policy
 from adagrpo_ray.sampling.allocator import Allocator
-from adagrpo_ray.types import Floats, Prompt, TokenIds, TrainSample
+from adagrpo_ray.types import Floats, TokenIds, TrainSample
 
 PASS_TOKENS = 4096
 """Most tokens of one pass, unless a single prompt is longer."""
@@ -38,15 +39,9 @@ def describe_ahead(allocator: Allocator, background: Background, hidden: HiddenS
     The model runs on the thread of the caller, which also trains, so two passes never run at once. The allocator is
     used in `background` only, since steps in flight draw prompts there.
     """
-
-    async def missing() -> list[tuple[Prompt, int]]:
-        return allocator.undescribed()
-
-    async def describe(states: Floats) -> None:
-        allocator.describe(prompts, states)
-
-    if prompts := background.run(missing()):
-        background.run(describe(hidden([prompt.token_ids for prompt, _ in prompts])))
+    if prompts := background.call(allocator.undescribed):
+        states = hidden([prompt.token_ids for prompt, _ in prompts])
+        background.call(partial(allocator.describe, prompts, states))
 
 
 def _passes(prompts: Sequence[TokenIds]) -> Iterator[list[TrainSample]]:

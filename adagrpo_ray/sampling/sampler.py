@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -47,7 +48,7 @@ class AdaptiveSampler:
         self._waiting: tuple[Group, ...] = ()
         self._begun = self._in_flight = 0  # collections
 
-    async def collect(self, step: int) -> Collection:
+    async def collect(self, step: int, asked: asyncio.Event | None = None) -> Collection:
         """Sample the groups of `step` (counted from 1): waiting groups first, then new prompts.
 
         - Order: late groups of earlier steps come first, then failed groups in up to half of the remaining places.
@@ -63,6 +64,7 @@ class AdaptiveSampler:
         - Several steps may be collected at once. Each takes the groups that wait when it begins.
         - A group that cannot be scored is dropped or, if `drop_failed` is False, continues with the scores given.
         - A group whose request raises RequestLostError is dropped.
+        - With `asked`, it ends only once that is set. Until then, cancelling the caller undoes it.
 
         Raises the errors of `generate` and `score`. Raises RewardError if groups are dropped and none was scored. Such
         an error, or cancelling the caller, cancels all groups of the step and undoes the collection: if it begins
@@ -74,6 +76,8 @@ class AdaptiveSampler:
         self._in_flight += 1
         try:
             runs = await self._sample(claim, step, budget)
+            if asked is not None:
+                await asked.wait()
         except BaseException:
             self._undo(claim)
             raise

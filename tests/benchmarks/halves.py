@@ -166,6 +166,7 @@ def limits(config: Config) -> dict[str, float]:
         batches, (ours, theirs) = [batch_of(config, one) for one in answers], spawn.Pipe()
         learner = spawn.Process(target=updates, args=(config, inputs.model_path, batches, theirs, trained, rolled))
         learner.start()
+        theirs.close()  # so that `recv` raises EOFError if the process ends
         ours.recv()
 
         def measure(*, rolls: bool, trains: bool) -> tuple[float, float]:

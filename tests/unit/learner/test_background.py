@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -32,6 +33,15 @@ def test_run_raises_the_error_of_its_coroutine() -> None:
     background = Background()
     with pytest.raises(ValueError, match="broken"):
         background.run(fail())
+    background.close()
+
+
+def test_call_runs_a_function_in_the_thread_of_the_coroutines() -> None:
+    async def here() -> threading.Thread:
+        return threading.current_thread()
+
+    background = Background()
+    assert background.call(threading.current_thread) is background.run(here()) is not threading.current_thread()
     background.close()
 
 

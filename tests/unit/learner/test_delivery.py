@@ -168,7 +168,7 @@ class Sampler:
     def __init__(self, events: list[str], *_: Any, **__: Any) -> None:
         self._events = events
 
-    async def collect(self, step: int) -> None:
+    async def collect(self, step: int, asked: asyncio.Event) -> None:
         self._events.append(f"sample {step}")
         await asyncio.Event().wait()
 

@@ -581,6 +581,38 @@ def test_a_cancelled_collection_restores_the_sampler(end: str, resample: str, ru
     assert ends[0][0]
 
 
+def test_a_collection_ends_once_it_is_asked_for_and_is_undone_if_it_is_cancelled_before() -> None:
+    async def sampled(asked: asyncio.Event) -> tuple[asyncio.Task[Collection], list[object]]:
+        fake.requests = []
+        collecting = asyncio.create_task(sampler.collect(2, asked))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not collecting.done()
+        return collecting, requested(fake.requests)
+
+    async def scenario() -> None:
+        await sampler.collect(1)
+        state, asked = sampler.state_dict(), asyncio.Event()
+        assert state["waiting"]
+        assert state["results"]
+        cancelled, first = await sampled(asked)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert sampler.state_dict() == state
+        collecting, again = await sampled(asked)
+        assert first == again != []
+        asked.set()
+        assert (await collecting).attempts
+        assert sampler.state_dict()["results"] != state["results"]
+
+    mixed = [(1.0, 0.0, 1.0, 0.0)]
+    fake = Fake({"hard": [(0.0,) * 4], **dict.fromkeys("abcd", mixed)})
+    prompts = ["hard", *"abcd"]
+    sampler = make_sampler(fake, prompts=prompts, prompts_per_step=2, resample="deferred", allocation=ALLOCATION)
+    run(scenario())
+
+
 def test_a_cancelled_concurrent_collection_leaves_its_groups_to_the_next() -> None:
     async def scenario() -> tuple[Collection, Collection]:
         await sampler.collect(1)  # hard waits
