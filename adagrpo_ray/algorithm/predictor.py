@@ -77,7 +77,7 @@ class Predictor:
         self._precision = 0.0  # of each entry of w
         self._inputs = np.zeros((0, 0))  # [m x (1 + d)]: 1 and the features, the oldest results first
         self._counts = np.zeros((0, 4))  # [m x 4]: logit of the class rate, correct, wrong, weight
-        self._errors = np.zeros(4)  # of predictions, as in `compare`
+        self._errors = np.zeros(4)  # sums over predictions, in the order of `compare`
 
     @property
     def ready(self) -> bool:
