@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo_ray.algorithm.posterior import ClassResults, Posterior
+from adagrpo_ray.algorithm.posterior import ClassResults, Posterior, correlation_of, prior_of
 from adagrpo_ray.types import Floats
 
 Doubles = NDArray[np.float64]
@@ -25,6 +25,7 @@ MEMORY = 4
 LEAST_WEIGHT, MOST_ROWS = 0.02, 4096
 """Results that weigh less are dropped, and so are the oldest of more."""
 ROUNDS, NEWTON_STEPS = 12, 12
+"""Updates of the prior's variance after a step, and most Newton steps in each of them."""
 FIRST_DEVIATION = 0.5
 """Deviation of w x before the first result: small, so that predictions begin near the rate of the class."""
 FURTHEST = 5.0
@@ -62,7 +63,7 @@ class Predictor:
 
     - w and b are the mode of their posterior. The prior of b has the variance 1. That of w has a variance for all
       entries, set by the expectation-maximisation update of MacKay's evidence (Bishop, "Pattern Recognition and Machine
-      Learning", 2006, eq. 9.63).
+      Learning", 2006, eq. 9.63), with the normal distribution around the mode as the posterior (section 4.5.1).
     - A prompt with n completions counts as n / (1 + (n - 1) rho) ones, since they are correlated (Williams,
       "Extra-binomial variation in logistic linear models", 1982, model II). rho is the `correlation` that earlier
       predictions left.
@@ -76,31 +77,33 @@ class Predictor:
         self._precision = 0.0  # of each entry of w
         self._inputs = np.zeros((0, 0))  # [m x (1 + d)]: 1 and the features, the oldest results first
         self._counts = np.zeros((0, 4))  # [m x 4]: logit of the class rate, correct, wrong, weight
-        self._errors = np.zeros(4)  # see `compare`
+        self._errors = np.zeros(4)  # sums over predictions, in the order of `compare`
 
     @property
     def ready(self) -> bool:
-        """Whether both correct and wrong completions were observed, so that there are predictions."""
+        """Whether its results have both correct and wrong completions, so that there are predictions."""
         return bool(self._counts[:, 1].any() and self._counts[:, 2].any())
 
     @property
     def better(self) -> bool:
-        """Whether earlier predictions had smaller squared errors than the rates of classes."""
-        return bool(self._errors[3] > 0.0)
+        """Whether it is ready, and earlier predictions had smaller squared errors than the rates of classes."""
+        return self.ready and bool(self._errors[3] > 0.0)
 
     def features(self, hidden: Floats) -> Floats:
         """The features [n x d] of hidden states [n x H]; d is H, but at most MOST_FEATURES.
 
         Hidden states are standardised by mean and deviation of the first ones of the run, and projected by a random
-        matrix of the run's seed, which keeps their distances (Johnson and Lindenstrauss, 1984).
+        matrix of the run's seed, which nearly keeps the proportions of their distances (Johnson and Lindenstrauss,
+        "Extensions of Lipschitz mappings into a Hilbert space", 1984).
         """
+        # Numbers that are not finite, as of a model whose activations overflow, are no information.
+        hidden = np.nan_to_num(hidden, posinf=0.0, neginf=0.0)
         if self._scale is None:
             deviation = hidden.std(0)
             floor = 0.01 * float(deviation.mean())  # entries that hardly change would be noise
             self._scale = np.stack([hidden.mean(0), np.maximum(deviation, floor) if floor > 0 else deviation + 1])
         mean, deviation = self._scale
-        # Numbers that are not finite, as of a model whose activations overflow, are no information.
-        standard: Floats = np.nan_to_num(np.clip((hidden - mean) / deviation, -FURTHEST, FURTHEST))
+        standard: Floats = np.clip((hidden - mean) / deviation, -FURTHEST, FURTHEST)
         size = hidden.shape[1]
         if size <= MOST_FEATURES:
             return standard.astype(np.float32)
@@ -116,21 +119,18 @@ class Predictor:
     def prior(self, features: Floats, class_rate: float, most: float) -> Posterior:
         """The posterior of a prompt without results of its own: Beta(k p, k (1 - p)) for the predicted rate p.
 
-        k is 1 / correlation - 1, but at most 2 + `most`, as for a class (`ClassResults.prior`).
+        k is that of `prior_of`, as for a class.
         """
-        rate, strength = self.rate(features, class_rate), min(1 / self.correlation - 1, 2 + most)
-        return Posterior(strength * rate - 1, strength * (1 - rate) - 1)
+        return prior_of(self.rate(features, class_rate), self.correlation, most)
 
     @property
     def correlation(self) -> float:
         """Correlation rho of completions of one prompt around its prediction, by the errors of earlier predictions.
 
-        It is 0 if the predictions were the success rates. The 1/3 of uniform success rates counts as one more
-        prediction.
+        It is 0 if the predictions were the success rates.
         """
-        number, squares, variance, _ = self._errors
-        observed = min(1.0, max(0.0, squares / variance)) if variance > 0.0 else 0.0
-        return float((number * observed + 1 / 3) / (number + 1))
+        number, squares, variance, _ = self._errors.tolist()
+        return correlation_of(number, squares, variance)
 
     def compare(self, observations: Sequence[Observation]) -> None:
         """Update the errors with predictions of results that were not learned yet; `class_rate` is without them, too.
@@ -139,7 +139,7 @@ class Predictor:
         are discounted sums of 1, of the square without its part of 1/n, and of the factor of rho; and of the number by
         which the square is smaller than that of the class rate.
         """
-        if not self.ready:
+        if not observations or not self.ready:
             return
         self._errors *= self._discount
         for each in observations:
@@ -206,33 +206,28 @@ def _mode(
     inputs: Doubles, base: Doubles, correct: Doubles, wrong: Doubles, precisions: Doubles, start: Doubles
 ) -> tuple[Doubles, Doubles]:
     """The weights with the highest posterior density, by Newton's method from `start`, and their covariance there."""
+    number = correct + wrong
 
     def loss(weights: Doubles) -> float:
         score = base + inputs @ weights
         likelihood = correct @ np.logaddexp(0, -score) + wrong @ np.logaddexp(0, score)
         return float(likelihood + precisions @ weights**2 / 2)
 
+    def derivatives(weights: Doubles) -> tuple[Doubles, Doubles]:
+        p = _sigmoid(base + inputs @ weights)
+        gradient = inputs.T @ (number * p - correct) + precisions * weights
+        return gradient, (inputs.T * (number * p * (1 - p))) @ inputs + np.diag(precisions)
+
     weights, value = start, loss(start)
     for _ in range(NEWTON_STEPS):
-        gradient, hessian = _derivatives(inputs, base, correct, wrong, precisions, weights)
+        gradient, hessian = derivatives(weights)
         step = np.linalg.solve(hessian, gradient)
         nearer = (weights - step / 2**halvings for halvings in range(8))
         found = next(((w, new) for w in nearer if (new := loss(w)) < value), None)
         if found is None:
             break
         weights, value = found
-    hessian = _derivatives(inputs, base, correct, wrong, precisions, weights)[1]
-    return weights, np.linalg.inv(hessian).astype(np.float64)
-
-
-def _derivatives(
-    inputs: Doubles, base: Doubles, correct: Doubles, wrong: Doubles, precisions: Doubles, weights: Doubles
-) -> tuple[Doubles, Doubles]:
-    """Gradient and matrix of second derivatives of the loss."""
-    number, p = correct + wrong, _sigmoid(base + inputs @ weights)
-    gradient = inputs.T @ (number * p - correct) + precisions * weights
-    hessian = (inputs.T * (number * p * (1 - p))) @ inputs + np.diag(precisions)
-    return gradient, hessian
+    return weights, np.linalg.inv(derivatives(weights)[1]).astype(np.float64)
 
 
 def _logit(rate: float) -> float:

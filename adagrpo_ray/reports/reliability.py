@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from adagrpo_ray.reports import palette
@@ -48,9 +48,13 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
 
 def points(run: Run) -> list[tuple[float, float, int]]:
     """Expected and observed success rate of each tenth, with its number of completions, in ascending order."""
-    completions, expected, correct = Counter[str](), Counter[str](), Counter[str]()
+    tenths: dict[str, list[tuple[int, float, int]]] = defaultdict(list)
     for record in run.history.steps:
-        completions.update(record.reliability_completions)
-        expected.update(record.reliability_expected)
-        correct.update(record.reliability_correct)
-    return [(expected[name] / n, correct[name] / n, n) for name, n in sorted(completions.items()) if n]
+        for name, sums in record.reliability.items():
+            tenths[name].append(sums)
+    found = []
+    for _, of_steps in sorted(tenths.items()):
+        completions = sum(n for n, _, _ in of_steps)
+        expected = sum(n for _, n, _ in of_steps) / completions
+        found.append((expected, sum(n for _, _, n in of_steps) / completions, completions))
+    return found

@@ -24,6 +24,10 @@ class SamplingMetrics(Record):
     all completions of the step. Tokens of aborted requests are not counted. Lengths and numbers of tokens count
     those that the policy wrote, except in metrics of episodes. Metrics of judges and reward models are empty without
     them; metrics of episodes and tools are None without an environment.
+
+    `reliability` is data of the report and no metric, so that trackers do not get it. By the success rate that was
+    expected of first attempts, in tenths from "0" to "0.9", it has three numbers of completions: all of them, those
+    that were expected to be correct, and those that were.
     """
 
     reward: Annotated[float | None, Metric(
@@ -129,18 +133,7 @@ class SamplingMetrics(Record):
         "adaptive/brier/class", units.BRIER, "mean over groups",
         "Brier score of the success rates of difficulty classes; none without a predictor",
         panels.CALIBRATION)] = None
-    reliability_completions: Annotated[Mapping[str, int], Metric(
-        "adaptive/reliability/completions/{bin}", units.COMPLETIONS, "sum",
-        "completions of first attempts, by the success rate that was expected, in tenths",
-        counter=True)] = field(default_factory=dict)
-    reliability_expected: Annotated[Mapping[str, float], Metric(
-        "adaptive/reliability/expected/{bin}", units.COMPLETIONS, "sum",
-        "completions that were expected to be correct, by the success rate that was expected",
-        counter=True)] = field(default_factory=dict)
-    reliability_correct: Annotated[Mapping[str, int], Metric(
-        "adaptive/reliability/correct/{bin}", units.COMPLETIONS, "sum",
-        "completions that were correct, by the success rate that was expected",
-        counter=True)] = field(default_factory=dict)
+    reliability: Mapping[str, tuple[int, float, int]] = field(default_factory=dict)
     generated_tokens: Annotated[int, Metric(
         "adaptive/generated_tokens", units.TOKENS, "sum",
         "tokens generated", panels.TOKENS, counter=True)]

@@ -30,7 +30,7 @@ class Forecast:
 
 
 def calibration(forecasts: Sequence[Forecast]) -> dict[str, Any]:
-    """The metrics of forecasts, by field.
+    """The fields of `SamplingMetrics` that describe forecasts.
 
     The Brier score of a completion is (p - 1)^2 if it is correct and p^2 if not, for expected success rate p (Brier,
     "Verification of forecasts expressed in terms of probability", 1950).
@@ -43,12 +43,17 @@ def calibration(forecasts: Sequence[Forecast]) -> dict[str, Any]:
         "brier_posterior": mean(_brier(f.expected, f) for f in forecasts),
         "brier_prior": mean(_brier(f.prior, f) for f in forecasts),
         "brier_class": mean(_brier(f.of_class, f) for f in forecasts if f.of_class is not None),
-        "reliability_completions": {name: sum(f.completions for f in inside) for name, inside in bins.items()},
-        "reliability_expected": {
-            name: sum(f.expected * f.completions for f in inside) for name, inside in bins.items()
-        },
-        "reliability_correct": {name: sum(f.correct for f in inside) for name, inside in bins.items()},
+        "reliability": {name: _sums(inside) for name, inside in bins.items()},
     }
+
+
+def _sums(forecasts: Sequence[Forecast]) -> tuple[int, float, int]:
+    """The numbers of completions: all of them, those that were expected to be correct, and those that were."""
+    return (
+        sum(f.completions for f in forecasts),
+        sum(f.expected * f.completions for f in forecasts),
+        sum(f.correct for f in forecasts),
+    )
 
 
 def _brier(p: float, forecast: Forecast) -> float:

@@ -140,6 +140,26 @@ def test_it_is_not_ready_with_one_kind_of_result(correct: int) -> None:
     assert predictor.ready
 
 
+def test_predictions_are_not_better_once_the_results_are_of_one_kind() -> None:
+    world = World()
+    for _ in range(8):
+        features, _ = world.step()
+    assert world.predictor.better
+    for _ in range(50):
+        world.predictor.learn(observations(features, 0.9, [8] * len(features), 8))
+    assert not world.predictor.ready
+    assert not world.predictor.better
+
+
+def test_a_step_without_results_changes_no_errors() -> None:
+    world = World()
+    for _ in range(4):
+        world.step()
+    before = world.predictor.correlation
+    world.predictor.compare([])
+    assert world.predictor.correlation == before
+
+
 def test_equal_hidden_states_and_extreme_rates_give_finite_predictions() -> None:
     predictor = Predictor(SEED, 1.0)
     features = predictor.features(np.ones((4, 6), np.float32))
@@ -151,12 +171,10 @@ def test_equal_hidden_states_and_extreme_rates_give_finite_predictions() -> None
     assert np.isfinite(prior.expected(2, 10))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 def test_hidden_states_that_are_not_finite_have_no_information() -> None:
     hidden = np.array([[1.0, np.nan, 3.0], [2.0, np.inf, 1.0]], np.float32)
     features = Predictor(SEED, DISCOUNT).features(hidden)
-    assert features[:, 1].tolist() == [0.0, 0.0]
-    assert np.isfinite(features).all()
+    assert features.tolist() == [[-1.0, 0.0, 1.0], [1.0, 0.0, -1.0]]
 
 
 def test_a_restored_predictor_continues_bit_by_bit() -> None:

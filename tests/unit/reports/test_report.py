@@ -104,13 +104,8 @@ class TestFigures:
         assert (rows["held-out accuracy before"], rows["held-out accuracy after"]) == ("0.250", "-")
 
     def test_reliability_is_of_all_steps_in_ascending_order(self, tmp_path: Path) -> None:
-        second = {
-            "reliability_completions": {"0": 8},
-            "reliability_expected": {"0": 0.5},
-            "reliability_correct": {"0": 1},
-        }
-        none = {name: {} for name in second}
-        run = read(str(make(tmp_path / "run", [step(1), step(2, **second), step(3, **none)])))
+        steps = [step(1), step(2, reliability={"0": (8, 0.5, 1)}), step(3, reliability={})]
+        run = read(str(make(tmp_path / "run", steps)))
         chart = reliability([run])
         assert chart is not None
         (axes,) = chart.figure.axes
@@ -122,8 +117,7 @@ class TestFigures:
         assert [len(axes.texts) for axes in two.figure.axes] == [0]
 
     def test_runs_without_expected_rates_have_no_reliability(self, tmp_path: Path) -> None:
-        none: dict[str, object] = {f"reliability_{name}": {} for name in ("completions", "expected", "correct")}
-        run = read(str(make(tmp_path / "run", [step(1, **none)])))
+        run = read(str(make(tmp_path / "run", [step(1, reliability={})])))
         assert reliability([run]) is None
         assert not {"reliability", "calibration"} & {chart.name for chart in charts([run], 1)}
 

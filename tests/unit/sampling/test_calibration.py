@@ -20,12 +20,10 @@ def test_brier_scores_are_means_over_prompts() -> None:
 
 def test_tenths_have_sums_of_completions() -> None:
     found = calibration([SURE, EVEN, replace(EVEN, expected=0.59), replace(EVEN, expected=0.0, correct=0)])
-    assert found["reliability_completions"] == {"0": 2, "0.5": 4, "0.9": 4}
-    assert found["reliability_expected"] == {"0": 0.0, "0.5": pytest.approx(1.0 + 1.18), "0.9": 4.0}
-    assert found["reliability_correct"] == {"0": 0, "0.5": 2, "0.9": 4}
+    assert found["reliability"] == {"0": (2, 0.0, 0), "0.5": (4, pytest.approx(1.0 + 1.18), 2), "0.9": (4, 4.0, 4)}
 
 
 def test_nothing_is_measured_without_forecasts() -> None:
     found = calibration([])
     assert [found[f"brier_{name}"] for name in ("posterior", "prior", "class")] == [None] * 3
-    assert [found[f"reliability_{name}"] for name in ("completions", "expected", "correct")] == [{}] * 3
+    assert found["reliability"] == {}
