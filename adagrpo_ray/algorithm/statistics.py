@@ -32,7 +32,8 @@ class RewardStatistics:
         if not values:
             return cls()
         lowest = min(values)
-        mean = max(lowest, math.fsum(values) / len(values))  # the quotient of equal values may round down
+        # The quotient of equal values may be rounded to one of their neighbours.
+        mean = min(max(values), max(lowest, math.fsum(values) / len(values)))
         return cls(len(values), mean, math.fsum((v - mean) ** 2 for v in values), lowest)
 
     def merge(self, other: RewardStatistics) -> RewardStatistics:

@@ -44,7 +44,6 @@ class AllocationSettings(Section):
     solved_every: PositiveInt = Field(
         4, description="solved and hopeless prompts take turns: each is sampled in one of this many epochs"
     )
-
     replace_left_out: bool = Field(
         False,
         description="other prompts take the places of solved and hopeless ones that are left out; if false, a step has "

@@ -69,18 +69,20 @@ class Allocator:
         if self._predictor is not None:
             self._predictor.describe(prompts, hidden)
 
-    def draw(self, step: int, most: float = math.inf, places: float = math.inf) -> Group | None:
+    def draw(
+        self, step: int, most: float = math.inf, places: float = math.inf, *, needed: bool = False
+    ) -> Group | None:
         """Draw the next prompt as a new group of `step`, skipping prompts that the allocation leaves out.
 
         Returns None if the group would have more than `most` completions. If its size is new, it is then chosen again,
         from newer results, with the next call. If prompts that are left out are not replaced, each takes one of the
-        `places` that are left in the step; returns None once there are none.
+        `places` that are left in the step; returns None once there are none, unless a group is `needed` in any case.
         """
         if most < self._smallest:
             return None
         before = self.position
         if not self._planned:
-            self._planned = self._plan(step, math.inf if self._replaces else places)
+            self._planned = self._plan(step, math.inf if self._replaces else places, needed)
         if not self._planned:
             return None
         if self._planned[0].size > most:
@@ -108,11 +110,14 @@ class Allocator:
         self._prompts.taken, self._planned = position.taken, position.planned
         self._skipped = Counter(position.skipped)
 
-    def _plan(self, step: int, places: float) -> tuple[Group, ...]:
-        """Choose the sizes of the groups of the next prompts that are not left out; of at most `places` prompts."""
+    def _plan(self, step: int, places: float, needed: bool) -> tuple[Group, ...]:
+        """Choose the sizes of the groups of the next prompts that are not left out.
+
+        These are of at most `places` prompts or, if a group is `needed`, of as many as it takes to find one.
+        """
         chosen: list[tuple[Prompt, int, Posterior | None]] = []
         passed_over, first = 0, self._prompts.taken
-        while len(chosen) < self._together and self._prompts.taken - first < places:
+        while len(chosen) < self._together and (self._prompts.taken - first < places or (needed and not chosen)):
             ((prompt, epoch),) = self._prompts.take(1)
             posterior = self._posterior(prompt)
             # If a whole pass is left out, every prompt is solved or hopeless: train on them again.

@@ -27,9 +27,9 @@ def training_samples(
     weight (empty or `is_masked`) count in `token_weights` and are then left out. Completions with an advantage of zero
     are left out, too, unless a KL term or an entropy bonus gives them a gradient; the loss is the same without them.
 
-    Prompts that were `left_out` count as groups without a gradient, which most of them would be: with n groups, all
-    weights are multiplied by n / (n + `left_out`). Otherwise the few groups of a late step would weigh as much as those
-    of a full one, and their noise moves the policy as far.
+    Prompts that were `left_out` count as groups without a gradient, since most groups of solved prompts have none or
+    little: with n groups, all weights are multiplied by n / (n + `left_out`). Otherwise the few groups of a late step
+    would weigh as much as those of a full one, and their noise would move the policy as far.
     """
     chosen = [
         (group.prompt, completion, advantage)

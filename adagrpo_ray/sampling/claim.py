@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -49,12 +48,12 @@ class Claim:
         """Draw the next prompt as a new group, which has at most `most` completions and one of the `places` left.
 
         Returns None if it would be larger, if prompts that are left out take all places, or if the step has drawn too
-        many prompts. The first group of a step needs no place, so that no step is empty.
+        many prompts. The first group of a step is drawn in any case, so that no step is empty.
         """
         if len(self.new) >= MOST_DRAWN * self.places:
             return None
-        first = not (self.resumed or self.new)
-        if (group := self.allocator.draw(self.step, most, math.inf if first else places)) is not None:
+        needed = not (self.resumed or self.new)
+        if (group := self.allocator.draw(self.step, most, places, needed=needed)) is not None:
             self.new.append(group)
         return group
 

@@ -14,7 +14,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
-from adagrpo_ray.sampling.batch import informative
+from adagrpo_ray.sampling.batch import informative, picked
 from adagrpo_ray.sampling.calibration import calibration
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import MAX_TURNS, Completion, Group
@@ -81,20 +81,21 @@ def sampling_metrics(
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in collection.attempts if g.resamples)
         + sum(f.tokens for f in lost if f.resample),
-        staleness=_age(step, trained),
-        replay_age=_age(step, [each.group for each in collection.replayed]),
+        staleness=_age(step, trained, settings),
+        replay_age=_age(step, [each.group for each in collection.replayed], settings),
         **calibration(collection.forecasts),
         **judge_metrics(consumption or {}),
         **_of_episodes([c for c in completions if c.turns]),
     )
 
 
-def _age(step: int, groups: Sequence[Group]) -> float | None:
-    """Mean number of versions by which the newest attempts are older than the weights that `step` trains.
+def _age(step: int, groups: Sequence[Group], settings: AlgorithmSettings) -> float | None:
+    """Mean number of versions by which the completions to train on are older than the weights that `step` trains.
 
     These are the version of the step before.
     """
-    return mean(float(step - 1 - c.weight_version) for g in groups for a in g.final for c in a.completions)
+    chosen = (completion for pairs in picked(groups, settings) for completion, _ in pairs)
+    return mean(float(step - 1 - completion.weight_version) for completion in chosen)
 
 
 def judge_metrics(consumption: Mapping[str, Consumption]) -> dict[str, Any]:

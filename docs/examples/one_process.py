@@ -106,7 +106,7 @@ class Step:
         """Sample, score, resample: the sampler draws prompts and runs every group on its own.
 
         After each attempt the criterion decides: the group is ready, or the ladder gives the parameters of its next
-        attempt (here temperature 2.0 with min_p 0.1), or the ladder has no further rung and the group is exhausted.
+        attempt (here temperature 2.0 with min_p 0.05), or the ladder has no further rung and the group is exhausted.
         """
         return await self.sampler.collect(step)
 
@@ -115,10 +115,11 @@ class Step:
 
         So a success after failures stands out. Of each group the half is kept whose rewards vary most, and completions
         without an advantage, which have no gradient, are left out. Each token also gets its weight in the loss, which
-        is normalised over the whole batch.
+        is normalised over the whole batch. Solved prompts that were left out count as groups without a gradient.
         """
         groups = [*collection.ready, *(() if self.method.drop_exhausted else collection.exhausted)]
-        return training_samples(groups, self.config.algorithm, self.config.rollout.max_new_tokens)
+        limit = self.config.rollout.max_new_tokens
+        return training_samples(groups, self.config.algorithm, limit, collection.left_out)
 
     def train(self, step: int, samples: Sequence[TrainSample]) -> TrainReport:
         """Train: cut the samples into micro-batches by a token budget, and make the optimizer steps on them."""

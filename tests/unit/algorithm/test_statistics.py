@@ -52,6 +52,13 @@ def test_equal_rewards_have_std_exactly_0_after_any_merges(reward: float, sizes:
     assert merged([[reward] * size for size in sizes]).std == 0.0
 
 
+@pytest.mark.parametrize("reward", [0.1, 0.7, -0.1])
+def test_equal_rewards_that_are_no_float32_have_std_0(reward: float) -> None:
+    """Three times 0.1 is rounded up, and so is a third of it."""
+    found = RewardStatistics.of([reward] * 3)
+    assert (found.mean, found.std, found.lowest) == (reward, 0.0, reward)
+
+
 @given(st.data(), st.lists(st.lists(REWARDS, max_size=8), min_size=1, max_size=6))
 def test_any_partition_in_any_order_gives_the_same_statistics(data: st.DataObject, parts: list[list[float]]) -> None:
     at_once = RewardStatistics.of([reward for part in parts for reward in part])

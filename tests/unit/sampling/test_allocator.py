@@ -242,6 +242,22 @@ def test_a_draw_ends_at_the_last_place_without_a_group() -> None:
     assert draw(again, 1, 3)[0].prompt.id == names[second]
 
 
+@pytest.mark.parametrize("places", [8, 1])
+def test_by_value_prompts_are_planned_for_the_places_of_the_step(places: int) -> None:
+    """The turns of s0 to s5 are in later epochs, so that every second prompt is left out."""
+    names = " ".join(f"s{n} m{n}" for n in range(6))
+    allocator = make_allocator(names, 8, replace_left_out=False, **BY_VALUE)
+    learn(allocator, {f"s{n}": SOLVED for n in range(100, 120)})
+    learn(allocator, {f"m{n}": MIXED for n in range(100, 120)})
+    group = allocator.draw(1, places=places, needed=True)
+    assert group is not None
+    taken = max(places, 2)  # without a place for m0, too, since a group is needed
+    every = [group, *allocator.position.planned]
+    assert [each.prompt.id for each in every] == [f"m{n}" for n in range(taken // 2)]
+    assert sum(each.size for each in every) == 8 * len(every)
+    assert (allocator.position.taken, allocator.places_left_out(1)) == (taken, taken // 2)
+
+
 # --- with a predictor
 
 PREDICTED = "a0 a1 b0 b1 a20 a21 b20 b21 c0 c1 c20 c21"

@@ -852,6 +852,50 @@ def test_a_step_has_fewer_groups_if_prompts_that_are_left_out_are_not_replaced(o
     assert sum(step.skipped for step in steps) > 5
 
 
+def test_by_value_a_step_takes_no_more_prompts_than_it_has_places() -> None:
+    names = [f"{kind}{n}" for n in range(10) for kind in ("solved", "other")]
+    scripts = {name: [(1.0, 1.0)] * 3 if name.startswith("solved") else [PASS] * 3 for name in names}
+    allocation = ALLOCATION | {"rule": "value", "max_group": 2, "replace_left_out": False}
+    classes = {name: name[:5] for name in names}
+    sampler = make_sampler(
+        Fake(scripts), prompts=names, difficulties=classes, allocation=allocation, prompts_per_step=4
+    )
+    left_out = 0
+    for step in range(1, 10):
+        collection = run(sampler.collect(step))
+        assert len(collection.attempts) + collection.left_out == 4
+        assert (sampler.allocator.position.taken, sampler.allocator.position.planned) == (4 * step, ())
+        left_out += collection.left_out
+    assert left_out > 5
+
+
+def test_a_collection_that_begins_again_leaves_out_the_same_prompts() -> None:
+    names = [f"{kind}{n}" for n in range(10) for kind in ("solved", "other")]
+    scripts = {name: [(1.0, 1.0)] * 3 if name.startswith("solved") else [PASS] * 3 for name in names}
+    allocation = ALLOCATION | {"max_group": 2, "replace_left_out": False}
+    classes = {name: name[:5] for name in names}
+
+    async def steps(disturbed: bool) -> list[tuple[list[str], int, int]]:
+        sampler = make_sampler(
+            Fake(scripts), prompts=names, difficulties=classes, allocation=allocation, prompts_per_step=4
+        )
+        found = []
+        for step in range(1, 10):
+            if disturbed:
+                collecting = asyncio.create_task(sampler.collect(step))
+                await asyncio.sleep(0)  # it has drawn its groups
+                collecting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await collecting
+            collection = await sampler.collect(step)
+            found.append((ids(collection.attempts), collection.left_out, collection.skipped))
+        return found
+
+    undisturbed = run(steps(disturbed=False))
+    assert run(steps(disturbed=True)) == undisturbed
+    assert sum(left_out for _, left_out, _ in undisturbed) > 5
+
+
 def test_a_step_has_at_least_one_group_if_all_prompts_are_solved() -> None:
     names = [f"p{n}" for n in range(12)]
     fake = Fake({name: [(1.0, 1.0)] * 9 for name in names})

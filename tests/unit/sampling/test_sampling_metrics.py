@@ -12,6 +12,7 @@ from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 from adagrpo_ray.sampling.collection import Failure
 from adagrpo_ray.sampling.metrics import sampling_metrics
+from adagrpo_ray.types import Attempt
 from tests.support.builders import NOTHING, make_attempt, make_group, make_prompt
 
 SETTINGS = AlgorithmSettings()
@@ -59,6 +60,30 @@ def test_rewards_are_of_first_attempts_only(step: SamplingMetrics) -> None:
 def test_accuracy_is_of_first_attempts_only(step: SamplingMetrics) -> None:
     assert step.accuracy == pytest.approx(0.25)
     assert step.accuracy_by_difficulty == {"2 digits": 0.5, "5 digits": 0.0}
+
+
+def at_version(attempt: Attempt, version: int) -> Attempt:
+    """The attempt with completions of a version of the weights."""
+    return replace(attempt, completions=tuple(replace(c, weight_version=version) for c in attempt.completions))
+
+
+@pytest.mark.parametrize(
+    ("train_on", "expected"),
+    [
+        ("last", 0.0),
+        ("all", 3 * 4 / 8),
+        ("max_variance", 3 * 1 / 4),  # two new successes, the new failure and an old one
+    ],
+)
+def test_staleness_is_that_of_the_completions_trained_on(train_on: str, expected: float) -> None:
+    """Step 5 trains version 4; the failed attempt is of version 1."""
+    old = at_version(make_attempt([0, 0, 0, 0], by_function=[[0, 0]] * 4), 1)
+    new = at_version(make_attempt([1, 1, 1, 0], rung=0, by_function=[[1, 1]] * 4), 4)
+    group = make_group(old, new)
+    settings = AlgorithmSettings.model_validate({"train_on": train_on, "group_size": 8})
+    collection = replace(NOTHING, ready=(group,), attempts=(group,))
+    found = sampling_metrics(5, collection, ["format", "answer"], 1, settings, exhausted_dropped=False)
+    assert found.staleness == pytest.approx(expected)
 
 
 def test_groups_are_counted_by_how_they_ended() -> None:
