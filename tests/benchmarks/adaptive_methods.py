@@ -122,11 +122,6 @@ METHODS: dict[str, Method] = {
     "adagrpo-uniform": Method(
         "All groups have the same size, and no prompt is left out.", ("algorithm.allocation.enabled=false",), _TINY
     ),
-    "adagrpo-value": Method(
-        "Allocation by the value of one more completion, up to four times the usual size.",
-        ("algorithm.allocation.rule=value",),
-        _SKILLS,
-    ),
     "adagrpo-replaced": Method(
         "Other prompts take the places of those that are left out.",
         ("algorithm.allocation.replace_left_out=true",),
