@@ -76,7 +76,7 @@ class Admission:
     def _missing(self) -> int:
         """How many places are left. An ended group fills one or, if the method refills, a ready group."""
         counted = sum(run.state == "ready" if self._refill else run.state != "late" for run in self._runs)
-        return self._wanted - counted - min(self._left_out(), self._wanted - 1)
+        return self._wanted - counted - self._left_out()
 
     def starting(self) -> Iterator[tuple[GroupRun, Planned]]:
         """Yield the requests that are sent now, with their price reserved; none if the step is full.

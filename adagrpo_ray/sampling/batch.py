@@ -92,7 +92,7 @@ def _selected(group: Group, settings: AlgorithmSettings) -> list[Scored]:
     """
     attempts = (group.final if settings.selection == "last" else group.attempts)[::-1]
     pool = [pair for a in attempts for pair in zip(a.completions, a.rewards.tolist(), strict=True)]
-    size = group.size if settings.trained_at_most is None else settings.trained_at_most
+    size = settings.trained_at_most or group.size
     match settings.selection:
         case "balanced":
             places = balanced([bool(correct) for a in attempts for correct in a.correct], size)

@@ -58,8 +58,11 @@ class Claim:
         return group
 
     def left_out(self) -> int:
-        """The number of places that no group will fill, since prompts are left out and not replaced."""
-        return self.allocator.places_left_out(self.step)
+        """The number of places that no group will fill, since prompts are left out and not replaced.
+
+        At least one place has a group, for which more prompts than places may have been left out.
+        """
+        return min(self.allocator.places_left_out(self.step), self.places - 1)
 
     def returned(self) -> Iterator[Group]:
         """Yield all of its groups in their state before the collection; new ones are late, so that they go first."""

@@ -133,7 +133,7 @@ class AdaptiveSampler:
         self._waiting = (*self._waiting, *late, *waiting)
         attempts = tuple(group for run in runs for group in run.history)
         forecasts = self.allocator.learn([group for group in attempts if not group.resamples])
-        left_out = self.allocator.places_left_out(step)
+        left_out = claim.left_out()
         collection = Collection(
             ready=tuple(run.group for run in runs if run.state == "ready"),
             exhausted=tuple(run.group for run in runs if run.state == "exhausted"),
@@ -143,7 +143,7 @@ class AdaptiveSampler:
             failed=tuple(run.failure for run in runs if run.failure is not None),
             attempts=attempts,
             skipped=self.allocator.skipped(step),
-            left_out=min(left_out, self._settings.prompts_per_step - 1),
+            left_out=left_out,
             forecasts=forecasts,
         )
         return collection if self._replay is None else self._filled(self._replay, collection, step)

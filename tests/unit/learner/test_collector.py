@@ -46,13 +46,6 @@ class Scorer:
 
 
 @pytest.fixture
-def background() -> Iterator[Background]:
-    background = Background()
-    yield background
-    background.close()
-
-
-@pytest.fixture
 def make(background: Background, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Collector]]:
     """Makes a collector with these settings, a function for hidden states, rollouts and scoring.
 

@@ -52,13 +52,6 @@ class Pool:
 
 
 @pytest.fixture
-def background() -> Iterator[Background]:
-    background = Background()
-    yield background
-    background.close()
-
-
-@pytest.fixture
 def events() -> list[str]:
     return []
 
