@@ -33,7 +33,7 @@ CANDIDATES = (
     "{name: letter_counting, config: {min_words: 3, max_words: 5}}",
     "{name: spell_backward, config: {min_word_len: 5, max_word_len: 6}}",
     "{name: simple_equations, config: {max_terms: 2, max_value: 9}}",
-    "{name: number_sequences, config: {max_terms: 5, min_value: 0, max_value: 20, max_complexity: 1}}",
+    "{name: number_sequence, config: {max_terms: 5, min_value: 0, max_value: 20, max_complexity: 1}}",
     "{name: fraction_simplification, config: {max_value: 10, max_factor: 5, styles: [plain]}}",
     "{name: ransom_note, config: {max_note_length: 3, max_magazine_length: 6}}",
     "{name: isomorphic_strings, config: {max_string_length: 4}}",

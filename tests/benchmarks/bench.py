@@ -250,7 +250,10 @@ def toy(work: Work, sections: dict[str, Any]) -> None:
 
 
 def real(work: Work, sections: dict[str, Any]) -> None:
-    """Benchmark a language model: on-policy against TRL; one step ahead, with a core for each half, against these."""
+    """Benchmark a language model: on-policy against TRL; two steps ahead, with a core for each half, against these.
+
+    One step ahead, a short update is over before the rollouts of the next step, so that the learner waits.
+    """
     found = sections["real"] = dict[str, Any]()
     print("TRL's GRPOTrainer on SmolLM2")
     found["baselines"] = trl(work, {"as configured": ()})
@@ -260,7 +263,7 @@ def real(work: Work, sections: dict[str, Any]) -> None:
     found["programs"] = {name: ours(work, name, *more) for name, more in settings.items()}
     write(sections)
     best = settings[fastest_of(found["programs"]) or "eager"]
-    ahead = ("algorithm.max_staleness=1", "rollout.cpus=1", "learner.cpus=1", *best)
+    ahead = ("algorithm.max_staleness=2", "rollout.cpus=1", "learner.cpus=1", *best)
     pipeline(replace(work, steps=REAL_AHEAD_STEPS), found, *ahead)
     write(sections)
 

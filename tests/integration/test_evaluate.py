@@ -102,8 +102,6 @@ def test_each_problem_is_evaluated_once_with_each_model(out: tuple[Path, str]) -
     assert set(ids[0]) == set(ids[1])
     assert [len(found) for found in ids] == [PROBLEMS, PROBLEMS] == [len(set(found)) for found in ids]
     base, adapter = (sorted(found, key=lambda line: str(line["problem"])) for found in models.values())
-    texts = [[c["text"] for line in found for c in line["completions"]] for found in (base, adapter)]
-    assert texts[0] != texts[1], "the adapter was not applied"
     for line in (*base, *adapter):
         for completion in line["completions"]:
             correct = f"SOLUTION_START_FLAG{line['answer']}SOLUTION_END_FLAG" in completion["text"]
@@ -131,16 +129,27 @@ def test_results_of_other_settings_are_refused_before_anything_starts(
     assert (folder / RESULTS).read_bytes() == before
 
 
+def with_strong_adapter(run: Path, folder: Path) -> Path:
+    """A copy of a run in `folder` whose adapter changes the model's answers; four steps of training may not."""
+    for part in ("config.yaml", "adapter"):
+        (shutil.copytree if (run / part).is_dir() else shutil.copy)(run / part, folder / part)
+    file = folder / "adapter" / "adapter_model.safetensors"
+    save_file({name: 30 * tensor for name, tensor in load_file(file).items()}, file)
+    return folder
+
+
 @pytest.mark.long
 def test_benchmarks_are_evaluated_side_by_side_and_continued(whole: Path, tmp_path: Path) -> None:
     """The first command evaluates one benchmark, the second one adds another."""
+    (tmp_path / "run").mkdir()
+    adapter = with_strong_adapter(whole, tmp_path / "run")
     sums = [{"question": f"{i}+{i}?", "answer": f"#### {2 * i}"} for i in range(9)]
     for name, rows in (("gsm8k", sums), ("amc23", [{"question": row["question"], "answer": "7"} for row in sums])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def evaluated(*names: str) -> str:
         copies = ",".join(f"{name}={tmp_path / name}.jsonl" for name in names)
-        options = ("--adapter", str(whole), "--benchmark", copies, "--limit", "3", "-k", "2", "--out", str(out))
+        options = ("--adapter", str(adapter), "--benchmark", copies, "--limit", "3", "-k", "2", "--out", str(out))
         command = [sys.executable, "launch/evaluate.py", *options, "rollout.max_new_tokens=12"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -156,6 +165,8 @@ def test_benchmarks_are_evaluated_side_by_side_and_continued(whole: Path, tmp_pa
     for name in ("gsm8k", "amc23"):
         models = by_model(out / name)
         assert [len(found) for found in models.values()] == [3, 3]
+        texts = [{c["text"] for line in found for c in line["completions"]} for found in models.values()]
+        assert texts[0] != texts[1], "the adapter was not applied"
         for line in (line for found in models.values() for line in found):
             assert line["problem"].startswith(f"{name}/")
             assert line["prompt"].endswith("put your final answer within \\boxed{}.")

@@ -45,7 +45,9 @@ def test_run_counts_the_requests_of_its_judge_and_hides_the_key(
     evaluations = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     asked = sum(step["judge_requests"]["helpful"] for step in steps)
     assert 12 < asked < len(server.bodies)
-    assert all(evaluation["judge_requests"]["helpful"] > 0 for evaluation in evaluations), "with the last one"
+    before, after = evaluations
+    assert before["judge_requests"]["helpful"] == before["samples"] == 4
+    assert after["judge_requests"]["helpful"] + after["judge_cache_hits"]["helpful"] == 4  # equal answers are cached
     judges = json.loads((tmp_path / "run" / "summary.json").read_text())["judges"]["helpful"]
     assert judges["requests"] == asked + sum(evaluation["judge_requests"]["helpful"] for evaluation in evaluations)
     assert judges["cost"] == pytest.approx(judges["prompt_tokens"] / 1e6)
