@@ -18,7 +18,7 @@ from typing import Any
 
 from adaptive_costs import Point, cost_or_bound, cost_to, smoothed
 from adaptive_methods import BASE
-from adaptive_sections import SECTIONS, TUNING_SEEDS, Run, Section, configure
+from adaptive_sections import SECTIONS, Run, Section, configure
 
 from adagrpo_ray.storage.places import leave
 
@@ -163,12 +163,11 @@ class Plan:
 
     def tuning(self, method: str, rates: Sequence[str]) -> list[Run]:
         """The tuning runs of a method at these rates."""
-        first = self.section.target is None and method == BASE  # its end is the target
-        until = None if first else self.target
+        until = None if self._sets_target(method) else self.target
         return [
             Run(self.section.name, self.section.tuned_on, self.method_of(method), rate, seed, until)
             for rate in rates
-            for seed in TUNING_SEEDS
+            for seed in self.section.tuning_seeds
         ]
 
     def grid(self, method: str) -> tuple[str, ...]:
@@ -232,9 +231,14 @@ class Plan:
             runs = self._final(method, tuned.rate)
         return [run for run in runs if self.store.find(run) is None]
 
+    def _sets_target(self, method: str) -> bool:
+        """Whether the end of the method's runs is the target."""
+        return self.section.target is None and method == BASE
+
     def _final(self, method: str, rate: str) -> list[Run]:
+        until = None if self.section.target is not None or method == BASE else self.target
         return [
-            Run(self.section.name, case, self.method_of(method), rate, seed)
+            Run(self.section.name, case, self.method_of(method), rate, seed, until)
             for case in self.section.cases
             for seed in range(self.seeds)
         ]
