@@ -2,7 +2,7 @@
 
 The task is that of `make train`: the tiny base model, additions, 16 groups of 4 completions in each step, GRPO with one
 update for each batch. The section `real` has that of `make train-real` (extra `real`): SmolLM2 and tasks of
-reasoning-gym with half as many prompts in each step, compared with TRL on-policy, and with its halves one step ahead.
+reasoning-gym with half as many prompts in each step, compared with TRL on-policy, and with its halves two steps ahead.
 Each part runs in a process of its own, whose memory is measured including its children.
 
 1. TRL's GRPOTrainer in every configuration that can run here (trl_variants.py), the fastest one also with weights in
