@@ -1,6 +1,6 @@
 """Compares GRPO, DAPO, rules of other authors and adaptive variants at equal cost: make bench-adaptive.
 
-For every method of a section (skills, real, uniform) the learning rate is tuned on seeds of its own, and final runs have
+For each method of a section (skills, real, uniform) the learning rate is tuned on seeds of its own; final runs have
 others. Recorded are the held-out accuracy and its costs: generated tokens, tokens trained on, and seconds. All runs of
 one base model share the rollout actors, and each starts from a new adapter. A finished run is a file and is not
 repeated: Ctrl-C loses at most the run under way, and the same command continues.
