@@ -69,8 +69,9 @@ _EVERY_RUN = (
     "learner.cpus=2",  # learner and rollout actor take turns, so that each can use both cores
     "rewards.check_prompts=0",  # the same prompts in every run
     "run.samples_per_step=0",
-    "evaluation.samples=1",
 )
+
+_GREEDY = "evaluation.samples=1"
 
 TRAINED_BUNDLES, HELD_OUT_BUNDLES = 32, 30
 """Prompts of each skill: few enough that a run sees each of them several times."""
@@ -86,6 +87,7 @@ SKILLS = Section(
     config="launch/configs/tiny-cpu.yaml",
     overrides=(
         *_EVERY_RUN,
+        _GREEDY,
         "rewards.functions=[{function: same_text}]",
         "data.columns={difficulty: skill, problem: bundle}",
         "data.chat_template=none",
@@ -119,14 +121,15 @@ REAL = Section(
         *_EVERY_RUN,
         f"reasoning_gym.tasks=[{', '.join(MIX)}]",
         "data.train_prompts=320",
-        "data.eval_prompts=96",
+        "data.eval_prompts=64",
+        "evaluation.samples=4",  # at temperature 1: greedy answers change in few problems only
         "algorithm.num_iterations=null",  # that of the method
         "evaluation.every=4",
     ),
     cases={"all": ()},
     steps={"all": 40},  # one epoch, in 4 minutes on two cores
     target=None,
-    rates=("1e-4", "3e-4"),
+    rates=("1e-4", "3e-4", "1e-3"),
     tuned_on="all",
     seeds=3,
     tuning_seeds=TUNING_SEEDS[:1],
@@ -140,6 +143,7 @@ UNIFORM = Section(
     config="launch/configs/tiny-cpu.yaml",
     overrides=(
         *_EVERY_RUN,
+        _GREEDY,
         "algorithm.prompts_per_step=8",
         "algorithm.group_size=8",
         "data.eval_prompts=64",
