@@ -71,7 +71,7 @@ _EVERY_RUN = (
     "run.samples_per_step=0",
 )
 
-_GREEDY = "evaluation.samples=1"
+_ONE_SAMPLE = "evaluation.samples=1"
 
 TRAINED_BUNDLES, HELD_OUT_BUNDLES = 32, 30
 """Prompts of each skill: few enough that a run sees each of them several times."""
@@ -87,7 +87,7 @@ SKILLS = Section(
     config="launch/configs/tiny-cpu.yaml",
     overrides=(
         *_EVERY_RUN,
-        _GREEDY,
+        _ONE_SAMPLE,
         "rewards.functions=[{function: same_text}]",
         "data.columns={difficulty: skill, problem: bundle}",
         "data.chat_template=none",
@@ -122,7 +122,7 @@ REAL = Section(
         f"reasoning_gym.tasks=[{', '.join(MIX)}]",
         "data.train_prompts=320",
         "data.eval_prompts=64",
-        "evaluation.samples=4",  # at temperature 1: greedy answers change in few problems only
+        "evaluation.samples=4",
         "algorithm.num_iterations=null",  # that of the method
         "evaluation.every=4",
     ),
@@ -143,7 +143,7 @@ UNIFORM = Section(
     config="launch/configs/tiny-cpu.yaml",
     overrides=(
         *_EVERY_RUN,
-        _GREEDY,
+        _ONE_SAMPLE,
         "algorithm.prompts_per_step=8",
         "algorithm.group_size=8",
         "data.eval_prompts=64",
