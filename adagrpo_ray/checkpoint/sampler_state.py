@@ -8,7 +8,6 @@ from typing import Any
 
 from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
 from adagrpo_ray.algorithm.predictor import PredictorState
-from adagrpo_ray.algorithm.replay import Replayable
 from adagrpo_ray.data.order import check_ids
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.runs.group_codec import Arrays, arrays_of, group_of, plain_group
@@ -23,15 +22,10 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     arrays: Arrays = {}
     for number, group in enumerate(state["waiting"]):
         arrays |= arrays_of(group, str(number))
-    for number, each in enumerate(state["replay"]):
-        arrays |= arrays_of(each.group, f"replay{number}")
     plain = {
         "prompts": state["prompts"],
         "waiting": [plain_group(group) for group in state["waiting"]],
         "planned": [plain_group(group) for group in state["planned"]],
-        "replay": [
-            {"group": plain_group(each.group), "step": each.step, "times": each.times} for each in state["replay"]
-        ],
         "results": {prompt: asdict(results) for prompt, results in state["results"].items()},
         "classes": {difficulty: asdict(results) for difficulty, results in state["classes"].items()},
     }
@@ -55,10 +49,6 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
         "waiting": [_group(group, arrays, str(number), prompts) for number, group in enumerate(plain["waiting"])],
         # They have no attempts, and so no arrays. Earlier versions planned no groups.
         "planned": [_group(group, {}, "", prompts) for group in plain.get("planned", ())],
-        "replay": [  # earlier versions replayed no groups
-            Replayable(_group(each["group"], arrays, f"replay{number}", prompts), each["step"], each["times"])
-            for number, each in enumerate(plain.get("replay", ()))
-        ],
         "results": {prompt: PromptResults(**values) for prompt, values in results.items()},
         "classes": {difficulty: ClassResults(**values) for difficulty, values in plain.get("classes", {}).items()},
         "predictor": _predictor(plain["predictor"], arrays) if "predictor" in plain else None,

@@ -10,7 +10,6 @@ from typing import Literal
 from pydantic import Field
 
 from adagrpo_ray.config.group_allocation import AllocationSettings
-from adagrpo_ray.config.group_replay import ReplaySettings
 from adagrpo_ray.config.sampling import SamplingParams
 from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, Share
 
@@ -169,9 +168,6 @@ class AlgorithmSettings(Section):
     allocation: AllocationSettings = Field(
         AllocationSettings(), description="group sizes and first rungs by earlier results"
     )
-    replay: ReplaySettings | None = Field(
-        None, description="fills up a step that has few informative groups with those of earlier steps; null: none"
-    )
     train_on: TrainOn | None = Field(
         None,
         description="completions to train on: of the last attempt, of all attempts, or train_size ones of all "
@@ -274,17 +270,11 @@ class AlgorithmSettings(Section):
             )
 
     def _training_conflicts(self) -> Iterator[str]:
-        """Yield conflicts of the completions to train on, of replay, and of advantages."""
+        """Yield conflicts of the completions to train on."""
         if self.train_size is not None and self.selection not in ("balanced", "max_variance"):
             yield (
                 f"algorithm.train_size={self.train_size} is used by train_on=balanced and max_variance only, not by "
                 f"train_on={self.selection}; remove it or change train_on"
-            )
-        if self.replay is not None and self.loss.correction == "none":
-            yield (
-                "algorithm.replay trains on completions of earlier versions of the policy, and algorithm.loss."
-                "correction=none does not correct for that; set it to token, sequence or geometric, or "
-                "algorithm.replay to null"
             )
 
     @property

@@ -33,7 +33,6 @@ def collected(
     """Make the reply from the groups of a step; the batches go into the object store. See `Collected` for the rest."""
     functions, dropped = config.rewards.names, method.drop_exhausted
     groups = [*collection.ready, *(() if dropped else collection.exhausted)]
-    groups += (each.group for each in collection.replayed)
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens, collection.left_out)
     samples = (*samples, *broken_samples(collection.attempts))
     batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens, packing)

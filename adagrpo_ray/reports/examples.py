@@ -28,7 +28,7 @@ def choose(path: Path) -> tuple[GroupSample, ...]:
     try:
         for line in _lines(path):
             group = GroupSample.from_dict(json.loads(line))
-            if group.attempts and group.replayed_from is None:  # a replayed group is an example of its first step
+            if group.attempts:
                 kinds[_kind(group)].append(group)
     except FileNotFoundError:
         return ()

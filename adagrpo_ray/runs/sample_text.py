@@ -13,9 +13,8 @@ SHOWN = 2000
 
 def group_text(group: GroupSample) -> str:
     """The problem and the best completion of each attempt in Markdown, with no markup of their own."""
-    source = "" if group.replayed_from is None else f" from step {group.replayed_from}"
     parts = [
-        f"step {group.step}, {group.outcome}{source} after {group.count()} attempts; the best completion of each:",
+        f"step {group.step}, {group.outcome} after {group.count()} attempts; the best completion of each:",
         _quoted(group.prompt),
     ]
     for number, attempt in enumerate(group.attempts):

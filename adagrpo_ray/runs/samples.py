@@ -10,7 +10,7 @@ from adagrpo_ray.runs.group_codec import sampling_of
 from adagrpo_ray.runs.record import Record
 from adagrpo_ray.types import Part, SamplingParams, Turn
 
-Outcome = Literal["trained", "exhausted", "waiting", "dropped", "replayed"]
+Outcome = Literal["trained", "exhausted", "waiting", "dropped"]
 
 OF_EPISODES = ("observed_tokens", "turns")
 """The fields of a completion that only episodes have."""
@@ -83,12 +83,10 @@ class GroupSample(Record):
     answer: the ground truth.
     outcome: "trained"; "exhausted" if no rung was left, trained on nevertheless if its completions have advantages
         (`algorithm.on_exhausted`); "waiting" for a resample or a commit in a later step; "dropped" because of its age,
-        because a reward function failed on it, or because its prompt was given up; "replayed" if an earlier step
-        trained on it, and this one again (`algorithm.replay`).
+        because a reward function failed on it, or because its prompt was given up.
     attempts: the oldest first; a pilot and its commit are entries of their own.
     size: the completions of an attempt, a pilot and its commit together; None in files of earlier versions.
     chance: the success rate that the allocation expected when it chose the size; None if it knew no earlier results.
-    replayed_from: the step that first trained on it, of a replayed group; None for others.
     """
 
     step: int
@@ -100,7 +98,6 @@ class GroupSample(Record):
     attempts: tuple[AttemptSample, ...]
     size: int | None = None
     chance: float | None = None
-    replayed_from: int | None = None
 
     @property
     def final(self) -> tuple[AttemptSample, ...]:

@@ -18,11 +18,6 @@ def why(group: GroupSample, number: int, run: RunHistory) -> str:
             return f"{_failed(group, number, run)} So it was sampled again, with {rung(following)}."
         more = f"{len(following.completions)} more completions at the base parameters"
         return f"{_counts(attempt)} It met the criterion {_kind(run)}, so {more} were requested at once."
-    if group.outcome == "replayed":
-        return (
-            f"{_correct(attempt)}, best reward {_best(attempt)}. Step {group.replayed_from} trained on it. Step "
-            f"{group.step} had few groups with an advantage, so it was replayed (algorithm.replay)."
-        )
     if group.outcome == "trained":
         return _ready(attempt, run)
     failed, due = _failed(group, number, run), "next attempt"

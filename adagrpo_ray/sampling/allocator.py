@@ -139,12 +139,6 @@ class Allocator:
             for (prompt, epoch, posterior), share in zip(chosen, shares, strict=True)
         )
 
-    def solved(self, prompt: Prompt) -> bool:
-        """Whether the prompt is solved by the results so far, as far as they choose the group sizes."""
-        if self._allocation is None or (posterior := self._posterior(prompt)) is None:
-            return False
-        return posterior.mean > self._allocation.solved_above
-
     def _left_out(self, prompt: Prompt, epoch: int, posterior: Posterior | None) -> bool:
         if self._allocation is None:
             return False

@@ -76,12 +76,6 @@ def picked(groups: Sequence[Group], settings: AlgorithmSettings) -> list[list[Sc
     ]
 
 
-def informative(groups: Sequence[Group], settings: AlgorithmSettings) -> list[Group]:
-    """The groups of a batch whose advantages are not all 0."""
-    found = zip(groups, picked(groups, settings), strict=True)
-    return [group for group, pairs in found if any(advantage for _, advantage in pairs)]
-
-
 def _selected(group: Group, settings: AlgorithmSettings) -> list[Scored]:
     """The completions of a group to train on, each with its reward.
 

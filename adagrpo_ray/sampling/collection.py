@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adagrpo_ray.algorithm.replay import Replayable
 from adagrpo_ray.sampling.calibration import Forecast
 from adagrpo_ray.types import Group, Part
 
@@ -48,7 +47,6 @@ class Collection:
     - `attempts`: every attempt that this step sampled and scored, as the group after that attempt.
     - `skipped`: the number of prompts that were left out, since they are solved or hopeless.
     - `left_out`: how many of them were not replaced, so that their places are empty.
-    - `replayed`: groups of earlier steps that are trained on again.
     - `forecasts`: the success rates that were expected of the prompts of first attempts, with their results.
     """
 
@@ -61,5 +59,4 @@ class Collection:
     attempts: tuple[Group, ...]
     skipped: int = 0
     left_out: int = 0
-    replayed: tuple[Replayable, ...] = ()
     forecasts: tuple[Forecast, ...] = ()

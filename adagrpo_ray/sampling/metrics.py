@@ -14,7 +14,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.runs.measured import known, mean, measured
 from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
-from adagrpo_ray.sampling.batch import informative, picked
+from adagrpo_ray.sampling.batch import picked
 from adagrpo_ray.sampling.calibration import calibration
 from adagrpo_ray.sampling.collection import Collection
 from adagrpo_ray.types import MAX_TURNS, Completion, Group
@@ -38,6 +38,7 @@ def sampling_metrics(
     resampled = [g for g in collection.attempts if g.resamples and g.last.part != "commit"]
     pilots = [g for g in collection.attempts if g.last.part == "pilot"]
     trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
+    advantages = picked(trained, settings)
     resamples = Counter(g.last.rung for g in resampled)
     rescued = Counter(g.final[0].rung for g in collection.ready if g.resamples)
     lost = [f for f in collection.failed if f.dropped]  # no attempt contains their tokens
@@ -74,28 +75,18 @@ def sampling_metrics(
         groups_exhausted=len(collection.exhausted),
         groups_failed=len(collection.failed),
         groups_dropped=len(collection.aged) + len(lost) + (len(collection.exhausted) if exhausted_dropped else 0),
-        informative_groups=len(informative(trained, settings)),
-        replayed_groups=len(collection.replayed),
+        informative_groups=sum(any(advantage for _, advantage in pairs) for pairs in advantages),
         group_size=mean(float(g.size) for g in first),
         prompts_skipped=collection.skipped,
         generated_tokens=sum(g.last.generated_tokens for g in collection.attempts) + sum(f.tokens for f in lost),
         extra_tokens=sum(g.last.generated_tokens for g in collection.attempts if g.resamples)
         + sum(f.tokens for f in lost if f.resample),
-        staleness=_age(step, trained, settings),
-        replay_age=_age(step, [each.group for each in collection.replayed], settings),
+        # The weights that this step trains are of the version of the step before.
+        staleness=mean(float(step - 1 - c.weight_version) for pairs in advantages for c, _ in pairs),
         **calibration(collection.forecasts),
         **judge_metrics(consumption or {}),
         **_of_episodes([c for c in completions if c.turns]),
     )
-
-
-def _age(step: int, groups: Sequence[Group], settings: AlgorithmSettings) -> float | None:
-    """Mean number of versions by which the completions to train on are older than the weights that `step` trains.
-
-    These are the version of the step before.
-    """
-    chosen = (completion for pairs in picked(groups, settings) for completion, _ in pairs)
-    return mean(float(step - 1 - completion.weight_version) for completion in chosen)
 
 
 def judge_metrics(consumption: Mapping[str, Consumption]) -> dict[str, Any]:

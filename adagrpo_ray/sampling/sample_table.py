@@ -23,8 +23,6 @@ def group_samples(
 ) -> tuple[GroupSample, ...]:
     """Up to `count` groups that `step` trained on, sampled or gave up; groups with resamples come first.
 
-    Replayed groups are last, in at most a quarter of the places: an earlier step may have shown them.
-
     `functions` are the names of the reward functions. Advantages are given for the completions that are trained on:
     those that `settings.selection` picks and the loss does not mask.
     """
@@ -36,11 +34,8 @@ def group_samples(
         *((group, "waiting") for group in collection.waiting if _identity(group) in touched),
         *((group, "dropped") for group in (*lost, *collection.aged) if group.attempts),
     ]
-    first_trained = {each.group: each.step for each in collection.replayed}
-    trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted), *first_trained]
+    trained = [*collection.ready, *(() if exhausted_dropped else collection.exhausted)]
     found.sort(key=lambda each: each[0].resamples == 0)
-    again: list[tuple[Group, Outcome]] = [(group, "replayed") for group in first_trained][: count // 4]
-    found = [*found[: count - len(again)], *again]
     advantages = dict(zip(trained, _advantages(trained, settings), strict=True))
     return tuple(
         GroupSample.from_dict(
@@ -54,10 +49,9 @@ def group_samples(
                 "attempts": readable_attempts(group, functions, advantages.get(group, {})),
                 "size": group.size,
                 "chance": group.chance,
-                "replayed_from": first_trained.get(group),
             }
         )
-        for group, outcome in found
+        for group, outcome in found[:count]
     )
 
 

@@ -8,13 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from adagrpo_ray.algorithm.methods import Method
-from adagrpo_ray.algorithm.replay import ReplayBuffer
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.errors import RewardError
 from adagrpo_ray.sampling.admission import GroupRun, resumable
 from adagrpo_ray.sampling.allocator import Allocator
-from adagrpo_ray.sampling.batch import informative
 from adagrpo_ray.sampling.budget import Budget
 from adagrpo_ray.sampling.claim import Claim, Queue
 from adagrpo_ray.sampling.collection import Collection
@@ -42,9 +40,7 @@ class AdaptiveSampler:
         self._groups = GroupSampler(
             settings, method, generate, score, max_new_tokens=max_new_tokens, seed=seed, drop_failed=drop_failed
         )
-        chosen = settings.replay
-        self._replay = None if chosen is None else ReplayBuffer(chosen, settings.prompts_per_step)
-        self._drop_failed, self._drop_exhausted = drop_failed, method.drop_exhausted
+        self._drop_failed = drop_failed
         self._waiting: tuple[Group, ...] = ()
         self._begun = self._in_flight = 0  # collections
 
@@ -87,14 +83,11 @@ class AdaptiveSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next step, as plain data and frozen dataclasses; exact between two steps."""
-        replay = [] if self._replay is None else self._replay.state()
-        return {"waiting": list(self._waiting), "replay": replay, **self.allocator.state_dict()}
+        return {"waiting": list(self._waiting), **self.allocator.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a result of `state_dict`; prompts, settings and seed must be the same."""
         self._waiting = tuple(state["waiting"])
-        if self._replay is not None:
-            self._replay.restore(state["replay"])
         self.allocator.load_state_dict(state)
 
     def _claim(self, step: int, budget: Budget) -> Claim:
@@ -134,7 +127,7 @@ class AdaptiveSampler:
         attempts = tuple(group for run in runs for group in run.history)
         forecasts = self.allocator.learn([group for group in attempts if not group.resamples])
         left_out = claim.left_out()
-        collection = Collection(
+        return Collection(
             ready=tuple(run.group for run in runs if run.state == "ready"),
             exhausted=tuple(run.group for run in runs if run.state == "exhausted"),
             waiting=self._waiting,
@@ -146,10 +139,3 @@ class AdaptiveSampler:
             left_out=left_out,
             forecasts=forecasts,
         )
-        return collection if self._replay is None else self._filled(self._replay, collection, step)
-
-    def _filled(self, replay: ReplayBuffer, collection: Collection, step: int) -> Collection:
-        """The collection with groups of earlier steps, if it has fewer informative groups than a step has places."""
-        trained = (*collection.ready, *(() if self._drop_exhausted else collection.exhausted))
-        fresh = informative(trained, self._settings)
-        return replace(collection, replayed=replay.fill(step, fresh, collection.attempts, self.allocator.solved))

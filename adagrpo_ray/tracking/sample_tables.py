@@ -11,7 +11,6 @@ from adagrpo_ray.runs.turn_text import whole_text
 COLUMNS = (
     *("step", "prompt_id", "difficulty", "prompt", "answer", "outcome", "attempt", "rung", "part", "sampling"),
     *("completion", "tokens", "finish_reason", "weight_version", "reward", "rewards", "correct", "advantage"),
-    "replayed_from",
 )
 
 Cell = str | int | float | bool | None
@@ -28,7 +27,6 @@ def rows(groups: Sequence[GroupSample]) -> list[list[Cell]]:
             *(group.count(number + 1) - 1, attempt.rung, attempt.part, json.dumps(attempt.sampling.model_dump())),
             *(whole_text(completion), completion.tokens, completion.finish_reason, completion.weight_version),
             *(completion.reward, json.dumps(dict(completion.rewards)), completion.correct, completion.advantage),
-            group.replayed_from,
         ]
         for group in groups
         for number, attempt in enumerate(group.attempts)

@@ -74,8 +74,7 @@ def listing(entries: Sequence[Entry], *, more: bool, chosen: int | None) -> str:
 
 def group_page(group: GroupSample, run: RunHistory) -> str:
     """One group: the problem, and each attempt with its parameters, completions, rewards and explanation."""
-    source = "" if group.replayed_from is None else f" from step {group.replayed_from}"
-    facts = f"{group.outcome}{source} in step {group.step} · prompt {group.prompt_id}" + (
+    facts = f"{group.outcome} in step {group.step} · prompt {group.prompt_id}" + (
         f" · difficulty {group.difficulty}" if group.difficulty else ""
     )
     parts = [

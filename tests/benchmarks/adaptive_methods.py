@@ -133,11 +133,6 @@ METHODS: dict[str, Method] = {
         ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8"),
         _SKILLS,
     ),
-    "adagrpo-replay": Method(
-        "A step with few informative groups is filled up with those of four steps before, up to half of its places.",
-        ("algorithm.replay={max_age: 4, share: 0.5, times: 1}",),
-        _REALISTIC,
-    ),
     "adagrpo-train-last": Method(
         "Trained on all completions of the last attempt.", ("algorithm.train_on=last",), _SKILLS
     ),

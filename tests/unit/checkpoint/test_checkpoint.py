@@ -14,7 +14,6 @@ import pytest
 
 from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
 from adagrpo_ray.algorithm.predictor import PredictorState
-from adagrpo_ray.algorithm.replay import Replayable
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.files import load, newest, save, set_latest
 from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
@@ -62,7 +61,6 @@ class TestSampler:
         return {
             "prompts": {"taken": 41, "ids": IDS},
             "waiting": groups,
-            "replay": [Replayable(make_group(first, prompt=PROMPTS["p"], epoch=6), 9, 1)],
             "planned": [replace(make_group(prompt=PROMPTS["q"], epoch=8), chance=0.1 + 0.2)],
             "results": {"p": PromptResults(0.1 + 0.2, 2.0, 1 / 3)},
             "classes": {"": ClassResults(), "5 digits": ClassResults(0.1 + 0.2, 8.0, 1e-17, 1 / 3, -1 / 7, 0.0)},
@@ -91,7 +89,7 @@ class TestSampler:
 
     def test_empty_state_is_restored(self, tmp_path: Path) -> None:
         empty: dict[str, Any] = {"prompts": {"taken": 0, "ids": IDS}}
-        empty |= {"waiting": [], "replay": [], "planned": [], "results": {}, "classes": {}, "predictor": None}
+        empty |= {"waiting": [], "planned": [], "results": {}, "classes": {}, "predictor": None}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")
@@ -104,11 +102,17 @@ class TestSampler:
         assert sampled.prompt.token_ids.tolist() == PROMPTS["q"].token_ids.tolist()
         assert fresh.prompt is tomorrow["p"]
 
-    def test_state_of_a_version_without_planned_and_replayed_groups_is_read(self) -> None:
+    def test_state_of_a_version_without_planned_groups_is_read(self) -> None:
         plain, arrays = to_plain(self.state())
-        del plain["planned"], plain["replay"], plain["waiting"][0]["chance"]
+        del plain["planned"], plain["waiting"][0]["chance"]
         back = from_plain(plain, arrays, PROMPTS)
-        assert (back["planned"], back["replay"], back["waiting"][0].chance) == ([], [], None)
+        assert (back["planned"], back["waiting"][0].chance) == ([], None)
+
+    def test_groups_to_replay_of_an_earlier_version_are_left_out(self) -> None:
+        plain, arrays = to_plain(self.state())
+        plain["replay"] = [{"group": plain["waiting"][0], "step": 9, "times": 1}]
+        arrays |= {f"replay{name}": array for name, array in arrays.items() if name.startswith("0.")}
+        assert exact(from_plain(plain, arrays, PROMPTS)) == exact(self.state())
 
     def test_results_of_a_version_with_other_classes_are_read(self) -> None:
         plain, arrays = to_plain(self.state())

@@ -11,7 +11,6 @@ import yaml
 from pydantic import ValidationError
 
 from adagrpo_ray.config import Config, load_config
-from adagrpo_ray.config.group_replay import ReplaySettings
 from adagrpo_ray.config.learner import LearnerSettings
 from adagrpo_ray.config.listing import as_yaml, settings
 from adagrpo_ray.config.reading import read_tree
@@ -349,10 +348,6 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["algorithm.pilot_size=2", "algorithm.criterion.kind=balanced"],
             ["algorithm.pilot_size=2", "algorithm.criterion.kind=balanced", "remove one of the two"],
         ),
-        (
-            ["algorithm.replay={}", "algorithm.loss.correction=none"],
-            ["algorithm.replay trains on completions of earlier versions", "loss.correction=none does not correct"],
-        ),
         (["rewards.correct_by=answer"], ["rewards.correct_by='answer' is none of rewards.functions ['exact']"]),
         (
             ["algorithm.criterion={kind: any_above, reward: answer}"],
@@ -537,8 +532,8 @@ def test_every_setting_is_listed_once(tmp_path: Path) -> None:
     listed = [key for key, _, _ in settings()]
     assert len(set(listed)) == len(listed)
     # Sections that are null by default are listed with their settings.
-    optional = {key for key in listed if ".answer." in key or ".replay." in key}
-    assert len(optional) == 3 * len(PhaseParams.model_fields) + len(ReplaySettings.model_fields)
+    optional = {key for key in listed if ".answer." in key}
+    assert len(optional) == 3 * len(PhaseParams.model_fields)
     assert set(listed) - optional == set(leaves(full.model_dump()))
 
 
@@ -548,7 +543,7 @@ def test_every_setting_has_a_description() -> None:
 
 def test_listed_defaults_are_those_of_the_configuration() -> None:
     for key, default, _ in settings():
-        if not any(part in key for part in ("[]", ".answer.", ".replay.")):
+        if "[]" not in key and ".answer." not in key:
             value: Any = Config().model_dump(mode="json")
             for name in key.split("."):
                 value = value[name]

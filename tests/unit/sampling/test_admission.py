@@ -40,8 +40,7 @@ def groups(found: Sequence[Group]) -> list[object]:
 
 
 def results(collection: Collection) -> list[object]:
-    replayed = [each.group for each in collection.replayed]
-    kinds = (collection.ready, collection.exhausted, collection.waiting, collection.aged, collection.attempts, replayed)
+    kinds = (collection.ready, collection.exhausted, collection.waiting, collection.aged, collection.attempts)
     return [*map(groups, kinds), [(groups([f.group]), f.tokens, f.error) for f in collection.failed]]
 
 
@@ -62,7 +61,6 @@ def state(sampler: AdaptiveSampler) -> tuple[str, dict[str, Any]]:
     rule=st.sampled_from(["", "informative", "value"]),
     lost=st.sampled_from(["", "c", "eg"]),
     replaced=st.booleans(),
-    replay=st.sampled_from([None, {"max_age": 2, "share": 1.0}]),
     orders=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32)),
 )
 def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
@@ -74,7 +72,6 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
     rule: str,
     lost: str,
     replaced: bool,
-    replay: dict[str, Any] | None,
     orders: tuple[int, int],
 ) -> None:
     def rewards(request: GenerationRequest, number: int) -> Sequence[float] | None:
@@ -94,7 +91,6 @@ def test_groups_and_requests_do_not_depend_on_the_order_in_which_requests_end(
             budget=budget[0] if budget is not None else None,
             budget_unit=budget[1] if budget is not None else "completions",
             max_group_age=2,
-            replay=replay,
             allocation={**ALLOCATIONS[rule], "solved_above": 0.8, "replace_left_out": replaced}
             if rule
             else {"enabled": False},

@@ -354,7 +354,7 @@ def test_a_restored_allocator_predicts_the_same(steps: int) -> None:
     allocator, other = predicting(), make_allocator(PREDICTED, predictor=True)
     if not steps:
         allocator = make_allocator(PREDICTED, predictor=True)
-    plain, arrays = to_plain({"waiting": [], "replay": [], **allocator.state_dict()})
+    plain, arrays = to_plain({"waiting": [], **allocator.state_dict()})
     prompts = {name: make_prompt(name, difficulty=name[0]) for name in PREDICTED.split()}
     other.load_state_dict(from_plain(json.loads(json.dumps(plain)), arrays, prompts))
     for step in (3, 4, 5):

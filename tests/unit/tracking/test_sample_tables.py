@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from adagrpo_ray.tracking.sample_tables import COLUMNS, rows
 from tests.support.histories import attempt, episode, group
 
@@ -12,12 +10,6 @@ def test_a_pilot_and_its_commit_have_the_number_of_one_attempt() -> None:
     parts = (attempt([0.0], part="pilot"), attempt([1.0], 0, part="pilot"), attempt([0.0], part="commit"))
     found = [dict(zip(COLUMNS, row, strict=True)) for row in rows([group(1, *parts)])]
     assert [(row["attempt"], row["part"]) for row in found] == [(0, "pilot"), (1, "pilot"), (1, "commit")]
-
-
-def test_rows_of_a_replayed_group_have_its_first_step() -> None:
-    again = replace(group(9, attempt([1.0]), outcome="replayed"), replayed_from=6)
-    places = [COLUMNS.index(name) for name in ("step", "outcome", "replayed_from")]
-    assert [[row[place] for place in places] for row in rows([again])] == [[9, "replayed", 6]]
 
 
 def test_row_of_an_episode_has_all_turns() -> None:

@@ -133,15 +133,6 @@ def test_why_explains_the_outcome_at_the_last_attempt() -> None:
     assert why(dropped, 1, settings()).endswith("it was not trained on (algorithm.on_exhausted=drop).")
 
 
-def test_a_replayed_group_names_the_step_that_it_is_from() -> None:
-    again = replace(group(9, RESCUE, outcome="replayed"), replayed_from=6)
-    assert why(again, 0, settings()) == (
-        "1 of 2 correct, best reward 1. Step 6 trained on it. Step 9 had few groups with an advantage, so it was "
-        "replayed (algorithm.replay)."
-    )
-    assert "replayed from step 6 in step 9" in group_page(again, settings())
-
-
 PILOT, COMMIT = attempt([1.0, 0.0], part="pilot"), attempt([0.0, 0.0, 1.0], part="commit")
 UNTRAINED = attempt([1.0, 0.0], trained=False, part="pilot")
 
