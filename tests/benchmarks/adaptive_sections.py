@@ -113,8 +113,9 @@ SKILLS = Section(
 REAL = Section(
     name="real",
     about=(
-        f"SmolLM2-135M-Instruct on {len(MIX)} tasks of reasoning-gym, of which it solves 0 to 61 % before. A final run "
-        "ends when it reaches the target, except those of GRPO, which set it."
+        f"SmolLM2-135M-Instruct on {len(MIX)} tasks of reasoning-gym, of which it solves 0 to 61 % before, evaluated "
+        "with 4 completions of each problem. A final run ends when it reaches the target, except those of GRPO, which "
+        "set it. No learning rate above 3e-4 is tried: at 1e-3 the accuracy of GRPO falls."
     ),
     config="launch/configs/smollm2-cpu.yaml",
     overrides=(
@@ -129,7 +130,8 @@ REAL = Section(
     cases={"all": ()},
     steps={"all": 40},  # one epoch, in 4 minutes on two cores
     target=None,
-    rates=("1e-4", "3e-4", "1e-3"),
+    rates=("1e-4", "3e-4"),
+    highest="3e-4",  # at 1e-3 GRPO ends at 0.19 on the tuning seed, at 3e-4 at 0.30
     tuned_on="all",
     seeds=3,
     tuning_seeds=TUNING_SEEDS[:1],
