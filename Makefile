@@ -58,7 +58,7 @@ test-ui: setup-dev  ## test the web pages in headless Chromium, which apt-get in
 	@command -v chromium >/dev/null || $(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y chromium
 	$(PY) -m pytest -m ui $(ARGS)
 
-test-real: setup-dev setup-real  ## run the tests on a real model of 135 million parameters
+test-real: setup-dev setup-real  ## run the tests on a real model of 135 million parameters (8 minutes); CI runs them, too
 	$(FILES) -m real $(ARGS)
 
 # Without `setup`, which installs the CPU set. The learner is measured by a program of its own, since its peak of memory

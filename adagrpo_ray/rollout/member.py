@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayTaskError, TaskCancelledError
 
+from adagrpo_ray.cluster.deaths import DEATHS
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import ActorLostError, AdaGRPOError, RolloutError, SyncError, first_line
 from adagrpo_ray.lora.payload import AdapterWeights
@@ -127,6 +128,6 @@ class Member:
                 raise error.cause from None
             failed = f"{type(error.cause).__name__}: {first_line(error.cause)}"
             raise RolloutError(f"{self.name} failed: {failed}") from error
-        except RayActorError as error:
+        except DEATHS as error:
             # The first line has the kind of death; many more lines list possible causes.
             raise ActorLostError(f"{self.name} died: {first_line(error)}") from error

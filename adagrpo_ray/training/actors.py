@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from adagrpo_ray.cluster.deaths import DEATHS
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.model import ModelSettings
 from adagrpo_ray.config.tree import Config
@@ -142,7 +143,7 @@ def get(references: Any, timeout_s: float = math.inf, stop: Stop | None = None) 
             if isinstance(cause, AdaGRPOError):
                 raise cause from None
             raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # has the actor's traceback
-        except RayActorError as error:
+        except DEATHS as error:
             raise LearnerLostError(f"a learner rank died: {first_line(error)}") from error
 
 

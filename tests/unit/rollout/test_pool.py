@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import RequestLostError, RolloutError, SyncError
@@ -176,17 +176,25 @@ def test_completions_after_a_wake_are_refused_until_a_version_is_applied() -> No
 
 
 class Dead:
-    """A reference to the reply of an actor that died."""
+    """A reference to the reply of an actor that died, which raises `error`."""
+
+    def __init__(self, error: RayError) -> None:
+        self._error = error
 
     def __await__(self) -> Generator[Any, None, None]:
         yield from asyncio.sleep(0).__await__()
-        raise RayActorError
+        raise self._error
 
 
-def test_requests_of_a_dead_actor_go_to_another_one() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RayActorError(), OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.")],
+    ids=["died", "killed for its memory"],
+)
+def test_requests_of_a_dead_actor_go_to_another_one(error: RayError) -> None:
     async def scenario() -> list[str]:
         dead, alive, lost = FakeActor(), FakeActor(), list[str]()
-        dead.generate = SimpleNamespace(remote=lambda request: Dead())
+        dead.generate = SimpleNamespace(remote=lambda request: Dead(error))
         pool = RolloutPool([dead, alive], limits(), lambda member, reason: lost.append(f"{member.name}: {reason}"))
         pool.version = pool._newest = 0
         waiting = [asyncio.create_task(pool.generate(ask())) for _ in range(2)]
@@ -207,7 +215,7 @@ def test_a_prompt_that_was_given_up_is_sent_again_in_the_next_run() -> None:
     async def scenario() -> None:
         dead, alive = [FakeActor() for _ in range(4)], FakeActor()
         for actor in dead:
-            actor.generate = SimpleNamespace(remote=lambda request: Dead())
+            actor.generate = SimpleNamespace(remote=lambda request: Dead(RayActorError()))
         pool = RolloutPool(dead, limits(), lambda member, reason: None)
         pool.version = pool._newest = 0
         for _ in range(2):
