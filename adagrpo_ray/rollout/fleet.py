@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from adagrpo_ray.cluster.placement import Placement
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError, RolloutError, first_line
+from adagrpo_ray.errors import ActorLostError, AdaGRPOError, ResourceError, RolloutError
 from adagrpo_ray.rollout.actor import RolloutActor
 from adagrpo_ray.rollout.gauges import RolloutGauges
 from adagrpo_ray.rollout.member import Member, sequences_in_flight
@@ -99,14 +99,7 @@ class Fleet:
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        """Forget a task. An error that it did not handle ends the run, which would else wait for it forever."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failure = RolloutError(f"rollout actors failed: {type(error).__name__}: {first_line(error)}")
-            self.pool.members.close(str(self._failure))
+        task.add_done_callback(self._tasks.discard)
 
     def _request(self) -> None:
         """Request one more actor from Ray."""

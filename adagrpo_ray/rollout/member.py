@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from adagrpo_ray.cluster.deaths import DEATHS
 from adagrpo_ray.config.rollout import RolloutSettings
@@ -116,7 +116,10 @@ class Member:
             raise ActorLostError(f"{self.name} did not {task} within rollout.stall_timeout_s={limit_s:g} s") from None
 
     async def answer(self, reference: Any) -> Any:
-        """Wait for the actor's reply. Raises ActorLostError if it or its engine is gone, or else the actor's error."""
+        """Wait for the actor's reply. Raises ActorLostError if it or its engine is gone, or else the actor's error.
+
+        Errors of Ray that are no death, such as a lost argument, are RolloutErrors.
+        """
         try:
             return await reference
         except TaskCancelledError as error:
@@ -131,3 +134,5 @@ class Member:
         except DEATHS as error:
             # The first line has the kind of death; many more lines list possible causes.
             raise ActorLostError(f"{self.name} died: {first_line(error)}") from error
+        except RayError as error:
+            raise RolloutError(f"{self.name} failed: {type(error).__name__}: {first_line(error)}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -145,6 +145,8 @@ def get(references: Any, timeout_s: float = math.inf, stop: Stop | None = None) 
             raise AdaGRPOError(f"an actor failed unexpectedly: {error}") from error  # has the actor's traceback
         except DEATHS as error:
             raise LearnerLostError(f"a learner rank died: {first_line(error)}") from error
+        except RayError as error:
+            raise AdaGRPOError(f"an actor failed unexpectedly: {type(error).__name__}: {first_line(error)}") from error
 
 
 def any_dead(actors: Iterable[Any], within_s: float) -> bool:

@@ -101,9 +101,9 @@ Made by `make bench-adaptive` at commit {commits} on {os.cpu_count()} CPU cores 
 - **Reached** means that the mean accuracy of {WINDOW} evaluations in a row is at the target, so that one lucky
   evaluation does not count. The cost at that point is interpolated linearly between evaluations. All methods are
   evaluated on the same held-out prompts, with the same seeds.
-- **Learning rates** are tuned for each method, in steps of half a decade. The seeds for that, which no final run has,
-  are {_tuning_seeds()}. The best rate has the fewest runs that miss the target, then the fewest generated tokens. If it
-  lies at the edge of the grid, the grid grows by up to two rates.
+- **Learning rates** are tuned for each method, in steps of half a decade. The best rate has the fewest runs that miss
+  the target, then the fewest generated tokens. If it lies at the edge of the grid, the grid grows by up to two rates.
+  No final run has a seed of the tuning: {_tuning_seeds()}.
 - **Tables** have the median over the seeds (smallest to largest of those that reached the target), "-" if half of the
   runs or more did not reach it.
 - **To GRPO** is the quotient of the mean costs over the seeds, with a 95 % bootstrap interval: {DRAWS:,} draws of seeds

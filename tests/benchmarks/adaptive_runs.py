@@ -163,7 +163,8 @@ class Plan:
 
     def tuning(self, method: str, rates: Sequence[str]) -> list[Run]:
         """The tuning runs of a method at these rates."""
-        until = None if self._sets_target(method) else self.target
+        first = self.section.target is None and method == BASE  # its end is the target
+        until = None if first else self.target
         return [
             Run(self.section.name, self.section.tuned_on, self.method_of(method), rate, seed, until)
             for rate in rates
@@ -231,12 +232,8 @@ class Plan:
             runs = self._final(method, tuned.rate)
         return [run for run in runs if self.store.find(run) is None]
 
-    def _sets_target(self, method: str) -> bool:
-        """Whether the end of the method's runs is the target."""
-        return self.section.target is None and method == BASE
-
     def _final(self, method: str, rate: str) -> list[Run]:
-        until = None if self.section.target is not None or method == BASE else self.target
+        until = self.target if self.section.target is None and method != BASE else None
         return [
             Run(self.section.name, case, self.method_of(method), rate, seed, until)
             for case in self.section.cases

@@ -69,9 +69,8 @@ _EVERY_RUN = (
     "learner.cpus=2",  # learner and rollout actor take turns, so that each can use both cores
     "rewards.check_prompts=0",  # the same prompts in every run
     "run.samples_per_step=0",
+    "evaluation.samples=1",
 )
-
-_ONE_SAMPLE = "evaluation.samples=1"
 
 TRAINED_BUNDLES, HELD_OUT_BUNDLES = 32, 30
 """Prompts of each skill: few enough that a run sees each of them several times."""
@@ -87,7 +86,6 @@ SKILLS = Section(
     config="launch/configs/tiny-cpu.yaml",
     overrides=(
         *_EVERY_RUN,
-        _ONE_SAMPLE,
         "rewards.functions=[{function: same_text}]",
         "data.columns={difficulty: skill, problem: bundle}",
         "data.chat_template=none",
@@ -145,7 +143,6 @@ UNIFORM = Section(
     config="launch/configs/tiny-cpu.yaml",
     overrides=(
         *_EVERY_RUN,
-        _ONE_SAMPLE,
         "algorithm.prompts_per_step=8",
         "algorithm.group_size=8",
         "data.eval_prompts=64",

@@ -131,8 +131,7 @@ def test_results_of_other_settings_are_refused_before_anything_starts(
 
 def with_strong_adapter(run: Path, folder: Path) -> Path:
     """A copy of a run in `folder` whose adapter changes the model's answers; four steps of training may not."""
-    for part in ("config.yaml", "adapter"):
-        (shutil.copytree if (run / part).is_dir() else shutil.copy)(run / part, folder / part)
+    shutil.copytree(run, folder)
     file = folder / "adapter" / "adapter_model.safetensors"
     save_file({name: 30 * tensor for name, tensor in load_file(file).items()}, file)
     return folder
@@ -141,7 +140,6 @@ def with_strong_adapter(run: Path, folder: Path) -> Path:
 @pytest.mark.long
 def test_benchmarks_are_evaluated_side_by_side_and_continued(whole: Path, tmp_path: Path) -> None:
     """The first command evaluates one benchmark, the second one adds another."""
-    (tmp_path / "run").mkdir()
     adapter = with_strong_adapter(whole, tmp_path / "run")
     sums = [{"question": f"{i}+{i}?", "answer": f"#### {2 * i}"} for i in range(9)]
     for name, rows in (("gsm8k", sums), ("amc23", [{"question": row["question"], "answer": "7"} for row in sums])):

@@ -248,7 +248,9 @@ def test_target_of_the_real_section_is_the_accuracy_of_the_base_at_its_end(tmp_p
     ends = {0: 0.3, 1: 0.5, 2: 0.4, 100: 0.2, 101: 0.2}
     done = do_all(plan, lambda run: result(100, 0.0, *[ends[run.seed] + (run.rate == "3e-4") / 100] * 3))
     assert plan.target == pytest.approx(0.41)
-    assert {run.until for run in done if run.method == "dapo" and run.seed >= 100} == {plan.target}
+    assert {run.until for run in done if run.method == "dapo"} == {plan.target}
+    assert {run.until for run in done if run.method == "grpo"} == {None}
+    assert {run.seed for run in done} == {0, 1, 2, *REAL.tuning_seeds}
 
 
 def test_method_with_the_settings_of_another_shares_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError
 
 from adagrpo_ray.config.rollout import RolloutSettings
 from adagrpo_ray.errors import RequestLostError, RolloutError, SyncError
@@ -209,6 +209,14 @@ def test_requests_of_a_dead_actor_go_to_another_one(error: RayError) -> None:
 
     (lost,) = asyncio.run(scenario())
     assert lost.startswith("rollout actor 0: rollout actor 0 died")
+
+
+def test_an_error_of_ray_that_is_no_death_is_an_error_of_this_library() -> None:
+    async def scenario() -> None:
+        await Member(None, "rollout actor 0").answer(Dead(ObjectLostError("f" * 56, None, "")))
+
+    with pytest.raises(RolloutError, match="rollout actor 0 failed: ObjectLostError: "):
+        asyncio.run(scenario())
 
 
 def test_a_prompt_that_was_given_up_is_sent_again_in_the_next_run() -> None:
