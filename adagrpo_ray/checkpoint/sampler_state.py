@@ -8,6 +8,7 @@ from typing import Any
 
 from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
 from adagrpo_ray.algorithm.predictor import PredictorState
+from adagrpo_ray.algorithm.rungs import RungResults
 from adagrpo_ray.data.order import check_ids
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.runs.group_codec import Arrays, arrays_of, group_of, plain_group
@@ -28,6 +29,10 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
         "planned": [plain_group(group) for group in state["planned"]],
         "results": {prompt: asdict(results) for prompt, results in state["results"].items()},
         "classes": {difficulty: asdict(results) for difficulty, results in state["classes"].items()},
+        "rungs": {
+            difficulty: {str(rung): asdict(results) for rung, results in by_rung.items()}
+            for difficulty, by_rung in state["rungs"].items()
+        },
     }
     if (predictor := state["predictor"]) is not None:
         plain["predictor"] = {"epochs": predictor.epochs, "pooled": asdict(predictor.pooled)}
@@ -51,6 +56,11 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
         "planned": [_group(group, {}, "", prompts) for group in plain.get("planned", ())],
         "results": {prompt: PromptResults(**values) for prompt, values in results.items()},
         "classes": {difficulty: ClassResults(**values) for difficulty, values in plain.get("classes", {}).items()},
+        # Earlier versions have none: each rung is tried again.
+        "rungs": {
+            difficulty: {int(rung): RungResults(**values) for rung, values in by_rung.items()}
+            for difficulty, by_rung in plain.get("rungs", {}).items()
+        },
         "predictor": _predictor(plain["predictor"], arrays) if "predictor" in plain else None,
     }
 

@@ -44,6 +44,11 @@ class AllocationSettings(Section):
     solved_every: PositiveInt = Field(
         4, description="solved and hopeless prompts take turns: each is sampled in one of this many epochs"
     )
+    judge_rungs: bool = Field(
+        True,
+        description="use a rung in a difficulty class as often as it is likely to succeed more often there than the "
+        "base parameters; if false, always",
+    )
     replace_left_out: bool = Field(
         False,
         description="other prompts take the places of solved and hopeless ones that are left out; if false, a step has "

@@ -33,10 +33,16 @@ def why(group: GroupSample, number: int, run: RunHistory) -> str:
             "prompt was given up since it kills rollout actors."
         )
     if any(c.advantage is not None for attempt in group.attempts for c in attempt.completions):
-        return f"{failed} No rung was left; it was trained on nevertheless (algorithm.on_exhausted=train)."
+        return f"{failed} {_no_rung(run)}; it was trained on nevertheless (algorithm.on_exhausted=train)."
     if name == "dapo":
         return f"{failed} DAPO drops such a group and samples another prompt."
-    return f"{failed} No rung was left, and it was not trained on (algorithm.on_exhausted=drop)."
+    return f"{failed} {_no_rung(run)}, and it was not trained on (algorithm.on_exhausted=drop)."
+
+
+def _no_rung(run: RunHistory) -> str:
+    if run.setting("algorithm.allocation.enabled") and run.setting("algorithm.allocation.judge_rungs"):
+        return "No rung was left, or the next one did not pay for its class (algorithm.allocation.judge_rungs)"
+    return "No rung was left"
 
 
 def trained_on(group: GroupSample, run: RunHistory) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from adagrpo_ray.algorithm.allocation import Share, allocate, left_out
 from adagrpo_ray.algorithm.posterior import ClassResults, Posterior, PromptResults
+from adagrpo_ray.algorithm.rungs import ClassRungs, RungResults, pays
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
@@ -55,6 +56,7 @@ class Allocator:
         self._skipped = Counter[int]()
         self._results: dict[str, PromptResults] = {}  # by prompt
         self._classes: dict[str, ClassResults] = {}  # by difficulty class
+        self._rungs: dict[str, ClassRungs] = {}  # by difficulty class
         self._ahead = min(AHEAD * settings.prompts_per_step, len(prompts))
         self._predictor: PromptPredictor | None = None
         if allocation is not None and allocation.predictor:
@@ -135,9 +137,26 @@ class Allocator:
             total = self._shared if self._replaces else self._shared * len(chosen) // self._together
             shares = allocate(posteriors, self._allocation, self._group_size, total)
         return tuple(
-            Group(prompt, epoch, step, share.size, share.start, chance=None if posterior is None else posterior.mean)
+            Group(
+                prompt,
+                epoch,
+                step,
+                share.size,
+                share.start if share.start and self._pays(prompt, epoch, share.start - 1) else 0,
+                chance=None if posterior is None else posterior.mean,
+            )
             for (prompt, epoch, posterior), share in zip(chosen, shares, strict=True)
         )
+
+    def resamples(self, group: Group) -> bool:
+        """Whether the next rung pays for a group that failed, by the results of its class."""
+        return self._pays(group.prompt, group.epoch, len(group.attempts) + group.start - 1)
+
+    def _pays(self, prompt: Prompt, epoch: int, rung: int) -> bool:
+        if self._allocation is None or not self._allocation.judge_rungs:
+            return True
+        seed = f"{self._run_seed}/{prompt.id}/{epoch}/{rung}"
+        return pays(self._rungs.get(prompt.difficulty, {}), rung, seed)
 
     def _left_out(self, prompt: Prompt, epoch: int, posterior: Posterior | None) -> bool:
         if self._allocation is None:
@@ -168,10 +187,10 @@ class Allocator:
             posterior.mean, prior.mean, None if of_class is None else of_class.rate, int(correct.sum()), len(correct)
         )
 
-    def learn(self, first_attempts: Sequence[Group]) -> tuple[Forecast, ...]:
-        """Learn from the newest completions of groups whose attempts are first ones, or their commits.
+    def learn(self, attempts: Sequence[Group]) -> tuple[Forecast, ...]:
+        """Learn from the newest completions of groups; returns the success rates that were expected before.
 
-        Returns the success rates that were expected before.
+        Results on a rung are those of all attempts. Those of prompts and classes are of first attempts and commits.
 
         Resamples would bias the results of a prompt, since they end at a success. A commit does not: whatever decided
         on it, its completions are drawn at the success rate of the prompt. It would bias those of the class, since
@@ -180,6 +199,7 @@ class Allocator:
         if self._allocation is None:
             return ()
         discount = self._allocation.discount
+        first_attempts = [group for group in attempts if not group.resamples]
         begun = [group for group in first_attempts if group.last.part != "commit"]
         forecasts = tuple(forecast for group in begun if (forecast := self._forecast(group)) is not None)
         if self._predictor is not None:
@@ -187,6 +207,7 @@ class Allocator:
         counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for group in begun:
             counts[group.prompt.difficulty].append((int(group.last.correct.sum()), len(group.last.correct)))
+        self._learn_rungs(attempts, discount ** (1 / 4))  # which rung is better changes more slowly than the rates
         for difficulty, of_prompts in counts.items():
             before = self._classes.get(difficulty, ClassResults())
             self._classes[difficulty] = before.after(of_prompts, discount)
@@ -200,6 +221,17 @@ class Allocator:
             self._predictor.learn(begun, self._classes)
         return forecasts
 
+    def _learn_rungs(self, attempts: Sequence[Group], discount: float) -> None:
+        counts: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for group in attempts:
+            if group.last.part != "commit":
+                result = (int(group.last.correct.sum()), len(group.last.correct))
+                counts[group.prompt.difficulty][group.last.rung].append(result)
+        for difficulty, by_rung in counts.items():
+            before = self._rungs.get(difficulty, {})
+            after = {rung: before.get(rung, RungResults()).after(found, discount) for rung, found in by_rung.items()}
+            self._rungs[difficulty] = {**before, **after}
+
     def state_dict(self) -> dict[str, Any]:
         """The state that determines the next groups."""
         return {
@@ -207,6 +239,7 @@ class Allocator:
             "planned": list(self._planned),
             "results": dict(self._results),
             "classes": dict(self._classes),
+            "rungs": dict(self._rungs),
             "predictor": None if self._predictor is None else self._predictor.state_dict(),
         }
 
@@ -215,5 +248,6 @@ class Allocator:
         self._prompts.load_state_dict(state["prompts"])
         self._planned = tuple(state["planned"])
         self._results, self._classes = dict(state["results"]), dict(state["classes"])
+        self._rungs = dict(state["rungs"])
         if self._predictor is not None and state["predictor"] is not None:
             self._predictor.load_state_dict(state["predictor"])

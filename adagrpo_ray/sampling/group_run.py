@@ -35,12 +35,14 @@ class GroupSampler:
         method: Method,
         generate: Generate,
         score: Score,
+        resamples: Callable[[Group], bool],
         *,
         max_new_tokens: int,
         seed: int,
         drop_failed: bool,
     ) -> None:
         self._settings, self._method, self._generate, self._score = settings, method, generate, score
+        self._resamples = resamples  # whether a group that failed is sampled again, if a rung is left
         self._max_new_tokens, self._drop_failed = max_new_tokens, drop_failed
         self._planner = Planner(method.ladder.base, settings.pilot_size, max_new_tokens, seed)
 
@@ -105,7 +107,7 @@ class GroupSampler:
                 run.next = self._planner.commit(group)
             case "resample":
                 sampling = self._method.ladder.next(group, step)
-                if sampling is None:
+                if sampling is None or (group.attempts and not self._resamples(group)):
                     run.state = "exhausted"
                 elif run.history and self._settings.resample == "deferred":
                     run.state = "waiting"

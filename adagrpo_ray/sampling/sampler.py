@@ -38,7 +38,14 @@ class AdaptiveSampler:
         self._settings, self._max_new_tokens = settings, max_new_tokens
         self.allocator = Allocator(prompts, settings, method.allocation, seed)
         self._groups = GroupSampler(
-            settings, method, generate, score, max_new_tokens=max_new_tokens, seed=seed, drop_failed=drop_failed
+            settings,
+            method,
+            generate,
+            score,
+            self.allocator.resamples,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            drop_failed=drop_failed,
         )
         self._drop_failed = drop_failed
         self._waiting: tuple[Group, ...] = ()
@@ -125,7 +132,7 @@ class AdaptiveSampler:
         ]
         self._waiting = (*self._waiting, *late, *waiting)
         attempts = tuple(group for run in runs for group in run.history)
-        forecasts = self.allocator.learn([group for group in attempts if not group.resamples])
+        forecasts = self.allocator.learn(attempts)
         left_out = claim.left_out()
         return Collection(
             ready=tuple(run.group for run in runs if run.state == "ready"),

@@ -114,6 +114,11 @@ METHODS: dict[str, Method] = {
         _REALISTIC,
         drawn=True,
     ),
+    "adagrpo-every-rung": Method(
+        "Failing groups climb the ladder, and hard prompts start on it, whether or not its rungs pay.",
+        ("algorithm.allocation.judge_rungs=false",),
+        _SKILLS,
+    ),
     "adagrpo-no-resample": Method("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
     "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _SKILLS),
     "adagrpo-statistics-last": Method(

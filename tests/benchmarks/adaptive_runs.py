@@ -34,11 +34,14 @@ def settings_hash(run: Run, folder: Path) -> str:
     """A hash of the settings of a run, and of the accuracy and the tokens that end it, as 10 hex digits.
 
     Leaves out settings that are null, so that a new one that is off by default does not change the hash. If null stands
-    for the default of the method, the hash has that default. Of the paths of model and data only the last part counts.
+    for the default of the method, the hash has that default. Without an allocation its settings do not count. Of the
+    paths of model and data only the last part counts.
     """
     config = configure(run, folder)
     settings = config.model_dump(mode="json", exclude=_NOT_OF_THE_RUN)
     algorithm = config.algorithm
+    if not algorithm.allocates:
+        del settings["algorithm"]["allocation"]
     settings["algorithm"] |= {
         "num_iterations": algorithm.updates_per_batch,
         "train_on": algorithm.selection,

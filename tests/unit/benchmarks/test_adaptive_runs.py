@@ -137,6 +137,15 @@ def test_hash_of_a_default_of_the_method_is_that_of_its_value(tmp_path: Path, mo
     assert of_defaults == of_values != of_others
 
 
+def test_settings_of_an_allocation_count_only_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpo", "adagrpo"):
+        changed = (f"algorithm.name={name}", "algorithm.allocation.discount=0.6")
+        monkeypatch.setitem(methods.METHODS, f"{name}-changed", methods.Method("", changed))
+    of = {m: runs.settings_hash(replace(RUN, method=m), tmp_path) for m in methods.METHODS}
+    assert of["grpo"] == of["grpo-changed"]
+    assert of["adagrpo"] != of["adagrpo-changed"]
+
+
 def test_hash_changes_with_settings_and_end_and_not_with_the_folder(tmp_path: Path) -> None:
     own = runs.settings_hash(RUN, tmp_path)
     others = [

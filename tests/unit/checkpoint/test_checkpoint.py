@@ -14,6 +14,7 @@ import pytest
 
 from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
 from adagrpo_ray.algorithm.predictor import PredictorState
+from adagrpo_ray.algorithm.rungs import RungResults
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.files import load, newest, save, set_latest
 from adagrpo_ray.checkpoint.resume import FOLDER, find_past, progress_of
@@ -64,6 +65,7 @@ class TestSampler:
             "planned": [replace(make_group(prompt=PROMPTS["q"], epoch=8), chance=0.1 + 0.2)],
             "results": {"p": PromptResults(0.1 + 0.2, 2.0, 1 / 3)},
             "classes": {"": ClassResults(), "5 digits": ClassResults(0.1 + 0.2, 8.0, 1e-17, 1 / 3, -1 / 7, 0.0)},
+            "rungs": {"5 digits": {-1: RungResults(0.1 + 0.2, 8.0), 0: RungResults(1 / 3, 1e-17)}, "": {}},
             "predictor": PredictorState(
                 {"q": 8, "p": 7},
                 ClassResults(1 / 3, 8.0),
@@ -89,7 +91,7 @@ class TestSampler:
 
     def test_empty_state_is_restored(self, tmp_path: Path) -> None:
         empty: dict[str, Any] = {"prompts": {"taken": 0, "ids": IDS}}
-        empty |= {"waiting": [], "planned": [], "results": {}, "classes": {}, "predictor": None}
+        empty |= {"waiting": [], "planned": [], "results": {}, "classes": {}, "rungs": {}, "predictor": None}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")
@@ -107,6 +109,11 @@ class TestSampler:
         del plain["planned"], plain["waiting"][0]["chance"]
         back = from_plain(plain, arrays, PROMPTS)
         assert (back["planned"], back["waiting"][0].chance) == ([], None)
+
+    def test_state_of_a_version_without_results_of_rungs_is_read(self) -> None:
+        plain, arrays = to_plain(self.state())
+        del plain["rungs"]
+        assert from_plain(plain, arrays, PROMPTS)["rungs"] == {}
 
     def test_groups_to_replay_of_an_earlier_version_are_left_out(self) -> None:
         plain, arrays = to_plain(self.state())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adagrpo_ray.algorithm.rungs import RungResults
 from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
@@ -19,8 +20,8 @@ from adagrpo_ray.types import Floats, Group
 from tests.support.builders import make_attempt, make_group, make_prompt
 
 SEED = 7
-CLASSIC = {"solved_above": 0.95, "replace_left_out": True}
-"""Prompts are left out only if they are all but certain, and others take their places."""
+CLASSIC = {"solved_above": 0.95, "replace_left_out": True, "judge_rungs": False}
+"""Prompts are left out only if they are all but certain, and others take their places. Rungs are always used."""
 BY_VALUE = {"rule": "value", "discount": 1.0}
 SOLVED, EASY, MIXED, HARD = [1.0] * 8, [1.0] * 7 + [0.0], [1.0, 0.0] * 4, [1.0] + [0.0] * 7
 
@@ -134,6 +135,26 @@ def test_a_prompt_that_failed_before_its_class_was_solved_is_left_out_like_the_o
         learn(allocator, {f"s{n}": SOLVED for n in range(100, 104)})
     draw(allocator, 20, 2)
     assert allocator.skipped(2) > 40
+
+
+@pytest.mark.parametrize(("on_rung", "starts"), [([1.0] + [0.0] * 7, {1}), ([0.0] * 8, {0, 1})])
+def test_hard_prompts_start_on_the_rung_as_often_as_it_pays(on_rung: list[float], starts: set[int]) -> None:
+    allocator = make_allocator(" ".join(f"s{n}" for n in range(200)), judge_rungs=True, discount=1.0)
+    failed = [make_group([0.0] * 8, prompt=make_prompt(f"s{n}", "s")) for n in range(200, 240)]
+    allocator.learn(failed)
+    allocator.learn([group.with_attempt(make_attempt(on_rung, rung=0)) for group in failed])
+    assert {group.start for group in draw(allocator, 200, 3)} == starts
+
+
+def test_results_on_a_rung_are_those_of_all_attempts_but_commits() -> None:
+    allocator = make_allocator("a1 a2", 2, discount=1.0)
+    first = make_group(make_attempt([0, 0]), prompt=make_prompt("a1", "a"))
+    on_rung = make_group(make_attempt([0, 1, 1], rung=0), prompt=make_prompt("a2", "a"))
+    allocator.learn([first, on_rung])
+    allocator.learn([first.with_attempt(make_attempt([1, 0], rung=0))])
+    pilot = make_group(make_attempt([1, 0], part="pilot"), prompt=make_prompt("a1", "a"))
+    allocator.learn([pilot, pilot.with_attempt(make_attempt([1, 1, 1], part="commit"))])
+    assert allocator.state_dict()["rungs"] == {"a": {-1: RungResults(1, 3), 0: RungResults(3, 2)}}
 
 
 def test_a_commit_counts_for_its_prompt_and_not_for_its_class() -> None:

@@ -806,7 +806,10 @@ def test_the_overlong_penalty_is_part_of_the_rewards() -> None:
     assert step.ready[0].last.rewards_by_function.tolist() == [[1.0], [0.0]]
 
 
-ALLOCATION = {"enabled": True, "min_group": 2, "max_group": 4, "discount": 1.0, "hard_below": 0.3, "solved_above": 0.7}
+ALLOCATION = {
+    "enabled": True, "min_group": 2, "max_group": 4, "discount": 1.0, "hard_below": 0.3, "solved_above": 0.7,
+    "judge_rungs": False,
+}  # fmt: skip
 
 
 def test_allocation_sizes_a_group_by_its_prompts_earlier_epochs() -> None:
@@ -819,6 +822,26 @@ def test_allocation_sizes_a_group_by_its_prompts_earlier_epochs() -> None:
     assert fake.of("hard")[3].sampling == WARM
     assert second.exhausted[0].attempts[0].rung == 0
     assert first.exhausted[0].attempts[0].rung == -1
+
+
+@pytest.mark.parametrize("resample", ["immediate", "deferred"])
+def test_failed_groups_are_sampled_again_where_the_rung_pays(resample: str) -> None:
+    """Groups of `warm` succeed on the rung alone, and those of `cold` at the base alone."""
+    names = [f"{kind}{n}" for n in range(60) for kind in ("warm", "cold")]
+    scripts = {name: [FAIL, PASS] if name.startswith("warm") else [FAIL, FAIL] for name in names}
+    scripts |= {f"cold{n}": [PASS] for n in range(0, 60, 2)}
+    settings = {"prompts_per_step": 6, "max_group_age": 9, "resample": resample}
+    settings["allocation"] = {"min_group": 2, "max_group": 2, "discount": 1.0, "hard_below": 0.0, "solved_above": 1.0}
+    sampler = make_sampler(
+        Fake(scripts), prompts=names, difficulties={name: name[:4] for name in names},
+        ladder=Ladder(BASE, ((1, (WARM,)),)), **settings,
+    )  # fmt: skip
+    steps = run_steps(sampler, 12)
+    again = Counter(group.prompt.difficulty for step in steps for group in step.attempts if group.resamples)
+    given_up = Counter(group.prompt.difficulty for step in steps for group in step.exhausted if not group.resamples)
+    assert again["warm"] > 3 * again["cold"] > 0
+    assert given_up["cold"] > 3 * given_up["warm"]
+    assert not {group.prompt.id for step in steps for group in step.ready if group.resamples} & {"cold"}
 
 
 def test_allocation_leaves_out_solved_prompts_but_never_all() -> None:
