@@ -34,7 +34,6 @@ SHOWN = (
         "learner.schedule",
         "learner.warmup_ratio",
         "learner.weight_decay",
-        "learner.max_grad_norm",
     ),
     *("model.lora.r", "model.lora.alpha", "model.lora.dropout", "model.lora.targets", "model.dtype"),
     *("rollout.max_new_tokens", "rewards.correct_by", "rewards.correct_above"),
@@ -131,6 +130,7 @@ def _in_effect(config: Config) -> Iterator[tuple[str, Any]]:
     yield "algorithm.train_size", algorithm.trained_at_most
     yield "algorithm.advantage_scale", algorithm.scale
     yield "algorithm.num_iterations", algorithm.updates_per_batch
+    yield "learner.max_grad_norm", config.max_grad_norm
 
 
 def results(config: Config, summary: Summary) -> str:

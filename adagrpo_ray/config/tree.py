@@ -56,6 +56,17 @@ class Config(Section):
         yield from conflicts.of_best_checkpoint(self.checkpoint, self.evaluation, self.data)
 
     @property
+    def max_grad_norm(self) -> float:
+        """`learner.max_grad_norm`, or its default.
+
+        A rare success has a large advantage over the mean, and so a large gradient, which may undo what other prompts
+        have taught.
+        """
+        if self.learner.max_grad_norm is not None:
+            return self.learner.max_grad_norm
+        return 0.2 if self.algorithm.scale == "mean" else 1.0
+
+    @property
     def uses_phases(self) -> bool:
         """Whether some completions may be sampled with other parameters after the thought."""
         a = self.algorithm

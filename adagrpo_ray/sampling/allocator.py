@@ -10,7 +10,7 @@ from typing import Any
 
 from adagrpo_ray.algorithm.allocation import Share, allocate, left_out
 from adagrpo_ray.algorithm.posterior import ClassResults, Posterior, PromptResults
-from adagrpo_ray.algorithm.rungs import ClassRungs, RungResults, pays
+from adagrpo_ray.algorithm.rungs import BASE, ClassRungs, RungResults, pays
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
@@ -207,7 +207,7 @@ class Allocator:
         counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for group in begun:
             counts[group.prompt.difficulty].append((int(group.last.correct.sum()), len(group.last.correct)))
-        self._learn_rungs(attempts, discount ** (1 / 4))  # which rung is better changes more slowly than the rates
+        self._learn_rungs(attempts, discount)
         for difficulty, of_prompts in counts.items():
             before = self._classes.get(difficulty, ClassResults())
             self._classes[difficulty] = before.after(of_prompts, discount)
@@ -229,7 +229,11 @@ class Allocator:
                 counts[group.prompt.difficulty][group.last.rung].append(result)
         for difficulty, by_rung in counts.items():
             before = self._rungs.get(difficulty, {})
-            after = {rung: before.get(rung, RungResults()).after(found, discount) for rung, found in by_rung.items()}
+            after = {
+                # What a rung can do changes more slowly than the success rate of the policy.
+                rung: before.get(rung, RungResults()).after(found, discount if rung == BASE else discount ** (1 / 4))
+                for rung, found in by_rung.items()
+            }
             self._rungs[difficulty] = {**before, **after}
 
     def state_dict(self) -> dict[str, Any]:

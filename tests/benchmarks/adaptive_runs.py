@@ -48,6 +48,7 @@ def settings_hash(run: Run, folder: Path) -> str:
         "train_size": algorithm.trained_at_most,
         "advantage_scale": algorithm.scale,
     }
+    settings["learner"]["max_grad_norm"] = config.max_grad_norm
     for key in (("model", "path"), ("data", "source")):
         settings[key[0]][key[1]] = Path(settings[key[0]][key[1]]).name
     section = SECTIONS[run.section]

@@ -107,13 +107,13 @@ def test_ladder_table_has_all_triggers() -> None:
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("adagrpo", ("max_variance", "4", "mean", "2")), ("grpo", ("last", None, "std", "1"))],
+    [("adagrpo", ("max_variance", "4", "mean", "2", "0.2")), ("grpo", ("last", None, "std", "1", "1.0"))],
 )
 def test_card_has_the_defaults_of_the_method(name: str, values: tuple[str | None, ...]) -> None:
     text = card(algorithm={"name": name, "group_size": 8}).partition("<details>")[0]
-    keys = ("train_on", "train_size", "advantage_scale", "num_iterations")
-    for key, value in zip(keys, values, strict=True):
-        assert re.findall(rf"\| `algorithm\.{key}` \| (.*) \|", text) == [value] * (value is not None)
+    keys = ("algorithm.train_on", "algorithm.train_size", "algorithm.advantage_scale", "algorithm.num_iterations")
+    for key, value in zip((*keys, "learner.max_grad_norm"), values, strict=True):
+        assert re.findall(rf"\| `{re.escape(key)}` \| (.*) \|", text) == [value] * (value is not None)
 
 
 def test_card_of_grpo_has_no_ladder() -> None:

@@ -17,6 +17,7 @@ from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.errors import first_line
+from adagrpo_ray.learner.deepspeed_setup import deepspeed_config
 from adagrpo_ray.types import SamplingParams
 from tests.support.places import CONFIGS as CONFIG_FOLDER
 from tests.support.settings_files import refusal, written
@@ -35,6 +36,21 @@ algorithm:
 
 def test_defaults_are_valid() -> None:
     assert Config.load(None) == Config()
+
+
+@pytest.mark.parametrize(
+    ("tree", "norm"),
+    [
+        ({}, 0.2),
+        ({"algorithm": {"advantage_scale": "std"}}, 1.0),
+        ({"algorithm": {"name": "grpo"}}, 1.0),
+        ({"algorithm": {"name": "grpo", "advantage_scale": "mean"}}, 0.2),
+        ({"learner": {"max_grad_norm": 0.7}}, 0.7),
+    ],
+)
+def test_gradients_of_advantages_over_the_mean_are_clipped_to_a_smaller_norm(tree: dict[str, Any], norm: float) -> None:
+    config = Config.model_validate(tree)
+    assert config.max_grad_norm == norm == deepspeed_config(config)["gradient_clipping"]
 
 
 def test_name_in_earlier_model_cards_still_loads() -> None:
