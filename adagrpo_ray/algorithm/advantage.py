@@ -20,7 +20,7 @@ def advantages(
     the last attempt stands out against every earlier failure. `batch` has those of all groups of the batch together.
     Standard deviations are of the sample. Without a scale above 0 there is nothing to compare with, and all advantages
     are 0: also those of rewards beyond the statistics, if they are of the last attempt alone and its rewards are equal.
-    The scale is, by `settings.scale`:
+    The scale is, by `settings.advantage_scale`:
 
     - `std`: the group's standard deviation + epsilon. With one attempt this is GRPO's advantage (DeepSeekMath, arXiv
       2402.03300, section 4.1.2).
@@ -34,7 +34,7 @@ def advantages(
     second attempt are [2.4742, -0.3535, -0.3535, -0.3535] with `std`, [0.875, -0.125, -0.125, -0.125] with `none`, and
     [7, -1, -1, -1] with `mean`.
     """
-    match settings.scale:
+    match settings.advantage_scale:
         case "std":
             scale, added = group.std, settings.advantage_epsilon
         case "none":

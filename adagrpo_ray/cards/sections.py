@@ -23,7 +23,12 @@ METHODS = {"adagrpo": "adaptive GRPO", "grpo": "GRPO", "dapo": "DAPO's dynamic s
 SHOWN = (
     *("algorithm.name", "run.steps", "run.seed", "algorithm.prompts_per_step", "algorithm.group_size"),
     *("algorithm.criterion.kind", "algorithm.criterion.threshold", "algorithm.resample", "algorithm.on_exhausted"),
-    *("algorithm.advantage_statistics", "algorithm.allocation.enabled", "algorithm.allocation.rule"),
+    *(
+        "algorithm.advantage_scale",
+        "algorithm.advantage_statistics",
+        "algorithm.allocation.enabled",
+        "algorithm.allocation.rule",
+    ),
     *("algorithm.budget", "algorithm.max_staleness"),
     *("algorithm.loss.kind", "algorithm.loss.epsilon", "algorithm.loss.epsilon_high", "algorithm.loss.beta"),
     *("algorithm.loss.correction", "algorithm.loss.correction_mode", "algorithm.loss.correction_floor"),
@@ -128,7 +133,6 @@ def _in_effect(config: Config) -> Iterator[tuple[str, Any]]:
     algorithm = config.algorithm
     yield "algorithm.train_on", algorithm.selection
     yield "algorithm.train_size", algorithm.trained_at_most
-    yield "algorithm.advantage_scale", algorithm.scale
     yield "algorithm.num_iterations", algorithm.updates_per_batch
     yield "learner.max_grad_norm", config.max_grad_norm
 

@@ -107,18 +107,19 @@ Scale = Literal["std", "none", "batch", "mean"]
 
 @dataclass(frozen=True)
 class MethodDefaults:
-    """Values of settings that are null: `num_iterations`, `train_on` and `advantage_scale`."""
+    """Values of settings that are null: `num_iterations`, `train_on`, and `max_grad_norm` of the learner."""
 
     num_iterations: int
     train_on: TrainOn
-    advantage_scale: Scale
+    max_grad_norm: float
 
 
 METHOD_DEFAULTS = {
-    "grpo": MethodDefaults(1, "last", "std"),
-    "dapo": MethodDefaults(1, "last", "std"),
-    # By docs/results/skills.json; half of the completions pay for the second update.
-    "adagrpo": MethodDefaults(2, "max_variance", "mean"),
+    "grpo": MethodDefaults(1, "last", 1.0),
+    "dapo": MethodDefaults(1, "last", 1.0),
+    # By docs/results/skills.json; half of the completions pay for the second update. Two updates on few completions
+    # may undo what other prompts have taught, unless the gradients of rare successes are bounded.
+    "adagrpo": MethodDefaults(2, "max_variance", 0.2),
 }
 
 
@@ -188,11 +189,10 @@ class AlgorithmSettings(Section):
     overlong_buffer: PositiveInt | None = Field(
         None, description="tokens before the limit over which a length penalty grows from 0 to 1; null: no penalty"
     )
-    advantage_scale: Scale | None = Field(
-        None,
+    advantage_scale: Scale = Field(
+        "std",
         description="divisor of advantages: the standard deviation of the group's rewards, none (Dr. GRPO), the "
-        "standard deviation of all groups' rewards (Lite PPO), or their mean above the lowest one or 0 (MaxRL); null: "
-        "mean for adagrpo, std for grpo and dapo",
+        "standard deviation of all groups' rewards (Lite PPO), or their mean above the lowest one or 0 (MaxRL)",
     )
     advantage_statistics: Literal["all", "last", "trained"] = Field(
         "all",
@@ -286,7 +286,7 @@ class AlgorithmSettings(Section):
         """
         if self.advantage_bound is not None:
             return self.advantage_bound
-        return 10.0 if self.scale in ("std", "batch") else math.inf
+        return 10.0 if self.advantage_scale in ("std", "batch") else math.inf
 
     @property
     def selection(self) -> TrainOn:
@@ -299,11 +299,6 @@ class AlgorithmSettings(Section):
         if self.selection == "max_variance" and self.train_size is None:
             return max(2, (self.group_size + 1) // 2)
         return self.train_size
-
-    @property
-    def scale(self) -> Scale:
-        """`advantage_scale`, or the default of the method."""
-        return METHOD_DEFAULTS[self.name].advantage_scale if self.advantage_scale is None else self.advantage_scale
 
     @property
     def allocates(self) -> bool:

@@ -30,7 +30,7 @@ class LearnerSettings(Section):
     max_grad_norm: float | None = Field(
         None,
         gt=0.0,
-        description="gradients are clipped to this norm; null: 0.2 if algorithm.advantage_scale is mean, else 1",
+        description="gradients are clipped to this norm; null: 0.2 for adagrpo, 1 for grpo and dapo",
     )
     max_skipped_updates: PositiveInt | None = Field(
         3,

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from adagrpo_ray.config import conflicts
-from adagrpo_ray.config.algorithm import AlgorithmSettings
+from adagrpo_ray.config.algorithm import METHOD_DEFAULTS, AlgorithmSettings
 from adagrpo_ray.config.data import ArithmeticSettings, DataSettings
 from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.config.learner import LearnerSettings
@@ -57,14 +57,9 @@ class Config(Section):
 
     @property
     def max_grad_norm(self) -> float:
-        """`learner.max_grad_norm`, or its default.
-
-        A rare success has a large advantage over the mean, and so a large gradient, which may undo what other prompts
-        have taught.
-        """
-        if self.learner.max_grad_norm is not None:
-            return self.learner.max_grad_norm
-        return 0.2 if self.algorithm.scale == "mean" else 1.0
+        """`learner.max_grad_norm`, or the default of the method."""
+        norm = self.learner.max_grad_norm
+        return METHOD_DEFAULTS[self.algorithm.name].max_grad_norm if norm is None else norm
 
     @property
     def uses_phases(self) -> bool:

@@ -230,7 +230,7 @@ class Allocator:
         for difficulty, by_rung in counts.items():
             before = self._rungs.get(difficulty, {})
             after = {
-                # What a rung can do changes more slowly than the success rate of the policy.
+                # Rungs have fewer results, and the base must show soon that the policy has forgotten a class.
                 rung: before.get(rung, RungResults()).after(found, discount if rung == BASE else discount ** (1 / 4))
                 for rung, found in by_rung.items()
             }

@@ -66,6 +66,7 @@ METHODS: dict[str, Method] = {
             "algorithm.train_on=all",
             "algorithm.advantage_scale=std",
             "algorithm.num_iterations=1",
+            "learner.max_grad_norm=1",
             "algorithm.loss.epsilon_high=0.28",
         ),
         drawn=True,
@@ -83,6 +84,7 @@ METHODS: dict[str, Method] = {
             "algorithm.advantage_scale=none",
             "algorithm.advantage_statistics=all",
             "algorithm.num_iterations=1",
+            "learner.max_grad_norm=1",
             "algorithm.loss.epsilon_high=0.28",
         ),
         drawn=True,
@@ -105,6 +107,7 @@ METHODS: dict[str, Method] = {
             "algorithm.advantage_scale=std",
             "algorithm.advantage_statistics=all",
             "algorithm.num_iterations=1",
+            "learner.max_grad_norm=1",
         ),
         drawn=True,
     ),
@@ -141,7 +144,10 @@ METHODS: dict[str, Method] = {
     "adagrpo-train-last": Method(
         "Trained on all completions of the last attempt.", ("algorithm.train_on=last",), _SKILLS
     ),
-    "adagrpo-scale-std": Method("Advantages over the std of their group.", ("algorithm.advantage_scale=std",), _SKILLS),
+    "adagrpo-scale-mean": Method(
+        "MaxRL: advantages over the mean of their group.", ("algorithm.advantage_scale=mean",), _SKILLS
+    ),
+    "adagrpo-norm-1": Method("Gradients are clipped to the norm 1, as in grpo.", ("learner.max_grad_norm=1",), _SKILLS),
     "adagrpo-unlabelled": Method(
         "The class of a prompt is hidden, so that only its own results can size its groups.",
         ("data.columns.difficulty=null",),

@@ -46,7 +46,6 @@ def settings_hash(run: Run, folder: Path) -> str:
         "num_iterations": algorithm.updates_per_batch,
         "train_on": algorithm.selection,
         "train_size": algorithm.trained_at_most,
-        "advantage_scale": algorithm.scale,
     }
     settings["learner"]["max_grad_norm"] = config.max_grad_norm
     for key in (("model", "path"), ("data", "source")):

@@ -51,8 +51,10 @@ def test_no_two_methods_of_a_section_have_the_same_settings(tmp_path: Path, sect
 @pytest.mark.parametrize("section", list(sections.SECTIONS))
 def test_published_rule_has_none_of_the_defaults_of_the_package(tmp_path: Path, section: str) -> None:
     case = next(iter(sections.SECTIONS[section].cases))
-    chosen = sections.configure(sections.Run(section, case, "adagrpo-published", "1e-3", 3), tmp_path).algorithm
-    assert (chosen.selection, chosen.scale, chosen.advantage_statistics) == ("last", "std", "all")
+    config = sections.configure(sections.Run(section, case, "adagrpo-published", "1e-3", 3), tmp_path)
+    chosen = config.algorithm
+    assert (chosen.selection, chosen.advantage_scale, chosen.advantage_statistics) == ("last", "std", "all")
+    assert config.max_grad_norm == 1.0
     assert (chosen.updates_per_batch, chosen.allocates, chosen.resample) == (1, False, "immediate")
     retries = [(trigger.from_step, sum(rung.times for rung in trigger.rungs)) for trigger in chosen.triggers]
     assert retries == [(1, 2), (100, 4), (300, 8), (700, 16)]
@@ -70,8 +72,10 @@ def test_published_rule_has_none_of_the_defaults_of_the_package(tmp_path: Path, 
 def test_rows_of_other_authors_have_the_settings_of_their_rules(
     tmp_path: Path, method: str, updates: int, selection: str, scale: str
 ) -> None:
-    chosen = sections.configure(sections.Run("skills", "all", method, "1e-3", 3), tmp_path).algorithm
-    assert (chosen.updates_per_batch, chosen.selection, chosen.scale) == (updates, selection, scale)
+    config = sections.configure(sections.Run("skills", "all", method, "1e-3", 3), tmp_path)
+    chosen = config.algorithm
+    assert (chosen.updates_per_batch, chosen.selection, chosen.advantage_scale) == (updates, selection, scale)
+    assert config.max_grad_norm == 1.0
     assert not chosen.allocates
 
 
@@ -128,11 +132,11 @@ def test_run_of_another_definition_is_not_found(tmp_path: Path, monkeypatch: pyt
 
 
 def test_hash_of_a_default_of_the_method_is_that_of_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = ("algorithm.train_on=max_variance", "algorithm.train_size=4", "algorithm.advantage_scale=mean")
+    named = ("algorithm.train_on=max_variance", "algorithm.train_size=4", "learner.max_grad_norm=0.2")
     monkeypatch.setitem(methods.METHODS, "named", methods.Method("", (*named, "algorithm.num_iterations=2")))
     of_defaults, of_values, of_others = (
         runs.settings_hash(replace(RUN, method=method), tmp_path)
-        for method in ("adagrpo", "named", "adagrpo-scale-std")
+        for method in ("adagrpo", "named", "adagrpo-scale-mean")
     )
     assert of_defaults == of_values != of_others
 

@@ -42,13 +42,12 @@ def test_defaults_are_valid() -> None:
     ("tree", "norm"),
     [
         ({}, 0.2),
-        ({"algorithm": {"advantage_scale": "std"}}, 1.0),
         ({"algorithm": {"name": "grpo"}}, 1.0),
-        ({"algorithm": {"name": "grpo", "advantage_scale": "mean"}}, 0.2),
+        ({"algorithm": {"name": "dapo"}}, 1.0),
         ({"learner": {"max_grad_norm": 0.7}}, 0.7),
     ],
 )
-def test_gradients_of_advantages_over_the_mean_are_clipped_to_a_smaller_norm(tree: dict[str, Any], norm: float) -> None:
+def test_gradients_are_clipped_to_the_norm_of_the_method(tree: dict[str, Any], norm: float) -> None:
     config = Config.model_validate(tree)
     assert config.max_grad_norm == norm == deepspeed_config(config)["gradient_clipping"]
 

@@ -242,10 +242,14 @@ def test_max_variance_trains_on_half_of_a_group_by_default(group_size: int, trai
     assert sum(s.advantage > 0 for s in samples) == 1
 
 
-def test_adagrpo_has_the_advantages_of_maxrl_and_half_of_the_completions_by_default() -> None:
+def test_adagrpo_has_the_statistics_of_all_attempts_and_half_of_the_completions_by_default() -> None:
     group = make_group([0] * 4, [1, 0, 0, 0])
-    defaults = AlgorithmSettings(group_size=4)
-    assert [s.advantage for s in training_samples([group], defaults, 10)] == pytest.approx([7, -1])
+    of_defaults, of_maxrl = (
+        [s.advantage for s in training_samples([group], AlgorithmSettings(group_size=4, **scale), 10)]
+        for scale in ({}, {"advantage_scale": "mean"})
+    )
+    assert of_defaults == pytest.approx([2.4742, -0.3535], abs=1e-4)
+    assert of_maxrl == pytest.approx([7, -1])
 
 
 def test_train_size_limits_balanced_completions() -> None:
