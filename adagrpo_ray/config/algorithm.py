@@ -117,8 +117,8 @@ class MethodDefaults:
 METHOD_DEFAULTS = {
     "grpo": MethodDefaults(1, "last", 1.0),
     "dapo": MethodDefaults(1, "last", 1.0),
-    # By docs/results/skills.json; half of the completions pay for the second update. Two updates on few completions
-    # may undo what other prompts have taught, unless the gradients of rare successes are bounded.
+    # By docs/results/skills.json; half of the completions pay for the second update. The gradient of a rare success is
+    # large, and two updates on it may undo the effect of other prompts unless its norm is bounded.
     "adagrpo": MethodDefaults(2, "max_variance", 0.2),
 }
 
