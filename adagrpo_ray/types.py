@@ -181,6 +181,11 @@ class Group:
         return self.attempts[-2:] if self.last.part == "commit" else self.attempts[-1:]
 
     @property
+    def next_rung(self) -> int:
+        """The rung of the next attempt of a group without a commit; -1: the base parameters."""
+        return len(self.attempts) + self.start - 1
+
+    @property
     def resamples(self) -> int:
         """The number of attempts after the first one; a commit is part of its attempt."""
         return sum(attempt.part != "commit" for attempt in self.attempts[1:])

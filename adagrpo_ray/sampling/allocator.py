@@ -136,27 +136,20 @@ class Allocator:
         if self._allocation is not None:
             total = self._shared if self._replaces else self._shared * len(chosen) // self._together
             shares = allocate(posteriors, self._allocation, self._group_size, total)
-        return tuple(
-            Group(
-                prompt,
-                epoch,
-                step,
-                share.size,
-                share.start if share.start and self._pays(prompt, epoch, share.start - 1) else 0,
-                chance=None if posterior is None else posterior.mean,
-            )
+        groups = [
+            Group(prompt, epoch, step, share.size, share.start, chance=None if posterior is None else posterior.mean)
             for (prompt, epoch, posterior), share in zip(chosen, shares, strict=True)
+        ]
+        return tuple(
+            replace(group, start=0) if group.start and not self.rung_pays(group) else group for group in groups
         )
 
-    def resamples(self, group: Group) -> bool:
-        """Whether the next rung pays for a group that failed, by the results of its class."""
-        return self._pays(group.prompt, group.epoch, len(group.attempts) + group.start - 1)
-
-    def _pays(self, prompt: Prompt, epoch: int, rung: int) -> bool:
+    def rung_pays(self, group: Group) -> bool:
+        """Whether the next rung of a group pays, by the results of its class."""
         if self._allocation is None or not self._allocation.judge_rungs:
             return True
-        seed = f"{self._run_seed}/{prompt.id}/{epoch}/{rung}"
-        return pays(self._rungs.get(prompt.difficulty, {}), rung, seed)
+        seed = f"{self._run_seed}/{group.prompt.id}/{group.epoch}/{group.next_rung}"
+        return pays(self._rungs.get(group.prompt.difficulty, {}), group.next_rung, seed)
 
     def _left_out(self, prompt: Prompt, epoch: int, posterior: Posterior | None) -> bool:
         if self._allocation is None:

@@ -27,7 +27,10 @@ Score = Callable[[Prompt, Sequence[Completion]], Awaitable[tuple[Scores, NDArray
 
 
 class GroupSampler:
-    """Runs groups: generates, scores, and applies the criterion and the ladder of the method."""
+    """Runs groups: generates, scores, and applies the criterion and the ladder of the method.
+
+    `rung_pays` decides whether a group that failed is sampled on its next rung.
+    """
 
     def __init__(
         self,
@@ -35,14 +38,14 @@ class GroupSampler:
         method: Method,
         generate: Generate,
         score: Score,
-        resamples: Callable[[Group], bool],
+        rung_pays: Callable[[Group], bool],
         *,
         max_new_tokens: int,
         seed: int,
         drop_failed: bool,
     ) -> None:
         self._settings, self._method, self._generate, self._score = settings, method, generate, score
-        self._resamples = resamples  # whether a group that failed is sampled again, if a rung is left
+        self._rung_pays = rung_pays
         self._max_new_tokens, self._drop_failed = max_new_tokens, drop_failed
         self._planner = Planner(method.ladder.base, settings.pilot_size, max_new_tokens, seed)
 
@@ -107,7 +110,7 @@ class GroupSampler:
                 run.next = self._planner.commit(group)
             case "resample":
                 sampling = self._method.ladder.next(group, step)
-                if sampling is None or (group.attempts and not self._resamples(group)):
+                if sampling is None or (group.attempts and not self._rung_pays(group)):
                     run.state = "exhausted"
                 elif run.history and self._settings.resample == "deferred":
                     run.state = "waiting"

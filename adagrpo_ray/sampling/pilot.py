@@ -63,7 +63,7 @@ class Planner:
         part: Part = "pilot" if 0 < self._pilot_size < group.size else "whole"
         number = len(group.attempts)
         request = self._request(group, self._pilot_size if part == "pilot" else group.size, sampling, number)
-        return Planned(request, part, number + group.start - 1, group.size)
+        return Planned(request, part, group.next_rung, group.size)
 
     def commit(self, group: Group) -> Planned:
         """The request for the rest of `group` after its pilot."""

@@ -42,7 +42,7 @@ class AdaptiveSampler:
             method,
             generate,
             score,
-            self.allocator.resamples,
+            self.allocator.rung_pays,
             max_new_tokens=max_new_tokens,
             seed=seed,
             drop_failed=drop_failed,

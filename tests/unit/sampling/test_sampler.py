@@ -841,7 +841,7 @@ def test_failed_groups_are_sampled_again_where_the_rung_pays(resample: str) -> N
     given_up = Counter(group.prompt.difficulty for step in steps for group in step.exhausted if not group.resamples)
     assert again["warm"] > 3 * again["cold"] > 0
     assert given_up["cold"] > 3 * given_up["warm"]
-    assert not {group.prompt.id for step in steps for group in step.ready if group.resamples} & {"cold"}
+    assert {group.prompt.difficulty for step in steps for group in step.ready if group.resamples} == {"warm"}
 
 
 def test_allocation_leaves_out_solved_prompts_but_never_all() -> None:
