@@ -121,20 +121,11 @@ def training(config: Config) -> str:
         for key in SHOWN
         if (value := _at(tree, key)) is not None and (adaptive or not key.startswith(ADAPTIVE))
     ]
-    rows += [(code(key), _value(value)) for key, value in _in_effect(config) if value is not None]
+    rows += [(code(key), _value(value)) for key, value in config.resolved.items() if value is not None]
     text = f"## Training\n\nTrained by {METHODS[config.algorithm.name]} with these settings:\n\n" + _table(
         ("setting", "value"), rows
     )
     return text + "\n### Sampling, and the ladder of resamples\n\n" + _ladder(config)
-
-
-def _in_effect(config: Config) -> Iterator[tuple[str, Any]]:
-    """Yield the settings whose defaults depend on others, each with its value in this run; None: not used."""
-    algorithm = config.algorithm
-    yield "algorithm.train_on", algorithm.selection
-    yield "algorithm.train_size", algorithm.trained_at_most
-    yield "algorithm.num_iterations", algorithm.updates_per_batch
-    yield "learner.max_grad_norm", config.max_grad_norm
 
 
 def results(config: Config, summary: Summary) -> str:

@@ -62,6 +62,16 @@ class Config(Section):
         return METHOD_DEFAULTS[self.algorithm.name].max_grad_norm if norm is None else norm
 
     @property
+    def resolved(self) -> dict[str, int | float | str | None]:
+        """The values in effect of settings whose defaults depend on the method, by key; None: no limit."""
+        return {
+            "algorithm.train_on": self.algorithm.selection,
+            "algorithm.train_size": self.algorithm.trained_at_most,
+            "algorithm.num_iterations": self.algorithm.updates_per_batch,
+            "learner.max_grad_norm": self.max_grad_norm,
+        }
+
+    @property
     def uses_phases(self) -> bool:
         """Whether some completions may be sampled with other parameters after the thought."""
         a = self.algorithm

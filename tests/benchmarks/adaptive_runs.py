@@ -39,15 +39,11 @@ def settings_hash(run: Run, folder: Path) -> str:
     """
     config = configure(run, folder)
     settings = config.model_dump(mode="json", exclude=_NOT_OF_THE_RUN)
-    algorithm = config.algorithm
-    if not algorithm.allocates:
+    if not config.algorithm.allocates:
         del settings["algorithm"]["allocation"]
-    settings["algorithm"] |= {
-        "num_iterations": algorithm.updates_per_batch,
-        "train_on": algorithm.selection,
-        "train_size": algorithm.trained_at_most,
-    }
-    settings["learner"]["max_grad_norm"] = config.max_grad_norm
+    for setting, value in config.resolved.items():
+        part, name = setting.split(".")
+        settings[part][name] = value
     for key in (("model", "path"), ("data", "source")):
         settings[key[0]][key[1]] = Path(settings[key[0]][key[1]]).name
     section = SECTIONS[run.section]

@@ -130,7 +130,13 @@ def test_why_explains_the_outcome_at_the_last_attempt() -> None:
     stuck = group(4, FAILED, STUCK, outcome="exhausted")
     assert why(stuck, 1, settings()).endswith("trained on nevertheless (algorithm.on_exhausted=train).")
     dropped = group(4, FAILED, attempt([0.0, 0.0], 1, trained=False), outcome="exhausted")
-    assert why(dropped, 1, settings()).endswith("it was not trained on (algorithm.on_exhausted=drop).")
+    assert why(dropped, 1, settings()).endswith(
+        "No rung was left, and it was not trained on (algorithm.on_exhausted=drop)."
+    )
+    judged = settings(allocation={"enabled": True, "judge_rungs": True})
+    assert "No rung was left, or the next one did not pay for its class (algorithm.allocation.judge_rungs), and" in why(
+        dropped, 1, judged
+    )
 
 
 PILOT, COMMIT = attempt([1.0, 0.0], part="pilot"), attempt([0.0, 0.0, 1.0], part="commit")
