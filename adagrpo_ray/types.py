@@ -140,6 +140,11 @@ class Attempt:
         """Tokens that the policy wrote in this attempt."""
         return sum(c.policy_tokens for c in self.completions)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The number of correct completions, and of all."""
+        return int(self.correct.sum()), len(self.correct)
+
 
 @dataclass(frozen=True, eq=False)
 class Group:

@@ -175,10 +175,7 @@ class Allocator:
         if prior is None or posterior is None:
             return None
         of_class = None if self._predictor is None else self._classes.get(group.prompt.difficulty)
-        correct = group.last.correct
-        return Forecast(
-            posterior.mean, prior.mean, None if of_class is None else of_class.rate, int(correct.sum()), len(correct)
-        )
+        return Forecast(posterior.mean, prior.mean, None if of_class is None else of_class.rate, *group.last.counts)
 
     def learn(self, attempts: Sequence[Group]) -> tuple[Forecast, ...]:
         """Learn from the newest completions of groups; returns the success rates that were expected before.
@@ -199,16 +196,16 @@ class Allocator:
             self._predictor.compare(begun, self._classes)
         counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for group in begun:
-            counts[group.prompt.difficulty].append((int(group.last.correct.sum()), len(group.last.correct)))
+            counts[group.prompt.difficulty].append(group.last.counts)
         self._learn_rungs(attempts, discount)
         for difficulty, of_prompts in counts.items():
             before = self._classes.get(difficulty, ClassResults())
             self._classes[difficulty] = before.after(of_prompts, discount)
         for group in first_attempts:
-            prompt, found = group.prompt, int(group.last.correct.sum())
+            prompt, (correct, completions) = group.prompt, group.last.counts
             kept = 1.0 if group.last.part == "commit" else discount  # a commit is of the epoch of its pilot
             self._results[prompt.id] = self._results.get(prompt.id, PromptResults()).after(
-                found, len(group.last.correct) - found, kept, self._classes[prompt.difficulty].rate
+                correct, completions - correct, kept, self._classes[prompt.difficulty].rate
             )
         if self._predictor is not None:
             self._predictor.learn(begun, self._classes)
@@ -218,8 +215,7 @@ class Allocator:
         counts: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
         for group in attempts:
             if group.last.part != "commit":
-                result = (int(group.last.correct.sum()), len(group.last.correct))
-                counts[group.prompt.difficulty][group.last.rung].append(result)
+                counts[group.prompt.difficulty][group.last.rung].append(group.last.counts)
         for difficulty, by_rung in counts.items():
             before = self._rungs.get(difficulty, {})
             after = {

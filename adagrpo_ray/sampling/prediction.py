@@ -58,8 +58,7 @@ class PromptPredictor:
         """Learn from the newest completions of `groups`; `classes` has learned from them already."""
         if not groups:
             return
-        counts = [(int(group.last.correct.sum()), len(group.last.correct)) for group in groups]
-        self._pooled = self._pooled.after(counts, self._discount)
+        self._pooled = self._pooled.after([group.last.counts for group in groups], self._discount)
         self._predictor.learn(self._observations(groups, classes))
 
     def _observations(self, groups: Sequence[Group], classes: Mapping[str, ClassResults]) -> list[Observation]:
@@ -68,9 +67,9 @@ class PromptPredictor:
         for group in groups:
             if group.prompt.id in self._features:
                 rate = classes.get(group.prompt.difficulty, self._pooled).rate
-                correct = int(group.last.correct.sum())
+                correct, completions = group.last.counts
                 features = self._features[group.prompt.id][1]
-                found.append(Observation(features, rate, correct, len(group.last.correct) - correct))
+                found.append(Observation(features, rate, correct, completions - correct))
         return found
 
     def state_dict(self) -> PredictorState:
