@@ -1,9 +1,10 @@
 """Compares GRPO, DAPO, rules of other authors and adaptive variants at equal cost: make bench-adaptive.
 
-For each method of a section (skills, real, uniform) the learning rate is tuned on seeds of its own; final runs have
-others. Recorded are the held-out accuracy and its costs: generated tokens, tokens trained on, and seconds. All runs of
-one base model share the rollout actors, and each starts from a new adapter. A finished run is a file and is not
-repeated: Ctrl-C loses at most the run under way, and the same command continues.
+For each method of a section (skills, real, uniform) the learning rate is tuned on seeds of its own, and final runs have
+others. Rows that change one thing about adagrpo have its rate. Recorded are the held-out accuracy and its costs:
+generated tokens, tokens trained on, and seconds. All runs of one base model share the rollout actors, and each starts
+from a new adapter. A finished run is a file and is not repeated: Ctrl-C loses at most the run under way, and the same
+command continues.
 
     --section skills --methods grpo adagrpo --seeds 2   a part of it
     --estimate                                          missing runs and expected hours, without starting one
@@ -140,7 +141,8 @@ def estimate(plan: Plan) -> str:
     kinds: list[str] = []
     times: dict[bool, list[float]] = {True: [], False: []}  # whether of tuning runs -> seconds
     for method in plan.methods:
-        tuning = [plan.store.find(run) for run in plan.tuning(method, plan.grid(method))]
+        own = METHODS[method].rate_of is None
+        tuning = [plan.store.find(run) for run in plan.tuning(method, plan.grid(method))] if own else []
         final = plan.final(method) or {}
         times[True] += [result.wall_seconds for result in tuning if result is not None]
         times[False] += [result.wall_seconds for results in final.values() for result in results if result is not None]

@@ -1,8 +1,8 @@
 """The methods that `make bench-adaptive` compares, each a named list of overrides of the settings of its section.
 
-`adagrpo` has the defaults of the package, and the rows after it change one thing about it. `grpo` is the base of all
-ratios. Rows of other authors' rules follow their papers and public code, and name all settings that their rules need;
-`about` names each difference. No two rows have the same settings.
+`adagrpo` has the defaults of the package, and the rows after `adagrpo-published` change one thing about it and keep its
+learning rate. `grpo` is the base of all ratios. Rows of other authors' rules follow their papers and public code, and
+name all settings that their rules need; `about` names each difference. No two rows have the same settings.
 """
 
 from __future__ import annotations
@@ -38,12 +38,19 @@ class Method:
     - `overrides`: changes of the settings of the section.
     - `sections`: the sections that have this row.
     - `drawn`: whether the curves show it.
+    - `rate_of`: the method whose tuned learning rate it has; None: it is tuned itself.
     """
 
     about: str
     overrides: tuple[str, ...] = ()
     sections: Sequence[str] = _ALL
     drawn: bool = False
+    rate_of: str | None = None
+
+
+def _changed(about: str, overrides: tuple[str, ...], sections: Sequence[str] = _ALL, drawn: bool = False) -> Method:
+    """The defaults of the package with one change, at their learning rate."""
+    return Method(about, overrides, sections, drawn, rate_of="adagrpo")
 
 
 METHODS: dict[str, Method] = {
@@ -111,55 +118,57 @@ METHODS: dict[str, Method] = {
         ),
         drawn=True,
     ),
-    "adagrpo-base-temperature": Method(
+    "adagrpo-base-temperature": _changed(
         "The resample has the parameters of the first attempt, not hotter ones.",
         (_RUNG_AT_BASE,),
         _REALISTIC,
         drawn=True,
     ),
-    "adagrpo-every-rung": Method(
+    "adagrpo-every-rung": _changed(
         "Failing groups climb the ladder, and hard prompts start on it, whether or not its rungs pay.",
         ("algorithm.allocation.judge_rungs=false",),
         _SKILLS,
     ),
-    "adagrpo-no-resample": Method("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
-    "adagrpo-immediate": Method("Resamples in the same step.", ("algorithm.resample=immediate",), _SKILLS),
-    "adagrpo-statistics-last": Method(
+    "adagrpo-no-resample": _changed("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
+    "adagrpo-immediate": _changed("Resamples in the same step.", ("algorithm.resample=immediate",), _SKILLS),
+    "adagrpo-statistics-last": _changed(
         "Advantages from the rewards of the last attempt.", ("algorithm.advantage_statistics=last",), _SKILLS
     ),
-    "adagrpo-uniform": Method(
+    "adagrpo-uniform": _changed(
         "All groups have the same size, and no prompt is left out.", ("algorithm.allocation.enabled=false",), _TINY
     ),
-    "adagrpo-replaced": Method(
+    "adagrpo-replaced": _changed(
         "Other prompts take the places of those that are left out.",
         ("algorithm.allocation.replace_left_out=true",),
         _SKILLS,
     ),
-    "adagrpo-one-update": Method("One update on each batch.", ("algorithm.num_iterations=1",)),
-    "adagrpo-pilots": Method(
+    "adagrpo-one-update": _changed("One update on each batch.", ("algorithm.num_iterations=1",)),
+    "adagrpo-pilots": _changed(
         "Four pilots first; four more completions if some of them are correct and some wrong.",
         ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8"),
         _SKILLS,
     ),
-    "adagrpo-train-last": Method(
+    "adagrpo-train-last": _changed(
         "Trained on all completions of the last attempt.", ("algorithm.train_on=last",), _SKILLS
     ),
-    "adagrpo-scale-mean": Method(
+    "adagrpo-scale-mean": _changed(
         "MaxRL: advantages over the mean of their group.", ("algorithm.advantage_scale=mean",), _SKILLS
     ),
-    "adagrpo-norm-1": Method("Gradients are clipped to the norm 1, as in grpo.", ("learner.max_grad_norm=1",), _SKILLS),
-    "adagrpo-unlabelled": Method(
+    "adagrpo-norm-1": _changed(
+        "Gradients are clipped to the norm 1, as in grpo.", ("learner.max_grad_norm=1",), _SKILLS
+    ),
+    "adagrpo-unlabelled": _changed(
         "The class of a prompt is hidden, so that only its own results can size its groups.",
         ("data.columns.difficulty=null",),
         _SKILLS,
         drawn=True,
     ),
-    "adagrpo-predictor": Method(
+    "adagrpo-predictor": _changed(
         "The policy's hidden state of a prompt predicts its success rate, in place of the rate of its class.",
         ("algorithm.allocation.predictor=true",),
         ("real",),
     ),
-    "adagrpo-unlabelled-predictor": Method(
+    "adagrpo-unlabelled-predictor": _changed(
         "The class of a prompt is hidden, and the policy's hidden state predicts its success rate.",
         ("data.columns.difficulty=null", "algorithm.allocation.predictor=true"),
         _SKILLS,

@@ -103,7 +103,7 @@ Made by `make bench-adaptive` at commit {commits} on {os.cpu_count()} CPU cores 
   evaluated on the same held-out prompts, with the same seeds.
 - **Learning rates** are tuned for each method, in steps of half a decade. The best rate has the fewest runs that miss
   the target, then the fewest generated tokens. If it lies at the edge of the grid, the grid grows by up to two rates.
-  No final run has a seed of the tuning: {_tuning_seeds()}.
+  {_of_others(parts)}No final run has a seed of the tuning: {_tuning_seeds()}.
 - **Tables** have the median over the seeds (smallest to largest of those that reached the target), "-" if half of the
   runs or more did not reach it.
 - **To GRPO** is the quotient of the mean costs over the seeds, with a 95 % bootstrap interval: {DRAWS:,} draws of seeds
@@ -123,6 +123,15 @@ Made by `make bench-adaptive` at commit {commits} on {os.cpu_count()} CPU cores 
 def _tuning_seeds() -> str:
     named = (f"{' and '.join(map(str, section.tuning_seeds))} (`{name}`)" for name, section in SECTIONS.items())
     return ", ".join(named)
+
+
+def _of_others(parts: Sequence[SectionResults]) -> str:
+    """The rows that are not tuned, with the method whose learning rate they have; "" if there are none."""
+    by_method: dict[str, list[str]] = {}
+    for name in _all_methods(parts):
+        if (other := METHODS[name].rate_of) is not None:
+            by_method.setdefault(other, []).append(name)
+    return "".join(f"Not tuned, with the rate of {other}: {', '.join(names)}. " for other, names in by_method.items())
 
 
 def _all_methods(parts: Sequence[SectionResults]) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_costs import Point, cost_or_bound, cost_to, smoothed
-from adaptive_methods import BASE
+from adaptive_methods import BASE, METHODS
 from adaptive_sections import SECTIONS, Run, Section, configure
 
 from adagrpo_ray.storage.places import leave
@@ -145,7 +145,7 @@ class Plan:
         probe = Run(self.section.name, self.section.tuned_on, method, self.section.rates[0], seed=0)
         wanted = settings_hash(probe, self.store.folder)
         same = (m for m in self.methods if settings_hash(replace(probe, method=m), self.store.folder) == wanted)
-        return next(same)
+        return next(same, method)
 
     @property
     def target(self) -> float | None:
@@ -161,11 +161,12 @@ class Plan:
         return statistics.median(ends) if ends and len(ends) == len(runs) else None
 
     def tuning(self, method: str, rates: Sequence[str]) -> list[Run]:
-        """The tuning runs of a method at these rates."""
+        """The runs at these rates that tune a method; they are runs of another one whose learning rate it has."""
+        tuned = self.method_of(METHODS[method].rate_of or method)
         first = self.section.target is None and method == BASE  # its end is the target
         until = None if first else self.target
         return [
-            Run(self.section.name, self.section.tuned_on, self.method_of(method), rate, seed, until)
+            Run(self.section.name, self.section.tuned_on, tuned, rate, seed, until)
             for rate in rates
             for seed in self.section.tuning_seeds
         ]
@@ -209,15 +210,16 @@ class Plan:
 
     def outstanding(self) -> tuple[int, int]:
         """Expected numbers of tuning and of final runs that are missing, without rates that the grids may add."""
-        tuning, final = 0, 0
+        tuning: set[Run] = set()
+        final = 0
         for method in self.methods:
             if self.method_of(method) != method:
                 continue
-            tuning += sum(self.store.find(run) is None for run in self.tuning(method, self.grid(method)))
+            tuning |= {run for run in self.tuning(method, self.grid(method)) if self.store.find(run) is None}
             results = self.final(method)
             all_of_them = len(self.section.cases) * self.seeds
             final += all_of_them if results is None else sum(r is None for rs in results.values() for r in rs)
-        return tuning, final
+        return len(tuning), final
 
     @property
     def complete(self) -> bool:

@@ -275,6 +275,20 @@ def test_method_with_the_settings_of_another_shares_its_runs(tmp_path: Path, mon
     assert plan.final("same") == plan.final("adagrpo")
 
 
+def test_row_that_is_not_tuned_has_the_rate_of_another_method(tmp_path: Path) -> None:
+    row = "adagrpo-one-update"
+    assert methods.METHODS[row].rate_of == "adagrpo"
+    plan = plan_of(tmp_path, names=(row,))
+    assert plan.outstanding() == (2 * len(SKILLS.rates) * len(SKILLS.tuning_seeds), 2 * plan.seeds)
+    done = do_all(plan, best_at("1e-3"))
+    tuning = {(run.method, run.seed) for run in done if run.seed in sections.TUNING_SEEDS}
+    assert tuning == {(method, seed) for method in ("grpo", "adagrpo") for seed in sections.TUNING_SEEDS}
+    assert {(run.method, run.rate) for run in done if run.seed not in sections.TUNING_SEEDS} == {
+        ("grpo", "1e-3"),
+        (row, "1e-3"),
+    }
+
+
 def test_uniform_section_is_tuned_on_one_success_rate(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, UNIFORM, names=("grpo",), seeds=1)
     done = do_all(plan, best_at("1e-3"))
