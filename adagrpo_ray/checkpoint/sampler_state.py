@@ -7,15 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
-from adagrpo_ray.algorithm.predictor import PredictorState
 from adagrpo_ray.algorithm.rungs import RungResults
 from adagrpo_ray.data.order import check_ids
 from adagrpo_ray.errors import CheckpointError
 from adagrpo_ray.runs.group_codec import Arrays, arrays_of, group_of, plain_group
 from adagrpo_ray.types import Group, Prompt
-
-PREDICTOR = "predictor."
-"""The beginning of the names of the predictor's arrays."""
 
 
 def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
@@ -23,7 +19,7 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     arrays: Arrays = {}
     for number, group in enumerate(state["waiting"]):
         arrays |= arrays_of(group, str(number))
-    plain = {
+    return {
         "prompts": state["prompts"],
         "waiting": [plain_group(group) for group in state["waiting"]],
         "planned": [plain_group(group) for group in state["planned"]],
@@ -33,11 +29,7 @@ def to_plain(state: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
             difficulty: {str(rung): asdict(results) for rung, results in by_rung.items()}
             for difficulty, by_rung in state["rungs"].items()
         },
-    }
-    if (predictor := state["predictor"]) is not None:
-        plain["predictor"] = {"epochs": predictor.epochs, "pooled": asdict(predictor.pooled)}
-        arrays |= {f"{PREDICTOR}{name}": array for name, array in predictor.arrays.items()}
-    return plain, arrays
+    }, arrays
 
 
 def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
@@ -61,13 +53,7 @@ def from_plain(plain: Mapping[str, Any], arrays: Arrays, prompts: Mapping[str, P
             difficulty: {int(rung): RungResults(**values) for rung, values in by_rung.items()}
             for difficulty, by_rung in plain.get("rungs", {}).items()
         },
-        "predictor": _predictor(plain["predictor"], arrays) if "predictor" in plain else None,
     }
-
-
-def _predictor(plain: Mapping[str, Any], arrays: Arrays) -> PredictorState:
-    own = {name.removeprefix(PREDICTOR): array for name, array in arrays.items() if name.startswith(PREDICTOR)}
-    return PredictorState(plain["epochs"], ClassResults(**plain["pooled"]), own)
 
 
 def _group(plain: Mapping[str, Any], arrays: Arrays, place: str, prompts: Mapping[str, Prompt]) -> Group:

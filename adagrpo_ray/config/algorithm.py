@@ -222,12 +222,6 @@ class AlgorithmSettings(Section):
                 f"average, which is not between min_group={fewest} and max_group={most}; change one of them"
             )
         yield from self._training_conflicts()
-        if self.allocation.predictor and not self.allocates:
-            yield (
-                f"algorithm.allocation.predictor=true predicts success rates for the allocation, which algorithm.name="
-                f"{self.name} with algorithm.allocation.enabled={str(self.allocation.enabled).lower()} does not use; "
-                "set predictor to false, or name to adagrpo and enabled to true"
-            )
         if self.ladder is not None and self.name != "adagrpo":
             yield (
                 f"algorithm.ladder={self.ladder!r} resamples, which algorithm.name={self.name} does not; remove it, "

@@ -99,15 +99,6 @@ def of_environment(
         )
 
 
-def of_predictor(algorithm: AlgorithmSettings, learner: LearnerSettings) -> Iterator[str]:
-    """Yield a conflict if one rank alone has to run a model whose weights are divided among the ranks."""
-    if algorithm.allocation.predictor and learner.zero_stage == 3:
-        yield (
-            "algorithm.allocation.predictor=true reads hidden states on one rank alone, and learner.zero_stage=3 "
-            "divides the weights among all ranks; set zero_stage to 2 or less, or predictor to false"
-        )
-
-
 def of_schedule(run: RunSettings, algorithm: AlgorithmSettings, learner: LearnerSettings) -> Iterator[str]:
     """Yield a conflict if the run has a single update and its learning rate is 0."""
     updates = run.steps * algorithm.updates_per_batch

@@ -25,11 +25,6 @@ class AllocationSettings(Section):
     max_group: GroupSize | None = Field(
         None, description="most completions of a group; null: group_size; rule=value: 4 * group_size"
     )
-    predictor: bool = Field(
-        False,
-        description="predict the success rate of a prompt from the policy's hidden state, also for prompts that were "
-        "never seen, in place of the rate of its class",
-    )
     informative: Share = Field(
         0.8, description="rule=informative: target probability that a group has correct and incorrect completions"
     )

@@ -51,7 +51,6 @@ class Config(Section):
         yield from conflicts.of_environment(self.environment, self.data, self.rewards, self.rollout)
         yield from conflicts.of_sampling(self.algorithm, self.rollout)
         yield from conflicts.of_criterion(self.algorithm, self.rewards)
-        yield from conflicts.of_predictor(self.algorithm, self.learner)
         yield from conflicts.of_schedule(self.run, self.algorithm, self.learner)
         yield from conflicts.of_best_checkpoint(self.checkpoint, self.evaluation, self.data)
 

@@ -39,16 +39,11 @@ class PromptOrder:
 
     def take(self, n: int) -> list[tuple[Prompt, int]]:
         """Return the next `n` prompts with their epochs."""
-        chosen = self.ahead(n)
-        self.taken += n
-        return chosen
-
-    def ahead(self, n: int) -> list[tuple[Prompt, int]]:
-        """Return the next `n` prompts with their epochs, without taking them."""
         size, chosen = len(self._prompts), []
         for position in range(self.taken, self.taken + n):
             epoch, place = divmod(position, size)
             chosen.append((self._prompts[self._permutation(epoch)[place]], epoch))
+        self.taken += n
         return chosen
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -29,7 +29,6 @@ from adagrpo_ray.lora.payload import pack
 from adagrpo_ray.model.node_files import ModelFiles
 from adagrpo_ray.rollout.fleet import Fleet
 from adagrpo_ray.runs.records import EvaluationRecord
-from adagrpo_ray.types import Floats, TokenIds
 
 
 class LearnerActor:
@@ -94,7 +93,6 @@ class LearnerActor:
             given,
             engine.notices,
             self._model,
-            self._hidden_states,
         )
         self._of_run.callback(lambda: self._background.run(self._fleet.end_run()))
         self._of_run.callback(self._collector.close)
@@ -165,12 +163,6 @@ class LearnerActor:
         """Cancel the sampling in flight, and end the rollout actors and the scoring processes."""
         self._of_run.close()
         self._of_actor.close()
-
-    def _hidden_states(self, prompts: Sequence[TokenIds]) -> Floats:
-        try:
-            return self._engine.hidden_states(prompts)
-        finally:
-            self._return_memory()
 
     def _free_engine(self) -> None:
         self._engine.close()

@@ -21,7 +21,6 @@ from adagrpo_ray.extensions.given import NOTHING, Given
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.collected import collected
 from adagrpo_ray.learner.delivery import Delivery
-from adagrpo_ray.learner.prompt_states import HiddenStates, describe_ahead
 from adagrpo_ray.learner.replies import Collected, Pending
 from adagrpo_ray.lora.payload import AdapterWeights
 from adagrpo_ray.model.node_files import ModelFiles
@@ -55,15 +54,14 @@ class Collector:
         given: Given = NOTHING,
         notices: tuple[str, ...] = (),
         model: ModelFiles | None = None,
-        hidden: HiddenStates | None = None,
     ) -> None:
         """Prepare the sampling of a run; `notices` are passed on with those of the first reply.
 
-        Episodes need the tokenizer of the `model`, and predictions the `hidden` states of the policy. Raises
-        ConfigError if the criterion or the ladder cannot be loaded or called.
+        Episodes need the tokenizer of the `model`. Raises ConfigError if the criterion or the ladder cannot be loaded
+        or called.
         """
         self._config, self._background, self._fleet = config, background, fleet
-        self._prompts, self._packing, self._first_notices, self._hidden = prompts, packing, notices, hidden
+        self._prompts, self._packing, self._first_notices = prompts, packing, notices
         self._delivery = Delivery(background, fleet.pool)
         self._method = make_method(config.algorithm, config.rewards.names, given)
         self._endings = Endings(config.rollout.max_new_tokens, plain=config.data.chat_template == PLAIN)
@@ -96,8 +94,6 @@ class Collector:
         self._background.call(self._asked[step].set)
         for begun in range(step, last + 1):
             if begun not in self._collections:
-                if self._hidden is not None:
-                    describe_ahead(self._sampler.allocator, self._background, self._hidden)
                 sampling = self._delivery.after(partial(self._sampler.collect, begun, self._asked[begun]))
                 self._collections[begun] = self._background.start(sampling)
         self._background.wait(self._collections[step], POLL_S)

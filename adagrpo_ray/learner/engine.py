@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from adagrpo_ray.learner.gradients import GradientSum, hand_over
 from adagrpo_ray.learner.layout import LAYOUTS, Rows
 from adagrpo_ray.learner.loss_tokens import loss_tokens
 from adagrpo_ray.learner.masters import Masters
-from adagrpo_ray.learner.prompt_states import last_states
 from adagrpo_ray.learner.schedule import learning_rate
 from adagrpo_ray.learner.updates import TrainReport, UpdateReport
-from adagrpo_ray.types import Floats, TokenIds, TrainBatch, TrainSample
+from adagrpo_ray.types import TrainBatch, TrainSample
 
 
 class LearnerEngine:
-    """The policy of one rank. With several ranks, every method but `hidden_states` must be called on all of them."""
+    """The policy of one rank. With several ranks, every method must be called on all of them."""
 
     def __init__(self, model_path: str, config: Config, rank: int, world_size: int, master: tuple[str, int]) -> None:
         """Join the process group at `master` (address, port), load the model, and wrap it in DeepSpeed's engine."""
@@ -111,10 +109,6 @@ class LearnerEngine:
         with torch.no_grad(), without_dropout(self._policy):
             flat = self._policy(self._lay_out(samples, self._device))[0].cpu()
         return [part.numpy() for part in flat.split([s.policy_tokens for s in samples])]
-
-    def hidden_states(self, prompts: Sequence[TokenIds]) -> Floats:
-        """Hidden states [n x H] of the last tokens of `prompts`. Below ZeRO stage 3 a rank may call this alone."""
-        return last_states(self._policy, self._lay_out, self._device, prompts)
 
     def close(self) -> None:
         """Free the memory of the weights; nothing of the engine may be used afterwards."""

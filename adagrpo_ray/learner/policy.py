@@ -63,12 +63,6 @@ class Policy(torch.nn.Module):
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
-    def hidden(self, rows: Rows) -> torch.Tensor:
-        """Hidden states [n x H] after the final norm, at the positions that predict `rows.targets`."""
-        output = base_of(self.peft_model.get_base_model())[1](**rows.inputs, use_cache=False)
-        states: torch.Tensor = output[0].flatten(0, 1)[rows.predicting]
-        return states
-
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's parameters, by their names in PEFT's files."""
         named = self.peft_model.named_parameters()

@@ -44,7 +44,7 @@ CALIBRATION = Panel(
     "calibration",
     "Errors of expected success rates",
     "Brier scores of first attempts, before their results were learned: 0 is perfect, and a known rate of one half has "
-    "0.25. The prior is without own results of a prompt: by the predictor, if there is one, else by its class.",
+    "0.25. The prior is that of its difficulty class, without own results of a prompt.",
 )
 GROUPS = Panel("groups", "Groups by outcome", "Waiting groups are resampled in a later step.")
 TOKENS = Panel("tokens", "Tokens", "Extra tokens are those of resamples, and a part of the generated ones.")

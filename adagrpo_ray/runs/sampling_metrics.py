@@ -124,12 +124,7 @@ class SamplingMetrics(Record):
         "Brier score of the success rates that posteriors expected of first attempts", panels.CALIBRATION)] = None
     brier_prior: Annotated[float | None, Metric(
         "adaptive/brier/prior", units.BRIER, "mean over groups",
-        "Brier score without own results of the prompts: by the predictor, else by the difficulty class",
-        panels.CALIBRATION)] = None
-    brier_class: Annotated[float | None, Metric(
-        "adaptive/brier/class", units.BRIER, "mean over groups",
-        "Brier score of the success rates of difficulty classes; none without a predictor",
-        panels.CALIBRATION)] = None
+        "Brier score without own results of the prompts, by the difficulty class", panels.CALIBRATION)] = None
     reliability: Mapping[str, tuple[int, float, int]] = field(default_factory=dict)
     generated_tokens: Annotated[int, Metric(
         "adaptive/generated_tokens", units.TOKENS, "sum",

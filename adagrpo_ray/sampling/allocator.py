@@ -15,11 +15,7 @@ from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.sampling.calibration import Forecast
-from adagrpo_ray.sampling.prediction import PromptPredictor
-from adagrpo_ray.types import Floats, Group, Prompt
-
-AHEAD = 4
-"""How many times `prompts_per_step` prompts are described before a step: it may leave out some, and then draws more."""
+from adagrpo_ray.types import Group, Prompt
 
 
 @dataclass(frozen=True)
@@ -57,19 +53,6 @@ class Allocator:
         self._results: dict[str, PromptResults] = {}  # by prompt
         self._classes: dict[str, ClassResults] = {}  # by difficulty class
         self._rungs: dict[str, ClassRungs] = {}  # by difficulty class
-        self._ahead = min(AHEAD * settings.prompts_per_step, len(prompts))
-        self._predictor: PromptPredictor | None = None
-        if allocation is not None and allocation.predictor:
-            self._predictor = PromptPredictor(run_seed, allocation.discount, settings.group_size)
-
-    def undescribed(self) -> list[tuple[Prompt, int]]:
-        """The next prompts, with their epochs, whose hidden states the predictor needs; none without a predictor."""
-        return [] if self._predictor is None else self._predictor.missing(self._prompts.ahead(self._ahead))
-
-    def describe(self, prompts: Sequence[tuple[Prompt, int]], hidden: Floats) -> None:
-        """Take the hidden states [n x H] of n prompts of `undescribed`. Prompts without any have the class's prior."""
-        if self._predictor is not None:
-            self._predictor.describe(prompts, hidden)
 
     def draw(
         self, step: int, most: float = math.inf, places: float = math.inf, *, needed: bool = False
@@ -156,26 +139,19 @@ class Allocator:
             return False
         return left_out(posterior, prompt.id, epoch, self._run_seed, self._allocation)
 
-    def _prior(self, prompt: Prompt) -> Posterior | None:
-        """The posterior of a prompt without its own results: by the predictor, else by its class; None without any."""
-        of_class = self._classes.get(prompt.difficulty)
-        if self._predictor is not None and (predicted := self._predictor.prior(prompt, of_class)) is not None:
-            return predicted
-        return None if of_class is None else of_class.prior(self._group_size)
-
     def _posterior(self, prompt: Prompt) -> Posterior | None:
-        """The posterior of a prompt from its prior and its own results; None without a prior."""
-        if (prior := self._prior(prompt)) is None or (of_class := self._classes.get(prompt.difficulty)) is None:
-            return prior
+        """The posterior of a prompt from its class and its own results; None if its class has no results."""
+        if (of_class := self._classes.get(prompt.difficulty)) is None:
+            return None
+        prior = of_class.prior(self._group_size)
         return self._results.get(prompt.id, PromptResults()).posterior(prior, of_class.rate)
 
     def _forecast(self, group: Group) -> Forecast | None:
         """The expected success rate of a group's prompt, with its newest completions; None without a posterior."""
-        prior, posterior = self._prior(group.prompt), self._posterior(group.prompt)
-        if prior is None or posterior is None:
+        if (posterior := self._posterior(group.prompt)) is None:
             return None
-        of_class = None if self._predictor is None else self._classes.get(group.prompt.difficulty)
-        return Forecast(posterior.mean, prior.mean, None if of_class is None else of_class.rate, *group.last.counts)
+        of_class = self._classes[group.prompt.difficulty].prior(self._group_size)
+        return Forecast(posterior.mean, of_class.mean, *group.last.counts)
 
     def learn(self, attempts: Sequence[Group]) -> tuple[Forecast, ...]:
         """Learn from the newest completions of groups; returns the success rates that were expected before.
@@ -192,8 +168,6 @@ class Allocator:
         first_attempts = [group for group in attempts if not group.resamples]
         begun = [group for group in first_attempts if group.last.part != "commit"]
         forecasts = tuple(forecast for group in begun if (forecast := self._forecast(group)) is not None)
-        if self._predictor is not None:
-            self._predictor.compare(begun, self._classes)
         counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for group in begun:
             counts[group.prompt.difficulty].append(group.last.counts)
@@ -207,8 +181,6 @@ class Allocator:
             self._results[prompt.id] = self._results.get(prompt.id, PromptResults()).after(
                 correct, completions - correct, kept, self._classes[prompt.difficulty].rate
             )
-        if self._predictor is not None:
-            self._predictor.learn(begun, self._classes)
         return forecasts
 
     def _learn_rungs(self, attempts: Sequence[Group], discount: float) -> None:
@@ -233,7 +205,6 @@ class Allocator:
             "results": dict(self._results),
             "classes": dict(self._classes),
             "rungs": dict(self._rungs),
-            "predictor": None if self._predictor is None else self._predictor.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -242,5 +213,3 @@ class Allocator:
         self._planned = tuple(state["planned"])
         self._results, self._classes = dict(state["results"]), dict(state["classes"])
         self._rungs = dict(state["rungs"])
-        if self._predictor is not None and state["predictor"] is not None:
-            self._predictor.load_state_dict(state["predictor"])

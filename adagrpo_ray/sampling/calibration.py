@@ -17,14 +17,12 @@ class Forecast:
     """Success rates that were expected of a prompt before its first attempt was learned from, and its completions.
 
     - `expected`: by its posterior.
-    - `prior`: without its own results: by the predictor or its class.
-    - `of_class`: by its class, if there is a predictor and the class has results; else None.
+    - `prior`: without its own results, by its class.
     - `correct`, `completions`: of its first attempt or, with pilots, of the pilot.
     """
 
     expected: float
     prior: float
-    of_class: float | None
     correct: int
     completions: int
 
@@ -42,7 +40,6 @@ def calibration(forecasts: Sequence[Forecast]) -> dict[str, Any]:
     return {
         "brier_posterior": mean(_brier(f.expected, f) for f in forecasts),
         "brier_prior": mean(_brier(f.prior, f) for f in forecasts),
-        "brier_class": mean(_brier(f.of_class, f) for f in forecasts if f.of_class is not None),
         "reliability": {name: _sums(inside) for name, inside in bins.items()},
     }
 

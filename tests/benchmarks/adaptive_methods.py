@@ -163,16 +163,6 @@ METHODS: dict[str, Method] = {
         _SKILLS,
         drawn=True,
     ),
-    "adagrpo-predictor": _changed(
-        "The policy's hidden state of a prompt predicts its success rate, in place of the rate of its class.",
-        ("algorithm.allocation.predictor=true",),
-        ("real",),
-    ),
-    "adagrpo-unlabelled-predictor": _changed(
-        "The class of a prompt is hidden, and the policy's hidden state predicts its success rate.",
-        ("data.columns.difficulty=null", "algorithm.allocation.predictor=true"),
-        _SKILLS,
-    ),
 }
 
 

@@ -339,17 +339,3 @@ def test_weights_of_zero_add_nothing(model_path: str, expected: list[Any]) -> No
     report = made(engine.train(pack_batches(1, (*samples, idle), 1, 100_000)[0]))
     assert report.statistics.loss == pytest.approx(expected[0].statistics.loss, abs=1e-6)
     assert report.grad_norm == pytest.approx(expected[0].grad_norm, rel=1e-5)
-
-
-@pytest.mark.parametrize("packing", get_args(Packing))
-def test_hidden_states_of_prompts_are_those_of_the_model(model_path: str, packing: str) -> None:
-    engine = one_rank(model_path, configure(f"learner.packing={packing}", "model.lora.dropout=0.5"))
-    prompts = [sample.prompt_token_ids for sample in make_samples()][:3]
-    states = engine.hidden_states(prompts)
-    model = engine._policy.peft_model
-    with torch.no_grad():
-        for prompt, state in zip(prompts, states, strict=True):
-            ids = torch.from_numpy(prompt).long()[None]
-            outputs = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1)
-            np.testing.assert_allclose(state, outputs.hidden_states[-1][0, -1].numpy(), atol=1e-5)
-    assert np.array_equal(engine.hidden_states(prompts), states)

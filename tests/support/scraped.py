@@ -85,7 +85,6 @@ def check_metrics(seen: dict[Series, float], folder: Path) -> None:
     never = {metric.prometheus for metric in METRICS if metric.counter} - expected_names
     of_evaluations = {name for name in asked() if name.startswith("ray_adagrpo_eval_")} - expected_names
     unmeasured = {"ray_adagrpo_kl", "ray_adagrpo_completions_mean_terminated_length"} - expected_names
-    unmeasured |= {"ray_adagrpo_brier_class"} - expected_names  # none without a predictor
     unmeasured |= {metric.prometheus for metric in METRICS if metric.name.startswith("episodes/")} - expected_names
     missing = asked() - served - never - unmeasured - of_evaluations
     assert not missing, missing

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from adagrpo_ray.algorithm.posterior import ClassResults, PromptResults
-from adagrpo_ray.algorithm.predictor import PredictorState
 from adagrpo_ray.algorithm.rungs import RungResults
 from adagrpo_ray.algorithm.statistics import statistics_of
 from adagrpo_ray.checkpoint.files import load, newest, save, set_latest
@@ -66,11 +65,6 @@ class TestSampler:
             "results": {"p": PromptResults(0.1 + 0.2, 2.0, 1 / 3)},
             "classes": {"": ClassResults(), "5 digits": ClassResults(0.1 + 0.2, 8.0, 1e-17, 1 / 3, -1 / 7, 0.0)},
             "rungs": {"5 digits": {-1: RungResults(0.1 + 0.2, 8.0), 0: RungResults(1 / 3, 1e-17)}, "": {}},
-            "predictor": PredictorState(
-                {"q": 8, "p": 7},
-                ClassResults(1 / 3, 8.0),
-                {"features": np.full((2, 3), 0.1, np.float32), "errors": np.array([1 / 3, -0.0, 1e-300])},
-            ),
         }
 
     def test_state_is_restored_bit_by_bit(self, tmp_path: Path) -> None:
@@ -91,7 +85,7 @@ class TestSampler:
 
     def test_empty_state_is_restored(self, tmp_path: Path) -> None:
         empty: dict[str, Any] = {"prompts": {"taken": 0, "ids": IDS}}
-        empty |= {"waiting": [], "planned": [], "results": {}, "classes": {}, "rungs": {}, "predictor": None}
+        empty |= {"waiting": [], "planned": [], "results": {}, "classes": {}, "rungs": {}}
         plain, arrays = to_plain(empty)
         save(tmp_path, 1, {"sampler.json": plain, "sampler.safetensors": arrays}, 1)
         files = load(tmp_path / "step-000001")

@@ -279,22 +279,6 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
             ["algorithm.budget=4000 tokens is smaller than the 6144 that one group may take", "max_group=24"],
         ),
         (
-            ["algorithm.allocation.predictor=true", "algorithm.name=grpo"],
-            ["algorithm.allocation.predictor=true predicts", "algorithm.name=grpo", "set predictor to false"],
-        ),
-        (
-            ["algorithm.allocation.predictor=true", "algorithm.allocation.enabled=false"],
-            ["algorithm.allocation.predictor=true predicts", "algorithm.allocation.enabled=false", "enabled to true"],
-        ),
-        (
-            ["algorithm.allocation.predictor=true", "learner.zero_stage=3"],
-            [
-                "algorithm.allocation.predictor=true reads",
-                "learner.zero_stage=3 divides",
-                "set zero_stage to 2 or less",
-            ],
-        ),
-        (
             ["algorithm.allocation.hopeless_below=0.6", "algorithm.allocation.solved_above=0.5"],
             ["algorithm.allocation.hopeless_below=0.6 is more than solved_above=0.5", "lower the first"],
         ),

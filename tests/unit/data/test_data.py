@@ -295,13 +295,6 @@ def test_each_pass_has_every_prompt_once_in_new_order():
     assert visits(order_of(20, seed=1), 60) != taken
 
 
-def test_prompts_ahead_are_not_taken():
-    order = order_of(7)
-    ahead = [(prompt.id, epoch) for prompt, epoch in order.ahead(10)]
-    assert order.taken == 0
-    assert visits(order, 10) == ahead
-
-
 @pytest.mark.parametrize("taken", [0, 3, 7, 20])
 def test_order_resumes_exactly(taken: int):
     order = order_of(7)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-import numpy as np
 import pytest
 
 from adagrpo_ray.config import Config
@@ -15,10 +14,9 @@ from adagrpo_ray.data.prompts import PromptSets
 from adagrpo_ray.learner import collector as module
 from adagrpo_ray.learner.background import Background
 from adagrpo_ray.learner.collector import Collector
-from adagrpo_ray.learner.prompt_states import HiddenStates
 from adagrpo_ray.learner.replies import Pending
 from adagrpo_ray.sampling.group_run import Generate, Score
-from adagrpo_ray.types import Floats, GenerationRequest, TokenIds
+from adagrpo_ray.types import GenerationRequest
 from tests.support.builders import make_prompt
 from tests.support.rollouts import Rollouts
 
@@ -47,7 +45,7 @@ class Scorer:
 
 @pytest.fixture
 def make(background: Background, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Collector]]:
-    """Makes a collector with these settings, a function for hidden states, rollouts and scoring.
+    """Makes a collector with these settings, rollouts and scoring.
 
     Its reply to a step that has ended is the Collection.
     """
@@ -55,15 +53,13 @@ def make(background: Background, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     monkeypatch.setattr(module, "collected", lambda step, collection, *_, **__: collection)
     made: list[Collector] = []
 
-    def make(
-        *overrides: str, hidden: HiddenStates | None = None, generate: Generate = never, score: Score = never
-    ) -> Collector:
+    def make(*overrides: str, generate: Generate = never, score: Score = never) -> Collector:
         monkeypatch.setattr(module, "RewardScorer", lambda *_: Scorer(score))
         config = Config.load(None, ["algorithm.prompts_per_step=2", *overrides])
         pool = SimpleNamespace(generate=generate, members=())
         fleet: Any = SimpleNamespace(pool=pool, notices=lambda: (), restarts=0)
         prompts = PromptSets((make_prompt("a"), make_prompt("b", length=5)), (make_prompt("c"),), {})
-        made.append(Collector(config, background, fleet, prompts, "padded", notices=(NOTICE,), hidden=hidden))
+        made.append(Collector(config, background, fleet, prompts, "padded", notices=(NOTICE,)))
         return made[-1]
 
     yield make
@@ -77,23 +73,6 @@ def test_the_first_reply_has_the_notices_of_the_engine(
 ) -> None:
     collector = make()
     assert [call(collector) for _ in range(3)] == [Pending((NOTICE,)), Pending(()), Pending(())]
-
-
-@pytest.mark.parametrize(("predictor", "lengths"), [("true", [3, 5]), ("false", [])])
-def test_hidden_states_of_the_next_prompts_are_computed_once(
-    make: Callable[..., Collector], predictor: str, lengths: list[int]
-) -> None:
-    found: list[int] = []
-
-    def hidden(prompts: Sequence[TokenIds]) -> Floats:
-        found.extend(len(prompt) for prompt in prompts)
-        return np.zeros((len(prompts), 4), np.float32)
-
-    collector = make(f"algorithm.allocation.predictor={predictor}", "data.shuffle=false", hidden=hidden)
-    for _ in range(2):
-        assert isinstance(collector.collect(1, 2), Pending)
-    assert found[:2] == lengths
-    assert collector.state()[0].get("predictor", {}).get("epochs", {}).keys() == ({"a", "b"} if lengths else set())
 
 
 def half_correct(request: GenerationRequest, number: int) -> list[float]:

@@ -57,7 +57,6 @@ STEP_JSON = {
     "informative_groups": 5,
     "brier_posterior": 0.125,
     "brier_prior": 0.1875,
-    "brier_class": 0.25,
     "reliability": {"0": [12, 0.5, 0], "0.7": [8, 6.0, 7]},
     "generated_tokens": 4000,
     "extra_tokens": 1000,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 
 from adagrpo_ray.algorithm.rungs import RungResults
-from adagrpo_ray.checkpoint.sampler_state import from_plain, to_plain
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.data.order import PromptOrder
 from adagrpo_ray.sampling.allocator import Allocator
 from adagrpo_ray.sampling.calibration import Forecast
-from adagrpo_ray.types import Floats, Group
+from adagrpo_ray.types import Group
 from tests.support.builders import make_attempt, make_group, make_prompt
 
 SEED = 7
@@ -279,108 +276,20 @@ def test_by_value_prompts_are_planned_for_the_places_of_the_step(places: int) ->
     assert (allocator.position.taken, allocator.places_left_out(1)) == (taken, taken // 2)
 
 
-# --- with a predictor
-
-PREDICTED = "a0 a1 b0 b1 a20 a21 b20 b21 c0 c1 c20 c21"
-
-
-def states(names: Sequence[str]) -> Floats:
-    """Hidden states in which prompts whose names end with 0 differ from the others."""
-    return np.array([[float(name.endswith("0")), 1.0, len(name)] for name in names], np.float32)
-
-
-def describe(allocator: Allocator) -> list[str]:
-    """Give the allocator the hidden states that it needs; returns the names of their prompts."""
-    prompts = allocator.undescribed()
-    names = [prompt.id for prompt, _ in prompts]
-    if prompts:
-        allocator.describe(prompts, states(names))
-    return names
-
-
-def predicting(prompts: str = PREDICTED, **settings: Any) -> Allocator:
-    """An allocator that has learned that prompts whose names end with 0 fail, in classes a and b."""
-    allocator = make_allocator(prompts, 4, predictor=True, **settings)
-    for step in (1, 2):
-        describe(allocator)
-        learn(allocator, {g.prompt.id: HARD if g.prompt.id.endswith("0") else EASY for g in draw(allocator, 4, step)})
-    return allocator
-
-
-def test_prompts_that_were_never_seen_are_predicted_from_their_hidden_states() -> None:
-    allocator = predicting()
-    describe(allocator)
-    c0, c1, c20, c21 = draw(allocator, 4, 3)  # their class has no results
-    assert [c0.start, c1.start] == [c20.start, c21.start]
-    for hard, easy in ((c0, c1), (c20, c21)):
-        assert hard.chance is not None
-        assert easy.chance is not None
-        assert hard.chance < 0.35 < 0.65 < easy.chance
-
-
-def test_without_features_the_class_is_the_prior() -> None:
-    learned, described = "a0 a1 b0 b1 a20 a21 b20 b21", [f"b{n}" for n in range(30, 42)]
-    allocator = predicting(f"{learned} {' '.join(described)} a50 c0")
-    draw(allocator, len(described), 3)
-    a50, c0 = draw(allocator, 2, 3)
-    assert a50.chance == pytest.approx(allocator.state_dict()["classes"]["a"].prior(8).mean)
-    assert c0.chance is None  # of a new class, too
-    assert make_allocator("c0").undescribed() == []
-
-
-def test_before_both_kinds_of_results_the_class_is_the_prior() -> None:
-    with_predictor, without = (make_allocator("a0 a1 a2 a3 a4 a5", 2, predictor=on) for on in (True, False))
-    for allocator in (with_predictor, without):
-        describe(allocator)
-        learn(allocator, {g.prompt.id: [0.0] * 8 for g in draw(allocator, 2, 1)})
-    (first, second) = (draw(allocator, 1, 2)[0].chance for allocator in (with_predictor, without))
-    assert first == second is not None
-
-
-def test_next_prompts_are_described_once_in_each_epoch() -> None:
-    allocator = make_allocator("a b c d e", 1, predictor=True)
-    assert describe(allocator) == ["a", "b", "c", "d"]
-    assert describe(allocator) == []
-    draw(allocator, 2, 1)
-    assert describe(allocator) == ["e", "a"]
-    draw(allocator, 3, 2)
-    assert describe(allocator) == ["b", "c", "d"]
+# --- forecasts
 
 
 def test_results_are_compared_with_forecasts_made_before_them() -> None:
-    allocator = predicting()
-    describe(allocator)
-    groups = draw(allocator, 4, 3)
-    assert {(f.of_class, f.prior == f.expected) for f in teach(allocator, groups, EASY)} == {(None, True)}
-    learned = allocator.state_dict()["classes"]["c"]
+    allocator = make_allocator("a0 a1", 2)
+    groups = draw(allocator, 2, 1)
+    assert teach(allocator, groups, EASY) == ()  # nothing was expected
+    prior = allocator.state_dict()["classes"]["a"].prior(8).mean
     (again,) = teach(allocator, groups[:1], HARD)
-    assert (again.correct, again.completions, again.of_class) == (1, 8, learned.rate)
+    assert (again.correct, again.completions, again.prior) == (1, 8, prior)
+    assert again.expected > prior  # by its own results
     commit = groups[0].with_attempt(make_attempt(HARD, part="commit"))
     assert allocator.learn([commit]) == ()
 
 
-def test_forecasts_without_a_predictor_have_no_other_class_rate() -> None:
-    allocator = make_allocator("a b", 2)
-    groups = draw(allocator, 2, 1)
-    assert teach(allocator, groups, EASY) == ()  # nothing was expected
-    assert [f.of_class for f in teach(allocator, groups, EASY)] == [None, None]
-
-
 def teach(allocator: Allocator, groups: Sequence[Group], rewards: Sequence[float]) -> tuple[Forecast, ...]:
     return allocator.learn([group.with_attempt(make_attempt(rewards)) for group in groups])
-
-
-@pytest.mark.parametrize("steps", [0, 1])
-def test_a_restored_allocator_predicts_the_same(steps: int) -> None:
-    allocator, other = predicting(), make_allocator(PREDICTED, predictor=True)
-    if not steps:
-        allocator = make_allocator(PREDICTED, predictor=True)
-    plain, arrays = to_plain({"waiting": [], **allocator.state_dict()})
-    prompts = {name: make_prompt(name, difficulty=name[0]) for name in PREDICTED.split()}
-    other.load_state_dict(from_plain(json.loads(json.dumps(plain)), arrays, prompts))
-    for step in (3, 4, 5):
-        both = [(describe(each), draw(each, 4, step)) for each in (allocator, other)]
-        assert both[0][0] == both[1][0]
-        assert [g.chance for g in both[0][1]] == [g.chance for g in both[1][1]]
-        for each, (_, groups) in zip((allocator, other), both, strict=True):
-            teach(each, groups, MIXED)

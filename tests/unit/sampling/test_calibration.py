@@ -8,14 +8,13 @@ import pytest
 
 from adagrpo_ray.sampling.calibration import Forecast, calibration
 
-SURE, EVEN = Forecast(1.0, 0.75, 0.5, correct=4, completions=4), Forecast(0.5, 0.25, None, correct=1, completions=2)
+SURE, EVEN = Forecast(1.0, 0.75, correct=4, completions=4), Forecast(0.5, 0.25, correct=1, completions=2)
 
 
 def test_brier_scores_are_means_over_prompts() -> None:
     found = calibration([SURE, EVEN])
     assert found["brier_posterior"] == (0.0 + 0.25) / 2
     assert found["brier_prior"] == (0.25**2 + (0.75**2 + 0.25**2) / 2) / 2
-    assert found["brier_class"] == 0.25  # of the prompt whose class has results
 
 
 def test_tenths_have_sums_of_completions() -> None:
@@ -25,5 +24,5 @@ def test_tenths_have_sums_of_completions() -> None:
 
 def test_nothing_is_measured_without_forecasts() -> None:
     found = calibration([])
-    assert [found[f"brier_{name}"] for name in ("posterior", "prior", "class")] == [None] * 3
+    assert [found["brier_posterior"], found["brier_prior"]] == [None, None]
     assert found["reliability"] == {}
