@@ -232,10 +232,16 @@ class TrainSample:
 
 @dataclass(frozen=True, eq=False)
 class TrainBatch:
-    """The samples of one rank in one step, divided into micro-batches.
+    """The samples of one rank in one step, divided into mini-batches, and these into micro-batches.
 
-    Every rank has the same number of micro-batches, which is 0 if the step has nothing to train on.
+    Each mini-batch has an optimizer step of its own, and the gradients of its micro-batches are summed. Every rank has
+    the same numbers of both. There is no mini-batch if the step has nothing to train on.
     """
 
     step: int
-    micro_batches: tuple[tuple[TrainSample, ...], ...]
+    mini_batches: tuple[tuple[tuple[TrainSample, ...], ...], ...]
+
+    @property
+    def micro_batches(self) -> tuple[tuple[TrainSample, ...], ...]:
+        """The micro-batches of all mini-batches."""
+        return tuple(samples for micro_batches in self.mini_batches for samples in micro_batches)

@@ -39,6 +39,7 @@ SHOWN = (
         "learner.schedule",
         "learner.warmup_ratio",
         "learner.weight_decay",
+        "learner.max_grad_norm",
     ),
     *("model.lora.r", "model.lora.alpha", "model.lora.dropout", "model.lora.targets", "model.dtype"),
     *("rollout.max_new_tokens", "rewards.correct_by", "rewards.correct_above"),

@@ -107,19 +107,18 @@ Scale = Literal["std", "none", "batch", "mean"]
 
 @dataclass(frozen=True)
 class MethodDefaults:
-    """Values of settings that are null: `num_iterations`, `train_on`, and `max_grad_norm` of the learner."""
+    """Values of settings that are null."""
 
     num_iterations: int
+    num_mini_batches: int
     train_on: TrainOn
-    max_grad_norm: float
 
 
 METHOD_DEFAULTS = {
-    "grpo": MethodDefaults(1, "last", 1.0),
-    "dapo": MethodDefaults(1, "last", 1.0),
-    # By docs/results/skills.json; half of the completions pay for the second update. The gradient of a rare success is
-    # large, and two updates on it may undo the effect of other prompts unless its norm is bounded.
-    "adagrpo": MethodDefaults(2, "max_variance", 0.2),
+    "grpo": MethodDefaults(1, 1, "last"),
+    "dapo": MethodDefaults(1, 1, "last"),
+    # By docs/results/skills.json; half of the completions pay for the second pass.
+    "adagrpo": MethodDefaults(2, 4, "max_variance"),
 }
 
 
@@ -184,7 +183,12 @@ class AlgorithmSettings(Section):
         "train", description="adagrpo: train on a group that failed on the last rung, or drop it"
     )
     num_iterations: PositiveInt | None = Field(
-        None, description="optimizer steps on the batch of a step; null: 2 for adagrpo, 1 for grpo and dapo"
+        None, description="passes over the batch of a step; null: 2 for adagrpo, 1 for grpo and dapo"
+    )
+    num_mini_batches: PositiveInt | None = Field(
+        None,
+        description="parts of the batch, each of whole groups, with an optimizer step of its own in each pass; null: 4 "
+        "for adagrpo, 1 for grpo and dapo",
     )
     overlong_buffer: PositiveInt | None = Field(
         None, description="tokens before the limit over which a length penalty grows from 0 to 1; null: no penalty"
@@ -264,7 +268,12 @@ class AlgorithmSettings(Section):
             )
 
     def _training_conflicts(self) -> Iterator[str]:
-        """Yield conflicts of the completions to train on."""
+        """Yield conflicts of the completions to train on, and of the division of their batch."""
+        if self.num_mini_batches is not None and self.num_mini_batches > self.prompts_per_step:
+            yield (
+                f"algorithm.num_mini_batches={self.num_mini_batches} divides a batch of algorithm.prompts_per_step="
+                f"{self.prompts_per_step} groups, and each mini-batch needs one; lower the first or raise the second"
+            )
         if self.train_size is not None and self.selection not in ("balanced", "max_variance"):
             yield (
                 f"algorithm.train_size={self.train_size} is used by train_on=balanced and max_variance only, not by "
@@ -321,6 +330,17 @@ class AlgorithmSettings(Section):
         return max(fewest, min(most, self.shared_completions - fewest * (self.prompts_per_step - 1)))
 
     @property
-    def updates_per_batch(self) -> int:
-        """Updates on the batch of a step: `num_iterations`, or the default of the method."""
+    def passes_per_batch(self) -> int:
+        """Passes over the batch of a step: `num_iterations`, or the default of the method."""
         return METHOD_DEFAULTS[self.name].num_iterations if self.num_iterations is None else self.num_iterations
+
+    @property
+    def updates_per_pass(self) -> int:
+        """Most updates in a pass: `num_mini_batches`, or the default of the method; at most one for each prompt."""
+        chosen = METHOD_DEFAULTS[self.name].num_mini_batches if self.num_mini_batches is None else self.num_mini_batches
+        return min(chosen, self.prompts_per_step)
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Most updates on the batch of a step."""
+        return self.passes_per_batch * self.updates_per_pass

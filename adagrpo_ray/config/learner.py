@@ -27,11 +27,7 @@ class LearnerSettings(Section):
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay rates of AdamW's moments")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="decay after the warm-up")
     warmup_ratio: Share = Field(0.1, description="share of the steps in which the learning rate rises to its peak")
-    max_grad_norm: float | None = Field(
-        None,
-        gt=0.0,
-        description="gradients are clipped to this norm; null: 0.2 for adagrpo, 1 for grpo and dapo",
-    )
+    max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are clipped to this norm")
     max_skipped_updates: PositiveInt | None = Field(
         3,
         description="end the run after this many skipped updates in a row; an update is skipped if a loss, "

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from adagrpo_ray.config import conflicts
-from adagrpo_ray.config.algorithm import METHOD_DEFAULTS, AlgorithmSettings
+from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.data import ArithmeticSettings, DataSettings
 from adagrpo_ray.config.environments import EnvironmentSettings
 from adagrpo_ray.config.learner import LearnerSettings
@@ -55,19 +55,13 @@ class Config(Section):
         yield from conflicts.of_best_checkpoint(self.checkpoint, self.evaluation, self.data)
 
     @property
-    def max_grad_norm(self) -> float:
-        """`learner.max_grad_norm`, or the default of the method."""
-        norm = self.learner.max_grad_norm
-        return METHOD_DEFAULTS[self.algorithm.name].max_grad_norm if norm is None else norm
-
-    @property
-    def resolved(self) -> dict[str, int | float | str | None]:
+    def resolved(self) -> dict[str, int | str | None]:
         """The values in effect of settings whose defaults depend on the method, by key; None: no limit."""
         return {
             "algorithm.train_on": self.algorithm.selection,
             "algorithm.train_size": self.algorithm.trained_at_most,
-            "algorithm.num_iterations": self.algorithm.updates_per_batch,
-            "learner.max_grad_norm": self.max_grad_norm,
+            "algorithm.num_iterations": self.algorithm.passes_per_batch,
+            "algorithm.num_mini_batches": self.algorithm.updates_per_pass,
         }
 
     @property

@@ -35,7 +35,8 @@ def collected(
     groups = [*collection.ready, *(() if dropped else collection.exhausted)]
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens, collection.left_out)
     samples = (*samples, *broken_samples(collection.attempts))
-    batches = pack_batches(step, samples, config.learner.ranks, config.learner.micro_batch_tokens, packing)
+    learner, parts = config.learner, config.algorithm.updates_per_pass
+    batches = pack_batches(step, samples, learner.ranks, learner.micro_batch_tokens, packing, parts)
     shown = config.run.samples_per_step
     metrics = sampling_metrics(
         step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from adagrpo_ray.learner.layout import LAYOUTS, Rows
 from adagrpo_ray.learner.loss_tokens import loss_tokens
 from adagrpo_ray.learner.masters import Masters
 from adagrpo_ray.learner.schedule import learning_rate
-from adagrpo_ray.learner.updates import TrainReport, UpdateReport
+from adagrpo_ray.learner.updates import TrainReport, UpdateReport, of_pass
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 
@@ -40,22 +41,24 @@ class LearnerEngine:
     def train(self, batch: TrainBatch) -> TrainReport:
         """Make the updates on a batch, whose token weights contain the normalisation of the loss.
 
-        The old policy is the policy before the first update, so that the clip range bounds all updates together. Its
-        log-probabilities are those of the first update's forward pass. If that pass has dropout (`model.lora.dropout`),
-        they are from an additional pass without dropout, since the rollout engines have none. The policy's own
-        log-probabilities keep LoRA's dropout, which regularises the adapter.
+        Each pass over the batch has one update for each mini-batch. The old policy of a mini-batch is the policy before
+        the first update on it, so that the clip range bounds all updates on it together; the rollout correction weighs
+        what the mini-batches before it have changed. Its log-probabilities are those of that update's forward pass. If
+        that pass has dropout (`model.lora.dropout`), they are from an additional pass without dropout, since the
+        rollout engines have none. The policy's own log-probabilities keep LoRA's dropout, which regularises the
+        adapter.
 
         An update in which a number is not finite is skipped on all ranks: weights and moments stay as they are. It ends
         the batch, since the next update would start from the same weights.
         """
         self._mode.begin()
-        old: list[torch.Tensor] = []
         made: list[UpdateReport] = []
         cause: str | None = None
         rate = learning_rate(self._config, batch.step)
-        for number in range(self._config.algorithm.updates_per_batch if batch.micro_batches else 0):
+        one_pass = [(micro_batches, list[torch.Tensor]()) for micro_batches in batch.mini_batches]
+        for number, (micro_batches, old) in enumerate(one_pass * self._config.algorithm.passes_per_batch):
             rate = learning_rate(self._config, batch.step, number)
-            result = self._update(batch, old, rate)
+            result = self._update(micro_batches, old, rate)
             if not isinstance(result, UpdateReport):
                 cause = result
                 self._skipped_in_a_row += 1
@@ -63,22 +66,24 @@ class LearnerEngine:
             made.append(result)
             self._skipped_in_a_row = 0
         return TrainReport(
-            first=made[0] if made else None,
-            last=made[-1] if made else None,
+            first=of_pass(made[: len(one_pass)]),
+            last=of_pass(made[-len(one_pass) :]),
             learning_rate=rate,
             skipped=int(cause is not None),
             cause=cause,
             skipped_in_a_row=self._skipped_in_a_row,
         )
 
-    def _update(self, batch: TrainBatch, old: list[torch.Tensor], rate: float) -> UpdateReport | str:
+    def _update(
+        self, micro_batches: Sequence[tuple[TrainSample, ...]], old: list[torch.Tensor], rate: float
+    ) -> UpdateReport | str:
         """Make one update; returns its report, or the cause if it was skipped.
 
-        The first update on a batch fills `old` with one tensor for each micro-batch.
+        The first update on a mini-batch fills `old` with one tensor for each micro-batch.
         """
         statistics = UpdateStatistics()
         gradient = GradientSum(self._shapes, self._device)
-        for number, samples in enumerate(batch.micro_batches):
+        for number, samples in enumerate(micro_batches):
             rows = self._lay_out(samples, self._device)
             if len(old) == number and self._mode.drops:
                 with torch.no_grad(), without_dropout(self._policy):

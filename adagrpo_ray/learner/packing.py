@@ -1,4 +1,4 @@
-"""Packs completions of any length into micro-batches by a token budget, with the same number on every rank."""
+"""Divides completions into mini-batches, and packs these into micro-batches, as many on every rank."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ from adagrpo_ray.types import TrainBatch, TrainSample
 
 
 def pack_batches(
-    step: int, samples: Sequence[TrainSample], ranks: int, token_budget: int, packing: Packing = "padded"
+    step: int,
+    samples: Sequence[TrainSample],
+    ranks: int,
+    token_budget: int,
+    packing: Packing = "padded",
+    mini_batches: int = 1,
 ) -> list[TrainBatch]:
     """Make one TrainBatch for each rank; together they contain every sample once.
+
+    The prompts are dealt to `mini_batches` mini-batches, or to as many as there are prompts. So a mini-batch has all
+    samples of its prompts. Its token weights are multiplied by the number of mini-batches, so that its loss is as large
+    as that of the whole batch.
 
     A micro-batch has at most `token_budget` tokens in the model's input, including padding and all copies of prompts. A
     sample that is longer is a micro-batch of its own. Samples are sorted by length, so that a micro-batch needs little
@@ -24,17 +33,38 @@ def pack_batches(
     The ranks get micro-batches in turn. If the last round does not reach all ranks, the others get a copy of the
     shortest sample with weights of zero. So every rank runs the same collectives, and no sample counts twice.
     """
+    parts = _dealt(samples, mini_batches)
+    packed = [_packed(part, ranks, token_budget, packing) for part in parts]
+    return [
+        TrainBatch(step, tuple(tuple(tuple(m) for m in micro_batches[rank::ranks]) for micro_batches in packed))
+        for rank in range(ranks)
+    ]
+
+
+def _dealt(samples: Sequence[TrainSample], most: int) -> list[list[TrainSample]]:
+    """The samples of each mini-batch, with its token weights; no mini-batch is empty."""
+    places: dict[bytes, int] = {}  # of prompts, in the order of their first samples
+    for sample in samples:
+        places.setdefault(prompt_key(sample), len(places))
+    count = min(most, len(places))
+    dealt: list[list[TrainSample]] = [[] for _ in range(count)]
+    for sample in samples:
+        weighed = sample if count == 1 else replace(sample, token_weights=sample.token_weights * np.float32(count))
+        dealt[places[prompt_key(sample)] % count].append(weighed)
+    return dealt
+
+
+def _packed(samples: Sequence[TrainSample], ranks: int, token_budget: int, packing: Packing) -> list[list[TrainSample]]:
+    """The micro-batches of a mini-batch; their number is a multiple of `ranks`."""
     micro_batches: list[list[TrainSample]] = []
     for sample in _by_prompt(samples) if packing == "shared" else sorted(samples, key=_length, reverse=True):
         if micro_batches and _size([*micro_batches[-1], sample], packing) <= token_budget:
             micro_batches[-1].append(sample)
         else:
             micro_batches.append([sample])
-    if micro_batches:
-        shortest = min(samples, key=_length)
-        idle = replace(shortest, token_weights=np.zeros_like(shortest.token_weights))
-        micro_batches += [[idle]] * (-len(micro_batches) % ranks)
-    return [TrainBatch(step, tuple(tuple(m) for m in micro_batches[rank::ranks])) for rank in range(ranks)]
+    shortest = min(samples, key=_length)
+    idle = replace(shortest, token_weights=np.zeros_like(shortest.token_weights))
+    return micro_batches + [[idle]] * (-len(micro_batches) % ranks)
 
 
 def _by_prompt(samples: Sequence[TrainSample]) -> Iterable[TrainSample]:

@@ -26,14 +26,16 @@ def step_record(
     `reports` has one report for each rank, and is empty if there was nothing to train on. `seconds` has the time of
     each phase, in which the trainer waited for it.
     """
-    updates, step_time = config.algorithm.updates_per_batch, sum(seconds.values())
+    algorithm, step_time = config.algorithm, sum(seconds.values())
     return StepRecord(
         step=step,
         step_time=step_time,
         **asdict(collected.metrics),
         trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
-        **update_metrics(reports, updates),
-        learning_rate=reports[0].learning_rate if reports else learning_rate(config, step, updates - 1),
+        **update_metrics(reports, algorithm.passes_per_batch),
+        learning_rate=reports[0].learning_rate
+        if reports
+        else learning_rate(config, step, algorithm.updates_per_batch - 1),
         weight_version=sync.version,
         sync_bytes=sync.sent_bytes,
         sync_time=sync.seconds,

@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
             "algorithm.train_on=all",
             "algorithm.advantage_scale=std",
             "algorithm.num_iterations=1",
-            "learner.max_grad_norm=1",
+            "algorithm.num_mini_batches=1",
             "algorithm.loss.epsilon_high=0.28",
         ),
         drawn=True,
@@ -91,7 +91,7 @@ METHODS: dict[str, Method] = {
             "algorithm.advantage_scale=none",
             "algorithm.advantage_statistics=all",
             "algorithm.num_iterations=1",
-            "learner.max_grad_norm=1",
+            "algorithm.num_mini_batches=1",
             "algorithm.loss.epsilon_high=0.28",
         ),
         drawn=True,
@@ -114,7 +114,7 @@ METHODS: dict[str, Method] = {
             "algorithm.advantage_scale=std",
             "algorithm.advantage_statistics=all",
             "algorithm.num_iterations=1",
-            "learner.max_grad_norm=1",
+            "algorithm.num_mini_batches=1",
         ),
         drawn=True,
     ),
@@ -142,7 +142,13 @@ METHODS: dict[str, Method] = {
         ("algorithm.allocation.replace_left_out=true",),
         _SKILLS,
     ),
-    "adagrpo-one-update": _changed("One update on each batch.", ("algorithm.num_iterations=1",)),
+    "adagrpo-one-pass": _changed("One pass over each batch.", ("algorithm.num_iterations=1",), _SKILLS),
+    "adagrpo-whole-batch": _changed(
+        "Updates on the whole batch, one in each pass.", ("algorithm.num_mini_batches=1",), _SKILLS
+    ),
+    "adagrpo-one-update": _changed(
+        "One update on each batch.", ("algorithm.num_iterations=1", "algorithm.num_mini_batches=1")
+    ),
     "adagrpo-pilots": _changed(
         "Four pilots first; four more completions if some of them are correct and some wrong.",
         ("algorithm.pilot_size=4", "algorithm.allocation.min_group=8"),
@@ -153,9 +159,6 @@ METHODS: dict[str, Method] = {
     ),
     "adagrpo-scale-mean": _changed(
         "MaxRL: advantages over the mean of their group.", ("algorithm.advantage_scale=mean",), _SKILLS
-    ),
-    "adagrpo-norm-1": _changed(
-        "Gradients are clipped to the norm 1, as in grpo.", ("learner.max_grad_norm=1",), _SKILLS
     ),
     "adagrpo-unlabelled": _changed(
         "The class of a prompt is hidden, so that only its own results can size its groups.",

@@ -122,7 +122,7 @@ REAL = Section(
         "data.train_prompts=320",
         "data.eval_prompts=64",
         "evaluation.samples=4",
-        "algorithm.num_iterations=null",  # that of the method
+        *("algorithm.num_iterations=null", "algorithm.num_mini_batches=null"),  # those of the method
         "evaluation.every=4",
     ),
     cases={"all": ()},

@@ -45,7 +45,7 @@ def common(config: Config, output: str) -> Common:
         "weight_decay": s.weight_decay,
         "adam_beta1": s.betas[0],
         "adam_beta2": s.betas[1],
-        "max_grad_norm": config.max_grad_norm,
+        "max_grad_norm": config.learner.max_grad_norm,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(s.schedule, s.schedule),
         "warmup_steps": round(s.warmup_ratio * config.run.steps),
         "bf16": config.model.dtype == "bfloat16",

@@ -150,6 +150,7 @@ def measure(case: Case, folder: Path, tokens: int, rounds: int = ROUNDS) -> Foun
             "learner.micro_batch_tokens": tokens,
             "learner.learning_rate": 1e-5,
             "algorithm.num_iterations": 1,
+            "algorithm.num_mini_batches": 1,
             "rollout.max_new_tokens": longest,
             "rollout.max_model_len": len(samples[0].prompt_token_ids) + longest,
             "run.steps": 1 + ROUNDS,

@@ -248,6 +248,7 @@ def test_peak_of_an_update_is_that_of_the_estimate(wide_model: Path) -> None:
         "learner.gradient_checkpointing=true",
         "rollout.max_new_tokens=4000",
         "algorithm.num_iterations=1",
+        "algorithm.num_mini_batches=1",
     )
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 1000, 4096).astype(np.int32)

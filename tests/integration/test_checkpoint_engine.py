@@ -37,6 +37,7 @@ def configure(*overrides: str) -> Config:
         "learner.schedule=cosine",
         "learner.warmup_ratio=0.5",
         "algorithm.num_iterations=1",
+        "algorithm.num_mini_batches=1",
     ]
     return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 

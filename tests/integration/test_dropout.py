@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def configure(*overrides: str) -> Config:
     settings = [
         *("model.lora.dropout=0.1", "learner.learning_rate=1e-3", "learner.warmup_ratio=0.0", "run.steps=4"),
-        *("algorithm.num_iterations=1", "algorithm.loss.beta=0.04"),
+        *("algorithm.num_iterations=1", "algorithm.num_mini_batches=1", "algorithm.loss.beta=0.04"),
     ]
     return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 

@@ -23,7 +23,13 @@ def configure(*overrides: str) -> Config:
             "learner.warmup_ratio=0.0",
             "learner.max_grad_norm=1e6",
         ),
-        *("algorithm.num_iterations=1", "algorithm.loss.beta=0.0", f"learner.betas=[{BETA1},0.999]", "run.steps=4"),
+        *(
+            "algorithm.num_iterations=1",
+            "algorithm.num_mini_batches=1",
+            "algorithm.loss.beta=0.0",
+            f"learner.betas=[{BETA1},0.999]",
+            "run.steps=4",
+        ),
     ]
     return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 

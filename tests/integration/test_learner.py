@@ -39,6 +39,7 @@ def configure(*overrides: str) -> Config:
             "learner.learning_rate=1e-4",
             "algorithm.loss.beta=0.04",
             "algorithm.num_iterations=1",
+            "algorithm.num_mini_batches=1",
             f"run.steps={STEPS}",
             *overrides,
         ],
@@ -108,8 +109,25 @@ def test_the_clip_range_bounds_later_updates_of_a_batch(model_path: str, updates
     assert (last.clipped_low + last.clipped_high > 0) is clipped
     # The schedule counts updates: of 3 x STEPS the last one of this batch is the third.
     assert report.learning_rate == pytest.approx(0.01 * (1 - (updates - 1) / (updates * STEPS)))
-    nothing = engine.train(replace(batch, micro_batches=()))
+    nothing = engine.train(replace(batch, mini_batches=()))
     assert (nothing.first, nothing.last, nothing.skipped) == (None, None, 0)
+
+
+def test_mini_batches_are_updates_one_after_the_other(model_path: str) -> None:
+    """Two mini-batches change the policy as two batches of their samples do; each has an old policy of its own."""
+    config = configure("algorithm.num_mini_batches=2", "learner.learning_rate=0.01", "learner.schedule=constant")
+    samples = make_samples()
+    (batch,) = pack_batches(1, samples, 1, 200, mini_batches=2)
+    assert len(batch.mini_batches) == 2
+    together, apart = (one_rank(model_path, config) for _ in range(2))
+    report = together.train(batch)
+    reports = [made(apart.train(replace(batch, mini_batches=(part,)))) for part in batch.mini_batches]
+    after, expected = together.adapter(), apart.adapter()
+    assert all(torch.equal(after[name], expected[name]) for name in after)
+    assert report.first is not None
+    assert (report.first.statistics.ratio.minimum, report.first.statistics.ratio.maximum) == (1.0, 1.0)
+    assert report.first.statistics.loss == pytest.approx(sum(r.statistics.loss for r in reports) / 2)
+    assert report.first.statistics.tokens == sum(len(sample.token_ids) for sample in samples)
 
 
 @pytest.mark.parametrize("lay_out", [pad, join])

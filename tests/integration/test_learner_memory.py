@@ -17,7 +17,10 @@ from tests.support.engine_states import made, one_rank
 
 
 def configure(*overrides: str) -> Config:
-    return Config.load("launch/configs/tiny-cpu.yaml", ["algorithm.num_iterations=1", "run.steps=2", *overrides])
+    return Config.load(
+        "launch/configs/tiny-cpu.yaml",
+        ["algorithm.num_iterations=1", "algorithm.num_mini_batches=1", "run.steps=2", *overrides],
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -42,7 +42,7 @@ STAGES: list[Any] = [
 def configure(*overrides: str) -> Config:
     settings = [
         *("learner.learning_rate=1e-3", "learner.warmup_ratio=0.0", "learner.schedule=linear", "run.steps=8"),
-        *("algorithm.num_iterations=1", "algorithm.loss.beta=0.04"),
+        *("algorithm.num_iterations=1", "algorithm.num_mini_batches=1", "algorithm.loss.beta=0.04"),
     ]
     return Config.load("launch/configs/tiny-cpu.yaml", [*settings, *overrides])
 

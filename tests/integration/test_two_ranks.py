@@ -105,7 +105,16 @@ def ranks(model_path: str) -> Iterator[Ranks]:
 
 
 def configure(*overrides: str) -> Config:
-    return Config.load(TINY, ["algorithm.num_iterations=1", f"run.steps={STEPS}", "learner.ranks=2", *overrides])
+    return Config.load(
+        TINY,
+        [
+            "algorithm.num_iterations=1",
+            "algorithm.num_mini_batches=1",
+            f"run.steps={STEPS}",
+            "learner.ranks=2",
+            *overrides,
+        ],
+    )
 
 
 def config_of_training(ranks: int, stage: int = 0) -> Config:

@@ -38,13 +38,18 @@ def test_methods_differ_in_ladder_refill_and_criterion(
 
 
 @pytest.mark.parametrize(
-    ("name", "updates", "selection"), [("grpo", 1, "last"), ("dapo", 1, "last"), ("adagrpo", 2, "max_variance")]
+    ("name", "passes", "parts", "selection"),
+    [("grpo", 1, 1, "last"), ("dapo", 1, 1, "last"), ("adagrpo", 2, 4, "max_variance")],
 )
-def test_methods_have_their_own_defaults(name: str, updates: int, selection: str) -> None:
-    for chosen in (settings(name), settings(name, num_iterations=None, train_on=None)):
-        assert (chosen.updates_per_batch, chosen.selection) == (updates, selection)
-    set_to = settings(name, num_iterations=3, train_on="all")
-    assert (set_to.updates_per_batch, set_to.selection) == (3, "all")
+def test_methods_have_their_own_defaults(name: str, passes: int, parts: int, selection: str) -> None:
+    nulls = {"num_iterations": None, "num_mini_batches": None, "train_on": None}
+    for chosen in (settings(name), settings(name, **nulls)):
+        assert (chosen.passes_per_batch, chosen.updates_per_pass, chosen.selection) == (passes, parts, selection)
+        assert chosen.updates_per_batch == passes * parts
+    set_to = settings(name, num_iterations=3, num_mini_batches=2, train_on="all")
+    assert (set_to.updates_per_batch, set_to.selection) == (6, "all")
+    few = settings("adagrpo", prompts_per_step=3)
+    assert few.updates_per_pass == 3  # a mini-batch has at least one prompt
 
 
 @pytest.mark.parametrize("scale", ["std", "batch", "none", "mean"])

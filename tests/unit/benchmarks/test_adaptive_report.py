@@ -20,7 +20,7 @@ from tests.support.histories import evaluation, step
 
 
 def test_curve_adds_up_costs_and_counts_each_update() -> None:
-    curve = adaptive.Curve(updates=3, until=None, tokens=None)
+    curve = adaptive.Curve(passes=3, until=None, tokens=None)
     curve.evaluation("before", evaluation(0, 0.25))
     for number in (1, 2):
         curve.step(replace(step(number), generated_tokens=100, trained_tokens=40, step_time=0.5))
@@ -31,7 +31,7 @@ def test_curve_adds_up_costs_and_counts_each_update() -> None:
 
 
 def test_curve_ends_at_the_smoothed_accuracy() -> None:
-    curve = adaptive.Curve(updates=1, until=0.5, tokens=None)
+    curve = adaptive.Curve(passes=1, until=0.5, tokens=None)
     for number, accuracy in enumerate((0.0, 0.0, 0.9)):
         curve.evaluation("", evaluation(number, accuracy))
     with pytest.raises(adaptive.Ended):
@@ -39,7 +39,7 @@ def test_curve_ends_at_the_smoothed_accuracy() -> None:
 
 
 def test_curve_ends_after_its_tokens() -> None:
-    curve = adaptive.Curve(updates=1, until=None, tokens=150)
+    curve = adaptive.Curve(passes=1, until=None, tokens=150)
     curve.step(replace(step(1), generated_tokens=100))
     curve.evaluation("", evaluation(1, 0.1))
     curve.step(replace(step(2), generated_tokens=100))

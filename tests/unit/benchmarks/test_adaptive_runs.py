@@ -54,7 +54,6 @@ def test_published_rule_has_none_of_the_defaults_of_the_package(tmp_path: Path, 
     config = sections.configure(sections.Run(section, case, "adagrpo-published", "1e-3", 3), tmp_path)
     chosen = config.algorithm
     assert (chosen.selection, chosen.advantage_scale, chosen.advantage_statistics) == ("last", "std", "all")
-    assert config.max_grad_norm == 1.0
     assert (chosen.updates_per_batch, chosen.allocates, chosen.resample) == (1, False, "immediate")
     retries = [(trigger.from_step, sum(rung.times for rung in trigger.rungs)) for trigger in chosen.triggers]
     assert retries == [(1, 2), (100, 4), (300, 8), (700, 16)]
@@ -75,7 +74,6 @@ def test_rows_of_other_authors_have_the_settings_of_their_rules(
     config = sections.configure(sections.Run("skills", "all", method, "1e-3", 3), tmp_path)
     chosen = config.algorithm
     assert (chosen.updates_per_batch, chosen.selection, chosen.advantage_scale) == (updates, selection, scale)
-    assert config.max_grad_norm == 1.0
     assert not chosen.allocates
 
 
@@ -132,7 +130,7 @@ def test_run_of_another_definition_is_not_found(tmp_path: Path, monkeypatch: pyt
 
 
 def test_hash_of_a_default_of_the_method_is_that_of_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = ("algorithm.train_on=max_variance", "algorithm.train_size=4", "learner.max_grad_norm=0.2")
+    named = ("algorithm.train_on=max_variance", "algorithm.train_size=4", "algorithm.num_mini_batches=4")
     monkeypatch.setitem(methods.METHODS, "named", methods.Method("", (*named, "algorithm.num_iterations=2")))
     of_defaults, of_values, of_others = (
         runs.settings_hash(replace(RUN, method=method), tmp_path)

@@ -107,11 +107,17 @@ def test_ladder_table_has_all_triggers() -> None:
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("adagrpo", ("max_variance", "4", "std", "2", "0.2")), ("grpo", ("last", None, "std", "1", "1.0"))],
+    [("adagrpo", ("max_variance", "4", "std", "2", "4", "1.0")), ("grpo", ("last", None, "std", "1", "1", "1.0"))],
 )
 def test_card_has_the_defaults_of_the_method(name: str, values: tuple[str | None, ...]) -> None:
     text = card(algorithm={"name": name, "group_size": 8}).partition("<details>")[0]
-    keys = ("algorithm.train_on", "algorithm.train_size", "algorithm.advantage_scale", "algorithm.num_iterations")
+    keys = (
+        "algorithm.train_on",
+        "algorithm.train_size",
+        "algorithm.advantage_scale",
+        "algorithm.num_iterations",
+        "algorithm.num_mini_batches",
+    )
     for key, value in zip((*keys, "learner.max_grad_norm"), values, strict=True):
         assert re.findall(rf"\| `{re.escape(key)}` \| (.*) \|", text) == [value] * (value is not None)
 

@@ -17,7 +17,6 @@ from adagrpo_ray.config.reading import read_tree
 from adagrpo_ray.config.run_settings import RunSettings
 from adagrpo_ray.config.sampling import PhaseParams
 from adagrpo_ray.errors import first_line
-from adagrpo_ray.learner.deepspeed_setup import deepspeed_config
 from adagrpo_ray.types import SamplingParams
 from tests.support.places import CONFIGS as CONFIG_FOLDER
 from tests.support.settings_files import refusal, written
@@ -36,20 +35,6 @@ algorithm:
 
 def test_defaults_are_valid() -> None:
     assert Config.load(None) == Config()
-
-
-@pytest.mark.parametrize(
-    ("tree", "norm"),
-    [
-        ({}, 0.2),
-        ({"algorithm": {"name": "grpo"}}, 1.0),
-        ({"algorithm": {"name": "dapo"}}, 1.0),
-        ({"learner": {"max_grad_norm": 0.7}}, 0.7),
-    ],
-)
-def test_gradients_are_clipped_to_the_norm_of_the_method(tree: dict[str, Any], norm: float) -> None:
-    config = Config.model_validate(tree)
-    assert config.max_grad_norm == norm == deepspeed_config(config)["gradient_clipping"]
 
 
 def test_name_in_earlier_model_cards_still_loads() -> None:
@@ -285,6 +270,10 @@ def test_override_into_value_is_refused(tmp_path: Path) -> None:
         (
             ["algorithm.allocation.rule=value", "algorithm.allocation.max_group=6"],
             ["algorithm.allocation.rule=value gives groups algorithm.group_size=8", "min_group=2 and max_group=6"],
+        ),
+        (
+            ["algorithm.num_mini_batches=5", "algorithm.prompts_per_step=4"],
+            ["algorithm.num_mini_batches=5 divides", "algorithm.prompts_per_step=4", "lower the first"],
         ),
         (
             ["algorithm.train_size=4", "algorithm.train_on=last"],

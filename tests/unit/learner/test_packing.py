@@ -19,6 +19,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), max_size=3
 
 
 def make_sample(prompt: int, completion: int) -> TrainSample:
+    """A sample whose prompt is that of all samples with a prompt of this length."""
     return TrainSample(
         prompt_token_ids=np.zeros(prompt, np.int32),
         token_ids=np.zeros(completion, np.int32),
@@ -75,6 +76,29 @@ def test_a_shared_prompt_counts_once_and_its_samples_stay_together() -> None:
 def test_a_sample_above_the_budget_is_a_micro_batch_of_its_own() -> None:
     samples = [make_sample(1, n) for n in (99, 1, 1)]
     assert shape(pack_batches(1, samples, ranks=1, token_budget=10)) == [[[100], [2, 2]]]
+
+
+@pytest.mark.parametrize("packing", get_args(Packing))
+def test_mini_batches_have_whole_prompts_and_the_loss_of_the_batch(packing: Packing) -> None:
+    samples = [make_sample(prompt, 4) for prompt in (5, 5, 7, 3, 3, 9)]
+    (batch,) = pack_batches(1, samples, 1, 1000, packing, mini_batches=2)
+    prompts = [
+        sorted({len(s.prompt_token_ids) for micro in micro_batches for s in micro})
+        for micro_batches in batch.mini_batches
+    ]
+    assert prompts == [[3, 5], [7, 9]]  # dealt in the order of their first samples
+    assert {w for micro in batch.micro_batches for s in micro for w in s.token_weights} == {1.0}  # 2 x 0.5
+    (batch,) = pack_batches(1, samples, 1, 1000, packing, mini_batches=9)
+    assert [len(micro_batches) for micro_batches in batch.mini_batches] == [1, 1, 1, 1]  # one for each prompt
+
+
+def test_ranks_have_the_same_numbers_of_mini_and_micro_batches() -> None:
+    samples = [make_sample(prompt, 4) for prompt in (5, 5, 5, 7)]
+    batches = pack_batches(1, samples, 2, 18, mini_batches=2)
+    assert [[len(micro_batches) for micro_batches in b.mini_batches] for b in batches] == [[1, 1], [1, 1]]
+    first, second = ([len(micro) for micro in b.micro_batches] for b in batches)
+    assert (first, second) == ([2, 1], [1, 1])
+    assert idle(batches[1].micro_batches[1][0])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

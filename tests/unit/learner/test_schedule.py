@@ -19,6 +19,7 @@ def configure(schedule: str, warmup: float, steps: int, updates: int) -> Config:
         [
             f"run.steps={steps}",
             f"algorithm.num_iterations={updates}",
+            "algorithm.num_mini_batches=1",
             f"learner.schedule={schedule}",
             f"learner.warmup_ratio={warmup}",
             "learner.learning_rate=5e-4",

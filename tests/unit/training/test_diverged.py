@@ -19,7 +19,7 @@ from adagrpo_ray.config import Config
 from adagrpo_ray.config.run_settings import EvaluationSettings
 from adagrpo_ray.errors import ConfigError, DivergedError, RolloutError
 from adagrpo_ray.learner.replies import Collected, SyncReport
-from adagrpo_ray.learner.updates import TrainReport, UpdateReport, update_metrics
+from adagrpo_ray.learner.updates import TrainReport, UpdateReport, of_pass, update_metrics
 from adagrpo_ray.rewards import Scores
 from adagrpo_ray.runs import Observer, StepRecord
 from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
@@ -188,19 +188,26 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_the_learning_rate_of_a_step_without_an_update_is_that_of_the_schedule(tmp_path: Path) -> None:
     learner = Learner([None, None, None, None])
-    seen = run(tmp_path, learner, "algorithm.num_iterations=1", "learner.schedule=linear", "learner.warmup_ratio=0.0")
+    seen = run(
+        tmp_path,
+        learner,
+        "algorithm.num_iterations=1",
+        "algorithm.num_mini_batches=1",
+        "learner.schedule=linear",
+        "learner.warmup_ratio=0.0",
+    )
     assert [record.learning_rate for record in seen.steps] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
-def test_metrics_are_of_the_first_update_and_the_last() -> None:
-    """Metrics of two ranks are merged; those of the ratio are of the last update, since it is 1 in the first."""
+def test_metrics_are_of_the_first_pass_and_the_last() -> None:
+    """Metrics of two ranks are merged; those of the ratio are of the last pass, since it is 1 in the first."""
     ranks = [
         TrainReport(
             UpdateReport(statistics(0.25 * rank), 3.0), UpdateReport(statistics(1.0 * rank, 1.5), 4.0), 1e-5, 0, None, 0
         )
         for rank in (1, 2)
     ]
-    metrics = update_metrics(ranks, updates=3)
+    metrics = update_metrics(ranks, passes=3)
     assert (metrics["loss"], metrics["grad_norm"], metrics["entropy"]) == (0.75, 3.0, 2.0)
     assert (metrics["last_update_loss"], metrics["last_update_grad_norm"], metrics["last_update_entropy"]) == (
         3.0,
@@ -208,11 +215,20 @@ def test_metrics_are_of_the_first_update_and_the_last() -> None:
         2.0,
     )
     assert (metrics["policy_ratio_max"], metrics["clip_ratio_region_mean"], metrics["skipped_updates"]) == (1.5, 1.0, 0)
-    once = update_metrics(ranks, updates=1)
+    once = update_metrics(ranks, passes=1)
     assert [once[f"last_update_{name}"] for name in ("loss", "kl", "entropy", "grad_norm")] == [None] * 4
-    nothing = update_metrics([], updates=3)
+    nothing = update_metrics([], passes=3)
     assert {value for name, value in nothing.items() if name != "entropy_by_difficulty"} == {None, 0}
     assert replace(STEP, **nothing).loss is None  # all are fields of a record
+
+
+def test_report_of_a_pass_has_the_tokens_of_all_mini_batches_and_means_of_loss_and_norm() -> None:
+    assert of_pass([]) is None
+    report = of_pass([UpdateReport(statistics(1.0), 3.0), UpdateReport(statistics(2.0, 1.5), 5.0)])
+    assert report is not None
+    one = statistics(1.0)
+    assert (report.statistics.loss, report.grad_norm) == (1.5, 4.0)
+    assert (report.statistics.tokens, report.statistics.ratio.maximum) == (2 * one.tokens, 1.5)
 
 
 def test_completions_that_are_not_finite_reach_the_learner_with_any_rewards() -> None:
