@@ -43,7 +43,7 @@ class LearnerEngine:
 
         Each pass over the batch has one update for each mini-batch. The old policy of a mini-batch is the policy before
         the first update on it, so that the clip range bounds all updates on it together; the rollout correction weighs
-        what the mini-batches before it have changed. Its log-probabilities are those of that update's forward pass. If
+        the changes by mini-batches before it. Its log-probabilities are those of that update's forward pass. If
         that pass has dropout (`model.lora.dropout`), they are from an additional pass without dropout, since the
         rollout engines have none. The policy's own log-probabilities keep LoRA's dropout, which regularises the
         adapter.
