@@ -27,12 +27,17 @@ class UpdateReport:
 
 
 def of_pass(updates: Sequence[UpdateReport]) -> UpdateReport | None:
-    """The report of all `updates` of a pass over the batch, with the means of loss and norm; None without any."""
+    """The report of all `updates` of a pass over the batch, with the means of loss and norm; None without any.
+
+    The difference of log-probabilities between learner and rollouts is that of the first mini-batch, whose old policy
+    is the one that sampled: those of later ones have made updates since.
+    """
     if not updates:
         return None
     merged = reduce(UpdateStatistics.merged, (update.statistics for update in updates))
     norm = sum(update.grad_norm for update in updates) / len(updates)
-    return UpdateReport(replace(merged, loss=merged.loss / len(updates)), norm)
+    agreement = updates[0].statistics.logp_difference
+    return UpdateReport(replace(merged, loss=merged.loss / len(updates), logp_difference=agreement), norm)
 
 
 @dataclass(frozen=True)

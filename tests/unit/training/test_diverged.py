@@ -39,7 +39,12 @@ METRICS = SamplingMetrics(**{name: getattr(STEP, name) for name in SamplingMetri
 def statistics(loss: float, ratio: float = 1.0) -> UpdateStatistics:
     one = Aggregate(1, ratio, ratio, ratio)
     return UpdateStatistics(
-        loss=loss, tokens=1, ratio=one, clipped_high=int(ratio > 1), entropy=Aggregate(1, 2.0, 2.0, 2.0)
+        loss=loss,
+        tokens=1,
+        ratio=one,
+        logp_difference=one,
+        clipped_high=int(ratio > 1),
+        entropy=Aggregate(1, 2.0, 2.0, 2.0),
     )
 
 
@@ -229,6 +234,7 @@ def test_report_of_a_pass_has_the_tokens_of_all_mini_batches_and_means_of_loss_a
     one = statistics(1.0)
     assert (report.statistics.loss, report.grad_norm) == (1.5, 4.0)
     assert (report.statistics.tokens, report.statistics.ratio.maximum) == (2 * one.tokens, 1.5)
+    assert report.statistics.logp_difference == one.logp_difference  # of one token
 
 
 def test_completions_that_are_not_finite_reach_the_learner_with_any_rewards() -> None:
