@@ -123,6 +123,7 @@ REAL = Section(
         "data.eval_prompts=64",
         "evaluation.samples=4",
         *("algorithm.num_iterations=null", "algorithm.num_mini_batches=null"),  # those of the method
+        "learner.max_grad_norm=1",  # that of the package
         "evaluation.every=4",
     ),
     cases={"all": ()},
