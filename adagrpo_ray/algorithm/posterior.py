@@ -71,13 +71,20 @@ class ClassResults:
     def correlation(self) -> float:
         """Correlation of completions of one prompt: 0 if all prompts have the same success rate, 1 if each has 0 or 1.
 
-        It is Var[p] / (E[p] (1 - E[p])), by the method of moments.
+        It is Var[p] / (E[p] (1 - E[p])), by the method of moments. The 1/3 of uniform success rates counts as one more
+        comparison, so that few results are no proof.
         """
-        return correlation_of(self.comparisons, self.between, self.whole)
+        observed = min(1.0, max(0.0, self.between / self.whole)) if self.whole > 0.0 else 0.0
+        return (self.comparisons * observed + 1 / 3) / (self.comparisons + 1)
 
     def prior(self, most: float) -> Posterior:
-        """The posterior of a prompt of this class without results of its own."""
-        return prior_of(self.rate, self.correlation, most)
+        """The posterior of a prompt of this class without results of its own: Beta(k rate, k (1 - rate)).
+
+        k is 1 / correlation - 1, as in a beta-binomial distribution, but at most 2 + `most`: the prior counts as at
+        most so many completions of the prompt.
+        """
+        weight = min(1 / self.correlation - 1, 2 + most)
+        return Posterior(weight * self.rate - 1, weight * (1 - self.rate) - 1)
 
 
 @dataclass(frozen=True)
@@ -104,25 +111,6 @@ class PromptResults:
         Results age as the policy changes, and the class shows how much it has.
         """
         return (1 - abs(class_rate - self.class_rate)) ** 2
-
-
-def prior_of(rate: float, correlation: float, most: float) -> Posterior:
-    """The posterior of a prompt without results of its own: Beta(k rate, k (1 - rate)).
-
-    k is 1 / correlation - 1, as in a beta-binomial distribution, but at most 2 + `most`: the prior counts as at most so
-    many completions of the prompt.
-    """
-    weight = min(1 / correlation - 1, 2 + most)
-    return Posterior(weight * rate - 1, weight * (1 - rate) - 1)
-
-
-def correlation_of(number: float, between: float, whole: float) -> float:
-    """The correlation of completions of one prompt by `number` comparisons: between / whole, within 0 and 1.
-
-    The 1/3 of uniform success rates counts as one more comparison, so that few results are no proof.
-    """
-    observed = min(1.0, max(0.0, between / whole)) if whole > 0.0 else 0.0
-    return (number * observed + 1 / 3) / (number + 1)
 
 
 def _log_beta(a: float, b: float) -> float:
