@@ -117,7 +117,7 @@ class MethodDefaults:
 METHOD_DEFAULTS = {
     "grpo": MethodDefaults(1, 1, "last"),
     "dapo": MethodDefaults(1, 1, "last"),
-    # By docs/results/skills.json; half of the completions pay for the second pass.
+    # By the runs that docs/adaptive.md names; half of the completions pay for the second pass.
     "adagrpo": MethodDefaults(2, 4, "max_variance"),
 }
 

@@ -34,7 +34,8 @@ def collected(
     functions, dropped = config.rewards.names, method.drop_exhausted
     groups = [*collection.ready, *(() if dropped else collection.exhausted)]
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens, collection.left_out)
-    samples = (*samples, *broken_samples(collection.attempts))
+    # A broken one comes first, and so into the first mini-batch: no update is made on the others.
+    samples = (*broken_samples(collection.attempts), *samples)
     learner, parts = config.learner, config.algorithm.updates_per_pass
     batches = pack_batches(step, samples, learner.ranks, learner.micro_batch_tokens, packing, parts)
     shown = config.run.samples_per_step

@@ -61,10 +61,10 @@ class LearnerEngine:
             result = self._update(micro_batches, old, rate)
             if not isinstance(result, UpdateReport):
                 cause = result
-                self._skipped_in_a_row += 1
                 break
             made.append(result)
-            self._skipped_in_a_row = 0
+        if one_pass:
+            self._skipped_in_a_row = 0 if cause is None else self._skipped_in_a_row + 1
         return TrainReport(
             first=of_pass(made[: len(one_pass)]),
             last=of_pass(made[-len(one_pass) :]),

@@ -20,7 +20,7 @@ class EngineState:
     - `weights`, `moments`: as in `Masters.read`.
     - `random`: the states of torch's generators, as "cpu.RANK" and "cuda.RANK".
     - `optimizer_steps`: number of steps of Adam.
-    - `skipped_in_a_row`: number of skipped updates since the last one that was made.
+    - `skipped_in_a_row`: number of skipped updates since the last batch of which none was skipped.
     """
 
     weights: dict[str, NDArray[Any]]

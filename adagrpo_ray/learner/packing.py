@@ -43,15 +43,20 @@ def pack_batches(
 
 def _dealt(samples: Sequence[TrainSample], most: int) -> list[list[TrainSample]]:
     """The samples of each mini-batch, with its token weights; no mini-batch is empty."""
-    places: dict[bytes, int] = {}  # of prompts, in the order of their first samples
+    prompts: dict[bytes, list[TrainSample]] = {}  # in the order of their first samples
     for sample in samples:
-        places.setdefault(prompt_key(sample), len(places))
-    count = min(most, len(places))
-    dealt: list[list[TrainSample]] = [[] for _ in range(count)]
-    for sample in samples:
-        weighed = sample if count == 1 else replace(sample, token_weights=sample.token_weights * np.float32(count))
-        dealt[places[prompt_key(sample)] % count].append(weighed)
-    return dealt
+        prompts.setdefault(prompt_key(sample), []).append(sample)
+    count = min(most, len(prompts))
+    if count == 1:
+        return [list(samples)]
+    return [
+        [
+            replace(sample, token_weights=sample.token_weights * np.float32(count))
+            for group in list(prompts.values())[place::count]
+            for sample in group
+        ]
+        for place in range(count)
+    ]
 
 
 def _packed(samples: Sequence[TrainSample], ranks: int, token_budget: int, packing: Packing) -> list[list[TrainSample]]:

@@ -48,7 +48,7 @@ class TrainReport:
     - `learning_rate`: that of the last update that was tried.
     - `skipped`: number of skipped updates.
     - `cause`: the tensor with a number that is not finite, in the first skipped update.
-    - `skipped_in_a_row`: number of skipped updates, over batches, since the last update that was made.
+    - `skipped_in_a_row`: number of skipped updates, over batches, since the last batch of which none was skipped.
     """
 
     first: UpdateReport | None

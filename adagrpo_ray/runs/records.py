@@ -25,9 +25,9 @@ from adagrpo_ray.runs.sampling_metrics import SamplingMetrics
 class StepRecord(SamplingMetrics):
     """One training step.
 
-    If a step makes several updates, metrics of the update are those of the first update, which is on fresh data.
-    `clip_ratio_...` and `policy_ratio_...` are those of the last update, since the ratio is 1 in the first.
-    `last_update_...` are those of the last update too, and None if a step makes one update.
+    If a step makes several passes over its batch, metrics of the update are those of the first one, which is on fresh
+    data. `clip_ratio_...` and `policy_ratio_...` are those of the last one, since the ratio is 1 in the first.
+    `last_update_...` are those of the last one too, and None if a step makes one pass.
     """
 
     step: Annotated[int, Metric(
@@ -74,29 +74,29 @@ class StepRecord(SamplingMetrics):
         "share of tokens without a gradient, since their ratio is outside of the clip range", panels.POLICY)]
     policy_ratio_min: Annotated[float | None, Metric(
         "adaptive/policy_ratio/min", units.RATIO, "min",
-        "smallest ratio of a token's probability to that before the updates on its batch")]
+        "smallest ratio of a token's probability to that before the updates on its mini-batch")]
     policy_ratio_mean: Annotated[float | None, Metric(
         "adaptive/policy_ratio/mean", units.RATIO, "mean over tokens",
-        "ratio of a token's probability to that before the updates on its batch")]
+        "ratio of a token's probability to that before the updates on its mini-batch")]
     policy_ratio_max: Annotated[float | None, Metric(
         "adaptive/policy_ratio/max", units.RATIO, "max",
-        "largest ratio of a token's probability to that before the updates on its batch")]
+        "largest ratio of a token's probability to that before the updates on its mini-batch")]
     skipped_updates: Annotated[int, Metric(
         "adaptive/skipped_updates", units.UPDATES, "last",
         "updates skipped on all ranks, since a loss, log-probability or gradient was not finite",
         panels.POLICY, counter=True)]
     last_update_loss: Annotated[float | None, Metric(
         "adaptive/last_update/loss", units.LOSS, "sum",
-        "loss of the last of several updates on the batch")]
+        "loss of the last of several passes over the batch")]
     last_update_kl: Annotated[float | None, Metric(
         "adaptive/last_update/kl", units.NATS, "mean over tokens",
-        "KL divergence in the last of several updates")]
+        "KL divergence in the last of several passes")]
     last_update_entropy: Annotated[float | None, Metric(
         "adaptive/last_update/entropy", units.NATS, "mean over tokens",
-        "entropy in the last of several updates")]
+        "entropy in the last of several passes")]
     last_update_grad_norm: Annotated[float | None, Metric(
         "adaptive/last_update/grad_norm", units.NORM, "last",
-        "norm of the gradient of the last of several updates")]
+        "norm of the gradient in the last of several passes")]
     sampling_logp_difference_mean: Annotated[float | None, Metric(
         "sampling/sampling_logp_difference/mean", units.NATS, "mean over tokens",
         "absolute difference of a token's log-probabilities in the learner and in sampling", panels.OFF_POLICY)]

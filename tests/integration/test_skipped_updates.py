@@ -126,6 +126,18 @@ def test_a_skipped_update_ends_its_batch(model_path: str) -> None:
     assert (report.skipped, report.skipped_in_a_row, report.last) == (1, 1, None)
 
 
+def test_skips_in_a_later_mini_batch_are_counted_over_steps(model_path: str) -> None:
+    """Updates on the mini-batches before it do not end the count: the run would go on for ever."""
+    engine = one_rank(model_path, configure())
+    fault, _ = FAULTS["NaN advantage"]
+    for step in (1, 2):
+        parts = good(step)[0].mini_batches + bad(step, **fault)[0].mini_batches
+        report = engine.train(TrainBatch(step, parts))
+        assert (report.skipped, report.skipped_in_a_row) == (1, step)
+        assert report.first is not None
+    assert engine.train(good(3)[0]).skipped_in_a_row == 0
+
+
 def test_skipped_and_empty_steps_advance_the_schedule(model_path: str) -> None:
     engine = one_rank(model_path, configure())
     batches = [good(1)[0], TrainBatch(2, ()), bad(3, **FAULTS["NaN advantage"][0])[0], good(4)[0]]
