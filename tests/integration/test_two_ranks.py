@@ -218,6 +218,17 @@ def config_of_gradients(ranks: int, stage: int = 0) -> Config:
     )
 
 
+def test_two_ranks_make_the_updates_of_one_on_mini_batches(ranks: Ranks, model_path: str) -> None:
+    (batch,) = pack_batches(1, make_samples(), 1, 100_000, mini_batches=2)
+    one = made(one_rank(model_path, config_of_training(1)).train(batch))
+    ranks.start(config_of_training(2, 2))
+    reports = [made(report) for report in ranks.train(pack_batches(1, make_samples(), 2, 120, mini_batches=2))]
+    merged = functools.reduce(UpdateStatistics.merged, (report.statistics for report in reports))
+    assert merged.loss == pytest.approx(one.statistics.loss, abs=1e-4)
+    assert merged.tokens == one.statistics.tokens
+    assert [report.grad_norm for report in reports] == pytest.approx([one.grad_norm] * 2, rel=1e-3)
+
+
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_many_micro_batches_on_two_ranks_give_the_gradient_of_one(ranks: Ranks, model_path: str, stage: int) -> None:
     engine = one_rank(model_path, config_of_gradients(1))
