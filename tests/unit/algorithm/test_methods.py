@@ -39,7 +39,7 @@ def test_methods_differ_in_ladder_refill_and_criterion(
 
 @pytest.mark.parametrize(
     ("name", "passes", "parts", "selection"),
-    [("grpo", 1, 1, "last"), ("dapo", 1, 1, "last"), ("adagrpo", 2, 4, "max_variance")],
+    [("grpo", 1, 1, "last"), ("dapo", 1, 1, "last"), ("adagrpo", 2, 2, "max_variance")],
 )
 def test_methods_have_their_own_defaults(name: str, passes: int, parts: int, selection: str) -> None:
     nulls = {"num_iterations": None, "num_mini_batches": None, "train_on": None}
@@ -48,8 +48,12 @@ def test_methods_have_their_own_defaults(name: str, passes: int, parts: int, sel
         assert chosen.updates_per_batch == passes * parts
     set_to = settings(name, num_iterations=3, num_mini_batches=2, train_on="all")
     assert (set_to.updates_per_batch, set_to.selection) == (6, "all")
-    few = settings("adagrpo", prompts_per_step=3)
-    assert few.updates_per_pass == 3  # a mini-batch has at least one prompt
+
+
+@pytest.mark.parametrize(("prompts", "parts"), [(1, 1), (3, 1), (7, 1), (8, 2), (15, 3), (16, 4), (64, 4)])
+def test_adagrpo_has_a_mini_batch_for_every_four_prompts_of_a_step(prompts: int, parts: int) -> None:
+    assert settings("adagrpo", prompts_per_step=prompts).updates_per_pass == parts
+    assert settings("grpo", prompts_per_step=prompts).updates_per_pass == 1
 
 
 @pytest.mark.parametrize("scale", ["std", "batch", "none", "mean"])
