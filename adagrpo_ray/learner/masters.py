@@ -1,6 +1,6 @@
 """The whole float32 weights and Adam moments inside DeepSpeed's optimizers, at every ZeRO stage.
 
-By stage and type of the model (DeepSpeed 0.19), torch's AdamW steps on
+By stage and type of the model (DeepSpeed 0.19), torch's fused AdamW steps on
     0, float32      the parameters themselves
     0, bfloat16     a float32 copy of each parameter, in `fp32_groups` of an FP16_UnfusedOptimizer
     1 and 2         each rank's part of one flat float32 copy, to which a parameter has a `_hp_mapping`
@@ -38,7 +38,7 @@ class Masters:
         for tensor in self._stepped:
             if not self._adam.state[tensor]:
                 zeros = {key: torch.zeros_like(tensor) for key in MOMENTS}
-                self._adam.state[tensor] = {"step": torch.tensor(0.0), **zeros}
+                self._adam.state[tensor] = {"step": torch.zeros((), device=tensor.device), **zeros}
         if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
             optimizer._lazy_init_hp_params_optimizer_state()
 
