@@ -48,7 +48,7 @@ class Method:
     rate_of: str | None = None
 
 
-def _changed(about: str, overrides: tuple[str, ...], sections: Sequence[str] = _ALL, drawn: bool = False) -> Method:
+def _changed(about: str, overrides: tuple[str, ...], sections: Sequence[str], drawn: bool = False) -> Method:
     """The defaults of the package with one change, at their learning rate."""
     return Method(about, overrides, sections, drawn, rate_of="adagrpo")
 
@@ -129,7 +129,7 @@ METHODS: dict[str, Method] = {
         ("algorithm.allocation.judge_rungs=false",),
         _SKILLS,
     ),
-    "adagrpo-no-resample": _changed("Failing groups are not sampled again.", ("algorithm.triggers=[]",)),
+    "adagrpo-no-resample": _changed("Failing groups are not sampled again.", ("algorithm.triggers=[]",), _SKILLS),
     "adagrpo-immediate": _changed("Resamples in the same step.", ("algorithm.resample=immediate",), _SKILLS),
     "adagrpo-statistics-last": _changed(
         "Advantages from the rewards of the last attempt.", ("algorithm.advantage_statistics=last",), _SKILLS
@@ -147,7 +147,7 @@ METHODS: dict[str, Method] = {
         "Updates on the whole batch, one in each pass.", ("algorithm.num_mini_batches=1",), _SKILLS
     ),
     "adagrpo-one-update": _changed(
-        "One update on each batch.", ("algorithm.num_iterations=1", "algorithm.num_mini_batches=1")
+        "One update on each batch.", ("algorithm.num_iterations=1", "algorithm.num_mini_batches=1"), _SKILLS
     ),
     "adagrpo-pilots": _changed(
         "Four pilots first; four more completions if some of them are correct and some wrong.",
