@@ -122,8 +122,7 @@ REAL = Section(
         "data.train_prompts=320",
         "data.eval_prompts=64",
         "evaluation.samples=4",
-        *("algorithm.num_iterations=null", "algorithm.num_mini_batches=null"),  # those of the method
-        "learner.max_grad_norm=1",  # that of the package
+        *("algorithm.num_iterations=null", "algorithm.num_mini_batches=null"),  # the defaults of each method
         "evaluation.every=4",
     ),
     cases={"all": ()},
