@@ -121,7 +121,6 @@ def deepspeed_config(config: Config, trained: int | None = None) -> dict[str, An
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # accumulated outside of DeepSpeed, since batches differ in size
         "optimizer": {"type": "AdamW", "params": optimizer},
-        "gradient_clipping": s.max_grad_norm,
         "zero_optimization": zero,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "steps_per_print": 2**31,
@@ -134,6 +133,8 @@ def with_deepspeed(policy: torch.nn.Module, trainable: list[torch.nn.Parameter],
 
     settings = deepspeed_config(config, sum(parameter.numel() for parameter in trainable))
     engine, *_ = deepspeed.initialize(model=policy, model_parameters=trainable, config=settings)
+    # The gradients that it gets are the same on every rank. Above stage 0 this also gives each rank its part.
+    engine.enable_backward_allreduce = config.learner.zero_stage > 0
     return engine
 
 

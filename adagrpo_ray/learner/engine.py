@@ -101,7 +101,7 @@ class LearnerEngine:
             if self._config.learner.zero_stage == 3:
                 self._engine.optimizer.backward_epilogue()  # releases weights that no hook of this pass released
             statistics = statistics.merged(update)
-        whole = gradient.reduce(self._world_size)
+        whole = gradient.reduce(self._world_size, self._config.learner.max_grad_norm)
         if whole.cause is not None:
             return whole.cause
         for group in self._engine.basic_optimizer.param_groups:

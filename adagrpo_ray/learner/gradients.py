@@ -1,4 +1,4 @@
-"""Gradients of the adapter: summed in float32 over micro-batches and ranks, checked, and handed to DeepSpeed.
+"""Gradients of the adapter: summed in float32 over micro-batches and ranks, checked, clipped, and handed to DeepSpeed.
 
 DeepSpeed gets one whole and finite gradient for each update, for two reasons. At stages 0 to 2 it would accumulate in
 bfloat16 (DeepSpeed 0.19; stage 0 refuses `grad_accum_dtype`). And a gradient that it has begun to reduce cannot be
@@ -7,6 +7,7 @@ dropped in the same way at every stage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,8 @@ CAUSES = (
 class Reduced:
     """The gradient of an update over all micro-batches and ranks, the same on every rank.
 
-    - `gradients`: float32, one for each parameter.
-    - `norm`: the norm of all gradients together.
+    - `gradients`: float32, one for each parameter, clipped.
+    - `norm`: the norm of all gradients together, before they are clipped.
     - `cause`: the first of CAUSES that has a number that is not finite, or "gradient"; None if all are finite.
     """
 
@@ -59,8 +60,8 @@ class GradientSum:
             if value is not None:
                 self._counts[number] += (~torch.isfinite(value)).sum()
 
-    def reduce(self, world_size: int) -> Reduced:
-        """Sum over all ranks, with one all-reduce; all ranks call this together."""
+    def reduce(self, world_size: int, max_norm: float = math.inf) -> Reduced:
+        """Sum over all ranks, with one all-reduce, and clip to `max_norm`; all ranks call this together."""
         if world_size > 1:
             torch.distributed.all_reduce(self._flat)
         # In float32, like DeepSpeed's own norm: if its square overflows, Adam's second moment does, too.
@@ -69,6 +70,8 @@ class GradientSum:
         causes = [name for name, count in zip(CAUSES, counts, strict=True) if count != 0]  # NaN is not 0 either
         if not causes and not torch.isfinite(torch.tensor(norm)):
             causes = ["gradient"]
+        if not causes and norm > max_norm:
+            self._flat *= max_norm / norm
         return Reduced(self._sums, norm, causes[0] if causes else None)
 
 
@@ -88,8 +91,8 @@ class _HandOver(torch.autograd.Function):
 def hand_over(engine: Any, parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
     """Pass the gradients of an update, which are the same on every rank, to DeepSpeed, and make its optimizer step.
 
-    DeepSpeed averages them over the ranks, clips them and, depending on the stage, keeps its part of them. They are
-    rounded to the type of the parameters here, once.
+    At a ZeRO stage above 0 DeepSpeed averages them over the ranks and keeps its part of them. They are rounded to the
+    type of the parameters here, once.
     """
     import deepspeed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,3 +84,14 @@ def test_hundreds_of_micro_batches_give_the_gradient_of_one(
     assert len(batch.micro_batches) == parts
     engine.train(batch)
     assert_same_gradient(gradient_of(engine.snapshot()), wanted)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_gradient_is_clipped_to_its_norm(model_path: str, stage: int) -> None:
+    """In bfloat16 each number is rounded after it is clipped."""
+    engine = one_rank(model_path, configure("learner.max_grad_norm=0.01", f"learner.zero_stage={stage}"))
+    report = engine.train(equal_batches(1)[0])
+    assert report.first is not None
+    assert report.first.grad_norm > 0.02  # before it is clipped
+    gradient = gradient_of(engine.snapshot())
+    assert np.sqrt(sum(np.square(part).sum() for part in gradient.values())) == pytest.approx(0.01, rel=1e-3)

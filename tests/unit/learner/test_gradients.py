@@ -88,3 +88,14 @@ def test_the_norm_is_that_of_all_parameters() -> None:
     gradient = make_sum((1,), (2,))
     gradient.add([torch.tensor([2.0]), torch.tensor([3.0, 6.0])])
     assert (gradient.reduce(1).norm, gradient.reduce(1).cause) == (pytest.approx(7.0), None)
+
+
+@pytest.mark.parametrize(
+    ("most", "clipped"), [(2.5, [[1.5], [2.0]]), (10.0, [[3.0], [4.0]]), (math.inf, [[3.0], [4.0]])]
+)
+def test_gradients_are_clipped_by_their_norm_together(most: float, clipped: list[list[float]]) -> None:
+    gradient = make_sum((1,), (1,))
+    gradient.add([torch.tensor([3.0]), torch.tensor([4.0])])
+    reduced = gradient.reduce(1, most)
+    assert [part.tolist() for part in reduced.gradients] == [pytest.approx(part) for part in clipped]
+    assert reduced.norm == pytest.approx(5.0)  # before
