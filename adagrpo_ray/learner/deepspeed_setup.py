@@ -121,6 +121,7 @@ def deepspeed_config(config: Config, trained: int | None = None) -> dict[str, An
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # accumulated outside of DeepSpeed, since batches differ in size
         "optimizer": {"type": "AdamW", "params": optimizer},
+        "gradient_clipping": 0.0,  # off, since it gets clipped gradients; the default is 1
         "zero_optimization": zero,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "steps_per_print": 2**31,
