@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from adagrpo_ray.config.group_allocation import AllocationSettings
+from adagrpo_ray.config.method_defaults import METHOD_DEFAULTS, TrainOn
 from adagrpo_ray.config.sampling import SamplingParams
 from adagrpo_ray.config.section import Count, GroupSize, PositiveInt, Section, Share
 
@@ -101,30 +101,7 @@ class LossSettings(Section):
             )
 
 
-TrainOn = Literal["last", "all", "balanced", "max_variance"]
 Scale = Literal["std", "none", "batch", "mean"]
-
-
-@dataclass(frozen=True)
-class MethodDefaults:
-    """Values of settings that are null; `num_mini_batches` is less if a step has few prompts (`PROMPTS_OF_A_PART`)."""
-
-    num_iterations: int
-    num_mini_batches: int
-    train_on: TrainOn
-
-
-METHOD_DEFAULTS = {
-    "grpo": MethodDefaults(1, 1, "last"),
-    "dapo": MethodDefaults(1, 1, "last"),
-    # By the runs that docs/adaptive.md names; half of the completions pay for the second pass.
-    "adagrpo": MethodDefaults(2, 4, "max_variance"),
-}
-PROMPTS_OF_A_PART = 4
-"""Fewest prompts of a step for each mini-batch, by default.
-
-With two prompts of a step for each of them, the accuracy of SmolLM2 fell again on one seed of the benchmark `real`.
-"""
 
 
 class AlgorithmSettings(Section):
@@ -344,7 +321,7 @@ class AlgorithmSettings(Section):
         """Most updates in a pass: `num_mini_batches`, or the default of the method."""
         if self.num_mini_batches is not None:
             return self.num_mini_batches
-        return max(1, min(METHOD_DEFAULTS[self.name].num_mini_batches, self.prompts_per_step // PROMPTS_OF_A_PART))
+        return METHOD_DEFAULTS[self.name].parts_of(self.prompts_per_step)
 
     @property
     def updates_per_batch(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adagrpo_ray.algorithm.statistics import RewardStatistics
-from adagrpo_ray.config.algorithm import METHOD_DEFAULTS
+from adagrpo_ray.config.method_defaults import METHOD_DEFAULTS
 from adagrpo_ray.config.sampling import PhaseParams, SamplingParams
 from adagrpo_ray.runs.reader import RunHistory
 from adagrpo_ray.runs.samples import AttemptSample, GroupSample
