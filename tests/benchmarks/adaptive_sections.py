@@ -154,6 +154,7 @@ UNIFORM = Section(
     },
     steps={"0.01": 40, "0.04": 20, "0.20": 14, "0.50": 10},
     target=0.85,
+    enough=0.9,
     rates=("3e-4", "1e-3", "3e-3"),
     tuned_on="0.04",
     seeds=5,
