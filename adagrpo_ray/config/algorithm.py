@@ -321,7 +321,7 @@ class AlgorithmSettings(Section):
         """Most updates in a pass: `num_mini_batches`, or the default of the method."""
         if self.num_mini_batches is not None:
             return self.num_mini_batches
-        return METHOD_DEFAULTS[self.name].parts_of(self.prompts_per_step)
+        return METHOD_DEFAULTS[self.name].mini_batches_of(self.prompts_per_step)
 
     @property
     def updates_per_batch(self) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 
 TrainOn = Literal["last", "all", "balanced", "max_variance"]
 
-PROMPTS_OF_A_PART = 4
+PROMPTS_OF_A_MINI_BATCH = 4
 """Fewest prompts of a step for each mini-batch.
 
 With two prompts of a step for each of them, the accuracy of SmolLM2 fell again on one seed of the benchmark `real`.
@@ -19,17 +19,17 @@ class MethodDefaults:
     """The values of one method.
 
     - `num_iterations`: passes over the batch of a step.
-    - `most_parts`: the most mini-batches of a step.
+    - `most_mini_batches`: the most mini-batches of a step.
     - `train_on`: the completions that are trained on.
     """
 
     num_iterations: int
-    most_parts: int
+    most_mini_batches: int
     train_on: TrainOn
 
-    def parts_of(self, prompts: int) -> int:
+    def mini_batches_of(self, prompts: int) -> int:
         """The number of mini-batches of a step with so many prompts."""
-        return max(1, min(self.most_parts, prompts // PROMPTS_OF_A_PART))
+        return max(1, min(self.most_mini_batches, prompts // PROMPTS_OF_A_MINI_BATCH))
 
 
 METHOD_DEFAULTS = {

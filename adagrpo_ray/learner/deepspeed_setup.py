@@ -109,7 +109,7 @@ def join_ranks(rank: int, world_size: int, master: tuple[str, int]) -> torch.dev
 def deepspeed_config(config: Config, trained: int | None = None) -> dict[str, Any]:
     """The DeepSpeed configuration for these settings; `trained` is the number of trained parameters, if it is known."""
     s = config.learner
-    # Torch's AdamW in one kernel: on CPU ranks the default took a fifth of an update of SmolLM2 on two prompts.
+    # Torch's AdamW in one kernel: on CPU ranks the default took a fifth of an update of SmolLM2 on one group.
     kind = {"torch_adam": True, "fused": True}
     optimizer = {"lr": s.learning_rate, "betas": list(s.betas), "weight_decay": s.weight_decay, **kind}
     zero: dict[str, Any] = {"stage": s.zero_stage}

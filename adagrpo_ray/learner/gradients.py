@@ -68,7 +68,7 @@ class GradientSum:
         norm = float(self._flat[: len(self._flat) - len(CAUSES)].norm())
         counts = self._counts.tolist()
         causes = [name for name, count in zip(CAUSES, counts, strict=True) if count != 0]  # NaN is not 0 either
-        if not causes and not torch.isfinite(torch.tensor(norm)):
+        if not causes and not math.isfinite(norm):
             causes = ["gradient"]
         if not causes and norm > max_norm:
             self._flat *= max_norm / norm
