@@ -234,12 +234,13 @@ class TrainSample:
 class TrainBatch:
     """The samples of one rank in one step, divided into mini-batches, and these into micro-batches.
 
-    Each mini-batch has an optimizer step of its own, and the gradients of its micro-batches are summed. Every rank has
-    the same numbers of both. There is no mini-batch if the step has nothing to train on.
+    Each mini-batch has an optimizer step of its own in each of the `passes`, and the gradients of its micro-batches are
+    summed. Every rank has the same numbers of all three. There is no mini-batch if the step has nothing to train on.
     """
 
     step: int
     mini_batches: tuple[tuple[tuple[TrainSample, ...], ...], ...]
+    passes: int = 1
 
     @property
     def micro_batches(self) -> tuple[tuple[TrainSample, ...], ...]:

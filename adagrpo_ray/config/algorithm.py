@@ -165,12 +165,14 @@ class AlgorithmSettings(Section):
         "train", description="adagrpo: train on a group that failed on the last rung, or drop it"
     )
     num_iterations: PositiveInt | None = Field(
-        None, description="passes over the batch of a step; null: 2 for adagrpo, 1 for grpo and dapo"
+        None,
+        description="passes over the batch of a step; null: 1 for grpo and dapo, and for adagrpo 2, or 1 if the "
+        "prompts of the batch have more tokens than its completions",
     )
     num_mini_batches: PositiveInt | None = Field(
         None,
         description="parts of the batch, each of whole groups, with an optimizer step of its own in each pass; null: 1 "
-        "for grpo and dapo, and for adagrpo one for every four of prompts_per_step, at most 4",
+        "for grpo and dapo, and for adagrpo one for every two groups with an advantage, at most 4",
     )
     overlong_buffer: PositiveInt | None = Field(
         None, description="tokens before the limit over which a length penalty grows from 0 to 1; null: no penalty"
@@ -313,15 +315,28 @@ class AlgorithmSettings(Section):
 
     @property
     def passes_per_batch(self) -> int:
-        """Passes over the batch of a step: `num_iterations`, or the default of the method."""
+        """Most passes over the batch of a step: `num_iterations`, or the default of the method."""
         return METHOD_DEFAULTS[self.name].num_iterations if self.num_iterations is None else self.num_iterations
+
+    def passes_over(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """Passes over a batch whose prompts and completions have so many tokens: `num_iterations`, or the default.
+
+        The default is a single pass if the prompts have more tokens: another one would take about as long as a step
+        with new completions, which teach more.
+        """
+        short = self.num_iterations is None and prompt_tokens > completion_tokens
+        return 1 if short else self.passes_per_batch
 
     @property
     def updates_per_pass(self) -> int:
-        """Most updates in a pass: `num_mini_batches`, or the default of the method."""
+        """Most updates in a pass: the mini-batches of a batch in which every group has an advantage."""
+        return self.mini_batches_of(self.prompts_per_step)
+
+    def mini_batches_of(self, groups: int) -> int:
+        """Mini-batches of a batch in which so many groups have an advantage: `num_mini_batches`, or the default."""
         if self.num_mini_batches is not None:
             return self.num_mini_batches
-        return METHOD_DEFAULTS[self.name].mini_batches_of(self.prompts_per_step)
+        return METHOD_DEFAULTS[self.name].mini_batches_of(min(groups, self.prompts_per_step))
 
     @property
     def updates_per_batch(self) -> int:

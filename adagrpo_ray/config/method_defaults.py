@@ -7,10 +7,10 @@ from typing import Literal
 
 TrainOn = Literal["last", "all", "balanced", "max_variance"]
 
-PROMPTS_OF_A_MINI_BATCH = 4
-"""Fewest prompts of a step for each mini-batch.
+GROUPS_OF_A_MINI_BATCH = 2
+"""Fewest groups with an advantage in each mini-batch.
 
-With two prompts of a step for each of them, the accuracy of SmolLM2 fell again on one seed of the benchmark `real`.
+An update moves the weights as far for one group as for many, so that updates on single groups follow their noise.
 """
 
 
@@ -27,9 +27,9 @@ class MethodDefaults:
     most_mini_batches: int
     train_on: TrainOn
 
-    def mini_batches_of(self, prompts: int) -> int:
-        """The number of mini-batches of a step with so many prompts."""
-        return max(1, min(self.most_mini_batches, prompts // PROMPTS_OF_A_MINI_BATCH))
+    def mini_batches_of(self, groups: int) -> int:
+        """The number of mini-batches of a batch in which so many groups have an advantage."""
+        return max(1, min(self.most_mini_batches, groups // GROUPS_OF_A_MINI_BATCH))
 
 
 METHOD_DEFAULTS = {

@@ -57,11 +57,12 @@ class Config(Section):
     @property
     def resolved(self) -> dict[str, int | str | None]:
         """The values in effect of settings whose defaults depend on the method, by key; None: no limit."""
+        a = self.algorithm
         return {
-            "algorithm.train_on": self.algorithm.selection,
-            "algorithm.train_size": self.algorithm.trained_at_most,
-            "algorithm.num_iterations": self.algorithm.passes_per_batch,
-            "algorithm.num_mini_batches": self.algorithm.updates_per_pass,
+            "algorithm.train_on": a.selection,
+            "algorithm.train_size": a.trained_at_most,
+            "algorithm.num_iterations": a.num_iterations or _at_most(a.passes_per_batch),
+            "algorithm.num_mini_batches": a.num_mini_batches or _at_most(a.updates_per_pass),
         }
 
     @property
@@ -71,3 +72,8 @@ class Config(Section):
         rungs = [rung for trigger in a.triggers for rung in trigger.rungs]
         own = a.ladder is not None  # its parameters are not known beforehand
         return own or any(s.answer is not None for s in (a.sampling, self.evaluation.sampling, *rungs))
+
+
+def _at_most(number: int) -> int | str:
+    """The number of a setting that a step may have fewer of; 1 is exact."""
+    return f"at most {number}" if number > 1 else number

@@ -9,7 +9,7 @@ import ray
 from adagrpo_ray.algorithm.methods import Method
 from adagrpo_ray.config.learner import Packing
 from adagrpo_ray.config.tree import Config
-from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.packing import computed_tokens, groups_with_advantage, pack_batches
 from adagrpo_ray.learner.replies import Collected
 from adagrpo_ray.rewards.consumption import Consumption
 from adagrpo_ray.sampling.batch import broken_samples, training_samples
@@ -36,8 +36,9 @@ def collected(
     samples = training_samples(groups, config.algorithm, config.rollout.max_new_tokens, collection.left_out)
     # A broken one comes first, and so into the first mini-batch: no update is made on the others.
     samples = (*broken_samples(collection.attempts), *samples)
-    learner, parts = config.learner, config.algorithm.updates_per_pass
-    batches = pack_batches(step, samples, learner.ranks, learner.micro_batch_tokens, packing, parts)
+    learner, parts = config.learner, config.algorithm.mini_batches_of(groups_with_advantage(samples))
+    passes = config.algorithm.passes_over(*computed_tokens(samples, packing))
+    batches = pack_batches(step, samples, learner.ranks, learner.micro_batch_tokens, packing, parts, passes)
     shown = config.run.samples_per_step
     metrics = sampling_metrics(
         step,
@@ -51,6 +52,7 @@ def collected(
     return Collected(
         batches=tuple(ray.put(batch) for batch in batches),
         trained_tokens=sum(s.policy_tokens for s in samples),
+        passes=passes,
         metrics=metrics,
         groups=group_samples(step, collection, functions, config.algorithm, shown, exhausted_dropped=dropped),
         rollout_actors=rollout_actors,

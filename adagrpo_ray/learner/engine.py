@@ -56,7 +56,7 @@ class LearnerEngine:
         cause: str | None = None
         rate = learning_rate(self._config, batch.step)
         one_pass = [(micro_batches, list[torch.Tensor]()) for micro_batches in batch.mini_batches]
-        for number, (micro_batches, old) in enumerate(one_pass * self._config.algorithm.passes_per_batch):
+        for number, (micro_batches, old) in enumerate(one_pass * batch.passes):
             rate = learning_rate(self._config, batch.step, number)
             result = self._update(micro_batches, old, rate)
             if not isinstance(result, UpdateReport):

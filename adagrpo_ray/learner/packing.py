@@ -19,8 +19,9 @@ def pack_batches(
     token_budget: int,
     packing: Packing = "padded",
     mini_batches: int = 1,
+    passes: int = 1,
 ) -> list[TrainBatch]:
-    """Make one TrainBatch for each rank; together they contain every sample once.
+    """Make one TrainBatch for each rank; together they contain every sample once, and each is trained on in `passes`.
 
     The prompts are dealt to `mini_batches` mini-batches, or to as many as there are prompts. So a mini-batch has all
     samples of its prompts. Its token weights are multiplied by the number of mini-batches, so that its loss is as large
@@ -36,9 +37,22 @@ def pack_batches(
     parts = _dealt(samples, mini_batches)
     packed = [_packed(part, ranks, token_budget, packing) for part in parts]
     return [
-        TrainBatch(step, tuple(tuple(tuple(m) for m in micro_batches[rank::ranks]) for micro_batches in packed))
+        TrainBatch(step, tuple(tuple(tuple(m) for m in micro_batches[rank::ranks]) for micro_batches in packed), passes)
         for rank in range(ranks)
     ]
+
+
+def groups_with_advantage(samples: Iterable[TrainSample]) -> int:
+    """The number of prompts of which a sample has an advantage; samples without one come from a KL term or a bonus."""
+    return len({prompt_key(sample) for sample in samples if sample.advantage != 0.0})
+
+
+def computed_tokens(samples: Sequence[TrainSample], packing: Packing) -> tuple[int, int]:
+    """Tokens of prompts and of completions that a pass over all samples computes, without padding."""
+    prompts = [len(sample.prompt_token_ids) for sample in samples]
+    if packing == "shared":
+        prompts = list({prompt_key(sample): length for sample, length in zip(samples, prompts, strict=True)}.values())
+    return sum(prompts), sum(len(sample.token_ids) for sample in samples)
 
 
 def _dealt(samples: Sequence[TrainSample], most: int) -> list[list[TrainSample]]:

@@ -22,6 +22,7 @@ class Collected:
 
     - `batches`: one object reference of a TrainBatch for each rank.
     - `trained_tokens`: completion tokens in all batches.
+    - `passes`: passes that the learner makes over them.
     - `metrics`: the sampling metrics.
     - `groups`: some groups, for samples.jsonl.
     - `rollout_actors`: number of rollout actors that work.
@@ -31,6 +32,7 @@ class Collected:
 
     batches: tuple[Any, ...]
     trained_tokens: int
+    passes: int
     metrics: SamplingMetrics
     groups: tuple[GroupSample, ...]
     rollout_actors: int

@@ -26,16 +26,17 @@ def step_record(
     `reports` has one report for each rank, and is empty if there was nothing to train on. `seconds` has the time of
     each phase, in which the trainer waited for it.
     """
-    algorithm, step_time = config.algorithm, sum(seconds.values())
+    made, step_time = any(report.first for report in reports), sum(seconds.values())
     return StepRecord(
         step=step,
         step_time=step_time,
         **asdict(collected.metrics),
-        trained_tokens=collected.trained_tokens if any(report.first for report in reports) else 0,
-        **update_metrics(reports, algorithm.passes_per_batch),
+        trained_tokens=collected.trained_tokens if made else 0,
+        passes=collected.passes if made else 0,
+        **update_metrics(reports, collected.passes),
         learning_rate=reports[0].learning_rate
         if reports
-        else learning_rate(config, step, algorithm.updates_per_batch - 1),
+        else learning_rate(config, step, config.algorithm.updates_per_batch - 1),
         weight_version=sync.version,
         sync_bytes=sync.sent_bytes,
         sync_time=sync.seconds,

@@ -48,15 +48,15 @@ class Ended(Exception):  # noqa: N818 - not an error, but the end of a run befor
 class Curve(Observer):
     """Records the points of a run, and ends it at an accuracy or after so many generated tokens."""
 
-    def __init__(self, passes: int, until: float | None, tokens: int | None) -> None:
-        """Record a run that makes `passes` passes over each batch."""
+    def __init__(self, until: float | None, tokens: int | None) -> None:
+        """End the run at the accuracy `until` or after so many `tokens`; None: at neither."""
         self.points: list[Point] = []
-        self._passes, self._until, self._most = passes, until, tokens
+        self._until, self._most = until, tokens
         self._tokens, self._trained, self._seconds = 0, 0, 0.0
 
     def step(self, record: StepRecord) -> None:
         self._tokens += record.generated_tokens
-        self._trained += record.trained_tokens * self._passes
+        self._trained += record.trained_tokens * record.passes
         self._seconds += record.step_time
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:
@@ -80,7 +80,7 @@ class Bench:
         begin(config, self._running, check(config, self._given), Stop())
         section = SECTIONS[run.section]
         until = section.enough if run.until is None else run.until
-        curve = Curve(config.algorithm.passes_per_batch, until, section.tokens)
+        curve = Curve(until, section.tokens)
         try:
             with suppress(Ended):
                 train_on(self._running, config, folder, curve, None, Stop(), str(folder), str)

@@ -90,7 +90,7 @@ def test_without_dropout_the_first_ratios_are_1_without_an_additional_pass(
         engine = one_rank(model_path, config)
         move(engine._policy)
         passes.clear()
-        report = engine.train(pack_batches(1, make_samples(), 1, 1000)[0])
+        report = engine.train(pack_batches(1, make_samples(), 1, 1000, passes=2)[0])
         assert passes == [*wanted, True]  # two updates
         assert report.first is not None
         assert (report.first.statistics.ratio.minimum == 1.0) is (dropout == "0.0")

@@ -101,7 +101,7 @@ def test_the_clip_range_bounds_later_updates_of_a_batch(model_path: str, updates
     """The old policy is that before the first update: only against it can a ratio leave the clip range."""
     config = configure(f"algorithm.num_iterations={updates}", "learner.learning_rate=0.01", "learner.schedule=linear")
     engine = one_rank(model_path, config)
-    batch = pack_batches(1, make_samples(), 1, 200)[0]
+    batch = pack_batches(1, make_samples(), 1, 200, passes=updates)[0]
     report = engine.train(batch)
     assert report.first is not None
     first, last = report.first.statistics, made(report).statistics

@@ -122,7 +122,8 @@ def test_skipped_updates_in_a_row_are_counted_over_steps_and_checkpoints(model_p
 def test_a_skipped_update_ends_its_batch(model_path: str) -> None:
     """The next update on it would start from the same weights."""
     engine = one_rank(model_path, configure("algorithm.num_iterations=3"))
-    report = engine.train(bad(1, **FAULTS["NaN advantage"][0])[0])
+    batch = replace(bad(1, **FAULTS["NaN advantage"][0])[0], passes=3)
+    report = engine.train(batch)
     assert (report.skipped, report.skipped_in_a_row, report.last) == (1, 1, None)
 
 

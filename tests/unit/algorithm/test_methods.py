@@ -39,7 +39,7 @@ def test_methods_differ_in_ladder_refill_and_criterion(
 
 @pytest.mark.parametrize(
     ("name", "passes", "parts", "selection"),
-    [("grpo", 1, 1, "last"), ("dapo", 1, 1, "last"), ("adagrpo", 2, 2, "max_variance")],
+    [("grpo", 1, 1, "last"), ("dapo", 1, 1, "last"), ("adagrpo", 2, 4, "max_variance")],
 )
 def test_methods_have_their_own_defaults(name: str, passes: int, parts: int, selection: str) -> None:
     nulls = {"num_iterations": None, "num_mini_batches": None, "train_on": None}
@@ -50,10 +50,20 @@ def test_methods_have_their_own_defaults(name: str, passes: int, parts: int, sel
     assert (set_to.updates_per_batch, set_to.selection) == (6, "all")
 
 
-@pytest.mark.parametrize(("prompts", "parts"), [(1, 1), (3, 1), (7, 1), (8, 2), (15, 3), (16, 4), (64, 4)])
-def test_adagrpo_has_a_mini_batch_for_every_four_prompts_of_a_step(prompts: int, parts: int) -> None:
-    assert settings("adagrpo", prompts_per_step=prompts).updates_per_pass == parts
-    assert settings("grpo", prompts_per_step=prompts).updates_per_pass == 1
+@pytest.mark.parametrize(("groups", "parts"), [(0, 1), (1, 1), (3, 1), (4, 2), (7, 3), (8, 4), (64, 4)])
+def test_adagrpo_has_a_mini_batch_for_every_two_groups_with_an_advantage(groups: int, parts: int) -> None:
+    assert settings("adagrpo", prompts_per_step=16).mini_batches_of(groups) == parts
+    assert settings("adagrpo", prompts_per_step=16, num_mini_batches=3).mini_batches_of(groups) == 3
+    assert settings("grpo", prompts_per_step=16).mini_batches_of(groups) == 1
+    of_largest_step = settings("adagrpo", prompts_per_step=max(1, groups))
+    assert of_largest_step.updates_per_pass == of_largest_step.mini_batches_of(groups + 8) == parts
+
+
+@pytest.mark.parametrize(("prompts", "completions", "passes"), [(100, 99, 1), (100, 100, 2), (0, 0, 2)])
+def test_adagrpo_makes_a_single_pass_if_prompts_have_more_tokens(prompts: int, completions: int, passes: int) -> None:
+    assert settings("adagrpo").passes_over(prompts, completions) == passes
+    assert settings("adagrpo", num_iterations=2).passes_over(prompts, completions) == 2
+    assert settings("grpo").passes_over(prompts, completions) == 1
 
 
 @pytest.mark.parametrize("scale", ["std", "batch", "none", "mean"])

@@ -20,10 +20,10 @@ from tests.support.histories import evaluation, step
 
 
 def test_curve_adds_up_costs_and_counts_each_update() -> None:
-    curve = adaptive.Curve(passes=3, until=None, tokens=None)
+    curve = adaptive.Curve(until=None, tokens=None)
     curve.evaluation("before", evaluation(0, 0.25))
     for number in (1, 2):
-        curve.step(replace(step(number), generated_tokens=100, trained_tokens=40, step_time=0.5))
+        curve.step(replace(step(number), generated_tokens=100, trained_tokens=40, passes=3, step_time=0.5))
     curve.evaluation("step 2", evaluation(2, 0.5))
     first, last = curve.points
     assert (first.step, first.tokens, first.trained_tokens, first.seconds, first.accuracy) == (0, 0, 0, 0.0, 0.25)
@@ -31,7 +31,7 @@ def test_curve_adds_up_costs_and_counts_each_update() -> None:
 
 
 def test_curve_ends_at_the_smoothed_accuracy() -> None:
-    curve = adaptive.Curve(passes=1, until=0.5, tokens=None)
+    curve = adaptive.Curve(until=0.5, tokens=None)
     for number, accuracy in enumerate((0.0, 0.0, 0.9)):
         curve.evaluation("", evaluation(number, accuracy))
     with pytest.raises(adaptive.Ended):
@@ -39,7 +39,7 @@ def test_curve_ends_at_the_smoothed_accuracy() -> None:
 
 
 def test_curve_ends_after_its_tokens() -> None:
-    curve = adaptive.Curve(passes=1, until=None, tokens=150)
+    curve = adaptive.Curve(until=None, tokens=150)
     curve.step(replace(step(1), generated_tokens=100))
     curve.evaluation("", evaluation(1, 0.1))
     curve.step(replace(step(2), generated_tokens=100))

@@ -107,7 +107,10 @@ def test_ladder_table_has_all_triggers() -> None:
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("adagrpo", ("max_variance", "4", "std", "2", "2", "1.0")), ("grpo", ("last", None, "std", "1", "1", "1.0"))],
+    [
+        ("adagrpo", ("max_variance", "4", "std", "at most 2", "at most 4", "1.0")),
+        ("grpo", ("last", None, "std", "1", "1", "1.0")),
+    ],
 )
 def test_card_has_the_defaults_of_the_method(name: str, values: tuple[str | None, ...]) -> None:
     text = card(algorithm={"name": name, "group_size": 8}).partition("<details>")[0]

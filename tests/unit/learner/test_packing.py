@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adagrpo_ray.config.learner import Packing
-from adagrpo_ray.learner.packing import pack_batches
+from adagrpo_ray.learner.packing import computed_tokens, groups_with_advantage, pack_batches
 from adagrpo_ray.types import TrainBatch, TrainSample
 
 PACKINGS = st.sampled_from(get_args(Packing))
@@ -90,6 +91,20 @@ def test_mini_batches_have_whole_prompts_and_the_loss_of_the_batch(packing: Pack
     assert {w for micro in batch.micro_batches for s in micro for w in s.token_weights} == {1.0}  # 2 x 0.5
     (batch,) = pack_batches(1, samples, 1, 1000, packing, mini_batches=9)
     assert [len(micro_batches) for micro_batches in batch.mini_batches] == [1, 1, 1, 1]  # one for each prompt
+
+
+def test_a_shared_prompt_is_computed_once() -> None:
+    samples = [make_sample(prompt, 4) for prompt in (5, 5, 7, 5)]
+    assert computed_tokens(samples, "shared") == (12, 16)
+    assert computed_tokens(samples, "padded") == computed_tokens(samples, "packed") == (22, 16)
+    assert computed_tokens((), "shared") == (0, 0)
+
+
+def test_groups_without_an_advantage_make_no_mini_batches() -> None:
+    samples = [make_sample(prompt, 4) for prompt in (5, 5, 7, 3)]
+    of_a_kl_term = [replace(sample, advantage=0.0) for sample in samples[1:3]]
+    assert groups_with_advantage([samples[0], *of_a_kl_term, samples[3]]) == 2
+    assert groups_with_advantage(()) == 0
 
 
 def test_ranks_have_the_same_numbers_of_mini_and_micro_batches() -> None:

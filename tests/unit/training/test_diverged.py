@@ -71,7 +71,7 @@ class Learner:
 
     def do_collect(self, step: int, last: int) -> Collected:
         tokens = 0 if self.reports[0] is None else 7
-        return Collected(("batch",), tokens, METRICS, (), 1, 0, ())
+        return Collected(("batch",), tokens, 1, METRICS, (), 1, 0, ())
 
     def do_train(self, batch: Any) -> TrainReport:
         report = self.reports[0]

@@ -85,7 +85,7 @@ class Learner:
         metrics = SamplingMetrics(**{f.name: getattr(STEP, f.name) for f in fields(SamplingMetrics)})
         if self.fault == "collect" and step == 3:
             metrics = replace(metrics, reward=math.nan)
-        return Collected((None,), 7, metrics, (), 1, 0, ())
+        return Collected((None,), 7, 1, metrics, (), 1, 0, ())
 
     def do_train(self, batch: object) -> TrainReport:
         self.steps += 1
