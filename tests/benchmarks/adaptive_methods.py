@@ -15,7 +15,6 @@ BASE = "grpo"
 
 _ALL = ("skills", "real", "uniform")
 _TINY = ("skills", "uniform")
-_REALISTIC = ("skills", "real")
 _SKILLS = ("skills",)
 
 _PUBLISHED_SCHEDULE = (
@@ -121,7 +120,7 @@ METHODS: dict[str, Method] = {
     "adagrpo-base-temperature": _changed(
         "The resample has the parameters of the first attempt, not hotter ones.",
         (_RUNG_AT_BASE,),
-        _REALISTIC,
+        _SKILLS,
         drawn=True,
     ),
     "adagrpo-every-rung": _changed(
