@@ -141,6 +141,11 @@ METHODS: dict[str, Method] = {
         ("algorithm.allocation.replace_left_out=true",),
         _SKILLS,
     ),
+    "adagrpo-hopeless": _changed(
+        "Prompts that nearly always fail are left out like solved ones, three times out of four.",
+        ("algorithm.allocation.hopeless_below=0.05",),
+        ("skills", "real"),
+    ),
     "adagrpo-one-pass": _changed("One pass over each batch.", ("algorithm.num_iterations=1",), _SKILLS),
     "adagrpo-whole-batch": _changed(
         "Updates on the whole batch, one in each pass.", ("algorithm.num_mini_batches=1",), _SKILLS
