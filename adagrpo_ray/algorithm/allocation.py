@@ -23,23 +23,15 @@ class Share:
 
 
 def left_out(
-    posterior: Posterior | None,
-    prompt_id: str,
-    epoch: int,
-    run_seed: int,
-    settings: AllocationSettings,
-    on_rungs: float = 0.0,
+    posterior: Posterior | None, prompt_id: str, epoch: int, run_seed: int, settings: AllocationSettings
 ) -> bool:
     """Whether a prompt is left out in its `epoch`-th epoch (from 0), since it is solved or hopeless.
 
-    It is hopeless if its success rate at the base parameters and `on_rungs`, that of its class on the best rung, are
-    both below `settings.hopeless_below`. Such prompts take turns: each is sampled in one of `settings.solved_every`
-    epochs, and about as many in each epoch, from the first one on. The turn of a prompt is a hash of run seed and
-    prompt. A prompt without a posterior is sampled.
+    Such prompts take turns: each is sampled in one of `settings.solved_every` epochs, and about as many in each epoch,
+    from the first one on. The turn of a prompt is a hash of run seed and prompt. A prompt without a posterior is
+    sampled.
     """
-    if posterior is None:
-        return False
-    if posterior.mean <= settings.solved_above and max(posterior.mean, on_rungs) >= settings.hopeless_below:
+    if posterior is None or settings.hopeless_below <= posterior.mean <= settings.solved_above:
         return False
     digest = hashlib.sha256(f"{run_seed}/{prompt_id}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") + epoch) % settings.solved_every != 0

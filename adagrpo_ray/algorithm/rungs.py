@@ -25,11 +25,6 @@ class RungResults:
         correct, completions = sum(c for c, _ in counts), sum(n for _, n in counts)
         return RungResults(discount * self.correct + correct, discount * self.wrong + completions - correct)
 
-    @property
-    def mean(self) -> float:
-        """Expected success rate."""
-        return (1 + self.correct) / (2 + self.correct + self.wrong)
-
     def draw(self, source: random.Random) -> float:
         """A success rate drawn from the posterior."""
         return source.betavariate(1 + self.correct, 1 + self.wrong)
@@ -37,11 +32,6 @@ class RungResults:
 
 ClassRungs = Mapping[int, RungResults]
 """The results of a class by rung."""
-
-
-def best_rung(results: ClassRungs) -> float:
-    """The expected success rate on the best rung that was used, the base not included; 0 if none was."""
-    return max((of_rung.mean for rung, of_rung in results.items() if rung != BASE), default=0.0)
 
 
 def pays(results: ClassRungs, rung: int, seed: str) -> bool:

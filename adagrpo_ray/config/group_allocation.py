@@ -34,8 +34,7 @@ class AllocationSettings(Section):
     hard_below: Share = Field(0.15, description="prompts with a success rate below this start on the first rung")
     solved_above: Share = Field(0.8, description="prompts with a success rate above this are sampled less often")
     hopeless_below: Share = Field(
-        0.0,
-        description="prompts with a success rate below this, also on the rungs, are sampled less often, too; 0: none",
+        0.0, description="prompts with a success rate below this are sampled less often, too; 0: none"
     )
     solved_every: PositiveInt = Field(
         4, description="solved and hopeless prompts take turns: each is sampled in one of this many epochs"

@@ -10,7 +10,7 @@ from typing import Any
 
 from adagrpo_ray.algorithm.allocation import Share, allocate, left_out
 from adagrpo_ray.algorithm.posterior import ClassResults, Posterior, PromptResults
-from adagrpo_ray.algorithm.rungs import BASE, ClassRungs, RungResults, best_rung, pays
+from adagrpo_ray.algorithm.rungs import BASE, ClassRungs, RungResults, pays
 from adagrpo_ray.config.algorithm import AlgorithmSettings
 from adagrpo_ray.config.group_allocation import AllocationSettings
 from adagrpo_ray.data.order import PromptOrder
@@ -137,8 +137,7 @@ class Allocator:
     def _left_out(self, prompt: Prompt, epoch: int, posterior: Posterior | None) -> bool:
         if self._allocation is None:
             return False
-        on_rungs = best_rung(self._rungs.get(prompt.difficulty, {}))
-        return left_out(posterior, prompt.id, epoch, self._run_seed, self._allocation, on_rungs)
+        return left_out(posterior, prompt.id, epoch, self._run_seed, self._allocation)
 
     def _posterior(self, prompt: Prompt) -> Posterior | None:
         """The posterior of a prompt from its class and its own results; None if its class has no results."""

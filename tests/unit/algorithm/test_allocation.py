@@ -71,13 +71,6 @@ def test_turns_depend_on_the_seed_and_not_on_the_process() -> None:
     assert [turn.index(False) for turn in turns] == [2, 3]
 
 
-def test_a_prompt_is_not_hopeless_if_a_rung_succeeds() -> None:
-    for on_rungs, kept in ((0.09, 3), (0.1, 12)):
-        out = [left_out(posterior(0.01), "a", epoch, 7, HOPELESS, on_rungs) for epoch in range(12)]
-        assert out.count(False) == kept
-    assert any(left_out(posterior(0.99), "a", epoch, 7, HOPELESS, 0.5) for epoch in range(4))  # solved ones still are
-
-
 @pytest.mark.parametrize("mean", [0.02, 0.5, 0.79])
 def test_other_prompts_are_always_sampled(mean: float) -> None:
     assert not any(left_out(posterior(mean), "a", epoch, 7, SETTINGS) for epoch in range(8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adagrpo_ray.algorithm.rungs import BASE, ClassRungs, RungResults, best_rung, pays
+from adagrpo_ray.algorithm.rungs import BASE, ClassRungs, RungResults, pays
 
 
 def used(results: ClassRungs, rung: int = 0) -> float:
@@ -32,11 +32,6 @@ def test_a_rung_is_used_as_often_as_it_is_likely_to_be_better(
     rung: RungResults, base: RungResults, share: float
 ) -> None:
     assert used({0: rung, BASE: base}) == pytest.approx(share, abs=0.03)
-
-
-def test_the_best_rung_is_one_that_was_used_above_the_base() -> None:
-    assert best_rung({}) == best_rung({BASE: RungResults(8, 0)}) == 0.0
-    assert best_rung({BASE: RungResults(8, 0), 0: RungResults(0, 8), 1: RungResults(3, 5)}) == 4 / 10
 
 
 def test_rungs_have_results_of_their_own() -> None:

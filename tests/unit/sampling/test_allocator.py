@@ -182,15 +182,6 @@ def test_hopeless_prompts_take_turns_too() -> None:
     assert {second - first for first, second in pairwise(epochs)} == {4}
 
 
-def test_prompts_are_not_hopeless_if_their_class_succeeds_on_a_rung() -> None:
-    allocator = make_allocator("a b", 1, hopeless_below=0.2)
-    failed = make_group(make_attempt([0.0] * 8), prompt=make_prompt("a", "a"))
-    allocator.learn([failed])
-    allocator.learn([failed.with_attempt(make_attempt([1.0] * 2 + [0.0] * 6, rung=0))])
-    epochs = [group.epoch for group in draw(allocator, 20, 1) if group.prompt.id == "a"]
-    assert epochs == list(range(10))
-
-
 def test_prompts_are_sampled_again_if_a_whole_pass_is_left_out() -> None:
     allocator = make_allocator("a")
     learn(allocator, {"a": SOLVED * 4})
