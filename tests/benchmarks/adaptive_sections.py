@@ -122,7 +122,7 @@ REAL = Section(
         f"reasoning_gym.tasks=[{', '.join(MIX)}]",
         "data.train_prompts=256",
         "data.eval_prompts=64",
-        "algorithm.prompts_per_step=16",  # with 8, policies of all methods lost a task on some seed
+        "algorithm.prompts_per_step=16",  # with 8, grpo and adagrpo each lost a task on one of three seeds
         "evaluation.samples=4",
         *("algorithm.num_iterations=null", "algorithm.num_mini_batches=null"),  # the defaults of each method
         "evaluation.every=2",

@@ -71,7 +71,7 @@ class Learner:
 
     def do_collect(self, step: int, last: int) -> Collected:
         tokens = 0 if self.reports[0] is None else 7
-        return Collected(("batch",), tokens, 1, METRICS, (), 1, 0, ())
+        return Collected(("batch",), tokens, 2, METRICS, (), 1, 0, ())
 
     def do_train(self, batch: Any) -> TrainReport:
         report = self.reports[0]
@@ -133,7 +133,7 @@ def test_skipped_updates_in_a_row_end_the_run_with_a_checkpoint(tmp_path: Path) 
     assert learner.saved == [4]
     assert [record.skipped_updates for record in seen.steps] == [0, 1, 1, 1]
     assert [record.loss for record in seen.steps] == [0.5, None, None, None]
-    assert [record.trained_tokens for record in seen.steps] == [7, 0, 0, 0]
+    assert [(record.trained_tokens, record.passes) for record in seen.steps] == [(7, 2), (0, 0), (0, 0), (0, 0)]
     assert [text for text in seen.phases if "skipped" in text] == [
         f"warning: step {step}: an update was skipped, because numbers were not finite: loss ({count} in a row)"
         for step, count in ((2, 1), (3, 2), (4, 3))
