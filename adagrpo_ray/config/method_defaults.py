@@ -18,7 +18,7 @@ An update moves the weights as far for one group as for many, so that updates on
 class MethodDefaults:
     """The values of one method.
 
-    - `num_iterations`: passes over the batch of a step.
+    - `num_iterations`: the most passes over the batch of a step.
     - `most_mini_batches`: the most mini-batches of a step.
     - `train_on`: the completions that are trained on.
     """

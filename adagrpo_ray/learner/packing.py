@@ -21,7 +21,7 @@ def pack_batches(
     mini_batches: int = 1,
     passes: int = 1,
 ) -> list[TrainBatch]:
-    """Make one TrainBatch for each rank; together they contain every sample once, and each is trained on in `passes`.
+    """Make one TrainBatch for each rank; together they contain every sample once. Training makes `passes` over it.
 
     The prompts are dealt to `mini_batches` mini-batches, or to as many as there are prompts. So a mini-batch has all
     samples of its prompts. Its token weights are multiplied by the number of mini-batches, so that its loss is as large

@@ -136,9 +136,9 @@ class StepRecord(SamplingMetrics):
         "adaptive/sync_time", units.SECONDS, "last",
         "time until all rollout actors had the adapter of the step, or that of the step before if rollouts run ahead",
         panels.STEP_TIME)] = None
-    passes: Annotated[int, Metric(
+    passes: Annotated[int | None, Metric(
         "adaptive/passes", units.PASSES, "last",
-        "passes over the batch of the step; 0: nothing was trained on")] = 1
+        "passes over the batch of the step; 0: nothing was trained on")] = None
 
 
 @dataclass(frozen=True)

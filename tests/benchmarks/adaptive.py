@@ -56,7 +56,7 @@ class Curve(Observer):
 
     def step(self, record: StepRecord) -> None:
         self._tokens += record.generated_tokens
-        self._trained += record.trained_tokens * record.passes
+        self._trained += record.trained_tokens * (record.passes or 0)
         self._seconds += record.step_time
 
     def evaluation(self, label: str, record: EvaluationRecord) -> None:

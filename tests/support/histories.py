@@ -69,6 +69,7 @@ STEP = StepRecord(
     rollout_actors=2,
     rollout_restarts=0,
     sync_time=0.05,
+    passes=2,
     time={"rollout": 0.3, "train": 0.15, "sync": 0.05},
     clip_ratio_low_mean=0.015,
     clip_ratio_high_mean=0.005,

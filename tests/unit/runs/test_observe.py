@@ -89,7 +89,7 @@ STEP_JSON = {
     "rollout_actors": 2,
     "rollout_restarts": 0,
     "sync_time": 0.05,
-    "passes": 1,
+    "passes": 2,
     "time": {"rollout": 0.3, "train": 0.15, "sync": 0.05},
     "clip_ratio_low_mean": 0.015,
     "clip_ratio_high_mean": 0.005,
