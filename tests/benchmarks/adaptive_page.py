@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -81,17 +82,17 @@ def median_curve(runs: Sequence[Sequence[Point]], cost: str) -> tuple[list[float
     return grid.tolist(), np.median(lines, axis=0).tolist()
 
 
-def page(parts: Sequence[SectionResults]) -> str:
-    """The text of the page."""
-    sections = "\n\n".join(map(_section, parts))
-    absent = [name for name in SECTIONS if name not in {part.section.name for part in parts}]
+def page(parts: Sequence[SectionResults], before: str = "") -> str:
+    """The text of the page. Sections without `parts` are kept as they stand in `before`, the page as it was."""
+    texts = {part.section.name: _section(part) for part in parts}
+    found = {name: texts.get(name) or section_of(before, name) for name in SECTIONS}
+    absent = [name for name, text in found.items() if not text]
     left_out = f"\n\nWithout finished runs yet: {', '.join(absent)}." if absent else ""
-    rows = "\n".join(f"| {name} | {METHODS[name].about} |" for name in _all_methods(parts))
-    commits = ", ".join(sorted({commit for part in parts for commit in part.commits}))
+    sections = "\n\n".join(filter(None, found.values()))
+    rows = "\n".join(f"| {name} | {method.about} |" for name, method in METHODS.items())
     return f"""# Benchmark of adaptive sampling
 
-Made by `make bench-adaptive` at commit {commits} on {os.cpu_count()} CPU cores ({platform.machine()}, Python
-{platform.python_version()}); do not edit by hand.{left_out}
+Made by `make bench-adaptive`; do not edit by hand.{left_out}
 
 ## How it is measured
 
@@ -103,7 +104,7 @@ Made by `make bench-adaptive` at commit {commits} on {os.cpu_count()} CPU cores 
   evaluated on the same held-out prompts, with the same seeds.
 - **Learning rates** are tuned for each method, in steps of half a decade. The best rate has the fewest runs that miss
   the target, then the fewest generated tokens. If it lies at the edge of the grid, the grid grows by up to two rates.
-  {_of_others(parts)}No final run has a seed of the tuning: {_tuning_seeds()}.
+  {_of_others()}No final run has a seed of the tuning: {_tuning_seeds()}.
 - **Tables** have the median over the seeds (smallest to largest of those that reached the target), "-" if half of the
   runs or more did not reach it.
 - **To GRPO** is the quotient of the mean costs over the seeds, with a 95 % bootstrap interval: {DRAWS:,} draws of seeds
@@ -120,23 +121,24 @@ Made by `make bench-adaptive` at commit {commits} on {os.cpu_count()} CPU cores 
 """
 
 
+def section_of(text: str, name: str) -> str:
+    """The section `name` of a page, with its heading; "" if it has none."""
+    found = re.search(rf"^## {re.escape(name)}\n.*?(?=\n+## |\n*\Z)", text, re.DOTALL | re.MULTILINE)
+    return found[0] if found else ""
+
+
 def _tuning_seeds() -> str:
     named = (f"{' and '.join(map(str, section.tuning_seeds))} (`{name}`)" for name, section in SECTIONS.items())
     return ", ".join(named)
 
 
-def _of_others(parts: Sequence[SectionResults]) -> str:
-    """The rows that are not tuned, with the method whose learning rate they have; "" if there are none."""
+def _of_others() -> str:
+    """The rows that are not tuned, with the method whose learning rate they have."""
     by_method: dict[str, list[str]] = {}
-    for name in _all_methods(parts):
-        if (other := METHODS[name].rate_of) is not None:
-            by_method.setdefault(other, []).append(name)
+    for name, method in METHODS.items():
+        if method.rate_of is not None:
+            by_method.setdefault(method.rate_of, []).append(name)
     return "".join(f"Not tuned, with the rate of {other}: {', '.join(names)}. " for other, names in by_method.items())
-
-
-def _all_methods(parts: Sequence[SectionResults]) -> list[str]:
-    there = {method for part in parts for method in part.methods}
-    return [name for name in METHODS if name in there]
 
 
 def _section(part: SectionResults) -> str:
@@ -157,7 +159,8 @@ def _section(part: SectionResults) -> str:
         f"## {section.name}",
         section.about,
         f"{target}. {part.seeds} seeds. The results of each seed and all curves are in "
-        f"[results/{section.name}.json](results/{section.name}.json).",
+        f"[results/{section.name}.json](results/{section.name}.json). The runs are of commit {', '.join(part.commits)}, "
+        f"on {os.cpu_count()} CPU cores ({platform.machine()}, Python {platform.python_version()}).",
         *filter(None, notes),
     ]
     for case in part.tables:

@@ -181,7 +181,10 @@ def publish(plans: Sequence[Plan], docs: Path) -> str:
 
 
 def _write(plans: Sequence[Plan], folder: Path) -> Path:
-    """Write results/SECTION.json, algorithm-SECTION.png and algorithm.md into `folder`; returns the page."""
+    """Write results/SECTION.json, algorithm-SECTION.png and algorithm.md into `folder`; returns the page.
+
+    Sections of an existing page that are not among the plans stay, so that they need no files of runs.
+    """
     (folder / "results").mkdir(parents=True, exist_ok=True)
     parts = []
     for plan in plans:
@@ -191,5 +194,5 @@ def _write(plans: Sequence[Plan], folder: Path) -> Path:
             (folder / f"algorithm-{name}.png").write_bytes(draw(plan.section, curves_of(plan), target))
             parts.append(section_results(plan, target))
     file = folder / "algorithm.md"
-    file.write_text(page(parts))
+    file.write_text(page(parts, file.read_text() if file.is_file() else ""))
     return file

@@ -10,7 +10,7 @@ import adaptive
 import adaptive_methods as methods
 import adaptive_report as report
 import pytest
-from adaptive_page import page
+from adaptive_page import page, section_of
 from adaptive_sections import REAL, UNIFORM
 
 from tests.support.benchmark_plans import best_at, do_all, plan_of, result
@@ -131,6 +131,21 @@ def test_complete_section_is_published(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "algorithm-skills.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "docs" / "results" / "skills.json").read_text()) == report.as_json(plan)
     assert not (tmp_path / "docs" / "results" / "real.json").exists()
+
+
+def test_section_without_runs_stays_on_the_page(tmp_path: Path) -> None:
+    skills, uniform, docs = plan_of(tmp_path), plan_of(tmp_path, UNIFORM, names=("grpo",), seeds=1), tmp_path / "docs"
+    do_all(skills, best_at("3e-2"))
+    report.publish([skills], docs)
+    kept = section_of((docs / "algorithm.md").read_text(), "skills")
+    assert kept.startswith("## skills")
+    do_all(uniform, best_at("1e-3"))
+    for _ in range(2):
+        report.publish([uniform], docs)
+        text = (docs / "algorithm.md").read_text()
+        assert f"\n\n{kept}\n\n## uniform\n" in text
+        assert "Without finished runs yet: real." in text
+        assert [text.count(f"\n## {name}\n") for name in ("skills", "uniform", "The methods")] == [1, 1, 1]
 
 
 def test_page_warns_of_a_rate_at_the_edge_and_names_shared_rows(
