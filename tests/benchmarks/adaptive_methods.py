@@ -144,7 +144,7 @@ METHODS: dict[str, Method] = {
     "adagrpo-hopeless": _changed(
         "Prompts that nearly always fail are left out like solved ones, three times out of four.",
         ("algorithm.allocation.hopeless_below=0.05",),
-        ("skills", "real"),
+        _SKILLS,
     ),
     "adagrpo-one-pass": _changed("One pass over each batch.", ("algorithm.num_iterations=1",), _SKILLS),
     "adagrpo-whole-batch": _changed(

@@ -128,8 +128,8 @@ def section_of(text: str, name: str) -> str:
 
 
 def _tuning_seeds() -> str:
-    named = (f"{' and '.join(map(str, section.tuning_seeds))} (`{name}`)" for name, section in SECTIONS.items())
-    return ", ".join(named)
+    seeds = {name: " and ".join(map(str, section.tuning_seeds)) for name, section in SECTIONS.items()}
+    return ", ".join(f"{found} (`{name}`)" for name, found in seeds.items() if found)
 
 
 def _of_others() -> str:

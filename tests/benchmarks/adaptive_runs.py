@@ -128,8 +128,12 @@ class Tuned:
 
     @property
     def at_edge(self) -> bool:
-        """Whether a rate beyond those that were tried may be better; not above the highest one that may be tried."""
-        return self.rate == self.tried[0] or (self.rate == self.tried[-1] and self.rate != self.highest)
+        """Whether a rate beyond those that were tried may be better; not above the highest one that may be tried.
+
+        A single rate was not tuned, and has no edge.
+        """
+        last = self.rate == self.tried[-1] and self.rate != self.highest
+        return len(self.tried) > 1 and (self.rate == self.tried[0] or last)
 
 
 class Plan:
@@ -174,10 +178,10 @@ class Plan:
     def grid(self, method: str) -> tuple[str, ...]:
         """The learning rates to try, the lowest first: those of the section, and more if the best lies at the edge.
 
-        None is above the highest one of the section.
+        None is above the highest one of the section. The grid of a section with a single rate does not grow.
         """
         rates = self.section.rates
-        for _ in range(MOST_EXTRA_RATES):
+        for _ in range(MOST_EXTRA_RATES if len(rates) > 1 else 0):
             best = self._best(method, rates)
             if best == rates[0]:
                 rates = (neighbour(rates[0], up=False), *rates)
@@ -246,7 +250,10 @@ class Plan:
 
         Fewer runs that miss the target are better, then fewer generated tokens until it, on average over the tuning
         seeds, then a higher accuracy at the end. Without a target only the last one counts.
+        A single rate needs no runs.
         """
+        if len(rates) == 1:
+            return rates[0]
         found = {rate: [self.store.find(run) for run in self.tuning(method, [rate])] for rate in rates}
         curves = {rate: [result.points for result in results if result is not None] for rate, results in found.items()}
         if any(len(curves[rate]) < len(results) for rate, results in found.items()):

@@ -256,15 +256,26 @@ def test_base_is_always_among_the_methods(tmp_path: Path) -> None:
 
 
 def test_target_of_the_real_section_is_the_accuracy_of_the_base_at_its_end(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, REAL, seeds=3)
+    section = replace(REAL, rates=("1e-4", "3e-4"), highest="3e-4", tuning_seeds=(100,))
+    plan = plan_of(tmp_path, section, seeds=3)
     assert plan.target is None
     assert {(run.method, run.until) for run in plan.missing()} == {("grpo", None)}
-    ends = {0: 0.3, 1: 0.5, 2: 0.4, 100: 0.2, 101: 0.2}
+    ends = {0: 0.3, 1: 0.5, 2: 0.4, 100: 0.2}
     done = do_all(plan, lambda run: result(100, 0.0, *[ends[run.seed] + (run.rate == "3e-4") / 100] * 3))
     assert plan.target == pytest.approx(0.41)
     assert {run.until for run in done if run.method == "dapo"} == {plan.target}
     assert {run.until for run in done if run.method == "grpo"} == {None}
-    assert {run.seed for run in done} == {0, 1, 2, *REAL.tuning_seeds}
+    assert {run.seed for run in done} == {0, 1, 2, 100}
+
+
+def test_single_rate_is_that_of_all_methods_without_tuning(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, REAL, seeds=3)
+    assert plan.outstanding() == (0, 6)
+    done = do_all(plan, lambda run: result(100, 0.0, 0.4, 0.4, 0.4))
+    assert {run.rate for run in done} == set(REAL.rates) == {"3e-4"}
+    assert {(run.method, run.seed) for run in done} == {(m, seed) for m in ("grpo", "dapo") for seed in range(3)}
+    tuned = plan.tuned("dapo")
+    assert (tuned.rate, tuned.at_edge) == ("3e-4", False)
 
 
 def test_method_with_the_settings_of_another_shares_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
