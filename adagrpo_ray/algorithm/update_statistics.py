@@ -154,21 +154,21 @@ def update_statistics(loss: torch.Tensor, m: TokenMetrics) -> UpdateStatistics:
             m.sequence
         ]
     entropy, kl = (m.ratio if values is None else values for values in (m.entropy, m.kl))
-    aggregates = [
-        _aggregate(kl, nowhere if m.kl is None else m.live),
-        _aggregate(m.ratio, m.live),
-        _aggregate(m.importance, m.live & m.weighs),
-        _aggregate(m.difference, m.live & m.difference.isfinite()),
-        _aggregate(entropy, nowhere if m.entropy is None else m.live),
-        *(_aggregate(entropy, m.live & (of_difficulty == i)) for i in range(len(names))),
-    ]
-    flags = (m.live, m.clipped_low, m.clipped_high, m.truncated, m.masked)
-    counts = [(m.live & flag).sum().double() for flag in flags]
-    flat = torch.stack([loss.detach().double(), *counts, *(v for a in aggregates for v in a)]).tolist()
-    tokens, low, high, truncated, masked = map(int, flat[1:6])
-    done = [Aggregate(int(c), *rest) for c, *rest in zip(*[iter(flat[6:])] * 4, strict=True)]
+    aggregates = _aggregates(
+        (kl, nowhere if m.kl is None else m.live),
+        (m.ratio, m.live),
+        (m.importance, m.live & m.weighs),
+        (m.difference, m.live & m.difference.isfinite()),
+        (entropy, nowhere if m.entropy is None else m.live),
+        *((entropy, m.live & (of_difficulty == i)) for i in range(len(names))),
+    )
+    flags = torch.stack([m.live, m.clipped_low, m.clipped_high, m.truncated, m.masked])
+    counts = (m.live & flags).sum(1).double()
+    value, *flat = torch.cat([loss.detach().double()[None], counts, aggregates.flatten()]).tolist()
+    tokens, low, high, truncated, masked = map(int, flat[:5])
+    done = [Aggregate(int(c), *rest) for c, *rest in zip(*[iter(flat[5:])] * 4, strict=True)]
     return UpdateStatistics(
-        loss=flat[0],
+        loss=value,
         tokens=tokens,
         clipped_low=low,
         clipped_high=high,
@@ -183,16 +183,20 @@ def update_statistics(loss: torch.Tensor, m: TokenMetrics) -> UpdateStatistics:
     )
 
 
-def _aggregate(values: torch.Tensor, live: torch.Tensor) -> list[torch.Tensor]:
-    """Count, sum, minimum and maximum of the live values, each a scalar in float64."""
-    values = values.detach().double()
-    inf = values.new_full((1,), math.inf)
-    return [
-        live.sum().double(),
-        torch.where(live, values, 0.0).sum(),
-        torch.cat([torch.where(live, values, math.inf), inf]).amin(),
-        torch.cat([torch.where(live, values, -math.inf), -inf]).amax(),
-    ]
+def _aggregates(*parts: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Count, sum, minimum and maximum [A x 4] in float64 of A pairs of values [n] and of which of them are live [n]."""
+    values, live = (torch.stack([part.detach() for part in each]) for each in zip(*parts, strict=True))
+    values = values.double()
+    inf = values.new_full((len(parts), 1), math.inf)
+    return torch.stack(
+        [
+            live.sum(1).double(),
+            torch.where(live, values, 0.0).sum(1),
+            torch.cat([torch.where(live, values, math.inf), inf], 1).amin(1),
+            torch.cat([torch.where(live, values, -math.inf), -inf], 1).amax(1),
+        ],
+        1,
+    )
 
 
 def _merged(a: Any, b: Any) -> Any:

@@ -14,10 +14,12 @@ from adagrpo_ray.config.tree import Config
 from adagrpo_ray.errors import ModelError, first_line
 from adagrpo_ray.learner.layout import LAYOUTS, Rows
 from adagrpo_ray.model.attention import use_sdpa
+from adagrpo_ray.model.shared_attention import TOGETHER
 from adagrpo_ray.types import TrainSample
 
-LENGTHS = ((3, (12,)), (7, (5, 9, 2)), (1, (16,)))
-"""Lengths in tokens of the prompts and of their completions; they differ, so that rows are padded."""
+LENGTHS = ((3, (12,)), (7, (5, 9, 2)), (1, (16,)), (TOGETHER, (4, 2)))
+"""Lengths in tokens of the prompts and of their completions. They differ, so that rows are padded, and a row of shared
+prompts has both short groups and a long one."""
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 """The largest mean difference over the tokens, in nats, that rounding explains, by the type of the weights.
 

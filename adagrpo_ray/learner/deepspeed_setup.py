@@ -136,6 +136,7 @@ def with_deepspeed(policy: torch.nn.Module, trainable: list[torch.nn.Parameter],
     engine, *_ = deepspeed.initialize(model=policy, model_parameters=trainable, config=settings)
     # The gradients that it gets are the same on every rank. Above stage 0 this also gives each rank its part.
     engine.enable_backward_allreduce = config.learner.zero_stage > 0
+    engine.zero_grad = engine.basic_optimizer.zero_grad  # its own visits each module of the model
     return engine
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo_ray.config.learner import Packing
-from adagrpo_ray.model.shared_attention import shared_prompt
+from adagrpo_ray.model.shared_attention import parts_of_row
 from adagrpo_ray.types import TokenIds, TrainSample
 
 
@@ -74,7 +74,7 @@ def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
     for _, members in groupby(samples, key=prompt_key):
         group = list(members)
         prompt, lengths = group[0].prompt_token_ids, [len(sample.token_ids) for sample in group]
-        groups.append(shared_prompt(place, len(prompt), lengths, device))
+        groups.append((len(prompt), lengths))
         last, first = place + len(prompt) - 1, place + len(prompt)
         for sample, length in zip(group, lengths, strict=True):
             places = np.arange(first - 1, first + length - 1, dtype=np.int64)
@@ -88,7 +88,7 @@ def share(samples: Sequence[TrainSample], device: torch.device) -> Rows:
         "input_ids": torch.from_numpy(np.concatenate(tokens)).long()[None].to(device),
         "position_ids": torch.cat(positions)[None].to(device),
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
-        "shared": tuple(groups),
+        "shared": parts_of_row(groups, device),
     }
     return Rows(inputs, torch.from_numpy(np.concatenate(predicting)).to(device), _targets(samples, device))
 

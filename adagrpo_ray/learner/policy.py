@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,8 +46,8 @@ class Policy(torch.nn.Module):
         """Log-probabilities [n] of `rows.targets` and entropies [n] in nats at their positions, in float32.
 
         Both are those of the policy at temperature 1, without filters. Logits exist only for one chunk of tokens at a
-        time and are computed again in the backward pass. On a GPU the size of a chunk depends on the memory that is
-        left (`chunk_tokens`). Entropies have a gradient only with `entropy_gradient`.
+        time, and those of several chunks are computed again in the backward pass. On a GPU the size of a chunk depends
+        on the memory that is left (`chunk_tokens`). Entropies have a gradient only with `entropy_gradient`.
         """
         model = self.peft_model.get_base_model()
         output = base_of(model)[1](**rows.inputs, use_cache=False)
@@ -56,8 +57,10 @@ class Policy(torch.nn.Module):
         chunks = max(1, math.ceil(len(chosen) / at_a_time))
         if self._max_over_ranks is not None:
             chunks = self._max_over_ranks(chunks)
+        # A single chunk would be computed again right away.
+        metrics = _token_metrics if chunks == 1 else partial(checkpoint, _token_metrics, use_reentrant=False)
         parts = [
-            checkpoint(_token_metrics, head, h, t, self._entropy_gradient, use_reentrant=False)
+            metrics(head, h, t, self._entropy_gradient)
             for h, t in zip(chosen.tensor_split(chunks), rows.targets.tensor_split(chunks), strict=True)
         ]
         logprobs, entropies = zip(*parts, strict=True)

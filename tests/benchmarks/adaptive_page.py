@@ -159,8 +159,9 @@ def _section(part: SectionResults) -> str:
         f"## {section.name}",
         section.about,
         f"{target}. {part.seeds} seeds. The results of each seed and all curves are in "
-        f"[results/{section.name}.json](results/{section.name}.json). The runs are of commit {', '.join(part.commits)}, "
-        f"on {os.cpu_count()} CPU cores ({platform.machine()}, Python {platform.python_version()}).",
+        f"[results/{section.name}.json](results/{section.name}.json). The runs are of commit "
+        f"{', '.join(part.commits)}, on {os.cpu_count()} CPU cores ({platform.machine()}, Python "
+        f"{platform.python_version()}).",
         *filter(None, notes),
     ]
     for case in part.tables:

@@ -23,7 +23,7 @@ from adagrpo_ray.model.own_attention import attention_of
 from adagrpo_ray.model.packed_attention import NAME as VARLEN
 from adagrpo_ray.model.packed_attention import kernel_runs, use_varlen
 from adagrpo_ray.model.shared_attention import NAME as SHARED
-from adagrpo_ray.model.shared_attention import share_prompts
+from adagrpo_ray.model.shared_attention import TOGETHER, share_prompts
 from adagrpo_ray.model.wide_attention import NAME as WIDE
 from adagrpo_ray.model.wide_attention import use_wide
 from tests.support.batches import make_samples
@@ -168,7 +168,8 @@ def test_wide_attention_has_the_windows_of_the_model(kind: str) -> None:
         torch.testing.assert_close(policy(pad(SAMPLES, CPU))[0], expected, rtol=0, atol=2e-5)
 
 
-def test_only_completions_of_shared_prompts_have_masks(calls: list[Call]) -> None:
+def test_only_completions_of_long_shared_prompts_have_masks(calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adagrpo_ray.model.shared_attention.TOGETHER", 0)
     policy = random_policy("Qwen3Config", SMALL)
     assert share_prompts(policy.peft_model.get_base_model())
     rows = share(SAMPLES, CPU)
@@ -177,6 +178,15 @@ def test_only_completions_of_shared_prompts_have_masks(calls: list[Call]) -> Non
     assert len(prompts) == LAYERS * len(rows.inputs["shared"])
     assert all(call.causal for call in prompts)
     assert not any(call.causal for call in calls if call.masked)
+
+
+def test_short_groups_of_shared_prompts_are_one_call(calls: list[Call]) -> None:
+    policy = random_policy("Qwen3Config", SMALL)
+    assert share_prompts(policy.peft_model.get_base_model())
+    rows = share(SAMPLES[:3], CPU)
+    assert rows.inputs["input_ids"].numel() <= TOGETHER
+    policy(rows)
+    assert calls == [Call(masked=True, causal=False, heads=4, kv_heads=4, grouped=False)] * LAYERS
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

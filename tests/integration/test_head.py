@@ -18,7 +18,16 @@ from adagrpo_ray.learner.agreement import check_agreement
 from adagrpo_ray.learner.head import base_of
 from adagrpo_ray.learner.layout import Rows, pad, share
 from adagrpo_ray.learner.policy import Policy
-from adagrpo_ray.model.shared_attention import share_prompts, shared_prompt
+from adagrpo_ray.model import shared_attention
+from adagrpo_ray.model.shared_attention import (
+    TOGETHER,
+    SharedPrompt,
+    Together,
+    parts_of_row,
+    share_prompts,
+    shared_prompt,
+    together,
+)
 
 CPU = torch.device("cpu")
 VOCABULARY = 128
@@ -29,7 +38,7 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 256,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -115,8 +124,12 @@ def test_logprobs_are_those_of_the_models_own_logits(kind: str) -> None:
     assert max(float(gradient.abs().max()) for gradient in expected) > 1e-2
 
 
+@pytest.mark.parametrize("together", [0, 30, TOGETHER, 1000])
 @pytest.mark.parametrize("kind", [*KINDS, "nested"])
-def test_prompts_are_shared_exactly_or_the_model_is_refused(kind: str) -> None:
+def test_prompts_are_shared_exactly_or_the_model_is_refused(
+    kind: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_attention, "TOGETHER", together)
     policy = policy_of(kind)
     model = policy.peft_model.get_base_model()
     samples = agreement._samples(VOCABULARY)
@@ -150,14 +163,37 @@ def test_samples_of_a_packed_row_are_separated_or_the_model_is_refused(kind: str
 def test_a_prompt_is_copied_for_few_tokens(prompt: int, lengths: list[int]) -> None:
     """The tokens of each completion are in one block, in their order, and copies stay within the documented bound."""
     lengths.sort(reverse=True)
-    group = shared_prompt(0, prompt, lengths, CPU)
+    group = shared_prompt(prompt, lengths, CPU)
     tokens = torch.cat([blocks.tokens.flatten()[blocks.kept] for blocks in group.completions])
     assert tokens.tolist() == list(range(prompt, prompt + sum(lengths)))
     assert sum(prompt * len(blocks.tokens) for blocks in group.completions) <= prompt + 6 * max(1, sum(lengths))
 
 
+def test_short_groups_are_computed_together_and_long_ones_alone() -> None:
+    long, half = (TOGETHER, [1]), (TOGETHER // 4, [TOGETHER // 8] * 2)
+    parts = parts_of_row([half, half, half, long, long, (1, [0])], CPU)
+    assert [type(part) for part in parts] == [Together, Together, SharedPrompt, SharedPrompt, Together]
+    assert [part.tokens for part in parts] == [TOGETHER, TOGETHER // 2, TOGETHER + 1, TOGETHER + 1, 1]
+
+
+def test_mask_of_short_groups_matches_one_by_hand() -> None:
+    part = together([(2, [2, 1]), (1, [1])], CPU)
+    assert part.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
+    assert ["".join("x" if seen else "." for seen in row) for row in part.mask.tolist()] == [
+        "x......",
+        "xx.....",
+        "xxx....",  # the first completion
+        "xxxx...",
+        "xx..x..",  # the second one
+        ".....x.",  # the second prompt
+        ".....xx",
+    ]
+
+
+@pytest.mark.parametrize("together", [0, TOGETHER])
 @pytest.mark.parametrize("window", [1, 2, 5, 12, 40])
-def test_a_sliding_window_equals_that_of_the_model(window: int) -> None:
+def test_a_sliding_window_equals_that_of_the_model(window: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_attention, "TOGETHER", together)
     policy = policy_of("MistralConfig", sliding_window=window)
     samples = agreement._samples(VOCABULARY)
     model = policy.peft_model.get_base_model()

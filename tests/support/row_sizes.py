@@ -12,6 +12,6 @@ def sizes_of(rows: Rows) -> MicroBatch:
     return MicroBatch(
         tokens=rows.inputs["input_ids"].numel(),
         pairs=sum(some.mask.numel() for _, some in blocks),
-        copied=sum(len(some.tokens) * (group.prompt.stop - group.prompt.start) for group, some in blocks),
+        copied=sum(len(some.tokens) * group.prompt for group, some in blocks),
         padding=sum(some.tokens.numel() - len(some.kept) for _, some in blocks),
     )
