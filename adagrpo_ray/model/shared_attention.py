@@ -24,7 +24,11 @@ NAME = "shared_prompt"
 """Name of this attention in Transformers."""
 
 TOGETHER = 160
-"""Most tokens of the groups that are computed together."""
+"""Most tokens of the groups that are computed together.
+
+With it an update of the tiny model on four groups, 150 tokens, takes 32 ms in place of 42 on two cores. No other value
+was measured.
+"""
 
 
 @dataclass(frozen=True)
