@@ -73,6 +73,7 @@ def test_tables_are_those_of_the_published_curves(section: str) -> None:
             "skills",
             rf"0\.8 with {FIGURE} of the generated tokens and {FIGURE} of the time that GRPO needs",
         ),
+        ("README.md", "real", rf"SmolLM2 needs {FIGURE} of GRPO's tokens and {FIGURE} of its time"),
         ("docs/adaptive.md", "skills", rf"needs {FIGURE} of GRPO's generated tokens and {FIGURE} of its time"),
     ],
 )
