@@ -84,6 +84,22 @@ def test_text_has_the_figures_of_the_table(page: str, section: str, sentence: st
     assert [*found.groups()] == [re.sub(r"^\W+", "", figure) for figure in (tokens, seconds)]
 
 
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("Pilot-Commit", "pilot-commit"),
+        ("DAPO", "dapo"),
+        ("the published rule of adaGRPO", "adagrpo-published"),
+        ("Reinforce-Ada", "reinforce-ada"),
+    ],
+)
+def test_text_has_the_figures_of_other_methods_on_a_real_model(name: str, method: str) -> None:
+    found = re.search(rf"{name} on \w+ seed \((\d\.\d\d), (\d\.\d\d)\)", prose("README.md"))
+    assert found, name
+    tokens, _, seconds = on_page("real", "all")[method]
+    assert [*found.groups()] == [re.sub(r"^\W+", "", figure).partition(" ")[0] for figure in (tokens, seconds)]
+
+
 def test_parts_of_the_defaults_have_the_figures_of_their_rows() -> None:
     table = on_page("skills", "all")
     rows = re.findall(r"\| `(adagrpo-[\w-]+)` \| (\d\.\d\d) / (\d\.\d\d) \|", prose("docs/adaptive.md"))
